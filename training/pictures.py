@@ -1,0 +1,97 @@
+"""Put one sprite on a plain background: every training picture is a `Scene`. Knows no captions and no models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from training.emoji import SPRITE_PX, SPRITES
+from training.vocabulary import load_colours
+
+PICTURE_PX = 64
+COLOURS = load_colours()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framing:
+    """How far pictures vary: longer side of the object as a share of the picture, share of the free margin used."""
+
+    scale: tuple[float, float]
+    reach: float
+    jitter: float = 6.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One picture in words: `row` is the sprite's row, dx and dy in [-1, 1] of the free margin."""
+
+    row: int
+    style: str
+    colour: str
+    background: tuple[int, int, int]
+    scale: float
+    dx: float = 0.0
+    dy: float = 0.0
+    flip: bool = False
+
+
+@cache
+def sprites() -> dict[str, np.ndarray]:
+    """The arrays of sprites.npz: `names`, and uint8 (N, 128, 128, 4) for each style."""
+    with np.load(SPRITES) as file:
+        return {key: file[key] for key in file.files}
+
+
+@cache
+def rows_by_emoji() -> dict[str, int]:
+    """Row of each emoji in the sprite arrays."""
+    return {str(name): row for row, name in enumerate(sprites()["names"])}
+
+
+@cache
+def sprite(style: str, row: int) -> Image.Image:
+    """One sprite, cropped to what is visible."""
+    picture = Image.fromarray(sprites()[style][row])
+    visible = picture.getchannel("A").point(lambda value: 255 if value > 8 else 0)
+    return picture.crop(visible.getbbox() or (0, 0, SPRITE_PX, SPRITE_PX))
+
+
+def random_scene(rng: Random, rows: Sequence[int], styles: tuple[str, ...], framing: Framing) -> Scene:
+    """Draw every free choice of a scene."""
+    colour = rng.choice(list(COLOURS))
+    background = tuple(int(min(255, max(0, value + rng.gauss(0, framing.jitter)))) for value in COLOURS[colour])
+    return Scene(
+        row=rng.choice(rows),
+        style=rng.choice(styles),
+        colour=colour,
+        background=background,
+        scale=rng.uniform(*framing.scale),
+        dx=rng.uniform(-framing.reach, framing.reach),
+        dy=rng.uniform(-framing.reach, framing.reach),
+        flip=rng.random() < 0.5,
+    )
+
+
+def compose(scene: Scene, size_px: int = PICTURE_PX) -> np.ndarray:
+    """Paint a scene: uint8 (size, size, 3)."""
+    picture = sprite(scene.style, scene.row)
+    ratio = scene.scale * size_px / max(picture.size)
+    width, height = (max(1, round(side * ratio)) for side in picture.size)
+    picture = picture.resize((width, height), Image.BILINEAR)
+    if scene.flip:
+        picture = picture.transpose(Image.FLIP_LEFT_RIGHT)
+    canvas = Image.new("RGB", (size_px, size_px), scene.background)
+    left, top = round((size_px - width) / 2 * (1 + scene.dx)), round((size_px - height) / 2 * (1 + scene.dy))
+    canvas.paste(picture, (left, top), picture)
+    return np.asarray(canvas)
+
+
+def to_pixels(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 pictures (H, W, 3) to pixels (B, 3, H, W) in [-1, 1], channels last."""
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return pixels.contiguous(memory_format=torch.channels_last)
