@@ -19,11 +19,17 @@ COLOURS = load_colours()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Framing:
-    """How far pictures vary: longer side of the object as a share of the picture, share of the free margin used."""
+    """How far pictures vary.
+
+    scale: longer side of the object as a share of the picture; reach: share of the free margin used; tilt_deg: largest
+    turn either way; stretch: largest ratio by which the object is made wider or narrower.
+    """
 
     scale: tuple[float, float]
     reach: float
     jitter: float = 6.0
+    tilt_deg: float = 0.0
+    stretch: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,8 @@ class Scene:
     dx: float = 0.0
     dy: float = 0.0
     flip: bool = False
+    tilt_deg: float = 0.0
+    stretch: float = 1.0
 
 
 @cache
@@ -74,17 +82,26 @@ def random_scene(rng: Random, rows: Sequence[int], styles: tuple[str, ...], fram
         dx=rng.uniform(-framing.reach, framing.reach),
         dy=rng.uniform(-framing.reach, framing.reach),
         flip=rng.random() < 0.5,
+        tilt_deg=rng.uniform(-framing.tilt_deg, framing.tilt_deg) if framing.tilt_deg else 0.0,
+        stretch=framing.stretch ** rng.uniform(-1, 1) if framing.stretch != 1 else 1.0,
     )
+
+
+def shaped_sprite(scene: Scene, size_px: int) -> Image.Image:
+    """The scene's sprite, turned, stretched, mirrored and scaled."""
+    picture = sprite(scene.style, scene.row)
+    if scene.tilt_deg:
+        picture = picture.rotate(scene.tilt_deg, Image.BILINEAR, expand=True)
+    wide, high = picture.width * scene.stretch, picture.height
+    ratio = scene.scale * size_px / max(wide, high)
+    picture = picture.resize((max(1, round(wide * ratio)), max(1, round(high * ratio))), Image.BILINEAR)
+    return picture.transpose(Image.FLIP_LEFT_RIGHT) if scene.flip else picture
 
 
 def compose(scene: Scene, size_px: int = PICTURE_PX) -> np.ndarray:
     """Paint a scene: uint8 (size, size, 3)."""
-    picture = sprite(scene.style, scene.row)
-    ratio = scene.scale * size_px / max(picture.size)
-    width, height = (max(1, round(side * ratio)) for side in picture.size)
-    picture = picture.resize((width, height), Image.BILINEAR)
-    if scene.flip:
-        picture = picture.transpose(Image.FLIP_LEFT_RIGHT)
+    picture = shaped_sprite(scene, size_px)
+    width, height = picture.size
     canvas = Image.new("RGB", (size_px, size_px), scene.background)
     left, top = round((size_px - width) / 2 * (1 + scene.dx)), round((size_px - height) / 2 * (1 + scene.dy))
     canvas.paste(picture, (left, top), picture)

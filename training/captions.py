@@ -1,0 +1,48 @@
+"""Say in words what a scene shows, in many ways, so that short and long prompts both work. Knows no pixels."""
+
+from random import Random
+
+from training.vocabulary import Subject
+
+ARTICLES = ("a", "a", "a", "a", "a", "a", "the", "the", "my", "one", "")
+OPENINGS = ("",) * 10 + ("a picture of ", "an emoji of ", "a drawing of ", "an icon of ")
+STYLE_NAMED, COLOUR_NAMED, PRIMARY_NAME = 0.85, 0.85, 0.6
+STYLE_ENDINGS = {
+    "3d": (", 3d style", ", 3d style", ", 3d style", " in 3d style", ", 3d render"),
+    "flat": (", flat style", ", flat style", ", flat style", " in flat style", ", flat icon"),
+}
+COLOUR_ENDINGS = (" on {0} background", " on {0} background", ", on {0} background", ", {1} background", " on {1}")
+
+
+def indefinite(words: str) -> str:
+    """`a` or `an`, as the words after it want it."""
+    return "an" if words.startswith(("a", "e", "i", "o", "um")) else "a"
+
+
+def with_article(article: str, words: str) -> str:
+    """Put an article before the words; `a` becomes `an` where it must."""
+    if article == "a":
+        article = indefinite(words)
+    return f"{article} {words}".strip()
+
+
+def plain_prompt(name: str, style: str = "", colour: str = "") -> str:
+    """The form that the documentation recommends: a NAME on a COLOUR background, STYLE style."""
+    place = f" on {with_article('a', colour)} background" if colour else ""
+    return with_article("a", name) + place + (f", {style} style" if style else "")
+
+
+def caption(subject: Subject, style: str, colour: str, rng: Random) -> str:
+    """One random caption; article, style and colour may each be left out."""
+    use_alias = subject.aliases and rng.random() > PRIMARY_NAME
+    name = rng.choice(subject.aliases) if use_alias else subject.name
+    named_style = rng.random() < STYLE_NAMED
+    style_first = named_style and rng.random() < 0.2
+    words = f"{style} {name}" if style_first else name
+    endings = []
+    if named_style and not style_first:
+        endings.append(rng.choice(STYLE_ENDINGS[style]))
+    if rng.random() < COLOUR_NAMED:
+        endings.append(rng.choice(COLOUR_ENDINGS).format(with_article("a", colour), colour))
+    rng.shuffle(endings)
+    return rng.choice(OPENINGS) + with_article(rng.choice(ARTICLES), words) + "".join(endings)
