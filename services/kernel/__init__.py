@@ -1,0 +1,1 @@
+"""What every service stands on: errors, settings, logs, gRPC, digests. Knows no other room, no torch, no numpy."""

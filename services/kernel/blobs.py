@@ -1,0 +1,36 @@
+"""The port through which bytes are kept under their digest. Each adapter passes the suite in tests/contract."""
+
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobInfo:
+    scope: str
+    digest: str
+    size_bytes: int
+    # Told from the bytes, such as `image/png`; empty where unknown.
+    media_type: str = ""
+
+
+class BlobStore(Protocol):
+    async def write(
+        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0
+    ) -> BlobInfo:
+        """Keep the chunks as one blob; durable on return, invisible before.
+
+        `digest` and `size_bytes`, where given, must come out right, else InvalidField; TooLarge above the
+        store's limit; ResourceExhausted when its budget is used up.
+        """
+        ...
+
+    async def stat(self, scope: str, digest: str) -> BlobInfo | None: ...
+
+    def read(self, scope: str, digest: str, *, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
+        """Chunks from the offset to the end, or to the limit where one is given. NotFound, OutOfRange."""
+        ...
+
+    async def delete(self, scope: str, digest: str) -> None:
+        """Forget it; no error where there is none."""
+        ...

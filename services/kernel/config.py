@@ -1,0 +1,113 @@
+"""Settings from the environment. Common ones are `FANLIGHT_*`, a service's own `FANLIGHT_<SERVICE>_*`.
+
+A name that starts right and means nothing is an error: it is a typing mistake that would go unseen.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "FANLIGHT_"
+# Each service refuses what it does not know under its own prefix and leaves the others' alone.
+SERVICES = ("GATEWAY", "PREPROCESSOR", "DIFFUSION", "WEIGHTS", "WORKER")
+# Read by the command line only.
+CLIENT_NAMES = ("FANLIGHT_GATEWAY", "FANLIGHT_TOKEN", "FANLIGHT_TOKEN_FILE")
+
+MIB = 1024 * 1024
+
+
+class SettingsError(Exception):
+    """A setting is wrong or unknown; the message names it and says what would be right."""
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535 or (":" in host and not host.startswith("[")):
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051 or [::]:50051")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class CommonSettings(BaseSettings):
+    """What every service takes."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+    log_format: Literal["console", "json"] = Field("json", description="How log events are written.")
+    client_token: SecretStr | None = Field(None, description="What clients must send as a bearer token.")
+    client_token_file: Path | None = Field(None, description="A file with the clients' token.")
+    worker_token: SecretStr | None = Field(None, description="What workers must send as a bearer token.")
+    worker_token_file: Path | None = Field(None, description="A file with the workers' token.")
+    tls_cert_file: Path | None = Field(None, description="PEM certificate chain of the servers.")
+    tls_key_file: Path | None = Field(None, description="PEM private key of the servers.")
+    tls_client_ca_file: Path | None = Field(None, description="PEM roots that clients must be signed by.")
+    tls_ca_file: Path | None = Field(None, description="PEM roots that a worker trusts a gateway by.")
+    max_message_bytes: int = Field(64 * MIB, ge=MIB, description="Largest gRPC message that is taken.")
+    drain_grace_s: float = Field(30.0, ge=0, description="How long running calls may take on SIGTERM.")
+    lifeline_fd: int | None = Field(None, description="A pipe whose end tells that the starting process died.")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file go together")
+        return self
+
+    def token_of_clients(self) -> str:
+        return _secret(self.client_token, self.client_token_file)
+
+    def token_of_workers(self) -> str:
+        return _secret(self.worker_token, self.worker_token_file)
+
+
+def _secret(value: SecretStr | None, file: Path | None) -> str:
+    """The secret itself, or the file's first line; empty where neither is set."""
+    if value is not None:
+        return value.get_secret_value()
+    if file is None:
+        return ""
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def load(kind: type[Settings]) -> Settings:
+    """The settings in force, or SettingsError with one line for each that is wrong."""
+    try:
+        return kind()
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(kind, error))) from error
+
+
+def _explain(kind: type[BaseSettings], error: ValidationError) -> Iterator[str]:
+    prefix = kind.model_config.get("env_prefix", "")
+    for problem in error.errors(include_url=False, include_input=False):
+        name = ".".join(str(part) for part in problem["loc"])
+        yield f"{prefix}{name.upper()}: {problem['msg']}" if name else problem["msg"]
+
+
+def names_of(kind: type[BaseSettings]) -> set[str]:
+    prefix = kind.model_config.get("env_prefix", "")
+    return {f"{prefix}{name}".upper() for name in kind.model_fields}
+
+
+def refuse_unknown(*kinds: type[BaseSettings], environ: Mapping[str, str] = os.environ) -> None:
+    """SettingsError when the environment has a FANLIGHT_ name that none of the kinds knows."""
+    known = set(CLIENT_NAMES).union(*(names_of(kind) for kind in kinds))
+    prefixes = {kind.model_config.get("env_prefix", "") for kind in kinds}
+    foreign = tuple(f"{PREFIX}{name}_" for name in SERVICES if f"{PREFIX}{name}_" not in prefixes)
+    unknown = sorted(
+        name for name in environ if name.startswith(PREFIX) and name not in known and not name.startswith(foreign)
+    )
+    if unknown:
+        raise SettingsError(f"unknown settings: {', '.join(unknown)}; docs/settings.md lists those there are")

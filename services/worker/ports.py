@@ -1,0 +1,58 @@
+"""What a stage gives to the worker loop, and what the loop gives to a stage."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fanlight.queue.v1 import queue_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One finished picture, encoded. `seed` is what it was painted with; None for a control image."""
+
+    data: bytes
+    width_px: int
+    height_px: int
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a task came to. `spans`: name and seconds of each stretch of the work."""
+
+    outputs: Sequence[Output]
+    spans: Sequence[tuple[str, float]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    step: int
+    steps: int
+    # An encoded small picture; empty where there is none.
+    preview: bytes = field(default=b"", repr=False)
+
+
+# May be called from any thread.
+Report = Callable[[Progress], None]
+
+
+class Stage(Protocol):
+    """One kind of work, such as `preprocess`."""
+
+    name: str
+
+    def capabilities(self) -> queue_pb2.Capabilities:
+        """What it can do; asked again before every poll, so it must be cheap."""
+        ...
+
+    def describe(self, worker: queue_pb2.Worker) -> None:
+        """Fill in what changes: device, models held in VRAM, RAM and on disk, step time."""
+        ...
+
+    async def run(self, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
+        """Do one task, whose pictures are `data` by now. Cancelling the call stops the work within a step.
+
+        Raises FanlightError; whether it is the request's fault says `is_request_fault`.
+        """
+        ...
