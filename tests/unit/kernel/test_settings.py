@@ -1,0 +1,62 @@
+"""Settings come from the environment, and a wrong or unknown one is an error that names it."""
+
+import pytest
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.kernel.config import Address, CommonSettings, SettingsError, load, refuse_unknown
+
+
+class OwnSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="FANLIGHT_GATEWAY_", frozen=True)
+
+    grpc: Address = "127.0.0.1:50051"
+    lease_ttl_s: float = Field(20.0, gt=0)
+
+
+def test_defaults_need_no_environment(monkeypatch):
+    monkeypatch.delenv("FANLIGHT_LOG_LEVEL", raising=False)
+
+    assert load(CommonSettings).log_level == "info"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("FANLIGHT_GATEWAY_GRPC", "nowhere"), ("FANLIGHT_GATEWAY_GRPC", "::1:5"), ("FANLIGHT_GATEWAY_LEASE_TTL_S", "-1")],
+)
+def test_a_wrong_setting_is_named(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError, match=name):
+        load(OwnSettings)
+
+
+@pytest.mark.parametrize("name", ["FANLIGHT_GATEWAY_LEASE_TLL_S", "FANLIGHT_LOGLEVEL"])
+def test_an_unknown_setting_is_an_error(name):
+    with pytest.raises(SettingsError, match=name):
+        refuse_unknown(CommonSettings, OwnSettings, environ={name: "1"})
+
+
+@pytest.mark.parametrize("name", ["FANLIGHT_GATEWAY", "FANLIGHT_DIFFUSION_SLOTS", "FANLIGHT_LOG_LEVEL", "PATH"])
+def test_known_names_and_those_of_other_services_pass(name):
+    refuse_unknown(CommonSettings, OwnSettings, environ={name: "1"})
+
+
+def test_a_token_comes_from_a_file(monkeypatch, tmp_path):
+    (tmp_path / "token").write_text("s3cret\n")
+    monkeypatch.setenv("FANLIGHT_CLIENT_TOKEN_FILE", str(tmp_path / "token"))
+
+    assert load(CommonSettings).token_of_clients() == "s3cret"
+
+
+def test_a_token_never_shows_in_the_settings_text(monkeypatch):
+    monkeypatch.setenv("FANLIGHT_CLIENT_TOKEN", "s3cret")
+
+    assert "s3cret" not in repr(load(CommonSettings))
+
+
+def test_a_certificate_without_its_key_is_an_error(monkeypatch):
+    monkeypatch.setenv("FANLIGHT_TLS_CERT_FILE", "cert.pem")
+
+    with pytest.raises(SettingsError, match="go together"):
+        load(CommonSettings)
