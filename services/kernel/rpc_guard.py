@@ -3,6 +3,7 @@
 import hmac
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
@@ -14,6 +15,7 @@ from grpc_status import rpc_status
 from services.kernel.errors import FanlightError, InvalidField, Unauthenticated
 from services.kernel.logs import get_logger
 from services.kernel.wire_errors import to_status
+from services.kernel.wire_text import broken_text
 
 log = get_logger()
 
@@ -122,8 +124,11 @@ def _wrapped(handler: Handler, guard: Guard, *, name: str = "") -> Handler:
 _END = object()
 
 
+@dataclass(frozen=True, slots=True)
 class _Unreadable:
-    """Stands for a request whose bytes are no message of its type."""
+    """Stands for a request whose bytes are no message of its type; `field` is the text at fault, if it is one."""
+
+    field: str
 
 
 def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -131,18 +136,23 @@ def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], 
     if deserialize is None:
         return None
 
+    # protoc's stubs pass a message class's FromString.
+    descriptor = getattr(getattr(deserialize, "__self__", None), "DESCRIPTOR", None)
+
     def forgiving(data: bytes) -> Any:
         try:
             return deserialize(data)
         except DecodeError:
-            return _Unreadable()
+            return _Unreadable(broken_text(descriptor, data) if descriptor else "")
 
     return forgiving
 
 
 def _checked(request: Any) -> Any:
     if isinstance(request, _Unreadable):
-        raise InvalidField("cannot be read: cut short, or a text in it is not UTF-8", field="request")
+        if request.field:
+            raise InvalidField("must be UTF-8", field=request.field)
+        raise InvalidField("cannot be read: it is cut short or no such message", field="request")
     if hasattr(request, "__aiter__"):
         return _checked_all(request)
     return request

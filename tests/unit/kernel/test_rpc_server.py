@@ -109,12 +109,22 @@ async def test_an_unknown_exception_leaves_nothing_but_a_reference(serve):
     assert "secret" not in caught.value.details()
 
 
-async def test_bytes_that_are_no_message_are_an_invalid_argument(serve):
+@pytest.mark.parametrize(
+    ("garbage", "message"),
+    [
+        (b"\xff\xff\xff", "request: cannot be read"),
+        (b"\x0a\x02\xc3\x28", "annotator: must be UTF-8"),
+        (b"\x12\x04\x1a\x02\xc3\x28", "picture.url: must be UTF-8"),
+    ],
+)
+async def test_bytes_that_are_no_message_are_an_invalid_argument(serve, garbage, message):
     address = await serve()
-    for garbage in (b"\xff\xff\xff", b"\x0a\x02\xc3\x28"):
-        async with open_channel(address) as channel:
-            raw = channel.unary_unary(f"/{SERVICE}/Annotate")
-            assert await code_of(raw(garbage, timeout=10)) == grpc.StatusCode.INVALID_ARGUMENT
+    async with open_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{SERVICE}/Annotate")(garbage, timeout=10)
+
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith(message)
     assert await call(address) == pb.AnnotateResponse()
 
 
