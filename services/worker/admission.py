@@ -1,4 +1,4 @@
-"""The one queue before a stage: leased tasks and direct calls share its slots."""
+"""The one queue before a stage: leased tasks and direct calls share its slots, first come first served."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,16 +9,35 @@ from services.kernel.errors import ResourceExhausted
 RETRY_AFTER_S = 2.0
 
 
+class Slots:
+    """Some slots that somebody holds. Releasing them again does nothing."""
+
+    def __init__(self, admission: "Admission", count: int) -> None:
+        self._admission = admission
+        self._count = count
+
+    def release(self) -> None:
+        count, self._count = self._count, 0
+        self._admission._give_back(count)
+
+
 class Admission:
-    """`slots` run at a time; at most `waiting_limit` direct calls wait for one, first come first served."""
+    """`slots` run at a time; at most `waiting_limit` direct calls wait for one.
+
+    For one event loop, whose turns make every step atomic. The lease loop holds the slots that it offers the gateway
+    and watches `wait_until_wanted`, so that a direct call never waits for a slot that nobody uses.
+    """
 
     def __init__(self, *, slots: int, waiting_limit: int) -> None:
         assert slots > 0
         self.slots = slots
         self._free = slots
         self._waiting_limit = waiting_limit
-        self._waiting: list[asyncio.Future[None]] = []
+        # Who waits, in order, and how many slots each needs. A cancelled one stays until its task runs again.
+        self._turns: dict[asyncio.Future[None], int] = {}
         self._freed = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._freed.set()
 
     @property
     def free(self) -> int:
@@ -26,53 +45,91 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._turns)
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
         """Wait for a slot and hold it. ResourceExhausted when too many wait already."""
-        await self._acquire()
+        if self.waiting >= self._waiting_limit and not self._has_room(1):
+            raise ResourceExhausted(
+                f"{self._waiting_limit} calls are waiting already; try again later", retry_after_s=RETRY_AFTER_S
+            )
+        held = await self._acquire(1)
         try:
             yield
         finally:
-            self.release()
+            held.release()
 
-    async def _acquire(self) -> None:
-        if self.try_acquire():
-            return
-        if len(self._waiting) >= self._waiting_limit:
-            raise ResourceExhausted(
-                f"{self._waiting_limit} calls are waiting already; try again later",
-                retry_after_s=RETRY_AFTER_S,
-            )
+    @asynccontextmanager
+    async def enter_alone(self) -> AsyncIterator[None]:
+        """Wait for all slots and hold them. The caller must hold none, else it waits for itself."""
+        held = await self._acquire(self.slots)
+        try:
+            yield
+        finally:
+            held.release()
+
+    def take(self, at_most: int) -> list[Slots]:
+        """The slots that are free now, one by one; none while somebody waits."""
+        taken = [] if self.waiting else [Slots(self, 1) for _ in range(min(self._free, at_most))]
+        self._free -= len(taken)
+        self._update()
+        return taken
+
+    async def wait_for_free(self) -> None:
+        """Return once `take` would give a slot; it may be gone again by then."""
+        while not self._has_room(1):
+            await self._freed.wait()
+
+    async def wait_until_wanted(self) -> None:
+        """Return once somebody waits for a slot."""
+        await self._wanted.wait()
+
+    def _has_room(self, count: int) -> bool:
+        return self._free >= count and not self.waiting
+
+    async def _acquire(self, count: int) -> Slots:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._turns[turn] = count
+        self._serve()
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.release()
-            else:
-                self._waiting.remove(turn)
+            self._leave(turn, count)
             raise
+        return Slots(self, count)
 
-    def try_acquire(self) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
-        if self._free == 0 or self._waiting:
-            return False
-        self._free -= 1
-        return True
+    def _leave(self, turn: asyncio.Future[None], count: int) -> None:
+        """Its turn may have come in the same moment; then the slots go on to the next."""
+        self._turns.pop(turn, None)
+        if not turn.cancelled():
+            self._free += count
+        self._serve()
 
-    def release(self) -> None:
-        """Give a slot back: to the first who waits, else to all."""
-        if self._waiting:
-            self._waiting.pop(0).set_result(None)
-            return
-        self._free += 1
-        self._freed.set()
+    def _give_back(self, count: int) -> None:
+        self._free += count
+        assert self._free <= self.slots
+        self._serve()
 
-    async def wait_for_free(self) -> None:
-        """Return once a slot is free; it may be gone again by then."""
-        while self._free == 0:
-            self._freed.clear()
-            await self._freed.wait()
+    def _serve(self) -> None:
+        """Let those in front have their slots, as long as there are enough."""
+        while self._turns:
+            turn, count = next(iter(self._turns.items()))
+            if not turn.done() and count > self._free:
+                break
+            del self._turns[turn]
+            if not turn.done():
+                self._free -= count
+                turn.set_result(None)
+        self._update()
+
+    def _update(self) -> None:
+        _raise_or_lower(self._freed, self._has_room(1))
+        _raise_or_lower(self._wanted, self.waiting > 0)
+
+
+def _raise_or_lower(flag: asyncio.Event, up: bool) -> None:
+    if up:
+        flag.set()
+    else:
+        flag.clear()
