@@ -1,0 +1,1 @@
+"""What stands behind the ports: stores and blobs, named after what they keep things in."""

@@ -1,0 +1,1 @@
+"""The gateway's gRPC services: translate, call, translate, return."""

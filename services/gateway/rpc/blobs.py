@@ -1,0 +1,87 @@
+"""BlobService over gRPC: streams in and out of the BlobStore. Knows no jobs."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+
+from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
+from fanlight.common.v1 import common_pb2
+from services.kernel.blobs import BlobInfo, BlobStore
+from services.kernel.digests import parse_digest, parse_scope
+from services.kernel.errors import InvalidField, NotFound, OutOfRange, TooLarge
+
+CHUNK_OUT_BYTES = 256 * 1024
+CHUNK_IN_LIMIT_BYTES = 1024 * 1024
+DIGESTS_LIMIT = 1_000
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class BlobService(blobs_pb2_grpc.BlobServiceServicer):
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+
+    async def WriteBlob(
+        self, request_iterator: AsyncIterator[blobs_pb2.WriteBlobRequest], context: Context
+    ) -> blobs_pb2.WriteBlobResponse:
+        header = await _header(request_iterator)
+        info = await self._blobs.write(
+            parse_scope(header.scope, field="header.scope"),
+            _chunks(request_iterator),
+            digest=header.digest and parse_digest(header.digest, field="header.digest"),
+            size_bytes=_natural(header.size_bytes, "header.size_bytes"),
+        )
+        return blobs_pb2.WriteBlobResponse(blob=to_proto(info))
+
+    async def ReadBlob(
+        self, request: blobs_pb2.ReadBlobRequest, context: Context
+    ) -> AsyncIterator[blobs_pb2.ReadBlobResponse]:
+        scope = parse_scope(request.scope, field="scope")
+        digest = parse_digest(request.digest, field="digest")
+        offset_bytes = _natural(request.offset_bytes, "offset_bytes")
+        limit_bytes = _natural(request.limit_bytes, "limit_bytes")
+        info = await self._blobs.stat(scope, digest)
+        if info is None:
+            raise NotFound(f"no blob {digest}", field="digest")
+        if offset_bytes > info.size_bytes:
+            raise OutOfRange(f"the blob has {info.size_bytes} bytes", field="offset_bytes")
+        yield blobs_pb2.ReadBlobResponse(blob=to_proto(info))
+        async for chunk in self._blobs.read(scope, digest, offset_bytes=offset_bytes, limit_bytes=limit_bytes):
+            for start in range(0, len(chunk), CHUNK_OUT_BYTES):
+                yield blobs_pb2.ReadBlobResponse(chunk=chunk[start : start + CHUNK_OUT_BYTES])
+
+    async def HasBlobs(self, request: blobs_pb2.HasBlobsRequest, context: Context) -> blobs_pb2.HasBlobsResponse:
+        scope = parse_scope(request.scope, field="scope")
+        if len(request.digests) > DIGESTS_LIMIT:
+            raise TooLarge(f"has {len(request.digests)} entries; at most {DIGESTS_LIMIT}", field="digests")
+        wanted = [parse_digest(text, field=f"digests[{index}]") for index, text in enumerate(request.digests)]
+        return blobs_pb2.HasBlobsResponse(
+            digests=[digest for digest in wanted if await self._blobs.stat(scope, digest) is not None]
+        )
+
+
+def to_proto(info: BlobInfo) -> common_pb2.Blob:
+    return common_pb2.Blob(scope=info.scope, digest=info.digest, size_bytes=info.size_bytes, media_type=info.media_type)
+
+
+async def _header(requests: AsyncIterator[blobs_pb2.WriteBlobRequest]) -> blobs_pb2.WriteBlobHeader:
+    first = await anext(aiter(requests), None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise InvalidField("must come first, before any chunk", field="header")
+    return first.header
+
+
+async def _chunks(requests: AsyncIterator[blobs_pb2.WriteBlobRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise InvalidField("must follow the header, and nothing else", field="chunk")
+        if len(request.chunk) > CHUNK_IN_LIMIT_BYTES:
+            raise TooLarge(f"has {len(request.chunk)} bytes; at most {CHUNK_IN_LIMIT_BYTES}", field="chunk")
+        yield request.chunk
+
+
+def _natural(number: int, field: str) -> int:
+    if number < 0:
+        raise InvalidField("must not be negative", field=field)
+    return number

@@ -1,0 +1,225 @@
+"""What every BlobStore promises, run against each of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from services.gateway.adapters.disk_blobs import DiskBlobs
+from services.kernel.digests import digest_of
+from services.kernel.errors import InvalidField, NotFound, OutOfRange, ResourceExhausted, TooLarge
+from tests.fakes.memory_blobs import MemoryBlobs
+
+SCOPE = "default"
+PNG = b"\x89PNG\r\n\x1a\n" + b"pixels" * 100
+ABSENT = digest_of(b"never written")
+
+Store = DiskBlobs | MemoryBlobs
+Make = Callable[..., Store]
+
+
+@pytest.fixture(params=["disk", "memory"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    def make(*, budget_bytes: int = 10_000_000, blob_limit_bytes: int = 1_000_000) -> Store:
+        if request.param == "memory":
+            return MemoryBlobs(budget_bytes=budget_bytes, blob_limit_bytes=blob_limit_bytes)
+        return DiskBlobs(tmp_path / "blobs", budget_bytes=budget_bytes, blob_limit_bytes=blob_limit_bytes)
+
+    return make
+
+
+async def chunked(data: bytes, size: int = 100) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+async def read(store: Store, digest: str, **span: int) -> bytes:
+    return b"".join([chunk async for chunk in store.read(SCOPE, digest, **span)])
+
+
+async def test_what_was_written_in_chunks_is_read_back_whole(make: Make) -> None:
+    store = make()
+    info = await store.write(SCOPE, chunked(PNG))
+    assert info.digest == digest_of(PNG)
+    assert (info.size_bytes, info.media_type, info.scope) == (len(PNG), "image/png", SCOPE)
+    assert await read(store, info.digest) == PNG
+    assert await store.stat(SCOPE, info.digest) == info
+
+
+async def test_the_media_type_is_told_even_from_chunks_of_one_byte(make: Make) -> None:
+    info = await make().write(SCOPE, chunked(PNG, size=1))
+    assert info.media_type == "image/png"
+
+
+async def test_a_large_blob_comes_back_in_several_chunks(make: Make) -> None:
+    store = make()
+    data = bytes(range(256)) * 3_000
+    info = await store.write(SCOPE, chunked(data, size=100_000))
+    chunks = [chunk async for chunk in store.read(SCOPE, info.digest)]
+    assert len(chunks) > 1
+    assert b"".join(chunks) == data
+
+
+async def test_a_blob_of_no_bytes_is_a_blob(make: Make) -> None:
+    store = make()
+    info = await store.write(SCOPE, chunked(b""))
+    assert info.digest == digest_of(b"")
+    assert await read(store, info.digest) == b""
+
+
+async def test_writing_the_same_bytes_again_succeeds_and_takes_no_more_room(make: Make) -> None:
+    store = make()
+    first = await store.write(SCOPE, chunked(PNG))
+    assert await store.write(SCOPE, chunked(PNG), digest=first.digest, size_bytes=len(PNG)) == first
+    assert store.used_bytes == len(PNG)
+
+
+async def test_concurrent_writers_of_the_same_bytes_all_succeed(make: Make) -> None:
+    store = make()
+    infos = await asyncio.gather(*(store.write(SCOPE, chunked(PNG)) for _ in range(8)))
+    assert len(set(infos)) == 1
+    assert await read(store, infos[0].digest) == PNG
+    assert store.used_bytes == len(PNG)
+
+
+async def test_scopes_do_not_see_each_other(make: Make) -> None:
+    store = make()
+    info = await store.write("one", chunked(PNG))
+    assert await store.stat("two", info.digest) is None
+    with pytest.raises(NotFound):
+        [chunk async for chunk in store.read("two", info.digest)]
+
+
+async def test_a_blob_is_invisible_until_it_is_whole(make: Make) -> None:
+    store = make()
+
+    async def watched() -> AsyncIterator[bytes]:
+        yield PNG
+        assert await store.stat(SCOPE, digest_of(PNG)) is None
+
+    await store.write(SCOPE, watched())
+    assert await store.stat(SCOPE, digest_of(PNG)) is not None
+
+
+async def test_bytes_of_another_digest_are_refused_and_not_kept(make: Make) -> None:
+    store = make()
+    with pytest.raises(InvalidField) as caught:
+        await store.write(SCOPE, chunked(PNG), digest=ABSENT)
+    assert caught.value.field == "digest"
+    assert await store.stat(SCOPE, digest_of(PNG)) is None
+    assert store.used_bytes == 0
+
+
+async def test_bytes_of_another_size_are_refused(make: Make) -> None:
+    store = make()
+    with pytest.raises(InvalidField) as caught:
+        await store.write(SCOPE, chunked(PNG), size_bytes=len(PNG) + 1)
+    assert caught.value.field == "size_bytes"
+    assert store.used_bytes == 0
+
+
+async def test_a_blob_above_the_limit_is_refused_before_all_of_it_is_read(make: Make) -> None:
+    store = make(blob_limit_bytes=1_000)
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 100
+            yield bytes(100)
+
+    with pytest.raises(TooLarge):
+        await store.write(SCOPE, endless())
+    assert sent == 1_100
+    assert store.used_bytes == 0
+
+
+async def test_an_announced_size_above_the_limit_is_refused_before_any_byte_is_read(make: Make) -> None:
+    store = make(blob_limit_bytes=1_000)
+
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("read")
+        yield b""
+
+    with pytest.raises(TooLarge):
+        await store.write(SCOPE, unread(), size_bytes=1_001)
+
+
+async def test_a_full_store_says_so_and_takes_more_after_a_deletion(make: Make) -> None:
+    store = make(budget_bytes=1_000)
+    first = await store.write(SCOPE, chunked(b"a" * 900))
+    with pytest.raises(ResourceExhausted) as caught:
+        await store.write(SCOPE, chunked(b"b" * 200))
+    assert caught.value.retry_after_s is not None
+    assert store.used_bytes == 900
+    await store.delete(SCOPE, first.digest)
+    await store.write(SCOPE, chunked(b"b" * 200))
+    assert store.used_bytes == 200
+
+
+async def test_a_writer_that_breaks_off_leaves_nothing(make: Make) -> None:
+    store = make()
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield PNG
+        raise ConnectionError("the client is gone")
+
+    with pytest.raises(ConnectionError):
+        await store.write(SCOPE, broken())
+    assert await store.stat(SCOPE, digest_of(PNG)) is None
+    assert store.used_bytes == 0
+
+
+async def test_a_cancelled_writer_leaves_nothing(make: Make) -> None:
+    store = make()
+    begun = asyncio.Event()
+
+    async def stuck() -> AsyncIterator[bytes]:
+        yield PNG
+        begun.set()
+        await asyncio.Event().wait()
+
+    writing = asyncio.create_task(store.write(SCOPE, stuck()))
+    await begun.wait()
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert store.used_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("offset_bytes", "limit_bytes", "wanted"),
+    [(0, 3, b"abc"), (2, 0, b"cdefgh"), (2, 3, b"cde"), (6, 100, b"gh"), (8, 0, b""), (8, 5, b"")],
+)
+async def test_a_part_is_read_from_its_offset_to_its_limit(
+    make: Make, offset_bytes: int, limit_bytes: int, wanted: bytes
+) -> None:
+    store = make()
+    info = await store.write(SCOPE, chunked(b"abcdefgh"))
+    assert await read(store, info.digest, offset_bytes=offset_bytes, limit_bytes=limit_bytes) == wanted
+
+
+async def test_an_offset_past_the_end_is_out_of_range(make: Make) -> None:
+    store = make()
+    info = await store.write(SCOPE, chunked(b"abcdefgh"))
+    with pytest.raises(OutOfRange):
+        await read(store, info.digest, offset_bytes=9)
+
+
+async def test_a_deleted_blob_is_gone_and_deleting_it_again_is_no_error(make: Make) -> None:
+    store = make()
+    info = await store.write(SCOPE, chunked(PNG))
+    await store.delete(SCOPE, info.digest)
+    await store.delete(SCOPE, info.digest)
+    assert await store.stat(SCOPE, info.digest) is None
+    assert store.used_bytes == 0
+    with pytest.raises(NotFound):
+        await read(store, info.digest)
+
+
+async def test_a_blob_that_never_was_is_not_found(make: Make) -> None:
+    store = make()
+    assert await store.stat(SCOPE, ABSENT) is None
+    with pytest.raises(NotFound):
+        await read(store, ABSENT)
