@@ -1,1 +1,1 @@
-"""See docs/walk.md."""
+"""The gateway: takes jobs from clients and hands tasks to workers. Loads no model and decodes no picture."""

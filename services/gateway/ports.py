@@ -1,0 +1,67 @@
+"""What the gateway needs of the world, in its own words. Each port has one conformance suite in tests/contract."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A small value under a key. `revision` grows with every change of the key."""
+
+    key: str
+    value: bytes
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deleted:
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """All records that were there when the watch began have been told."""
+
+
+Change = Record | Deleted | CaughtUp
+
+
+class JobStore(Protocol):
+    """Jobs, worker records, request ids and cached control images: records in named buckets.
+
+    A write is durable when it returns. There are no transactions over several records.
+    """
+
+    async def create(self, bucket: str, key: str, value: bytes) -> Record:
+        """AlreadyExists when the key has a record."""
+        ...
+
+    async def get(self, bucket: str, key: str) -> Record | None: ...
+
+    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+        """Replace the record of that revision; Conflict when it is another one, or gone."""
+        ...
+
+    async def delete(self, bucket: str, key: str) -> None:
+        """No error where there is none."""
+        ...
+
+    async def list(self, bucket: str, *, before: str = "", limit: int) -> list[Record]:
+        """Records by key, the greatest first, only keys less than `before` where one is given."""
+        ...
+
+    def watch(self, bucket: str) -> AsyncIterator[Change]:
+        """All present records, then CaughtUp, then changes as they come; of several changes of one key
+        perhaps only the last. Ends when the store is closed."""
+        ...
+
+
+class Clock(Protocol):
+    def now_s(self) -> float:
+        """Seconds since the epoch, for records."""
+        ...
+
+    def monotonic_s(self) -> float:
+        """Seconds that never jump, for leases."""
+        ...
