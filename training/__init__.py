@@ -1,1 +1,1 @@
-"""How the starter model was made: data, training stages, export and evaluation. Nothing in Fanlight imports this."""
+"""How the starter model was made: data, training, export, evaluation. Nothing in Fanlight imports this."""

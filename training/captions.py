@@ -1,4 +1,4 @@
-"""Say in words what a scene shows, in many ways, so that short and long prompts both work. Knows no pixels."""
+"""Say in words what a scene shows, so that short and long prompts both work. Knows no pixels."""
 
 from random import Random
 
@@ -11,7 +11,13 @@ STYLE_ENDINGS = {
     "3d": (", 3d style", ", 3d style", ", 3d style", " in 3d style", ", 3d render"),
     "flat": (", flat style", ", flat style", ", flat style", " in flat style", ", flat icon"),
 }
-COLOUR_ENDINGS = (" on {0} background", " on {0} background", ", on {0} background", ", {1} background", " on {1}")
+COLOUR_ENDINGS = (
+    " on {0} background",
+    " on {0} background",
+    ", on {0} background",
+    ", {1} background",
+    " on {1}",
+)
 
 
 def indefinite(words: str) -> str:

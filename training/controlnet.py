@@ -1,4 +1,4 @@
-"""Stage 5: a canny ControlNet on the frozen base. Pictures are moved and resized far more than the base saw."""
+"""Stage 5: a canny ControlNet on the frozen base, with pictures bent far more than the base saw."""
 
 import argparse
 from random import Random

@@ -1,4 +1,4 @@
-"""Fetch the emoji packs with npm and render them to square RGBA sprites. Knows files and packs, not captions."""
+"""Fetch the emoji packs with npm and render them to square RGBA sprites. Knows packs, not captions."""
 
 import io
 import json
@@ -18,7 +18,14 @@ PACKS = {
     "flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "noto": "@iconify-json/noto@1.2.9",
 }
-CATEGORIES = {"Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects", "Smileys & Emotion"}
+CATEGORIES = {
+    "Animals & Nature",
+    "Food & Drink",
+    "Activities",
+    "Travel & Places",
+    "Objects",
+    "Smileys & Emotion",
+}
 
 
 def archive(style: str) -> Path:
@@ -46,7 +53,8 @@ def render_svg(icons: dict, name: str) -> Image.Image:
     icon = icons["icons"].get(name) or icons["icons"][icons["aliases"][name]["parent"]]
     width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = f'{head} viewBox="0 0 {width} {height}" width="{SPRITE_PX}" height="{SPRITE_PX}">{icon["body"]}</svg>'
+    size = f'viewBox="0 0 {width} {height}" width="{SPRITE_PX}" height="{SPRITE_PX}"'
+    svg = f"{head} {size}>{icon['body']}</svg>"
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE_PX, height=SPRITE_PX))
     return Image.open(io.BytesIO(png)).convert("RGBA")
 
@@ -62,15 +70,20 @@ def with_shadow(picture: Image.Image) -> Image.Image:
     return shadow
 
 
+def code_point(path: str) -> str:
+    """The code point of a file name, without the variation selector that packs write or leave out."""
+    return Path(path).stem.replace("-fe0f", "")
+
+
 def shared_emoji(files: dict[str, dict[str, bytes]]) -> list[tuple[str, str, str]]:
     """(code point, Fluent name, Noto name) of each emoji that all three packs draw, in the order of names."""
     flat, noto = (json.loads(files[style]["chars.json"]) for style in ("flat", "noto"))
     categories = json.loads(files["noto"]["metadata.json"])["categories"]
     wanted = {icon for category in CATEGORIES for icon in categories.get(category, [])}
-    drawn = {path.removeprefix("assets/").removesuffix(".webp").replace("-fe0f", "") for path in files["3d"]}
+    drawn = {code_point(path) for path in files["3d"]}
     found = {}
     for code, name in sorted(flat.items()):
-        if noto.get(code) in wanted and code.replace("-fe0f", "") in drawn:
+        if noto.get(code) in wanted and code_point(code) in drawn:
             found.setdefault(name, (code, name, noto[code]))
     return sorted(found.values(), key=lambda entry: entry[1])
 
@@ -78,10 +91,10 @@ def shared_emoji(files: dict[str, dict[str, bytes]]) -> list[tuple[str, str, str
 def render(files: dict[str, dict[str, bytes]], emoji: list[tuple[str, str, str]]) -> dict[str, np.ndarray]:
     """uint8 (N, 128, 128, 4) for each style, rows in the order of `emoji`."""
     flat, noto = (json.loads(files[style]["icons.json"]) for style in ("flat", "noto"))
-    webp = {path[7:-5].replace("-fe0f", ""): data for path, data in files["3d"].items() if path.endswith(".webp")}
+    webp = {code_point(path): data for path, data in files["3d"].items()}
     rows: dict[str, list[np.ndarray]] = {style: [] for style in PACKS}
     for code, fluent_name, noto_name in emoji:
-        picture = Image.open(io.BytesIO(webp[code.replace("-fe0f", "")])).convert("RGBA")
+        picture = Image.open(io.BytesIO(webp[code_point(code)])).convert("RGBA")
         rows["3d"].append(np.asarray(with_shadow(picture)))
         rows["flat"].append(np.asarray(render_svg(flat, fluent_name)))
         rows["noto"].append(np.asarray(render_svg(noto, noto_name)))

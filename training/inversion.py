@@ -49,7 +49,8 @@ class Inversion(nn.Module):
         scenes = [random_scene(rng, self.rows, STYLES, FRAMING) for _ in range(self.batch)]
         pictures = [compose(replace(scene, background=COLOUR)) for scene in scenes]
         named = [labels(scene, self.rows) for scene in scenes]
-        captions = [plain_prompt(unet_stage.SUBJECTS[row].name, STYLES[style], TOKEN) for row, style, _ in named]
+        names = [unet_stage.SUBJECTS[subject].name for subject, _, _ in named]
+        captions = [plain_prompt(name, s.style, TOKEN) for name, s in zip(names, scenes, strict=True)]
         ids = unet_stage.token_ids(self.pipe.tokenizer, captions, rng)
         latents = encode(self.pipe.vae, to_pixels(pictures))
         return velocity_loss(lambda noisy, steps: self._predict(noisy, steps, ids), latents)

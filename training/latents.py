@@ -43,7 +43,8 @@ def stage(worker: Worker, count: int) -> None:
         scenes = [random_scene(rng, rows, STYLES, FRAMING) for _ in range(CHUNK)]
         latents.append(encode(vae, to_pixels([compose(scene) for scene in scenes])).half().contiguous())
         marks += [labels(scene, rows) for scene in scenes]
-    torch.save({"latents": torch.cat(latents), "labels": torch.tensor(marks)}, OUT / f"latents_{worker.rank}.pt")
+    part = {"latents": torch.cat(latents), "labels": torch.tensor(marks)}
+    torch.save(part, OUT / f"latents_{worker.rank}.pt")
 
 
 def load_pool() -> tuple[Tensor, Tensor]:

@@ -62,7 +62,8 @@ class Style:
         StableDiffusionPipeline.save_lora_weights(FOLDER, unet_lora_layers=state)
         kohya = convert_state_dict_to_kohya({f"unet.{key}": value for key, value in state.items()})
         kohya = {key: value.contiguous() for key, value in kohya.items()}
-        about = {"ss_network_dim": str(RANK), "ss_network_alpha": str(RANK), "ss_network_module": "networks.lora"}
+        about = {"ss_network_module": "networks.lora"}
+        about |= {"ss_network_dim": str(RANK), "ss_network_alpha": str(RANK)}
         save_file(kohya, FOLDER / "kohya.safetensors", metadata=about)
 
 

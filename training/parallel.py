@@ -1,8 +1,8 @@
 """Train with one single-threaded process per core. Knows steps, seeds and checkpoints, but no model.
 
-One process with as many threads synchronises thousands of times a step and collapses when the machine has other
-work; processes that share one flat gradient synchronise once. Each step draws from a seed of its own, so a run that
-was interrupted goes on exactly as if it had not been.
+One process with as many threads synchronises thousands of times a step and collapses when the machine has
+other work; processes that share one flat gradient synchronise once. Each step draws from a seed of its own,
+so a run that was interrupted goes on as if it had not been.
 """
 
 import json
@@ -55,7 +55,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One process's place in the group; `shared` holds every process's gradient, twice, for alternating steps."""
+    """One process's place in the group; `shared` holds every process's gradient, twice, for steps in turn."""
 
     rank: int
     shared: Tensor
@@ -75,7 +75,7 @@ class Worker:
 
 
 class Weights:
-    """The trainable parameters of some modules as one vector, with AdamW and an exponential moving average."""
+    """The trainable parameters of some modules as one vector, with AdamW and a moving average."""
 
     def __init__(self, modules: list[nn.Module], plan: Plan) -> None:
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -85,7 +85,8 @@ class Weights:
         self._adopt(parameters)
         self.average = self.vector.detach().clone()
         self.plan = plan
-        self.adam = torch.optim.AdamW([self.vector], betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True)
+        decay = plan.weight_decay
+        self.adam = torch.optim.AdamW([self.vector], betas=(0.9, 0.99), weight_decay=decay, fused=True)
 
     def _adopt(self, parameters: list[nn.Parameter]) -> None:
         """Make each parameter and its gradient a view of the vectors."""
@@ -99,7 +100,7 @@ class Weights:
             start = end
 
     def update(self, worker: Worker, step: int) -> None:
-        """One optimiser step on the mean gradient, clipped to length 1; a gradient that is not finite is skipped."""
+        """One optimiser step on the mean gradient, clipped to length 1, or none if it is not finite."""
         gradient = self.vector.grad
         worker.mean(gradient, step)
         length = float(gradient.norm())
@@ -120,8 +121,8 @@ class Weights:
         """Write the checkpoint; a kill while writing leaves the one before."""
         path = self.plan.checkpoint
         path.parent.mkdir(parents=True, exist_ok=True)
-        state = {"step": step, "vector": self.vector.data, "average": self.average, "adam": self.adam.state_dict()}
-        torch.save(state, path.with_suffix(".new"))
+        state = {"step": step, "vector": self.vector.data, "average": self.average}
+        torch.save(state | {"adam": self.adam.state_dict()}, path.with_suffix(".new"))
         os.replace(path.with_suffix(".new"), path)
 
     def resume(self) -> int:
@@ -151,7 +152,8 @@ class Journal:
 
     def _write(self, step: int) -> None:
         wall_s, cpu_s = time.monotonic() - self.start_s, time.process_time() - self.start_cpu_s
-        line = json.dumps({"step": step, "loss": round(self.loss, 4), "wall_s": round(wall_s), "cpu_s": round(cpu_s)})
+        seconds = {"wall_s": round(wall_s), "cpu_s": round(cpu_s)}
+        line = json.dumps({"step": step, "loss": round(self.loss, 4), **seconds})
         print(line, flush=True)
         with self.path.open("a") as file:
             file.write(line + "\n")

@@ -1,4 +1,4 @@
-"""Put one sprite on a plain background: every training picture is a `Scene`. Knows no captions and no models."""
+"""Put one sprite on a plain background: every training picture is a `Scene`. Knows no captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ COLOURS = load_colours()
 class Framing:
     """How far pictures vary.
 
-    scale: longer side of the object as a share of the picture; reach: share of the free margin used; tilt_deg: largest
-    turn either way; stretch: largest ratio by which the object is made wider or narrower.
+    scale: longer side of the object as a share of the picture; reach: share of the free margin used; jitter:
+    deviation of the background's channels from the named colour, of 255; tilt_deg: largest turn either way;
+    stretch: largest ratio by which the object is made wider or narrower.
     """
 
     scale: tuple[float, float]
@@ -72,7 +73,8 @@ def sprite(style: str, row: int) -> Image.Image:
 def random_scene(rng: Random, rows: Sequence[int], styles: tuple[str, ...], framing: Framing) -> Scene:
     """Draw every free choice of a scene."""
     colour = rng.choice(list(COLOURS))
-    background = tuple(int(min(255, max(0, value + rng.gauss(0, framing.jitter)))) for value in COLOURS[colour])
+    shifted = (value + rng.gauss(0, framing.jitter) for value in COLOURS[colour])
+    background = tuple(int(min(255, max(0, value))) for value in shifted)
     return Scene(
         row=rng.choice(rows),
         style=rng.choice(styles),

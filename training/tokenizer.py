@@ -13,11 +13,13 @@ from training.vocabulary import STYLES, load_colours, load_subjects
 FOLDER = OUT / "tokenizer"
 VOCABULARY_SIZE = 1400
 CAPTIONS_PER_SUBJECT = 48
+Pair = tuple[str, str]
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 OTHER_WORDS = (
-    "photo picture drawing of the and with in at by an high quality best masterpiece low blurry ugly sketch line art "
-    "watercolor left right big large huge small tiny two three dark light bright simple cute toy lavender mint"
+    "photo picture drawing of the and with in at by an high quality best masterpiece low blurry ugly sketch "
+    "line art watercolor left right big large huge small tiny two three dark light bright simple cute toy "
+    "lavender mint"
 )
 
 
@@ -33,22 +35,28 @@ def corpus() -> list[str]:
     return made + [OTHER_WORDS] * 20
 
 
-def learn_merges(alphabet: list[str]) -> list[tuple[str, str]]:
+def learn_merges(alphabet: list[str]) -> list[Pair]:
     """The BPE merges, most frequent first."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE, initial_alphabet=alphabet, end_of_word_suffix=WORD_END, show_progress=False
+        vocab_size=VOCABULARY_SIZE,
+        initial_alphabet=alphabet,
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def clip_vocabulary(alphabet: list[str], merges: list[tuple[str, str]]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Tokens in CLIP's order (bytes, bytes at a word's end, merges, start, end), and the merges among them."""
+def clip_vocabulary(alphabet: list[str], merges: list[Pair]) -> tuple[list[str], list[Pair]]:
+    """Tokens in CLIP's order: bytes, bytes at a word's end, merges, start, end. And the merges among them."""
     tokens = dict.fromkeys([*alphabet, *(byte + WORD_END for byte in alphabet)])
     kept = []
     for left, right in merges:
@@ -64,9 +72,12 @@ def build() -> CLIPTokenizer:
     tokens, merges = clip_vocabulary(alphabet, learn_merges(alphabet))
     FOLDER.mkdir(parents=True, exist_ok=True)
     vocab_file, merges_file = FOLDER / "vocab.json", FOLDER / "merges.txt"
-    vocab_file.write_text(json.dumps({token: index for index, token in enumerate(tokens)}, ensure_ascii=False))
+    numbered = {token: index for index, token in enumerate(tokens)}
+    vocab_file.write_text(json.dumps(numbered, ensure_ascii=False))
     merges_file.write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
-    tokenizer = CLIPTokenizer(vocab=str(vocab_file), merges=str(merges_file), model_max_length=77, pad_token=END)
+    tokenizer = CLIPTokenizer(
+        vocab=str(vocab_file), merges=str(merges_file), model_max_length=77, pad_token=END
+    )
     tokenizer.save_pretrained(FOLDER)
     return CLIPTokenizer.from_pretrained(FOLDER)
 

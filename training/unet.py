@@ -1,4 +1,7 @@
-"""Stage 4: text encoder and UNet, trained together from scratch on the pool of latents. Knows no pixels."""
+"""Stage 4: text encoder and UNet, trained together from scratch on the pool of latents. Knows no pixels.
+
+The UNet is compiled: some minutes at the start buy steps that take a little over half the time.
+"""
 
 import argparse
 from random import Random
@@ -62,8 +65,8 @@ def new_models(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DCondition
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str], rng: Random) -> Tensor:
     """Ids (B, L): mostly short rows, which are cheap; often enough all 77, or the padding stays untrained."""
     length = FULL_CAPTION_TOKENS if rng.random() < FULL_LENGTH else SHORT_CAPTION_TOKENS
-    encoded = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return encoded.input_ids
+    shape = {"padding": "max_length", "max_length": length, "truncation": True}
+    return tokenizer(captions, return_tensors="pt", **shape).input_ids
 
 
 def caption_of(label: list[int], rng: Random, dropped: float = CAPTION_DROPPED) -> str:
@@ -80,6 +83,7 @@ class Base:
     def __init__(self, plan: Plan) -> None:
         self.tokenizer = load_tokenizer()
         self.text, self.unet = new_models(self.tokenizer)
+        self.compiled_unet = torch.compile(self.unet)
         self.batch = plan.batch
         self.pool, labels = load_pool()
         self.labels = labels.tolist()
@@ -91,7 +95,7 @@ class Base:
         return velocity_loss(lambda noisy, steps: self._predict(noisy, steps, ids), self.pool[chosen].float())
 
     def _predict(self, noisy: Tensor, steps: Tensor, ids: Tensor) -> Tensor:
-        return self.unet(noisy, steps, self.text(input_ids=ids).last_hidden_state).sample
+        return self.compiled_unet(noisy, steps, self.text(input_ids=ids).last_hidden_state).sample
 
     def pipeline(self) -> StableDiffusionPipeline:
         """Everything of stages 1 to 4 as a Stable Diffusion pipeline."""
@@ -129,7 +133,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=13_000)
-    parser.add_argument("--peek", action="store_true", help="only write the model of the last checkpoint to out/peek")
+    parser.add_argument("--peek", action="store_true", help="only write the checkpoint's model to out/peek")
     options = parser.parse_args()
     plan = Plan(name="unet", steps=options.steps, batch=12, learning_rate=1e-3, seed=4)
     if options.peek:

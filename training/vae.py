@@ -1,12 +1,12 @@
-"""Stage 1: an AutoencoderKL with latent factor 4, trained on every emoji of three packs. Knows no captions."""
+"""Stage 1: an AutoencoderKL with latent factor 4, trained on every emoji of three packs."""
 
 import argparse
 from random import Random
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.nn import functional
 
 from training.parallel import OUT, Plan, Weights, Worker, launch, train
 from training.pictures import PICTURE_PX, Framing, compose, random_scene, sprites, to_pixels
@@ -38,13 +38,14 @@ def random_pixels(rng: Random, count: int) -> Tensor:
 
 def edge_difference(one: Tensor, other: Tensor) -> Tensor:
     """Mean absolute difference of the horizontal and of the vertical pixel steps."""
-    return (one.diff(dim=2) - other.diff(dim=2)).abs().mean() + (one.diff(dim=3) - other.diff(dim=3)).abs().mean()
+    return sum((one.diff(dim=dim) - other.diff(dim=dim)).abs().mean() for dim in (2, 3))
 
 
 def reconstruction_loss(made: Tensor, wanted: Tensor) -> Tensor:
     """L1 + L2 + the edges at full and half size, which keep outlines sharp."""
-    edges = edge_difference(made, wanted) + edge_difference(F.avg_pool2d(made, 2), F.avg_pool2d(wanted, 2))
-    return F.l1_loss(made, wanted) + F.mse_loss(made, wanted) + EDGE_WEIGHT * edges
+    half_made, half_wanted = (functional.avg_pool2d(pixels, 2) for pixels in (made, wanted))
+    edges = edge_difference(made, wanted) + edge_difference(half_made, half_wanted)
+    return functional.l1_loss(made, wanted) + functional.mse_loss(made, wanted) + EDGE_WEIGHT * edges
 
 
 def vae_loss(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
 def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
     """Fold each latent channel's mean and deviation into the quant convolutions.
 
-    Pictures stay the same, and 0.18215 * latent has mean 0 and deviation 1, so SD's scaling factor stays true.
+    Pictures stay the same, and 0.18215 * latent has mean 0 and deviation 1: SD's scaling factor stays true.
     """
     latents = vae.encode(pixels).latent_dist.mode()
     mean = latents.mean((0, 2, 3))
@@ -105,7 +106,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=5500)
     steps = parser.parse_args().steps
-    launch(stage, Plan(name="vae", steps=steps, batch=4, learning_rate=2e-3, seed=1, weight_decay=1e-4, ema=0.995))
+    plan = Plan(name="vae", steps=steps, batch=4, learning_rate=2e-3, seed=1, weight_decay=1e-4, ema=0.995)
+    launch(stage, plan)
 
 
 if __name__ == "__main__":
