@@ -33,4 +33,4 @@ protos:
 	scripts/protos.sh
 
 settings: setup
-	$(VENV)/bin/python scripts/settings.py > docs/settings.md
+	PYTHONPATH=. $(VENV)/bin/python scripts/settings.py > docs/settings.md

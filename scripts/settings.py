@@ -1,0 +1,63 @@
+"""Prints docs/settings.md from the settings classes: `make settings`."""
+
+import sys
+from collections.abc import Iterator
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings
+
+from services.diffusion.config import DiffusionSettings
+from services.gateway.config import GatewaySettings
+from services.kernel.config import CommonSettings
+from services.preprocessor.config import PreprocessorSettings
+from services.worker.config import WorkerSettings
+
+HEAD = """# Settings
+
+All settings come from the environment. A name that starts with `FANLIGHT_` and means nothing is an error. A service
+minds the common settings and its own, and leaves the other services' names alone. Tokens may also come from a file.
+
+The command line reads `FANLIGHT_GATEWAY` (the gateway's address), `FANLIGHT_TOKEN` or `FANLIGHT_TOKEN_FILE`, and
+`FANLIGHT_TLS_CA_FILE`.
+
+This page is made from the settings classes by `make settings`.
+"""
+
+SECTIONS: list[tuple[str, type[BaseSettings]]] = [
+    ("Common to all services", CommonSettings),
+    ("Gateway", GatewaySettings),
+    ("Preprocessor", PreprocessorSettings),
+    ("Diffusion", DiffusionSettings),
+    ("The lease loop of preprocessor and diffusion", WorkerSettings),
+]
+
+
+def rows(kind: type[BaseSettings]) -> Iterator[str]:
+    prefix = kind.model_config.get("env_prefix", "")
+    for name, field in kind.model_fields.items():
+        assert field.description, f"{kind.__name__}.{name} has no description"
+        yield f"| `{prefix}{name.upper()}` | {default_of(field)} | {field.description} |"
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "see there"
+    value = field.default
+    if value is PydanticUndefined:
+        return "required"
+    if value is None or value == "" or isinstance(value, SecretStr):
+        return ""
+    return f"`{value}`"
+
+
+def page() -> str:
+    parts = [HEAD]
+    for title, kind in SECTIONS:
+        parts.append("\n".join([f"## {title}", "", "| name | default | meaning |", "|---|---|---|", *rows(kind), ""]))
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
