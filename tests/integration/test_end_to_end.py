@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.conftest import until
+from tests.fakes.running import until
 
 ENDED = {"STATE_SUCCEEDED", "STATE_FAILED", "STATE_CANCELLED"}
 

@@ -7,7 +7,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.conftest import start_up, stop, until
+from tests.fakes.running import start_up, stop, until
 from tests.integration.test_end_to_end import blob, create, finished, job, picture
 
 
