@@ -195,6 +195,9 @@ class Task:
     outputs: tuple[Output, ...] = ()
     spans: tuple[Span, ...] = ()
     failure: Failure | None = None
+    # How far it is; not kept, filled in for those who ask.
+    step: int = 0
+    steps: int = 0
 
     @property
     def failed_nodes(self) -> frozenset[str]:

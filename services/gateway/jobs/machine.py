@@ -1,0 +1,184 @@
+"""The life of a job and its tasks: functions from (job, event, now) to job. Pure.
+
+A job comes back as the very same object when the event changes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+
+from services.gateway.jobs.model import (
+    Attempt,
+    ControlImage,
+    Ending,
+    Failure,
+    Fault,
+    Job,
+    JobState,
+    Lease,
+    Output,
+    Span,
+    Task,
+    TaskState,
+)
+from services.kernel.errors import Conflict, LeaseLost
+
+FAILURES_LIMIT = 3
+LOST_LEASES_LIMIT = 10
+
+
+class Standing(StrEnum):
+    """What a token is to a task."""
+
+    LIVE = "live"
+    # It handed in the result.
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+def standing(job: Job, number: int, token: str) -> Standing:
+    task = job.task(number)
+    if task is None or task.lease is None or task.lease.token != token:
+        return Standing.LOST
+    return {
+        TaskState.LEASED: Standing.LIVE,
+        TaskState.SUCCEEDED: Standing.COMPLETED,
+        TaskState.CANCELLED: Standing.CANCELLED,
+    }.get(task.state, Standing.LOST)
+
+
+def lease(job: Job, number: int, lease: Lease, *, now_s: float) -> Job:
+    """Conflict when the task cannot be leased any more."""
+    task = job.task(number)
+    if task is None or task.state is not TaskState.QUEUED:
+        raise Conflict(f"{job.name}/tasks/{number} is not waiting")
+    return _changed(job, replace(task, state=TaskState.LEASED, lease=lease, leases=task.leases + 1), now_s=now_s)
+
+
+def complete(
+    job: Job, number: int, token: str, *, outputs: Sequence[Output], spans: Sequence[Span], now_s: float
+) -> Job:
+    """LeaseLost for a token that is no longer the task's; the token that completed it may say so again."""
+    if standing(job, number, token) is Standing.COMPLETED:
+        return job
+    task = _leased(job, number, token)
+    done = replace(
+        task, state=TaskState.SUCCEEDED, outputs=tuple(outputs), spans=tuple(spans), end_time_s=now_s, failure=None
+    )
+    return _changed(_with_control_image(job, done), done, now_s=now_s)
+
+
+def _with_control_image(job: Job, done: Task) -> Job:
+    made = done.outputs[0]
+
+    def filled(image: ControlImage) -> ControlImage:
+        if image.task != done.number:
+            return image
+        return replace(image, blob=made.blob, width_px=made.width_px, height_px=made.height_px)
+
+    return replace(job, control_images=tuple(filled(image) for image in job.control_images))
+
+
+def fail(job: Job, number: int, token: str, *, fault: Fault, failure: Failure, now_s: float) -> Job:
+    """The request's fault ends the task; a node's puts it back until its failures are spent. LeaseLost."""
+    task = _leased(job, number, token)
+    if fault is Fault.REQUEST:
+        return _changed(job, _failed(task, failure, now_s), now_s=now_s)
+    return _tried(job, task, Ending.FAILED, failure, now_s)
+
+
+def give_back(job: Job, number: int, token: str, *, now_s: float) -> Job:
+    """The worker leaves; it counts as nothing. LeaseLost."""
+    return _changed(job, _queued(_leased(job, number, token)), now_s=now_s)
+
+
+def expire(job: Job, number: int, token: str, *, now_s: float, unheld: bool = False) -> Job:
+    """A lease that ended without a word; nothing changes where the token is not the live one.
+
+    `unheld`: the worker lives and does not know of the lease, as when the answer with it was lost on the way.
+    """
+    task = job.task(number)
+    if task is None or standing(job, number, token) is not Standing.LIVE:
+        return job
+    assert task.lease is not None
+    alone = task.alone or (task.lease.batch_size > 1 and not unheld)
+    return _tried(job, replace(task, alone=alone), Ending.LOST, None, now_s)
+
+
+def cancel(job: Job, *, now_s: float) -> Job:
+    if job.state.ended:
+        return job
+    tasks = tuple(_cancelled(task, now_s) for task in job.tasks)
+    return replace(job, tasks=tasks, state=JobState.CANCELLED, end_time_s=now_s, revision=job.revision + 1)
+
+
+def _leased(job: Job, number: int, token: str) -> Task:
+    task = job.task(number)
+    if task is None or standing(job, number, token) is not Standing.LIVE:
+        raise LeaseLost("the token is no longer the task's; drop the work")
+    return task
+
+
+def _tried(job: Job, task: Task, ending: Ending, failure: Failure | None, now_s: float) -> Job:
+    """The task after one more attempt that came to nothing: queued again, or dead."""
+    lease = task.lease
+    assert lease is not None
+    attempt = Attempt(
+        worker=lease.worker,
+        node=lease.node,
+        lease_time_s=lease.time_s,
+        end_time_s=now_s,
+        ending=ending,
+        failure=failure,
+    )
+    task = replace(task, attempts=(*task.attempts, attempt), failure=failure)
+    spent = sum(each.ending is ending for each in task.attempts)
+    if spent < (FAILURES_LIMIT if ending is Ending.FAILED else LOST_LEASES_LIMIT):
+        return _changed(job, _queued(task), now_s=now_s)
+    if failure is None:
+        failure = Failure(reason="LEASES_LOST", message=f"{spent} workers vanished while they ran it")
+    return _changed(job, replace(_failed(task, failure, now_s), dead=True), now_s=now_s)
+
+
+def _queued(task: Task) -> Task:
+    return replace(task, state=TaskState.QUEUED, lease=None)
+
+
+def _failed(task: Task, failure: Failure, now_s: float) -> Task:
+    return replace(task, state=TaskState.FAILED, failure=failure, end_time_s=now_s)
+
+
+def _cancelled(task: Task, now_s: float) -> Task:
+    return task if task.state.ended else replace(task, state=TaskState.CANCELLED, end_time_s=now_s)
+
+
+def _changed(job: Job, task: Task, *, now_s: float) -> Job:
+    """The job with that task in its place, and what follows from it for the others and the whole."""
+    tasks = tuple(task if each.number == task.number else each for each in job.tasks)
+    if task.state is TaskState.FAILED:
+        tasks = tuple(_cancelled(each, now_s) for each in tasks)
+    elif all(image.blob is not None for image in job.control_images):
+        tasks = tuple(_unblocked(each, now_s) for each in tasks)
+    state = _state_of(tasks)
+    return replace(
+        job,
+        tasks=tasks,
+        state=state,
+        failure=task.failure if state is JobState.FAILED else None,
+        end_time_s=now_s if state.ended else 0.0,
+        revision=job.revision + 1,
+    )
+
+
+def _unblocked(task: Task, now_s: float) -> Task:
+    return replace(task, state=TaskState.QUEUED, queue_time_s=now_s) if task.state is TaskState.BLOCKED else task
+
+
+def _state_of(tasks: Sequence[Task]) -> JobState:
+    states = {task.state for task in tasks}
+    if TaskState.FAILED in states:
+        return JobState.FAILED
+    if states == {TaskState.SUCCEEDED}:
+        return JobState.SUCCEEDED
+    return JobState.RUNNING if states & {TaskState.LEASED, TaskState.SUCCEEDED} else JobState.QUEUED
