@@ -1,0 +1,56 @@
+"""Which tasks the asking worker gets: by priority and age, and rather those whose checkpoint it holds.
+
+A first policy. Whatever replaces it keeps the signature of `choose`.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from services.gateway.ordering.backlog import Backlog
+from services.gateway.ordering.tasks import Asker, Kind, Waiting
+
+# What does not need a checkpoint loaded may go first, until the other has waited this long.
+STICKY_LIMIT_S = 30.0
+# How many tasks of a kind are looked at before the kind is passed over.
+LOOK_LIMIT = 256
+
+# The nodes of live workers that can do tasks of a kind.
+AbleNodes = Callable[[Kind], frozenset[str]]
+
+
+def choose(backlog: Backlog, asker: Asker, *, limit: int, able_nodes: AbleNodes, now_s: float) -> list[Waiting]:
+    """At most `limit` tasks of one kind for the asker, the best first; a task that must run alone comes alone."""
+    if limit <= 0:
+        return []
+    heads = [head for kind in backlog.kinds() if (head := _head(backlog, kind, asker, able_nodes)) is not None]
+    if not heads:
+        return []
+    best = min(heads, key=lambda task: (_rank_s(task, asker, now_s), task.key))
+    if best.alone:
+        return [best]
+    return list(islice((task for task in _fit(backlog, best.kind, asker, able_nodes) if not task.alone), limit))
+
+
+def _head(backlog: Backlog, kind: Kind, asker: Asker, able_nodes: AbleNodes) -> Waiting | None:
+    return next(_fit(backlog, kind, asker, able_nodes), None) if asker.can(kind) else None
+
+
+def _fit(backlog: Backlog, kind: Kind, asker: Asker, able_nodes: AbleNodes) -> Iterator[Waiting]:
+    """Those that the asker's node should not leave to another one."""
+    for task in islice(backlog.of_kind(kind), LOOK_LIMIT):
+        if asker.node not in task.failed_nodes or able_nodes(kind) <= task.failed_nodes:
+            yield task
+
+
+def _rank_s(task: Waiting, asker: Asker, now_s: float) -> float:
+    overdue = now_s - task.queue_time_s >= STICKY_LIMIT_S
+    return task.rank_s if overdue else task.rank_s + STICKY_LIMIT_S * _distance(task.kind.checkpoint, asker)
+
+
+def _distance(checkpoint: str, asker: Asker) -> float:
+    """How far the checkpoint is from the asker's device: 0 in it, 1 not on the node at all."""
+    if not checkpoint or checkpoint in asker.vram_models:
+        return 0.0
+    if checkpoint in asker.ram_models:
+        return 0.25
+    return 0.5 if checkpoint in asker.disk_models else 1.0
