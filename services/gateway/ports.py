@@ -1,6 +1,6 @@
 """What the gateway needs of the world, in its own words. Each port has one conformance suite in tests/contract."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,7 +47,7 @@ class JobStore(Protocol):
         """No error where there is none."""
         ...
 
-    async def list(self, bucket: str, *, before: str = "", limit: int) -> list[Record]:
+    async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
         """Records by key, the greatest first, only keys less than `before` where one is given."""
         ...
 

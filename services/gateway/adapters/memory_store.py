@@ -1,0 +1,58 @@
+"""The JobStore for tests: forgets everything with its process."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from services.gateway.adapters.watchers import Watchers
+from services.gateway.ports import CaughtUp, Change, Deleted, Record
+from services.kernel.errors import AlreadyExists, Conflict
+
+
+class MemoryStore:
+    def __init__(self) -> None:
+        self._buckets: dict[str, dict[str, Record]] = {}
+        self._revision = 0
+        self._watchers = Watchers()
+
+    def close(self) -> None:
+        self._watchers.close()
+
+    async def create(self, bucket: str, key: str, value: bytes) -> Record:
+        if key in self._buckets.get(bucket, {}):
+            raise AlreadyExists(f"{bucket}/{key} exists")
+        return self._set(bucket, key, value)
+
+    async def get(self, bucket: str, key: str) -> Record | None:
+        return self._buckets.get(bucket, {}).get(key)
+
+    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+        present = self._buckets.get(bucket, {}).get(key)
+        if present is None or present.revision != revision:
+            raise Conflict(f"{bucket}/{key} has changed")
+        return self._set(bucket, key, value)
+
+    async def delete(self, bucket: str, key: str) -> None:
+        if self._buckets.get(bucket, {}).pop(key, None) is not None:
+            self._watchers.tell(bucket, Deleted(key=key))
+
+    async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
+        records = self._buckets.get(bucket, {})
+        keys = sorted((key for key in records if not before or key < before), reverse=True)
+        return [records[key] for key in keys[:limit]]
+
+    async def watch(self, bucket: str) -> AsyncIterator[Change]:
+        watcher = self._watchers.add(bucket)
+        try:
+            for record in list(self._buckets.get(bucket, {}).values()):
+                yield record
+            yield CaughtUp()
+            async for change in watcher.changes():
+                yield change
+        finally:
+            self._watchers.remove(bucket, watcher)
+
+    def _set(self, bucket: str, key: str, value: bytes) -> Record:
+        self._revision += 1
+        record = Record(key=key, value=value, revision=self._revision)
+        self._buckets.setdefault(bucket, {})[key] = record
+        self._watchers.tell(bucket, record)
+        return record

@@ -1,0 +1,115 @@
+"""The JobStore in one SQLite file: survives a crash, serves exactly one gateway."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from services.gateway.adapters.sqlite_file import Result, SqliteFile, Write
+from services.gateway.adapters.watchers import Watchers
+from services.gateway.ports import CaughtUp, Change, Record
+from services.kernel.errors import FanlightError
+
+LIST_PAGE = 500
+
+T = TypeVar("T")
+_Results = list[Result]
+_Entry = tuple[str, Write, asyncio.Future[Result]]
+
+
+class SqliteStore:
+    """Made by `open_sqlite_store`. Writes that wait at the same time share one transaction."""
+
+    def __init__(self, file: SqliteFile, executor: ThreadPoolExecutor) -> None:
+        self._file = file
+        self._executor = executor
+        self._loop = asyncio.get_running_loop()
+        self._watchers = Watchers()
+        self._waiting: list[_Entry] = []
+        self._writing = False
+
+    def close(self) -> None:
+        """End the watches; the file is closed by who opened it."""
+        self._watchers.close()
+
+    async def create(self, bucket: str, key: str, value: bytes) -> Record:
+        return _written(await self._write(bucket, lambda file: file.create(bucket, key, value)))
+
+    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+        return _written(await self._write(bucket, lambda file: file.put(bucket, key, value, revision)))
+
+    async def delete(self, bucket: str, key: str) -> None:
+        await self._write(bucket, lambda file: file.delete(bucket, key))
+
+    async def get(self, bucket: str, key: str) -> Record | None:
+        return await self._read(lambda: self._file.get(bucket, key))
+
+    async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
+        return await self._read(lambda: self._file.list(bucket, before, limit))
+
+    async def watch(self, bucket: str) -> AsyncIterator[Change]:
+        watcher = self._watchers.add(bucket)
+        try:
+            page = await self.list(bucket, limit=LIST_PAGE)
+            while page:
+                for record in page:
+                    yield record
+                page = await self.list(bucket, before=page[-1].key, limit=LIST_PAGE)
+            yield CaughtUp()
+            async for change in watcher.changes():
+                yield change
+        finally:
+            self._watchers.remove(bucket, watcher)
+
+    async def _read(self, read: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._executor, read)
+
+    async def _write(self, bucket: str, write: Write) -> Result:
+        """Durable on return. Who is cancelled while waiting leaves the write to happen or not."""
+        done: asyncio.Future[Result] = self._loop.create_future()
+        self._waiting.append((bucket, write, done))
+        self._flush()
+        result = await done
+        if isinstance(result, FanlightError):
+            raise result
+        return result
+
+    def _flush(self) -> None:
+        """Hand all that waits to the thread, unless it is busy: then it is done with the next transaction."""
+        if self._writing or not self._waiting:
+            return
+        entries, self._waiting = self._waiting, []
+        self._writing = True
+        writes = [write for _, write, _ in entries]
+        job = self._loop.run_in_executor(self._executor, self._file.write_all, writes)
+        job.add_done_callback(lambda job: self._settle(entries, job))
+
+    def _settle(self, entries: Sequence[_Entry], job: asyncio.Future[_Results]) -> None:
+        self._writing = False
+        for (bucket, _, done), result in zip(entries, job.result(), strict=True):
+            if not done.done():
+                done.set_result(result)
+            if result is not None and not isinstance(result, FanlightError):
+                self._watchers.tell(bucket, result)
+        self._flush()
+
+
+def _written(result: Result) -> Record:
+    assert isinstance(result, Record)
+    return result
+
+
+@asynccontextmanager
+async def open_sqlite_store(path: Path) -> AsyncIterator[SqliteStore]:
+    """The store in that file, which is made if it is not there. SettingsError when another gateway has it."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite") as executor:
+        file = await loop.run_in_executor(executor, SqliteFile, path)
+        store = SqliteStore(file, executor)
+        try:
+            yield store
+        finally:
+            store.close()
+            await loop.run_in_executor(executor, file.close)

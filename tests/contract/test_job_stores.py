@@ -1,0 +1,241 @@
+"""What every JobStore promises. SqliteStore's own promises, across processes, are at the end."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.gateway.adapters.memory_store import MemoryStore
+from services.gateway.adapters.sqlite_store import LIST_PAGE, open_sqlite_store
+from services.gateway.ports import CaughtUp, Change, Deleted, JobStore, Record
+from services.kernel.config import SettingsError
+from services.kernel.errors import AlreadyExists, Conflict, Unavailable
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    async with open_sqlite_store(tmp_path / "gateway.sqlite") as opened:
+        yield opened
+
+
+async def test_a_created_record_can_be_read(store: JobStore) -> None:
+    made = await store.create("jobs", "a", b"1")
+    assert await store.get("jobs", "a") == made
+    assert (made.key, made.value) == ("a", b"1")
+
+
+async def test_a_record_is_created_once(store: JobStore) -> None:
+    await store.create("jobs", "a", b"1")
+    with pytest.raises(AlreadyExists):
+        await store.create("jobs", "a", b"2")
+    kept = await store.get("jobs", "a")
+    assert kept is not None
+    assert kept.value == b"1"
+
+
+async def test_of_many_who_create_the_same_one_wins(store: JobStore) -> None:
+    tries = [store.create("requests", "r", str(i).encode()) for i in range(20)]
+    results = await asyncio.gather(*tries, return_exceptions=True)
+    winners = [result for result in results if isinstance(result, Record)]
+    assert len(winners) == 1
+    assert await store.get("requests", "r") == winners[0]
+
+
+async def test_buckets_are_apart(store: JobStore) -> None:
+    await store.create("jobs", "a", b"1")
+    assert await store.get("workers", "a") is None
+    await store.create("workers", "a", b"2")
+    await store.delete("jobs", "a")
+    assert await store.get("workers", "a") is not None
+
+
+async def test_a_put_replaces_the_revision_it_names(store: JobStore) -> None:
+    first = await store.create("jobs", "a", b"1")
+    second = await store.put("jobs", "a", b"2", revision=first.revision)
+    assert second.revision > first.revision
+    assert await store.get("jobs", "a") == second
+
+
+async def test_a_put_of_an_old_revision_is_refused(store: JobStore) -> None:
+    first = await store.create("jobs", "a", b"1")
+    second = await store.put("jobs", "a", b"2", revision=first.revision)
+    with pytest.raises(Conflict):
+        await store.put("jobs", "a", b"3", revision=first.revision)
+    assert await store.get("jobs", "a") == second
+
+
+async def test_of_many_who_put_over_the_same_revision_one_wins(store: JobStore) -> None:
+    first = await store.create("jobs", "a", b"")
+    tries = [store.put("jobs", "a", str(i).encode(), revision=first.revision) for i in range(20)]
+    results = await asyncio.gather(*tries, return_exceptions=True)
+    assert sum(isinstance(result, Record) for result in results) == 1
+    assert sum(isinstance(result, Conflict) for result in results) == 19
+
+
+async def test_what_is_not_there_cannot_be_put(store: JobStore) -> None:
+    with pytest.raises(Conflict):
+        await store.put("jobs", "a", b"1", revision=1)
+
+
+async def test_a_record_made_again_after_its_deletion_is_another_one(store: JobStore) -> None:
+    first = await store.create("jobs", "a", b"1")
+    await store.delete("jobs", "a")
+    await store.create("jobs", "a", b"2")
+    with pytest.raises(Conflict):
+        await store.put("jobs", "a", b"3", revision=first.revision)
+
+
+async def test_deleting_what_is_not_there_is_no_error(store: JobStore) -> None:
+    await store.delete("jobs", "a")
+    assert await store.get("jobs", "a") is None
+
+
+async def test_records_are_listed_the_greatest_key_first_page_by_page(store: JobStore) -> None:
+    for key in ["b", "d", "a", "c"]:
+        await store.create("jobs", key, key.encode())
+    await store.create("workers", "e", b"")
+    page = await store.list("jobs", limit=3)
+    assert [record.key for record in page] == ["d", "c", "b"]
+    assert [record.key for record in await store.list("jobs", before="b", limit=3)] == ["a"]
+    assert await store.list("jobs", before="a", limit=3) == []
+
+
+async def test_a_watch_tells_what_is_there_then_what_comes(store: JobStore) -> None:
+    first = await store.create("jobs", "a", b"1")
+    async with asyncio.timeout(10):
+        changes = store.watch("jobs")
+        assert await anext(changes) == first
+        assert await anext(changes) == CaughtUp()
+        second = await store.put("jobs", "a", b"2", revision=first.revision)
+        assert await anext(changes) == second
+        await store.create("workers", "w", b"")
+        await store.delete("jobs", "a")
+        assert await anext(changes) == Deleted(key="a")
+
+
+async def test_a_watch_that_lags_is_told_the_last_state_of_every_key(store: JobStore) -> None:
+    async with asyncio.timeout(10):
+        changes = store.watch("jobs")
+        assert await anext(changes) == CaughtUp()
+        record = await store.create("jobs", "a", b"")
+        for i in range(9):
+            record = await store.put("jobs", "a", str(i).encode(), revision=record.revision)
+        other = await store.create("jobs", "b", b"")
+        told: list[Change] = []
+        while not told or told[-1] != other:
+            told.append(await anext(changes))
+        assert record in told
+
+
+async def test_every_watcher_is_told(store: JobStore) -> None:
+    async with asyncio.timeout(10):
+        watches = [store.watch("jobs") for _ in range(3)]
+        for each in watches:
+            assert await anext(each) == CaughtUp()
+        made = await store.create("jobs", "a", b"1")
+        for each in watches:
+            assert await anext(each) == made
+
+
+async def test_a_watch_tells_more_records_than_one_page(tmp_path: Path) -> None:
+    async with open_sqlite_store(tmp_path / "s.sqlite") as store, asyncio.timeout(30):
+        keys = [f"{i:05}" for i in range(LIST_PAGE + 3)]
+        await asyncio.gather(*(store.create("jobs", key, b"") for key in keys))
+        seen = []
+        async for change in store.watch("jobs"):
+            if isinstance(change, CaughtUp):
+                break
+            assert isinstance(change, Record)
+            seen.append(change.key)
+    assert sorted(seen) == keys
+
+
+async def test_a_watch_ends_with_its_store(tmp_path: Path) -> None:
+    async with open_sqlite_store(tmp_path / "s.sqlite") as store, asyncio.timeout(10):
+        changes = store.watch("jobs")
+        assert await anext(changes) == CaughtUp()
+        store.close()
+        assert [change async for change in changes] == []
+
+
+async def test_a_second_gateway_on_the_same_file_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    async with open_sqlite_store(path):
+        code = f"""
+import asyncio, pathlib
+from services.gateway.adapters.sqlite_store import open_sqlite_store
+async def main():
+    async with open_sqlite_store(pathlib.Path({str(path)!r})): pass
+asyncio.run(main())
+"""
+        other = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True)
+    assert other.returncode != 0
+    assert "is in use: it serves one gateway at a time" in other.stderr
+
+
+async def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    import sqlite3
+
+    path = tmp_path / "s.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(SettingsError, match="later version"):
+        async with open_sqlite_store(path):
+            pass
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    path.write_bytes(b"not a database" * 500)
+    with pytest.raises(SettingsError, match="cannot be opened"):
+        async with open_sqlite_store(path):
+            pass
+
+
+async def test_a_disk_that_is_full_refuses_writes_and_keeps_what_was_there(tmp_path: Path) -> None:
+    async with open_sqlite_store(tmp_path / "s.sqlite") as store:
+        kept = await store.create("jobs", "a", b"1")
+        await store._read(lambda: store._file._connection.execute("PRAGMA max_page_count = 8"))
+        with pytest.raises(Unavailable):
+            await store.create("jobs", "big", bytes(1_000_000))
+        assert await store.get("jobs", "a") == kept
+
+
+WRITER = """
+import asyncio, pathlib, sys
+from services.gateway.adapters.sqlite_store import open_sqlite_store
+async def main():
+    async with open_sqlite_store(pathlib.Path(sys.argv[1])) as store:
+        for i in range(100_000):
+            await store.create("jobs", f"{i:06}", bytes(500))
+            print(i, flush=True)
+asyncio.run(main())
+"""
+
+
+def _write_until_killed(path: Path) -> int:
+    """The number of the last record whose write was acknowledged before kill -9."""
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        for line in writer.stdout:
+            if int(line) == 40:
+                writer.kill()
+                break
+        rest = writer.stdout.read().splitlines()
+    return int(rest[-1]) if rest and rest[-1].isdigit() else 40
+
+
+async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    last = await asyncio.to_thread(_write_until_killed, path)
+    async with open_sqlite_store(path) as store:
+        kept = {record.key for record in await store.list("jobs", limit=100_000)}
+        assert {f"{i:06}" for i in range(last + 1)} <= kept
+        await store.create("jobs", "next", b"")
