@@ -1,0 +1,108 @@
+"""Bytes from and to the gateway, in chunks, taken up again where a cut left them, checked by digest."""
+
+import hashlib
+from collections.abc import AsyncIterator
+
+import grpc.aio
+
+from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
+from fanlight.common.v1 import common_pb2
+from services.kernel.digests import DEFAULT_SCOPE, digest_of, named
+from services.kernel.errors import FanlightError, NodeFault, TooLarge
+from services.worker.goodput import Goodput
+from services.worker.patience import Patience
+from services.worker.queue_calls import CALL_DEADLINE_S, our_errors
+from services.worker.surroundings import Surroundings
+
+CHUNK_BYTES = 256 * 1024
+# One try; a longer one goes on with the next try.
+TRANSFER_DEADLINE_S = 300.0
+
+
+class _Receipt:
+    """What of a blob has come so far."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.sha256 = hashlib.sha256()
+
+    def add(self, chunk: bytes) -> None:
+        self.data += chunk
+        self.sha256.update(chunk)
+
+
+class BlobCalls:
+    """Failures are NodeFaults: what the gateway keeps, and how, is not the request's fault."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, patience: Patience, surroundings: Surroundings, *, read_bytes_max: int
+    ) -> None:
+        self._stub: blobs_pb2_grpc.BlobServiceAsyncStub = blobs_pb2_grpc.BlobServiceStub(channel)
+        self._patience = patience
+        self._surroundings = surroundings
+        self._read_bytes_max = read_bytes_max
+        self.goodput = Goodput()
+
+    async def read(self, blob: common_pb2.Blob) -> bytes:
+        """The blob's bytes, which have its digest. TooLarge when it says that it is."""
+        if blob.size_bytes > self._read_bytes_max:
+            raise TooLarge(f"an input picture has {blob.size_bytes} bytes; at most {self._read_bytes_max} are fetched")
+        receipt = _Receipt()
+
+        async def attempt() -> None:
+            await self._receive(blob, receipt)
+
+        try:
+            await self._patience.insist(attempt, doing="read_blob")
+        except FanlightError as error:
+            raise NodeFault(f"an input picture could not be fetched: {error.message}") from error
+        if named(receipt.sha256.hexdigest()) != blob.digest:
+            raise NodeFault(f"an input picture came with the wrong bytes for {blob.digest}")
+        return bytes(receipt.data)
+
+    async def _receive(self, blob: common_pb2.Blob, receipt: _Receipt) -> None:
+        offset_bytes, start_s = len(receipt.data), self._surroundings.now_s()
+        if 0 < blob.size_bytes == offset_bytes:
+            return
+        request = blobs_pb2.ReadBlobRequest(scope=blob.scope, digest=blob.digest, offset_bytes=offset_bytes)
+        with our_errors():
+            async for message in self._stub.ReadBlob(request, timeout=TRANSFER_DEADLINE_S):
+                receipt.add(message.chunk)
+                if len(receipt.data) > self._read_bytes_max:
+                    raise TooLarge(f"more than {self._read_bytes_max} bytes")
+        self.goodput.note(len(receipt.data) - offset_bytes, self._surroundings.now_s() - start_s)
+
+    async def write(self, data: bytes) -> common_pb2.Blob:
+        """Keep the bytes at the gateway; durable on return."""
+        blob = common_pb2.Blob(scope=DEFAULT_SCOPE, digest=digest_of(data), size_bytes=len(data))
+        tries = 0
+
+        async def attempt() -> None:
+            nonlocal tries
+            tries += 1
+            # The answer to the first try may be all that was lost.
+            if tries == 1 or not await self._has(blob):
+                await self._send(blob, data)
+
+        try:
+            await self._patience.insist(attempt, doing="write_blob")
+        except FanlightError as error:
+            raise NodeFault(f"an output could not be handed in: {error.message}") from error
+        return blob
+
+    async def _has(self, blob: common_pb2.Blob) -> bool:
+        with our_errors():
+            request = blobs_pb2.HasBlobsRequest(scope=blob.scope, digests=[blob.digest])
+            answer = await self._stub.HasBlobs(request, timeout=CALL_DEADLINE_S)
+        return blob.digest in answer.digests
+
+    async def _send(self, blob: common_pb2.Blob, data: bytes) -> None:
+        with our_errors():
+            await self._stub.WriteBlob(_parts(blob, data), timeout=TRANSFER_DEADLINE_S)
+
+
+async def _parts(blob: common_pb2.Blob, data: bytes) -> AsyncIterator[blobs_pb2.WriteBlobRequest]:
+    header = blobs_pb2.WriteBlobHeader(scope=blob.scope, digest=blob.digest, size_bytes=blob.size_bytes)
+    yield blobs_pb2.WriteBlobRequest(header=header)
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield blobs_pb2.WriteBlobRequest(chunk=data[start : start + CHUNK_BYTES])

@@ -1,0 +1,66 @@
+"""Puts the bytes of a task's input pictures in place of their blobs; keeps the latest for the next task."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from google.protobuf.message import Message
+
+from fanlight.common.v1 import common_pb2
+from fanlight.queue.v1 import queue_pb2
+
+Key = tuple[str, str]
+
+
+class ReadsBlobs(Protocol):
+    async def read(self, blob: common_pb2.Blob) -> bytes: ...
+
+
+class InputPictures:
+    """Fetches each picture once, also when several tasks want it at the same time."""
+
+    def __init__(self, blobs: ReadsBlobs, *, cache_bytes: int) -> None:
+        self._blobs = blobs
+        self._cache_bytes = cache_bytes
+        # By scope and digest, the least recently used first.
+        self._kept: OrderedDict[Key, bytes] = OrderedDict()
+        self._kept_bytes = 0
+        self._fetching: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+
+    async def fill(self, task: queue_pb2.LeasedTask) -> None:
+        for picture in pictures_of(task):
+            if picture.HasField("blob"):
+                picture.data = await self._get(picture.blob)
+
+    async def _get(self, blob: common_pb2.Blob) -> bytes:
+        key = (blob.scope, blob.digest)
+        lock = self._fetching.setdefault(key, asyncio.Lock())
+        async with lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            data = await self._blobs.read(blob)
+            self._keep(key, data)
+            return data
+
+    def _keep(self, key: Key, data: bytes) -> None:
+        self._kept[key] = data
+        self._kept_bytes += len(data)
+        while self._kept_bytes > self._cache_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= len(dropped)
+
+
+def pictures_of(message: Message) -> Iterator[common_pb2.Picture]:
+    """Every picture in the message, however deep, so that no stage needs to be known."""
+    if isinstance(message, common_pb2.Picture):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for each in [value] if isinstance(value, Message) else value:
+            if isinstance(each, Message):
+                yield from pictures_of(each)
