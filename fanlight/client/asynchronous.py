@@ -1,0 +1,197 @@
+"""The gateway's services for asyncio: deadlines, safe retries, pictures as blobs."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self, Unpack
+
+from fanlight.blobs.v1.blobs_pb2_grpc import BlobServiceStub
+from fanlight.channel import open_channel
+from fanlight.client import requests
+from fanlight.client.blobs import Blobs
+from fanlight.client.jobs import require_success
+from fanlight.client.requests import GenerationOptions, ParameterValue, PictureSource
+from fanlight.client.retry import Answer, Retry
+from fanlight.client.watch import Watch
+from fanlight.common.v1.common_pb2 import Blob, Picture
+from fanlight.diffusion.v1.diffusion_pb2 import Model
+from fanlight.errors import FanlightError
+from fanlight.gateway.v1 import gateway_pb2 as gateway
+from fanlight.gateway.v1.gateway_pb2 import Annotation, Generation, Job, JobEvent
+from fanlight.gateway.v1.gateway_pb2_grpc import JobServiceStub
+from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+# What a call may take with all its tries; a blob's transfer may take longer.
+TIMEOUT_S = 30.0
+BLOB_TIMEOUT_S = 600.0
+# How long to try a gateway that has not answered once.
+CONNECT_S = 5.0
+# A cancelled wait says so to the gateway, but not for long.
+GOODBYE_S = 5.0
+PAGE_JOBS = 200
+
+Listener = Callable[[JobEvent], None]
+
+
+class AsyncClient:
+    """Made inside the event loop that uses it, closed with `async with` or `close`. Raises fanlight.errors."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token: str = "",
+        ca_file: Path | None = None,
+        scope: str = "",
+        timeout_s: float = TIMEOUT_S,
+        connect_s: float = CONNECT_S,
+    ) -> None:
+        self._channel = open_channel(address, token=token, ca_file=ca_file)
+        self._jobs = JobServiceStub(self._channel)
+        self._retry = Retry(connect_s=connect_s)
+        self._blobs = Blobs(BlobServiceStub(self._channel), self._retry, scope=scope)
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        on_event: Listener | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        **options: Unpack[GenerationOptions],
+    ) -> Job:
+        """Paints, waits, and returns the job with its images. Cancelling the wait cancels the job.
+
+        JobFailed where it ends otherwise.
+        """
+        work = await asyncio.to_thread(requests.generation, prompt, **options)
+        job = await self.create_job(work, request_id=request_id, priority=priority)
+        return await self._finished(job, on_event)
+
+    async def annotate(
+        self,
+        annotator: str,
+        picture: PictureSource,
+        *,
+        parameters: Mapping[str, ParameterValue] | None = None,
+        width_px: int = 0,
+        height_px: int = 0,
+        on_event: Listener | None = None,
+        request_id: str = "",
+        priority: int = 0,
+    ) -> Job:
+        """Makes a control image, waits, and returns the job with it as its one image. JobFailed as `generate`."""
+        size = {"width_px": width_px, "height_px": height_px}
+        work = await asyncio.to_thread(requests.annotation, annotator, picture, parameters=parameters, **size)
+        job = await self.create_job(work, request_id=request_id, priority=priority)
+        return await self._finished(job, on_event)
+
+    async def _finished(self, job: Job, on_event: Listener | None) -> Job:
+        try:
+            job = await self.wait_job(job, on_event=on_event)
+        except asyncio.CancelledError:
+            with contextlib.suppress(FanlightError):
+                await self.cancel_job(job.name, timeout_s=GOODBYE_S)
+            raise
+        require_success(job)
+        return job
+
+    async def create_job(self, work: Generation | Annotation, *, request_id: str = "", priority: int = 0) -> Job:
+        """Hands a job in and returns at once. Pictures given as bytes are sent as blobs first.
+
+        The same `request_id` gives the same job; without one each call makes its own, once, however often it is sent.
+        """
+        work = await self._with_blobs(work)
+        request = gateway.CreateJobRequest(request_id=request_id or uuid.uuid4().hex, priority=priority)
+        if isinstance(work, Generation):
+            request.generation.CopyFrom(work)
+        else:
+            request.annotation.CopyFrom(work)
+        return await self._call(lambda left_s: self._jobs.CreateJob(request, timeout=left_s))
+
+    async def _with_blobs(self, work: Generation | Annotation) -> Generation | Annotation:
+        work = type(work).FromString(work.SerializeToString())
+        sources = work.controls if isinstance(work, Generation) else [work]
+        for source in sources:
+            if source.picture.HasField("data"):
+                source.picture.CopyFrom(Picture(blob=await self.write_blob(source.picture.data)))
+        return work
+
+    async def wait_job(self, job: Job | str, *, on_event: Listener | None = None) -> Job:
+        """The job when it has ended, in whatever way; `on_event` is told what happens until then."""
+        name, revision = (job, 0) if isinstance(job, str) else (job.name, job.revision)
+        last: Job | None = None
+        async for event in self.watch_job(name, after_revision=revision):
+            last = event.job if event.HasField("job") else last
+            if on_event is not None:
+                on_event(event)
+        return last or await self.get_job(name)
+
+    async def watch_job(self, name: str, *, after_revision: int = 0) -> AsyncGenerator[JobEvent, None]:
+        """States and progress until the job has ended, whatever breaks on the way."""
+        watch = Watch(self._jobs, self._retry, name, after_revision=after_revision)
+        async for event in watch.events(timeout_s=self._timeout_s):
+            yield event
+
+    async def get_job(self, name: str) -> Job:
+        return await self._call(lambda left_s: self._jobs.GetJob(gateway.GetJobRequest(name=name), timeout=left_s))
+
+    async def list_jobs(self, *, limit: int = 50, state: "Job.State.ValueType" = Job.STATE_UNSPECIFIED) -> list[Job]:
+        """The newest first, as many pages as the limit takes."""
+        found: list[Job] = []
+        page_token = ""
+        while len(found) < limit:
+            page_size = min(limit - len(found), PAGE_JOBS)
+            request = gateway.ListJobsRequest(page_size=page_size, page_token=page_token, state=state)
+            page = await self._list_page(request)
+            found += page.jobs
+            page_token = page.next_page_token
+            if not page_token:
+                break
+        return found
+
+    async def _list_page(self, request: gateway.ListJobsRequest) -> gateway.ListJobsResponse:
+        return await self._call(lambda left_s: self._jobs.ListJobs(request, timeout=left_s))
+
+    async def cancel_job(self, name: str, *, timeout_s: float | None = None) -> Job:
+        request = gateway.CancelJobRequest(name=name)
+        return await self._call(lambda left_s: self._jobs.CancelJob(request, timeout=left_s), timeout_s)
+
+    async def list_annotators(self) -> list[Annotator]:
+        request = gateway.ListAnnotatorsRequest()
+        return list((await self._call(lambda left_s: self._jobs.ListAnnotators(request, timeout=left_s))).annotators)
+
+    async def list_models(self) -> list[Model]:
+        request = gateway.ListModelsRequest()
+        return list((await self._call(lambda left_s: self._jobs.ListModels(request, timeout=left_s))).models)
+
+    async def list_workers(self) -> list[gateway.WorkerStatus]:
+        request = gateway.ListWorkersRequest()
+        return list((await self._call(lambda left_s: self._jobs.ListWorkers(request, timeout=left_s))).workers)
+
+    async def write_blob(self, data: bytes) -> Blob:
+        """Keeps the bytes with the gateway; what it has already is not sent again."""
+        return await self._blobs.write(data, timeout_s=BLOB_TIMEOUT_S)
+
+    async def read_blob(self, blob: Blob | str) -> bytes:
+        """The bytes of a blob or digest, checked against it."""
+        return await self._blobs.read(blob, timeout_s=BLOB_TIMEOUT_S)
+
+    async def _call(self, send: Callable[[float], Awaitable[Answer]], timeout_s: float | None = None) -> Answer:
+        return await self._retry.call(send, timeout_s=timeout_s or self._timeout_s)

@@ -1,0 +1,70 @@
+"""Bytes up and down by digest, in chunks; what comes down is checked against it."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from fanlight.blobs.v1 import blobs_pb2
+from fanlight.client.retry import Retry
+from fanlight.common.v1.common_pb2 import Blob
+from fanlight.errors import BrokenBlob
+
+if TYPE_CHECKING:
+    from fanlight.blobs.v1.blobs_pb2_grpc import BlobServiceAsyncStub
+
+CHUNK_BYTES = 256 * 1024
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+class Blobs:
+    """The blob calls of a client, over its channel and with its retries."""
+
+    def __init__(self, stub: "BlobServiceAsyncStub", retry: Retry, *, scope: str) -> None:
+        self._stub = stub
+        self._retry = retry
+        self._scope = scope
+
+    async def write(self, data: bytes, *, timeout_s: float) -> Blob:
+        """Keeps the bytes; sends them only where the gateway has them not."""
+        digest = digest_of(data)
+        if await self._has(digest, timeout_s=timeout_s):
+            return Blob(scope=self._scope, digest=digest, size_bytes=len(data))
+        answer = await self._retry.call(
+            lambda left_s: self._stub.WriteBlob(_parts(self._scope, digest, data), timeout=left_s), timeout_s=timeout_s
+        )
+        return answer.blob
+
+    async def _has(self, digest: str, *, timeout_s: float) -> bool:
+        request = blobs_pb2.HasBlobsRequest(scope=self._scope, digests=[digest])
+        answer = await self._retry.call(
+            lambda left_s: self._stub.HasBlobs(request, timeout=left_s), timeout_s=timeout_s
+        )
+        return digest in answer.digests
+
+    async def read(self, blob: Blob | str, *, timeout_s: float) -> bytes:
+        """The bytes of a blob, or of a digest in the client's scope. BrokenBlob where they are other bytes."""
+        wanted = Blob(scope=self._scope, digest=blob) if isinstance(blob, str) else blob
+        data = await self._retry.call(lambda left_s: self._read(wanted, left_s), timeout_s=timeout_s)
+        if digest_of(data) != wanted.digest:
+            raise BrokenBlob(f"{wanted.digest}: other bytes arrived; try again")
+        return data
+
+    async def _read(self, wanted: Blob, timeout_s: float) -> bytes:
+        request = blobs_pb2.ReadBlobRequest(scope=wanted.scope, digest=wanted.digest)
+        size_bytes, data = 0, bytearray()
+        async for part in self._stub.ReadBlob(request, timeout=timeout_s):
+            size_bytes = part.blob.size_bytes if part.HasField("blob") else size_bytes
+            data += part.chunk
+            if len(data) > size_bytes:
+                raise BrokenBlob(f"{wanted.digest}: more bytes arrived than were announced")
+        return bytes(data)
+
+
+async def _parts(scope: str, digest: str, data: bytes) -> AsyncIterator[blobs_pb2.WriteBlobRequest]:
+    header = blobs_pb2.WriteBlobHeader(scope=scope, digest=digest, size_bytes=len(data))
+    yield blobs_pb2.WriteBlobRequest(header=header)
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield blobs_pb2.WriteBlobRequest(chunk=data[start : start + CHUNK_BYTES])

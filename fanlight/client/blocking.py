@@ -1,0 +1,110 @@
+"""The async client for code without an event loop: the same calls, each run to its end on a private loop."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from fanlight.client.asynchronous import CONNECT_S, DEFAULT_ADDRESS, GOODBYE_S, TIMEOUT_S, AsyncClient
+from fanlight.gateway.v1.gateway_pb2 import JobEvent
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, Arguments], Coroutine[Any, Any, Answer]],
+) -> Callable[Concatenate["Client", Arguments], Answer]:
+    @wraps(method)
+    def call(self: "Client", *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+        return self._run(method(self._client, *args, **kwargs))
+
+    return call  # type: ignore[return-value]  # mypy keeps the name `self`
+
+
+class Client:
+    """Takes what AsyncClient takes; closed with `with` or `close`. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token: str = "",
+        ca_file: Path | None = None,
+        scope: str = "",
+        timeout_s: float = TIMEOUT_S,
+        connect_s: float = CONNECT_S,
+    ) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fanlight-client", daemon=True)
+        self._thread.start()
+
+        async def made() -> AsyncClient:
+            return AsyncClient(
+                address, token=token, ca_file=ca_file, scope=scope, timeout_s=timeout_s, connect_s=connect_s
+            )
+
+        self._client = self._run(made())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the loop too; a second call does nothing."""
+        if self._loop.is_closed():
+            return
+        self._run(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        ended = threading.Event()
+
+        async def noted() -> Answer:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(noted(), self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            # The call ends too, and has the time to cancel the job that it waits for.
+            future.cancel()
+            ended.wait(GOODBYE_S)
+            raise
+
+    def watch_job(self, name: str, *, after_revision: int = 0) -> Iterator[JobEvent]:
+        events = self._client.watch_job(name, after_revision=after_revision)
+
+        async def following() -> JobEvent | None:
+            return await anext(events, None)
+
+        try:
+            while (event := self._run(following())) is not None:
+                yield event
+        finally:
+            self._run(events.aclose())
+
+    generate = _blocking(AsyncClient.generate)
+    annotate = _blocking(AsyncClient.annotate)
+    create_job = _blocking(AsyncClient.create_job)
+    wait_job = _blocking(AsyncClient.wait_job)
+    get_job = _blocking(AsyncClient.get_job)
+    list_jobs = _blocking(AsyncClient.list_jobs)
+    cancel_job = _blocking(AsyncClient.cancel_job)
+    list_annotators = _blocking(AsyncClient.list_annotators)
+    list_models = _blocking(AsyncClient.list_models)
+    list_workers = _blocking(AsyncClient.list_workers)
+    write_blob = _blocking(AsyncClient.write_blob)
+    read_blob = _blocking(AsyncClient.read_blob)

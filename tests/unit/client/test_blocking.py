@@ -1,0 +1,67 @@
+"""The client for code without an event loop: the same calls, on a loop of its own."""
+
+import signal
+import threading
+
+import pytest
+
+from fanlight.client import Client, generation
+from fanlight.errors import CallFailed
+from fanlight.gateway.v1.gateway_pb2 import Job
+from tests.fakes.job_service import PICTURE, FakeJobService, serving_beside
+
+
+@pytest.fixture
+def service():
+    return FakeJobService()
+
+
+@pytest.fixture
+def address(service):
+    with serving_beside(service) as address:
+        yield address
+
+
+def test_it_paints_and_reads_what_was_painted(address):
+    with Client(address) as client:
+        job = client.generate("a cat")
+
+        assert client.read_blob(job.images[0].blob) == PICTURE
+
+
+def test_a_watch_ends_with_the_job(address):
+    with Client(address) as client:
+        name = client.generate("a cat").name
+        events = list(client.watch_job(name))
+
+    assert events[-1].job.state == Job.STATE_SUCCEEDED
+
+
+def test_a_watch_may_be_left_early(address, service):
+    with Client(address) as client:
+        name = client.create_job(generation("forever")).name
+        for _ in client.watch_job(name):
+            break
+
+        assert client.get_job(name).state == Job.STATE_RUNNING
+
+
+def test_errors_come_through(address):
+    with Client(address) as client, pytest.raises(CallFailed, match="jobs/none"):
+        client.get_job("jobs/none")
+
+
+def test_ctrl_c_cancels_the_job_that_is_waited_for(address, service):
+    def interrupt(event):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with Client(address) as client, pytest.raises(KeyboardInterrupt):
+        client.generate("forever", on_event=interrupt)
+
+    assert service.jobs["jobs/j1"].state == Job.STATE_CANCELLED
+
+
+def test_closing_twice_does_nothing(address):
+    client = Client(address)
+    client.close()
+    client.close()
