@@ -1,0 +1,202 @@
+"""Manifests: the files of a model, pinned by size and digest, and where each can be had. Pure; knows no network."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from services.kernel.errors import InvalidField
+from services.weights.references import is_safe_path
+
+MAX_FILES = 10_000
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """One tensor of a safetensors file; begin and end are byte offsets in the whole file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+    sha256: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.begin
+
+    def to_row(self) -> list[Any]:
+        return [self.name, self.dtype, list(self.shape), self.begin, self.end, self.sha256]
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Self:
+        name, dtype, shape, begin, end, sha256 = row
+        return cls(name=name, dtype=dtype, shape=tuple(shape), begin=begin, end=end, sha256=sha256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorTable:
+    """The tensors of one file in the order of their bytes; the header is what comes before the first."""
+
+    header_bytes: int
+    tensors: tuple[TensorEntry, ...]
+
+    @property
+    def has_digests(self) -> bool:
+        return bool(self.tensors) and all(t.sha256 for t in self.tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"header_bytes": self.header_bytes, "tensors": [t.to_row() for t in self.tensors]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        rows = tuple(TensorEntry.from_row(row) for row in data["tensors"])
+        table = cls(header_bytes=int(data["header_bytes"]), tensors=rows)
+        table.check()
+        return table
+
+    def check(self) -> None:
+        """InvalidField unless the tensors lie one behind the other and name their digests rightly."""
+        at = self.header_bytes
+        for tensor in self.tensors:
+            if tensor.begin != at or tensor.end < tensor.begin:
+                raise InvalidField(f"tensor {tensor.name!r} does not begin where the one before ends", field="tensors")
+            if tensor.sha256 and not _SHA256.fullmatch(tensor.sha256):
+                raise InvalidField(f"tensor {tensor.name!r} has a bad digest", field="tensors")
+            at = tensor.end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkDigests:
+    """sha256 of each `chunk_bytes` of a file; the last chunk may be shorter."""
+
+    chunk_bytes: int
+    sha256s: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile:
+    """One file. `size_bytes` is approximate, and never relied on, where `is_exact` is false."""
+
+    path: str
+    size_bytes: int
+    sha256: str = ""
+    # In the order in which they are tried: `hf:ORG/REPO@REVISION/PATH`, `https://...`, `s3://...` or a local path.
+    sources: tuple[str, ...] = ()
+    is_exact: bool = True
+    tensors: TensorTable | None = None
+    chunks: ChunkDigests | None = None
+    # What the file is not needed for, in words; such a file is listed to be counted as skipped.
+    skip: str = ""
+
+    def __post_init__(self) -> None:
+        if not is_safe_path(self.path):
+            raise InvalidField(f"the path {self.path!r} leaves its folder", field="path")
+        if self.size_bytes < 0 or (self.sha256 and not _SHA256.fullmatch(self.sha256)):
+            raise InvalidField(f"{self.path!r} has a bad size or sha256", field="files")
+
+    @property
+    def basename(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a reference resolved to. `view` is the folder, AUTHOR/NAME, that it is shown under."""
+
+    reference: str
+    view: str
+    files: tuple[WeightFile, ...]
+    revision: str = ""
+    licence: str = ""
+    kind: str = ""
+    family: str = ""
+    needed_by: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+    # Every file listed is wanted, whatever its name: an operator or the catalog has chosen.
+    is_chosen: bool = False
+
+    def __post_init__(self) -> None:
+        if not is_safe_path(self.view) or len(self.files) > MAX_FILES:
+            raise InvalidField(f"{self.reference!r}: bad folder or more than {MAX_FILES} files", field="reference")
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(f.size_bytes for f in self.files)
+
+    def to_text(self) -> str:
+        return json.dumps(manifest_to_json(self), separators=(",", ":"))
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "reference": manifest.reference,
+        "view": manifest.view,
+        "revision": manifest.revision,
+        "licence": manifest.licence,
+        "kind": manifest.kind,
+        "family": manifest.family,
+        "needed_by": list(manifest.needed_by),
+        "caveats": list(manifest.caveats),
+        "is_chosen": manifest.is_chosen,
+        "files": [_file_to_json(f) for f in manifest.files],
+    }
+
+
+def _file_to_json(file: WeightFile) -> dict[str, Any]:
+    data: dict[str, Any] = {"path": file.path, "bytes": file.size_bytes, "sha256": file.sha256}
+    data["sources"] = list(file.sources)
+    if not file.is_exact:
+        data["approximate"] = True
+    if file.skip:
+        data["skip"] = file.skip
+    if file.tensors:
+        data["tensors"] = file.tensors.to_json()
+    if file.chunks:
+        data["chunks"] = {"bytes": file.chunks.chunk_bytes, "sha256": list(file.chunks.sha256s)}
+    return data
+
+
+def file_from_json(data: Mapping[str, Any]) -> WeightFile:
+    """A file as manifests and catalogs write it; InvalidField says which is wrong."""
+    chunks = data.get("chunks")
+    try:
+        return WeightFile(
+            path=data["path"],
+            size_bytes=int(data["bytes"]),
+            sha256=data.get("sha256") or "",
+            sources=tuple(data.get("sources", ())),
+            is_exact=not data.get("approximate", False),
+            tensors=TensorTable.from_json(data["tensors"]) if data.get("tensors") else None,
+            chunks=ChunkDigests(chunk_bytes=int(chunks["bytes"]), sha256s=tuple(chunks["sha256"])) if chunks else None,
+            skip=data.get("skip", ""),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidField(f"a file of the manifest is malformed: {error!r}", field="files") from error
+
+
+def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
+    try:
+        return Manifest(
+            reference=data["reference"],
+            view=data["view"],
+            files=tuple(file_from_json(f) for f in data["files"]),
+            revision=data.get("revision", ""),
+            licence=data.get("licence", ""),
+            kind=data.get("kind", ""),
+            family=data.get("family", ""),
+            needed_by=tuple(data.get("needed_by", ())),
+            caveats=tuple(data.get("caveats", ())),
+            is_chosen=bool(data.get("is_chosen", False)),
+        )
+    except (KeyError, TypeError) as error:
+        raise InvalidField(f"the manifest is malformed: {error!r}", field="manifest") from error
+
+
+def with_tables(manifest: Manifest, tables: Mapping[str, TensorTable]) -> Manifest:
+    """The manifest with tensor digests put in for the files whose sha256 is in `tables`."""
+    files = tuple(replace(f, tensors=tables.get(f.sha256)) if f.tensors is None else f for f in manifest.files)
+    return replace(manifest, files=files)
