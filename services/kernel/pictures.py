@@ -4,14 +4,29 @@ Needs Pillow, which the extras of the stages bring; the gateway never imports th
 """
 
 import io
-import warnings
+import struct
+import zlib
 from dataclasses import dataclass
 
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from services.kernel.errors import InvalidField, TooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+# What Pillow raises about damaged bytes; all of it was seen.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
+
+# By the value of the EXIF tag.
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +43,16 @@ def decode_rgb(data: bytes, *, field: str, limits: PictureLimits) -> Image.Image
     if len(data) > limits.size_bytes:
         raise TooLarge(f"has {len(data)} bytes; at most {limits.size_bytes} are taken", field=field)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(picture, field, limits)
-            picture.load()
-            return _on_white(_upright(picture))
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(picture, field, limits)
+        _check_mode(picture, field)
+        picture.load()
+        return _on_white(_upright(picture))
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"has far more than the {limits.pixels} pixels that are taken", field=field) from error
+    except UnidentifiedImageError as error:
         raise InvalidField(f"is not a picture of a known format ({', '.join(FORMATS)})", field=field) from error
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError) as error:
+    except _DAMAGE as error:
         raise InvalidField("is a damaged or truncated picture", field=field) from error
 
 
@@ -49,11 +65,17 @@ def _check_size(picture: ImageFile.ImageFile, field: str, limits: PictureLimits)
         )
 
 
+def _check_mode(picture: Image.Image, field: str) -> None:
+    if picture.mode == "F":
+        raise InvalidField("has floating-point pixels, whose range nobody knows; send 8 or 16 bits", field=field)
+
+
 def _upright(picture: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError):
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    except _DAMAGE:
         return picture  # a broken EXIF block says nothing about the pixels
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
