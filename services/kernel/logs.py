@@ -5,6 +5,9 @@ import sys
 
 import structlog
 
+# Without local variables, which hold prompts, image bytes and tokens.
+_TRACEBACKS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
 
 def configure(*, level: str, style: str, service: str) -> None:
     """`style` is `json` or `console`. Libraries' own logs come through the same way, from warnings up."""
@@ -15,9 +18,11 @@ def configure(*, level: str, style: str, service: str) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [structlog.processors.ExceptionRenderer(_TRACEBACKS), structlog.processors.JSONRenderer()]
         if style == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     structlog.configure(
         processors=[*shared, *last],
