@@ -105,6 +105,11 @@ def from_rpc_error(error: grpc.RpcError) -> errors.FanlightError:
     return kind(message, field=field, retry_after_s=retry_after_s)
 
 
+def of_reason(reason: str, message: str, *, field: str = "") -> errors.FanlightError:
+    """The error that a failure's reason names; one of the node's where the reason is not ours."""
+    return _BY_REASON.get(reason, errors.NodeFault)(message, field=field)
+
+
 def _of_code(code: int, message: str) -> errors.FanlightError:
     return _BY_CODE.get(code, errors.NodeFault)(message, field="")
 

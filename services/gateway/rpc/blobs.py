@@ -6,8 +6,8 @@ from typing import Any
 import grpc.aio
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
-from fanlight.common.v1 import common_pb2
-from services.kernel.blobs import BlobInfo, BlobStore
+from services.gateway.wire.blobs import blob
+from services.kernel.blobs import BlobStore
 from services.kernel.digests import parse_digest, parse_scope
 from services.kernel.errors import InvalidField, NotFound, OutOfRange, TooLarge
 
@@ -32,7 +32,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
             digest=header.digest and parse_digest(header.digest, field="header.digest"),
             size_bytes=_natural(header.size_bytes, "header.size_bytes"),
         )
-        return blobs_pb2.WriteBlobResponse(blob=to_proto(info))
+        return blobs_pb2.WriteBlobResponse(blob=blob(info))
 
     async def ReadBlob(
         self, request: blobs_pb2.ReadBlobRequest, context: Context
@@ -46,7 +46,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
             raise NotFound(f"no blob {digest}", field="digest")
         if offset_bytes > info.size_bytes:
             raise OutOfRange(f"the blob has {info.size_bytes} bytes", field="offset_bytes")
-        yield blobs_pb2.ReadBlobResponse(blob=to_proto(info))
+        yield blobs_pb2.ReadBlobResponse(blob=blob(info))
         async for chunk in self._blobs.read(scope, digest, offset_bytes=offset_bytes, limit_bytes=limit_bytes):
             for start in range(0, len(chunk), CHUNK_OUT_BYTES):
                 yield blobs_pb2.ReadBlobResponse(chunk=chunk[start : start + CHUNK_OUT_BYTES])
@@ -59,10 +59,6 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         return blobs_pb2.HasBlobsResponse(
             digests=[digest for digest in wanted if await self._blobs.stat(scope, digest) is not None]
         )
-
-
-def to_proto(info: BlobInfo) -> common_pb2.Blob:
-    return common_pb2.Blob(scope=info.scope, digest=info.digest, size_bytes=info.size_bytes, media_type=info.media_type)
 
 
 async def _header(requests: AsyncIterator[blobs_pb2.WriteBlobRequest]) -> blobs_pb2.WriteBlobHeader:

@@ -1,0 +1,107 @@
+"""`/v1/annotate/{annotator}`: a picture in, its control image out, as one job that is waited for."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from fanlight.common.v1 import common_pb2
+from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.app.gateway import Gateway
+from services.gateway.http import documents
+from services.gateway.http.blobs import BlobRoutes, keep_body
+from services.gateway.http.options import HttpOptions
+from services.gateway.http.parameters import Wait
+from services.gateway.jobs.model import Job
+from services.gateway.wire import answers, requests
+from services.kernel.blobs import BlobInfo, BlobStore
+from services.kernel.digests import DEFAULT_SCOPE
+from services.kernel.errors import DeadlineExceeded, InvalidField
+from services.kernel.parameters import Parameter
+from services.kernel.wire_errors import of_reason
+
+# Query parameters that are not the annotator's.
+OWN = frozenset({"wait", "width_px", "height_px"})
+
+_NO_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
+
+Size = Annotated[int, Query(ge=0, le=65_535, description="Both 0: the picture's own size.")]
+
+
+class AnnotateRoutes:
+    def __init__(self, gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> None:
+        self._gateway = gateway
+        self._blobs = blobs
+        self._options = options
+        self._pictures = BlobRoutes(blobs, options)
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["annotators"])
+        router.add_api_route("/v1/annotate/{annotator}", self.annotate, methods=["POST"], **documents.ANNOTATE)
+        return router
+
+    async def annotate(
+        self, request: Request, annotator: str, wait: Wait = 60.0, width_px: Size = 0, height_px: Size = 0
+    ) -> Response:
+        annotation = gateway_pb2.Annotation(annotator=annotator, width_px=width_px, height_px=height_px)
+        annotation.parameters.update(self._parameters(annotator, request))
+        info = await keep_body(request, self._blobs, self._options, scope=DEFAULT_SCOPE)
+        annotation.picture.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
+        message = gateway_pb2.CreateJobRequest(annotation=annotation)
+        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()))
+        return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait), wait)
+
+    def _parameters(self, annotator: str, request: Request) -> dict[str, bool | float | str]:
+        """The annotator's parameters among the query's, in their kinds. What it does not have stays text."""
+        described = self._gateway.workers.catalog().annotators.get(annotator)
+        known = {parameter.name: parameter for parameter in described.parameters} if described else {}
+        values: dict[str, bool | float | str] = {}
+        for name, text in request.query_params.multi_items():
+            if name in values:
+                raise InvalidField("is given twice", field=f"parameters.{name}")
+            if name not in OWN:
+                values[name] = typed(text, known.get(name))
+        return values
+
+    def _answer(self, job: Job, waited_s: float) -> Response:
+        if job.failure is not None:
+            raise of_reason(job.failure.reason, job.failure.message, field=job.failure.field)
+        told = answers.job(job)
+        if told.state != gateway_pb2.Job.STATE_SUCCEEDED:
+            raise DeadlineExceeded(f"not done within {waited_s:g} s; GET /v1/{told.name} tells when it is")
+        blob = told.images[0].blob
+        info = BlobInfo(scope=blob.scope, digest=blob.digest, size_bytes=blob.size_bytes, media_type=blob.media_type)
+        headers = {
+            "ETag": f'"{info.digest}"',
+            "Fanlight-Job": told.name,
+            "Server-Timing": ", ".join(_timings(told)),
+        }
+        return self._pictures.answer(info, headers)
+
+
+def typed(text: str, parameter: Parameter | None) -> bool | float | str:
+    """The text as the parameter's kind; as it is where it is none, so that the check of parameters says so."""
+    if parameter is None or isinstance(parameter.default, str):
+        return text
+    if isinstance(parameter.default, bool):
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _timings(job: gateway_pb2.Job) -> Iterator[str]:
+    """As the W3C's Server Timing says: each stretch of the work in milliseconds."""
+    for task in job.tasks:
+        queued_s = task.lease_time.ToNanoseconds() / 1e9 - task.queue_time.ToNanoseconds() / 1e9
+        yield _timing("queue", max(0.0, queued_s))
+        yield from (_timing(span.name, span.duration_s) for span in task.spans)
+    total_s = job.end_time.ToNanoseconds() / 1e9 - job.create_time.ToNanoseconds() / 1e9
+    yield _timing("total", max(0.0, total_s))
+
+
+def _timing(name: str, duration_s: float) -> str:
+    return f"{_NO_TOKEN.sub('_', name)};dur={duration_s * 1e3:.1f}"

@@ -1,0 +1,116 @@
+"""`/v1/blobs`: bytes in by stream, out by digest. A blob never changes, so it may be cached for ever."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import Response, StreamingResponse
+
+from services.gateway.http import bodies, documents
+from services.gateway.http.json_messages import answer, of_value
+from services.gateway.http.options import HttpOptions
+from services.gateway.http.parameters import Scope, refuse_unknown, scope_of
+from services.gateway.http.ranges import Part, Unsatisfiable, part_of
+from services.gateway.wire.blobs import blob
+from services.kernel.blobs import BlobInfo, BlobStore
+from services.kernel.digests import parse_digest
+from services.kernel.errors import InvalidField, NotFound, OutOfRange
+from services.kernel.wire_errors import to_body
+
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+
+
+class BlobRoutes:
+    def __init__(self, blobs: BlobStore, options: HttpOptions) -> None:
+        self._blobs = blobs
+        self._options = options
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["blobs"], dependencies=[Depends(refuse_unknown)])
+        add = router.add_api_route
+        add("/v1/blobs", self.write, methods=["POST"], **documents.WRITE_BLOB)
+        add("/v1/blobs/{digest}", self.read, methods=["GET"], **documents.READ_BLOB)
+        add("/v1/blobs/{digest}", self.read, methods=["HEAD"], include_in_schema=False)
+        return router
+
+    async def write(
+        self,
+        request: Request,
+        digest: Annotated[str, Query(description="What the bytes must hash to.")] = "",
+        scope: Scope = "",
+    ) -> Response:
+        wanted = digest and parse_digest(digest, field="digest")
+        info = await keep_body(request, self._blobs, self._options, scope=scope_of(scope), digest=wanted)
+        headers = {"Location": f"/v1/blobs/{info.digest}"}
+        return answer(blob(info), status=201, headers=headers)
+
+    async def read(self, request: Request, digest: str, scope: Scope = "") -> Response:
+        parsed_scope = scope_of(scope)
+        info = await self._blobs.stat(parsed_scope, parse_digest(digest, field="digest"))
+        if info is None:
+            raise NotFound(f"no blob {digest}", field="digest")
+        etag = f'"{info.digest}"'
+        headers = {"ETag": etag, "Cache-Control": "private, max-age=31536000, immutable", "Accept-Ranges": "bytes"}
+        if _names(request.headers.get("if-none-match", ""), etag):
+            return Response(status_code=304, headers=headers)
+        try:
+            part = _part(request, info, etag)
+        except Unsatisfiable:
+            return _unsatisfiable(info, headers)
+        return self.answer(info, headers, part=part, head_only=request.method == "HEAD")
+
+    def answer(
+        self, info: BlobInfo, headers: Mapping[str, str], *, part: Part | None = None, head_only: bool = False
+    ) -> Response:
+        """The blob's bytes, or a part of them."""
+        span = part or Part(offset_bytes=0, size_bytes=info.size_bytes)
+        all_headers = {
+            **headers,
+            "Content-Length": str(span.size_bytes),
+            "Content-Type": info.media_type or UNKNOWN_MEDIA_TYPE,
+            "X-Content-Type-Options": "nosniff",
+        }
+        if part is not None:
+            last = part.offset_bytes + part.size_bytes - 1
+            all_headers["Content-Range"] = f"bytes {part.offset_bytes}-{last}/{info.size_bytes}"
+        status = 200 if part is None else 206
+        if head_only or not span.size_bytes:
+            return Response(status_code=status, headers=all_headers)
+        chunks = self._blobs.read(info.scope, info.digest, offset_bytes=span.offset_bytes, limit_bytes=span.size_bytes)
+        return StreamingResponse(chunks, status_code=status, headers=all_headers)
+
+
+async def keep_body(
+    request: Request, blobs: BlobStore, options: HttpOptions, *, scope: str, digest: str = ""
+) -> BlobInfo:
+    """Keep the raw body, or the one file of a form, as a blob. InvalidField for none or several."""
+    if bodies.content_type(request) == bodies.FORM:
+        form = await bodies.read_form(request, options)
+        try:
+            if len(form.files) != 1:
+                raise InvalidField(f"must have one file; this form has {len(form.files)}", field="body")
+            (file,) = form.files.values()
+            return await blobs.write(scope, bodies.chunks_of(file), digest=digest)
+        finally:
+            await form.close()
+    if request.headers.get("content-length") == "0":
+        raise InvalidField("is empty", field="body")
+    chunks = bodies.raw(request, options, limit_bytes=options.blob_limit_bytes)
+    return await blobs.write(scope, chunks, digest=digest, size_bytes=bodies.announced_bytes(request))
+
+
+def _part(request: Request, info: BlobInfo, etag: str) -> Part | None:
+    condition = request.headers.get("if-range", "")
+    if condition and condition != etag:
+        return None
+    return part_of(request.headers.get("range", ""), info.size_bytes)
+
+
+def _names(header: str, etag: str) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return etag in tags or tags == ["*"]
+
+
+def _unsatisfiable(info: BlobInfo, headers: Mapping[str, str]) -> Response:
+    error = OutOfRange(f"the blob has {info.size_bytes} bytes", field="Range")
+    return of_value(to_body(error), status=416, headers={**headers, "Content-Range": f"bytes */{info.size_bytes}"})

@@ -1,0 +1,140 @@
+"""`/v1/jobs`: made, told, listed and cancelled."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from starlette.datastructures import UploadFile
+from starlette.responses import Response
+
+from fanlight.common.v1 import common_pb2
+from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.app.gateway import Gateway
+from services.gateway.http import bodies, documents
+from services.gateway.http.json_messages import answer, fill
+from services.gateway.http.options import HttpOptions
+from services.gateway.http.parameters import Wait, refuse_unknown
+from services.gateway.jobs.model import Job
+from services.gateway.wire import answers, requests
+from services.kernel.blobs import BlobStore
+from services.kernel.digests import DEFAULT_SCOPE
+from services.kernel.errors import InvalidField
+
+PART = "part:"
+JOB_PART = "job"
+
+
+class JobRoutes:
+    def __init__(self, gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> None:
+        self._gateway = gateway
+        self._blobs = blobs
+        self._options = options
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_unknown)])
+        add = router.add_api_route
+        add("/v1/jobs", self.create, methods=["POST"], **documents.CREATE_JOB)
+        add("/v1/jobs", self.list, methods=["GET"], **documents.LIST_JOBS)
+        add("/v1/jobs/{job_id}:cancel", self.cancel, methods=["POST"], **documents.CANCEL_JOB)
+        add("/v1/jobs/{job_id}", self.get, methods=["GET"], **documents.GET_JOB)
+        return router
+
+    async def create(
+        self,
+        request: Request,
+        wait: Wait = 0.0,
+        idempotency_key: Annotated[str, Header(description="The job's `request_id`, where the body has none.")] = "",
+    ) -> Response:
+        if bodies.content_type(request) == bodies.FORM:
+            message = await self._of_form(request)
+        else:
+            message = _parsed(await bodies.read_json(request, self._options))
+        _identify(message, idempotency_key)
+        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()))
+        if wait:
+            job = await self._gateway.jobs.wait(job.name, wait_s=wait)
+        return _answer(job, status=201)
+
+    async def get(self, job_id: str, wait: Wait = 0.0) -> Response:
+        name = f"jobs/{job_id}"
+        if wait:
+            return _answer(await self._gateway.jobs.wait(name, wait_s=wait))
+        return _answer(await self._gateway.jobs.get(name))
+
+    async def list(
+        self,
+        page_size: Annotated[int, Query(ge=0, le=1_000, description="0 means 50.")] = 0,
+        page_token: Annotated[str, Query(description="`next_page_token` of the page before.")] = "",
+        state: Annotated[str, Query(description="Only jobs in this state, such as `running`.")] = "",
+    ) -> Response:
+        wanted = requests.job_state(_state(state)) if state else None
+        page = await self._gateway.jobs.list(page_size=page_size, page_token=page_token, state=wanted)
+        jobs = [answers.job(job) for job in page.jobs]
+        return answer(gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token))
+
+    async def cancel(self, job_id: str) -> Response:
+        return _answer(await self._gateway.jobs.cancel(f"jobs/{job_id}"))
+
+    async def _of_form(self, request: Request) -> gateway_pb2.CreateJobRequest:
+        """The `job` part, its `part:NAME` pictures kept as blobs."""
+        form = await bodies.read_form(request, self._options)
+        try:
+            message = _parsed(bodies.parse_json(await self._job_part(form), field=JOB_PART))
+            await self._keep_parts(message, form.files)
+            return message
+        finally:
+            await form.close()
+
+    async def _job_part(self, form: bodies.Form) -> bytes:
+        if JOB_PART in form.fields:
+            return form.fields[JOB_PART].encode()
+        file = form.files.pop(JOB_PART, None)
+        if file is None:
+            raise InvalidField("the form has no such part; it holds the job's JSON", field=JOB_PART)
+        return await bodies.read_file(file, limit_bytes=self._options.json_limit_bytes, field=JOB_PART)
+
+    async def _keep_parts(self, message: gateway_pb2.CreateJobRequest, files: dict[str, UploadFile]) -> None:
+        wanted = {field: picture for field, picture in _pictures(message) if picture.url.startswith(PART)}
+        names = {field: picture.url.removeprefix(PART) for field, picture in wanted.items()}
+        for field, name in names.items():
+            if name not in files:
+                raise InvalidField(f"the form has no file named {name!r}", field=f"{field}.url")
+        for name in files.keys() - names.values():
+            raise InvalidField(f"no picture's url is {PART}{name}", field=name)
+        kept = {name: await self._blobs.write(DEFAULT_SCOPE, bodies.chunks_of(file)) for name, file in files.items()}
+        for field, picture in wanted.items():
+            info = kept[names[field]]
+            picture.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
+
+
+def _parsed(value: object) -> gateway_pb2.CreateJobRequest:
+    message = gateway_pb2.CreateJobRequest()
+    fill(message, value)
+    return message
+
+
+def _pictures(message: gateway_pb2.CreateJobRequest) -> Iterator[tuple[str, common_pb2.Picture]]:
+    """Every picture of the request, with its field."""
+    if message.HasField("annotation"):
+        yield "annotation.picture", message.annotation.picture
+    for index, control in enumerate(message.generation.controls if message.HasField("generation") else ()):
+        yield f"generation.controls[{index}].picture", control.picture
+
+
+def _identify(message: gateway_pb2.CreateJobRequest, key: str) -> None:
+    if key and message.request_id and key != message.request_id:
+        raise InvalidField("differs from the job's request_id", field="Idempotency-Key")
+    message.request_id = message.request_id or key
+
+
+def _state(text: str) -> "gateway_pb2.Job.State.ValueType":
+    name = f"STATE_{text.upper().removeprefix('STATE_')}"
+    names = gateway_pb2.Job.State.keys()[1:]
+    if name not in names:
+        known = ", ".join(key.removeprefix("STATE_").lower() for key in names)
+        raise InvalidField(f"must be one of {known}", field="state")
+    return gateway_pb2.Job.State.Value(name)
+
+
+def _answer(job: Job, *, status: int = 200) -> Response:
+    return answer(answers.job(job), status=status, headers={"Location": f"/v1/{job.name}", "Cache-Control": "no-store"})

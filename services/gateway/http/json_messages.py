@@ -1,0 +1,101 @@
+"""JSON values to protobuf messages and back, in the protos' own words. An error names the field's whole path."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.message import Message
+from starlette.responses import Response
+
+from services.kernel.errors import InvalidField
+
+# Its two implementations have no type in common.
+Field = Any
+
+# Messages that JSON writes in a way of their own.
+_WELL_KNOWN = "google.protobuf."
+
+_KINDS = {
+    FieldDescriptor.CPPTYPE_INT32: "a whole number from -2147483648 to 2147483647",
+    FieldDescriptor.CPPTYPE_INT64: "a whole number",
+    FieldDescriptor.CPPTYPE_UINT32: "a whole number from 0 to 4294967295",
+    FieldDescriptor.CPPTYPE_UINT64: "a whole number from 0 to 18446744073709551615",
+    FieldDescriptor.CPPTYPE_DOUBLE: "a number",
+    FieldDescriptor.CPPTYPE_FLOAT: "a number",
+    FieldDescriptor.CPPTYPE_BOOL: "true or false",
+    FieldDescriptor.CPPTYPE_STRING: "a text",
+    FieldDescriptor.CPPTYPE_MESSAGE: "an object",
+}
+
+
+def fill(message: Message, value: object, *, path: str = "") -> None:
+    """Set the message's fields from a JSON object. InvalidField for an unknown field or a wrong value."""
+    if not isinstance(value, Mapping):
+        raise InvalidField("must be an object", field=path or "body")
+    fields = {name: field for field in message.DESCRIPTOR.fields for name in (field.name, field.json_name)}
+    for name, part in value.items():
+        where = f"{path}.{name}" if path else name
+        field = fields.get(name)
+        if field is None:
+            known = ", ".join(each.name for each in message.DESCRIPTOR.fields)
+            raise InvalidField(f"is not known; the fields are {known}", field=where)
+        if part is not None:
+            _refuse_second(message, field, where)
+            _fill_field(message, field, part, where)
+
+
+def _refuse_second(message: Message, field: Field, where: str) -> None:
+    oneof = field.containing_oneof
+    other = message.WhichOneof(oneof.name) if oneof is not None else None
+    if other is not None:
+        raise InvalidField(f"does not go together with {other}", field=where)
+
+
+def _fill_field(message: Message, field: Field, value: object, where: str) -> None:
+    kind = field.message_type
+    if kind is None or kind.full_name.startswith(_WELL_KNOWN):
+        _fill_leaf(message, field, value, where)
+        return
+    part = getattr(message, field.name)
+    if isinstance(part, Message):
+        part.SetInParent()
+        fill(part, value, path=where)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            fill(part.add(), item, path=f"{where}[{index}]")
+    else:
+        raise InvalidField("must be a list", field=where)
+
+
+def _fill_leaf(message: Message, field: Field, value: object, where: str) -> None:
+    try:
+        ParseDict({field.name: value}, message)
+    except (ParseError, ValueError, TypeError, RecursionError) as error:
+        raise InvalidField(f"must be {_kind(field)}", field=where) from error
+
+
+def _kind(field: Field) -> str:
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return "base64"
+    if field.enum_type is not None:
+        return f"one of {', '.join(value.name for value in field.enum_type.values)}"
+    return _KINDS[field.cpp_type]
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """As proto3's JSON mapping says, with the protos' names: 64-bit numbers are texts, bytes are base64."""
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def answer(message: Message, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return of_value(to_json(message), status=status, headers=headers)
+
+
+def of_value(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(text(value), status_code=status, media_type="application/json", headers=dict(headers or {}))
+
+
+def text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

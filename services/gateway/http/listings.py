@@ -1,0 +1,53 @@
+"""What there is: annotators, models, workers, and how much waits."""
+
+from fastapi import APIRouter, Depends
+from starlette.responses import Response
+
+from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.app.gateway import Gateway
+from services.gateway.app.queue import QueueLine
+from services.gateway.http import documents
+from services.gateway.http.json_messages import answer, of_value
+from services.gateway.http.parameters import refuse_unknown
+from services.gateway.wire import answers
+
+
+class ListingRoutes:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def router(self) -> APIRouter:
+        router = APIRouter(dependencies=[Depends(refuse_unknown)])
+        add = router.add_api_route
+        add("/v1/annotators", self.annotators, methods=["GET"], tags=["annotators"], **documents.LIST_ANNOTATORS)
+        add("/v1/models", self.models, methods=["GET"], tags=["models"], **documents.LIST_MODELS)
+        add("/v1/workers", self.workers, methods=["GET"], tags=["workers"], **documents.LIST_WORKERS)
+        add("/v1/queue", self.queue, methods=["GET"], tags=["workers"], **documents.QUEUE)
+        return router
+
+    async def annotators(self) -> Response:
+        catalog = self._gateway.workers.catalog()
+        annotators = [answers.annotator(each) for each in catalog.annotators.values()]
+        return answer(gateway_pb2.ListAnnotatorsResponse(annotators=annotators))
+
+    async def models(self) -> Response:
+        catalog = self._gateway.workers.catalog()
+        return answer(gateway_pb2.ListModelsResponse(models=[answers.model(each) for each in catalog.models.values()]))
+
+    async def workers(self) -> Response:
+        statuses = self._gateway.workers.statuses()
+        return answer(gateway_pb2.ListWorkersResponse(workers=[answers.worker_status(each) for each in statuses]))
+
+    async def queue(self) -> Response:
+        return of_value({"lines": [_line(line) for line in self._gateway.queue.statistics()]})
+
+
+def _line(line: QueueLine) -> dict[str, object]:
+    return {
+        "stage": line.stage,
+        "checkpoint": line.checkpoint,
+        "waiting": line.waiting,
+        "blocked": line.blocked,
+        "leased": line.leased,
+        "oldest_age_s": round(line.oldest_age_s, 3),
+    }
