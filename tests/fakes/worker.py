@@ -1,0 +1,54 @@
+"""A worker of the fake gateway, started and stopped around a test's body."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fanlight.queue.v1 import queue_pb2
+from services.kernel.config import CommonSettings
+from services.worker.admission import Admission
+from services.worker.config import WorkerSettings
+from services.worker.loop import work
+from services.worker.ports import Stage
+from services.worker.surroundings import Surroundings
+from tests.fakes.gateway import FakeGateway
+
+PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Working:
+    admission: Admission
+    stop: asyncio.Event
+    task: "asyncio.Task[None]"
+
+    async def leave(self) -> None:
+        self.stop.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await self.task
+
+
+@asynccontextmanager
+async def working(
+    gateway: FakeGateway, stage: Stage, *, slots: int = 1, drain_grace_s: float = 0.0, token: str = "", **settings: Any
+) -> AsyncIterator[Working]:
+    admission, stop = Admission(slots=slots, waiting_limit=4), asyncio.Event()
+    quick = {"node": "node-1", "poll_wait_s": 5.0, "retry_delay_max_s": 0.02, "progress_every_s": 0.01}
+    own = WorkerSettings(gateway=gateway.address, **(quick | settings))
+    common = CommonSettings(drain_grace_s=drain_grace_s, worker_token=token or None)
+    task = asyncio.create_task(work(stage, admission, own, common, stop, surroundings=Surroundings()))
+    worker = Working(admission=admission, stop=stop, task=task)
+    try:
+        yield worker
+        await worker.leave()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def task_named(name: str, *, alone: bool = False) -> queue_pb2.LeasedTask:
+    task = queue_pb2.LeasedTask(name=name, attempt=1, alone=alone)
+    task.annotate.annotator = "canny"
+    return task

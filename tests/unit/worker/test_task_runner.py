@@ -1,0 +1,167 @@
+"""What becomes of one leased task: its pictures, its result, its failure."""
+
+import pytest
+
+from fanlight.common.v1 import common_pb2
+from fanlight.queue.v1 import queue_pb2
+from services.kernel.errors import InvalidField, NodeFault
+from tests.fakes.gateway import CHUNK_BYTES, FakeGateway
+from tests.fakes.stage import FakeStage
+from tests.fakes.worker import task_named, working
+
+NAME = "jobs/a/tasks/1"
+PICTURE = bytes(range(256)) * 1024
+
+
+def task_with(blob: common_pb2.Blob, name: str = NAME) -> queue_pb2.LeasedTask:
+    task = task_named(name)
+    task.annotate.picture.blob.CopyFrom(blob)
+    return task
+
+
+async def test_input_pictures_arrive_as_bytes(gateway: FakeGateway, stage: FakeStage) -> None:
+    await gateway.offer(task_with(gateway.keep(PICTURE)))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.results[NAME] == 1)
+    assert stage.pictures[NAME] == PICTURE
+
+
+async def test_a_picture_is_fetched_once_for_several_tasks(gateway: FakeGateway, stage: FakeStage) -> None:
+    blob = gateway.keep(PICTURE)
+    await gateway.offer(*(task_with(blob, f"jobs/{n}/tasks/1") for n in range(4)))
+    async with working(gateway, stage, slots=2):
+        await gateway.until(lambda: len(gateway.completed) == 4)
+    assert gateway.calls["ReadBlob"] == 1
+    assert set(stage.pictures.values()) == {PICTURE}
+
+
+async def test_a_fetch_that_was_cut_goes_on_where_it_ended(gateway: FakeGateway, stage: FakeStage) -> None:
+    gateway.cuts = 2
+    await gateway.offer(task_with(gateway.keep(PICTURE)))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.results[NAME] == 1)
+    assert gateway.read_offsets == [0, CHUNK_BYTES, 2 * CHUNK_BYTES]
+    assert stage.pictures[NAME] == PICTURE
+
+
+async def test_a_corrupted_picture_never_reaches_the_stage(gateway: FakeGateway, stage: FakeStage) -> None:
+    blob = gateway.keep(PICTURE)
+    gateway.corrupt.add(blob.digest)
+    await gateway.offer(task_with(blob))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+    assert NAME not in stage.pictures
+
+
+async def test_a_picture_that_the_gateway_lost_is_not_the_requests_fault(
+    gateway: FakeGateway, stage: FakeStage
+) -> None:
+    blob = gateway.keep(PICTURE)
+    gateway.blobs.clear()
+    await gateway.offer(task_with(blob))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+
+
+async def test_a_picture_above_the_limit_is_refused_unfetched(gateway: FakeGateway, stage: FakeStage) -> None:
+    blob = gateway.keep(bytes(2 * 1024 * 1024))
+    await gateway.offer(task_with(blob))
+    async with working(gateway, stage, input_bytes_max=1024 * 1024):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_REQUEST"])
+    assert gateway.failed[NAME][0].failure.reason == "TOO_LARGE"
+    assert gateway.calls["ReadBlob"] == 0
+
+
+async def test_what_was_fetched_tells_how_fast_the_link_is(gateway: FakeGateway, stage: FakeStage) -> None:
+    await gateway.offer(task_with(gateway.keep(PICTURE)))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.results[NAME] == 1 and gateway.open_polls == 1)
+        assert gateway.polls[0].worker.goodput_bps == 0
+        assert gateway.polls[-1].worker.goodput_bps > 0
+
+
+@pytest.mark.parametrize("method", ["WriteBlob", "CompleteTask"])
+async def test_a_result_whose_answer_was_lost_is_handed_in_again(
+    gateway: FakeGateway, stage: FakeStage, method: str
+) -> None:
+    gateway.lost_answers[method] = 2
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.results[NAME] == 1 and gateway.open_polls == 1)
+    assert gateway.results[NAME] == 1
+    assert gateway.faults(NAME) == []
+
+
+async def test_an_output_that_arrived_is_not_sent_twice(gateway: FakeGateway, stage: FakeStage) -> None:
+    gateway.lost_answers["WriteBlob"] = 1
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.results[NAME] == 1)
+    assert gateway.calls["WriteBlob"] == 1
+
+
+async def test_an_output_that_the_gateway_dropped_is_sent_again(gateway: FakeGateway, stage: FakeStage) -> None:
+    gateway.refusals["CompleteTask"] = 1
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage, retry_delay_max_s=0.5):
+        await gateway.until(lambda: gateway.calls["CompleteTask"] == 1)
+        gateway.blobs.clear()
+        await gateway.until(lambda: gateway.results[NAME] == 1)
+    assert gateway.calls["WriteBlob"] == 2
+
+
+async def test_large_outputs_go_up_in_chunks(gateway: FakeGateway, stage: FakeStage) -> None:
+    stage.outputs = [bytes(6 * 1024 * 1024), b"a second one"]
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.results[NAME] == 1)
+    assert sorted(map(len, gateway.blobs.values())) == [12, 6 * 1024 * 1024]
+
+
+async def test_a_request_at_fault_fails_for_good_and_names_the_field(gateway: FakeGateway, stage: FakeStage) -> None:
+    stage.failures[NAME] = InvalidField("at least 1", field="parameters.low")
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_REQUEST"])
+    failure = gateway.failed[NAME][0].failure
+    assert (failure.reason, failure.message, failure.field) == ("INVALID_FIELD", "at least 1", "parameters.low")
+
+
+async def test_a_node_at_fault_lets_the_task_run_elsewhere(gateway: FakeGateway, stage: FakeStage) -> None:
+    stage.failures[NAME] = NodeFault("out of memory")
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+    assert gateway.failed[NAME][0].failure.message == "out of memory"
+
+
+async def test_an_unknown_error_shows_nothing_of_itself_and_the_worker_goes_on(
+    gateway: FakeGateway, stage: FakeStage
+) -> None:
+    stage.failures[NAME] = RuntimeError("/home/secret: a prompt")
+    await gateway.offer(task_named(NAME), task_named("jobs/b/tasks/1"))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+        await gateway.until(lambda: gateway.results["jobs/b/tasks/1"] == 1)
+    failure = gateway.failed[NAME][0].failure
+    assert failure.reason == "INTERNAL"
+    assert "secret" not in str(failure)
+
+
+async def test_a_failure_whose_answer_was_lost_is_told_again(gateway: FakeGateway, stage: FakeStage) -> None:
+    stage.failures[NAME] = NodeFault("out of memory")
+    gateway.refusals["FailTask"] = 2
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+
+
+async def test_a_slot_is_free_again_while_a_result_goes_up(gateway: FakeGateway, stage: FakeStage) -> None:
+    gateway.refusals["WriteBlob"] = 1_000_000
+    await gateway.offer(task_named(NAME), task_named("jobs/b/tasks/1"), task_named("jobs/c/tasks/1"))
+    async with working(gateway, stage):
+        await gateway.until(lambda: len(gateway.leased) == 2)
+        await stage.until(lambda: {NAME, "jobs/b/tasks/1"} <= set(stage.pictures))
+        assert len(gateway.waiting) == 1
+        gateway.refusals.clear()
+        await gateway.until(lambda: len(gateway.completed) == 3)
