@@ -1,0 +1,83 @@
+"""`fanlight annotators | models | workers`: what there is to work with."""
+
+from typing import TYPE_CHECKING, TypeVar
+
+from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from google.protobuf.message import Message
+
+    from fanlight.client import AsyncClient
+    from fanlight.diffusion.v1.diffusion_pb2 import Model
+    from fanlight.gateway.v1.gateway_pb2 import WorkerStatus
+    from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator, Parameter
+
+MIB = 1024 * 1024
+
+Each = TypeVar("Each", bound="Message")
+
+
+def annotators(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
+    """List the annotators that some worker offers, with their parameters."""
+
+    def row(annotator: "Annotator") -> tuple[str, ...]:
+        parameters = ", ".join(_parameter(parameter) for parameter in annotator.parameters)
+        return annotator.id, ", ".join(annotator.controlnets) or "-", parameters or "-", annotator.description
+
+    titles = ("ANNOTATOR", "CONTROLNETS", "PARAMETERS", "WHAT IT DOES")
+    _list(gateway, lambda client: client.list_annotators(), titles, row, as_json=as_json)
+
+
+def _parameter(parameter: "Parameter") -> str:
+    from google.protobuf.json_format import MessageToJson
+
+    bounds = f" ({parameter.minimum:g} to {parameter.maximum:g})" if parameter.HasField("maximum") else ""
+    choices = f" ({'|'.join(parameter.choices)})" if parameter.choices else ""
+    default = f"={MessageToJson(parameter.default_value)}" if parameter.HasField("default_value") else ""
+    return f"{parameter.name}{default}{bounds}{choices}"
+
+
+def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
+    """List the models that some worker offers."""
+
+    def row(model: "Model") -> tuple[str, ...]:
+        size = f"{model.width_px}x{model.height_px}" if model.width_px else "-"
+        mebibytes = f"{model.size_bytes / MIB:.1f} MiB" if model.size_bytes else "-"
+        default = "default" if model.is_default else ""
+        return model.id, model.kind, model.family or "-", size, mebibytes, model.licence or "-", default
+
+    titles = ("MODEL", "KIND", "FAMILY", "SIZE", "BYTES", "LICENCE", "")
+    _list(gateway, lambda client: client.list_models(), titles, row, as_json=as_json)
+
+
+def workers(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
+    """List the workers that asked for work lately."""
+
+    def row(status: "WorkerStatus") -> tuple[str, ...]:
+        worker = status.worker
+        state = "draining" if status.draining else "live" if status.live else "gone"
+        busy = f"{len(status.tasks)}/{worker.slots}"
+        return worker.id, worker.stage, worker.node, worker.device or "-", state, busy
+
+    titles = ("WORKER", "STAGE", "NODE", "DEVICE", "STATE", "BUSY")
+    _list(gateway, lambda client: client.list_workers(), titles, row, as_json=as_json)
+
+
+def _list(
+    gateway: str,
+    ask: "Callable[[AsyncClient], Awaitable[list[Each]]]",
+    titles: "Sequence[str]",
+    row: "Callable[[Each], Sequence[object]]",
+    *,
+    as_json: bool,
+) -> None:
+    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.cli.session import talk
+
+    found = talk(gateway, ask)
+    if as_json:
+        print_json([to_dict(each) for each in found])
+    else:
+        print_columns(titles, [row(each) for each in found])

@@ -1,0 +1,97 @@
+"""`fanlight generate`: a prompt and perhaps control pictures in, pictures out."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway, Priority, parse_control, parse_size
+
+if TYPE_CHECKING:
+    from fanlight.client import AsyncClient
+    from fanlight.client.requests import GenerationOptions
+    from fanlight.gateway.v1.gateway_pb2 import Job
+
+SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to paint.", show_default=False)],
+    negative: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What to keep away from.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ANNOTATOR=PICTURE[:SCALE]",
+            help="Condition on a picture. `none` takes it as it is; `none/canny` names the ControlNet too.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="REF", help="A checkpoint; `fanlight models` lists them.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the model's own size if left out.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Model steps.", show_default=False)] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.", show_default=False)] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="Such as ddim or euler.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The first picture's; the next ones count up.")] = None,
+    count: Annotated[int | None, typer.Option("--count", "-n", min=0, help="How many pictures.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("."),
+    priority: Priority = 0,
+    gateway: Gateway = DEFAULT_GATEWAY,
+    as_json: AsJson = False,
+) -> None:
+    """Paint pictures from a prompt, conditioned on control pictures if there are any."""
+    from fanlight.cli.output import print_json
+    from fanlight.cli.session import talk
+
+    width_px, height_px = parse_size(size)
+    options: GenerationOptions = {
+        "negative_prompt": negative,
+        "model": model,
+        "width_px": width_px,
+        "height_px": height_px,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "scheduler": scheduler,
+        "seed": seed,
+        "count": count,
+        "controls": [parse_control(text) for text in control or ()],
+    }
+    made = talk(gateway, lambda client: paint(client, prompt, out, priority, options))
+    if as_json:
+        print_json(made)
+        return
+    for image in made["images"]:
+        print(image["path"])
+
+
+async def paint(
+    client: "AsyncClient", prompt: str, out: Path, priority: int, options: "GenerationOptions"
+) -> dict[str, Any]:
+    """What `--json` prints. Ctrl-C while it waits cancels the job."""
+    from fanlight.cli.progress import JobBar
+    from fanlight.cli.timings import timings_of
+
+    started_s = time.monotonic()
+    with JobBar() as bar:
+        job = await client.generate(prompt, on_event=bar.on_event, priority=priority, **options)
+    painted_s = time.monotonic()
+    images = await download(client, job, out)
+    ended_s = time.monotonic()
+    measured = {"total_s": round(ended_s - started_s, 3), "download_s": round(ended_s - painted_s, 3)}
+    return {"job": job.name, "images": images, "timings": {**measured, **timings_of(job)}}
+
+
+async def download(client: "AsyncClient", job: "Job", out: Path) -> list[dict[str, Any]]:
+    """Each image in a file named after the job and the seed."""
+    from fanlight.cli.session import write_bytes
+
+    pictures = await asyncio.gather(*(client.read_blob(image.blob) for image in job.images))
+    told: list[dict[str, Any]] = []
+    for image, picture in zip(job.images, pictures, strict=True):
+        stem = f"{job.name.removeprefix('jobs/')}-{image.seed}"
+        path = out / f"{stem}{SUFFIXES.get(image.blob.media_type, '.png')}"
+        write_bytes(path, picture)
+        told.append({"path": str(path), "seed": image.seed, "digest": image.blob.digest})
+    return told

@@ -1,0 +1,94 @@
+"""The command `fanlight`: its commands, and how each of them ends."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from fanlight import __version__
+from fanlight.cli import jobs
+from fanlight.cli.annotate import annotate
+from fanlight.cli.catalog import annotators, models, workers
+from fanlight.cli.generate import generate
+from fanlight.cli.plugins import add_commands
+from fanlight.errors import FanlightError, InvalidInput
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+# The common base of what typer raises for a wrong command line, whichever click it carries.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def build(*, wanted: str | None = None) -> typer.Typer:
+    """`wanted` is the command that will run, where that is known."""
+    app = typer.Typer(
+        help="Stable Diffusion with ControlNet, served stage by stage from many small machines.",
+        add_completion=False,
+        no_args_is_help=True,
+    )
+    app.callback()(_top)
+    app.command()(generate)
+    app.command()(annotate)
+    app.add_typer(jobs.app, name="jobs")
+    for command in (annotators, models, workers):
+        app.command()(command)
+    add_commands(app, wanted=wanted)
+    return app
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"fanlight {__version__}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; the exit code. 1: it failed, 2: the command line is wrong, 130: Ctrl-C."""
+    as_json = "--json" in arguments
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    try:
+        code = build(wanted=wanted)(list(arguments), standalone_mode=False, prog_name="fanlight")
+        return code if isinstance(code, int) else 0
+    except FanlightError as error:
+        return _fail(error, EXIT_FAILED, as_json=as_json)
+    except _UsageError as error:
+        text = _usage(error)
+        return _fail(InvalidInput(text), EXIT_USAGE, as_json=as_json) if text else EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has enough, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _usage(error: Any) -> str:
+    """One line; empty where the help was printed instead."""
+    text = " ".join(error.format_message().split())
+    return f"{text.rstrip('.')}; see `{error.ctx.command_path} --help`" if text and error.ctx else text
+
+
+def _fail(error: FanlightError, code: int, *, as_json: bool) -> int:
+    from fanlight.cli.output import print_error
+
+    print_error(error, as_json=as_json)
+    return code
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Options that commands share, and how the texts of options are read. Sends nothing."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fanlight.client.requests import Control, ParameterValue
+
+DEFAULT_GATEWAY = "127.0.0.1:50051"
+
+Gateway = Annotated[
+    str, typer.Option("--gateway", envvar="FANLIGHT_GATEWAY", metavar="ADDRESS", help="HOST:PORT of the gateway.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, errors too.")]
+Priority = Annotated[int, typer.Option("--priority", min=-100, max=100, help="Higher goes first.")]
+
+NO_ANNOTATOR = "none"
+_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
+
+
+def parse_size(text: str | None) -> tuple[int, int]:
+    """Width and height of `WxH`; zeros, which leave the size open, where there is none."""
+    if text is None:
+        return 0, 0
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT, such as 512x512", param_hint="--size")
+    return int(found[1]), int(found[2])
+
+
+def parse_control(text: str) -> "Control":
+    """`ANNOTATOR[/CONTROLNET]=PICTURE[:SCALE]`; the annotator `none` takes the picture as the control image."""
+    from fanlight.client.requests import Control
+
+    name, _, source = text.partition("=")
+    annotator, _, controlnet = name.partition("/")
+    if not annotator or not source:
+        raise typer.BadParameter(
+            f"{text!r} is not ANNOTATOR=PICTURE[:SCALE], such as canny=photo.jpg:0.8", param_hint="--control"
+        )
+    path, scale = _split_scale(source)
+    annotator = "" if annotator == NO_ANNOTATOR else annotator
+    return Control(picture=path, annotator=annotator, controlnet=controlnet, scale=scale)
+
+
+def _split_scale(source: str) -> tuple[Path, float | None]:
+    """A file's name may have a colon too: what names a file is a name."""
+    path, colon, scale = source.rpartition(":")
+    if not colon or Path(source).exists():
+        return Path(source), None
+    try:
+        return Path(path), float(scale)
+    except ValueError:
+        return Path(source), None
+
+
+def parse_parameter(text: str) -> "tuple[str, ParameterValue]":
+    """`name=value`, where the value is a number, `true`, `false`, or else a text."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE, such as low_threshold=50", param_hint="--param")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return name, value
+    return name, parsed if isinstance(parsed, bool | int | float) else value
+
+
+def job_name(text: str) -> str:
+    """Takes `jobs/abc` and `abc`."""
+    return text if text.startswith("jobs/") else f"jobs/{text}"

@@ -1,0 +1,63 @@
+"""What commands print: JSON, columns, errors. Results go to standard output, everything else to standard error."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from fanlight.errors import FanlightError
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_json_line(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def print_columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Aligned, and never cut off: what is printed is meant to be copied."""
+    lines = [list(titles), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_error(error: FanlightError, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"error": error.as_dict()})
+    else:
+        say(f"error: {error.message}")
+
+
+def to_dict(message: Message) -> dict[str, Any]:
+    """The protos' own words, as in the HTTP API, but with numbers as numbers; pictures' bytes are left out."""
+    from google.protobuf.json_format import MessageToDict
+
+    converted = MessageToDict(message, preserving_proto_field_name=True)
+    for field, value in message.ListFields():
+        if field.name in converted:
+            converted[field.name] = _plain(field, value, converted[field.name])
+    return {name: value for name, value in converted.items() if value is not _DROPPED}
+
+
+_DROPPED = object()
+
+
+def _plain(field: FieldDescriptor, value: Any, converted: Any) -> Any:
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return _DROPPED
+    if field.cpp_type in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64):
+        return list(value) if isinstance(converted, list) else int(value)
+    nested = field.message_type
+    if nested is None or nested.full_name.startswith("google."):
+        return converted
+    return [to_dict(each) for each in value] if isinstance(converted, list) else to_dict(value)

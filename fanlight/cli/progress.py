@@ -1,0 +1,48 @@
+"""A bar on standard error for a job that is waited for; nothing where that is no terminal."""
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from fanlight.gateway.v1.gateway_pb2 import Job, JobEvent
+
+
+class JobBar:
+    """Fed with a job's events. Its length is the job's tasks; a task's steps are parts of one."""
+
+    def __init__(self, *, is_shown: bool | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        is_shown = sys.stderr.isatty() if is_shown is None else is_shown
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_shown)
+        self._task = self._bar.add_task("waiting", total=None)
+        self._parts: dict[int, float] = {}
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def on_event(self, event: "JobEvent") -> None:
+        if event.HasField("job"):
+            self._on_job(event.job)
+        elif event.progress.steps:
+            self._parts[event.progress.task] = event.progress.step / event.progress.steps
+            self._bar.update(self._task, completed=sum(self._parts.values()))
+
+    def _on_job(self, job: "Job") -> None:
+        from fanlight.gateway.v1.gateway_pb2 import Task
+
+        ended = [task for task in job.tasks if task.end_time.seconds or task.state == Task.STATE_SUCCEEDED]
+        self._parts |= {task.number: 1.0 for task in ended}
+        at_work = sorted({task.stage for task in job.tasks if task.state == Task.STATE_LEASED})
+        doing = f"{', '.join(at_work) or 'waiting'} {len(ended)}/{len(job.tasks)}"
+        total = len(job.tasks) or None
+        self._bar.update(self._task, description=doing, total=total, completed=sum(self._parts.values()))

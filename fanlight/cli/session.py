@@ -1,0 +1,54 @@
+"""How a command talks to the gateway: who it is, what it may take, and what its errors say."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from fanlight.errors import FanlightError, InvalidInput, advice
+
+if TYPE_CHECKING:
+    from fanlight.client import AsyncClient
+
+Answer = TypeVar("Answer")
+
+
+def talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> Answer:
+    """Runs the work with a client. Errors come out with advice for the person at the terminal."""
+    try:
+        return asyncio.run(_talk(gateway, work))
+    except FanlightError as error:
+        error.message = advice(error, gateway=gateway)
+        raise
+
+
+async def _talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> Answer:
+    from fanlight.client import AsyncClient
+
+    ca_file = os.environ.get("FANLIGHT_TLS_CA_FILE")
+    async with AsyncClient(gateway, token=_token(), ca_file=Path(ca_file) if ca_file else None) as client:
+        return await work(client)
+
+
+def _token() -> str:
+    file = os.environ.get("FANLIGHT_TOKEN_FILE")
+    if token := os.environ.get("FANLIGHT_TOKEN"):
+        return token
+    return read_text(Path(file)).strip() if file else ""
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Makes the folder too."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from error

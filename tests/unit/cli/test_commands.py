@@ -1,0 +1,228 @@
+"""Every command as a person types it, against a gateway of real gRPC on loopback."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from fanlight.cli.main import run
+from fanlight.client import AsyncClient
+from fanlight.gateway.v1.gateway_pb2 import Job
+from tests.fakes.job_service import PICTURE, FakeJobService, serving_beside
+
+
+@pytest.fixture
+def service():
+    return FakeJobService()
+
+
+@pytest.fixture(autouse=True)
+def address(service, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with serving_beside(service) as address:
+        monkeypatch.setenv("FANLIGHT_GATEWAY", address)
+        yield address
+
+
+@pytest.fixture
+def said(capsys):
+    """Run a command that must succeed; what it printed, read as JSON where it was asked for."""
+
+    def say(*arguments):
+        code = run(arguments)
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return json.loads(printed.out) if "--json" in arguments else printed.out
+
+    return say
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must fail; its code and the one line it said."""
+
+    def refuse(*arguments):
+        code = run(arguments)
+        printed = capsys.readouterr()
+        text = printed.out if "--json" in arguments else printed.err
+        assert "Traceback" not in text
+        return code, text
+
+    return refuse
+
+
+def test_generate_writes_the_pictures_and_prints_their_paths(said):
+    printed = said("generate", "a cat", "-n", "2", "--seed", "7", "--out", "made")
+
+    assert printed.split() == ["made/j1-7.png", "made/j1-8.png"]
+    assert Path("made/j1-7.png").read_bytes() == PICTURE
+
+
+def test_generate_tells_what_it_made_as_json(said):
+    told = said("generate", "a cat", "--json")
+
+    assert told["job"] == "jobs/j1"
+    assert [(image["path"], image["seed"]) for image in told["images"]] == [("j1-100.png", 100)]
+    assert told["images"][0]["digest"].startswith("sha256:")
+    assert told["timings"]["denoise_s"] == 0.5
+    assert told["timings"]["total_s"] >= 0
+
+
+def test_generate_sends_what_was_asked_for_and_no_more(said, service):
+    Path("in.png").write_bytes(b"a picture")
+    said(
+        "generate", "a cat", "--negative", "dogs", "--model", "starter", "--size", "64x96", "--steps", "8",
+        "--guidance", "2.5", "--scheduler", "euler", "--control", "canny=in.png:0.5", "--priority", "9",
+    )  # fmt: skip
+
+    request = service.requests["CreateJob"][0]
+    sent = request.generation
+    assert (request.priority, sent.prompt, sent.negative_prompt, sent.model) == (9, "a cat", "dogs", "starter")
+    assert (sent.width_px, sent.height_px, sent.steps, sent.guidance_scale, sent.scheduler) == (64, 96, 8, 2.5, "euler")
+    assert (sent.controls[0].annotator, sent.controls[0].scale) == ("canny", 0.5)
+    assert not sent.HasField("seed")
+    assert not sent.HasField("count")
+
+
+def test_annotate_writes_the_control_image_beside_where_it_runs(said, service):
+    Path("photo.jpg").write_bytes(b"a picture")
+
+    assert said("annotate", "canny", "photo.jpg", "--param", "low_threshold=50") == "photo-canny.png\n"
+    assert Path("photo-canny.png").read_bytes() == PICTURE
+    assert dict(service.requests["CreateJob"][0].annotation.parameters) == {"low_threshold": 50}
+
+
+def test_annotate_writes_where_it_is_told(said):
+    Path("photo.jpg").write_bytes(b"a picture")
+    told = said("annotate", "canny", "photo.jpg", "--out", "deep/edges.png", "--json")
+
+    assert told["path"] == "deep/edges.png"
+    assert Path("deep/edges.png").read_bytes() == PICTURE
+
+
+def test_jobs_are_listed_the_newest_first(said):
+    said("generate", "a cat")
+    said("generate", "a dog")
+
+    assert [job["name"] for job in said("jobs", "list", "--json")] == ["jobs/j2", "jobs/j1"]
+    assert said("jobs", "list", "--state", "failed").splitlines()[1:] == []
+    assert "a dog" in said("jobs", "list").splitlines()[1]
+
+
+def test_a_job_is_shown_with_its_tasks_and_images(said):
+    said("generate", "a cat", "--seed", "7")
+
+    shown = said("jobs", "show", "j1")
+    assert "succeeded" in shown
+    assert "sha256:" in shown
+    assert said("jobs", "show", "jobs/j1", "--json")["images"][0]["seed"] == 7
+
+
+def test_a_watch_prints_a_line_for_each_event(said, capsys, service):
+    service.jobs["jobs/j1"] = Job(name="jobs/j1", state=Job.STATE_QUEUED, revision=1)
+    assert run(["jobs", "watch", "j1", "--json"]) == 0
+
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [next(iter(event)) for event in events] == ["job", "progress", "job"]
+    assert events[-1]["job"]["state"] == "STATE_SUCCEEDED"
+
+
+def test_a_job_is_cancelled(said, service):
+    service.jobs["jobs/j1"] = Job(name="jobs/j1", state=Job.STATE_QUEUED, revision=1)
+
+    assert "cancelled" in said("jobs", "cancel", "j1")
+
+
+def test_annotators_models_and_workers_are_listed(said):
+    assert [annotator["id"] for annotator in said("annotators", "--json")] == ["canny"]
+    assert said("models", "--json")[0]["size_bytes"] == 13_000_000
+    assert [status["worker"]["stage"] for status in said("workers", "--json")] == ["preprocess", "diffusion"]
+    assert "low_threshold=100" in said("annotators")
+    assert "starter" in said("models")
+    assert "0/2" in said("workers")
+
+
+def test_a_failed_job_is_one_line_and_code_1(refused):
+    assert refused("generate", "fail") == (1, "error: jobs/j1 failed: generation.prompt: is too odd\n")
+
+
+def test_an_error_is_json_where_json_was_asked_for(refused):
+    code, text = refused("jobs", "show", "none", "--json")
+
+    assert code == 1
+    assert json.loads(text)["error"] == {
+        "code": "NOT_FOUND", "reason": "NOT_FOUND", "field": "name", "message": "name: there is no jobs/none",
+    }  # fmt: skip
+
+
+def test_a_picture_that_is_not_there_is_named(refused):
+    code, text = refused("generate", "a cat", "--control", "canny=none.png")
+
+    assert (code, text) == (1, "error: none.png: cannot be read: No such file or directory\n")
+
+
+def test_a_folder_that_cannot_be_made_is_named(refused):
+    Path("taken").touch()
+
+    assert refused("generate", "a cat", "--out", "taken") == (
+        1, "error: taken/j1-100.png: cannot be written: File exists\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate"],
+        ["generate", "a cat", "--size", "big"],
+        ["generate", "a cat", "--control", "canny"],
+        ["generate", "a cat", "--steps", "many"],
+        ["jobs", "list", "--state", "lost"],
+        ["annotate", "canny", "in.png", "--param", "x"],
+        ["nonsense"],
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_code_2(refused, arguments):
+    code, text = refused(*arguments)
+
+    assert code == 2
+    assert text.count("\n") == 1
+    assert text.startswith("error: ")
+    assert "--help`" in text
+
+
+def test_a_gateway_that_is_not_there_is_told_with_what_to_do(refused, unused_tcp_port, monkeypatch):
+    monkeypatch.setitem(AsyncClient.__init__.__kwdefaults__, "connect_s", 0)
+    code, text = refused("models", "--gateway", f"127.0.0.1:{unused_tcp_port}")
+
+    assert code == 1
+    assert text == (
+        f"error: cannot reach the gateway at 127.0.0.1:{unused_tcp_port}: "
+        "start one with `fanlight up`, or name another with --gateway\n"
+    )
+
+
+def test_the_token_comes_from_the_environment_or_a_file(said, refused, service, monkeypatch, tmp_path):
+    with serving_beside(FakeJobService(), token="secret") as guarded:
+        monkeypatch.setenv("FANLIGHT_GATEWAY", guarded)
+        assert "FANLIGHT_TOKEN" in refused("models")[1]
+        monkeypatch.setenv("FANLIGHT_TOKEN", "secret")
+        assert "starter" in said("models")
+        monkeypatch.delenv("FANLIGHT_TOKEN")
+        (tmp_path / "token").write_text("secret\n")
+        monkeypatch.setenv("FANLIGHT_TOKEN_FILE", str(tmp_path / "token"))
+        assert "starter" in said("models")
+
+
+def test_ctrl_c_while_it_paints_cancels_the_job(refused, service):
+    def interrupt():
+        while "WatchJob" not in service.requests:
+            threading.Event().wait(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+
+    assert refused("generate", "forever")[0] == 130
+    assert service.jobs["jobs/j1"].state == Job.STATE_CANCELLED
