@@ -46,6 +46,8 @@ class InputPictures:
             return data
 
     def _keep(self, key: Key, data: bytes) -> None:
+        if len(data) > self._cache_bytes:
+            return
         self._kept[key] = data
         self._kept_bytes += len(data)
         while self._kept_bytes > self._cache_bytes:
