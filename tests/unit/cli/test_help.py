@@ -71,4 +71,4 @@ def top() -> None:
 
 @orders.command()
 def count() -> None:
-    print("three")
+    typer.echo("three")
