@@ -1,0 +1,119 @@
+"""The diffusion service's process: settings in, objects wired, served until SIGTERM."""
+
+import asyncio
+import random
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from fanlight.diffusion.v1 import diffusion_pb2_grpc
+from services.diffusion.config import DiffusionSettings
+from services.diffusion.engine.engine import Engine
+from services.diffusion.engine.ports import Studio
+from services.diffusion.engine.thread import DeviceThread
+from services.diffusion.models.catalogue import Catalogue, scan, starter_folder
+from services.diffusion.models.library import Library
+from services.diffusion.painter import Painter
+from services.diffusion.parse import Parser
+from services.diffusion.service import NAME, DiffusionService
+from services.diffusion.stage import DiffusionStage
+from services.kernel import logs
+from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
+from services.kernel.errors import FanlightError
+from services.kernel.process import run
+from services.worker.admission import Admission
+from services.worker.config import WorkerSettings
+from services.worker.serve import StageServer, serve_stage
+
+log = logs.get_logger()
+
+# Seeds that are drawn here fit what other programs take.
+SEED_BITS = 32
+CODEC_THREADS = 2
+
+
+async def serve(
+    settings: DiffusionSettings, worker: WorkerSettings, common: CommonSettings, stop: asyncio.Event
+) -> None:
+    catalogue = open_catalogue(settings)
+    library = Library(device=settings.device, threads=settings.threads)
+    thread, codecs = DeviceThread(), ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
+    engine = Engine(
+        lambda: open_studio(library),
+        thread=thread,
+        rows_limit=settings.slots,
+        hold_limit_s=settings.hold_limit_s,
+        clock=time.monotonic,
+    )
+    parser = Parser(
+        catalogue=catalogue,
+        pixels_limit=settings.max_pixels,
+        picture_limits=settings.picture_limits(),
+        random_seed=lambda: random.SystemRandom().getrandbits(SEED_BITS),
+    )
+    painter = Painter(engine, parser, codecs=codecs, clock=time.monotonic)
+    admission = Admission(slots=settings.slots, waiting_limit=settings.waiting_limit)
+    service = DiffusionService(painter, admission, catalogue, library)
+    stage = DiffusionStage(painter, engine, catalogue, library)
+    server = StageServer(
+        service=NAME,
+        add=lambda rpc: diffusion_pb2_grpc.add_DiffusionServiceServicer_to_server(service, rpc),
+        listen=settings.grpc,
+    )
+    try:
+        async with asyncio.TaskGroup() as group:
+            beside = [group.create_task(engine.run())]
+            if settings.preload and catalogue.checkpoints:
+                beside.append(group.create_task(preload(engine, catalogue)))
+            await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
+            for task in beside:
+                task.cancel()
+    finally:
+        thread.close()
+        codecs.shutdown()
+
+
+def open_catalogue(settings: DiffusionSettings) -> Catalogue:
+    """SettingsError when the default model is not among those found."""
+    catalogue = scan(settings.folders() or [starter_folder()], default_id=settings.default_model)
+    try:
+        if settings.default_model:
+            catalogue.default()
+    except FanlightError as error:
+        raise SettingsError(f"FANLIGHT_DIFFUSION_DEFAULT_MODEL: {error.message}") from error
+    log.info(
+        "models_found",
+        checkpoints=[entry.id for entry in catalogue.checkpoints],
+        controlnets=[entry.id for entry in catalogue.controlnets],
+    )
+    return catalogue
+
+
+def open_studio(library: Library) -> Studio:
+    """Imports torch and diffusers, which takes seconds: on the device thread, after the port is open."""
+    from services.diffusion.engine.studio import TorchStudio
+
+    return TorchStudio(library)
+
+
+async def preload(engine: Engine, catalogue: Catalogue) -> None:
+    """A checkpoint that cannot be loaded is reported to whoever asks for it."""
+    try:
+        await engine.load(catalogue.default())
+    except FanlightError as error:
+        log.warning("preload_failed", reason=error.message)
+
+
+def main() -> int:
+    try:
+        refuse_unknown(CommonSettings, DiffusionSettings, WorkerSettings)
+        common, worker, settings = load(CommonSettings), load(WorkerSettings), load(DiffusionSettings)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    logs.configure(level=common.log_level, style=common.log_format, service="diffusion")
+    return run(lambda stop: serve(settings, worker, common, stop), lifeline_fd=common.lifeline_fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Paints many pictures at once on one device. Knows no gRPC and no protobuf."""

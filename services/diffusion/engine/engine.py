@@ -1,0 +1,126 @@
+"""Paints all that is asked for, in batches that pictures join and leave between evaluations. Knows no torch."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from services.diffusion.engine.keys import key_of
+from services.diffusion.engine.ports import Painting, Report, Studio
+from services.diffusion.engine.thread import DeviceThread
+from services.diffusion.engine.ticket import Ticket
+from services.diffusion.engine.turns import Turns
+from services.diffusion.generation import Generation
+from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+
+# How much the latest evaluation's time counts against those before.
+_STEP_WEIGHT = 0.2
+
+Result = TypeVar("Result")
+
+
+class Engine:
+    """`paint` from any task of the event loop that `run` runs in."""
+
+    def __init__(
+        self,
+        open_studio: Callable[[], Studio],
+        *,
+        thread: DeviceThread,
+        rows_limit: int,
+        hold_limit_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """`open_studio` is called on the device thread when the first model is wanted; `clock` counts seconds."""
+        self._open_studio = open_studio
+        self._opened: Studio | None = None
+        self._thread = thread
+        self._clock = clock
+        self._turns: Turns[Ticket] = Turns(rows_limit=rows_limit, hold_limit_s=hold_limit_s)
+        self._arrived = asyncio.Event()
+        self._numbers = itertools.count()
+        # Seconds that an evaluation took lately, whatever the batch; 0 before the first.
+        self.step_s = 0.0
+
+    async def paint(self, generation: Generation, report: Report) -> Painting:
+        """The finished picture. Cancelling the call takes it off the device before the next evaluation."""
+        ticket = Ticket(generation, report, self._clock)
+        self._turns.add(key_of(generation, number=next(self._numbers)), ticket)
+        self._arrived.set()
+        try:
+            return await ticket.painting
+        finally:
+            self._turns.remove(ticket)
+
+    async def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry] = ()) -> None:
+        """Bring models into memory before anybody asks for them. Raises as the studio does."""
+        (await self._thread.attempt(lambda: self._studio().load(checkpoint, controlnets))).result()
+
+    async def run(self) -> None:
+        """Paint until cancelled."""
+        batch: list[Ticket] = []
+        while True:
+            if not batch and not len(self._turns):
+                self._arrived.clear()
+                await self._arrived.wait()
+            for ticket in self._turns.take(now_s=self._clock(), running=len(batch)):
+                await self._begin(ticket)
+                batch.append(ticket)
+            batch = _unfinished(batch)
+            if batch:
+                await self._advance(batch)
+            batch = _unfinished(batch)
+
+    async def _begin(self, ticket: Ticket) -> None:
+        generation = ticket.generation
+        ticket.passed("wait")
+        controlnets = [control.controlnet for control in generation.controls]
+        if await self._try(ticket, "load", lambda: self._studio().load(generation.checkpoint, controlnets)):
+            begun = await self._try(ticket, "prepare", lambda: self._studio().begin(generation))
+            ticket.canvas = begun.result() if begun else None
+
+    async def _advance(self, batch: Sequence[Ticket]) -> None:
+        """One evaluation for all; an error of the whole batch is everybody's."""
+        began_s = self._clock()
+        done = await self._thread.attempt(lambda: self._studio().advance([ticket.canvas for ticket in batch]))
+        if (error := done.exception()) is not None:
+            for ticket in batch:
+                ticket.fail(error)
+            return
+        self._measure(self._clock() - began_s)
+        for ticket, advance in zip(batch, done.result(), strict=True):
+            if advance.error is not None:
+                ticket.fail(advance.error)
+                continue
+            ticket.tell(advance.progress)
+            if advance.is_finished:
+                await self._finish(ticket)
+
+    async def _finish(self, ticket: Ticket) -> None:
+        ticket.passed("denoise")
+        if finished := await self._try(ticket, "decode", lambda: self._studio().finish(ticket.canvas)):
+            ticket.succeed(finished.result())
+
+    async def _try(self, ticket: Ticket, name: str, work: Callable[[], Result]) -> asyncio.Future[Result] | None:
+        """Do one ticket's work on the device; None where it is over, by now or because of it."""
+        if ticket.is_over:
+            return None
+        done = await self._thread.attempt(work)
+        ticket.passed(name)
+        if (error := done.exception()) is not None:
+            ticket.fail(error)
+            return None
+        return done
+
+    def _studio(self) -> Studio:
+        """On the device thread only."""
+        if self._opened is None:
+            self._opened = self._open_studio()
+        return self._opened
+
+    def _measure(self, took_s: float) -> None:
+        self.step_s = took_s if not self.step_s else (1 - _STEP_WEIGHT) * self.step_s + _STEP_WEIGHT * took_s
+
+
+def _unfinished(batch: Sequence[Ticket]) -> list[Ticket]:
+    return [ticket for ticket in batch if not ticket.is_over]

@@ -1,0 +1,125 @@
+"""One evaluation of the model for many pictures at once. For the device thread; changes no row."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from services.diffusion.engine.rows import Row
+from services.kernel.errors import ResourceExhausted
+
+
+class Residuals(NamedTuple):
+    """What ControlNets add to the UNet: one tensor for each of its down blocks' outputs, one for the middle."""
+
+    down: list[Tensor]
+    middle: Tensor
+
+
+class Inputs(NamedTuple):
+    """A batch for the UNet: with guidance the negative prompts' half comes first."""
+
+    sample: Tensor
+    timesteps: Tensor
+    words: Tensor
+
+
+def predict(rows: Sequence[Row]) -> list[Tensor]:
+    """What the model says for each row, in order. Rows have one BatchKey; prompts of one length run together.
+
+    ResourceExhausted when the device has no room even for a single row.
+    """
+    predictions: dict[int, Tensor] = {}
+    order = sorted(range(len(rows)), key=lambda number: rows[number].words.shape[1])
+    for _, same in groupby(order, key=lambda number: rows[number].words.shape[1]):
+        numbers = list(same)
+        predictions.update(zip(numbers, _fitting([rows[number] for number in numbers]), strict=True))
+    return [predictions[number] for number in range(len(rows))]
+
+
+def _fitting(rows: Sequence[Row]) -> list[Tensor]:
+    """In halves where the device has no room for all."""
+    try:
+        return _together(rows)
+    except torch.OutOfMemoryError as error:
+        if len(rows) == 1:
+            raise ResourceExhausted("the device has no room for a picture of this size", field="width_px") from error
+    torch.cuda.empty_cache()
+    half = len(rows) // 2
+    return _fitting(rows[:half]) + _fitting(rows[half:])
+
+
+def _together(rows: Sequence[Row]) -> list[Tensor]:
+    inputs = _inputs(rows)
+    residuals = _residuals(rows, inputs)
+    said: Tensor = rows[0].checkpoint.unet(
+        inputs.sample,
+        inputs.timesteps,
+        encoder_hidden_states=inputs.words,
+        down_block_additional_residuals=residuals.down if residuals else None,
+        mid_block_additional_residual=residuals.middle if residuals else None,
+        return_dict=False,
+    )[0]
+    if not rows[0].generation.is_guided:
+        return list(torch.split(said, 1))
+    without, with_prompt = (torch.split(half, 1) for half in said.chunk(2))
+    return [
+        low + row.generation.guidance_scale * (high - low)
+        for row, low, high in zip(rows, without, with_prompt, strict=True)
+    ]
+
+
+def _inputs(rows: Sequence[Row]) -> Inputs:
+    sample = torch.cat([row.model_input() for row in rows])
+    timesteps = torch.stack([row.timestep.float() for row in rows]).to(sample.device)
+    words = [row.words for row in rows]
+    unwanted = [row.unwanted for row in rows if row.unwanted is not None]
+    if not unwanted:
+        return Inputs(sample, timesteps, torch.cat(words))
+    return Inputs(torch.cat([sample] * 2), torch.cat([timesteps] * 2), torch.cat(unwanted + words))
+
+
+def _residuals(rows: Sequence[Row], inputs: Inputs) -> Residuals | None:
+    """The sum of all ControlNets' residuals; None where none conditions this evaluation."""
+    scales = [row.control_scales() for row in rows]
+    total: Residuals | None = None
+    for number, control in enumerate(rows[0].controls):
+        net_scales = [row_scales[number] for row_scales in scales]
+        if any(net_scales):
+            conditions = [row.controls[number].condition for row in rows]
+            total = _added(total, _one_net(control.net, conditions, net_scales, inputs))
+    return total
+
+
+def _one_net(net: Any, conditions: list[Tensor], scales: list[float], inputs: Inputs) -> Residuals:
+    """One ControlNet for those places of the batch that it conditions now; the others get zeros."""
+    halves = len(inputs.sample) // len(scales)
+    # A net that pools its residuals globally, such as shuffle, conditions the prompt's half alone.
+    wanted = [halves - 1] if net.config.global_pool_conditions else range(halves)
+    places = [(half, row) for half in wanted for row, scale in enumerate(scales) if scale]
+    at = torch.tensor([half * len(scales) + row for half, row in places], device=inputs.sample.device)
+    scale = torch.tensor([scales[row] for _, row in places], device=inputs.sample.device, dtype=inputs.sample.dtype)
+    down, middle = net(
+        inputs.sample[at],
+        inputs.timesteps[at],
+        encoder_hidden_states=inputs.words[at],
+        controlnet_cond=torch.cat([conditions[row] for _, row in places]),
+        conditioning_scale=scale.view(-1, 1, 1, 1),
+        return_dict=False,
+    )
+    if len(places) == len(inputs.sample):
+        return Residuals(list(down), middle)
+    return Residuals([_spread(part, at, len(inputs.sample)) for part in down], _spread(middle, at, len(inputs.sample)))
+
+
+def _spread(part: Tensor, at: Tensor, count: int) -> Tensor:
+    """(len(at), ...) to (count, ...), zeros elsewhere."""
+    return part.new_zeros((count, *part.shape[1:])).index_copy(0, at, part)
+
+
+def _added(total: Residuals | None, more: Residuals) -> Residuals:
+    if total is None:
+        return more
+    return Residuals([a + b for a, b in zip(total.down, more.down, strict=True)], total.middle + more.middle)

@@ -1,0 +1,60 @@
+"""What the engine asks of those that do the work on the device, and what it gives back. Loads no torch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.diffusion.generation import Generation
+from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+from services.diffusion.pictures.png import Pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Counts evaluations of the model. `preview` is a PNG; empty where none is due."""
+
+    step: int
+    steps: int
+    preview: bytes = field(default=b"", repr=False)
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Painting:
+    pixels: Pixels
+    # Name and seconds of each stretch of the work.
+    spans: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advance:
+    """What one evaluation did for one picture."""
+
+    progress: Progress
+    is_finished: bool
+    # What went wrong with this picture alone.
+    error: Exception | None = None
+
+
+# A picture in the making, on the device; only its studio knows what it is.
+Canvas = object
+
+
+class Studio(Protocol):
+    """Does the work; every call is made on the device thread."""
+
+    def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
+        """Bring models into memory; those that are there already cost nothing."""
+        ...
+
+    def begin(self, generation: Generation) -> Canvas:
+        """Noise, embeddings, scheduler: all that the first evaluation needs."""
+        ...
+
+    def advance(self, canvases: Sequence[Canvas]) -> Sequence[Advance]:
+        """One evaluation for pictures of one BatchKey, in order."""
+        ...
+
+    def finish(self, canvas: Canvas) -> Pixels: ...

@@ -1,0 +1,58 @@
+"""The work on the device, with torch. For the device thread."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from services.diffusion.engine.decode import check_sound, decode, preview
+from services.diffusion.engine.evaluate import predict
+from services.diffusion.engine.ports import Advance, Canvas, Progress
+from services.diffusion.engine.rows import Row
+from services.diffusion.generation import Generation
+from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+from services.diffusion.models.library import Library
+from services.diffusion.pictures.png import Pixels, encode_png
+from services.kernel.errors import FanlightError
+
+
+class TorchStudio:
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
+        self._library.checkpoint(checkpoint)
+        for controlnet in controlnets:
+            self._library.controlnet(controlnet)
+
+    @torch.inference_mode()
+    def begin(self, generation: Generation) -> Row:
+        checkpoint = self._library.checkpoint(generation.checkpoint)
+        return Row(generation, checkpoint, [self._library.controlnet(each.controlnet) for each in generation.controls])
+
+    @torch.inference_mode()
+    def advance(self, canvases: Sequence[Canvas]) -> list[Advance]:
+        rows = cast(Sequence[Row], canvases)
+        predictions = predict(rows)
+        return [_advanced(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+
+    @torch.inference_mode()
+    def finish(self, canvas: Canvas) -> Pixels:
+        return decode(cast(Row, canvas))
+
+
+def _advanced(row: Row, prediction: torch.Tensor) -> Advance:
+    row.advance(prediction)
+    error, image = None, b""
+    try:
+        check_sound(row)
+        image = encode_png(preview(row)) if _wants_preview(row) else b""
+    except FanlightError as reason:
+        error = reason
+    progress = Progress(step=row.index, steps=row.evaluations, preview=image)
+    return Advance(progress=progress, is_finished=row.is_finished, error=error)
+
+
+def _wants_preview(row: Row) -> bool:
+    every = row.generation.preview_every_steps
+    return bool(every) and row.index % every == 0 and not row.is_finished

@@ -1,0 +1,133 @@
+"""What the JSON files in a model's folder tell about it. Reads no weights and loads no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PIPELINE_CLASSES = frozenset({"StableDiffusionPipeline", "StableDiffusionControlNetPipeline"})
+
+
+class UnfitFolder(Exception):
+    """A folder that looks like a model and is none that can be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a ControlNet must have in common with the checkpoint that it conditions."""
+
+    latent_factor: int
+    latent_channels: int
+    cross_attention_dim: int
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    down_block_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointEntry:
+    id: str
+    folder: Path
+    shape: Shape
+    # The size it was trained for.
+    width_px: int
+    height_px: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlNetEntry:
+    id: str
+    folder: Path
+    shape: Shape
+    size_bytes: int
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()
+
+
+def is_controlnet(folder: Path) -> bool:
+    file = folder / "config.json"
+    return file.is_file() and read_json(file).get("_class_name") == "ControlNetModel"
+
+
+def read_checkpoint(folder: Path) -> CheckpointEntry:
+    """UnfitFolder where it is not a Stable Diffusion that this service can run."""
+    pipeline = read_json(folder / "model_index.json").get("_class_name")
+    if pipeline not in PIPELINE_CLASSES:
+        raise UnfitFolder(f"{pipeline} is not supported")
+    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
+    try:
+        shape = _shape(unet, 2 ** (len(vae["block_out_channels"]) - 1))
+        if shape.latent_channels != vae["latent_channels"]:
+            raise UnfitFolder(
+                f"its UNet takes {shape.latent_channels} channels, its VAE makes {vae['latent_channels']}"
+            )
+        height, width = _pair(unet["sample_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnfitFolder("a config lacks what a Stable Diffusion has") from error
+    return CheckpointEntry(
+        id=checkpoint_id(folder),
+        folder=folder,
+        shape=shape,
+        width_px=width * shape.latent_factor,
+        height_px=height * shape.latent_factor,
+        size_bytes=_weight_bytes(folder),
+    )
+
+
+def read_controlnet(folder: Path) -> ControlNetEntry:
+    """UnfitFolder where its config is not a ControlNet's."""
+    config = read_json(folder / "config.json")
+    try:
+        shape = _shape(config, 2 ** (len(config["conditioning_embedding_out_channels"]) - 1))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnfitFolder("its config lacks what a ControlNet has") from error
+    return ControlNetEntry(id=controlnet_id(folder.name), folder=folder, shape=shape, size_bytes=_weight_bytes(folder))
+
+
+def checkpoint_id(folder: Path) -> str:
+    """The folder's name; a folder that is only called `model` goes by the one it lies in."""
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def controlnet_id(name: str) -> str:
+    """`canny` of `controlnet-canny`, `control_v11p_sd15_canny` and `sd-controlnet-canny`; else the name itself."""
+    for mark in ("controlnet-", "_sd15_", "_sd15s2_", "_sd21_"):
+        _, found, short = name.partition(mark)
+        if found and short:
+            return short
+    return name
+
+
+def read_json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UnfitFolder(f"{file.parent.name}/{file.name} cannot be read") from error
+    if not isinstance(content, dict):
+        raise UnfitFolder(f"{file.parent.name}/{file.name} is not an object")
+    return content
+
+
+def _shape(config: Mapping[str, Any], latent_factor: int) -> Shape:
+    return Shape(
+        latent_factor=latent_factor,
+        latent_channels=int(config["in_channels"]),
+        cross_attention_dim=int(config["cross_attention_dim"]),
+        block_out_channels=tuple(config["block_out_channels"]),
+        layers_per_block=int(config["layers_per_block"]),
+        down_block_types=tuple(config["down_block_types"]),
+    )
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    """Height and width of diffusers' `sample_size`."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))

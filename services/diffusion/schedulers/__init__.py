@@ -1,0 +1,1 @@
+"""Schedulers by name, made fresh for every picture."""

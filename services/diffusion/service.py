@@ -1,0 +1,84 @@
+"""DiffusionService: pictures for those who call directly."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc.aio
+
+from fanlight.common.v1 import common_pb2
+from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
+from services.diffusion.engine.ports import Progress
+from services.diffusion.generation import Generation
+from services.diffusion.models.catalogue import Catalogue
+from services.diffusion.models.library import Library
+from services.diffusion.painter import Painted, Painter
+from services.diffusion.pictures.png import MEDIA_TYPE
+from services.diffusion.wire import effective_to_proto, models_to_proto
+from services.worker.admission import Admission
+
+NAME = diffusion_pb2.DESCRIPTOR.services_by_name["DiffusionService"].full_name
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Response = diffusion_pb2.GenerateResponse
+
+
+class DiffusionService(diffusion_pb2_grpc.DiffusionServiceServicer):
+    def __init__(self, painter: Painter, admission: Admission, catalogue: Catalogue, library: Library) -> None:
+        self._painter = painter
+        self._admission = admission
+        self._catalogue = catalogue
+        self._library = library
+
+    async def ListModels(
+        self, request: diffusion_pb2.ListModelsRequest, context: _Context
+    ) -> diffusion_pb2.ListModelsResponse:
+        models = models_to_proto(self._catalogue, held=self._library.held, on_gpu=self._library.is_on_gpu)
+        return diffusion_pb2.ListModelsResponse(models=models)
+
+    async def Generate(
+        self, request: diffusion_pb2.GenerateRequest, context: _Context
+    ) -> AsyncIterator[diffusion_pb2.GenerateResponse]:
+        generation = await self._painter.parse(request)
+        yield _Response(queued=diffusion_pb2.Queued(ahead=self._admission.waiting))
+        async with self._admission.enter():
+            events: asyncio.Queue[Progress | None] = asyncio.Queue()
+            painting = asyncio.create_task(self._painter.paint(generation, events.put_nowait))
+            painting.add_done_callback(lambda _: events.put_nowait(None))
+            try:
+                while (progress := await events.get()) is not None:
+                    for response in _responses(progress):
+                        yield response
+                painted = painting.result()
+            finally:
+                painting.cancel()
+                await asyncio.wait([painting])
+        yield _image(painted)
+        yield _Response(done=_done(painted))
+
+
+def _responses(progress: Progress) -> Iterator[diffusion_pb2.GenerateResponse]:
+    yield _Response(step=diffusion_pb2.Step(step=progress.step, steps=progress.steps))
+    if progress.preview:
+        preview = diffusion_pb2.Preview(step=progress.step, image=progress.preview, media_type=MEDIA_TYPE)
+        yield _Response(preview=preview)
+
+
+def _image(painted: Painted) -> diffusion_pb2.GenerateResponse:
+    generation: Generation = painted.generation
+    return _Response(
+        image=diffusion_pb2.Image(
+            data=painted.png,
+            media_type=MEDIA_TYPE,
+            seed=generation.seed,
+            width_px=generation.width_px,
+            height_px=generation.height_px,
+        )
+    )
+
+
+def _done(painted: Painted) -> diffusion_pb2.Done:
+    return diffusion_pb2.Done(
+        spans=[common_pb2.Span(name=name, duration_s=duration_s) for name, duration_s in painted.spans],
+        effective=effective_to_proto(painted.generation),
+    )
