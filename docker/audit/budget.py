@@ -1,0 +1,74 @@
+"""Budgets in TOML, and which of them an image, the set, or a weights plan breaks."""
+
+import fnmatch
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from audit.model import AuditError, Image
+from audit.report import set_bytes
+
+# What the platform takes at most.
+CAP_BYTES = 35_000_000_000
+_IMAGE_KEYS = {"match", "compressed_bytes", "unpacked_bytes", "layer_compressed_bytes", "above", "kinds"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise AuditError(f"{path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise AuditError(f"{path}: {error}") from error
+    for name, budget in found.get("images", {}).items():
+        if unknown := set(budget) - _IMAGE_KEYS:
+            raise AuditError(f"{path}: images.{name} has unknown keys: {', '.join(sorted(unknown))}")
+    return found
+
+
+def broken(
+    budget: Mapping[str, Any], images: Sequence[Image], finding_bytes: Mapping[str, Mapping[str, int]]
+) -> list[str]:
+    """One line for each budget that is broken. `finding_bytes`: image name to bytes by kind of finding."""
+    lines = [
+        f"{image.name}: {image.compressed_bytes:,} bytes compressed; the platform takes {CAP_BYTES:,}"
+        for image in images
+        if image.compressed_bytes > CAP_BYTES
+    ]
+    for name, limits in budget.get("images", {}).items():
+        for image in images:
+            if fnmatch.fnmatch(image.name, limits.get("match", f"*{name}*")):
+                lines += _of_image(image, limits, finding_bytes.get(image.name, {}))
+    limit = budget.get("set", {}).get("compressed_bytes")
+    if limit is not None and set_bytes(images) > limit:
+        lines.append(f"the set: {set_bytes(images):,} bytes compressed; the budget is {limit:,}")
+    return lines
+
+
+def _of_image(image: Image, limits: Mapping[str, Any], kinds: Mapping[str, int]) -> list[str]:
+    skipped = limits.get("above", 0)
+    sizes = {
+        "compressed_bytes": sum(layer.compressed_bytes for layer in image.layers[skipped:]),
+        "unpacked_bytes": sum(layer.unpacked_bytes for layer in image.layers[skipped:]),
+        "layer_compressed_bytes": max((layer.compressed_bytes for layer in image.layers[skipped:]), default=0),
+    }
+    lines = [
+        f"{image.name}: {key} is {size:,}; the budget is {limits[key]:,}"
+        for key, size in sizes.items()
+        if key in limits and size > limits[key]
+    ]
+    for kind, limit in limits.get("kinds", {}).items():
+        if kinds.get(kind, 0) > limit:
+            lines.append(f"{image.name}: {kind} is {kinds[kind]:,} bytes; the budget is {limit:,}")
+    return lines
+
+
+def broken_plans(budget: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """`plans`: name to what `fanlight weights plan --json` printed."""
+    limits = budget.get("weights", {})
+    return [
+        f"weights {name}: {plan['fetch_bytes']:,} bytes to fetch; the budget is {limits[name]['fetch_bytes']:,}"
+        for name, plan in plans.items()
+        if name in limits and plan["fetch_bytes"] > limits[name]["fetch_bytes"]
+    ]

@@ -1,0 +1,75 @@
+"""Bytes by Python distribution, told by the RECORD that installers leave; and by what a path is for."""
+
+import posixpath
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+from audit.rootfs import RootFs
+
+_RECORD = re.compile(r"(?P<site>.*)/(?P<name>[^/]+)-(?P<version>[^/-]+)\.dist-info/RECORD")
+_SITE = re.compile(r".*/(?:site|dist)-packages/")
+WEIGHTS = (".safetensors", ".ckpt", ".pth", ".pt", ".onnx", ".gguf", ".tflite")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    name: str
+    version: str
+    size_bytes: int
+    files: int
+
+
+def distributions(root: RootFs) -> list[Distribution]:
+    """The largest first."""
+    owners = _owners(root)
+    sizes: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for entry in root.files():
+        if owner := owners.get(_source(entry.path)):
+            sizes[owner][0] += entry.size_bytes
+            sizes[owner][1] += 1
+    found = [
+        Distribution(name=name, version=version, size_bytes=size, files=count)
+        for (name, version), (size, count) in sizes.items()
+    ]
+    return sorted(found, key=lambda each: (-each.size_bytes, each.name))
+
+
+def _owners(root: RootFs) -> dict[str, tuple[str, str]]:
+    """Path to distribution, for everything that a RECORD lists."""
+    return {
+        posixpath.normpath(posixpath.join(found["site"], path)): (found["name"], found["version"])
+        for entry in list(root.files())
+        if (found := _RECORD.fullmatch(entry.path))
+        for path in entry.record
+    }
+
+
+def _source(path: str) -> str:
+    """A compiled file belongs to whoever owns its source: installers do not always record it."""
+    folder, name = posixpath.split(path)
+    if posixpath.basename(folder) == "__pycache__" and name.endswith(".pyc"):
+        return posixpath.join(posixpath.dirname(folder), f"{name.partition('.')[0]}.py")
+    return path
+
+
+def reasons(root: RootFs) -> dict[str, int]:
+    """Bytes by what they are there for."""
+    sums: dict[str, int] = defaultdict(int)
+    for entry in root.files():
+        sums[_reason(entry.path)] += entry.size_bytes
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def _reason(path: str) -> str:
+    if posixpath.splitext(path)[1] in WEIGHTS:
+        return "weights"
+    if _SITE.match(path):
+        return "Python packages"
+    if "/python3" in f"/{path}":
+        return "Python itself"
+    if path.startswith(("var/cache/", "var/lib/apt/", "root/.cache/")):
+        return "caches"
+    if path.startswith(("usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/info/")):
+        return "documentation"
+    return "system"

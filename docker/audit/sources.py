@@ -1,0 +1,128 @@
+"""The places an image may be named in: `oci:`, `docker-archive:`, `containers-storage:`, `docker-daemon:`, `docker://`."""
+
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from audit.layers import read_layer
+from audit.model import AuditError, Image
+from audit.oci import commands, read_image, tagged
+from audit.registry import Registry
+
+FORMS = "oci:DIR[:TAG], docker-archive:FILE, containers-storage:NAME, docker-daemon:NAME or docker://HOST/NAME:TAG"
+
+
+def load(name: str, platform: str) -> Image:
+    """Read the whole image. AuditError."""
+    transport, _, rest = name.partition(":")
+    if transport == "oci" and rest:
+        return _from_layout(name, rest, platform)
+    if transport == "docker-archive" and rest:
+        return _from_archive(name, Path(rest))
+    if transport == "containers-storage" and rest:
+        return _from_store(name, platform)
+    if transport == "docker-daemon" and rest:
+        return _from_daemon(name, rest)
+    if name.startswith("docker://"):
+        return _from_registry(name, name.removeprefix("docker://"), platform)
+    raise AuditError(f"{name!r} is no image: name it as {FORMS}")
+
+
+class Layout:
+    """The blobs of an OCI layout."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @contextmanager
+    def open(self, digest: str) -> Iterator[BinaryIO]:
+        kind, _, name = digest.partition(":")
+        if "/" in digest or not name:
+            raise AuditError(f"{digest!r} is no digest")
+        with (self._root / "blobs" / kind / name).open("rb") as source:
+            yield source
+
+
+def _from_layout(name: str, rest: str, platform: str) -> Image:
+    root, tag = Path(rest), ""
+    if not root.is_dir() and ":" in rest:
+        folder, _, tag = rest.rpartition(":")
+        root = Path(folder)
+    try:
+        index = json.loads((root / "index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise AuditError(f"{root} is no OCI layout: its index.json cannot be read") from error
+    found = list(tagged(index, tag))
+    if len(found) != 1:
+        raise AuditError(f"{root} has {len(found)} images{f' tagged {tag!r}' if tag else ''}; name one as oci:DIR:TAG")
+    return read_image(name, Layout(root), found[0], platform)
+
+
+def _from_archive(name: str, path: Path) -> Image:
+    try:
+        with tarfile.open(path) as tar:
+            manifest = json.loads(_member(tar, "manifest.json"))[0]
+            config = json.loads(_member(tar, manifest["Config"]))
+            layers = manifest["Layers"]
+            diff_ids = config["rootfs"]["diff_ids"]
+            made = [
+                _archived(tar, layer, diff_id, command)
+                for layer, diff_id, command in zip(layers, diff_ids, commands(config, len(layers)), strict=True)
+            ]
+    except FileNotFoundError as error:
+        raise AuditError(f"{path} does not exist") from error
+    except (tarfile.TarError, EOFError, OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise AuditError(f"{path} is no whole docker archive: {error}") from error
+    return Image(name=name, digest=f"sha256:{Path(manifest['Config']).stem}", layers=tuple(made))
+
+
+def _archived(tar: tarfile.TarFile, member: str, diff_id: str, command: str) -> Any:
+    source = tar.extractfile(member)
+    if source is None:
+        raise KeyError(member)
+    return read_layer(source, digest=diff_id, size_bytes=-1, diff_id=diff_id, command=command)  # type: ignore[arg-type]
+
+
+def _member(tar: tarfile.TarFile, name: str) -> bytes:
+    source = tar.extractfile(name)
+    if source is None:
+        raise KeyError(name)
+    return source.read()
+
+
+def _from_store(name: str, platform: str) -> Image:
+    """Through skopeo, which packs the layers again: their digests are not those of a registry."""
+    with tempfile.TemporaryDirectory() as folder:
+        _run("skopeo", "copy", "--quiet", name, f"oci:{folder}:image")
+        return _from_layout(name, f"{folder}:image", platform)
+
+
+def _from_daemon(name: str, rest: str) -> Image:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder, "image.tar")
+        _run("docker", "save", "--output", str(archive), rest)
+        return _from_archive(name, archive)
+
+
+def _run(*command: str) -> None:
+    if shutil.which(command[0]) is None:
+        raise AuditError(f"needs the {command[0]} program")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise AuditError(f"{command[0]} says: {lines[-1] if lines else done.returncode}")
+
+
+def _from_registry(name: str, rest: str, platform: str) -> Image:
+    host, slash, path = rest.partition("/")
+    if not slash:
+        raise AuditError(f"{name!r} names no host: docker://HOST/NAME:TAG")
+    repository, _, tag = path.partition("@") if "@" in path else path.rpartition(":") if ":" in path else (path, "", "")
+    registry = Registry(host, repository)
+    return read_image(name, registry, {"digest": registry.resolve(tag or "latest")}, platform)

@@ -1,0 +1,111 @@
+"""Streams of layers: hashed as they are read, unpacked from gzip or zstd. Nothing is kept."""
+
+import gzip
+import hashlib
+import io
+import shutil
+import subprocess
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from audit.model import AuditError
+
+CHUNK = 1 << 20
+GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+class Hashed(io.RawIOBase):
+    """Counts and hashes what is read through it."""
+
+    def __init__(self, source: BinaryIO, *, estimate: bool = False) -> None:
+        self._source = source
+        self._hash = hashlib.sha256()
+        self._gzip = zlib.compressobj(6, wbits=31) if estimate else None
+        self._gzip_bytes = 0
+        self.size_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        data = self._source.read(len(buffer))
+        buffer[: len(data)] = data
+        self._hash.update(data)
+        self.size_bytes += len(data)
+        if self._gzip:
+            self._gzip_bytes += len(self._gzip.compress(data))
+        return len(data)
+
+    def drain(self) -> None:
+        while self.read(CHUNK):
+            pass
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def gzip_bytes(self) -> int:
+        """What gzip makes of it; ask once, at the end."""
+        assert self._gzip
+        return self._gzip_bytes + len(self._gzip.flush())
+
+
+@contextmanager
+def unpacked(source: BinaryIO, head: bytes, what: str) -> Iterator[BinaryIO]:
+    """The stream inside: gzip and zstd are told by their first bytes, anything else is taken as it is."""
+    joined = io.BufferedReader(_Joined(head, source), CHUNK)
+    if head.startswith(GZIP_MAGIC):
+        yield gzip.GzipFile(fileobj=joined)
+    elif head.startswith(ZSTD_MAGIC):
+        with _zstd(joined, what) as inside:
+            yield inside
+    else:
+        yield joined
+
+
+class _Joined(io.RawIOBase):
+    """First the bytes that were read already, then the rest."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        data = self._head[: len(buffer)] or self._rest.read(len(buffer))
+        self._head = self._head[len(data) :] if self._head else b""
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def _zstd(source: BinaryIO, what: str) -> Iterator[BinaryIO]:
+    """Through the `zstd` program: Python has it only from 3.14 on."""
+    if shutil.which("zstd") is None:
+        raise AuditError(f"{what} is packed with zstd: install the zstd program to read it")
+    with subprocess.Popen(
+        ["zstd", "-dc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdin
+        assert run.stdout
+        feeder = threading.Thread(target=_feed, args=(source, run.stdin), daemon=True)
+        feeder.start()
+        yield run.stdout  # type: ignore[misc]
+        while run.stdout.read(CHUNK):
+            pass
+        feeder.join()
+        if run.wait():
+            raise AuditError(f"{what} is damaged or cut short: zstd cannot unpack it")
+
+
+def _feed(source: BinaryIO, sink: BinaryIO) -> None:
+    try:
+        shutil.copyfileobj(source, sink, CHUNK)
+        sink.close()
+    except OSError:
+        source.read()  # zstd gave up; its exit code says so
