@@ -24,6 +24,7 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	MYPYPATH=docker $(VENV)/bin/mypy docker/size_audit.py docker/audit
 	$(VENV)/bin/lint-imports
 
 test: lint

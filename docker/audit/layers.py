@@ -58,7 +58,7 @@ def read_layer(source: BinaryIO, *, digest: str, size_bytes: int, diff_id: str, 
 
 
 def _entries(stream: Hashed) -> Iterator[Entry]:
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=TAR_BUFFER) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=TAR_BUFFER) as tar:
         for member in tar:
             yield _entry(tar, member)
 
@@ -130,6 +130,6 @@ def _look(kept: IO[bytes], *, is_elf: bool) -> tuple[Elf | None, frozenset[str]]
     kept.flush()
     with mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ) as data:
         elf = read_elf(data) if is_elf else None
-        names = {match.decode() for match in _LIBRARY.findall(data)}  # type: ignore[arg-type]
+        names = {match.decode() for match in _LIBRARY.findall(data)}
     own = {elf.soname} if elf and elf.soname else set()
     return elf, frozenset(names - own)

@@ -9,7 +9,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from audit.model import AuditError
 
@@ -56,9 +56,9 @@ class Hashed(io.RawIOBase):
 @contextmanager
 def unpacked(source: BinaryIO, head: bytes, what: str) -> Iterator[BinaryIO]:
     """The stream inside: gzip and zstd are told by their first bytes, anything else is taken as it is."""
-    joined = io.BufferedReader(_Joined(head, source), CHUNK)
+    joined = io.BufferedReader(cast(io.RawIOBase, _Joined(head, source)), CHUNK)
     if head.startswith(GZIP_MAGIC):
-        yield gzip.GzipFile(fileobj=joined)
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=joined))
     elif head.startswith(ZSTD_MAGIC):
         with _zstd(joined, what) as inside:
             yield inside
