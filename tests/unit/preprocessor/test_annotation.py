@@ -1,0 +1,117 @@
+"""From encoded picture to encoded control image."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.kernel.errors import Cancelled, InvalidField, TooLarge
+from services.kernel.pictures import PictureLimits
+from services.preprocessor.annotation import Annotation, annotate, parse_size
+from services.preprocessor.registry import core
+from tests.fakes.broken_pictures import huge_png
+from tests.fakes.synthetic_pictures import decoded, encoded, saved, scene
+
+LIMITS = PictureLimits(pixels=1_000_000, side_px=5_000)
+
+
+def annotation(picture: bytes, annotator_id: str = "canny", size: tuple[int, int] | None = None) -> Annotation:
+    annotator = core().get(annotator_id)
+    values = {parameter.name: parameter.default for parameter in annotator.parameters}
+    return Annotation(annotator=annotator, parameters=values, picture=picture, size=size)
+
+
+@pytest.mark.parametrize("annotator", list(core()), ids=lambda annotator: annotator.id)
+def test_the_control_image_is_the_annotators_map(annotator):
+    picture = scene()
+    asked = annotation(encoded(picture), annotator.id)
+    control = annotate(asked, limits=LIMITS)
+    expected = Image.fromarray(annotator(picture, **asked.parameters)).convert("RGB")
+    assert np.array_equal(decoded(control.data), np.asarray(expected))
+    assert (control.width_px, control.height_px) == (192, 128)
+
+
+@pytest.mark.parametrize(("annotator", "mode"), [("canny", "L"), ("scribble_xdog", "L"), ("shuffle", "RGB")])
+def test_a_map_of_one_channel_is_a_grey_png(annotator, mode):
+    control = annotate(annotation(encoded(scene()), annotator), limits=LIMITS)
+    assert Image.open(io.BytesIO(control.data)).mode == mode
+
+
+@pytest.mark.parametrize("size", [(64, 64), (400, 100), (1, 1), (500, 700)])
+def test_lines_are_drawn_at_the_size_asked_for(size):
+    control = annotate(annotation(encoded(scene()), size=size), limits=LIMITS)
+    assert (control.width_px, control.height_px) == size
+    pixels = decoded(control.data)
+    assert pixels.shape == (size[1], size[0], 3)
+    # A map that was stretched afterwards would have greys.
+    assert set(np.unique(pixels)) <= {0, 255}
+
+
+def test_a_picture_is_turned_upright_before_it_is_annotated():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = annotate(annotation(encoded(scene(), "PNG", exif=exif), "invert"), limits=LIMITS)
+    assert np.array_equal(decoded(turned.data), 255 - np.rot90(scene(), -1))
+
+
+def test_transparency_is_white_to_the_annotator():
+    picture = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    control = annotate(annotation(saved(picture, "PNG"), "invert"), limits=LIMITS)
+    assert decoded(control.data).max() == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", encoded(scene())[:-400]])
+def test_what_is_no_whole_picture_is_the_requests_fault(data):
+    with pytest.raises(InvalidField) as raised:
+        annotate(annotation(data), limits=LIMITS)
+    assert raised.value.field == "picture"
+
+
+def test_a_huge_header_is_refused_before_it_is_decoded():
+    with pytest.raises(TooLarge):
+        annotate(annotation(huge_png()), limits=LIMITS)
+
+
+def test_the_spans_tell_where_time_went():
+    clock = itertools.count(0.0, 0.25)
+    control = annotate(annotation(encoded(scene())), limits=LIMITS, clock=lambda: next(clock))
+    assert control.spans == (("decode", 0.25), ("annotate", 0.25), ("encode", 0.25))
+
+
+def test_work_that_is_cancelled_ends_after_its_present_step():
+    steps = []
+
+    def go_on() -> None:
+        steps.append(len(steps))
+        raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        annotate(annotation(encoded(scene())), limits=LIMITS, go_on=go_on)
+    assert steps == [0]
+
+
+def test_no_size_is_the_pictures_own():
+    assert parse_size(0, 0, LIMITS) is None
+
+
+def test_a_size_within_the_limits_is_taken():
+    assert parse_size(5_000, 200, LIMITS) == (5_000, 200)
+
+
+@pytest.mark.parametrize(
+    ("width_px", "height_px", "error", "field"),
+    [
+        (0, 8, InvalidField, "width_px"),
+        (8, 0, InvalidField, "height_px"),
+        (5_001, 8, TooLarge, "width_px"),
+        (8, 5_001, TooLarge, "height_px"),
+        (2_000, 501, TooLarge, "width_px"),
+        (2**32 - 1, 2**32 - 1, TooLarge, "width_px"),
+    ],
+)
+def test_a_wrong_size_names_its_field(width_px, height_px, error, field):
+    with pytest.raises(error) as raised:
+        parse_size(width_px, height_px, LIMITS)
+    assert raised.value.field == field

@@ -1,0 +1,157 @@
+"""What every annotator promises, and what those without a reference are."""
+
+import inspect
+
+import cv2
+import numpy as np
+import pytest
+
+from services.preprocessor.annotator import Annotator
+from services.preprocessor.registry import Registry, core
+from tests.fakes.synthetic_pictures import scene
+
+ANNOTATORS = list(core())
+SHAPES = [(1, 1), (1, 5000), (5000, 1), (2, 3), (67, 45)]
+every_annotator = pytest.mark.parametrize("annotator", ANNOTATORS, ids=lambda annotator: annotator.id)
+
+
+def defaults(annotator: Annotator) -> dict[str, object]:
+    return {parameter.name: parameter.default for parameter in annotator.parameters}
+
+
+def apply(annotator_id: str, picture: np.ndarray, **parameters: object) -> np.ndarray:
+    annotator = core().get(annotator_id)
+    return annotator(picture, **(defaults(annotator) | parameters))
+
+
+@every_annotator
+@pytest.mark.parametrize(("width_px", "height_px"), SHAPES)
+@pytest.mark.filterwarnings("error")
+def test_a_map_has_the_size_of_its_picture_whatever_its_shape(annotator, width_px, height_px):
+    control = annotator(scene(width_px, height_px), **defaults(annotator))
+    assert control.dtype == np.uint8
+    assert control.shape in ((height_px, width_px), (height_px, width_px, 3))
+
+
+@every_annotator
+@pytest.mark.filterwarnings("error")
+def test_both_ends_of_every_range_work(annotator):
+    picture = scene(96, 64)
+    for parameter in annotator.parameters:
+        for value in (parameter.minimum, parameter.maximum):
+            if value is not None:
+                chosen = defaults(annotator) | {parameter.name: type(parameter.default)(value)}
+                assert annotator(picture, **chosen).shape[:2] == picture.shape[:2]
+
+
+@every_annotator
+@pytest.mark.parametrize("level", [0, 255])
+@pytest.mark.filterwarnings("error")
+def test_a_flat_picture_gives_a_flat_map(annotator, level):
+    control = annotator(np.full((32, 48, 3), level, np.uint8), **defaults(annotator))
+    assert control.min() == control.max()
+
+
+@every_annotator
+def test_the_same_input_gives_the_same_map_and_leaves_the_picture_alone(annotator):
+    picture = scene()
+    first, second = (annotator(picture, **defaults(annotator)) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert np.array_equal(picture, scene())
+
+
+@every_annotator
+def test_the_parameters_that_are_described_are_those_that_are_taken(annotator):
+    taken = list(inspect.signature(annotator.apply).parameters)[1:]
+    assert [parameter.name for parameter in annotator.parameters] == taken
+
+
+@every_annotator
+def test_an_annotator_says_what_it_is(annotator):
+    assert annotator.description
+    assert annotator.licence == "Apache-2.0"
+    assert annotator.device == "cpu/uint8"
+    assert annotator.controlnets
+    assert annotator.version.startswith("1+opencv-")
+    assert all(parameter.description for parameter in annotator.parameters)
+
+
+def test_the_core_set_is_complete():
+    expected = "canny shuffle lineart_standard scribble_xdog invert threshold tile blur_gaussian"
+    assert [annotator.id for annotator in ANNOTATORS] == expected.split()
+
+
+def test_two_annotators_of_one_id_are_a_mistake():
+    with pytest.raises(AssertionError):
+        Registry([ANNOTATORS[0], ANNOTATORS[0]])
+
+
+def test_grey_canny_looks_at_brightness_alone():
+    # Red beside a grey of the same brightness: an edge in colour, none in brightness.
+    picture = np.full((32, 32, 3), 76, np.uint8)
+    picture[:, 16:] = (255, 0, 0)
+    assert apply("canny", picture, gray=False).any()
+    assert not apply("canny", picture, gray=True).any()
+
+
+def test_another_seed_shuffles_differently():
+    picture = scene()
+    assert not np.array_equal(apply("shuffle", picture, seed=1), apply("shuffle", picture, seed=2))
+
+
+def test_shuffled_pixels_come_from_the_picture():
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, 32:] = (200, 100, 50)
+    shuffled = apply("shuffle", picture)
+    assert shuffled.max(axis=(0, 1)).tolist() == [200, 100, 50]
+    assert shuffled.min() == 0
+
+
+def test_invert_inverts():
+    assert np.array_equal(apply("invert", scene()), 255 - scene())
+
+
+def test_threshold_asks_every_channel():
+    picture = np.array([[[128, 128, 128], [127, 255, 255], [255, 255, 127], [255, 255, 255]]], np.uint8)
+    assert apply("threshold", picture).tolist() == [[255, 0, 0, 255]]
+    assert apply("threshold", picture, threshold=255).tolist() == [[0, 0, 0, 0]]
+
+
+def test_tile_leaves_a_picture_alone_at_rate_1_and_takes_detail_above():
+    picture = scene()
+    assert np.array_equal(apply("tile", picture), picture)
+    coarse = apply("tile", picture, down_sampling_rate=8.0)
+    assert 0 < _detail(coarse) < _detail(picture) / 2
+    assert abs(coarse.mean() - picture.mean()) < 2
+
+
+def test_blur_takes_more_detail_the_wider_it_is():
+    picture = scene()
+    assert _detail(apply("blur_gaussian", picture, sigma=9.0)) < _detail(apply("blur_gaussian", picture, sigma=2.0))
+    assert np.array_equal(apply("blur_gaussian", picture, sigma=0.01), picture)
+
+
+def _detail(picture: np.ndarray) -> float:
+    return float(np.abs(np.diff(picture.astype(int), axis=1)).mean())
+
+
+def test_scribbles_follow_dark_lines_on_light_ground():
+    picture = np.full((64, 64, 3), 240, np.uint8)
+    picture[30:33] = 10
+    strokes = apply("scribble_xdog", picture)
+    assert set(np.unique(strokes)) == {0, 255}
+    assert strokes[31].all()
+    assert not strokes[:20].any()
+    assert not apply("scribble_xdog", 255 - picture)[31].any()
+
+
+def test_a_higher_threshold_gives_fewer_scribbles():
+    picture = scene()
+    assert apply("scribble_xdog", picture, threshold=64).sum() < apply("scribble_xdog", picture, threshold=4).sum()
+
+
+def test_scribbles_equal_the_formula_on_all_channels_at_once():
+    picture = scene()
+    near, far = (cv2.GaussianBlur(picture.astype(np.float32), (0, 0), sigma) for sigma in (0.5, 5.0))
+    expected = (far - near).min(axis=2) > 16
+    assert np.array_equal(apply("scribble_xdog", picture) == 255, expected)

@@ -1,0 +1,70 @@
+"""Annotations run on the engine's own threads, as many as it has, and a cancelled one keeps its slot until it ends."""
+
+import asyncio
+
+import pytest
+
+from services.kernel.pictures import PictureLimits
+from services.preprocessor.annotation import Annotation
+from services.preprocessor.engine import Engine
+from tests.fakes.annotators import PATIENCE_S, Gate
+from tests.fakes.synthetic_pictures import encoded, scene
+
+
+@pytest.fixture
+def gate():
+    gate = Gate()
+    yield gate
+    gate.opened.set()
+
+
+@pytest.fixture
+def engine():
+    engine = Engine(threads=2, limits=PictureLimits())
+    yield engine
+    engine.close()
+
+
+def asked(gate: Gate) -> Annotation:
+    return Annotation(annotator=gate.annotator(), parameters={}, picture=encoded(scene(8, 8)))
+
+
+async def started(gate: Gate) -> None:
+    assert await asyncio.to_thread(gate.started.acquire, True, PATIENCE_S)
+
+
+async def test_the_event_loop_stays_free_while_two_run_and_a_third_waits(gate, engine):
+    runs = [asyncio.create_task(engine.run(asked(gate))) for _ in range(3)]
+    await started(gate)
+    await started(gate)
+    assert len(gate.threads) == 2
+    gate.opened.set()
+    assert [control.width_px for control in await asyncio.gather(*runs)] == [8, 8, 8]
+    assert all(name.startswith("annotate") for name in gate.threads)
+
+
+async def test_a_cancelled_annotation_ends_only_with_its_present_step(gate, engine):
+    run = asyncio.create_task(engine.run(asked(gate)))
+    await started(gate)
+    run.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not run.done()
+    gate.opened.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert (await engine.run(asked(gate))).height_px == 8
+
+
+async def test_an_annotation_that_is_cancelled_before_its_turn_never_starts(gate, engine):
+    running = [asyncio.create_task(engine.run(asked(gate))) for _ in range(2)]
+    await started(gate)
+    await started(gate)
+    waiting = asyncio.create_task(engine.run(asked(gate)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    gate.opened.set()
+    await asyncio.gather(*running)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert len(gate.threads) == 2

@@ -1,0 +1,198 @@
+"""PreprocessorService over real gRPC on loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import numpy as np
+import pytest
+from google.protobuf import struct_pb2
+from PIL import Image
+
+from fanlight.channel import open_channel
+from fanlight.common.v1 import common_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2 as pb
+from fanlight.preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
+from services.kernel.config import MIB, CommonSettings
+from services.kernel.errors import FanlightError, InvalidField, NotFound, ResourceExhausted, TooLarge
+from services.kernel.pictures import PictureLimits
+from services.kernel.rpc_server import RpcServer
+from services.kernel.wire_errors import from_rpc_error
+from services.preprocessor.engine import Engine
+from services.preprocessor.registry import Registry, core
+from services.preprocessor.service import PreprocessorService
+from services.worker.admission import Admission
+from tests.fakes.annotators import PATIENCE_S, Gate
+from tests.fakes.broken_pictures import huge_png
+from tests.fakes.synthetic_pictures import decoded, encoded, saved, scene
+
+LIMITS = PictureLimits(size_bytes=MIB // 2, pixels=4_000_000, side_px=5_000)
+NAME = "fanlight.preprocessor.v1.PreprocessorService"
+
+
+@pytest.fixture
+def gate():
+    gate = Gate()
+    yield gate
+    gate.opened.set()
+
+
+@pytest.fixture
+async def stub(gate) -> AsyncIterator[pb_grpc.PreprocessorServiceStub]:
+    """One slot, one that may wait, and messages of at most a MiB."""
+    engine = Engine(threads=1, limits=LIMITS)
+    admission = Admission(slots=1, waiting_limit=1)
+    registry = Registry([*core(), gate.annotator()])
+    service = PreprocessorService(registry, engine, admission, limits=LIMITS, max_message_bytes=MIB)
+    server = RpcServer(
+        CommonSettings(drain_grace_s=0, max_message_bytes=MIB),
+        services={NAME: lambda rpc: pb_grpc.add_PreprocessorServiceServicer_to_server(service, rpc)},
+        tokens={},
+        default_tokens=(),
+    )
+    port = server.bind("127.0.0.1:0")
+    await server.start()
+    async with open_channel(f"127.0.0.1:{port}") as channel:
+        yield pb_grpc.PreprocessorServiceStub(channel)
+    gate.opened.set()
+    await server.stop()
+    engine.close()
+
+
+def request(annotator: str = "canny", data: bytes | None = None, **fields: object) -> pb.AnnotateRequest:
+    picture = common_pb2.Picture(data=encoded(scene()) if data is None else data)
+    return pb.AnnotateRequest(**{"annotator": annotator, "picture": picture, **fields})
+
+
+def parameters(**values: object) -> struct_pb2.Struct:
+    struct = struct_pb2.Struct()
+    struct.update(values)
+    return struct
+
+
+async def error_of(stub: pb_grpc.PreprocessorServiceStub, asked: pb.AnnotateRequest) -> FanlightError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.Annotate(asked, timeout=PATIENCE_S)
+    return from_rpc_error(raised.value)
+
+
+async def test_every_annotator_is_listed_with_all_it_says(stub):
+    listed = await stub.ListAnnotators(pb.ListAnnotatorsRequest())
+    canny = listed.annotators[0]
+    assert (canny.id, canny.deterministic, canny.loaded, canny.weight_bytes) == ("canny", True, True, 0)
+    assert (canny.device, canny.licence, list(canny.controlnets)) == ("cpu/uint8", "Apache-2.0", ["canny"])
+    low, _, gray = canny.parameters
+    assert (low.kind, low.default_value.number_value, low.minimum, low.maximum) == (
+        pb.Parameter.KIND_INTEGER,
+        100,
+        0,
+        2040,
+    )
+    assert gray.kind == pb.Parameter.KIND_BOOLEAN
+    assert gray.default_value.WhichOneof("kind") == "bool_value"
+    assert not gray.HasField("minimum")
+
+
+async def test_every_listed_annotator_takes_its_listed_defaults(stub, gate):
+    gate.opened.set()
+    listed = await stub.ListAnnotators(pb.ListAnnotatorsRequest())
+    for annotator in listed.annotators:
+        struct = struct_pb2.Struct()
+        for parameter in annotator.parameters:
+            struct.fields[parameter.name].CopyFrom(parameter.default_value)
+        explicit = await stub.Annotate(request(annotator.id, parameters=struct))
+        implicit = await stub.Annotate(request(annotator.id))
+        assert explicit.image == implicit.image
+
+
+async def test_a_picture_becomes_a_control_image(stub):
+    answer = await stub.Annotate(request("invert"))
+    assert np.array_equal(decoded(answer.image), 255 - scene())
+    assert (answer.media_type, answer.width_px, answer.height_px) == ("image/png", 192, 128)
+    assert [span.name for span in answer.spans] == ["waiting", "decode", "annotate", "encode"]
+    assert all(span.duration_s >= 0 for span in answer.spans)
+
+
+async def test_parameters_and_size_are_used(stub):
+    plain = await stub.Annotate(request())
+    tuned = await stub.Annotate(request(parameters=parameters(low_threshold=20, high_threshold=60, gray=True)))
+    assert tuned.image != plain.image
+    small = await stub.Annotate(request(width_px=64, height_px=32))
+    assert (small.width_px, small.height_px) == (64, 32)
+    assert decoded(small.image).shape == (32, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "field"),
+    [
+        ({"annotator": "openpose"}, NotFound, "annotator"),
+        ({"annotator": ""}, NotFound, "annotator"),
+        ({"annotator": "x" * 100_000}, NotFound, "annotator"),
+        ({"parameters": parameters(low_threshold=-1)}, InvalidField, "parameters.low_threshold"),
+        ({"parameters": parameters(low_threshold=100.5)}, InvalidField, "parameters.low_threshold"),
+        ({"parameters": parameters(low_threshold="100")}, InvalidField, "parameters.low_threshold"),
+        ({"parameters": parameters(low_threshold=True)}, InvalidField, "parameters.low_threshold"),
+        ({"parameters": parameters(low_threshold=None)}, InvalidField, "parameters.low_threshold"),
+        ({"parameters": parameters(low_threshold=[1])}, InvalidField, "parameters.low_threshold"),
+        ({"parameters": parameters(low_threshold={"a": 1})}, InvalidField, "parameters.low_threshold"),
+        ({"parameters": parameters(low_threshold=float("nan"))}, InvalidField, "parameters.low_threshold"),
+        ({"parameters": parameters(low_threshold=1e300)}, InvalidField, "parameters.low_threshold"),
+        ({"parameters": parameters(gray=1)}, InvalidField, "parameters.gray"),
+        ({"parameters": parameters(seed=1)}, InvalidField, "parameters.seed"),
+        ({"annotator": "shuffle", "parameters": parameters(seed=2**32)}, InvalidField, "parameters.seed"),
+        ({"width_px": 64}, InvalidField, "height_px"),
+        ({"width_px": 5_001, "height_px": 8}, TooLarge, "width_px"),
+        ({"picture": None}, InvalidField, "picture"),
+        ({"picture": common_pb2.Picture(data=b"")}, InvalidField, "picture"),
+        ({"picture": common_pb2.Picture(data=b"no picture")}, InvalidField, "picture"),
+        ({"picture": common_pb2.Picture(data=encoded(scene())[:5_000])}, InvalidField, "picture"),
+        ({"picture": common_pb2.Picture(data=huge_png())}, TooLarge, "picture"),
+        ({"picture": common_pb2.Picture(data=bytes(MIB // 2 + 1))}, TooLarge, "picture"),
+        ({"picture": common_pb2.Picture(url="http://127.0.0.1:1/")}, InvalidField, "picture.url"),
+        ({"picture": common_pb2.Picture(blob=common_pb2.Blob(digest="sha256:0"))}, InvalidField, "picture.blob"),
+    ],
+)
+async def test_a_wrong_request_names_its_field_and_the_next_one_works(stub, fields, kind, field):
+    error = await error_of(stub, request(**fields))
+    assert (type(error), error.field) == (kind, field)
+    assert (await stub.Annotate(request())).image
+
+
+async def test_a_control_image_that_fits_no_answer_is_refused_with_a_way_out(stub):
+    noise = np.random.RandomState(0).randint(0, 256, (700, 700, 3)).astype(np.uint8)
+    photo = saved(Image.fromarray(noise), "JPEG", quality=40)
+    error = await error_of(stub, request("invert", photo))
+    assert isinstance(error, TooLarge)
+    assert "width_px" in error.message
+    assert (await stub.Annotate(request("invert", photo, width_px=300, height_px=300))).image
+
+
+async def test_too_many_waiting_calls_are_told_to_come_back(stub, gate):
+    running = asyncio.create_task(_annotate(stub))
+    assert await asyncio.to_thread(gate.started.acquire, True, PATIENCE_S)
+    waiting = [asyncio.create_task(_annotate(stub)) for _ in range(2)]
+    refused, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        refused.pop().result()
+    error = from_rpc_error(raised.value)
+    assert isinstance(error, ResourceExhausted)
+    assert error.retry_after_s
+    gate.opened.set()
+    assert (await running).image
+    done, _ = await asyncio.wait(waiting, timeout=PATIENCE_S)
+    assert len([task for task in done if task.exception() is None]) == 1
+
+
+async def _annotate(stub: pb_grpc.PreprocessorServiceStub) -> pb.AnnotateResponse:
+    return await stub.Annotate(request("gated"), timeout=PATIENCE_S)
+
+
+async def test_a_call_that_its_client_cancels_frees_its_slot(stub, gate):
+    call = stub.Annotate(request("gated"), timeout=PATIENCE_S)
+    task = asyncio.ensure_future(call)
+    assert await asyncio.to_thread(gate.started.acquire, True, PATIENCE_S)
+    call.cancel()
+    gate.opened.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await stub.Annotate(request(), timeout=PATIENCE_S)).image
