@@ -10,6 +10,8 @@ from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.kernel.wire_errors import from_rpc_error
 
 CALL_DEADLINE_S = 10.0
+# Short, so that there is time for another try before a lease ends.
+RENEW_DEADLINE_S = 5.0
 
 
 @contextmanager
@@ -32,7 +34,7 @@ class QueueCalls:
 
     async def renew(self, request: queue_pb2.RenewLeasesRequest) -> queue_pb2.RenewLeasesResponse:
         with our_errors():
-            return await self._stub.RenewLeases(request, timeout=CALL_DEADLINE_S)
+            return await self._stub.RenewLeases(request, timeout=RENEW_DEADLINE_S)
 
     async def complete(self, request: queue_pb2.CompleteTaskRequest) -> None:
         with our_errors():

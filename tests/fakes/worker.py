@@ -13,7 +13,7 @@ from services.worker.config import WorkerSettings
 from services.worker.loop import work
 from services.worker.ports import Stage
 from services.worker.surroundings import Surroundings
-from tests.fakes.gateway import FakeGateway
+from tests.fakes.scripted_gateway import FakeGateway
 
 PATIENCE_S = 20.0
 

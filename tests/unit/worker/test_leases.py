@@ -4,7 +4,7 @@ import asyncio
 
 from fanlight.queue.v1 import queue_pb2
 from services.worker.leases import PREVIEW_BYTES_MAX
-from tests.fakes.gateway import FakeGateway
+from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, working
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from services.kernel.errors import ResourceExhausted
-from tests.fakes.gateway import FakeGateway
+from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, working
 

@@ -1,6 +1,6 @@
 """How a worker leaves: no new tasks, what runs ends or goes back at once."""
 
-from tests.fakes.gateway import FakeGateway
+from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, working
 

@@ -16,7 +16,7 @@ from services.kernel.config import CommonSettings, SettingsError
 from services.worker.admission import Admission
 from services.worker.config import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
-from tests.fakes.gateway import FakeGateway
+from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named
 

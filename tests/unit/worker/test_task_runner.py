@@ -5,7 +5,7 @@ import pytest
 from fanlight.common.v1 import common_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.errors import InvalidField, NodeFault
-from tests.fakes.gateway import CHUNK_BYTES, FakeGateway
+from tests.fakes.scripted_gateway import CHUNK_BYTES, FakeGateway
 from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, working
 
