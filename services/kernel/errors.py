@@ -2,6 +2,10 @@
 
 from typing import ClassVar
 
+# Errors quote what they were given, which may be megabytes; gRPC loses answers whose trailers pass 8 KiB.
+MESSAGE_MAX_BYTES = 800
+FIELD_MAX_BYTES = 200
+
 
 class FanlightError(Exception):
     """An error that a client may see: its message says what is wrong and what would be right."""
@@ -11,9 +15,9 @@ class FanlightError(Exception):
     is_request_fault: ClassVar[bool] = False
 
     def __init__(self, message: str, *, field: str = "", retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
+        self.message = _short(message, MESSAGE_MAX_BYTES)
+        self.field = _short(field, FIELD_MAX_BYTES)
+        super().__init__(self.message)
         self.retry_after_s = retry_after_s
 
     def within(self, prefix: str) -> "FanlightError":
@@ -23,6 +27,12 @@ class FanlightError(Exception):
             field=f"{prefix}.{self.field}" if self.field else prefix,
             retry_after_s=self.retry_after_s,
         )
+
+
+def _short(text: str, limit_bytes: int) -> str:
+    """The text, or as much of its start as fits before an ellipsis."""
+    data = text.encode(errors="replace")
+    return text if len(data) <= limit_bytes else data[: limit_bytes - 3].decode(errors="ignore") + "…"
 
 
 class InvalidField(FanlightError):

@@ -36,6 +36,22 @@ def test_a_field_error_carries_bad_request_details():
     assert status.message == "steps: must be 1 to 150"
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "木", "🌳"])
+def test_an_error_that_quotes_megabytes_still_fits_the_trailers(letter):
+    error = errors.InvalidField(f"is {letter * 1_000_000}", field=f"parameters.{letter * 1_000_000}")
+
+    status = to_status(error.within("annotate"))
+
+    percent_encoded = 3 * len(status.message.encode())
+    base64 = 4 / 3 * len(status.SerializeToString())
+    assert percent_encoded + base64 < 8 * 1024
+    assert status.message.startswith(f"annotate.parameters.{letter}")
+
+
+def test_a_message_of_ordinary_length_is_not_touched():
+    assert errors.NotFound("木" * 266).message == "木" * 266
+
+
 def test_a_retry_delay_travels():
     status = to_status(errors.ResourceExhausted("full", retry_after_s=2.5))
 
