@@ -20,6 +20,7 @@ PREVIEW_BYTES_MAX = 64 * 1024
 @dataclass(slots=True, kw_only=True, eq=False)
 class Lease:
     task: queue_pb2.LeasedTask
+    renew_after_s: float
     renew_at_s: float
     runner: "asyncio.Task[None] | None" = None
     # The latest that was not sent yet.
@@ -55,7 +56,8 @@ class Leases:
         return list(self._held)
 
     def add(self, task: queue_pb2.LeasedTask, *, now_s: float) -> Lease:
-        lease = Lease(task=task, renew_at_s=now_s + _renew_after_s(task.ttl_s))
+        after_s = _renew_after_s(task.ttl_s)
+        lease = Lease(task=task, renew_after_s=after_s, renew_at_s=now_s + after_s)
         self._held[lease.token] = lease
         self.stirred.set()
         return lease
@@ -91,11 +93,14 @@ class Leases:
             if lease is None:
                 continue
             if answer.status == queue_pb2.RenewedLease.STATUS_RENEWED:
-                lease.renew_at_s = now_s + _renew_after_s(answer.ttl_s)
+                lease.renew_after_s = _renew_after_s(answer.ttl_s)
             elif answer.status == queue_pb2.RenewedLease.STATUS_LOST:
                 self._abandon(lease, "lost")
             elif answer.status == queue_pb2.RenewedLease.STATUS_CANCELLED:
                 self._abandon(lease, "cancelled")
+        # Also those that are settled, or were not answered.
+        for lease in self:
+            lease.renew_at_s = now_s + lease.renew_after_s
 
     def _abandon(self, lease: Lease, why: str) -> None:
         """Nobody wants its result any more."""

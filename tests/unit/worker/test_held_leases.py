@@ -1,0 +1,78 @@
+"""The leases that a worker holds: when the next renewal is due and what goes with it."""
+
+import math
+
+from fanlight.queue.v1 import queue_pb2
+from services.worker.leases import Lease, Leases
+from services.worker.ports import Progress
+
+Status = queue_pb2.RenewedLease
+
+
+def held(*, now_s: float = 0.0) -> tuple[Leases, Lease]:
+    leases = Leases(progress_every_s=1.0)
+    task = queue_pb2.LeasedTask(name="jobs/a/tasks/1", lease_token=b"token", ttl_s=30.0)
+    return leases, leases.add(task, now_s=now_s)
+
+
+def answer(status: "Status.Status.ValueType", ttl_s: float = 30.0) -> list[queue_pb2.RenewedLease]:
+    return [queue_pb2.RenewedLease(lease_token=b"token", status=status, ttl_s=ttl_s)]
+
+
+def test_nothing_is_due_while_nothing_is_held() -> None:
+    leases, lease = held()
+    leases.remove(lease)
+    assert leases.due_s == math.inf
+
+
+def test_a_lease_is_renewed_long_before_it_ends() -> None:
+    leases, _ = held(now_s=100.0)
+    assert leases.due_s == 110.0
+    leases.take_renewals(now_s=110.0)
+    leases.note(answer(Status.STATUS_RENEWED, ttl_s=60.0), now_s=110.0)
+    assert leases.due_s == 130.0
+
+
+def test_a_renewal_that_was_not_answered_stays_due() -> None:
+    leases, _ = held()
+    leases.take_renewals(now_s=12.0)
+    assert leases.due_s == 10.0
+
+
+def test_progress_goes_soon_but_not_at_once_after_the_last() -> None:
+    leases, lease = held()
+    leases.report(lease, Progress(step=1, steps=9))
+    assert leases.due_s < 0
+    leases.take_renewals(now_s=2.0)
+    leases.note(answer(Status.STATUS_RENEWED), now_s=2.0)
+    leases.report(lease, Progress(step=2, steps=9))
+    assert leases.due_s == 3.0
+
+
+def test_progress_is_sent_once() -> None:
+    leases, lease = held()
+    leases.report(lease, Progress(step=1, steps=9))
+    first, second = leases.take_renewals(now_s=1.0)[0], leases.take_renewals(now_s=2.0)[0]
+    assert (first.progress.step, first.progress.steps) == (1, 9)
+    assert not second.HasField("progress")
+
+
+def test_a_lease_whose_result_is_on_its_way_is_not_dropped_nor_asked_about_without_end() -> None:
+    leases, lease = held()
+    lease.is_settled = True
+    leases.take_renewals(now_s=10.0)
+    leases.note(answer(Status.STATUS_LOST, ttl_s=0.0), now_s=10.0)
+    assert leases.tokens == [b"token"]
+    assert leases.due_s == 20.0
+
+
+def test_a_lost_lease_is_held_no_more() -> None:
+    leases, _ = held()
+    leases.note(answer(Status.STATUS_LOST), now_s=10.0)
+    assert leases.tokens == []
+
+
+def test_a_gateway_that_gives_no_time_does_not_make_the_worker_spin() -> None:
+    leases, _ = held()
+    leases.note(answer(Status.STATUS_RENEWED, ttl_s=0.0), now_s=10.0)
+    assert leases.due_s > 10.0
