@@ -1,0 +1,94 @@
+"""The tiny model, and what the tests of the engine paint with it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.diffusion.generation import Control, Generation
+from services.diffusion.models.catalogue import Catalogue, scan
+from services.diffusion.parse import Parser
+from services.kernel.pictures import PictureLimits
+
+SIZE_PX = 64
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model `tiny` and its ControlNets `canny` and `depth`."""
+    from tests.fakes.models import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def catalogue(models: Path) -> Catalogue:
+    return scan([models])
+
+
+@pytest.fixture(scope="session")
+def parser(catalogue: Catalogue) -> Parser:
+    return Parser(catalogue=catalogue, pixels_limit=256 * 256, picture_limits=PictureLimits(), random_seed=lambda: 42)
+
+
+@pytest.fixture(scope="session")
+def library():
+    from services.diffusion.models.library import Library
+
+    return Library(device="cpu", threads=1)
+
+
+@pytest.fixture(scope="session")
+def studio(library):
+    from services.diffusion.engine.studio import TorchStudio
+
+    return TorchStudio(library)
+
+
+@pytest.fixture(scope="session")
+def asked(catalogue: Catalogue) -> Callable[..., Generation]:
+    """A Generation for the tiny model with what the test leaves open filled in."""
+
+    def ask(**fields) -> Generation:
+        defaults = {
+            "prompt": "a cat",
+            "negative_prompt": "blurry",
+            "width_px": SIZE_PX,
+            "height_px": SIZE_PX,
+            "steps": 5,
+            "guidance_scale": 5.0,
+            "scheduler": "ddim",
+            "seed": 7,
+        }
+        return Generation(checkpoint=catalogue.default(), **{**defaults, **fields})
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def control(catalogue: Catalogue) -> Callable[..., Control]:
+    def make(name: str, *, size_px: tuple[int, int] = (SIZE_PX, SIZE_PX), **fields) -> Control:
+        pixels = np.random.RandomState(len(name)).randint(0, 256, (size_px[1], size_px[0], 3), dtype=np.uint8)
+        entry = catalogue.controlnet(name, catalogue.default())
+        return Control(controlnet=entry, image=Image.fromarray(pixels), **fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def painted(studio):
+    """Paints generations in one batch; each joins after so many evaluations. The rows at their ends, in order."""
+
+    def paint(*generations: Generation, joins: tuple[int, ...] = ()):
+        joins = joins or (0,) * len(generations)
+        rows = [studio.begin(generation) for generation in generations]
+        for turn in range(max(joins) + max(row.evaluations for row in rows)):
+            batch = [row for row, join in zip(rows, joins, strict=True) if join <= turn and not row.is_finished]
+            for advance in studio.advance(batch) if batch else []:
+                assert advance.error is None
+        assert all(row.is_finished for row in rows)
+        return rows
+
+    return paint

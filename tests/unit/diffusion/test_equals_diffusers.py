@@ -1,0 +1,119 @@
+"""A seed gives the diffusers pipelines' picture, alone and among strangers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fanlight.diffusion.v1 import diffusion_pb2
+from services.diffusion.models.catalogue import scan
+from services.diffusion.pictures.png import encode_png
+from tests.fakes.diffusers_reference import SCHEDULERS, Reference
+from tests.fakes.models import make_tiny_model
+
+LATENTS_LIMIT = 1e-4
+PIXELS_LIMIT = 1e-3
+# Rounded to 8 bits, two pixels that differ by less than that may still be one apart.
+BYTES_LIMIT = 1
+
+
+@pytest.fixture(scope="module")
+def reference(models) -> Reference:
+    return Reference(models)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_text2img_equals_the_pipeline(scheduler, reference, asked, painted):
+    generation = asked(scheduler=scheduler)
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_one_controlnet_equals_the_pipeline(scheduler, reference, asked, control, painted):
+    generation = asked(scheduler=scheduler, controls=(control("canny", scale=0.7),))
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_two_controlnets_with_start_and_end_equal_the_pipeline(scheduler, reference, asked, control, painted):
+    controls = (control("canny", scale=1.3, end=0.6), control("depth", scale=0.4, start=0.4))
+    generation = asked(scheduler=scheduler, controls=controls)
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+def test_without_guidance_the_pipeline_is_equalled_too(reference, asked, control, painted):
+    generation = asked(guidance_scale=1.0, controls=(control("canny"),))
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+def test_sides_that_the_unet_cannot_halve_evenly_equal_the_pipeline(reference, asked, control, painted):
+    generation = asked(width_px=76, height_px=44, controls=(control("canny", size_px=(76, 44)),))
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+def test_the_decoded_picture_equals_the_pipelines(reference, asked, painted, studio):
+    generation = asked()
+    [row] = painted(generation)
+    wanted = (reference.pixels(generation) * 255).round().astype(int)
+    assert np.abs(studio.finish(row).astype(int) - wanted).max() <= BYTES_LIMIT
+
+
+def test_strangers_in_the_batch_change_nothing(reference, asked, painted):
+    strangers = [
+        asked(scheduler=scheduler, seed=seed, steps=3 + seed, guidance_scale=2.0 + seed, prompt=f"stranger {seed}")
+        for seed, scheduler in enumerate(SCHEDULERS)
+    ]
+    rows = painted(*strangers, joins=(0, 2, 1, 3, 0))
+    for generation, row in zip(strangers, rows, strict=True):
+        assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+def test_strangers_with_other_control_images_scales_and_ends_change_nothing(asked, control, painted):
+    ends = (1.0, 0.5, 0.2)
+    strangers = [
+        asked(seed=seed, controls=(control("canny", scale=seed / 2, end=end), control("depth", start=0.3)))
+        for seed, end in enumerate(ends)
+    ]
+    together = painted(*strangers, joins=(0, 1, 3))
+    for generation, row in zip(strangers, together, strict=True):
+        [alone] = painted(generation)
+        assert _difference(row.latents, alone.latents) <= LATENTS_LIMIT
+
+
+def test_a_long_prompt_shares_the_batch_with_short_ones(asked, painted, studio):
+    long, short = asked(prompt="a very long story " * 20), asked(prompt="a cat")
+    together = painted(long, short)
+    for generation, row in zip((long, short), together, strict=True):
+        [alone] = painted(generation)
+        pixels = [studio.finish(each).astype(float) / 255 for each in (row, alone)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= max(PIXELS_LIMIT, BYTES_LIMIT / 255)
+
+
+def test_epsilon_models_are_painted_as_their_config_says(tmp_path, asked, studio):
+    folder = make_tiny_model(tmp_path / "epsilon", prediction_type="epsilon")
+    generation = replace(asked(scheduler="euler_a"), checkpoint=scan([folder]).default())
+    row = studio.begin(generation)
+    while not row.is_finished:
+        studio.advance([row])
+    assert _difference(row.latents, Reference(folder).latents(generation)) <= LATENTS_LIMIT
+
+
+def test_a_control_image_of_another_size_is_scaled_as_the_pipeline_does(reference, parser, painted):
+    large = np.random.RandomState(1).randint(0, 256, (150, 90, 3), dtype=np.uint8)
+    request = diffusion_pb2.GenerateRequest(prompt="a cat", steps=3, seed=7)
+    added = request.controls.add(controlnet="canny")
+    added.image.data = encode_png(large)
+    generation = parser.parse(request)
+    [row] = painted(generation)
+    unscaled = replace(generation, controls=(replace(generation.controls[0], image=Image.fromarray(large)),))
+    assert _difference(row.latents, reference.latents(unscaled)) <= LATENTS_LIMIT
+
+
+def _difference(one, other) -> float:
+    return float((one - other).abs().max())

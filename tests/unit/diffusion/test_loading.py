@@ -1,0 +1,93 @@
+"""Damaged and unfit files are typed errors, and the next request works."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from services.diffusion.models.catalogue import scan
+from services.diffusion.models.library import Library
+from services.kernel.errors import FailedPrecondition, NodeFault
+
+
+@pytest.fixture
+def copied(models, tmp_path):
+    """A copy of the tiny model to damage."""
+    return shutil.copytree(models, tmp_path / "copied")
+
+
+@pytest.fixture
+def load(copied):
+    return lambda: Library(device="cpu", threads=1).checkpoint(scan([copied]).default())
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: b"\xff" * 64 + data[64:], lambda data: b""])
+def test_damaged_weights_are_a_typed_error(part, damage, copied, load):
+    [file] = (copied / "model" / part).glob("*.safetensors")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(NodeFault, match=f"copied/{part} cannot be loaded"):
+        load()
+
+
+def test_weights_that_lack_a_tensor_are_a_typed_error(copied, load):
+    file = copied / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("conv_in.weight")
+    save_file(tensors, file)
+    with pytest.raises(NodeFault, match="unet"):
+        load()
+
+
+def test_weights_of_another_shape_are_a_typed_error(copied, load):
+    file = copied / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.conv_in.weight"] = tensors["decoder.conv_in.weight"][:2].clone()
+    save_file(tensors, file)
+    with pytest.raises(NodeFault, match="vae"):
+        load()
+
+
+@pytest.mark.parametrize("file", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
+def test_damaged_json_is_a_typed_error(file, copied, load):
+    (copied / "model" / file).write_text("{")
+    with pytest.raises(NodeFault, match="cannot be loaded"):
+        load()
+
+
+def test_a_pickle_is_not_opened(copied, load):
+    file = copied / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    with pytest.raises(FailedPrecondition, match="pickles"):
+        load()
+
+
+def test_half_precision_files_are_found_and_widened(copied, load):
+    for file in (copied / "model").rglob("*.safetensors"):
+        halves = {name: tensor.half() for name, tensor in load_file(file).items()}
+        save_file(halves, file.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+        file.unlink()
+    checkpoint = load()
+    assert {checkpoint.unet.dtype, checkpoint.vae.dtype, checkpoint.text_encoder.dtype} == {torch.float32}
+
+
+def test_after_a_failed_load_the_next_one_tries_again(copied):
+    library, entry = Library(device="cpu", threads=1), scan([copied]).default()
+    config = copied / "model" / "unet" / "config.json"
+    saved = config.read_text()
+    config.write_text("{")
+    with pytest.raises(NodeFault):
+        library.checkpoint(entry)
+    config.write_text(saved)
+    assert library.checkpoint(entry).entry == entry
+    assert library.held == {entry}
+    assert library.device_name == "cpu"
+
+
+def test_a_device_that_is_not_there_is_a_typed_error(catalogue):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(NodeFault, match="cuda:3"):
+        Library(device="cuda:3", threads=0).checkpoint(catalogue.default())
