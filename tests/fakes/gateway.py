@@ -1,261 +1,192 @@
-"""A gateway for workers' tests: a real gRPC server over a scripted queue and blobs in memory.
-
-What it knows outlives its server, so that a test can stop it and start it again on the same port.
-"""
+"""The gateway's app with jobs in a dictionary, changed by the test. For what translates to and from it."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
 
-import grpc
-import grpc.aio
-
-from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
-from fanlight.common.v1 import common_pb2
-from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
+from services.gateway.app.hub import Progress
+from services.gateway.app.jobs import Page
+from services.gateway.app.new_job import NewGeneration, NewJob, Picture
+from services.gateway.app.statistics import QueueLine
+from services.gateway.jobs.model import Annotation, Generation, Job, JobState, Work
+from services.gateway.jobs.workers import Annotator, Capabilities, Catalog, Model, WorkerStatus, catalog_of
+from services.kernel.blobs import BlobInfo
 from services.kernel.digests import digest_of
-from services.kernel.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, Unavailable
-from services.kernel.rpc_guard import ErrorInterceptor, TokenInterceptor
+from services.kernel.errors import FanlightError, NotFound, Unavailable
+from services.kernel.parameters import Parameter
 
-PATIENCE_S = 20.0
-CHUNK_BYTES = 32 * 1024
-Status = queue_pb2.RenewedLease.Status
+CANNY = Annotator(
+    id="canny",
+    parameters=(
+        Parameter(name="low_threshold", default=100, minimum=0, maximum=255),
+        Parameter(name="gray", default=False),
+        Parameter(name="sigma", default=0.5),
+        Parameter(name="mode", default="fast", choices=("fast", "fine")),
+    ),
+    controlnets=("canny",),
+    version="1",
+)
+STARTER = Model(
+    id="starter",
+    kind="checkpoint",
+    is_default=True,
+    pipelines=("text2img", "controlnet"),
+    width_px=256,
+    height_px=256,
+    size_step_px=8,
+    family="starter",
+    schedulers=("ddim",),
+)
+STARTER_CANNY = Model(id="canny", kind="controlnet", family="starter")
+
+
+class FakeJobs:
+    def __init__(self) -> None:
+        self.kept: dict[str, Job] = {}
+        self.created: list[NewJob] = []
+        # Raised by the next `create`.
+        self.refusal: FanlightError | None = None
+        # What a waiting call makes of the job; None lets it stay as it is.
+        self.ending: Job | None = None
+        self.stopped = False
+        self._changed = asyncio.Event()
+        self._told: list[tuple[str, Progress]] = []
+
+    async def create(self, new: NewJob) -> Job:
+        if self.refusal is not None:
+            raise self.refusal
+        for job in self.kept.values():
+            if new.request_id and job.request_id == new.request_id:
+                return job
+        self.created.append(new)
+        job = a_job(str(len(self.kept) + 1), work=_work(new), request_id=new.request_id, priority=new.priority)
+        self.change(job)
+        return job
+
+    async def get(self, name: str) -> Job:
+        if name not in self.kept:
+            raise NotFound(f"no job {name}", field="name")
+        return self.kept[name]
+
+    async def list(self, *, page_size: int, page_token: str, state: JobState | None) -> Page:
+        names = sorted(self.kept, reverse=True)
+        start = names.index(page_token) + 1 if page_token else 0
+        end = start + (page_size or 50)
+        jobs = [self.kept[name] for name in names[start:end] if state in (None, self.kept[name].state)]
+        return Page(jobs=jobs, next_token=names[end - 1] if end < len(names) else "")
+
+    async def cancel(self, name: str) -> Job:
+        job = await self.get(name)
+        if not job.state.ended:
+            self.change(replace(job, state=JobState.CANCELLED, revision=job.revision + 1))
+        return self.kept[name]
+
+    async def wait(self, name: str, *, wait_s: float) -> Job:
+        job = await self.get(name)
+        if self.ending is not None and wait_s:
+            self.change(replace(self.ending, id=job.id, revision=job.revision + 1))
+        return self.kept[name]
+
+    async def watch(self, name: str, *, after_revision: int = 0) -> AsyncIterator[Job | Progress]:
+        told = len(self._told)
+        while True:
+            changed = self._changed
+            job = await self.get(name)
+            for of, progress in self._told[told:]:
+                if of == name:
+                    yield progress
+            told = len(self._told)
+            if job.revision > after_revision:
+                after_revision = job.revision
+                yield job
+            if job.state.ended:
+                return
+            if self.stopped:
+                raise Unavailable("the gateway stops")
+            await changed.wait()
+
+    def change(self, job: Job) -> None:
+        self.kept[job.name] = job
+        self._wake()
+
+    def progress(self, name: str, progress: Progress) -> None:
+        self._told.append((name, progress))
+        self._wake()
+
+    def stop(self) -> None:
+        self.stopped = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class FakeWorkers:
+    def __init__(self) -> None:
+        self.capabilities = Capabilities(annotators=(CANNY,), models=(STARTER, STARTER_CANNY))
+        self.known: list[WorkerStatus] = []
+
+    def catalog(self) -> Catalog:
+        return catalog_of(["preprocess", "diffusion"], [self.capabilities])
+
+    def statuses(self) -> Sequence[WorkerStatus]:
+        return self.known
+
+
+@dataclass
+class FakeQueue:
+    lines: list[QueueLine] = field(default_factory=list)
+
+    def statistics(self) -> Sequence[QueueLine]:
+        return self.lines
 
 
 class FakeGateway:
-    def __init__(self, *, ttl_s: float = 0.6, token: str = "") -> None:
-        self.ttl_s = ttl_s
-        self.token = token
-        self.port = 0
-        # Tasks nobody has, and the leases by token.
-        self.waiting: list[queue_pb2.LeasedTask] = []
-        self.leased: dict[bytes, queue_pb2.LeasedTask] = {}
-        self.completed: dict[bytes, queue_pb2.CompleteTaskRequest] = {}
-        self.failed: dict[str, list[queue_pb2.FailTaskRequest]] = {}
-        # Leases that a poll did not name, by task.
-        self.taken_back: Counter[str] = Counter()
-        self.results: Counter[str] = Counter()
-        self.polls: list[queue_pb2.LeaseTasksRequest] = []
-        self.open_polls = 0
-        self.renewals: list[queue_pb2.RenewLeasesRequest] = []
-        self.progress: dict[str, list[queue_pb2.Progress]] = {}
-        # What to answer to the renewal of a task, by its name.
-        self.statuses: dict[str, Status.ValueType] = {}
-        self.wants_capabilities = 0
-        # How many of the next calls of a method are answered UNAVAILABLE before, or after, they took effect.
-        self.refusals: Counter[str] = Counter()
-        self.lost_answers: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-        self.blobs: dict[str, bytes] = {}
-        self.corrupt: set[str] = set()
-        # How many of the next reads are cut, and after how many bytes.
-        self.cuts = 0
-        self.cut_after_bytes = CHUNK_BYTES
-        self.read_offsets: list[int] = []
-        self._changed = asyncio.Condition()
-        self._tokens = 0
-        self._server: grpc.aio.Server | None = None
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    async def start(self) -> None:
-        tokens = (self.token,) if self.token else ()
-        server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), TokenInterceptor({}, default=tokens)], options=[("grpc.so_reuseport", 0)]
-        )
-        queue_pb2_grpc.add_QueueServiceServicer_to_server(_Queue(self), server)
-        blobs_pb2_grpc.add_BlobServiceServicer_to_server(_Blobs(self), server)
-        self.port = server.add_insecure_port(self.address)
-        await server.start()
-        self._server = server
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(None)
-            self._server = None
-
-    async def offer(self, *tasks: queue_pb2.LeasedTask) -> None:
-        self.waiting.extend(tasks)
-        await self.change()
-
-    async def change(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until it holds; TimeoutError when that takes far too long."""
-        async with asyncio.timeout(PATIENCE_S), self._changed:
-            await self._changed.wait_for(holds)
-
-    def keep(self, data: bytes) -> common_pb2.Blob:
-        digest = digest_of(data)
-        self.blobs[digest] = data
-        return common_pb2.Blob(scope="default", digest=digest, size_bytes=len(data))
-
-    def token_of(self, name: str) -> bytes:
-        return next(token for token, task in self.leased.items() if task.name == name)
-
-    def faults(self, name: str) -> list[str]:
-        return [queue_pb2.FailTaskRequest.Fault.Name(each.fault) for each in self.failed.get(name, [])]
-
-    # What the servicers do.
-
-    async def begin(self, method: str) -> None:
-        self.calls[method] += 1
-        await self.change()
-        if self.refusals[method] > 0:
-            self.refusals[method] -= 1
-            raise Unavailable("refused by the test")
-
-    async def end(self, method: str) -> None:
-        await self.change()
-        if self.lost_answers[method] > 0:
-            self.lost_answers[method] -= 1
-            raise Unavailable("the answer was lost by the test")
-
-    def take_back(self, held: set[bytes]) -> None:
-        for token in [token for token in self.leased if token not in held]:
-            task = self.leased.pop(token)
-            self.taken_back[task.name] += 1
-            self.waiting.insert(0, task)
-
-    async def wait_for_tasks(self, wait_s: float) -> None:
-        try:
-            async with asyncio.timeout(wait_s), self._changed:
-                await self._changed.wait_for(lambda: bool(self.waiting))
-        except TimeoutError:
-            pass
-
-    def lease(self, count: int) -> list[queue_pb2.LeasedTask]:
-        return [self._lease_one(self.waiting.pop(0)) for _ in range(min(count, len(self.waiting)))]
-
-    def _lease_one(self, task: queue_pb2.LeasedTask) -> queue_pb2.LeasedTask:
-        self._tokens += 1
-        leased = queue_pb2.LeasedTask()
-        leased.CopyFrom(task)
-        leased.lease_token = f"token-{self._tokens}".encode()
-        leased.ttl_s = self.ttl_s
-        self.leased[leased.lease_token] = task
-        return leased
-
-    def renew(self, renewal: queue_pb2.Renewal) -> queue_pb2.RenewedLease:
-        token = renewal.lease_token
-        task = self.leased.get(token)
-        if task is None:
-            return queue_pb2.RenewedLease(lease_token=token, status=Status.STATUS_LOST)
-        if renewal.HasField("progress"):
-            self.progress.setdefault(task.name, []).append(renewal.progress)
-        status = self.statuses.get(task.name, Status.STATUS_RENEWED)
-        if status != Status.STATUS_RENEWED:
-            del self.leased[token]
-        return queue_pb2.RenewedLease(lease_token=token, status=status, ttl_s=self.ttl_s)
-
-    def complete(self, request: queue_pb2.CompleteTaskRequest) -> None:
-        if request.lease_token in self.completed:
-            return
-        if request.lease_token not in self.leased:
-            raise LeaseLost("the token is no longer the task's")
-        if any(output.blob.digest not in self.blobs for output in request.outputs):
-            raise FailedPrecondition("no such blob", field="outputs")
-        self.results[self.leased.pop(request.lease_token).name] += 1
-        self.completed[request.lease_token] = request
-
-    def fail(self, request: queue_pb2.FailTaskRequest) -> None:
-        if request.lease_token not in self.leased:
-            raise LeaseLost("the token is no longer the task's")
-        task = self.leased.pop(request.lease_token)
-        self.failed.setdefault(task.name, []).append(request)
+    def __init__(self) -> None:
+        self.jobs = FakeJobs()
+        self.workers = FakeWorkers()
+        self.queue = FakeQueue()
+        self.ready = True
 
 
-class _Queue(queue_pb2_grpc.QueueServiceServicer):
-    def __init__(self, gateway: FakeGateway) -> None:
-        self._gateway = gateway
-
-    async def LeaseTasks(self, request: queue_pb2.LeaseTasksRequest, context: Any) -> queue_pb2.LeaseTasksResponse:
-        gateway = self._gateway
-        gateway.polls.append(request)
-        await gateway.begin("LeaseTasks")
-        gateway.take_back(set(request.held_lease_tokens))
-        gateway.open_polls += 1
-        try:
-            await gateway.change()
-            if request.max_tasks:
-                await gateway.wait_for_tasks(request.wait_s)
-        finally:
-            gateway.open_polls -= 1
-            await gateway.change()
-        tasks = gateway.lease(request.max_tasks)
-        await gateway.end("LeaseTasks")
-        wants = gateway.wants_capabilities > 0
-        gateway.wants_capabilities -= wants
-        return queue_pb2.LeaseTasksResponse(tasks=tasks, wants_capabilities=wants)
-
-    async def RenewLeases(self, request: queue_pb2.RenewLeasesRequest, context: Any) -> queue_pb2.RenewLeasesResponse:
-        await self._gateway.begin("RenewLeases")
-        self._gateway.renewals.append(request)
-        leases = [self._gateway.renew(each) for each in request.renewals]
-        await self._gateway.end("RenewLeases")
-        return queue_pb2.RenewLeasesResponse(leases=leases)
-
-    async def CompleteTask(
-        self, request: queue_pb2.CompleteTaskRequest, context: Any
-    ) -> queue_pb2.CompleteTaskResponse:
-        await self._gateway.begin("CompleteTask")
-        self._gateway.complete(request)
-        await self._gateway.end("CompleteTask")
-        return queue_pb2.CompleteTaskResponse()
-
-    async def FailTask(self, request: queue_pb2.FailTaskRequest, context: Any) -> queue_pb2.FailTaskResponse:
-        await self._gateway.begin("FailTask")
-        self._gateway.fail(request)
-        await self._gateway.end("FailTask")
-        return queue_pb2.FailTaskResponse()
+def a_job(id_: str, *, work: Work | None = None, request_id: str = "", priority: int = 0) -> Job:
+    return Job(
+        id=id_,
+        state=JobState.QUEUED,
+        create_time_s=1_000.0,
+        priority=priority,
+        request_id=request_id,
+        work=work or Annotation(picture=_blob(b"picture"), annotator="canny", parameters="{}"),
+        tasks=(),
+        control_images=(),
+    )
 
 
-class _Blobs(blobs_pb2_grpc.BlobServiceServicer):
-    def __init__(self, gateway: FakeGateway) -> None:
-        self._gateway = gateway
+def _work(new: NewJob) -> Work:
+    work = new.work
+    if not isinstance(work, NewGeneration):
+        return Annotation(picture=_kept(work.picture), annotator=work.annotator, parameters=work.parameters)
+    return Generation(
+        model=work.model,
+        pipeline=work.pipeline,
+        prompt=work.prompt,
+        negative_prompt=work.negative_prompt,
+        width_px=work.width_px,
+        height_px=work.height_px,
+        steps=work.steps,
+        guidance_scale=work.guidance_scale,
+        scheduler=work.scheduler,
+        seed=work.seed,
+        count=work.count,
+        controls=(),
+        preview_every_steps=work.preview_every_steps,
+    )
 
-    async def WriteBlob(
-        self, request_iterator: AsyncIterator[blobs_pb2.WriteBlobRequest], context: Any
-    ) -> blobs_pb2.WriteBlobResponse:
-        await self._gateway.begin("WriteBlob")
-        header, data = None, b""
-        async for part in request_iterator:
-            if part.HasField("header"):
-                header = part.header
-            data += part.chunk
-        if header is None or header.digest != digest_of(data) or header.size_bytes != len(data):
-            raise InvalidField("does not fit the bytes", field="header")
-        blob = self._gateway.keep(data)
-        await self._gateway.end("WriteBlob")
-        return blobs_pb2.WriteBlobResponse(blob=blob)
 
-    async def ReadBlob(
-        self, request: blobs_pb2.ReadBlobRequest, context: Any
-    ) -> AsyncIterator[blobs_pb2.ReadBlobResponse]:
-        gateway = self._gateway
-        await gateway.begin("ReadBlob")
-        if request.digest not in gateway.blobs:
-            raise NotFound("no such blob", field="digest")
-        gateway.read_offsets.append(request.offset_bytes)
-        data = gateway.blobs[request.digest]
-        if request.digest in gateway.corrupt:
-            data = bytes(len(data))
-        yield blobs_pb2.ReadBlobResponse(blob=common_pb2.Blob(digest=request.digest, size_bytes=len(data)))
-        end = len(data)
-        is_cut = gateway.cuts > 0
-        if is_cut:
-            gateway.cuts -= 1
-            end = min(end, request.offset_bytes + gateway.cut_after_bytes)
-        for start in range(request.offset_bytes, end, CHUNK_BYTES):
-            yield blobs_pb2.ReadBlobResponse(chunk=data[start : min(start + CHUNK_BYTES, end)])
-        if is_cut:
-            raise Unavailable("cut by the test")
+def _kept(picture: Picture) -> BlobInfo:
+    return BlobInfo(scope=picture.scope, digest=picture.digest, size_bytes=1) if picture.digest else _blob(picture.data)
 
-    async def HasBlobs(self, request: blobs_pb2.HasBlobsRequest, context: Any) -> blobs_pb2.HasBlobsResponse:
-        await self._gateway.begin("HasBlobs")
-        return blobs_pb2.HasBlobsResponse(digests=[each for each in request.digests if each in self._gateway.blobs])
+
+def _blob(data: bytes) -> BlobInfo:
+    return BlobInfo(scope="default", digest=digest_of(data), size_bytes=len(data))

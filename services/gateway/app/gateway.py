@@ -1,25 +1,165 @@
-"""The gateway's parts, wired."""
+"""The gateway's parts, wired, and what they do of themselves from time to time."""
 
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from services.gateway.app.cache import ControlImages
+from services.gateway.app.dead_letters import DeadLetters
+from services.gateway.app.hub import Hub
+from services.gateway.app.idempotency import Requests
 from services.gateway.app.jobs import Jobs
+from services.gateway.app.leases import Leases
+from services.gateway.app.ledger import Ledger
+from services.gateway.app.new_work import WorkMaker
+from services.gateway.app.pictures import Pictures
+from services.gateway.app.polls import Polls
 from services.gateway.app.queue import Queue
+from services.gateway.app.retention import Retention
+from services.gateway.app.tokens import RandomBytes
+from services.gateway.app.waiting import Bell, WaitingTasks
 from services.gateway.app.workers import Workers
+from services.gateway.config import GatewaySettings
+from services.gateway.jobs.model import Job
+from services.gateway.ports import Clock, JobStore
+from services.kernel.blobs import BlobStore
+from services.kernel.errors import FanlightError
+from services.kernel.logs import get_logger
+
+log = get_logger()
+
+EXPIRY_INTERVAL_S = 1.0
+# A sweep that comes later than this found the whole process standing still.
+STANDSTILL_S = 2.0
+SWEEP_INTERVAL_S = 60.0
 
 
 class Gateway:
-    """`run` it in a task group; it is ready once it has read its store, and stops when `drain` was called."""
+    """`run` it in a task group; it is ready once it has read its store, and stops after `drain`."""
 
-    jobs: Jobs
-    queue: Queue
-    workers: Workers
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        blobs: BlobStore,
+        clock: Clock,
+        random_bytes: RandomBytes,
+        settings: GatewaySettings,
+    ) -> None:
+        self._clock = clock
+        self._ledger = Ledger(store)
+        self._leases = Leases(clock, ttl_s=settings.lease_ttl_s)
+        bell, hub = Bell(), Hub()
+        waiting = WaitingTasks(bell)
+        requests = Requests(store)
+        self._cache = ControlImages(store, blobs, limit=settings.cache_limit)
+        self.workers = Workers(store, self._leases, clock, settings)
+        self.dead_letters = DeadLetters(store)
+        self.jobs = Jobs(
+            ledger=self._ledger,
+            leases=self._leases,
+            waiting=waiting,
+            requests=requests,
+            work=WorkMaker(
+                Pictures(blobs, limit_bytes=settings.picture_limit_bytes), self._cache, self.workers, random_bytes
+            ),
+            hub=hub,
+            clock=clock,
+            random_bytes=random_bytes,
+            settings=settings,
+        )
+        self.queue = Queue(
+            ledger=self._ledger,
+            leases=self._leases,
+            workers=self.workers,
+            cache=self._cache,
+            dead_letters=self.dead_letters,
+            hub=hub,
+            blobs=blobs,
+            clock=clock,
+        )
+        self.polls = Polls(
+            ledger=self._ledger,
+            leases=self._leases,
+            waiting=waiting,
+            workers=self.workers,
+            queue=self.queue,
+            bell=bell,
+            clock=clock,
+            random_bytes=random_bytes,
+        )
+        self._retention = Retention(self._ledger, requests, clock, settings)
+        self._stopping = asyncio.Event()
+        self._dead: list[Job] = []
+        self._ledger.observe(self._leases.observe)
+        self._ledger.observe(waiting.observe)
+        self._ledger.observe(lambda job: hub.tell(job.id, job))
+        self._ledger.observe(self._note_dead)
 
     @property
     def ready(self) -> bool:
         """It has read its store and is not draining."""
-        raise NotImplementedError
-
-    async def run(self) -> None:
-        raise NotImplementedError
+        return self._ledger.caught_up.is_set() and not self._stopping.is_set()
 
     def drain(self) -> None:
         """End long polls, waits and watches, and begin no new ones."""
-        raise NotImplementedError
+        self._stopping.set()
+        self.polls.drain()
+        self.jobs.drain()
+
+    async def load(self) -> None:
+        """Read what the store holds besides jobs; before `run`."""
+        await self.workers.load()
+        await self._cache.load()
+
+    async def wait_until_ready(self) -> None:
+        await self._ledger.caught_up.wait()
+
+    async def run(self) -> None:
+        """Ends after `drain`."""
+        async with asyncio.TaskGroup() as group:
+            follow = group.create_task(self._ledger.follow())
+            group.create_task(self._every(SWEEP_INTERVAL_S, self.sweep))
+            group.create_task(self._expire())
+            await self._stopping.wait()
+            follow.cancel()
+
+    async def sweep(self) -> None:
+        """Forget what is old, and keep letters of what died while the process was dying too."""
+        await self._retention.sweep()
+        await self.workers.sweep()
+        while self._dead:
+            await self.dead_letters.keep(self._dead[-1])
+            self._dead.pop()
+        await self.dead_letters.sweep()
+
+    def _note_dead(self, job: Job) -> None:
+        """While the store is read: one that died with the process may have left no letter."""
+        if not self._ledger.caught_up.is_set() and any(task.dead for task in job.tasks):
+            self._dead.append(job)
+
+    async def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        last_s = loop.time()
+
+        async def expire() -> None:
+            nonlocal last_s
+            late_s = loop.time() - last_s - EXPIRY_INTERVAL_S
+            last_s = loop.time()
+            if late_s > STANDSTILL_S:
+                self._leases.postpone(late_s)
+            await self.queue.expire_due()
+
+        await self._every(EXPIRY_INTERVAL_S, expire)
+
+    async def _every(self, interval_s: float, do: Callable[[], Awaitable[None]]) -> None:
+        """Until the gateway stops. An error of ours, such as a store that is away, is for the next time."""
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await self._stopping.wait()
+                    return
+            try:
+                await do()
+            except FanlightError as error:
+                log.warning("sweep_failed", reason=error.reason, message=error.message)

@@ -1,20 +1,32 @@
 """What clients ask for: jobs made, told, watched and cancelled."""
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+from services.gateway.app.hub import Hub, Progress
+from services.gateway.app.idempotency import Requests
+from services.gateway.app.ids import new_id
+from services.gateway.app.leases import Leases
+from services.gateway.app.ledger import Ledger
 from services.gateway.app.new_job import NewJob
+from services.gateway.app.new_work import WorkMaker
+from services.gateway.app.tokens import RandomBytes
+from services.gateway.app.waiting import WaitingTasks
+from services.gateway.config import GatewaySettings
+from services.gateway.jobs import machine, plan
 from services.gateway.jobs.model import Job, JobState
+from services.gateway.ports import Clock
+from services.kernel.errors import AlreadyExists, NotFound, ResourceExhausted, Unavailable
+from services.kernel.logs import get_logger
 
+log = get_logger()
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a task is; best effort."""
-
-    task: int
-    step: int
-    steps: int
-    preview: bytes = field(default=b"", repr=False)
+PAGE_SIZE = 50
+PAGE_SIZE_LIMIT = 1_000
+# How many jobs are looked through for one page of those in a state.
+LOOK_LIMIT = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,32 +37,152 @@ class Page:
 
 
 class Jobs:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        leases: Leases,
+        waiting: WaitingTasks,
+        requests: Requests,
+        work: WorkMaker,
+        hub: Hub,
+        clock: Clock,
+        random_bytes: RandomBytes,
+        settings: GatewaySettings,
+    ) -> None:
+        self._ledger = ledger
+        self._leases = leases
+        self._waiting = waiting
+        self._requests = requests
+        self._work = work
+        self._hub = hub
+        self._clock = clock
+        self._random_bytes = random_bytes
+        self._settings = settings
+        self._reserved = 0
+        self._draining = False
+
+    def drain(self) -> None:
+        self._draining = True
+        self._hub.wake_all()
+
     async def create(self, new: NewJob) -> Job:
         """Keep the pictures, then the job; durable on return. The same request id and content gives the first job.
 
         NotFound: no such blob. AlreadyExists: the request id was used for something else. ResourceExhausted: too
         many tasks wait.
         """
-        raise NotImplementedError
+        first = await self._requests.job_of(new.request_id, new.content_digest)
+        if first is not None and (job := await self._find(first)) is not None:
+            return job
+        with self._room_for(new.tasks_limit):
+            made = await self._plan(new)
+            job_id = await self._requests.claim(new.request_id, new.content_digest, made.id)
+            try:
+                job = await self._ledger.create(replace(made, id=job_id))
+            except AlreadyExists:
+                return await self.get(f"jobs/{job_id}")
+        log.info("job_created", job=job.name, tasks=len(job.tasks), cached=sum(i.cached for i in job.control_images))
+        return job
+
+    async def _plan(self, new: NewJob) -> Job:
+        work = await self._work.keep(new.work)
+        now_s = self._clock.now_s()
+        return plan.create(
+            job_id=new_id(now_s, self._random_bytes),
+            request_id=new.request_id,
+            priority=new.priority,
+            work=work,
+            wanted=await self._work.look_up(plan.wanted_of(work)),
+            seeds=self._work.seeds_of(work),
+            now_s=now_s,
+        )
+
+    @contextmanager
+    def _room_for(self, tasks: int) -> Iterator[None]:
+        """Keep that many places among the waiting tasks while a job is made. ResourceExhausted."""
+        limit = self._settings.waiting_tasks_limit
+        if self._waiting.count + self._reserved + tasks > limit:
+            raise ResourceExhausted(
+                f"{self._waiting.count} tasks are waiting and {limit} may; try again later",
+                retry_after_s=self._settings.retry_after_s,
+            )
+        self._reserved += tasks
+        try:
+            yield
+        finally:
+            self._reserved -= tasks
+
+    async def _find(self, job_id: str) -> Job | None:
+        try:
+            return self._leases.with_progress(await self._ledger.get(job_id))
+        except NotFound:
+            return None
 
     async def get(self, name: str) -> Job:
         """By its name `jobs/{id}`. NotFound."""
-        raise NotImplementedError
+        return self._leases.with_progress(await self._ledger.get(_id_of(name)))
 
     async def list(self, *, page_size: int, page_token: str, state: JobState | None) -> Page:
         """Newest first; `page_size` 0 is the default one. A page may be short of jobs and yet not be the last."""
-        raise NotImplementedError
+        size = min(page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
+        found: list[Job] = []
+        looked, before = 0, page_token
+        while looked < LOOK_LIMIT:
+            jobs = await self._ledger.page(before=before, limit=size)
+            for job in jobs:
+                before = job.id
+                if state is None or job.state is state:
+                    found.append(self._leases.with_progress(job))
+                if len(found) == size:
+                    return Page(jobs=found, next_token=before)
+            looked += len(jobs)
+            if len(jobs) < size:
+                return Page(jobs=found, next_token="")
+        return Page(jobs=found, next_token=before)
 
     async def cancel(self, name: str) -> Job:
         """Cancel what has not ended; an ended job stays as it is. NotFound."""
-        raise NotImplementedError
+        now_s = self._clock.now_s()
+        return await self._ledger.change(_id_of(name), lambda job: machine.cancel(job, now_s=now_s))
 
-    def watch(self, name: str, *, after_revision: int = 0) -> AsyncIterator[Job | Progress]:
+    async def watch(self, name: str, *, after_revision: int = 0) -> AsyncIterator[Job | Progress]:
         """States after that revision, the newest only where several came at once, and progress, until the job has
         ended. NotFound; Unavailable when the gateway stops.
         """
-        raise NotImplementedError
+        with self._hub.subscribed(_id_of(name)) as news:
+            told: Sequence[Job | Progress] = [await self.get(name)]
+            while True:
+                for each in told:
+                    if isinstance(each, Progress):
+                        yield each
+                        continue
+                    if each.revision > after_revision:
+                        after_revision = each.revision
+                        yield self._leases.with_progress(each)
+                    if each.state.ended:
+                        return
+                if self._draining:
+                    raise Unavailable("the gateway is stopping; watch again", retry_after_s=1.0)
+                await news.came.wait()
+                told = news.take()
 
     async def wait(self, name: str, *, wait_s: float) -> Job:
         """The job once it has ended, or as it is when the wait is over or the gateway stops. NotFound."""
-        raise NotImplementedError
+        with self._hub.subscribed(_id_of(name)) as news:
+            job = await self.get(name)
+            try:
+                async with asyncio.timeout(wait_s):
+                    while not (job.state.ended or self._draining):
+                        await news.came.wait()
+                        job = next((each for each in news.take() if isinstance(each, Job)), job)
+            except TimeoutError:
+                return await self.get(name)
+        return job
+
+
+def _id_of(name: str) -> str:
+    prefix, _, job_id = name.partition("/")
+    if prefix != "jobs" or not job_id:
+        raise NotFound("must be jobs/{id}", field="name")
+    return job_id

@@ -56,10 +56,20 @@ class NewAnnotation:
     height_px: int = 0
 
 
+NewWork = NewGeneration | NewAnnotation
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job that a client asks for, checked by `wire` against the catalog."""
 
-    work: NewGeneration | NewAnnotation
+    work: NewWork
+    # Tells requests with the same `request_id` apart.
+    content_digest: str
     request_id: str = ""
     priority: int = 0
+
+    @property
+    def tasks_limit(self) -> int:
+        """How many tasks it can become at most."""
+        return 1 if isinstance(self.work, NewAnnotation) else self.work.count + len(self.work.controls)

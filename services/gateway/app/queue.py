@@ -3,20 +3,184 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.gateway.app.blame import in_words_of_job
+from services.gateway.app.cache import ControlImages
+from services.gateway.app.dead_letters import DeadLetters
+from services.gateway.app.hub import Hub, Progress
+from services.gateway.app.leases import HeldLease, Leases
+from services.gateway.app.ledger import Ledger
+from services.gateway.app.statistics import QueueLine, queue_lines
+from services.gateway.app.tokens import key_of
+from services.gateway.app.workers import Workers
+from services.gateway.jobs import machine
+from services.gateway.jobs.machine import Standing
+from services.gateway.jobs.model import Annotation, Failure, Fault, Job, Output, Span, task_name
+from services.gateway.ports import Clock
+from services.kernel.blobs import BlobStore
+from services.kernel.errors import FailedPrecondition, LeaseLost, NotFound
+from services.kernel.logs import get_logger
+
+log = get_logger()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueLine:
-    """How much waits for one stage and checkpoint; the checkpoint is empty for stages without."""
+class Renewal:
+    token: str
+    # None where there is nothing new; its task is not looked at.
+    progress: Progress | None = None
 
-    stage: str
-    checkpoint: str
-    waiting: int
-    blocked: int
-    leased: int
-    # Of the waiting ones; 0 where none waits.
-    oldest_age_s: float
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewed:
+    token: str
+    # LIVE, CANCELLED or LOST.
+    standing: Standing
+    ttl_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """One output that a worker says it has written."""
+
+    scope: str
+    digest: str
+    width_px: int
+    height_px: int
+    seed: int | None = None
 
 
 class Queue:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        leases: Leases,
+        workers: Workers,
+        cache: ControlImages,
+        dead_letters: DeadLetters,
+        hub: Hub,
+        blobs: BlobStore,
+        clock: Clock,
+    ) -> None:
+        self._ledger = ledger
+        self._leases = leases
+        self._workers = workers
+        self._cache = cache
+        self._dead_letters = dead_letters
+        self._hub = hub
+        self._blobs = blobs
+        self._clock = clock
+
     def statistics(self) -> Sequence[QueueLine]:
-        raise NotImplementedError
+        """How much waits, by stage and checkpoint."""
+        return queue_lines(self._ledger.open_jobs, now_s=self._clock.now_s())
+
+    async def renew(self, worker_id: str, renewals: Sequence[Renewal]) -> list[Renewed]:
+        """Keep leases alive; one answer for each, in order."""
+        self._workers.touch(worker_id)
+        return [await self._renew(renewal) for renewal in renewals]
+
+    async def _renew(self, renewal: Renewal) -> Renewed:
+        held = self._leases.renew(renewal.token)
+        if held is None:
+            return Renewed(token=renewal.token, standing=await self._standing(renewal.token))
+        if renewal.progress is not None:
+            self._take_progress(held, renewal.progress)
+        return Renewed(token=renewal.token, standing=Standing.LIVE, ttl_s=self._leases.ttl_s)
+
+    def _take_progress(self, held: HeldLease, said: Progress) -> None:
+        job_id, number = held.key
+        held.step, held.steps = said.step, said.steps
+        self._hub.tell(job_id, Progress(task=number, step=said.step, steps=said.steps, preview=said.preview))
+
+    async def _standing(self, token: str) -> Standing:
+        """CANCELLED or LOST."""
+        try:
+            job_id, number = key_of(token)
+            job = await self._ledger.get(job_id)
+        except (LeaseLost, NotFound):
+            return Standing.LOST
+        found = machine.standing(job, number, token)
+        return found if found is Standing.CANCELLED else Standing.LOST
+
+    async def complete(self, token: str, made: Sequence[Made], spans: Sequence[Span]) -> None:
+        """Take in a task's outputs. LeaseLost; FailedPrecondition when an output's blob is not there."""
+        job_id, number = key_of(token)
+        if machine.standing(await self._job(job_id), number, token) not in (Standing.LIVE, Standing.COMPLETED):
+            raise LeaseLost("the token is no longer the task's; drop the work")
+        outputs = [await self._output(i, each) for i, each in enumerate(made)]
+        now_s = self._clock.now_s()
+        job = await self._ledger.change(
+            job_id,
+            lambda job: machine.complete(job, number, token, outputs=outputs, spans=spans, now_s=now_s),
+        )
+        log.info("task_completed", task=task_name(job_id, number), job_state=job.state.value)
+        await self._remember(job, number)
+
+    async def _output(self, index: int, made: Made) -> Output:
+        blob = await self._blobs.stat(made.scope, made.digest)
+        if blob is None:
+            raise FailedPrecondition(
+                "there is no such blob; write it before completing the task", field=f"outputs[{index}].blob.digest"
+            )
+        return Output(blob=blob, width_px=made.width_px, height_px=made.height_px, seed=made.seed)
+
+    async def _remember(self, job: Job, number: int) -> None:
+        task = job.task(number)
+        if task is None or task.lease is None or not isinstance(task.work, Annotation):
+            return
+        annotator = self._workers.annotator_of(task.lease.worker, task.work.annotator)
+        if annotator is not None:
+            await self._cache.keep(task.work, annotator, task.outputs[0])
+
+    async def end_attempt(self, token: str, fault: Fault | None, failure: Failure) -> None:
+        """Give a task up; without a fault it only goes back. LeaseLost."""
+        if fault is None:
+            await self.give_back(token)
+        else:
+            await self.fail(token, fault, failure)
+
+    async def fail(self, token: str, fault: Fault, failure: Failure) -> None:
+        """LeaseLost."""
+        job_id, number = key_of(token)
+        failure = in_words_of_job(failure, await self._job(job_id), number)
+        now_s = self._clock.now_s()
+        job = await self._ledger.change(
+            job_id, lambda job: machine.fail(job, number, token, fault=fault, failure=failure, now_s=now_s)
+        )
+        log.info(
+            "task_failed",
+            task=task_name(job_id, number),
+            fault=fault.value,
+            reason=failure.reason,
+            job_state=job.state.value,
+        )
+        await self._dead_letters.keep(job)
+
+    async def give_back(self, token: str) -> None:
+        """LeaseLost."""
+        job_id, number = key_of(token)
+        await self._job(job_id)
+        now_s = self._clock.now_s()
+        await self._ledger.change(job_id, lambda job: machine.give_back(job, number, token, now_s=now_s))
+        log.info("task_returned", task=task_name(job_id, number))
+
+    async def expire(self, held: HeldLease, *, unheld: bool = False) -> None:
+        """End a lease about which its worker says nothing any more, or of which it does not know."""
+        job_id, number = held.key
+        now_s = self._clock.now_s()
+        job = await self._ledger.change(
+            job_id, lambda job: machine.expire(job, number, held.token, now_s=now_s, unheld=unheld)
+        )
+        log.info("lease_expired", task=task_name(job_id, number), worker=held.worker, unheld=unheld)
+        await self._dead_letters.keep(job)
+
+    async def expire_due(self) -> None:
+        for held in self._leases.due():
+            await self.expire(held)
+
+    async def _job(self, job_id: str) -> Job:
+        try:
+            return await self._ledger.get(job_id)
+        except NotFound as error:
+            raise LeaseLost("the job is gone; drop the work") from error

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.jobs import Progress
+from services.gateway.app.hub import Progress
 from services.gateway.http import documents
 from services.gateway.http.json_messages import text, to_json
 from services.gateway.http.options import HttpOptions

@@ -54,6 +54,10 @@ class Capabilities:
             + [f"{model.kind}:{model.id}" for model in self.models]
         )
 
+    def annotator(self, annotator_id: str) -> Annotator:
+        """One that is offered."""
+        return next(annotator for annotator in self.annotators if annotator.id == annotator_id)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:

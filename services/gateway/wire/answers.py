@@ -1,28 +1,200 @@
 """What clients are told: domain to protobuf."""
 
+from collections.abc import Iterator
+
+from google.protobuf import timestamp_pb2
+
+from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.jobs import Progress
-from services.gateway.jobs.model import Job
+from services.gateway.app.hub import Progress
+from services.gateway.jobs.model import (
+    Annotation,
+    ControlImage,
+    ControlSource,
+    Failure,
+    Generation,
+    Job,
+    Paint,
+    Task,
+    TaskState,
+)
 from services.gateway.jobs.workers import Annotator, Model, WorkerStatus
+from services.gateway.wire import parameters
+from services.gateway.wire.blobs import blob
+from services.gateway.wire.workers import worker
+from services.kernel.media import media_type_of
 
 
 def job(value: Job) -> gateway_pb2.Job:
-    raise NotImplementedError
+    return gateway_pb2.Job(
+        name=value.name,
+        state=gateway_pb2.Job.State.Value(f"STATE_{value.state.upper()}"),
+        revision=value.revision,
+        create_time=_time(value.create_time_s),
+        end_time=_time(value.end_time_s),
+        priority=value.priority,
+        request_id=value.request_id,
+        images=_images(value),
+        control_images=_control_images(value),
+        tasks=[_task(task) for task in value.tasks],
+        failure=_failure(value.failure),
+        generation=_generation(value.work) if isinstance(value.work, Generation) else None,
+        annotation=_annotation(value.work) if isinstance(value.work, Annotation) else None,
+    )
 
 
 def event(value: Job | Progress) -> gateway_pb2.JobEvent:
-    raise NotImplementedError
+    if isinstance(value, Job):
+        return gateway_pb2.JobEvent(job=job(value))
+    progress = gateway_pb2.TaskProgress(
+        task=value.task,
+        step=value.step,
+        steps=value.steps,
+        preview=value.preview,
+        preview_media_type=media_type_of(value.preview[:16]),
+    )
+    return gateway_pb2.JobEvent(progress=progress)
+
+
+def _time(time_s: float) -> timestamp_pb2.Timestamp | None:
+    """None where it has not come yet."""
+    if not time_s:
+        return None
+    time = timestamp_pb2.Timestamp()
+    time.FromMicroseconds(int(time_s * 1e6))
+    return time
+
+
+def _images(value: Job) -> Iterator[gateway_pb2.Image]:
+    if isinstance(value.work, Annotation):
+        yield from (_control_as_image(image) for image in value.control_images if image.blob)
+        return
+    for task in value.tasks:
+        if isinstance(task.work, Paint) and task.state is TaskState.SUCCEEDED:
+            for output in task.outputs:
+                yield gateway_pb2.Image(
+                    blob=blob(output.blob),
+                    seed=task.work.seed if output.seed is None else output.seed,
+                    width_px=output.width_px,
+                    height_px=output.height_px,
+                    task=task.number,
+                )
+
+
+def _control_as_image(image: ControlImage) -> gateway_pb2.Image:
+    assert image.blob is not None
+    return gateway_pb2.Image(blob=blob(image.blob), width_px=image.width_px, height_px=image.height_px, task=image.task)
+
+
+def _control_images(value: Job) -> Iterator[gateway_pb2.ControlImage]:
+    if isinstance(value.work, Generation):
+        for image in value.control_images:
+            if image.blob is not None:
+                yield gateway_pb2.ControlImage(blob=blob(image.blob), annotator=image.annotator, cached=image.cached)
+
+
+def _task(task: Task) -> gateway_pb2.Task:
+    last = task.lease or (task.attempts[-1] if task.attempts else None)
+    return gateway_pb2.Task(
+        number=task.number,
+        stage=task.stage,
+        state=gateway_pb2.Task.State.Value(f"STATE_{task.state.upper()}"),
+        worker=last.worker if last else "",
+        node=last.node if last else "",
+        attempts=task.leases,
+        step=task.step,
+        steps=task.steps,
+        failure=_failure(task.failure),
+        spans=[common_pb2.Span(name=span.name, duration_s=span.duration_s) for span in task.spans],
+        queue_time=_time(task.queue_time_s),
+        lease_time=_time(task.lease.time_s if task.lease else 0.0),
+        end_time=_time(task.end_time_s),
+    )
+
+
+def _failure(value: Failure | None) -> common_pb2.Failure | None:
+    return common_pb2.Failure(reason=value.reason, message=value.message, field=value.field) if value else None
+
+
+def _generation(value: Generation) -> gateway_pb2.Generation:
+    return gateway_pb2.Generation(
+        model=value.model,
+        pipeline=value.pipeline,
+        prompt=value.prompt,
+        negative_prompt=value.negative_prompt,
+        width_px=value.width_px,
+        height_px=value.height_px,
+        steps=value.steps,
+        guidance_scale=value.guidance_scale,
+        scheduler=value.scheduler,
+        seed=value.seed,
+        count=value.count,
+        controls=[_control(control) for control in value.controls],
+        preview_every_steps=value.preview_every_steps,
+    )
+
+
+def _control(value: ControlSource) -> gateway_pb2.ControlSource:
+    return gateway_pb2.ControlSource(
+        picture=common_pb2.Picture(blob=blob(value.picture)),
+        annotator=value.annotator,
+        parameters=parameters.struct_of(value.parameters) if value.annotator else None,
+        controlnet=value.controlnet,
+        scale=value.scale,
+        start=value.start,
+        end=value.end,
+    )
+
+
+def _annotation(value: Annotation) -> gateway_pb2.Annotation:
+    return gateway_pb2.Annotation(
+        annotator=value.annotator,
+        picture=common_pb2.Picture(blob=blob(value.picture)),
+        parameters=parameters.struct_of(value.parameters),
+        width_px=value.width_px,
+        height_px=value.height_px,
+    )
 
 
 def annotator(value: Annotator) -> preprocessor_pb2.Annotator:
-    raise NotImplementedError
+    return preprocessor_pb2.Annotator(
+        id=value.id,
+        description=value.description,
+        parameters=[parameters.description(each) for each in value.parameters],
+        deterministic=value.deterministic,
+        weight_bytes=value.weight_bytes,
+        loaded=value.loaded,
+        controlnets=value.controlnets,
+        version=value.version,
+        device=value.device,
+        licence=value.licence,
+    )
 
 
 def model(value: Model) -> diffusion_pb2.Model:
-    raise NotImplementedError
+    return diffusion_pb2.Model(
+        id=value.id,
+        kind=value.kind,
+        is_default=value.is_default,
+        residency=diffusion_pb2.Model.Residency.ValueType(value.residency),
+        size_bytes=value.size_bytes,
+        licence=value.licence,
+        pipelines=value.pipelines,
+        width_px=value.width_px,
+        height_px=value.height_px,
+        size_step_px=value.size_step_px,
+        family=value.family,
+        schedulers=value.schedulers,
+    )
 
 
 def worker_status(value: WorkerStatus) -> gateway_pb2.WorkerStatus:
-    raise NotImplementedError
+    return gateway_pb2.WorkerStatus(
+        worker=worker(value.worker),
+        last_poll_time=_time(value.last_poll_time_s),
+        live=value.live,
+        draining=value.worker.draining,
+        tasks=value.tasks,
+    )

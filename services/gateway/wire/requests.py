@@ -1,16 +1,73 @@
 """What clients ask for: protobuf to domain, every field checked."""
 
+import hashlib
+
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.app.new_job import NewJob
-from services.gateway.jobs.model import JobState
+from services.gateway.app.new_job import NewAnnotation, NewJob, NewWork
+from services.gateway.jobs.model import PREPROCESS, JobState
 from services.gateway.jobs.workers import Catalog
+from services.gateway.wire import fields, parameters
+from services.gateway.wire.catalog import annotator_of, require_stage
+from services.gateway.wire.generations import new_generation
+from services.gateway.wire.pictures import picture
+from services.kernel.errors import InvalidField
+
+REQUEST_ID_LIMIT = 128
+PRIORITY_LIMIT = 100
+MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
+
+_STATES = {
+    gateway_pb2.Job.STATE_QUEUED: JobState.QUEUED,
+    gateway_pb2.Job.STATE_RUNNING: JobState.RUNNING,
+    gateway_pb2.Job.STATE_SUCCEEDED: JobState.SUCCEEDED,
+    gateway_pb2.Job.STATE_FAILED: JobState.FAILED,
+    gateway_pb2.Job.STATE_CANCELLED: JobState.CANCELLED,
+}
 
 
 def new_job(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewJob:
     """InvalidField and NotFound name the field; Unavailable when no worker was ever seen for a stage it needs."""
-    raise NotImplementedError
+    if len(request.request_id) > REQUEST_ID_LIMIT:
+        raise InvalidField(f"has {len(request.request_id)} characters; at most {REQUEST_ID_LIMIT}", field="request_id")
+    return NewJob(
+        work=_work(request, catalog),
+        content_digest=hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest(),
+        request_id=request.request_id,
+        priority=fields.whole(request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT, field="priority"),
+    )
+
+
+def _work(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewWork:
+    match request.WhichOneof("work"):
+        case "generation":
+            return new_generation(request.generation, catalog)
+        case "annotation":
+            return _annotation(request.annotation, catalog)
+    raise InvalidField("is missing: ask for a generation or an annotation", field="work")
+
+
+def _annotation(message: gateway_pb2.Annotation, catalog: Catalog) -> NewAnnotation:
+    require_stage(catalog, PREPROCESS)
+    annotator = annotator_of(catalog, message.annotator, field="annotation.annotator")
+    if (message.width_px == 0) != (message.height_px == 0):
+        missing = "height_px" if message.width_px else "width_px"
+        raise InvalidField("is missing: give both sides or none", field=f"annotation.{missing}")
+    if message.width_px:
+        fields.whole(message.width_px, MIN_SIDE_PX, MAX_SIDE_PX, field="annotation.width_px")
+        fields.whole(message.height_px, MIN_SIDE_PX, MAX_SIDE_PX, field="annotation.height_px")
+    return NewAnnotation(
+        picture=picture(message.picture, field="annotation.picture"),
+        annotator=annotator.id,
+        parameters=parameters.given(message.parameters, annotator, field="annotation.parameters"),
+        width_px=message.width_px,
+        height_px=message.height_px,
+    )
 
 
 def job_state(state: "gateway_pb2.Job.State.ValueType") -> JobState | None:
     """None for unspecified."""
-    raise NotImplementedError
+    if state == gateway_pb2.Job.STATE_UNSPECIFIED:
+        return None
+    if state not in _STATES:
+        raise InvalidField(f"is {state}, which is no state of a job", field="state")
+    return _STATES[state]

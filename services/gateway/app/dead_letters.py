@@ -1,0 +1,71 @@
+"""The tasks whose attempts are spent, with every attempt's node and reason, for a person to look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.gateway.app.records import Codec
+from services.gateway.jobs.model import Attempt, Failure, Job, Task, task_name
+from services.gateway.ports import JobStore
+from services.kernel.errors import AlreadyExists, NotFound
+
+BUCKET = "dead_letters"
+# How many are kept, the newest ones.
+LETTERS_LIMIT = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    # `jobs/{id}/tasks/{number}`.
+    task: str
+    stage: str
+    time_s: float
+    failure: Failure
+    attempts: tuple[Attempt, ...]
+
+
+LETTERS: Codec[DeadLetter] = Codec(DeadLetter)
+
+
+class DeadLetters:
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+
+    async def keep(self, job: Job) -> None:
+        """Keep a letter for every dead task of the job; those that are kept already stay."""
+        for task in job.tasks:
+            if task.dead:
+                await self._keep(job, task)
+
+    async def _keep(self, job: Job, task: Task) -> None:
+        assert task.failure is not None
+        name = task_name(job.id, task.number)
+        letter = DeadLetter(
+            task=name, stage=task.stage, time_s=task.end_time_s, failure=task.failure, attempts=task.attempts
+        )
+        try:
+            await self._store.create(BUCKET, _key(name), LETTERS.encode(letter))
+        except AlreadyExists:
+            return
+
+    async def page(self, *, before: str = "", limit: int) -> Sequence[DeadLetter]:
+        """Those of the newest jobs first; `before`: the task of the last letter of the page before."""
+        records = await self._store.list(BUCKET, before=_key(before) if before else "", limit=limit)
+        return [LETTERS.decode(record.value) for record in records]
+
+    async def get(self, task: str) -> DeadLetter:
+        """By the task's name. NotFound."""
+        record = await self._store.get(BUCKET, _key(task))
+        if record is None:
+            raise NotFound("there is no such dead letter", field="task")
+        return LETTERS.decode(record.value)
+
+    async def sweep(self) -> None:
+        """Forget what is above the limit."""
+        newest = await self._store.list(BUCKET, limit=LETTERS_LIMIT)
+        if len(newest) == LETTERS_LIMIT:
+            for record in await self._store.list(BUCKET, before=newest[-1].key, limit=LETTERS_LIMIT):
+                await self._store.delete(BUCKET, record.key)
+
+
+def _key(task: str) -> str:
+    return task.removeprefix("jobs/").replace("/tasks/", ".")

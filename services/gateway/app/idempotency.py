@@ -1,0 +1,53 @@
+"""Which job a client's request id stands for. Whoever creates the record first has decided it."""
+
+import hashlib
+from dataclasses import dataclass
+
+from services.gateway.app.records import Codec
+from services.gateway.ports import JobStore
+from services.kernel.errors import AlreadyExists
+
+BUCKET = "requests"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    job_id: str
+    content_digest: str
+
+
+REQUESTS: Codec[Request] = Codec(Request)
+
+
+def _key(request_id: str) -> str:
+    return hashlib.sha256(request_id.encode()).hexdigest()
+
+
+class Requests:
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+
+    async def job_of(self, request_id: str, content_digest: str) -> str | None:
+        """The id of the job it stands for, which may not be made yet. AlreadyExists for other content."""
+        record = await self._store.get(BUCKET, _key(request_id)) if request_id else None
+        if record is None:
+            return None
+        request = REQUESTS.decode(record.value)
+        if request.content_digest != content_digest:
+            raise AlreadyExists("was used with other content before", field="request_id")
+        return request.job_id
+
+    async def claim(self, request_id: str, content_digest: str, job_id: str) -> str:
+        """The id of the job it stands for from now on: this one, or that of whoever was first. AlreadyExists."""
+        if not request_id:
+            return job_id
+        value = REQUESTS.encode(Request(job_id=job_id, content_digest=content_digest))
+        try:
+            await self._store.create(BUCKET, _key(request_id), value)
+        except AlreadyExists:
+            return await self.job_of(request_id, content_digest) or job_id
+        return job_id
+
+    async def forget(self, request_id: str) -> None:
+        if request_id:
+            await self._store.delete(BUCKET, _key(request_id))

@@ -1,0 +1,175 @@
+"""Workers ask for tasks and wait for them."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.gateway.app.leases import Leases
+from services.gateway.app.ledger import Ledger
+from services.gateway.app.queue import Queue
+from services.gateway.app.tokens import RandomBytes, new_token
+from services.gateway.app.waiting import Bell, WaitingTasks
+from services.gateway.app.workers import Workers
+from services.gateway.jobs import machine
+from services.gateway.jobs.model import Job, Lease, Task, TaskState, task_name
+from services.gateway.jobs.workers import Capabilities, Worker
+from services.gateway.ordering.choice import choose
+from services.gateway.ordering.tasks import Key
+from services.gateway.ports import Clock
+from services.kernel.errors import NotFound, Unavailable
+from services.kernel.logs import get_logger
+
+log = get_logger()
+
+# Who waits looks again this often: another node may have died since, so that an avoided one is wanted.
+RECHECK_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Poll:
+    worker: Worker
+    # Hexadecimal sha256 of the capabilities in force.
+    capabilities_digest: str
+    capabilities: Capabilities | None
+    max_tasks: int
+    held_tokens: frozenset[str]
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedTask:
+    job: Job
+    task: Task
+    token: str
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollAnswer:
+    tasks: Sequence[LeasedTask] = ()
+    wants_capabilities: bool = False
+
+
+class Polls:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        leases: Leases,
+        waiting: WaitingTasks,
+        workers: Workers,
+        queue: Queue,
+        bell: Bell,
+        clock: Clock,
+        random_bytes: RandomBytes,
+    ) -> None:
+        self._ledger = ledger
+        self._leases = leases
+        self._waiting = waiting
+        self._workers = workers
+        self._queue = queue
+        self._bell = bell
+        self._clock = clock
+        self._random_bytes = random_bytes
+        # Worker id to its newest poll; an older one that still waits was given up by its worker.
+        self._newest: dict[str, Poll] = {}
+        self._draining = False
+
+    def drain(self) -> None:
+        self._draining = True
+        self._bell.ring_all()
+
+    async def lease(self, poll: Poll) -> PollAnswer:
+        """Tasks for the worker, at once or when some come within its wait; none is no error. Unavailable."""
+        if self._draining:
+            raise Unavailable("the gateway is stopping", retry_after_s=1.0)
+        worker = poll.worker
+        if not await self._workers.seen(worker, poll.capabilities_digest, poll.capabilities):
+            return PollAnswer(wants_capabilities=True)
+        await self._take_back_unheld(worker.id, poll.held_tokens)
+        if worker.draining or not poll.max_tasks:
+            return PollAnswer()
+        self._newest[worker.id] = poll
+        self._workers.begin_poll(worker.id)
+        try:
+            return PollAnswer(tasks=await self._wait(poll))
+        finally:
+            self._workers.end_poll(worker.id)
+            if self._newest.get(worker.id) is poll:
+                del self._newest[worker.id]
+
+    async def _take_back_unheld(self, worker_id: str, held_tokens: frozenset[str]) -> None:
+        for held in self._leases.of_worker(worker_id):
+            if held.token not in held_tokens:
+                await self._queue.expire(held, unheld=True)
+
+    async def _wait(self, poll: Poll) -> Sequence[LeasedTask]:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + poll.wait_s
+        while self._newest.get(poll.worker.id) is poll:
+            if tasks := await self._claim(poll):
+                return tasks
+            left_s = until_s - loop.time()
+            if left_s <= 0 or self._draining:
+                break
+            await self._bell.wait(poll.worker.stage, wait_s=min(left_s, RECHECK_S))
+        return ()
+
+    async def _claim(self, poll: Poll) -> Sequence[LeasedTask]:
+        """Lease what ordering chooses; choose again where other gateways were faster."""
+        while True:
+            chosen = choose(
+                self._waiting.backlog,
+                self._workers.asker(poll.worker.id),
+                limit=poll.max_tasks,
+                able_nodes=self._workers.able_nodes,
+                now_s=self._clock.now_s(),
+            )
+            if not chosen:
+                return ()
+            keys = [task.key for task in chosen]
+            self._waiting.hold(keys)
+            try:
+                if leased := await self._lease(poll.worker, keys):
+                    return leased
+            finally:
+                self._waiting.release(keys)
+
+    async def _lease(self, worker: Worker, keys: Sequence[Key]) -> Sequence[LeasedTask]:
+        leased: list[LeasedTask] = []
+        for job_id in dict.fromkeys(job_id for job_id, _ in keys):
+            numbers = [number for each, number in keys if each == job_id]
+            leased += await self._lease_of(job_id, numbers, worker, batch_size=len(keys))
+        return leased
+
+    async def _lease_of(
+        self, job_id: str, numbers: Sequence[int], worker: Worker, *, batch_size: int
+    ) -> Sequence[LeasedTask]:
+        now_s = self._clock.now_s()
+        leases = {
+            number: Lease(
+                token=new_token((job_id, number), self._random_bytes),
+                worker=worker.id,
+                node=worker.node,
+                time_s=now_s,
+                batch_size=batch_size,
+            )
+            for number in numbers
+        }
+
+        def lease_those_that_wait(job: Job) -> Job:
+            for number, lease in leases.items():
+                if job.tasks[number - 1].state is TaskState.QUEUED:
+                    job = machine.lease(job, number, lease, now_s=now_s)
+            return job
+
+        try:
+            job = await self._ledger.change(job_id, lease_those_that_wait)
+        except NotFound:
+            return ()
+        tasks = [task for task in job.tasks if task.lease and task.lease == leases.get(task.number)]
+        for task in tasks:
+            log.info("task_leased", task=task_name(job_id, task.number), worker=worker.id, attempt=task.leases)
+        return [
+            LeasedTask(job=job, task=task, token=leases[task.number].token, ttl_s=self._leases.ttl_s) for task in tasks
+        ]

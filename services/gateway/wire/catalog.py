@@ -1,0 +1,60 @@
+"""Looks up what a request names among what workers offer."""
+
+from collections.abc import Iterable
+
+from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, Annotator, Catalog, Model
+from services.kernel.errors import InvalidField, NotFound, Unavailable
+
+RETRY_AFTER_S = 5.0
+# How many names an error tells.
+NAMES_LIMIT = 20
+
+
+def require_stage(catalog: Catalog, stage: str) -> None:
+    if stage not in catalog.stages:
+        raise Unavailable(f"no {stage} worker has come yet; start one", retry_after_s=RETRY_AFTER_S)
+
+
+def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotator:
+    if not annotator_id:
+        raise InvalidField(f"is missing; there are {_names(catalog.annotators)}", field=field)
+    if annotator_id not in catalog.annotators:
+        raise NotFound(f"there is no such annotator; there are {_names(catalog.annotators)}", field=field)
+    return catalog.annotators[annotator_id]
+
+
+def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:
+    """The default one where none is named."""
+    checkpoints = {model.id: model for model in catalog.of_kind(CHECKPOINT)}
+    if model_id in checkpoints:
+        return checkpoints[model_id]
+    if model_id or not checkpoints:
+        raise NotFound(f"there is no such model; there are {_names(checkpoints)}", field=field)
+    return next((model for model in checkpoints.values() if model.is_default), next(iter(checkpoints.values())))
+
+
+def controlnet_of(
+    catalog: Catalog, controlnet_id: str, annotator: Annotator | None, model: Model, *, field: str
+) -> str:
+    """The named one, or the first that the annotator's control images are made for."""
+    fitting = {each.id: each for each in catalog.of_kind(CONTROLNET) if _fits(each, model)}
+    if controlnet_id:
+        if controlnet_id not in fitting:
+            raise NotFound(f"{model.id} has no such ControlNet; it has {_names(fitting)}", field=field)
+        return controlnet_id
+    if annotator is None:
+        raise InvalidField(f"is missing, and no annotator tells it; {model.id} has {_names(fitting)}", field=field)
+    for each in annotator.controlnets:
+        if each in fitting:
+            return each
+    raise InvalidField(f"no ControlNet of {model.id} is made for {annotator.id}; it has {_names(fitting)}", field=field)
+
+
+def _fits(controlnet: Model, model: Model) -> bool:
+    return not controlnet.family or not model.family or controlnet.family == model.family
+
+
+def _names(known: Iterable[str]) -> str:
+    names = sorted(known)
+    more = f" and {len(names) - NAMES_LIMIT} more" if len(names) > NAMES_LIMIT else ""
+    return ", ".join(names[:NAMES_LIMIT]) + more if names else "none"

@@ -1,0 +1,149 @@
+"""A generation as a client asks for it: its fields checked, model, pipeline and ControlNets resolved."""
+
+import re
+
+from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.app.new_job import NewControl, NewGeneration
+from services.gateway.jobs.model import DIFFUSION, PREPROCESS
+from services.gateway.jobs.workers import Catalog, Model
+from services.gateway.wire import fields, parameters
+from services.gateway.wire.catalog import annotator_of, checkpoint_of, controlnet_of, require_stage
+from services.gateway.wire.pictures import picture
+from services.kernel.errors import InvalidField, NotFound
+
+PROMPT_LIMIT_BYTES = 32_000
+NAME_LIMIT_BYTES = 512
+STEPS_LIMIT = 150
+COUNT_LIMIT = 32
+CONTROLS_LIMIT = 8
+GUIDANCE_LIMIT = 30.0
+SCALE_LIMIT = 2.0
+MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
+# For a model that does not say.
+SIZE_STEP_PX = 8
+
+TEXT2IMG = "text2img"
+CONTROLNET = "controlnet"
+
+# A scheduler by its class name in diffusers, which the worker knows or not.
+_CLASS_NAME = re.compile(r"[A-Z][A-Za-z0-9]{0,80}Scheduler")
+
+
+def new_generation(message: gateway_pb2.Generation, catalog: Catalog) -> NewGeneration:
+    require_stage(catalog, DIFFUSION)
+    fields.text(message.model, NAME_LIMIT_BYTES, field="generation.model")
+    model = checkpoint_of(catalog, message.model, field="generation.model")
+    width_px, height_px = _size(message, model)
+    fields.whole(message.preview_every_steps, 0, STEPS_LIMIT, field="generation.preview_every_steps")
+    return NewGeneration(
+        model=model.id,
+        pipeline=_pipeline(message, model),
+        prompt=fields.text(message.prompt, PROMPT_LIMIT_BYTES, field="generation.prompt"),
+        negative_prompt=fields.text(message.negative_prompt, PROMPT_LIMIT_BYTES, field="generation.negative_prompt"),
+        width_px=width_px,
+        height_px=height_px,
+        steps=_steps(message),
+        guidance_scale=_guidance(message),
+        scheduler=_scheduler(message.scheduler, model),
+        seed=message.seed if message.HasField("seed") else None,
+        count=fields.whole(message.count, 1, COUNT_LIMIT, field="generation.count") if message.HasField("count") else 1,
+        controls=_controls(message, catalog, model),
+        preview_every_steps=message.preview_every_steps,
+    )
+
+
+def _size(message: gateway_pb2.Generation, model: Model) -> tuple[int, int]:
+    """Both 0 for the model's own."""
+    width_px, height_px = message.width_px, message.height_px
+    if not width_px and not height_px:
+        return 0, 0
+    step_px = model.size_step_px or SIZE_STEP_PX
+    for name, side_px in (("width_px", width_px), ("height_px", height_px)):
+        field = f"generation.{name}"
+        if not side_px:
+            raise InvalidField("is missing: give both sides or none", field=field)
+        if not MIN_SIDE_PX <= side_px <= MAX_SIDE_PX or side_px % step_px:
+            raise InvalidField(
+                f"is {side_px}; must be {MIN_SIDE_PX} to {MAX_SIDE_PX} and a multiple of {step_px}", field=field
+            )
+    return width_px, height_px
+
+
+def _steps(message: gateway_pb2.Generation) -> int | None:
+    if not message.HasField("steps"):
+        return None
+    return fields.whole(message.steps, 1, STEPS_LIMIT, field="generation.steps")
+
+
+def _guidance(message: gateway_pb2.Generation) -> float | None:
+    if not message.HasField("guidance_scale"):
+        return None
+    return fields.number(message.guidance_scale, 0.0, GUIDANCE_LIMIT, field="generation.guidance_scale")
+
+
+def _pipeline(message: gateway_pb2.Generation, model: Model) -> str:
+    pipeline = message.pipeline or (CONTROLNET if message.controls else TEXT2IMG)
+    if model.pipelines and pipeline not in model.pipelines:
+        raise NotFound(
+            f"{model.id} has no pipeline {pipeline[:80]!r}; it has {', '.join(model.pipelines)}",
+            field="generation.pipeline",
+        )
+    if pipeline == TEXT2IMG and message.controls:
+        raise InvalidField("text2img takes no controls; leave the pipeline out", field="generation.pipeline")
+    if pipeline == CONTROLNET and not message.controls:
+        raise InvalidField("the pipeline controlnet needs one at least", field="generation.controls")
+    return pipeline
+
+
+def _scheduler(name: str, model: Model) -> str:
+    fields.text(name, NAME_LIMIT_BYTES, field="generation.scheduler")
+    if name and model.schedulers and name not in model.schedulers and not _CLASS_NAME.fullmatch(name):
+        raise NotFound(
+            f"there is no such scheduler; there are {', '.join(model.schedulers)}", field="generation.scheduler"
+        )
+    return name
+
+
+def _controls(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> tuple[NewControl, ...]:
+    if len(message.controls) > CONTROLS_LIMIT:
+        raise InvalidField(
+            f"has {len(message.controls)} entries; at most {CONTROLS_LIMIT}", field="generation.controls"
+        )
+    return tuple(
+        _control(control, catalog, model, f"generation.controls[{i}]") for i, control in enumerate(message.controls)
+    )
+
+
+def _control(message: gateway_pb2.ControlSource, catalog: Catalog, model: Model, field: str) -> NewControl:
+    annotator = None
+    given = "{}"
+    if message.annotator:
+        require_stage(catalog, PREPROCESS)
+        annotator = annotator_of(catalog, message.annotator, field=f"{field}.annotator")
+        given = parameters.given(message.parameters, annotator, field=f"{field}.parameters")
+    elif message.parameters.fields:
+        raise InvalidField("are for an annotator, and none is named", field=f"{field}.parameters")
+    start, end = _range(message, field)
+    return NewControl(
+        picture=picture(message.picture, field=f"{field}.picture"),
+        annotator=message.annotator,
+        parameters=given,
+        controlnet=controlnet_of(catalog, message.controlnet, annotator, model, field=f"{field}.controlnet"),
+        scale=_scale(message, field),
+        start=start,
+        end=end,
+    )
+
+
+def _scale(message: gateway_pb2.ControlSource, field: str) -> float | None:
+    if not message.HasField("scale"):
+        return None
+    return fields.number(message.scale, 0.0, SCALE_LIMIT, field=f"{field}.scale")
+
+
+def _range(message: gateway_pb2.ControlSource, field: str) -> tuple[float | None, float | None]:
+    start = fields.number(message.start, 0.0, 1.0, field=f"{field}.start") if message.HasField("start") else None
+    end = fields.number(message.end, 0.0, 1.0, field=f"{field}.end") if message.HasField("end") else None
+    if (start or 0.0) >= (1.0 if end is None else end):
+        raise InvalidField("must be after start", field=f"{field}.end")
+    return start, end
