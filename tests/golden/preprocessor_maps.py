@@ -1,0 +1,35 @@
+"""Control images that a person looked at: `python -m tests.golden.preprocessor_maps` draws them anew.
+
+Look at them after that, and raise the annotator's `revision` when its map has changed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from services.preprocessor.registry import core
+
+FOLDER = Path(__file__).parent / "preprocessor"
+PHOTO = Path(__file__).parents[2] / "demo" / "photos" / "coffee.jpg"
+SIDE_PX = 128
+
+# What shows more of an annotator than its defaults do on a small picture.
+PARAMETERS = {"tile": {"down_sampling_rate": 8.0}, "shuffle": {"f": 64, "seed": 7}}
+
+
+def annotated(annotator_id: str) -> np.ndarray:
+    """uint8 RGB (H, W, 3)."""
+    annotator = core().get(annotator_id)
+    values = {p.name: p.default for p in annotator.parameters} | PARAMETERS.get(annotator_id, {})
+    photo = Image.open(PHOTO).convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
+    return np.asarray(Image.fromarray(annotator(np.asarray(photo), **values)).convert("RGB"))
+
+
+def main() -> None:
+    for annotator in core():
+        Image.fromarray(annotated(annotator.id)).save(FOLDER / f"{annotator.id}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
