@@ -1,0 +1,139 @@
+"""Pictures join, leave, fail and are cancelled, each for itself."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.diffusion.engine.engine import Engine
+from services.diffusion.engine.thread import DeviceThread
+from services.kernel.errors import NodeFault
+from tests.fakes.studio import FakeStudio
+
+LIMIT_S = 30
+
+
+@pytest.fixture
+def studio() -> FakeStudio:
+    return FakeStudio()
+
+
+@pytest.fixture
+async def engine(studio: FakeStudio) -> AsyncIterator[Engine]:
+    thread = DeviceThread()
+    engine = Engine(lambda: studio, thread=thread, rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
+    running = asyncio.create_task(engine.run())
+    yield engine
+    running.cancel()
+    await asyncio.wait([running])
+    if studio.gate is not None:
+        studio.gate.release(1000)
+    thread.close()
+
+
+@pytest.fixture
+def paint(engine):
+    """Starts painting; the task has its progress in `.heard`."""
+
+    def start(generation):
+        heard = []
+        task = asyncio.create_task(engine.paint(generation, heard.append))
+        task.heard = heard
+        return task
+
+    return start
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():  # noqa: ASYNC110 - what it waits for happens on the device thread
+            await asyncio.sleep(0)
+
+
+async def test_every_step_is_told_and_every_stretch_of_time(asked, paint):
+    task = paint(asked(steps=3))
+    painting = await task
+    assert [(each.step, each.steps) for each in task.heard] == [(1, 3), (2, 3), (3, 3)]
+    assert painting.pixels.shape == (64, 64, 3)
+    assert [name for name, _ in painting.spans] == ["wait", "load", "prepare", "denoise", "decode"]
+
+
+async def test_a_newcomer_joins_between_two_evaluations_and_each_leaves_when_done(asked, paint, studio):
+    studio.gate = threading.Semaphore(0)
+    first = paint(asked(seed=1, steps=2))
+    studio.gate.release()
+    await until(lambda: len(first.heard) == 1)
+    second = paint(asked(seed=2, steps=3))
+    studio.gate.release(10)
+    await asyncio.gather(first, second)
+    # The device may have begun the first's second evaluation before the second came.
+    assert studio.batches in ([[1], [1, 2], [2], [2]], [[1], [1], [2], [2], [2]])
+    assert studio.loaded == ["tiny", "tiny"]
+
+
+async def test_pictures_that_wait_together_are_painted_together(asked, paint, studio):
+    tasks = [paint(asked(seed=seed, steps=1)) for seed in range(6)]
+    await asyncio.gather(*tasks)
+    assert studio.batches == [[0, 1, 2, 3], [4, 5]]
+
+
+async def test_one_that_must_be_alone_is(asked, paint, studio):
+    tasks = [paint(asked(seed=seed, steps=1, alone=seed == 1)) for seed in range(3)]
+    await asyncio.gather(*tasks)
+    assert studio.batches == [[0, 2], [1]]
+
+
+async def test_cancelling_takes_a_picture_off_the_device_within_a_step(asked, paint, studio):
+    studio.gate = threading.Semaphore(0)
+    long, other = paint(asked(seed=1, steps=150)), paint(asked(seed=2, steps=3))
+    studio.gate.release()
+    await until(lambda: other.heard)
+    long.cancel()
+    studio.gate.release(10)
+    await other
+    assert long.cancelled()
+    assert studio.batches[0] == [1, 2]
+    assert studio.batches.count([1, 2]) <= 2
+    assert studio.batches[-1] == [2]
+
+
+async def test_cancelling_one_that_waits_leaves_the_others(asked, paint, studio):
+    studio.gate = threading.Semaphore(0)
+    first, second, third = (paint(asked(seed=seed, steps=1, width_px=32 + 4 * seed)) for seed in range(3))
+    await asyncio.sleep(0)
+    second.cancel()
+    studio.gate.release(10)
+    await asyncio.gather(first, third)
+    assert studio.batches == [[0], [2]]
+
+
+async def test_a_picture_that_fails_leaves_its_neighbours(asked, paint, studio):
+    studio.errors[1] = NodeFault("the model gave NaN")
+    bad, good = paint(asked(seed=1)), paint(asked(seed=2))
+    with pytest.raises(NodeFault, match="NaN"):
+        await bad
+    await good
+    assert studio.batches[0] == [1, 2]
+    assert studio.batches[-1] == [2]
+
+
+async def test_a_batch_that_breaks_fails_and_the_next_one_is_painted(asked, paint, studio):
+    studio.batch_errors = [RuntimeError("device lost")]
+    tasks = [paint(asked(seed=seed)) for seed in (1, 2)]
+    for task in tasks:
+        with pytest.raises(RuntimeError):
+            await task
+    await paint(asked(seed=3))
+    assert studio.batches[-1] == [3]
+
+
+async def test_a_model_that_cannot_be_loaded_fails_its_picture_alone(asked, paint, studio, monkeypatch):
+    def broken(checkpoint, controlnets):
+        raise NodeFault("tiny/unet cannot be loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(studio, "load", broken)
+        with pytest.raises(NodeFault):
+            await paint(asked())
+    await paint(asked())

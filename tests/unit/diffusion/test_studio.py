@@ -1,0 +1,87 @@
+"""What the device thread does for one picture: previews, sound numbers, all schedulers."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from services.diffusion.engine import evaluate
+from services.diffusion.engine.decode import PREVIEW_SIDE_PX, ModelGaveNaN
+from services.diffusion.schedulers.names import SCHEDULERS
+from services.kernel.errors import InvalidField, ResourceExhausted
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_on_offer_paints(scheduler, asked, painted):
+    [row] = painted(asked(scheduler=scheduler, steps=4))
+    assert row.is_sound()
+    assert row.index == row.evaluations >= 4
+
+
+def test_a_scheduler_that_cannot_run_so_few_steps_says_so(asked, studio):
+    with pytest.raises(InvalidField) as caught:
+        studio.begin(asked(scheduler="PNDMScheduler", steps=1))
+    assert caught.value.field == "steps"
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "UniPCMultistepScheduler"])
+def test_previews_come_every_so_many_steps_and_are_small(scheduler, asked, studio):
+    row = studio.begin(asked(scheduler=scheduler, preview_every_steps=2, width_px=256, height_px=128))
+    previews = [studio.advance([row])[0].progress.preview for _ in range(row.evaluations)]
+    assert [bool(preview) for preview in previews] == [False, True, False, True, False]
+    image = Image.open(io.BytesIO(previews[1]))
+    assert image.size == (PREVIEW_SIDE_PX, PREVIEW_SIDE_PX // 2)
+    assert len(previews[1]) <= 64 * 1024
+
+
+def test_nan_is_reported_for_the_picture_that_has_it(asked, studio):
+    bad, good = (studio.begin(asked(seed=seed)) for seed in (1, 2))
+    bad.latents = torch.full_like(bad.latents, float("nan"))
+    advances = studio.advance([bad, good])
+    assert isinstance(advances[0].error, ModelGaveNaN)
+    assert advances[1].error is None
+
+
+def test_nan_from_the_vae_is_no_black_picture(asked, studio, painted, monkeypatch):
+    [row] = painted(asked(steps=1))
+    broken = replace(row.checkpoint, vae=_NaNVae(row.checkpoint.vae.config))
+    monkeypatch.setattr(row, "checkpoint", broken)
+    with pytest.raises(ModelGaveNaN):
+        studio.finish(row)
+
+
+class _NaNVae:
+    def __init__(self, config) -> None:
+        self.config = config
+
+    def decode(self, latents, return_dict):
+        return (torch.full((1, 3, 64, 64), float("nan")),)
+
+
+def test_a_batch_that_does_not_fit_is_evaluated_in_parts(asked, studio, painted, monkeypatch):
+    rows = [studio.begin(asked(seed=seed, steps=1)) for seed in range(3)]
+    whole = evaluate._together
+
+    def short_of_memory(batch):
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError
+        return whole(batch)
+
+    monkeypatch.setattr(evaluate, "_together", short_of_memory)
+    studio.advance(rows)
+    monkeypatch.undo()
+    for row, alone in zip(rows, painted(*(asked(seed=seed, steps=1) for seed in range(3))), strict=True):
+        assert np.allclose(row.latents, alone.latents, atol=1e-5)
+
+
+def test_a_picture_that_does_not_fit_alone_is_a_typed_error(asked, studio, monkeypatch):
+    def no_memory(batch):
+        raise torch.OutOfMemoryError
+
+    row = studio.begin(asked())
+    monkeypatch.setattr(evaluate, "_together", no_memory)
+    with pytest.raises(ResourceExhausted):
+        studio.advance([row])
