@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
+from fanlight.queue.v1 import queue_pb2
+from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.synthetic_pictures import decoded, encoded, scene
 
 END_LIMIT_S = 60
@@ -38,15 +41,26 @@ def test_a_process_that_does_canny_loads_no_torch():
 
 
 @pytest.fixture
-def process():
-    command = [sys.executable, "-m", "services.preprocessor"]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    yield process
-    process.kill()
-    process.communicate()
+def start():
+    """Start the process with settings of its own."""
+    started = []
+
+    def start(**settings: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "services.preprocessor"]
+        process = subprocess.Popen(
+            command, env=environment(**settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-async def test_it_says_when_it_is_ready_annotates_and_ends_on_sigterm(process):
+async def test_it_says_when_it_is_ready_annotates_and_ends_on_sigterm(start):
+    process = start()
     ready = re.fullmatch(r"ready grpc=(127\.0\.0\.1:\d+)\n", process.stdout.readline())
     assert ready
     async with open_channel(ready[1]) as channel:
@@ -58,6 +72,29 @@ async def test_it_says_when_it_is_ready_annotates_and_ends_on_sigterm(process):
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=END_LIMIT_S)
     assert (process.returncode, rest) == (0, "")
+
+
+async def test_it_does_the_tasks_of_the_gateway_that_it_is_told_of(start):
+    gateway = FakeGateway(ttl_s=30)
+    await gateway.start()
+    sound, broken = (
+        _leased(name, gateway.keep(data)) for name, data in (("a", encoded(scene())), ("b", b"no picture"))
+    )
+    await gateway.offer(sound, broken)
+    start(FANLIGHT_WORKER_GATEWAY=gateway.address)
+    await gateway.until(lambda: gateway.results[sound.name] == 1 and broken.name in gateway.failed)
+    (completed,) = gateway.completed.values()
+    (output,) = completed.outputs
+    assert np.array_equal(decoded(gateway.blobs[output.blob.digest]), 255 - scene())
+    assert not output.HasField("seed")
+    assert gateway.faults(broken.name) == ["FAULT_REQUEST"]
+    assert gateway.failed[broken.name][0].failure.field == "picture"
+    await gateway.stop()
+
+
+def _leased(job: str, blob: common_pb2.Blob) -> queue_pb2.LeasedTask:
+    asked = preprocessor_pb2.AnnotateRequest(annotator="invert", picture=common_pb2.Picture(blob=blob))
+    return queue_pb2.LeasedTask(name=f"jobs/{job}/tasks/0", attempt=1, annotate=asked)
 
 
 @pytest.mark.parametrize(
