@@ -15,10 +15,10 @@ from services.preprocessor.annotator import Annotator, Pixels
 
 MEDIA_TYPE = "image/png"
 
-# Quick and small enough: a canny map of 512 x 512 takes a few milliseconds. Most of a map is flat, which runs of
-# equal bytes tell; a picture compresses better by matches.
-PNG_MAP = (cv2.IMWRITE_PNG_COMPRESSION, 2, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
-PNG_COLOUR = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+# Quick first, small second. A grey map is mostly flat, so filters only cost; a picture needs one.
+PNG_QUICK = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+PNG_MAP = (*PNG_QUICK, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+PNG_COLOUR = (*PNG_QUICK, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG)
 
 Size = tuple[int, int]
 
