@@ -88,6 +88,12 @@ class SqliteStore:
 
     def _settle(self, entries: Sequence[_Entry], job: asyncio.Future[_Results]) -> None:
         self._writing = False
+        error = job.exception()
+        if error is not None:
+            for _, _, done in entries:
+                if not done.done():
+                    done.set_exception(error)
+            raise error
         for (bucket, _, done), result in zip(entries, job.result(), strict=True):
             if not done.done():
                 done.set_result(result)
