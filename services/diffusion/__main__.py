@@ -36,30 +36,18 @@ async def serve(
     settings: DiffusionSettings, worker: WorkerSettings, common: CommonSettings, stop: asyncio.Event
 ) -> None:
     catalogue = open_catalogue(settings)
-    library = Library(device=settings.device, threads=settings.threads)
+    library = Library(device=settings.device)
     thread, codecs = DeviceThread(), ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
-    engine = Engine(
-        lambda: open_studio(library),
-        thread=thread,
-        rows_limit=settings.slots,
-        hold_limit_s=settings.hold_limit_s,
-        clock=time.monotonic,
-    )
-    parser = Parser(
-        catalogue=catalogue,
-        pixels_limit=settings.max_pixels,
-        picture_limits=settings.picture_limits(),
-        random_seed=lambda: random.SystemRandom().getrandbits(SEED_BITS),
-    )
-    painter = Painter(engine, parser, codecs=codecs, clock=time.monotonic)
+    engine = make_engine(settings, library, thread)
+    painter = Painter(engine, make_parser(settings, catalogue), codecs=codecs, clock=time.monotonic)
     admission = Admission(slots=settings.slots, waiting_limit=settings.waiting_limit)
     service = DiffusionService(painter, admission, catalogue, library)
-    stage = DiffusionStage(painter, engine, catalogue, library)
     server = StageServer(
         service=NAME,
         add=lambda rpc: diffusion_pb2_grpc.add_DiffusionServiceServicer_to_server(service, rpc),
         listen=settings.grpc,
     )
+    stage = DiffusionStage(painter, engine, catalogue, library)
     try:
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(engine.run())]
@@ -71,6 +59,25 @@ async def serve(
     finally:
         thread.close()
         codecs.shutdown()
+
+
+def make_engine(settings: DiffusionSettings, library: Library, thread: DeviceThread) -> Engine:
+    return Engine(
+        lambda: open_studio(settings, library),
+        thread=thread,
+        rows_limit=settings.slots,
+        hold_limit_s=settings.hold_limit_s,
+        clock=time.monotonic,
+    )
+
+
+def make_parser(settings: DiffusionSettings, catalogue: Catalogue) -> Parser:
+    return Parser(
+        catalogue=catalogue,
+        pixels_limit=settings.max_pixels,
+        picture_limits=settings.picture_limits(),
+        random_seed=lambda: random.SystemRandom().getrandbits(SEED_BITS),
+    )
 
 
 def open_catalogue(settings: DiffusionSettings) -> Catalogue:
@@ -89,11 +96,11 @@ def open_catalogue(settings: DiffusionSettings) -> Catalogue:
     return catalogue
 
 
-def open_studio(library: Library) -> Studio:
+def open_studio(settings: DiffusionSettings, library: Library) -> Studio:
     """Imports torch and diffusers, which takes seconds: on the device thread, after the port is open."""
     from services.diffusion.engine.studio import TorchStudio
 
-    return TorchStudio(library)
+    return TorchStudio(library, threads=settings.threads)
 
 
 async def preload(engine: Engine, catalogue: Catalogue) -> None:

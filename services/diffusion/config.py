@@ -25,7 +25,12 @@ class DiffusionSettings(BaseSettings):
     )
     preload: bool = Field(True, description="Load the default checkpoint when started, not when first asked for.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    threads: int = Field(0, ge=0, le=1024, description="Threads that torch computes with; 0: as many as cores.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Threads that torch computes with. 0: one for small models, one a core for others.",
+    )
     slots: int = Field(4, ge=1, le=64, description="How many pictures are painted at a time, as one batch if they fit.")
     waiting_limit: int = Field(64, ge=0, description="How many direct calls may wait for a slot.")
     hold_limit_s: float = Field(

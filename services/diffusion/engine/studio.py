@@ -9,6 +9,7 @@ from services.diffusion.engine.decode import check_sound, decode, preview
 from services.diffusion.engine.evaluate import predict
 from services.diffusion.engine.ports import Advance, Canvas, Progress
 from services.diffusion.engine.rows import Row
+from services.diffusion.engine.threads import Threads
 from services.diffusion.generation import Generation
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.library import Library
@@ -17,8 +18,10 @@ from services.kernel.errors import FanlightError
 
 
 class TorchStudio:
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, *, threads: int) -> None:
+        """`threads`: 0 chooses by the work, see `Threads`."""
         self._library = library
+        self._threads = Threads(threads)
 
     def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
         self._library.checkpoint(checkpoint)
@@ -28,11 +31,13 @@ class TorchStudio:
     @torch.inference_mode()
     def begin(self, generation: Generation) -> Row:
         checkpoint = self._library.checkpoint(generation.checkpoint)
+        self._threads.suit(generation, checkpoint)
         return Row(generation, checkpoint, [self._library.controlnet(each.controlnet) for each in generation.controls])
 
     @torch.inference_mode()
     def advance(self, canvases: Sequence[Canvas]) -> list[Advance]:
         rows = cast(Sequence[Row], canvases)
+        self._threads.suit(rows[0].generation, rows[0].checkpoint)
         predictions = predict(rows)
         return [_advanced(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
 

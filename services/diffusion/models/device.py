@@ -1,14 +1,12 @@
-"""Which device torch uses, and with how many threads."""
+"""Which device torch uses."""
 
 import torch
 
 from services.kernel.errors import NodeFault
 
 
-def open_device(wanted: str, *, threads: int) -> tuple[torch.device, str]:
+def open_device(wanted: str) -> tuple[torch.device, str]:
     """The device and its name, such as `cpu` or `cuda:NVIDIA GeForce RTX 3060`. NodeFault where there is none such."""
-    if threads:
-        torch.set_num_threads(threads)
     has_cuda = torch.cuda.is_available()
     if wanted == "cpu" or (wanted == "auto" and not has_cuda):
         return torch.device("cpu"), "cpu"

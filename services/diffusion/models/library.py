@@ -16,10 +16,9 @@ log = get_logger()
 class Library:
     """Imports torch and diffusers when the first model is asked for, so that a process starts without them."""
 
-    def __init__(self, *, device: str, threads: int) -> None:
-        """`device`: `auto`, `cpu`, `cuda` or `cuda:N`; `threads`: 0 leaves torch's default."""
+    def __init__(self, *, device: str) -> None:
+        """`device`: `auto`, `cpu`, `cuda` or `cuda:N`."""
         self._wanted = device
-        self._threads = threads
         self._device: Any = None
         self._checkpoints: dict[str, Checkpoint] = {}
         self._controlnets: dict[ControlNetEntry, Any] = {}
@@ -61,5 +60,5 @@ class Library:
         if self._device is None:
             from services.diffusion.models.device import open_device
 
-            self._device, self.device_name = open_device(self._wanted, threads=self._threads)
+            self._device, self.device_name = open_device(self._wanted)
         return self._device

@@ -30,6 +30,8 @@ class Checkpoint:
     text_encoder: Any
     unet: Any
     vae: Any
+    # How many numbers the UNet has.
+    weights: int
     # As the scheduler that the checkpoint was saved with understands it.
     scheduler_config: Mapping[str, Any]
 
@@ -48,11 +50,13 @@ def load_checkpoint(entry: CheckpointEntry, device: torch.device) -> Checkpoint:
     """NodeFault where a file is damaged, FailedPrecondition where only pickles are there, ResourceExhausted."""
     transformers_logging.disable_progress_bar()
     folder = entry.folder
+    unet = _weights(UNet2DConditionModel, folder / "unet", f"{entry.id}/unet", device)
     return Checkpoint(
         entry=entry,
         tokenizer=_tokenizer(folder / "tokenizer", entry.id),
         text_encoder=_weights(CLIPTextModel, folder / "text_encoder", f"{entry.id}/text_encoder", device),
-        unet=_weights(UNet2DConditionModel, folder / "unet", f"{entry.id}/unet", device),
+        unet=unet,
+        weights=sum(tensor.numel() for tensor in unet.parameters()),
         vae=_weights(AutoencoderKL, folder / "vae", f"{entry.id}/vae", device),
         scheduler_config=_scheduler_config(folder / "scheduler" / "scheduler_config.json", entry.id),
     )

@@ -37,14 +37,14 @@ def parser(catalogue: Catalogue) -> Parser:
 def library():
     from services.diffusion.models.library import Library
 
-    return Library(device="cpu", threads=1)
+    return Library(device="cpu")
 
 
 @pytest.fixture(scope="session")
 def studio(library):
     from services.diffusion.engine.studio import TorchStudio
 
-    return TorchStudio(library)
+    return TorchStudio(library, threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ def copied(models, tmp_path):
 
 @pytest.fixture
 def load(copied):
-    return lambda: Library(device="cpu", threads=1).checkpoint(scan([copied]).default())
+    return lambda: Library(device="cpu").checkpoint(scan([copied]).default())
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -74,7 +74,7 @@ def test_half_precision_files_are_found_and_widened(copied, load):
 
 
 def test_after_a_failed_load_the_next_one_tries_again(copied):
-    library, entry = Library(device="cpu", threads=1), scan([copied]).default()
+    library, entry = Library(device="cpu"), scan([copied]).default()
     config = copied / "model" / "unet" / "config.json"
     saved = config.read_text()
     config.write_text("{")
@@ -90,4 +90,4 @@ def test_a_device_that_is_not_there_is_a_typed_error(catalogue):
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     with pytest.raises(NodeFault, match="cuda:3"):
-        Library(device="cuda:3", threads=0).checkpoint(catalogue.default())
+        Library(device="cuda:3").checkpoint(catalogue.default())
