@@ -1,6 +1,7 @@
 """The lease loop, wired: leasing, renewing and running over one channel to the gateway. Knows no stage."""
 
 import asyncio
+import re
 
 import grpc.aio
 
@@ -22,6 +23,9 @@ from services.worker.surroundings import Surroundings
 from services.worker.task_runner import TaskRunner
 
 log = get_logger()
+
+_NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]")
+NODE_IN_ID_MAX = 64
 
 
 async def work(
@@ -61,7 +65,7 @@ def _wire(
     stop: asyncio.Event,
     surroundings: Surroundings,
 ) -> tuple[Leasing, Renewer]:
-    worker_id = f"{settings.node}-{stage.name}-{surroundings.new_id()}"
+    worker_id = f"{_NOT_IN_IDS.sub('-', settings.node)[:NODE_IN_ID_MAX]}-{stage.name}-{surroundings.new_id()}"
     log.info("worker_started", worker=worker_id, gateway=settings.gateway, slots=admission.slots)
     delay_max_s = settings.retry_delay_max_s
     queue = QueueCalls(channel)

@@ -33,8 +33,9 @@ class QueueCalls:
             return await self._stub.LeaseTasks(request, timeout=request.wait_s + CALL_DEADLINE_S)
 
     async def renew(self, request: queue_pb2.RenewLeasesRequest) -> queue_pb2.RenewLeasesResponse:
+        # Leases run out: this goes the moment the connection is back, and not after a pause.
         with our_errors():
-            return await self._stub.RenewLeases(request, timeout=RENEW_DEADLINE_S)
+            return await self._stub.RenewLeases(request, timeout=RENEW_DEADLINE_S, wait_for_ready=True)
 
     async def complete(self, request: queue_pb2.CompleteTaskRequest) -> None:
         with our_errors():

@@ -1,6 +1,7 @@
 """How a worker gets its tasks: what it offers, what it says of itself, and what it makes of a bad line."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -54,6 +55,12 @@ async def test_a_worker_says_who_it_is_and_what_it_can_do(gateway: FakeGateway, 
     assert (worker.node, worker.stage, worker.device, worker.slots) == ("node-1", "preprocess", "cpu", 2)
     assert list(worker.disk_models) == ["starter"]
     assert worker.version
+
+
+async def test_a_node_may_have_any_name(gateway: FakeGateway, stage: FakeStage) -> None:
+    async with working(gateway, stage, node="Jo's PC " + "ü" * 100):
+        await gateway.until(lambda: gateway.open_polls == 1)
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", gateway.polls[0].worker.id)
 
 
 async def test_capabilities_travel_once_then_when_asked_for_and_when_they_change(

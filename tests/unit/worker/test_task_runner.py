@@ -162,6 +162,8 @@ async def test_a_slot_is_free_again_while_a_result_goes_up(gateway: FakeGateway,
     async with working(gateway, stage):
         await gateway.until(lambda: len(gateway.leased) == 2)
         await stage.until(lambda: {NAME, "jobs/b/tasks/1"} <= set(stage.pictures))
+        tries = gateway.calls["WriteBlob"]
+        await gateway.until(lambda: gateway.calls["WriteBlob"] > tries + 10)
         assert len(gateway.waiting) == 1
         gateway.refusals.clear()
         await gateway.until(lambda: len(gateway.completed) == 3)

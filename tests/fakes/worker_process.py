@@ -1,0 +1,63 @@
+"""A worker in a process of its own, to be killed: `python -m tests.fakes.worker_process`, settings as any worker's.
+
+Its stage gives each picture back as its control image. With FANLIGHT_TEST_HOLD its tasks end only after SIGUSR1.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+
+from fanlight.queue.v1 import queue_pb2
+from services.kernel import logs
+from services.kernel.config import CommonSettings, load
+from services.kernel.process import run
+from services.worker.admission import Admission
+from services.worker.config import WorkerSettings
+from services.worker.loop import work
+from services.worker.ports import Outcome, Output, Report
+
+SLOTS = 3
+
+
+class Echo:
+    name = "preprocess"
+
+    def __init__(self, *, holds: bool) -> None:
+        self._may_end = asyncio.Event()
+        if not holds:
+            self._may_end.set()
+
+    def let_go(self) -> None:
+        self._may_end.set()
+
+    def capabilities(self) -> queue_pb2.Capabilities:
+        capabilities = queue_pb2.Capabilities()
+        capabilities.annotators.add(id="echo", version="1", device="cpu", deterministic=True)
+        return capabilities
+
+    def describe(self, worker: queue_pb2.Worker) -> None:
+        worker.device = "cpu"
+
+    async def run(self, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
+        sys.stdout.write(f"running {task.name}\n")
+        sys.stdout.flush()
+        await self._may_end.wait()
+        return Outcome(outputs=[Output(data=task.annotate.picture.data, width_px=1, height_px=1)])
+
+
+def main() -> int:
+    logs.configure(level="info", style="console", service="worker")
+    common, settings = load(CommonSettings), load(WorkerSettings)
+    stage = Echo(holds="FANLIGHT_TEST_HOLD" in os.environ)
+    admission = Admission(slots=SLOTS, waiting_limit=1)
+
+    async def main(stop: asyncio.Event) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, stage.let_go)
+        await work(stage, admission, settings, common, stop)
+
+    return run(main)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
