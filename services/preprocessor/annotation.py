@@ -82,8 +82,9 @@ def annotate(
     go_on: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> ControlImage:
-    """InvalidField and TooLarge about `picture`. `go_on` is called between the steps and may raise."""
+    """InvalidField and TooLarge about `picture`. `go_on` is called before each step and may raise."""
     spans = Spans(clock)
+    go_on()
     with spans.measure("decode"):
         picture = _resized(np.asarray(decode_rgb(asked.picture, field="picture", limits=limits)), asked.size)
     go_on()

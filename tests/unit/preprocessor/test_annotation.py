@@ -80,16 +80,18 @@ def test_the_spans_tell_where_time_went():
     assert control.spans == (("decode", 0.25), ("annotate", 0.25), ("encode", 0.25))
 
 
-def test_work_that_is_cancelled_ends_after_its_present_step():
-    steps = []
+@pytest.mark.parametrize("steps_done", [0, 1, 2])
+def test_work_that_is_cancelled_ends_after_its_present_step(steps_done):
+    calls = itertools.count()
+    clock = itertools.count()
 
     def go_on() -> None:
-        steps.append(len(steps))
-        raise Cancelled("stop")
+        if next(calls) == steps_done:
+            raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        annotate(annotation(encoded(scene())), limits=LIMITS, go_on=go_on)
-    assert steps == [0]
+        annotate(annotation(encoded(scene())), limits=LIMITS, go_on=go_on, clock=lambda: next(clock))
+    assert next(clock) == 2 * steps_done
 
 
 def test_no_size_is_the_pictures_own():

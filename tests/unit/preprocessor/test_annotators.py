@@ -61,6 +61,18 @@ def test_the_same_input_gives_the_same_map_and_leaves_the_picture_alone(annotato
 
 
 @every_annotator
+def test_the_number_of_threads_does_not_show_in_the_map(annotator):
+    picture = scene(640, 480)
+    usual = cv2.getNumThreads()
+    maps = []
+    for threads in (1, 4):
+        cv2.setNumThreads(threads)
+        maps.append(annotator(picture, **defaults(annotator)))
+    cv2.setNumThreads(usual)
+    assert np.array_equal(*maps)
+
+
+@every_annotator
 def test_the_parameters_that_are_described_are_those_that_are_taken(annotator):
     taken = list(inspect.signature(annotator.apply).parameters)[1:]
     assert [parameter.name for parameter in annotator.parameters] == taken

@@ -63,6 +63,7 @@ async def test_an_annotation_that_is_cancelled_before_its_turn_never_starts(gate
     waiting = asyncio.create_task(engine.run(asked(gate)))
     await asyncio.sleep(0)
     waiting.cancel()
+    await asyncio.sleep(0)
     gate.opened.set()
     await asyncio.gather(*running)
     with pytest.raises(asyncio.CancelledError):
