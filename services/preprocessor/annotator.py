@@ -27,7 +27,7 @@ class Annotator:
     id: str
     description: str
     apply: Callable[..., Pixels]
-    # Raised by hand whenever `apply` may give other pixels for the same input.
+    # Raised by hand whenever `apply`, or how pictures are read and written, may give other bytes for the same input.
     revision: int = 1
     parameters: tuple[Parameter, ...] = ()
     # Short ids of the ControlNets that the map is made for.
