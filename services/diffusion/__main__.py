@@ -104,11 +104,11 @@ def open_studio(settings: DiffusionSettings, library: Library) -> Studio:
 
 
 async def preload(engine: Engine, catalogue: Catalogue) -> None:
-    """A checkpoint that cannot be loaded is reported to whoever asks for it."""
+    """Whoever asks for a checkpoint that cannot be loaded is told; here it only costs the head start."""
     try:
         await engine.load(catalogue.default())
-    except FanlightError as error:
-        log.warning("preload_failed", reason=error.message)
+    except Exception:
+        log.exception("preload_failed")
 
 
 def main() -> int:

@@ -28,6 +28,7 @@ def _checkpoint(entry: CheckpointEntry, catalogue: Catalogue) -> _Model:
         kind="checkpoint",
         is_default=entry == catalogue.default(),
         size_bytes=entry.size_bytes,
+        licence=entry.licence,
         pipelines=PIPELINES if catalogue.controlnets_of(entry) else [TEXT2IMG],
         width_px=entry.width_px,
         height_px=entry.height_px,
@@ -38,7 +39,13 @@ def _checkpoint(entry: CheckpointEntry, catalogue: Catalogue) -> _Model:
 
 
 def _controlnet(entry: ControlNetEntry, catalogue: Catalogue) -> _Model:
-    return _Model(id=entry.id, kind="controlnet", size_bytes=entry.size_bytes, family=catalogue.family(entry.shape))
+    return _Model(
+        id=entry.id,
+        kind="controlnet",
+        size_bytes=entry.size_bytes,
+        licence=entry.licence,
+        family=catalogue.family(entry.shape),
+    )
 
 
 def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:

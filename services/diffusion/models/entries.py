@@ -34,6 +34,8 @@ class CheckpointEntry:
     width_px: int
     height_px: int
     size_bytes: int
+    # SPDX, from the manifest beside it; empty where there is none.
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,7 @@ class ControlNetEntry:
     folder: Path
     shape: Shape
     size_bytes: int
+    licence: str = ""
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -75,6 +78,7 @@ def read_checkpoint(folder: Path) -> CheckpointEntry:
         width_px=width * shape.latent_factor,
         height_px=height * shape.latent_factor,
         size_bytes=_weight_bytes(folder),
+        licence=_licence(folder),
     )
 
 
@@ -85,7 +89,13 @@ def read_controlnet(folder: Path) -> ControlNetEntry:
         shape = _shape(config, 2 ** (len(config["conditioning_embedding_out_channels"]) - 1))
     except (KeyError, TypeError, ValueError) as error:
         raise UnfitFolder("its config lacks what a ControlNet has") from error
-    return ControlNetEntry(id=controlnet_id(folder.name), folder=folder, shape=shape, size_bytes=_weight_bytes(folder))
+    return ControlNetEntry(
+        id=controlnet_id(folder.name),
+        folder=folder,
+        shape=shape,
+        size_bytes=_weight_bytes(folder),
+        licence=_licence(folder),
+    )
 
 
 def checkpoint_id(folder: Path) -> str:
@@ -131,3 +141,16 @@ def _pair(size: int | list[int]) -> tuple[int, int]:
 
 def _weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+def _licence(folder: Path) -> str:
+    """As the starter model's MANIFEST.json, one folder up, says of the files in this one."""
+    manifest = folder.parent / "MANIFEST.json"
+    if not manifest.is_file():
+        return ""
+    try:
+        files = read_json(manifest).get("files", [])
+        own = [file for file in files if file["path"].startswith(f"{folder.name}/")]
+        return " AND ".join(sorted({file["licence"] for file in own}))
+    except (UnfitFolder, KeyError, TypeError, AttributeError):
+        return ""

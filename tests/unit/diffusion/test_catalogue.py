@@ -25,6 +25,14 @@ def test_a_folder_of_models_is_listed_with_their_own_sizes(catalogue):
     assert {each.family for each in (checkpoint, *controlnets)} == {"tiny"}
 
 
+def test_the_licence_is_the_manifests(models, tmp_path):
+    (tmp_path / "model").symlink_to(models / "model")
+    files = [{"path": "model/unet/x.safetensors", "licence": "MIT"}, {"path": "lora/x.safetensors", "licence": "other"}]
+    (tmp_path / "MANIFEST.json").write_text(json.dumps({"files": files}))
+    [model] = models_to_proto(scan([tmp_path]), held=frozenset(), on_gpu=False)
+    assert model.licence == "MIT"
+
+
 def test_a_checkpoint_alone_offers_no_controlnet(models):
     [checkpoint] = models_to_proto(scan([models / "model"]), held=frozenset(), on_gpu=False)
     assert list(checkpoint.pipelines) == ["text2img"]
