@@ -1,0 +1,187 @@
+"""A real gateway over stores in memory, a clock that only the test moves, and workers that do as they are told."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.gateway.adapters.memory_store import MemoryStore
+from services.gateway.app.gateway import Gateway
+from services.gateway.app.new_job import NewAnnotation, NewControl, NewGeneration, NewJob, Picture
+from services.gateway.app.polls import LeasedTask, Poll
+from services.gateway.app.queue import Made
+from services.gateway.config import GatewaySettings
+from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job
+from services.gateway.jobs.workers import Annotator, Capabilities, Model, Worker
+from services.kernel.parameters import Parameter
+from tests.fakes.memory_blobs import MemoryBlobs
+
+PNG = b"\x89PNG\r\n\x1a\n"
+CRASH = Failure(reason="NODE_FAULT", message="out of memory")
+
+CANNY = Annotator(
+    id="canny",
+    parameters=(Parameter(name="low", default=100, minimum=0, maximum=255),),
+    deterministic=True,
+    controlnets=("canny",),
+    version="1",
+    device="cpu/uint8",
+)
+DREAM = Annotator(id="dream", deterministic=False, controlnets=("canny",), version="1", device="cpu/uint8")
+STARTER = Model(
+    id="starter",
+    kind="checkpoint",
+    is_default=True,
+    pipelines=("text2img", "controlnet"),
+    width_px=256,
+    height_px=256,
+    size_step_px=8,
+    family="starter",
+    schedulers=("ddim", "euler"),
+)
+OTHER = Model(id="other", kind="checkpoint", family="sd1")
+STARTER_CANNY = Model(id="canny", kind="controlnet", family="starter")
+OFFERS = {
+    PREPROCESS: Capabilities(annotators=(CANNY, DREAM)),
+    DIFFUSION: Capabilities(models=(STARTER, OTHER, STARTER_CANNY)),
+}
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.time_s = 1_000_000.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def monotonic_s(self) -> float:
+        return self.time_s
+
+    def advance(self, by_s: float) -> None:
+        self.time_s += by_s
+
+
+class CountingBytes:
+    """Random bytes that are not: every call gives others, always in the same order."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, size: int) -> bytes:
+        self._count += 1
+        return hashlib.sha256(str(self._count).encode()).digest()[:size]
+
+
+@dataclass
+class Fleet:
+    store: MemoryStore = field(default_factory=MemoryStore)
+    blobs: MemoryBlobs = field(default_factory=MemoryBlobs)
+    clock: FakeClock = field(default_factory=FakeClock)
+    settings: dict[str, Any] = field(default_factory=dict)
+    gateway: Gateway = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gateway = Gateway(
+            store=self.store,
+            blobs=self.blobs,
+            clock=self.clock,
+            random_bytes=CountingBytes(),
+            settings=GatewaySettings(**self.settings),
+        )
+
+    @asynccontextmanager
+    async def running(self):
+        await self.gateway.load()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(self.gateway.run())
+            await self.gateway.wait_until_ready()
+            yield self
+            self.gateway.drain()
+
+    def restarted(self) -> "Fleet":
+        """Another gateway over the same stores, as after a kill."""
+        return Fleet(store=self.store, blobs=self.blobs, clock=self.clock, settings=self.settings)
+
+    def worker(self, stage: str, name: str = "w", *, node: str = "", **offers: Any) -> "FleetWorker":
+        return FleetWorker(self, Worker(id=f"{name}-{stage}", node=node or name, stage=stage), offers)
+
+    async def get(self, job: Job) -> Job:
+        return await self.gateway.jobs.get(job.name)
+
+    async def expire(self) -> None:
+        """Let every lease that is not renewed run out."""
+        self.clock.advance(self.gateway._leases.ttl_s)
+        await self.gateway.queue.expire_due()
+
+
+class FleetWorker:
+    def __init__(self, fleet: Fleet, worker: Worker, offers: dict[str, Any]) -> None:
+        self.fleet = fleet
+        self.worker = worker
+        self.capabilities = Capabilities(**offers) if offers else OFFERS[worker.stage]
+        self.held: list[str] = []
+
+    def poll(self, *, limit: int = 1, wait_s: float = 0.0, held: Sequence[str] | None = None) -> Poll:
+        return Poll(
+            worker=self.worker,
+            capabilities_digest=hashlib.sha256(repr(self.capabilities).encode()).hexdigest(),
+            capabilities=self.capabilities,
+            max_tasks=limit,
+            held_tokens=frozenset(self.held if held is None else held),
+            wait_s=wait_s,
+        )
+
+    async def lease(self, **poll: Any) -> list[LeasedTask]:
+        answer = await self.fleet.gateway.polls.lease(self.poll(**poll))
+        self.held += [task.token for task in answer.tasks]
+        return list(answer.tasks)
+
+    async def come(self) -> None:
+        """Say what it offers and take nothing."""
+        await self.lease(limit=0)
+
+    async def complete(self, task: LeasedTask, picture: bytes = b"") -> None:
+        written = await self.fleet.blobs.write("default", _once(PNG + (picture or task.token.encode())))
+        made = Made(scope="default", digest=written.digest, width_px=64, height_px=64)
+        await self.fleet.gateway.queue.complete(task.token, [made], [])
+        self.held.remove(task.token)
+
+    async def fail(self, task: LeasedTask, fault: Fault = Fault.NODE, failure: Failure = CRASH) -> None:
+        await self.fleet.gateway.queue.fail(task.token, fault, failure)
+        self.held.remove(task.token)
+
+    async def work(self) -> int:
+        """Do everything there is; how many tasks that was."""
+        done = 0
+        while tasks := await self.lease(limit=8):
+            for task in tasks:
+                await self.complete(task)
+                done += 1
+        return done
+
+
+async def _once(data: bytes):
+    yield data
+
+
+def picture(name: str = "photo", where: str = "generation.controls[0].picture") -> Picture:
+    return Picture(field=where, data=PNG + name.encode())
+
+
+def control(annotator: str = "canny", name: str = "photo", **changes: Any) -> NewControl:
+    values = {"annotator": annotator, "parameters": "{}", "controlnet": "canny", **changes}
+    return NewControl(picture=picture(name), **values)
+
+
+def generation(count: int = 1, *controls: NewControl, **changes: Any) -> NewJob:
+    job = {key: changes.pop(key) for key in ("request_id", "priority") if key in changes}
+    values = {"model": "starter", "pipeline": "text2img", "prompt": "a fox", **changes}
+    work = NewGeneration(count=count, controls=controls, **values)
+    return NewJob(work=work, content_digest=hashlib.sha256(repr(work).encode()).hexdigest(), **job)
+
+
+def annotation(name: str = "photo", annotator: str = "canny", parameters: str = "{}", **job: Any) -> NewJob:
+    work = NewAnnotation(picture=picture(name, "annotation.picture"), annotator=annotator, parameters=parameters)
+    return NewJob(work=work, content_digest=hashlib.sha256(repr(work).encode()).hexdigest(), **job)

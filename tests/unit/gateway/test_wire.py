@@ -1,0 +1,230 @@
+"""What a client may ask for, and what it is told where it may not."""
+
+import base64
+from typing import Any
+
+import pytest
+from google.protobuf import json_format, struct_pb2
+
+from fanlight.common.v1 import common_pb2
+from fanlight.gateway.v1 import gateway_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
+from fanlight.queue.v1 import queue_pb2
+from services.gateway.jobs.workers import Capabilities, Catalog, Model, catalog_of
+from services.gateway.wire import answers, parameters, requests, tasks, workers
+from services.kernel.errors import FanlightError, InvalidField, NotFound, TooLarge, Unavailable
+from tests.fakes.fleet import CANNY, DREAM, OTHER, PNG, STARTER, STARTER_CANNY
+
+CATALOG = catalog_of(
+    ["preprocess", "diffusion"],
+    [Capabilities(annotators=(CANNY, DREAM)), Capabilities(models=(OTHER, STARTER, STARTER_CANNY))],
+)
+DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
+PHOTO = {"url": DATA_URL}
+
+
+def parsed(body: dict[str, Any], catalog: Catalog = CATALOG) -> Any:
+    request = gateway_pb2.CreateJobRequest()
+    json_format.ParseDict(body, request)
+    return requests.new_job(request, catalog)
+
+
+def generation(**fields: Any) -> dict[str, Any]:
+    return {"generation": {"prompt": "a fox", **fields}}
+
+
+def controlled(**fields: Any) -> dict[str, Any]:
+    return generation(controls=[{"picture": PHOTO, "annotator": "canny", **fields}])
+
+
+def annotation(**fields: Any) -> dict[str, Any]:
+    return {"annotation": {"annotator": "canny", "picture": PHOTO, **fields}}
+
+
+def refused(body: dict[str, Any], catalog: Catalog = CATALOG) -> FanlightError:
+    with pytest.raises(FanlightError) as caught:
+        parsed(body, catalog)
+    return caught.value
+
+
+def test_what_is_left_out_is_resolved_from_the_catalog() -> None:
+    work = parsed(generation()).work
+    assert (work.model, work.pipeline, work.count, work.seed) == ("starter", "text2img", 1, None)
+    work = parsed(controlled()).work
+    assert (work.pipeline, work.controls[0].controlnet, work.controls[0].parameters) == (
+        "controlnet",
+        "canny",
+        '{"low":100}',
+    )
+
+
+def test_a_picture_may_be_bytes_a_data_url_or_a_blob() -> None:
+    digest = "sha256:" + "a" * 64
+    assert parsed(controlled()).work.controls[0].picture.data == PNG
+    sent = base64.b64encode(PNG).decode()
+    assert parsed(controlled(picture={"data": sent})).work.controls[0].picture.data == PNG
+    assert parsed(controlled(picture={"url": "data:,%89PNG"})).work.controls[0].picture.data == b"\x89PNG"
+    blob = parsed(controlled(picture={"blob": {"digest": digest}})).work.controls[0].picture
+    assert (blob.scope, blob.digest) == ("default", digest)
+
+
+INVALID = [
+    ({}, "work"),
+    (generation(width_px=7, height_px=64), "generation.width_px"),
+    (generation(width_px=100, height_px=64), "generation.width_px"),
+    (generation(width_px=64, height_px=4096), "generation.height_px"),
+    (generation(width_px=64), "generation.height_px"),
+    (generation(steps=0), "generation.steps"),
+    (generation(steps=151), "generation.steps"),
+    (generation(count=0), "generation.count"),
+    (generation(count=33), "generation.count"),
+    (generation(guidance_scale=30.5), "generation.guidance_scale"),
+    (generation(guidance_scale="NaN"), "generation.guidance_scale"),
+    (generation(guidance_scale=-1), "generation.guidance_scale"),
+    (generation(preview_every_steps=151), "generation.preview_every_steps"),
+    (generation(pipeline="controlnet"), "generation.controls"),
+    (generation(pipeline="text2img", controls=[{"picture": PHOTO, "annotator": "canny"}]), "generation.pipeline"),
+    (generation(controls=[{"picture": PHOTO, "annotator": "canny"}] * 9), "generation.controls"),
+    (controlled(picture={}), "generation.controls[0].picture"),
+    (controlled(picture={"data": ""}), "generation.controls[0].picture"),
+    (controlled(picture={"url": "https://example.com/a.png"}), "generation.controls[0].picture.url"),
+    (controlled(picture={"url": "file:///etc/passwd"}), "generation.controls[0].picture.url"),
+    (controlled(picture={"url": "data:image/png;base64,%%%"}), "generation.controls[0].picture.url"),
+    (controlled(picture={"url": "data:image/png"}), "generation.controls[0].picture.url"),
+    (controlled(picture={"blob": {"digest": "md5:1"}}), "generation.controls[0].picture.blob.digest"),
+    (controlled(parameters={"low": 256}), "generation.controls[0].parameters.low"),
+    (controlled(parameters={"low": 1.5}), "generation.controls[0].parameters.low"),
+    (controlled(parameters={"low": None}), "generation.controls[0].parameters.low"),
+    (controlled(parameters={"low": [1]}), "generation.controls[0].parameters.low"),
+    (controlled(parameters={"high": 1}), "generation.controls[0].parameters.high"),
+    (controlled(annotator="", controlnet="canny", parameters={"low": 1}), "generation.controls[0].parameters"),
+    (controlled(annotator=""), "generation.controls[0].controlnet"),
+    (controlled(scale=2.1), "generation.controls[0].scale"),
+    (controlled(start=0.5, end=0.5), "generation.controls[0].end"),
+    (controlled(start=1.0), "generation.controls[0].end"),
+    (controlled(end=1.5), "generation.controls[0].end"),
+    ({"annotation": {"annotator": "canny"}}, "annotation.picture"),
+    ({"annotation": {"picture": PHOTO}}, "annotation.annotator"),
+    (annotation(width_px=64), "annotation.height_px"),
+    (annotation(width_px=64, height_px=9999), "annotation.height_px"),
+    (generation() | {"priority": 101}, "priority"),
+    (generation() | {"request_id": "r" * 129}, "request_id"),
+]
+
+
+@pytest.mark.parametrize(("body", "field"), INVALID, ids=[f"{i}-{field}" for i, (_, field) in enumerate(INVALID)])
+def test_a_wrong_field_is_named(body: dict[str, Any], field: str) -> None:
+    error = refused(body)
+    assert isinstance(error, InvalidField)
+    assert error.field == field
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (generation(model="none"), "generation.model"),
+        (generation(scheduler="none"), "generation.scheduler"),
+        (generation(pipeline="img2img"), "generation.pipeline"),
+        (controlled(annotator="none"), "generation.controls[0].annotator"),
+        (controlled(controlnet="depth"), "generation.controls[0].controlnet"),
+        ({"annotation": {"annotator": "none", "picture": PHOTO}}, "annotation.annotator"),
+    ],
+)
+def test_what_nobody_offers_is_not_found_and_what_there_is_is_told(body: dict[str, Any], field: str) -> None:
+    error = refused(body)
+    assert isinstance(error, NotFound)
+    assert error.field == field
+    assert any(each in error.message for each in ("starter", "ddim", "canny", "text2img"))
+
+
+def test_a_scheduler_may_be_named_by_its_class() -> None:
+    assert parsed(generation(scheduler="HeunDiscreteScheduler")).work.scheduler == "HeunDiscreteScheduler"
+
+
+def test_a_controlnet_of_another_family_does_not_fit() -> None:
+    error = refused(generation(model="other", controls=[{"picture": PHOTO, "annotator": "canny"}]))
+    assert isinstance(error, InvalidField)
+    assert error.field == "generation.controls[0].controlnet"
+
+
+def test_a_prompt_has_a_limit_in_bytes() -> None:
+    assert parsed(generation(prompt="a" * 32_000))
+    error = refused(generation(prompt="ä" * 16_001))
+    assert isinstance(error, TooLarge)
+    assert error.field == "generation.prompt"
+
+
+@pytest.mark.parametrize("stages", [[], ["preprocess"]])
+def test_without_any_worker_of_a_stage_a_client_is_asked_to_come_later(stages: list[str]) -> None:
+    error = refused(generation(), catalog_of(stages, []))
+    assert isinstance(error, Unavailable)
+    assert error.retry_after_s
+
+
+def test_only_the_same_content_has_the_same_digest() -> None:
+    digests = [parsed(body).content_digest for body in (controlled(), controlled(), controlled(scale=1.0))]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_model_that_does_not_say_what_it_can_is_taken_at_its_word() -> None:
+    catalog = catalog_of(["diffusion"], [Capabilities(models=(Model(id="m", kind="checkpoint"),))])
+    assert parsed(generation(scheduler="any", width_px=72, height_px=80), catalog).work.model == "m"
+
+
+def test_annotators_and_models_survive_the_wire_and_back() -> None:
+    message = queue_pb2.Capabilities(
+        annotators=[answers.annotator(each) for each in (CANNY, DREAM)], models=[answers.model(STARTER)]
+    )
+    assert workers.capabilities(message) == Capabilities(annotators=(CANNY, DREAM), models=(STARTER,))
+
+
+def test_a_worker_that_describes_nonsense_is_told_where() -> None:
+    parameter = preprocessor_pb2.Parameter(
+        name="low", kind=preprocessor_pb2.Parameter.KIND_INTEGER, default_value=struct_pb2.Value(string_value="x")
+    )
+    message = queue_pb2.Capabilities(annotators=[preprocessor_pb2.Annotator(id="a", parameters=[parameter])])
+    with pytest.raises(InvalidField) as caught:
+        workers.capabilities(message)
+    assert caught.value.field == "capabilities.annotators[0].parameters[0].default_value"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"id": "a b"}, "worker.id"),
+        ({"id": ""}, "worker.id"),
+        ({"node": ""}, "worker.node"),
+        ({"stage": "Paint!"}, "worker.stage"),
+    ],
+)
+def test_a_worker_without_a_proper_name_is_refused(changes: dict[str, str], field: str) -> None:
+    worker = queue_pb2.Worker(**{"id": "w", "node": "n", "stage": "diffusion", **changes})
+    with pytest.raises(InvalidField) as caught:
+        tasks.poll(queue_pb2.LeaseTasksRequest(worker=worker))
+    assert caught.value.field == field
+
+
+def test_absurd_measurements_count_as_unknown() -> None:
+    worker = queue_pb2.Worker(id="w", node="n", stage="s", goodput_bps=float("inf"), step_s=-1)
+    polled = tasks.poll(queue_pb2.LeaseTasksRequest(worker=worker)).worker
+    assert (polled.goodput_bps, polled.step_s) == (0.0, 0.0)
+
+
+def test_parameters_go_to_a_worker_as_they_were_given() -> None:
+    struct = struct_pb2.Struct()
+    struct.update({"low": 7})
+    assert parameters.given(struct, CANNY, field="parameters") == '{"low":7}'
+    assert parameters.struct_of('{"low":7}') == struct
+
+
+def test_a_preview_above_its_limit_is_dropped_and_the_renewal_stands() -> None:
+    progress = queue_pb2.Progress(step=1, steps=2, preview=bytes(70_000))
+    request = queue_pb2.RenewLeasesRequest(renewals=[queue_pb2.Renewal(lease_token=b"t", progress=progress)])
+    (renewal,) = tasks.renewals(request)
+    assert renewal.progress is not None
+    assert (renewal.progress.step, renewal.progress.preview) == (1, b"")
+
+
+def test_a_failure_must_say_whose_fault_it_is() -> None:
+    with pytest.raises(InvalidField):
+        tasks.fault(queue_pb2.FailTaskRequest(failure=common_pb2.Failure(reason="X")))
