@@ -13,6 +13,7 @@ from fanlight.cli.annotate import annotate
 from fanlight.cli.catalog import annotators, models, workers
 from fanlight.cli.generate import generate
 from fanlight.cli.plugins import add_commands
+from fanlight.cli.up.command import up
 from fanlight.errors import FanlightError, InvalidInput
 
 EXIT_FAILED = 1
@@ -31,6 +32,7 @@ def build(*, wanted: str | None = None) -> typer.Typer:
         no_args_is_help=True,
     )
     app.callback()(_top)
+    app.command()(up)
     app.command()(generate)
     app.command()(annotate)
     app.add_typer(jobs.app, name="jobs")

@@ -1,0 +1,185 @@
+"""Services as processes: started in order, started again when they die, gone when all ends, however it ends."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fanlight.cli.up.child import ChildFailed
+from fanlight.cli.up.datalock import DataInUse
+from fanlight.cli.up.house import run_house
+from fanlight.cli.up.plan import Addresses, Plan
+from tests.fakes import up_process
+from tests.fakes.running import until
+from tests.fakes.up_process import at_once, command_of
+
+LIMIT_S = 60
+
+
+@pytest.fixture
+def diary(tmp_path) -> Path:
+    return tmp_path / "diary"
+
+
+@pytest.fixture
+def live(tmp_path, diary):
+    """Run a body in a house whose services keep a diary; what it told."""
+    told: list[str] = []
+
+    async def run(body, **how):
+        plan = Plan(
+            data=tmp_path / "data",
+            http="127.0.0.1:0",
+            grpc="127.0.0.1:0",
+            tell=told.append,
+            command=command_of(diary, **how),
+        )
+        async with asyncio.timeout(LIMIT_S):
+            return await run_house(plan, at_once, body, hurry=asyncio.Event())
+
+    run.told = told
+    return run
+
+
+def entries(diary: Path, what: str) -> list[list[str]]:
+    """The diary's lines about that, as words."""
+    lines = [line.split() for line in diary.read_text().splitlines()] if diary.exists() else []
+    return [words for words in lines if words[1] == what]
+
+
+def pid_of(diary: Path, service: str) -> int:
+    """Of the latest process."""
+    return int([words for words in entries(diary, "started") if words[0] == service][-1][2])
+
+
+def gone(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+async def seen(condition) -> None:
+    await asyncio.to_thread(until, condition, LIMIT_S)
+
+
+async def test_a_body_gets_the_gateways_addresses_and_its_answer_comes_back(live):
+    async def body(addresses):
+        return addresses
+
+    assert await live(body) == Addresses(http="127.0.0.1:4001", grpc="127.0.0.1:4002")
+
+
+async def test_workers_stop_before_the_gateway_and_all_are_gone(live, diary):
+    async def body(addresses):
+        assert entries(diary, "started")[0][0] == "gateway"
+
+    await live(body)
+
+    assert {words[0] for words in entries(diary, "stopped")[:2]} == {"preprocessor", "diffusion"}
+    assert entries(diary, "stopped")[2][0] == "gateway"
+    assert all(gone(int(words[2])) for words in entries(diary, "started"))
+
+
+async def test_the_bodys_own_error_comes_out_and_nothing_is_left(live, diary):
+    async def body(addresses):
+        raise LookupError("of the body")
+
+    with pytest.raises(LookupError, match="of the body"):
+        await live(body)
+
+    assert len(entries(diary, "stopped")) == 3
+
+
+async def test_a_gateway_that_died_comes_back_at_the_same_address(live, diary):
+    async def body(addresses):
+        os.kill(pid_of(diary, "gateway"), signal.SIGKILL)
+        await seen(lambda: len(entries(diary, "started")) == 4)
+
+    await live(body)
+
+    assert [words[3] for words in entries(diary, "started") if words[0] == "gateway"] == [
+        "127.0.0.1:0",
+        "127.0.0.1:4002",
+    ]
+    assert live.told[0].startswith("gateway was ended by SIGKILL; starting it again in 1 s")
+
+
+async def test_a_service_with_a_wrong_setting_ends_all_with_its_own_words(live, diary):
+    async def body(addresses):
+        raise AssertionError("must not be reached")
+
+    with pytest.raises(ChildFailed, match=r"^diffusion: the port is taken$"):
+        await live(body, diffusion="wrong")
+
+    assert {words[0] for words in entries(diary, "stopped")} <= {"preprocessor", "gateway"}
+    assert all(gone(int(words[2])) for words in entries(diary, "started"))
+
+
+async def test_a_second_house_in_the_same_folder_is_refused(live):
+    async def body(addresses):
+        with pytest.raises(DataInUse, match="in use by another `fanlight up`"):
+            await live(body)
+        return "went on"
+
+    assert await live(body) == "went on"
+
+
+async def test_each_service_logs_to_its_file(live, tmp_path):
+    async def body(addresses):
+        log = tmp_path / "data" / "logs" / "diffusion.log"
+        await seen(lambda: log.exists() and "diffusion speaks" in log.read_text())
+
+    await live(body)
+
+
+@pytest.fixture
+def up(tmp_path, diary):
+    """A `fanlight up` in a process of its own, ready."""
+    process = subprocess.Popen(
+        [sys.executable, up_process.__file__, str(tmp_path / "data"), str(diary)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready http=127.0.0.1:4001 grpc=127.0.0.1:4002\n"
+    yield process
+    process.kill()
+    process.communicate()
+    for words in entries(diary, "started"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(words[2]), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_all_in_order(up, diary, number):
+    up.send_signal(number)
+
+    assert up.wait(LIMIT_S) == 0
+    assert [words[0] for words in entries(diary, "stopped")][2] == "gateway"
+
+
+def test_killing_up_itself_leaves_no_process_behind(up, diary):
+    pids = [int(words[2]) for words in entries(diary, "started")]
+    assert len(pids) == 3
+
+    up.kill()
+    up.wait(LIMIT_S)
+
+    until(lambda: all(gone(pid) for pid in pids), LIMIT_S)
+
+
+def test_another_up_waits_for_the_children_of_a_killed_one(up, diary, tmp_path):
+    up.kill()
+    up.wait(LIMIT_S)
+
+    async def body(addresses):
+        return [gone(int(words[2])) for words in entries(diary, "started")[:3]]
+
+    plan = Plan(data=tmp_path / "data", http="", grpc="", tell=print, command=command_of(diary))
+    assert asyncio.run(run_house(plan, at_once, body, hurry=asyncio.Event())) == [True] * 3

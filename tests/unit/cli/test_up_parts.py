@@ -1,0 +1,145 @@
+"""The small parts of `fanlight up`: pauses, logs, the lock, addresses, extras."""
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fanlight.cli.plugins import MissingExtra
+from fanlight.cli.up import plan as plans
+from fanlight.cli.up.datalock import WAIT_S, DataInUse, locked
+from fanlight.cli.up.logfile import LogFile
+from fanlight.cli.up.plan import Addresses
+from fanlight.cli.up.registered import all_registered
+from fanlight.cli.up.restarts import Restarts
+from fanlight.errors import InvalidInput
+from fanlight.gateway.v1 import gateway_pb2 as pb
+from tests.fakes.job_service import FakeJobService, serving
+
+
+def test_the_pauses_double_up_to_half_a_minute():
+    restarts = Restarts()
+
+    assert [restarts.delay_s(0.1) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_a_minute_of_health_is_a_new_beginning():
+    restarts = Restarts()
+    for _ in range(5):
+        restarts.delay_s(0.1)
+
+    assert restarts.delay_s(60) == 1
+    assert restarts.delay_s(59.9) == 2
+
+
+@pytest.fixture
+def log(tmp_path):
+    return LogFile(tmp_path / "logs" / "x.log", limit_bytes=100)
+
+
+def test_the_last_words_are_those_since_the_start(log):
+    with log.open() as file:
+        file.write(b"old words\n")
+    since_bytes = log.size_bytes()
+
+    assert log.last_line(since_bytes=since_bytes) == ""
+    with log.open() as file:
+        file.write("first\nerror: läst\n\n".encode())
+    assert log.last_line(since_bytes=since_bytes) == "error: läst"
+
+
+def test_a_log_that_grew_too_large_is_moved_aside_under_its_writer(log):
+    with log.open() as file:
+        file.write(b"x" * 101)
+        file.flush()
+        log.trim()
+        file.write(b"new")
+
+    assert log.path.read_bytes() == b"new"
+    assert log.path.with_suffix(".log.1").read_bytes() == b"x" * 101
+
+
+async def test_whoever_follows_hears_whole_lines_only(log):
+    heard = []
+    writes = [b"one\ntw", b"", b"o\n"]
+
+    async def sleep(delay_s):
+        if not writes:
+            raise asyncio.CancelledError
+        with log.open() as file:
+            file.write(writes.pop(0))
+
+    with pytest.raises(asyncio.CancelledError):
+        await log.follow(heard.append, sleep=sleep)
+
+    assert heard == ["one", "two"]
+
+
+def test_a_folder_is_locked_while_its_owner_lives(tmp_path):
+    with locked(tmp_path), pytest.raises(DataInUse, match=f"process {os.getpid()}"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_only_children_hold_is_waited_for(tmp_path):
+    """The child has the lock from its parent, whose number in the file is nobody's any more."""
+    now_s = [0.0]
+    with locked(tmp_path) as descriptor:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[descriptor])
+    (tmp_path / "up.lock").write_text(str(2**22 + 1))
+
+    def sleep(delay_s):
+        now_s[0] += 5
+        if now_s[0] == WAIT_S - 5:
+            child.communicate(b"\n")
+
+    with locked(tmp_path, clock=lambda: now_s[0], sleep=sleep):
+        assert now_s[0] == WAIT_S - 5
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(InvalidInput, match="file/data: cannot be used"), locked(tmp_path / "file" / "data"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("0.0.0.0:5", "127.0.0.1:5"),
+        ("[::]:5", "[::1]:5"),
+        ("127.0.0.1:5", "127.0.0.1:5"),
+        ("localhost:5", "localhost:5"),
+    ],
+)
+def test_workers_find_a_gateway_that_listens_everywhere(address, local):
+    assert Addresses(http="", grpc=address).local_grpc == local
+
+
+def test_missing_extras_are_named_together(monkeypatch):
+    monkeypatch.setattr(plans, "find_spec", lambda name: None if name in ("torch", "cv2") else object())
+
+    with pytest.raises(MissingExtra, match=r"needs cv2, .*pip install 'fanlight\[preprocessor,diffusion\]'"):
+        plans.require_extras()
+
+
+async def test_it_is_ready_once_a_live_worker_of_each_stage_is_known():
+    class Growing(FakeJobService):
+        async def ListWorkers(self, request, context):
+            answer = await super().ListWorkers(request, context)
+            asked = len(self.requests["ListWorkers"])
+            answer.workers[1].live = asked > 2
+            return pb.ListWorkersResponse(workers=answer.workers[: min(asked, 2)])
+
+    async def no_time(delay_s):
+        pass
+
+    service = Growing()
+    async with serving(service) as address:
+        await all_registered(Addresses(http="", grpc=address), sleep=no_time)
+
+    assert len(service.requests["ListWorkers"]) == 3
