@@ -17,6 +17,9 @@ from transformers.utils import logging as transformers_logging
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, UnfitFolder, read_json
 from services.diffusion.schedulers.make import base_config
 from services.kernel.errors import FailedPrecondition, NodeFault, ResourceExhausted
+from services.kernel.logs import get_logger
+
+log = get_logger()
 
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError)
 
@@ -73,13 +76,13 @@ def _weights(kind: Any, folder: Path, name: str, device: torch.device) -> Any:
     options = {dtype_name: dtype_on(device), "variant": variant, "use_safetensors": True, "local_files_only": True}
     try:
         model, report = kind.from_pretrained(str(folder), output_loading_info=True, **options)
-        if report["missing_keys"] or report["mismatched_keys"]:
-            raise _damaged(name)
+        if lacking := [*report["missing_keys"], *report["mismatched_keys"]]:
+            raise ValueError(f"{len(lacking)} tensors are missing or of another shape")
         return model.eval().requires_grad_(False).to(device)
     except torch.OutOfMemoryError as error:
         raise ResourceExhausted(f"the device has no room for {name}") from error
     except _DAMAGE as error:
-        raise _damaged(name) from error
+        raise _damaged(name, error) from error
 
 
 def _variant(folder: Path, name: str) -> str | None:
@@ -93,7 +96,7 @@ def _variant(folder: Path, name: str) -> str | None:
         raise FailedPrecondition(
             f"{name} has pickles only, which are not loaded; give it as safetensors", field="model"
         )
-    raise _damaged(name)
+    raise _damaged(name, FileNotFoundError("no safetensors"))
 
 
 def dtype_on(device: torch.device) -> torch.dtype:
@@ -106,15 +109,17 @@ def _tokenizer(folder: Path, model_id: str) -> Any:
             read_json(file)  # of a broken one the tokenizers library makes a bare Exception
         return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (UnfitFolder, *_DAMAGE) as error:
-        raise _damaged(f"{model_id}/tokenizer") from error
+        raise _damaged(f"{model_id}/tokenizer", error) from error
 
 
 def _scheduler_config(file: Path, model_id: str) -> Mapping[str, Any]:
     try:
         return base_config(read_json(file))
     except (UnfitFolder, *_DAMAGE) as error:
-        raise _damaged(f"{model_id}/scheduler") from error
+        raise _damaged(f"{model_id}/scheduler", error) from error
 
 
-def _damaged(name: str) -> NodeFault:
+def _damaged(name: str, cause: Exception) -> NodeFault:
+    """The cause may name paths, so only the log gets it."""
+    log.warning("load_failed", model=name, cause=repr(cause))
     return NodeFault(f"{name} cannot be loaded: a file is missing, damaged or of another model")

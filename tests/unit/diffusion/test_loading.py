@@ -73,6 +73,32 @@ def test_half_precision_files_are_found_and_widened(copied, load):
     assert {checkpoint.unet.dtype, checkpoint.vae.dtype, checkpoint.text_encoder.dtype} == {torch.float32}
 
 
+def test_files_as_older_programs_wrote_them_load_to_the_same_weights(copied, load):
+    """`text_model.` before the text encoder's names, other names in the VAE's attention, no tokenizer.json."""
+    before = load()
+    _rename(copied / "model" / "text_encoder", lambda name: f"text_model.{name}")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    _rename(copied / "model" / "vae", lambda name: _replaced(name, old))
+    (copied / "model" / "tokenizer" / "tokenizer.json").unlink()
+    after = load()
+    for part in ("text_encoder", "vae"):
+        one, other = (getattr(checkpoint, part).state_dict() for checkpoint in (before, after))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert after.tokenizer("A cat!").input_ids == before.tokenizer("A cat!").input_ids
+
+
+def _rename(folder, rename):
+    [file] = folder.glob("*.safetensors")
+    renamed = {rename(name): tensor for name, tensor in load_file(file).items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+
+
+def _replaced(name, words):
+    for new, old in words.items():
+        name = name.replace(new, old)
+    return name
+
+
 def test_after_a_failed_load_the_next_one_tries_again(copied):
     library, entry = Library(device="cpu"), scan([copied]).default()
     config = copied / "model" / "unet" / "config.json"
