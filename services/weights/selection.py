@@ -13,6 +13,8 @@ PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img
 ENCODING_PIPELINES = frozenset({"img2img", "inpaint", "controlnet_img2img", "controlnet_inpaint"})
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PRECISIONS = ("fp16", "fp32")
+# The kind of a manifest of one file that was named by its address: bytes, whatever is in them. Loading asks again.
+PLAIN_FILE = "file"
 
 _OTHER_FORMATS = {
     ".msgpack": "Flax",
@@ -87,7 +89,7 @@ class _Copy:
 def choose(manifest: Manifest, wish: Wish) -> list[Choice]:
     """Every file of the manifest, wanted or not. FailedPrecondition when nothing loadable is there."""
     if manifest.is_chosen:
-        choices = [_chosen(f, wish) for f in manifest.files]
+        choices = [_chosen(f, wish, is_plain=manifest.kind == PLAIN_FILE) for f in manifest.files]
     else:
         choices = _choose_from_repository(manifest, wish)
     if not any(c.is_wanted for c in choices):
@@ -96,10 +98,10 @@ def choose(manifest: Manifest, wish: Wish) -> list[Choice]:
     return choices
 
 
-def _chosen(file: WeightFile, wish: Wish) -> Choice:
+def _chosen(file: WeightFile, wish: Wish, *, is_plain: bool) -> Choice:
     if file.skip:
         return Choice(file=file, is_wanted=False, why=file.skip)
-    if not wish.takes(file):
+    if not is_plain and not wish.takes(file):
         return Choice(file=file, is_wanted=False, why="a pickle that no catalog entry pins")
     return Choice(file=file, is_wanted=True, why="named by the reference")
 
@@ -229,5 +231,5 @@ def _require_weights(manifest: Manifest, choices: Sequence[Choice]) -> None:
                 "set FANLIGHT_WEIGHTS_ALLOW_PICKLE=true to take it",
                 field="reference",
             )
-    if not held and manifest.kind not in ("", "other") and not weights:
+    if not weights and not manifest.is_chosen:
         raise FailedPrecondition(_nothing(manifest), field="reference")

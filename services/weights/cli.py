@@ -1,0 +1,249 @@
+"""`fanlight weights`: plan, fetch, ls, verify, gc, pin, rm. Prints; decides nothing."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from services.kernel import logs
+from services.kernel.config import SettingsError, load
+from services.kernel.errors import FanlightError
+from services.weights.download import Progress
+from services.weights.plan import LINK_RATES_MBPS, report
+from services.weights.selection import Wish
+from services.weights.settings import WeightsSettings
+from services.weights.store import Fetched, WeightStore
+
+app = typer.Typer(name="weights", help="Plan, fetch and keep model weights.", no_args_is_help=True)
+T = TypeVar("T")
+
+REPORT_EVERY_S = 0.5
+
+References = Annotated[list[str], typer.Argument(help="hf:ORG/REPO, urn:air:..., https://..., a path, or a name.")]
+Dir = Annotated[Path | None, typer.Option("--dir", help="The store; else FANLIGHT_WEIGHTS_DIR.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Pipeline = Annotated[str, typer.Option(help="Only what this pipeline needs, such as text2img.")]
+Checker = Annotated[bool, typer.Option("--safety-checker", help="With the safety checker.")]
+Precision = Annotated[str, typer.Option(help="fp16 or fp32.")]
+Sha256 = Annotated[str, typer.Option(help="What the one file must have.")]
+Names = Annotated[list[str], typer.Argument(help="AUTHOR/NAME of a view, or a sha256, AutoV2 or AutoV3.")]
+
+
+def _run(work: Callable[[WeightStore], Awaitable[T]], folder: Path | None) -> T:
+    """Run with the store open; our errors become one line and exit code 1."""
+
+    async def main() -> T:
+        settings = load(WeightsSettings)
+        if folder is not None:
+            settings = settings.model_copy(update={"dir": folder})
+        async with WeightStore.open(settings) as store:
+            return await work(store)
+
+    folder = folder.expanduser().absolute() if folder else None
+    logs.configure(level="error", style="console", service="weights")
+    try:
+        return asyncio.run(main())
+    except (FanlightError, SettingsError) as error:
+        reason = f"{error.reason}: " if isinstance(error, FanlightError) else ""
+        print(f"error: {reason}{error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value), flush=True)
+
+
+@app.command()
+def plan(
+    references: References,
+    pipeline: Pipeline = "",
+    precision: Precision = "fp16",
+    safety_checker: Checker = False,
+    as_json: Json = False,
+    folder: Dir = None,
+) -> None:
+    """Say which files would be fetched, which not and why, and how many bytes that is."""
+
+    async def work(store: WeightStore) -> dict[str, Any]:
+        wish = store.wish(pipeline, safety_checker=safety_checker, precision=precision)
+        return report(await store.plan(references, wish))
+
+    data = _run(work, folder)
+    _print(data) if as_json else _show_plan(data)
+
+
+def _show_plan(data: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("file", "bytes", "over the link", "why", box=None)
+    for row in data["files"]:
+        table.add_row(row["path"], f"{row['bytes']:,}", f"{row['fetch_bytes']:,}", row["why"])
+    for row in data["skipped"]:
+        table.add_row(f"[dim]{row['path']}", f"[dim]{row['bytes']:,}", "[dim]-", f"[dim]{row['why']}")
+    console.print(table)
+    console.print(
+        f"fetch {data['fetch_bytes']:,} bytes, held {data['held_bytes']:,}, left out {data['skipped_bytes']:,}"
+    )
+    seconds = ", ".join(f"{data['seconds'][str(rate)]:,} s at {rate} Mbit/s" for rate in LINK_RATES_MBPS)
+    console.print(seconds)
+    for caveat in data["caveats"]:
+        console.print(f"[yellow]note:[/yellow] {caveat}")
+
+
+@app.command()
+def fetch(
+    references: References,
+    pipeline: Pipeline = "",
+    precision: Precision = "fp16",
+    safety_checker: Checker = False,
+    sha256: Sha256 = "",
+    as_json: Json = False,
+    folder: Dir = None,
+) -> None:
+    """Fetch what is not held yet; several processes share one download."""
+    begin_s = time.monotonic()
+
+    async def work(store: WeightStore) -> list[Fetched]:
+        wish = store.wish(pipeline, safety_checker=safety_checker, precision=precision)
+        names = store.catalog.expand(references)
+        if as_json:
+            return [await _fetch_one(store, name, wish, sha256, _json_reporter()) for name in names]
+        with _bars() as bars:
+            return [await _fetch_one(store, name, wish, sha256, _bar_reporter(bars)) for name in names]
+
+    fetched = _run(work, folder)
+    result = {
+        "path": str(fetched[-1].path),
+        "bytes": sum(f.size_bytes for f in fetched),
+        "downloaded_bytes": sum(f.downloaded_bytes for f in fetched),
+        "seconds": round(time.monotonic() - begin_s, 3),
+        "paths": {f.reference: str(f.path) for f in fetched},
+    }
+    if as_json:
+        _print(result)
+    else:
+        for path in result["paths"].values():  # type: ignore[attr-defined]
+            print(path)
+
+
+async def _fetch_one(
+    store: WeightStore, name: str, wish: Wish, sha256: str, tell: Callable[[Progress], None]
+) -> Fetched:
+    return await store.fetch(name, wish, sha256=sha256, report=tell)
+
+
+def _json_reporter() -> Callable[[Progress], None]:
+    last_s = 0.0
+
+    def tell(progress: Progress) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s < REPORT_EVERY_S:
+            return
+        last_s = now_s
+        _print(
+            {
+                "event": "progress",
+                "reference": progress.reference,
+                "file": progress.path,
+                "done_bytes": progress.done_bytes,
+                "total_bytes": progress.total_bytes,
+                "bytes_per_s": round(progress.bytes_per_s),
+                "seconds_left": progress.seconds_left and round(progress.seconds_left, 1),
+                "source": progress.source,
+            }
+        )
+
+    return tell
+
+
+def _bars() -> Bars:
+    return Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[source]}"),
+        console=Console(stderr=True),
+    )
+
+
+def _bar_reporter(bars: Bars) -> Callable[[Progress], None]:
+    tasks: dict[str, TaskID] = {}
+
+    def tell(progress: Progress) -> None:
+        if progress.path not in tasks:
+            tasks[progress.path] = bars.add_task(progress.path, total=progress.total_bytes, source=progress.source)
+        bars.update(tasks[progress.path], completed=progress.done_bytes, source=progress.source)
+
+    return tell
+
+
+@app.command()
+def ls(as_json: Json = False, folder: Dir = None) -> None:
+    """List the models held, the least recently used last."""
+    held = sorted(_run(lambda store: store.inventory(), folder), key=lambda m: -m.used_s)
+    rows = [
+        {"name": m.name, "bytes": m.size_bytes, "is_pinned": m.is_pinned, "used_time": _iso(m.used_s)} for m in held
+    ]
+    if as_json:
+        _print(rows)
+        return
+    table = Table("name", "bytes", "pinned", "last used", box=None)
+    for row in rows:
+        table.add_row(str(row["name"]), f"{row['bytes']:,}", "yes" if row["is_pinned"] else "", str(row["used_time"]))
+    Console().print(table)
+
+
+def _iso(now_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s))
+
+
+@app.command()
+def verify(as_json: Json = False, folder: Dir = None) -> None:
+    """Read every object again; damaged ones are removed, to be fetched anew. Exit code 1 where there were any."""
+    damaged = _run(lambda store: store.run(store.objects.verify_all), folder)
+    if as_json:
+        _print({"damaged": damaged})
+    else:
+        print("\n".join(damaged) or "all objects are sound")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(as_json: Json = False, folder: Dir = None) -> None:
+    """Remove what no model uses: objects without a view, and downloads that nobody is at."""
+    freed = _run(lambda store: store.run(store.objects.collect), folder)
+    _print({"freed_bytes": freed}) if as_json else print(f"freed {freed:,} bytes")
+
+
+@app.command()
+def pin(
+    names: Names,
+    off: Annotated[bool, typer.Option("--off", help="Let it be evicted again.")] = False,
+    folder: Dir = None,
+) -> None:
+    """Never evict these."""
+
+    def each(store: WeightStore) -> None:
+        for name in names:
+            store.objects.pin(name, not off)
+
+    _run(lambda store: store.run(each, store), folder)
+
+
+@app.command()
+def rm(names: Names, folder: Dir = None) -> None:
+    """Remove models, and whatever only they used."""
+    freed = _run(lambda store: store.run(lambda: sum(store.objects.remove_model(name) for name in names)), folder)
+    print(f"freed {freed:,} bytes")

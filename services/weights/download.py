@@ -1,0 +1,337 @@
+"""One file from one of its sources into a part on disk: ranges in parallel, resumed, checked. Knows no manifest."""
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial as bind
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.kernel.errors import FanlightError, NotFound
+from services.kernel.logs import get_logger
+from services.weights.chunks import Layout, Segment, Span, whole
+from services.weights.errors import NoRanges, SourceChanged, SourceFailed, TokenRefused, Transient, WrongBytes, tell
+from services.weights.filling import Filling
+from services.weights.pacing import MAX_RETRY_AFTER_S, Meter, Pacer, backoff_s
+from services.weights.partial import Partial
+from services.weights.web import Remote, Web
+
+log = get_logger()
+T = TypeVar("T")
+
+FLUSH_BYTES = 256 * 1024
+HASH_STEP_BYTES = 8 * 1024 * 1024
+MAX_RESTARTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How a download stands; `seconds_left` is None while unknown."""
+
+    reference: str
+    path: str
+    done_bytes: int
+    total_bytes: int
+    bytes_per_s: float
+    source: str
+
+    @property
+    def seconds_left(self) -> float | None:
+        return (self.total_bytes - self.done_bytes) / self.bytes_per_s if self.bytes_per_s > 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """sha256 of bytes of the download: a tensor's or a chunk's."""
+
+    span: Span
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is downloaded. `segments` are the wanted parts of the source, None is all of it.
+
+    `size_bytes` is the source's whole size, None where only the source knows it; `sha256` is empty where nobody does.
+    """
+
+    reference: str
+    path: str
+    key: str
+    urls: tuple[str, ...]
+    size_bytes: int | None
+    sha256: str = ""
+    segments: tuple[Segment, ...] | None = None
+    digests: tuple[Digest, ...] = ()
+
+    @property
+    def is_pinned(self) -> bool:
+        return bool(self.sha256 or self.digests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    connections: int
+    piece_bytes: int
+    slow_bps: int
+    retries: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Tools:
+    """What every download shares. `count` counts bytes off the link, and raises when a day's are used up."""
+
+    web: Web
+    io: Executor
+    pacer: Pacer
+    limits: Limits
+    parts: Path
+    reserve: Callable[[int], None]
+    count: Callable[[int], Awaitable[None]]
+    now_s: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    chance: random.Random = field(default_factory=random.Random)
+
+    async def run(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.io, bind(work, *args))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Downloaded:
+    """`etag` is the source's; `downloaded_bytes` are those that came over the link this time."""
+
+    path: Path
+    sha256: str
+    url: str
+    etag: str
+    downloaded_bytes: int
+
+
+class Download:
+    """Use once. The caller holds the lock of the target's key."""
+
+    def __init__(self, target: Target, tools: Tools, report: Callable[[Progress], None]) -> None:
+        self._target = target
+        self._tools = tools
+        self._report = report
+        self._meter = Meter()
+        self._downloaded = 0
+        self._source = ""
+        self._follower: Follower | None = None
+
+    async def run(self) -> Downloaded:
+        """A verified part, or one error that tells why no source gave it."""
+        failures: list[FanlightError] = []
+        for number, url in enumerate(self._target.urls):
+            is_last = number == len(self._target.urls) - 1
+            try:
+                return await self._from_source(url, is_last=is_last)
+            except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
+                log.warning("weights_source_failed", path=self._target.path, why=error.message, is_last=is_last)
+                failures.append(error)
+        raise tell(self._target.reference, failures)
+
+    async def _from_source(self, url: str, *, is_last: bool) -> Downloaded:
+        """A source may change under the download, or have spoilt a part begun elsewhere: then all of it again."""
+        for attempt in range(MAX_RESTARTS):
+            remote = await self._retrying(bind(self._tools.web.probe, url))
+            layout = self._check(remote)
+            part = await self._tools.run(self._open, layout, self._identity(remote))
+            try:
+                await self._fill(part, layout, url, remote, is_last=is_last)
+                sha256 = await self._verify(part)
+                return Downloaded(
+                    path=part.path, sha256=sha256, url=url, etag=remote.etag, downloaded_bytes=self._downloaded
+                )
+            except SourceChanged:
+                await self._tools.run(part.restart)
+            except WrongBytes:
+                if not self._target.digests:
+                    await self._tools.run(part.restart)
+                if part.resumed_bytes == 0 and not (self._target.digests and attempt == 0):
+                    raise
+            finally:
+                if self._follower:
+                    await self._follower.stop()
+                part.close()
+        raise SourceFailed(f"{self._source} changed or was wrong {MAX_RESTARTS} times")
+
+    def _check(self, remote: Remote) -> Layout:
+        target, host = self._target, remote.url.split("/")[2]
+        if remote.size_bytes is None:
+            raise SourceFailed(f"{host} tells no length")
+        if target.size_bytes is not None and remote.size_bytes != target.size_bytes:
+            raise WrongBytes(f"{host} has {remote.size_bytes} bytes instead of {target.size_bytes}")
+        if target.sha256 and remote.sha256 and remote.sha256 != target.sha256:
+            raise WrongBytes(f"{host} says itself that it has another file: sha256 {remote.sha256}")
+        return Layout(segments=target.segments) if target.segments else whole(remote.size_bytes)
+
+    def _identity(self, remote: Remote) -> str:
+        """Without a digest, only bytes of one and the same version may be put together."""
+        if self._target.is_pinned:
+            return self._target.key
+        return f"{remote.url.split('?')[0]} {remote.etag}"
+
+    def _open(self, layout: Layout, identity: str) -> Partial:
+        there = self._tools.parts / f"{self._target.key}.part"
+        allocated = there.stat().st_blocks * 512 if there.exists() else 0
+        self._tools.reserve(max(0, layout.size - allocated))
+        return Partial(self._tools.parts, self._target.key, size=layout.size, identity=identity)
+
+    async def _fill(self, part: Partial, layout: Layout, url: str, remote: Remote, *, is_last: bool) -> None:
+        self._source, self._meter = remote.url.split("/")[2], Meter()
+        self._follower = Follower(part, self._tools) if self._target.segments is None else None
+        if not self._target.is_pinned and not remote.etag and part.resumed_bytes:
+            # Nothing tells whether it is still the same file.
+            await self._tools.run(part.restart)
+        if not remote.has_ranges:
+            await self._stream(part, url, remote)
+            return
+        try:
+            await self._filling(part, layout, url, remote, is_last=is_last).run()
+        except NoRanges:
+            await self._stream(part, url, remote)
+
+    def _filling(self, part: Partial, layout: Layout, url: str, remote: Remote, *, is_last: bool) -> Filling:
+        limits = self._tools.limits
+        return Filling(
+            writer=self,
+            part=part,
+            layout=layout,
+            web=self._tools.web,
+            url=url,
+            remote=remote,
+            meter=self._meter,
+            most_connections=limits.connections,
+            most_piece_bytes=limits.piece_bytes,
+            slow_bps=0 if is_last else limits.slow_bps,
+            now_s=self._tools.now_s,
+        )
+
+    async def _stream(self, part: Partial, url: str, remote: Remote) -> None:
+        """From the first byte on, over and over until it is all there."""
+        if self._target.segments:
+            raise SourceFailed(f"{self._source} sends no ranges, and only a part of the file is wanted")
+
+        async def once() -> None:
+            async with self._tools.web.stream(url, remote) as blocks:
+                await self.write(part, Span(0, part.map.size), blocks)
+
+        while not part.map.is_complete:
+            await self._retrying(once)
+
+    async def write(self, part: Partial, span: Span, blocks: AsyncIterator[bytes]) -> None:
+        """Write what comes for the span, leaving out what is there already; also what came before a failure."""
+        at, buffer = span.begin, bytearray()
+        try:
+            async for block in blocks:
+                await self._tools.pacer.take(len(block))
+                buffer += block
+                if len(buffer) >= FLUSH_BYTES:
+                    full, buffer = buffer, bytearray()
+                    at = await self._flush(part, at, full)
+        finally:
+            await self._flush(part, at, buffer)
+
+    async def _flush(self, part: Partial, at: int, buffer: bytearray) -> int:
+        end = at + len(buffer)
+        if not buffer:
+            return end
+        skip = max(0, min(end, part.map.frontier) - at)
+        if skip < len(buffer):
+            await self._tools.run(part.write, at + skip, bytes(buffer[skip:]))
+            part.note(at + skip, end)
+        self._downloaded += len(buffer)
+        now_s = self._tools.now_s()
+        self._meter.count(len(buffer), now_s)
+        if self._follower:
+            self._follower.advance()
+        self._tell(part, now_s)
+        await self._tools.count(len(buffer))
+        return end
+
+    def _tell(self, part: Partial, now_s: float) -> None:
+        target = self._target
+        self._report(
+            Progress(
+                reference=target.reference,
+                path=target.path,
+                done_bytes=part.map.done_bytes,
+                total_bytes=part.map.size,
+                bytes_per_s=self._meter.bytes_per_s(now_s),
+                source=self._source,
+            )
+        )
+
+    async def _retrying(self, once: Callable[[], Awaitable[T]]) -> T:
+        """Until it works, or fails too often without a byte between."""
+        failures, before = 0, self._downloaded
+        while True:
+            try:
+                return await once()
+            except Transient as error:
+                failures = 1 if self._downloaded > before else failures + 1
+                before = self._downloaded
+                await self.pause(failures, error)
+
+    async def pause(self, failures: int, error: Transient) -> None:
+        """Wait before the next try; SourceFailed after too many, or where the wait would be too long."""
+        wait_s = backoff_s(failures, error.retry_after_s, self._tools.chance)
+        if failures > self._tools.limits.retries or wait_s > MAX_RETRY_AFTER_S:
+            raise SourceFailed(error.message, retry_after_s=error.retry_after_s) from error
+        await self._tools.sleep(wait_s)
+
+    async def _verify(self, part: Partial) -> str:
+        """The sha256 of the part; what is wrong is dropped. WrongBytes."""
+        digests = self._target.digests
+        bad = await self._tools.run(_drop_wrong, part, digests)
+        if bad:
+            raise WrongBytes(f"{self._source} sent {bad} of {len(digests)} chunks or tensors wrong")
+        if self._follower is None:
+            return ""
+        sha256 = await self._follower.finish()
+        if self._target.sha256 and sha256 != self._target.sha256:
+            raise WrongBytes(f"sha256 is {sha256} instead of {self._target.sha256} ({self._source})")
+        return sha256
+
+
+class Follower:
+    """Hashes what is there without a gap from the first byte, while the rest is still coming."""
+
+    def __init__(self, part: Partial, tools: Tools) -> None:
+        self._part = part
+        self._tools = tools
+        self._digest = hashlib.sha256()
+        self._at = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def advance(self) -> None:
+        is_idle = self._task is None or self._task.done()
+        if is_idle and self._part.map.frontier - self._at >= HASH_STEP_BYTES:
+            self._task = asyncio.create_task(self._feed(self._part.map.frontier))
+
+    async def _feed(self, end: int) -> None:
+        await self._tools.run(self._part.feed, self._digest.update, Span(self._at, end))
+        self._at = end
+
+    async def finish(self) -> str:
+        if self._task is not None:
+            await self._task
+        await self._feed(self._part.map.size)
+        return self._digest.hexdigest()
+
+    async def stop(self) -> None:
+        """Let no thread read the part any more."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+def _drop_wrong(part: Partial, digests: Sequence[Digest]) -> int:
+    bad = [d.span for d in digests if part.digest(d.span) != d.sha256]
+    for span in bad:
+        part.drop(span)
+    return len(bad)

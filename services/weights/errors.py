@@ -1,0 +1,50 @@
+"""What goes wrong with weights, beside the kernel's errors. A source's failures make the next source be tried."""
+
+from services.kernel.errors import FanlightError, NodeFault, ResourceExhausted, Unauthenticated, Unavailable
+
+
+class WrongBytes(NodeFault):
+    """The bytes are not those that the manifest pins; they were thrown away."""
+
+    reason = "WRONG_BYTES"
+
+
+class DiskFull(ResourceExhausted):
+    reason = "DISK_FULL"
+
+
+class DailyCapReached(ResourceExhausted):
+    reason = "DAILY_CAP_REACHED"
+
+
+class TokenRefused(Unauthenticated):
+    """The source wants a token, or another one."""
+
+    reason = "TOKEN_REFUSED"
+
+
+class SourceFailed(Unavailable):
+    """A source that does not do: gone, slow, broken, changing or wrong. Another may."""
+
+    reason = "SOURCE_FAILED"
+
+
+class SourceChanged(SourceFailed):
+    """What is behind the address is no longer what it was when the download began."""
+
+
+class NoRanges(SourceFailed):
+    """The server sends whole files only."""
+
+
+class Transient(SourceFailed):
+    """Worth another try of the same source, after `retry_after_s` where it said so."""
+
+
+# What is worth telling of several failures: the last that says more than that a source failed.
+def tell(reference: str, failures: list[FanlightError]) -> FanlightError:
+    """One error for a file that no source gave, naming the reference and each source's reason."""
+    assert failures
+    last = next((f for f in reversed(failures) if not isinstance(f, SourceFailed)), failures[-1])
+    reasons = "; ".join(dict.fromkeys(f.message for f in failures))
+    return type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s)

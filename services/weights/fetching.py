@@ -1,0 +1,218 @@
+"""From a planned file to objects in the store: small ones in one go, whole ones, and those made of tensors."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
+from services.weights import components
+from services.weights.chunks import Layout, Span
+from services.weights.compose import compose, digests_of, layout_of
+from services.weights.download import Digest, Download, Downloaded, Progress, Target, Tools
+from services.weights.errors import SourceFailed, TokenRefused, Transient, WrongBytes, tell
+from services.weights.locks import locked
+from services.weights.manifest import TensorTable, WeightFile
+from services.weights.objects import Objects, digest_tensors, disk_errors, read_table
+from services.weights.pacing import backoff_s
+from services.weights.plan import Holdings, Plan, PlannedFile, make_plan
+from services.weights.resolve import Resolver
+from services.weights.selection import Wish
+from services.weights.tensors import BadHeader, component_key
+
+# Smaller files come in one answer, without ranges and without a part on disk.
+SMALL_BYTES = 1024 * 1024
+MAX_SMALL_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Objects for links of a view, and what came over the link for them."""
+
+    links: tuple[tuple[str, str], ...]
+    downloaded_bytes: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Fetching:
+    objects: Objects
+    tools: Tools
+    resolver: Resolver
+    report: Callable[[Progress], None]
+
+    async def fetch(self, plan: Plan, item: PlannedFile, wish: Wish) -> Placed:
+        """The file's objects, held from now on. One process fetches, the others wait for it."""
+        key = _key(item)
+        async with locked(self.objects.lock_of(f"fetch-{key}")):
+            placed = await self.tools.run(self._held, item)
+            if placed:
+                return placed
+            with disk_errors(f"{plan.manifest.reference} ({item.file.path})"):
+                if item.tensors is not None:
+                    return await self._fetch_tensors(plan, item, key)
+                if item.size_bytes < SMALL_BYTES and not item.file.chunks:
+                    return await self._fetch_small(plan, item)
+                return await self._fetch_whole(plan, item, wish, key)
+
+    def _held(self, item: PlannedFile) -> Placed | None:
+        index = self.objects.index
+        if item.tensors is not None and not item.is_rebuilt:
+            found = index.find_component(component_key(item.tensors))
+        else:
+            found = index.find(item.file.sha256) if item.file.sha256 else None
+        if found is None or not self.objects.path_of(found).exists():
+            return None
+        return Placed(links=((item.link, found),))
+
+    def _urls(self, file: WeightFile) -> tuple[str, ...]:
+        if not file.sources:
+            raise FailedPrecondition(f"{file.path} is listed without a source", field="reference")
+        return tuple(self.resolver.address(source) for source in file.sources)
+
+    async def _fetch_small(self, plan: Plan, item: PlannedFile) -> Placed:
+        failures: list[FanlightError] = []
+        for source, url in zip(item.file.sources, self._urls(item.file), strict=True):
+            try:
+                body, etag = await self._small_body(url, item.file)
+            except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
+                failures.append(error)
+                continue
+            await self.tools.count(len(body))
+            sha256 = await self.tools.run(self._publish_small, item, body)
+            await self.tools.run(self.objects.index.remember_source, source, sha256, etag)
+            return Placed(links=((item.link, sha256),), downloaded_bytes=len(body))
+        raise tell(f"{plan.manifest.reference} ({item.file.path})", failures)
+
+    async def _small_body(self, url: str, file: WeightFile) -> tuple[bytes, str]:
+        for failures in range(1, self.tools.limits.retries + 2):
+            try:
+                body, remote = await self.tools.web.body(url, limit_bytes=MAX_SMALL_BYTES)
+                break
+            except Transient as error:
+                if failures > self.tools.limits.retries:
+                    raise SourceFailed(error.message) from error
+                await self.tools.sleep(backoff_s(failures, error.retry_after_s, self.tools.chance))
+        if remote.size_bytes is not None and len(body) != remote.size_bytes:
+            raise SourceFailed(f"sent {len(body)} of {remote.size_bytes} bytes")
+        if file.is_exact and not file.sha256 and len(body) != file.size_bytes:
+            raise WrongBytes(f"{file.path} has {len(body)} bytes instead of {file.size_bytes}")
+        sha256 = hashlib.sha256(body).hexdigest()
+        if file.sha256 and sha256 != file.sha256:
+            raise WrongBytes(f"{file.path}: sha256 is {sha256} instead of {file.sha256}")
+        return body, remote.etag
+
+    def _publish_small(self, item: PlannedFile, body: bytes) -> str:
+        sha256 = hashlib.sha256(body).hexdigest()
+        part = self.objects.parts / f"{_key(item)}.small"
+        self.objects.reserve(len(body))
+        part.write_bytes(body)
+        try:
+            table = _table_of(part, item.file)
+        except BadHeader:
+            part.unlink()
+            raise
+        return self.objects.publish(part, sha256, table)
+
+    async def _fetch_whole(self, plan: Plan, item: PlannedFile, wish: Wish, key: str) -> Placed:
+        file = item.file
+        target = Target(
+            reference=plan.manifest.reference,
+            path=file.path,
+            key=key,
+            urls=self._urls(file),
+            size_bytes=file.size_bytes if file.is_exact else None,
+            sha256=file.sha256,
+            digests=_chunk_digests(file),
+        )
+        got = await Download(target, self.tools, self.report).run()
+        sha256 = await self.tools.run(self._publish_whole, plan, item, got)
+        source = file.sources[target.urls.index(got.url)]
+        await self.tools.run(self.objects.index.remember_source, source, sha256, got.etag)
+        parts = await self.tools.run(self._split, plan, replace(item, file=replace(file, sha256=got.sha256)), wish)
+        return Placed(links=parts or ((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
+
+    def _publish_whole(self, plan: Plan, item: PlannedFile, got: Downloaded) -> str:
+        try:
+            table = _table_of(got.path, item.file)
+        except BadHeader as error:
+            _discard(got.path)
+            raise BadHeader(f"{plan.manifest.reference} ({item.file.path}): {error.message}") from error
+        may_alias = not plan.manifest.is_chosen
+        sha256 = self.objects.publish(got.path, got.sha256, table, may_alias=may_alias)
+        got.path.with_suffix(".map").unlink(missing_ok=True)
+        return sha256
+
+    def _split(self, plan: Plan, item: PlannedFile, wish: Wish) -> tuple[tuple[str, str], ...]:
+        """A checkpoint fetched whole for a pipeline is kept as its parts, each once for all checkpoints."""
+        table = self.objects.index.table(item.file.sha256)
+        if not wish.pipeline or table is None or not components.is_single_file(t.name for t in table.tensors):
+            return ()
+        manifest = replace(plan.manifest, files=(replace(item.file, tensors=table),), is_chosen=True)
+        tensors = frozenset(t.sha256 for t in table.tensors)
+        holdings = Holdings(tensors=tensors, components=self.objects.index.holdings().components)
+        links: list[tuple[str, str]] = []
+        for part in make_plan(manifest, wish, holdings).files:
+            held = self._held(part)
+            links.extend(held.links if held else [(part.link, self._compose(part, None, Layout(segments=())))])
+        self.objects.remove(item.file.sha256)
+        return tuple(links)
+
+    async def _fetch_tensors(self, plan: Plan, item: PlannedFile, key: str) -> Placed:
+        layout = layout_of(item)
+        if not layout.size:
+            sha256 = await self.tools.run(self._compose, item, None, layout)
+            return Placed(links=((item.link, sha256),))
+        file = item.file
+        target = Target(
+            reference=plan.manifest.reference,
+            path=item.link,
+            key=key,
+            urls=self._urls(file),
+            size_bytes=file.size_bytes if file.is_exact else None,
+            segments=layout.segments,
+            digests=digests_of(item, layout),
+        )
+        got = await Download(target, self.tools, self.report).run()
+        sha256 = await self.tools.run(self._compose, item, got.path, layout)
+        await self.tools.run(_discard, got.path)
+        return Placed(links=((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
+
+    def _compose(self, item: PlannedFile, packed: Path | None, layout: Layout) -> str:
+        assert item.tensors is not None
+        out = self.objects.parts / f"{_key(item)}.whole"
+        self.objects.reserve(item.size_bytes)
+        made = compose(self.objects, item, packed, layout, out)
+        sha256 = self.objects.publish(out, made.sha256, made.table)
+        if packed is not None:
+            _discard(packed)
+        return sha256
+
+
+def _key(item: PlannedFile) -> str:
+    """The name of a download: the same for all who want the same bytes, whatever they call them."""
+    file = item.file
+    base = file.sha256 or hashlib.sha256(" ".join(file.sources).encode()).hexdigest()
+    if item.tensors is None:
+        return base
+    wanted = hashlib.sha256(" ".join(t.sha256 for t in (*item.tensors, *item.missing)).encode()).hexdigest()
+    return f"{base[:32]}-{wanted[:32]}"
+
+
+def _table_of(path: Path, file: WeightFile) -> TensorTable | None:
+    """The tensors of a safetensors file with their digests; None for other files. BadHeader."""
+    return digest_tensors(path, read_table(path)) if file.path.endswith(".safetensors") else None
+
+
+def _chunk_digests(file: WeightFile) -> tuple[Digest, ...]:
+    if file.chunks is None:
+        return ()
+    step, shas = file.chunks.chunk_bytes, file.chunks.sha256s
+    spans = [Span(at, min(at + step, file.size_bytes)) for at in range(0, file.size_bytes, step)]
+    if len(spans) != len(shas):
+        raise FailedPrecondition(f"{file.path}: {len(shas)} chunk digests for {len(spans)} chunks", field="manifest")
+    return tuple(Digest(span=span, sha256=sha) for span, sha in zip(spans, shas, strict=True))
+
+
+def _discard(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_suffix(".map").unlink(missing_ok=True)

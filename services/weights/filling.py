@@ -1,0 +1,110 @@
+"""Pieces of one file over several connections at once; as many as the server bears."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from services.kernel.errors import NotFound
+from services.weights.chunks import Layout, Span, piece_bytes
+from services.weights.errors import SourceFailed, TokenRefused, Transient
+from services.weights.pacing import Meter
+from services.weights.partial import Partial
+from services.weights.web import Remote, Web
+
+FIRST_CONNECTIONS = 2
+LOOK_S = 1.0
+
+
+class Writer(Protocol):
+    """What a filling needs of the download it is part of."""
+
+    async def write(self, part: Partial, span: Span, blocks: AsyncIterator[bytes]) -> None: ...
+
+    async def pause(self, failures: int, error: Transient) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Filling:
+    """Additive growth, halved on trouble. An address that has run out behind a redirect is asked for again."""
+
+    writer: Writer
+    part: Partial
+    layout: Layout
+    web: Web
+    url: str
+    remote: Remote
+    meter: Meter
+    most_connections: int
+    most_piece_bytes: int
+    # Below this the source is left; 0 where there is no other.
+    slow_bps: int
+    now_s: Callable[[], float]
+    _allowed: int = FIRST_CONNECTIONS
+    _failures: int = 0
+    _tasks: dict[asyncio.Task[None], Span] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        try:
+            while not self.part.map.is_complete:
+                self._launch()
+                done, _ = await asyncio.wait(self._tasks, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    await self._land(task)
+                self._refuse_slow()
+        finally:
+            await self._cancel()
+
+    def _launch(self) -> None:
+        wanted = piece_bytes(size=self.part.map.size, connections=self.most_connections, largest=self.most_piece_bytes)
+        while len(self._tasks) < min(self._allowed, self.most_connections):
+            piece = self.part.map.take(wanted, self.layout.borders)
+            if piece is None:
+                return
+            self._tasks[asyncio.create_task(self._fetch(piece))] = piece
+
+    async def _fetch(self, piece: Span) -> None:
+        begin = self.layout.to_source(piece.begin)
+        async with self.web.piece(self.remote.url, Span(begin, begin + len(piece)), self.remote) as blocks:
+            await self.writer.write(self.part, piece, blocks)
+
+    async def _land(self, task: asyncio.Task[None]) -> None:
+        piece = self._tasks.pop(task)
+        self.part.map.land(piece)
+        error = task.exception()
+        if error is None:
+            self._allowed, self._failures = min(self._allowed + 1, self.most_connections), 0
+        elif isinstance(error, Transient):
+            await self._ease(error, has_come=self.part.map.has_any(piece))
+        elif isinstance(error, TokenRefused | NotFound) and self.remote.url != self.url:
+            await self._ask_again(error)
+        else:
+            raise error
+
+    async def _ease(self, error: Transient, *, has_come: bool) -> None:
+        """A connection that was cut after some bytes goes on at once; a server that refuses is left in peace."""
+        if has_come:
+            self._failures = 0
+            return
+        self._failures += 1
+        self._allowed = max(1, self._allowed // 2)
+        await self.writer.pause(self._failures, error)
+
+    async def _ask_again(self, error: TokenRefused | NotFound) -> None:
+        self._failures += 1
+        await self.writer.pause(self._failures, Transient(error.message))
+        fresh = await self.web.probe(self.url)
+        self.remote = replace(self.remote, url=fresh.url)
+
+    def _refuse_slow(self) -> None:
+        now_s = self.now_s()
+        if self.slow_bps and self.meter.is_slower(self.slow_bps, now_s):
+            raise SourceFailed(f"is slow: {self.meter.bytes_per_s(now_s) * 8:.0f} bits a second")
+
+    async def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for piece in self._tasks.values():
+            self.part.map.land(piece)
+        self._tasks.clear()

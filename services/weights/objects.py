@@ -1,0 +1,275 @@
+"""The store's files: objects named by their sha256, downloads under way, and views of links to objects.
+
+objects/ab/abcd...      bytes whose sha256 is the name; never changed
+parts/KEY.part, .map    a download and what of it is there
+locks/NAME.lock         who downloads KEY; who uses an object
+models/AUTHOR/NAME/...  links, in the layout that loaders read
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from services.kernel.errors import NotFound
+from services.kernel.logs import get_logger
+from services.weights.errors import DiskFull
+from services.weights.index import Index, ObjectRow
+from services.weights.locks import shared, try_lock
+from services.weights.manifest import TensorTable
+from services.weights.tensors import LENGTH_BYTES, component_key, header_length, parse_header, with_digests
+
+log = get_logger()
+
+# Left free on the disk whatever is fetched.
+SPARE_BYTES = 64 * 1024 * 1024
+READ_BYTES = 4 * 1024 * 1024
+AUTOV2_CHARS = 10
+
+
+class Objects:
+    """Blocking; call it off the event loop. `now_s` is the wall clock."""
+
+    def __init__(self, folder: Path, *, budget_bytes: int, now_s: Callable[[], float]) -> None:
+        self.folder = folder
+        self._budget_bytes = budget_bytes
+        self._now_s = now_s
+        for name in ("objects", "parts", "locks", "models"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self.index = Index(folder / "index.sqlite")
+        self._reconcile()
+
+    def path_of(self, sha256: str) -> Path:
+        return self.folder / "objects" / sha256[:2] / sha256
+
+    def lock_of(self, name: str) -> Path:
+        return self.folder / "locks" / f"{name}.lock"
+
+    @property
+    def parts(self) -> Path:
+        return self.folder / "parts"
+
+    @property
+    def views(self) -> Path:
+        return self.folder / "models"
+
+    def _reconcile(self) -> None:
+        """Believe the disk: what lies there is held, what does not is not."""
+        there = {path.name: path for path in (self.folder / "objects").glob("??/*")}
+        known = {row.sha256 for row in self.index.objects()}
+        for sha in known - there.keys():
+            self._drop_links(self.index.forget(sha))
+        for sha in there.keys() - known:
+            self._index_object(sha, there[sha], None)
+
+    def publish(self, part: Path, sha256: str, table: TensorTable | None = None, *, may_alias: bool = False) -> str:
+        """Make the part an object, durably, and tell its name.
+
+        With `may_alias` that is another object's where one holds the same tensors behind another header.
+        """
+        if may_alias and table is not None and table.has_digests:
+            twin = self.index.find_component(component_key(table.tensors))
+            if twin and twin != sha256 and self.path_of(twin).exists():
+                self.index.add_alias(sha256, twin)
+                part.unlink()
+                return twin
+        path = self.path_of(sha256)
+        path.parent.mkdir(exist_ok=True)
+        _sync(part)
+        part.rename(path)
+        _sync(path.parent)
+        self._index_object(sha256, path, table)
+        return sha256
+
+    def _index_object(self, sha256: str, path: Path, table: TensorTable | None) -> None:
+        table = table or self.index.table(sha256)
+        has_digests = table is not None and table.has_digests
+        row = ObjectRow(
+            sha256=sha256,
+            size_bytes=path.stat().st_size,
+            autov2=sha256[:AUTOV2_CHARS],
+            autov3=_sha256_from(path, table.header_bytes) if table else "",
+            component=component_key(table.tensors) if table and has_digests else "",
+            used_s=self._now_s(),
+            is_pinned=False,
+        )
+        self.index.add(row)
+        if table is not None:
+            self.index.add_table(sha256, sha256, table)
+
+    def reserve(self, need_bytes: int) -> None:
+        """Room for so many more bytes, by evicting where a budget says so. DiskFull when there is none."""
+        if self._budget_bytes:
+            used = sum(row.size_bytes for row in self.index.objects()) + _bytes_in(self.parts)
+            left = self.evict(used + need_bytes - self._budget_bytes)
+            if left > 0:
+                raise DiskFull(
+                    f"{need_bytes} bytes do not fit the budget of {self._budget_bytes}: "
+                    f"{left} too many, and the rest is pinned or in use",
+                    retry_after_s=60.0,
+                )
+        free = shutil.disk_usage(self.folder).free - SPARE_BYTES
+        if need_bytes > free:
+            raise DiskFull(f"{need_bytes} bytes are needed in {self.folder} and {max(0, free)} are free")
+
+    def evict(self, excess_bytes: int) -> int:
+        """Remove the least recently used until so many bytes are gone; how many too many are still there."""
+        for row in self.index.objects():
+            if excess_bytes <= 0:
+                break
+            if not row.is_pinned and self.remove(row.sha256):
+                log.info("weights_evicted", sha256=row.sha256, size_bytes=row.size_bytes)
+                excess_bytes -= row.size_bytes
+        return excess_bytes
+
+    def remove(self, sha256: str) -> bool:
+        """Remove the object unless somebody uses it."""
+        fd = try_lock(self.lock_of(sha256))
+        if fd is None:
+            return False
+        try:
+            self._drop_links(self.index.forget(sha256))
+            self.path_of(sha256).unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+        return True
+
+    @contextlib.contextmanager
+    def using(self, shas: Iterable[str]) -> Iterator[bool]:
+        """While this is open, none of the objects is evicted; False when one is gone already."""
+        names = sorted(set(shas))
+        with shared(self.lock_of(name) for name in names) as has_all:
+            yield has_all and all(self.path_of(name).exists() for name in names)
+
+    def link(self, view: str, links: Iterable[tuple[str, str]]) -> Path:
+        """Let each (link, object) stand in the view; each appears at once and whole."""
+        folder, rows = self.views / view, list(links)
+        for link, sha in rows:
+            place = folder / link
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fresh = place.with_name(f".{place.name}.{os.getpid()}")
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(os.path.relpath(self.path_of(sha), place.parent))
+            fresh.rename(place)
+        self.index.set_links(view, rows)
+        self.index.touch({sha for _, sha in rows}, self._now_s())
+        return folder
+
+    def _drop_links(self, links: Iterable[tuple[str, str]]) -> None:
+        for view, link in links:
+            (self.views / view / link).unlink(missing_ok=True)
+
+    def drop_view(self, view: str) -> None:
+        """Remove the view; its objects stay until they are evicted or collected."""
+        self.index.drop_view(view)
+        shutil.rmtree(self.views / view, ignore_errors=True)
+
+    def verify(self, sha256: str) -> bool:
+        """Read the object again; one whose bytes are not its name is removed when nobody uses it."""
+        if sha256_of(self.path_of(sha256)) == sha256:
+            return True
+        self.remove(sha256)
+        return False
+
+    def verify_all(self) -> list[str]:
+        """The objects that were damaged."""
+        return [row.sha256 for row in self.index.objects() if not self.verify(row.sha256)]
+
+    def objects_of(self, name: str) -> list[str]:
+        """The objects of a view, or the one that a digest names. NotFound."""
+        found = [sha for view, _, sha in self.index.links() if view == name]
+        one = self.index.find(name) if not found else None
+        if not found and one is None:
+            raise NotFound(f"the store has no {name!r}", field="name")
+        return found or [str(one)]
+
+    def pin(self, name: str, is_pinned: bool) -> None:
+        self.index.pin(self.objects_of(name), is_pinned)
+
+    def remove_model(self, name: str) -> int:
+        """Remove the view and the objects that no other has, unless somebody uses them; the bytes freed."""
+        shas = set(self.objects_of(name))
+        self.drop_view(name)
+        return self._remove_unlinked(shas)
+
+    def collect(self) -> int:
+        """Remove objects that no view has and downloads that nobody is at; the bytes freed."""
+        freed = self._remove_unlinked({row.sha256 for row in self.index.objects() if not row.is_pinned})
+        for path in self.parts.iterdir():
+            fd = try_lock(self.lock_of(f"fetch-{path.stem}"))
+            if fd is not None:
+                freed += path.stat().st_blocks * 512
+                path.unlink()
+                os.close(fd)
+        return freed
+
+    def _remove_unlinked(self, shas: Iterable[str]) -> int:
+        linked = {sha for _, _, sha in self.index.links()}
+        sizes = {row.sha256: row.size_bytes for row in self.index.objects()}
+        return sum(sizes.get(sha, 0) for sha in sorted(set(shas) - linked) if self.remove(sha))
+
+
+def read_table(path: Path) -> TensorTable:
+    """The tensors of a safetensors file, checked against its size; BadHeader."""
+    with path.open("rb") as file:
+        first = file.read(LENGTH_BYTES)
+        header = file.read(header_length(first))
+    return parse_header(first, header, size_bytes=path.stat().st_size)
+
+
+def digest_tensors(path: Path, table: TensorTable) -> TensorTable:
+    """The table with each tensor's sha256, by reading the file once."""
+    digests = {}
+    with path.open("rb") as file:
+        for tensor in table.tensors:
+            file.seek(tensor.begin)
+            digests[tensor.name] = _digest(file.read, tensor.size_bytes)
+    return with_digests(table, digests)
+
+
+def sha256_of(path: Path) -> str:
+    return _sha256_from(path, 0)
+
+
+def _sha256_from(path: Path, begin: int) -> str:
+    with path.open("rb") as file:
+        file.seek(begin)
+        return _digest(file.read, path.stat().st_size - begin)
+
+
+def _digest(read: Callable[[int], bytes], count: int) -> str:
+    digest = hashlib.sha256()
+    while count and (block := read(min(READ_BYTES, count))):
+        digest.update(block)
+        count -= len(block)
+    return digest.hexdigest()
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Tell a full disk apart from a broken one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"the disk is full while fetching {what}") from error
+        raise

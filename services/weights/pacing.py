@@ -1,0 +1,81 @@
+"""How fast and how much may be fetched. The arithmetic is pure; clocks and sleeping are passed in."""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+BURST_S = 0.25
+MAX_BACKOFF_S = 30.0
+# A server may ask to be left alone; longer than this the next source is tried.
+MAX_RETRY_AFTER_S = 120.0
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Tokens that refill at `rate` a second, at most `BURST_S` worth of them; a debt is waited for."""
+
+    rate: float
+    level: float = 0.0
+    at_s: float = 0.0
+
+    def take(self, count: int, now_s: float) -> float:
+        """Take so many tokens; the seconds to wait for it."""
+        self.level = min(self.rate * BURST_S, self.level + (now_s - self.at_s) * self.rate)
+        self.at_s = now_s
+        self.level -= count
+        return max(0.0, -self.level / self.rate)
+
+
+@dataclass(slots=True)
+class Pacer:
+    """A cap on the bytes of this process, over all its downloads. No cap when `bits_per_s` is 0."""
+
+    bits_per_s: int
+    now_s: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _bucket: Bucket = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._bucket = Bucket(rate=max(1.0, self.bits_per_s / 8), at_s=self.now_s())
+
+    async def take(self, count: int) -> None:
+        if not self.bits_per_s:
+            return
+        wait_s = self._bucket.take(count, self.now_s())
+        if wait_s > 0:
+            await self.sleep(wait_s)
+
+
+@dataclass(slots=True)
+class Meter:
+    """Goodput over the last `window_s` seconds."""
+
+    window_s: float = 10.0
+    _marks: deque[tuple[float, int]] = field(default_factory=deque)
+    _total: int = 0
+
+    def count(self, size_bytes: int, now_s: float) -> None:
+        self._total += size_bytes
+        self._marks.append((now_s, self._total))
+        while self._marks[0][0] < now_s - self.window_s:
+            self._marks.popleft()
+
+    def bytes_per_s(self, now_s: float) -> float:
+        if not self._marks or now_s <= self._marks[0][0]:
+            return 0.0
+        return (self._total - self._marks[0][1]) / (now_s - self._marks[0][0])
+
+    def is_slower(self, bits_per_s: float, now_s: float) -> bool:
+        """Whether a full window has passed and less came than that."""
+        if not self._marks or now_s - self._marks[0][0] < self.window_s * 0.8:
+            return False
+        return self.bytes_per_s(now_s) * 8 < bits_per_s
+
+
+def backoff_s(failures: int, retry_after_s: float | None, chance: random.Random) -> float:
+    """How long to wait after so many failures in a row; what the server asked for goes first."""
+    if retry_after_s is not None:
+        return retry_after_s
+    return min(MAX_BACKOFF_S, 0.2 * 2.0 ** min(failures, 10)) * chance.uniform(0.5, 1.0)

@@ -1,0 +1,299 @@
+"""The one entry for workers and the command line: references in, paths to load from out."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from services.kernel.errors import Conflict, FanlightError
+from services.kernel.logs import get_logger
+from services.weights.catalog import Catalog, shipped, with_folder
+from services.weights.download import Limits, Progress, Tools
+from services.weights.errors import DailyCapReached
+from services.weights.fetching import Fetching, Placed
+from services.weights.manifest import Manifest, WeightFile, with_tables
+from services.weights.objects import Objects
+from services.weights.pacing import Pacer
+from services.weights.plan import Plan, PlannedFile, make_plan
+from services.weights.references import LocalRef, UrlRef, parse
+from services.weights.resolve import Resolver, is_offline, local_path, with_sha256
+from services.weights.selection import Wish
+from services.weights.settings import WeightsSettings
+from services.weights.web import Web
+
+log = get_logger()
+
+IO_THREADS = 4
+# Files of one model that are fetched at the same time; each has several connections of its own.
+FILES_AT_ONCE = 3
+COUNT_STEP_BYTES = 4 * 1024 * 1024
+MAX_PLANS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """`path` is the view's folder, or the file where the reference names one file that is loaded whole."""
+
+    reference: str
+    path: Path
+    size_bytes: int
+    downloaded_bytes: int
+    objects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldModel:
+    """A view of the store, for a worker's inventory."""
+
+    name: str
+    size_bytes: int
+    is_pinned: bool
+    used_s: float
+
+
+class WeightStore:
+    """Open with `async with WeightStore.open(settings) as store`. Several processes may share one folder."""
+
+    def __init__(self, settings: WeightsSettings, objects: Objects, tools: Tools, catalog: Catalog) -> None:
+        self.objects = objects
+        self.catalog = catalog
+        self._settings = settings
+        self._tools = tools
+        self._resolver = Resolver(
+            web=tools.web,
+            catalog=catalog,
+            hf_endpoint=settings.hf_endpoint,
+            civitai_endpoint=settings.civitai_endpoint,
+        )
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls, settings: WeightsSettings, *, wall_s: Callable[[], float] = time.time
+    ) -> AsyncIterator["WeightStore"]:
+        catalog = with_folder(shipped(), settings.catalog_dir) if settings.catalog_dir else shipped()
+        web = Web(settings.tokens(), stall_s=settings.stall_s, connections=settings.connections, wall_s=wall_s)
+        with ThreadPoolExecutor(IO_THREADS, thread_name_prefix="weights-io") as io:
+            objects = await asyncio.get_running_loop().run_in_executor(
+                io, lambda: Objects(settings.dir, budget_bytes=settings.budget_bytes, now_s=wall_s)
+            )
+            traffic = _Traffic(objects, io, settings.daily_bytes, wall_s)
+            tools = Tools(
+                web=web,
+                io=io,
+                pacer=Pacer(settings.bandwidth_bps, time.monotonic),
+                limits=Limits(
+                    connections=settings.connections,
+                    piece_bytes=settings.piece_bytes,
+                    slow_bps=settings.slow_bps,
+                    retries=settings.retries,
+                ),
+                parts=objects.parts,
+                reserve=objects.reserve,
+                count=traffic.count,
+                chance=random.Random(),
+            )
+            try:
+                yield cls(settings, objects, tools, catalog)
+            finally:
+                await traffic.flush()
+                await web.close()
+
+    def wish(self, pipeline: str = "", *, safety_checker: bool = False, precision: str = "fp16") -> Wish:
+        return Wish(
+            pipeline=pipeline,
+            safety_checker=safety_checker,
+            precision=precision,
+            allow_pickle=self._settings.allow_pickle,
+            pinned_pickles=self.catalog.pinned_pickles(),
+        )
+
+    async def plan(self, texts: Sequence[str], wish: Wish, *, sha256: str = "") -> list[Plan]:
+        """What would be fetched for these references and profiles, and why. Nothing is fetched."""
+        names = self.catalog.expand(texts)
+        return [await self._plan(name, wish, sha256 if len(names) == 1 else "") for name in names]
+
+    async def _plan(self, text: str, wish: Wish, sha256: str) -> Plan:
+        manifest = await self._manifest(text)
+        if sha256:
+            manifest = with_sha256(manifest, sha256)
+        return await self._tools.run(self._make_plan, text, manifest, wish)
+
+    async def _manifest(self, text: str) -> Manifest:
+        try:
+            return await self._resolver.manifest(text)
+        except FanlightError as error:
+            held = await self._tools.run(self.objects.index.recall_manifest, text) if is_offline(error) else None
+            if held is None:
+                raise
+            log.warning("weights_source_offline", reference=text, why=error.message)
+            return held
+
+    def _make_plan(self, text: str, manifest: Manifest, wish: Wish) -> Plan:
+        index = self.objects.index
+        manifest = replace(manifest, files=tuple(self._recalled(manifest, f) for f in manifest.files))
+        tables = {f.sha256: table for f in manifest.files if f.sha256 and (table := index.table(f.sha256))}
+        plan = make_plan(with_tables(manifest, tables), wish, index.holdings())
+        if isinstance(parse(text), LocalRef):
+            return replace(plan, files=tuple(replace(f, held_bytes=f.size_bytes) for f in plan.files))
+        return plan
+
+    def _recalled(self, manifest: Manifest, file: WeightFile) -> WeightFile:
+        """The file with the digest that it had when it was fetched before, if it is still the same there."""
+        if file.sha256 or not file.sources:
+            return file
+        known = self.objects.index.recall_source(file.sources[0])
+        if known is None:
+            return file
+        sha256, etag = known
+        is_url = isinstance(parse(file.sources[0]), UrlRef)
+        if is_url and not (etag and etag == manifest.revision):
+            return file
+        size = self.objects.path_of(sha256)
+        is_held = size.exists()
+        return replace(file, sha256=sha256, size_bytes=size.stat().st_size if is_held else file.size_bytes)
+
+    async def ensure(
+        self, text: str, pipeline: str = "", *, report: Callable[[Progress], None] = lambda progress: None
+    ) -> Path:
+        """The path to load the reference from, for this pipeline; fetched first where it is not held."""
+        return (await self.fetch(text, self.wish(pipeline), report=report)).path
+
+    @contextlib.asynccontextmanager
+    async def acquire(
+        self, text: str, pipeline: str = "", *, report: Callable[[Progress], None] = lambda progress: None
+    ) -> AsyncIterator[Path]:
+        """As `ensure`, and nothing of it is evicted while this is open."""
+        for _ in range(MAX_PLANS):
+            fetched = await self.fetch(text, self.wish(pipeline), report=report)
+            with self.objects.using(fetched.objects) as is_whole:
+                if is_whole:
+                    yield fetched.path
+                    return
+        raise Conflict(f"{text} was evicted as often as it was fetched")
+
+    async def fetch(
+        self, text: str, wish: Wish, *, sha256: str = "", report: Callable[[Progress], None] = lambda progress: None
+    ) -> Fetched:
+        """As `ensure`, and tells what it took."""
+        reference = parse(text)
+        if isinstance(reference, LocalRef):
+            plan = await self._plan(text, wish, "")
+            return Fetched(
+                reference=text, path=local_path(reference.path), size_bytes=plan.held_bytes, downloaded_bytes=0
+            )
+        for _ in range(MAX_PLANS):
+            plan = await self._plan(text, wish, sha256)
+            with contextlib.suppress(Conflict):
+                return await self._carry_out(text, plan, wish, report)
+        raise Conflict(f"{text}: what was held was evicted {MAX_PLANS} times while it was fetched")
+
+    async def _carry_out(self, text: str, plan: Plan, wish: Wish, report: Callable[[Progress], None]) -> Fetched:
+        fetching = Fetching(objects=self.objects, tools=self._tools, resolver=self._resolver, report=report)
+        gate = asyncio.Semaphore(FILES_AT_ONCE)
+
+        async def place(item: PlannedFile) -> Placed:
+            async with gate:
+                return await fetching.fetch(plan, item, wish)
+
+        held = [item.file.sha256 for item in plan.files if item.tensors is None and not item.fetch_bytes]
+        with self.objects.using(await self._tools.run(self._names, held)):
+            placed = await _gather(place(item) for item in plan.files)
+            links = [link for p in placed for link in p.links]
+            path = await self._tools.run(self._link, text, plan, links)
+        return Fetched(
+            reference=text,
+            path=path,
+            size_bytes=sum(item.size_bytes for item in plan.files),
+            downloaded_bytes=sum(p.downloaded_bytes for p in placed),
+            objects=tuple(sha for _, sha in links),
+        )
+
+    def _names(self, shas: Iterable[str]) -> list[str]:
+        return [found for sha in shas if (found := self.objects.index.find(sha))]
+
+    def _link(self, text: str, plan: Plan, links: list[tuple[str, str]]) -> Path:
+        folder = self.objects.link(plan.manifest.view, links)
+        self.objects.index.remember_manifest(text, plan.manifest)
+        first = folder / links[0][0]
+        if plan.manifest.is_chosen and len(links) == 1:
+            return first
+        # The parts of one checkpoint have a folder of their own.
+        is_one_checkpoint = plan.manifest.is_chosen and len({item.file.path for item in plan.files}) == 1
+        return first.parent if is_one_checkpoint else folder
+
+    async def inventory(self) -> list[HeldModel]:
+        """Every view that has all its files."""
+        return await self._tools.run(self._inventory)
+
+    def _inventory(self) -> list[HeldModel]:
+        rows = {row.sha256: row for row in self.objects.index.objects()}
+        views: dict[str, list[str]] = {}
+        for view, _, sha in self.objects.index.links():
+            views.setdefault(view, []).append(sha)
+        return [
+            HeldModel(
+                name=view,
+                size_bytes=sum(rows[sha].size_bytes for sha in set(shas)),
+                is_pinned=all(rows[sha].is_pinned for sha in shas),
+                used_s=max(rows[sha].used_s for sha in shas),
+            )
+            for view, shas in views.items()
+            if all(sha in rows for sha in shas)
+        ]
+
+    async def run(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Blocking work on the objects, off the event loop."""
+        return await self._tools.run(work, *args)
+
+
+class _Traffic:
+    """Bytes of the day, counted in steps so that the index is not written for every block."""
+
+    def __init__(self, objects: Objects, io: ThreadPoolExecutor, daily_bytes: int, wall_s: Callable[[], float]) -> None:
+        self._index = objects.index
+        self._io = io
+        self._daily_bytes = daily_bytes
+        self._wall_s = wall_s
+        self._uncounted = 0
+
+    async def count(self, size_bytes: int) -> None:
+        self._uncounted += size_bytes
+        step = min(COUNT_STEP_BYTES, self._daily_bytes // 64) if self._daily_bytes else COUNT_STEP_BYTES
+        if self._uncounted >= step:
+            total = await self.flush()
+            if self._daily_bytes and total >= self._daily_bytes:
+                left_s = 86_400 - self._wall_s() % 86_400
+                raise DailyCapReached(
+                    f"{total} bytes were fetched today; the cap is {self._daily_bytes}", retry_after_s=left_s
+                )
+
+    async def flush(self) -> int:
+        count, self._uncounted = self._uncounted, 0
+        day = datetime.fromtimestamp(self._wall_s(), UTC).date().isoformat()
+        return await asyncio.get_running_loop().run_in_executor(self._io, self._index.add_traffic, day, count)
+
+
+async def _gather(works: Iterable[Coroutine[Any, Any, Placed]]) -> list[Placed]:
+    """All of them, or the first error once the others have been let go."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from errors
+    return [task.result() for task in tasks]
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of our own errors; the whole group where there is none."""
+    ours, _ = group.split(FanlightError)
+    error: BaseException = ours or group
+    while ours and isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

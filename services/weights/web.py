@@ -1,0 +1,220 @@
+"""HTTP for weights: redirects by hand, tokens for their own origin only, answers turned into our errors."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from socket import SO_RCVBUF, SOL_SOCKET
+
+import httpx
+
+from services.kernel.errors import FanlightError, NotFound
+from services.weights.chunks import Span
+from services.weights.errors import NoRanges, SourceChanged, SourceFailed, TokenRefused, Transient
+
+MAX_REDIRECTS = 6
+MAX_JSON_BYTES = 64 * 1024 * 1024
+# What lies in a socket's buffer is lost when the process is killed.
+RECEIVE_BUFFER_BYTES = 256 * 1024
+CONNECT_TIMEOUT_S = 10.0
+USER_AGENT = "fanlight"
+
+_BUSY = (429, 503)
+_GONE = (404, 410, 451)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """What a server said of a file: `etag` only where it promises equal bytes; `url` is behind all redirects."""
+
+    url: str
+    size_bytes: int | None
+    etag: str = ""
+    has_ranges: bool = True
+    sha256: str = ""
+    commit: str = ""
+
+
+class Web:
+    """`tokens` by endpoint, such as `https://hub.example`; used where scheme, host and port are the same."""
+
+    def __init__(
+        self, tokens: Mapping[str, str], *, stall_s: float, connections: int, wall_s: Callable[[], float]
+    ) -> None:
+        self._tokens = {_origin(httpx.URL(endpoint)): token for endpoint, token in tokens.items()}
+        self._wall_s = wall_s
+        limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=2 * connections)
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(stall_s, connect=CONNECT_TIMEOUT_S, pool=None),
+            transport=httpx.AsyncHTTPTransport(
+                limits=limits, socket_options=[(SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER_BYTES)]
+            ),
+            headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    @contextlib.asynccontextmanager
+    async def open(self, url: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[httpx.Response]:
+        """The answer behind all redirects, its body not yet read. Transient when the network fails."""
+        async with contextlib.AsyncExitStack() as stack:
+            with _network_errors(url):
+                response = await self._follow(stack, httpx.URL(url), dict(headers or {}))
+                self._refuse(response)
+                yield response
+
+    async def _follow(
+        self, stack: contextlib.AsyncExitStack, url: httpx.URL, headers: dict[str, str]
+    ) -> httpx.Response:
+        linked: dict[str, str] = {}
+        for _ in range(MAX_REDIRECTS):
+            token = self._tokens.get(_origin(url))
+            sent = {**headers, "authorization": f"Bearer {token}"} if token else headers
+            response = await stack.enter_async_context(self._client.stream("GET", url, headers=sent))
+            linked.update({k: v for k, v in response.headers.items() if k.startswith(("x-linked", "x-repo"))})
+            if not response.has_redirect_location:
+                response.headers.update(linked)
+                return response
+            await response.aclose()
+            url = _next(url, response.headers["location"])
+        raise SourceFailed(f"{_host(url)} redirects more than {MAX_REDIRECTS} times")
+
+    def _refuse(self, response: httpx.Response) -> None:
+        status, host = response.status_code, _host(response.url)
+        if status < 400 or status == 416:
+            return
+        if status in (401, 403):
+            raise TokenRefused(f"{host} answers {status}: it wants a token, or refuses the one that is set")
+        if status in _GONE:
+            raise NotFound(f"{host} has it not ({status})")
+        if status in _BUSY or status >= 500 or status == 408:
+            raise Transient(f"{host} answers {status}", retry_after_s=self._retry_after_s(response))
+        raise SourceFailed(f"{host} answers {status}")
+
+    def _retry_after_s(self, response: httpx.Response) -> float | None:
+        text = response.headers.get("retry-after", "")
+        if text.isdigit():
+            return float(text)
+        with contextlib.suppress(ValueError):
+            return max(0.0, parsedate_to_datetime(text).timestamp() - self._wall_s())
+        return None
+
+    async def json(self, url: str) -> tuple[object, httpx.Headers]:
+        async with self.open(url, {"accept": "application/json"}) as response:
+            body = await _read(response, MAX_JSON_BYTES)
+            try:
+                return httpx.Response(200, content=body).json(), response.headers
+            except ValueError as error:
+                raise SourceFailed(f"{_host(response.url)} answers something that is no JSON") from error
+
+    async def body(self, url: str, *, limit_bytes: int) -> tuple[bytes, Remote]:
+        """The whole body, at most so many bytes."""
+        async with self.open(url) as response:
+            return await _read(response, limit_bytes), _remote(response)
+
+    async def probe(self, url: str) -> Remote:
+        """What the server says of the file, by asking for its first byte."""
+        async with self.open(url, {"range": "bytes=0-0"}) as response:
+            return _remote(response)
+
+    @contextlib.asynccontextmanager
+    async def piece(self, url: str, span: Span, known: Remote) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Exactly the bytes of the span, if the file is still the one that is known; NoRanges, SourceChanged."""
+        headers = {"range": f"bytes={span.begin}-{span.end - 1}"}
+        if known.etag:
+            headers["if-range"] = known.etag
+        async with self.open(url, headers) as response:
+            _check_piece(response, span, known)
+            yield _exactly(response, len(span))
+
+    @contextlib.asynccontextmanager
+    async def stream(self, url: str, known: Remote) -> AsyncIterator[AsyncIterator[bytes]]:
+        """All bytes from the first, for servers without ranges."""
+        async with self.open(url) as response:
+            now = _remote(response)
+            if now.etag != known.etag or now.size_bytes != known.size_bytes:
+                raise SourceChanged(f"{_host(response.url)} has another file than before")
+            yield _exactly(response, known.size_bytes)
+
+
+def _check_piece(response: httpx.Response, span: Span, known: Remote) -> None:
+    now, host = _remote(response), _host(response.url)
+    if response.status_code == 416 or (known.etag and now.etag and now.etag != known.etag):
+        raise SourceChanged(f"{host} has another file than before")
+    if response.status_code == 200:
+        same = now.etag == known.etag and now.size_bytes == known.size_bytes
+        raise NoRanges(f"{host} sends no ranges") if same else SourceChanged(f"{host} has another file than before")
+    begin = response.headers.get("content-range", "").removeprefix("bytes").strip().split("-")[0]
+    if response.status_code != 206 or begin != str(span.begin) or now.size_bytes != known.size_bytes:
+        raise SourceFailed(f"{host} answers a range with other bytes than were asked for")
+
+
+def _remote(response: httpx.Response) -> Remote:
+    headers = response.headers
+    is_range = response.status_code == 206
+    total = headers.get("content-range", "").rpartition("/")[2] if is_range else headers.get("content-length", "")
+    etag = headers.get("etag", "")
+    linked = headers.get("x-linked-etag", "").strip('"')
+    return Remote(
+        url=str(response.url),
+        size_bytes=int(total) if total.isdigit() else None,
+        etag="" if etag.startswith("W/") else etag,
+        has_ranges=is_range,
+        sha256=linked if len(linked) == 64 else "",
+        commit=headers.get("x-repo-commit", ""),
+    )
+
+
+async def _exactly(response: httpx.Response, count: int | None) -> AsyncIterator[bytes]:
+    """The body up to `count` bytes; Transient when it ends before."""
+    async for block in response.aiter_raw():
+        if count is None:
+            yield block
+            continue
+        yield block[:count]
+        count -= len(block)
+        if count <= 0:
+            return
+    if count:
+        raise Transient(f"{_host(response.url)} ended {count} bytes too early")
+
+
+async def _read(response: httpx.Response, limit_bytes: int) -> bytes:
+    body = bytearray()
+    async for block in response.aiter_raw():
+        body += block
+        if len(body) > limit_bytes:
+            raise SourceFailed(f"{_host(response.url)} sends more than {limit_bytes} bytes")
+    return bytes(body)
+
+
+@contextlib.contextmanager
+def _network_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FanlightError:
+        raise
+    except (httpx.TransportError, httpx.StreamError) as error:
+        raise Transient(f"{_host(httpx.URL(url))}: {type(error).__name__}") from error
+    except httpx.InvalidURL as error:
+        raise SourceFailed(f"no address: {error}") from error
+
+
+def _next(url: httpx.URL, location: str) -> httpx.URL:
+    try:
+        target = url.join(location)
+    except httpx.InvalidURL as error:
+        raise SourceFailed(f"{_host(url)} redirects to no address") from error
+    if target.scheme not in ("http", "https") or (url.scheme == "https" and target.scheme != "https"):
+        raise SourceFailed(f"{_host(url)} redirects to {target.scheme or 'nowhere'}")
+    return target.copy_with(username=None, password=None) if target.userinfo else target
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _host(url: httpx.URL) -> str:
+    """What may be shown and logged of an address: never its query, which can hold a signature."""
+    return url.host or "the source"

@@ -1,0 +1,243 @@
+"""One file over a link that breaks in every way that servers and links do."""
+
+import asyncio
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from services.kernel.errors import FanlightError, NotFound
+from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, TokenRefused, WrongBytes
+from services.weights.manifest import ChunkDigests, Manifest, WeightFile
+from services.weights.store import WeightStore
+from tests.fakes.range_server import Fault
+
+PATH = "/m.bin"
+
+
+def _sha(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+async def _fetch(store, url, sha256=""):
+    return await store.fetch(url, store.wish(), sha256=sha256)
+
+
+def _use_manifest(store, urls, body, **values):
+    """Let the store know a file with these sources by the name `it`."""
+    values = {"size_bytes": len(body), "sha256": _sha(body), **values}
+    file = WeightFile(path="m.safetensors.part", sources=tuple(urls), **values)
+    manifest = Manifest(reference="catalog:it", view="me/it", files=(file,), is_chosen=True)
+    store.catalog = replace(store.catalog, entries={"it": manifest})
+    store._resolver._catalog = store.catalog
+    return "it"
+
+
+async def test_a_file_comes_whole_and_in_parallel(server, store, body):
+    fetched = await _fetch(store, server.put(PATH, body), _sha(body))
+    assert fetched.path.read_bytes() == body
+    assert fetched.downloaded_bytes == len(body)
+    assert len({seen.range for seen in server.seen}) > 3
+    assert not list(store.objects.parts.iterdir())
+
+
+async def test_what_is_held_is_not_fetched_again(server, store, body):
+    url = server.put(PATH, body)
+    await _fetch(store, url)
+    sent = server.total_sent()
+    again = await _fetch(store, url)
+    assert again.downloaded_bytes == 0
+    assert server.total_sent() - sent <= 1
+
+
+async def test_cut_connections_cost_no_byte_twice(server, store, body):
+    server.cut_every = 300_000
+    fetched = await _fetch(store, server.put(PATH, body), _sha(body))
+    assert fetched.path.read_bytes() == body
+    assert fetched.downloaded_bytes == len(body)
+
+
+async def test_a_stalled_connection_is_left_and_its_bytes_are_kept(server, store, body):
+    url = server.put(PATH, body)
+    server.faults[PATH] = [Fault(stall_after=400_000)]
+    fetched = await _fetch(store, url, _sha(body))
+    assert fetched.path.read_bytes() == body
+    assert fetched.downloaded_bytes == len(body)
+
+
+async def test_servers_that_are_busy_or_broken_are_asked_again(server, settings, body):
+    url = server.put(PATH, body)
+    server.faults[PATH] = [Fault(status=429, retry_after="0"), Fault(status=500), Fault(status=503, retry_after="0")]
+    async with WeightStore.open(settings(retries=5)) as store:
+        assert (await _fetch(store, url, _sha(body))).path.read_bytes() == body
+
+
+async def test_retry_after_is_waited_for(server, settings, body):
+    waits = []
+
+    async def sleep(wait_s):
+        waits.append(wait_s)
+
+    url = server.put(PATH, body)
+    server.faults[PATH] = [Fault(status=429, retry_after="37")] * 2
+    async with WeightStore.open(settings(connections=1)) as store:
+        store._tools.sleep = sleep
+        assert (await _fetch(store, url)).path.read_bytes() == body
+    assert waits == [37.0, 37.0]
+
+
+async def test_wrong_bytes_are_refused_and_nothing_stands_where_a_whole_file_is_expected(server, store, body):
+    url = server.put(PATH, body)
+    server.faults[PATH] = [Fault(flip_at=4_000_000)] * 50
+    with pytest.raises(WrongBytes, match=url):
+        await _fetch(store, url, _sha(body))
+    assert not list(store.objects.views.rglob("m.bin"))
+    assert store.objects.index.objects() == []
+
+
+async def test_a_file_that_changes_in_the_middle_is_fetched_anew(server, store, body):
+    url = server.put(PATH, body)
+    server.faults[PATH] = [Fault(cut_after=500_000), Fault(etag='"new"')]
+    fetched = await _fetch(store, url)
+    assert fetched.path.read_bytes() == body
+
+
+async def test_a_server_without_ranges_is_read_in_one_go_and_again_after_a_cut(server, store, body):
+    url = server.put(PATH, body, has_ranges=False)
+    server.faults[PATH] = [Fault(), Fault(cut_after=3_000_000)]
+    assert (await _fetch(store, url, _sha(body))).path.read_bytes() == body
+
+
+async def test_a_length_that_lies_is_refused(server, store, body):
+    url = server.put(PATH, body)
+    server.faults[PATH] = [Fault(extra_length=10)] * 50
+    with pytest.raises(FanlightError, match=url):
+        await _fetch(store, url)
+
+
+async def test_a_source_whose_size_is_not_the_manifests_is_refused(server, store, body):
+    name = _use_manifest(store, [server.put(PATH, body)], body, size_bytes=len(body) + 1_000_000)
+    with pytest.raises(WrongBytes, match=r"it.*bytes instead of"):
+        await store.ensure(name)
+
+
+async def test_the_next_source_is_taken_when_one_is_gone_or_wrong(server, store, body):
+    wrong = bytes(reversed(body))
+    urls = [server.url + "/gone", server.put("/wrong", wrong), server.put(PATH, body)]
+    path = await store.ensure(_use_manifest(store, urls, body))
+    assert path.read_bytes() == body
+
+
+async def test_the_next_source_goes_on_where_the_first_broke_off(server, store, body):
+    first, second = server.put("/first", body), server.put(PATH, body)
+    server.faults["/first"] = [Fault(), Fault()] + [Fault(status=500)] * 50
+    path = await store.ensure(_use_manifest(store, [first, second], body))
+    assert path.read_bytes() == body
+    assert server.sent_bytes["/first"] > 1_000_000
+    assert server.total_sent() == len(body) + 2
+
+
+async def test_a_slow_source_is_left_for_the_next(server, settings, body):
+    now = [0.0]
+    async with WeightStore.open(settings()) as store:
+        store._tools.now_s = lambda: now.__setitem__(0, now[0] + 3.0) or now[0]
+        slow, fast = server.put("/slow", body), server.put(PATH, body)
+        path = await store.ensure(_use_manifest(store, [slow, fast], body))
+    assert path.read_bytes() == body
+    assert server.sent_bytes[PATH] > 1
+
+
+async def test_one_bad_chunk_is_fetched_again_alone(server, store, body):
+    step = 500_000
+    chunks = ChunkDigests(
+        chunk_bytes=step, sha256s=tuple(_sha(body[at : at + step]) for at in range(0, len(body), step))
+    )
+    name = _use_manifest(store, [server.put(PATH, body)], body, chunks=chunks)
+    server.faults[PATH] = [Fault(flip_at=10)]
+    assert (await store.ensure(name)).read_bytes() == body
+    assert server.sent_bytes[PATH] == len(body) + step + 2
+
+
+async def test_a_token_goes_to_its_own_origin_only(server, settings, body):
+    elsewhere = server.put("/cdn/file", body).replace("127.0.0.1", "localhost")
+    url = server.put("/private", b"", redirect=elsewhere, token="hf_secret")
+    async with WeightStore.open(settings(hf_token="hf_secret")) as store:
+        assert (await _fetch(store, url)).path.read_bytes() == body
+    assert {s.authorization for s in server.seen if s.path == "/private"} == {"Bearer hf_secret"}
+    assert {s.authorization for s in server.seen if s.path == "/cdn/file"} == {""}
+
+
+async def test_a_refused_token_is_said_and_not_shown(server, settings, body):
+    url = server.put(PATH, body, token="right")
+    async with WeightStore.open(settings(hf_token="wrong-secret")) as store:
+        with pytest.raises(TokenRefused) as caught:
+            await _fetch(store, url)
+    assert url in caught.value.message
+    assert "wrong-secret" not in caught.value.message
+
+
+async def test_a_missing_file_names_the_reference(server, store):
+    with pytest.raises(NotFound, match="/gone"):
+        await _fetch(store, server.url + "/gone")
+
+
+async def test_a_redirect_without_end_is_refused(server, store):
+    url = server.put("/loop", b"", redirect=server.url + "/loop")
+    with pytest.raises(SourceFailed, match="redirects more"):
+        await _fetch(store, url)
+
+
+async def test_an_address_that_runs_out_behind_a_redirect_is_asked_for_again(server, store, body):
+    signed = server.put("/signed", body)
+    url = server.put("/file", b"", redirect=signed)
+    server.faults["/signed"] = [Fault(), Fault(status=403), Fault()]
+    assert (await _fetch(store, url, _sha(body))).path.read_bytes() == body
+
+
+async def test_several_askers_share_one_download(server, settings, body):
+    url = server.put(PATH, body)
+    async with WeightStore.open(settings()) as one, WeightStore.open(settings()) as two:
+        fetched = await asyncio.gather(*(_fetch(s, url, _sha(body)) for s in (one, two, one, two)))
+    # Each asker's question and the download's cost one byte.
+    assert server.sent_bytes[PATH] == len(body) + 5
+    assert sum(f.downloaded_bytes for f in fetched) == len(body)
+
+
+async def test_a_days_cap_stops_the_download_and_the_next_day_goes_on(server, settings, body):
+    url = server.put(PATH, body)
+    day = [86_400.0 * 10]
+    capped = settings(daily_bytes=2_000_000)
+    async with WeightStore.open(capped, wall_s=lambda: day[0]) as store:
+        with pytest.raises(DailyCapReached) as caught:
+            await _fetch(store, url, _sha(body))
+        assert caught.value.retry_after_s == 86_400
+    async with WeightStore.open(settings(), wall_s=lambda: day[0]) as store:
+        fetched = await _fetch(store, url, _sha(body))
+    assert fetched.path.read_bytes() == body
+    assert fetched.downloaded_bytes <= len(body) - 1_900_000
+
+
+async def test_a_disk_without_room_is_said_before_the_download(server, settings, body, monkeypatch):
+    from services.weights import objects
+
+    url = server.put(PATH, body)
+    async with WeightStore.open(settings()) as store:
+        full = type("Usage", (), {"free": objects.SPARE_BYTES + 1000})
+        monkeypatch.setattr(objects.shutil, "disk_usage", lambda folder: full)
+        with pytest.raises(DiskFull, match="1000 are free"):
+            await _fetch(store, url)
+    assert server.sent_bytes[PATH] <= 2
+
+
+async def test_a_cap_on_bandwidth_is_kept_by_waiting(server, settings, body):
+    url, waited, now = server.put(PATH, body), [], [0.0]
+
+    async def sleep(wait_s):
+        waited.append(wait_s)
+        now[0] += wait_s
+
+    async with WeightStore.open(settings(bandwidth_bps=8_000_000, connections=1)) as store:
+        store._tools.pacer.now_s, store._tools.pacer.sleep = (lambda: now[0]), sleep
+        store._tools.pacer._bucket.at_s = 0.0
+        assert (await _fetch(store, url)).path.read_bytes() == body
+    assert 4.0 < sum(waited) <= 5.0
