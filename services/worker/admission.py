@@ -24,8 +24,7 @@ class Slots:
 class Admission:
     """`slots` run at a time; at most `waiting_limit` direct calls wait for one.
 
-    For one event loop, whose turns make every step atomic. The lease loop holds the slots that it offers the gateway
-    and watches `wait_until_wanted`, so that a direct call never waits for a slot that nobody uses.
+    For one event loop, whose turns make every step atomic.
     """
 
     def __init__(self, *, slots: int, waiting_limit: int) -> None:
@@ -36,12 +35,12 @@ class Admission:
         # Who waits, in order, and how many slots each needs. A cancelled one stays until its task runs again.
         self._turns: dict[asyncio.Future[None], int] = {}
         self._freed = asyncio.Event()
-        self._wanted = asyncio.Event()
         self._freed.set()
 
     @property
     def free(self) -> int:
-        return self._free
+        """How many slots `take` would give now."""
+        return 0 if self._turns else self._free
 
     @property
     def waiting(self) -> int:
@@ -50,7 +49,7 @@ class Admission:
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
         """Wait for a slot and hold it. ResourceExhausted when too many wait already."""
-        if self.waiting >= self._waiting_limit and not self._has_room(1):
+        if self.waiting >= self._waiting_limit and not self.free:
             raise ResourceExhausted(
                 f"{self._waiting_limit} calls are waiting already; try again later", retry_after_s=RETRY_AFTER_S
             )
@@ -71,22 +70,15 @@ class Admission:
 
     def take(self, at_most: int) -> list[Slots]:
         """The slots that are free now, one by one; none while somebody waits."""
-        taken = [] if self.waiting else [Slots(self, 1) for _ in range(min(self._free, at_most))]
+        taken = [Slots(self, 1) for _ in range(min(self.free, at_most))]
         self._free -= len(taken)
-        self._update()
+        self._note()
         return taken
 
     async def wait_for_free(self) -> None:
         """Return once `take` would give a slot; it may be gone again by then."""
-        while not self._has_room(1):
+        while not self.free:
             await self._freed.wait()
-
-    async def wait_until_wanted(self) -> None:
-        """Return once somebody waits for a slot."""
-        await self._wanted.wait()
-
-    def _has_room(self, count: int) -> bool:
-        return self._free >= count and not self.waiting
 
     async def _acquire(self, count: int) -> Slots:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -121,15 +113,10 @@ class Admission:
             if not turn.done():
                 self._free -= count
                 turn.set_result(None)
-        self._update()
+        self._note()
 
-    def _update(self) -> None:
-        _raise_or_lower(self._freed, self._has_room(1))
-        _raise_or_lower(self._wanted, self.waiting > 0)
-
-
-def _raise_or_lower(flag: asyncio.Event, up: bool) -> None:
-    if up:
-        flag.set()
-    else:
-        flag.clear()
+    def _note(self) -> None:
+        if self.free:
+            self._freed.set()
+        else:
+            self._freed.clear()

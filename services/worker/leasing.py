@@ -1,7 +1,8 @@
 """Asks for tasks while slots are free, starts what comes, and leaves in order. One poll at a time.
 
-The slots that are offered are held. When a direct call wants one, the open poll is ended and they are let go; an answer
-lost that way costs nothing, because the next poll follows at once and names every token that is held.
+A poll offers the slots that are free and holds none: a direct call may take one while the poll is open. A task that
+comes for a slot that is gone is given back at once, which counts as no failure. (To end the poll instead would lose a
+task that is on its way, which counts as a lost lease.)
 """
 
 import asyncio
@@ -54,24 +55,21 @@ class Leasing:
         while not self._stop.is_set():
             if self._is_told:
                 await self._until(self._admission.wait_for_free(), limit_s=self._settings.report_every_s)
-            slots = self._admission.take(self._settings.batch_tasks)
-            try:
-                pause_s = await self._poll(group, slots)
-            finally:
-                for slot in slots:
-                    slot.release()
+            pause_s = await self._poll(group)
             if pause_s:
                 await self._until(limit_s=pause_s)
 
     async def _until(self, *events: Coroutine[Any, Any, object], limit_s: float) -> None:
         await unless(self._surroundings.pause(limit_s), *events, self._stop.wait())
 
-    async def _poll(self, group: asyncio.TaskGroup, slots: list[Slots]) -> float:
-        """Offer the slots and start what comes for them; how long to pause then. Slots in use leave the list."""
+    async def _poll(self, group: asyncio.TaskGroup) -> float:
+        """Offer the free slots, or report if there are none, and start what comes; how long to pause then."""
         start_s = self._surroundings.now_s()
+        count = min(self._admission.free, self._settings.batch_tasks)
+        wait_s = self._settings.poll_wait_s if count else 0.0
         self._is_told = False
         try:
-            tasks = await self._ask(len(slots))
+            tasks = await unless(self._poller.poll(max_tasks=count, wait_s=wait_s), self._stop.wait())
         except FanlightError as error:
             pause_s = self._backoff.next_s(error)
             log.warning("poll_failed", reason=error.reason, error=error.message, pause_s=round(pause_s, 2))
@@ -80,24 +78,16 @@ class Leasing:
             return 0.0
         self._is_told = True
         self._backoff.reset()
-        self._start(group, tasks, slots)
-        took_s = self._surroundings.now_s() - start_s
-        is_early = len(slots) > 0 and not tasks and took_s < self._settings.poll_wait_s / 2
+        await self._start(group, tasks)
+        is_early = not tasks and self._surroundings.now_s() - start_s < wait_s / 2
         return EARLY_PAUSE_S if is_early else 0.0
 
-    async def _ask(self, count: int) -> Sequence[queue_pb2.LeasedTask] | None:
-        """What the gateway gives; None when a direct call or the end came first. With no slots only a report."""
-        if not count:
-            return await unless(self._poller.poll(max_tasks=0, wait_s=0.0), self._stop.wait())
-        poll = self._poller.poll(max_tasks=count, wait_s=self._settings.poll_wait_s)
-        return await unless(poll, self._admission.wait_until_wanted(), self._stop.wait())
-
-    def _start(self, group: asyncio.TaskGroup, tasks: Sequence[queue_pb2.LeasedTask], slots: list[Slots]) -> None:
-        for task in tasks:
-            if slots:
-                self._start_one(group, task, slots.pop())
-            else:
-                group.create_task(self._runner.give_back(task))
+    async def _start(self, group: asyncio.TaskGroup, tasks: Sequence[queue_pb2.LeasedTask]) -> None:
+        """Run as many as there are slots now; the others were given back when this returns."""
+        slots = self._admission.take(len(tasks))
+        for task, slot in zip(tasks, slots, strict=False):
+            self._start_one(group, task, slot)
+        await asyncio.gather(*(self._runner.give_back(task) for task in tasks[len(slots) :]))
 
     def _start_one(self, group: asyncio.TaskGroup, task: queue_pb2.LeasedTask, slot: Slots) -> None:
         lease = self._leases.add(task, now_s=self._surroundings.now_s())

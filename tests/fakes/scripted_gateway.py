@@ -168,6 +168,8 @@ class FakeGateway:
             raise LeaseLost("the token is no longer the task's")
         task = self.leased.pop(request.lease_token)
         self.failed.setdefault(task.name, []).append(request)
+        if request.fault == queue_pb2.FailTaskRequest.FAULT_RETURNED:
+            self.waiting.append(task)
 
 
 class _Queue(queue_pb2_grpc.QueueServiceServicer):

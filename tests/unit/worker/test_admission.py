@@ -119,7 +119,7 @@ async def test_nothing_is_taken_past_one_who_waits() -> None:
     (held,) = admission.take(1)
     alone = Caller(admission, count=2).begin()
     await settle()
-    assert admission.free == 1
+    assert admission.free == 0
     assert admission.take(1) == []
     held.release()
     await settle()
@@ -149,24 +149,6 @@ async def test_a_slot_that_goes_to_a_call_wakes_nobody_who_waits_for_a_free_one(
     assert not waiter.done()
     await call.end()
     await asyncio.wait_for(waiter, 5)
-
-
-async def test_who_holds_slots_hears_that_one_is_wanted() -> None:
-    admission = Admission(slots=1, waiting_limit=8)
-    (held,) = admission.take(1)
-    wanted = asyncio.create_task(admission.wait_until_wanted())
-    await settle()
-    assert not wanted.done()
-    call = Caller(admission).begin()
-    await asyncio.wait_for(wanted, 5)
-    held.release()
-    await settle()
-    assert call.inside
-    again = asyncio.create_task(admission.wait_until_wanted())
-    await settle()
-    assert not again.done()
-    again.cancel()
-    await call.end()
 
 
 Step = tuple[str, int]

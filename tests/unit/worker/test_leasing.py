@@ -95,32 +95,24 @@ async def test_an_answer_that_was_lost_costs_nothing(gateway: FakeGateway, stage
     assert gateway.taken_back["jobs/a/tasks/1"] == 1
 
 
-async def test_a_direct_call_takes_a_slot_that_is_offered(gateway: FakeGateway, stage: FakeStage) -> None:
-    async with working(gateway, stage, slots=2, poll_wait_s=60) as worker:
-        await gateway.until(lambda: gateway.open_polls == 1)
-        async with asyncio.timeout(10), worker.admission.enter():
-            await gateway.until(lambda: gateway.polls[-1].max_tasks == 1)
-            await gateway.offer(*(task_named(f"jobs/{n}/tasks/1") for n in range(3)))
-            await gateway.until(lambda: len(gateway.completed) == 3)
-            assert stage.most_at_a_time == 1
-
-
-async def test_what_a_poll_cut_short_for_a_direct_call_may_have_leased_is_disowned_at_once(
+async def test_a_direct_call_takes_a_slot_that_is_offered_and_the_task_for_it_goes_back(
     gateway: FakeGateway, stage: FakeStage
 ) -> None:
-    async with working(gateway, stage, poll_wait_s=60, report_every_s=1_000) as worker:
-        await gateway.until(lambda: gateway.open_polls == 1)
+    async with working(gateway, stage, slots=2) as worker:
+        await gateway.until(lambda: gateway.open_polls == 1 and gateway.polls[0].max_tasks == 2)
         async with asyncio.timeout(10), worker.admission.enter():
-            await gateway.until(lambda: gateway.polls[-1].max_tasks == 0)
+            await gateway.offer(*(task_named(f"jobs/{n}/tasks/1") for n in range(3)))
+            await gateway.until(lambda: len(gateway.completed) == 3)
+            assert gateway.faults("jobs/1/tasks/1") == ["FAULT_RETURNED"]
+            assert stage.most_at_a_time == 1
+    assert not gateway.taken_back
 
 
 async def test_a_slot_that_a_direct_call_left_is_offered_again(gateway: FakeGateway, stage: FakeStage) -> None:
-    async with working(gateway, stage) as worker:
-        await gateway.until(lambda: gateway.open_polls == 1)
+    async with working(gateway, stage, poll_wait_s=0.2) as worker:
         async with worker.admission.enter():
-            pass
-        await gateway.offer(task_named("jobs/a/tasks/1"))
-        await gateway.until(lambda: gateway.results["jobs/a/tasks/1"] == 1)
+            await gateway.until(lambda: bool(gateway.polls) and gateway.polls[-1].max_tasks == 0)
+        await gateway.until(lambda: gateway.polls[-1].max_tasks == 1)
 
 
 async def test_direct_calls_wait_behind_leased_tasks_and_only_so_many(gateway: FakeGateway, stage: FakeStage) -> None:
