@@ -14,11 +14,11 @@ from services.gateway.http import documents
 from services.gateway.http.blobs import BlobRoutes, keep_body
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.parameters import Wait
-from services.gateway.jobs.model import Job
+from services.gateway.jobs.model import Job, JobState
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobInfo, BlobStore
 from services.kernel.digests import DEFAULT_SCOPE
-from services.kernel.errors import DeadlineExceeded, InvalidField
+from services.kernel.errors import Cancelled, DeadlineExceeded, InvalidField
 from services.kernel.parameters import Parameter
 from services.kernel.wire_errors import of_reason
 
@@ -51,7 +51,7 @@ class AnnotateRoutes:
         annotation.picture.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
         message = gateway_pb2.CreateJobRequest(annotation=annotation)
         job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()))
-        return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait), wait)
+        return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait))
 
     def _parameters(self, annotator: str, request: Request) -> dict[str, bool | float | str]:
         """The annotator's parameters among the query's, in their kinds. What it does not have stays text."""
@@ -60,17 +60,20 @@ class AnnotateRoutes:
         values: dict[str, bool | float | str] = {}
         for name, text in request.query_params.multi_items():
             if name in values:
-                raise InvalidField("is given twice", field=f"parameters.{name}")
+                raise InvalidField("is given twice", field=f"annotation.parameters.{name}")
             if name not in OWN:
                 values[name] = typed(text, known.get(name))
         return values
 
-    def _answer(self, job: Job, waited_s: float) -> Response:
+    def _answer(self, job: Job) -> Response:
+        """The finished picture; why there is none is an error."""
         if job.failure is not None:
             raise of_reason(job.failure.reason, job.failure.message, field=job.failure.field)
+        if job.state is JobState.CANCELLED:
+            raise Cancelled(f"{job.name} was cancelled")
+        if not job.state.ended:
+            raise DeadlineExceeded(f"is not done yet; GET /v1/{job.name}?wait=60 goes on waiting for it")
         told = answers.job(job)
-        if told.state != gateway_pb2.Job.STATE_SUCCEEDED:
-            raise DeadlineExceeded(f"not done within {waited_s:g} s; GET /v1/{told.name} tells when it is")
         blob = told.images[0].blob
         info = BlobInfo(scope=blob.scope, digest=blob.digest, size_bytes=blob.size_bytes, media_type=blob.media_type)
         headers = {

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.kernel.errors import FanlightError, InvalidField, TooLarge, Unauthenticated
+from services.kernel.errors import FanlightError, InvalidField, Unauthenticated
 from services.kernel.logs import get_logger
 from services.kernel.wire_errors import http_status, to_body
 
@@ -24,9 +24,6 @@ def answer(error: FanlightError) -> JSONResponse:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, TooLarge | Unauthenticated):
-        # The rest of the body is not read, so the connection can carry nothing else.
-        headers["Connection"] = "close"
     return JSONResponse(to_body(error), status_code=http_status(error), headers=headers)
 
 

@@ -11,6 +11,7 @@ from services.gateway.http.events import EventRoutes
 from services.gateway.http.guards import RequestLimit, TokenGuard
 from services.gateway.http.health import HealthRoutes
 from services.gateway.http.jobs import JobRoutes
+from services.gateway.http.lingering import Lingering
 from services.gateway.http.listings import ListingRoutes
 from services.gateway.http.openapi import describe
 from services.gateway.http.options import HttpOptions
@@ -23,6 +24,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
+            Middleware(Lingering, idle_s=options.linger_idle_s),
             Middleware(errors.ErrorGuard),
             Middleware(TokenGuard, token=options.client_token),
             Middleware(RequestLimit, limit=options.requests_limit),

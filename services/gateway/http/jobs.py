@@ -90,7 +90,9 @@ class JobRoutes:
             return form.fields[JOB_PART].encode()
         file = form.files.pop(JOB_PART, None)
         if file is None:
-            raise InvalidField("the form has no such part; it holds the job's JSON", field=JOB_PART)
+            raise InvalidField(
+                "the form has no such part, or ends before it does; it holds the job's JSON", field=JOB_PART
+            )
         return await bodies.read_file(file, limit_bytes=self._options.json_limit_bytes, field=JOB_PART)
 
     async def _keep_parts(self, message: gateway_pb2.CreateJobRequest, files: dict[str, UploadFile]) -> None:

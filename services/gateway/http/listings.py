@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.queue import QueueLine
+from services.gateway.app.statistics import QueueLine
 from services.gateway.http import documents
 from services.gateway.http.json_messages import answer, of_value
 from services.gateway.http.parameters import refuse_unknown

@@ -17,6 +17,8 @@ class HttpOptions:
     form_limit_bytes: int = 256 * MIB
     # A body that stops coming for so long is given up.
     body_idle_s: float = 60.0
+    # How long the rest of a refused body may stop coming before the connection is closed.
+    linger_idle_s: float = 2.0
     # How often a silent event stream shows that it lives; home routers forget idle connections.
     heartbeat_s: float = 15.0
     # How many requests are answered at a time.

@@ -1,0 +1,26 @@
+"""An HTTP application on a real port of loopback, in this process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.types import ASGIApp
+
+from services.gateway.http.server import bind_http, port_of, serve_http
+from services.kernel.config import CommonSettings
+
+
+@asynccontextmanager
+async def serving(
+    app: ASGIApp, *, address: str = "127.0.0.1:0", stop: asyncio.Event | None = None, drain_grace_s: float = 1.0
+) -> AsyncIterator[str]:
+    """Its URL."""
+    sockets = bind_http(address)
+    port = port_of(sockets)
+    stop = stop or asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serve_http(app, sockets, stop, CommonSettings(drain_grace_s=drain_grace_s)))
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            stop.set()

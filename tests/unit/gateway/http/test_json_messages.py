@@ -1,0 +1,111 @@
+"""JSON to messages: every mistake is named by its whole path."""
+
+from typing import Any
+
+import pytest
+
+from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.http.bodies import parse_json
+from services.gateway.http.json_messages import fill, to_json
+from services.kernel.errors import InvalidField
+
+
+def filled(value: object) -> gateway_pb2.CreateJobRequest:
+    message = gateway_pb2.CreateJobRequest()
+    fill(message, value)
+    return message
+
+
+def test_a_whole_request_is_read_and_written_back() -> None:
+    value = {
+        "request_id": "order-17",
+        "priority": -3,
+        "generation": {
+            "prompt": "häuser, 家",
+            "seed": "18446744073709551615",
+            "guidance_scale": 4.5,
+            "controls": [
+                {"annotator": "canny", "parameters": {"low": 10.0, "gray": True}, "picture": {"data": "AAEC"}},
+                {"picture": {"blob": {"digest": "sha256:00"}}, "start": 0.0},
+            ],
+        },
+    }
+    assert to_json(filled(value)) == value
+
+
+def test_names_in_camel_case_and_64_bit_numbers_are_taken_too() -> None:
+    message = filled({"requestId": "a", "generation": {"negativePrompt": "b", "seed": 7}})
+    assert (message.request_id, message.generation.negative_prompt, message.generation.seed) == ("a", "b", 7)
+
+
+def test_null_is_as_if_it_were_not_there() -> None:
+    assert filled({"generation": {"steps": None, "prompt": "x"}, "annotation": None}).WhichOneof("work") == "generation"
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ([], "body"),
+        ("text", "body"),
+        (None, "body"),
+        ({"promt": "x"}, "promt"),
+        ({"generation": {"promt": "x"}}, "generation.promt"),
+        ({"generation": {"controls": [{}, {"picture": {"nope": 1}}]}}, "generation.controls[1].picture.nope"),
+        ({"generation": []}, "generation"),
+        ({"generation": "x"}, "generation"),
+        ({"generation": {"controls": {}}}, "generation.controls"),
+        ({"generation": {"controls": [5]}}, "generation.controls[0]"),
+        ({"generation": {"controls": [None]}}, "generation.controls[0]"),
+        ({"generation": {"steps": "many"}}, "generation.steps"),
+        ({"generation": {"steps": -1}}, "generation.steps"),
+        ({"generation": {"steps": 1.5}}, "generation.steps"),
+        ({"generation": {"steps": True}}, "generation.steps"),
+        ({"generation": {"seed": 1 << 64}}, "generation.seed"),
+        ({"generation": {"prompt": 5}}, "generation.prompt"),
+        ({"generation": {"prompt": "\ud800"}}, "generation.prompt"),
+        ({"generation": {"guidance_scale": "much"}}, "generation.guidance_scale"),
+        ({"generation": {"controls": [{"parameters": 5}]}}, "generation.controls[0].parameters"),
+        ({"annotation": {"picture": {"data": "abcde"}}}, "annotation.picture.data"),
+        ({"annotation": {"picture": {"data": "AAEC", "url": "data:,"}}}, "annotation.picture.url"),
+        ({"generation": {}, "annotation": {}}, "annotation"),
+        ({"priority": 1e300}, "priority"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_path(value: object, field: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        filled(value)
+    assert caught.value.field == field
+
+
+def test_an_unknown_field_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(InvalidField, match="negative_prompt"):
+        filled({"generation": {"promt": "x"}})
+
+
+def test_parameters_nested_without_end_are_refused() -> None:
+    deep: Any = 1
+    for _ in range(200):
+        deep = {"a": deep}
+    with pytest.raises(InvalidField) as caught:
+        filled({"annotation": {"parameters": deep}})
+    assert caught.value.field == "annotation.parameters"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not JSON"),
+        (b"{", "line 1 column 2"),
+        (b'{"a": 1} x', "not JSON"),
+        (b"\xff\xfe", "not UTF-8 at byte 0"),
+        (b'{"a": "\xc3("}', "not UTF-8 at byte 7"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": 1, "a": 2}', "'a' is given twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"9" * 10_000, "not JSON that we take"),
+    ],
+)
+def test_what_is_no_json_is_told_where(data: bytes, words: str) -> None:
+    with pytest.raises(InvalidField, match=words) as caught:
+        parse_json(data, field="body")
+    assert caught.value.field == "body"

@@ -1,0 +1,62 @@
+"""/openapi.json is whole: every reference leads somewhere inside it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for part in value.values():
+            yield from references(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from references(part)
+
+
+async def test_every_reference_leads_inside_the_document(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    found = set(references(document))
+    assert "#/components/schemas/CreateJobRequest" in found
+    for reference in found:
+        place: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            place = place[part]
+
+
+async def test_every_schema_is_used(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    used = {reference.rsplit("/", 1)[1] for reference in references(document)}
+    # Said in the words of the event stream's description.
+    assert document["components"]["schemas"].keys() - used == {"TaskProgress"}
+
+
+async def test_messages_are_described_as_their_json_is(client: httpx.AsyncClient) -> None:
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    generation = schemas["Generation"]["properties"]
+    assert generation["prompt"] == {"type": "string"}
+    assert generation["seed"] == {"type": "string", "format": "uint64"}
+    assert generation["controls"] == {"type": "array", "items": {"$ref": "#/components/schemas/ControlSource"}}
+    assert schemas["ControlSource"]["properties"]["parameters"]["type"] == "object"
+    assert "STATE_SUCCEEDED" in schemas["Job"]["properties"]["state"]["enum"]
+    assert schemas["Job"]["properties"]["create_time"]["format"] == "date-time"
+    assert schemas["Picture"]["properties"]["data"]["format"] == "byte"
+
+
+async def test_every_operation_tells_its_answers_and_our_shape_of_errors(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["summary"], (path, method)
+            assert "422" not in operation["responses"]
+            error = operation["responses"]["400"]["content"]["application/json"]["schema"]
+            assert error == {"$ref": "#/components/schemas/Error"}
+
+
+async def test_the_page_of_documents_is_served(client: httpx.AsyncClient) -> None:
+    response = await client.get("/docs")
+    assert response.status_code == 200
+    assert "/openapi.json" in response.text
