@@ -18,20 +18,28 @@ from training.pictures import Framing, compose, random_scene, to_pixels
 from training.vocabulary import STYLES
 
 FOLDER = OUT / "controlnet-canny"
-CANNY_LOW, CANNY_HIGH = 60, 140
+# The preprocessor's defaults; training draws others too, so that a user's thresholds work as well.
+CANNY_LOW, CANNY_HIGH = 100, 200
 FRAMING = Framing(scale=(0.55, 0.96), reach=0.95, tilt_deg=15, stretch=1.25)
 CAPTION_DROPPED = 0.3
 
 
-def canny(picture: np.ndarray) -> np.ndarray:
-    """Edges of a uint8 RGB picture (H, W, 3): uint8 (H, W), 0 or 255."""
-    return cv2.Canny(cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY), CANNY_LOW, CANNY_HIGH)
+def canny(picture: np.ndarray, low: float = CANNY_LOW, high: float = CANNY_HIGH) -> np.ndarray:
+    """Edges of a uint8 picture, RGB (H, W, 3) or grey (H, W), as the annotator finds them: uint8 (H, W), 0 or 255."""
+    return cv2.Canny(np.ascontiguousarray(picture), low, high)
 
 
-def control_pixels(pictures: list[np.ndarray]) -> Tensor:
+def drawn_edges(picture: np.ndarray, rng: Random) -> np.ndarray:
+    """Edges at thresholds that a user might choose, in colour or in grey."""
+    low = rng.uniform(50, 110)
+    seen = picture if rng.random() < 0.6 else cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
+    return canny(seen, low, 2 * low)
+
+
+def control_pixels(edges: list[np.ndarray]) -> Tensor:
     """Edges as ControlNet wants them: (B, 3, H, W) in [0, 1]."""
-    edges = torch.from_numpy(np.stack([canny(picture) for picture in pictures])).float().div(255)
-    return edges[:, None].repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    stacked = torch.from_numpy(np.stack(edges)).float().div(255)
+    return stacked[:, None].repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
 
 
 def frozen_base() -> StableDiffusionPipeline:
@@ -57,16 +65,16 @@ class Control:
         self.batch = plan.batch
         self.rows = subject_rows()
 
-    def loss(self, rng: Random) -> Tensor:
+    def loss(self, step: int, rng: Random) -> Tensor:
         """Velocity loss of one random batch of pictures, their edges and their captions."""
         scenes = [random_scene(rng, self.rows, STYLES, FRAMING) for _ in range(self.batch)]
         pictures = [compose(scene) for scene in scenes]
         marks = [labels(scene, self.rows) for scene in scenes]
         captions = [unet_stage.caption_of(mark, rng, dropped=CAPTION_DROPPED) for mark in marks]
-        ids = unet_stage.token_ids(self.pipe.tokenizer, captions, rng)
+        ids = unet_stage.token_ids(self.pipe.tokenizer, captions, step)
         with torch.no_grad():
             words = self.pipe.text_encoder(input_ids=ids).last_hidden_state
-        edges = control_pixels(pictures)
+        edges = control_pixels([drawn_edges(picture, rng) for picture in pictures])
         latents = encode(self.pipe.vae, to_pixels(pictures))
         return velocity_loss(lambda noisy, steps: self._predict(noisy, steps, words, edges), latents)
 
