@@ -31,12 +31,22 @@ def annotators(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> N
 
 
 def _parameter(parameter: "Parameter") -> str:
-    from google.protobuf.json_format import MessageToJson
-
-    bounds = f" ({parameter.minimum:g} to {parameter.maximum:g})" if parameter.HasField("maximum") else ""
+    default = f"={_value(parameter)}" if parameter.HasField("default_value") else ""
+    bounds = f" ({_number(parameter.minimum)} to {_number(parameter.maximum)})" if parameter.HasField("maximum") else ""
     choices = f" ({'|'.join(parameter.choices)})" if parameter.choices else ""
-    default = f"={MessageToJson(parameter.default_value)}" if parameter.HasField("default_value") else ""
     return f"{parameter.name}{default}{bounds}{choices}"
+
+
+def _value(parameter: "Parameter") -> str:
+    value = parameter.default_value
+    kind = value.WhichOneof("kind")
+    if kind == "bool_value":
+        return str(value.bool_value).lower()
+    return _number(value.number_value) if kind == "number_value" else value.string_value
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() else str(value)
 
 
 def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:

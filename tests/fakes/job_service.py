@@ -121,7 +121,8 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
             if job.HasField("generation"):
                 image.seed = first + index
             spans = [Span(name="denoise", duration_s=0.5), Span(name="load", duration_s=0.25)]
-            job.tasks.add(number=index + 1, stage="diffusion", state=pb.Task.STATE_SUCCEEDED, spans=spans)
+            task = job.tasks.add(number=index + 1, stage="diffusion", state=pb.Task.STATE_SUCCEEDED, spans=spans)
+            task.queue_time.seconds, task.lease_time.seconds, task.end_time.seconds = 1000, 1002, 1005
 
     async def ListAnnotators(self, request, context):
         self._take("ListAnnotators", request)

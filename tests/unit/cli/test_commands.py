@@ -67,7 +67,7 @@ def test_generate_tells_what_it_made_as_json(said):
     assert told["job"] == "jobs/j1"
     assert [(image["path"], image["seed"]) for image in told["images"]] == [("j1-100.png", 100)]
     assert told["images"][0]["digest"].startswith("sha256:")
-    assert told["timings"]["denoise_s"] == 0.5
+    assert told["timings"]["diffusion"] == {"queue_s": 2.0, "denoise_s": 0.5, "load_s": 0.25}
     assert told["timings"]["total_s"] >= 0
 
 
