@@ -46,7 +46,8 @@ def preview(row: Row) -> Pixels:
 
 def _decoded(checkpoint: Checkpoint, latents: Tensor) -> Pixels:
     vae = checkpoint.vae
-    decoded: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    scaled = latents.to(checkpoint.dtype) / vae.config.scaling_factor
+    decoded: Tensor = vae.decode(scaled, return_dict=False)[0]
     if not bool(torch.isfinite(decoded).all()):
         raise ModelGaveNaN("the VAE gave NaN; there is no picture in it")
     unit = (decoded[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu()

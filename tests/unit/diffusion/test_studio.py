@@ -10,6 +10,9 @@ from PIL import Image
 
 from services.diffusion.engine import evaluate
 from services.diffusion.engine.decode import PREVIEW_SIDE_PX, ModelGaveNaN
+from services.diffusion.engine.studio import TorchStudio
+from services.diffusion.models import loading
+from services.diffusion.models.library import Library
 from services.diffusion.schedulers.names import SCHEDULERS
 from services.kernel.errors import InvalidField, ResourceExhausted
 
@@ -85,3 +88,16 @@ def test_a_picture_that_does_not_fit_alone_is_a_typed_error(asked, studio, monke
     monkeypatch.setattr(evaluate, "_together", no_memory)
     with pytest.raises(ResourceExhausted):
         studio.advance([row])
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpmpp_2m_karras"])
+def test_half_precision_as_on_a_gpu_paints(scheduler, asked, control, monkeypatch):
+    monkeypatch.setattr(loading, "dtype_on", lambda device: torch.float16)
+    studio = TorchStudio(Library(device="cpu"), threads=1)
+    row = studio.begin(
+        asked(scheduler=scheduler, steps=3, controls=(control("canny", end=0.5),), preview_every_steps=1)
+    )
+    while not row.is_finished:
+        assert studio.advance([row])[0].error is None
+    assert row.latents.dtype == torch.float16
+    assert studio.finish(row).shape == (64, 64, 3)
