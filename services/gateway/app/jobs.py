@@ -25,6 +25,8 @@ log = get_logger()
 
 PAGE_SIZE = 50
 PAGE_SIZE_LIMIT = 1_000
+# How many are read at a time: nobody else is answered while they are decoded.
+READ_LIMIT = 100
 # How many jobs are looked through for one page of those in a state.
 LOOK_LIMIT = 5_000
 
@@ -128,8 +130,9 @@ class Jobs:
         size = min(page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
         found: list[Job] = []
         looked, before = 0, page_token
+        limit = min(size, READ_LIMIT)
         while looked < LOOK_LIMIT:
-            jobs = await self._ledger.page(before=before, limit=size)
+            jobs = await self._ledger.page(before=before, limit=limit)
             for job in jobs:
                 before = job.id
                 if state is None or job.state is state:
@@ -137,7 +140,7 @@ class Jobs:
                 if len(found) == size:
                     return Page(jobs=found, next_token=before)
             looked += len(jobs)
-            if len(jobs) < size:
+            if len(jobs) < limit:
                 return Page(jobs=found, next_token="")
         return Page(jobs=found, next_token=before)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from services.gateway.app.records import JOBS
+from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Deleted, JobStore, Record
 from services.kernel.errors import Conflict, NotFound
@@ -91,8 +92,7 @@ class Ledger:
             if isinstance(change, CaughtUp):
                 self.caught_up.set()
             elif isinstance(change, Deleted):
-                self._held.pop(change.key, None)
-                self._ended.pop(change.key, None)
+                self._drop(change.key)
             elif change.revision > self._known_revision(change.key):
                 self._apply(JOBS.decode(change.value), change.revision)
 
@@ -102,11 +102,19 @@ class Ledger:
     async def _read(self, job_id: str) -> _Held:
         record = await self._store.get(BUCKET, job_id)
         if record is None:
+            self._drop(job_id)
             raise NotFound("there is no such job", field="name")
         held = _Held(JOBS.decode(record.value), record.revision)
         if held.revision > self._known_revision(job_id):
             self._apply(held.job, held.revision)
         return held
+
+    def _drop(self, job_id: str) -> None:
+        """It is gone from the store. Whoever still counts on it is told that it was cancelled."""
+        self._ended.pop(job_id, None)
+        held = self._held.pop(job_id, None)
+        if held is not None:
+            self._tell(machine.cancel(held.job, now_s=held.job.create_time_s))
 
     def _decoded(self, record: Record) -> Job:
         held = self._held.get(record.key)
@@ -125,5 +133,8 @@ class Ledger:
             self._ended[job.id] = (job.end_time_s, revision)
         else:
             self._held[job.id] = _Held(job, revision)
+        self._tell(job)
+
+    def _tell(self, job: Job) -> None:
         for observer in self._observers:
             observer(job)

@@ -14,7 +14,7 @@ from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job, Lease, Task, TaskState, task_name
 from services.gateway.jobs.workers import Capabilities, Worker
 from services.gateway.ordering.choice import choose
-from services.gateway.ordering.tasks import Key
+from services.gateway.ordering.tasks import Key, Kind
 from services.gateway.ports import Clock
 from services.kernel.errors import NotFound, Unavailable
 from services.kernel.logs import get_logger
@@ -123,6 +123,7 @@ class Polls:
                 self._workers.asker(poll.worker.id),
                 limit=poll.max_tasks,
                 able_nodes=self._workers.able_nodes,
+                idle_rivals=lambda kind: self._idle_rivals(kind, poll.worker.id),
                 now_s=self._clock.now_s(),
             )
             if not chosen:
@@ -134,6 +135,9 @@ class Polls:
                     return leased
             finally:
                 self._waiting.release(keys)
+
+    def _idle_rivals(self, kind: Kind, worker_id: str) -> int:
+        return sum(each != worker_id and self._workers.asker(each).can(kind) for each in self._newest)
 
     async def _lease(self, worker: Worker, keys: Sequence[Key]) -> Sequence[LeasedTask]:
         leased: list[LeasedTask] = []

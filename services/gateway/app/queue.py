@@ -169,9 +169,12 @@ class Queue:
         """End a lease about which its worker says nothing any more, or of which it does not know."""
         job_id, number = held.key
         now_s = self._clock.now_s()
-        job = await self._ledger.change(
-            job_id, lambda job: machine.expire(job, number, held.token, now_s=now_s, unheld=unheld)
-        )
+        try:
+            job = await self._ledger.change(
+                job_id, lambda job: machine.expire(job, number, held.token, now_s=now_s, unheld=unheld)
+            )
+        except NotFound:
+            return
         log.info("lease_expired", task=task_name(job_id, number), worker=held.worker, unheld=unheld)
         await self._dead_letters.keep(job)
 

@@ -18,6 +18,7 @@ class Codec(Generic[T]):
         self._adapter: TypeAdapter[T] = TypeAdapter(kind)
 
     def encode(self, value: T) -> bytes:
+        """Leaves defaults out, which therefore must never change within a version."""
         return b'{"version":%d,"value":%b}' % (VERSION, self._adapter.dump_json(value, exclude_defaults=True))
 
     def decode(self, data: bytes) -> T:

@@ -37,6 +37,9 @@ class Backlog:
     def kinds(self) -> Iterator[Kind]:
         return iter(self._kinds)
 
+    def count(self, kind: Kind) -> int:
+        return len(self._kinds.get(kind, ()))
+
     def of_kind(self, kind: Kind) -> Iterator[Waiting]:
         """In order of rank."""
         return (self._tasks[key] for _, key in self._kinds.get(kind, ()))

@@ -3,6 +3,7 @@
 A first policy. Whatever replaces it keeps the signature of `choose`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -16,10 +17,17 @@ LOOK_LIMIT = 256
 
 # The nodes of live workers that can do tasks of a kind.
 AbleNodes = Callable[[Kind], frozenset[str]]
+# How many other workers wait idle for tasks of a kind.
+IdleRivals = Callable[[Kind], int]
 
 
-def choose(backlog: Backlog, asker: Asker, *, limit: int, able_nodes: AbleNodes, now_s: float) -> list[Waiting]:
-    """At most `limit` tasks of one kind for the asker, the best first; a task that must run alone comes alone."""
+def choose(
+    backlog: Backlog, asker: Asker, *, limit: int, able_nodes: AbleNodes, idle_rivals: IdleRivals, now_s: float
+) -> list[Waiting]:
+    """At most `limit` tasks of one kind for the asker, the best first; a task that must run alone comes alone.
+
+    Where others wait idle, no more than the asker's share: two devices paint two pictures sooner than one.
+    """
     if limit <= 0:
         return []
     heads = [head for kind in backlog.kinds() if (head := _head(backlog, kind, asker, able_nodes)) is not None]
@@ -28,6 +36,7 @@ def choose(backlog: Backlog, asker: Asker, *, limit: int, able_nodes: AbleNodes,
     best = min(heads, key=lambda task: (_rank_s(task, asker, now_s), task.key))
     if best.alone:
         return [best]
+    limit = min(limit, math.ceil(backlog.count(best.kind) / (1 + idle_rivals(best.kind))))
     return list(islice((task for task in _fit(backlog, best.kind, asker, able_nodes) if not task.alone), limit))
 
 

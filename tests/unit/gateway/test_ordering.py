@@ -19,13 +19,20 @@ def task(name: str, *, kind: Kind = A, time_s: float = 0.0, **changes: Any) -> W
 
 
 def chosen(
-    *tasks: Waiting, limit: int = 1, now_s: float = 10.0, able: frozenset[str] = frozenset({"n"}), **asker: Any
+    *tasks: Waiting,
+    limit: int = 1,
+    now_s: float = 10.0,
+    able: frozenset[str] = frozenset({"n"}),
+    rivals: int = 0,
+    **asker: Any,
 ) -> list[str]:
     backlog = Backlog()
     for each in tasks:
         backlog.add(each)
     who = Asker(**{"node": "n", "stage": "diffusion", "offers": OFFERS, **asker})
-    picked = choose(backlog, who, limit=limit, able_nodes=lambda kind: able, now_s=now_s)
+    picked = choose(
+        backlog, who, limit=limit, able_nodes=lambda kind: able, idle_rivals=lambda kind: rivals, now_s=now_s
+    )
     return [each.key[0] for each in picked]
 
 
@@ -67,6 +74,13 @@ def test_a_batch_is_of_one_kind_and_in_order() -> None:
     tasks = task("1"), task("2", kind=WIDE), task("3", time_s=3.0), task("4", time_s=2.0)
     assert chosen(*tasks, limit=8) == ["1", "4", "3"]
     assert chosen(*tasks, limit=2) == ["1", "4"]
+
+
+def test_a_batch_leaves_their_share_to_workers_that_wait_idle() -> None:
+    tasks = [task(str(i)) for i in range(5)]
+    assert len(chosen(*tasks, limit=8, rivals=1)) == 3
+    assert len(chosen(*tasks, limit=2, rivals=1)) == 2
+    assert len(chosen(*tasks, limit=8, rivals=100)) == 1
 
 
 def test_a_task_that_must_run_alone_comes_alone() -> None:

@@ -93,6 +93,14 @@ async def test_a_batch_holds_compatible_tasks_each_under_its_own_token(fleet: Fl
     assert all(task.task.lease.batch_size == 3 for task in batch)
 
 
+async def test_a_jobs_pictures_are_shared_among_workers_that_wait(fleet: Fleet) -> None:
+    workers = [fleet.worker(DIFFUSION, f"w{i}") for i in range(3)]
+    polls = [asyncio.ensure_future(worker.lease(limit=16, wait_s=20.0)) for worker in workers]
+    await asyncio.sleep(0)
+    await fleet.gateway.jobs.create(generation(6))
+    assert [len(await poll) for poll in polls] == [2, 2, 2]
+
+
 async def test_a_draining_or_full_worker_gets_nothing(fleet: Fleet, painter: FleetWorker) -> None:
     await fleet.gateway.jobs.create(generation())
     assert await painter.lease(limit=0) == []
@@ -326,6 +334,17 @@ async def test_statistics_tell_what_waits_by_stage_and_checkpoint(fleet: Fleet, 
     paint, annotate = lines[DIFFUSION], lines[PREPROCESS]
     assert (paint.checkpoint, paint.waiting, paint.blocked, paint.leased) == ("starter", 2, 2, 1)
     assert (annotate.waiting, annotate.oldest_age_s) == (1, 5.0)
+
+
+async def test_a_job_that_is_gone_from_the_store_leaves_nothing_behind(fleet: Fleet, painter: FleetWorker) -> None:
+    job = await fleet.gateway.jobs.create(generation(2))
+    (task,) = await painter.lease()
+    await fleet.store.delete("jobs", job.id)
+    assert await painter.lease(held=[]) == []
+    await fleet.expire()
+    assert fleet.gateway.queue.statistics() == []
+    with pytest.raises(LeaseLost):
+        await painter.complete(task)
 
 
 async def test_a_poll_that_is_cut_off_leaves_its_worker_able_to_go_on(fleet: Fleet, painter: FleetWorker) -> None:
