@@ -96,6 +96,10 @@ async def generate(service, request) -> dict[str, list]:
     return events
 
 
+def pixels(events: dict[str, list]) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(events["image"][0].data))).astype(int)
+
+
 async def failure(service, request) -> Exception:
     with pytest.raises(grpc.RpcError) as caught:
         await generate(service, request)
@@ -138,6 +142,20 @@ async def test_models_are_listed_with_where_they_are_held(service):
     held = {model.id: model.residency for model in models if model.kind == "checkpoint"}
     assert held["good"] == diffusion_pb2.Model.RESIDENCY_RAM
     assert held["damaged"] == diffusion_pb2.Model.RESIDENCY_DISK
+
+
+async def test_mixed_calls_at_once_give_the_pictures_they_give_alone(service):
+    control = Control(controlnet="depth", image=picture(), end=0.5)
+    requests = [
+        GenerateRequest(seed=1, steps=4, scheduler="euler_a", prompt="a cat"),
+        GenerateRequest(seed=2, steps=6, scheduler="dpmpp_2m_karras", guidance_scale=8),
+        GenerateRequest(seed=3, steps=3, controls=[control]),
+    ]
+    alone = [pixels(await generate(service, request)) for request in requests]
+    together = await asyncio.gather(*(generate(service, request) for request in requests))
+    for one, other in zip(alone, together, strict=True):
+        # Rounded to 8 bits, pixels that hardly differ may still be one apart.
+        assert np.abs(one - pixels(other)).max() <= 1
 
 
 @pytest.mark.parametrize(
