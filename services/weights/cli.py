@@ -243,6 +243,17 @@ def pin(
 
 
 @app.command()
+def digests(names: Names, folder: Dir = None) -> None:
+    """Print the tensor digests of models as a catalog file, for FANLIGHT_WEIGHTS_CATALOG_DIR on other nodes."""
+
+    def each(store: WeightStore) -> dict[str, Any]:
+        tables = {sha: table for name in names for sha, table in store.objects.tables_of(name).items()}
+        return {"tensor_tables": {sha: table.to_json() for sha, table in tables.items()}}
+
+    _print(_run(lambda store: store.run(each, store), folder))
+
+
+@app.command()
 def rm(names: Names, folder: Dir = None) -> None:
     """Remove models, and whatever only they used."""
     freed = _run(lambda store: store.run(lambda: sum(store.objects.remove_model(name) for name in names)), folder)

@@ -51,7 +51,7 @@ class Fetching:
                 if item.tensors is not None:
                     return await self._fetch_tensors(plan, item, key)
                 if item.size_bytes < SMALL_BYTES and not item.file.chunks:
-                    return await self._fetch_small(plan, item)
+                    return await self._fetch_small(plan, item, wish)
                 return await self._fetch_whole(plan, item, wish, key)
 
     def _held(self, item: PlannedFile) -> Placed | None:
@@ -69,18 +69,17 @@ class Fetching:
             raise FailedPrecondition(f"{file.path} is listed without a source", field="reference")
         return tuple(self.resolver.address(source) for source in file.sources)
 
-    async def _fetch_small(self, plan: Plan, item: PlannedFile) -> Placed:
+    async def _fetch_small(self, plan: Plan, item: PlannedFile, wish: Wish) -> Placed:
         failures: list[FanlightError] = []
-        for source, url in zip(item.file.sources, self._urls(item.file), strict=True):
+        for url in self._urls(item.file):
             try:
                 body, etag = await self._small_body(url, item.file)
             except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
                 failures.append(error)
                 continue
             await self.tools.count(len(body))
-            sha256 = await self.tools.run(self._publish_small, item, body)
-            await self.tools.run(self.objects.index.remember_source, source, sha256, etag)
-            return Placed(links=((item.link, sha256),), downloaded_bytes=len(body))
+            got = await self.tools.run(self._write_small, item, body, url, etag)
+            return await self._keep(plan, item, wish, got)
         raise tell(f"{plan.manifest.reference} ({item.file.path})", failures)
 
     async def _small_body(self, url: str, file: WeightFile) -> tuple[bytes, str]:
@@ -101,17 +100,12 @@ class Fetching:
             raise WrongBytes(f"{file.path}: sha256 is {sha256} instead of {file.sha256}")
         return body, remote.etag
 
-    def _publish_small(self, item: PlannedFile, body: bytes) -> str:
-        sha256 = hashlib.sha256(body).hexdigest()
-        part = self.objects.parts / f"{_key(item)}.small"
+    def _write_small(self, item: PlannedFile, body: bytes, url: str, etag: str) -> Downloaded:
+        part = self.objects.parts / f"{_key(item)}.part"
         self.objects.reserve(len(body))
         part.write_bytes(body)
-        try:
-            table = _table_of(part, item.file)
-        except BadHeader:
-            part.unlink()
-            raise
-        return self.objects.publish(part, sha256, table)
+        sha256 = hashlib.sha256(body).hexdigest()
+        return Downloaded(path=part, sha256=sha256, url=url, etag=etag, downloaded_bytes=len(body))
 
     async def _fetch_whole(self, plan: Plan, item: PlannedFile, wish: Wish, key: str) -> Placed:
         file = item.file
@@ -124,9 +118,13 @@ class Fetching:
             sha256=file.sha256,
             digests=_chunk_digests(file),
         )
-        got = await Download(target, self.tools, self.report).run()
+        return await self._keep(plan, item, wish, await Download(target, self.tools, self.report).run())
+
+    async def _keep(self, plan: Plan, item: PlannedFile, wish: Wish, got: Downloaded) -> Placed:
+        """What was downloaded becomes an object, or several where a checkpoint is kept as its parts."""
+        file = item.file
         sha256 = await self.tools.run(self._publish_whole, plan, item, got)
-        source = file.sources[target.urls.index(got.url)]
+        source = file.sources[self._urls(file).index(got.url)]
         await self.tools.run(self.objects.index.remember_source, source, sha256, got.etag)
         parts = await self.tools.run(self._split, plan, replace(item, file=replace(file, sha256=got.sha256)), wish)
         return Placed(links=parts or ((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
@@ -183,6 +181,8 @@ class Fetching:
         self.objects.reserve(item.size_bytes)
         made = compose(self.objects, item, packed, layout, out)
         sha256 = self.objects.publish(out, made.sha256, made.table)
+        if item.file.sha256:
+            self.objects.index.add_origin(sha256, item.file.sha256)
         if packed is not None:
             _discard(packed)
         return sha256

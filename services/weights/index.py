@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS tensors (sha256 TEXT NOT NULL, object TEXT NOT NULL, 
     size_bytes INTEGER NOT NULL, PRIMARY KEY (sha256, object, begin)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tensors_object ON tensors (object);
 CREATE TABLE IF NOT EXISTS tables (sha256 TEXT PRIMARY KEY, table_json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS origins (object TEXT NOT NULL, file TEXT NOT NULL, PRIMARY KEY (object, file));
 CREATE TABLE IF NOT EXISTS links (view TEXT NOT NULL, link TEXT NOT NULL, object TEXT NOT NULL,
     PRIMARY KEY (view, link));
 CREATE TABLE IF NOT EXISTS sources (source TEXT PRIMARY KEY, sha256 TEXT NOT NULL, etag TEXT NOT NULL);
@@ -132,6 +133,18 @@ class Index:
         with self._open() as db:
             row = db.execute("SELECT table_json FROM tables WHERE sha256=?", (file_sha256,)).fetchone()
         return TensorTable.from_json(json.loads(row[0])) if row else None
+
+    def files_of(self, sha256: str) -> list[str]:
+        """The files, by sha256, that the object is, stands for, or is a part of."""
+        with self._open() as db:
+            aliases = db.execute("SELECT sha256 FROM aliases WHERE object=?", (sha256,)).fetchall()
+            origins = db.execute("SELECT file FROM origins WHERE object=?", (sha256,)).fetchall()
+        return [sha256, *(str(row[0]) for row in [*aliases, *origins])]
+
+    def add_origin(self, sha256: str, file_sha256: str) -> None:
+        """Remember which file the tensors of an object came from."""
+        with self._open() as db:
+            db.execute("INSERT OR IGNORE INTO origins VALUES (?,?)", (sha256, file_sha256))
 
     def tensor_at(self, sha256: str, size_bytes: int) -> tuple[str, int] | None:
         """An object that holds the tensor, and where in it."""

@@ -186,6 +186,11 @@ class Objects:
             raise NotFound(f"the store has no {name!r}", field="name")
         return found or [str(one)]
 
+    def tables_of(self, name: str) -> dict[str, TensorTable]:
+        """The tensor digests of a model's files by the files' sha256, for other nodes' catalogs."""
+        shas = {row for sha in self.objects_of(name) for row in self.index.files_of(sha)}
+        return {sha: table for sha in sorted(shas) if (table := self.index.table(sha))}
+
     def pin(self, name: str, is_pinned: bool) -> None:
         self.index.pin(self.objects_of(name), is_pinned)
 

@@ -138,7 +138,9 @@ class WeightStore:
     def _make_plan(self, text: str, manifest: Manifest, wish: Wish) -> Plan:
         index = self.objects.index
         manifest = replace(manifest, files=tuple(self._recalled(manifest, f) for f in manifest.files))
-        tables = {f.sha256: table for f in manifest.files if f.sha256 and (table := index.table(f.sha256))}
+        known = self.catalog.tables
+        shas = [f.sha256 for f in manifest.files if f.sha256]
+        tables = {sha: table for sha in shas if (table := known.get(sha) or index.table(sha))}
         plan = make_plan(with_tables(manifest, tables), wish, index.holdings())
         if isinstance(parse(text), LocalRef):
             return replace(plan, files=tuple(replace(f, held_bytes=f.size_bytes) for f in plan.files))

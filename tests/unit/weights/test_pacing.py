@@ -1,0 +1,39 @@
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.weights.pacing import MAX_BACKOFF_S, Bucket, Meter, backoff_s
+
+
+@given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 2)), min_size=1, max_size=60))
+def test_a_bucket_never_lets_more_through_than_its_rate_and_one_burst(takes):
+    rate, now_s, taken = 1000.0, 0.0, 0
+    bucket = Bucket(rate=rate)
+    for count, pause_s in takes:
+        now_s += bucket.take(count, now_s)
+        taken += count
+        assert taken <= rate * (now_s + 0.25) + 1e-6
+        now_s += pause_s
+
+
+def test_a_meter_tells_the_rate_of_its_window():
+    meter = Meter(window_s=10.0)
+    for second in range(21):
+        meter.count(1000, float(second))
+    assert meter.bytes_per_s(20.0) == 1000.0
+    assert meter.is_slower(9000, 20.0)
+    assert not meter.is_slower(7000, 20.0)
+
+
+def test_a_meter_says_nothing_before_its_window_is_full():
+    meter = Meter(window_s=10.0)
+    meter.count(1, 0.0)
+    assert not meter.is_slower(1e9, 5.0)
+
+
+def test_waiting_grows_and_stays_bounded_and_the_server_is_obeyed():
+    chance = random.Random(1)
+    assert backoff_s(1, 37.0, chance) == 37.0
+    assert backoff_s(1, None, chance) < 1.0
+    assert backoff_s(50, None, chance) <= MAX_BACKOFF_S
