@@ -1,0 +1,156 @@
+"""The demo: three services on this machine, a real photo in, pictures that follow its edges out, and where time went.
+
+Writes to demo/out/: the control images, the pictures, one contact sheet; and the services' logs and data.
+"""
+
+import asyncio
+import shutil
+import sys
+import time
+from collections.abc import Awaitable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from sheet import Tile, write_sheet
+
+from fanlight.cli.output import say
+from fanlight.cli.timings import timings_of
+from fanlight.cli.up.house import run_house
+from fanlight.cli.up.plan import ANY_PORT, Addresses, Plan, require_extras
+from fanlight.cli.up.registered import all_registered, client_beside
+from fanlight.client import AsyncClient, Control
+from fanlight.errors import FanlightError, advice
+from fanlight.gateway.v1.gateway_pb2 import Job
+
+HERE = Path(__file__).parent
+OUT = HERE / "out"
+PHOTO = HERE / "photos" / "coffee.jpg"
+OUTLINE = HERE / "photos" / "outline-heart.png"
+ANNOTATOR = "canny"
+PROMPTS = [
+    "a coffee, 3d style, on a blue background",
+    "a coffee, 3d style, on a yellow background",
+    "a coffee, flat style, on a green background",
+    "a coffee, flat style, on a pink background",
+]
+OUTLINE_PROMPT = "a heart, 3d style, on a white background"
+SEED = 7
+# Much more than it takes, so that something broken is told rather than waited for.
+LIMIT_S = 300
+
+Answer = TypeVar("Answer")
+
+
+class Stopwatch:
+    """How long each part took, in order."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[str, float]] = []
+
+    @contextmanager
+    def part(self, name: str):
+        started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.parts.append((name, time.monotonic() - started_s))
+
+    async def timed(self, name: str, work: Awaitable[Answer]) -> Answer:
+        with self.part(name):
+            return await work
+
+    def add_spans(self, job: Job) -> None:
+        """Below the part that was timed last: what the services say about the task that ended last."""
+        spans = timings_of(job).get("diffusion", {})
+        assert isinstance(spans, dict)
+        self.parts += [(f"  {name.removesuffix('_s')}", seconds) for name, seconds in spans.items()]
+
+
+async def show(client: AsyncClient, watch: Stopwatch) -> list[Tile]:
+    """The walk itself: annotate, paint from the photo, paint from a drawn outline."""
+    annotated = await watch.timed("annotate the photo", client.annotate(ANNOTATOR, PHOTO))
+    control = Control(picture=PHOTO, annotator=ANNOTATOR, scale=1.0)
+    painting = asyncio.gather(
+        *(client.generate(prompt, controls=[control], seed=SEED + number) for number, prompt in enumerate(PROMPTS))
+    )
+    jobs = await watch.timed(f"paint {len(PROMPTS)} pictures from it", painting)
+    watch.add_spans(max(jobs, key=lambda job: job.end_time.ToNanoseconds()))
+    # No annotator: the drawing is the control image already.
+    outline = Control(picture=OUTLINE, controlnet="canny")
+    drawn = await watch.timed(
+        "paint one from an outline", client.generate(OUTLINE_PROMPT, controls=[outline], seed=SEED)
+    )
+    watch.add_spans(drawn)
+    pictures = await watch.timed("download", download(client, [annotated, *jobs, drawn]))
+    return tiles(pictures)
+
+
+async def download(client: AsyncClient, jobs: list[Job]) -> list[bytes]:
+    return await asyncio.gather(*(client.read_blob(job.images[0].blob) for job in jobs))
+
+
+def tiles(pictures: list[bytes]) -> list[Tile]:
+    """Everything to look at, and the files of what was made."""
+    control, *painted, drawn = pictures
+    named = [
+        Tile(file=f"painted-{number + 1}.png", title=PROMPTS[number], data=data) for number, data in enumerate(painted)
+    ]
+    return [
+        Tile(file="", title="the photo", data=PHOTO.read_bytes()),
+        Tile(file=f"control-{ANNOTATOR}.png", title=f"its control image ({ANNOTATOR})", data=control),
+        *named,
+        Tile(file="", title="a drawn outline", data=OUTLINE.read_bytes()),
+        Tile(file="painted-outline.png", title=OUTLINE_PROMPT, data=drawn),
+    ]
+
+
+async def demo(watch: Stopwatch) -> list[Tile]:
+    plan = Plan(data=OUT / "data", http=ANY_PORT, grpc=ANY_PORT, tell=say)
+    started_s = time.monotonic()
+    stopping_s = started_s
+
+    async def body(addresses: Addresses) -> list[Tile]:
+        nonlocal stopping_s
+        watch.parts.append(("start the services", time.monotonic() - started_s))
+        say(f"up: http={addresses.http} grpc={addresses.grpc}")
+        try:
+            async with client_beside(addresses) as client:
+                return await show(client, watch)
+        finally:
+            stopping_s = time.monotonic()
+
+    async with asyncio.timeout(LIMIT_S):
+        shown = await run_house(plan, all_registered, body, hurry=asyncio.Event())
+    watch.parts.append(("stop the services", time.monotonic() - stopping_s))
+    return shown
+
+
+def main() -> int:
+    watch = Stopwatch()
+    started_s = time.monotonic()
+    try:
+        require_extras()
+        shutil.rmtree(OUT, ignore_errors=True)
+        shown = asyncio.run(demo(watch))
+    except FanlightError as error:
+        say(f"the demo failed: {advice(error, gateway='the demo')}; the services' logs are in {OUT / 'data' / 'logs'}")
+        return 1
+    except TimeoutError:
+        say(f"the demo failed: not done within {LIMIT_S} s; the services' logs are in {OUT / 'data' / 'logs'}")
+        return 1
+    with watch.part("write the pictures"):
+        write_sheet(shown, OUT)
+    report(watch, time.monotonic() - started_s)
+    return 0
+
+
+def report(watch: Stopwatch, total_s: float) -> None:
+    print("where the time went (of pictures that were painted side by side: the last one's)")
+    for name, seconds in [*watch.parts, ("all", total_s)]:
+        print(f"  {name:<28} {seconds:7.2f} s")
+    print(f"the pictures are in {OUT}; sheet.png shows them all")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
