@@ -8,9 +8,10 @@ import grpc
 import grpc.aio
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-# Home routers forget idle connections after a minute or five; a dead peer shows within a minute.
-KEEPALIVE_MS = 30_000
-KEEPALIVE_TIMEOUT_MS = 20_000
+# Home routers forget idle connections after a minute or five. A connection that was cut without a word shows after both
+# times, which is about as long as a lease lives.
+KEEPALIVE_MS = 10_000
+KEEPALIVE_TIMEOUT_MS = 10_000
 
 
 def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, Any]]:
@@ -19,6 +20,8 @@ def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        # Keepalive's own timeout does not end the wait for a ping's answer; without this one that takes a minute.
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),

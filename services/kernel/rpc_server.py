@@ -16,7 +16,7 @@ from services.kernel.rpc_guard import ErrorInterceptor, TokenInterceptor
 log = get_logger()
 
 # A client may ping this often while it waits; home routers need it, gRPC's own default is five minutes.
-MIN_PING_INTERVAL_MS = 10_000
+MIN_PING_INTERVAL_MS = 5_000
 MAX_CONCURRENT_RPCS = 2_000
 
 

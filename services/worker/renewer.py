@@ -12,6 +12,8 @@ log = get_logger()
 
 # How long to sleep while nothing is held; a new lease wakes it.
 IDLE_S = 60.0
+# While the gateway is away a renewal waits for the connection by itself.
+PAUSE_MAX_S = 1.0
 
 
 class Renewer:
@@ -24,7 +26,7 @@ class Renewer:
         self._leases = leases
         self._surroundings = surroundings
         self._worker_id = worker_id
-        self._backoff = Backoff(surroundings, max_s=retry_delay_max_s)
+        self._backoff = Backoff(surroundings, max_s=min(PAUSE_MAX_S, retry_delay_max_s))
 
     async def run(self) -> None:
         """Renew until cancelled."""
