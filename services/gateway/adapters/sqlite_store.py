@@ -1,6 +1,7 @@
 """The JobStore in one SQLite file: survives a crash, serves exactly one gateway."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from typing import TypeVar
 from services.gateway.adapters.sqlite_file import Result, SqliteFile, Write
 from services.gateway.adapters.watchers import Watchers
 from services.gateway.ports import CaughtUp, Change, Record
-from services.kernel.errors import FanlightError
+from services.kernel.errors import FanlightError, Unavailable
 
 LIST_PAGE = 500
 
@@ -64,7 +65,10 @@ class SqliteStore:
             self._watchers.remove(bucket, watcher)
 
     async def _read(self, read: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._executor, read)
+        try:
+            return await self._loop.run_in_executor(self._executor, read)
+        except sqlite3.Error as error:
+            raise Unavailable(f"the store cannot read: {error}", retry_after_s=1.0) from error
 
     async def _write(self, bucket: str, write: Write) -> Result:
         """Durable on return. Who is cancelled while waiting leaves the write to happen or not."""

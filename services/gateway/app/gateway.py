@@ -5,20 +5,16 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from services.gateway.app.cache import ControlImages
+from services.gateway.app.core import core_of
 from services.gateway.app.dead_letters import DeadLetters
-from services.gateway.app.hub import Hub
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.jobs import Jobs
-from services.gateway.app.leases import Leases
-from services.gateway.app.ledger import Ledger
 from services.gateway.app.new_work import WorkMaker
 from services.gateway.app.pictures import Pictures
 from services.gateway.app.polls import Polls
 from services.gateway.app.queue import Queue
 from services.gateway.app.retention import Retention
 from services.gateway.app.tokens import RandomBytes
-from services.gateway.app.waiting import Bell, WaitingTasks
-from services.gateway.app.workers import Workers
 from services.gateway.config import GatewaySettings
 from services.gateway.jobs.model import Job
 from services.gateway.ports import Clock, JobStore
@@ -46,55 +42,20 @@ class Gateway:
         random_bytes: RandomBytes,
         settings: GatewaySettings,
     ) -> None:
-        self._clock = clock
-        self._ledger = Ledger(store)
-        self._leases = Leases(clock, ttl_s=settings.lease_ttl_s)
-        bell, hub = Bell(), Hub()
-        waiting = WaitingTasks(bell)
-        requests = Requests(store)
+        core = core_of(store, blobs, clock, random_bytes, settings)
+        self._ledger, self._leases = core.ledger, core.leases
         self._cache = ControlImages(store, blobs, limit=settings.cache_limit)
-        self.workers = Workers(store, self._leases, clock, settings)
+        requests = Requests(store)
+        pictures = Pictures(blobs, limit_bytes=settings.picture_limit_bytes)
+        self.workers = core.workers
         self.dead_letters = DeadLetters(store)
-        self.jobs = Jobs(
-            ledger=self._ledger,
-            leases=self._leases,
-            waiting=waiting,
-            requests=requests,
-            work=WorkMaker(
-                Pictures(blobs, limit_bytes=settings.picture_limit_bytes), self._cache, self.workers, random_bytes
-            ),
-            hub=hub,
-            clock=clock,
-            random_bytes=random_bytes,
-            settings=settings,
-        )
-        self.queue = Queue(
-            ledger=self._ledger,
-            leases=self._leases,
-            workers=self.workers,
-            cache=self._cache,
-            dead_letters=self.dead_letters,
-            hub=hub,
-            blobs=blobs,
-            clock=clock,
-        )
-        self.polls = Polls(
-            ledger=self._ledger,
-            leases=self._leases,
-            waiting=waiting,
-            workers=self.workers,
-            queue=self.queue,
-            bell=bell,
-            clock=clock,
-            random_bytes=random_bytes,
-        )
-        self._retention = Retention(self._ledger, requests, clock, settings)
+        self.jobs = Jobs(core, requests, WorkMaker(pictures, self._cache, core.workers, random_bytes))
+        self.queue = Queue(core, self._cache, self.dead_letters)
+        self.polls = Polls(core, self.queue)
+        self._retention = Retention(core.ledger, requests, clock, settings)
         self._stopping = asyncio.Event()
         self._dead: list[Job] = []
-        self._ledger.observe(self._leases.observe)
-        self._ledger.observe(waiting.observe)
-        self._ledger.observe(lambda job: hub.tell(job.id, job))
-        self._ledger.observe(self._note_dead)
+        core.ledger.observe(self._note_dead)
 
     @property
     def ready(self) -> bool:

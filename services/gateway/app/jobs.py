@@ -5,19 +5,14 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from services.gateway.app.hub import Hub, Progress
+from services.gateway.app.core import Core
+from services.gateway.app.hub import Progress
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.ids import new_id
-from services.gateway.app.leases import Leases
-from services.gateway.app.ledger import Ledger
 from services.gateway.app.new_job import NewJob
 from services.gateway.app.new_work import WorkMaker
-from services.gateway.app.tokens import RandomBytes
-from services.gateway.app.waiting import WaitingTasks
-from services.gateway.config import GatewaySettings
 from services.gateway.jobs import machine, plan
 from services.gateway.jobs.model import Job, JobState
-from services.gateway.ports import Clock
 from services.kernel.errors import AlreadyExists, NotFound, ResourceExhausted, Unavailable
 from services.kernel.logs import get_logger
 
@@ -39,28 +34,16 @@ class Page:
 
 
 class Jobs:
-    def __init__(
-        self,
-        *,
-        ledger: Ledger,
-        leases: Leases,
-        waiting: WaitingTasks,
-        requests: Requests,
-        work: WorkMaker,
-        hub: Hub,
-        clock: Clock,
-        random_bytes: RandomBytes,
-        settings: GatewaySettings,
-    ) -> None:
-        self._ledger = ledger
-        self._leases = leases
-        self._waiting = waiting
+    def __init__(self, core: Core, requests: Requests, work: WorkMaker) -> None:
+        self._ledger = core.ledger
+        self._leases = core.leases
+        self._waiting = core.waiting
+        self._hub = core.hub
+        self._clock = core.clock
+        self._random_bytes = core.random_bytes
+        self._settings = core.settings
         self._requests = requests
         self._work = work
-        self._hub = hub
-        self._clock = clock
-        self._random_bytes = random_bytes
-        self._settings = settings
         self._reserved = 0
         self._draining = False
 

@@ -4,18 +4,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.gateway.app.leases import Leases
-from services.gateway.app.ledger import Ledger
+from services.gateway.app.core import Core
 from services.gateway.app.queue import Queue
-from services.gateway.app.tokens import RandomBytes, new_token
-from services.gateway.app.waiting import Bell, WaitingTasks
-from services.gateway.app.workers import Workers
+from services.gateway.app.tokens import new_token
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job, Lease, Task, TaskState, task_name
 from services.gateway.jobs.workers import Capabilities, Worker
 from services.gateway.ordering.choice import choose
 from services.gateway.ordering.tasks import Key, Kind
-from services.gateway.ports import Clock
 from services.kernel.errors import NotFound, Unavailable
 from services.kernel.logs import get_logger
 
@@ -51,26 +47,15 @@ class PollAnswer:
 
 
 class Polls:
-    def __init__(
-        self,
-        *,
-        ledger: Ledger,
-        leases: Leases,
-        waiting: WaitingTasks,
-        workers: Workers,
-        queue: Queue,
-        bell: Bell,
-        clock: Clock,
-        random_bytes: RandomBytes,
-    ) -> None:
-        self._ledger = ledger
-        self._leases = leases
-        self._waiting = waiting
-        self._workers = workers
+    def __init__(self, core: Core, queue: Queue) -> None:
+        self._ledger = core.ledger
+        self._leases = core.leases
+        self._waiting = core.waiting
+        self._workers = core.workers
+        self._bell = core.bell
+        self._clock = core.clock
+        self._random_bytes = core.random_bytes
         self._queue = queue
-        self._bell = bell
-        self._clock = clock
-        self._random_bytes = random_bytes
         # Worker id to its newest poll; an older one that still waits was given up by its worker.
         self._newest: dict[str, Poll] = {}
         self._draining = False
@@ -88,6 +73,7 @@ class Polls:
             return PollAnswer(wants_capabilities=True)
         await self._take_back_unheld(worker.id, poll.held_tokens)
         if worker.draining or not poll.max_tasks:
+            self._newest.pop(worker.id, None)
             return PollAnswer()
         self._newest[worker.id] = poll
         self._workers.begin_poll(worker.id)

@@ -5,18 +5,15 @@ from dataclasses import dataclass
 
 from services.gateway.app.blame import in_words_of_job
 from services.gateway.app.cache import ControlImages
+from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
-from services.gateway.app.hub import Hub, Progress
-from services.gateway.app.leases import HeldLease, Leases
-from services.gateway.app.ledger import Ledger
+from services.gateway.app.hub import Progress
+from services.gateway.app.leases import HeldLease
 from services.gateway.app.statistics import QueueLine, queue_lines
 from services.gateway.app.tokens import key_of
-from services.gateway.app.workers import Workers
 from services.gateway.jobs import machine
 from services.gateway.jobs.machine import Standing
 from services.gateway.jobs.model import Annotation, Failure, Fault, Job, Output, Span, task_name
-from services.gateway.ports import Clock
-from services.kernel.blobs import BlobStore
 from services.kernel.errors import FailedPrecondition, LeaseLost, NotFound
 from services.kernel.logs import get_logger
 
@@ -50,26 +47,15 @@ class Made:
 
 
 class Queue:
-    def __init__(
-        self,
-        *,
-        ledger: Ledger,
-        leases: Leases,
-        workers: Workers,
-        cache: ControlImages,
-        dead_letters: DeadLetters,
-        hub: Hub,
-        blobs: BlobStore,
-        clock: Clock,
-    ) -> None:
-        self._ledger = ledger
-        self._leases = leases
-        self._workers = workers
+    def __init__(self, core: Core, cache: ControlImages, dead_letters: DeadLetters) -> None:
+        self._ledger = core.ledger
+        self._leases = core.leases
+        self._workers = core.workers
+        self._hub = core.hub
+        self._blobs = core.blobs
+        self._clock = core.clock
         self._cache = cache
         self._dead_letters = dead_letters
-        self._hub = hub
-        self._blobs = blobs
-        self._clock = clock
 
     def statistics(self) -> Sequence[QueueLine]:
         """How much waits, by stage and checkpoint."""

@@ -1,0 +1,51 @@
+"""What every part of the app works with, made once."""
+
+from dataclasses import dataclass
+
+from services.gateway.app.hub import Hub
+from services.gateway.app.leases import Leases
+from services.gateway.app.ledger import Ledger
+from services.gateway.app.tokens import RandomBytes
+from services.gateway.app.waiting import Bell, WaitingTasks
+from services.gateway.app.workers import Workers
+from services.gateway.config import GatewaySettings
+from services.gateway.ports import Clock, JobStore
+from services.kernel.blobs import BlobStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    ledger: Ledger
+    leases: Leases
+    waiting: WaitingTasks
+    bell: Bell
+    hub: Hub
+    workers: Workers
+    blobs: BlobStore
+    clock: Clock
+    random_bytes: RandomBytes
+    settings: GatewaySettings
+
+
+def core_of(
+    store: JobStore, blobs: BlobStore, clock: Clock, random_bytes: RandomBytes, settings: GatewaySettings
+) -> Core:
+    """All of them listening to the ledger."""
+    bell, hub, ledger = Bell(), Hub(), Ledger(store)
+    leases = Leases(clock, ttl_s=settings.lease_ttl_s)
+    waiting = WaitingTasks(bell)
+    ledger.observe(leases.observe)
+    ledger.observe(waiting.observe)
+    ledger.observe(lambda job: hub.tell(job.id, job))
+    return Core(
+        ledger=ledger,
+        leases=leases,
+        waiting=waiting,
+        bell=bell,
+        hub=hub,
+        workers=Workers(store, leases, clock, settings),
+        blobs=blobs,
+        clock=clock,
+        random_bytes=random_bytes,
+        settings=settings,
+    )
