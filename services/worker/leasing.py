@@ -24,7 +24,7 @@ log = get_logger()
 
 # After an answer without tasks that came long before the wait was over, so that no gateway can make a worker spin.
 EARLY_PAUSE_S = 0.2
-# For giving back what is left and saying goodbye.
+# For giving back what is left.
 LEAVE_DEADLINE_S = 5.0
 
 

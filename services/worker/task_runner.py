@@ -105,11 +105,22 @@ class TaskRunner:
             spans = [common_pb2.Span(name=name, duration_s=duration_s) for name, duration_s in outcome.spans]
             request = queue_pb2.CompleteTaskRequest(lease_token=lease.token, outputs=outputs, spans=spans)
             lease.is_settled = True
-            try:
-                return await self._patience.insist(lambda: self._queue.complete(request), doing="complete_task")  # noqa: B023
-            except FailedPrecondition:
-                log.warning("output_missing")
+            if await self._complete(request):
+                return
         raise NodeFault("the gateway did not keep the outputs")
+
+    async def _complete(self, request: queue_pb2.CompleteTaskRequest) -> bool:
+        """False when an output must be written again. LeaseLost; NodeFault, for it is not the request's fault."""
+        try:
+            await self._patience.insist(lambda: self._queue.complete(request), doing="complete_task")
+        except FailedPrecondition:
+            log.warning("output_missing")
+            return False
+        except LeaseLost:
+            raise
+        except FanlightError as error:
+            raise NodeFault(f"the result could not be handed in: {error.message}") from error
+        return True
 
     async def _write(self, output: Output) -> queue_pb2.Output:
         blob = await self._blobs.write(output.data)

@@ -158,6 +158,8 @@ class FakeGateway:
             return
         if request.lease_token not in self.leased:
             raise LeaseLost("the token is no longer the task's")
+        if not request.outputs:
+            raise InvalidField("has 0 entries; a task has one output", field="outputs")
         if any(output.blob.digest not in self.blobs for output in request.outputs):
             raise FailedPrecondition("no such blob", field="outputs")
         self.results[self.leased.pop(request.lease_token).name] += 1

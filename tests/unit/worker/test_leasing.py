@@ -108,6 +108,17 @@ async def test_a_direct_call_takes_a_slot_that_is_offered_and_the_task_for_it_go
     assert not gateway.taken_back
 
 
+async def test_a_full_worker_disowns_at_once_what_came_with_a_lost_answer(
+    gateway: FakeGateway, stage: FakeStage
+) -> None:
+    gateway.lost_answers["LeaseTasks"] = 1
+    async with working(gateway, stage, report_every_s=1_000) as worker:
+        await gateway.until(lambda: gateway.open_polls == 1)
+        async with worker.admission.enter():
+            await gateway.offer(task_named("jobs/a/tasks/1"))
+            await gateway.until(lambda: gateway.taken_back["jobs/a/tasks/1"] == 1)
+
+
 async def test_a_slot_that_a_direct_call_left_is_offered_again(gateway: FakeGateway, stage: FakeStage) -> None:
     async with working(gateway, stage, poll_wait_s=0.2) as worker:
         async with worker.admission.enter():

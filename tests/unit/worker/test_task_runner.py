@@ -110,6 +110,15 @@ async def test_an_output_that_the_gateway_dropped_is_sent_again(gateway: FakeGat
     assert gateway.calls["WriteBlob"] == 2
 
 
+async def test_a_result_that_the_gateway_refuses_is_not_the_requests_fault(
+    gateway: FakeGateway, stage: FakeStage
+) -> None:
+    stage.outputs = []
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+
+
 async def test_large_outputs_go_up_in_chunks(gateway: FakeGateway, stage: FakeStage) -> None:
     stage.outputs = [bytes(6 * 1024 * 1024), b"a second one"]
     await gateway.offer(task_named(NAME))
