@@ -45,7 +45,7 @@ class Server:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    gateway, blobs, stop = FakeGateway(), MemoryBlobs(), asyncio.Event()
+    gateway, blobs, stop = FakeGateway(), MemoryBlobs(blob_limit_bytes=OPTIONS.blob_limit_bytes), asyncio.Event()
     async with serving(http_app(gateway, blobs, OPTIONS), stop=stop) as url:
         yield Server(url, gateway, blobs, stop)
 
@@ -128,18 +128,26 @@ async def test_a_client_that_asks_before_it_sends_is_told_not_to(server: Server)
     assert status_of(await exchange(server, sent)) == 413
 
 
-async def test_an_endless_body_is_answered_while_it_comes(server: Server) -> None:
+@pytest.mark.parametrize("expect", [{}, {"Expect": "100-continue"}])
+async def test_a_form_whose_file_is_too_large_is_told_by_its_part(server: Server, expect: dict[str, str]) -> None:
+    async with httpx.AsyncClient(base_url=server.url, headers=expect, timeout=10) as client:
+        response = await client.post("/v1/blobs", files={"photo": ("p.png", bytes(150_000))})
+        assert (response.status_code, response.json()["error"]["field"]) == (413, "photo")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Expect": "100-continue"}])
+async def test_an_endless_body_is_answered_while_it_comes(server: Server, headers: dict[str, str]) -> None:
     chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(head("/v1/blobs", "image/png", Transfer_Encoding="chunked"))
-    answering = asyncio.create_task(reader.read(65_536))
+    writer.write(head("/v1/blobs", "image/png", Transfer_Encoding="chunked", **headers))
+    answering = asyncio.create_task(reader.readuntil(b"}}"))
     try:
         async with asyncio.timeout(10):
             while not answering.done():
                 writer.write(chunk)
                 await writer.drain()
                 await asyncio.sleep(0)
-        assert status_of(answering.result()) == 413
+        assert b" 413 " in answering.result()
     finally:
         answering.cancel()
         writer.close()

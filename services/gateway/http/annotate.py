@@ -97,7 +97,9 @@ def typed(text: str, parameter: Parameter | None) -> bool | float | str:
 
 
 def _timings(job: gateway_pb2.Job) -> Iterator[str]:
-    """As the W3C's Server Timing says: each stretch of the work in milliseconds."""
+    """As the W3C's Server Timing says: each stretch of the work in milliseconds, or that there was none to do."""
+    if not job.tasks:
+        yield 'cache;desc="hit"'
     for task in job.tasks:
         queued_s = task.lease_time.ToNanoseconds() / 1e9 - task.queue_time.ToNanoseconds() / 1e9
         yield _timing("queue", max(0.0, queued_s))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from starlette.datastructures import UploadFile
 from starlette.responses import Response, StreamingResponse
 
 from services.gateway.http import bodies, documents
@@ -13,8 +14,8 @@ from services.gateway.http.parameters import Scope, refuse_unknown, scope_of
 from services.gateway.http.ranges import Part, Unsatisfiable, part_of
 from services.gateway.wire.blobs import blob
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.digests import parse_digest
-from services.kernel.errors import InvalidField, NotFound, OutOfRange
+from services.kernel.digests import DEFAULT_SCOPE, parse_digest
+from services.kernel.errors import InvalidField, NotFound, OutOfRange, TooLarge
 from services.kernel.wire_errors import to_body
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
@@ -89,14 +90,25 @@ async def keep_body(
         try:
             if len(form.files) != 1:
                 raise InvalidField(f"must have one file; this form has {len(form.files)}", field="body")
-            (file,) = form.files.values()
-            return await blobs.write(scope, bodies.chunks_of(file), digest=digest)
+            ((name, file),) = form.files.items()
+            return await keep_file(blobs, name, file, scope=scope, digest=digest)
         finally:
             await form.close()
     if request.headers.get("content-length") == "0":
         raise InvalidField("is empty", field="body")
+    bodies.refuse_announced(request, limit_bytes=options.blob_limit_bytes)
     chunks = bodies.raw(request, options, limit_bytes=options.blob_limit_bytes)
     return await blobs.write(scope, chunks, digest=digest, size_bytes=bodies.announced_bytes(request))
+
+
+async def keep_file(
+    blobs: BlobStore, name: str, file: UploadFile, *, scope: str = DEFAULT_SCOPE, digest: str = ""
+) -> BlobInfo:
+    """Keep a form's file as a blob. TooLarge names the part."""
+    try:
+        return await blobs.write(scope, bodies.chunks_of(file), digest=digest)
+    except TooLarge as error:
+        raise error.within(name) from error
 
 
 def _part(request: Request, info: BlobInfo, etag: str) -> Part | None:

@@ -31,13 +31,18 @@ def announced_bytes(request: Request) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def refuse_announced(request: Request, *, limit_bytes: int) -> None:
+    """TooLarge when Content-Length says more than the limit."""
+    if announced_bytes(request) > limit_bytes:
+        _too_large(limit_bytes)
+
+
 async def raw(request: Request, options: HttpOptions, *, limit_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body as it comes. TooLarge as soon as that is known, DeadlineExceeded when it stops coming.
 
     A client that goes away in the middle raises Starlette's ClientDisconnect.
     """
-    if announced_bytes(request) > limit_bytes:
-        _too_large(limit_bytes)
+    refuse_announced(request, limit_bytes=limit_bytes)
     seen_bytes = 0
     chunks = request.stream()
     while True:

@@ -11,13 +11,13 @@ from fanlight.common.v1 import common_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.http import bodies, documents
+from services.gateway.http.blobs import keep_file
 from services.gateway.http.json_messages import answer, fill
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.parameters import Wait, refuse_unknown
 from services.gateway.jobs.model import Job
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobStore
-from services.kernel.digests import DEFAULT_SCOPE
 from services.kernel.errors import InvalidField
 
 PART = "part:"
@@ -103,7 +103,7 @@ class JobRoutes:
                 raise InvalidField(f"the form has no file named {name!r}", field=f"{field}.url")
         for name in files.keys() - names.values():
             raise InvalidField(f"no picture's url is {PART}{name}", field=name)
-        kept = {name: await self._blobs.write(DEFAULT_SCOPE, bodies.chunks_of(file)) for name, file in files.items()}
+        kept = {name: await keep_file(self._blobs, name, file) for name, file in files.items()}
         for field, picture in wanted.items():
             info = kept[names[field]]
             picture.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))

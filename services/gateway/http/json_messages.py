@@ -85,8 +85,12 @@ def _kind(field: Field) -> str:
 
 
 def to_json(message: Message) -> dict[str, Any]:
-    """As proto3's JSON mapping says, with the protos' names: 64-bit numbers are texts, bytes are base64."""
-    return MessageToDict(message, preserving_proto_field_name=True)
+    """As proto3's JSON mapping says, with the protos' names: 64-bit numbers are texts, bytes are base64.
+
+    Every field is there, so that nobody has to look twice whether a list is; only messages and `optional` fields that
+    are not set are left out.
+    """
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def answer(message: Message, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -22,12 +22,13 @@ class Lingering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        # One who asks first does not send after such an answer.
+        # One who asks first, and was not told to go on, sends nothing after such an answer.
         asks = "expect" in headers
         unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
         async def watched_receive() -> Message:
-            nonlocal unread
+            nonlocal asks, unread
+            asks = False
             message = await receive()
             if message["type"] != "http.request" or not message.get("more_body"):
                 unread = False

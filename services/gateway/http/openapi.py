@@ -20,8 +20,7 @@ MESSAGES = (
 )
 DESCRIPTION = (
     "Stable Diffusion with ControlNet, served from many small machines. Bodies are the messages of the gRPC services "
-    "as JSON, by the names of the protos: fields with their default value are left out, 64-bit numbers are texts, "
-    "bytes are base64."
+    "as JSON, by the names of the protos: 64-bit numbers are texts, bytes are base64."
 )
 
 

@@ -73,6 +73,14 @@ async def test_the_timings_are_told(client: Client, gateway: FakeGateway, blobs:
     assert response.headers["server-timing"] == timing
 
 
+async def test_a_cached_control_image_is_told(client: Client, gateway: FakeGateway, blobs: MemoryBlobs) -> None:
+    succeed(gateway, blobs.put(MAP))
+    assert gateway.jobs.ending is not None
+    gateway.jobs.ending = replace(gateway.jobs.ending, tasks=())
+    response = await client.post("/v1/annotate/canny", content=PICTURE)
+    assert response.headers["server-timing"] == 'cache;desc="hit", total;dur=1000.0'
+
+
 async def test_query_parameters_are_the_annotators_in_its_kinds(
     client: Client, gateway: FakeGateway, blobs: MemoryBlobs
 ) -> None:

@@ -14,15 +14,23 @@ async def test_annotators_are_listed_with_their_parameters(client: httpx.AsyncCl
     assert threshold == {
         "name": "low_threshold",
         "kind": "KIND_INTEGER",
+        "description": "",
         "default_value": 100.0,
         "minimum": 0.0,
         "maximum": 255.0,
+        "choices": [],
     }
 
 
 async def test_models_are_listed(client: httpx.AsyncClient) -> None:
     models = (await client.get("/v1/models")).json()["models"]
     assert [(model["id"], model["kind"]) for model in models] == [("starter", "checkpoint"), ("canny", "controlnet")]
+
+
+async def test_a_list_of_nothing_is_a_list(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/v1/workers")).json() == {"workers": []}
+    assert (await client.get("/v1/jobs")).json() == {"jobs": [], "next_page_token": ""}
+    assert (await client.get("/v1/queue")).json() == {"lines": []}
 
 
 async def test_workers_are_listed(client: httpx.AsyncClient, gateway: FakeGateway) -> None:

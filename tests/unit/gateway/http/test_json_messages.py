@@ -30,7 +30,19 @@ def test_a_whole_request_is_read_and_written_back() -> None:
             ],
         },
     }
-    assert to_json(filled(value)) == value
+    message = filled(value)
+    control = message.generation.controls[0]
+    assert (message.generation.prompt, message.generation.seed) == ("häuser, 家", 18446744073709551615)
+    assert (control.picture.data, control.parameters["low"], control.parameters["gray"]) == (b"\0\1\2", 10.0, True)
+    assert filled(to_json(message)) == message
+
+
+def test_what_is_not_set_is_left_out_only_where_that_means_something() -> None:
+    told = to_json(filled({"generation": {"prompt": "x"}}))
+    assert told["generation"]["controls"] == []
+    assert told["generation"]["negative_prompt"] == ""
+    assert "seed" not in told["generation"]
+    assert "annotation" not in told
 
 
 def test_names_in_camel_case_and_64_bit_numbers_are_taken_too() -> None:
