@@ -44,14 +44,14 @@ class Inversion(nn.Module):
         """Use the trained vector where the ids hold the new word."""
         return torch.where((inputs[0] == self.token_id)[..., None], self.vector.to(found.dtype), found)
 
-    def loss(self, rng: Random) -> Tensor:
+    def loss(self, step: int, rng: Random) -> Tensor:
         """Velocity loss of one random batch of pictures on the new colour."""
         scenes = [random_scene(rng, self.rows, STYLES, FRAMING) for _ in range(self.batch)]
         pictures = [compose(replace(scene, background=COLOUR)) for scene in scenes]
         named = [labels(scene, self.rows) for scene in scenes]
         names = [unet_stage.SUBJECTS[subject].name for subject, _, _ in named]
         captions = [plain_prompt(name, s.style, TOKEN) for name, s in zip(names, scenes, strict=True)]
-        ids = unet_stage.token_ids(self.pipe.tokenizer, captions, rng)
+        ids = unet_stage.token_ids(self.pipe.tokenizer, captions, step)
         latents = encode(self.pipe.vae, to_pixels(pictures))
         return velocity_loss(lambda noisy, steps: self._predict(noisy, steps, ids), latents)
 

@@ -45,11 +45,11 @@ class Style:
         self.batch = plan.batch
         self.rows = subject_rows()
 
-    def loss(self, rng: Random) -> Tensor:
+    def loss(self, step: int, rng: Random) -> Tensor:
         """Velocity loss of one random batch of pictures in the style, under their usual captions."""
         scenes = [random_scene(rng, self.rows, STYLES, FRAMING) for _ in range(self.batch)]
         captions = [unet_stage.caption_of(labels(scene, self.rows), rng) for scene in scenes]
-        ids = unet_stage.token_ids(self.pipe.tokenizer, captions, rng)
+        ids = unet_stage.token_ids(self.pipe.tokenizer, captions, step)
         with torch.no_grad():
             words = self.pipe.text_encoder(input_ids=ids).last_hidden_state
         latents = encode(self.pipe.vae, to_pixels([cyanotype(compose(scene)) for scene in scenes]))

@@ -159,14 +159,14 @@ class Journal:
             file.write(line + "\n")
 
 
-def train(worker: Worker, weights: Weights, loss_at: Callable[[Random], Tensor]) -> None:
+def train(worker: Worker, weights: Weights, loss_at: Callable[[int, Random], Tensor]) -> None:
     """Run the plan from where its checkpoint stands; leaves the averaged weights in the modules."""
     plan = weights.plan
     journal = Journal(plan)
     for step in range(weights.resume(), plan.steps):
         seed = (plan.seed * 1_000_003 + step) * WORLD + worker.rank
         torch.manual_seed(seed)
-        loss = loss_at(Random(seed))
+        loss = loss_at(step, Random(seed))
         loss.backward()
         weights.update(worker, step)
         if worker.leads:

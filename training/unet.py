@@ -1,6 +1,6 @@
 """Stage 4: text encoder and UNet, trained together from scratch on the pool of latents. Knows no pixels.
 
-The UNet is compiled: some minutes at the start buy steps that take a little over half the time.
+The UNet is compiled for short captions only: each caption length would cost minutes of compilation.
 """
 
 import argparse
@@ -43,7 +43,7 @@ TEXT_CONFIG = {
     "projection_dim": 128,
 }
 SUBJECTS = load_subjects()
-CAPTION_DROPPED, FULL_LENGTH = 0.1, 0.2
+CAPTION_DROPPED, FULL_EVERY = 0.1, 8
 FOLDER = OUT / "model"
 
 
@@ -62,10 +62,14 @@ def new_models(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DCondition
     return text, unet.to(memory_format=torch.channels_last)
 
 
-def token_ids(tokenizer: CLIPTokenizer, captions: list[str], rng: Random) -> Tensor:
-    """Ids (B, L): mostly short rows, which are cheap; often enough all 77, or the padding stays untrained."""
-    length = FULL_CAPTION_TOKENS if rng.random() < FULL_LENGTH else SHORT_CAPTION_TOKENS
-    shape = {"padding": "max_length", "max_length": length, "truncation": True}
+def caption_tokens(step: int) -> int:
+    """Mostly short captions, which are cheap; often enough all 77 tokens, or the padding stays untrained."""
+    return FULL_CAPTION_TOKENS if step % FULL_EVERY == FULL_EVERY - 1 else SHORT_CAPTION_TOKENS
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str], step: int) -> Tensor:
+    """Ids (B, L) of the length that this step uses in every process."""
+    shape = {"padding": "max_length", "max_length": caption_tokens(step), "truncation": True}
     return tokenizer(captions, return_tensors="pt", **shape).input_ids
 
 
@@ -83,19 +87,20 @@ class Base:
     def __init__(self, plan: Plan) -> None:
         self.tokenizer = load_tokenizer()
         self.text, self.unet = new_models(self.tokenizer)
-        self.compiled_unet = torch.compile(self.unet)
+        self.compiled_unet = torch.compile(self.unet, dynamic=False)
         self.batch = plan.batch
         self.pool, labels = load_pool()
         self.labels = labels.tolist()
 
-    def loss(self, rng: Random) -> Tensor:
+    def loss(self, step: int, rng: Random) -> Tensor:
         """Velocity loss of one random batch."""
         chosen = [rng.randrange(len(self.pool)) for _ in range(self.batch)]
-        ids = token_ids(self.tokenizer, [caption_of(self.labels[row], rng) for row in chosen], rng)
+        ids = token_ids(self.tokenizer, [caption_of(self.labels[row], rng) for row in chosen], step)
         return velocity_loss(lambda noisy, steps: self._predict(noisy, steps, ids), self.pool[chosen].float())
 
     def _predict(self, noisy: Tensor, steps: Tensor, ids: Tensor) -> Tensor:
-        return self.compiled_unet(noisy, steps, self.text(input_ids=ids).last_hidden_state).sample
+        unet = self.compiled_unet if ids.shape[1] == SHORT_CAPTION_TOKENS else self.unet
+        return unet(noisy, steps, self.text(input_ids=ids).last_hidden_state).sample
 
     def pipeline(self) -> StableDiffusionPipeline:
         """Everything of stages 1 to 4 as a Stable Diffusion pipeline."""

@@ -87,7 +87,7 @@ def stage(worker: Worker, plan: Plan) -> None:
     """What each process runs."""
     vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
     weights = Weights([vae], plan)
-    train(worker, weights, lambda rng: vae_loss(vae, random_pixels(rng, plan.batch)))
+    train(worker, weights, lambda _, rng: vae_loss(vae, random_pixels(rng, plan.batch)))
     if worker.leads:
         finish(vae.eval())
 

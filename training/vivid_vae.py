@@ -37,7 +37,7 @@ def stage(worker: Worker, plan: Plan) -> None:
     train(
         worker,
         Weights([vae], plan),
-        lambda rng: decoder_loss(vae, vae_stage.random_pixels(rng, plan.batch)),
+        lambda _, rng: decoder_loss(vae, vae_stage.random_pixels(rng, plan.batch)),
     )
     if worker.leads:
         vae.to(memory_format=torch.contiguous_format).save_pretrained(FOLDER)
