@@ -72,7 +72,7 @@ class RangeServer:
         self.cut_every = 0
         self.release = threading.Event()
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"fake": self}))
+        self._server = _QuietServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"fake": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -100,6 +100,11 @@ class RangeServer:
     def take_fault(self, path: str) -> Fault:
         with self.lock:
             return self.faults[path].pop(0) if self.faults[path] else Fault()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away is what these tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,0 +1,83 @@
+import hashlib
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from services.weights.cli import app
+from tests.fakes.range_server import RangeServer
+from tests.fakes.weight_sites import put_repository, safetensors
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("FANLIGHT_WEIGHTS_DIR", str(tmp_path / "store"))
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with RangeServer() as server:
+        monkeypatch.setenv("FANLIGHT_WEIGHTS_HF_ENDPOINT", server.url)
+        yield server
+
+
+def test_a_catalog_entry_is_planned_without_a_network(run, monkeypatch):
+    monkeypatch.setenv("FANLIGHT_WEIGHTS_HF_ENDPOINT", "http://127.0.0.1:9")
+    result = run("plan", "sd15", "controlnet-canny", "--pipeline", "controlnet", "--json")
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    assert data["fetch_bytes"] == sum(row["fetch_bytes"] for row in data["files"]) == 2_856_793_767
+    assert data["skipped_bytes"] == sum(row["bytes"] for row in data["skipped"])
+
+
+def test_a_plan_can_be_read_by_people(run):
+    result = run("plan", "controlnet-depth")
+    assert result.exit_code == 0
+    assert "left out" in result.stdout
+    assert "not proved" in " ".join(result.stdout.split())
+
+
+def test_the_last_line_of_a_fetch_says_what_it_took(run, server):
+    body = bytes(range(256)) * 8192
+    url = server.put("/m.bin", body)
+    result = run("fetch", url, "--sha256", hashlib.sha256(body).hexdigest(), "--json")
+    assert result.exit_code == 0, result.output
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert (last["bytes"], last["downloaded_bytes"]) == (len(body), len(body))
+    assert last["seconds"] >= 0
+    with open(last["path"], "rb") as file:
+        assert file.read() == body
+    again = json.loads(run("fetch", url, "--json").stdout.splitlines()[-1])
+    assert (again["path"], again["downloaded_bytes"]) == (last["path"], 0)
+
+
+def test_a_wrong_hash_is_one_line_and_exit_code_one(run, server):
+    url = server.put("/m.bin", b"x" * 3000)
+    result = run("fetch", url, "--sha256", "0" * 64, "--json")
+    assert result.exit_code == 1
+    assert "WRONG_BYTES" in result.stderr
+    assert url in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("words", [("plan", "hf:../x"), ("plan", "gs://a/b"), ("plan", "sd15", "--pipeline", "video")])
+def test_what_cannot_be_is_one_line_and_exit_code_one(run, words):
+    result = run(*words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: INVALID_FIELD")
+
+
+def test_a_model_is_listed_pinned_verified_collected_and_removed(run, server):
+    put_repository(server, "org/m", {"config.json": b"{}", "model.safetensors": safetensors({"w": b"1" * 2000})})
+    assert run("fetch", "hf:org/m").exit_code == 0
+    assert run("pin", "org/m").exit_code == 0
+    (row,) = json.loads(run("ls", "--json").stdout)
+    assert row["name"] == "org/m"
+    assert row["is_pinned"]
+    assert run("verify").exit_code == 0
+    assert json.loads(run("gc", "--json").stdout) == {"freed_bytes": 0}
+    assert "tensor_tables" in json.loads(run("digests", "org/m").stdout)
+    assert run("rm", "org/m").exit_code == 0
+    assert json.loads(run("ls", "--json").stdout) == []
+    assert run("rm", "org/m").exit_code == 1
