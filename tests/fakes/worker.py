@@ -32,13 +32,20 @@ class Working:
 
 @asynccontextmanager
 async def working(
-    gateway: FakeGateway, stage: Stage, *, slots: int = 1, drain_grace_s: float = 0.0, token: str = "", **settings: Any
+    gateway: FakeGateway,
+    stage: Stage,
+    *,
+    slots: int = 1,
+    drain_grace_s: float = 0.0,
+    token: str = "",
+    surroundings: Surroundings | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Working]:
     admission, stop = Admission(slots=slots, waiting_limit=4), asyncio.Event()
     quick = {"node": "node-1", "poll_wait_s": 5.0, "retry_delay_max_s": 0.02, "progress_every_s": 0.01}
     own = WorkerSettings(gateway=gateway.address, **(quick | settings))
     common = CommonSettings(drain_grace_s=drain_grace_s, worker_token=token or None)
-    task = asyncio.create_task(work(stage, admission, own, common, stop, surroundings=Surroundings()))
+    task = asyncio.create_task(work(stage, admission, own, common, stop, surroundings=surroundings))
     worker = Working(admission=admission, stop=stop, task=task)
     try:
         yield worker

@@ -88,7 +88,7 @@ async def test_a_result_for_a_lost_lease_is_dropped_and_the_worker_goes_on(
     stage.holds = True
     gateway.ttl_s = 1_000.0
     await gateway.offer(task_named(NAME))
-    async with working(gateway, stage):
+    async with working(gateway, stage, drain_grace_s=20):
         await stage.until_running(NAME)
         gateway.leased.clear()
         await stage.finish(NAME)

@@ -6,6 +6,8 @@ import re
 import pytest
 
 from services.kernel.errors import ResourceExhausted
+from services.worker.leasing import EARLY_PAUSE_S
+from services.worker.surroundings import Surroundings
 from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, working
@@ -175,6 +177,24 @@ async def test_a_worker_sends_its_token(stage: FakeStage) -> None:
     async with working(gateway, stage, token="a worker's"):
         await gateway.until(lambda: gateway.results["jobs/a/tasks/1"] == 1)
     await gateway.stop()
+
+
+async def test_a_gateway_that_answers_early_with_nothing_does_not_make_the_worker_spin(
+    gateway: FakeGateway, stage: FakeStage
+) -> None:
+    pauses: list[float] = []
+
+    async def pause(duration_s: float) -> None:
+        pauses.append(duration_s)
+        await asyncio.sleep(min(duration_s, 0.01))
+
+    async def answer_at_once(wait_s: float) -> None:
+        pass
+
+    gateway.wait_for_tasks = answer_at_once  # type: ignore[method-assign]
+    async with working(gateway, stage, surroundings=Surroundings(pause=pause)):
+        await gateway.until(lambda: len(gateway.polls) >= 4)
+    assert pauses.count(EARLY_PAUSE_S) >= 3
 
 
 async def test_a_gateway_that_refuses_a_poll_is_asked_again(gateway: FakeGateway, stage: FakeStage) -> None:
