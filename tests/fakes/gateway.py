@@ -49,6 +49,10 @@ class FakeJobs:
         # What a waiting call makes of the job; None lets it stay as it is.
         self.ending: Job | None = None
         self.stopped = False
+        # How many watch a job just now.
+        self.watchers = 0
+        # Set when the last of them has gone.
+        self.unwatched = asyncio.Event()
         self._changed = asyncio.Event()
         self._told: list[tuple[str, Progress]] = []
 
@@ -88,6 +92,16 @@ class FakeJobs:
         return self.kept[name]
 
     async def watch(self, name: str, *, after_revision: int = 0) -> AsyncIterator[Job | Progress]:
+        self.watchers += 1
+        try:
+            async for each in self._watch(name, after_revision):
+                yield each
+        finally:
+            self.watchers -= 1
+            if not self.watchers:
+                self.unwatched.set()
+
+    async def _watch(self, name: str, after_revision: int) -> AsyncIterator[Job | Progress]:
         told = len(self._told)
         while True:
             changed = self._changed

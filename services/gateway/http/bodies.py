@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -76,7 +77,9 @@ async def read_json(request: Request, options: HttpOptions) -> object:
 
 def parse_json(data: bytes, *, field: str) -> object:
     try:
-        value: object = json.loads(data.decode(), parse_constant=_no_number, object_pairs_hook=_no_repeats)
+        value: object = json.loads(
+            data.decode(), parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_no_repeats
+        )
     except UnicodeDecodeError as error:
         raise InvalidField(f"is not UTF-8 at byte {error.start}", field=field) from error
     except json.JSONDecodeError as error:
@@ -91,6 +94,11 @@ def parse_json(data: bytes, *, field: str) -> object:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -17,6 +17,9 @@ from services.kernel.wire_errors import http_status, to_body
 
 log = get_logger()
 
+# How much of a path that nobody knows is told back.
+PATH_QUOTED = 100
+
 
 def answer(error: FanlightError) -> JSONResponse:
     headers = {"Cache-Control": "no-store"}
@@ -78,7 +81,7 @@ async def _of_router(request: Request, error: Exception) -> Response:
     """Paths and methods that do not exist."""
     assert isinstance(error, HTTPException)
     reason, message = {
-        404: ("NOT_FOUND", f"no such path: {request.url.path}; /docs lists those there are"),
+        404: ("NOT_FOUND", f"no such path: {request.url.path[:PATH_QUOTED]}; /docs lists those there are"),
         405: ("METHOD_NOT_ALLOWED", f"{request.method} is not possible here"),
     }.get(error.status_code, ("INVALID_FIELD", error.detail))
     body = {"error": {"reason": reason, "message": message}}

@@ -155,8 +155,9 @@ async def test_an_id_that_was_never_one_is_refused(client: httpx.AsyncClient, jo
 
 
 async def test_a_watcher_that_goes_away_is_forgotten(client: httpx.AsyncClient, gateway: FakeGateway, job: Job) -> None:
-    for _ in range(20):
-        async with watching(client) as lines:
-            await next_event(lines)
-    gateway.jobs.change(ended(job, revision=2))
-    assert (await client.get("/v1/jobs/1")).json()["state"] == "STATE_SUCCEEDED"
+    async with watching(client) as first, watching(client) as second:
+        await next_event(first)
+        await next_event(second)
+        assert gateway.jobs.watchers == 2
+    async with asyncio.timeout(10):
+        await gateway.jobs.unwatched.wait()

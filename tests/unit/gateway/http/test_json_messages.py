@@ -112,6 +112,7 @@ def test_parameters_nested_without_end_are_refused() -> None:
         (b"\xff\xfe", "not UTF-8 at byte 0"),
         (b'{"a": "\xc3("}', "not UTF-8 at byte 7"),
         (b'{"a": NaN}', "NaN"),
+        (b'{"a": 1e999}', "1e999 is no number"),
         (b'{"a": 1, "a": 2}', "'a' is given twice"),
         (b"[" * 100_000, "nested too deeply"),
         (b"9" * 10_000, "not JSON that we take"),
