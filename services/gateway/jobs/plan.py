@@ -21,11 +21,20 @@ Wanted = ControlImage | Annotation
 
 
 def wanted_of(work: Work) -> list[Wanted]:
-    """What the work is conditioned on, in its order; a picture without an annotator is a control image itself."""
+    """What the work is conditioned on, in its order; a picture without an annotator is a control image itself.
+
+    Control images are made at the size of what they condition: thin lines do not survive being scaled down later.
+    """
     if isinstance(work, Annotation):
         return [work]
     return [
-        Annotation(picture=control.picture, annotator=control.annotator, parameters=control.parameters)
+        Annotation(
+            picture=control.picture,
+            annotator=control.annotator,
+            parameters=control.parameters,
+            width_px=work.width_px,
+            height_px=work.height_px,
+        )
         if control.annotator
         else ControlImage(blob=control.picture, annotator="")
         for control in work.controls

@@ -53,10 +53,10 @@ def new_generation(message: gateway_pb2.Generation, catalog: Catalog) -> NewGene
 
 
 def _size(message: gateway_pb2.Generation, model: Model) -> tuple[int, int]:
-    """Both 0 for the model's own."""
+    """The model's own where none is asked for; both 0 where the model does not say."""
     width_px, height_px = message.width_px, message.height_px
     if not width_px and not height_px:
-        return 0, 0
+        return model.width_px, model.height_px
     step_px = model.size_step_px or SIZE_STEP_PX
     for name, side_px in (("width_px", width_px), ("height_px", height_px)):
         field = f"generation.{name}"

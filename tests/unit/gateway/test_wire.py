@@ -1,6 +1,7 @@
 """What a client may ask for, and what it is told where it may not."""
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,6 +170,18 @@ def test_only_the_same_content_has_the_same_digest() -> None:
 def test_a_model_that_does_not_say_what_it_can_is_taken_at_its_word() -> None:
     catalog = catalog_of(["diffusion"], [Capabilities(models=(Model(id="m", kind="checkpoint"),))])
     assert parsed(generation(scheduler="any", width_px=72, height_px=80), catalog).work.model == "m"
+
+
+@pytest.mark.parametrize(("asked", "size"), [({}, (64, 64)), ({"width_px": 72, "height_px": 80}, (72, 80))])
+def test_control_images_are_made_at_the_size_of_the_picture_to_paint(
+    asked: dict[str, int], size: tuple[int, int]
+) -> None:
+    model = replace(STARTER, width_px=64, height_px=64)
+    catalog = catalog_of(
+        ["preprocess", "diffusion"], [Capabilities(annotators=(CANNY,), models=(model, STARTER_CANNY))]
+    )
+    work = parsed({"generation": {**controlled()["generation"], **asked}}, catalog).work
+    assert (work.width_px, work.height_px) == size
 
 
 def test_annotators_and_models_survive_the_wire_and_back() -> None:
