@@ -15,7 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from services.kernel import logs
-from services.kernel.config import SettingsError, load
+from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.errors import FanlightError
 from services.weights.download import Progress
 from services.weights.plan import LINK_RATES_MBPS, report
@@ -42,6 +42,7 @@ def _run(work: Callable[[WeightStore], Awaitable[T]], folder: Path | None) -> T:
     """Run with the store open; our errors become one line and exit code 1."""
 
     async def main() -> T:
+        refuse_unknown(CommonSettings, WeightsSettings)
         settings = load(WeightsSettings)
         if folder is not None:
             settings = settings.model_copy(update={"dir": folder})

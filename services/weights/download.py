@@ -102,11 +102,11 @@ class Tools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Downloaded:
-    """`etag` is the source's; `downloaded_bytes` are those that came over the link this time."""
+    """`source` is the source's place in the list, `etag` its own; `downloaded_bytes` came over the link this time."""
 
     path: Path
     sha256: str
-    url: str
+    source: int
     etag: str
     downloaded_bytes: int
 
@@ -129,13 +129,13 @@ class Download:
         for number, url in enumerate(self._target.urls):
             is_last = number == len(self._target.urls) - 1
             try:
-                return await self._from_source(url, is_last=is_last)
+                return await self._from_source(url, number, is_last=is_last)
             except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
                 log.warning("weights_source_failed", path=self._target.path, why=error.message, is_last=is_last)
                 failures.append(error)
         raise tell(self._target.reference, failures)
 
-    async def _from_source(self, url: str, *, is_last: bool) -> Downloaded:
+    async def _from_source(self, url: str, number: int, *, is_last: bool) -> Downloaded:
         """A source may change under the download, or have spoilt a part begun elsewhere: then all of it again."""
         for attempt in range(MAX_RESTARTS):
             remote = await self._retrying(bind(self._tools.web.probe, url))
@@ -145,7 +145,7 @@ class Download:
                 await self._fill(part, layout, url, remote, is_last=is_last)
                 sha256 = await self._verify(part)
                 return Downloaded(
-                    path=part.path, sha256=sha256, url=url, etag=remote.etag, downloaded_bytes=self._downloaded
+                    path=part.path, sha256=sha256, source=number, etag=remote.etag, downloaded_bytes=self._downloaded
                 )
             except SourceChanged:
                 await self._tools.run(part.restart)

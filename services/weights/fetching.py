@@ -64,21 +64,21 @@ class Fetching:
             return None
         return Placed(links=((item.link, found),))
 
-    def _urls(self, file: WeightFile) -> tuple[str, ...]:
+    async def _urls(self, file: WeightFile) -> tuple[str, ...]:
         if not file.sources:
             raise FailedPrecondition(f"{file.path} is listed without a source", field="reference")
-        return tuple(self.resolver.address(source) for source in file.sources)
+        return tuple([await self.resolver.address(source) for source in file.sources])
 
     async def _fetch_small(self, plan: Plan, item: PlannedFile, wish: Wish) -> Placed:
         failures: list[FanlightError] = []
-        for url in self._urls(item.file):
+        for number, url in enumerate(await self._urls(item.file)):
             try:
                 body, etag = await self._small_body(url, item.file)
             except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
                 failures.append(error)
                 continue
             await self.tools.count(len(body))
-            got = await self.tools.run(self._write_small, item, body, url, etag)
+            got = await self.tools.run(self._write_small, item, body, number, etag)
             return await self._keep(plan, item, wish, got)
         raise tell(f"{plan.manifest.reference} ({item.file.path})", failures)
 
@@ -100,12 +100,12 @@ class Fetching:
             raise WrongBytes(f"{file.path}: sha256 is {sha256} instead of {file.sha256}")
         return body, remote.etag
 
-    def _write_small(self, item: PlannedFile, body: bytes, url: str, etag: str) -> Downloaded:
+    def _write_small(self, item: PlannedFile, body: bytes, number: int, etag: str) -> Downloaded:
         part = self.objects.parts / f"{_key(item)}.part"
         self.objects.reserve(len(body))
         part.write_bytes(body)
         sha256 = hashlib.sha256(body).hexdigest()
-        return Downloaded(path=part, sha256=sha256, url=url, etag=etag, downloaded_bytes=len(body))
+        return Downloaded(path=part, sha256=sha256, source=number, etag=etag, downloaded_bytes=len(body))
 
     async def _fetch_whole(self, plan: Plan, item: PlannedFile, wish: Wish, key: str) -> Placed:
         file = item.file
@@ -113,7 +113,7 @@ class Fetching:
             reference=plan.manifest.reference,
             path=file.path,
             key=key,
-            urls=self._urls(file),
+            urls=await self._urls(file),
             size_bytes=file.size_bytes if file.is_exact else None,
             sha256=file.sha256,
             digests=_chunk_digests(file),
@@ -124,7 +124,7 @@ class Fetching:
         """What was downloaded becomes an object, or several where a checkpoint is kept as its parts."""
         file = item.file
         sha256 = await self.tools.run(self._publish_whole, plan, item, got)
-        source = file.sources[self._urls(file).index(got.url)]
+        source = file.sources[got.source]
         await self.tools.run(self.objects.index.remember_source, source, sha256, got.etag)
         parts = await self.tools.run(self._split, plan, replace(item, file=replace(file, sha256=got.sha256)), wish)
         return Placed(links=parts or ((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
@@ -165,7 +165,7 @@ class Fetching:
             reference=plan.manifest.reference,
             path=item.link,
             key=key,
-            urls=self._urls(file),
+            urls=await self._urls(file),
             size_bytes=file.size_bytes if file.is_exact else None,
             segments=layout.segments,
             digests=digests_of(item, layout),

@@ -22,18 +22,21 @@ from services.weights.references import (
     is_safe_path,
     parse,
 )
+from services.weights.s3 import presigned
 from services.weights.selection import PLAIN_FILE
+from services.weights.settings import WeightsSettings
 from services.weights.web import Web
 
 MAX_LOCAL_FILES = 10_000
 
 
 class Resolver:
-    def __init__(self, *, web: Web, catalog: Catalog, hf_endpoint: str, civitai_endpoint: str) -> None:
+    def __init__(self, *, web: Web, catalog: Catalog, settings: WeightsSettings) -> None:
         self._web = web
         self._catalog = catalog
-        self._hub = hf_endpoint
-        self._civitai = civitai_endpoint
+        self._settings = settings
+        self._hub = settings.hf_endpoint
+        self._civitai = settings.civitai_endpoint
 
     async def manifest(self, text: str) -> Manifest:
         """What the reference stands for; errors name it. NotFound, TokenRefused, Unavailable, InvalidField."""
@@ -65,7 +68,7 @@ class Resolver:
             case AirRef(source=source):
                 raise FailedPrecondition(f"nothing is fetched from {source}", field="reference")
             case S3Ref():
-                raise FailedPrecondition("s3:// cannot be read yet", field="reference")
+                return await self._ask_s3(reference)
 
     async def _ask_hub(self, reference: HubRef) -> Manifest:
         revision = quote(reference.revision or "main", safe="")
@@ -118,8 +121,18 @@ class Resolver:
             is_chosen=True,
         )
 
-    def address(self, source: str) -> str:
-        """The address that a manifest's source is fetched from; a path for a local one."""
+    async def _ask_s3(self, reference: S3Ref) -> Manifest:
+        remote = await self._web.probe(await self.address(str(reference)))
+        folder, _, name = reference.key.rpartition("/")
+        is_known = remote.size_bytes is not None
+        file = WeightFile(path=name, size_bytes=remote.size_bytes or 0, sources=(str(reference),), is_exact=is_known)
+        view = f"{reference.bucket}/{folder or 'root'}"
+        return Manifest(
+            reference=str(reference), view=view, files=(file,), revision=remote.etag, kind=PLAIN_FILE, is_chosen=True
+        )
+
+    async def address(self, source: str) -> str:
+        """The address that a manifest's source is fetched from."""
         match parse(source):
             case HubRef(repo=repo, revision=revision, subfolder=path) if path:
                 return f"{self._hub}/{repo}/resolve/{quote(revision or 'main', safe='')}/{quote(path)}"
@@ -127,6 +140,8 @@ class Resolver:
                 return f"{self._civitai}/api/download/models/{version}"
             case UrlRef(url=url):
                 return url
+            case S3Ref() as reference:
+                return await presigned(reference, endpoint=self._settings.s3_endpoint, region=self._settings.s3_region)
         raise InvalidField(f"{source!r} is no source of one file", field="sources")
 
 

@@ -27,6 +27,9 @@ class WeightsSettings(BaseSettings):
     civitai_endpoint: str = Field("https://civitai.com", description="The site that civitai references name.")
     civitai_token: SecretStr | None = Field(None, description="Token for Civitai; sent to no other host.")
 
+    s3_endpoint: str = Field("", description="The server that s3:// references name. Empty: Amazon's.")
+    s3_region: str = Field("", description="Its region. Empty: what the AWS settings of the machine say.")
+
     @field_validator("hf_endpoint", "civitai_endpoint")
     @classmethod
     def _no_slash(cls, value: str) -> str:

@@ -21,7 +21,7 @@ from services.weights.manifest import Manifest, WeightFile, with_tables
 from services.weights.objects import Objects
 from services.weights.pacing import Pacer
 from services.weights.plan import Plan, PlannedFile, make_plan
-from services.weights.references import LocalRef, UrlRef, parse
+from services.weights.references import LocalRef, S3Ref, UrlRef, parse
 from services.weights.resolve import Resolver, is_offline, local_path, with_sha256
 from services.weights.selection import Wish
 from services.weights.settings import WeightsSettings
@@ -65,12 +65,7 @@ class WeightStore:
         self.catalog = catalog
         self._settings = settings
         self._tools = tools
-        self._resolver = Resolver(
-            web=tools.web,
-            catalog=catalog,
-            hf_endpoint=settings.hf_endpoint,
-            civitai_endpoint=settings.civitai_endpoint,
-        )
+        self._resolver = Resolver(web=tools.web, catalog=catalog, settings=settings)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -154,8 +149,8 @@ class WeightStore:
         if known is None:
             return file
         sha256, etag = known
-        is_url = isinstance(parse(file.sources[0]), UrlRef)
-        if is_url and not (etag and etag == manifest.revision):
+        is_mutable = isinstance(parse(file.sources[0]), UrlRef | S3Ref)
+        if is_mutable and not (etag and etag == manifest.revision):
             return file
         size = self.objects.path_of(sha256)
         is_held = size.exists()

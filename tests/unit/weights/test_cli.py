@@ -81,3 +81,10 @@ def test_a_model_is_listed_pinned_verified_collected_and_removed(run, server):
     assert run("rm", "org/m").exit_code == 0
     assert json.loads(run("ls", "--json").stdout) == []
     assert run("rm", "org/m").exit_code == 1
+
+
+def test_a_setting_that_is_misspelt_is_an_error(run, monkeypatch):
+    monkeypatch.setenv("FANLIGHT_WEIGHTS_BUGDET_BYTES", "1")
+    result = run("ls")
+    assert result.exit_code == 1
+    assert "FANLIGHT_WEIGHTS_BUGDET_BYTES" in result.stderr
