@@ -181,13 +181,13 @@ async def test_a_worker_killed_in_the_middle_loses_no_task_and_no_result_comes_t
 
 
 async def test_tasks_that_end_while_the_gateway_is_dead_are_handed_in_when_it_is_back(house: House) -> None:
-    gateway = await house.gateway(ttl_s=20)
+    gateway = await house.gateway(ttl_s=60)
     worker = await house.worker("only", FANLIGHT_TEST_HOLD="1")
     names = await create_all(house.address)
     await worker.until("running")
     await gateway.end(signal.SIGKILL)
     worker.child.send_signal(signal.SIGUSR1)
-    await house.gateway(ttl_s=20)
+    await house.gateway(ttl_s=60)
     jobs = await asyncio.gather(*(ended(house.address, name) for name in names))
     assert_each_result_once(jobs)
     await worker.end(signal.SIGTERM)
