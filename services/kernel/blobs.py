@@ -1,8 +1,10 @@
 """The port through which bytes are kept under their digest. Each adapter passes the suite in tests/contract."""
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+Keep = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,9 @@ class BlobStore(Protocol):
         """
         ...
 
-    async def stat(self, scope: str, digest: str) -> BlobInfo | None: ...
+    async def stat(self, scope: str, digest: str) -> BlobInfo | None:
+        """What is known of it. Asking counts as a use, so that what is found stays for a while."""
+        ...
 
     def read(self, scope: str, digest: str, *, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
         """Chunks from the offset to the end, or to the limit where one is given. NotFound, OutOfRange."""
@@ -33,4 +37,11 @@ class BlobStore(Protocol):
 
     async def delete(self, scope: str, digest: str) -> None:
         """Forget it; no error where there is none."""
+        ...
+
+    async def sweep(self, *, older_than_s: float, now_s: float, keep: Keep) -> int:
+        """Forget what was neither written nor asked about for so long; how many there were.
+
+        `keep(scope, digest)` may be called from another thread. A true answer counts as a use.
+        """
         ...

@@ -1,6 +1,7 @@
 """What every BlobStore promises, run against each of them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -216,6 +217,37 @@ async def test_a_deleted_blob_is_gone_and_deleting_it_again_is_no_error(make: Ma
     assert store.used_bytes == 0
     with pytest.raises(NotFound):
         await read(store, info.digest)
+
+
+async def swept(store: Store, *needed: str, later_s: float = 100.0) -> int:
+    """Sweep as if all of what is there had not been used for `later_s`, of a hundred that are allowed."""
+    return await store.sweep(
+        older_than_s=100.0,
+        now_s=time.time() + later_s,
+        keep=lambda scope, digest: (scope, digest) in {(SCOPE, each) for each in needed},
+    )
+
+
+async def test_a_sweep_forgets_what_was_not_used_for_long_and_is_not_needed(make: Make) -> None:
+    store = make()
+    old = await store.write(SCOPE, chunked(b"old"))
+    needed = await store.write(SCOPE, chunked(b"needed"))
+    assert await swept(store, needed.digest, later_s=200.0) == 1
+    assert await store.stat(SCOPE, old.digest) is None
+    assert await store.stat(SCOPE, needed.digest) is not None
+    assert store.used_bytes == len(b"needed")
+
+
+async def test_a_sweep_leaves_what_was_used_lately(make: Make) -> None:
+    store = make()
+    await store.write(SCOPE, chunked(b"young"))
+    assert await swept(store, later_s=50.0) == 0
+
+
+async def test_a_sweep_keeps_what_is_needed_in_its_own_scope_alone(make: Make) -> None:
+    store = make()
+    info = await store.write("elsewhere", chunked(b"data"))
+    assert await swept(store, info.digest, later_s=200.0) == 1
 
 
 async def test_a_blob_that_never_was_is_not_found(make: Make) -> None:

@@ -1,8 +1,9 @@
 """The BlobStore in memory. Passes the same suite as the real ones."""
 
-from collections.abc import AsyncIterable, AsyncIterator
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 
-from services.kernel.blobs import BlobInfo
+from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.digests import digest_of
 from services.kernel.errors import InvalidField, NotFound, OutOfRange, ResourceExhausted, TooLarge
 from services.kernel.media import media_type_of
@@ -11,8 +12,16 @@ CHUNK_BYTES = 256 * 1024
 
 
 class MemoryBlobs:
-    def __init__(self, *, budget_bytes: int = 1 << 30, blob_limit_bytes: int = 1 << 28) -> None:
+    def __init__(
+        self,
+        *,
+        budget_bytes: int = 1 << 30,
+        blob_limit_bytes: int = 1 << 28,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._now_s = now_s
         self._kept: dict[tuple[str, str], bytes] = {}
+        self._used_s: dict[tuple[str, str], float] = {}
         self._budget_bytes = budget_bytes
         self._blob_limit_bytes = blob_limit_bytes
         # Bytes of the blobs, and of those being written.
@@ -51,11 +60,15 @@ class MemoryBlobs:
         if (scope, found) not in self._kept:
             self._kept[scope, found] = data
             self.used_bytes += len(data)
+        self._used_s[scope, found] = self._now_s()
         return _info(scope, found, data)
 
     async def stat(self, scope: str, digest: str) -> BlobInfo | None:
         data = self._kept.get((scope, digest))
-        return None if data is None else _info(scope, digest, data)
+        if data is None:
+            return None
+        self._used_s[scope, digest] = self._now_s()
+        return _info(scope, digest, data)
 
     async def read(
         self, scope: str, digest: str, *, offset_bytes: int = 0, limit_bytes: int = 0
@@ -71,6 +84,16 @@ class MemoryBlobs:
 
     async def delete(self, scope: str, digest: str) -> None:
         self.used_bytes -= len(self._kept.pop((scope, digest), b""))
+
+    async def sweep(self, *, older_than_s: float, now_s: float, keep: Keep) -> int:
+        swept = 0
+        for scope, digest in list(self._kept):
+            if keep(scope, digest):
+                self._used_s[scope, digest] = self._now_s()
+            elif self._used_s[scope, digest] < now_s - older_than_s:
+                await self.delete(scope, digest)
+                swept += 1
+        return swept
 
 
 def _info(scope: str, digest: str, data: bytes) -> BlobInfo:

@@ -7,11 +7,11 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from services.kernel.blobs import BlobInfo
+from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.digests import named, parse_digest, parse_scope
 from services.kernel.errors import Cancelled, FanlightError, InvalidField, NodeFault, ResourceExhausted, TooLarge
 from services.kernel.media import media_type_of
@@ -21,8 +21,6 @@ INCOMING = ".incoming"
 FULL_RETRY_AFTER_S = 60.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _HEAD_BYTES = 16
-
-Keep = Callable[[str, str], bool]
 
 
 class BlobFiles:
@@ -49,8 +47,10 @@ class BlobFiles:
         return self._root / parse_scope(scope, field="scope") / name[:2] / name[2:]
 
     def stat(self, scope: str, digest: str) -> BlobInfo | None:
+        """Marks it as used: its time of change is the time of its last use."""
         try:
-            with self.path(scope, digest).open("rb") as file:
+            with self._lock, self.path(scope, digest).open("rb") as file:
+                os.utime(file.fileno())
                 return BlobInfo(
                     scope=scope,
                     digest=digest,
@@ -65,13 +65,14 @@ class BlobFiles:
             self._remove(self.path(scope, digest))
 
     def sweep(self, *, before_s: float, keep: Keep) -> int:
-        """Delete what was last written before that time and need not be kept; how many there were."""
+        """Delete what was last used before that time; how many there were."""
         swept = 0
         for scope, digest, path in self._all():
-            if keep(scope, digest):
-                continue
+            needed = keep(scope, digest)
             with self._lock, contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < before_s:
+                if needed:
+                    os.utime(path)
+                elif path.stat().st_mtime < before_s:
                     self._remove(path)
                     swept += 1
         return swept

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from services.gateway.adapters.blob_files import BlobFiles, Keep
-from services.kernel.blobs import BlobInfo
+from services.gateway.adapters.blob_files import BlobFiles
+from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.errors import NotFound, OutOfRange, TooLarge
 
 READ_CHUNK_BYTES = 256 * 1024
@@ -62,10 +62,6 @@ class DiskBlobs:
         await self._run(partial(self._files.delete, scope, digest))
 
     async def sweep(self, *, older_than_s: float, now_s: float, keep: Keep) -> int:
-        """Delete blobs written longer ago than that, unless `keep(scope, digest)`; how many there were.
-
-        `now_s` is the system's clock, which dates files. `keep` is called from another thread.
-        """
         return await self._run(partial(self._files.sweep, before_s=now_s - older_than_s, keep=keep))
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from services.gateway.app.blob_retention import BlobRetention
 from services.gateway.app.cache import ControlImages
 from services.gateway.app.core import core_of
 from services.gateway.app.dead_letters import DeadLetters
@@ -28,6 +29,7 @@ EXPIRY_INTERVAL_S = 1.0
 # A sweep that comes later than this found the whole process standing still.
 STANDSTILL_S = 2.0
 SWEEP_INTERVAL_S = 60.0
+BLOB_SWEEP_INTERVAL_S = 3_600.0
 
 
 class Gateway:
@@ -53,6 +55,7 @@ class Gateway:
         self.queue = Queue(core, self._cache, self.dead_letters)
         self.polls = Polls(core, self.queue)
         self._retention = Retention(core.ledger, requests, clock, settings)
+        self._blob_retention = BlobRetention(core.ledger, blobs, clock, settings)
         self._stopping = asyncio.Event()
         self._dead: list[Job] = []
         core.ledger.observe(self._note_dead)
@@ -81,6 +84,7 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             follow = group.create_task(self._ledger.follow())
             group.create_task(self._every(SWEEP_INTERVAL_S, self.sweep))
+            group.create_task(self._every(BLOB_SWEEP_INTERVAL_S, self._blob_retention.sweep))
             group.create_task(self._expire())
             await self._stopping.wait()
             follow.cancel()

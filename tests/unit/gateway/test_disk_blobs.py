@@ -89,24 +89,33 @@ async def test_a_disk_that_fails_is_told_in_our_words_and_leaves_nothing(
     assert await store.stat(SCOPE, digest_of(b"data")) is None
 
 
-async def test_the_sweep_deletes_what_is_old_and_not_needed(tmp_path: Path) -> None:
-    store = opened(tmp_path)
-    old, needed, young = [(await store.write(SCOPE, once(data))).digest for data in (b"old", b"needed", b"young")]
-    for digest in (old, needed):
-        name = digest.removeprefix("sha256:")
-        os.utime(tmp_path / SCOPE / name[:2] / name[2:], (1_000.0, 1_000.0))
-    swept = await store.sweep(older_than_s=100.0, now_s=1_200.0, keep=lambda _, digest: digest == needed)
-    assert swept == 1
-    assert await store.stat(SCOPE, old) is None
-    assert await store.stat(SCOPE, needed) is not None
-    assert await store.stat(SCOPE, young) is not None
-    assert store.used_bytes == len(b"needed") + len(b"young")
+def age(root: Path, digest: str) -> None:
+    """Date its last use to the year 1970."""
+    name = digest.removeprefix("sha256:")
+    os.utime(root / SCOPE / name[:2] / name[2:], (1_000.0, 1_000.0))
 
 
-async def test_writing_a_blob_again_makes_it_young(tmp_path: Path) -> None:
+async def sweep(store: DiskBlobs, *needed: str) -> int:
+    return await store.sweep(older_than_s=100.0, now_s=1_200.0, keep=lambda _, digest: digest in needed)
+
+
+async def test_an_old_blob_is_swept(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    info = await store.write(SCOPE, once(b"again"))
-    name = info.digest.removeprefix("sha256:")
-    os.utime(tmp_path / SCOPE / name[:2] / name[2:], (1_000.0, 1_000.0))
-    await store.write(SCOPE, once(b"again"))
-    assert await store.sweep(older_than_s=100.0, now_s=1_200.0, keep=lambda *_: False) == 0
+    age(tmp_path, (await store.write(SCOPE, once(b"old"))).digest)
+    assert await sweep(store) == 1
+    assert store.used_bytes == 0
+
+
+@pytest.mark.parametrize("use", ["write", "stat", "need"])
+async def test_an_old_blob_that_is_used_again_is_young(tmp_path: Path, use: str) -> None:
+    store = opened(tmp_path)
+    digest = (await store.write(SCOPE, once(b"again"))).digest
+    age(tmp_path, digest)
+    if use == "write":
+        await store.write(SCOPE, once(b"again"))
+    elif use == "stat":
+        await store.stat(SCOPE, digest)
+    else:
+        assert await sweep(store, digest) == 0
+    assert await sweep(store) == 0
+    assert await store.stat(SCOPE, digest) is not None
