@@ -34,12 +34,16 @@ class Backlog:
         if not ranked:
             del self._kinds[task.kind]
 
-    def kinds(self) -> Iterator[Kind]:
-        return iter(self._kinds)
-
     def count(self, kind: Kind) -> int:
         return len(self._kinds.get(kind, ()))
 
     def of_kind(self, kind: Kind) -> Iterator[Waiting]:
         """In order of rank."""
-        return (self._tasks[key] for _, key in self._kinds.get(kind, ()))
+        return self._in_order(self._kinds.get(kind, []))
+
+    def by_kind(self) -> Iterator[tuple[Kind, Iterator[Waiting]]]:
+        """Every kind that waits, with its tasks in order of rank."""
+        return ((kind, self._in_order(ranked)) for kind, ranked in self._kinds.items())
+
+    def _in_order(self, ranked: list[_Ranked]) -> Iterator[Waiting]:
+        return (self._tasks[key] for _, key in ranked)

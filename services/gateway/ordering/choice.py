@@ -30,24 +30,21 @@ def choose(
     """
     if limit <= 0:
         return []
-    heads = [head for kind in backlog.kinds() if (head := _head(backlog, kind, asker, able_nodes)) is not None]
+    candidates = (tasks for kind, tasks in backlog.by_kind() if asker.can(kind))
+    heads = [head for tasks in candidates if (head := next(_fit(tasks, asker, able_nodes), None))]
     if not heads:
         return []
     best = min(heads, key=lambda task: (_rank_s(task, asker, now_s), task.key))
     if best.alone:
         return [best]
     limit = min(limit, math.ceil(backlog.count(best.kind) / (1 + idle_rivals(best.kind))))
-    return list(islice((task for task in _fit(backlog, best.kind, asker, able_nodes) if not task.alone), limit))
+    return list(islice((task for task in _fit(backlog.of_kind(best.kind), asker, able_nodes) if not task.alone), limit))
 
 
-def _head(backlog: Backlog, kind: Kind, asker: Asker, able_nodes: AbleNodes) -> Waiting | None:
-    return next(_fit(backlog, kind, asker, able_nodes), None) if asker.can(kind) else None
-
-
-def _fit(backlog: Backlog, kind: Kind, asker: Asker, able_nodes: AbleNodes) -> Iterator[Waiting]:
+def _fit(tasks: Iterator[Waiting], asker: Asker, able_nodes: AbleNodes) -> Iterator[Waiting]:
     """Those that the asker's node should not leave to another one."""
-    for task in islice(backlog.of_kind(kind), LOOK_LIMIT):
-        if asker.node not in task.failed_nodes or able_nodes(kind) <= task.failed_nodes:
+    for task in islice(tasks, LOOK_LIMIT):
+        if asker.node not in task.failed_nodes or able_nodes(task.kind) <= task.failed_nodes:
             yield task
 
 

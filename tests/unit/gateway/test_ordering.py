@@ -106,4 +106,4 @@ def test_a_removed_task_is_forgotten() -> None:
     backlog.remove(("1", 1))
     backlog.remove(("1", 1))
     assert len(backlog) == 0
-    assert list(backlog.kinds()) == []
+    assert list(backlog.by_kind()) == []
