@@ -17,7 +17,7 @@ from services.weights.objects import Objects, digest_tensors, disk_errors, read_
 from services.weights.pacing import backoff_s
 from services.weights.plan import Holdings, Plan, PlannedFile, make_plan
 from services.weights.resolve import Resolver
-from services.weights.selection import Wish
+from services.weights.selection import PLAIN_FILE, Wish
 from services.weights.tensors import BadHeader, component_key
 
 # Smaller files come in one answer, without ranges and without a part on disk.
@@ -130,11 +130,14 @@ class Fetching:
         return Placed(links=parts or ((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
 
     def _publish_whole(self, plan: Plan, item: PlannedFile, got: Downloaded) -> str:
+        table = None
         try:
             table = _table_of(got.path, item.file)
         except BadHeader as error:
-            _discard(got.path)
-            raise BadHeader(f"{plan.manifest.reference} ({item.file.path}): {error.message}") from error
+            # Bytes named by their address are kept whatever they are; loading them asks again.
+            if plan.manifest.kind != PLAIN_FILE:
+                _discard(got.path)
+                raise BadHeader(f"{plan.manifest.reference} ({item.file.path}): {error.message}") from error
         may_alias = not plan.manifest.is_chosen
         sha256 = self.objects.publish(got.path, got.sha256, table, may_alias=may_alias)
         got.path.with_suffix(".map").unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -58,8 +59,9 @@ class Objects:
 
     def _reconcile(self) -> None:
         """Believe the disk: what lies there is held, what does not is not."""
-        there = {path.name: path for path in (self.folder / "objects").glob("??/*")}
+        # The index first: what is published meanwhile may be indexed twice, but never forgotten.
         known = {row.sha256 for row in self.index.objects()}
+        there = {path.name: path for path in (self.folder / "objects").glob("??/*")}
         for sha in known - there.keys():
             self._drop_links(self.index.forget(sha))
         for sha in there.keys() - known:
@@ -105,6 +107,7 @@ class Objects:
         if self._budget_bytes:
             used = sum(row.size_bytes for row in self.index.objects()) + _bytes_in(self.parts)
             left = self.evict(used + need_bytes - self._budget_bytes)
+            left -= self._drop_abandoned() if left > 0 else 0
             if left > 0:
                 raise DiskFull(
                     f"{need_bytes} bytes do not fit the budget of {self._budget_bytes}: "
@@ -150,7 +153,7 @@ class Objects:
         for link, sha in rows:
             place = folder / link
             place.parent.mkdir(parents=True, exist_ok=True)
-            fresh = place.with_name(f".{place.name}.{os.getpid()}")
+            fresh = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(os.path.relpath(self.path_of(sha), place.parent))
             fresh.rename(place)
@@ -203,6 +206,11 @@ class Objects:
     def collect(self) -> int:
         """Remove objects that no view has and downloads that nobody is at; the bytes freed."""
         freed = self._remove_unlinked({row.sha256 for row in self.index.objects() if not row.is_pinned})
+        return freed + self._drop_abandoned()
+
+    def _drop_abandoned(self) -> int:
+        """Remove downloads that nobody is at; the bytes freed."""
+        freed = 0
         for path in self.parts.iterdir():
             fd = try_lock(self.lock_of(f"fetch-{path.stem}"))
             if fd is not None:

@@ -194,13 +194,18 @@ class WeightStore:
     async def _carry_out(self, text: str, plan: Plan, wish: Wish, report: Callable[[Progress], None]) -> Fetched:
         fetching = Fetching(objects=self.objects, tools=self._tools, resolver=self._resolver, report=report)
         gate = asyncio.Semaphore(FILES_AT_ONCE)
+        with contextlib.ExitStack() as in_use:
 
-        async def place(item: PlannedFile) -> Placed:
-            async with gate:
-                return await fetching.fetch(plan, item, wish)
+            async def place(item: PlannedFile) -> Placed:
+                async with gate:
+                    placed = await fetching.fetch(plan, item, wish)
+                # From now on, room for the plan's other files is not made by evicting this one.
+                if not in_use.enter_context(self.objects.using(sha for _, sha in placed.links)):
+                    raise Conflict(f"{item.file.path} was evicted as soon as it was there")
+                return placed
 
-        held = [item.file.sha256 for item in plan.files if item.tensors is None and not item.fetch_bytes]
-        with self.objects.using(await self._tools.run(self._names, held)):
+            held = [item.file.sha256 for item in plan.files if item.tensors is None and not item.fetch_bytes]
+            in_use.enter_context(self.objects.using(await self._tools.run(self._names, held)))
             placed = await _gather(place(item) for item in plan.files)
             links = [link for p in placed for link in p.links]
             path = await self._tools.run(self._link, text, plan, links)

@@ -152,7 +152,8 @@ def _check_piece(response: httpx.Response, span: Span, known: Remote) -> None:
 
 def _remote(response: httpx.Response) -> Remote:
     headers = response.headers
-    is_range = response.status_code == 206
+    # 416 answers a question about the first byte of an empty file.
+    is_range = response.status_code in (206, 416)
     total = headers.get("content-range", "").rpartition("/")[2] if is_range else headers.get("content-length", "")
     etag = headers.get("etag", "")
     linked = headers.get("x-linked-etag", "").strip('"')

@@ -11,6 +11,7 @@ from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, Tok
 from services.weights.manifest import ChunkDigests, Manifest, WeightFile
 from services.weights.store import WeightStore
 from tests.fakes.range_server import Fault
+from tests.fakes.weight_sites import put_repository, safetensors
 
 PATH = "/m.bin"
 
@@ -241,3 +242,56 @@ async def test_a_cap_on_bandwidth_is_kept_by_waiting(server, settings, body):
         store._tools.pacer._bucket.at_s = 0.0
         assert (await _fetch(store, url)).path.read_bytes() == body
     assert 4.0 < sum(waited) <= 5.0
+
+
+async def test_bytes_named_by_their_address_are_kept_whatever_their_name_promises(server, store, body):
+    for name, content in (("/m.safetensors", body), ("/m.ckpt", b"x"), ("/empty.bin", b"")):
+        path = await store.ensure(server.put(name, content))
+        assert path.read_bytes() == content
+
+
+async def test_a_budget_too_small_for_one_model_is_said_and_nothing_of_it_is_evicted_on_the_way(server, settings):
+    files = {"config.json": b"{}"} | {f"{n}.safetensors": safetensors({"w": bytes([n]) * 2_000_000}) for n in (1, 2, 3)}
+    put_repository(server, "org/m", files)
+    async with WeightStore.open(settings(budget_bytes=5_000_000)) as store:
+        with pytest.raises(DiskFull, match="budget"):
+            await store.ensure("hf:org/m")
+        small = await store.ensure(server.put("/small", b"1" * 1_000_000))
+        assert small.exists()
+
+
+async def test_many_askers_in_one_process_get_one_view(server, store):
+    put_repository(server, "org/m", {"config.json": b"{}", "model.safetensors": safetensors({"w": b"1" * 3_000_000})})
+    paths = await asyncio.gather(*(store.ensure("hf:org/m") for _ in range(8)))
+    assert len(set(paths)) == 1
+    assert sorted(p.name for p in paths[0].iterdir()) == ["config.json", "model.safetensors"]
+    assert sum(count for path, count in server.sent_bytes.items() if path.startswith("/cdn/")) < 3_100_000
+
+
+async def test_what_is_acquired_is_not_evicted_until_it_is_let_go(server, settings):
+    first, second = server.put("/first", b"1" * 3_000_000), server.put("/second", b"2" * 3_000_000)
+    async with WeightStore.open(settings(budget_bytes=4_000_000)) as store:
+        async with store.acquire(first) as path:
+            with pytest.raises(DiskFull, match="in use"):
+                await store.ensure(second)
+            assert path.read_bytes() == b"1" * 3_000_000
+        assert (await store.ensure(second)).exists()
+        assert not path.exists()
+
+
+async def test_an_inventory_names_the_models_that_are_whole(server, store):
+    put_repository(server, "org/m", {"config.json": b"{}", "model.safetensors": safetensors({"w": b"1" * 3_000})})
+    await store.ensure("hf:org/m")
+    (held,) = await store.inventory()
+    assert (held.name, held.is_pinned) == ("org/m", False)
+    assert held.size_bytes > 3_000
+    await store.run(store.objects.remove, store.objects.objects_of("org/m")[0])
+    assert await store.inventory() == [] or (await store.inventory())[0].size_bytes < held.size_bytes
+
+
+async def test_progress_tells_bytes_rate_and_source(server, store, body):
+    told = []
+    await store.ensure(server.put(PATH, body), report=told.append)
+    assert told[-1].done_bytes == told[-1].total_bytes == len(body)
+    assert all(p.source == server.url.removeprefix("http://") for p in told)
+    assert [p.done_bytes for p in told] == sorted(p.done_bytes for p in told)
