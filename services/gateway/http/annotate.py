@@ -11,9 +11,10 @@ from fanlight.common.v1 import common_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.http import documents
-from services.gateway.http.blobs import BlobRoutes, keep_body
+from services.gateway.http.blobs import blob_answer
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.parameters import Wait
+from services.gateway.http.uploads import keep_body
 from services.gateway.jobs.model import Job, JobState
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobInfo, BlobStore
@@ -35,7 +36,6 @@ class AnnotateRoutes:
         self._gateway = gateway
         self._blobs = blobs
         self._options = options
-        self._pictures = BlobRoutes(blobs, options)
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["annotators"])
@@ -81,7 +81,7 @@ class AnnotateRoutes:
             "Fanlight-Job": told.name,
             "Server-Timing": ", ".join(_timings(told)),
         }
-        return self._pictures.answer(info, headers)
+        return blob_answer(self._blobs, info, headers)
 
 
 def typed(text: str, parameter: Parameter | None) -> bool | float | str:

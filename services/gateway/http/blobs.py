@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
-from starlette.datastructures import UploadFile
 from starlette.responses import Response, StreamingResponse
 
-from services.gateway.http import bodies, documents
+from services.gateway.http import documents
 from services.gateway.http.json_messages import answer, of_value
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.parameters import Scope, refuse_unknown, scope_of
 from services.gateway.http.ranges import Part, Unsatisfiable, part_of
+from services.gateway.http.uploads import keep_body
 from services.gateway.wire.blobs import blob
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.digests import DEFAULT_SCOPE, parse_digest
-from services.kernel.errors import InvalidField, NotFound, OutOfRange, TooLarge
+from services.kernel.digests import parse_digest
+from services.kernel.errors import NotFound, OutOfRange
 from services.kernel.wire_errors import to_body
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
@@ -57,58 +57,29 @@ class BlobRoutes:
         try:
             part = _part(request, info, etag)
         except Unsatisfiable:
-            return _unsatisfiable(info, headers)
-        return self.answer(info, headers, part=part, head_only=request.method == "HEAD")
-
-    def answer(
-        self, info: BlobInfo, headers: Mapping[str, str], *, part: Part | None = None, head_only: bool = False
-    ) -> Response:
-        """The blob's bytes, or a part of them."""
-        span = part or Part(offset_bytes=0, size_bytes=info.size_bytes)
-        all_headers = {
-            **headers,
-            "Content-Length": str(span.size_bytes),
-            "Content-Type": info.media_type or UNKNOWN_MEDIA_TYPE,
-            "X-Content-Type-Options": "nosniff",
-        }
-        if part is not None:
-            last = part.offset_bytes + part.size_bytes - 1
-            all_headers["Content-Range"] = f"bytes {part.offset_bytes}-{last}/{info.size_bytes}"
-        status = 200 if part is None else 206
-        if head_only or not span.size_bytes:
-            return Response(status_code=status, headers=all_headers)
-        chunks = self._blobs.read(info.scope, info.digest, offset_bytes=span.offset_bytes, limit_bytes=span.size_bytes)
-        return StreamingResponse(chunks, status_code=status, headers=all_headers)
+            return _unsatisfiable(info)
+        return blob_answer(self._blobs, info, headers, part=part, head_only=request.method == "HEAD")
 
 
-async def keep_body(
-    request: Request, blobs: BlobStore, options: HttpOptions, *, scope: str, digest: str = ""
-) -> BlobInfo:
-    """Keep the raw body, or the one file of a form, as a blob. InvalidField for none or several."""
-    if bodies.content_type(request) == bodies.FORM:
-        form = await bodies.read_form(request, options)
-        try:
-            if len(form.files) != 1:
-                raise InvalidField(f"must have one file; this form has {len(form.files)}", field="body")
-            ((name, file),) = form.files.items()
-            return await keep_file(blobs, name, file, scope=scope, digest=digest)
-        finally:
-            await form.close()
-    if request.headers.get("content-length") == "0":
-        raise InvalidField("is empty", field="body")
-    bodies.refuse_announced(request, limit_bytes=options.blob_limit_bytes)
-    chunks = bodies.raw(request, options, limit_bytes=options.blob_limit_bytes)
-    return await blobs.write(scope, chunks, digest=digest, size_bytes=bodies.announced_bytes(request))
-
-
-async def keep_file(
-    blobs: BlobStore, name: str, file: UploadFile, *, scope: str = DEFAULT_SCOPE, digest: str = ""
-) -> BlobInfo:
-    """Keep a form's file as a blob. TooLarge names the part."""
-    try:
-        return await blobs.write(scope, bodies.chunks_of(file), digest=digest)
-    except TooLarge as error:
-        raise error.within(name) from error
+def blob_answer(
+    blobs: BlobStore, info: BlobInfo, headers: Mapping[str, str], *, part: Part | None = None, head_only: bool = False
+) -> Response:
+    """The blob's bytes, or a part of them."""
+    span = part or Part(offset_bytes=0, size_bytes=info.size_bytes)
+    all_headers = {
+        **headers,
+        "Content-Length": str(span.size_bytes),
+        "Content-Type": info.media_type or UNKNOWN_MEDIA_TYPE,
+        "X-Content-Type-Options": "nosniff",
+    }
+    if part is not None:
+        last = part.offset_bytes + part.size_bytes - 1
+        all_headers["Content-Range"] = f"bytes {part.offset_bytes}-{last}/{info.size_bytes}"
+    status = 200 if part is None else 206
+    if head_only or not span.size_bytes:
+        return Response(status_code=status, headers=all_headers)
+    chunks = blobs.read(info.scope, info.digest, offset_bytes=span.offset_bytes, limit_bytes=span.size_bytes)
+    return StreamingResponse(chunks, status_code=status, headers=all_headers)
 
 
 def _part(request: Request, info: BlobInfo, etag: str) -> Part | None:
@@ -123,6 +94,7 @@ def _names(header: str, etag: str) -> bool:
     return etag in tags or tags == ["*"]
 
 
-def _unsatisfiable(info: BlobInfo, headers: Mapping[str, str]) -> Response:
+def _unsatisfiable(info: BlobInfo) -> Response:
     error = OutOfRange(f"the blob has {info.size_bytes} bytes", field="Range")
-    return of_value(to_body(error), status=416, headers={**headers, "Content-Range": f"bytes */{info.size_bytes}"})
+    headers = {"Content-Range": f"bytes */{info.size_bytes}", "Cache-Control": "no-store"}
+    return of_value(to_body(error), status=416, headers=headers)

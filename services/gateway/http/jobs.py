@@ -11,10 +11,10 @@ from fanlight.common.v1 import common_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.http import bodies, documents
-from services.gateway.http.blobs import keep_file
 from services.gateway.http.json_messages import answer, fill
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.parameters import Wait, refuse_unknown
+from services.gateway.http.uploads import keep_file
 from services.gateway.jobs.model import Job
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobStore
