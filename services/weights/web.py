@@ -1,9 +1,11 @@
 """HTTP for weights: redirects by hand, tokens for their own origin only, answers turned into our errors."""
 
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cache
 from socket import SO_RCVBUF, SOL_SOCKET
 
 import httpx
@@ -43,17 +45,28 @@ class Web:
     ) -> None:
         self._tokens = {_origin(httpx.URL(endpoint)): token for endpoint, token in tokens.items()}
         self._wall_s = wall_s
-        limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=2 * connections)
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(stall_s, connect=CONNECT_TIMEOUT_S, pool=None),
-            transport=httpx.AsyncHTTPTransport(
-                limits=limits, socket_options=[(SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER_BYTES)]
-            ),
-            headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
-        )
+        self._stall_s = stall_s
+        self._limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=2 * connections)
+        self._opened: httpx.AsyncClient | None = None
+
+    @property
+    def _client(self) -> httpx.AsyncClient:
+        """Made on first use: a plan out of the catalog needs none."""
+        if self._opened is None:
+            self._opened = httpx.AsyncClient(
+                timeout=httpx.Timeout(self._stall_s, connect=CONNECT_TIMEOUT_S, pool=None),
+                transport=httpx.AsyncHTTPTransport(
+                    verify=_tls(),
+                    limits=self._limits,
+                    socket_options=[(SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER_BYTES)],
+                ),
+                headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
+            )
+        return self._opened
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._opened is not None:
+            await self._opened.aclose()
 
     @contextlib.asynccontextmanager
     async def open(self, url: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[httpx.Response]:
@@ -136,6 +149,12 @@ class Web:
             if now.etag != known.etag or now.size_bytes != known.size_bytes:
                 raise SourceChanged(f"{_host(response.url)} has another file than before")
             yield _exactly(response, known.size_bytes)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Reading the roots takes long enough to do it once."""
+    return httpx.create_ssl_context()
 
 
 def _check_piece(response: httpx.Response, span: Span, known: Remote) -> None:
