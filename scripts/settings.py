@@ -12,6 +12,7 @@ from services.diffusion.config import DiffusionSettings
 from services.gateway.config import GatewaySettings
 from services.kernel.config import CommonSettings
 from services.preprocessor.config import PreprocessorSettings
+from services.weights.settings import WeightsSettings
 from services.worker.config import WorkerSettings
 
 HEAD = """# Settings
@@ -31,6 +32,7 @@ SECTIONS: list[tuple[str, type[BaseSettings]]] = [
     ("Preprocessor", PreprocessorSettings),
     ("Diffusion", DiffusionSettings),
     ("The lease loop of preprocessor and diffusion", WorkerSettings),
+    ("Weights", WeightsSettings),
 ]
 
 
@@ -43,7 +45,7 @@ def rows(kind: type[BaseSettings]) -> Iterator[str]:
 
 def default_of(field: FieldInfo) -> str:
     if field.default_factory is not None:
-        return "see there"
+        return "by the machine"
     value = field.default
     if value is PydanticUndefined:
         return "required"

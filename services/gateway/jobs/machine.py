@@ -25,6 +25,8 @@ from services.kernel.errors import Conflict, LeaseLost
 
 FAILURES_LIMIT = 3
 LOST_LEASES_LIMIT = 10
+# A lease whose answer never arrived costs the task nothing, unless it had so many: then something is broken.
+LEASES_LIMIT = 100
 
 
 class Standing(StrEnum):
@@ -102,6 +104,8 @@ def expire(job: Job, number: int, token: str, *, now_s: float, unheld: bool = Fa
     if task is None or standing(job, number, token) is not Standing.LIVE:
         return job
     assert task.lease is not None
+    if unheld and task.leases < LEASES_LIMIT:
+        return _changed(job, _queued(task), now_s=now_s)
     alone = task.alone or (task.lease.batch_size > 1 and not unheld)
     return _tried(job, replace(task, alone=alone), Ending.LOST, None, now_s)
 

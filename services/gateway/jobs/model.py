@@ -83,7 +83,7 @@ class Generation:
     pipeline: str
     prompt: str
     negative_prompt: str
-    # Both 0: the model's own size.
+    # Both 0 where the model does not say its own.
     width_px: int
     height_px: int
     steps: int | None

@@ -160,6 +160,20 @@ def test_a_lease_that_the_worker_never_got_says_nothing_about_its_batch() -> Non
     assert not job.tasks[0].alone
 
 
+def test_a_lease_that_the_worker_never_got_costs_nothing() -> None:
+    job = machine.expire(leased(job_of()), 1, "a", now_s=4.0, unheld=True)
+    assert states(job) == ["queued"]
+    assert job.tasks[0].attempts == ()
+
+
+def test_leases_that_never_arrive_do_not_go_round_for_ever() -> None:
+    job = job_of()
+    while not job.state.ended:
+        job = machine.expire(leased(job), 1, "a", now_s=4.0, unheld=True)
+    assert job.tasks[0].dead
+    assert job.tasks[0].leases == machine.LEASES_LIMIT + machine.LOST_LEASES_LIMIT - 1
+
+
 def test_a_cancelled_job_never_completes() -> None:
     job = machine.cancel(leased(job_of(2)), now_s=4.0)
     assert states(job) == ["cancelled", "cancelled"]
