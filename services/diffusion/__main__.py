@@ -1,6 +1,7 @@
 """The diffusion service's process: settings in, objects wired, served until SIGTERM."""
 
 import asyncio
+import os
 import random
 import sys
 import time
@@ -123,4 +124,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The interpreter would wait for what the device thread is at, though nobody wants it any more.
+    os._exit(code)

@@ -19,5 +19,5 @@ class DeviceThread:
         return future
 
     def close(self) -> None:
-        """Waits for the work at hand."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Takes no more work, and does not wait for what is at hand: an import of torch may take a minute."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
