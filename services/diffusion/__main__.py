@@ -1,7 +1,6 @@
 """The diffusion service's process: settings in, objects wired, served until SIGTERM."""
 
 import asyncio
-import os
 import random
 import sys
 import time
@@ -21,7 +20,7 @@ from services.diffusion.stage import DiffusionStage
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.errors import FanlightError
-from services.kernel.process import run
+from services.kernel.process import leave, run
 from services.worker.admission import Admission
 from services.worker.config import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
@@ -124,8 +123,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # The interpreter would wait for what the device thread is at, though nobody wants it any more.
-    os._exit(code)
+    # Does not wait for what the device thread is at, though the interpreter would.
+    leave(main())

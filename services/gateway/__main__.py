@@ -22,7 +22,7 @@ from services.kernel import logs
 from services.kernel.blobs import BlobStore
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.listen import require_tokens
-from services.kernel.process import run
+from services.kernel.process import leave, run
 from services.kernel.rpc_server import RpcServer, address_of
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
@@ -135,4 +135,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -9,7 +9,7 @@ import cv2
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
-from services.kernel.process import run
+from services.kernel.process import leave, run
 from services.preprocessor import registry
 from services.preprocessor.config import PreprocessorSettings
 from services.preprocessor.engine import Engine
@@ -59,4 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
