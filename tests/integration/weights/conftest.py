@@ -27,7 +27,7 @@ def settings(server, tmp_path):
             "hf_endpoint": server.url,
             "civitai_endpoint": server.url,
             "piece_bytes": 1024 * 1024,
-            "stall_s": 0.5,
+            "stall_s": 20.0,
             "retries": 2,
         }
         return WeightsSettings(**{**defaults, **values})

@@ -58,10 +58,11 @@ async def test_cut_connections_cost_no_byte_twice(server, store, body):
     assert fetched.downloaded_bytes == len(body)
 
 
-async def test_a_stalled_connection_is_left_and_its_bytes_are_kept(server, store, body):
+async def test_a_stalled_connection_is_left_and_its_bytes_are_kept(server, settings, body):
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(stall_after=400_000)]
-    fetched = await _fetch(store, url, _sha(body))
+    async with WeightStore.open(settings(stall_s=0.5, retries=50)) as store:
+        fetched = await _fetch(store, url, _sha(body))
     assert fetched.path.read_bytes() == body
     assert fetched.downloaded_bytes == len(body)
 
