@@ -53,12 +53,18 @@ class GenerationOptions(TypedDict, total=False):
 
 def generation(prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
     """Reads the controls' files. InvalidInput where one cannot be read or a number does not fit its field."""
-    controls = [_control(control) for control in options.pop("controls", ())]
-    given = {name: value for name, value in options.items() if value is not None}
+    work = Generation(prompt=prompt, controls=[_control(control) for control in options.pop("controls", ())])
+    for name, value in options.items():
+        if value is not None:
+            _set(work, name, value)
+    return work
+
+
+def _set(work: Generation, name: str, value: object) -> None:
     try:
-        return Generation(prompt=prompt, controls=controls, **given)  # type: ignore[arg-type]
+        setattr(work, name, value)
     except (TypeError, ValueError) as error:
-        raise InvalidInput(str(error)) from error
+        raise InvalidInput(f"{name}: {error}") from error
 
 
 def annotation(

@@ -206,6 +206,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
         annotation("canny", tmp_path / "none.png")
 
 
-def test_a_number_that_fits_no_field_is_refused():
-    with pytest.raises(InvalidInput):
-        generation("a cat", seed=-1)
+@pytest.mark.parametrize("options", [{"seed": -1}, {"seed": 2**64}, {"steps": "many"}])
+def test_what_fits_no_field_is_refused_by_its_name(options):
+    with pytest.raises(InvalidInput, match=f"^{next(iter(options))}: "):
+        generation("a cat", **options)
