@@ -1,6 +1,7 @@
 """The demo: three services on this machine, a real photo in, pictures that follow its edges out, and where time went.
 
-Writes to demo/out/: the control images, the pictures, one contact sheet; and the services' logs and data.
+Writes to demo/out/, or to the folder that is named: the control image, the pictures, one contact sheet, and the
+services' logs and data.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from fanlight.errors import FanlightError, advice
 from fanlight.gateway.v1.gateway_pb2 import Job
 
 HERE = Path(__file__).parent
-OUT = HERE / "out"
+OUT = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else HERE / "out"
 PHOTO = HERE / "photos" / "coffee.jpg"
 OUTLINE = HERE / "photos" / "outline-heart.png"
 ANNOTATOR = "canny"
