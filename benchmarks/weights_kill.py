@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from services.weights.objects import sha256_of
+from services.weights.files import sha256_of
 from tests.fakes.range_server import RangeServer
 
 MIB = 1024 * 1024

@@ -1,6 +1,7 @@
 """`fanlight weights`: plan, fetch, ls, verify, gc, pin, rm. Prints; decides nothing."""
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -17,11 +18,10 @@ from rich.table import Table
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.errors import FanlightError
-from services.weights.download import Progress
 from services.weights.plan import LINK_RATES_MBPS, report
-from services.weights.selection import Wish
 from services.weights.settings import WeightsSettings
 from services.weights.store import Fetched, WeightStore
+from services.weights.targets import Progress
 
 app = typer.Typer(name="weights", help="Plan, fetch and keep model weights.", no_args_is_help=True)
 T = TypeVar("T")
@@ -114,31 +114,27 @@ def fetch(
 
     async def work(store: WeightStore) -> list[Fetched]:
         wish = store.wish(pipeline, safety_checker=safety_checker, precision=precision)
-        names = store.catalog.expand(references)
-        if as_json:
-            return [await _fetch_one(store, name, wish, sha256, _json_reporter()) for name in names]
-        with _bars() as bars:
-            return [await _fetch_one(store, name, wish, sha256, _bar_reporter(bars)) for name in names]
+        with contextlib.nullcontext() if as_json else _bars() as bars:
+            tell = _bar_reporter(bars) if bars else _json_reporter()
+            names = store.catalog.expand(references)
+            return [await store.fetch(name, wish, sha256=sha256, report=tell) for name in names]
 
     fetched = _run(work, folder)
-    result = {
+    if as_json:
+        _print(_took(fetched, time.monotonic() - begin_s))
+    else:
+        print("\n".join(str(f.path) for f in fetched))
+
+
+def _took(fetched: list[Fetched], seconds: float) -> dict[str, Any]:
+    """The last line of `fetch --json`; its keys are promised. `path` is the last reference's."""
+    return {
         "path": str(fetched[-1].path),
         "bytes": sum(f.size_bytes for f in fetched),
         "downloaded_bytes": sum(f.downloaded_bytes for f in fetched),
-        "seconds": round(time.monotonic() - begin_s, 3),
+        "seconds": round(seconds, 3),
         "paths": {f.reference: str(f.path) for f in fetched},
     }
-    if as_json:
-        _print(result)
-    else:
-        for path in result["paths"].values():  # type: ignore[attr-defined]
-            print(path)
-
-
-async def _fetch_one(
-    store: WeightStore, name: str, wish: Wish, sha256: str, tell: Callable[[Progress], None]
-) -> Fetched:
-    return await store.fetch(name, wish, sha256=sha256, report=tell)
 
 
 def _json_reporter() -> Callable[[Progress], None]:
@@ -150,20 +146,22 @@ def _json_reporter() -> Callable[[Progress], None]:
         if now_s - last_s < REPORT_EVERY_S:
             return
         last_s = now_s
-        _print(
-            {
-                "event": "progress",
-                "reference": progress.reference,
-                "file": progress.path,
-                "done_bytes": progress.done_bytes,
-                "total_bytes": progress.total_bytes,
-                "bytes_per_s": round(progress.bytes_per_s),
-                "seconds_left": progress.seconds_left and round(progress.seconds_left, 1),
-                "source": progress.source,
-            }
-        )
+        _print(_progress_row(progress))
 
     return tell
+
+
+def _progress_row(progress: Progress) -> dict[str, Any]:
+    return {
+        "event": "progress",
+        "reference": progress.reference,
+        "file": progress.path,
+        "done_bytes": progress.done_bytes,
+        "total_bytes": progress.total_bytes,
+        "bytes_per_s": round(progress.bytes_per_s),
+        "seconds_left": progress.seconds_left and round(progress.seconds_left, 1),
+        "source": progress.source,
+    }
 
 
 def _bars() -> Bars:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from services.kernel.errors import Conflict
 from services.weights.chunks import Layout, Span, of_spans
-from services.weights.download import Digest
 from services.weights.errors import WrongBytes
+from services.weights.files import READ_BYTES
 from services.weights.manifest import TensorEntry, TensorTable
-from services.weights.objects import READ_BYTES, Objects
+from services.weights.objects import Objects
 from services.weights.plan import PlannedFile
+from services.weights.targets import Digest
 from services.weights.tensors import canonical_header
 
 

@@ -1,114 +1,25 @@
 """One file from one of its sources into a part on disk: ranges in parallel, resumed, checked. Knows no manifest."""
 
-import asyncio
-import hashlib
-import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial as bind
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from services.kernel.errors import FanlightError, NotFound
 from services.kernel.logs import get_logger
-from services.weights.chunks import Layout, Segment, Span, whole
+from services.weights.checking import Follower, drop_wrong
+from services.weights.chunks import Layout, Span, whole
 from services.weights.errors import NoRanges, SourceChanged, SourceFailed, TokenRefused, Transient, WrongBytes, tell
 from services.weights.filling import Filling
-from services.weights.pacing import MAX_RETRY_AFTER_S, Meter, Pacer, backoff_s
+from services.weights.pacing import MAX_RETRY_AFTER_S, Meter, backoff_s
 from services.weights.partial import Partial
-from services.weights.web import Remote, Web
+from services.weights.targets import Downloaded, Progress, Target, Tools
+from services.weights.web import Remote
 
 log = get_logger()
 T = TypeVar("T")
 
 FLUSH_BYTES = 256 * 1024
-HASH_STEP_BYTES = 8 * 1024 * 1024
 MAX_RESTARTS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How a download stands; `seconds_left` is None while unknown."""
-
-    reference: str
-    path: str
-    done_bytes: int
-    total_bytes: int
-    bytes_per_s: float
-    source: str
-
-    @property
-    def seconds_left(self) -> float | None:
-        return (self.total_bytes - self.done_bytes) / self.bytes_per_s if self.bytes_per_s > 0 else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Digest:
-    """sha256 of bytes of the download: a tensor's or a chunk's."""
-
-    span: Span
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What is downloaded. `segments` are the wanted parts of the source, None is all of it.
-
-    `size_bytes` is the source's whole size, None where only the source knows it; `sha256` is empty where nobody does.
-    """
-
-    reference: str
-    path: str
-    key: str
-    urls: tuple[str, ...]
-    size_bytes: int | None
-    sha256: str = ""
-    segments: tuple[Segment, ...] | None = None
-    digests: tuple[Digest, ...] = ()
-
-    @property
-    def is_pinned(self) -> bool:
-        return bool(self.sha256 or self.digests)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    connections: int
-    piece_bytes: int
-    slow_bps: int
-    retries: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Tools:
-    """What every download shares. `count` counts bytes off the link, and raises when a day's are used up."""
-
-    web: Web
-    io: Executor
-    pacer: Pacer
-    limits: Limits
-    parts: Path
-    reserve: Callable[[int], None]
-    count: Callable[[int], Awaitable[None]]
-    now_s: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    chance: random.Random = field(default_factory=random.Random)
-
-    async def run(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.io, bind(work, *args))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Downloaded:
-    """`source` is the source's place in the list, `etag` its own; `downloaded_bytes` came over the link this time."""
-
-    path: Path
-    sha256: str
-    source: int
-    etag: str
-    downloaded_bytes: int
 
 
 class Download:
@@ -288,7 +199,7 @@ class Download:
     async def _verify(self, part: Partial) -> str:
         """The sha256 of the part; what is wrong is dropped. WrongBytes."""
         digests = self._target.digests
-        bad = await self._tools.run(_drop_wrong, part, digests)
+        bad = await self._tools.run(drop_wrong, part, digests)
         if bad:
             raise WrongBytes(f"{self._source} sent {bad} of {len(digests)} chunks or tensors wrong")
         if self._follower is None:
@@ -297,41 +208,3 @@ class Download:
         if self._target.sha256 and sha256 != self._target.sha256:
             raise WrongBytes(f"sha256 is {sha256} instead of {self._target.sha256} ({self._source})")
         return sha256
-
-
-class Follower:
-    """Hashes what is there without a gap from the first byte, while the rest is still coming."""
-
-    def __init__(self, part: Partial, tools: Tools) -> None:
-        self._part = part
-        self._tools = tools
-        self._digest = hashlib.sha256()
-        self._at = 0
-        self._task: asyncio.Task[None] | None = None
-
-    def advance(self) -> None:
-        is_idle = self._task is None or self._task.done()
-        if is_idle and self._part.map.frontier - self._at >= HASH_STEP_BYTES:
-            self._task = asyncio.create_task(self._feed(self._part.map.frontier))
-
-    async def _feed(self, end: int) -> None:
-        await self._tools.run(self._part.feed, self._digest.update, Span(self._at, end))
-        self._at = end
-
-    async def finish(self) -> str:
-        if self._task is not None:
-            await self._task
-        await self._feed(self._part.map.size)
-        return self._digest.hexdigest()
-
-    async def stop(self) -> None:
-        """Let no thread read the part any more."""
-        if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
-
-
-def _drop_wrong(part: Partial, digests: Sequence[Digest]) -> int:
-    bad = [d.span for d in digests if part.digest(d.span) != d.sha256]
-    for span in bad:
-        part.drop(span)
-    return len(bad)

@@ -9,15 +9,17 @@ from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
 from services.weights import components
 from services.weights.chunks import Layout, Span
 from services.weights.compose import compose, digests_of, layout_of
-from services.weights.download import Digest, Download, Downloaded, Progress, Target, Tools
+from services.weights.download import Download
 from services.weights.errors import SourceFailed, TokenRefused, Transient, WrongBytes, tell
+from services.weights.files import digest_tensors, disk_errors, read_table
 from services.weights.locks import locked
 from services.weights.manifest import TensorTable, WeightFile
-from services.weights.objects import Objects, digest_tensors, disk_errors, read_table
+from services.weights.objects import Objects
 from services.weights.pacing import backoff_s
 from services.weights.plan import Holdings, Plan, PlannedFile, make_plan
 from services.weights.resolve import Resolver
 from services.weights.selection import PLAIN_FILE, Wish
+from services.weights.targets import Digest, Downloaded, Progress, Target, Tools
 from services.weights.tensors import BadHeader, component_key
 
 # Smaller files come in one answer, without ranges and without a part on disk.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.kernel.errors import FailedPrecondition
+from services.weights.files import read_table, sha256_of
 from services.weights.manifest import TensorEntry
-from services.weights.objects import read_table, sha256_of
 from services.weights.tensors import BadHeader
 
 if TYPE_CHECKING:

@@ -7,8 +7,6 @@ models/AUTHOR/NAME/...  links, in the layout that loaders read
 """
 
 import contextlib
-import errno
-import hashlib
 import os
 import shutil
 import threading
@@ -18,16 +16,16 @@ from pathlib import Path
 from services.kernel.errors import NotFound
 from services.kernel.logs import get_logger
 from services.weights.errors import DiskFull
+from services.weights.files import bytes_in, sha256_from, sha256_of, sync
 from services.weights.index import Index, ObjectRow
 from services.weights.locks import shared, try_lock
 from services.weights.manifest import TensorTable
-from services.weights.tensors import LENGTH_BYTES, component_key, header_length, parse_header, with_digests
+from services.weights.tensors import component_key
 
 log = get_logger()
 
 # Left free on the disk whatever is fetched.
 SPARE_BYTES = 64 * 1024 * 1024
-READ_BYTES = 4 * 1024 * 1024
 AUTOV2_CHARS = 10
 
 
@@ -80,9 +78,9 @@ class Objects:
                 return twin
         path = self.path_of(sha256)
         path.parent.mkdir(exist_ok=True)
-        _sync(part)
+        sync(part)
         part.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
         self._index_object(sha256, path, table)
         return sha256
 
@@ -93,7 +91,7 @@ class Objects:
             sha256=sha256,
             size_bytes=path.stat().st_size,
             autov2=sha256[:AUTOV2_CHARS],
-            autov3=_sha256_from(path, table.header_bytes) if table else "",
+            autov3=sha256_from(path, table.header_bytes) if table else "",
             component=component_key(table.tensors) if table and has_digests else "",
             used_s=self._now_s(),
             is_pinned=False,
@@ -105,7 +103,7 @@ class Objects:
     def reserve(self, need_bytes: int) -> None:
         """Room for so many more bytes, by evicting where a budget says so. DiskFull when there is none."""
         if self._budget_bytes:
-            used = sum(row.size_bytes for row in self.index.objects()) + _bytes_in(self.parts)
+            used = sum(row.size_bytes for row in self.index.objects()) + bytes_in(self.parts)
             left = self.evict(used + need_bytes - self._budget_bytes)
             left -= self._drop_abandoned() if left > 0 else 0
             if left > 0:
@@ -223,66 +221,3 @@ class Objects:
         linked = {sha for _, _, sha in self.index.links()}
         sizes = {row.sha256: row.size_bytes for row in self.index.objects()}
         return sum(sizes.get(sha, 0) for sha in sorted(set(shas) - linked) if self.remove(sha))
-
-
-def read_table(path: Path) -> TensorTable:
-    """The tensors of a safetensors file, checked against its size; BadHeader."""
-    with path.open("rb") as file:
-        first = file.read(LENGTH_BYTES)
-        header = file.read(header_length(first))
-    return parse_header(first, header, size_bytes=path.stat().st_size)
-
-
-def digest_tensors(path: Path, table: TensorTable) -> TensorTable:
-    """The table with each tensor's sha256, by reading the file once."""
-    digests = {}
-    with path.open("rb") as file:
-        for tensor in table.tensors:
-            file.seek(tensor.begin)
-            digests[tensor.name] = _digest(file.read, tensor.size_bytes)
-    return with_digests(table, digests)
-
-
-def sha256_of(path: Path) -> str:
-    return _sha256_from(path, 0)
-
-
-def _sha256_from(path: Path, begin: int) -> str:
-    with path.open("rb") as file:
-        file.seek(begin)
-        return _digest(file.read, path.stat().st_size - begin)
-
-
-def _digest(read: Callable[[int], bytes], count: int) -> str:
-    digest = hashlib.sha256()
-    while count and (block := read(min(READ_BYTES, count))):
-        digest.update(block)
-        count -= len(block)
-    return digest.hexdigest()
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_blocks * 512
-    return total
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Tell a full disk apart from a broken one."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"the disk is full while fetching {what}") from error
-        raise

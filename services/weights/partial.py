@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.weights.chunks import ChunkMap, Span
-from services.weights.objects import READ_BYTES
+from services.weights.files import READ_BYTES
 
 _RECORD = struct.Struct("<BQQI")
 _ADD, _DROP = 1, 2

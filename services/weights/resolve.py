@@ -104,8 +104,10 @@ class Resolver:
         return str(versions[0]["id"])
 
     async def _ask_server(self, url: str) -> Manifest:
-        remote = await self._web.probe(url)
         parts = urlsplit(url)
+        if not self._settings.allows(parts.hostname or ""):
+            raise FailedPrecondition(f"{parts.hostname} is none of FANLIGHT_WEIGHTS_URL_HOSTS", field="reference")
+        remote = await self._web.probe(url)
         name = unquote(parts.path.rsplit("/", 1)[-1]) or "file"
         name = name if is_safe_path(name) else "file"
         is_known = remote.size_bytes is not None

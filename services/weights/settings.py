@@ -22,6 +22,7 @@ class WeightsSettings(BaseSettings):
     retries: int = Field(8, ge=0, description="Failures in a row, without a byte between, before a source is left.")
     allow_pickle: bool = Field(False, description="Take pickles that no catalog entry pins by sha256.")
     catalog_dir: Path | None = Field(None, description="A folder of the operator's own catalog files (*.json).")
+    url_hosts: str = Field("", description="Hosts, with commas, that https:// references may name. Empty: any.")
     hf_endpoint: str = Field("https://huggingface.co", description="The hub that hf: references name.")
     hf_token: SecretStr | None = Field(None, description="Token for the hub; sent to no other host.")
     civitai_endpoint: str = Field("https://civitai.com", description="The site that civitai references name.")
@@ -41,6 +42,10 @@ class WeightsSettings(BaseSettings):
     @classmethod
     def _expanded(cls, value: Path) -> Path:
         return value.expanduser()
+
+    def allows(self, host: str) -> bool:
+        hosts = {each.strip().lower() for each in self.url_hosts.split(",") if each.strip()}
+        return not hosts or host.lower() in hosts
 
     def tokens(self) -> dict[str, str]:
         """Each endpoint's token, where one is set."""

@@ -7,15 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from services.kernel.errors import Conflict, FanlightError
 from services.kernel.logs import get_logger
 from services.weights.catalog import Catalog, shipped, with_folder
-from services.weights.download import Limits, Progress, Tools
-from services.weights.errors import DailyCapReached
 from services.weights.fetching import Fetching, Placed
 from services.weights.manifest import Manifest, WeightFile, with_tables
 from services.weights.objects import Objects
@@ -25,6 +22,8 @@ from services.weights.references import LocalRef, S3Ref, UrlRef, parse
 from services.weights.resolve import Resolver, is_offline, local_path, with_sha256
 from services.weights.selection import Wish
 from services.weights.settings import WeightsSettings
+from services.weights.targets import Limits, Progress, Tools
+from services.weights.traffic import Traffic
 from services.weights.web import Web
 
 log = get_logger()
@@ -32,13 +31,13 @@ log = get_logger()
 IO_THREADS = 4
 # Files of one model that are fetched at the same time; each has several connections of its own.
 FILES_AT_ONCE = 3
-COUNT_STEP_BYTES = 4 * 1024 * 1024
 MAX_PLANS = 3
+ANNOTATOR = "annotator"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """`path` is the view's folder, or the file where the reference names one file that is loaded whole."""
+    """`path` is the view's folder, or the file where the reference comes to one file (never for annotators)."""
 
     reference: str
     path: Path
@@ -78,7 +77,7 @@ class WeightStore:
             objects = await asyncio.get_running_loop().run_in_executor(
                 io, lambda: Objects(settings.dir, budget_bytes=settings.budget_bytes, now_s=wall_s)
             )
-            traffic = _Traffic(objects, io, settings.daily_bytes, wall_s)
+            traffic = Traffic(objects.index, io, settings.daily_bytes, wall_s)
             tools = Tools(
                 web=web,
                 io=io,
@@ -127,7 +126,8 @@ class WeightStore:
             held = await self._tools.run(self.objects.index.recall_manifest, text) if is_offline(error) else None
             if held is None:
                 raise
-            log.warning("weights_source_offline", reference=text, why=error.message)
+            # A query may hold a signature.
+            log.warning("weights_source_offline", reference=text.split("?")[0])
             return held
 
     def _make_plan(self, text: str, manifest: Manifest, wish: Wish) -> Plan:
@@ -224,6 +224,9 @@ class WeightStore:
         folder = self.objects.link(plan.manifest.view, links)
         self.objects.index.remember_manifest(text, plan.manifest)
         first = folder / links[0][0]
+        # Annotators are loaded by their folder, however many files they have.
+        if plan.manifest.kind == ANNOTATOR:
+            return folder
         if plan.manifest.is_chosen and len(links) == 1:
             return first
         # The parts of one checkpoint have a folder of their own.
@@ -253,33 +256,6 @@ class WeightStore:
     async def run(self, work: Callable[..., Any], *args: Any) -> Any:
         """Blocking work on the objects, off the event loop."""
         return await self._tools.run(work, *args)
-
-
-class _Traffic:
-    """Bytes of the day, counted in steps so that the index is not written for every block."""
-
-    def __init__(self, objects: Objects, io: ThreadPoolExecutor, daily_bytes: int, wall_s: Callable[[], float]) -> None:
-        self._index = objects.index
-        self._io = io
-        self._daily_bytes = daily_bytes
-        self._wall_s = wall_s
-        self._uncounted = 0
-
-    async def count(self, size_bytes: int) -> None:
-        self._uncounted += size_bytes
-        step = min(COUNT_STEP_BYTES, self._daily_bytes // 64) if self._daily_bytes else COUNT_STEP_BYTES
-        if self._uncounted >= step:
-            total = await self.flush()
-            if self._daily_bytes and total >= self._daily_bytes:
-                left_s = 86_400 - self._wall_s() % 86_400
-                raise DailyCapReached(
-                    f"{total} bytes were fetched today; the cap is {self._daily_bytes}", retry_after_s=left_s
-                )
-
-    async def flush(self) -> int:
-        count, self._uncounted = self._uncounted, 0
-        day = datetime.fromtimestamp(self._wall_s(), UTC).date().isoformat()
-        return await asyncio.get_running_loop().run_in_executor(self._io, self._index.add_traffic, day, count)
 
 
 async def _gather(works: Iterable[Coroutine[Any, Any, Placed]]) -> list[Placed]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.kernel.errors import FanlightError, NotFound
+from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
 from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, TokenRefused, WrongBytes
 from services.weights.manifest import ChunkDigests, Manifest, WeightFile
 from services.weights.store import WeightStore
@@ -296,3 +296,13 @@ async def test_progress_tells_bytes_rate_and_source(server, store, body):
     assert told[-1].done_bytes == told[-1].total_bytes == len(body)
     assert all(p.source == server.url.removeprefix("http://") for p in told)
     assert [p.done_bytes for p in told] == sorted(p.done_bytes for p in told)
+
+
+async def test_only_the_hosts_that_are_allowed_are_asked(server, settings, body):
+    url = server.put(PATH, body)
+    async with WeightStore.open(settings(url_hosts="weights.example, other.example")) as store:
+        with pytest.raises(FailedPrecondition, match="URL_HOSTS"):
+            await store.ensure(url)
+    assert not server.seen
+    async with WeightStore.open(settings(url_hosts="weights.example,127.0.0.1")) as store:
+        assert (await store.ensure(url)).exists()

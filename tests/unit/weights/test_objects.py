@@ -5,7 +5,8 @@ import pytest
 
 from services.kernel.errors import NotFound
 from services.weights.errors import DiskFull
-from services.weights.objects import Objects, digest_tensors, read_table
+from services.weights.files import digest_tensors, read_table
+from services.weights.objects import Objects
 from tests.fakes.weight_sites import safetensors
 
 

@@ -1,0 +1,50 @@
+"""Are the bytes right? Hashing along behind a download, and digests of single tensors and chunks."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+
+from services.weights.chunks import Span
+from services.weights.partial import Partial
+from services.weights.targets import Digest, Tools
+
+HASH_STEP_BYTES = 8 * 1024 * 1024
+
+
+class Follower:
+    """Hashes what is there without a gap from the first byte, while the rest is still coming."""
+
+    def __init__(self, part: Partial, tools: Tools) -> None:
+        self._part = part
+        self._tools = tools
+        self._digest = hashlib.sha256()
+        self._at = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def advance(self) -> None:
+        is_idle = self._task is None or self._task.done()
+        if is_idle and self._part.map.frontier - self._at >= HASH_STEP_BYTES:
+            self._task = asyncio.create_task(self._feed(self._part.map.frontier))
+
+    async def _feed(self, end: int) -> None:
+        await self._tools.run(self._part.feed, self._digest.update, Span(self._at, end))
+        self._at = end
+
+    async def finish(self) -> str:
+        if self._task is not None:
+            await self._task
+        await self._feed(self._part.map.size)
+        return self._digest.hexdigest()
+
+    async def stop(self) -> None:
+        """Let no thread read the part any more."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+def drop_wrong(part: Partial, digests: Sequence[Digest]) -> int:
+    """Count the spans whose bytes are not those of their digests as missing again; how many there were."""
+    bad = [d.span for d in digests if part.digest(d.span) != d.sha256]
+    for span in bad:
+        part.drop(span)
+    return len(bad)

@@ -1,0 +1,100 @@
+"""What a download is told and what it tells. Values, and the tools that all downloads share."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial as bind
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.weights.chunks import Segment, Span
+from services.weights.pacing import Pacer
+from services.weights.web import Web
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How a download stands; `seconds_left` is None while unknown."""
+
+    reference: str
+    path: str
+    done_bytes: int
+    total_bytes: int
+    bytes_per_s: float
+    source: str
+
+    @property
+    def seconds_left(self) -> float | None:
+        return (self.total_bytes - self.done_bytes) / self.bytes_per_s if self.bytes_per_s > 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """sha256 of bytes of the download: a tensor's or a chunk's."""
+
+    span: Span
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is downloaded. `segments` are the wanted parts of the source, None is all of it.
+
+    `size_bytes` is the source's whole size, None where only the source knows it; `sha256` is empty where nobody does.
+    """
+
+    reference: str
+    path: str
+    key: str
+    urls: tuple[str, ...]
+    size_bytes: int | None
+    sha256: str = ""
+    segments: tuple[Segment, ...] | None = None
+    digests: tuple[Digest, ...] = ()
+
+    @property
+    def is_pinned(self) -> bool:
+        return bool(self.sha256 or self.digests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    connections: int
+    piece_bytes: int
+    slow_bps: int
+    retries: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Tools:
+    """What every download shares. `count` counts bytes off the link, and raises when a day's are used up."""
+
+    web: Web
+    io: Executor
+    pacer: Pacer
+    limits: Limits
+    parts: Path
+    reserve: Callable[[int], None]
+    count: Callable[[int], Awaitable[None]]
+    now_s: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    chance: random.Random = field(default_factory=random.Random)
+
+    async def run(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.io, bind(work, *args))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Downloaded:
+    """`source` is the source's place in the list, `etag` its own; `downloaded_bytes` came over the link this time."""
+
+    path: Path
+    sha256: str
+    source: int
+    etag: str
+    downloaded_bytes: int
