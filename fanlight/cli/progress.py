@@ -1,23 +1,24 @@
 """A bar on standard error for a job that is waited for; nothing where that is no terminal."""
 
-import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fanlight.gateway.v1.gateway_pb2 import Job, JobEvent
 
 
 class JobBar:
     """Fed with a job's events. Its length is the job's tasks; a task's steps are parts of one."""
 
-    def __init__(self, *, is_shown: bool | None = None) -> None:
+    def __init__(self, console: "Console | None" = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+        console = console or Console(stderr=True)
         columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        is_shown = sys.stderr.isatty() if is_shown is None else is_shown
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_shown)
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("waiting", total=None)
         self._parts: dict[int, float] = {}
 
