@@ -71,7 +71,7 @@ class Catalog:
 
 @cache
 def shipped() -> Catalog:
-    folder = files("services.weights") / "catalog"
+    folder = files("services.weights") / "catalog_data"
     return _merge(json.loads(item.read_text()) for item in sorted(folder.iterdir(), key=str) if _is_json(item.name))
 
 
