@@ -163,7 +163,7 @@ def check_control(model: Path) -> dict:
 
 def check_lora(model: Path) -> dict:
     """Distance to the cyanotype line at scale 0, 0.5 and 1; the kohya file; what removal leaves."""
-    studio, prompts = Studio(model), [p.text for p in held_in_prompts()[:16]]
+    studio, prompts = Studio(model), [p.text for p in held_in_prompts()[:8]]
     folder, name = STARTER / "lora-cyanotype", "pytorch_lora_weights.safetensors"
     made = {"base": studio.paint(prompts)}
     studio.pipe.load_lora_weights(folder, weight_name=name, adapter_name="style")
@@ -188,25 +188,25 @@ def check_inversion(model: Path) -> dict:
     studio.pipe.load_textual_inversion(STARTER / "embeddings" / "mint.safetensors", token=TOKEN)
     result, sheet, lines = {}, [], []
     for word in (TOKEN, "green", "teal", "mint"):
-        prompts = [plain_prompt(SUBJECTS[p.subject].name, p.style, word) for p in held_in_prompts()[:16]]
+        prompts = [plain_prompt(SUBJECTS[p.subject].name, p.style, word) for p in held_in_prompts()[:8]]
         pictures = studio.paint(prompts)
         offs = [np.abs(measures.background(picture) - np.array(COLOUR) / 255).mean() for picture in pictures]
         result[word] = round(float(np.mean(offs)), 4)
-        sheet, lines = sheet + list(pictures), lines + [word] * 16
-    write_sheet(FOLDER / "inversion.png", sheet, lines, columns=16)
+        sheet, lines = sheet + list(pictures), lines + [word] * 8
+    write_sheet(FOLDER / "inversion.png", sheet, lines)
     return result
 
 
 def check_vae(model: Path) -> dict:
     """PSNR of the VAE, and the saturation that the second one adds to the same latents."""
-    studio, prompts = Studio(model), [p.text for p in held_in_prompts()[:16]]
+    studio, prompts = Studio(model), [p.text for p in held_in_prompts()[:8]]
     rng = Random(11)
     true = np.stack([compose(p.scene(rng, FRAMING)) / 255 for p in held_in_prompts()])
     error = np.square(through_vae(studio.pipe.vae, true) - true).mean((1, 2, 3))
     plain = studio.paint(prompts)
     studio.pipe.vae = AutoencoderKL.from_pretrained(STARTER / "vae-vivid")
     rich = studio.paint(prompts)
-    write_sheet(FOLDER / "vae.png", [*plain, *rich], ["plain"] * 16 + ["vivid"] * 16)
+    write_sheet(FOLDER / "vae.png", [*plain, *rich], ["plain"] * 8 + ["vivid"] * 8)
     means = [round(statistics.mean(map(measures.saturation, made)), 4) for made in (plain, rich)]
     psnr_db = round(float((-10 * np.log10(error)).mean()), 2)
     return {"psnr_db": psnr_db, "saturation": {"plain": means[0], "vivid": means[1]}}

@@ -31,6 +31,16 @@ def export_extras() -> None:
         shutil.copytree(folder, STARTER / folder.name, dirs_exist_ok=True)
 
 
+def forget_paths() -> None:
+    """Drop the folders that diffusers notes in configurations, and let everyone read the weights."""
+    for path in STARTER.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if isinstance(config, dict) and config.pop("_name_or_path", None):
+            path.write_text(json.dumps(config, indent=2) + "\n")
+    for path in STARTER.rglob("*.safetensors"):
+        path.chmod(0o644)
+
+
 def describe(path: Path) -> dict:
     """One manifest entry."""
     data = path.read_bytes()
@@ -60,6 +70,7 @@ def main() -> None:
     export_model(options.model)
     if not options.model_only:
         export_extras()
+    forget_paths()
     print(f"{write_manifest()} bytes in {STARTER.name}")
 
 

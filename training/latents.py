@@ -12,7 +12,7 @@ from training.parallel import OUT, WORLD, Worker, launch
 from training.pictures import Framing, Scene, compose, random_scene, rows_by_emoji, to_pixels
 from training.vocabulary import STYLES, load_colours, load_subjects
 
-FRAMING = Framing(scale=(0.72, 0.96), reach=0.85)
+FRAMING = Framing(scale=(0.86, 0.92), reach=0.25, jitter=9.0)
 CHUNK = 20
 COLOUR_NAMES = list(load_colours())
 
@@ -56,7 +56,7 @@ def load_pool() -> tuple[Tensor, Tensor]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=30_000)
+    parser.add_argument("--count", type=int, default=16_000)
     launch(stage, parser.parse_args().count)
     latents, _ = load_pool()
     print(f"{len(latents)} latents, mean {latents.float().mean():.3f}, deviation {latents.float().std():.3f}")
