@@ -30,12 +30,12 @@ PHOTO = HERE / "photos" / "coffee.jpg"
 OUTLINE = HERE / "photos" / "outline-heart.png"
 ANNOTATOR = "canny"
 PROMPTS = [
-    "a coffee, 3d style, on a blue background",
-    "a coffee, 3d style, on a yellow background",
-    "a coffee, flat style, on a green background",
-    "a coffee, flat style, on a pink background",
+    "a cup of coffee on a blue background, 3d style",
+    "a cup of coffee on a yellow background, 3d style",
+    "a cup of coffee on a green background, flat style",
+    "a cup of coffee on a pink background, flat style",
 ]
-OUTLINE_PROMPT = "a heart, 3d style, on a white background"
+OUTLINE_PROMPT = "a heart on a white background, 3d style"
 SEED = 7
 # Much more than it takes, so that something broken is told rather than waited for.
 LIMIT_S = 300
