@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 START_LIMIT_S = 180
-WAIT_LIMIT_S = 120
+WAIT_LIMIT_S = 240
 
 
 @dataclass

@@ -29,7 +29,7 @@ def working(http: str, name: str):
 @pytest.mark.parametrize("victim", ["diffusion", "gateway", "preprocessor"])
 def test_a_job_survives_the_death_of(mortal, victim):
     source = blob(mortal.http, picture(seed=hash(victim) % 1000))
-    name = create(mortal.http, job(f"survive {victim}", control=source, steps=120, count=4, seed=1))["name"]
+    name = create(mortal.http, job(f"survive {victim}", control=source, steps=80, count=4, seed=1))["name"]
     until(lambda: working(mortal.http, name))
 
     mortal.kill(victim)
