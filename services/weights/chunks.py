@@ -62,10 +62,6 @@ class ChunkMap:
             kept.append(Span(max(span.begin, end), span.end))
         self.done = [span for span in kept if span.begin < span.end]
 
-    def has_any(self, span: Span) -> bool:
-        """Whether some byte of the span is here."""
-        return any(s.begin < span.end and span.begin < s.end for s in self.done)
-
     def missing(self) -> Iterator[Span]:
         """What is neither done nor in flight, from the front."""
         yield from gaps(merge([*self.done, *self.flights]), self.size)

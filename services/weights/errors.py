@@ -41,6 +41,10 @@ class Transient(SourceFailed):
     """Worth another try of the same source, after `retry_after_s` where it said so."""
 
 
+class Refused(Transient):
+    """The server is there and does not want to, for now: asking at once would make it worse."""
+
+
 # What is worth telling of several failures: the last that says more than that a source failed.
 def tell(reference: str, failures: list[FanlightError]) -> FanlightError:
     """One error for a file that no source gave, naming the reference and each source's reason."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from services.kernel.errors import NotFound
 from services.weights.chunks import Layout, Span, piece_bytes
-from services.weights.errors import SourceFailed, TokenRefused, Transient
+from services.weights.errors import Refused, SourceFailed, TokenRefused, Transient
 from services.weights.pacing import Meter
 from services.weights.partial import Partial
 from services.weights.web import Remote, Web
@@ -22,6 +22,12 @@ class Writer(Protocol):
     async def write(self, part: Partial, span: Span, blocks: AsyncIterator[bytes]) -> None: ...
 
     async def pause(self, failures: int, error: Transient) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Flight:
+    piece: Span
+    round: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +48,10 @@ class Filling:
     now_s: Callable[[], float]
     _allowed: int = FIRST_CONNECTIONS
     _failures: int = 0
-    _tasks: dict[asyncio.Task[None], Span] = field(default_factory=dict)
+    _done_before: int = 0
+    # Each pause begins a round; one trouble that hits all connections at once counts once.
+    _round: int = 0
+    _tasks: dict[asyncio.Task[None], "_Flight"] = field(default_factory=dict)
 
     async def run(self) -> None:
         try:
@@ -61,7 +70,7 @@ class Filling:
             piece = self.part.map.take(wanted, self.layout.borders)
             if piece is None:
                 return
-            self._tasks[asyncio.create_task(self._fetch(piece))] = piece
+            self._tasks[asyncio.create_task(self._fetch(piece))] = _Flight(piece=piece, round=self._round)
 
     async def _fetch(self, piece: Span) -> None:
         begin = self.layout.to_source(piece.begin)
@@ -69,23 +78,27 @@ class Filling:
             await self.writer.write(self.part, piece, blocks)
 
     async def _land(self, task: asyncio.Task[None]) -> None:
-        piece = self._tasks.pop(task)
-        self.part.map.land(piece)
+        flight = self._tasks.pop(task)
+        self.part.map.land(flight.piece)
         error = task.exception()
         if error is None:
             self._allowed, self._failures = min(self._allowed + 1, self.most_connections), 0
         elif isinstance(error, Transient):
-            await self._ease(error, has_come=self.part.map.has_any(piece))
+            await self._ease(error, flight)
         elif isinstance(error, TokenRefused | NotFound) and self.remote.url != self.url:
             await self._ask_again(error)
         else:
             raise error
 
-    async def _ease(self, error: Transient, *, has_come: bool) -> None:
-        """A connection that was cut after some bytes goes on at once; a server that refuses is left in peace."""
+    async def _ease(self, error: Transient, flight: "_Flight") -> None:
+        """Cut connections are taken up at once while bytes come; a server that refuses is left in peace."""
+        done_bytes = self.part.map.done_bytes
+        has_come, self._done_before = done_bytes > self._done_before, done_bytes
         if has_come:
             self._failures = 0
+        if flight.round < self._round or (has_come and not isinstance(error, Refused)):
             return
+        self._round += 1
         self._failures += 1
         self._allowed = max(1, self._allowed // 2)
         await self.writer.pause(self._failures, error)
@@ -105,6 +118,6 @@ class Filling:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for piece in self._tasks.values():
-            self.part.map.land(piece)
+        for flight in self._tasks.values():
+            self.part.map.land(flight.piece)
         self._tasks.clear()

@@ -12,7 +12,7 @@ import httpx
 
 from services.kernel.errors import FanlightError, NotFound
 from services.weights.chunks import Span
-from services.weights.errors import NoRanges, SourceChanged, SourceFailed, TokenRefused, Transient
+from services.weights.errors import NoRanges, Refused, SourceChanged, SourceFailed, TokenRefused, Transient
 
 MAX_REDIRECTS = 6
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -102,7 +102,7 @@ class Web:
         if status in _GONE:
             raise NotFound(f"{host} has it not ({status})")
         if status in _BUSY or status >= 500 or status == 408:
-            raise Transient(f"{host} answers {status}", retry_after_s=self._retry_after_s(response))
+            raise Refused(f"{host} answers {status}", retry_after_s=self._retry_after_s(response))
         raise SourceFailed(f"{host} answers {status}")
 
     def _retry_after_s(self, response: httpx.Response) -> float | None:
