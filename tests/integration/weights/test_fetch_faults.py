@@ -58,21 +58,6 @@ async def test_cut_connections_cost_no_byte_twice(server, store, body):
     assert fetched.downloaded_bytes == len(body)
 
 
-async def test_one_trouble_that_cuts_all_connections_at_once_counts_once(server, settings):
-    waits = []
-
-    async def sleep(wait_s):
-        waits.append(wait_s)
-
-    body = bytes(range(256)) * 4096 * 24
-    url = server.put(PATH, body)
-    server.faults[PATH] = [Fault()] * 8 + [Fault(cut_after=0)] * 8
-    async with WeightStore.open(settings(retries=3)) as store:
-        store._tools.sleep = sleep
-        assert (await _fetch(store, url, _sha(body))).path.read_bytes() == body
-    assert len(waits) <= 4
-
-
 async def test_a_stalled_connection_is_left_and_its_bytes_are_kept(server, settings, body):
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(stall_after=400_000)]

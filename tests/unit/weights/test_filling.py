@@ -1,0 +1,69 @@
+import asyncio
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+
+from services.weights.chunks import ChunkMap, whole
+from services.weights.errors import Refused, Transient
+from services.weights.filling import Filling
+from services.weights.pacing import Meter
+from services.weights.web import Remote
+
+CONNECTIONS = 8
+SIZE = 64 * 1024 * 1024
+
+
+class _Writer:
+    """Writes nothing; counts a piece as come and a pause as waited."""
+
+    def __init__(self):
+        self.pauses = []
+
+    async def write(self, part, span, blocks):
+        part.map.add(span.begin, span.end)
+
+    async def pause(self, failures, error):
+        self.pauses.append(failures)
+
+
+class _Web:
+    """All connections open at once fail together with the error; those after them are sound."""
+
+    def __init__(self, error):
+        self._error = error
+        self._together = asyncio.Barrier(CONNECTIONS)
+        self._broken = CONNECTIONS
+        self.asked = 0
+
+    @contextlib.asynccontextmanager
+    async def piece(self, url, span, known):
+        self.asked += 1
+        if self._broken:
+            self._broken -= 1
+            await self._together.wait()
+            raise self._error
+        yield None
+
+
+@pytest.mark.parametrize("error", [Transient("cut"), Refused("busy")])
+async def test_a_trouble_that_hits_all_connections_at_once_counts_once(error):
+    writer, web = _Writer(), _Web(error)
+    part = SimpleNamespace(map=ChunkMap(SIZE))
+    filling = Filling(
+        writer=writer,
+        part=part,
+        layout=whole(SIZE),
+        web=web,
+        url="http://a/b",
+        remote=Remote(url="http://a/b", size_bytes=SIZE),
+        meter=Meter(),
+        most_connections=CONNECTIONS,
+        most_piece_bytes=SIZE,
+        slow_bps=0,
+        now_s=lambda: 0.0,
+        _allowed=CONNECTIONS,
+    )
+    await filling.run()
+    assert part.map.is_complete
+    assert writer.pauses == [1]
