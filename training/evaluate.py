@@ -42,7 +42,7 @@ class Studio:
     """A pipeline and how to ask it for many pictures."""
 
     def __init__(self, model: Path, controlnet: Path | None = None) -> None:
-        self.pipe = StableDiffusionPipeline.from_pretrained(model)
+        self.pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
         if controlnet:
             parts = dict(self.pipe.components, controlnet=ControlNetModel.from_pretrained(controlnet))
             self.pipe = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)

@@ -126,7 +126,7 @@ def export(model: Path, target: Path) -> None:
 
 def largest_difference(model: Path, target: Path) -> float:
     """Paint one picture with the folder and with the single file; the configuration comes from the folder."""
-    folder = StableDiffusionPipeline.from_pretrained(model)
+    folder = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
     single = StableDiffusionPipeline.from_single_file(
         target, config=str(model), local_files_only=True, torch_dtype=torch.float32
     )
