@@ -177,12 +177,13 @@ def _bars() -> Bars:
 
 
 def _bar_reporter(bars: Bars) -> Callable[[Progress], None]:
-    tasks: dict[str, TaskID] = {}
+    tasks: dict[tuple[str, str], TaskID] = {}
 
     def tell(progress: Progress) -> None:
-        if progress.path not in tasks:
-            tasks[progress.path] = bars.add_task(progress.path, total=progress.total_bytes, source=progress.source)
-        bars.update(tasks[progress.path], completed=progress.done_bytes, source=progress.source)
+        key = (progress.reference, progress.path)
+        if key not in tasks:
+            tasks[key] = bars.add_task(progress.path, total=progress.total_bytes, source=progress.source)
+        bars.update(tasks[key], completed=progress.done_bytes, source=progress.source)
 
     return tell
 

@@ -196,8 +196,11 @@ class Objects:
         self.index.pin(self.objects_of(name), is_pinned)
 
     def remove_model(self, name: str) -> int:
-        """Remove the view and the objects that no other has, unless somebody uses them; the bytes freed."""
+        """Remove the view and what no other has, or the object that a digest names; nothing in use. The bytes freed."""
         shas = set(self.objects_of(name))
+        if not any(view == name for view, _, _ in self.index.links()):
+            sizes = {row.sha256: row.size_bytes for row in self.index.objects()}
+            return sum(sizes.get(sha, 0) for sha in shas if self.remove(sha))
         self.drop_view(name)
         return self._remove_unlinked(shas)
 

@@ -98,6 +98,12 @@ def test_removing_a_model_keeps_what_another_has_too(objects):
         objects.remove_model("me/a")
 
 
+def test_an_object_can_be_removed_by_its_digest_with_its_links(objects):
+    sha = _add(objects, b"12345", "me/a")
+    assert objects.remove_model(sha[:10]) == 5
+    assert not (objects.views / "me/a/m.bin").is_symlink()
+
+
 def test_collecting_removes_what_no_view_has_and_downloads_that_nobody_is_at(objects):
     lost, kept = _add(objects, b"lost"), _add(objects, b"kept", "me/k")
     (objects.parts / "left.part").write_bytes(b"1" * 5000)
