@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: setup demo test lint protos settings
+.PHONY: setup demo test lint protos settings starter
 
 setup: $(VENV)/.installed
 
@@ -35,3 +35,8 @@ protos:
 
 settings: setup
 	PYTHONPATH=. $(VENV)/bin/python scripts/settings.py > docs/settings.md
+
+# Trains the starter model anew, every stage that has no result yet: hours on two cores. Needs npm for the pictures.
+starter: setup
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[training]'
+	$(VENV)/bin/python -m training.all
