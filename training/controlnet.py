@@ -25,7 +25,7 @@ CAPTION_DROPPED = 0.3
 
 
 def canny(picture: np.ndarray, low: float = CANNY_LOW, high: float = CANNY_HIGH) -> np.ndarray:
-    """Edges of a uint8 picture, RGB (H, W, 3) or grey (H, W), as the annotator finds them: uint8 (H, W), 0 or 255."""
+    """Edges of a uint8 picture, RGB (H, W, 3) or grey (H, W), as the annotator finds them: 0 or 255."""
     return cv2.Canny(np.ascontiguousarray(picture), low, high)
 
 

@@ -123,14 +123,24 @@ def check_short(model: Path) -> dict:
 
 def check_seeds(model: Path) -> dict:
     """Eight seeds of each of eight prompts: how much the pictures differ, and how many are still right."""
-    studio, prompts = Studio(model), held_in_prompts()[:8]
+    prompts = held_in_prompts()[:8]
+    names = [plain_prompt(SUBJECTS[prompt.subject].name) for prompt in prompts]
+    studio = Studio(model)
+    return {
+        "full_prompts": eight_seeds(studio, prompts, [prompt.text for prompt in prompts], "seeds.png"),
+        "names_alone": eight_seeds(studio, prompts, names, "seeds_of_names.png"),
+    }
+
+
+def eight_seeds(studio: Studio, prompts: list[Prompt], texts: list[str], sheet_name: str) -> dict[str, float]:
+    """Deviation over eight seeds of each text, and the share of pictures that show the prompt's subject."""
     deviations, hits, sheet = [], [], []
-    for prompt in prompts:
-        pictures = studio.paint([prompt.text] * 8, seed=1000)
+    for prompt, text in zip(prompts, texts, strict=True):
+        pictures = studio.paint([text] * 8, seed=1000)
         deviations.append(measures.seed_deviation(pictures))
         hits += [measures.nearest_subjects(picture, 1) == [prompt.subject] for picture in pictures]
         sheet += list(pictures)
-    write_sheet(FOLDER / "seeds.png", sheet, [prompt.label for prompt in prompts for _ in range(8)])
+    write_sheet(FOLDER / sheet_name, sheet, [text for text in texts for _ in range(8)])
     mean = statistics.mean(deviations)
     return {"mean_deviation": round(mean, 4), "smallest": round(min(deviations), 4), "top1": share(hits)}
 
