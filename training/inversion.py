@@ -77,7 +77,7 @@ def stage(worker: Worker, plan: Plan) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=260)
     steps = parser.parse_args().steps
     launch(
         stage,
