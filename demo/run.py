@@ -21,6 +21,7 @@ from fanlight.cli.up.house import run_house
 from fanlight.cli.up.plan import ANY_PORT, Addresses, Plan, require_extras
 from fanlight.cli.up.registered import all_registered, client_beside
 from fanlight.client import AsyncClient, Control
+from fanlight.common.v1.common_pb2 import Blob
 from fanlight.errors import FanlightError, advice
 from fanlight.gateway.v1.gateway_pb2 import Job
 
@@ -35,7 +36,7 @@ PROMPTS = [
     "a cup of coffee on a green background, flat style",
     "a cup of coffee on a pink background, flat style",
 ]
-OUTLINE_PROMPT = "a heart on a white background, 3d style"
+OUTLINE_PROMPT = "a heart on a white background, flat style"
 SEED = 7
 # Much more than it takes, so that something broken is told rather than waited for.
 LIMIT_S = 300
@@ -83,17 +84,21 @@ async def show(client: AsyncClient, watch: Stopwatch) -> list[Tile]:
         "paint one from an outline", client.generate(OUTLINE_PROMPT, controls=[outline], seed=SEED)
     )
     watch.add_spans(drawn)
-    pictures = await watch.timed("download", download(client, [annotated, *jobs, drawn]))
+    # What the pictures were painted from: made at their size, from the same photo.
+    control_image = jobs[0].control_images[0].blob
+    images = [job.images[0].blob for job in [annotated, *jobs, drawn]]
+    edges, *pictures = await watch.timed("download", download(client, [*images, control_image]))
+    (OUT / f"annotated-{ANNOTATOR}.png").write_bytes(edges)
     return tiles(pictures)
 
 
-async def download(client: AsyncClient, jobs: list[Job]) -> list[bytes]:
-    return await asyncio.gather(*(client.read_blob(job.images[0].blob) for job in jobs))
+async def download(client: AsyncClient, blobs: list[Blob]) -> list[bytes]:
+    return await asyncio.gather(*(client.read_blob(blob) for blob in blobs))
 
 
 def tiles(pictures: list[bytes]) -> list[Tile]:
     """Everything to look at, and the files of what was made."""
-    control, *painted, drawn = pictures
+    *painted, drawn, control = pictures
     named = [
         Tile(file=f"painted-{number + 1}.png", title=PROMPTS[number], data=data) for number, data in enumerate(painted)
     ]

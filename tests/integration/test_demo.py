@@ -39,7 +39,8 @@ def test_the_demo_writes_its_pictures_tells_its_times_and_leaves_nothing_running
     assert done.returncode == 0, done.stderr
     for name in ("painted-1", "painted-2", "painted-3", "painted-4", "painted-outline"):
         assert Image.open(tmp_path / "out" / f"{name}.png").size == (64, 64)
-    assert Image.open(tmp_path / "out" / "control-canny.png").size == (400, 400)
+    assert Image.open(tmp_path / "out" / "annotated-canny.png").size == (400, 400)
+    assert Image.open(tmp_path / "out" / "control-canny.png").size == (64, 64)
     assert Image.open(tmp_path / "out" / "sheet.png").width > 1000
     assert "denoise" in done.stdout
     assert all_have_gone(tmp_path / "out")
