@@ -25,6 +25,7 @@ from services.gateway.wire import parameters
 from services.gateway.wire.blobs import blob
 from services.gateway.wire.workers import worker
 from services.kernel.media import media_type_of
+from services.kernel.wire_parameters import description
 
 
 def job(value: Job) -> gateway_pb2.Job:
@@ -162,7 +163,7 @@ def annotator(value: Annotator) -> preprocessor_pb2.Annotator:
     return preprocessor_pb2.Annotator(
         id=value.id,
         description=value.description,
-        parameters=[parameters.description(each) for each in value.parameters],
+        parameters=[description(each) for each in value.parameters],
         deterministic=value.deterministic,
         weight_bytes=value.weight_bytes,
         loaded=value.loaded,

@@ -7,8 +7,9 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.jobs.workers import Annotator, Capabilities, Model, Worker
-from services.gateway.wire import fields, parameters
+from services.gateway.wire import fields
 from services.kernel.errors import InvalidField
+from services.kernel.wire_parameters import described
 
 NAME_LIMIT_BYTES = 256
 OFFERS_LIMIT = 10_000
@@ -81,7 +82,7 @@ def _annotator(message: preprocessor_pb2.Annotator, field: str) -> Annotator:
         id=fields.some_text(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
         description=message.description,
         parameters=tuple(
-            parameters.described(each, field=f"{field}.parameters[{i}]") for i, each in enumerate(message.parameters)
+            described(each, field=f"{field}.parameters[{i}]") for i, each in enumerate(message.parameters)
         ),
         deterministic=message.deterministic,
         weight_bytes=message.weight_bytes,
