@@ -75,9 +75,7 @@ def build() -> CLIPTokenizer:
     numbered = {token: index for index, token in enumerate(tokens)}
     vocab_file.write_text(json.dumps(numbered, ensure_ascii=False))
     merges_file.write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
-    tokenizer = CLIPTokenizer(
-        vocab=str(vocab_file), merges=str(merges_file), model_max_length=77, pad_token=END
-    )
+    tokenizer = CLIPTokenizer(vocab=str(vocab_file), merges=str(merges_file), model_max_length=77, pad_token=END)
     tokenizer.save_pretrained(FOLDER)
     return CLIPTokenizer.from_pretrained(FOLDER)
 
