@@ -97,6 +97,7 @@ class SqliteStore:
             for _, _, done in entries:
                 if not done.done():
                     done.set_exception(error)
+            self._flush()
             raise error
         for (bucket, _, done), result in zip(entries, job.result(), strict=True):
             if not done.done():

@@ -42,10 +42,6 @@ class Ledger:
     def open_jobs(self) -> Iterable[Job]:
         return (held.job for held in self._held.values())
 
-    def open_job(self, job_id: str) -> Job | None:
-        held = self._held.get(job_id)
-        return held.job if held else None
-
     @property
     def ended(self) -> Sequence[tuple[str, float]]:
         """Ids and end times of the ended jobs, those that ended first in front."""
