@@ -83,6 +83,7 @@ class Model(google.protobuf.message.Message):
     SIZE_STEP_PX_FIELD_NUMBER: builtins.int
     FAMILY_FIELD_NUMBER: builtins.int
     SCHEDULERS_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
     id: builtins.str
     """What a request names: a short id such as `starter`, or a reference."""
     kind: builtins.str
@@ -97,6 +98,8 @@ class Model(google.protobuf.message.Message):
     size_step_px: builtins.int
     family: builtins.str
     """For a checkpoint, the family it belongs to; for others, the family they fit. Such as `sd1` or `starter`."""
+    sha256: builtins.str
+    """Of its weights, 64 lower-case hexadecimal digits; empty where not known yet."""
     @property
     def pipelines(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """For a checkpoint: what it can run, its own size, and what width and height must be multiples of."""
@@ -118,8 +121,9 @@ class Model(google.protobuf.message.Message):
         size_step_px: builtins.int = ...,
         family: builtins.str = ...,
         schedulers: collections.abc.Iterable[builtins.str] | None = ...,
+        sha256: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "licence", b"licence", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "licence", b"licence", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "width_px", b"width_px"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 
@@ -139,27 +143,91 @@ class GenerateRequest(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     CONTROLS_FIELD_NUMBER: builtins.int
     PREVIEW_EVERY_STEPS_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
+    MASK_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    RESIZE_FIELD_NUMBER: builtins.int
+    GUESS_MODE_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
+    VAE_FIELD_NUMBER: builtins.int
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    CLIP_SKIP_FIELD_NUMBER: builtins.int
+    NOISE_SCHEDULE_FIELD_NUMBER: builtins.int
+    ETA_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
+    SAFETY_CHECKER_FIELD_NUMBER: builtins.int
+    STRICT_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A checkpoint's id; empty means the default one."""
     pipeline: builtins.str
-    """`text2img` or `controlnet`; empty is told from what else is set."""
+    """`text2img`, `img2img`, `inpaint`, `controlnet`, `controlnet_img2img` or `controlnet_inpaint`; empty is told from what
+    else is set.
+    """
     prompt: builtins.str
+    """Weights as in A1111: `(more)`, `[less]`, `(so much:1.3)`, escaped as `\\(`; `BREAK`; `<lora:name:weight>`; embeddings
+    by name.
+    """
     negative_prompt: builtins.str
     width_px: builtins.int
-    """Both 0 give the model's own size, or the control image's aspect is not looked at."""
+    """Both 0 give the size of `image`, as near as the model can, or without one the model's own size."""
     height_px: builtins.int
     steps: builtins.int
     """Model steps, 1 to 150. Absent means 20."""
     guidance_scale: builtins.float
     """Classifier-free guidance, 0 to 30; 1 and below means none. Absent means 5."""
     scheduler: builtins.str
-    """`ddim`, `euler`, `euler_a`, `dpmpp_2m`, `dpmpp_2m_karras`, or a diffusers class name; empty means `ddim`."""
+    """A short name such as `euler_a` or `dpmpp_2m_karras`, A1111's such as `DPM++ 2M Karras`, or a diffusers class name;
+    empty means `ddim`. ListModels has all short names.
+    """
     seed: builtins.int
     """Absent means a random one; the answer tells which."""
     preview_every_steps: builtins.int
     """A preview every so many steps; 0 means none."""
+    strength: builtins.float
+    """How much of `image` is painted over, above 0 to 1. Absent means 0.8 for img2img and 1 for inpaint."""
+    resize: builtins.str
+    """How pictures of another aspect come to the size: `crop` what is over, `stretch`, or `pad` with black; empty means
+    `crop`.
+    """
+    guess_mode: builtins.bool
+    """ControlNets condition the prompt's side alone, deeper blocks more strongly; a prompt may be empty then."""
+    vae: builtins.str
+    """A VAE's id; empty means the checkpoint's own."""
+    clip_skip: builtins.int
+    """Which layer of the text encoder counts from the end: 1 is the last one, 2 the one before. Absent means 1, or 2 where
+    a ControlNet was trained so.
+    """
+    noise_schedule: builtins.str
+    """How noise falls from step to step, whatever the scheduler's own is: `karras`, `exponential`, `sgm_uniform`, `beta`,
+    `trailing`; empty means the scheduler's own.
+    """
+    eta: builtins.float
+    """How much noise ddim adds in every step, 0 to 1. Absent means 0."""
+    format: builtins.str
+    """`png`, `webp` or `jpeg`; empty means `png`."""
+    quality: builtins.int
+    """Of webp and jpeg, 1 to 100; webp with 100 is lossless. Absent means 90."""
+    safety_checker: builtins.str
+    """`off`, `flag`, `blur` or `block`; empty means what the worker is set to."""
+    strict: builtins.bool
+    """Alone in its batch, so that the same device gives the same bits every time."""
     @property
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Control]: ...
+    @property
+    def image(self) -> fanlight.common.v1.common_pb2.Picture:
+        """The picture to start from, for img2img and inpaint."""
+
+    @property
+    def mask(self) -> fanlight.common.v1.common_pb2.Picture:
+        """For inpaint: what is white is painted anew, what is black stays. Scaled and cut as `image` is."""
+
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LoraUse]: ...
+    @property
+    def embeddings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Ids of embeddings that the prompts name; those that a prompt names and the worker holds need not be listed."""
+
     def __init__(
         self,
         *,
@@ -175,17 +243,71 @@ class GenerateRequest(google.protobuf.message.Message):
         seed: builtins.int | None = ...,
         controls: collections.abc.Iterable[Global___Control] | None = ...,
         preview_every_steps: builtins.int = ...,
+        image: fanlight.common.v1.common_pb2.Picture | None = ...,
+        mask: fanlight.common.v1.common_pb2.Picture | None = ...,
+        strength: builtins.float | None = ...,
+        resize: builtins.str = ...,
+        guess_mode: builtins.bool = ...,
+        loras: collections.abc.Iterable[Global___LoraUse] | None = ...,
+        vae: builtins.str = ...,
+        embeddings: collections.abc.Iterable[builtins.str] | None = ...,
+        clip_skip: builtins.int | None = ...,
+        noise_schedule: builtins.str = ...,
+        eta: builtins.float | None = ...,
+        format: builtins.str = ...,
+        quality: builtins.int | None = ...,
+        safety_checker: builtins.str = ...,
+        strict: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "_steps", b"_steps", "guidance_scale", b"guidance_scale", "seed", b"seed", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "_steps", b"_steps", "controls", b"controls", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "model", b"model", "negative_prompt", b"negative_prompt", "pipeline", b"pipeline", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "clip_skip", b"clip_skip", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "clip_skip", b"clip_skip", "controls", b"controls", "embeddings", b"embeddings", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "pipeline", b"pipeline", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "width_px", b"width_px"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clip_skip", b"_clip_skip"]) -> typing.Literal["clip_skip"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_eta", b"_eta"]) -> typing.Literal["eta"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_steps", b"_steps"]) -> typing.Literal["steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
+
+@typing.final
+class LoraUse(google.protobuf.message.Message):
+    """A LoRA and how strongly it is applied."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    TEXT_ENCODER_WEIGHT_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """A LoRA's id."""
+    weight: builtins.float
+    """On the UNet, -4 to 4. Absent means 1."""
+    text_encoder_weight: builtins.float
+    """On the text encoders, -4 to 4. Absent means `weight`."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        weight: builtins.float | None = ...,
+        text_encoder_weight: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_text_encoder_weight", b"_text_encoder_weight", "_weight", b"_weight", "text_encoder_weight", b"text_encoder_weight", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_text_encoder_weight", b"_text_encoder_weight", "_weight", b"_weight", "model", b"model", "text_encoder_weight", b"text_encoder_weight", "weight", b"weight"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_text_encoder_weight", b"_text_encoder_weight"]) -> typing.Literal["text_encoder_weight"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+
+Global___LoraUse: typing_extensions.TypeAlias = LoraUse
 
 @typing.final
 class Control(google.protobuf.message.Message):
@@ -205,7 +327,9 @@ class Control(google.protobuf.message.Message):
     end: builtins.float
     @property
     def image(self) -> fanlight.common.v1.common_pb2.Picture:
-        """The control image. It is scaled to the picture's size."""
+        """The control image. It comes to the picture's size as `resize` says. Absent for the ControlNet `inpaint`, whose control
+        image is made of `image` and `mask`.
+        """
 
     def __init__(
         self,
@@ -325,12 +449,18 @@ class Image(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     WIDTH_PX_FIELD_NUMBER: builtins.int
     HEIGHT_PX_FIELD_NUMBER: builtins.int
+    NSFW_FIELD_NUMBER: builtins.int
+    PROVENANCE_JSON_FIELD_NUMBER: builtins.int
     data: builtins.bytes
-    """A PNG."""
+    """A PNG, WebP or JPEG; with A1111's `parameters` text in it."""
     media_type: builtins.str
     seed: builtins.int
     width_px: builtins.int
     height_px: builtins.int
+    nsfw: builtins.bool
+    """What the safety checker says; absent where it is off."""
+    provenance_json: builtins.str
+    """JSON with all that it takes to paint the picture again: parameters, sha256 of weights and pictures, versions, device."""
     def __init__(
         self,
         *,
@@ -339,8 +469,12 @@ class Image(google.protobuf.message.Message):
         seed: builtins.int = ...,
         width_px: builtins.int = ...,
         height_px: builtins.int = ...,
+        nsfw: builtins.bool | None = ...,
+        provenance_json: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "height_px", b"height_px", "media_type", b"media_type", "seed", b"seed", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "nsfw", b"nsfw"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "data", b"data", "height_px", b"height_px", "media_type", b"media_type", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "width_px", b"width_px"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
 
 Global___Image: typing_extensions.TypeAlias = Image
 

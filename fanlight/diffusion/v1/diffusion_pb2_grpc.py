@@ -61,7 +61,8 @@ class DiffusionServiceServicer(object):
     def Generate(self, request, context):
         """Paints one picture and tells how it goes: `queued` while it waits, `step` after every step, `preview` if asked,
         then `image`, then `done`. Ending the call stops the painting within a step.
-        INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such model, ControlNet or scheduler.
+        INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such model, ControlNet, LoRA, VAE, embedding or
+        scheduler.
         RESOURCE_EXHAUSTED: too many calls waiting (with a retry delay), or a picture this device cannot hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

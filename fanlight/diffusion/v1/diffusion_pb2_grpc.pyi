@@ -90,7 +90,8 @@ class DiffusionServiceStub(typing.Generic[_DiffusionServiceListModelsType, _Diff
     Generate: _DiffusionServiceGenerateType
     """Paints one picture and tells how it goes: `queued` while it waits, `step` after every step, `preview` if asked,
     then `image`, then `done`. Ending the call stops the painting within a step.
-    INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such model, ControlNet or scheduler.
+    INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such model, ControlNet, LoRA, VAE, embedding or
+    scheduler.
     RESOURCE_EXHAUSTED: too many calls waiting (with a retry delay), or a picture this device cannot hold.
     """
 
@@ -124,7 +125,8 @@ class DiffusionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[fanlight.diffusion.v1.diffusion_pb2.GenerateResponse], collections.abc.AsyncIterator[fanlight.diffusion.v1.diffusion_pb2.GenerateResponse]]:
         """Paints one picture and tells how it goes: `queued` while it waits, `step` after every step, `preview` if asked,
         then `image`, then `done`. Ending the call stops the painting within a step.
-        INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such model, ControlNet or scheduler.
+        INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such model, ControlNet, LoRA, VAE, embedding or
+        scheduler.
         RESOURCE_EXHAUSTED: too many calls waiting (with a retry delay), or a picture this device cannot hold.
         """
 

@@ -74,6 +74,21 @@ class Generation(google.protobuf.message.Message):
     COUNT_FIELD_NUMBER: builtins.int
     CONTROLS_FIELD_NUMBER: builtins.int
     PREVIEW_EVERY_STEPS_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
+    MASK_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    RESIZE_FIELD_NUMBER: builtins.int
+    GUESS_MODE_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
+    VAE_FIELD_NUMBER: builtins.int
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    CLIP_SKIP_FIELD_NUMBER: builtins.int
+    NOISE_SCHEDULE_FIELD_NUMBER: builtins.int
+    ETA_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
+    SAFETY_CHECKER_FIELD_NUMBER: builtins.int
+    STRICT_FIELD_NUMBER: builtins.int
     model: builtins.str
     pipeline: builtins.str
     prompt: builtins.str
@@ -89,8 +104,29 @@ class Generation(google.protobuf.message.Message):
     count: builtins.int
     """How many pictures, 1 to 32. Absent means 1."""
     preview_every_steps: builtins.int
+    strength: builtins.float
+    resize: builtins.str
+    guess_mode: builtins.bool
+    vae: builtins.str
+    clip_skip: builtins.int
+    noise_schedule: builtins.str
+    eta: builtins.float
+    format: builtins.str
+    quality: builtins.int
+    safety_checker: builtins.str
+    strict: builtins.bool
     @property
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ControlSource]: ...
+    @property
+    def image(self) -> fanlight.common.v1.common_pb2.Picture:
+        """From here on as in fanlight.diffusion.v1.GenerateRequest."""
+
+    @property
+    def mask(self) -> fanlight.common.v1.common_pb2.Picture: ...
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.LoraUse]: ...
+    @property
+    def embeddings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
         self,
         *,
@@ -107,17 +143,40 @@ class Generation(google.protobuf.message.Message):
         count: builtins.int | None = ...,
         controls: collections.abc.Iterable[Global___ControlSource] | None = ...,
         preview_every_steps: builtins.int = ...,
+        image: fanlight.common.v1.common_pb2.Picture | None = ...,
+        mask: fanlight.common.v1.common_pb2.Picture | None = ...,
+        strength: builtins.float | None = ...,
+        resize: builtins.str = ...,
+        guess_mode: builtins.bool = ...,
+        loras: collections.abc.Iterable[fanlight.diffusion.v1.diffusion_pb2.LoraUse] | None = ...,
+        vae: builtins.str = ...,
+        embeddings: collections.abc.Iterable[builtins.str] | None = ...,
+        clip_skip: builtins.int | None = ...,
+        noise_schedule: builtins.str = ...,
+        eta: builtins.float | None = ...,
+        format: builtins.str = ...,
+        quality: builtins.int | None = ...,
+        safety_checker: builtins.str = ...,
+        strict: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_count", b"_count", "_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "_steps", b"_steps", "count", b"count", "guidance_scale", b"guidance_scale", "seed", b"seed", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_count", b"_count", "_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "_steps", b"_steps", "controls", b"controls", "count", b"count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "model", b"model", "negative_prompt", b"negative_prompt", "pipeline", b"pipeline", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "clip_skip", b"clip_skip", "count", b"count", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "clip_skip", b"clip_skip", "controls", b"controls", "count", b"count", "embeddings", b"embeddings", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "pipeline", b"pipeline", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "width_px", b"width_px"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clip_skip", b"_clip_skip"]) -> typing.Literal["clip_skip"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_count", b"_count"]) -> typing.Literal["count"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_eta", b"_eta"]) -> typing.Literal["eta"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_steps", b"_steps"]) -> typing.Literal["steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
 
 Global___Generation: typing_extensions.TypeAlias = Generation
 
@@ -296,11 +355,17 @@ class Image(google.protobuf.message.Message):
     WIDTH_PX_FIELD_NUMBER: builtins.int
     HEIGHT_PX_FIELD_NUMBER: builtins.int
     TASK_FIELD_NUMBER: builtins.int
+    NSFW_FIELD_NUMBER: builtins.int
+    PROVENANCE_JSON_FIELD_NUMBER: builtins.int
     seed: builtins.int
     width_px: builtins.int
     height_px: builtins.int
     task: builtins.int
     """The task that made it; 0 where a cached control image was used."""
+    nsfw: builtins.bool
+    """What the safety checker says; absent where it is off."""
+    provenance_json: builtins.str
+    """JSON with all that it takes to paint the picture again; empty for a control image."""
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
     def __init__(
@@ -311,9 +376,14 @@ class Image(google.protobuf.message.Message):
         width_px: builtins.int = ...,
         height_px: builtins.int = ...,
         task: builtins.int = ...,
+        nsfw: builtins.bool | None = ...,
+        provenance_json: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "blob", b"blob", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "seed", b"seed", "task", b"task", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "nsfw", b"nsfw", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "task", b"task", "width_px", b"width_px"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___Image: typing_extensions.TypeAlias = Image

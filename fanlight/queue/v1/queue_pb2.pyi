@@ -358,10 +358,15 @@ class Output(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     WIDTH_PX_FIELD_NUMBER: builtins.int
     HEIGHT_PX_FIELD_NUMBER: builtins.int
+    NSFW_FIELD_NUMBER: builtins.int
+    PROVENANCE_JSON_FIELD_NUMBER: builtins.int
     seed: builtins.int
     """The seed a picture was painted with; absent for control images."""
     width_px: builtins.int
     height_px: builtins.int
+    nsfw: builtins.bool
+    """As in fanlight.diffusion.v1.Image."""
+    provenance_json: builtins.str
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
     def __init__(
@@ -371,9 +376,14 @@ class Output(google.protobuf.message.Message):
         seed: builtins.int | None = ...,
         width_px: builtins.int = ...,
         height_px: builtins.int = ...,
+        nsfw: builtins.bool | None = ...,
+        provenance_json: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "blob", b"blob", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "seed", b"seed", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "nsfw", b"nsfw", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "width_px", b"width_px"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___Output: typing_extensions.TypeAlias = Output
