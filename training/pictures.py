@@ -22,13 +22,14 @@ class Framing:
     """How far pictures vary.
 
     scale: longer side of the object as a share of the picture; reach: share of the free margin used; jitter:
-    deviation of the background's channels from the named colour, of 255; tilt_deg: largest turn either way;
-    stretch: largest ratio by which the object is made wider or narrower.
+    deviation of the background's channels from the named colour, of 255; mirrored: share of mirrored objects;
+    tilt_deg: largest turn either way; stretch: largest ratio by which the object is made wider or narrower.
     """
 
     scale: tuple[float, float]
     reach: float
     jitter: float = 6.0
+    mirrored: float = 0.5
     tilt_deg: float = 0.0
     stretch: float = 1.0
 
@@ -83,7 +84,7 @@ def random_scene(rng: Random, rows: Sequence[int], styles: tuple[str, ...], fram
         scale=rng.uniform(*framing.scale),
         dx=rng.uniform(-framing.reach, framing.reach),
         dy=rng.uniform(-framing.reach, framing.reach),
-        flip=rng.random() < 0.5,
+        flip=rng.random() < framing.mirrored,
         tilt_deg=rng.uniform(-framing.tilt_deg, framing.tilt_deg) if framing.tilt_deg else 0.0,
         stretch=framing.stretch ** rng.uniform(-1, 1) if framing.stretch != 1 else 1.0,
     )
