@@ -1,10 +1,70 @@
 """One picture to paint, with everything filled in. Knows no protobuf, no torch."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+if TYPE_CHECKING:
+    from services.diffusion.models.entries import (
+        CheckpointEntry,
+        ControlNetEntry,
+        EmbeddingEntry,
+        LoraEntry,
+        VaeEntry,
+    )
+
+
+class Pipeline(StrEnum):
+    TEXT2IMG = "text2img"
+    IMG2IMG = "img2img"
+    INPAINT = "inpaint"
+    CONTROLNET = "controlnet"
+    CONTROLNET_IMG2IMG = "controlnet_img2img"
+    CONTROLNET_INPAINT = "controlnet_inpaint"
+
+
+class Safety(StrEnum):
+    """What becomes of a picture that the safety checker does not like."""
+
+    # It is not checked.
+    OFF = "off"
+    # It is marked.
+    FLAG = "flag"
+    # It is marked and blurred until nothing can be made out.
+    BLUR = "blur"
+    # It is marked and black.
+    BLOCK = "block"
+
+
+class Format(StrEnum):
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraUse:
+    """A LoRA and how strongly it is applied, on the UNet and on the text encoders."""
+
+    entry: LoraEntry
+    unet_weight: float = 1.0
+    text_weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What img2img and inpaint start from."""
+
+    # RGB, of the picture's size.
+    image: Image.Image = field(repr=False, compare=False)
+    # How much of it is painted over, above 0 to 1.
+    strength: float
+    # Greyscale, of the picture's size; from 128 on is painted anew. None: all of it, as img2img does.
+    mask: Image.Image | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +72,8 @@ class Control:
     controlnet: ControlNetEntry
     # RGB, of the picture's size.
     image: Image.Image = field(repr=False, compare=False)
+    # Greyscale, of the picture's size; from 128 on the net is told that the pixel is missing.
+    mask: Image.Image | None = field(default=None, repr=False, compare=False)
     scale: float = 1.0
     # Parts of the steps, 0 <= start < end <= 1.
     start: float = 0.0
@@ -29,8 +91,27 @@ class Generation:
     guidance_scale: float
     scheduler: str
     seed: int
+    # One of schedulers.names.NOISE_SCHEDULES; empty: the scheduler's own.
+    noise_schedule: str = ""
+    eta: float = 0.0
+    start: Start | None = None
     controls: tuple[Control, ...] = ()
+    guess_mode: bool = False
+    # Those of the prompt's `<lora:name:weight>` too.
+    loras: tuple[LoraUse, ...] = ()
+    # None: the checkpoint's own.
+    vae: VaeEntry | None = None
+    # Those that a prompt names, each once.
+    embeddings: tuple[EmbeddingEntry, ...] = ()
+    # Counted from the text encoder's end, 1 is its last layer.
+    clip_skip: int = 1
+    format: Format = Format.PNG
+    # Of WebP and JPEG; WebP with 100 is lossless.
+    quality: int = 90
+    safety: Safety = Safety.OFF
     preview_every_steps: int = 0
+    # The same device gives the same bits every time.
+    strict: bool = False
     # No other picture may share its batch.
     alone: bool = False
 
@@ -38,3 +119,11 @@ class Generation:
     def is_guided(self) -> bool:
         """Classifier-free guidance costs a second half of the batch; 1 and below means none, as in diffusers."""
         return self.guidance_scale > 1
+
+    @property
+    def pipeline(self) -> Pipeline:
+        if self.start is None:
+            return Pipeline.CONTROLNET if self.controls else Pipeline.TEXT2IMG
+        if self.start.mask is None:
+            return Pipeline.CONTROLNET_IMG2IMG if self.controls else Pipeline.IMG2IMG
+        return Pipeline.CONTROLNET_INPAINT if self.controls else Pipeline.INPAINT
