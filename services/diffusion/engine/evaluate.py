@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from services.diffusion.engine.rows import Row
+from services.diffusion.prompt.encode import Conditioning
+from services.diffusion.prompt.time_ids import time_ids
 from services.kernel.errors import ResourceExhausted
 
 
@@ -24,6 +26,13 @@ class Inputs(NamedTuple):
     sample: Tensor
     timesteps: Tensor
     words: Tensor
+    # What SDXL looks at beside the words: `text_embeds` and `time_ids`; None for the others.
+    added: dict[str, Tensor] | None = None
+
+    def at(self, places: Tensor) -> "Inputs":
+        """Those places of the batch alone."""
+        added = {name: value[places] for name, value in self.added.items()} if self.added else None
+        return Inputs(self.sample[places], self.timesteps[places], self.words[places], added)
 
 
 def predict(rows: Sequence[Row]) -> list[Tensor]:
@@ -32,8 +41,8 @@ def predict(rows: Sequence[Row]) -> list[Tensor]:
     ResourceExhausted when the device has no room even for a single row.
     """
     predictions: dict[int, Tensor] = {}
-    order = sorted(range(len(rows)), key=lambda number: rows[number].words.shape[1])
-    for _, same in groupby(order, key=lambda number: rows[number].words.shape[1]):
+    order = sorted(range(len(rows)), key=lambda number: rows[number].wanted.words.shape[1])
+    for _, same in groupby(order, key=lambda number: rows[number].wanted.words.shape[1]):
         numbers = list(same)
         predictions.update(zip(numbers, _fitting([rows[number] for number in numbers]), strict=True))
     return [predictions[number] for number in range(len(rows))]
@@ -58,6 +67,7 @@ def _together(rows: Sequence[Row]) -> list[Tensor]:
         inputs.sample,
         inputs.timesteps,
         encoder_hidden_states=inputs.words,
+        added_cond_kwargs=inputs.added,
         down_block_additional_residuals=residuals.down if residuals else None,
         mid_block_additional_residual=residuals.middle if residuals else None,
         return_dict=False,
@@ -74,11 +84,21 @@ def _together(rows: Sequence[Row]) -> list[Tensor]:
 def _inputs(rows: Sequence[Row]) -> Inputs:
     sample = torch.cat([row.model_input() for row in rows])
     timesteps = torch.stack([row.timestep.float() for row in rows]).to(sample.device)
-    words = [row.words for row in rows]
     unwanted = [row.unwanted for row in rows if row.unwanted is not None]
-    if not unwanted:
-        return Inputs(sample, timesteps, torch.cat(words))
-    return Inputs(torch.cat([sample] * 2), torch.cat([timesteps] * 2), torch.cat(unwanted + words))
+    prompts = [*unwanted, *(row.wanted for row in rows)]
+    halves = len(prompts) // len(rows)
+    words = torch.cat([prompt.words for prompt in prompts])
+    return Inputs(torch.cat([sample] * halves), torch.cat([timesteps] * halves), words, _added_cond(rows, prompts))
+
+
+def _added_cond(rows: Sequence[Row], prompts: Sequence[Conditioning]) -> dict[str, Tensor] | None:
+    """`prompts`: the negative ones first, as in Inputs."""
+    pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
+    if not pooled:
+        return None
+    wanted = [False, True] if rows[0].unwanted is not None else [True]
+    ids = [time_ids(row.checkpoint, row.generation, is_wanted=each) for each in wanted for row in rows]
+    return {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(ids)}
 
 
 def _residuals(rows: Sequence[Row], inputs: Inputs) -> Residuals | None:
@@ -101,10 +121,12 @@ def _one_net(net: Any, conditions: list[Tensor], scales: list[float], inputs: In
     places = [(half, row) for half in wanted for row, scale in enumerate(scales) if scale]
     at = torch.tensor([half * len(scales) + row for half, row in places], device=inputs.sample.device)
     scale = torch.tensor([scales[row] for _, row in places], device=inputs.sample.device, dtype=inputs.sample.dtype)
+    here = inputs.at(at)
     down, middle = net(
-        inputs.sample[at],
-        inputs.timesteps[at],
-        encoder_hidden_states=inputs.words[at],
+        here.sample,
+        here.timesteps,
+        encoder_hidden_states=here.words,
+        added_cond_kwargs=here.added,
         controlnet_cond=torch.cat([conditions[row] for _, row in places]),
         conditioning_scale=scale.view(-1, 1, 1, 1),
         return_dict=False,

@@ -10,7 +10,7 @@ from torch import Tensor
 from services.diffusion.generation import Control, Generation
 from services.diffusion.models.loading import Checkpoint
 from services.diffusion.pictures.control import to_condition
-from services.diffusion.prompt.encode import encode_one, encode_pair
+from services.diffusion.prompt.encode import Conditioning, encode_one, encode_pair
 from services.diffusion.schedulers.make import make_scheduler
 from services.kernel.errors import InvalidField
 
@@ -37,7 +37,7 @@ class Row:
     def __init__(self, generation: Generation, checkpoint: Checkpoint, nets: list[Any]) -> None:
         self.generation = generation
         self.checkpoint = checkpoint
-        self.words, self.unwanted = _encode(generation, checkpoint)
+        self.wanted, self.unwanted = _encode(generation, checkpoint)
         self.controls = [
             ControlRow(control, net, checkpoint) for control, net in zip(generation.controls, nets, strict=True)
         ]
@@ -92,7 +92,7 @@ class Row:
         return scaled
 
 
-def _encode(generation: Generation, checkpoint: Checkpoint) -> tuple[Tensor, Tensor | None]:
+def _encode(generation: Generation, checkpoint: Checkpoint) -> tuple[Conditioning, Conditioning | None]:
     if generation.is_guided:
         return encode_pair(checkpoint, generation.prompt, generation.negative_prompt)
     return encode_one(checkpoint, generation.prompt), None

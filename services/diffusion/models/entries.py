@@ -36,6 +36,14 @@ class CheckpointEntry:
     size_bytes: int
     # SPDX, from the manifest beside it; empty where there is none.
     licence: str = ""
+    # `sd1`, `sd2`, `sdxl`, `refiner`; empty for a family of its own.
+    base: str = ""
+    # What its UNet takes: the latents' channels, or 9 for one made for inpainting.
+    unet_channels: int = 4
+    # Trained with zeros in place of an empty negative prompt (SDXL base).
+    zeroes_empty_negative: bool = False
+    # A refiner: it looks at a score of beauty, and only goes on from a picture.
+    wants_aesthetic_score: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +51,41 @@ class ControlNetEntry:
     id: str
     folder: Path
     shape: Shape
+    size_bytes: int
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraEntry:
+    id: str
+    file: Path
+    # As a checkpoint's `base`, or its id for a family of its own; empty where the file does not tell.
+    base: str
+    size_bytes: int
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeEntry:
+    id: str
+    # A folder in diffusers' layout or a single file.
+    path: Path
+    latent_factor: int
+    latent_channels: int
+    size_bytes: int
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingEntry:
+    """A textual inversion: prompts name it by its id."""
+
+    id: str
+    file: Path
+    # Of its vectors, one for each text encoder that it is for.
+    widths: tuple[int, ...]
+    # How many tokens it takes up in a prompt.
+    vectors: int
     size_bytes: int
     licence: str = ""
 

@@ -1,7 +1,7 @@
 """From a folder in diffusers' layout to models in memory: offline, safetensors only. Nothing else reads weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,32 @@ _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeErro
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextPart:
+    """One of a checkpoint's text encoders, and what the checkpoint takes from it."""
+
+    tokenizer: Any
+    encoder: Any
+    # The states before the last layer, not normalised (SDXL), instead of the last ones.
+    is_penultimate: bool = False
+    # Its `text_embeds` are the prompt's pooled vector (the last encoder of SDXL).
+    is_pooled: bool = False
+    # Which ids of its table the textual inversions added, by name.
+    added: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> int:
+        """How many tokens it takes at once, its two marks included."""
+        positions: int = self.encoder.config.max_position_embeddings
+        return positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A checkpoint in memory. Shared by all who paint with it, changed by none."""
 
     entry: CheckpointEntry
-    tokenizer: Any
-    text_encoder: Any
+    # One, or two for SDXL base.
+    texts: tuple[TextPart, ...]
     unet: Any
     vae: Any
     # How many numbers the UNet has.
@@ -56,8 +76,12 @@ def load_checkpoint(entry: CheckpointEntry, device: torch.device) -> Checkpoint:
     unet = _weights(UNet2DConditionModel, folder / "unet", f"{entry.id}/unet", device)
     return Checkpoint(
         entry=entry,
-        tokenizer=_tokenizer(folder / "tokenizer", entry.id),
-        text_encoder=_weights(CLIPTextModel, folder / "text_encoder", f"{entry.id}/text_encoder", device),
+        texts=(
+            TextPart(
+                tokenizer=_tokenizer(folder / "tokenizer", entry.id),
+                encoder=_weights(CLIPTextModel, folder / "text_encoder", f"{entry.id}/text_encoder", device),
+            ),
+        ),
         unet=unet,
         weights=sum(tensor.numel() for tensor in unet.parameters()),
         vae=_weights(AutoencoderKL, folder / "vae", f"{entry.id}/vae", device),
