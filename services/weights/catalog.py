@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.kernel.errors import FailedPrecondition, NotFound
+from services.weights import packaged
 from services.weights.manifest import Manifest, TensorTable, WeightFile, file_from_json, with_tables
 from services.weights.references import AirRef, CatalogRef, HubRef, Reference, parse
 
@@ -118,17 +119,20 @@ def _merge(documents: Iterable[Mapping[str, Any]]) -> Catalog:
 
 
 def _entry(row: Mapping[str, Any]) -> Manifest:
+    """An entry as a catalog file writes it; one with `packaged` has its files from the package's own list."""
+    place = row.get("packaged", "")
+    listed = packaged.rows(place) if place else row["files"]
     return Manifest(
         reference=f"catalog:{row['name']}",
         view=row["view"],
-        files=tuple(_file(data, row) for data in row["files"]),
+        files=tuple(_file(data, row) for data in listed),
         revision=row.get("revision", ""),
-        licence=row.get("licence", ""),
+        licence=packaged.licence(listed) if place else row.get("licence", ""),
         kind=row["kind"],
         family=row.get("family", ""),
         needed_by=tuple(row.get("needed_by", ())),
         caveats=tuple(row.get("caveats", ())),
-        is_chosen=bool(row.get("is_chosen", False)),
+        is_chosen=bool(place or row.get("is_chosen", False)),
     )
 
 

@@ -71,6 +71,16 @@ class LocalRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackageRef:
+    """A file that came with Fanlight itself; `path` is below the package."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"package:{self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogRef:
     """An entry or a profile of the catalog."""
 
@@ -80,7 +90,7 @@ class CatalogRef:
         return self.name
 
 
-Reference = HubRef | AirRef | S3Ref | UrlRef | LocalRef | CatalogRef
+Reference = HubRef | AirRef | S3Ref | UrlRef | LocalRef | PackageRef | CatalogRef
 
 
 def parse(text: str) -> Reference:
@@ -202,6 +212,13 @@ def _parse_local(text: str) -> Reference:
     return LocalRef(path=path)
 
 
+def _parse_package(text: str) -> Reference:
+    path = text.split(":", 1)[1]
+    if not is_safe_path(path):
+        raise _bad(text, "must be package:PATH below Fanlight's own files")
+    return PackageRef(path=path)
+
+
 def _parse_catalog(text: str) -> Reference:
     name = text.split(":", 1)[1]
     if not _NAME.fullmatch(name):
@@ -218,6 +235,7 @@ _SCHEMES = (
     ("http://", _parse_url),
     ("file://", _parse_local),
     ("catalog:", _parse_catalog),
+    ("package:", _parse_package),
     ("/", _parse_local),
     ("./", _parse_local),
     ("../", _parse_local),

@@ -1,0 +1,58 @@
+"""Models that come with the `fanlight` package, as the MANIFEST.json beside them lists them. Nothing of them is fetched.
+
+Their bytes, digests and licences stand in that file only; the catalog says what they are called and are for.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from services.weights.manifest import Manifest
+from services.weights.references import PackageRef, parse
+
+PACKAGE = "fanlight"
+MANIFEST = "MANIFEST.json"
+
+
+def rows(place: str) -> list[dict[str, Any]]:
+    """Catalog rows of the files in the folder `place` of the package, or of the one file that it names."""
+    model, _, below = place.partition("/")
+    listed = [row for row in _listed(model) if row["path"] == below or row["path"].startswith(f"{below}/")]
+    cut = len(below.rpartition("/")[0]) if _is_file(listed, below) else len(below)
+    return [
+        {**row, "path": row["path"][cut:].lstrip("/"), "sources": [str(PackageRef(path=f"{model}/{row['path']}"))]}
+        for row in listed
+    ]
+
+
+def licence(listed: Iterable[Mapping[str, Any]]) -> str:
+    """SPDX of all the rows together."""
+    return " AND ".join(sorted({row["licence"] for row in listed}))
+
+
+def place_of(manifest: Manifest) -> Path | None:
+    """Where the model lies: its folder, or its only file. None for a model that is not packaged."""
+    first = manifest.files[0] if manifest.files else None
+    source = parse(first.sources[0]) if first and first.sources else None
+    if first is None or not isinstance(source, PackageRef):
+        return None
+    if len(manifest.files) == 1:
+        return _root() / source.path
+    return _root() / source.path.removesuffix(f"/{first.path}")
+
+
+@cache
+def _listed(model: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((_root() / model / MANIFEST).read_text())["files"]
+    return found
+
+
+def _root() -> Path:
+    return Path(str(files(PACKAGE)))
+
+
+def _is_file(listed: list[dict[str, Any]], below: str) -> bool:
+    return len(listed) == 1 and listed[0]["path"] == below
