@@ -159,6 +159,7 @@ class Download:
         self._downloaded += len(buffer)
         now_s = self._tools.now_s()
         self._meter.count(len(buffer), now_s)
+        self._tools.link.note(len(buffer), now_s)
         if self._follower:
             self._follower.advance()
         self._tell(part, now_s)

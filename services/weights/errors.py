@@ -9,6 +9,12 @@ class WrongBytes(NodeFault):
     reason = "WRONG_BYTES"
 
 
+class NotHeld(NodeFault):
+    """The weights are not on this node, which may fetch nothing; another may have them."""
+
+    reason = "NOT_HELD"
+
+
 class DiskFull(ResourceExhausted):
     reason = "DISK_FULL"
 

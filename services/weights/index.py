@@ -14,6 +14,7 @@ from services.weights.manifest import Manifest, TensorTable, manifest_from_json
 from services.weights.plan import Holdings
 
 BUSY_TIMEOUT_S = 30.0
+INDEX_FILE = "index.sqlite"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (
@@ -30,6 +31,7 @@ CREATE TABLE IF NOT EXISTS links (view TEXT NOT NULL, link TEXT NOT NULL, object
     PRIMARY KEY (view, link));
 CREATE TABLE IF NOT EXISTS sources (source TEXT PRIMARY KEY, sha256 TEXT NOT NULL, etag TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS manifests (reference TEXT PRIMARY KEY, manifest_json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS names (reference TEXT PRIMARY KEY, view TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS traffic (day TEXT PRIMARY KEY, bytes INTEGER NOT NULL);
 """
 
@@ -188,6 +190,13 @@ class Index:
     def remember_manifest(self, reference: str, manifest: Manifest) -> None:
         with self._open() as db:
             db.execute("INSERT OR REPLACE INTO manifests VALUES (?,?)", (reference, manifest.to_text()))
+            db.execute("INSERT OR REPLACE INTO names VALUES (?,?)", (reference, manifest.view))
+
+    def names(self) -> list[tuple[str, str]]:
+        """Every (reference, view) that was fetched."""
+        with self._open() as db:
+            rows = db.execute("SELECT reference, view FROM names ORDER BY reference").fetchall()
+        return [(str(a), str(b)) for a, b in rows]
 
     def recall_manifest(self, reference: str) -> Manifest | None:
         with self._open() as db:

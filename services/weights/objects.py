@@ -17,7 +17,7 @@ from services.kernel.errors import NotFound
 from services.kernel.logs import get_logger
 from services.weights.errors import DiskFull
 from services.weights.files import bytes_in, sha256_from, sha256_of, sync
-from services.weights.index import Index, ObjectRow
+from services.weights.index import INDEX_FILE, Index, ObjectRow
 from services.weights.locks import shared, try_lock
 from services.weights.manifest import TensorTable
 from services.weights.tensors import component_key
@@ -38,7 +38,7 @@ class Objects:
         self._now_s = now_s
         for name in ("objects", "parts", "locks", "models"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        self.index = Index(folder / "index.sqlite")
+        self.index = Index(folder / INDEX_FILE)
         self._reconcile()
 
     def path_of(self, sha256: str) -> Path:

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 
 BURST_S = 0.25
 MAX_BACKOFF_S = 30.0
+# The link is measured in stretches of so long; after a pause of IDLE_S a new one begins.
+WINDOW_S = 1.0
+IDLE_S = 5.0
+LATEST_WEIGHT = 0.2
 # A server may ask to be left alone; longer than this the next source is tried.
 MAX_RETRY_AFTER_S = 120.0
 
@@ -72,6 +76,30 @@ class Meter:
         if not self._marks or now_s - self._marks[0][0] < self.window_s * 0.8:
             return False
         return self.bytes_per_s(now_s) * 8 < bits_per_s
+
+
+@dataclass(slots=True)
+class LinkRate:
+    """What the link gives, over all downloads at once: an exponentially weighted mean of stretches of WINDOW_S."""
+
+    bps: float = 0.0
+    _begin_s: float = 0.0
+    _last_s: float = float("-inf")
+    _bytes: int = 0
+
+    def note(self, size_bytes: int, now_s: float) -> None:
+        is_new, self._last_s = now_s - self._last_s > IDLE_S, now_s
+        if is_new:
+            # When these began to come is not known: they only say when the stretch begins.
+            self._begin_s, self._bytes = now_s, 0
+            return
+        self._bytes += size_bytes
+        took_s = now_s - self._begin_s
+        if took_s < WINDOW_S:
+            return
+        latest_bps = self._bytes * 8 / took_s
+        self.bps = latest_bps if not self.bps else (1 - LATEST_WEIGHT) * self.bps + LATEST_WEIGHT * latest_bps
+        self._begin_s, self._bytes = now_s, 0
 
 
 def backoff_s(failures: int, retry_after_s: float | None, chance: random.Random) -> float:

@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from services.kernel.digests import digest_of
 from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
+from services.weights import packaged
 from services.weights.catalog import Catalog
 from services.weights.errors import SourceFailed
 from services.weights.manifest import MAX_FILES, Manifest, WeightFile
@@ -16,6 +17,7 @@ from services.weights.references import (
     CatalogRef,
     HubRef,
     LocalRef,
+    PackageRef,
     Reference,
     S3Ref,
     UrlRef,
@@ -53,6 +55,11 @@ class Resolver:
                 f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s
             ) from error
 
+    def is_known(self, text: str) -> bool:
+        """Whether no network is needed to tell what it is."""
+        reference = parse(text)
+        return isinstance(reference, LocalRef | PackageRef | CatalogRef) or self._catalog.find(reference) is not None
+
     async def _ask(self, reference: Reference) -> Manifest:
         match reference:
             case CatalogRef(name=name):
@@ -65,6 +72,8 @@ class Resolver:
                 return await self._ask_server(url)
             case LocalRef(path=path):
                 return _look(local_path(path))
+            case PackageRef(path=path):
+                return _look(packaged.path_of(path))
             case AirRef(source=source):
                 raise FailedPrecondition(f"nothing is fetched from {source}", field="reference")
             case S3Ref():

@@ -12,17 +12,20 @@ from typing import Any
 
 from services.kernel.errors import Conflict, FanlightError
 from services.kernel.logs import get_logger
+from services.weights import packaged
 from services.weights.catalog import Catalog, shipped, with_folder
+from services.weights.errors import NotHeld
 from services.weights.fetching import Fetching, Placed
+from services.weights.inventory import HeldModel, held_models
 from services.weights.manifest import Manifest, WeightFile, with_tables
 from services.weights.objects import Objects
 from services.weights.pacing import Pacer
 from services.weights.plan import Plan, PlannedFile, make_plan
-from services.weights.references import LocalRef, S3Ref, UrlRef, parse
+from services.weights.references import LocalRef, PackageRef, S3Ref, UrlRef, parse
 from services.weights.resolve import Resolver, is_offline, local_path, with_sha256
 from services.weights.selection import Wish
 from services.weights.settings import WeightsSettings
-from services.weights.targets import Limits, Progress, Tools
+from services.weights.targets import Limits, Progress, Tally, Tools
 from services.weights.traffic import Traffic
 from services.weights.web import Web
 
@@ -33,6 +36,7 @@ IO_THREADS = 4
 FILES_AT_ONCE = 3
 MAX_PLANS = 3
 ANNOTATOR = "annotator"
+OFFLINE = "FANLIGHT_WEIGHTS_OFFLINE forbids to fetch it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +48,6 @@ class Fetched:
     size_bytes: int
     downloaded_bytes: int
     objects: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldModel:
-    """A view of the store, for a worker's inventory."""
-
-    name: str
-    size_bytes: int
-    is_pinned: bool
-    used_s: float
 
 
 class WeightStore:
@@ -120,6 +114,8 @@ class WeightStore:
         return await self._tools.run(self._make_plan, text, manifest, wish)
 
     async def _manifest(self, text: str) -> Manifest:
+        if self._settings.offline and not self._resolver.is_known(text):
+            return await self._held_manifest(text)
         try:
             return await self._resolver.manifest(text)
         except FanlightError as error:
@@ -130,6 +126,12 @@ class WeightStore:
             log.warning("weights_source_offline", reference=text.split("?")[0])
             return held
 
+    async def _held_manifest(self, text: str) -> Manifest:
+        held = await self._tools.run(self.objects.index.recall_manifest, text)
+        if held is None:
+            raise NotHeld(f"{text.split('?')[0]} was never fetched here, and {OFFLINE}", field="reference")
+        return held
+
     def _make_plan(self, text: str, manifest: Manifest, wish: Wish) -> Plan:
         index = self.objects.index
         manifest = replace(manifest, files=tuple(self._recalled(manifest, f) for f in manifest.files))
@@ -137,7 +139,7 @@ class WeightStore:
         shas = [f.sha256 for f in manifest.files if f.sha256]
         tables = {sha: table for sha in shas if (table := known.get(sha) or index.table(sha))}
         plan = make_plan(with_tables(manifest, tables), wish, index.holdings())
-        if isinstance(parse(text), LocalRef):
+        if _lies(text, manifest):
             return replace(plan, files=tuple(replace(f, held_bytes=f.size_bytes) for f in plan.files))
         return plan
 
@@ -179,20 +181,19 @@ class WeightStore:
         self, text: str, wish: Wish, *, sha256: str = "", report: Callable[[Progress], None] = lambda progress: None
     ) -> Fetched:
         """As `ensure`, and tells what it took."""
-        reference = parse(text)
-        if isinstance(reference, LocalRef):
-            plan = await self._plan(text, wish, "")
-            return Fetched(
-                reference=text, path=local_path(reference.path), size_bytes=plan.held_bytes, downloaded_bytes=0
-            )
         for _ in range(MAX_PLANS):
             plan = await self._plan(text, wish, sha256)
+            if place := _lies(text, plan.manifest):
+                return Fetched(reference=text, path=place, size_bytes=plan.held_bytes, downloaded_bytes=0)
+            if self._settings.offline:
+                _require_held(text, plan)
             with contextlib.suppress(Conflict):
                 return await self._carry_out(text, plan, wish, report)
         raise Conflict(f"{text}: what was held was evicted {MAX_PLANS} times while it was fetched")
 
     async def _carry_out(self, text: str, plan: Plan, wish: Wish, report: Callable[[Progress], None]) -> Fetched:
-        fetching = Fetching(objects=self.objects, tools=self._tools, resolver=self._resolver, report=report)
+        tally = Tally(reference=text, fetch_bytes=plan.fetch_bytes, report=report)
+        fetching = Fetching(objects=self.objects, tools=self._tools, resolver=self._resolver, report=tally.tell)
         gate = asyncio.Semaphore(FILES_AT_ONCE)
         with contextlib.ExitStack() as in_use:
 
@@ -233,29 +234,39 @@ class WeightStore:
         is_one_checkpoint = plan.manifest.is_chosen and len({item.file.path for item in plan.files}) == 1
         return first.parent if is_one_checkpoint else folder
 
+    @property
+    def link_bps(self) -> float:
+        """What the link has lately given, in bits a second; 0 until something large was fetched."""
+        return self._tools.link.bps
+
     async def inventory(self) -> list[HeldModel]:
         """Every view that has all its files."""
-        return await self._tools.run(self._inventory)
-
-    def _inventory(self) -> list[HeldModel]:
-        rows = {row.sha256: row for row in self.objects.index.objects()}
-        views: dict[str, list[str]] = {}
-        for view, _, sha in self.objects.index.links():
-            views.setdefault(view, []).append(sha)
-        return [
-            HeldModel(
-                name=view,
-                size_bytes=sum(rows[sha].size_bytes for sha in set(shas)),
-                is_pinned=all(rows[sha].is_pinned for sha in shas),
-                used_s=max(rows[sha].used_s for sha in shas),
-            )
-            for view, shas in views.items()
-            if all(sha in rows for sha in shas)
-        ]
+        return await self._tools.run(held_models, self.objects.index)
 
     async def run(self, work: Callable[..., Any], *args: Any) -> Any:
         """Blocking work on the objects, off the event loop."""
         return await self._tools.run(work, *args)
+
+
+def _lies(text: str, manifest: Manifest) -> Path | None:
+    """Where a model lies that is used in place; None for one that the store keeps."""
+    match parse(text):
+        case LocalRef(path=path):
+            return local_path(path)
+        case PackageRef(path=path):
+            return packaged.path_of(path)
+    return packaged.place_of(manifest)
+
+
+def _require_held(text: str, plan: Plan) -> None:
+    """NotHeld, naming the first file that is missing and where it could be had."""
+    missing = next((item for item in plan.files if item.fetch_bytes), None)
+    if missing is not None:
+        source = missing.file.sources[0].split("?")[0] if missing.file.sources else "nowhere"
+        raise NotHeld(
+            f"{text.split('?')[0]}: {missing.file.path} is not held, {OFFLINE}; it comes from {source}",
+            field="reference",
+        )
 
 
 async def _gather(works: Iterable[Coroutine[Any, Any, Placed]]) -> list[Placed]:

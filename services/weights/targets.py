@@ -5,13 +5,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial as bind
 from pathlib import Path
 from typing import Any, TypeVar
 
 from services.weights.chunks import Segment, Span
-from services.weights.pacing import Pacer
+from services.weights.pacing import LinkRate, Pacer
 from services.weights.web import Web
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How a download stands; `seconds_left` is None while unknown."""
+    """How a download stands; `seconds_left` is None while unknown. `whole` is all files of the reference together."""
 
     reference: str
     path: str
@@ -27,6 +27,7 @@ class Progress:
     total_bytes: int
     bytes_per_s: float
     source: str
+    whole: "Progress | None" = None
 
     @property
     def seconds_left(self) -> float | None:
@@ -81,6 +82,7 @@ class Tools:
     parts: Path
     reserve: Callable[[int], None]
     count: Callable[[int], Awaitable[None]]
+    link: LinkRate = field(default_factory=LinkRate)
     now_s: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     chance: random.Random = field(default_factory=random.Random)
@@ -98,3 +100,27 @@ class Downloaded:
     source: int
     etag: str
     downloaded_bytes: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """Adds up the downloads of one reference; each report is passed on with the sum as its `whole`."""
+
+    reference: str
+    fetch_bytes: int
+    report: Callable[[Progress], None]
+    _files: dict[str, Progress] = field(default_factory=dict)
+
+    def tell(self, progress: Progress) -> None:
+        self._files[progress.path] = progress
+        files = self._files.values()
+        active = [f for f in files if f.done_bytes < f.total_bytes]
+        whole = Progress(
+            reference=self.reference,
+            path="",
+            done_bytes=sum(f.done_bytes for f in files),
+            total_bytes=max(self.fetch_bytes, sum(f.total_bytes for f in files)),
+            bytes_per_s=sum(f.bytes_per_s for f in active or files),
+            source=progress.source,
+        )
+        self.report(replace(progress, whole=whole))

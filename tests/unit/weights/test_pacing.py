@@ -1,9 +1,10 @@
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.weights.pacing import MAX_BACKOFF_S, Bucket, Meter, backoff_s
+from services.weights.pacing import MAX_BACKOFF_S, Bucket, LinkRate, Meter, backoff_s
 
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 2)), min_size=1, max_size=60))
@@ -37,3 +38,26 @@ def test_waiting_grows_and_stays_bounded_and_the_server_is_obeyed():
     assert backoff_s(1, 37.0, chance) == 37.0
     assert backoff_s(1, None, chance) < 1.0
     assert backoff_s(50, None, chance) <= MAX_BACKOFF_S
+
+
+def test_the_link_is_measured_over_all_downloads_together():
+    link = LinkRate()
+    for tenth in range(31):
+        link.note(62_500, tenth / 10)
+        link.note(62_500, tenth / 10)
+    assert link.bps == pytest.approx(10_000_000, rel=0.1)
+
+
+def test_a_pause_between_two_downloads_says_nothing_of_the_link():
+    link = LinkRate()
+    for tenth in range(21):
+        link.note(125_000, tenth / 10)
+    before = link.bps
+    link.note(125_000, 500.0)
+    assert link.bps == before > 0
+
+
+def test_little_that_came_at_once_measures_no_link():
+    link = LinkRate()
+    link.note(1_000_000, 0.0)
+    assert link.bps == 0

@@ -1,0 +1,66 @@
+"""Weights for a worker: fetched when a task needs them, kept while it uses them. Knows no stage and no wire.
+
+One for each process. The store is opened when something is asked for, so a worker that asks for nothing opens nothing.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+from services.kernel.logs import get_logger
+from services.weights.inventory import HeldModel, Inventory
+from services.weights.references import parse
+from services.weights.settings import WeightsSettings
+from services.weights.store import WeightStore
+from services.weights.targets import Progress
+
+log = get_logger()
+
+
+class Provision:
+    """Use as an async context manager, on the event loop that asks."""
+
+    def __init__(self, settings: WeightsSettings) -> None:
+        self._settings = settings
+        self._inventory = Inventory(settings.dir)
+        self._stack = contextlib.AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._store: WeightStore | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def store(self) -> WeightStore:
+        """The process's store, opened on first use."""
+        async with self._opening:
+            if self._store is None:
+                self._store = await self._stack.enter_async_context(WeightStore.open(self._settings))
+                log.info("weights_opened", folder=str(self._settings.dir), offline=self._settings.offline)
+            return self._store
+
+    @contextlib.asynccontextmanager
+    async def obtain(
+        self, reference: str, pipeline: str = "", *, report: Callable[[Progress], None] = lambda progress: None
+    ) -> AsyncIterator[Path]:
+        """The path to load the reference from; fetched first where it is not held, and not evicted while this is open.
+
+        `report` is called on the event loop while bytes come, its `whole` over all files. Askers share one download.
+        NotHeld when nothing may be fetched; InvalidField, NotFound, SourceFailed, WrongBytes, TokenRefused, DiskFull.
+        """
+        parse(reference)
+        async with (await self.store()).acquire(reference, pipeline, report=report) as path:
+            yield path
+
+    def inventory(self) -> Sequence[HeldModel]:
+        """What is on this node's disk and whole; cheap enough for every poll. Opens nothing where nothing is."""
+        return self._inventory.look()
+
+    @property
+    def link_bps(self) -> float:
+        """What the link has lately given, in bits a second; 0 until something large was fetched."""
+        return self._store.link_bps if self._store else 0.0

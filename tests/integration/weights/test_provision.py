@@ -1,0 +1,118 @@
+import asyncio
+
+import pytest
+
+from services.kernel.errors import InvalidField
+from services.weights.errors import NotHeld
+from services.weights.provision import Provision
+from tests.fakes.weight_sites import put_repository, safetensors
+
+MODEL = safetensors({"unet": b"u" * 3_000_000})
+OTHER = safetensors({"b": b"b" * 2_000_000})
+
+
+@pytest.fixture
+def repository(server):
+    files = {"unet/diffusion_pytorch_model.safetensors": MODEL, "unet/config.json": b"{}", "model_index.json": b"{}"}
+    put_repository(server, "org/model", files)
+    return "hf:org/model"
+
+
+async def test_a_worker_that_asks_for_nothing_opens_nothing(settings, tmp_path):
+    async with Provision(settings()) as provision:
+        assert list(provision.inventory()) == []
+        assert provision.link_bps == 0
+    assert not (tmp_path / "store").exists()
+
+
+async def test_what_a_task_needs_is_fetched_and_cannot_be_evicted_meanwhile(settings, repository):
+    async with Provision(settings()) as provision, provision.obtain(repository) as path:
+        assert (path / "unet/diffusion_pytorch_model.safetensors").read_bytes() == MODEL
+        objects = (await provision.store()).objects
+        assert all(not objects.remove(row.sha256) for row in objects.index.objects())
+
+
+async def test_the_inventory_names_what_is_held_and_by_which_references(settings, repository):
+    async with Provision(settings()) as provision:
+        async with provision.obtain(repository):
+            pass
+        (held,) = provision.inventory()
+    assert (held.name, held.references) == ("org/model", (repository,))
+    # Both configurations are one object.
+    assert held.size_bytes == len(MODEL) + 2
+
+
+async def test_the_inventory_is_read_again_only_when_the_store_has_changed(settings, repository):
+    async with Provision(settings()) as provision:
+        async with provision.obtain(repository):
+            pass
+        before = provision.inventory()
+        assert provision.inventory() is before
+        await (await provision.store()).run((await provision.store()).objects.drop_view, "org/model")
+        assert list(provision.inventory()) == []
+
+
+async def test_a_new_process_knows_what_an_earlier_one_has_fetched(settings, repository):
+    async with Provision(settings()) as provision, provision.obtain(repository):
+        pass
+    async with Provision(settings(offline=True)) as later:
+        assert [held.name for held in later.inventory()] == ["org/model"]
+
+
+async def test_offline_what_is_held_is_had_without_a_request(settings, server, repository):
+    async with Provision(settings()) as provision, provision.obtain(repository):
+        pass
+    server.seen.clear()
+    async with Provision(settings(offline=True)) as provision, provision.obtain(repository) as path:
+        assert (path / "unet/config.json").read_bytes() == b"{}"
+    assert server.seen == []
+
+
+async def test_offline_a_reference_never_fetched_is_refused_by_name(settings, server, repository):
+    async with Provision(settings(offline=True)) as provision:
+        with pytest.raises(NotHeld, match="hf:org/model was never fetched here"):
+            async with provision.obtain(repository):
+                pass
+    assert server.seen == []
+
+
+async def test_offline_the_missing_file_and_its_source_are_named(settings, server):
+    async with Provision(settings(offline=True)) as provision:
+        with pytest.raises(NotHeld, match=r"annotator-hed: ControlNetHED.pth is not held.*hf:lllyasviel/Annotators"):
+            async with provision.obtain("annotator-hed"):
+                pass
+    assert server.seen == []
+
+
+async def test_a_reference_that_parses_to_nothing_opens_no_store(settings, tmp_path):
+    async with Provision(settings()) as provision:
+        with pytest.raises(InvalidField, match="nothing known"):
+            async with provision.obtain("what:is/this"):
+                pass
+    assert not (tmp_path / "store").exists()
+
+
+async def test_two_tasks_that_want_the_same_share_one_download(settings, server, repository):
+    async with Provision(settings()) as provision:
+
+        async def ask():
+            async with provision.obtain(repository) as path:
+                return path
+
+        first, second = await asyncio.gather(ask(), ask())
+    assert first == second
+    sent = sum(count for path, count in server.sent_bytes.items() if path.startswith("/cdn/"))
+    assert sent <= len(MODEL) + 2
+
+
+async def test_progress_adds_up_over_the_files_of_a_reference(settings, server):
+    put_repository(
+        server, "org/two", {"a/model.safetensors": MODEL, "b/model.safetensors": safetensors({"b": b"b" * 2_000_000})}
+    )
+    told = []
+    async with Provision(settings()) as provision, provision.obtain("hf:org/two", report=told.append):
+        pass
+    last = told[-1].whole
+    assert last.done_bytes == last.total_bytes > 5_000_000
+    assert [t.whole.done_bytes for t in told] == sorted(t.whole.done_bytes for t in told)
+    assert last.reference == "hf:org/two"
