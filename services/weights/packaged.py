@@ -1,4 +1,4 @@
-"""Models that come with the `fanlight` package, as the MANIFEST.json beside them lists them. Nothing of them is fetched.
+"""Models that come with the `fanlight` package, as the MANIFEST.json beside them lists them. None is ever fetched.
 
 Their bytes, digests and licences stand in that file only; the catalog says what they are called and are for.
 """
@@ -39,19 +39,18 @@ def place_of(manifest: Manifest) -> Path | None:
     source = parse(first.sources[0]) if first and first.sources else None
     if first is None or not isinstance(source, PackageRef):
         return None
-    if len(manifest.files) == 1:
-        return _root() / source.path
-    return _root() / source.path.removesuffix(f"/{first.path}")
+    return path_of(source.path if len(manifest.files) == 1 else source.path.removesuffix(f"/{first.path}"))
+
+
+def path_of(path: str) -> Path:
+    """Where a path below the package is on this machine."""
+    return Path(str(files(PACKAGE))) / path
 
 
 @cache
 def _listed(model: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((_root() / model / MANIFEST).read_text())["files"]
+    found: list[dict[str, Any]] = json.loads(path_of(f"{model}/{MANIFEST}").read_text())["files"]
     return found
-
-
-def _root() -> Path:
-    return Path(str(files(PACKAGE)))
 
 
 def _is_file(listed: list[dict[str, Any]], below: str) -> bool:
