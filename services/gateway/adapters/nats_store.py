@@ -1,0 +1,149 @@
+"""The JobStore in NATS JetStream: replicated by Raft, shared by any number of gateways.
+
+A server acknowledges what it has written to its page cache; with one replica, `sync_interval: always` in the server's
+own settings is what makes a write survive a power cut. With three replicas two machines have it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js.api import DiscardPolicy, StorageType, StreamConfig
+
+from services.gateway.adapters.nats_bucket import RETRY_AFTER_S, Bucket
+from services.gateway.adapters.nats_feed import TROUBLES
+from services.gateway.ports import Change, Record
+from services.kernel.config import SettingsError
+from services.kernel.errors import Unavailable
+from services.kernel.logs import get_logger
+
+log = get_logger()
+
+CALL_LIMIT_S = 5.0
+CONNECT_S = 5.0
+RECONNECT_PAUSE_S = 0.5
+_EXISTS_DIFFERENTLY = 10058
+
+
+class NatsStore:
+    """Made by `open_nats_store`. Its buckets are key-value stores of their own, made when they are first used."""
+
+    def __init__(self, connection: Client, *, prefix: str, replicas: int) -> None:
+        self._connection = connection
+        self._jetstream = connection.jetstream(timeout=CALL_LIMIT_S)
+        self._prefix = prefix
+        self._replicas = replicas
+        self._buckets: dict[str, Bucket] = {}
+        self._making = asyncio.Lock()
+
+    async def close(self) -> None:
+        """End the watches; the connection is closed by who opened it."""
+        for bucket in self._buckets.values():
+            await bucket.close()
+
+    async def create(self, bucket: str, key: str, value: bytes) -> Record:
+        return await (await self._bucket(bucket)).create(key, value)
+
+    async def get(self, bucket: str, key: str) -> Record | None:
+        return await (await self._bucket(bucket)).get(key)
+
+    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+        return await (await self._bucket(bucket)).put(key, value, revision)
+
+    async def delete(self, bucket: str, key: str) -> None:
+        await (await self._bucket(bucket)).delete(key)
+
+    async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
+        return await (await self._bucket(bucket)).list(before, limit)
+
+    async def watch(self, bucket: str) -> AsyncIterator[Change]:
+        async for change in (await self._bucket(bucket)).watch():
+            yield change
+
+    async def _bucket(self, name: str) -> Bucket:
+        if name not in self._buckets:
+            async with self._making:
+                if name not in self._buckets:
+                    await self._make(f"{self._prefix}-{name}")
+                    self._buckets[name] = Bucket(self._connection, self._jetstream, f"{self._prefix}-{name}")
+        return self._buckets[name]
+
+    async def _make(self, name: str) -> None:
+        """The stream of a bucket, as NATS' own key-value stores have it, with the replicas that are wished for."""
+        config = StreamConfig(
+            name=f"KV_{name}",
+            subjects=[f"$KV.{name}.>"],
+            max_msgs_per_subject=1,
+            allow_rollup_hdrs=True,
+            allow_msg_ttl=True,
+            allow_direct=False,
+            deny_delete=True,
+            discard=DiscardPolicy.NEW,
+            storage=StorageType.FILE,
+            num_replicas=self._replicas,
+        )
+        try:
+            try:
+                await self._jetstream.add_stream(config)
+            except nats.js.errors.APIError as error:
+                if error.err_code != _EXISTS_DIFFERENTLY:
+                    raise
+                await self._jetstream.update_stream(config)
+        except nats.js.errors.APIError as error:
+            raise Unavailable(f"the store refuses: {error.description}", retry_after_s=RETRY_AFTER_S) from error
+        except TROUBLES as error:
+            raise Unavailable("the store does not answer", retry_after_s=RETRY_AFTER_S) from error
+
+
+@asynccontextmanager
+async def open_nats_store(
+    servers: Sequence[str], *, prefix: str = "fanlight", replicas: int = 1, credentials_file: Path | None = None
+) -> AsyncIterator[NatsStore]:
+    """The store of those servers, whichever of them is there. SettingsError when none is."""
+    connection = await _connected(servers, credentials_file)
+    store = NatsStore(connection, prefix=prefix, replicas=replicas)
+    if replicas == 1:
+        log.warning("store_has_one_copy", advice="set FANLIGHT_GATEWAY_NATS_REPLICAS=3 on a cluster of three servers")
+    try:
+        yield store
+    finally:
+        await store.close()
+        await connection.close()
+
+
+async def _connected(servers: Sequence[str], credentials_file: Path | None) -> Client:
+    """A connection that is made again for ever once it was made."""
+    try:
+        async with asyncio.timeout(CONNECT_S * (1 + len(servers))):
+            return await nats.connect(
+                servers=list(servers),
+                name="fanlight-gateway",
+                connect_timeout=int(CONNECT_S),
+                reconnect_time_wait=RECONNECT_PAUSE_S,
+                max_reconnect_attempts=-1,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                user_credentials=str(credentials_file) if credentials_file else None,
+                error_cb=_note,
+                disconnected_cb=_note_loss,
+                reconnected_cb=_note_return,
+            )
+    except TROUBLES as error:
+        raise SettingsError(f"no NATS server answers at {', '.join(servers)}") from error
+
+
+async def _note(error: Exception) -> None:
+    log.info("store_trouble", why=type(error).__name__)
+
+
+async def _note_loss() -> None:
+    log.warning("store_lost")
+
+
+async def _note_return() -> None:
+    log.info("store_back")
