@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fanlight.common.v1.common_pb2 import FetchProgress
     from fanlight.gateway.v1.gateway_pb2 import Job, JobEvent
 
 
@@ -37,6 +38,8 @@ class JobBar:
         elif event.progress.steps:
             self._parts[event.progress.task] = event.progress.step / event.progress.steps
             self._bar.update(self._task, completed=sum(self._parts.values()))
+        elif event.progress.HasField("fetch"):
+            self._bar.update(self._task, description=fetching(event.progress.fetch))
 
     def _on_job(self, job: "Job") -> None:
         from fanlight.gateway.v1.gateway_pb2 import Task
@@ -47,3 +50,11 @@ class JobBar:
         doing = f"{', '.join(at_work) or 'waiting'} {len(ended)}/{len(job.tasks)}"
         total = len(job.tasks) or None
         self._bar.update(self._task, description=doing, total=total, completed=sum(self._parts.values()))
+
+
+def fetching(fetch: "FetchProgress") -> str:
+    """Such as `fetching sd15: 120 of 2067 MB, 98 Mbit/s, 159 s left`."""
+    mega = 1_000_000
+    amount = f"{fetch.done_bytes // mega} of {fetch.total_bytes // mega} MB, {fetch.goodput_bps / mega:.0f} Mbit/s"
+    left = f", {fetch.seconds_left:.0f} s left" if fetch.HasField("seconds_left") else ""
+    return f"fetching {fetch.reference}: {amount}{left}"

@@ -5,9 +5,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from fanlight.common.v1 import common_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.logs import get_logger
-from services.worker.ports import Progress
+from services.worker.ports import Fetching, Progress
 
 log = get_logger()
 
@@ -118,5 +119,21 @@ def _renewal(lease: Lease) -> queue_pb2.Renewal:
     progress, lease.progress = lease.progress, None
     if progress is None:
         return queue_pb2.Renewal(lease_token=lease.token)
-    news = queue_pb2.Progress(step=progress.step, steps=progress.steps, preview=progress.preview)
+    news = queue_pb2.Progress(
+        step=progress.step,
+        steps=progress.steps,
+        preview=progress.preview,
+        fetch=_fetch(progress.fetch) if progress.fetch else None,
+    )
     return queue_pb2.Renewal(lease_token=lease.token, progress=news)
+
+
+def _fetch(fetching: Fetching) -> common_pb2.FetchProgress:
+    return common_pb2.FetchProgress(
+        reference=fetching.reference,
+        done_bytes=fetching.done_bytes,
+        total_bytes=fetching.total_bytes,
+        goodput_bps=fetching.bytes_per_s * 8,
+        seconds_left=fetching.seconds_left,
+        source=fetching.source,
+    )

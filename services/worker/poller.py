@@ -57,5 +57,5 @@ class Poller:
         worker.stage = self._stage.name
         worker.version = __version__
         worker.slots = self._slots
-        worker.goodput_bps = self._goodput.bps
+        worker.goodput_bps = worker.goodput_bps or self._goodput.bps
         return worker

@@ -25,12 +25,31 @@ class Outcome:
     spans: Sequence[tuple[str, float]] = ()
 
 
+class Fetching(Protocol):
+    """How a download stands, whoever does it."""
+
+    @property
+    def reference(self) -> str: ...
+    @property
+    def done_bytes(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def bytes_per_s(self) -> float: ...
+    @property
+    def seconds_left(self) -> float | None: ...
+    @property
+    def source(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    step: int
-    steps: int
+    step: int = 0
+    steps: int = 0
     # An encoded small picture; empty where there is none.
     preview: bytes = field(default=b"", repr=False)
+    # Weights that the task needs, while they come.
+    fetch: Fetching | None = None
 
 
 # May be called from any thread.
@@ -47,7 +66,10 @@ class Stage(Protocol):
         ...
 
     def describe(self, worker: queue_pb2.Worker) -> None:
-        """Fill in what changes: device, models held in VRAM, RAM and on disk, step time."""
+        """Fill in what changes: device, models held in VRAM, RAM and on disk, step time.
+
+        And the link's goodput, where the stage fetches weights itself; else the loop's own figure stands.
+        """
         ...
 
     async def run(self, task: queue_pb2.LeasedTask, report: Report) -> Outcome:

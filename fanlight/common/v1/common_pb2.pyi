@@ -119,3 +119,41 @@ class Span(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["duration_s", b"duration_s", "name", b"name"]) -> None: ...
 
 Global___Span: typing_extensions.TypeAlias = Span
+
+@typing.final
+class FetchProgress(google.protobuf.message.Message):
+    """Weights on their way to a node, before the work that needs them can begin."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: builtins.int
+    DONE_BYTES_FIELD_NUMBER: builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    GOODPUT_BPS_FIELD_NUMBER: builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    reference: builtins.str
+    """What is fetched, as the request or the catalog names it."""
+    done_bytes: builtins.int
+    total_bytes: builtins.int
+    goodput_bps: builtins.float
+    """Bits a second, measured; 0 while unknown."""
+    seconds_left: builtins.float
+    """Absent while unknown."""
+    source: builtins.str
+    """The host that they come from."""
+    def __init__(
+        self,
+        *,
+        reference: builtins.str = ...,
+        done_bytes: builtins.int = ...,
+        total_bytes: builtins.int = ...,
+        goodput_bps: builtins.float = ...,
+        seconds_left: builtins.float | None = ...,
+        source: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seconds_left", b"_seconds_left", "seconds_left", b"seconds_left"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seconds_left", b"_seconds_left", "done_bytes", b"done_bytes", "goodput_bps", b"goodput_bps", "reference", b"reference", "seconds_left", b"seconds_left", "source", b"source", "total_bytes", b"total_bytes"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seconds_left", b"_seconds_left"]) -> typing.Literal["seconds_left"] | None: ...
+
+Global___FetchProgress: typing_extensions.TypeAlias = FetchProgress

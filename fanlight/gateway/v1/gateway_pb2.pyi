@@ -622,11 +622,16 @@ class TaskProgress(google.protobuf.message.Message):
     STEPS_FIELD_NUMBER: builtins.int
     PREVIEW_FIELD_NUMBER: builtins.int
     PREVIEW_MEDIA_TYPE_FIELD_NUMBER: builtins.int
+    FETCH_FIELD_NUMBER: builtins.int
     task: builtins.int
     step: builtins.int
     steps: builtins.int
     preview: builtins.bytes
     preview_media_type: builtins.str
+    @property
+    def fetch(self) -> fanlight.common.v1.common_pb2.FetchProgress:
+        """Set while the task's worker fetches weights for it; `step` and `steps` are 0 then."""
+
     def __init__(
         self,
         *,
@@ -635,8 +640,10 @@ class TaskProgress(google.protobuf.message.Message):
         steps: builtins.int = ...,
         preview: builtins.bytes = ...,
         preview_media_type: builtins.str = ...,
+        fetch: fanlight.common.v1.common_pb2.FetchProgress | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["preview", b"preview", "preview_media_type", b"preview_media_type", "step", b"step", "steps", b"steps", "task", b"task"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["fetch", b"fetch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fetch", b"fetch", "preview", b"preview", "preview_media_type", b"preview_media_type", "step", b"step", "steps", b"steps", "task", b"task"]) -> None: ...
 
 Global___TaskProgress: typing_extensions.TypeAlias = TaskProgress
 

@@ -254,18 +254,25 @@ class Progress(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
     PREVIEW_FIELD_NUMBER: builtins.int
+    FETCH_FIELD_NUMBER: builtins.int
     step: builtins.int
     steps: builtins.int
     preview: builtins.bytes
     """A small picture of how it looks so far, at most 64 KiB; empty where there is none."""
+    @property
+    def fetch(self) -> fanlight.common.v1.common_pb2.FetchProgress:
+        """Set while weights are fetched for the task; `step` and `steps` are 0 then."""
+
     def __init__(
         self,
         *,
         step: builtins.int = ...,
         steps: builtins.int = ...,
         preview: builtins.bytes = ...,
+        fetch: fanlight.common.v1.common_pb2.FetchProgress | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["preview", b"preview", "step", b"step", "steps", b"steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["fetch", b"fetch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fetch", b"fetch", "preview", b"preview", "step", b"step", "steps", b"steps"]) -> None: ...
 
 Global___Progress: typing_extensions.TypeAlias = Progress
 

@@ -9,6 +9,18 @@ from services.gateway.jobs.model import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fetching:
+    """Weights on their way to the task's worker. `seconds_left` is None while unknown."""
+
+    reference: str
+    done_bytes: int
+    total_bytes: int
+    goodput_bps: float
+    seconds_left: float | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a task is; best effort."""
 
@@ -16,6 +28,7 @@ class Progress:
     step: int
     steps: int
     preview: bytes = field(default=b"", repr=False)
+    fetching: Fetching | None = None
 
 
 class News:

@@ -1,7 +1,7 @@
 """What workers ask for: tasks leased, renewed and ended."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.gateway.app.blame import in_words_of_job
 from services.gateway.app.cache import ControlImages
@@ -77,7 +77,7 @@ class Queue:
     def _take_progress(self, held: HeldLease, said: Progress) -> None:
         job_id, number = held.key
         held.step, held.steps = said.step, said.steps
-        self._hub.tell(job_id, Progress(task=number, step=said.step, steps=said.steps, preview=said.preview))
+        self._hub.tell(job_id, replace(said, task=number))
 
     async def _standing(self, token: str) -> Standing:
         """CANCELLED or LOST."""

@@ -8,7 +8,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.hub import Progress
+from services.gateway.app.hub import Fetching, Progress
 from services.gateway.jobs.model import (
     Annotation,
     ControlImage,
@@ -55,8 +55,20 @@ def event(value: Job | Progress) -> gateway_pb2.JobEvent:
         steps=value.steps,
         preview=value.preview,
         preview_media_type=media_type_of(value.preview[:16]),
+        fetch=_fetching(value.fetching) if value.fetching else None,
     )
     return gateway_pb2.JobEvent(progress=progress)
+
+
+def _fetching(value: Fetching) -> common_pb2.FetchProgress:
+    return common_pb2.FetchProgress(
+        reference=value.reference,
+        done_bytes=value.done_bytes,
+        total_bytes=value.total_bytes,
+        goodput_bps=value.goodput_bps,
+        seconds_left=value.seconds_left,
+        source=value.source,
+    )
 
 
 def _time(time_s: float) -> timestamp_pb2.Timestamp | None:

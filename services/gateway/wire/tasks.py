@@ -1,10 +1,12 @@
 """What passes between the queue and workers: polls and reports in, leased tasks out."""
 
+import math
+
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.gateway.app.hub import Progress
+from services.gateway.app.hub import Fetching, Progress
 from services.gateway.app.polls import LeasedTask, Poll, PollAnswer
 from services.gateway.app.queue import Made, Renewal, Renewed
 from services.gateway.jobs.machine import Standing
@@ -35,6 +37,7 @@ SPANS_LIMIT = 64
 PREVIEW_LIMIT_BYTES = 64 * 1024
 REASON_LIMIT = 64
 MESSAGE_LIMIT = 2_000
+REFERENCE_LIMIT_CHARS = 256
 
 _STATUS = {
     Standing.LIVE: queue_pb2.RenewedLease.STATUS_RENEWED,
@@ -135,7 +138,21 @@ def _progress(renewal: queue_pb2.Renewal) -> Progress | None:
         return None
     said = renewal.progress
     preview = said.preview if len(said.preview) <= PREVIEW_LIMIT_BYTES else b""
-    return Progress(task=0, step=said.step, steps=said.steps, preview=preview)
+    fetching = _fetching(said.fetch) if said.HasField("fetch") else None
+    return Progress(task=0, step=said.step, steps=said.steps, preview=preview, fetching=fetching)
+
+
+def _fetching(said: common_pb2.FetchProgress) -> Fetching:
+    """Best effort: what is too long is cut, what nobody can have measured is unknown."""
+    left_s = said.seconds_left if said.HasField("seconds_left") and math.isfinite(said.seconds_left) else None
+    return Fetching(
+        reference=said.reference[:REFERENCE_LIMIT_CHARS],
+        done_bytes=max(0, said.done_bytes),
+        total_bytes=max(0, said.total_bytes),
+        goodput_bps=said.goodput_bps if math.isfinite(said.goodput_bps) else 0.0,
+        seconds_left=left_s,
+        source=said.source[:REFERENCE_LIMIT_CHARS],
+    )
 
 
 def renewed(answers: list[Renewed]) -> queue_pb2.RenewLeasesResponse:

@@ -230,6 +230,31 @@ def test_parameters_go_to_a_worker_as_they_were_given() -> None:
     assert parameters.struct_of('{"low":7}') == struct
 
 
+def test_what_a_worker_fetches_is_told_to_those_who_watch_the_job() -> None:
+    coming = common_pb2.FetchProgress(
+        reference="sd15", done_bytes=40, total_bytes=100, goodput_bps=80.0, seconds_left=6.0, source="hub.example"
+    )
+    request = queue_pb2.RenewLeasesRequest(
+        worker_id="w", renewals=[queue_pb2.Renewal(lease_token=b"jobs/a/1/x", progress={"fetch": coming})]
+    )
+    (renewal,) = tasks.renewals(request)
+    assert renewal.progress is not None
+    assert answers.event(renewal.progress).progress.fetch == coming
+
+
+@pytest.mark.parametrize("nonsense", [float("nan"), float("inf")])
+def test_a_speed_that_nobody_can_have_measured_is_unknown(nonsense: float) -> None:
+    coming = common_pb2.FetchProgress(reference="sd15", goodput_bps=nonsense, seconds_left=nonsense)
+    request = queue_pb2.RenewLeasesRequest(
+        worker_id="w", renewals=[queue_pb2.Renewal(lease_token=b"jobs/a/1/x", progress={"fetch": coming})]
+    )
+    (renewal,) = tasks.renewals(request)
+    assert renewal.progress is not None
+    said = answers.event(renewal.progress).progress.fetch
+    assert said.goodput_bps == 0
+    assert not said.HasField("seconds_left")
+
+
 def test_a_preview_above_its_limit_is_dropped_and_the_renewal_stands() -> None:
     progress = queue_pb2.Progress(step=1, steps=2, preview=bytes(70_000))
     request = queue_pb2.RenewLeasesRequest(renewals=[queue_pb2.Renewal(lease_token=b"t", progress=progress)])

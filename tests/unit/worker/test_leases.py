@@ -3,7 +3,9 @@
 import asyncio
 
 from fanlight.queue.v1 import queue_pb2
+from services.weights.targets import Progress as Download
 from services.worker.leases import PREVIEW_BYTES_MAX
+from services.worker.ports import Progress
 from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, working
@@ -53,6 +55,19 @@ async def test_a_preview_that_is_too_large_is_left_out(gateway: FakeGateway, sta
         await gateway.until(lambda: bool(gateway.progress.get(NAME)))
     assert gateway.progress[NAME][0].step == 2
     assert gateway.progress[NAME][0].preview == b""
+
+
+async def test_the_fetching_of_weights_goes_up_as_progress(gateway: FakeGateway, stage: FakeStage) -> None:
+    stage.holds = True
+    await gateway.offer(task_named(NAME))
+    coming = Download(reference="sd15", path="", done_bytes=40, total_bytes=100, bytes_per_s=10.0, source="hub.example")
+    async with working(gateway, stage):
+        await stage.until_running(NAME)
+        stage.running[NAME](Progress(fetch=coming))
+        await gateway.until(lambda: bool(gateway.progress.get(NAME)))
+    said = gateway.progress[NAME][0].fetch
+    assert (said.reference, said.done_bytes, said.total_bytes) == ("sd15", 40, 100)
+    assert (said.goodput_bps, said.seconds_left, said.source) == (80.0, 6.0, "hub.example")
 
 
 async def test_a_cancel_comes_down_and_stops_only_its_task(gateway: FakeGateway, stage: FakeStage) -> None:
