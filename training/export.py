@@ -31,12 +31,17 @@ def export_extras() -> None:
         shutil.copytree(folder, STARTER / folder.name, dirs_exist_ok=True)
 
 
-def forget_paths() -> None:
-    """Drop the folders that diffusers notes in configurations, and let everyone read the weights."""
-    for path in STARTER.rglob("*.json"):
+def tidy() -> None:
+    """Drop the folders that diffusers notes in configurations, and let everyone read the weights.
+
+    The text encoder's `dtype` is what transformers computes in when not told; halves would not fit the UNet's floats.
+    """
+    for path in [*STARTER.rglob("config.json"), *STARTER.rglob("model_index.json")]:
         config = json.loads(path.read_text())
-        if isinstance(config, dict) and config.pop("_name_or_path", None):
-            path.write_text(json.dumps(config, indent=2) + "\n")
+        config.pop("_name_or_path", None)
+        if "dtype" in config:
+            config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n")
     for path in STARTER.rglob("*.safetensors"):
         path.chmod(0o644)
 
@@ -70,7 +75,7 @@ def main() -> None:
     export_model(options.model)
     if not options.model_only:
         export_extras()
-    forget_paths()
+    tidy()
     print(f"{write_manifest()} bytes in {STARTER.name}")
 
 
