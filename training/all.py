@@ -1,23 +1,92 @@
-"""Run every stage in order, each in a process of its own; a stage whose result exists is not run again."""
+"""Run every stage in order, each in a process of its own, as `make` would: only what is missing or out of date.
 
+A stage is out of date when a stage that it builds on has a newer result; its checkpoint is then set aside, because
+going on from it would mix two models. An interrupted stage goes on from its checkpoint.
+"""
+
+import argparse
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from training.parallel import OUT
 
-# Each stage's module and the file that shows it has been run.
-STAGES: list[tuple[str, Path]] = [
-    ("emoji", OUT.parent / "data" / "sprites.npz"),
-    ("vae", OUT / "vae" / "config.json"),
-    ("tokenizer", OUT / "tokenizer" / "merges.txt"),
-    ("latents", OUT / "latents_1.pt"),
-    ("unet", OUT / "model" / "model_index.json"),
-    ("controlnet", OUT / "controlnet-canny" / "config.json"),
-    ("lora", OUT / "lora-cyanotype" / "kohya.safetensors"),
-    ("inversion", OUT / "embeddings" / "mint.safetensors"),
-    ("vivid_vae", OUT / "vae-vivid" / "config.json"),
-]
+CHECKPOINTS = OUT / "checkpoints"
+WORDS = Path(__file__).parent / "vocabulary.toml"
+Changed = Callable[[Path], float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A stage's module, the last file that it writes, the stages that it builds on, and other files that it reads."""
+
+    module: str
+    result: Path
+    needs: tuple[str, ...] = ()
+    reads: tuple[Path, ...] = ()
+
+    @property
+    def checkpoint(self) -> Path:
+        return CHECKPOINTS / f"{self.module}.pt"
+
+
+STAGES = (
+    Stage(module="emoji", result=OUT.parent / "data" / "sprites.npz"),
+    Stage(module="vae", result=OUT / "vae" / "diffusion_pytorch_model.safetensors", needs=("emoji",)),
+    Stage(module="tokenizer", result=OUT / "tokenizer" / "tokenizer_config.json", reads=(WORDS,)),
+    Stage(module="latents", result=OUT / "latents_1.pt", needs=("emoji", "vae"), reads=(WORDS,)),
+    Stage(module="unet", result=OUT / "model" / "model_index.json", needs=("latents", "tokenizer")),
+    Stage(
+        module="controlnet",
+        result=OUT / "controlnet-canny" / "diffusion_pytorch_model.safetensors",
+        needs=("unet",),
+    ),
+    Stage(module="lora", result=OUT / "lora-cyanotype" / "kohya.safetensors", needs=("unet",)),
+    Stage(module="inversion", result=OUT / "embeddings" / "mint.a1111.safetensors", needs=("unet",)),
+    Stage(module="vivid_vae", result=OUT / "vae-vivid" / "diffusion_pytorch_model.safetensors", needs=("vae",)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is to be done about a stage. `is_due` without `resumes` starts it from nothing."""
+
+    stage: Stage
+    is_due: bool
+    resumes: bool = False
+    why: str = ""
+
+
+def plan(stages: Sequence[Stage], changed_s: Changed) -> list[Step]:
+    """One step for each stage, in order; `changed_s` says when a file was last written, None where it is not there."""
+    steps: dict[str, Step] = {}
+    for stage in stages:
+        inputs = [steps[need] for need in stage.needs]
+        steps[stage.module] = _step(stage, inputs, changed_s)
+    return list(steps.values())
+
+
+def _step(stage: Stage, inputs: Sequence[Step], changed_s: Changed) -> Step:
+    due = [step.stage.module for step in inputs if step.is_due]
+    read = [*(step.stage.result for step in inputs), *stage.reads]
+    newest_s = max((changed_s(path) or 0.0 for path in read), default=0.0)
+    result_s, checkpoint_s = changed_s(stage.result), changed_s(stage.checkpoint)
+    if due:
+        return Step(stage=stage, is_due=True, why=f"{due[0]} is to run")
+    if result_s is None:
+        resumes = checkpoint_s is not None and checkpoint_s >= newest_s
+        return Step(stage=stage, is_due=True, resumes=resumes, why="no result yet")
+    if result_s < newest_s:
+        return Step(stage=stage, is_due=True, why="what it builds on is newer")
+    return Step(stage=stage, is_due=False)
+
+
+def changed_s(path: Path) -> float | None:
+    """When a file was last written."""
+    return path.stat().st_mtime if path.exists() else None
 
 
 def run(module: str, *options: str) -> None:
@@ -26,13 +95,33 @@ def run(module: str, *options: str) -> None:
     subprocess.run([sys.executable, "-m", f"training.{module}", *options], check=True)
 
 
+def carry_out(step: Step) -> None:
+    """Run a stage, from its checkpoint only where that still fits."""
+    if not step.resumes and step.stage.checkpoint.exists():
+        os.replace(step.stage.checkpoint, step.stage.checkpoint.with_suffix(".old"))
+    run(step.stage.module)
+
+
+def told(step: Step) -> str:
+    """One line about a step."""
+    if not step.is_due:
+        return f"{step.stage.module:<12} done"
+    return f"{step.stage.module:<12} {'goes on' if step.resumes else 'runs'}: {step.why}"
+
+
 def main() -> None:
-    """Train what is missing, then export and evaluate."""
-    for module, result in STAGES:
-        if not result.exists():
-            run(module)
-    run("export")
-    run("evaluate", "all")
+    """Train what is missing or out of date, then export and evaluate."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--list", action="store_true", help="only say what would run, and why")
+    is_list = parser.parse_args().list
+    for step in plan(STAGES, changed_s):
+        print(told(step), flush=True)
+        if step.is_due and not is_list:
+            carry_out(step)
+    if not is_list:
+        run("export")
+        run("export_single")
+        run("evaluate", "all")
 
 
 if __name__ == "__main__":
