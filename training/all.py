@@ -110,7 +110,7 @@ def told(step: Step) -> str:
 
 
 def main() -> None:
-    """Train what is missing or out of date, then export and evaluate."""
+    """Train what is missing or out of date, then export, evaluate and draw the samples."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true", help="only say what would run, and why")
     is_list = parser.parse_args().list
@@ -122,6 +122,7 @@ def main() -> None:
         run("export")
         run("export_single")
         run("evaluate", "all")
+        run("sheets")
 
 
 if __name__ == "__main__":
