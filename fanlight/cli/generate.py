@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway, Priority, parse_control, parse_size
+from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway, Priority, parse_control, parse_lora, parse_size
 
 if TYPE_CHECKING:
     from fanlight.client import AsyncClient
@@ -27,6 +27,20 @@ def generate(
             help="Condition on a picture. `none` takes it as it is; `none/canny` names the ControlNet too.",
         ),
     ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="PICTURE", help="Start from this picture (img2img).", show_default=False)
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="PICTURE", help="Paint anew only what is white here (inpaint).")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of the image is painted over, 0 to 1.", show_default=False)
+    ] = None,
+    resize: Annotated[str | None, typer.Option(metavar="MODE", help="crop, stretch or pad.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA.")] = None,
+    vae: Annotated[str | None, typer.Option(metavar="NAME", help="A VAE instead of the checkpoint's own.")] = None,
+    embedding: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A textual inversion.")] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="1 is the last layer.", show_default=False)] = None,
     model: Annotated[
         str | None, typer.Option(metavar="REF", help="A checkpoint; `fanlight models` lists them.")
     ] = None,
@@ -34,6 +48,11 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=0, help="Model steps.", show_default=False)] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.", show_default=False)] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="Such as ddim or euler.")] = None,
+    noise_schedule: Annotated[str | None, typer.Option(metavar="NAME", help="Such as karras.")] = None,
+    picture_format: Annotated[str | None, typer.Option("--format", help="png, webp or jpeg.")] = None,
+    quality: Annotated[int | None, typer.Option(help="Of webp and jpeg, 1 to 100.", show_default=False)] = None,
+    safety_checker: Annotated[str | None, typer.Option(metavar="MODE", help="off, flag, blur or block.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="The same bits every time on one device.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="The first picture's; the next ones count up.")] = None,
     count: Annotated[int | None, typer.Option("--count", "-n", min=0, help="How many pictures.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("."),
@@ -57,13 +76,26 @@ def generate(
         "seed": seed,
         "count": count,
         "controls": [parse_control(text) for text in control or ()],
+        "image": image,
+        "mask": mask,
+        "strength": strength,
+        "resize": resize,
+        "loras": [parse_lora(text) for text in lora or ()],
+        "vae": vae,
+        "embeddings": embedding or (),
+        "clip_skip": clip_skip,
+        "noise_schedule": noise_schedule,
+        "format": picture_format,
+        "quality": quality,
+        "safety_checker": safety_checker,
+        "strict": strict,
     }
     made = talk(gateway, lambda client: paint(client, prompt, out, priority, options))
     if as_json:
         print_json(made)
         return
-    for image in made["images"]:
-        print(image["path"])
+    for told in made["images"]:
+        print(told["path"])
 
 
 async def paint(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fanlight.client.requests import Control, ParameterValue
+    from fanlight.client.requests import Control, Lora, ParameterValue
 
 DEFAULT_GATEWAY = "127.0.0.1:50051"
 
@@ -45,6 +45,18 @@ def parse_control(text: str) -> "Control":
     path, scale = _split_scale(source)
     annotator = "" if annotator == NO_ANNOTATOR else annotator
     return Control(picture=path, annotator=annotator, controlnet=controlnet, scale=scale)
+
+
+def parse_lora(text: str) -> "Lora":
+    """`NAME[:WEIGHT]`."""
+    from fanlight.client.requests import Lora
+
+    name, colon, weight = text.rpartition(":")
+    try:
+        return Lora(model=name, weight=float(weight)) if colon else Lora(model=text)
+    except ValueError:
+        # A reference has colons of its own.
+        return Lora(model=text)
 
 
 def _split_scale(source: str) -> tuple[Path, float | None]:

@@ -8,6 +8,7 @@ from typing import TypedDict, Unpack
 from google.protobuf.struct_pb2 import Struct
 
 from fanlight.common.v1.common_pb2 import Blob, Picture
+from fanlight.diffusion.v1.diffusion_pb2 import LoraUse
 from fanlight.errors import InvalidInput
 from fanlight.gateway.v1.gateway_pb2 import Annotation, ControlSource, Generation
 
@@ -19,8 +20,8 @@ ParameterValue = bool | int | float | str
 class Control:
     """A picture that conditions the painting, through the annotator that makes its control image."""
 
-    # Encoded bytes, a file's path, or a blob that the gateway has.
-    picture: PictureSource
+    # Encoded bytes, a file's path, or a blob that the gateway has; None for a ControlNet that takes the image and mask.
+    picture: PictureSource | None
     # Empty: the picture is a control image already.
     annotator: str = ""
     # Empty: the first one that fits the annotator and the model.
@@ -31,6 +32,16 @@ class Control:
     # Parts of the steps, 0 to 1.
     start: float | None = None
     end: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A LoRA to paint with."""
+
+    model: str
+    # -4 to 4, on the UNet and on the text encoders; None leaves it to the service.
+    weight: float | None = None
+    text_encoder_weight: float | None = None
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -49,11 +60,35 @@ class GenerationOptions(TypedDict, total=False):
     count: int | None
     preview_every_steps: int | None
     controls: Sequence[Control]
+    # The picture to start from, and what of it to paint anew: the mask's white part.
+    image: PictureSource | None
+    mask: PictureSource | None
+    strength: float | None
+    resize: str | None
+    guess_mode: bool | None
+    loras: Sequence[Lora]
+    vae: str | None
+    embeddings: Sequence[str]
+    clip_skip: int | None
+    noise_schedule: str | None
+    eta: float | None
+    format: str | None
+    quality: int | None
+    safety_checker: str | None
+    strict: bool | None
 
 
 def generation(prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
-    """Reads the controls' files. InvalidInput where one cannot be read or a number does not fit its field."""
-    work = Generation(prompt=prompt, controls=[_control(control) for control in options.pop("controls", ())])
+    """Reads the pictures' files. InvalidInput where one cannot be read or a number does not fit its field."""
+    image, mask = options.pop("image", None), options.pop("mask", None)
+    work = Generation(
+        prompt=prompt,
+        controls=[_control(control) for control in options.pop("controls", ())],
+        loras=[_lora(lora) for lora in options.pop("loras", ())],
+        embeddings=options.pop("embeddings", ()),
+        image=None if image is None else to_picture(image),
+        mask=None if mask is None else to_picture(mask),
+    )
     for name, value in options.items():
         if value is not None:
             _set(work, name, value)
@@ -98,7 +133,7 @@ def to_picture(source: PictureSource) -> Picture:
 
 def _control(control: Control) -> ControlSource:
     return ControlSource(
-        picture=to_picture(control.picture),
+        picture=None if control.picture is None else to_picture(control.picture),
         annotator=control.annotator,
         controlnet=control.controlnet,
         parameters=_struct(control.parameters),
@@ -106,6 +141,10 @@ def _control(control: Control) -> ControlSource:
         start=control.start,
         end=control.end,
     )
+
+
+def _lora(lora: Lora) -> LoraUse:
+    return LoraUse(model=lora.model, weight=lora.weight, text_encoder_weight=lora.text_encoder_weight)
 
 
 def _struct(values: Mapping[str, ParameterValue]) -> Struct:

@@ -15,6 +15,10 @@ class Output:
     width_px: int
     height_px: int
     seed: int | None = None
+    # What a safety checker said; None where there was none.
+    nsfw: bool | None = None
+    # JSON with all that it takes to make it again; may be empty.
+    provenance: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

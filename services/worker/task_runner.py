@@ -124,7 +124,14 @@ class TaskRunner:
 
     async def _write(self, output: Output) -> queue_pb2.Output:
         blob = await self._blobs.write(output.data)
-        return queue_pb2.Output(blob=blob, seed=output.seed, width_px=output.width_px, height_px=output.height_px)
+        return queue_pb2.Output(
+            blob=blob,
+            seed=output.seed,
+            width_px=output.width_px,
+            height_px=output.height_px,
+            nsfw=output.nsfw,
+            provenance_json=output.provenance,
+        )
 
     async def give_back(self, task: queue_pb2.LeasedTask) -> None:
         """Let it run elsewhere at once; counts as no failure. Tried once: else its lease runs out."""

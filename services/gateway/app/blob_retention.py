@@ -36,7 +36,8 @@ class BlobRetention:
 def blobs_of(job: Job) -> Iterator[BlobInfo]:
     """Every blob that the job's tasks read or made."""
     if isinstance(job.work, Generation):
-        yield from (control.picture for control in job.work.controls)
+        given = (job.work.image, job.work.mask, *(control.picture for control in job.work.controls))
+        yield from (blob for blob in given if blob is not None)
     else:
         yield job.work.picture
     yield from (image.blob for image in job.control_images if image.blob is not None)

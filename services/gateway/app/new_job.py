@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+from services.gateway.jobs.painting import PaintOptions
 from services.kernel.digests import DEFAULT_SCOPE
 
 
@@ -20,7 +21,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewControl:
-    picture: Picture
+    # None: made by the worker, of the image and its mask.
+    picture: Picture | None
     annotator: str
     # Canonical JSON with defaults filled in.
     parameters: str
@@ -45,6 +47,9 @@ class NewGeneration:
     count: int = 1
     controls: tuple[NewControl, ...] = ()
     preview_every_steps: int = 0
+    image: Picture | None = None
+    mask: Picture | None = None
+    options: PaintOptions = dataclasses.field(default_factory=PaintOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from services.gateway.app.cache import ControlImages
-from services.gateway.app.new_job import NewAnnotation, NewControl, NewGeneration, NewWork
+from services.gateway.app.new_job import NewAnnotation, NewControl, NewGeneration, NewWork, Picture
 from services.gateway.app.pictures import Pictures
 from services.gateway.app.tokens import RandomBytes
 from services.gateway.app.workers import Workers
 from services.gateway.jobs.model import Annotation, ControlImage, ControlSource, Generation, Work
 from services.gateway.jobs.plan import Wanted
+from services.kernel.blobs import BlobInfo
 
 SEED_LIMIT = 2**64
 # A seed that nobody asked for is short, so that people can copy it.
@@ -49,11 +50,14 @@ class WorkMaker:
             count=new.count,
             controls=tuple([await self._control(control) for control in new.controls]),
             preview_every_steps=new.preview_every_steps,
+            image=await self._kept(new.image),
+            mask=await self._kept(new.mask),
+            options=new.options,
         )
 
     async def _control(self, new: NewControl) -> ControlSource:
         return ControlSource(
-            picture=await self._pictures.keep(new.picture),
+            picture=await self._kept(new.picture),
             annotator=new.annotator,
             parameters=new.parameters,
             controlnet=new.controlnet,
@@ -61,6 +65,9 @@ class WorkMaker:
             start=new.start,
             end=new.end,
         )
+
+    async def _kept(self, picture: Picture | None) -> BlobInfo | None:
+        return await self._pictures.keep(picture) if picture else None
 
     async def look_up(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         """The same, with images in the place of annotations that were made before."""

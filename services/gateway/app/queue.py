@@ -44,6 +44,8 @@ class Made:
     width_px: int
     height_px: int
     seed: int | None = None
+    nsfw: bool | None = None
+    provenance: str = ""
 
 
 class Queue:
@@ -109,7 +111,14 @@ class Queue:
             raise FailedPrecondition(
                 "there is no such blob; write it before completing the task", field=f"outputs[{index}].blob.digest"
             )
-        return Output(blob=blob, width_px=made.width_px, height_px=made.height_px, seed=made.seed)
+        return Output(
+            blob=blob,
+            width_px=made.width_px,
+            height_px=made.height_px,
+            seed=made.seed,
+            nsfw=made.nsfw,
+            provenance=made.provenance,
+        )
 
     async def _remember(self, job: Job, number: int) -> None:
         task = job.task(number)

@@ -21,7 +21,7 @@ def kind_of(job: Job, task: Task) -> Kind:
     guidance = DEFAULT_GUIDANCE if work.guidance_scale is None else work.guidance_scale
     return Kind(
         stage=task.stage,
-        needs=frozenset({f"checkpoint:{work.model}", *(f"controlnet:{each.controlnet}" for each in work.controls)}),
+        needs=work.needs,
         checkpoint=work.model,
         width_px=work.width_px,
         height_px=work.height_px,

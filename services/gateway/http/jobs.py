@@ -119,8 +119,18 @@ def _pictures(message: gateway_pb2.CreateJobRequest) -> Iterator[tuple[str, comm
     """Every picture of the request, with its field."""
     if message.HasField("annotation"):
         yield "annotation.picture", message.annotation.picture
-    for index, control in enumerate(message.generation.controls if message.HasField("generation") else ()):
-        yield f"generation.controls[{index}].picture", control.picture
+    if message.HasField("generation"):
+        yield from _pictures_of(message.generation)
+
+
+def _pictures_of(generation: gateway_pb2.Generation) -> Iterator[tuple[str, common_pb2.Picture]]:
+    if generation.HasField("image"):
+        yield "generation.image", generation.image
+    if generation.HasField("mask"):
+        yield "generation.mask", generation.mask
+    for index, control in enumerate(generation.controls):
+        if control.HasField("picture"):
+            yield f"generation.controls[{index}].picture", control.picture
 
 
 def _identify(message: gateway_pb2.CreateJobRequest, key: str) -> None:

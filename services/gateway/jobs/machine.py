@@ -8,6 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from services.gateway.jobs.model import (
+    DIFFUSION,
     Attempt,
     ControlImage,
     Ending,
@@ -21,12 +22,17 @@ from services.gateway.jobs.model import (
     Task,
     TaskState,
 )
-from services.kernel.errors import Conflict, LeaseLost
+from services.kernel.errors import Conflict, FailedPrecondition, LeaseLost
 
 FAILURES_LIMIT = 3
 LOST_LEASES_LIMIT = 10
 # A lease whose answer never arrived costs the task nothing, unless it had so many: then something is broken.
 LEASES_LIMIT = 100
+# Between tries, so that a lone broken node does not spend them all within seconds. The first lost lease costs no pause:
+# the time until it was noticed was one.
+PAUSE_FIRST_S = 5.0
+PAUSE_FACTOR = 4.0
+PAUSE_MAX_S = 60.0
 
 
 class Standing(StrEnum):
@@ -82,12 +88,17 @@ def _with_control_image(job: Job, done: Task) -> Job:
     return replace(job, control_images=tuple(filled(image) for image in job.control_images))
 
 
-def fail(job: Job, number: int, token: str, *, fault: Fault, failure: Failure, now_s: float) -> Job:
-    """The request's fault ends the task; a node's puts it back until its failures are spent. LeaseLost."""
+def fail(
+    job: Job, number: int, token: str, *, fault: Fault, failure: Failure, now_s: float, chance: float = 1.0
+) -> Job:
+    """The request's fault ends the task; a node's puts it back until its failures are spent. LeaseLost.
+
+    `chance`, from 0 up to 1, shortens the pause before the next try to between half and all of it.
+    """
     task = _leased(job, number, token)
     if fault is Fault.REQUEST:
         return _changed(job, _failed(task, failure, now_s), now_s=now_s)
-    return _tried(job, task, Ending.FAILED, failure, now_s)
+    return _tried(job, task, Ending.FAILED, failure, now_s, chance)
 
 
 def give_back(job: Job, number: int, token: str, *, now_s: float) -> Job:
@@ -95,9 +106,10 @@ def give_back(job: Job, number: int, token: str, *, now_s: float) -> Job:
     return _changed(job, _queued(_leased(job, number, token)), now_s=now_s)
 
 
-def expire(job: Job, number: int, token: str, *, now_s: float, unheld: bool = False) -> Job:
+def expire(job: Job, number: int, token: str, *, now_s: float, unheld: bool = False, chance: float = 1.0) -> Job:
     """A lease that ended without a word; nothing changes where the token is not the live one.
 
+    `chance`: as for `fail`.
     `unheld`: the worker lives and does not know of the lease, as when the answer with it was lost on the way.
     """
     task = job.task(number)
@@ -107,7 +119,7 @@ def expire(job: Job, number: int, token: str, *, now_s: float, unheld: bool = Fa
     if unheld and task.leases < LEASES_LIMIT:
         return _changed(job, _queued(task), now_s=now_s)
     alone = task.alone or (task.lease.batch_size > 1 and not unheld)
-    return _tried(job, replace(task, alone=alone), Ending.LOST, None, now_s)
+    return _tried(job, replace(task, alone=alone), Ending.LOST, None, now_s, chance)
 
 
 def cancel(job: Job, *, now_s: float) -> Job:
@@ -117,6 +129,54 @@ def cancel(job: Job, *, now_s: float) -> Job:
     return replace(job, tasks=tasks, state=JobState.CANCELLED, end_time_s=now_s, revision=job.revision + 1)
 
 
+def miss_deadline(job: Job, *, now_s: float) -> Job:
+    """The job has taken longer than its client would wait: it fails, and what runs of it is told to stop."""
+    if job.state.ended:
+        return job
+    failure = Failure(reason="DEADLINE_EXCEEDED", message="the job's deadline passed before it was done")
+    first = next(task for task in job.tasks if not task.state.ended)
+    return _changed(job, _failed(first, failure, now_s), now_s=now_s)
+
+
+def redrive(job: Job, *, now_s: float) -> Job:
+    """Try a job anew whose attempts were spent; its earlier attempts stay told and count no more. FailedPrecondition.
+
+    What was finished stays finished; tokens of before are worth nothing.
+    """
+    if job.state is not JobState.FAILED or not any(task.dead for task in job.tasks):
+        raise FailedPrecondition("only a job whose attempts are spent can be tried anew", field="name")
+    images_exist = not any(image.is_awaited for image in job.control_images)
+    tasks = tuple(_anew(task, images_exist=images_exist, now_s=now_s) for task in job.tasks)
+    return replace(
+        job,
+        tasks=tasks,
+        state=_state_of(tasks),
+        failure=None,
+        end_time_s=0.0,
+        deadline_s=0.0,
+        redrives=job.redrives + 1,
+        revision=job.revision + 1,
+    )
+
+
+def _anew(task: Task, *, images_exist: bool, now_s: float) -> Task:
+    if task.state is TaskState.SUCCEEDED:
+        return task
+    waits = task.stage == DIFFUSION and not images_exist
+    return replace(
+        task,
+        state=TaskState.BLOCKED if waits else TaskState.QUEUED,
+        queue_time_s=0.0 if waits else now_s,
+        end_time_s=0.0,
+        not_before_s=0.0,
+        lease=None,
+        leases=0,
+        forgiven=len(task.attempts),
+        dead=False,
+        failure=None,
+    )
+
+
 def _leased(job: Job, number: int, token: str) -> Task:
     task = job.task(number)
     if task is None or standing(job, number, token) is not Standing.LIVE:
@@ -124,7 +184,7 @@ def _leased(job: Job, number: int, token: str) -> Task:
     return task
 
 
-def _tried(job: Job, task: Task, ending: Ending, failure: Failure | None, now_s: float) -> Job:
+def _tried(job: Job, task: Task, ending: Ending, failure: Failure | None, now_s: float, chance: float) -> Job:
     """The task after one more attempt that came to nothing: queued again, or dead."""
     lease = task.lease
     assert lease is not None
@@ -137,16 +197,24 @@ def _tried(job: Job, task: Task, ending: Ending, failure: Failure | None, now_s:
         failure=failure,
     )
     task = replace(task, attempts=(*task.attempts, attempt), failure=failure)
-    spent = sum(each.ending is ending for each in task.attempts)
+    spent = sum(each.ending is ending for each in task.counted)
     if spent < (FAILURES_LIMIT if ending is Ending.FAILED else LOST_LEASES_LIMIT):
-        return _changed(job, _queued(task), now_s=now_s)
+        pause_s = pause_before_next_s(spent if ending is Ending.FAILED else spent - 1, chance)
+        return _changed(job, replace(_queued(task), not_before_s=now_s + pause_s if pause_s else 0.0), now_s=now_s)
     if failure is None:
         failure = Failure(reason="LEASES_LOST", message=f"{spent} workers vanished while they ran it")
     return _changed(job, replace(_failed(task, failure, now_s), dead=True), now_s=now_s)
 
 
+def pause_before_next_s(tries: int, chance: float) -> float:
+    """After so many tries that came to nothing: exponential, with jitter."""
+    if tries <= 0:
+        return 0.0
+    return min(PAUSE_MAX_S, PAUSE_FIRST_S * PAUSE_FACTOR ** (tries - 1)) * (0.5 + chance / 2)
+
+
 def _queued(task: Task) -> Task:
-    return replace(task, state=TaskState.QUEUED, lease=None)
+    return replace(task, state=TaskState.QUEUED, lease=None, not_before_s=0.0)
 
 
 def _failed(task: Task, failure: Failure, now_s: float) -> Task:
@@ -162,7 +230,7 @@ def _changed(job: Job, task: Task, *, now_s: float) -> Job:
     tasks = tuple(task if each.number == task.number else each for each in job.tasks)
     if task.state is TaskState.FAILED:
         tasks = tuple(_cancelled(each, now_s) for each in tasks)
-    elif all(image.blob is not None for image in job.control_images):
+    elif not any(image.is_awaited for image in job.control_images):
         tasks = tuple(_unblocked(each, now_s) for each in tasks)
     state = _state_of(tasks)
     return replace(

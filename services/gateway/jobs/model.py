@@ -3,9 +3,10 @@
 Times are seconds since the epoch. When a lease expires is not in here: that is judged on a monotonic clock.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from services.gateway.jobs.painting import PaintOptions, loras_in
 from services.kernel.blobs import BlobInfo
 
 PREPROCESS = "preprocess"
@@ -13,6 +14,8 @@ DIFFUSION = "diffusion"
 
 # A job is one record, read and written whole.
 TASKS_LIMIT = 64
+
+DEFAULT_TENANT = "default"
 
 
 class TaskState(StrEnum):
@@ -64,7 +67,8 @@ class Span:
 class ControlSource:
     """Where one control image comes from, and what it conditions."""
 
-    picture: BlobInfo
+    # None: the worker makes the control image of the image and its mask, as for inpaint.
+    picture: BlobInfo | None
     # Empty: the picture is the control image.
     annotator: str
     # Canonical JSON, defaults filled in; `{}` without an annotator.
@@ -93,6 +97,19 @@ class Generation:
     count: int
     controls: tuple[ControlSource, ...]
     preview_every_steps: int
+    # The picture to start from, and which part of it is painted anew.
+    image: BlobInfo | None = None
+    mask: BlobInfo | None = None
+    options: PaintOptions = field(default_factory=PaintOptions)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a worker must offer, such as `checkpoint:starter`, `lora:cyanotype`."""
+        return self.options.needs.union(
+            [f"checkpoint:{self.model}"],
+            [f"controlnet:{each.controlnet}" for each in self.controls],
+            [f"lora:{name}" for name in loras_in(self.prompt)],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +141,7 @@ TaskWork = Paint | Annotation
 class ControlImage:
     """The control image of the generation's control in the same place, or of the annotation."""
 
-    # None until the task has made it.
+    # None until the task has made it, and where the worker makes it.
     blob: BlobInfo | None
     annotator: str
     cached: bool = False
@@ -134,6 +151,10 @@ class ControlImage:
     width_px: int = 0
     height_px: int = 0
 
+    @property
+    def is_awaited(self) -> bool:
+        return self.blob is None and self.task != 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
@@ -141,6 +162,10 @@ class Output:
     width_px: int
     height_px: int
     seed: int | None = None
+    # What the safety checker said; None where it was off.
+    nsfw: bool | None = None
+    # JSON; empty for a control image.
+    provenance: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +178,13 @@ class Lease:
     time_s: float
     # How many tasks were leased in the same batch, this one included.
     batch_size: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a worker last said to some gateway: lease tokens to how far their tasks are, as step and steps."""
+
+    steps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Ending(StrEnum):
@@ -188,6 +220,10 @@ class Task:
     # Leases given so far.
     leases: int = 0
     attempts: tuple[Attempt, ...] = ()
+    # How many of them count no more: somebody had the task tried anew.
+    forgiven: int = 0
+    # Not to be leased before; 0 where nothing holds it up.
+    not_before_s: float = 0.0
     # Run it with no other beside it: a batch with it died.
     alone: bool = False
     # All its attempts are spent.
@@ -201,7 +237,12 @@ class Task:
 
     @property
     def failed_nodes(self) -> frozenset[str]:
-        return frozenset(a.node for a in self.attempts if a.ending is Ending.FAILED)
+        return frozenset(a.node for a in self.counted if a.ending is Ending.FAILED)
+
+    @property
+    def counted(self) -> tuple[Attempt, ...]:
+        """The attempts that count."""
+        return self.attempts[self.forgiven :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +259,14 @@ class Job:
     failure: Failure | None = None
     # Counts the changes of the record, from 1.
     revision: int = 1
+    # Whose it is: the name that the client's token carries.
+    tenant: str = DEFAULT_TENANT
+    # When it must have ended; 0 where nobody minds.
+    deadline_s: float = 0.0
+    # Who is told of its end; empty for nobody.
+    webhook_url: str = ""
+    # How often it was tried anew after its attempts were spent.
+    redrives: int = 0
 
     @property
     def name(self) -> str:

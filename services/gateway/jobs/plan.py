@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from services.gateway.jobs.model import (
+    DEFAULT_TENANT,
     DIFFUSION,
     PREPROCESS,
     TASKS_LIMIT,
@@ -35,7 +36,7 @@ def wanted_of(work: Work) -> list[Wanted]:
             width_px=work.width_px,
             height_px=work.height_px,
         )
-        if control.annotator
+        if control.annotator and control.picture
         else ControlImage(blob=control.picture, annotator="")
         for control in work.controls
     ]
@@ -50,6 +51,9 @@ def create(
     wanted: Sequence[Wanted],
     seeds: Sequence[int],
     now_s: float,
+    tenant: str = DEFAULT_TENANT,
+    deadline_s: float = 0.0,
+    webhook_url: str = "",
 ) -> Job:
     """`wanted`: as of `wanted_of`, with images in the place of what a cache had; `seeds`: one for each picture."""
     numbers: dict[Annotation, int] = {}
@@ -68,6 +72,9 @@ def create(
         work=work,
         tasks=tasks,
         control_images=tuple(images),
+        tenant=tenant,
+        deadline_s=deadline_s,
+        webhook_url=webhook_url,
     )
 
 

@@ -22,6 +22,9 @@ class Annotator:
 
 CHECKPOINT = "checkpoint"
 CONTROLNET = "controlnet"
+LORA = "lora"
+VAE = "vae"
+EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

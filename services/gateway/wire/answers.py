@@ -21,8 +21,8 @@ from services.gateway.jobs.model import (
     TaskState,
 )
 from services.gateway.jobs.workers import Annotator, Model, WorkerStatus
-from services.gateway.wire import parameters
-from services.gateway.wire.blobs import blob
+from services.gateway.wire import painting, parameters
+from services.gateway.wire.blobs import blob, picture_of
 from services.gateway.wire.workers import worker
 from services.kernel.media import media_type_of
 from services.kernel.wire_parameters import description
@@ -93,6 +93,8 @@ def _images(value: Job) -> Iterator[gateway_pb2.Image]:
                     width_px=output.width_px,
                     height_px=output.height_px,
                     task=task.number,
+                    nsfw=output.nsfw,
+                    provenance_json=output.provenance,
                 )
 
 
@@ -132,7 +134,7 @@ def _failure(value: Failure | None) -> common_pb2.Failure | None:
 
 
 def _generation(value: Generation) -> gateway_pb2.Generation:
-    return gateway_pb2.Generation(
+    message = gateway_pb2.Generation(
         model=value.model,
         pipeline=value.pipeline,
         prompt=value.prompt,
@@ -146,12 +148,16 @@ def _generation(value: Generation) -> gateway_pb2.Generation:
         count=value.count,
         controls=[_control(control) for control in value.controls],
         preview_every_steps=value.preview_every_steps,
+        image=picture_of(value.image),
+        mask=picture_of(value.mask),
     )
+    painting.fill(message, value.options)
+    return message
 
 
 def _control(value: ControlSource) -> gateway_pb2.ControlSource:
     return gateway_pb2.ControlSource(
-        picture=common_pb2.Picture(blob=blob(value.picture)),
+        picture=picture_of(value.picture),
         annotator=value.annotator,
         parameters=parameters.struct_of(value.parameters) if value.annotator else None,
         controlnet=value.controlnet,

@@ -8,3 +8,8 @@ def blob(value: BlobInfo) -> common_pb2.Blob:
     return common_pb2.Blob(
         scope=value.scope, digest=value.digest, size_bytes=value.size_bytes, media_type=value.media_type
     )
+
+
+def picture_of(info: BlobInfo | None) -> common_pb2.Picture | None:
+    """A kept picture by its digest."""
+    return common_pb2.Picture(blob=blob(info)) if info else None

@@ -50,6 +50,14 @@ def controlnet_of(
     raise InvalidField(f"no ControlNet of {model.id} is made for {annotator.id}; it has {_names(fitting)}", field=field)
 
 
+def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field: str) -> str:
+    """The id of the LoRA, VAE or embedding of that name that fits the checkpoint. NotFound tells those that do."""
+    fitting = {each.id: each for each in catalog.of_kind(kind) if _fits(each, checkpoint)}
+    if name not in fitting:
+        raise NotFound(f"{checkpoint.id} has no such {kind}; it has {_names(fitting)}", field=field)
+    return name
+
+
 def _fits(controlnet: Model, model: Model) -> bool:
     return not controlnet.family or not model.family or controlnet.family == model.family
 

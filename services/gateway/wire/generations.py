@@ -1,12 +1,13 @@
 """A generation as a client asks for it: its fields checked, model, pipeline and ControlNets resolved."""
 
 import re
+from typing import Literal
 
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.app.new_job import NewControl, NewGeneration
+from services.gateway.app.new_job import NewControl, NewGeneration, Picture
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.jobs.workers import Catalog, Model
-from services.gateway.wire import fields, parameters
+from services.gateway.wire import fields, painting, parameters
 from services.gateway.wire.catalog import annotator_of, checkpoint_of, controlnet_of, require_stage
 from services.gateway.wire.pictures import picture
 from services.kernel.errors import InvalidField, NotFound
@@ -22,8 +23,15 @@ MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
 # For a model that does not say.
 SIZE_STEP_PX = 8
 
-TEXT2IMG = "text2img"
-CONTROLNET = "controlnet"
+# By whether there is an image to start from, a mask, and a control.
+_PIPELINES = {
+    (False, False, False): "text2img",
+    (False, False, True): "controlnet",
+    (True, False, False): "img2img",
+    (True, False, True): "controlnet_img2img",
+    (True, True, False): "inpaint",
+    (True, True, True): "controlnet_inpaint",
+}
 
 # A scheduler by its class name in diffusers, which the worker knows or not.
 _CLASS_NAME = re.compile(r"[A-Z][A-Za-z0-9]{0,80}Scheduler")
@@ -49,14 +57,21 @@ def new_generation(message: gateway_pb2.Generation, catalog: Catalog) -> NewGene
         count=fields.whole(message.count, 1, COUNT_LIMIT, field="generation.count") if message.HasField("count") else 1,
         controls=_controls(message, catalog, model),
         preview_every_steps=message.preview_every_steps,
+        image=_start(message, "image"),
+        mask=_start(message, "mask"),
+        options=painting.options(message, catalog, model),
     )
 
 
+def _start(message: gateway_pb2.Generation, name: Literal["image", "mask"]) -> Picture | None:
+    return picture(getattr(message, name), field=f"generation.{name}") if message.HasField(name) else None
+
+
 def _size(message: gateway_pb2.Generation, model: Model) -> tuple[int, int]:
-    """The model's own where none is asked for; both 0 where the model does not say."""
+    """The model's own where none is asked for; both 0 where the model does not say, and where the image tells."""
     width_px, height_px = message.width_px, message.height_px
     if not width_px and not height_px:
-        return model.width_px, model.height_px
+        return (0, 0) if message.HasField("image") else (model.width_px, model.height_px)
     step_px = model.size_step_px or SIZE_STEP_PX
     for name, side_px in (("width_px", width_px), ("height_px", height_px)):
         field = f"generation.{name}"
@@ -82,16 +97,21 @@ def _guidance(message: gateway_pb2.Generation) -> float | None:
 
 
 def _pipeline(message: gateway_pb2.Generation, model: Model) -> str:
-    pipeline = message.pipeline or (CONTROLNET if message.controls else TEXT2IMG)
-    if model.pipelines and pipeline not in model.pipelines:
+    has = (message.HasField("image"), message.HasField("mask"), bool(message.controls))
+    if has[1] and not has[0]:
+        raise InvalidField("is missing, and there is a mask for it", field="generation.image")
+    pipeline = message.pipeline or _PIPELINES[has]
+    known = model.pipelines or tuple(_PIPELINES.values())
+    if pipeline not in known:
         raise NotFound(
-            f"{model.id} has no pipeline {pipeline[:80]!r}; it has {', '.join(model.pipelines)}",
-            field="generation.pipeline",
+            f"{model.id} has no pipeline {pipeline[:80]!r}; it has {', '.join(known)}", field="generation.pipeline"
         )
-    if pipeline == TEXT2IMG and message.controls:
-        raise InvalidField("text2img takes no controls; leave the pipeline out", field="generation.pipeline")
-    if pipeline == CONTROLNET and not message.controls:
-        raise InvalidField("the pipeline controlnet needs one at least", field="generation.controls")
+    wanted = next(parts for parts, name in _PIPELINES.items() if name == pipeline)
+    for name, is_there, is_wanted in zip(("image", "mask", "controls"), has, wanted, strict=True):
+        if is_wanted and not is_there:
+            raise InvalidField(f"is missing; the pipeline {pipeline} needs it", field=f"generation.{name}")
+        if is_there and not is_wanted:
+            raise InvalidField(f"{pipeline} takes no {name}; leave the pipeline out", field="generation.pipeline")
     return pipeline
 
 
@@ -110,11 +130,14 @@ def _controls(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -
             f"has {len(message.controls)} entries; at most {CONTROLS_LIMIT}", field="generation.controls"
         )
     return tuple(
-        _control(control, catalog, model, f"generation.controls[{i}]") for i, control in enumerate(message.controls)
+        _control(control, catalog, model, f"generation.controls[{i}]", has_mask=message.HasField("mask"))
+        for i, control in enumerate(message.controls)
     )
 
 
-def _control(message: gateway_pb2.ControlSource, catalog: Catalog, model: Model, field: str) -> NewControl:
+def _control(
+    message: gateway_pb2.ControlSource, catalog: Catalog, model: Model, field: str, *, has_mask: bool
+) -> NewControl:
     annotator = None
     given = "{}"
     if message.annotator:
@@ -125,7 +148,7 @@ def _control(message: gateway_pb2.ControlSource, catalog: Catalog, model: Model,
         raise InvalidField("are for an annotator, and none is named", field=f"{field}.parameters")
     start, end = _range(message, field)
     return NewControl(
-        picture=picture(message.picture, field=f"{field}.picture"),
+        picture=_control_picture(message, field, is_made=has_mask),
         annotator=message.annotator,
         parameters=given,
         controlnet=controlnet_of(catalog, message.controlnet, annotator, model, field=f"{field}.controlnet"),
@@ -133,6 +156,13 @@ def _control(message: gateway_pb2.ControlSource, catalog: Catalog, model: Model,
         start=start,
         end=end,
     )
+
+
+def _control_picture(message: gateway_pb2.ControlSource, field: str, *, is_made: bool) -> Picture | None:
+    """None where the worker makes the control image of the generation's own image and mask."""
+    if is_made and not message.annotator and not message.HasField("picture"):
+        return None
+    return picture(message.picture, field=f"{field}.picture")
 
 
 def _scale(message: gateway_pb2.ControlSource, field: str) -> float | None:

@@ -22,8 +22,8 @@ from services.gateway.jobs.model import (
     Span,
     task_name,
 )
-from services.gateway.wire import fields, parameters
-from services.gateway.wire.blobs import blob
+from services.gateway.wire import fields, painting, parameters
+from services.gateway.wire.blobs import blob, picture_of
 from services.gateway.wire.workers import capabilities, polling_worker
 from services.kernel.digests import parse_digest, parse_scope
 from services.kernel.errors import InvalidField
@@ -37,6 +37,7 @@ SPANS_LIMIT = 64
 PREVIEW_LIMIT_BYTES = 64 * 1024
 REASON_LIMIT = 64
 MESSAGE_LIMIT = 2_000
+PROVENANCE_LIMIT_BYTES = 16_384
 REFERENCE_LIMIT_CHARS = 256
 
 _STATUS = {
@@ -100,7 +101,7 @@ def _annotate(work: Annotation) -> preprocessor_pb2.AnnotateRequest:
 def _generate(job: Job, paint: Paint) -> diffusion_pb2.GenerateRequest:
     work = job.work
     assert isinstance(work, Generation)
-    return diffusion_pb2.GenerateRequest(
+    request = diffusion_pb2.GenerateRequest(
         model=work.model,
         pipeline=work.pipeline,
         prompt=work.prompt,
@@ -113,14 +114,18 @@ def _generate(job: Job, paint: Paint) -> diffusion_pb2.GenerateRequest:
         seed=paint.seed,
         controls=[_control(*each) for each in zip(work.controls, job.control_images, strict=True)],
         preview_every_steps=work.preview_every_steps,
+        image=picture_of(work.image),
+        mask=picture_of(work.mask),
     )
+    painting.fill(request, work.options)
+    return request
 
 
 def _control(source: ControlSource, image: ControlImage) -> diffusion_pb2.Control:
-    assert image.blob is not None, "a picture is leased after its control images were made"
+    assert not image.is_awaited, "a picture is leased after its control images were made"
     return diffusion_pb2.Control(
         controlnet=source.controlnet,
-        image=common_pb2.Picture(blob=blob(image.blob)),
+        image=picture_of(image.blob),
         scale=source.scale,
         start=source.start,
         end=source.end,
@@ -176,6 +181,8 @@ def _made(output: queue_pb2.Output, field: str) -> Made:
         width_px=output.width_px,
         height_px=output.height_px,
         seed=output.seed if output.HasField("seed") else None,
+        nsfw=output.nsfw if output.HasField("nsfw") else None,
+        provenance=fields.text(output.provenance_json, PROVENANCE_LIMIT_BYTES, field=f"{field}.provenance_json"),
     )
 
 

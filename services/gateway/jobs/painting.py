@@ -1,0 +1,47 @@
+"""How pictures are painted, beyond prompt, size and steps: values that the gateway checks and hands on. Pure."""
+
+import re
+from dataclasses import dataclass
+
+# `<lora:name:weight>` in a prompt; the worker reads it in full.
+_LORA = re.compile(r"<lora:([^:<>]+)[:>]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraUse:
+    model: str
+    weight: float | None = None
+    text_encoder_weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaintOptions:
+    """As a client gave them; what is None or empty is the worker's choice. Names are those of the contract."""
+
+    strength: float | None = None
+    resize: str = ""
+    guess_mode: bool = False
+    loras: tuple[LoraUse, ...] = ()
+    vae: str = ""
+    embeddings: tuple[str, ...] = ()
+    clip_skip: int | None = None
+    noise_schedule: str = ""
+    eta: float | None = None
+    format: str = ""
+    quality: int | None = None
+    safety_checker: str = ""
+    strict: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a worker must offer for them."""
+        return frozenset(
+            [f"lora:{each.model}" for each in self.loras]
+            + [f"embedding:{each}" for each in self.embeddings]
+            + ([f"vae:{self.vae}"] if self.vae else [])
+        )
+
+
+def loras_in(prompt: str) -> list[str]:
+    """The LoRAs that a prompt names, in order."""
+    return [name.strip() for name in _LORA.findall(prompt)]

@@ -1,0 +1,180 @@
+"""Every option of a generation gets from the client to the worker, and back into what clients are told."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from fanlight.common.v1 import common_pb2
+from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.jobs.workers import Model
+from services.gateway.wire import answers, requests, tasks
+from services.kernel.errors import FanlightError
+from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, Fleet
+
+PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
+MODELS = (
+    replace(STARTER, pipelines=PIPELINES),
+    STARTER_CANNY,
+    Model(id="inpaint", kind="controlnet", family="starter"),
+    Model(id="cyanotype", kind="lora", family="starter"),
+    Model(id="vivid", kind="vae", family="starter"),
+    Model(id="mint", kind="embedding", family="starter"),
+    Model(id="sd-lora", kind="lora", family="sd1"),
+)
+SENT = common_pb2.Picture(data=PNG)
+# In both messages under the same names, with values that are no defaults.
+OPTIONS: dict[str, Any] = {
+    "strength": 0.5,
+    "resize": "pad",
+    "guess_mode": True,
+    "loras": [diffusion_pb2.LoraUse(model="cyanotype", weight=0.5, text_encoder_weight=0.0)],
+    "vae": "vivid",
+    "embeddings": ["mint"],
+    "clip_skip": 2,
+    "noise_schedule": "karras",
+    "eta": 0.25,
+    "format": "webp",
+    "quality": 70,
+    "safety_checker": "blur",
+    "strict": True,
+}
+
+
+def of_generation(**fields: Any) -> gateway_pb2.CreateJobRequest:
+    return gateway_pb2.CreateJobRequest(generation=gateway_pb2.Generation(prompt="a fox", **fields))
+
+
+async def leased(**fields: Any) -> tuple[diffusion_pb2.GenerateRequest, gateway_pb2.Generation]:
+    """What the worker gets, and what the client is told of its job."""
+    fleet = Fleet()
+    async with fleet.running():
+        worker = fleet.worker("diffusion", models=MODELS)
+        await worker.come()
+        job = await fleet.gateway.jobs.create(
+            requests.new_job(of_generation(**fields), fleet.gateway.workers.catalog())
+        )
+        (task,) = await worker.lease()
+    return tasks._leased(task).generate, answers.job(job).generation
+
+
+def refusal(**fields: Any) -> FanlightError:
+    catalog = Fleet().gateway.workers.catalog()
+    catalog = replace(
+        catalog,
+        models={(each.kind, each.id): each for each in MODELS},
+        annotators={"canny": CANNY},
+        stages=frozenset({"diffusion", "preprocess"}),
+    )
+    with pytest.raises(FanlightError) as caught:
+        requests.new_job(of_generation(**fields), catalog)
+    return caught.value
+
+
+def test_the_test_covers_every_option_of_the_contract() -> None:
+    """A field that is added to one message only, or not carried through, fails here."""
+    ours = {field.name for field in gateway_pb2.Generation.DESCRIPTOR.fields}
+    workers = {field.name for field in diffusion_pb2.GenerateRequest.DESCRIPTOR.fields}
+    assert workers - ours == set()
+    assert ours - workers == {"count"}
+    elsewhere = {"model", "pipeline", "prompt", "negative_prompt", "width_px", "height_px", "steps", "guidance_scale"}
+    elsewhere |= {"scheduler", "seed", "controls", "preview_every_steps", "image", "mask"}
+    assert workers == elsewhere | set(OPTIONS)
+
+
+async def test_every_option_reaches_the_worker_and_is_told_to_clients() -> None:
+    request, told = await leased(image=SENT, mask=SENT, **OPTIONS)
+    for message in (request, told):
+        assert message.pipeline == "inpaint"
+        assert message.image.blob.digest == message.mask.blob.digest != ""
+        for name, value in OPTIONS.items():
+            said = getattr(message, name)
+            assert (list(said) if isinstance(value, list) else said) == value, name
+
+
+async def test_options_left_open_stay_open() -> None:
+    request, told = await leased()
+    for message in (request, told):
+        for name in OPTIONS:
+            assert name not in json_format.MessageToDict(message, preserving_proto_field_name=True), name
+
+
+async def test_an_image_to_start_from_leaves_the_size_to_it() -> None:
+    request, _ = await leased(image=SENT)
+    assert (request.pipeline, request.width_px, request.height_px) == ("img2img", 0, 0)
+
+
+async def test_a_control_for_inpainting_needs_no_picture() -> None:
+    controls = [gateway_pb2.ControlSource(controlnet="inpaint")]
+    request, _ = await leased(image=SENT, mask=SENT, controls=controls)
+    assert request.pipeline == "controlnet_inpaint"
+    assert request.controls[0].controlnet == "inpaint"
+    assert not request.controls[0].HasField("image")
+
+
+def test_without_a_mask_a_control_needs_its_picture() -> None:
+    error = refusal(image=SENT, controls=[gateway_pb2.ControlSource(controlnet="inpaint")])
+    assert error.field == "generation.controls[0].picture"
+
+
+async def test_a_lora_named_in_the_prompt_is_needed_of_the_worker() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        poor = fleet.worker("diffusion", "poor", models=MODELS[:2])
+        rich = fleet.worker("diffusion", "rich", models=MODELS)
+        await poor.come()
+        await rich.come()
+        request = of_generation()
+        request.generation.prompt = "a fox <lora:cyanotype:0.7>"
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
+        assert await poor.lease() == []
+        assert len(await rich.lease()) == 1
+
+
+REFUSED = [
+    ({"image": SENT, "strength": 0.0}, "generation.strength"),
+    ({"image": SENT, "strength": 1.01}, "generation.strength"),
+    ({"image": SENT, "strength": float("nan")}, "generation.strength"),
+    ({"strength": 0.5}, "generation.strength"),
+    ({"mask": SENT}, "generation.image"),
+    ({"image": SENT, "pipeline": "text2img"}, "generation.pipeline"),
+    ({"image": SENT, "pipeline": "inpaint"}, "generation.mask"),
+    ({"pipeline": "img2img"}, "generation.image"),
+    ({"pipeline": "controlnet_img2img", "image": SENT}, "generation.controls"),
+    ({"image": common_pb2.Picture(data=b"")}, "generation.image"),
+    ({"resize": "squeeze"}, "generation.resize"),
+    ({"loras": [diffusion_pb2.LoraUse(model="nobody")]}, "generation.loras[0].model"),
+    ({"loras": [diffusion_pb2.LoraUse(model="sd-lora")]}, "generation.loras[0].model"),
+    ({"loras": [diffusion_pb2.LoraUse(model="cyanotype", weight=4.5)]}, "generation.loras[0].weight"),
+    ({"loras": [diffusion_pb2.LoraUse(model="cyanotype")] * 17}, "generation.loras"),
+    ({"vae": "canny"}, "generation.vae"),
+    ({"embeddings": ["mint", "cyanotype"]}, "generation.embeddings[1]"),
+    ({"embeddings": ["mint"] * 33}, "generation.embeddings"),
+    ({"clip_skip": 0}, "generation.clip_skip"),
+    ({"clip_skip": 13}, "generation.clip_skip"),
+    ({"noise_schedule": "loud"}, "generation.noise_schedule"),
+    ({"eta": -0.1}, "generation.eta"),
+    ({"format": "gif"}, "generation.format"),
+    ({"quality": 101}, "generation.quality"),
+    ({"safety_checker": "maybe"}, "generation.safety_checker"),
+]
+
+
+@pytest.mark.parametrize(("fields", "at_fault"), REFUSED, ids=[at for _, at in REFUSED])
+def test_a_wrong_option_is_refused_by_name(fields: dict[str, Any], at_fault: str) -> None:
+    assert refusal(**fields).field == at_fault
+
+
+def test_a_prompt_that_names_an_unknown_lora_is_refused() -> None:
+    catalog = replace(
+        Fleet().gateway.workers.catalog(),
+        models={(each.kind, each.id): each for each in MODELS},
+        stages=frozenset({"diffusion"}),
+    )
+    request = of_generation()
+    request.generation.prompt = "a fox <lora:nobody:1>"
+    with pytest.raises(FanlightError) as caught:
+        requests.new_job(request, catalog)
+    assert caught.value.field == "generation.prompt"
