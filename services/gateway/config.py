@@ -29,6 +29,9 @@ class GatewaySettings(BaseSettings):
     blob_limit_bytes: int = Field(64 * MIB, gt=0, description="The largest blob that is taken.")
     picture_limit_bytes: int = Field(32 * MIB, gt=0, description="The largest picture that a job may name.")
     lease_ttl_s: float = Field(20.0, ge=1, le=3600, description="How long a lease lives without being renewed.")
+    stall_limit_s: float = Field(
+        3_600.0, gt=0, description="How long a task may be renewed without any progress before its lease is lost."
+    )
     worker_live_s: float = Field(
         30.0, gt=0, description="How long after its last call a worker that holds no poll open counts as live."
     )

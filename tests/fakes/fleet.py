@@ -52,9 +52,10 @@ OFFERS = {
 class FakeClock:
     def __init__(self) -> None:
         self.time_s = 1_000_000.0
+        self._jumped_s = 0.0
 
     def now_s(self) -> float:
-        return self.time_s
+        return self.time_s + self._jumped_s
 
     def monotonic_s(self) -> float:
         return self.time_s
@@ -62,12 +63,16 @@ class FakeClock:
     def advance(self, by_s: float) -> None:
         self.time_s += by_s
 
+    def jump(self, by_s: float) -> None:
+        """The wall clock only."""
+        self._jumped_s += by_s
+
 
 class CountingBytes:
-    """Random bytes that are not: every call gives others, always in the same order."""
+    """Random bytes that are not: every call gives others, always in the same order; so does every gateway's."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, gateway: int) -> None:
+        self._count = gateway * 1_000_000
 
     def __call__(self, size: int) -> bytes:
         self._count += 1
@@ -80,6 +85,8 @@ class Fleet:
     blobs: MemoryBlobs = field(default_factory=MemoryBlobs)
     clock: FakeClock = field(default_factory=FakeClock)
     settings: dict[str, Any] = field(default_factory=dict)
+    is_shared: bool = False
+    number: int = 0
     gateway: Gateway = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,8 +94,9 @@ class Fleet:
             store=self.store,
             blobs=self.blobs,
             clock=self.clock,
-            random_bytes=CountingBytes(),
+            random_bytes=CountingBytes(self.number),
             settings=GatewaySettings(**self.settings),
+            is_shared=self.is_shared,
         )
 
     @asynccontextmanager
@@ -102,7 +110,14 @@ class Fleet:
 
     def restarted(self) -> "Fleet":
         """Another gateway over the same stores, as after a kill."""
-        return Fleet(store=self.store, blobs=self.blobs, clock=self.clock, settings=self.settings)
+        return Fleet(
+            store=self.store,
+            blobs=self.blobs,
+            clock=self.clock,
+            settings=self.settings,
+            is_shared=self.is_shared,
+            number=self.number + 1,
+        )
 
     def worker(self, stage: str, name: str = "w", *, node: str = "", **offers: Any) -> "FleetWorker":
         return FleetWorker(self, Worker(id=f"{name}-{stage}", node=node or name, stage=stage), offers)
@@ -110,9 +125,15 @@ class Fleet:
     async def get(self, job: Job) -> Job:
         return await self.gateway.jobs.get(job.name)
 
+    def rest(self, by_s: float = 600.0) -> None:
+        """Let time pass in which no lease is looked at, so that pauses between tries end."""
+        self.clock.advance(by_s)
+        self.gateway._core.waiting.release_due()
+
     async def expire(self) -> None:
         """Let every lease that is not renewed run out."""
         self.clock.advance(self.gateway._leases.ttl_s)
+        self.gateway._core.waiting.release_due()
         await self.gateway.queue.expire_due()
 
 

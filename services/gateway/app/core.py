@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from services.gateway.app.deadlines import Deadlines
+from services.gateway.app.faults import Faults
+from services.gateway.app.heartbeats import Heartbeats
 from services.gateway.app.hub import Hub
 from services.gateway.app.leases import Leases
 from services.gateway.app.ledger import Ledger
@@ -20,6 +23,9 @@ class Core:
     waiting: WaitingTasks
     bell: Bell
     hub: Hub
+    faults: Faults
+    heartbeats: Heartbeats
+    deadlines: Deadlines
     workers: Workers
     blobs: BlobStore
     clock: Clock
@@ -28,14 +34,22 @@ class Core:
 
 
 def core_of(
-    store: JobStore, blobs: BlobStore, clock: Clock, random_bytes: RandomBytes, settings: GatewaySettings
+    store: JobStore,
+    blobs: BlobStore,
+    clock: Clock,
+    random_bytes: RandomBytes,
+    settings: GatewaySettings,
+    *,
+    is_shared: bool,
 ) -> Core:
     """All of them listening to the ledger."""
     bell, hub, ledger = Bell(), Hub(), Ledger(store)
-    leases = Leases(clock, ttl_s=settings.lease_ttl_s)
-    waiting = WaitingTasks(bell)
+    leases = Leases(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall_limit_s=settings.stall_limit_s)
+    waiting, deadlines, faults = WaitingTasks(bell, clock), Deadlines(clock), Faults(store, clock)
+    workers = Workers(store, leases, faults, clock, settings)
     ledger.observe(leases.observe)
     ledger.observe(waiting.observe)
+    ledger.observe(deadlines.observe)
     ledger.observe(lambda job: hub.tell(job.id, job))
     return Core(
         ledger=ledger,
@@ -43,7 +57,10 @@ def core_of(
         waiting=waiting,
         bell=bell,
         hub=hub,
-        workers=Workers(store, leases, clock, settings),
+        faults=faults,
+        heartbeats=Heartbeats(store, leases, workers),
+        deadlines=deadlines,
+        workers=workers,
         blobs=blobs,
         clock=clock,
         random_bytes=random_bytes,

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from services.gateway.app.blob_retention import BlobRetention
 from services.gateway.app.cache import ControlImages
@@ -43,8 +44,11 @@ class Gateway:
         clock: Clock,
         random_bytes: RandomBytes,
         settings: GatewaySettings,
+        is_shared: bool = False,
     ) -> None:
-        core = core_of(store, blobs, clock, random_bytes, settings)
+        """`is_shared`: other gateways work over the same store."""
+        core = core_of(store, blobs, clock, random_bytes, settings, is_shared=is_shared)
+        self._core, self._is_shared = core, is_shared
         self._ledger, self._leases = core.ledger, core.leases
         self._cache = ControlImages(store, blobs, limit=settings.cache_limit)
         requests = Requests(store)
@@ -82,17 +86,27 @@ class Gateway:
     async def run(self) -> None:
         """Ends after `drain`."""
         async with asyncio.TaskGroup() as group:
-            follow = group.create_task(self._ledger.follow())
+            following = [group.create_task(each) for each in self._followed()]
             group.create_task(self._every(SWEEP_INTERVAL_S, self.sweep))
             group.create_task(self._every(BLOB_SWEEP_INTERVAL_S, self._blob_retention.sweep))
             group.create_task(self._expire())
+            if self._is_shared:
+                group.create_task(self._every(self._core.heartbeats.interval_s, self._core.heartbeats.beat))
             await self._stopping.wait()
-            follow.cancel()
+            for follow in following:
+                follow.cancel()
+
+    def _followed(self) -> Sequence[Coroutine[Any, Any, None]]:
+        """What this gateway hears of the others."""
+        core = self._core
+        ours = [core.ledger.follow(), core.faults.follow()]
+        return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:
         """Forget what is old, and keep letters of what died while the process was dying too."""
         await self._retention.sweep()
         await self.workers.sweep()
+        await self._core.heartbeats.sweep()
         while self._dead:
             await self.dead_letters.keep(self._dead[-1])
             self._dead.pop()
@@ -113,7 +127,9 @@ class Gateway:
             last_s = loop.time()
             if late_s > STANDSTILL_S:
                 self._leases.postpone(late_s)
+            self._core.waiting.release_due()
             await self.queue.expire_due()
+            await self.queue.end_late_jobs()
 
         await self._every(EXPIRY_INTERVAL_S, expire)
 

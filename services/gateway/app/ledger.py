@@ -8,7 +8,7 @@ from services.gateway.app.records import JOBS
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Deleted, JobStore, Record
-from services.kernel.errors import Conflict, NotFound
+from services.kernel.errors import Conflict, LeaseLost, NotFound
 
 BUCKET = "jobs"
 # Each round somebody else's change wins, so this many mean that something is wrong.
@@ -57,6 +57,10 @@ class Ledger:
         """NotFound."""
         return (await self._find(job_id)).job
 
+    async def fresh(self, job_id: str) -> Job:
+        """As the store has it this moment; for those who would otherwise say no. NotFound."""
+        return (await self._read(job_id)).job
+
     async def page(self, *, before: str, limit: int) -> Sequence[Job]:
         """Newest first, ids less than `before`."""
         records = await self._store.list(BUCKET, before=before, limit=limit)
@@ -66,7 +70,15 @@ class Ledger:
         """The job after the event, which is tried again on what somebody else made of the job meanwhile."""
         held = await self._find(job_id)
         for _ in range(ROUNDS_LIMIT):
-            job = event(held.job)
+            try:
+                job = event(held.job)
+            except (Conflict, LeaseLost):
+                # Perhaps only because another gateway's change has not been told yet.
+                fresh = await self._read(job_id)
+                if fresh.revision == held.revision:
+                    raise
+                held = fresh
+                continue
             if job is held.job:
                 return job
             try:
@@ -128,6 +140,7 @@ class Ledger:
             self._held.pop(job.id, None)
             self._ended[job.id] = (job.end_time_s, revision)
         else:
+            self._ended.pop(job.id, None)
             self._held[job.id] = _Held(job, revision)
         self._tell(job)
 

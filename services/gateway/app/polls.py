@@ -53,6 +53,7 @@ class Polls:
         self._waiting = core.waiting
         self._workers = core.workers
         self._bell = core.bell
+        self._heartbeats = core.heartbeats
         self._clock = core.clock
         self._random_bytes = core.random_bytes
         self._queue = queue
@@ -71,6 +72,7 @@ class Polls:
         worker = poll.worker
         if not await self._workers.seen(worker, poll.capabilities_digest, poll.capabilities):
             return PollAnswer(wants_capabilities=True)
+        self._heartbeats.hear(worker.id)
         await self._take_back_unheld(worker.id, poll.held_tokens)
         if worker.draining or not poll.max_tasks:
             self._newest.pop(worker.id, None)
@@ -81,6 +83,7 @@ class Polls:
             return PollAnswer(tasks=await self._wait(poll))
         finally:
             self._workers.end_poll(worker.id)
+            self._heartbeats.hear(worker.id)
             if self._newest.get(worker.id) is poll:
                 del self._newest[worker.id]
 
@@ -158,6 +161,8 @@ class Polls:
         except NotFound:
             return ()
         tasks = [task for task in job.tasks if task.lease and task.lease == leases.get(task.number)]
+        for task in tasks:
+            self._leases.renew(leases[task.number].token)
         for task in tasks:
             log.info("task_leased", task=task_name(job_id, task.number), worker=worker.id, attempt=task.leases)
         return [

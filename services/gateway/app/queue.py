@@ -1,5 +1,6 @@
 """What workers ask for: tasks leased, renewed and ended."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,7 @@ from services.gateway.app.blame import in_words_of_job
 from services.gateway.app.cache import ControlImages
 from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
+from services.gateway.app.faults import blamed_need
 from services.gateway.app.hub import Progress
 from services.gateway.app.leases import HeldLease
 from services.gateway.app.statistics import QueueLine, queue_lines
@@ -53,6 +55,10 @@ class Queue:
         self._ledger = core.ledger
         self._leases = core.leases
         self._workers = core.workers
+        self._faults = core.faults
+        self._heartbeats = core.heartbeats
+        self._deadlines = core.deadlines
+        self._random_bytes = core.random_bytes
         self._hub = core.hub
         self._blobs = core.blobs
         self._clock = core.clock
@@ -66,26 +72,30 @@ class Queue:
     async def renew(self, worker_id: str, renewals: Sequence[Renewal]) -> list[Renewed]:
         """Keep leases alive; one answer for each, in order."""
         self._workers.touch(worker_id)
+        self._heartbeats.hear(worker_id)
         return [await self._renew(renewal) for renewal in renewals]
 
     async def _renew(self, renewal: Renewal) -> Renewed:
         held = self._leases.renew(renewal.token)
         if held is None:
-            return Renewed(token=renewal.token, standing=await self._standing(renewal.token))
+            standing = await self._standing(renewal.token)
+            held = self._leases.renew(renewal.token)
+        if held is None:
+            return Renewed(token=renewal.token, standing=standing)
         if renewal.progress is not None:
             self._take_progress(held, renewal.progress)
         return Renewed(token=renewal.token, standing=Standing.LIVE, ttl_s=self._leases.ttl_s)
 
     def _take_progress(self, held: HeldLease, said: Progress) -> None:
         job_id, number = held.key
-        held.step, held.steps = said.step, said.steps
+        self._leases.move(held, said.step, said.steps)
         self._hub.tell(job_id, replace(said, task=number))
 
     async def _standing(self, token: str) -> Standing:
-        """CANCELLED or LOST."""
+        """CANCELLED or LOST, after a look into the store: another gateway may have given the lease just now."""
         try:
             job_id, number = key_of(token)
-            job = await self._ledger.get(job_id)
+            job = await self._ledger.fresh(job_id)
         except (LeaseLost, NotFound):
             return Standing.LOST
         found = machine.standing(job, number, token)
@@ -94,8 +104,7 @@ class Queue:
     async def complete(self, token: str, made: Sequence[Made], spans: Sequence[Span]) -> None:
         """Take in a task's outputs. LeaseLost; FailedPrecondition when an output's blob is not there."""
         job_id, number = key_of(token)
-        if machine.standing(await self._job(job_id), number, token) not in (Standing.LIVE, Standing.COMPLETED):
-            raise LeaseLost("the token is no longer the task's; drop the work")
+        await self._require_standing(job_id, number, token)
         outputs = [await self._output(i, each) for i, each in enumerate(made)]
         now_s = self._clock.now_s()
         job = await self._ledger.change(
@@ -104,6 +113,20 @@ class Queue:
         )
         log.info("task_completed", task=task_name(job_id, number), job_state=job.state.value)
         await self._remember(job, number)
+        await self._note_success(job, number)
+
+    async def _require_standing(self, job_id: str, number: int, token: str) -> None:
+        """LeaseLost for a token that may not complete the task, by the store and not only by what is known of it."""
+        ok = (Standing.LIVE, Standing.COMPLETED)
+        if machine.standing(await self._job(job_id), number, token) in ok:
+            return
+        if machine.standing(await self._fresh(job_id), number, token) not in ok:
+            raise LeaseLost("the token is no longer the task's; drop the work")
+
+    async def _note_success(self, job: Job, number: int) -> None:
+        lease = job.tasks[number - 1].lease
+        if lease is not None:
+            await self._faults.note_success(lease.node, blamed_need(job, number))
 
     async def _output(self, index: int, made: Made) -> Output:
         blob = await self._blobs.stat(made.scope, made.digest)
@@ -140,8 +163,10 @@ class Queue:
         job_id, number = key_of(token)
         failure = in_words_of_job(failure, await self._job(job_id), number)
         now_s = self._clock.now_s()
+        chance = self._chance()
         job = await self._ledger.change(
-            job_id, lambda job: machine.fail(job, number, token, fault=fault, failure=failure, now_s=now_s)
+            job_id,
+            lambda job: machine.fail(job, number, token, fault=fault, failure=failure, now_s=now_s, chance=chance),
         )
         log.info(
             "task_failed",
@@ -151,6 +176,12 @@ class Queue:
             job_state=job.state.value,
         )
         await self._dead_letters.keep(job)
+        if fault is Fault.NODE:
+            await self._faults.note_failure(job.tasks[number - 1].attempts[-1].node, blamed_need(job, number))
+
+    def _chance(self) -> float:
+        """From 0 up to 1."""
+        return self._random_bytes(1)[0] / 256
 
     async def give_back(self, token: str) -> None:
         """LeaseLost."""
@@ -163,10 +194,10 @@ class Queue:
     async def expire(self, held: HeldLease, *, unheld: bool = False) -> None:
         """End a lease about which its worker says nothing any more, or of which it does not know."""
         job_id, number = held.key
-        now_s = self._clock.now_s()
+        now_s, chance = self._clock.now_s(), self._chance()
         try:
             job = await self._ledger.change(
-                job_id, lambda job: machine.expire(job, number, held.token, now_s=now_s, unheld=unheld)
+                job_id, lambda job: machine.expire(job, number, held.token, now_s=now_s, unheld=unheld, chance=chance)
             )
         except NotFound:
             return
@@ -176,6 +207,20 @@ class Queue:
     async def expire_due(self) -> None:
         for held in self._leases.due():
             await self.expire(held)
+
+    async def end_late_jobs(self) -> None:
+        """Those whose deadline has passed."""
+        now_s = self._clock.now_s()
+        for job_id in self._deadlines.passed():
+            with contextlib.suppress(NotFound):
+                await self._ledger.change(job_id, lambda job: machine.miss_deadline(job, now_s=now_s))
+                log.info("deadline_missed", job=f"jobs/{job_id}")
+
+    async def _fresh(self, job_id: str) -> Job:
+        try:
+            return await self._ledger.fresh(job_id)
+        except NotFound as error:
+            raise LeaseLost("the job is gone; drop the work") from error
 
     async def _job(self, job_id: str) -> Job:
         try:

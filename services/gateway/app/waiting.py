@@ -4,9 +4,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from services.gateway.jobs.machine import PAUSE_MAX_S
 from services.gateway.jobs.model import Annotation, Generation, Job, Task, TaskState
 from services.gateway.ordering.backlog import Backlog
 from services.gateway.ordering.tasks import Key, Kind, Waiting
+from services.gateway.ports import Clock
 
 # What the diffusion service takes where a request says nothing, and below what there is no guidance.
 DEFAULT_GUIDANCE = 5.0
@@ -68,9 +70,13 @@ class Bell:
 
 
 class WaitingTasks:
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, bell: Bell, clock: Clock) -> None:
         self.backlog = Backlog()
         self._bell = bell
+        self._clock = clock
+        # Tasks whose pause after a try that came to nothing is not over: until when, on the monotonic clock, and for
+        # which of their pauses.
+        self._pausing: dict[Key, tuple[float, float]] = {}
         # Tasks that somebody is about to lease: not in the backlog.
         self._held: set[Key] = set()
         # Open jobs to their queued tasks, and how many more are blocked.
@@ -84,6 +90,8 @@ class WaitingTasks:
         return self._count
 
     def observe(self, job: Job) -> None:
+        for task in job.tasks:
+            self._observe_pause((job.id, task.number), task)
         before = self._queued.pop(job.id, {})
         now = {task.number: _waiting(job, task) for task in job.tasks if task.state is TaskState.QUEUED}
         self._count_job(job, len(before), len(now))
@@ -100,9 +108,29 @@ class WaitingTasks:
         if blocked:
             self._blocked[job.id] = blocked
 
+    def _observe_pause(self, key: Key, task: Task) -> None:
+        """A pause is reckoned once, and is never longer than any we make: wall clocks jump."""
+        if task.state is not TaskState.QUEUED or not task.not_before_s:
+            self._pausing.pop(key, None)
+        elif self._pausing.get(key, (0.0, 0.0))[1] != task.not_before_s:
+            pause_s = min(PAUSE_MAX_S, task.not_before_s - self._clock.now_s())
+            self._pausing[key] = (self._clock.monotonic_s() + pause_s, task.not_before_s)
+
+    def release_due(self) -> None:
+        """Offer the tasks whose pause is over."""
+        now_s = self._clock.monotonic_s()
+        due = [key for key, (until_s, _) in self._pausing.items() if until_s <= now_s]
+        ready = (self._queued.get(job_id, {}).get(number) for job_id, number in due)
+        self._offer(task for task in ready if task is not None and task.key not in self._held)
+
+    def _may_go(self, key: Key) -> bool:
+        return self._pausing.get(key, (0.0, 0.0))[0] <= self._clock.monotonic_s()
+
     def _offer(self, tasks: Iterable[Waiting]) -> None:
         stages = set()
         for task in tasks:
+            if not self._may_go(task.key) or task.key in self.backlog:
+                continue
             self.backlog.add(task)
             stages.add(task.kind.stage)
         for stage in stages:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from services.gateway.app.faults import Faults
 from services.gateway.app.leases import Leases
 from services.gateway.app.records import WORKERS
 from services.gateway.config import GatewaySettings
@@ -17,7 +18,7 @@ from services.gateway.jobs.workers import (
     catalog_of,
 )
 from services.gateway.ordering.tasks import Asker, Kind
-from services.gateway.ports import Clock, JobStore
+from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
 from services.kernel.errors import AlreadyExists, Conflict, ResourceExhausted
 
 BUCKET = "workers"
@@ -39,8 +40,11 @@ class _Known:
 
 
 class Workers:
-    def __init__(self, store: JobStore, leases: Leases, clock: Clock, settings: GatewaySettings) -> None:
+    def __init__(
+        self, store: JobStore, leases: Leases, faults: Faults, clock: Clock, settings: GatewaySettings
+    ) -> None:
         self._store = store
+        self._faults = faults
         self._leases = leases
         self._clock = clock
         self._settings = settings
@@ -80,6 +84,38 @@ class Workers:
             await self._write(known, now_s)
         return True
 
+    async def follow(self) -> None:
+        """Take in what workers said to other gateways."""
+        async for change in self._store.watch(BUCKET):
+            if isinstance(change, Deleted):
+                known = self._known.get(change.key)
+                if known is not None and not self._is_live(known):
+                    del self._known[change.key]
+            elif not isinstance(change, CaughtUp):
+                self._take(change)
+
+    def _take(self, change: Record) -> None:
+        known = self._known.get(change.key)
+        if known is not None and known.revision >= change.revision:
+            return
+        record = WORKERS.decode(change.value)
+        if known is None:
+            known = self._known[change.key] = _Known(record, record.capabilities.offers, record.last_poll_time_s)
+        if known.polls == 0:
+            known.record, known.offers = record, record.capabilities.offers
+        known.revision = change.revision
+
+    def is_known(self, worker_id: str) -> bool:
+        return worker_id in self._known
+
+    def heard(self, worker_id: str) -> None:
+        """It is alive: it talks to another gateway."""
+        self.touch(worker_id)
+
+    def can_any(self, needs: frozenset[str]) -> bool:
+        """Whether some known worker offers all of them together."""
+        return any(needs <= known.offers for known in self._known.values())
+
     def touch(self, worker_id: str) -> None:
         """It is alive: it renewed a lease."""
         if known := self._known.get(worker_id):
@@ -114,7 +150,7 @@ class Workers:
         return Asker(
             node=worker.node,
             stage=worker.stage,
-            offers=known.offers,
+            offers=self._offered(known),
             vram_models=worker.vram_models,
             ram_models=worker.ram_models,
             disk_models=worker.disk_models,
@@ -126,10 +162,14 @@ class Workers:
             known.record.worker.node
             for known in self._known.values()
             if known.record.worker.stage == kind.stage
-            and kind.needs <= known.offers
+            and kind.needs <= self._offered(known)
             and not known.record.worker.draining
             and self._is_live(known)
         )
+
+    def _offered(self, known: _Known) -> frozenset[str]:
+        """Less what its node has failed at too often lately."""
+        return known.offers - self._faults.skipped(known.record.worker.node)
 
     def _is_live(self, known: _Known) -> bool:
         if known.seen_s is None:

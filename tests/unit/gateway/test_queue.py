@@ -214,6 +214,7 @@ async def test_a_failed_node_is_avoided_while_another_live_one_can(fleet: Fleet,
     await fleet.gateway.jobs.create(generation())
     (task,) = await painter.lease()
     await painter.fail(task)
+    fleet.rest(6)
     assert await painter.lease() == []
     assert len(await other.lease()) == 1
 
@@ -224,7 +225,7 @@ async def test_a_failed_node_gets_its_task_again_when_it_is_the_only_one(fleet: 
     await fleet.gateway.jobs.create(generation())
     (task,) = await painter.lease()
     await painter.fail(task)
-    fleet.clock.advance(1_000)
+    fleet.rest(1_000)
     assert len(await painter.lease()) == 1
 
 
@@ -235,6 +236,7 @@ async def test_a_task_that_fails_everywhere_is_a_dead_letter_with_every_reason(f
         (task,) = await worker.lease()
         assert task.task.number == 1
         await worker.fail(task)
+        fleet.rest()
     (letter,) = await fleet.gateway.dead_letters.page(limit=10)
     assert letter.task == f"{job.name}/tasks/1"
     assert [attempt.node for attempt in letter.attempts] == ["w0", "w1", "w2"]
@@ -261,6 +263,7 @@ async def test_a_letter_lost_with_a_dying_gateway_is_written_by_the_next_one(fle
     for _ in range(FAILURES_LIMIT):
         (task,) = await worker.lease()
         await worker.fail(task)
+        fleet.rest()
     (letter,) = await fleet.gateway.dead_letters.page(limit=10)
     for record in await fleet.store.list("dead_letters", limit=10):
         await fleet.store.delete("dead_letters", record.key)

@@ -60,10 +60,15 @@ async def test_every_job_ends_and_every_picture_is_taken_once(seed: int) -> None
         ]
         for round_ in range(400):
             await asyncio.gather(*(live(worker, chance, done) for worker in chance.sample(workers, 4)))
+            if round_ % 20 == 0:
+                first.rest(30)
+                second.rest(0)
             if round_ % 3 == 0:
                 await chance.choice(gateways).expire()
         for _ in range(30):
             await first.expire()
+            first.rest()
+            second.rest()
             for worker in workers:
                 worker.held.clear()
                 while tasks := await worker.lease(limit=8):

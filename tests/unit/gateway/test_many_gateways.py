@@ -1,0 +1,170 @@
+"""Several gateways over one store: a worker or a client may talk to any of them, and change over in the middle."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.gateway.app.hub import Progress
+from services.gateway.app.queue import Renewal
+from services.gateway.jobs.machine import Standing
+from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.kernel.errors import LeaseLost
+from tests.fakes.fleet import Fleet, FleetWorker, control, generation
+
+Pair = tuple[Fleet, Fleet]
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    async with Fleet(is_shared=True).running() as here, here.restarted().running() as there:
+        yield here, there
+
+
+async def told() -> None:
+    """Let each gateway hear what the others wrote."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def a_task(fleet: Fleet):
+    painter = fleet.worker(DIFFUSION)
+    await painter.come()
+    await fleet.gateway.jobs.create(generation())
+    (task,) = await painter.lease()
+    return painter, task
+
+
+async def test_a_lease_renewed_at_one_gateway_is_not_ended_by_another(pair: Pair) -> None:
+    here, there = pair
+    painter, task = await a_task(here)
+    await told()
+    for _ in range(10):
+        here.clock.advance(here.gateway._leases.ttl_s / 2)
+        await here.gateway.queue.renew(painter.worker.id, [Renewal(token=task.token)])
+        await here.gateway._core.heartbeats.beat()
+        await told()
+        await there.gateway.queue.expire_due()
+    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LIVE
+
+
+async def test_a_lease_whose_gateway_died_with_its_worker_is_ended_by_another(pair: Pair) -> None:
+    here, there = pair
+    _, task = await a_task(here)
+    await told()
+    await there.expire()
+    assert (await there.get(task.job)).state is JobState.RUNNING
+    await there.expire()
+    assert (await there.get(task.job)).state is JobState.QUEUED
+
+
+async def test_a_worker_renews_and_completes_at_another_gateway(pair: Pair) -> None:
+    here, there = pair
+    painter, task = await a_task(here)
+    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LIVE
+    painter.fleet = there
+    await painter.complete(task)
+    await told()
+    assert (await here.get(task.job)).state is JobState.SUCCEEDED
+
+
+async def test_a_token_is_not_refused_because_its_lease_has_not_been_told_yet(pair: Pair) -> None:
+    here, there = pair
+    painter = here.worker(DIFFUSION)
+    await painter.come()
+    job = await here.gateway.jobs.create(generation())
+    await told()
+    # The other gateway holds the job as it was before the lease.
+    assert (await there.get(job)).state is JobState.QUEUED
+    leasing = asyncio.ensure_future(painter.lease())
+    (task,) = await leasing
+    painter.fleet = there
+    await painter.complete(task)
+    assert (await there.get(job)).state is JobState.SUCCEEDED
+
+
+async def test_a_late_token_is_refused_at_every_gateway(pair: Pair) -> None:
+    here, _ = pair
+    painter, task = await a_task(here)
+    await here.expire()
+    for fleet in pair:
+        painter.fleet = fleet
+        with pytest.raises(LeaseLost):
+            await painter.complete(task)
+
+
+async def test_what_a_worker_offers_is_known_at_every_gateway(pair: Pair) -> None:
+    here, there = pair
+    await here.worker(DIFFUSION).come()
+    await told()
+    assert "starter" in [model.id for model in there.gateway.workers.catalog().models.values()]
+    assert there.gateway.workers.can_any(frozenset({"checkpoint:starter", "controlnet:canny"}))
+
+
+async def test_a_workers_node_counts_as_live_where_it_is_only_heard_of(pair: Pair) -> None:
+    here, there = pair
+    painter = here.worker(DIFFUSION)
+    await painter.come()
+    await told()
+    assert not any(status.live for status in there.gateway.workers.statuses())
+    await here.gateway._core.heartbeats.beat()
+    await told()
+    assert [status.live for status in there.gateway.workers.statuses()] == [True]
+
+
+async def test_the_same_request_makes_one_job_wherever_it_is_sent(pair: Pair) -> None:
+    requests = [fleet.gateway.jobs.create(generation(request_id="r")) for fleet in (*pair, *pair)]
+    jobs = await asyncio.gather(*requests)
+    assert len({job.id for job in jobs}) == 1
+
+
+async def test_a_control_image_made_at_one_gateway_is_found_at_the_other(pair: Pair) -> None:
+    here, there = pair
+    annotator = here.worker(PREPROCESS)
+    await annotator.come()
+    await here.gateway.jobs.create(generation(1, control()))
+    await annotator.work()
+    await told()
+    job = await there.gateway.jobs.create(generation(1, control()))
+    assert [image.cached for image in job.control_images] == [True]
+
+
+async def test_a_client_watches_at_one_gateway_what_a_worker_does_at_another(pair: Pair) -> None:
+    here, there = pair
+    job = await here.gateway.jobs.create(generation())
+    events = there.gateway.jobs.watch(job.name)
+    states = [(await anext(events)).state]
+    painter: FleetWorker = here.worker(DIFFUSION)
+    (task,) = await painter.lease()
+    states.append((await anext(events)).state)
+    said = Progress(task=0, step=2, steps=9)
+    await here.gateway.queue.renew(painter.worker.id, [Renewal(token=task.token, progress=said)])
+    await here.gateway._core.heartbeats.beat()
+    await told()
+    assert (await there.get(job)).tasks[0].step == 2
+    await painter.complete(task)
+    states += [event.state async for event in events]
+    assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
+
+
+async def test_a_node_left_out_at_one_gateway_is_left_out_at_the_other(pair: Pair) -> None:
+    here, there = pair
+    broken = here.worker(DIFFUSION, "broken")
+    for _ in range(2):
+        await here.gateway.jobs.create(generation())
+        (task,) = await broken.lease()
+        await broken.fail(task)
+    await told()
+    assert there.gateway._core.faults.skipped("broken") == {"checkpoint:starter"}
+
+
+async def test_a_task_that_is_renewed_for_ever_without_progress_is_taken_away() -> None:
+    async with Fleet(settings={"stall_limit_s": 100.0}).running() as fleet:
+        _, task = await a_task(fleet)
+        for step in (1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2):
+            said = Progress(task=0, step=step, steps=9)
+            (answer,) = await fleet.gateway.queue.renew("w", [Renewal(token=task.token, progress=said)])
+            fleet.clock.advance(10)
+            await fleet.gateway.queue.expire_due()
+        assert answer.standing is Standing.LIVE
+        assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LOST

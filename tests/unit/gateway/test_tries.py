@@ -1,0 +1,94 @@
+"""What happens between tries: pauses that grow, and nodes left out of what they keep failing at."""
+
+from services.gateway.jobs.faults import SKIP_FIRST_S, SKIP_MAX_S, NodeFaults, Strikes, after_failure, after_success
+from services.gateway.jobs.machine import FAILURES_LIMIT, PAUSE_FIRST_S, PAUSE_MAX_S, pause_before_next_s
+from services.gateway.jobs.model import DIFFUSION, JobState
+from tests.fakes.fleet import Fleet, FleetWorker, generation
+
+NEED = "checkpoint:starter"
+
+
+def test_pauses_grow_and_end_somewhere_and_chance_shortens_them_by_half_at_most() -> None:
+    longest = [pause_before_next_s(tries, 1.0) for tries in range(6)]
+    assert longest == [0.0, 5.0, 20.0, PAUSE_MAX_S, PAUSE_MAX_S, PAUSE_MAX_S]
+    assert [pause_before_next_s(tries, 0.0) for tries in range(6)] == [each / 2 for each in longest]
+
+
+async def test_a_failed_task_waits_before_it_is_leased_again(fleet: Fleet, painter: FleetWorker) -> None:
+    await fleet.gateway.jobs.create(generation())
+    (task,) = await painter.lease()
+    await painter.fail(task)
+    assert await painter.lease() == []
+    fleet.rest(PAUSE_FIRST_S)
+    assert len(await painter.lease()) == 1
+
+
+async def test_a_lone_broken_node_takes_its_time_to_spend_all_tries(fleet: Fleet, painter: FleetWorker) -> None:
+    job = await fleet.gateway.jobs.create(generation())
+    start_s = fleet.clock.now_s()
+    for _ in range(FAILURES_LIMIT):
+        while not (tasks := await painter.lease()):
+            fleet.rest(1)
+        await painter.fail(tasks[0])
+    assert (await fleet.get(job)).state is JobState.FAILED
+    assert fleet.clock.now_s() - start_s >= SKIP_FIRST_S
+
+
+async def test_the_first_lost_lease_costs_no_pause_and_the_next_ones_do(fleet: Fleet, painter: FleetWorker) -> None:
+    await fleet.gateway.jobs.create(generation())
+    for _ in range(2):
+        assert len(await painter.lease()) == 1
+        await fleet.expire()
+    assert await painter.lease() == []
+    fleet.rest(PAUSE_FIRST_S)
+    assert len(await painter.lease()) == 1
+
+
+async def test_a_clock_that_jumps_back_holds_a_task_up_no_longer_than_the_longest_pause(fleet: Fleet) -> None:
+    painter = fleet.worker(DIFFUSION)
+    await painter.come()
+    await fleet.gateway.jobs.create(generation())
+    (task,) = await painter.lease()
+    await painter.fail(task)
+    fleet.clock.jump(-86_400)
+    async with fleet.restarted().running() as again:
+        painter.fleet = again
+        again.rest(PAUSE_MAX_S)
+        assert len(await painter.lease()) == 1
+
+
+async def test_a_node_that_fails_a_model_twice_is_left_out_of_it_and_comes_back(fleet: Fleet) -> None:
+    broken, sound = fleet.worker(DIFFUSION, "broken"), fleet.worker(DIFFUSION, "sound")
+    for _ in range(2):
+        await fleet.gateway.jobs.create(generation())
+        (task,) = await broken.lease()
+        await broken.fail(task)
+        fleet.rest(6)
+        await sound.work()
+    await fleet.gateway.jobs.create(generation())
+    assert await broken.lease() == []
+    await fleet.gateway.jobs.create(generation(model="other"))
+    assert [task.job.work.model for task in await broken.lease()] == ["other"]
+    fleet.rest(SKIP_FIRST_S)
+    assert [task.job.work.model for task in await broken.lease()] == ["starter"]
+
+
+def test_each_further_failure_doubles_the_time_and_each_success_takes_one_back() -> None:
+    faults = NodeFaults()
+    times = []
+    for _ in range(12):
+        faults = after_failure(faults, NEED, now_s=0.0)
+        times.append(faults.of[NEED].until_s)
+    assert times[:4] == [0.0, SKIP_FIRST_S, 2 * SKIP_FIRST_S, 4 * SKIP_FIRST_S]
+    assert times[-1] == SKIP_MAX_S
+    assert after_success(faults, NEED).of[NEED] == Strikes(count=11)
+    for _ in range(12):
+        faults = after_success(faults, NEED)
+    assert faults == NodeFaults()
+    assert after_success(faults, NEED) is faults
+
+
+def test_a_clock_that_jumped_leaves_no_node_out_for_ever() -> None:
+    faults = after_failure(after_failure(NodeFaults(), NEED, now_s=1e6), NEED, now_s=1e6)
+    assert faults.skipped(1e6) == {NEED}
+    assert faults.skipped(0.0) == frozenset()
