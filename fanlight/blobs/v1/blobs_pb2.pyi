@@ -128,6 +128,71 @@ class ReadBlobResponse(google.protobuf.message.Message):
 Global___ReadBlobResponse: typing_extensions.TypeAlias = ReadBlobResponse
 
 @typing.final
+class PrepareUploadRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    scope: builtins.str
+    digest: builtins.str
+    size_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        scope: builtins.str = ...,
+        digest: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "scope", b"scope", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___PrepareUploadRequest: typing_extensions.TypeAlias = PrepareUploadRequest
+
+@typing.final
+class PrepareUploadResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    URL_FIELD_NUMBER: builtins.int
+    HEADERS_FIELD_NUMBER: builtins.int
+    IS_KEPT_FIELD_NUMBER: builtins.int
+    url: builtins.str
+    """Send the bytes with PUT; empty where there is nothing to send to."""
+    is_kept: builtins.bool
+    """The service has the blob already."""
+    @property
+    def headers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___UploadHeader]:
+        """To be sent along, exactly these."""
+
+    def __init__(
+        self,
+        *,
+        url: builtins.str = ...,
+        headers: collections.abc.Iterable[Global___UploadHeader] | None = ...,
+        is_kept: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["headers", b"headers", "is_kept", b"is_kept", "url", b"url"]) -> None: ...
+
+Global___PrepareUploadResponse: typing_extensions.TypeAlias = PrepareUploadResponse
+
+@typing.final
+class UploadHeader(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    value: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        value: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "value", b"value"]) -> None: ...
+
+Global___UploadHeader: typing_extensions.TypeAlias = UploadHeader
+
+@typing.final
 class HasBlobsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

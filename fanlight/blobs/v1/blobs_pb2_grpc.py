@@ -45,6 +45,11 @@ class BlobServiceStub(object):
                 request_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.ReadBlobRequest.SerializeToString,
                 response_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.ReadBlobResponse.FromString,
                 _registered_method=True)
+        self.PrepareUpload = channel.unary_unary(
+                '/fanlight.blobs.v1.BlobService/PrepareUpload',
+                request_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadRequest.SerializeToString,
+                response_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadResponse.FromString,
+                _registered_method=True)
         self.HasBlobs = channel.unary_unary(
                 '/fanlight.blobs.v1.BlobService/HasBlobs',
                 request_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.HasBlobsRequest.SerializeToString,
@@ -74,6 +79,15 @@ class BlobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareUpload(self, request, context):
+        """Where to send a blob's bytes past the gateway: an address that takes them for a while, without any credentials.
+        An empty one means that the service has none to give, or has the blob already: use WriteBlob, or do nothing.
+        INVALID_ARGUMENT: no digest or no size. RESOURCE_EXHAUSTED: larger than the service's limit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def HasBlobs(self, request, context):
         """Says which of the digests are kept. Asks about at most 1,000.
         """
@@ -93,6 +107,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.ReadBlob,
                     request_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.ReadBlobRequest.FromString,
                     response_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.ReadBlobResponse.SerializeToString,
+            ),
+            'PrepareUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareUpload,
+                    request_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadRequest.FromString,
+                    response_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadResponse.SerializeToString,
             ),
             'HasBlobs': grpc.unary_unary_rpc_method_handler(
                     servicer.HasBlobs,
@@ -155,6 +174,33 @@ class BlobService(object):
             '/fanlight.blobs.v1.BlobService/ReadBlob',
             fanlight_dot_blobs_dot_v1_dot_blobs__pb2.ReadBlobRequest.SerializeToString,
             fanlight_dot_blobs_dot_v1_dot_blobs__pb2.ReadBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.blobs.v1.BlobService/PrepareUpload',
+            fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadRequest.SerializeToString,
+            fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,22 @@ _BlobServiceReadBlobType = typing_extensions.TypeVar(
     ],
 )
 
+_BlobServicePrepareUploadType = typing_extensions.TypeVar(
+    '_BlobServicePrepareUploadType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
+        fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
+        fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
+        fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse,
+    ],
+)
+
 _BlobServiceHasBlobsType = typing_extensions.TypeVar(
     '_BlobServiceHasBlobsType',
     grpc.UnaryUnaryMultiCallable[
@@ -73,7 +89,7 @@ _BlobServiceHasBlobsType = typing_extensions.TypeVar(
     ],
 )
 
-class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceReadBlobType, _BlobServiceHasBlobsType]):
+class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceReadBlobType, _BlobServicePrepareUploadType, _BlobServiceHasBlobsType]):
     """Keeps bytes under their sha256. Clients and workers may both call it."""
 
     @typing.overload
@@ -85,6 +101,10 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
         grpc.UnaryStreamMultiCallable[
             fanlight.blobs.v1.blobs_pb2.ReadBlobRequest,
             fanlight.blobs.v1.blobs_pb2.ReadBlobResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
+            fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
@@ -101,6 +121,10 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
         grpc.aio.UnaryStreamMultiCallable[
             fanlight.blobs.v1.blobs_pb2.ReadBlobRequest,
             fanlight.blobs.v1.blobs_pb2.ReadBlobResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
+            fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
@@ -120,6 +144,12 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
     NOT_FOUND: no such blob in that scope. OUT_OF_RANGE: an offset past its end.
     """
 
+    PrepareUpload: _BlobServicePrepareUploadType
+    """Where to send a blob's bytes past the gateway: an address that takes them for a while, without any credentials.
+    An empty one means that the service has none to give, or has the blob already: use WriteBlob, or do nothing.
+    INVALID_ARGUMENT: no digest or no size. RESOURCE_EXHAUSTED: larger than the service's limit.
+    """
+
     HasBlobs: _BlobServiceHasBlobsType
     """Says which of the digests are kept. Asks about at most 1,000."""
 
@@ -131,6 +161,10 @@ BlobServiceAsyncStub: typing_extensions.TypeAlias = BlobServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         fanlight.blobs.v1.blobs_pb2.ReadBlobRequest,
         fanlight.blobs.v1.blobs_pb2.ReadBlobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
+        fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
@@ -161,6 +195,17 @@ class BlobServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[fanlight.blobs.v1.blobs_pb2.ReadBlobResponse], collections.abc.AsyncIterator[fanlight.blobs.v1.blobs_pb2.ReadBlobResponse]]:
         """Streams a blob from an offset. The first message describes the blob, the others carry its bytes.
         NOT_FOUND: no such blob in that scope. OUT_OF_RANGE: an offset past its end.
+        """
+
+    @abc.abstractmethod
+    def PrepareUpload(
+        self,
+        request: fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse, collections.abc.Awaitable[fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse]]:
+        """Where to send a blob's bytes past the gateway: an address that takes them for a while, without any credentials.
+        An empty one means that the service has none to give, or has the blob already: use WriteBlob, or do nothing.
+        INVALID_ARGUMENT: no digest or no size. RESOURCE_EXHAUSTED: larger than the service's limit.
         """
 
     @abc.abstractmethod

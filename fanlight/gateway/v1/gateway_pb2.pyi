@@ -33,10 +33,16 @@ class CreateJobRequest(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
     ANNOTATION_FIELD_NUMBER: builtins.int
+    DEADLINE_S_FIELD_NUMBER: builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client, at most 128 characters; makes sending again safe. Empty: every call is a new job."""
     priority: builtins.int
     """Higher goes first; -100 to 100."""
+    deadline_s: builtins.float
+    """Seconds from now by which the job must have ended, else it fails with DEADLINE_EXCEEDED. 0: no deadline."""
+    webhook_url: builtins.str
+    """Who is told of the job's end, once and until it answers 2xx: an http or https URL. Signed as Standard Webhooks says."""
     @property
     def generation(self) -> Global___Generation: ...
     @property
@@ -48,12 +54,72 @@ class CreateJobRequest(google.protobuf.message.Message):
         priority: builtins.int = ...,
         generation: Global___Generation | None = ...,
         annotation: Global___Annotation | None = ...,
+        deadline_s: builtins.float = ...,
+        webhook_url: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["annotation", b"annotation", "generation", b"generation", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "generation", b"generation", "priority", b"priority", "request_id", b"request_id", "work", b"work"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "deadline_s", b"deadline_s", "generation", b"generation", "priority", b"priority", "request_id", b"request_id", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation"] | None: ...
 
 Global___CreateJobRequest: typing_extensions.TypeAlias = CreateJobRequest
+
+@typing.final
+class CreateJobsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: builtins.int
+    @property
+    def requests(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CreateJobRequest]: ...
+    def __init__(
+        self,
+        *,
+        requests: collections.abc.Iterable[Global___CreateJobRequest] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["requests", b"requests"]) -> None: ...
+
+Global___CreateJobsRequest: typing_extensions.TypeAlias = CreateJobsRequest
+
+@typing.final
+class CreateJobsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CreateJobResult]:
+        """One for each request, in order."""
+
+    def __init__(
+        self,
+        *,
+        results: collections.abc.Iterable[Global___CreateJobResult] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["results", b"results"]) -> None: ...
+
+Global___CreateJobsResponse: typing_extensions.TypeAlias = CreateJobsResponse
+
+@typing.final
+class CreateJobResult(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    @property
+    def job(self) -> Global___Job: ...
+    @property
+    def failure(self) -> fanlight.common.v1.common_pb2.Failure:
+        """Why this one was refused; `reason` and `field` as in the error of CreateJob."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        failure: fanlight.common.v1.common_pb2.Failure | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["failure", b"failure", "job", b"job", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["failure", b"failure", "job", b"job", "result", b"result"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["job", "failure"] | None: ...
+
+Global___CreateJobResult: typing_extensions.TypeAlias = CreateJobResult
 
 @typing.final
 class Generation(google.protobuf.message.Message):
@@ -296,6 +362,10 @@ class Job(google.protobuf.message.Message):
     FAILURE_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
     ANNOTATION_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    DEADLINE_TIME_FIELD_NUMBER: builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: builtins.int
+    REDRIVES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`jobs/{id}`."""
     state: Global___Job.State.ValueType
@@ -303,6 +373,11 @@ class Job(google.protobuf.message.Message):
     """Counts the changes of the job's record."""
     priority: builtins.int
     request_id: builtins.str
+    tenant: builtins.str
+    """Whose it is: the name that the client's token carries."""
+    webhook_url: builtins.str
+    redrives: builtins.int
+    """How often it was tried anew from the dead letter list."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -321,6 +396,10 @@ class Job(google.protobuf.message.Message):
     def generation(self) -> Global___Generation: ...
     @property
     def annotation(self) -> Global___Annotation: ...
+    @property
+    def deadline_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Absent where there is none."""
+
     def __init__(
         self,
         *,
@@ -337,9 +416,13 @@ class Job(google.protobuf.message.Message):
         failure: fanlight.common.v1.common_pb2.Failure | None = ...,
         generation: Global___Generation | None = ...,
         annotation: Global___Annotation | None = ...,
+        tenant: builtins.str = ...,
+        deadline_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        webhook_url: builtins.str = ...,
+        redrives: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["annotation", b"annotation", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "priority", b"priority", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "work", b"work"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["annotation", b"annotation", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "work", b"work"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "priority", b"priority", "redrives", b"redrives", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
@@ -453,6 +536,8 @@ class Task(google.protobuf.message.Message):
     QUEUE_TIME_FIELD_NUMBER: builtins.int
     LEASE_TIME_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
+    NOT_BEFORE_TIME_FIELD_NUMBER: builtins.int
+    FAILED_ATTEMPTS_FIELD_NUMBER: builtins.int
     number: builtins.int
     """Counts from 1 within the job."""
     stage: builtins.str
@@ -473,6 +558,14 @@ class Task(google.protobuf.message.Message):
     def lease_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def not_before_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """The next try begins no sooner; absent where nothing holds it up."""
+
+    @property
+    def failed_attempts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """The tries that came to nothing."""
+
     def __init__(
         self,
         *,
@@ -489,11 +582,48 @@ class Task(google.protobuf.message.Message):
         queue_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         lease_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        not_before_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        failed_attempts: collections.abc.Iterable[Global___Attempt] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure", "lease_time", b"lease_time", "queue_time", b"queue_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "end_time", b"end_time", "failure", b"failure", "lease_time", b"lease_time", "node", b"node", "number", b"number", "queue_time", b"queue_time", "spans", b"spans", "stage", b"stage", "state", b"state", "step", b"step", "steps", b"steps", "worker", b"worker"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure", "lease_time", b"lease_time", "not_before_time", b"not_before_time", "queue_time", b"queue_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "failure", b"failure", "lease_time", b"lease_time", "node", b"node", "not_before_time", b"not_before_time", "number", b"number", "queue_time", b"queue_time", "spans", b"spans", "stage", b"stage", "state", b"state", "step", b"step", "steps", b"steps", "worker", b"worker"]) -> None: ...
 
 Global___Task: typing_extensions.TypeAlias = Task
+
+@typing.final
+class Attempt(google.protobuf.message.Message):
+    """A try that came to nothing: the worker said why, or vanished."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    LEASE_TIME_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    node: builtins.str
+    @property
+    def lease_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def failure(self) -> fanlight.common.v1.common_pb2.Failure:
+        """Absent where the worker vanished."""
+
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+        node: builtins.str = ...,
+        lease_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        failure: fanlight.common.v1.common_pb2.Failure | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure", "lease_time", b"lease_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure", "lease_time", b"lease_time", "node", b"node", "worker", b"worker"]) -> None: ...
+
+Global___Attempt: typing_extensions.TypeAlias = Attempt
 
 @typing.final
 class GetJobRequest(google.protobuf.message.Message):
@@ -517,19 +647,41 @@ class ListJobsRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    ANNOTATOR_FIELD_NUMBER: builtins.int
+    CREATED_FROM_TIME_FIELD_NUMBER: builtins.int
+    CREATED_BEFORE_TIME_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """1 to 1,000; 0 means 50."""
     page_token: builtins.str
     state: Global___Job.State.ValueType
     """Only jobs in this state; unspecified means all."""
+    model: builtins.str
+    """Only jobs for this model, or annotations by this annotator; empty means all."""
+    annotator: builtins.str
+    tenant: builtins.str
+    """Only this tenant's jobs. Others than the operator always see only their own."""
+    @property
+    def created_from_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Only jobs made at or after the first, and before the second."""
+
+    @property
+    def created_before_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
         state: Global___Job.State.ValueType = ...,
+        model: builtins.str = ...,
+        annotator: builtins.str = ...,
+        created_from_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        created_before_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        tenant: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["created_before_time", b"created_before_time", "created_from_time", b"created_from_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotator", b"annotator", "created_before_time", b"created_before_time", "created_from_time", b"created_from_time", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "tenant", b"tenant"]) -> None: ...
 
 Global___ListJobsRequest: typing_extensions.TypeAlias = ListJobsRequest
 
@@ -586,6 +738,213 @@ class WatchJobRequest(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["after_revision", b"after_revision", "name", b"name"]) -> None: ...
 
 Global___WatchJobRequest: typing_extensions.TypeAlias = WatchJobRequest
+
+@typing.final
+class GetWebhookRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The job's."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___GetWebhookRequest: typing_extensions.TypeAlias = GetWebhookRequest
+
+@typing.final
+class Webhook(google.protobuf.message.Message):
+    """How the telling of a job's end goes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _State:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _StateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[Webhook._State.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Webhook._State.ValueType  # 0
+        STATE_PENDING: Webhook._State.ValueType  # 1
+        STATE_DELIVERED: Webhook._State.ValueType  # 2
+        STATE_GIVEN_UP: Webhook._State.ValueType  # 3
+        """Tried often enough."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: Webhook.State.ValueType  # 0
+    STATE_PENDING: Webhook.State.ValueType  # 1
+    STATE_DELIVERED: Webhook.State.ValueType  # 2
+    STATE_GIVEN_UP: Webhook.State.ValueType  # 3
+    """Tried often enough."""
+
+    ID_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
+    URL_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    NEXT_TIME_FIELD_NUMBER: builtins.int
+    TRIES_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """`webhook-id` of every try."""
+    job: builtins.str
+    url: builtins.str
+    state: Global___Webhook.State.ValueType
+    @property
+    def next_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Absent where none will come."""
+
+    @property
+    def tries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WebhookTry]: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        job: builtins.str = ...,
+        url: builtins.str = ...,
+        state: Global___Webhook.State.ValueType = ...,
+        next_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        tries: collections.abc.Iterable[Global___WebhookTry] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["next_time", b"next_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "job", b"job", "next_time", b"next_time", "state", b"state", "tries", b"tries", "url", b"url"]) -> None: ...
+
+Global___Webhook: typing_extensions.TypeAlias = Webhook
+
+@typing.final
+class WebhookTry(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRY_TIME_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    DURATION_S_FIELD_NUMBER: builtins.int
+    status: builtins.int
+    """What the target answered; 0 where it did not."""
+    error: builtins.str
+    """Why there was no answer; empty where there was one."""
+    duration_s: builtins.float
+    @property
+    def try_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        try_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        status: builtins.int = ...,
+        error: builtins.str = ...,
+        duration_s: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["try_time", b"try_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["duration_s", b"duration_s", "error", b"error", "status", b"status", "try_time", b"try_time"]) -> None: ...
+
+Global___WebhookTry: typing_extensions.TypeAlias = WebhookTry
+
+@typing.final
+class DeadLetter(google.protobuf.message.Message):
+    """A task whose attempts are spent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    ATTEMPTS_FIELD_NUMBER: builtins.int
+    task: builtins.str
+    """`jobs/{id}/tasks/{number}`."""
+    stage: builtins.str
+    tenant: builtins.str
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def failure(self) -> fanlight.common.v1.common_pb2.Failure: ...
+    @property
+    def attempts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Attempt]: ...
+    def __init__(
+        self,
+        *,
+        task: builtins.str = ...,
+        stage: builtins.str = ...,
+        tenant: builtins.str = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        failure: fanlight.common.v1.common_pb2.Failure | None = ...,
+        attempts: collections.abc.Iterable[Global___Attempt] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "end_time", b"end_time", "failure", b"failure", "stage", b"stage", "task", b"task", "tenant", b"tenant"]) -> None: ...
+
+Global___DeadLetter: typing_extensions.TypeAlias = DeadLetter
+
+@typing.final
+class ListDeadLettersRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """1 to 1,000; 0 means 50."""
+    page_token: builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+Global___ListDeadLettersRequest: typing_extensions.TypeAlias = ListDeadLettersRequest
+
+@typing.final
+class ListDeadLettersResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LETTERS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    @property
+    def letters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DeadLetter]: ...
+    def __init__(
+        self,
+        *,
+        letters: collections.abc.Iterable[Global___DeadLetter] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["letters", b"letters", "next_page_token", b"next_page_token"]) -> None: ...
+
+Global___ListDeadLettersResponse: typing_extensions.TypeAlias = ListDeadLettersResponse
+
+@typing.final
+class GetDeadLetterRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: builtins.int
+    task: builtins.str
+    def __init__(
+        self,
+        *,
+        task: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["task", b"task"]) -> None: ...
+
+Global___GetDeadLetterRequest: typing_extensions.TypeAlias = GetDeadLetterRequest
+
+@typing.final
+class RedriveDeadLetterRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: builtins.int
+    task: builtins.str
+    def __init__(
+        self,
+        *,
+        task: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["task", b"task"]) -> None: ...
+
+Global___RedriveDeadLetterRequest: typing_extensions.TypeAlias = RedriveDeadLetterRequest
 
 @typing.final
 class JobEvent(google.protobuf.message.Message):

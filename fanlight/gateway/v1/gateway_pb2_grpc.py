@@ -40,6 +40,11 @@ class JobServiceStub(object):
                 request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CreateJobRequest.SerializeToString,
                 response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.FromString,
                 _registered_method=True)
+        self.CreateJobs = channel.unary_unary(
+                '/fanlight.gateway.v1.JobService/CreateJobs',
+                request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CreateJobsRequest.SerializeToString,
+                response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CreateJobsResponse.FromString,
+                _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/fanlight.gateway.v1.JobService/GetJob',
                 request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.GetJobRequest.SerializeToString,
@@ -59,6 +64,26 @@ class JobServiceStub(object):
                 '/fanlight.gateway.v1.JobService/WatchJob',
                 request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.JobEvent.FromString,
+                _registered_method=True)
+        self.GetWebhook = channel.unary_unary(
+                '/fanlight.gateway.v1.JobService/GetWebhook',
+                request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.GetWebhookRequest.SerializeToString,
+                response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Webhook.FromString,
+                _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/fanlight.gateway.v1.JobService/ListDeadLetters',
+                request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.GetDeadLetter = channel.unary_unary(
+                '/fanlight.gateway.v1.JobService/GetDeadLetter',
+                request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.GetDeadLetterRequest.SerializeToString,
+                response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.DeadLetter.FromString,
+                _registered_method=True)
+        self.RedriveDeadLetter = channel.unary_unary(
+                '/fanlight.gateway.v1.JobService/RedriveDeadLetter',
+                request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.RedriveDeadLetterRequest.SerializeToString,
+                response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.FromString,
                 _registered_method=True)
         self.ListAnnotators = channel.unary_unary(
                 '/fanlight.gateway.v1.JobService/ListAnnotators',
@@ -87,6 +112,14 @@ class JobServiceServicer(object):
         INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
         ALREADY_EXISTS: the `request_id` was used with other content.
         RESOURCE_EXHAUSTED: too many tasks are waiting; with a retry delay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateJobs(self, request, context):
+        """Accepts up to 100 jobs, each for itself: one that is refused leaves the others be.
+        INVALID_ARGUMENT: none, or too many.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +155,36 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetWebhook(self, request, context):
+        """The delivery log of a job's webhook.
+        NOT_FOUND: no such job, or nobody is told of its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Lists tasks whose attempts are spent, those of the newest jobs first, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeadLetter(self, request, context):
+        """NOT_FOUND: no such dead letter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedriveDeadLetter(self, request, context):
+        """Tries the letter's job anew, with new attempts for what is not finished, and takes the letter off the list.
+        NOT_FOUND: no such dead letter. FAILED_PRECONDITION: the job is gone or goes on already, or its pictures are gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAnnotators(self, request, context):
         """The annotators that some worker offers.
         """
@@ -151,6 +214,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CreateJobRequest.FromString,
                     response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.SerializeToString,
             ),
+            'CreateJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJobs,
+                    request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CreateJobsRequest.FromString,
+                    response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CreateJobsResponse.SerializeToString,
+            ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
                     request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.GetJobRequest.FromString,
@@ -170,6 +238,26 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.WatchJobRequest.FromString,
                     response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.JobEvent.SerializeToString,
+            ),
+            'GetWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWebhook,
+                    request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.GetWebhookRequest.FromString,
+                    response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Webhook.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeadLetter,
+                    request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.GetDeadLetterRequest.FromString,
+                    response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.DeadLetter.SerializeToString,
+            ),
+            'RedriveDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedriveDeadLetter,
+                    request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.RedriveDeadLetterRequest.FromString,
+                    response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.SerializeToString,
             ),
             'ListAnnotators': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAnnotators,
@@ -215,6 +303,33 @@ class JobService(object):
             '/fanlight.gateway.v1.JobService/CreateJob',
             fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CreateJobRequest.SerializeToString,
             fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.gateway.v1.JobService/CreateJobs',
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CreateJobsRequest.SerializeToString,
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CreateJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -323,6 +438,114 @@ class JobService(object):
             '/fanlight.gateway.v1.JobService/WatchJob',
             fanlight_dot_gateway_dot_v1_dot_gateway__pb2.WatchJobRequest.SerializeToString,
             fanlight_dot_gateway_dot_v1_dot_gateway__pb2.JobEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.gateway.v1.JobService/GetWebhook',
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.GetWebhookRequest.SerializeToString,
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Webhook.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.gateway.v1.JobService/ListDeadLetters',
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ListDeadLettersRequest.SerializeToString,
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.gateway.v1.JobService/GetDeadLetter',
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.GetDeadLetterRequest.SerializeToString,
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.DeadLetter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedriveDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.gateway.v1.JobService/RedriveDeadLetter',
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.RedriveDeadLetterRequest.SerializeToString,
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,22 @@ _JobServiceCreateJobType = typing_extensions.TypeVar(
     ],
 )
 
+_JobServiceCreateJobsType = typing_extensions.TypeVar(
+    '_JobServiceCreateJobsType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.CreateJobsRequest,
+        fanlight.gateway.v1.gateway_pb2.CreateJobsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.CreateJobsRequest,
+        fanlight.gateway.v1.gateway_pb2.CreateJobsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.CreateJobsRequest,
+        fanlight.gateway.v1.gateway_pb2.CreateJobsResponse,
+    ],
+)
+
 _JobServiceGetJobType = typing_extensions.TypeVar(
     '_JobServiceGetJobType',
     grpc.UnaryUnaryMultiCallable[
@@ -105,6 +121,70 @@ _JobServiceWatchJobType = typing_extensions.TypeVar(
     ],
 )
 
+_JobServiceGetWebhookType = typing_extensions.TypeVar(
+    '_JobServiceGetWebhookType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.GetWebhookRequest,
+        fanlight.gateway.v1.gateway_pb2.Webhook,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.GetWebhookRequest,
+        fanlight.gateway.v1.gateway_pb2.Webhook,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.GetWebhookRequest,
+        fanlight.gateway.v1.gateway_pb2.Webhook,
+    ],
+)
+
+_JobServiceListDeadLettersType = typing_extensions.TypeVar(
+    '_JobServiceListDeadLettersType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.ListDeadLettersRequest,
+        fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.ListDeadLettersRequest,
+        fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.ListDeadLettersRequest,
+        fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse,
+    ],
+)
+
+_JobServiceGetDeadLetterType = typing_extensions.TypeVar(
+    '_JobServiceGetDeadLetterType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.GetDeadLetterRequest,
+        fanlight.gateway.v1.gateway_pb2.DeadLetter,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.GetDeadLetterRequest,
+        fanlight.gateway.v1.gateway_pb2.DeadLetter,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.GetDeadLetterRequest,
+        fanlight.gateway.v1.gateway_pb2.DeadLetter,
+    ],
+)
+
+_JobServiceRedriveDeadLetterType = typing_extensions.TypeVar(
+    '_JobServiceRedriveDeadLetterType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.RedriveDeadLetterRequest,
+        fanlight.gateway.v1.gateway_pb2.Job,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.RedriveDeadLetterRequest,
+        fanlight.gateway.v1.gateway_pb2.Job,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.RedriveDeadLetterRequest,
+        fanlight.gateway.v1.gateway_pb2.Job,
+    ],
+)
+
 _JobServiceListAnnotatorsType = typing_extensions.TypeVar(
     '_JobServiceListAnnotatorsType',
     grpc.UnaryUnaryMultiCallable[
@@ -153,7 +233,7 @@ _JobServiceListWorkersType = typing_extensions.TypeVar(
     ],
 )
 
-class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceGetJobType, _JobServiceListJobsType, _JobServiceCancelJobType, _JobServiceWatchJobType, _JobServiceListAnnotatorsType, _JobServiceListModelsType, _JobServiceListWorkersType]):
+class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJobsType, _JobServiceGetJobType, _JobServiceListJobsType, _JobServiceCancelJobType, _JobServiceWatchJobType, _JobServiceGetWebhookType, _JobServiceListDeadLettersType, _JobServiceGetDeadLetterType, _JobServiceRedriveDeadLetterType, _JobServiceListAnnotatorsType, _JobServiceListModelsType, _JobServiceListWorkersType]):
     """What clients ask of Fanlight."""
 
     @typing.overload
@@ -161,6 +241,10 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceGetJobT
         grpc.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.CreateJobRequest,
             fanlight.gateway.v1.gateway_pb2.Job,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.CreateJobsRequest,
+            fanlight.gateway.v1.gateway_pb2.CreateJobsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.GetJobRequest,
@@ -177,6 +261,22 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceGetJobT
         grpc.UnaryStreamMultiCallable[
             fanlight.gateway.v1.gateway_pb2.WatchJobRequest,
             fanlight.gateway.v1.gateway_pb2.JobEvent,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.GetWebhookRequest,
+            fanlight.gateway.v1.gateway_pb2.Webhook,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.ListDeadLettersRequest,
+            fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.GetDeadLetterRequest,
+            fanlight.gateway.v1.gateway_pb2.DeadLetter,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.RedriveDeadLetterRequest,
+            fanlight.gateway.v1.gateway_pb2.Job,
         ],
         grpc.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.ListAnnotatorsRequest,
@@ -199,6 +299,10 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceGetJobT
             fanlight.gateway.v1.gateway_pb2.Job,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.CreateJobsRequest,
+            fanlight.gateway.v1.gateway_pb2.CreateJobsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.GetJobRequest,
             fanlight.gateway.v1.gateway_pb2.Job,
         ],
@@ -213,6 +317,22 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceGetJobT
         grpc.aio.UnaryStreamMultiCallable[
             fanlight.gateway.v1.gateway_pb2.WatchJobRequest,
             fanlight.gateway.v1.gateway_pb2.JobEvent,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.GetWebhookRequest,
+            fanlight.gateway.v1.gateway_pb2.Webhook,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.ListDeadLettersRequest,
+            fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.GetDeadLetterRequest,
+            fanlight.gateway.v1.gateway_pb2.DeadLetter,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.RedriveDeadLetterRequest,
+            fanlight.gateway.v1.gateway_pb2.Job,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.ListAnnotatorsRequest,
@@ -236,6 +356,11 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceGetJobT
     RESOURCE_EXHAUSTED: too many tasks are waiting; with a retry delay.
     """
 
+    CreateJobs: _JobServiceCreateJobsType
+    """Accepts up to 100 jobs, each for itself: one that is refused leaves the others be.
+    INVALID_ARGUMENT: none, or too many.
+    """
+
     GetJob: _JobServiceGetJobType
     """NOT_FOUND: no such job."""
 
@@ -250,6 +375,22 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceGetJobT
     WatchJob: _JobServiceWatchJobType
     """Streams a job's states from `after_revision` on, and progress as it comes, until the job has ended.
     NOT_FOUND: no such job.
+    """
+
+    GetWebhook: _JobServiceGetWebhookType
+    """The delivery log of a job's webhook.
+    NOT_FOUND: no such job, or nobody is told of its end.
+    """
+
+    ListDeadLetters: _JobServiceListDeadLettersType
+    """Lists tasks whose attempts are spent, those of the newest jobs first, a page at a time."""
+
+    GetDeadLetter: _JobServiceGetDeadLetterType
+    """NOT_FOUND: no such dead letter."""
+
+    RedriveDeadLetter: _JobServiceRedriveDeadLetterType
+    """Tries the letter's job anew, with new attempts for what is not finished, and takes the letter off the list.
+    NOT_FOUND: no such dead letter. FAILED_PRECONDITION: the job is gone or goes on already, or its pictures are gone.
     """
 
     ListAnnotators: _JobServiceListAnnotatorsType
@@ -267,6 +408,10 @@ JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
         fanlight.gateway.v1.gateway_pb2.Job,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.CreateJobsRequest,
+        fanlight.gateway.v1.gateway_pb2.CreateJobsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         fanlight.gateway.v1.gateway_pb2.GetJobRequest,
         fanlight.gateway.v1.gateway_pb2.Job,
     ],
@@ -281,6 +426,22 @@ JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         fanlight.gateway.v1.gateway_pb2.WatchJobRequest,
         fanlight.gateway.v1.gateway_pb2.JobEvent,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.GetWebhookRequest,
+        fanlight.gateway.v1.gateway_pb2.Webhook,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.ListDeadLettersRequest,
+        fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.GetDeadLetterRequest,
+        fanlight.gateway.v1.gateway_pb2.DeadLetter,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.RedriveDeadLetterRequest,
+        fanlight.gateway.v1.gateway_pb2.Job,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         fanlight.gateway.v1.gateway_pb2.ListAnnotatorsRequest,
@@ -310,6 +471,16 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
         ALREADY_EXISTS: the `request_id` was used with other content.
         RESOURCE_EXHAUSTED: too many tasks are waiting; with a retry delay.
+        """
+
+    @abc.abstractmethod
+    def CreateJobs(
+        self,
+        request: fanlight.gateway.v1.gateway_pb2.CreateJobsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.CreateJobsResponse, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.CreateJobsResponse]]:
+        """Accepts up to 100 jobs, each for itself: one that is refused leaves the others be.
+        INVALID_ARGUMENT: none, or too many.
         """
 
     @abc.abstractmethod
@@ -346,6 +517,42 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[fanlight.gateway.v1.gateway_pb2.JobEvent], collections.abc.AsyncIterator[fanlight.gateway.v1.gateway_pb2.JobEvent]]:
         """Streams a job's states from `after_revision` on, and progress as it comes, until the job has ended.
         NOT_FOUND: no such job.
+        """
+
+    @abc.abstractmethod
+    def GetWebhook(
+        self,
+        request: fanlight.gateway.v1.gateway_pb2.GetWebhookRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.Webhook, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.Webhook]]:
+        """The delivery log of a job's webhook.
+        NOT_FOUND: no such job, or nobody is told of its end.
+        """
+
+    @abc.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: fanlight.gateway.v1.gateway_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse]]:
+        """Lists tasks whose attempts are spent, those of the newest jobs first, a page at a time."""
+
+    @abc.abstractmethod
+    def GetDeadLetter(
+        self,
+        request: fanlight.gateway.v1.gateway_pb2.GetDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.DeadLetter, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.DeadLetter]]:
+        """NOT_FOUND: no such dead letter."""
+
+    @abc.abstractmethod
+    def RedriveDeadLetter(
+        self,
+        request: fanlight.gateway.v1.gateway_pb2.RedriveDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.Job, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.Job]]:
+        """Tries the letter's job anew, with new attempts for what is not finished, and takes the letter off the list.
+        NOT_FOUND: no such dead letter. FAILED_PRECONDITION: the job is gone or goes on already, or its pictures are gone.
         """
 
     @abc.abstractmethod

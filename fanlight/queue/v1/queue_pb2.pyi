@@ -176,6 +176,7 @@ class LeasedTask(google.protobuf.message.Message):
     ALONE_FIELD_NUMBER: builtins.int
     ANNOTATE_FIELD_NUMBER: builtins.int
     GENERATE_FIELD_NUMBER: builtins.int
+    SCOPE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`jobs/{id}/tasks/{number}`."""
     lease_token: builtins.bytes
@@ -185,6 +186,8 @@ class LeasedTask(google.protobuf.message.Message):
     """1 for the first try."""
     alone: builtins.bool
     """Run it with no other task beside it: an earlier batch with it died."""
+    scope: builtins.str
+    """Whose work it is: outputs are written in this scope. Empty means `default`."""
     @property
     def annotate(self) -> fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest: ...
     @property
@@ -199,9 +202,10 @@ class LeasedTask(google.protobuf.message.Message):
         alone: builtins.bool = ...,
         annotate: fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest | None = ...,
         generate: fanlight.diffusion.v1.diffusion_pb2.GenerateRequest | None = ...,
+        scope: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["annotate", b"annotate", "generate", b"generate", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alone", b"alone", "annotate", b"annotate", "attempt", b"attempt", "generate", b"generate", "lease_token", b"lease_token", "name", b"name", "ttl_s", b"ttl_s", "work", b"work"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alone", b"alone", "annotate", b"annotate", "attempt", b"attempt", "generate", b"generate", "lease_token", b"lease_token", "name", b"name", "scope", b"scope", "ttl_s", b"ttl_s", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["annotate", "generate"] | None: ...
 
 Global___LeasedTask: typing_extensions.TypeAlias = LeasedTask
