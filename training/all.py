@@ -110,7 +110,7 @@ def told(step: Step) -> str:
 
 
 def main() -> None:
-    """Train what is missing or out of date, then export, evaluate and draw the samples."""
+    """Train what is missing or out of date, then export, evaluate, and bring the model card up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true", help="only say what would run, and why")
     is_list = parser.parse_args().list
@@ -123,6 +123,7 @@ def main() -> None:
         run("export_single")
         run("evaluate", "all")
         run("sheets")
+        run("figures")
 
 
 if __name__ == "__main__":
