@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from services.gateway.app.gateway import Gateway
-from services.gateway.http import errors
+from services.gateway.http import docs_page, errors
 from services.gateway.http.annotate import AnnotateRoutes
 from services.gateway.http.blobs import BlobRoutes
 from services.gateway.http.events import EventRoutes
@@ -21,6 +21,7 @@ from services.kernel.blobs import BlobStore
 def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAPI:
     app = FastAPI(
         title="Fanlight",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
@@ -41,4 +42,5 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
     ):
         app.include_router(routes.router())
     describe(app)
+    docs_page.install(app)
     return app

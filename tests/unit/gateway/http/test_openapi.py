@@ -1,5 +1,6 @@
 """/openapi.json is whole: every reference leads somewhere inside it."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,7 +57,15 @@ async def test_every_operation_tells_its_answers_and_our_shape_of_errors(client:
             assert error == {"$ref": "#/components/schemas/Error"}
 
 
-async def test_the_page_of_documents_is_served(client: httpx.AsyncClient) -> None:
+async def test_the_page_of_documents_tells_every_path_and_message_and_loads_nothing(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
     response = await client.get("/docs")
     assert response.status_code == 200
-    assert "/openapi.json" in response.text
+    for path in document["paths"]:
+        assert f"<code>{path}</code>" in response.text
+    for name in document["components"]["schemas"]:
+        assert f'id="{name}"' in response.text
+    assert "<script" not in response.text
+    # The one other address is a link to our own document.
+    assert set(re.findall(r'(?:src|href)="([^"#][^"]*)"', response.text)) == {"/openapi.json"}
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
