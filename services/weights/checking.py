@@ -1,40 +1,42 @@
-"""Are the bytes right? Hashing along behind a download, and digests of single tensors and chunks."""
+"""Are the bytes right? Digests that are made along behind a download, and those of single tensors and chunks."""
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 
 from services.weights.chunks import Span
+from services.weights.digesting import Digested, FileDigests
 from services.weights.partial import Partial
 from services.weights.targets import Digest, Tools
 
-HASH_STEP_BYTES = 8 * 1024 * 1024
+STEP_BYTES = 8 * 1024 * 1024
 
 
 class Follower:
-    """Hashes what is there without a gap from the first byte, while the rest is still coming."""
+    """Digests what is there without a gap from the first byte, and has it written, while the rest is still coming."""
 
-    def __init__(self, part: Partial, tools: Tools) -> None:
+    def __init__(self, part: Partial, tools: Tools, *, is_safetensors: bool) -> None:
         self._part = part
         self._tools = tools
-        self._digest = hashlib.sha256()
+        self._digests = FileDigests(size_bytes=part.map.size, is_safetensors=is_safetensors)
         self._at = 0
         self._task: asyncio.Task[None] | None = None
 
     def advance(self) -> None:
         is_idle = self._task is None or self._task.done()
-        if is_idle and self._part.map.frontier - self._at >= HASH_STEP_BYTES:
+        if is_idle and self._part.map.frontier - self._at >= STEP_BYTES:
             self._task = asyncio.create_task(self._feed(self._part.map.frontier))
 
     async def _feed(self, end: int) -> None:
-        await self._tools.run(self._part.feed, self._digest.update, Span(self._at, end))
+        span = Span(self._at, end)
+        await self._tools.run(self._part.feed, self._digests.update, span)
+        await self._tools.run(self._part.begin_writing, span)
         self._at = end
 
-    async def finish(self) -> str:
+    async def finish(self) -> Digested:
         if self._task is not None:
             await self._task
         await self._feed(self._part.map.size)
-        return self._digest.hexdigest()
+        return self._digests.finish()
 
     async def stop(self) -> None:
         """Let no thread read the part any more."""

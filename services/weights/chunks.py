@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 MIN_PIECE_BYTES = 1024 * 1024
+PIECE_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class ChunkMap:
     @property
     def done_bytes(self) -> int:
         return sum(map(len, self.done))
+
+    @property
+    def unasked_bytes(self) -> int:
+        """What is neither done nor in flight."""
+        return sum(map(len, self.missing()))
 
     @property
     def is_complete(self) -> bool:
@@ -102,9 +108,13 @@ def gaps(spans: Iterable[Span], size: int) -> Iterator[Span]:
         yield Span(at, size)
 
 
-def piece_bytes(*, size: int, connections: int, largest: int) -> int:
-    """How much one request asks for: enough pieces that all connections end together, few enough to be cheap."""
-    return max(MIN_PIECE_BYTES, min(largest, size // max(1, 4 * connections)))
+def piece_bytes(*, left: int, connections: int, bytes_per_s: float, largest: int) -> int:
+    """How much one request asks for, of `left` bytes that nobody has asked for.
+
+    What a connection gets in PIECE_S; the less is left the smaller, so that all connections end together.
+    """
+    by_rate = int(PIECE_S * bytes_per_s / connections)
+    return max(MIN_PIECE_BYTES, min(largest, by_rate, left // (2 * connections)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

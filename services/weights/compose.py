@@ -3,11 +3,11 @@
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from services.kernel.errors import Conflict
 from services.weights.chunks import Layout, Span, of_spans
+from services.weights.digesting import Digested
 from services.weights.errors import WrongBytes
 from services.weights.files import READ_BYTES
 from services.weights.manifest import TensorEntry, TensorTable
@@ -15,13 +15,6 @@ from services.weights.objects import Objects
 from services.weights.plan import PlannedFile
 from services.weights.targets import Digest
 from services.weights.tensors import canonical_header
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Composed:
-    path: Path
-    sha256: str
-    table: TensorTable
 
 
 def layout_of(item: PlannedFile) -> Layout:
@@ -42,12 +35,12 @@ def digests_of(item: PlannedFile, layout: Layout) -> tuple[Digest, ...]:
     )
 
 
-def compose(objects: Objects, item: PlannedFile, packed: Path | None, layout: Layout, out: Path) -> Composed:
+def compose(objects: Objects, item: PlannedFile, packed: Path | None, layout: Layout, out: Path) -> Digested:
     """Write the file at `out`. Conflict when a tensor that was held is gone; WrongBytes when one is not what it was."""
     assert item.tensors is not None
     missing = {t.name for t in item.missing}
     header, table = _header(item, packed, layout)
-    digest = hashlib.sha256(header)
+    digest, body = hashlib.sha256(header), hashlib.sha256()
     with out.open("wb") as target:
         target.write(header)
         for tensor in _in_order(item.tensors, table):
@@ -58,11 +51,12 @@ def compose(objects: Objects, item: PlannedFile, packed: Path | None, layout: La
                 place = _held(objects, tensor)
             for block in _copied(place, tensor):
                 digest.update(block)
+                body.update(block)
                 target.write(block)
     if item.is_rebuilt and digest.hexdigest() != item.file.sha256:
         out.unlink()
         raise WrongBytes(f"{item.file.path}: rebuilt from its tensors, its sha256 is {digest.hexdigest()}")
-    return Composed(path=out, sha256=digest.hexdigest(), table=table)
+    return Digested(sha256=digest.hexdigest(), table=table, autov3=body.hexdigest())
 
 
 def _header(item: PlannedFile, packed: Path | None, layout: Layout) -> tuple[bytes, TensorTable]:

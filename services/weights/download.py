@@ -8,6 +8,7 @@ from services.kernel.errors import FanlightError, NotFound
 from services.kernel.logs import get_logger
 from services.weights.checking import Follower, drop_wrong
 from services.weights.chunks import Layout, Span, whole
+from services.weights.digesting import Digested
 from services.weights.errors import NoRanges, SourceChanged, SourceFailed, TokenRefused, Transient, WrongBytes, tell
 from services.weights.filling import Filling
 from services.weights.pacing import MAX_RETRY_AFTER_S, Meter, backoff_s
@@ -54,9 +55,13 @@ class Download:
             part = await self._tools.run(self._open, layout, self._identity(remote))
             try:
                 await self._fill(part, layout, url, remote, is_last=is_last)
-                sha256 = await self._verify(part)
+                digested = await self._verify(part)
                 return Downloaded(
-                    path=part.path, sha256=sha256, source=number, etag=remote.etag, downloaded_bytes=self._downloaded
+                    path=part.path,
+                    digested=digested,
+                    source=number,
+                    etag=remote.etag,
+                    downloaded_bytes=self._downloaded,
                 )
             except SourceChanged:
                 await self._tools.run(part.restart)
@@ -95,7 +100,7 @@ class Download:
 
     async def _fill(self, part: Partial, layout: Layout, url: str, remote: Remote, *, is_last: bool) -> None:
         self._source, self._meter = remote.url.split("/")[2], Meter()
-        self._follower = Follower(part, self._tools) if self._target.segments is None else None
+        self._follower = self._following(part) if self._target.segments is None else None
         if not self._target.is_pinned and not remote.etag and part.resumed_bytes:
             # Nothing tells whether it is still the same file.
             await self._tools.run(part.restart)
@@ -197,15 +202,18 @@ class Download:
             raise SourceFailed(error.message, retry_after_s=error.retry_after_s) from error
         await self._tools.sleep(wait_s)
 
-    async def _verify(self, part: Partial) -> str:
-        """The sha256 of the part; what is wrong is dropped. WrongBytes."""
+    def _following(self, part: Partial) -> Follower:
+        return Follower(part, self._tools, is_safetensors=self._target.path.endswith(".safetensors"))
+
+    async def _verify(self, part: Partial) -> Digested | None:
+        """The digests of the part; what is wrong is dropped. WrongBytes."""
         digests = self._target.digests
         bad = await self._tools.run(drop_wrong, part, digests)
         if bad:
             raise WrongBytes(f"{self._source} sent {bad} of {len(digests)} chunks or tensors wrong")
         if self._follower is None:
-            return ""
-        sha256 = await self._follower.finish()
-        if self._target.sha256 and sha256 != self._target.sha256:
-            raise WrongBytes(f"sha256 is {sha256} instead of {self._target.sha256} ({self._source})")
-        return sha256
+            return None
+        digested = await self._follower.finish()
+        if self._target.sha256 and digested.sha256 != self._target.sha256:
+            raise WrongBytes(f"sha256 is {digested.sha256} instead of {self._target.sha256} ({self._source})")
+        return digested

@@ -9,11 +9,12 @@ from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
 from services.weights import components
 from services.weights.chunks import Layout, Span
 from services.weights.compose import compose, digests_of, layout_of
+from services.weights.digesting import Digested, FileDigests
 from services.weights.download import Download
 from services.weights.errors import SourceFailed, TokenRefused, Transient, WrongBytes, tell
-from services.weights.files import digest_tensors, disk_errors, read_table
+from services.weights.files import disk_errors
 from services.weights.locks import locked
-from services.weights.manifest import TensorTable, WeightFile
+from services.weights.manifest import WeightFile
 from services.weights.objects import Objects
 from services.weights.pacing import backoff_s
 from services.weights.plan import Holdings, Plan, PlannedFile, make_plan
@@ -106,8 +107,9 @@ class Fetching:
         part = self.objects.parts / f"{_key(item)}.part"
         self.objects.reserve(len(body))
         part.write_bytes(body)
-        sha256 = hashlib.sha256(body).hexdigest()
-        return Downloaded(path=part, sha256=sha256, source=number, etag=etag, downloaded_bytes=len(body))
+        digests = FileDigests(size_bytes=len(body), is_safetensors=item.file.path.endswith(".safetensors"))
+        digests.update(body)
+        return Downloaded(path=part, digested=digests.finish(), source=number, etag=etag, downloaded_bytes=len(body))
 
     async def _fetch_whole(self, plan: Plan, item: PlannedFile, wish: Wish, key: str) -> Placed:
         file = item.file
@@ -124,25 +126,22 @@ class Fetching:
 
     async def _keep(self, plan: Plan, item: PlannedFile, wish: Wish, got: Downloaded) -> Placed:
         """What was downloaded becomes an object, or several where a checkpoint is kept as its parts."""
-        file = item.file
-        sha256 = await self.tools.run(self._publish_whole, plan, item, got)
+        file, digested = item.file, got.digested
+        assert digested is not None
+        sha256 = await self.tools.run(self._publish_whole, plan, item, got.path, digested)
         source = file.sources[got.source]
         await self.tools.run(self.objects.index.remember_source, source, sha256, got.etag)
-        parts = await self.tools.run(self._split, plan, replace(item, file=replace(file, sha256=got.sha256)), wish)
+        parts = await self.tools.run(self._split, plan, replace(item, file=replace(file, sha256=digested.sha256)), wish)
         return Placed(links=parts or ((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
 
-    def _publish_whole(self, plan: Plan, item: PlannedFile, got: Downloaded) -> str:
-        table = None
-        try:
-            table = _table_of(got.path, item.file)
-        except BadHeader as error:
-            # Bytes named by their address are kept whatever they are; loading them asks again.
-            if plan.manifest.kind != PLAIN_FILE:
-                _discard(got.path)
-                raise BadHeader(f"{plan.manifest.reference} ({item.file.path}): {error.message}") from error
+    def _publish_whole(self, plan: Plan, item: PlannedFile, path: Path, digested: Digested) -> str:
+        # Bytes named by their address are kept whatever they are; loading them asks again.
+        if digested.fault is not None and plan.manifest.kind != PLAIN_FILE:
+            _discard(path)
+            raise BadHeader(f"{plan.manifest.reference} ({item.file.path}): {digested.fault.message}")
         may_alias = not plan.manifest.is_chosen
-        sha256 = self.objects.publish(got.path, got.sha256, table, may_alias=may_alias)
-        got.path.with_suffix(".map").unlink(missing_ok=True)
+        sha256 = self.objects.publish(path, digested, may_alias=may_alias)
+        path.with_suffix(".map").unlink(missing_ok=True)
         return sha256
 
     def _split(self, plan: Plan, item: PlannedFile, wish: Wish) -> tuple[tuple[str, str], ...]:
@@ -185,7 +184,7 @@ class Fetching:
         out = self.objects.parts / f"{_key(item)}.whole"
         self.objects.reserve(item.size_bytes)
         made = compose(self.objects, item, packed, layout, out)
-        sha256 = self.objects.publish(out, made.sha256, made.table)
+        sha256 = self.objects.publish(out, made)
         if item.file.sha256:
             self.objects.index.add_origin(sha256, item.file.sha256)
         if packed is not None:
@@ -201,11 +200,6 @@ def _key(item: PlannedFile) -> str:
         return base
     wanted = hashlib.sha256(" ".join(t.sha256 for t in (*item.tensors, *item.missing)).encode()).hexdigest()
     return f"{base[:32]}-{wanted[:32]}"
-
-
-def _table_of(path: Path, file: WeightFile) -> TensorTable | None:
-    """The tensors of a safetensors file with their digests; None for other files. BadHeader."""
-    return digest_tensors(path, read_table(path)) if file.path.endswith(".safetensors") else None
 
 
 def _chunk_digests(file: WeightFile) -> tuple[Digest, ...]:

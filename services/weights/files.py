@@ -1,17 +1,20 @@
 """Reading files once: their tensors, their digests, and what a full disk is called. Blocking."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from services.weights.errors import DiskFull
 from services.weights.manifest import TensorTable
-from services.weights.tensors import LENGTH_BYTES, header_length, parse_header, with_digests
+from services.weights.tensors import LENGTH_BYTES, header_length, parse_header
 
 READ_BYTES = 4 * 1024 * 1024
+SYNC_FILE_RANGE_WRITE = 2
 
 
 def read_table(path: Path) -> TensorTable:
@@ -20,16 +23,6 @@ def read_table(path: Path) -> TensorTable:
         first = file.read(LENGTH_BYTES)
         header = file.read(header_length(first))
     return parse_header(first, header, size_bytes=path.stat().st_size)
-
-
-def digest_tensors(path: Path, table: TensorTable) -> TensorTable:
-    """The table with each tensor's sha256, by reading the file once."""
-    digests = {}
-    with path.open("rb") as file:
-        for tensor in table.tensors:
-            file.seek(tensor.begin)
-            digests[tensor.name] = _digest(file.read, tensor.size_bytes)
-    return with_digests(table, digests)
 
 
 def sha256_of(path: Path) -> str:
@@ -64,6 +57,22 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@cache
+def _sync_file_range() -> Callable[..., int] | None:
+    """Linux's; None elsewhere."""
+    found = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found
+
+
+def begin_writing(fd: int, offset: int, count: int) -> None:
+    """Ask the system to write the bytes to the disk from now on; waits for nothing, promises nothing."""
+    call = _sync_file_range()
+    if call is not None:
+        call(fd, offset, count, SYNC_FILE_RANGE_WRITE)
 
 
 @contextlib.contextmanager

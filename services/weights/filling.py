@@ -65,12 +65,19 @@ class Filling:
             await self._cancel()
 
     def _launch(self) -> None:
-        wanted = piece_bytes(size=self.part.map.size, connections=self.most_connections, largest=self.most_piece_bytes)
         while len(self._tasks) < min(self._allowed, self.most_connections):
-            piece = self.part.map.take(wanted, self.layout.borders)
+            piece = self.part.map.take(self._wanted_bytes(), self.layout.borders)
             if piece is None:
                 return
             self._tasks[asyncio.create_task(self._fetch(piece))] = _Flight(piece=piece, round=self._round)
+
+    def _wanted_bytes(self) -> int:
+        return piece_bytes(
+            left=self.part.map.unasked_bytes,
+            connections=self._allowed,
+            bytes_per_s=self.meter.bytes_per_s(self.now_s()),
+            largest=self.most_piece_bytes,
+        )
 
     async def _fetch(self, piece: Span) -> None:
         begin = self.layout.to_source(piece.begin)

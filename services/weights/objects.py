@@ -15,6 +15,7 @@ from pathlib import Path
 
 from services.kernel.errors import NotFound
 from services.kernel.logs import get_logger
+from services.weights.digesting import Digested
 from services.weights.errors import DiskFull
 from services.weights.files import bytes_in, sha256_from, sha256_of, sync
 from services.weights.index import INDEX_FILE, Index, ObjectRow
@@ -63,13 +64,14 @@ class Objects:
         for sha in known - there.keys():
             self._drop_links(self.index.forget(sha))
         for sha in there.keys() - known:
-            self._index_object(sha, there[sha], None)
+            self._index_object(sha, there[sha])
 
-    def publish(self, part: Path, sha256: str, table: TensorTable | None = None, *, may_alias: bool = False) -> str:
+    def publish(self, part: Path, digested: Digested, *, may_alias: bool = False) -> str:
         """Make the part an object, durably, and tell its name.
 
         With `may_alias` that is another object's where one holds the same tensors behind another header.
         """
+        sha256, table = digested.sha256, digested.table
         if may_alias and table is not None and table.has_digests:
             twin = self.index.find_component(component_key(table.tensors))
             if twin and twin != sha256 and self.path_of(twin).exists():
@@ -81,17 +83,18 @@ class Objects:
         sync(part)
         part.rename(path)
         sync(path.parent)
-        self._index_object(sha256, path, table)
+        self._index_object(sha256, path, digested)
         return sha256
 
-    def _index_object(self, sha256: str, path: Path, table: TensorTable | None) -> None:
-        table = table or self.index.table(sha256)
+    def _index_object(self, sha256: str, path: Path, digested: Digested | None = None) -> None:
+        table = digested.table if digested else self.index.table(sha256)
+        autov3 = digested.autov3 if digested else sha256_from(path, table.header_bytes) if table else ""
         has_digests = table is not None and table.has_digests
         row = ObjectRow(
             sha256=sha256,
             size_bytes=path.stat().st_size,
             autov2=sha256[:AUTOV2_CHARS],
-            autov3=sha256_from(path, table.header_bytes) if table else "",
+            autov3=autov3,
             component=component_key(table.tensors) if table and has_digests else "",
             used_s=self._now_s(),
             is_pinned=False,

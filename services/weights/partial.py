@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.weights.chunks import ChunkMap, Span
-from services.weights.files import READ_BYTES
+from services.weights.files import READ_BYTES, begin_writing
 
 _RECORD = struct.Struct("<BQQI")
 _ADD, _DROP = 1, 2
@@ -104,6 +104,11 @@ class Partial:
                 break
             take(block)
             at += len(block)
+
+    def begin_writing(self, span: Span) -> None:
+        """Let the disk take these bytes now, so that making them durable at the end takes no time."""
+        if span.begin < span.end:
+            begin_writing(self._fd, span.begin, len(span))
 
     def read(self, begin: int, count: int) -> bytes:
         return os.pread(self._fd, count, begin)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.weights.chunks import Segment, Span
+from services.weights.digesting import Digested
 from services.weights.pacing import LinkRate, Pacer
 from services.weights.web import Web
 
@@ -93,10 +94,13 @@ class Tools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Downloaded:
-    """`source` is the source's place in the list, `etag` its own; `downloaded_bytes` came over the link this time."""
+    """`source` is the source's place in the list, `etag` its own; `downloaded_bytes` came over the link this time.
+
+    `digested` is None where only parts of a file were wanted.
+    """
 
     path: Path
-    sha256: str
+    digested: Digested | None
     source: int
     etag: str
     downloaded_bytes: int

@@ -16,6 +16,8 @@ from services.weights.errors import NoRanges, Refused, SourceChanged, SourceFail
 
 MAX_REDIRECTS = 6
 MAX_JSON_BYTES = 64 * 1024 * 1024
+# A body that is read to its end rather than that its connection is given up.
+SHORT_BYTES = 16 * 1024
 # What lies in a socket's buffer is lost when the process is killed.
 RECEIVE_BUFFER_BYTES = 256 * 1024
 CONNECT_TIMEOUT_S = 10.0
@@ -89,7 +91,7 @@ class Web:
             if not response.has_redirect_location:
                 response.headers.update(linked)
                 return response
-            await response.aclose()
+            await _finish(response)
             url = _next(url, response.headers["location"])
         raise SourceFailed(f"{_host(url)} redirects more than {MAX_REDIRECTS} times")
 
@@ -129,6 +131,7 @@ class Web:
     async def probe(self, url: str) -> Remote:
         """What the server says of the file, by asking for its first byte."""
         async with self.open(url, {"range": "bytes=0-0"}) as response:
+            await _finish(response)
             return _remote(response)
 
     @contextlib.asynccontextmanager
@@ -187,17 +190,31 @@ def _remote(response: httpx.Response) -> Remote:
 
 
 async def _exactly(response: httpx.Response, count: int | None) -> AsyncIterator[bytes]:
-    """The body up to `count` bytes; Transient when it ends before."""
+    """The body up to `count` bytes; Transient when it ends before.
+
+    Read to its end where it ends there, for only then the connection serves the next request.
+    """
+    is_all = response.headers.get("content-length") == str(count)
     async for block in response.aiter_raw():
         if count is None:
             yield block
             continue
         yield block[:count]
         count -= len(block)
-        if count <= 0:
+        if count <= 0 and not is_all:
             return
     if count:
         raise Transient(f"{_host(response.url)} ended {count} bytes too early")
+
+
+async def _finish(response: httpx.Response) -> None:
+    """Read a short body to its end, so that the connection can be used again; a long one is let go."""
+    length = response.headers.get("content-length", "")
+    if length.isdigit() and int(length) <= SHORT_BYTES:
+        async for _ in response.aiter_raw():
+            pass
+    else:
+        await response.aclose()
 
 
 async def _read(response: httpx.Response, limit_bytes: int) -> bytes:
