@@ -20,37 +20,44 @@ _MADVISE = getattr(mmap, "MADV_WILLNEED", None)
 _POPULATE = getattr(mmap, "MADV_POPULATE_READ", 22)
 
 
-def read_ahead(mapped: mmap.mmap) -> None:
-    """Have the whole file read now, in large pieces, instead of page by page when it is touched."""
+def read_ahead(mapped: mmap.mmap, begin: int = 0, end: int | None = None) -> None:
+    """Have these bytes read now, in large pieces, instead of page by page when they are touched."""
+    start = begin - begin % mmap.PAGESIZE
+    length = (len(mapped) if end is None else end) - start
     if _MADVISE is not None:
-        mapped.madvise(_MADVISE)
+        mapped.madvise(_MADVISE, start, length)
     try:
-        mapped.madvise(_POPULATE)
+        mapped.madvise(_POPULATE, start, length)
     except (OSError, ValueError):
         # Older kernels know no MADV_POPULATE_READ; what was asked for above must do.
         return
 
 
-def load_safetensors(path: Path) -> dict[str, "torch.Tensor"]:
-    """All tensors of the file, as views of one private mapping: writing to them changes no file. BadHeader."""
+def load_safetensors(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[str, "torch.Tensor"]:
+    """The tensors whose names begin so, as views of one private mapping: writing to them changes no file. BadHeader."""
     import torch
 
-    table = read_table(path)
+    wanted = [tensor for tensor in read_table(path).tensors if tensor.name.startswith(prefixes)]
+    if not wanted:
+        return {}
     dtypes = _dtypes(torch)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    read_ahead(mapped)
-    return {t.name: _view(torch, mapped, t, dtypes) for t in table.tensors}
+    read_ahead(mapped, wanted[0].begin, wanted[-1].end)
+    return {t.name: _view(torch, mapped, t, dtypes) for t in wanted}
 
 
-def load_checkpoint(path: Path) -> dict[str, "torch.Tensor"]:
-    """A checkpoint as a store shows it: one file, or the folder of its parts; the tensors under their own names."""
+def load_checkpoint(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[str, "torch.Tensor"]:
+    """A checkpoint as a store shows it: one file, or the folder of its parts; the tensors under their own names.
+
+    `prefixes`: only those whose names begin so.
+    """
     if path.is_file():
-        return load_safetensors(path)
+        return load_safetensors(path, prefixes=prefixes)
     parts = sorted(path.glob("*.safetensors"))
     if not parts:
         raise FailedPrecondition(f"{path} holds no safetensors")
-    return {name: tensor for part in parts for name, tensor in load_safetensors(part).items()}
+    return {name: tensor for part in parts for name, tensor in load_safetensors(part, prefixes=prefixes).items()}
 
 
 def load_pickle(path: Path, *, pinned: frozenset[str], allow: bool = False) -> Mapping[str, Any]:

@@ -1,120 +1,231 @@
-"""The models that this service offers, found once when it starts. Loads none of them."""
+"""The models that a request can name on this machine, and which of them fit each other. Loads none of them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from services.diffusion.models.entries import (
+    FAMILIES,
     CheckpointEntry,
     ControlNetEntry,
+    EmbeddingEntry,
+    Entry,
+    LoraEntry,
     Shape,
-    UnfitFolder,
-    is_checkpoint,
-    is_controlnet,
-    read_checkpoint,
-    read_controlnet,
+    VaeEntry,
 )
+from services.diffusion.models.names import controlnet_id, plain
 from services.kernel.errors import InvalidField, NotFound
-from services.kernel.logs import get_logger
 
-log = get_logger()
-
-# Folders of models are looked through this deep: `<root>/<author>/<name>`.
-DEPTH_LIMIT = 2
-_SD_BLOCKS = (320, 640, 1280, 1280)
-# Families that everybody knows, by the width of their prompt embeddings; any other goes by its first checkpoint's id.
-_KNOWN_FAMILIES = {768: "sd1", 1024: "sd2"}
 NO_FAMILY = "unknown"
 
+_Named = TypeVar("_Named", CheckpointEntry, ControlNetEntry, LoraEntry, VaeEntry, EmbeddingEntry)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
 class Catalogue:
-    """Ids of checkpoints are unique; ids of ControlNets within a family."""
+    """What was found when the service started, and what was fetched since. Read from any thread.
 
-    checkpoints: Sequence[CheckpointEntry]
-    controlnets: Sequence[ControlNetEntry]
-    # Empty: the first checkpoint.
-    default_id: str = ""
+    Ids are unique for each kind and what it fits, so that `canny` may be there for several families.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = (), *, default_id: str = "") -> None:
+        """`default_id`: empty for the first checkpoint."""
+        self._entries: dict[tuple[object, ...], Entry] = {}
+        self._default_id = default_id
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Of several with one id the first stays, unless it lay where this one lies."""
+        key = _key(entry)
+        known = self._entries.get(key)
+        if known is None or _path(known) == _path(entry):
+            self._entries[key] = entry
 
     @property
-    def entries(self) -> Sequence[CheckpointEntry | ControlNetEntry]:
-        return [*self.checkpoints, *self.controlnets]
+    def entries(self) -> Sequence[Entry]:
+        kinds = (CheckpointEntry, ControlNetEntry, VaeEntry, LoraEntry, EmbeddingEntry)
+        return sorted(self._entries.values(), key=lambda entry: kinds.index(type(entry)))
+
+    @property
+    def checkpoints(self) -> Sequence[CheckpointEntry]:
+        return self._of(CheckpointEntry)
+
+    @property
+    def controlnets(self) -> Sequence[ControlNetEntry]:
+        return self._of(ControlNetEntry)
 
     def default(self) -> CheckpointEntry:
-        if not self.checkpoints:
+        if self._default_id:
+            return self.checkpoint(self._default_id)
+        checkpoints = self.checkpoints
+        if not checkpoints:
             raise NotFound("no checkpoint lies on this machine", field="model")
-        return self.checkpoint(self.default_id) if self.default_id else self.checkpoints[0]
+        return checkpoints[0]
 
     def checkpoint(self, model_id: str) -> CheckpointEntry:
-        for entry in self.checkpoints:
-            if entry.id == model_id:
-                return entry
-        known = ", ".join(entry.id for entry in self.checkpoints) or "none"
-        raise NotFound(f"no checkpoint is called {_short(model_id)}; there are {known}", field="model")
+        return _the_one(self.checkpoints, model_id, kind="checkpoint", field="model")
 
-    def controlnet(self, controlnet_id: str, checkpoint: CheckpointEntry) -> ControlNetEntry:
-        """The ControlNet of that id that fits the checkpoint. NotFound; InvalidField where only others have it."""
-        named = [entry for entry in self.controlnets if entry.id == controlnet_id]
-        for entry in named:
-            if entry.shape == checkpoint.shape:
-                return entry
-        if named:
-            raise InvalidField(
-                f"{controlnet_id} is for {self.family(named[0].shape)}, the checkpoint {checkpoint.id} is"
-                f" {self.family(checkpoint.shape)}",
-                field="controlnet",
-            )
-        known = ", ".join(entry.id for entry in self.controlnets_of(checkpoint)) or "none"
-        raise NotFound(f"no ControlNet is called {_short(controlnet_id)}; there are {known}", field="controlnet")
+    def controlnet(self, controlnet_id_: str, checkpoint: CheckpointEntry) -> ControlNetEntry:
+        """The ControlNet of that id that fits the checkpoint. NotFound; InvalidField where only others have it.
+
+        It goes by its short id, its repository's name or the name that A1111 has for it.
+        """
+        return self._fitting(
+            ControlNetEntry,
+            controlnet_id_,
+            checkpoint,
+            fits=lambda entry: entry.shape == checkpoint.shape,
+            family=lambda entry: self.family(entry.shape),
+            kind="ControlNet",
+            field="controlnet",
+        )
+
+    def lora(self, lora_id: str, checkpoint: CheckpointEntry) -> LoraEntry:
+        return self._fitting(
+            LoraEntry,
+            lora_id,
+            checkpoint,
+            fits=lambda entry: entry.cross_attention_dim in (0, checkpoint.shape.cross_attention_dim),
+            family=lambda entry: self._family_of_width(entry.cross_attention_dim),
+            kind="LoRA",
+            field="model",
+        )
+
+    def vae(self, vae_id: str, checkpoint: CheckpointEntry) -> VaeEntry:
+        return self._fitting(
+            VaeEntry,
+            vae_id,
+            checkpoint,
+            fits=lambda entry: not entry.is_tiny and _decodes(entry, checkpoint),
+            family=lambda entry: "previews only" if entry.is_tiny else "latents of another shape",
+            kind="VAE",
+            field="vae",
+        )
+
+    def embedding(self, embedding_id: str, checkpoint: CheckpointEntry) -> EmbeddingEntry:
+        return self._fitting(
+            EmbeddingEntry,
+            embedding_id,
+            checkpoint,
+            fits=lambda entry: _has_widths(entry, checkpoint),
+            family=lambda entry: self._family_of_width(sum(entry.widths)),
+            kind="embedding",
+            field="embeddings",
+        )
 
     def controlnets_of(self, checkpoint: CheckpointEntry) -> list[ControlNetEntry]:
         return [entry for entry in self.controlnets if entry.shape == checkpoint.shape]
 
+    def embeddings_of(self, checkpoint: CheckpointEntry) -> list[EmbeddingEntry]:
+        return [entry for entry in self._of(EmbeddingEntry) if _has_widths(entry, checkpoint)]
+
+    def tiny_vae_of(self, checkpoint: CheckpointEntry) -> VaeEntry | None:
+        """The one that previews are made with, where one is held."""
+        tiny = [entry for entry in self._of(VaeEntry) if entry.is_tiny and _decodes(entry, checkpoint)]
+        named = "xl" if checkpoint.base in ("sdxl", "refiner") else "sd"
+        return next((entry for entry in tiny if ("xl" in entry.id.lower()) == (named == "xl")), None)
+
     def family(self, shape: Shape) -> str:
-        """The same word for all models of one shape."""
-        if shape.block_out_channels == _SD_BLOCKS and shape.cross_attention_dim in _KNOWN_FAMILIES:
-            return _KNOWN_FAMILIES[shape.cross_attention_dim]
-        return next((entry.id for entry in self.checkpoints if entry.shape == shape), NO_FAMILY)
+        """The same word for all models of one shape; those that nobody else knows go by their first checkpoint."""
+        named = next((entry for entry in self.checkpoints if entry.shape == shape), None)
+        if named is not None:
+            return named.base or named.id
+        is_known = shape.block_out_channels[0] in (320, 384)
+        return FAMILIES.get(shape.cross_attention_dim, NO_FAMILY) if is_known else NO_FAMILY
+
+    def _family_of_width(self, width: int) -> str:
+        mine = next((each for each in self.checkpoints if each.shape.cross_attention_dim == width), None)
+        return self.family(mine.shape) if mine else FAMILIES.get(width, NO_FAMILY)
+
+    def family_of(self, entry: Entry) -> str:
+        """What it is of, or what it fits."""
+        if isinstance(entry, CheckpointEntry | ControlNetEntry):
+            return self.family(entry.shape)
+        if isinstance(entry, LoraEntry):
+            return self._family_of_width(entry.cross_attention_dim)
+        if isinstance(entry, EmbeddingEntry):
+            return self._family_of_width(sum(entry.widths))
+        fitting = next((each for each in self.checkpoints if _decodes(entry, each)), None)
+        return self.family(fitting.shape) if fitting else NO_FAMILY
+
+    def _of(self, kind: type[_Named]) -> list[_Named]:
+        return [entry for entry in tuple(self._entries.values()) if isinstance(entry, kind)]
+
+    def _fitting(
+        self,
+        type_: type[_Named],
+        name: str,
+        checkpoint: CheckpointEntry,
+        *,
+        fits: Callable[[_Named], bool],
+        family: Callable[[_Named], str],
+        kind: str,
+        field: str,
+    ) -> _Named:
+        """NotFound; InvalidField where that name is there for others only."""
+        entries = self._of(type_)
+        named = _named(entries, name)
+        if found := next((entry for entry in named if fits(entry)), None):
+            return found
+        if named:
+            mine = self.family(checkpoint.shape)
+            raise InvalidField(
+                f"{kind} {named[0].id} is for {family(named[0])}, the checkpoint {checkpoint.id} is {mine}", field=field
+            )
+        return _the_one([entry for entry in entries if fits(entry)], name, kind=kind, field=field)
 
 
-def starter_folder() -> Path:
-    """Where the model that ships with Fanlight lies."""
-    return Path(str(resources.files("fanlight"))) / "starter"
+def _the_one(entries: Sequence[_Named], name: str, *, kind: str, field: str) -> _Named:
+    named = _named(entries, name)
+    if not named:
+        known = ", ".join(entry.id for entry in entries[:_KNOWN_LIMIT]) or "none"
+        more = f" and {len(entries) - _KNOWN_LIMIT} more" if len(entries) > _KNOWN_LIMIT else ""
+        raise NotFound(f"no {kind} is called {_short(name)}; there are {known}{more}", field=field)
+    return named[0]
 
 
-def scan(roots: Iterable[Path], *, default_id: str = "") -> Catalogue:
-    """All models at or under the roots; of several with one id the first. What is unfit is logged and left out."""
-    checkpoints: dict[str, CheckpointEntry] = {}
-    controlnets: dict[tuple[str, Shape], ControlNetEntry] = {}
-    for folder in (folder for root in roots for folder in _model_folders(root, DEPTH_LIMIT)):
-        try:
-            if is_checkpoint(folder):
-                checkpoint = read_checkpoint(folder)
-                checkpoints.setdefault(checkpoint.id, checkpoint)
-            else:
-                controlnet = read_controlnet(folder)
-                controlnets.setdefault((controlnet.id, controlnet.shape), controlnet)
-        except UnfitFolder as reason:
-            log.warning("model_left_out", folder=folder.name, reason=str(reason))
-    return Catalogue(
-        checkpoints=tuple(checkpoints.values()), controlnets=tuple(controlnets.values()), default_id=default_id
-    )
+# So many names are told to whoever asks for a wrong one.
+_KNOWN_LIMIT = 40
 
 
-def _model_folders(folder: Path, depth: int) -> Iterator[Path]:
-    if _is_model(folder):
-        yield folder
-    elif depth and folder.is_dir():
-        for child in sorted(folder.iterdir()):
-            yield from _model_folders(child, depth - 1)
+def _named(entries: Sequence[_Named], name: str) -> list[_Named]:
+    """By reference, by id, by other programs' names, then without regard to case."""
+    short = plain(name)
+    for matches in (
+        [entry for entry in entries if name and entry.reference == name],
+        [entry for entry in entries if entry.id in (name, short)],
+        [entry for entry in entries if isinstance(entry, ControlNetEntry) and entry.id == controlnet_id(name)],
+        [entry for entry in entries if entry.id.lower() == short.lower()],
+    ):
+        if matches:
+            return matches
+    return []
 
 
-def _is_model(folder: Path) -> bool:
-    try:
-        return is_checkpoint(folder) or is_controlnet(folder)
-    except UnfitFolder:
-        return False  # some config.json of something else
+def _key(entry: Entry) -> tuple[object, ...]:
+    fits: object = None
+    if isinstance(entry, ControlNetEntry):
+        fits = entry.shape
+    elif isinstance(entry, LoraEntry):
+        fits = entry.cross_attention_dim
+    elif isinstance(entry, EmbeddingEntry):
+        fits = entry.widths
+    return type(entry), entry.id, fits
+
+
+def _path(entry: Entry) -> object:
+    return entry.file if isinstance(entry, LoraEntry | EmbeddingEntry) else entry.path
+
+
+def _decodes(entry: VaeEntry, checkpoint: CheckpointEntry) -> bool:
+    shape = checkpoint.shape
+    return (entry.latent_factor, entry.latent_channels) == (shape.latent_factor, shape.latent_channels)
+
+
+def _has_widths(entry: EmbeddingEntry, checkpoint: CheckpointEntry) -> bool:
+    """One vector a text encoder. A pickle's are told when it is used."""
+    wanted = tuple(text.config["hidden_size"] for text in checkpoint.recipe.texts)
+    return not entry.widths or entry.widths == wanted
 
 
 def _short(text: str) -> str:

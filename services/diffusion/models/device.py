@@ -1,16 +1,110 @@
-"""Which device torch uses."""
+"""The device that models run on: what is particular to it is here and nowhere else."""
+
+import os
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from services.diffusion.models.shadow import doubled
 from services.kernel.errors import NodeFault
 
+# Of the memory that is there, what models may fill when no setting says otherwise; the rest is for the work itself.
+_RAM_SHARE, _VRAM_SHARE = 0.6, 0.85
 
-def open_device(wanted: str) -> tuple[torch.device, str]:
-    """The device and its name, such as `cpu` or `cuda:NVIDIA GeForce RTX 3060`. NodeFault where there is none such."""
+
+class Device(Protocol):
+    torch_device: torch.device
+    # Such as `cpu` or `cuda:NVIDIA GeForce RTX 3060`.
+    name: str
+    dtype: torch.dtype
+    # Its memory is the machine's own: what is in RAM is on the device.
+    is_host: bool
+
+    def memory_bytes(self) -> int:
+        """What models may fill of its own memory."""
+        ...
+
+    def kept(self, module: Any) -> Any:
+        """The module in RAM, where this device reaches it quickly."""
+        ...
+
+    def uploaded(self, module: Any) -> Any:
+        """The module on the device; the one in RAM stays as it is."""
+        ...
+
+    def freed(self) -> None:
+        """Things on the device were dropped."""
+        ...
+
+
+class CpuDevice:
+    torch_device = torch.device("cpu")
+    name = "cpu"
+    dtype = torch.float32
+    is_host = True
+
+    def memory_bytes(self) -> int:
+        return ram_bytes()
+
+    def kept(self, module: Any) -> Any:
+        return module
+
+    def uploaded(self, module: Any) -> Any:
+        return module
+
+    def freed(self) -> None:
+        pass
+
+
+class CudaDevice:
+    dtype = torch.float16
+    is_host = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.torch_device = device
+        self.name = f"cuda:{torch.cuda.get_device_name(device)}"
+
+    def memory_bytes(self) -> int:
+        return int(torch.cuda.mem_get_info(self.torch_device)[1] * _VRAM_SHARE)
+
+    def kept(self, module: Any) -> Any:
+        """Pinned, so that copies run at the link's full rate and beside other work."""
+        return doubled(module, lambda name, tensor: _pinned(tensor))
+
+    def uploaded(self, module: Any) -> Any:
+        uploaded = doubled(module, lambda name, tensor: tensor.to(self.torch_device, non_blocking=True))
+        # Pageable tensors must not go before they are copied.
+        torch.cuda.synchronize(self.torch_device)
+        return uploaded
+
+    def freed(self) -> None:
+        """The allocator keeps what it got; the driver needs it back for larger pieces."""
+        torch.cuda.empty_cache()
+
+
+def open_device(wanted: str) -> Device:
+    """`wanted`: `auto`, `cpu`, `cuda` or `cuda:N`. NodeFault where there is none such."""
     has_cuda = torch.cuda.is_available()
     if wanted == "cpu" or (wanted == "auto" and not has_cuda):
-        return torch.device("cpu"), "cpu"
+        return CpuDevice()
     device = torch.device("cuda" if wanted == "auto" else wanted)
     if not has_cuda or (device.index or 0) >= torch.cuda.device_count():
         raise NodeFault(f"torch finds no device {wanted}")
-    return device, f"cuda:{torch.cuda.get_device_name(device)}"
+    return CudaDevice(device)
+
+
+def ram_bytes() -> int:
+    """What models may fill of the machine's memory, or of what its container may have."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(file) as opened:
+                whole = min(whole, int(opened.read()))
+        except (OSError, ValueError):
+            continue
+    return int(whole * _RAM_SHARE)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_pinned() else tensor.pin_memory()

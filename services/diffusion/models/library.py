@@ -1,64 +1,97 @@
-"""Models in memory: loaded on first use and kept. For the device thread; `held` may be read from any."""
+"""Models in memory: what a picture needs is brought there, kept while it is used, and dropped when room is needed.
+
+For the device thread; what is held may be asked from any.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from services.kernel.logs import get_logger
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+    from services.diffusion.generation import Generation
+    from services.diffusion.models.device import Device
+    from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, Entry, VaeEntry
     from services.diffusion.models.loading import Checkpoint
+    from services.diffusion.models.shelf import Shelf
 
-log = get_logger()
+
+class Residency(IntEnum):
+    """How near the device a model is."""
+
+    DISK = 1
+    RAM = 2
+    VRAM = 3
 
 
 class Library:
     """Imports torch and diffusers when the first model is asked for, so that a process starts without them."""
 
-    def __init__(self, *, device: str) -> None:
-        """`device`: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        ram_bytes: int = 0,
+        vram_bytes: int = 0,
+        tiny_vae_of: Callable[[CheckpointEntry], VaeEntry | None] = lambda entry: None,
+        open_device: Callable[[str], Device] | None = None,
+    ) -> None:
+        """`device`: `auto`, `cpu`, `cuda` or `cuda:N`. Bytes that models may fill; 0 chooses by what is there.
+
+        `tiny_vae_of`: the TAESD that previews of a checkpoint are made with.
+        """
         self._wanted = device
-        self._device: Any = None
-        self._checkpoints: dict[str, Checkpoint] = {}
-        self._controlnets: dict[ControlNetEntry, Any] = {}
-        # Such as `cpu` or `cuda:NVIDIA GeForce RTX 3060`; empty until the first model is asked for.
-        self.device_name = ""
+        self._ram_bytes, self._vram_bytes = ram_bytes, vram_bytes
+        self._tiny_vae_of = tiny_vae_of
+        self._open_device = open_device
+        self._opened: Shelf | None = None
 
     @property
-    def held(self) -> frozenset[object]:
-        """The entries of the models in memory."""
-        checkpoints = [checkpoint.entry for checkpoint in tuple(self._checkpoints.values())]
-        return frozenset([*checkpoints, *tuple(self._controlnets)])
+    def device_name(self) -> str:
+        """Such as `cpu` or `cuda:NVIDIA GeForce RTX 3060`; empty until the first model is asked for."""
+        return self._opened.device.name if self._opened else ""
 
     @property
     def is_on_gpu(self) -> bool:
-        return self.device_name not in ("", "cpu")
+        return self._opened is not None and not self._opened.device.is_host
 
-    def checkpoint(self, entry: CheckpointEntry) -> Checkpoint:
-        """Raises as `load_checkpoint` does; the next call tries again."""
-        if entry.id not in self._checkpoints:
-            device = self._open()
-            from services.diffusion.models.loading import load_checkpoint
+    @property
+    def held(self) -> frozenset[Entry]:
+        """The entries of the models in memory."""
+        return frozenset(self._opened.held()) if self._opened else frozenset()
 
-            self._checkpoints[entry.id] = load_checkpoint(entry, device)
-            log.info("model_loaded", kind="checkpoint", id=entry.id, device=self.device_name)
-        return self._checkpoints[entry.id]
+    def residency(self, entry: Entry) -> Residency:
+        """On a machine whose device is the CPU, what is held is in RAM."""
+        level = self._opened.held().get(entry) if self._opened else None
+        return Residency.DISK if level is None else level
 
-    def controlnet(self, entry: ControlNetEntry) -> Any:
-        """Raises as `load_controlnet` does; the next call tries again."""
-        if entry not in self._controlnets:
-            device = self._open()
-            from services.diffusion.models.loading import load_controlnet
+    def checkpoint(self, entry: CheckpointEntry, controlnets: Sequence[ControlNetEntry] = ()) -> Checkpoint:
+        """Raises as the loaders do, or ResourceExhausted; the next call tries again."""
+        return self._shelf().checkpoint(entry, controlnets=controlnets)
 
-            self._controlnets[entry] = load_controlnet(entry, device)
-            log.info("model_loaded", kind="controlnet", id=entry.id, device=self.device_name)
-        return self._controlnets[entry]
+    def assembled(self, generation: Generation) -> Checkpoint:
+        """The generation's checkpoint with its LoRAs, VAE, embeddings and ControlNets. InvalidField where one is unfit.
 
-    def _open(self) -> Any:
-        """The device, chosen once."""
-        if self._device is None:
+        What it holds stays in memory until the last reference to it is gone.
+        """
+        shelf = self._shelf()
+        shelf.make_room_for_work(generation)
+        return shelf.checkpoint(
+            generation.checkpoint,
+            controlnets=[control.controlnet for control in generation.controls],
+            loras=generation.loras,
+            vae=generation.vae,
+            embeddings=generation.embeddings,
+            tiny_vae=self._tiny_vae_of(generation.checkpoint) if generation.preview_every_steps else None,
+        )
+
+    def _shelf(self) -> Shelf:
+        """With the device, chosen once."""
+        if self._opened is None:
             from services.diffusion.models.device import open_device
+            from services.diffusion.models.shelf import Shelf
 
-            self._device, self.device_name = open_device(self._wanted)
-        return self._device
+            device = (self._open_device or open_device)(self._wanted)
+            self._opened = Shelf(device, ram_bytes=self._ram_bytes, vram_bytes=self._vram_bytes)
+        return self._opened

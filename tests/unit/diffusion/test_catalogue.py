@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from services.diffusion.config import DiffusionSettings
-from services.diffusion.models.catalogue import scan
-from services.diffusion.models.entries import controlnet_id
+from services.diffusion.models.names import controlnet_id
+from services.diffusion.models.scan import scan
 from services.diffusion.wire import models_to_proto
 from services.kernel.config import SettingsError
 from services.kernel.errors import InvalidField, NotFound

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fanlight.diffusion.v1 import diffusion_pb2
-from services.diffusion.models.catalogue import scan
+from services.diffusion.models.scan import scan
 from services.diffusion.pictures.png import encode_png
 from tests.fakes.diffusers_reference import SCHEDULERS, Reference
 from tests.fakes.models import make_tiny_model
@@ -25,19 +25,63 @@ def reference(models) -> Reference:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_text2img_equals_the_pipeline(scheduler, reference, asked, painted):
-    generation = asked(scheduler=scheduler)
+    generation = asked(scheduler=scheduler, steps=4)
     [row] = painted(generation)
     assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_one_controlnet_equals_the_pipeline(scheduler, reference, asked, control, painted):
-    generation = asked(scheduler=scheduler, controls=(control("canny", scale=0.7),))
+@pytest.mark.parametrize(
+    ("scheduler", "noise_schedule"),
+    [
+        ("ddim", "sgm_uniform"),
+        ("euler", "karras"),
+        ("euler", "exponential"),
+        ("euler", "sgm_uniform"),
+        ("euler_a", "sgm_uniform"),
+        ("dpmpp_2m", "karras"),
+        ("dpmpp_2m", "exponential"),
+        ("dpmpp_2m_sde", "karras"),
+        ("dpm2_a", "karras"),
+        ("heun", "karras"),
+        ("lms", "karras"),
+        ("unipc", "karras"),
+    ],
+)
+def test_noise_falls_as_asked(scheduler, noise_schedule, reference, asked, painted):
+    generation = asked(scheduler=scheduler, noise_schedule=noise_schedule, steps=4)
     [row] = painted(generation)
     assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scheduler": "lcm", "guidance_scale": 1.0, "steps": 2},
+        {"scheduler": "euler_a", "noise_schedule": "sgm_uniform", "guidance_scale": 0.0, "steps": 1},
+        {"scheduler": "tcd", "guidance_scale": 1.0, "eta": 0.3, "steps": 2},
+    ],
+    ids=["lcm", "turbo", "tcd"],
+)
+def test_a_few_steps_without_guidance_equal_the_pipeline(fields, reference, asked, painted):
+    generation = asked(**fields)
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+def test_eta_adds_the_pipelines_noise(reference, asked, painted):
+    generation = asked(eta=0.7)
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_clip_skip_equals_the_pipelines(clip_skip, reference, asked, painted):
+    generation = asked(clip_skip=clip_skip)
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "heun", "dpmpp_2m"])
 def test_two_controlnets_with_start_and_end_equal_the_pipeline(scheduler, reference, asked, control, painted):
     controls = (control("canny", scale=1.3, end=0.6), control("depth", scale=0.4, start=0.4))
     generation = asked(scheduler=scheduler, controls=controls)
@@ -61,15 +105,15 @@ def test_the_decoded_picture_equals_the_pipelines(reference, asked, painted, stu
     generation = asked()
     [row] = painted(generation)
     wanted = (reference.pixels(generation) * 255).round().astype(int)
-    assert np.abs(studio.finish(row).astype(int) - wanted).max() <= BYTES_LIMIT
+    assert np.abs(studio.finish(row).pixels.astype(int) - wanted).max() <= BYTES_LIMIT
 
 
 def test_strangers_in_the_batch_change_nothing(reference, asked, painted):
     strangers = [
-        asked(scheduler=scheduler, seed=seed, steps=3 + seed, guidance_scale=2.0 + seed, prompt=f"stranger {seed}")
-        for seed, scheduler in enumerate(SCHEDULERS)
+        asked(scheduler=scheduler, seed=seed, steps=3 + seed % 3, guidance_scale=2.0 + seed, prompt=f"stranger {seed}")
+        for seed, scheduler in enumerate(["ddim", "euler", "euler_a", "dpmpp_2m", "heun", "lcm", "pndm", "unipc"])
     ]
-    rows = painted(*strangers, joins=(0, 2, 1, 3, 0))
+    rows = painted(*strangers, joins=(0, 2, 1, 3, 0, 0, 4, 1))
     for generation, row in zip(strangers, rows, strict=True):
         assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
 
@@ -91,7 +135,7 @@ def test_a_long_prompt_shares_the_batch_with_short_ones(asked, painted, studio):
     together = painted(long, short)
     for generation, row in zip((long, short), together, strict=True):
         [alone] = painted(generation)
-        pixels = [studio.finish(each).astype(float) / 255 for each in (row, alone)]
+        pixels = [studio.finish(each).pixels.astype(float) / 255 for each in (row, alone)]
         assert np.abs(pixels[0] - pixels[1]).max() <= max(PIXELS_LIMIT, BYTES_LIMIT / 255)
 
 
@@ -106,7 +150,7 @@ def test_epsilon_models_are_painted_as_their_config_says(tmp_path, asked, studio
 
 def test_a_control_image_of_another_size_is_scaled_as_the_pipeline_does(reference, parser, painted):
     large = np.random.RandomState(1).randint(0, 256, (150, 90, 3), dtype=np.uint8)
-    request = diffusion_pb2.GenerateRequest(prompt="a cat", steps=3, seed=7)
+    request = diffusion_pb2.GenerateRequest(prompt="a cat", steps=3, seed=7, resize="stretch")
     added = request.controls.add(controlnet="canny")
     added.image.data = encode_png(large)
     generation = parser.parse(request)

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from services.diffusion.models.catalogue import starter_folder
+from services.diffusion.models.scan import starter_folder
 from services.kernel.errors import InvalidField
 from services.weights import packaged
 from services.weights.catalog import shipped

@@ -1,0 +1,105 @@
+"""Textual inversions: from their files to text encoders that know a few more tokens. Tokenizers are not touched."""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from services.diffusion.models.entries import EmbeddingEntry
+from services.diffusion.models.shadow import doubled
+from services.kernel.errors import FanlightError, InvalidField, NodeFault
+from services.kernel.logs import get_logger
+from services.weights.loading import load_pickle, load_safetensors
+
+log = get_logger()
+
+_SDXL = ("clip_l", "clip_g")
+
+
+class WiderTable(nn.Module):
+    """A table of tokens with some rows behind its end. The table itself is shared."""
+
+    def __init__(self, table: Any, rows: Tensor) -> None:
+        super().__init__()
+        self._table = table
+        self.register_buffer("rows", rows, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Tensor = self._table.weight
+        return weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        count = self.weight.shape[0]
+        known = embedding(ids.clamp(max=count - 1), self.weight)
+        added = embedding((ids - count).clamp(min=0), self.rows)  # type: ignore[arg-type]
+        return torch.where((ids >= count)[..., None], added, known)
+
+
+def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
+    """(vectors, width) for each text encoder. NodeFault for a damaged file; pickles give tensors or nothing."""
+    try:
+        if entry.file.suffix == ".safetensors":
+            found: Mapping[str, Any] = load_safetensors(entry.file)
+        else:
+            # Only tensors are ever made of a pickle here, so none needs to be pinned.
+            found = load_pickle(entry.file, pinned=frozenset(), allow=True)
+        vectors = [_rows(tensor) for tensor in _tensors(found)]
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, AttributeError) as error:
+        raise _damaged(entry, error) from error
+    except (pickle.UnpicklingError, SafetensorError, FanlightError) as error:
+        raise _damaged(entry, error) from error
+    return tuple(vectors)
+
+
+def widened(encoder: Any, rows: Sequence[Tensor]) -> Any:
+    """The encoder with these rows, (n, width) each, behind its table; the one given is not touched."""
+    double = doubled(encoder, lambda name, tensor: tensor)
+    inner = getattr(double, "text_model", double)
+    table = inner.embeddings.token_embedding
+    more = torch.cat([each.to(table.weight.device, table.weight.dtype) for each in rows])
+    inner.embeddings.token_embedding = WiderTable(table, more)
+    return double
+
+
+def check_widths(entry: EmbeddingEntry, vectors: Sequence[Tensor], widths: Sequence[int], checkpoint_id: str) -> None:
+    """InvalidField where they are not one for each text encoder, of its width."""
+    own = tuple(each.shape[-1] for each in vectors)
+    if own != tuple(widths):
+        raise InvalidField(
+            f"embedding {entry.id} has vectors of {_listed(own)}, {checkpoint_id} takes {_listed(widths)}",
+            field="embeddings",
+        )
+
+
+def _tensors(found: Mapping[str, Any]) -> list[Tensor]:
+    """Of A1111's `.pt` (string_to_param), of `emb_params`, of SDXL's pairs, or of one token and its vectors."""
+    if "string_to_param" in found:
+        return [next(iter(found["string_to_param"].values()))]
+    if set(_SDXL) <= set(found):
+        return [found[name] for name in _SDXL]
+    tensors = [value for value in found.values() if isinstance(value, Tensor)]
+    if len(tensors) != 1:
+        raise ValueError(f"{len(tensors)} tensors where a textual inversion has one")
+    return tensors
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    rows = tensor.detach().float()
+    rows = rows[None] if rows.dim() == 1 else rows
+    if rows.dim() != 2 or not rows.numel():
+        raise ValueError("the vectors are not in rows")
+    return rows
+
+
+def _damaged(entry: EmbeddingEntry, cause: Exception) -> NodeFault:
+    log.warning("load_failed", model=entry.id, cause=repr(cause))
+    return NodeFault(f"embedding {entry.id} cannot be loaded: its file is missing, damaged or no textual inversion")
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return " and ".join(map(str, widths)) or "no"

@@ -1,0 +1,116 @@
+"""What a checkpoint is made of, as its JSON says: from its own folder, or for a single file from those shipped here.
+
+Reads no weights and loads no torch.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).parent / "configs"
+MERGES = CONFIGS / "merges.txt"
+# SDXL's pipelines look for these two.
+TEXT_ENCODERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+
+Config = Mapping[str, Any]
+
+
+class UnfitFolder(Exception):
+    """What looks like a model and is none that can be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRecipe:
+    """One text encoder: the names of its part and of its tokenizer, and its config."""
+
+    part: str
+    tokenizer: str
+    config: Config
+    # Of shipped tokenizers, which are all CLIP's.
+    pad_token: str = "<|endoftext|>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    # model_index.json.
+    index: Config
+    unet: Config
+    vae: Config
+    texts: tuple[TextRecipe, ...]
+    scheduler: Config = field(default_factory=dict)
+    # Where the tokenizers lie; None: the shipped one.
+    folder: Path | None = None
+
+    @property
+    def looks_at_sizes(self) -> bool:
+        """SDXL and its refiner."""
+        return bool(self.unet.get("addition_embed_type") == "text_time")
+
+    @property
+    def base(self) -> str:
+        """`sd1`, `sd2`, `sdxl`, `refiner`; empty for a family of its own."""
+        for name in ("sd1", "sd2", "sdxl", "refiner"):
+            known = shipped(name).unet
+            if all(self.unet.get(key) == known[key] for key in ("block_out_channels", "cross_attention_dim")):
+                return name
+        return ""
+
+
+@cache
+def shipped(name: str) -> Recipe:
+    """`sd1`, `sd2`, `sdxl` or `refiner`."""
+    configs = json.loads((CONFIGS / f"{name}.json").read_bytes())
+    texts = [
+        TextRecipe(part=part, tokenizer=tokenizer, config=configs[part], pad_token=configs[tokenizer]["pad_token"])
+        for part, tokenizer in TEXT_ENCODERS
+        if part in configs
+    ]
+    return Recipe(
+        index=configs["model_index"],
+        unet=configs["unet"],
+        vae=configs["vae"],
+        texts=tuple(texts),
+        scheduler=configs["scheduler"],
+    )
+
+
+def for_file(name: str, *, unet_channels: int, prediction_type: str, is_small: bool) -> Recipe:
+    """The shipped recipe as a single file needs it. `is_small`: a model of 512 pixels where its family has more."""
+    recipe = shipped(name)
+    unet = {**recipe.unet, "in_channels": unet_channels}
+    if is_small:
+        unet["sample_size"] = 64
+    scheduler = {**recipe.scheduler, "prediction_type": prediction_type or recipe.scheduler["prediction_type"]}
+    return replace(recipe, unet=unet, scheduler=scheduler)
+
+
+def from_folder(folder: Path) -> Recipe:
+    """UnfitFolder where a file of it cannot be read."""
+    texts = [
+        TextRecipe(part=part, tokenizer=tokenizer, config=read_json(folder / part / "config.json"))
+        for part, tokenizer in TEXT_ENCODERS
+        if (folder / part).is_dir()
+    ]
+    if not texts:
+        raise UnfitFolder("it has no text encoder")
+    return Recipe(
+        index=read_json(folder / "model_index.json"),
+        unet=read_json(folder / "unet" / "config.json"),
+        vae=read_json(folder / "vae" / "config.json"),
+        texts=tuple(texts),
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        folder=folder,
+    )
+
+
+def read_json(file: Path) -> Config:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UnfitFolder(f"{file.parent.name}/{file.name} cannot be read") from error
+    if not isinstance(content, dict):
+        raise UnfitFolder(f"{file.parent.name}/{file.name} is not an object")
+    return content

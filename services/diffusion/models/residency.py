@@ -1,0 +1,78 @@
+"""Which things stay in a memory of so many bytes: the least recently used go first, never one in use. No torch."""
+
+import itertools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
+
+from services.kernel.errors import ResourceExhausted
+
+
+class Lease:
+    """While it lives, what was taken under it stays. Whoever needs the things keeps it."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Held:
+    thing: Any
+    size_bytes: int
+    used: int
+    leases: "WeakSet[Lease]" = field(default_factory=WeakSet)
+
+
+class Tier:
+    """One memory. For one thread; `keys` may be read from any."""
+
+    def __init__(
+        self, name: str, *, limit_bytes: int, on_evicted: Callable[[Hashable], None] = lambda key: None
+    ) -> None:
+        """`on_evicted` is told each key that went."""
+        self.name = name
+        self.limit_bytes = limit_bytes
+        self._on_evicted = on_evicted
+        self._held: dict[Hashable, _Held] = {}
+        self._uses = itertools.count()
+
+    @property
+    def keys(self) -> tuple[Hashable, ...]:
+        return tuple(self._held)
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(held.size_bytes for held in tuple(self._held.values()))
+
+    def get(self, key: Hashable, lease: Lease) -> Any:
+        """None where it is not held."""
+        held = self._held.get(key)
+        if held is None:
+            return None
+        held.used = next(self._uses)
+        held.leases.add(lease)
+        return held.thing
+
+    def put(self, key: Hashable, thing: Any, size_bytes: int, lease: Lease) -> None:
+        """ResourceExhausted where it does not fit beside what is in use."""
+        self.make_room(size_bytes, what="a model")
+        self._held[key] = _Held(thing=thing, size_bytes=size_bytes, used=next(self._uses))
+        self._held[key].leases.add(lease)
+
+    def make_room(self, size_bytes: int, *, what: str) -> None:
+        """Drops what was not used for longest. ResourceExhausted, with nothing dropped, where that is not enough."""
+        lacking = self.used_bytes + size_bytes - self.limit_bytes
+        if lacking <= 0:
+            return
+        idle = [(held.used, key) for key, held in self._held.items() if not held.leases]
+        if lacking > sum(self._held[key].size_bytes for _, key in idle):
+            in_use = sum(held.size_bytes for held in self._held.values() if held.leases)
+            raise ResourceExhausted(
+                f"{what} needs {size_bytes} bytes of {self.name}; {self.limit_bytes} are for models, of which"
+                f" {in_use} are in use"
+            )
+        for _, key in sorted(idle, key=lambda pair: pair[0]):
+            if lacking <= 0:
+                return
+            lacking -= self._held.pop(key).size_bytes
+            self._on_evicted(key)

@@ -1,0 +1,254 @@
+"""Where the parts of models lie: on the device, in RAM, or still on disk. Every part is loaded once and shared by all.
+
+A part comes to the device from RAM, and to RAM from disk. Where the device is the CPU, the two are one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from services.diffusion.generation import Generation, LoraUse
+from services.diffusion.models.device import Device
+from services.diffusion.models.device import ram_bytes as machine_bytes
+from services.diffusion.models.embeddings import check_widths, read_embedding, widened
+from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, EmbeddingEntry, Entry, VaeEntry
+from services.diffusion.models.library import Residency
+from services.diffusion.models.loading import (
+    Checkpoint,
+    TextPart,
+    load_controlnet,
+    load_separate_vae,
+    load_text,
+    load_unet,
+    load_vae,
+)
+from services.diffusion.models.loras import Lora, read_lora
+from services.diffusion.models.patching import Dose, patched
+from services.diffusion.models.recipes import TextRecipe
+from services.diffusion.models.residency import Lease, Tier
+from services.diffusion.models.shadow import size_bytes
+from services.diffusion.models.tokenizers import load_tokenizer
+from services.diffusion.schedulers.make import base_config
+from services.kernel.errors import NodeFault
+from services.kernel.logs import get_logger
+
+log = get_logger()
+
+# What an evaluation needs beside the weights, in numbers a latent pixel and channel of the first layer: measured as the
+# most that the UNet of SD 1.5 holds at once, and rounded up.
+WORK_NUMBERS = 40
+# Vectors of textual inversions and tokenizers are small; so many of each are kept.
+SMALL_THINGS_LIMIT = 512
+
+# (what it is, the entry, what marks this very state of its files, and what was done to it)
+Key = tuple[object, ...]
+
+
+class Shelf:
+    def __init__(self, device: Device, *, ram_bytes: int, vram_bytes: int) -> None:
+        self.device = device
+        self._ram = Tier("RAM", limit_bytes=ram_bytes or machine_bytes(), on_evicted=_log_eviction)
+        if device.is_host:
+            self._vram = self._ram
+        else:
+            limit = vram_bytes or device.memory_bytes()
+            self._vram = Tier("VRAM", limit_bytes=limit, on_evicted=self._freed)
+        self._small: dict[Key, Any] = {}
+
+    def held(self) -> Mapping[Entry, Residency]:
+        """By entry, the nearest that a part of it is."""
+        levels: dict[Entry, Residency] = {}
+        near = Residency.RAM if self.device.is_host else Residency.VRAM
+        for tier, level in ((self._ram, Residency.RAM), (self._vram, near)):
+            for key in tier.keys:
+                assert isinstance(key, tuple)
+                levels[key[1]] = max(level, levels.get(key[1], Residency.RAM))
+        return levels
+
+    def make_room_for_work(self, generation: Generation) -> None:
+        """ResourceExhausted where the picture would not fit on an empty device beside its models."""
+        self._vram.make_room(work_bytes(generation, self.device.dtype), what="a picture of this size")
+
+    def checkpoint(
+        self,
+        entry: CheckpointEntry,
+        *,
+        controlnets: Sequence[ControlNetEntry] = (),
+        loras: Sequence[LoraUse] = (),
+        vae: VaeEntry | None = None,
+        embeddings: Sequence[EmbeddingEntry] = (),
+        tiny_vae: VaeEntry | None = None,
+    ) -> Checkpoint:
+        lease = Lease()
+        unet = self._unet(entry, loras, lease)
+        texts = tuple(self._text(entry, recipe, loras, lease) for recipe in entry.recipe.texts)
+        return Checkpoint(
+            entry=entry,
+            texts=self._with_embeddings(entry, texts, embeddings) if embeddings else texts,
+            unet=unet,
+            vae=self._own_vae(entry, lease) if vae is None else self._separate_vae(vae, entry, lease),
+            nets=tuple(self._controlnet(each, lease) for each in controlnets),
+            tiny_vae=self._separate_vae(tiny_vae, entry, lease) if tiny_vae else None,
+            weights=self._keep(("weights", entry), lambda: sum(each.numel() for each in unet.parameters())),
+            scheduler_config=self._keep(("scheduler", entry), lambda: _scheduler_config(entry)),
+            lease=lease,
+        )
+
+    def _unet(self, entry: CheckpointEntry, loras: Sequence[LoraUse], lease: Lease) -> Any:
+        key = ("unet", entry, _mark(entry.path, "unet"))
+        used = [use for use in loras if use.unet_weight]
+        return self._patched(
+            key, lambda: load_unet(entry, self.device.dtype), [(u, u.unet_weight) for u in used], "unet", lease
+        )
+
+    def _text(self, entry: CheckpointEntry, recipe: TextRecipe, loras: Sequence[LoraUse], lease: Lease) -> TextPart:
+        key = (recipe.part, entry, _mark(entry.path, recipe.part))
+        used = [use for use in loras if use.text_weight]
+        tokenizer = self._keep(("tokenizer", entry, recipe.tokenizer), lambda: load_tokenizer(entry, recipe))
+        encoder = self._patched(
+            key,
+            lambda: _knowing_its_end(load_text(entry, recipe, self.device.dtype), tokenizer),
+            [(use, use.text_weight) for use in used],
+            recipe.part,
+            lease,
+        )
+        return TextPart(
+            tokenizer=tokenizer,
+            encoder=encoder,
+            is_penultimate=entry.recipe.looks_at_sizes,
+            is_pooled=entry.recipe.looks_at_sizes and recipe is entry.recipe.texts[-1],
+        )
+
+    def _own_vae(self, entry: CheckpointEntry, lease: Lease) -> Any:
+        dtype = self._vae_dtype(entry)
+        return self._part(("vae", entry, _mark(entry.path, "vae")), lambda: load_vae(entry, dtype), lease)
+
+    def _separate_vae(self, vae: VaeEntry, entry: CheckpointEntry, lease: Lease) -> Any:
+        dtype, config = self._vae_dtype(entry), entry.recipe.vae
+        key = ("vae", vae, _mark(vae.path, ""), config["scaling_factor"], dtype)
+        return self._part(key, lambda: load_separate_vae(vae, config, dtype), lease)
+
+    def _vae_dtype(self, entry: CheckpointEntry) -> torch.dtype:
+        """SDXL's own overflows in half precision, and its config says so."""
+        return torch.float32 if entry.recipe.vae.get("force_upcast", False) else self.device.dtype
+
+    def _controlnet(self, entry: ControlNetEntry, lease: Lease) -> Any:
+        key = ("controlnet", entry, _mark(entry.path, ""))
+        return self._part(key, lambda: load_controlnet(entry, self.device.dtype), lease)
+
+    def _patched(
+        self, key: Key, load: Callable[[], Any], uses: Sequence[tuple[LoraUse, float]], part: str, lease: Lease
+    ) -> Any:
+        """The part with these LoRAs in it; itself where none of them has layers for it."""
+        doses = [Dose(lora=self._lora(use), strength=strength) for use, strength in uses]
+        doses = [dose for dose in doses if dose.lora.layers.get(part)]
+        if not doses:
+            return self._part(key, load, lease)
+        combination = (*key, *((dose.lora.entry, _mark(dose.lora.entry.file, ""), dose.strength) for dose in doses))
+        ready = self._vram.get(combination, lease)
+        # Looked at after the patched one, so that of the two it is the later to go.
+        pristine = self._part(key, load, lease)
+        if ready is None:
+            made = patched(pristine, part, doses, str(getattr(key[1], "id", "")))
+            ready = made.module
+            self._vram.put(combination, ready, made.size_bytes, lease)
+        return ready
+
+    def _part(self, key: Key, load: Callable[[], Any], lease: Lease) -> Any:
+        """From the nearest place where it is, and to the device."""
+        ready = self._vram.get(key, lease)
+        if ready is not None:
+            return ready
+        kept = None if self.device.is_host else self._ram.get(key, lease)
+        if kept is None:
+            loaded = load()
+            self._ram.put(key, kept := self.device.kept(loaded), size_bytes(loaded), lease)
+            log.info("model_loaded", kind=key[0], id=getattr(key[1], "id", ""), bytes=size_bytes(loaded))
+        if self.device.is_host:
+            return kept
+        self._vram.make_room(size_bytes(kept), what=str(key[0]))
+        self._vram.put(key, uploaded := self.device.uploaded(kept), size_bytes(kept), lease)
+        return uploaded
+
+    def _with_embeddings(
+        self, entry: CheckpointEntry, texts: Sequence[TextPart], embeddings: Sequence[EmbeddingEntry]
+    ) -> tuple[TextPart, ...]:
+        """InvalidField for one of another width."""
+        widths = [text.encoder.config.hidden_size for text in texts]
+        read = {}
+        for each in embeddings:
+            key = ("embedding", each, _mark(each.file, ""))
+            read[each.id] = self._keep(key, partial(read_embedding, each))
+            check_widths(each, read[each.id], widths, entry.id)
+        return tuple(
+            _with_rows(text, {name: vectors[number] for name, vectors in read.items()})
+            for number, text in enumerate(texts)
+        )
+
+    def _lora(self, use: LoraUse) -> Lora:
+        lora: Lora = self._keep(("lora", use.entry, _mark(use.entry.file, "")), lambda: read_lora(use.entry))
+        return lora
+
+    def _keep(self, key: Key, make: Callable[[], Any]) -> Any:
+        """Of small things the latest; a LoRA is a mapping of its file, which takes no memory of its own."""
+        if key in self._small:
+            self._small[key] = self._small.pop(key)
+        else:
+            self._small[key] = make()
+            while len(self._small) > SMALL_THINGS_LIMIT:
+                del self._small[next(iter(self._small))]
+        return self._small[key]
+
+    def _freed(self, key: object) -> None:
+        _log_eviction(key)
+        self.device.freed()
+
+
+def work_bytes(generation: Generation, dtype: torch.dtype) -> int:
+    """An estimate of what one picture needs beside the weights."""
+    shape = generation.checkpoint.shape
+    pixels = generation.width_px * generation.height_px // shape.latent_factor**2
+    halves = 2 if generation.is_guided else 1
+    return pixels * shape.block_out_channels[0] * WORK_NUMBERS * halves * dtype.itemsize
+
+
+def _knowing_its_end(encoder: Any, tokenizer: Any) -> Any:
+    """Old configs have a number there that means "the highest id", which a token that was added would be."""
+    getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
+    return encoder
+
+
+def _with_rows(text: TextPart, rows: Mapping[str, torch.Tensor]) -> TextPart:
+    inner = getattr(text.encoder, "text_model", text.encoder)
+    start = inner.embeddings.token_embedding.weight.shape[0]
+    added = {}
+    for name, vectors in rows.items():
+        added[name] = tuple(range(start, start + len(vectors)))
+        start += len(vectors)
+    return replace(text, encoder=widened(text.encoder, list(rows.values())), added=added)
+
+
+def _scheduler_config(entry: CheckpointEntry) -> Mapping[str, Any]:
+    try:
+        return base_config(entry.recipe.scheduler)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise NodeFault(f"{entry.id}/scheduler cannot be loaded: its config is damaged") from error
+
+
+def _mark(path: Path, part: str) -> object:
+    """Changes when the files of a part do: a file that was replaced is loaded anew."""
+    folder = path / part if part and (path / part).is_dir() else path
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
+    try:
+        return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
+    except FileNotFoundError:
+        return ()
+
+
+def _log_eviction(key: object) -> None:
+    assert isinstance(key, tuple)
+    log.info("model_dropped", kind=key[0], id=getattr(key[1], "id", ""))
