@@ -8,13 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fanlight.diffusion.v1 import diffusion_pb2_grpc
 from services.diffusion.config import DiffusionSettings
+from services.diffusion.digests import WeightDigests
 from services.diffusion.engine.engine import Engine
 from services.diffusion.engine.ports import Studio
 from services.diffusion.engine.thread import DeviceThread
-from services.diffusion.models.catalogue import Catalogue, scan, starter_folder
+from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.library import Library
+from services.diffusion.models.scan import scan, starter_folder
 from services.diffusion.painter import Painter
-from services.diffusion.parse import Parser
+from services.diffusion.parse.parser import Parser
 from services.diffusion.service import NAME, DiffusionService
 from services.diffusion.stage import DiffusionStage
 from services.kernel import logs
@@ -29,25 +31,27 @@ log = logs.get_logger()
 
 # Seeds that are drawn here fit what other programs take.
 SEED_BITS = 32
-CODEC_THREADS = 2
+CODEC_THREADS = 3
 
 
 async def serve(
     settings: DiffusionSettings, worker: WorkerSettings, common: CommonSettings, stop: asyncio.Event
 ) -> None:
-    catalogue = open_catalogue(settings)
-    library = Library(device=settings.device)
     thread, codecs = DeviceThread(), ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
+    catalogue = open_catalogue(settings)
+    library = make_library(settings, catalogue)
     engine = make_engine(settings, library, thread)
-    painter = Painter(engine, make_parser(settings, catalogue), codecs=codecs, clock=time.monotonic)
+    digests = WeightDigests()
+    parser = make_parser(settings, catalogue)
+    painter = Painter(engine, parser, codecs=codecs, digests=digests, clock=time.monotonic)
     admission = Admission(slots=settings.slots, waiting_limit=settings.waiting_limit)
-    service = DiffusionService(painter, admission, catalogue, library)
+    service = DiffusionService(painter, admission, catalogue, library, digests)
     server = StageServer(
         service=NAME,
         add=lambda rpc: diffusion_pb2_grpc.add_DiffusionServiceServicer_to_server(service, rpc),
         listen=settings.grpc,
     )
-    stage = DiffusionStage(painter, engine, catalogue, library)
+    stage = DiffusionStage(painter, engine, catalogue, library, digests)
     try:
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(engine.run())]
@@ -77,6 +81,8 @@ def make_parser(settings: DiffusionSettings, catalogue: Catalogue) -> Parser:
         pixels_limit=settings.max_pixels,
         picture_limits=settings.picture_limits(),
         random_seed=lambda: random.SystemRandom().getrandbits(SEED_BITS),
+        safety=settings.safety_checker,
+        has_safety_checker=settings.safety_checker_folder is not None,
     )
 
 
@@ -98,9 +104,10 @@ def open_catalogue(settings: DiffusionSettings) -> Catalogue:
 
 def open_studio(settings: DiffusionSettings, library: Library) -> Studio:
     """Imports torch and diffusers, which takes seconds: on the device thread, after the port is open."""
+    from services.diffusion.engine.safety import SafetyChecker
     from services.diffusion.engine.studio import TorchStudio
 
-    return TorchStudio(library, threads=settings.threads)
+    return TorchStudio(library, threads=settings.threads, safety=SafetyChecker(settings.safety_checker_folder))
 
 
 async def preload(engine: Engine, catalogue: Catalogue) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.diffusion.generation import Safety
+from services.diffusion.remote import Fetch
 from services.kernel.config import Address, SettingsError
 from services.kernel.pictures import PictureLimits
 
@@ -35,6 +37,24 @@ class DiffusionSettings(BaseSettings):
     waiting_limit: int = Field(64, ge=0, description="How many direct calls may wait for a slot.")
     hold_limit_s: float = Field(
         20.0, ge=0, description="After how long pictures that fit the running batch queue up behind others that wait."
+    )
+    fetch: Fetch = Field(
+        Fetch.CATALOG,
+        description="Which models requests may have fetched: off, catalog (what `fanlight weights` knows by name) or any"
+        " reference.",
+    )
+    ram_bytes: int = Field(
+        0, ge=0, description="The most bytes of models that stay in RAM. 0: a part of what the machine has."
+    )
+    vram_bytes: int = Field(
+        0, ge=0, description="The most bytes of models that stay on a GPU. 0: a part of what it has."
+    )
+    safety_checker: Safety = Field(
+        Safety.OFF,
+        description="For requests that do not say: off, flag, blur or block. Its model is loaded only when on.",
+    )
+    safety_checker_folder: Path | None = Field(
+        None, description="The safety checker in diffusers' layout, with safetensors. Empty: there is none."
     )
     max_pixels: int = Field(1024 * 1024, ge=1, description="The most pixels that a picture may have.")
     max_picture_bytes: int = Field(

@@ -97,6 +97,8 @@ class Generation:
     start: Start | None = None
     controls: tuple[Control, ...] = ()
     guess_mode: bool = False
+    # How the pictures came to the size: crop, stretch or pad.
+    resize: str = ""
     # Those of the prompt's `<lora:name:weight>` too.
     loras: tuple[LoraUse, ...] = ()
     # None: the checkpoint's own.
@@ -109,6 +111,8 @@ class Generation:
     # Of WebP and JPEG; WebP with 100 is lossless.
     quality: int = 90
     safety: Safety = Safety.OFF
+    # sha256 of the encoded pictures that came with the request, by field.
+    pictures: tuple[tuple[str, str], ...] = ()
     preview_every_steps: int = 0
     # The same device gives the same bits every time.
     strict: bool = False

@@ -1,58 +1,95 @@
 """What this service tells about its models and finished pictures, as protobuf messages."""
 
-from collections.abc import Container
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from fanlight.diffusion.v1 import diffusion_pb2
-from services.diffusion.generation import Generation
+from services.diffusion.generation import Control, Generation
 from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
-from services.diffusion.parse import CONTROLNET, PIPELINES, TEXT2IMG, size_step_px
-from services.diffusion.schedulers.names import SCHEDULERS
+from services.diffusion.models.entries import CheckpointEntry, Entry
+from services.diffusion.models.folders import checkpoint_entry
+from services.diffusion.models.library import Residency
+from services.diffusion.parse.pipelines import pipelines_of
+from services.diffusion.parse.sizes import size_step_px
+from services.diffusion.provenance import KINDS
+from services.diffusion.remote import RemoteModel
+from services.diffusion.schedulers.names import CLASSES, NOISE_SCHEDULES, SHORT_NAMES
 
 _Model = diffusion_pb2.Model
+_RESIDENCIES = {
+    Residency.DISK: _Model.RESIDENCY_DISK,
+    Residency.RAM: _Model.RESIDENCY_RAM,
+    Residency.VRAM: _Model.RESIDENCY_VRAM,
+}
 
 
-def models_to_proto(catalogue: Catalogue, *, held: Container[object], on_gpu: bool) -> list[_Model]:
-    """`held`: the entries of the models in memory."""
-    models = [_checkpoint(entry, catalogue) for entry in catalogue.checkpoints]
-    models += [_controlnet(entry, catalogue) for entry in catalogue.controlnets]
-    in_memory = _Model.RESIDENCY_VRAM if on_gpu else _Model.RESIDENCY_RAM
-    for entry, model in zip(catalogue.entries, models, strict=True):
-        model.residency = in_memory if entry in held else _Model.RESIDENCY_DISK
-    return models
+def models_to_proto(
+    catalogue: Catalogue,
+    *,
+    residency_of: Callable[[Entry], Residency] = lambda entry: Residency.DISK,
+    digest_of: Callable[[Entry], str] = lambda entry: "",
+    remote: Iterable[RemoteModel] = (),
+) -> list[_Model]:
+    """`digest_of`: sha256, empty where it is not known yet. `remote`: what could be fetched."""
+    models = []
+    for entry in catalogue.entries:
+        model = _Model(
+            id=entry.id,
+            kind=KINDS[type(entry)],
+            size_bytes=entry.size_bytes,
+            licence=entry.licence,
+            family=catalogue.family_of(entry),
+            residency=_RESIDENCIES[residency_of(entry)],
+            sha256=digest_of(entry),
+        )
+        if isinstance(entry, CheckpointEntry):
+            _tell_checkpoint(model, entry, catalogue)
+        models.append(model)
+    return [*models, *(_remote(model, catalogue.default_id) for model in remote)]
 
 
-def _checkpoint(entry: CheckpointEntry, catalogue: Catalogue) -> _Model:
-    return _Model(
-        id=entry.id,
-        kind="checkpoint",
-        is_default=entry == catalogue.default(),
-        size_bytes=entry.size_bytes,
-        licence=entry.licence,
-        pipelines=PIPELINES if catalogue.controlnets_of(entry) else [TEXT2IMG],
-        width_px=entry.width_px,
-        height_px=entry.height_px,
-        size_step_px=size_step_px(entry),
-        family=catalogue.family(entry.shape),
-        schedulers=list(SCHEDULERS),
+def _remote(model: RemoteModel, default_id: str) -> _Model:
+    told = _Model(
+        id=model.id,
+        kind=model.kind,
+        size_bytes=model.size_bytes,
+        licence=model.licence,
+        family=model.family,
+        residency=_Model.RESIDENCY_DISK if model.is_held else _Model.RESIDENCY_REMOTE,
+        is_default=model.kind == "checkpoint" and model.id == default_id,
     )
+    if model.recipe is not None:
+        likely = checkpoint_entry(Path(model.id), model.recipe, model.size_bytes)
+        told.pipelines[:] = pipelines_of(likely, has_controlnets=True)
+        told.width_px, told.height_px, told.size_step_px = likely.width_px, likely.height_px, size_step_px(likely)
+        told.schedulers[:] = scheduler_names()
+    return told
 
 
-def _controlnet(entry: ControlNetEntry, catalogue: Catalogue) -> _Model:
-    return _Model(
-        id=entry.id,
-        kind="controlnet",
-        size_bytes=entry.size_bytes,
-        licence=entry.licence,
-        family=catalogue.family(entry.shape),
-    )
+def scheduler_names() -> list[str]:
+    """What a client may choose from. A1111's names, and other cases, are understood as well."""
+    follow = [
+        f"{name}_{schedule}"
+        for name, known in SHORT_NAMES.items()
+        for schedule in NOISE_SCHEDULES
+        if schedule in CLASSES[known.cls][1]
+    ]
+    return [*SHORT_NAMES, *follow, *CLASSES]
+
+
+def _tell_checkpoint(model: _Model, entry: CheckpointEntry, catalogue: Catalogue) -> None:
+    model.is_default = entry is catalogue.default_or_none()
+    model.pipelines[:] = pipelines_of(entry, has_controlnets=bool(catalogue.controlnets_of(entry)))
+    model.width_px, model.height_px = entry.width_px, entry.height_px
+    model.size_step_px = size_step_px(entry)
+    model.schedulers[:] = scheduler_names()
 
 
 def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:
-    """The request with everything filled in; without pictures."""
-    return diffusion_pb2.GenerateRequest(
+    """The request with everything filled in; without pictures. LoRAs of the prompt are among the others."""
+    effective = diffusion_pb2.GenerateRequest(
         model=generation.checkpoint.id,
-        pipeline=CONTROLNET if generation.controls else TEXT2IMG,
+        pipeline=generation.pipeline,
         prompt=generation.prompt,
         negative_prompt=generation.negative_prompt,
         width_px=generation.width_px,
@@ -60,12 +97,31 @@ def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:
         steps=generation.steps,
         guidance_scale=generation.guidance_scale,
         scheduler=generation.scheduler,
+        noise_schedule=generation.noise_schedule,
+        eta=generation.eta,
         seed=generation.seed,
-        controls=[
-            diffusion_pb2.Control(
-                controlnet=control.controlnet.id, scale=control.scale, start=control.start, end=control.end
-            )
-            for control in generation.controls
+        controls=[_control(control) for control in generation.controls],
+        guess_mode=generation.guess_mode,
+        resize=generation.resize,
+        loras=[
+            diffusion_pb2.LoraUse(model=use.entry.id, weight=use.unet_weight, text_encoder_weight=use.text_weight)
+            for use in generation.loras
         ],
+        vae=generation.vae.id if generation.vae else "",
+        embeddings=[entry.id for entry in generation.embeddings],
+        clip_skip=generation.clip_skip,
+        format=generation.format,
+        quality=generation.quality,
+        safety_checker=generation.safety,
         preview_every_steps=generation.preview_every_steps,
+        strict=generation.strict,
+    )
+    if generation.start is not None:
+        effective.strength = generation.start.strength
+    return effective
+
+
+def _control(control: Control) -> diffusion_pb2.Control:
+    return diffusion_pb2.Control(
+        controlnet=control.controlnet.id, scale=control.scale, start=control.start, end=control.end
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.diffusion.engine.ports import Advance, Progress
+from services.diffusion.engine.ports import Advance, Finished, Progress
 from services.diffusion.generation import Generation
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 
@@ -41,9 +41,9 @@ class FakeStudio:
             raise self.batch_errors.pop(0)
         return [self._advanced(canvas) for canvas in canvases]
 
-    def finish(self, canvas: FakeCanvas) -> np.ndarray:
+    def finish(self, canvas: FakeCanvas) -> Finished:
         size = (canvas.generation.height_px, canvas.generation.width_px, 3)
-        return np.zeros(size, dtype=np.uint8)
+        return Finished(pixels=np.zeros(size, dtype=np.uint8), device="cpu", dtype="float32")
 
     def _advanced(self, canvas: FakeCanvas) -> Advance:
         canvas.step += 1

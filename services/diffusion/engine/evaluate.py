@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from services.diffusion.engine.controls import ControlRow, looking_at_conditions
 from services.diffusion.engine.rows import Row
 from services.diffusion.prompt.encode import Conditioning
 from services.diffusion.prompt.time_ids import time_ids
@@ -64,7 +65,7 @@ def _together(rows: Sequence[Row]) -> list[Tensor]:
     inputs = _inputs(rows)
     residuals = _residuals(rows, inputs)
     said: Tensor = rows[0].checkpoint.unet(
-        inputs.sample,
+        _with_beside(rows, inputs.sample),
         inputs.timesteps,
         encoder_hidden_states=inputs.words,
         added_cond_kwargs=inputs.added,
@@ -91,6 +92,14 @@ def _inputs(rows: Sequence[Row]) -> Inputs:
     return Inputs(torch.cat([sample] * halves), torch.cat([timesteps] * halves), words, _added_cond(rows, prompts))
 
 
+def _with_beside(rows: Sequence[Row], sample: Tensor) -> Tensor:
+    """What a UNet made for inpainting takes; ControlNets take the latents alone."""
+    beside = [row.beside for row in rows if row.beside is not None]
+    if not beside:
+        return sample
+    return torch.cat([sample, torch.cat(beside * (len(sample) // len(rows)))], dim=1)
+
+
 def _added_cond(rows: Sequence[Row], prompts: Sequence[Conditioning]) -> dict[str, Tensor] | None:
     """`prompts`: the negative ones first, as in Inputs."""
     pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
@@ -105,35 +114,56 @@ def _residuals(rows: Sequence[Row], inputs: Inputs) -> Residuals | None:
     """The sum of all ControlNets' residuals; None where none conditions this evaluation."""
     scales = [row.control_scales() for row in rows]
     total: Residuals | None = None
-    for number, control in enumerate(rows[0].controls):
+    for number in range(len(rows[0].controls)):
         net_scales = [row_scales[number] for row_scales in scales]
         if any(net_scales):
-            conditions = [row.controls[number].condition for row in rows]
-            total = _added(total, _one_net(control.net, conditions, net_scales, inputs))
+            total = _added(total, _one_net([row.controls[number] for row in rows], net_scales, inputs))
     return total
 
 
-def _one_net(net: Any, conditions: list[Tensor], scales: list[float], inputs: Inputs) -> Residuals:
+def _one_net(controls: list[ControlRow], scales: list[float], inputs: Inputs) -> Residuals:
     """One ControlNet for those places of the batch that it conditions now; the others get zeros."""
-    halves = len(inputs.sample) // len(scales)
-    # A net that pools its residuals globally, such as shuffle, conditions the prompt's half alone.
-    wanted = [halves - 1] if net.config.global_pool_conditions else range(halves)
-    places = [(half, row) for half in wanted for row, scale in enumerate(scales) if scale]
-    at = torch.tensor([half * len(scales) + row for half, row in places], device=inputs.sample.device)
-    scale = torch.tensor([scales[row] for _, row in places], device=inputs.sample.device, dtype=inputs.sample.dtype)
+    net, count, last_half = controls[0].net, len(controls), len(inputs.sample) // len(controls) - 1
+    places = [
+        (half, row)
+        for half in range(last_half + 1)
+        for row, scale in enumerate(scales)
+        if scale and (half == last_half or not controls[row].is_one_sided)
+    ]
+    at = torch.tensor([half * count + row for half, row in places], device=inputs.sample.device)
     here = inputs.at(at)
-    down, middle = net(
-        here.sample,
-        here.timesteps,
-        encoder_hidden_states=here.words,
-        added_cond_kwargs=here.added,
-        controlnet_cond=torch.cat([conditions[row] for _, row in places]),
-        conditioning_scale=scale.view(-1, 1, 1, 1),
-        return_dict=False,
-    )
+    with looking_at_conditions(net):
+        down, middle = net(
+            here.sample,
+            here.timesteps,
+            encoder_hidden_states=here.words,
+            added_cond_kwargs=here.added,
+            controlnet_cond=torch.cat([controls[row].condition for _, row in places]),
+            conditioning_scale=_column(here.sample, [scales[row] for _, row in places]),
+            return_dict=False,
+        )
+    residuals = _graded(Residuals(list(down), middle), [controls[row].is_graded for _, row in places])
     if len(places) == len(inputs.sample):
-        return Residuals(list(down), middle)
-    return Residuals([_spread(part, at, len(inputs.sample)) for part in down], _spread(middle, at, len(inputs.sample)))
+        return residuals
+    total = len(inputs.sample)
+    return Residuals([_spread(part, at, total) for part in residuals.down], _spread(residuals.middle, at, total))
+
+
+def _graded(residuals: Residuals, is_graded: list[bool]) -> Residuals:
+    """From a tenth at the picture's own size to all in the middle, as in ControlNet's guess mode."""
+    if not any(is_graded):
+        return residuals
+    factors = torch.logspace(-1, 0, len(residuals.down) + 1).tolist()
+    down = [
+        part * _column(part, [factor if graded else 1.0 for graded in is_graded])
+        for part, factor in zip(residuals.down, factors[:-1], strict=True)
+    ]
+    return Residuals(down, residuals.middle)
+
+
+def _column(like: Tensor, values: list[float]) -> Tensor:
+    """(len(values), 1, 1, 1), to multiply a batch by."""
+    return like.new_tensor(values).view(-1, 1, 1, 1)
 
 
 def _spread(part: Tensor, at: Tensor, count: int) -> Tensor:

@@ -13,6 +13,8 @@ class BatchKey:
     width_px: int
     height_px: int
     controlnets: tuple[str, ...]
+    # Those that change the UNet.
+    loras: tuple[tuple[str, float], ...]
     is_guided: bool
     # Set for a picture that shares with none.
     alone: int | None = None
@@ -25,6 +27,7 @@ def key_of(generation: Generation, *, number: int) -> BatchKey:
         width_px=generation.width_px,
         height_px=generation.height_px,
         controlnets=tuple(control.controlnet.id for control in generation.controls),
+        loras=tuple(sorted((use.entry.id, use.unet_weight) for use in generation.loras if use.unet_weight)),
         is_guided=generation.is_guided,
-        alone=number if generation.alone else None,
+        alone=number if generation.alone or generation.strict else None,
     )

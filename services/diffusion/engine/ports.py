@@ -22,8 +22,17 @@ Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Painting:
+class Finished:
+    """What the device made. `nsfw`: None where nobody asked; `device` and `dtype` as torch calls them."""
+
     pixels: Pixels
+    nsfw: bool | None = None
+    device: str = ""
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Painting(Finished):
     # Name and seconds of each stretch of the work.
     spans: tuple[tuple[str, float], ...]
 
@@ -57,4 +66,4 @@ class Studio(Protocol):
         """One evaluation for pictures of one BatchKey, in order."""
         ...
 
-    def finish(self, canvas: Canvas) -> Pixels: ...
+    def finish(self, canvas: Canvas) -> Finished: ...

@@ -7,52 +7,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.diffusion.generation import Control, Generation
+from services.diffusion.engine.beginning import begin, first_step, latent_shape
+from services.diffusion.engine.controls import ControlRow
+from services.diffusion.generation import Generation
 from services.diffusion.models.loading import Checkpoint
-from services.diffusion.pictures.control import to_condition
-from services.diffusion.prompt.encode import Conditioning, encode_one, encode_pair
+from services.diffusion.prompt.encode import Conditioning
 from services.diffusion.schedulers.make import make_scheduler
 from services.kernel.errors import InvalidField
-
-
-class ControlRow:
-    """One ControlNet's part in one picture."""
-
-    def __init__(self, control: Control, net: Any, checkpoint: Checkpoint) -> None:
-        self.net = net
-        self.condition = to_condition(control.image).to(checkpoint.device, checkpoint.dtype)
-        self._control = control
-
-    def scale_at(self, index: int, count: int) -> float:
-        """How strongly it conditions evaluation `index` of `count`; 0 outside of its start and end."""
-        control = self._control
-        if index / count < control.start or (index + 1) / count > control.end:
-            return 0.0
-        return control.scale
 
 
 class Row:
     """Latents (1, C, H/f, W/f) and what leads them from noise to a picture; changed by `advance` alone."""
 
-    def __init__(self, generation: Generation, checkpoint: Checkpoint, nets: list[Any]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        checkpoint: Checkpoint,
+        prompts: tuple[Conditioning, Conditioning | None],
+        controls: list[ControlRow],
+    ) -> None:
+        """`prompts`: the prompt, and with guidance the negative one."""
         self.generation = generation
         self.checkpoint = checkpoint
-        self.wanted, self.unwanted = _encode(generation, checkpoint)
-        self.controls = [
-            ControlRow(control, net, checkpoint) for control, net in zip(generation.controls, nets, strict=True)
-        ]
+        self.wanted, self.unwanted = prompts
+        self.controls = controls
         self._scheduler = _scheduler(generation, checkpoint)
-        self._generator = torch.Generator("cpu").manual_seed(generation.seed)
-        self._extras = _step_extras(self._scheduler, self._generator)
+        self._timesteps = _timesteps(self._scheduler, generation)
+        generator = torch.Generator("cpu").manual_seed(generation.seed)
+        self._extras = _step_extras(self._scheduler, generator, generation.eta)
         self.index = 0
-        self.latents = self._noise()
+        beginning = begin(generation, checkpoint, self._scheduler, self._timesteps[0], generator)
+        self.latents = beginning.latents
+        # What the UNet takes beside the latents, (1, more channels, H/f, W/f).
+        self.beside = beginning.beside
+        self._kept = beginning.kept
         # The picture that the last evaluation was heading for; a preview shows it.
         self.expected = self.latents
 
     @property
     def evaluations(self) -> int:
         """How often the model is asked in all: some schedulers ask twice a step."""
-        return len(self._scheduler.timesteps)
+        return len(self._timesteps)
 
     @property
     def is_finished(self) -> bool:
@@ -60,8 +55,7 @@ class Row:
 
     @property
     def timestep(self) -> Tensor:
-        timestep: Tensor = self._scheduler.timesteps[self.index]
-        return timestep
+        return self._timesteps[self.index]
 
     def model_input(self) -> Tensor:
         """The latents as the model wants them at this step; once before every `advance`."""
@@ -77,44 +71,48 @@ class Row:
         self.latents = step.prev_sample
         self.expected = _expected(self._scheduler, step)
         self.index += 1
+        if self._kept is not None:
+            upcoming = None if self.is_finished else self.timestep
+            self.latents = self._kept.put_back(self.latents, self._scheduler, upcoming)
 
     def is_sound(self) -> bool:
         return bool(torch.isfinite(self.latents).all())
-
-    def _noise(self) -> Tensor:
-        """From the picture's own CPU generator, so that a seed means the same on every device."""
-        entry = self.checkpoint.entry
-        factor = entry.shape.latent_factor
-        height, width = self.generation.height_px // factor, self.generation.width_px // factor
-        shape = (1, entry.shape.latent_channels, height, width)
-        noise = torch.randn(shape, generator=self._generator, dtype=self.checkpoint.dtype)
-        scaled: Tensor = noise.to(self.checkpoint.device) * self._scheduler.init_noise_sigma
-        return scaled
-
-
-def _encode(generation: Generation, checkpoint: Checkpoint) -> tuple[Conditioning, Conditioning | None]:
-    if generation.is_guided:
-        return encode_pair(checkpoint, generation.prompt, generation.negative_prompt)
-    return encode_one(checkpoint, generation.prompt), None
 
 
 def _scheduler(generation: Generation, checkpoint: Checkpoint) -> Any:
     config: Mapping[str, Any] = checkpoint.scheduler_config
     try:
-        return make_scheduler(generation.scheduler, config, steps=generation.steps, device=checkpoint.device)
+        return make_scheduler(
+            generation,
+            config,
+            shape=latent_shape(generation, checkpoint),
+            dtype=checkpoint.dtype,
+            device=checkpoint.device,
+        )
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise InvalidField(f"{generation.scheduler} cannot run {generation.steps} steps", field="steps") from error
 
 
-def _step_extras(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+def _timesteps(scheduler: Any, generation: Generation) -> Tensor:
+    """Those that are evaluated: img2img leaves the first ones out."""
+    first = first_step(generation) * scheduler.order
+    if generation.start is not None and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    timesteps: Tensor = scheduler.timesteps[first:]
+    return timesteps
+
+
+def _step_extras(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:
     """What this scheduler's `step` takes besides the usual."""
     takes = inspect.signature(scheduler.step).parameters
-    return {"generator": generator} if "generator" in takes else {}
+    return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in takes}
 
 
 def _expected(scheduler: Any, step: Any) -> Tensor:
     """The finished latents as this step expects them, where the scheduler tells; else the present ones."""
     told = getattr(step, "pred_original_sample", None)
+    if told is None:
+        told = getattr(step, "denoised", None)
     if told is None and str(scheduler.config.get("algorithm_type", "")).endswith("dpmsolver++"):
         told = scheduler.model_outputs[-1]
     expected: Tensor = step.prev_sample if told is None else told

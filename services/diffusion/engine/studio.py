@@ -5,34 +5,43 @@ from typing import cast
 
 import torch
 
+from services.diffusion.engine.controls import Conditions, control_rows
 from services.diffusion.engine.decode import check_sound, decode, preview
 from services.diffusion.engine.evaluate import predict
-from services.diffusion.engine.ports import Advance, Canvas, Progress
+from services.diffusion.engine.ports import Advance, Canvas, Finished, Progress
 from services.diffusion.engine.rows import Row
+from services.diffusion.engine.safety import SafetyChecker
 from services.diffusion.engine.threads import Threads
-from services.diffusion.generation import Generation
+from services.diffusion.generation import Generation, Safety
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.library import Library
-from services.diffusion.pictures.png import Pixels, encode_png
+from services.diffusion.pictures.png import encode_png
+from services.diffusion.prompt.kept import Prompts
 from services.kernel.errors import FanlightError
 
 
 class TorchStudio:
-    def __init__(self, library: Library, *, threads: int) -> None:
+    def __init__(self, library: Library, *, threads: int, safety: SafetyChecker | None = None) -> None:
         """`threads`: 0 chooses by the work, see `Threads`."""
+        self._safety = safety or SafetyChecker(None)
         self._library = library
         self._threads = Threads(threads)
+        self._prompts = Prompts()
+        self._conditions = Conditions()
 
     def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
-        self._library.checkpoint(checkpoint)
-        for controlnet in controlnets:
-            self._library.controlnet(controlnet)
+        self._library.checkpoint(checkpoint, controlnets)
 
     @torch.inference_mode()
     def begin(self, generation: Generation) -> Row:
-        checkpoint = self._library.checkpoint(generation.checkpoint)
+        checkpoint = self._library.assembled(generation)
         self._threads.suit(generation, checkpoint)
-        return Row(generation, checkpoint, [self._library.controlnet(each.controlnet) for each in generation.controls])
+        return Row(
+            generation,
+            checkpoint,
+            self._prompts.get(generation, checkpoint),
+            control_rows(generation, checkpoint, list(checkpoint.nets), self._conditions),
+        )
 
     @torch.inference_mode()
     def advance(self, canvases: Sequence[Canvas]) -> list[Advance]:
@@ -42,8 +51,14 @@ class TorchStudio:
         return [_advanced(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
 
     @torch.inference_mode()
-    def finish(self, canvas: Canvas) -> Pixels:
-        return decode(cast(Row, canvas))
+    def finish(self, canvas: Canvas) -> Finished:
+        row = cast(Row, canvas)
+        checkpoint = row.checkpoint
+        pixels = decode(row)
+        nsfw = None
+        if row.generation.safety is not Safety.OFF:
+            pixels, nsfw = self._safety.checked(pixels, row.generation.safety, checkpoint.device)
+        return Finished(pixels=pixels, nsfw=nsfw, device=self._library.device_name, dtype=str(checkpoint.dtype)[6:])
 
 
 def _advanced(row: Row, prediction: torch.Tensor) -> Advance:

@@ -3,9 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from services.diffusion.engine.ports import Canvas, Painting, Progress, Report
+from services.diffusion.engine.ports import Canvas, Finished, Painting, Progress, Report
 from services.diffusion.generation import Generation
-from services.diffusion.pictures.png import Pixels
 
 
 class Ticket:
@@ -37,6 +36,13 @@ class Ticket:
         if not self.is_over:
             self.painting.set_exception(error)
 
-    def succeed(self, pixels: Pixels) -> None:
+    def succeed(self, finished: Finished) -> None:
         if not self.is_over:
-            self.painting.set_result(Painting(pixels=pixels, spans=tuple(self._spans)))
+            painting = Painting(
+                pixels=finished.pixels,
+                nsfw=finished.nsfw,
+                device=finished.device,
+                dtype=finished.dtype,
+                spans=tuple(self._spans),
+            )
+            self.painting.set_result(painting)

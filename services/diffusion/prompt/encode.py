@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from services.diffusion.models.loading import Checkpoint, TextPart
+from services.diffusion.prompt.syntax import read_prompt
+from services.diffusion.prompt.tokens import Part, to_parts
 from services.kernel.errors import InvalidField
-
-PARTS_LIMIT = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,50 +20,82 @@ class Conditioning:
     words: Tensor
     pooled: Tensor | None = None
 
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
-def encode_pair(checkpoint: Checkpoint, prompt: str, negative: str) -> tuple[Conditioning, Conditioning]:
+
+def encode_pair(
+    checkpoint: Checkpoint, prompt: str, negative: str, *, clip_skip: int = 1
+) -> tuple[Conditioning, Conditioning]:
     """The prompt and the negative one, of one length: the shorter is filled up with empty parts.
 
     Checkpoints that were trained with zeros for no prompt (SDXL base) get zeros for an empty negative one.
+    `clip_skip`: which layer counts from the end, 1 is the last one that the checkpoint was trained with.
     """
-    wanted, unwanted = (
-        [_parts(text, words, field) for text in checkpoint.texts]
-        for words, field in ((prompt, "prompt"), (negative, "negative_prompt"))
-    )
-    count = max(len(wanted[0]), len(unwanted[0]))
-    high, low = _encode(checkpoint, wanted, count), _encode(checkpoint, unwanted, count)
+    wanted, unwanted = _parts(checkpoint, prompt, "prompt"), _parts(checkpoint, negative, "negative_prompt")
+    count = max(len(parts) for parts in (*wanted, *unwanted))
+    high, low = (_encode(checkpoint, parts, count, clip_skip) for parts in (wanted, unwanted))
     if checkpoint.entry.zeroes_empty_negative and not negative:
         low = Conditioning(torch.zeros_like(low.words), None if low.pooled is None else torch.zeros_like(low.pooled))
     return high, low
 
 
-def encode_one(checkpoint: Checkpoint, prompt: str) -> Conditioning:
-    parts = [_parts(text, prompt, "prompt") for text in checkpoint.texts]
-    return _encode(checkpoint, parts, len(parts[0]))
+def encode_one(checkpoint: Checkpoint, prompt: str, *, clip_skip: int = 1) -> Conditioning:
+    parts = _parts(checkpoint, prompt, "prompt")
+    return _encode(checkpoint, parts, max(len(own) for own in parts), clip_skip)
 
 
-def _parts(text: TextPart, words: str, field: str) -> list[list[int]]:
-    """Token ids in parts that fit the encoder beside its two marks; at least one part, which may be empty."""
-    ids: list[int] = text.tokenizer(words, add_special_tokens=False, verbose=False).input_ids
-    room = text.positions - 2
-    if len(ids) > room * PARTS_LIMIT:
-        raise InvalidField(f"has {len(ids)} tokens; at most {room * PARTS_LIMIT} are taken", field=field)
-    return [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
+def _parts(checkpoint: Checkpoint, words: str, field: str) -> list[list[Part]]:
+    """For each text encoder its own."""
+    prompt = read_prompt(words, field)
+    return [to_parts(text, prompt, field) for text in checkpoint.texts]
 
 
-def _encode(checkpoint: Checkpoint, parts: Sequence[list[list[int]]], count: int) -> Conditioning:
-    """`parts`: for each text encoder its own. Their states lie side by side; the last one's pooled vector counts."""
+def _encode(checkpoint: Checkpoint, parts: Sequence[list[Part]], count: int, clip_skip: int) -> Conditioning:
+    """The encoders' states lie side by side; the last one's pooled vector counts."""
     states: list[Tensor] = []
     pooled: Tensor | None = None
     for text, own in zip(checkpoint.texts, parts, strict=True):
-        filled = own + [[]] * (count - len(own))
-        ids = torch.tensor([_marked(text, part) for part in filled], device=checkpoint.device)
-        said = text.encoder(ids, output_hidden_states=text.is_penultimate)
-        state: Tensor = said.hidden_states[-2] if text.is_penultimate else said.last_hidden_state
+        filled = own + [Part([], [])] * (count - len(own))
+        ids = torch.tensor([_marked(text, part.ids) for part in filled], device=checkpoint.device)
+        said = text.encoder(ids, output_hidden_states=True)
+        state = _weighted(_state(text, said, clip_skip), filled)
         states.append(state.reshape(1, -1, state.shape[-1]))
         # Of a prompt in several parts the first one's vector counts, as in A1111.
         pooled = said.text_embeds[:1].to(checkpoint.dtype) if text.is_pooled else pooled
     return Conditioning(torch.cat(states, dim=-1).to(checkpoint.dtype), pooled)
+
+
+def _state(text: TextPart, said: Any, clip_skip: int) -> Tensor:
+    """(parts, L, C) of the layer that counts; of earlier ones than the last, SD takes the normalised states."""
+    layer = clip_skip + 1 if text.is_penultimate else clip_skip
+    if layer >= len(said.hidden_states):
+        raise InvalidField(
+            f"is {clip_skip}; the text encoder has {len(said.hidden_states) - 1} layers", field="clip_skip"
+        )
+    if layer == 1:
+        last: Tensor = said.last_hidden_state
+        return last
+    state: Tensor = said.hidden_states[-layer]
+    if text.is_penultimate:
+        return state
+    normalised: Tensor = text.encoder.final_layer_norm(state)
+    return normalised
+
+
+def _weighted(states: Tensor, parts: Sequence[Part]) -> Tensor:
+    """Each token's state times its weight, then each part's mean as it was, as A1111 does."""
+    weighted = []
+    for state, part in zip(states, parts, strict=True):
+        if not part.is_weighted:
+            weighted.append(state)
+            continue
+        column = state.new_ones(len(state), 1)
+        column[1 : 1 + len(part.ids), 0] = state.new_tensor(part.weights)
+        scaled = state * column
+        weighted.append(scaled * (state.mean() / scaled.mean()))
+    return torch.stack(weighted)
 
 
 def _marked(text: TextPart, part: list[int]) -> list[int]:

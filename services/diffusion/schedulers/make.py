@@ -1,28 +1,41 @@
 """Schedulers from their names and a checkpoint's config. A scheduler keeps state: one picture, one scheduler."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
-from services.diffusion.schedulers.names import SCHEDULERS
+import torch
+
+from services.diffusion.generation import Generation
+from services.diffusion.schedulers.brownian import BrownianNoise
+from services.diffusion.schedulers.classes import scheduler_class
+from services.diffusion.schedulers.names import CLASSES, NOISE_SCHEDULES, SCHEDULERS
 
 
 def base_config(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of the checkpoint's own scheduler, with its class's defaults filled in where the class is known."""
-    known = SCHEDULERS.get(saved.get("_class_name", ""))
-    if known is None:
+    name = saved.get("_class_name", "")
+    if name not in CLASSES:
         return saved
-    config: Mapping[str, Any] = _class(known.module, known.cls).from_config(dict(saved)).config
+    config: Mapping[str, Any] = scheduler_class(name).from_config(dict(saved)).config
     return config
 
 
-def make_scheduler(name: str, config: Mapping[str, Any], *, steps: int, device: Any) -> Any:
-    """A fresh scheduler, set to so many steps; its prediction type and noise are the checkpoint's."""
-    known = SCHEDULERS[name]
-    scheduler = _class(known.module, known.cls).from_config(config, **known.options)
-    scheduler.set_timesteps(steps, device=device)
+def make_scheduler(
+    generation: Generation,
+    config: Mapping[str, Any],
+    *,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """A fresh scheduler, set to the generation's steps; its prediction type and noise are the checkpoint's.
+
+    `shape`: of the latents.
+    """
+    known = SCHEDULERS[generation.scheduler]
+    schedule = NOISE_SCHEDULES.get(generation.noise_schedule, {})
+    scheduler = scheduler_class(known.cls).from_config(config, **{**known.options, **schedule})
+    scheduler.set_timesteps(generation.steps, device=device)
+    if hasattr(scheduler, "noise_sampler"):
+        scheduler.noise_sampler = BrownianNoise(seed=generation.seed, shape=shape, dtype=dtype, device=device)
     return scheduler
-
-
-def _class(module: str, cls: str) -> Any:
-    return getattr(import_module(module), cls)

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from services.diffusion.generation import Control, Generation
-from services.diffusion.models.catalogue import Catalogue, scan
-from services.diffusion.parse import Parser
+from services.diffusion.models.catalogue import Catalogue
+from services.diffusion.models.scan import scan
+from services.diffusion.parse.parser import Parser
 from services.kernel.pictures import PictureLimits
 
 SIZE_PX = 64

@@ -100,4 +100,4 @@ def test_half_precision_as_on_a_gpu_paints(scheduler, asked, control, monkeypatc
     while not row.is_finished:
         assert studio.advance([row])[0].error is None
     assert row.latents.dtype == torch.float16
-    assert studio.finish(row).shape == (64, 64, 3)
+    assert studio.finish(row).pixels.shape == (64, 64, 3)

@@ -1,0 +1,40 @@
+"""Encoded prompts, kept: a job's pictures, and everybody's usual negative prompt, are encoded once."""
+
+from services.diffusion.engine.byte_cache import ByteCache
+from services.diffusion.generation import Generation
+from services.diffusion.models.loading import Checkpoint
+from services.diffusion.prompt.encode import Conditioning, encode_one, encode_pair
+
+PROMPTS_LIMIT_BYTES = 64 * 2**20
+
+Pair = tuple[Conditioning, Conditioning | None]
+
+
+class Prompts:
+    """For the device thread."""
+
+    def __init__(self) -> None:
+        self._cache: ByteCache[Pair] = ByteCache(limit_bytes=PROMPTS_LIMIT_BYTES, size_of=_size_bytes)
+
+    def get(self, generation: Generation, checkpoint: Checkpoint) -> Pair:
+        """`checkpoint`: assembled for the generation. Without guidance the negative prompt is not looked at."""
+        key = (
+            generation.checkpoint,
+            tuple((use.entry, use.text_weight) for use in generation.loras),
+            generation.embeddings,
+            generation.clip_skip,
+            generation.prompt,
+            generation.negative_prompt if generation.is_guided else None,
+        )
+        return self._cache.get(key, lambda: _encode(generation, checkpoint))
+
+
+def _encode(generation: Generation, checkpoint: Checkpoint) -> Pair:
+    skip = generation.clip_skip
+    if generation.is_guided:
+        return encode_pair(checkpoint, generation.prompt, generation.negative_prompt, clip_skip=skip)
+    return encode_one(checkpoint, generation.prompt, clip_skip=skip), None
+
+
+def _size_bytes(pair: Pair) -> int:
+    return sum(each.nbytes for each in pair if each is not None)
