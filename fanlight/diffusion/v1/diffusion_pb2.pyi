@@ -360,6 +360,7 @@ class GenerateResponse(google.protobuf.message.Message):
     PREVIEW_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
     DONE_FIELD_NUMBER: builtins.int
+    FETCH_FIELD_NUMBER: builtins.int
     @property
     def queued(self) -> Global___Queued: ...
     @property
@@ -370,6 +371,10 @@ class GenerateResponse(google.protobuf.message.Message):
     def image(self) -> Global___Image: ...
     @property
     def done(self) -> Global___Done: ...
+    @property
+    def fetch(self) -> fanlight.common.v1.common_pb2.FetchProgress:
+        """While weights that the request names are fetched, before `queued`."""
+
     def __init__(
         self,
         *,
@@ -378,10 +383,11 @@ class GenerateResponse(google.protobuf.message.Message):
         preview: Global___Preview | None = ...,
         image: Global___Image | None = ...,
         done: Global___Done | None = ...,
+        fetch: fanlight.common.v1.common_pb2.FetchProgress | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["done", b"done", "event", b"event", "image", b"image", "preview", b"preview", "queued", b"queued", "step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["done", b"done", "event", b"event", "image", b"image", "preview", b"preview", "queued", b"queued", "step", b"step"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "step", "preview", "image", "done"] | None: ...
+    def HasField(self, field_name: typing.Literal["done", b"done", "event", b"event", "fetch", b"fetch", "image", b"image", "preview", b"preview", "queued", b"queued", "step", b"step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["done", b"done", "event", b"event", "fetch", b"fetch", "image", b"image", "preview", b"preview", "queued", b"queued", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "step", "preview", "image", "done", "fetch"] | None: ...
 
 Global___GenerateResponse: typing_extensions.TypeAlias = GenerateResponse
 
