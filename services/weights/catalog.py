@@ -13,7 +13,15 @@ from typing import Any
 
 from services.kernel.errors import FailedPrecondition, NotFound
 from services.weights import packaged
-from services.weights.manifest import Manifest, TensorTable, WeightFile, file_from_json, with_tables
+from services.weights.manifest import (
+    Manifest,
+    Packed,
+    TensorTable,
+    WeightFile,
+    file_from_json,
+    with_packed,
+    with_tables,
+)
 from services.weights.references import AirRef, CatalogRef, HubRef, Reference, parse
 
 MAX_CATALOG_BYTES = 256 * 1024 * 1024
@@ -27,6 +35,12 @@ class Catalog:
     aliases: Mapping[str, str] = field(default_factory=dict)
     profiles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tables: Mapping[str, TensorTable] = field(default_factory=dict)
+    # The packed form of files, by sha256.
+    packed: Mapping[str, Packed] = field(default_factory=dict)
+
+    def under(self, over: "Catalog") -> "Catalog":
+        """This catalog with another one over it, which wins where both have a name."""
+        return _join(self, over)
 
     def find(self, reference: Reference) -> Manifest | None:
         """The entry for exactly this reference, or None; a revision that is not the entry's pin is not the entry."""
@@ -94,14 +108,20 @@ def _is_json(name: str) -> bool:
 
 
 def _join(under: Catalog, over: Catalog) -> Catalog:
-    tables = {**under.tables, **over.tables}
+    tables, packed = {**under.tables, **over.tables}, {**under.packed, **over.packed}
     entries = {**under.entries, **over.entries}
     return Catalog(
-        entries={name: with_tables(entry, tables) for name, entry in entries.items()},
+        entries={name: with_packed(with_tables(entry, tables), packed) for name, entry in entries.items()},
         aliases={**under.aliases, **over.aliases},
         profiles={**under.profiles, **over.profiles},
         tables=tables,
+        packed=packed,
     )
+
+
+def catalog_of(document: Mapping[str, Any]) -> Catalog:
+    """One catalog file's content. KeyError, TypeError, ValueError, FanlightError where it is malformed."""
+    return _merge([document])
 
 
 def _merge(documents: Iterable[Mapping[str, Any]]) -> Catalog:
@@ -109,13 +129,16 @@ def _merge(documents: Iterable[Mapping[str, Any]]) -> Catalog:
     aliases: dict[str, str] = {}
     profiles: dict[str, tuple[str, ...]] = {}
     tables: dict[str, TensorTable] = {}
+    packed: dict[str, Packed] = {}
     for document in documents:
         for row in document.get("entries", ()):
             entries[row["name"]] = _entry(row)
             aliases.update((alias, row["name"]) for alias in row.get("aliases", ()))
         profiles.update((name, tuple(names)) for name, names in document.get("profiles", {}).items())
         tables.update((sha, TensorTable.from_json(t)) for sha, t in document.get("tensor_tables", {}).items())
-    return _join(Catalog(), Catalog(entries=entries, aliases=aliases, profiles=profiles, tables=tables))
+        packed.update((sha, Packed.from_json(p)) for sha, p in document.get("packed", {}).items())
+    made = Catalog(entries=entries, aliases=aliases, profiles=profiles, tables=tables, packed=packed)
+    return _join(Catalog(), made)
 
 
 def _entry(row: Mapping[str, Any]) -> Manifest:

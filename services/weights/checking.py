@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Protocol
 
 from services.weights.chunks import Span
 from services.weights.digesting import Digested, FileDigests
@@ -9,6 +10,16 @@ from services.weights.partial import Partial
 from services.weights.targets import Digest, Tools
 
 STEP_BYTES = 8 * 1024 * 1024
+
+
+class Following(Protocol):
+    """What goes along behind a download, and says at its end whether the bytes are right."""
+
+    def advance(self) -> None: ...
+
+    async def finish(self) -> Digested | None: ...
+
+    async def stop(self) -> None: ...
 
 
 class Follower:

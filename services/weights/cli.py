@@ -18,7 +18,10 @@ from rich.table import Table
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.errors import FanlightError
+from services.weights.destinations import destination
 from services.weights.plan import LINK_RATES_MBPS, report
+from services.weights.publishing import Published
+from services.weights.publishing import publish as publish_models
 from services.weights.settings import WeightsSettings
 from services.weights.store import Fetched, WeightStore
 from services.weights.targets import Progress
@@ -251,6 +254,34 @@ def digests(names: Names, folder: Dir = None) -> None:
         return {"tensor_tables": {sha: table.to_json() for sha, table in tables.items()}}
 
     _print(_run(lambda store: store.run(each, store), folder))
+
+
+@app.command()
+def publish(
+    names: Names,
+    to: Annotated[str, typer.Option("--to", help="A folder such as ./mirror, or s3://BUCKET/PREFIX.")],
+    as_json: Json = False,
+    folder: Dir = None,
+) -> None:
+    """Write held models to a mirror, packed without loss; other nodes name it in FANLIGHT_WEIGHTS_MIRRORS."""
+
+    async def work(store: WeightStore) -> Published:
+        place = destination(to, load(WeightsSettings), asyncio.get_running_loop())
+        done: Published = await store.run(publish_models, store.objects, names, place)
+        return done
+
+    done = _run(work, folder)
+    row = {
+        "names": list(done.names),
+        "bytes": done.size_bytes,
+        "mirror_bytes": done.mirror_bytes,
+        "written_bytes": done.written_bytes,
+    }
+    if as_json:
+        _print(row)
+    else:
+        share = done.mirror_bytes / max(1, done.size_bytes)
+        print(f"{', '.join(done.names)}: {done.size_bytes:,} bytes as {done.mirror_bytes:,} ({share:.3f})")
 
 
 @app.command()

@@ -19,11 +19,8 @@ from services.weights.tensors import canonical_header
 
 def layout_of(item: PlannedFile) -> Layout:
     """What of the source must be fetched for the file: its missing tensors, and its header where it is rebuilt."""
-    assert item.file.tensors is not None
-    spans = [Span(t.begin, t.end) for t in item.missing]
-    if item.is_rebuilt:
-        spans.append(Span(0, item.file.tensors.header_bytes))
-    return of_spans(spans)
+    assert item.tensors is not None
+    return of_spans(item.wanted_spans)
 
 
 def digests_of(item: PlannedFile, layout: Layout) -> tuple[Digest, ...]:

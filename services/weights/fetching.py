@@ -1,13 +1,14 @@
 """From a planned file to objects in the store: small ones in one go, whole ones, and those made of tensors."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
+from services.kernel.logs import get_logger
 from services.weights import components
-from services.weights.chunks import Layout, Span
+from services.weights.chunks import Layout, Span, of_spans
 from services.weights.compose import compose, digests_of, layout_of
 from services.weights.digesting import Digested, FileDigests
 from services.weights.download import Download
@@ -17,11 +18,15 @@ from services.weights.locks import locked
 from services.weights.manifest import WeightFile
 from services.weights.objects import Objects
 from services.weights.pacing import backoff_s
+from services.weights.partial import Partial
 from services.weights.plan import Holdings, Plan, PlannedFile, make_plan
 from services.weights.resolve import Resolver
 from services.weights.selection import PLAIN_FILE, Wish
 from services.weights.targets import Digest, Downloaded, Progress, Target, Tools
 from services.weights.tensors import BadHeader, component_key
+from services.weights.unpacking import Unpacking
+
+log = get_logger()
 
 # Smaller files come in one answer, without ranges and without a part on disk.
 SMALL_BYTES = 1024 * 1024
@@ -34,6 +39,21 @@ class Placed:
 
     links: tuple[tuple[str, str], ...]
     downloaded_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unpacked:
+    """Bytes of a file that came in packed form, lying as `layout` says; `digested` where they are all of it."""
+
+    path: Path
+    layout: Layout
+    digested: Digested | None
+    downloaded_bytes: int
+
+    def as_downloaded(self, digested: Digested) -> Downloaded:
+        return Downloaded(
+            path=self.path, digested=digested, source=None, etag="", downloaded_bytes=self.downloaded_bytes
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,14 +87,14 @@ class Fetching:
             return None
         return Placed(links=((item.link, found),))
 
-    async def _urls(self, file: WeightFile) -> tuple[str, ...]:
-        if not file.sources:
-            raise FailedPrecondition(f"{file.path} is listed without a source", field="reference")
-        return tuple([await self.resolver.address(source) for source in file.sources])
+    async def _urls(self, sources: Sequence[str]) -> tuple[str, ...]:
+        if not sources:
+            raise FailedPrecondition("a file is listed without a source", field="reference")
+        return tuple([await self.resolver.address(source) for source in sources])
 
     async def _fetch_small(self, plan: Plan, item: PlannedFile, wish: Wish) -> Placed:
         failures: list[FanlightError] = []
-        for number, url in enumerate(await self._urls(item.file)):
+        for number, url in enumerate(await self._urls(item.file.sources)):
             try:
                 body, etag = await self._small_body(url, item.file)
             except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
@@ -113,11 +133,17 @@ class Fetching:
 
     async def _fetch_whole(self, plan: Plan, item: PlannedFile, wish: Wish, key: str) -> Placed:
         file = item.file
+        unpacked = await self._fetch_packed(plan, item, key)
+        if unpacked is not None and unpacked.digested is not None:
+            if unpacked.digested.sha256 == file.sha256:
+                return await self._keep(plan, item, wish, unpacked.as_downloaded(unpacked.digested))
+            log.warning("weights_mirror_wrong", path=file.path, sha256=unpacked.digested.sha256)
+            await self.tools.run(_discard, unpacked.path)
         target = Target(
             reference=plan.manifest.reference,
             path=file.path,
             key=key,
-            urls=await self._urls(file),
+            urls=await self._urls(file.sources),
             size_bytes=file.size_bytes if file.is_exact else None,
             sha256=file.sha256,
             digests=_chunk_digests(file),
@@ -129,8 +155,9 @@ class Fetching:
         file, digested = item.file, got.digested
         assert digested is not None
         sha256 = await self.tools.run(self._publish_whole, plan, item, got.path, digested)
-        source = file.sources[got.source]
-        await self.tools.run(self.objects.index.remember_source, source, sha256, got.etag)
+        if got.source is not None:
+            source = file.sources[got.source]
+            await self.tools.run(self.objects.index.remember_source, source, sha256, got.etag)
         parts = await self.tools.run(self._split, plan, replace(item, file=replace(file, sha256=digested.sha256)), wish)
         return Placed(links=parts or ((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
 
@@ -164,20 +191,71 @@ class Fetching:
         if not layout.size:
             sha256 = await self.tools.run(self._compose, item, None, layout)
             return Placed(links=((item.link, sha256),))
+        unpacked = await self._fetch_packed(plan, item, key)
+        try:
+            if unpacked is not None:
+                return await self._compose_from(item, unpacked.path, unpacked.layout, unpacked.downloaded_bytes)
+        except WrongBytes as error:
+            log.warning("weights_mirror_wrong", path=item.link, why=error.message)
         file = item.file
         target = Target(
             reference=plan.manifest.reference,
             path=item.link,
             key=key,
-            urls=await self._urls(file),
+            urls=await self._urls(file.sources),
             size_bytes=file.size_bytes if file.is_exact else None,
             segments=layout.segments,
             digests=digests_of(item, layout),
         )
         got = await Download(target, self.tools, self.report).run()
-        sha256 = await self.tools.run(self._compose, item, got.path, layout)
+        return await self._compose_from(item, got.path, layout, got.downloaded_bytes)
+
+    async def _compose_from(self, item: PlannedFile, fetched: Path, layout: Layout, downloaded_bytes: int) -> Placed:
+        try:
+            sha256 = await self.tools.run(self._compose, item, fetched, layout)
+        finally:
+            await self.tools.run(_discard, fetched)
+        return Placed(links=((item.link, sha256),), downloaded_bytes=downloaded_bytes)
+
+    async def _fetch_packed(self, plan: Plan, item: PlannedFile, key: str) -> "_Unpacked | None":
+        """The wanted bytes out of a mirror's packed form; None where no mirror gives them."""
+        packed, frames = item.file.packed, item.frames
+        if packed is None or not frames:
+            return None
+        places = of_spans(frame.packed for frame in frames)
+        is_whole = len(frames) == len(packed.frames)
+        target = Target(
+            reference=plan.manifest.reference,
+            path=item.link,
+            key=key,
+            urls=await self._urls(packed.sources),
+            size_bytes=packed.size_bytes,
+            segments=None if is_whole else places.segments,
+            digests=tuple(
+                Digest(span=Span(at, at + len(frame.packed)), sha256=frame.sha256)
+                for frame in frames
+                for at in [places.to_download(frame.packed.begin)]
+            ),
+            form=" packed",
+        )
+        out = self.objects.parts / f"{key}.raw"
+        is_safetensors = item.file.path.endswith(".safetensors") if is_whole else None
+
+        def follow(part: Partial) -> Unpacking:
+            return Unpacking(part, self.tools, frames, out, is_safetensors=is_safetensors)
+
+        await self.tools.run(self.objects.reserve, sum(len(frame.span) for frame in frames))
+        try:
+            got = await Download(target, self.tools, self.report, follow=follow).run()
+        except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
+            if not item.file.sources:
+                raise
+            log.warning("weights_mirror_failed", path=item.link, why=error.message)
+            await self.tools.run(_discard, out)
+            return None
         await self.tools.run(_discard, got.path)
-        return Placed(links=((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
+        layout = of_spans(frame.span for frame in frames)
+        return _Unpacked(path=out, layout=layout, digested=got.digested, downloaded_bytes=got.downloaded_bytes)
 
     def _compose(self, item: PlannedFile, packed: Path | None, layout: Layout) -> str:
         assert item.tensors is not None

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from services.kernel.errors import InvalidField
+from services.weights.chunks import Span
 from services.weights.references import is_safe_path
 
 MAX_FILES = 10_000
+MAX_FRAME_BYTES = 64 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -77,6 +79,43 @@ class ChunkDigests:
     sha256s: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Bytes of a file, and where their packed form lies in the packed file; the digest is the packed form's."""
+
+    span: Span
+    packed: Span
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A file in the smaller form of `packing`, at a mirror; its frames lie one behind the other in both."""
+
+    frames: tuple[Frame, ...]
+    sources: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return self.frames[-1].packed.end if self.frames else 0
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [[len(f.span), len(f.packed), f.sha256] for f in self.frames]
+        return {"sources": list(self.sources), "frames": rows}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        frames, at, packed_at = [], 0, 0
+        for size, packed_size, sha256 in data["frames"]:
+            if not 0 < size <= MAX_FRAME_BYTES or not 0 < packed_size <= 2 * MAX_FRAME_BYTES:
+                raise InvalidField(f"a frame of {size} bytes in {packed_size}", field="frames")
+            if not _SHA256.fullmatch(sha256):
+                raise InvalidField("a frame has a bad digest", field="frames")
+            frames.append(Frame(Span(at, at + size), Span(packed_at, packed_at + packed_size), sha256))
+            at, packed_at = at + size, packed_at + packed_size
+        return cls(frames=tuple(frames), sources=tuple(data["sources"]))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile:
     """One file. `size_bytes` is approximate, and never relied on, where `is_exact` is false."""
@@ -89,6 +128,7 @@ class WeightFile:
     is_exact: bool = True
     tensors: TensorTable | None = None
     chunks: ChunkDigests | None = None
+    packed: Packed | None = None
     # What the file is not needed for, in words; such a file is listed to be counted as skipped.
     skip: str = ""
 
@@ -157,6 +197,8 @@ def _file_to_json(file: WeightFile) -> dict[str, Any]:
         data["tensors"] = file.tensors.to_json()
     if file.chunks:
         data["chunks"] = {"bytes": file.chunks.chunk_bytes, "sha256": list(file.chunks.sha256s)}
+    if file.packed:
+        data["packed"] = file.packed.to_json()
     return data
 
 
@@ -172,6 +214,7 @@ def file_from_json(data: Mapping[str, Any]) -> WeightFile:
             is_exact=not data.get("approximate", False),
             tensors=TensorTable.from_json(data["tensors"]) if data.get("tensors") else None,
             chunks=ChunkDigests(chunk_bytes=int(chunks["bytes"]), sha256s=tuple(chunks["sha256"])) if chunks else None,
+            packed=Packed.from_json(data["packed"]) if data.get("packed") else None,
             skip=data.get("skip", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -200,3 +243,8 @@ def with_tables(manifest: Manifest, tables: Mapping[str, TensorTable]) -> Manife
     """The manifest with tensor digests put in for the files whose sha256 is in `tables`."""
     files = tuple(replace(f, tensors=tables.get(f.sha256)) if f.tensors is None else f for f in manifest.files)
     return replace(manifest, files=files)
+
+
+def with_packed(manifest: Manifest, packed: Mapping[str, Packed]) -> Manifest:
+    """The manifest with the packed form put in for the files whose sha256 is in `packed`."""
+    return replace(manifest, files=tuple(replace(f, packed=packed.get(f.sha256, f.packed)) for f in manifest.files))

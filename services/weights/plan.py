@@ -5,11 +5,13 @@ Pure: what a node holds and what a repository lists come in as values.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.weights import components
-from services.weights.manifest import Manifest, TensorEntry, WeightFile
+from services.weights.chunks import Span, merge
+from services.weights.manifest import Frame, Manifest, TensorEntry, WeightFile
+from services.weights.packing import covering
 from services.weights.selection import Choice, Wish, choose
 from services.weights.tensors import component_key
 
@@ -43,10 +45,25 @@ class PlannedFile:
     missing: tuple[TensorEntry, ...] = ()
     # The original file is made again, byte for byte, from its header and its tensors.
     is_rebuilt: bool = False
+    # What comes in packed form instead, from a mirror: frames of the file, fewer bytes than what they hold.
+    frames: tuple[Frame, ...] = ()
 
     @property
     def fetch_bytes(self) -> int:
+        if self.frames:
+            return sum(len(frame.packed) for frame in self.frames)
         return self.size_bytes - self.held_bytes
+
+    @property
+    def wanted_spans(self) -> list[Span]:
+        """What of the file must come over the link."""
+        if self.tensors is None:
+            return [Span(0, self.size_bytes)] if self.fetch_bytes else []
+        spans = [Span(t.begin, t.end) for t in self.missing]
+        if self.is_rebuilt:
+            assert self.file.tensors is not None
+            spans.append(Span(0, self.file.tensors.header_bytes))
+        return merge(spans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +75,10 @@ class SkippedBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What one manifest comes to; `fetch_bytes + held_bytes + skipped_bytes` are all bytes that it lists."""
+    """What one manifest comes to.
+
+    `fetch_bytes + held_bytes + skipped_bytes + packed_away_bytes` are all bytes that it lists.
+    """
 
     manifest: Manifest
     files: tuple[PlannedFile, ...]
@@ -71,6 +91,11 @@ class Plan:
     @property
     def held_bytes(self) -> int:
         return sum(f.held_bytes for f in self.files)
+
+    @property
+    def packed_away_bytes(self) -> int:
+        """What need not come because a mirror has it in packed form."""
+        return sum(f.size_bytes - f.held_bytes - f.fetch_bytes for f in self.files)
 
     @property
     def skipped_bytes(self) -> int:
@@ -86,7 +111,20 @@ def make_plan(manifest: Manifest, wish: Wish, holdings: Holdings) -> Plan:
             _plan_file(choice, wish, holdings, files, skipped)
         else:
             skipped.append(SkippedBytes(path=choice.file.path, size_bytes=choice.file.size_bytes, why=choice.why))
-    return Plan(manifest=manifest, files=tuple(_without_twins(files)), skipped=tuple(skipped))
+    files = [_packed(item) for item in _without_twins(files)]
+    return Plan(manifest=manifest, files=tuple(files), skipped=tuple(skipped))
+
+
+def _packed(item: PlannedFile) -> PlannedFile:
+    """In packed form, where a mirror has it so and that is less."""
+    packed = item.file.packed
+    if packed is None or not packed.sources or packed.frames[-1].span.end != item.file.size_bytes:
+        return item
+    wanted = covering([frame.span for frame in packed.frames], item.wanted_spans)
+    frames = tuple(packed.frames[number] for number in wanted)
+    if not frames or sum(len(frame.packed) for frame in frames) >= item.fetch_bytes:
+        return item
+    return replace(item, frames=frames, why=f"{item.why}; packed")
 
 
 def _plan_file(
@@ -234,6 +272,7 @@ def report(plans: Sequence[Plan]) -> dict[str, Any]:
         "fetch_bytes": fetch,
         "held_bytes": sum(p.held_bytes for p in plans),
         "skipped_bytes": sum(p.skipped_bytes for p in plans),
+        "packed_away_bytes": sum(p.packed_away_bytes for p in plans),
         "seconds": {str(rate): round(fetch * 8 / (rate * 1e6), 1) for rate in LINK_RATES_MBPS},
         "files": [_file_row(item) for plan in plans for item in plan.files],
         "skipped": [{"path": s.path, "bytes": s.size_bytes, "why": s.why} for plan in plans for s in plan.skipped],

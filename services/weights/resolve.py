@@ -55,6 +55,10 @@ class Resolver:
                 f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s
             ) from error
 
+    def add(self, catalog: Catalog) -> None:
+        """Know this catalog too; what is known already wins."""
+        self._catalog = catalog.under(self._catalog)
+
     def is_known(self, text: str) -> bool:
         """Whether no network is needed to tell what it is."""
         reference = parse(text)

@@ -23,6 +23,9 @@ class WeightsSettings(BaseSettings):
     retries: int = Field(8, ge=0, description="Failures in a row, without a byte between, before a source is left.")
     allow_pickle: bool = Field(False, description="Take pickles that no catalog entry pins by sha256.")
     catalog_dir: Path | None = Field(None, description="A folder of the operator's own catalog files (*.json).")
+    mirrors: str = Field(
+        "", description="Where `fanlight weights publish` has written, as https:// or s3:// addresses with commas."
+    )
     url_hosts: str = Field("", description="Hosts, with commas, that https:// references may name. Empty: any.")
     hf_endpoint: str = Field("https://huggingface.co", description="The hub that hf: references name.")
     hf_token: SecretStr | None = Field(None, description="Token for the hub; sent to no other host.")
@@ -43,6 +46,9 @@ class WeightsSettings(BaseSettings):
     @classmethod
     def _expanded(cls, value: Path) -> Path:
         return value.expanduser()
+
+    def mirror_bases(self) -> list[str]:
+        return [each.strip().rstrip("/") for each in self.mirrors.split(",") if each.strip()]
 
     def allows(self, host: str) -> bool:
         hosts = {each.strip().lower() for each in self.url_hosts.split(",") if each.strip()}

@@ -17,7 +17,8 @@ from services.weights.catalog import Catalog, shipped, with_folder
 from services.weights.errors import NotHeld
 from services.weights.fetching import Fetching, Placed
 from services.weights.inventory import HeldModel, held_models
-from services.weights.manifest import Manifest, WeightFile, with_tables
+from services.weights.manifest import Manifest, WeightFile, with_packed, with_tables
+from services.weights.mirrors import mirrored
 from services.weights.objects import Objects
 from services.weights.pacing import Pacer
 from services.weights.plan import Plan, PlannedFile, make_plan
@@ -59,6 +60,8 @@ class WeightStore:
         self._settings = settings
         self._tools = tools
         self._resolver = Resolver(web=tools.web, catalog=catalog, settings=settings)
+        self._asking_mirrors = asyncio.Lock()
+        self._knows_mirrors = not settings.mirrors
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -107,7 +110,24 @@ class WeightStore:
         names = self.catalog.expand(texts)
         return [await self._plan(name, wish, sha256 if len(names) == 1 else "") for name in names]
 
+    async def _ask_mirrors(self) -> None:
+        """Once: know what mirrors have."""
+        async with self._asking_mirrors:
+            if self._knows_mirrors:
+                return
+            found = await mirrored(
+                self._settings.mirror_bases(),
+                web=self._tools.web,
+                address=self._resolver.address,
+                cache=self.objects.folder,
+                is_offline=self._settings.offline,
+            )
+            self.catalog = found.under(self.catalog)
+            self._resolver.add(found)
+            self._knows_mirrors = True
+
     async def _plan(self, text: str, wish: Wish, sha256: str) -> Plan:
+        await self._ask_mirrors()
         manifest = await self._manifest(text)
         if sha256:
             manifest = with_sha256(manifest, sha256)
@@ -138,7 +158,8 @@ class WeightStore:
         known = self.catalog.tables
         shas = [f.sha256 for f in manifest.files if f.sha256]
         tables = {sha: table for sha in shas if (table := known.get(sha) or index.table(sha))}
-        plan = make_plan(with_tables(manifest, tables), wish, index.holdings())
+        manifest = with_packed(with_tables(manifest, tables), self.catalog.packed)
+        plan = make_plan(manifest, wish, index.holdings())
         if _lies(text, manifest):
             return replace(plan, files=tuple(replace(f, held_bytes=f.size_bytes) for f in plan.files))
         return plan

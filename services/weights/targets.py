@@ -57,6 +57,8 @@ class Target:
     size_bytes: int | None
     sha256: str = ""
     segments: tuple[Segment, ...] | None = None
+    # Tells downloads of the same thing in different forms apart.
+    form: str = ""
     digests: tuple[Digest, ...] = ()
 
     @property
@@ -101,7 +103,7 @@ class Downloaded:
 
     path: Path
     digested: Digested | None
-    source: int
+    source: int | None
     etag: str
     downloaded_bytes: int
 

@@ -73,12 +73,13 @@ def put_civitai_version(server: RangeServer, model: int, version: int, files: Ma
     server.put_json(f"/api/v1/models/{model}", {"id": model, "modelVersions": [{"id": version}]})
 
 
-def safetensors(tensors: Mapping[str, bytes], *, metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file of plain bytes, in the order given."""
+def safetensors(tensors: Mapping[str, bytes], *, metadata: Mapping[str, str] | None = None, dtype: str = "U8") -> bytes:
+    """A safetensors file of plain bytes, or of F16, in the order given."""
+    width = {"U8": 1, "F16": 2}[dtype]
     rows: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name, body in tensors.items():
-        rows[name] = {"dtype": "U8", "shape": [len(body)], "data_offsets": [at, at + len(body)]}
+        rows[name] = {"dtype": dtype, "shape": [len(body) // width], "data_offsets": [at, at + len(body)]}
         at += len(body)
     header = json.dumps(rows).encode()
     return struct.pack("<Q", len(header)) + header + b"".join(tensors.values())
