@@ -366,6 +366,7 @@ class Job(google.protobuf.message.Message):
     DEADLINE_TIME_FIELD_NUMBER: builtins.int
     WEBHOOK_URL_FIELD_NUMBER: builtins.int
     REDRIVES_FIELD_NUMBER: builtins.int
+    ESTIMATE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`jobs/{id}`."""
     state: Global___Job.State.ValueType
@@ -400,6 +401,10 @@ class Job(google.protobuf.message.Message):
     def deadline_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Absent where there is none."""
 
+    @property
+    def estimate(self) -> Global___JobEstimate:
+        """How long it should still take; absent once the job has ended, and where nobody can tell."""
+
     def __init__(
         self,
         *,
@@ -420,9 +425,10 @@ class Job(google.protobuf.message.Message):
         deadline_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         webhook_url: builtins.str = ...,
         redrives: builtins.int = ...,
+        estimate: Global___JobEstimate | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["annotation", b"annotation", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "priority", b"priority", "redrives", b"redrives", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["annotation", b"annotation", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "work", b"work"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "priority", b"priority", "redrives", b"redrives", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
@@ -1093,9 +1099,12 @@ class WorkerStatus(google.protobuf.message.Message):
     LIVE_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
     TASKS_FIELD_NUMBER: builtins.int
+    DRAINING_REASON_FIELD_NUMBER: builtins.int
     live: builtins.bool
     """Asked lately enough to be counted on."""
     draining: builtins.bool
+    draining_reason: builtins.str
+    """Why the gateway gives it no more work; empty while it does."""
     @property
     def worker(self) -> fanlight.queue.v1.queue_pb2.Worker: ...
     @property
@@ -1112,8 +1121,190 @@ class WorkerStatus(google.protobuf.message.Message):
         live: builtins.bool = ...,
         draining: builtins.bool = ...,
         tasks: collections.abc.Iterable[builtins.str] | None = ...,
+        draining_reason: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["last_poll_time", b"last_poll_time", "worker", b"worker"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["draining", b"draining", "last_poll_time", b"last_poll_time", "live", b"live", "tasks", b"tasks", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["draining", b"draining", "draining_reason", b"draining_reason", "last_poll_time", b"last_poll_time", "live", b"live", "tasks", b"tasks", "worker", b"worker"]) -> None: ...
 
 Global___WorkerStatus: typing_extensions.TypeAlias = WorkerStatus
+
+@typing.final
+class JobEstimate(google.protobuf.message.Message):
+    """When a job should be ready, by the same sums that say who gets its tasks. The slowest of its tasks counts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASKS_AHEAD_FIELD_NUMBER: builtins.int
+    READY_S_FIELD_NUMBER: builtins.int
+    FETCH_BYTES_FIELD_NUMBER: builtins.int
+    FETCH_S_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    LINK_BPS_FIELD_NUMBER: builtins.int
+    tasks_ahead: builtins.int
+    """Tasks of its checkpoint, or of its kind of work, that come before its first waiting one."""
+    ready_s: builtins.float
+    """Until all its tasks should be done."""
+    fetch_bytes: builtins.int
+    """Bytes that must still come to the node, over which link, and how long that should take."""
+    fetch_s: builtins.float
+    node: builtins.str
+    link_bps: builtins.float
+    def __init__(
+        self,
+        *,
+        tasks_ahead: builtins.int = ...,
+        ready_s: builtins.float = ...,
+        fetch_bytes: builtins.int = ...,
+        fetch_s: builtins.float = ...,
+        node: builtins.str = ...,
+        link_bps: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fetch_bytes", b"fetch_bytes", "fetch_s", b"fetch_s", "link_bps", b"link_bps", "node", b"node", "ready_s", b"ready_s", "tasks_ahead", b"tasks_ahead"]) -> None: ...
+
+Global___JobEstimate: typing_extensions.TypeAlias = JobEstimate
+
+@typing.final
+class ExplainJobRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___ExplainJobRequest: typing_extensions.TypeAlias = ExplainJobRequest
+
+@typing.final
+class JobExplanation(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    ESTIMATE_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`jobs/{id}`."""
+    summary: builtins.str
+    """In a sentence."""
+    @property
+    def estimate(self) -> Global___JobEstimate: ...
+    @property
+    def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskExplanation]:
+        """Those that wait, at most 8."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        summary: builtins.str = ...,
+        estimate: Global___JobEstimate | None = ...,
+        tasks: collections.abc.Iterable[Global___TaskExplanation] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["estimate", b"estimate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["estimate", b"estimate", "name", b"name", "summary", b"summary", "tasks", b"tasks"]) -> None: ...
+
+Global___JobExplanation: typing_extensions.TypeAlias = JobExplanation
+
+@typing.final
+class TaskExplanation(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    NEEDS_FIELD_NUMBER: builtins.int
+    WORKER_FIELD_NUMBER: builtins.int
+    TASKS_AHEAD_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    WORKERS_LEFT_OUT_FIELD_NUMBER: builtins.int
+    task: builtins.int
+    stage: builtins.str
+    why: builtins.str
+    """Why it waits, in a sentence."""
+    worker: builtins.str
+    """The worker that it is planned for; empty where there is none."""
+    tasks_ahead: builtins.int
+    workers_left_out: builtins.int
+    """How many more there are."""
+    @property
+    def needs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a worker must offer for it."""
+
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerExplanation]:
+        """The best first, at most 50."""
+
+    def __init__(
+        self,
+        *,
+        task: builtins.int = ...,
+        stage: builtins.str = ...,
+        why: builtins.str = ...,
+        needs: collections.abc.Iterable[builtins.str] | None = ...,
+        worker: builtins.str = ...,
+        tasks_ahead: builtins.int = ...,
+        workers: collections.abc.Iterable[Global___WorkerExplanation] | None = ...,
+        workers_left_out: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["needs", b"needs", "stage", b"stage", "task", b"task", "tasks_ahead", b"tasks_ahead", "why", b"why", "worker", b"worker", "workers", b"workers", "workers_left_out", b"workers_left_out"]) -> None: ...
+
+Global___TaskExplanation: typing_extensions.TypeAlias = TaskExplanation
+
+@typing.final
+class WorkerExplanation(google.protobuf.message.Message):
+    """What a worker would need for a task, in seconds from now."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    FINISH_S_FIELD_NUMBER: builtins.int
+    SLOT_S_FIELD_NUMBER: builtins.int
+    FETCH_S_FIELD_NUMBER: builtins.int
+    FETCH_BYTES_FIELD_NUMBER: builtins.int
+    LOAD_S_FIELD_NUMBER: builtins.int
+    RUN_S_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    node: builtins.str
+    verdict: builtins.str
+    """Why it is not the one: `planned`, `slower`, `offers_too_little`, `failed_it`, `draining`, `away`."""
+    why: builtins.str
+    """The same in a sentence."""
+    finish_s: builtins.float
+    """Absent where it cannot do the task."""
+    slot_s: builtins.float
+    fetch_s: builtins.float
+    fetch_bytes: builtins.int
+    load_s: builtins.float
+    run_s: builtins.float
+    @property
+    def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What it does not offer."""
+
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+        node: builtins.str = ...,
+        verdict: builtins.str = ...,
+        why: builtins.str = ...,
+        finish_s: builtins.float | None = ...,
+        slot_s: builtins.float = ...,
+        fetch_s: builtins.float = ...,
+        fetch_bytes: builtins.int = ...,
+        load_s: builtins.float = ...,
+        run_s: builtins.float = ...,
+        missing: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_finish_s", b"_finish_s", "finish_s", b"finish_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_finish_s", b"_finish_s", "fetch_bytes", b"fetch_bytes", "fetch_s", b"fetch_s", "finish_s", b"finish_s", "load_s", b"load_s", "missing", b"missing", "node", b"node", "run_s", b"run_s", "slot_s", b"slot_s", "verdict", b"verdict", "why", b"why", "worker", b"worker"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_finish_s", b"_finish_s"]) -> typing.Literal["finish_s"] | None: ...
+
+Global___WorkerExplanation: typing_extensions.TypeAlias = WorkerExplanation

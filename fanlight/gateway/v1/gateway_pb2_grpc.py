@@ -60,6 +60,11 @@ class JobServiceStub(object):
                 request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.FromString,
                 _registered_method=True)
+        self.ExplainJob = channel.unary_unary(
+                '/fanlight.gateway.v1.JobService/ExplainJob',
+                request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.JobExplanation.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/fanlight.gateway.v1.JobService/WatchJob',
                 request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.WatchJobRequest.SerializeToString,
@@ -141,6 +146,14 @@ class JobServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Cancels what has not ended. Cancelling an ended job changes nothing and answers with it.
+        NOT_FOUND: no such job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainJob(self, request, context):
+        """Says why a job's tasks wait, where each one is expected to run and when, and why every other worker was passed over.
         NOT_FOUND: no such job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -233,6 +246,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CancelJobRequest.FromString,
                     response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.SerializeToString,
+            ),
+            'ExplainJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainJob,
+                    request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ExplainJobRequest.FromString,
+                    response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.JobExplanation.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -411,6 +429,33 @@ class JobService(object):
             '/fanlight.gateway.v1.JobService/CancelJob',
             fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CancelJobRequest.SerializeToString,
             fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.gateway.v1.JobService/ExplainJob',
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ExplainJobRequest.SerializeToString,
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.JobExplanation.FromString,
             options,
             channel_credentials,
             insecure,

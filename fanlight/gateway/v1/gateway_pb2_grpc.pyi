@@ -105,6 +105,22 @@ _JobServiceCancelJobType = typing_extensions.TypeVar(
     ],
 )
 
+_JobServiceExplainJobType = typing_extensions.TypeVar(
+    '_JobServiceExplainJobType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
+        fanlight.gateway.v1.gateway_pb2.JobExplanation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
+        fanlight.gateway.v1.gateway_pb2.JobExplanation,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
+        fanlight.gateway.v1.gateway_pb2.JobExplanation,
+    ],
+)
+
 _JobServiceWatchJobType = typing_extensions.TypeVar(
     '_JobServiceWatchJobType',
     grpc.UnaryStreamMultiCallable[
@@ -233,7 +249,7 @@ _JobServiceListWorkersType = typing_extensions.TypeVar(
     ],
 )
 
-class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJobsType, _JobServiceGetJobType, _JobServiceListJobsType, _JobServiceCancelJobType, _JobServiceWatchJobType, _JobServiceGetWebhookType, _JobServiceListDeadLettersType, _JobServiceGetDeadLetterType, _JobServiceRedriveDeadLetterType, _JobServiceListAnnotatorsType, _JobServiceListModelsType, _JobServiceListWorkersType]):
+class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJobsType, _JobServiceGetJobType, _JobServiceListJobsType, _JobServiceCancelJobType, _JobServiceExplainJobType, _JobServiceWatchJobType, _JobServiceGetWebhookType, _JobServiceListDeadLettersType, _JobServiceGetDeadLetterType, _JobServiceRedriveDeadLetterType, _JobServiceListAnnotatorsType, _JobServiceListModelsType, _JobServiceListWorkersType]):
     """What clients ask of Fanlight."""
 
     @typing.overload
@@ -257,6 +273,10 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
         grpc.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.CancelJobRequest,
             fanlight.gateway.v1.gateway_pb2.Job,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
+            fanlight.gateway.v1.gateway_pb2.JobExplanation,
         ],
         grpc.UnaryStreamMultiCallable[
             fanlight.gateway.v1.gateway_pb2.WatchJobRequest,
@@ -313,6 +333,10 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
         grpc.aio.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.CancelJobRequest,
             fanlight.gateway.v1.gateway_pb2.Job,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
+            fanlight.gateway.v1.gateway_pb2.JobExplanation,
         ],
         grpc.aio.UnaryStreamMultiCallable[
             fanlight.gateway.v1.gateway_pb2.WatchJobRequest,
@@ -372,6 +396,11 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
     NOT_FOUND: no such job.
     """
 
+    ExplainJob: _JobServiceExplainJobType
+    """Says why a job's tasks wait, where each one is expected to run and when, and why every other worker was passed over.
+    NOT_FOUND: no such job.
+    """
+
     WatchJob: _JobServiceWatchJobType
     """Streams a job's states from `after_revision` on, and progress as it comes, until the job has ended.
     NOT_FOUND: no such job.
@@ -422,6 +451,10 @@ JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         fanlight.gateway.v1.gateway_pb2.CancelJobRequest,
         fanlight.gateway.v1.gateway_pb2.Job,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
+        fanlight.gateway.v1.gateway_pb2.JobExplanation,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         fanlight.gateway.v1.gateway_pb2.WatchJobRequest,
@@ -506,6 +539,16 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.Job, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.Job]]:
         """Cancels what has not ended. Cancelling an ended job changes nothing and answers with it.
+        NOT_FOUND: no such job.
+        """
+
+    @abc.abstractmethod
+    def ExplainJob(
+        self,
+        request: fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.JobExplanation, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.JobExplanation]]:
+        """Says why a job's tasks wait, where each one is expected to run and when, and why every other worker was passed over.
         NOT_FOUND: no such job.
         """
 

@@ -39,6 +39,11 @@ class Worker(google.protobuf.message.Message):
     DISK_MODELS_FIELD_NUMBER: builtins.int
     GOODPUT_BPS_FIELD_NUMBER: builtins.int
     STEP_S_FIELD_NUMBER: builtins.int
+    VRAM_BYTES_FIELD_NUMBER: builtins.int
+    STEP_S_DEVIATION_FIELD_NUMBER: builtins.int
+    GOODPUT_DEVIATION_BPS_FIELD_NUMBER: builtins.int
+    TAKES_FETCHES_FIELD_NUMBER: builtins.int
+    DISK_BYTES_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Chosen by the worker when it starts; unique."""
     node: builtins.str
@@ -53,6 +58,15 @@ class Worker(google.protobuf.message.Message):
     goodput_bps: builtins.float
     """Measured; 0 where unknown."""
     step_s: builtins.float
+    vram_bytes: builtins.int
+    """Bytes; 0 where unknown."""
+    step_s_deviation: builtins.float
+    """How far step times and goodput stray from the means above; 0 where unknown."""
+    goodput_deviation_bps: builtins.float
+    takes_fetches: builtins.bool
+    """It fetches models ahead when an answer lists them in `fetches`."""
+    disk_bytes: builtins.int
+    """What it may fill with models; 0 where unknown."""
     @property
     def vram_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Ids of models it holds, by the place they are held in."""
@@ -75,8 +89,13 @@ class Worker(google.protobuf.message.Message):
         disk_models: collections.abc.Iterable[builtins.str] | None = ...,
         goodput_bps: builtins.float = ...,
         step_s: builtins.float = ...,
+        vram_bytes: builtins.int = ...,
+        step_s_deviation: builtins.float = ...,
+        goodput_deviation_bps: builtins.float = ...,
+        takes_fetches: builtins.bool = ...,
+        disk_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["device", b"device", "disk_models", b"disk_models", "goodput_bps", b"goodput_bps", "id", b"id", "node", b"node", "ram_models", b"ram_models", "slots", b"slots", "stage", b"stage", "step_s", b"step_s", "version", b"version", "vram_models", b"vram_models"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "disk_bytes", b"disk_bytes", "disk_models", b"disk_models", "goodput_bps", b"goodput_bps", "goodput_deviation_bps", b"goodput_deviation_bps", "id", b"id", "node", b"node", "ram_models", b"ram_models", "slots", b"slots", "stage", b"stage", "step_s", b"step_s", "step_s_deviation", b"step_s_deviation", "takes_fetches", b"takes_fetches", "version", b"version", "vram_bytes", b"vram_bytes", "vram_models", b"vram_models"]) -> None: ...
 
 Global___Worker: typing_extensions.TypeAlias = Worker
 
@@ -151,19 +170,56 @@ class LeaseTasksResponse(google.protobuf.message.Message):
 
     TASKS_FIELD_NUMBER: builtins.int
     WANTS_CAPABILITIES_FIELD_NUMBER: builtins.int
+    FETCHES_FIELD_NUMBER: builtins.int
+    HAS_FETCHES_FIELD_NUMBER: builtins.int
     wants_capabilities: builtins.bool
     """Send `capabilities` with the next call: this gateway does not know that digest."""
+    has_fetches: builtins.bool
     @property
     def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LeasedTask]: ...
+    @property
+    def fetches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Fetch]:
+        """All that the worker should fetch meanwhile, the most urgent first; in place of what an earlier answer said.
+        Counts only where `has_fetches` is set.
+        """
+
     def __init__(
         self,
         *,
         tasks: collections.abc.Iterable[Global___LeasedTask] | None = ...,
         wants_capabilities: builtins.bool = ...,
+        fetches: collections.abc.Iterable[Global___Fetch] | None = ...,
+        has_fetches: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["tasks", b"tasks", "wants_capabilities", b"wants_capabilities"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fetches", b"fetches", "has_fetches", b"has_fetches", "tasks", b"tasks", "wants_capabilities", b"wants_capabilities"]) -> None: ...
 
 Global___LeaseTasksResponse: typing_extensions.TypeAlias = LeaseTasksResponse
+
+@typing.final
+class Fetch(google.protobuf.message.Message):
+    """A model that the worker should fetch while it does other work."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """A model's id, as in the worker's capabilities."""
+    kind: builtins.str
+    """`checkpoint`, `controlnet`, `lora`, `vae` or `embedding`."""
+    size_bytes: builtins.int
+    """As the worker told it; 0 where unknown."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        kind: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "model", b"model", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___Fetch: typing_extensions.TypeAlias = Fetch
 
 @typing.final
 class LeasedTask(google.protobuf.message.Message):
@@ -285,14 +341,23 @@ class RenewLeasesResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LEASES_FIELD_NUMBER: builtins.int
+    FETCHES_FIELD_NUMBER: builtins.int
+    HAS_FETCHES_FIELD_NUMBER: builtins.int
+    has_fetches: builtins.bool
     @property
     def leases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RenewedLease]: ...
+    @property
+    def fetches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Fetch]:
+        """As in LeaseTasksResponse."""
+
     def __init__(
         self,
         *,
         leases: collections.abc.Iterable[Global___RenewedLease] | None = ...,
+        fetches: collections.abc.Iterable[Global___Fetch] | None = ...,
+        has_fetches: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["leases", b"leases"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fetches", b"fetches", "has_fetches", b"has_fetches", "leases", b"leases"]) -> None: ...
 
 Global___RenewLeasesResponse: typing_extensions.TypeAlias = RenewLeasesResponse
 
