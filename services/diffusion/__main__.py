@@ -5,8 +5,9 @@ import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from fanlight.diffusion.v1 import diffusion_pb2_grpc
+from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from services.diffusion.config import DiffusionSettings
 from services.diffusion.digests import WeightDigests
 from services.diffusion.engine.engine import Engine
@@ -17,12 +18,17 @@ from services.diffusion.models.library import Library
 from services.diffusion.models.scan import scan, starter_folder
 from services.diffusion.painter import Painter
 from services.diffusion.parse.parser import Parser
+from services.diffusion.remote import Remote
 from services.diffusion.service import NAME, DiffusionService
 from services.diffusion.stage import DiffusionStage
+from services.diffusion.supply import Supply
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.errors import FanlightError
 from services.kernel.process import leave, run
+from services.weights.catalog import shipped, with_folder
+from services.weights.provision import Provision
+from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
 from services.worker.config import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
@@ -35,34 +41,67 @@ CODEC_THREADS = 3
 
 
 async def serve(
-    settings: DiffusionSettings, worker: WorkerSettings, common: CommonSettings, stop: asyncio.Event
+    settings: DiffusionSettings,
+    weights: WeightsSettings,
+    worker: WorkerSettings,
+    common: CommonSettings,
+    stop: asyncio.Event,
 ) -> None:
     thread, codecs = DeviceThread(), ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
-    catalogue = open_catalogue(settings)
+    remote = open_remote(settings, weights)
+    catalogue = open_catalogue(settings, remote)
+    try:
+        async with Provision(weights) as provision:
+            supply = Supply(catalogue, provision, remote, readers=codecs)
+            await serve_models(settings, worker, common, stop, Shared(catalogue, supply, thread, codecs))
+    finally:
+        thread.close()
+        codecs.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the process has one of."""
+
+    catalogue: Catalogue
+    supply: Supply
+    thread: DeviceThread
+    codecs: ThreadPoolExecutor
+
+
+async def serve_models(
+    settings: DiffusionSettings, worker: WorkerSettings, common: CommonSettings, stop: asyncio.Event, shared: Shared
+) -> None:
+    catalogue, supply = shared.catalogue, shared.supply
     library = make_library(settings, catalogue)
-    engine = make_engine(settings, library, thread)
+    engine = make_engine(settings, library, shared.thread)
     digests = WeightDigests()
     parser = make_parser(settings, catalogue)
-    painter = Painter(engine, parser, codecs=codecs, digests=digests, clock=time.monotonic)
+    painter = Painter(engine, parser, codecs=shared.codecs, digests=digests, clock=time.monotonic)
     admission = Admission(slots=settings.slots, waiting_limit=settings.waiting_limit)
-    service = DiffusionService(painter, admission, catalogue, library, digests)
+    service = DiffusionService(painter, admission, catalogue, library, digests, supply)
     server = StageServer(
         service=NAME,
         add=lambda rpc: diffusion_pb2_grpc.add_DiffusionServiceServicer_to_server(service, rpc),
         listen=settings.grpc,
     )
-    stage = DiffusionStage(painter, engine, catalogue, library, digests)
-    try:
-        async with asyncio.TaskGroup() as group:
-            beside = [group.create_task(engine.run())]
-            if settings.preload and catalogue.checkpoints:
-                beside.append(group.create_task(preload(engine, catalogue)))
-            await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
-            for task in beside:
-                task.cancel()
-    finally:
-        thread.close()
-        codecs.shutdown()
+    stage = DiffusionStage(painter, engine, catalogue, library, digests, supply)
+    async with asyncio.TaskGroup() as group:
+        beside = [group.create_task(engine.run())]
+        if settings.preload and (catalogue.checkpoints or catalogue.default_id):
+            beside.append(group.create_task(preload(engine, catalogue, supply)))
+        await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
+        for task in beside:
+            task.cancel()
+
+
+def make_library(settings: DiffusionSettings, catalogue: Catalogue) -> Library:
+    return Library(
+        device=settings.device,
+        ram_bytes=settings.ram_bytes,
+        vram_bytes=settings.vram_bytes,
+        tiny_vae_of=catalogue.tiny_vae_of,
+    )
 
 
 def make_engine(settings: DiffusionSettings, library: Library, thread: DeviceThread) -> Engine:
@@ -86,11 +125,21 @@ def make_parser(settings: DiffusionSettings, catalogue: Catalogue) -> Parser:
     )
 
 
-def open_catalogue(settings: DiffusionSettings) -> Catalogue:
-    """SettingsError when the default model is not among those found."""
+def open_remote(settings: DiffusionSettings, weights: WeightsSettings) -> Remote:
+    """What may be fetched. SettingsError where the operator's catalog cannot be read."""
+    catalog = shipped()
+    try:
+        catalog = with_folder(catalog, weights.catalog_dir) if weights.catalog_dir else catalog
+    except FanlightError as error:
+        raise SettingsError(f"FANLIGHT_WEIGHTS_CATALOG_DIR: {error.message}") from error
+    return Remote(catalog=catalog, fetch=settings.fetch, allows_hosts=bool(weights.url_hosts))
+
+
+def open_catalogue(settings: DiffusionSettings, remote: Remote) -> Catalogue:
+    """SettingsError when the default model is neither among those found nor to be fetched."""
     catalogue = scan(settings.folders() or [starter_folder()], default_id=settings.default_model)
     try:
-        if settings.default_model:
+        if settings.default_model and not remote.reference(settings.default_model, "checkpoint"):
             catalogue.default()
     except FanlightError as error:
         raise SettingsError(f"FANLIGHT_DIFFUSION_DEFAULT_MODEL: {error.message}") from error
@@ -110,23 +159,25 @@ def open_studio(settings: DiffusionSettings, library: Library) -> Studio:
     return TorchStudio(library, threads=settings.threads, safety=SafetyChecker(settings.safety_checker_folder))
 
 
-async def preload(engine: Engine, catalogue: Catalogue) -> None:
-    """Whoever asks for a checkpoint that cannot be loaded is told; here it only costs the head start."""
+async def preload(engine: Engine, catalogue: Catalogue, supply: Supply) -> None:
+    """Whoever asks for a checkpoint that cannot be had is told; here it only costs the head start."""
     try:
-        await engine.load(catalogue.default())
+        async with supply.provided(diffusion_pb2.GenerateRequest(), lambda progress: None):
+            await engine.load(catalogue.default())
     except Exception:
         log.exception("preload_failed")
 
 
 def main() -> int:
     try:
-        refuse_unknown(CommonSettings, DiffusionSettings, WorkerSettings)
+        refuse_unknown(CommonSettings, DiffusionSettings, WeightsSettings, WorkerSettings)
         common, worker, settings = load(CommonSettings), load(WorkerSettings), load(DiffusionSettings)
+        weights = load(WeightsSettings)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     logs.configure(level=common.log_level, style=common.log_format, service="diffusion")
-    return run(lambda stop: serve(settings, worker, common, stop), lifeline_fd=common.lifeline_fd)
+    return run(lambda stop: serve(settings, weights, worker, common, stop), lifeline_fd=common.lifeline_fd)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ class DiffusionSettings(BaseSettings):
     )
     fetch: Fetch = Field(
         Fetch.CATALOG,
-        description="Which models requests may have fetched: off, catalog (what `fanlight weights` knows by name) or any"
-        " reference.",
+        description="Which models requests may have fetched: off, catalog (what `fanlight weights` knows by name), or"
+        " any reference.",
     )
     ram_bytes: int = Field(
         0, ge=0, description="The most bytes of models that stay in RAM. 0: a part of what the machine has."

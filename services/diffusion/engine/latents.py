@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 from services.diffusion.models.loading import Checkpoint
+from services.kernel.errors import FailedPrecondition
 
 # Larger pictures go through the VAE in tiles: it needs some gigabytes for each megapixel.
 TILED_ABOVE_PIXELS = 1280 * 1280
 
 
 def encode(checkpoint: Checkpoint, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Latents of pixels (1, 3, H, W) in [-1, 1], drawn from what the VAE says of them as diffusers' pipelines do."""
+    """Latents of pixels (1, 3, H, W) in [-1, 1], drawn from what the VAE says of them as diffusers' pipelines do.
+
+    FailedPrecondition where the VAE's files have the decoder alone.
+    """
+    if not checkpoint.can_encode:
+        raise FailedPrecondition(f"{checkpoint.entry.id} was fetched without its VAE's encoder", field="image")
     vae: Any = checkpoint.vae
     own = pixels.to(vae.device, vae.dtype)
     with _tiled(vae, pixels.shape[-1] * pixels.shape[-2] > TILED_ABOVE_PIXELS):

@@ -30,15 +30,14 @@ class Catalogue:
     def __init__(self, entries: Iterable[Entry] = (), *, default_id: str = "") -> None:
         """`default_id`: empty for the first checkpoint."""
         self._entries: dict[tuple[object, ...], Entry] = {}
-        self._default_id = default_id
+        self.default_id = default_id
         for entry in entries:
             self.add(entry)
 
-    def add(self, entry: Entry) -> None:
-        """Of several with one id the first stays, unless it lay where this one lies."""
+    def add(self, entry: Entry, *, is_newer: bool = False) -> None:
+        """Of several with one id the first stays, unless this one `is_newer`: fetched, perhaps anew."""
         key = _key(entry)
-        known = self._entries.get(key)
-        if known is None or _path(known) == _path(entry):
+        if is_newer or key not in self._entries:
             self._entries[key] = entry
 
     @property
@@ -55,12 +54,19 @@ class Catalogue:
         return self._of(ControlNetEntry)
 
     def default(self) -> CheckpointEntry:
-        if self._default_id:
-            return self.checkpoint(self._default_id)
+        if self.default_id:
+            return self.checkpoint(self.default_id)
         checkpoints = self.checkpoints
         if not checkpoints:
             raise NotFound("no checkpoint lies on this machine", field="model")
         return checkpoints[0]
+
+    def default_or_none(self) -> CheckpointEntry | None:
+        """None where it is still to be fetched, or nothing is here."""
+        try:
+            return self.default()
+        except NotFound:
+            return None
 
     def checkpoint(self, model_id: str) -> CheckpointEntry:
         return _the_one(self.checkpoints, model_id, kind="checkpoint", field="model")
@@ -211,10 +217,6 @@ def _key(entry: Entry) -> tuple[object, ...]:
     elif isinstance(entry, EmbeddingEntry):
         fits = entry.widths
     return type(entry), entry.id, fits
-
-
-def _path(entry: Entry) -> object:
-    return entry.file if isinstance(entry, LoraEntry | EmbeddingEntry) else entry.path
 
 
 def _decodes(entry: VaeEntry, checkpoint: CheckpointEntry) -> bool:

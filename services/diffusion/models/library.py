@@ -61,6 +61,11 @@ class Library:
         """The entries of the models in memory."""
         return frozenset(self._opened.held()) if self._opened else frozenset()
 
+    @property
+    def used_bytes(self) -> int:
+        """What models fill, in RAM and on a GPU together."""
+        return self._opened.used_bytes if self._opened else 0
+
     def residency(self, entry: Entry) -> Residency:
         """On a machine whose device is the CPU, what is held is in RAM."""
         level = self._opened.held().get(entry) if self._opened else None

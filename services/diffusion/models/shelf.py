@@ -69,6 +69,10 @@ class Shelf:
                 levels[key[1]] = max(level, levels.get(key[1], Residency.RAM))
         return levels
 
+    @property
+    def used_bytes(self) -> int:
+        return sum(tier.used_bytes for tier in {id(tier): tier for tier in (self._ram, self._vram)}.values())
+
     def make_room_for_work(self, generation: Generation) -> None:
         """ResourceExhausted where the picture would not fit on an empty device beside its models."""
         self._vram.make_room(work_bytes(generation, self.device.dtype), what="a picture of this size")
