@@ -6,7 +6,7 @@ Times are seconds since the epoch. When a lease expires is not in here: that is 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from services.gateway.jobs.painting import PaintOptions, loras_in
+from services.gateway.jobs.painting import PaintOptions, loras_in, need
 from services.kernel.blobs import BlobInfo
 
 PREPROCESS = "preprocess"
@@ -106,9 +106,9 @@ class Generation:
     def needs(self) -> frozenset[str]:
         """What a worker must offer, such as `checkpoint:starter`, `lora:cyanotype`."""
         return self.options.needs.union(
-            [f"checkpoint:{self.model}"],
-            [f"controlnet:{each.controlnet}" for each in self.controls],
-            [f"lora:{name}" for name in loras_in(self.prompt)],
+            [need("checkpoint", self.model)],
+            [need("controlnet", each.controlnet) for each in self.controls],
+            [need("lora", name) for name in loras_in(self.prompt)],
         )
 
 

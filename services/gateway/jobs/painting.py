@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+# The id under which a worker offers to fetch whatever a reference names.
+ANY = "*"
 # `<lora:name:weight>` in a prompt; the worker reads it in full.
 _LORA = re.compile(r"<lora:([^:<>]+)[:>]")
 
@@ -36,10 +38,20 @@ class PaintOptions:
     def needs(self) -> frozenset[str]:
         """What a worker must offer for them."""
         return frozenset(
-            [f"lora:{each.model}" for each in self.loras]
-            + [f"embedding:{each}" for each in self.embeddings]
-            + ([f"vae:{self.vae}"] if self.vae else [])
+            [need("lora", each.model) for each in self.loras]
+            + [need("embedding", each) for each in self.embeddings]
+            + ([need("vae", self.vae)] if self.vae else [])
         )
+
+
+def need(kind: str, name: str) -> str:
+    """What a worker must offer for a model: the model, or that it fetches any reference of the kind."""
+    return f"{kind}:{ANY if is_reference(name) else name}"
+
+
+def is_reference(name: str) -> bool:
+    """Says where the model comes from, such as `hf:org/repo`; ids have neither colon nor slash."""
+    return ":" in name or "/" in name
 
 
 def loras_in(prompt: str) -> list[str]:

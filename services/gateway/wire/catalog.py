@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from services.gateway.jobs.painting import ANY, is_reference
 from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, Annotator, Catalog, Model
 from services.kernel.errors import InvalidField, NotFound, Unavailable
 
@@ -26,6 +27,9 @@ def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotato
 def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:
     """The default one where none is named."""
     checkpoints = {model.id: model for model in catalog.of_kind(CHECKPOINT)}
+    if _is_fetched(catalog, CHECKPOINT, model_id):
+        return checkpoints.get(model_id) or Model(id=model_id, kind=CHECKPOINT)
+    checkpoints.pop(ANY, None)
     if model_id in checkpoints:
         return checkpoints[model_id]
     if model_id or not checkpoints:
@@ -37,9 +41,9 @@ def controlnet_of(
     catalog: Catalog, controlnet_id: str, annotator: Annotator | None, model: Model, *, field: str
 ) -> str:
     """The named one, or the first that the annotator's control images are made for."""
-    fitting = {each.id: each for each in catalog.of_kind(CONTROLNET) if _fits(each, model)}
+    fitting = _fitting(catalog, CONTROLNET, model)
     if controlnet_id:
-        if controlnet_id not in fitting:
+        if controlnet_id not in fitting and not _is_fetched(catalog, CONTROLNET, controlnet_id):
             raise NotFound(f"{model.id} has no such ControlNet; it has {_names(fitting)}", field=field)
         return controlnet_id
     if annotator is None:
@@ -52,14 +56,23 @@ def controlnet_of(
 
 def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field: str) -> str:
     """The id of the LoRA, VAE or embedding of that name that fits the checkpoint. NotFound tells those that do."""
-    fitting = {each.id: each for each in catalog.of_kind(kind) if _fits(each, checkpoint)}
-    if name not in fitting:
+    fitting = _fitting(catalog, kind, checkpoint)
+    if name not in fitting and not _is_fetched(catalog, kind, name):
         raise NotFound(f"{checkpoint.id} has no such {kind}; it has {_names(fitting)}", field=field)
     return name
 
 
-def _fits(controlnet: Model, model: Model) -> bool:
-    return not controlnet.family or not model.family or controlnet.family == model.family
+def _is_fetched(catalog: Catalog, kind: str, name: str) -> bool:
+    """Whether the name is a reference, and some worker fetches any; what it leads to is seen when it is fetched."""
+    return is_reference(name) and (kind, ANY) in catalog.models
+
+
+def _fitting(catalog: Catalog, kind: str, checkpoint: Model) -> dict[str, Model]:
+    return {each.id: each for each in catalog.of_kind(kind) if each.id != ANY and _fits(each, checkpoint)}
+
+
+def _fits(model: Model, checkpoint: Model) -> bool:
+    return not model.family or not checkpoint.family or model.family == checkpoint.family
 
 
 def _names(known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.jobs.workers import Model
 from services.gateway.wire import answers, requests, tasks
-from services.kernel.errors import FanlightError
+from services.kernel.errors import FanlightError, NotFound
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, Fleet
 
 PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
@@ -24,6 +24,7 @@ MODELS = (
     Model(id="mint", kind="embedding", family="starter"),
     Model(id="sd-lora", kind="lora", family="sd1"),
 )
+ANYTHING = (Model(id="*", kind="checkpoint"), Model(id="*", kind="lora"))
 SENT = common_pb2.Picture(data=PNG)
 # In both messages under the same names, with values that are no defaults.
 OPTIONS: dict[str, Any] = {
@@ -64,7 +65,7 @@ def refusal(**fields: Any) -> FanlightError:
     catalog = Fleet().gateway.workers.catalog()
     catalog = replace(
         catalog,
-        models={(each.kind, each.id): each for each in MODELS},
+        models={(each.kind, each.id): each for each in (*MODELS, *ANYTHING)},
         annotators={"canny": CANNY},
         stages=frozenset({"diffusion", "preprocess"}),
     )
@@ -131,6 +132,28 @@ async def test_a_lora_named_in_the_prompt_is_needed_of_the_worker() -> None:
         await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
         assert await poor.lease() == []
         assert len(await rich.lease()) == 1
+
+
+async def test_a_reference_goes_to_a_worker_that_fetches_any() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        fixed = fleet.worker("diffusion", "fixed", models=MODELS)
+        await fixed.come()
+        request = of_generation(model="hf:someone/theirs", loras=[diffusion_pb2.LoraUse(model="civitai:82098@87153")])
+        with pytest.raises(NotFound):
+            requests.new_job(request, fleet.gateway.workers.catalog())
+        fetching = fleet.worker("diffusion", "fetching", models=(*MODELS, *ANYTHING))
+        await fetching.come()
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
+        assert await fixed.lease() == []
+        (task,) = await fetching.lease()
+    told = tasks._leased(task).generate
+    assert (told.model, told.loras[0].model) == ("hf:someone/theirs", "civitai:82098@87153")
+
+
+def test_the_id_of_any_is_no_model() -> None:
+    assert refusal(model="*").field == "generation.model"
+    assert "*" not in refusal(model="nobody").message
 
 
 REFUSED = [
