@@ -1,26 +1,35 @@
 """The gateway's process: settings in, objects wired, gRPC and HTTP served until SIGTERM."""
 
 import asyncio
+import ipaddress
 import os
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.adapters.disk_blobs import DiskBlobs
 from services.gateway.adapters.sqlite_store import open_sqlite_store
+from services.gateway.adapters.webhook_http import WebhookHttp
+from services.gateway.app.callers import Tenant, callers_of, read_tenants
 from services.gateway.app.gateway import Gateway
+from services.gateway.app.signing import key_of
+from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewaySettings
 from services.gateway.http.factory import http_app
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.server import bind_http, port_of, serve_http
+from services.gateway.ports import JobStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService
 from services.gateway.rpc.queue import QueueService
+from services.gateway.wire.webhooks import payload
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
-from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
+from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown, secret_of
 from services.kernel.listen import require_tokens
 from services.kernel.process import leave, run
 from services.kernel.rpc_server import RpcServer, address_of
@@ -29,6 +38,7 @@ JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
+SQLITE = "sqlite"
 STORE_FILE = "gateway.sqlite"
 BLOBS_FOLDER = "blobs"
 
@@ -44,7 +54,8 @@ class SystemClock:
 async def serve(settings: GatewaySettings, common: CommonSettings, stop: asyncio.Event) -> None:
     _require_tokens(settings, common)
     _make_folder(settings)
-    async with open_sqlite_store(settings.data_dir / STORE_FILE) as store:
+    tenants = read_tenants(settings.tenants_file)
+    async with _open_store(settings) as store:
         blobs = await asyncio.to_thread(
             DiskBlobs,
             settings.data_dir / BLOBS_FOLDER,
@@ -52,14 +63,60 @@ async def serve(settings: GatewaySettings, common: CommonSettings, stop: asyncio
             blob_limit_bytes=settings.blob_limit_bytes,
         )
         try:
-            gateway = Gateway(store=store, blobs=blobs, clock=SystemClock(), random_bytes=os.urandom, settings=settings)
+            gateway = Gateway(
+                store=store,
+                blobs=blobs,
+                clock=SystemClock(),
+                random_bytes=os.urandom,
+                settings=settings,
+                is_shared=settings.store != SQLITE,
+            )
+            gateway.tell_webhooks(_webhooks(settings, tenants))
             await gateway.load()
             async with asyncio.TaskGroup() as group:
                 group.create_task(gateway.run())
                 await gateway.wait_until_ready()
-                await _listen(gateway, blobs, settings, common, stop, group)
+                await _listen(gateway, blobs, settings, common, tenants, stop, group)
         finally:
             blobs.close()
+
+
+def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[JobStore]:
+    """SettingsError for one that nobody knows, or that cannot be had."""
+    if settings.store == SQLITE:
+        return open_sqlite_store(settings.data_dir / STORE_FILE)
+    servers = settings.store.split(",")
+    if not all(server.startswith(("nats://", "tls://")) for server in servers):
+        raise SettingsError(f"FANLIGHT_GATEWAY_STORE: must be {SQLITE} or nats://HOST:PORT")
+    try:
+        from services.gateway.adapters.nats_store import open_nats_store
+    except ImportError as error:
+        raise SettingsError("FANLIGHT_GATEWAY_STORE: NATS needs nats-py: pip install 'fanlight[nats]'") from error
+    return open_nats_store(
+        servers,
+        prefix=settings.nats_prefix,
+        replicas=settings.nats_replicas,
+        credentials_file=settings.nats_credentials_file,
+    )
+
+
+def _webhooks(settings: GatewaySettings, tenants: Sequence[Tenant]) -> WebhookOptions:
+    """SettingsError for secrets and networks that are none."""
+    try:
+        allowed = tuple(ipaddress.ip_network(each.strip()) for each in settings.webhook_networks.split(",") if each)
+    except ValueError as error:
+        raise SettingsError(f"FANLIGHT_GATEWAY_WEBHOOK_NETWORKS: {error}") from error
+    secret = secret_of(settings.webhook_secret, settings.webhook_secret_file)
+    try:
+        return WebhookOptions(
+            sender=WebhookHttp(allowed),
+            payload=payload,
+            keys={each.name: key_of(each.webhook_secret) for each in tenants if each.webhook_secret},
+            default_key=key_of(secret) if secret else b"",
+            allowed=allowed,
+        )
+    except ValueError as error:
+        raise SettingsError(f"a webhook secret {error}") from error
 
 
 async def _listen(
@@ -67,15 +124,16 @@ async def _listen(
     blobs: BlobStore,
     settings: GatewaySettings,
     common: CommonSettings,
+    tenants: Sequence[Tenant],
     stop: asyncio.Event,
     group: asyncio.TaskGroup,
 ) -> None:
     """Answer calls until `stop`, then let running ones end."""
-    rpc = _rpc_server(gateway, blobs, common)
+    rpc = _rpc_server(gateway, blobs, common, tenants)
     app = http_app(
         gateway,
         blobs,
-        HttpOptions(client_token=common.token_of_clients(), blob_limit_bytes=settings.blob_limit_bytes),
+        HttpOptions(callers=callers_of(common.token_of_clients(), tenants), blob_limit_bytes=settings.blob_limit_bytes),
     )
     grpc_address = address_of(settings.grpc, rpc.bind(settings.grpc))
     sockets = bind_http(settings.http)
@@ -90,10 +148,12 @@ async def _listen(
         await rpc.stop()
 
 
-def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings) -> RpcServer:
-    clients = tuple(filter(None, [common.token_of_clients()]))
+def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings, tenants: Sequence[Tenant]) -> RpcServer:
+    callers = callers_of(common.token_of_clients(), tenants)
+    clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
-    jobs, queue, blob = JobService(gateway), QueueService(gateway), BlobService(blobs)
+    jobs, queue = JobService(gateway, callers), QueueService(gateway)
+    blob = BlobService(blobs, callers.and_workers(workers))
     return RpcServer(
         common,
         services={
@@ -110,6 +170,10 @@ def _require_tokens(settings: GatewaySettings, common: CommonSettings) -> None:
     """SettingsError when somebody could call without the token that others need."""
     tokens = {"FANLIGHT_CLIENT_TOKEN": common.token_of_clients(), "FANLIGHT_WORKER_TOKEN": common.token_of_workers()}
     mutual_tls = common.tls_client_ca_file is not None
+    if settings.tenants_file is not None and not all(tokens.values()):
+        raise SettingsError(
+            "tenants need FANLIGHT_CLIENT_TOKEN, the operator's, and FANLIGHT_WORKER_TOKEN beside theirs"
+        )
     if len([token for token in tokens.values() if token]) == 1:
         raise SettingsError("set both FANLIGHT_CLIENT_TOKEN and FANLIGHT_WORKER_TOKEN (or a _FILE of each), or none")
     for address in (settings.grpc, settings.http):

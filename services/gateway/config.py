@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.kernel.config import MIB, Address
@@ -25,6 +25,26 @@ class GatewaySettings(BaseSettings):
     data_dir: Path = Field(
         default_factory=default_data_dir, description="Where jobs and blobs are kept; made if it is not there."
     )
+    store: str = Field(
+        "sqlite",
+        description="Where records are kept: `sqlite`, a file in the data folder for one gateway; or `nats://HOST:PORT`"
+        ", several with commas between, which any number of gateways share.",
+    )
+    nats_replicas: int = Field(1, ge=1, le=5, description="On how many NATS servers every record is kept.")
+    nats_prefix: str = Field(
+        "fanlight", pattern=r"[A-Za-z0-9_-]{1,64}", description="What the names of our NATS buckets begin with."
+    )
+    nats_credentials_file: Path | None = Field(None, description="A NATS credentials file.")
+    tenants_file: Path | None = Field(
+        None, description="Lines of NAME TOKEN: tenants beside the operator, each with jobs and blobs of its own."
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="What webhooks are signed with: `whsec_` and base64. Unset: only tenants with their own."
+    )
+    webhook_secret_file: Path | None = Field(None, description="A file with the webhooks' secret.")
+    webhook_networks: str = Field(
+        "", description="Inward networks that webhooks may lead to, such as 10.1.0.0/16, with commas between."
+    )
     blob_budget_bytes: int = Field(20 * GIB, gt=0, description="How many bytes of blobs are kept.")
     blob_limit_bytes: int = Field(64 * MIB, gt=0, description="The largest blob that is taken.")
     picture_limit_bytes: int = Field(32 * MIB, gt=0, description="The largest picture that a job may name.")
@@ -40,6 +60,16 @@ class GatewaySettings(BaseSettings):
         86_400.0, gt=0, description="How long what a worker offered is remembered after it went away."
     )
     worker_limit: int = Field(10_000, gt=0, description="How many workers are remembered.")
+    prefetch_day_bytes: int = Field(
+        500 * GIB, ge=0, description="How many bytes of checkpoints a worker is told to fetch ahead in a day at most."
+    )
+    prefetch_unasked_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Up to which part of its disk an idle worker fetches offered checkpoints that no worker holds yet and"
+        " nobody has asked for. 0: none.",
+    )
     waiting_tasks_limit: int = Field(10_000, gt=0, description="How many tasks may wait before jobs are refused.")
     retry_after_s: float = Field(5.0, gt=0, description="When a refused client should ask again.")
     job_retention_s: float = Field(7 * 86_400.0, gt=0, description="How long an ended job is kept.")

@@ -1,6 +1,6 @@
 """What the gateway needs of the world, in its own words. Each port has one conformance suite in tests/contract."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +54,15 @@ class JobStore(Protocol):
     def watch(self, bucket: str) -> AsyncIterator[Change]:
         """All present records, then CaughtUp, then changes as they come; of several changes of one key
         perhaps only the last. Ends when the store is closed."""
+        ...
+
+
+class WebhookSender(Protocol):
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
+        """What the target answered, as a status of HTTP. Bounded in time.
+
+        FailedPrecondition when it may not be called; Unavailable when it does not answer.
+        """
         ...
 
 

@@ -60,13 +60,13 @@ class CommonSettings(BaseSettings):
         return self
 
     def token_of_clients(self) -> str:
-        return _secret(self.client_token, self.client_token_file)
+        return secret_of(self.client_token, self.client_token_file)
 
     def token_of_workers(self) -> str:
-        return _secret(self.worker_token, self.worker_token_file)
+        return secret_of(self.worker_token, self.worker_token_file)
 
 
-def _secret(value: SecretStr | None, file: Path | None) -> str:
+def secret_of(value: SecretStr | None, file: Path | None) -> str:
     """The secret itself, or the file's first line; empty where neither is set."""
     if value is not None:
         return value.get_secret_value()

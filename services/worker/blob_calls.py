@@ -72,9 +72,9 @@ class BlobCalls:
                     raise TooLarge(f"more than {self._read_bytes_max} bytes")
         self.goodput.note(len(receipt.data) - offset_bytes, self._surroundings.now_s() - start_s)
 
-    async def write(self, data: bytes) -> common_pb2.Blob:
-        """Keep the bytes at the gateway; durable on return."""
-        blob = common_pb2.Blob(scope=DEFAULT_SCOPE, digest=digest_of(data), size_bytes=len(data))
+    async def write(self, data: bytes, *, scope: str = "") -> common_pb2.Blob:
+        """Keep the bytes at the gateway, in the scope that their task names; durable on return."""
+        blob = common_pb2.Blob(scope=scope or DEFAULT_SCOPE, digest=digest_of(data), size_bytes=len(data))
         tries = 0
 
         async def attempt() -> None:

@@ -101,7 +101,7 @@ class TaskRunner:
 
     async def _hand_in(self, lease: Lease, outcome: Outcome) -> None:
         for _ in range(HAND_IN_TRIES):
-            outputs = [await self._write(output) for output in outcome.outputs]
+            outputs = [await self._write(output, lease.task.scope) for output in outcome.outputs]
             spans = [common_pb2.Span(name=name, duration_s=duration_s) for name, duration_s in outcome.spans]
             request = queue_pb2.CompleteTaskRequest(lease_token=lease.token, outputs=outputs, spans=spans)
             lease.is_settled = True
@@ -122,8 +122,8 @@ class TaskRunner:
             raise NodeFault(f"the result could not be handed in: {error.message}") from error
         return True
 
-    async def _write(self, output: Output) -> queue_pb2.Output:
-        blob = await self._blobs.write(output.data)
+    async def _write(self, output: Output, scope: str) -> queue_pb2.Output:
+        blob = await self._blobs.write(output.data, scope=scope)
         return queue_pb2.Output(
             blob=blob,
             seed=output.seed,

@@ -163,9 +163,10 @@ class FleetWorker:
         """Say what it offers and take nothing."""
         await self.lease(limit=0)
 
-    async def complete(self, task: LeasedTask, picture: bytes = b"") -> None:
-        written = await self.fleet.blobs.write("default", _once(PNG + (picture or task.token.encode())))
-        made = Made(scope="default", digest=written.digest, width_px=64, height_px=64)
+    async def complete(self, task: LeasedTask, picture: bytes = b"", scope: str = "") -> None:
+        scope = scope or task.job.tenant
+        written = await self.fleet.blobs.write(scope, _once(PNG + (picture or task.token.encode())))
+        made = Made(scope=scope, digest=written.digest, width_px=64, height_px=64)
         await self.fleet.gateway.queue.complete(task.token, [made], [])
         self.held.remove(task.token)
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from services.gateway.app.callers import OPERATOR, Caller
+from services.gateway.app.filters import EVERYTHING, Only
 from services.gateway.app.hub import Progress
 from services.gateway.app.jobs import Page
 from services.gateway.app.new_job import NewGeneration, NewJob, Picture
@@ -56,7 +58,7 @@ class FakeJobs:
         self._changed = asyncio.Event()
         self._told: list[tuple[str, Progress]] = []
 
-    async def create(self, new: NewJob) -> Job:
+    async def create(self, new: NewJob, caller: Caller = OPERATOR) -> Job:
         if self.refusal is not None:
             raise self.refusal
         for job in self.kept.values():
@@ -67,31 +69,40 @@ class FakeJobs:
         self.change(job)
         return job
 
-    async def get(self, name: str) -> Job:
-        if name not in self.kept:
+    async def create_each(self, news: Sequence[NewJob | FanlightError], caller: Caller) -> list[Job | FanlightError]:
+        return [new if isinstance(new, FanlightError) else await self.create(new, caller) for new in news]
+
+    async def get(self, name: str, caller: Caller = OPERATOR) -> Job:
+        if name not in self.kept or not caller.sees(self.kept[name]):
             raise NotFound(f"no job {name}", field="name")
         return self.kept[name]
 
-    async def list(self, *, page_size: int, page_token: str, state: JobState | None) -> Page:
+    async def list(
+        self, *, page_size: int, page_token: str, only: Only = EVERYTHING, caller: Caller = OPERATOR
+    ) -> Page:
         names = sorted(self.kept, reverse=True)
         start = names.index(page_token) + 1 if page_token else 0
         end = start + (page_size or 50)
-        jobs = [self.kept[name] for name in names[start:end] if state in (None, self.kept[name].state)]
+        jobs = [
+            self.kept[name] for name in names[start:end] if only.takes(self.kept[name]) and caller.sees(self.kept[name])
+        ]
         return Page(jobs=jobs, next_token=names[end - 1] if end < len(names) else "")
 
-    async def cancel(self, name: str) -> Job:
-        job = await self.get(name)
+    async def cancel(self, name: str, caller: Caller = OPERATOR) -> Job:
+        job = await self.get(name, caller)
         if not job.state.ended:
             self.change(replace(job, state=JobState.CANCELLED, revision=job.revision + 1))
         return self.kept[name]
 
-    async def wait(self, name: str, *, wait_s: float) -> Job:
-        job = await self.get(name)
+    async def wait(self, name: str, *, wait_s: float, caller: Caller = OPERATOR) -> Job:
+        job = await self.get(name, caller)
         if self.ending is not None and wait_s:
             self.change(replace(self.ending, id=job.id, revision=job.revision + 1))
         return self.kept[name]
 
-    async def watch(self, name: str, *, after_revision: int = 0) -> AsyncIterator[Job | Progress]:
+    async def watch(
+        self, name: str, *, after_revision: int = 0, caller: Caller = OPERATOR
+    ) -> AsyncIterator[Job | Progress]:
         self.watchers += 1
         try:
             async for each in self._watch(name, after_revision):

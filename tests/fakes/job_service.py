@@ -18,6 +18,7 @@ from fanlight.gateway.v1 import gateway_pb2 as pb
 from fanlight.gateway.v1 import gateway_pb2_grpc
 from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator, Parameter
 from fanlight.queue.v1.queue_pb2 import Worker
+from services.gateway.app.callers import Callers
 from services.gateway.rpc.blobs import BlobService
 from services.kernel.config import CommonSettings
 from services.kernel.errors import FanlightError, NotFound
@@ -151,7 +152,9 @@ async def serving(service: FakeJobService, *, address: str = "127.0.0.1:0", toke
     """The address it answers at."""
     services = {
         "fanlight.gateway.v1.JobService": lambda s: gateway_pb2_grpc.add_JobServiceServicer_to_server(service, s),
-        "fanlight.blobs.v1.BlobService": lambda s: add_BlobServiceServicer_to_server(BlobService(service.blobs), s),
+        "fanlight.blobs.v1.BlobService": lambda s: add_BlobServiceServicer_to_server(
+            BlobService(service.blobs, Callers()), s
+        ),
     }
     server = RpcServer(
         CommonSettings(drain_grace_s=0),

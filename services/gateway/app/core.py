@@ -10,6 +10,7 @@ from services.gateway.app.leases import Leases
 from services.gateway.app.ledger import Ledger
 from services.gateway.app.tokens import RandomBytes
 from services.gateway.app.waiting import Bell, WaitingTasks
+from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.workers import Workers
 from services.gateway.config import GatewaySettings
 from services.gateway.ports import Clock, JobStore
@@ -26,6 +27,7 @@ class Core:
     faults: Faults
     heartbeats: Heartbeats
     deadlines: Deadlines
+    webhooks: Webhooks
     workers: Workers
     blobs: BlobStore
     clock: Clock
@@ -50,6 +52,8 @@ def core_of(
     ledger.observe(leases.observe)
     ledger.observe(waiting.observe)
     ledger.observe(deadlines.observe)
+    webhooks = Webhooks(store, clock, random_bytes)
+    ledger.observe(webhooks.observe)
     ledger.observe(lambda job: hub.tell(job.id, job))
     return Core(
         ledger=ledger,
@@ -60,6 +64,7 @@ def core_of(
         faults=faults,
         heartbeats=Heartbeats(store, leases, workers),
         deadlines=deadlines,
+        webhooks=webhooks,
         workers=workers,
         blobs=blobs,
         clock=clock,

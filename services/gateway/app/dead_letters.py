@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.records import Codec
-from services.gateway.jobs.model import Attempt, Failure, Job, Task, task_name
+from services.gateway.jobs.model import DEFAULT_TENANT, Attempt, Failure, Job, Task, task_name
 from services.gateway.ports import JobStore
 from services.kernel.errors import AlreadyExists, NotFound
 
@@ -21,6 +22,7 @@ class DeadLetter:
     time_s: float
     failure: Failure
     attempts: tuple[Attempt, ...]
+    tenant: str = DEFAULT_TENANT
 
 
 LETTERS: Codec[DeadLetter] = Codec(DeadLetter)
@@ -40,24 +42,43 @@ class DeadLetters:
         assert task.failure is not None
         name = task_name(job.id, task.number)
         letter = DeadLetter(
-            task=name, stage=task.stage, time_s=task.end_time_s, failure=task.failure, attempts=task.attempts
+            task=name,
+            stage=task.stage,
+            time_s=task.end_time_s,
+            failure=task.failure,
+            attempts=task.attempts,
+            tenant=job.tenant,
         )
         try:
             await self._store.create(BUCKET, _key(name), LETTERS.encode(letter))
         except AlreadyExists:
             return
 
-    async def page(self, *, before: str = "", limit: int) -> Sequence[DeadLetter]:
-        """Those of the newest jobs first; `before`: the task of the last letter of the page before."""
-        records = await self._store.list(BUCKET, before=_key(before) if before else "", limit=limit)
-        return [LETTERS.decode(record.value) for record in records]
+    async def page(self, *, before: str = "", limit: int, caller: Caller = OPERATOR) -> Sequence[DeadLetter]:
+        """Those of the newest jobs first; `before`: the task of the last letter of the page before.
 
-    async def get(self, task: str) -> DeadLetter:
-        """By the task's name. NotFound."""
+        Shorter than `limit` only at the end of the list.
+        """
+        found: list[DeadLetter] = []
+        key = _key(before) if before else ""
+        while len(found) < limit and (records := await self._store.list(BUCKET, before=key, limit=limit)):
+            letters = [LETTERS.decode(record.value) for record in records]
+            found += [letter for letter in letters if caller.is_operator or letter.tenant == caller.tenant]
+            key = records[-1].key
+        return found[:limit]
+
+    async def get(self, task: str, caller: Caller = OPERATOR) -> DeadLetter:
+        """By the task's name. NotFound, also for another tenant's."""
         record = await self._store.get(BUCKET, _key(task))
-        if record is None:
+        letter = LETTERS.decode(record.value) if record else None
+        if letter is None or not (caller.is_operator or letter.tenant == caller.tenant):
             raise NotFound("there is no such dead letter", field="task")
-        return LETTERS.decode(record.value)
+        return letter
+
+    async def forget(self, job: Job) -> None:
+        """All letters of the job."""
+        for task in job.tasks:
+            await self._store.delete(BUCKET, _key(task_name(job.id, task.number)))
 
     async def sweep(self) -> None:
         """Forget what is above the limit."""

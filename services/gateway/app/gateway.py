@@ -15,8 +15,10 @@ from services.gateway.app.new_work import WorkMaker
 from services.gateway.app.pictures import Pictures
 from services.gateway.app.polls import Polls
 from services.gateway.app.queue import Queue
+from services.gateway.app.redrives import Redrives
 from services.gateway.app.retention import Retention
 from services.gateway.app.tokens import RandomBytes
+from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewaySettings
 from services.gateway.jobs.model import Job
 from services.gateway.ports import Clock, JobStore
@@ -29,6 +31,7 @@ log = get_logger()
 EXPIRY_INTERVAL_S = 1.0
 # A sweep that comes later than this found the whole process standing still.
 STANDSTILL_S = 2.0
+WEBHOOK_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 60.0
 BLOB_SWEEP_INTERVAL_S = 3_600.0
 
@@ -55,14 +58,19 @@ class Gateway:
         pictures = Pictures(blobs, limit_bytes=settings.picture_limit_bytes)
         self.workers = core.workers
         self.dead_letters = DeadLetters(store)
+        self.redrives = Redrives(core, self.dead_letters)
         self.jobs = Jobs(core, requests, WorkMaker(pictures, self._cache, core.workers, random_bytes))
         self.queue = Queue(core, self._cache, self.dead_letters)
         self.polls = Polls(core, self.queue)
-        self._retention = Retention(core.ledger, requests, clock, settings)
+        self._retention = Retention(core.ledger, requests, core.webhooks, clock, settings)
         self._blob_retention = BlobRetention(core.ledger, blobs, clock, settings)
         self._stopping = asyncio.Event()
         self._dead: list[Job] = []
         core.ledger.observe(self._note_dead)
+
+    def tell_webhooks(self, options: WebhookOptions) -> None:
+        """From now on; before `run`."""
+        self._core.webhooks.use(options)
 
     @property
     def ready(self) -> bool:
@@ -90,6 +98,7 @@ class Gateway:
             group.create_task(self._every(SWEEP_INTERVAL_S, self.sweep))
             group.create_task(self._every(BLOB_SWEEP_INTERVAL_S, self._blob_retention.sweep))
             group.create_task(self._expire())
+            group.create_task(self._every(WEBHOOK_INTERVAL_S, lambda: self._core.webhooks.run(group)))
             if self._is_shared:
                 group.create_task(self._every(self._core.heartbeats.interval_s, self._core.heartbeats.beat))
             await self._stopping.wait()
@@ -99,7 +108,7 @@ class Gateway:
     def _followed(self) -> Sequence[Coroutine[Any, Any, None]]:
         """What this gateway hears of the others."""
         core = self._core
-        ours = [core.ledger.follow(), core.faults.follow()]
+        ours = [core.ledger.follow(), core.faults.follow(), core.webhooks.follow()]
         return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:

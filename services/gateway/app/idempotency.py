@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from services.gateway.app.records import Codec
+from services.gateway.jobs.model import DEFAULT_TENANT
 from services.gateway.ports import JobStore
 from services.kernel.errors import AlreadyExists
 
@@ -19,17 +20,19 @@ class Request:
 REQUESTS: Codec[Request] = Codec(Request)
 
 
-def _key(request_id: str) -> str:
-    return hashlib.sha256(request_id.encode()).hexdigest()
+def _key(request_id: str, tenant: str) -> str:
+    """Each tenant has request ids of its own."""
+    whole = request_id if tenant == DEFAULT_TENANT else f"{tenant}/{request_id}"
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 class Requests:
     def __init__(self, store: JobStore) -> None:
         self._store = store
 
-    async def job_of(self, request_id: str, content_digest: str) -> str | None:
+    async def job_of(self, request_id: str, content_digest: str, tenant: str) -> str | None:
         """The id of the job it stands for, which may not be made yet. AlreadyExists for other content."""
-        record = await self._store.get(BUCKET, _key(request_id)) if request_id else None
+        record = await self._store.get(BUCKET, _key(request_id, tenant)) if request_id else None
         if record is None:
             return None
         request = REQUESTS.decode(record.value)
@@ -37,17 +40,17 @@ class Requests:
             raise AlreadyExists("was used with other content before", field="request_id")
         return request.job_id
 
-    async def claim(self, request_id: str, content_digest: str, job_id: str) -> str:
+    async def claim(self, request_id: str, content_digest: str, tenant: str, job_id: str) -> str:
         """The id of the job it stands for from now on: this one, or that of whoever was first. AlreadyExists."""
         if not request_id:
             return job_id
         value = REQUESTS.encode(Request(job_id=job_id, content_digest=content_digest))
         try:
-            await self._store.create(BUCKET, _key(request_id), value)
+            await self._store.create(BUCKET, _key(request_id, tenant), value)
         except AlreadyExists:
-            return await self.job_of(request_id, content_digest) or job_id
+            return await self.job_of(request_id, content_digest, tenant) or job_id
         return job_id
 
-    async def forget(self, request_id: str) -> None:
+    async def forget(self, request_id: str, tenant: str) -> None:
         if request_id:
-            await self._store.delete(BUCKET, _key(request_id))
+            await self._store.delete(BUCKET, _key(request_id, tenant))

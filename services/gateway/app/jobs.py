@@ -5,15 +5,26 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.core import Core
+from services.gateway.app.filters import EVERYTHING, Only
 from services.gateway.app.hub import Progress
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.ids import new_id
 from services.gateway.app.new_job import NewJob
 from services.gateway.app.new_work import WorkMaker
+from services.gateway.app.waiting import kind_of
 from services.gateway.jobs import machine, plan
-from services.gateway.jobs.model import Job, JobState
-from services.kernel.errors import AlreadyExists, NotFound, ResourceExhausted, Unavailable
+from services.gateway.jobs.deliveries import Delivery
+from services.gateway.jobs.model import Job
+from services.kernel.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    FanlightError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -39,6 +50,8 @@ class Jobs:
         self._leases = core.leases
         self._waiting = core.waiting
         self._hub = core.hub
+        self._workers = core.workers
+        self._webhooks = core.webhooks
         self._clock = core.clock
         self._random_bytes = core.random_bytes
         self._settings = core.settings
@@ -51,27 +64,48 @@ class Jobs:
         self._draining = True
         self._hub.wake_all()
 
-    async def create(self, new: NewJob) -> Job:
+    async def create(self, new: NewJob, caller: Caller = OPERATOR) -> Job:
         """Keep the pictures, then the job; durable on return. The same request id and content gives the first job.
 
         NotFound: no such blob. AlreadyExists: the request id was used for something else. ResourceExhausted: too
-        many tasks wait.
+        many tasks wait. FailedPrecondition: no worker has together what a task needs.
         """
-        first = await self._requests.job_of(new.request_id, new.content_digest)
+        first = await self._requests.job_of(new.request_id, new.content_digest, caller.tenant)
         if first is not None and (job := await self._find(first)) is not None:
             return job
+        self._webhooks.check(new.webhook_url, caller.tenant)
         with self._room_for(new.tasks_limit):
-            made = await self._plan(new)
-            job_id = await self._requests.claim(new.request_id, new.content_digest, made.id)
+            made = await self._plan(new, caller)
+            self._require_workers(made)
+            job_id = await self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
                 job = await self._ledger.create(replace(made, id=job_id))
             except AlreadyExists:
-                return await self.get(f"jobs/{job_id}")
+                return await self.get(f"jobs/{job_id}", caller)
         log.info("job_created", job=job.name, tasks=len(job.tasks), cached=sum(i.cached for i in job.control_images))
         return job
 
-    async def _plan(self, new: NewJob) -> Job:
-        work = await self._work.keep(new.work)
+    async def create_each(self, news: Sequence[NewJob | FanlightError], caller: Caller) -> list[Job | FanlightError]:
+        """Each for itself; what was refused already stays so."""
+        return [await self._create_or_refuse(new, caller) for new in news]
+
+    async def _create_or_refuse(self, new: NewJob | FanlightError, caller: Caller) -> Job | FanlightError:
+        if isinstance(new, FanlightError):
+            return new
+        try:
+            return await self.create(new, caller)
+        except FanlightError as error:
+            return error
+
+    def _require_workers(self, job: Job) -> None:
+        """A checkpoint on one worker and its ControlNet on another would wait for ever."""
+        for needs in {kind_of(job, task).needs for task in job.tasks}:
+            each_is_there = all(self._workers.can_any(frozenset({need})) for need in needs)
+            if each_is_there and not self._workers.can_any(needs):
+                raise FailedPrecondition(f"no worker has all of these together: {', '.join(sorted(needs))}")
+
+    async def _plan(self, new: NewJob, caller: Caller) -> Job:
+        work = await self._work.keep(new.work, caller)
         now_s = self._clock.now_s()
         return plan.create(
             job_id=new_id(now_s, self._random_bytes),
@@ -81,6 +115,9 @@ class Jobs:
             wanted=await self._work.look_up(plan.wanted_of(work)),
             seeds=self._work.seeds_of(work),
             now_s=now_s,
+            tenant=caller.tenant,
+            deadline_s=now_s + new.deadline_s if new.deadline_s else 0.0,
+            webhook_url=new.webhook_url,
         )
 
     @contextmanager
@@ -104,11 +141,16 @@ class Jobs:
         except NotFound:
             return None
 
-    async def get(self, name: str) -> Job:
-        """By its name `jobs/{id}`. NotFound."""
-        return self._leases.with_progress(await self._ledger.get(_id_of(name)))
+    async def get(self, name: str, caller: Caller = OPERATOR) -> Job:
+        """By its name `jobs/{id}`. NotFound, also for another tenant's."""
+        job = await self._ledger.get(_id_of(name))
+        if not caller.sees(job):
+            raise NotFound("there is no such job", field="name")
+        return self._leases.with_progress(job)
 
-    async def list(self, *, page_size: int, page_token: str, state: JobState | None) -> Page:
+    async def list(
+        self, *, page_size: int, page_token: str, only: Only = EVERYTHING, caller: Caller = OPERATOR
+    ) -> Page:
         """Newest first; `page_size` 0 is the default one. A page may be short of jobs and yet not be the last."""
         size = min(page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
         found: list[Job] = []
@@ -118,7 +160,7 @@ class Jobs:
             jobs = await self._ledger.page(before=before, limit=limit)
             for job in jobs:
                 before = job.id
-                if state is None or job.state is state:
+                if caller.sees(job) and only.takes(job):
                     found.append(self._leases.with_progress(job))
                 if len(found) == size:
                     return Page(jobs=found, next_token=before)
@@ -127,17 +169,24 @@ class Jobs:
                 return Page(jobs=found, next_token="")
         return Page(jobs=found, next_token=before)
 
-    async def cancel(self, name: str) -> Job:
+    async def cancel(self, name: str, caller: Caller = OPERATOR) -> Job:
         """Cancel what has not ended; an ended job stays as it is. NotFound."""
+        await self.get(name, caller)
         now_s = self._clock.now_s()
         return await self._ledger.change(_id_of(name), lambda job: machine.cancel(job, now_s=now_s))
 
-    async def watch(self, name: str, *, after_revision: int = 0) -> AsyncIterator[Job | Progress]:
+    async def webhook(self, name: str, caller: Caller = OPERATOR) -> Delivery:
+        """How the telling of its end goes. NotFound."""
+        return await self._webhooks.get(await self.get(name, caller))
+
+    async def watch(
+        self, name: str, *, after_revision: int = 0, caller: Caller = OPERATOR
+    ) -> AsyncIterator[Job | Progress]:
         """States after that revision, the newest only where several came at once, and progress, until the job has
         ended. NotFound; Unavailable when the gateway stops.
         """
         with self._hub.subscribed(_id_of(name)) as news:
-            told: Sequence[Job | Progress] = [await self.get(name)]
+            told: Sequence[Job | Progress] = [await self.get(name, caller)]
             while True:
                 for each in told:
                     if isinstance(each, Progress):
@@ -153,17 +202,17 @@ class Jobs:
                 await news.came.wait()
                 told = news.take()
 
-    async def wait(self, name: str, *, wait_s: float) -> Job:
+    async def wait(self, name: str, *, wait_s: float, caller: Caller = OPERATOR) -> Job:
         """The job once it has ended, or as it is when the wait is over or the gateway stops. NotFound."""
         with self._hub.subscribed(_id_of(name)) as news:
-            job = await self.get(name)
+            job = await self.get(name, caller)
             try:
                 async with asyncio.timeout(wait_s):
                     while not (job.state.ended or self._draining):
                         await news.came.wait()
                         job = next((each for each in news.take() if isinstance(each, Job)), job)
             except TimeoutError:
-                return await self.get(name)
+                return await self.get(name, caller)
         return job
 
 

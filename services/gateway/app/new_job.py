@@ -73,6 +73,9 @@ class NewJob:
     content_digest: str
     request_id: str = ""
     priority: int = 0
+    # How long it may take; 0 where nobody minds.
+    deadline_s: float = 0.0
+    webhook_url: str = ""
 
     @property
     def tasks_limit(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from services.gateway.app.cache import ControlImages
+from services.gateway.app.callers import Caller
 from services.gateway.app.new_job import NewAnnotation, NewControl, NewGeneration, NewWork, Picture
 from services.gateway.app.pictures import Pictures
 from services.gateway.app.tokens import RandomBytes
@@ -23,19 +24,19 @@ class WorkMaker:
         self._workers = workers
         self._random_bytes = random_bytes
 
-    async def keep(self, new: NewWork) -> Work:
+    async def keep(self, new: NewWork, caller: Caller) -> Work:
         """The same work with its pictures kept as blobs. What `Pictures.keep` raises."""
         if isinstance(new, NewAnnotation):
             return Annotation(
-                picture=await self._pictures.keep(new.picture),
+                picture=await self._pictures.keep(new.picture, caller),
                 annotator=new.annotator,
                 parameters=new.parameters,
                 width_px=new.width_px,
                 height_px=new.height_px,
             )
-        return await self._generation(new)
+        return await self._generation(new, caller)
 
-    async def _generation(self, new: NewGeneration) -> Generation:
+    async def _generation(self, new: NewGeneration, caller: Caller) -> Generation:
         return Generation(
             model=new.model,
             pipeline=new.pipeline,
@@ -48,16 +49,16 @@ class WorkMaker:
             scheduler=new.scheduler,
             seed=new.seed,
             count=new.count,
-            controls=tuple([await self._control(control) for control in new.controls]),
+            controls=tuple([await self._control(control, caller) for control in new.controls]),
             preview_every_steps=new.preview_every_steps,
-            image=await self._kept(new.image),
-            mask=await self._kept(new.mask),
+            image=await self._kept(new.image, caller),
+            mask=await self._kept(new.mask, caller),
             options=new.options,
         )
 
-    async def _control(self, new: NewControl) -> ControlSource:
+    async def _control(self, new: NewControl, caller: Caller) -> ControlSource:
         return ControlSource(
-            picture=await self._kept(new.picture),
+            picture=await self._kept(new.picture, caller),
             annotator=new.annotator,
             parameters=new.parameters,
             controlnet=new.controlnet,
@@ -66,8 +67,8 @@ class WorkMaker:
             end=new.end,
         )
 
-    async def _kept(self, picture: Picture | None) -> BlobInfo | None:
-        return await self._pictures.keep(picture) if picture else None
+    async def _kept(self, picture: Picture | None, caller: Caller) -> BlobInfo | None:
+        return await self._pictures.keep(picture, caller) if picture else None
 
     async def look_up(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         """The same, with images in the place of annotations that were made before."""

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+from services.gateway.app.callers import Caller
 from services.gateway.app.new_job import Picture
 from services.kernel.blobs import BlobInfo, BlobStore
 from services.kernel.errors import InvalidField, NotFound, TooLarge
@@ -13,15 +14,16 @@ class Pictures:
         self._blobs = blobs
         self._limit_bytes = limit_bytes
 
-    async def keep(self, picture: Picture) -> BlobInfo:
+    async def keep(self, picture: Picture, caller: Caller) -> BlobInfo:
         """InvalidField, NotFound and TooLarge name the request's field."""
+        scope = caller.scope_of(picture.scope, field=f"{picture.field}.blob.scope")
         if picture.digest:
-            return await self._find(picture)
+            return await self._find(picture, scope)
         self._check(picture, len(picture.data), media_type_of(picture.data[:16]))
-        return await self._blobs.write(picture.scope, _once(picture.data))
+        return await self._blobs.write(scope, _once(picture.data))
 
-    async def _find(self, picture: Picture) -> BlobInfo:
-        blob = await self._blobs.stat(picture.scope, picture.digest)
+    async def _find(self, picture: Picture, scope: str) -> BlobInfo:
+        blob = await self._blobs.stat(scope, picture.digest)
         if blob is None:
             raise NotFound("there is no such blob; write it first", field=f"{picture.field}.blob.digest")
         self._check(picture, blob.size_bytes, blob.media_type)

@@ -16,7 +16,7 @@ from services.gateway.app.tokens import key_of
 from services.gateway.jobs import machine
 from services.gateway.jobs.machine import Standing
 from services.gateway.jobs.model import Annotation, Failure, Fault, Job, Output, Span, task_name
-from services.kernel.errors import FailedPrecondition, LeaseLost, NotFound
+from services.kernel.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -105,7 +105,8 @@ class Queue:
         """Take in a task's outputs. LeaseLost; FailedPrecondition when an output's blob is not there."""
         job_id, number = key_of(token)
         await self._require_standing(job_id, number, token)
-        outputs = [await self._output(i, each) for i, each in enumerate(made)]
+        scope = (await self._job(job_id)).tenant
+        outputs = [await self._output(i, each, scope) for i, each in enumerate(made)]
         now_s = self._clock.now_s()
         job = await self._ledger.change(
             job_id,
@@ -128,7 +129,9 @@ class Queue:
         if lease is not None:
             await self._faults.note_success(lease.node, blamed_need(job, number))
 
-    async def _output(self, index: int, made: Made) -> Output:
+    async def _output(self, index: int, made: Made, scope: str) -> Output:
+        if made.scope != scope:
+            raise InvalidField(f"must be {scope}, as the task says", field=f"outputs[{index}].blob.scope")
         blob = await self._blobs.stat(made.scope, made.digest)
         if blob is None:
             raise FailedPrecondition(

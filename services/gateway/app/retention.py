@@ -2,6 +2,7 @@
 
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.ledger import Ledger
+from services.gateway.app.webhooks import Webhooks
 from services.gateway.config import GatewaySettings
 from services.gateway.ports import Clock
 from services.kernel.errors import NotFound
@@ -11,8 +12,11 @@ log = get_logger()
 
 
 class Retention:
-    def __init__(self, ledger: Ledger, requests: Requests, clock: Clock, settings: GatewaySettings) -> None:
+    def __init__(
+        self, ledger: Ledger, requests: Requests, webhooks: Webhooks, clock: Clock, settings: GatewaySettings
+    ) -> None:
         self._ledger = ledger
+        self._webhooks = webhooks
         self._requests = requests
         self._clock = clock
         self._settings = settings
@@ -32,6 +36,7 @@ class Retention:
         except NotFound:
             return
         # The id first: without it the job could not be told apart from one that is still to be made.
-        await self._requests.forget(job.request_id)
+        await self._requests.forget(job.request_id, job.tenant)
+        await self._webhooks.forget(job)
         await self._ledger.forget(job_id)
         log.info("job_forgotten", job=job.name)

@@ -13,12 +13,11 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.http import documents
 from services.gateway.http.blobs import blob_answer
 from services.gateway.http.options import HttpOptions
-from services.gateway.http.parameters import Wait
+from services.gateway.http.parameters import Asking, Wait
 from services.gateway.http.uploads import keep_body
 from services.gateway.jobs.model import Job, JobState
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.digests import DEFAULT_SCOPE
 from services.kernel.errors import Cancelled, DeadlineExceeded, InvalidField
 from services.kernel.parameters import Parameter
 from services.kernel.wire_errors import of_reason
@@ -43,15 +42,21 @@ class AnnotateRoutes:
         return router
 
     async def annotate(
-        self, request: Request, annotator: str, wait: Wait = 60.0, width_px: Size = 0, height_px: Size = 0
+        self,
+        request: Request,
+        caller: Asking,
+        annotator: str,
+        wait: Wait = 60.0,
+        width_px: Size = 0,
+        height_px: Size = 0,
     ) -> Response:
         annotation = gateway_pb2.Annotation(annotator=annotator, width_px=width_px, height_px=height_px)
         annotation.parameters.update(self._parameters(annotator, request))
-        info = await keep_body(request, self._blobs, self._options, scope=DEFAULT_SCOPE)
+        info = await keep_body(request, self._blobs, self._options, scope=caller.tenant)
         annotation.picture.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
         message = gateway_pb2.CreateJobRequest(annotation=annotation)
-        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()))
-        return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait))
+        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()), caller)
+        return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller))
 
     def _parameters(self, annotator: str, request: Request) -> dict[str, bool | float | str]:
         """The annotator's parameters among the query's, in their kinds. What it does not have stays text."""

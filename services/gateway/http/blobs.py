@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from services.gateway.http import documents
 from services.gateway.http.json_messages import answer, of_value
 from services.gateway.http.options import HttpOptions
-from services.gateway.http.parameters import Scope, refuse_unknown, scope_of
+from services.gateway.http.parameters import Asking, Scope, refuse_unknown, scope_of
 from services.gateway.http.ranges import Part, Unsatisfiable, part_of
 from services.gateway.http.uploads import keep_body
 from services.gateway.wire.blobs import blob
@@ -37,16 +37,17 @@ class BlobRoutes:
     async def write(
         self,
         request: Request,
+        caller: Asking,
         digest: Annotated[str, Query(description="What the bytes must hash to.")] = "",
         scope: Scope = "",
     ) -> Response:
         wanted = digest and parse_digest(digest, field="digest")
-        info = await keep_body(request, self._blobs, self._options, scope=scope_of(scope), digest=wanted)
+        info = await keep_body(request, self._blobs, self._options, scope=scope_of(scope, caller), digest=wanted)
         headers = {"Location": f"/v1/blobs/{info.digest}"}
         return answer(blob(info), status=201, headers=headers)
 
-    async def read(self, request: Request, digest: str, scope: Scope = "") -> Response:
-        parsed_scope = scope_of(scope)
+    async def read(self, request: Request, caller: Asking, digest: str, scope: Scope = "") -> Response:
+        parsed_scope = scope_of(scope, caller)
         info = await self._blobs.stat(parsed_scope, parse_digest(digest, field="digest"))
         if info is None:
             raise NotFound(f"no blob {digest}", field="digest")

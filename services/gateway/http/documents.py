@@ -147,6 +147,31 @@ LIST_MODELS = _document("List models", {200: _json("ListModelsResponse", "What s
 LIST_WORKERS = _document(
     "List workers", {200: _json("ListWorkersResponse", "Those that asked for work lately.")}, errors=()
 )
+CREATE_JOBS = _document(
+    "Create up to 100 jobs",
+    {200: _json("CreateJobsResponse", "A job or why there is none, for each request in order.")},
+    errors=(413,),
+    description="Each for itself: one that is refused leaves the others be. Pictures come as blobs or `data:` URLs.",
+    body={"application/json": {"schema": reference("CreateJobsRequest")}},
+)
+GET_WEBHOOK = _document(
+    "Show the delivery log of a job's webhook",
+    {200: _json("Webhook", "Every try, and when the next one comes.")},
+    errors=(404,),
+)
+LIST_DEAD_LETTERS = _document(
+    "List dead letters",
+    {200: _json("ListDeadLettersResponse", "Tasks whose attempts are spent, those of the newest jobs first.")},
+    errors=(),
+)
+GET_DEAD_LETTER = _document(
+    "Show a dead letter", {200: _json("DeadLetter", "With every attempt's node and reason.")}, errors=(404,)
+)
+REDRIVE_DEAD_LETTER = _document(
+    "Try a dead letter's job anew",
+    {200: _json("Job", "The job, waiting again. What was finished stays finished.")},
+    errors=(404, 409),
+)
 QUEUE = _document(
     "How much waits", {200: _json("Queue", "Tasks by stage and checkpoint, and the oldest one's age.")}, errors=()
 )

@@ -16,7 +16,7 @@ from services.gateway.app.hub import Progress
 from services.gateway.http import documents
 from services.gateway.http.json_messages import text, to_json
 from services.gateway.http.options import HttpOptions
-from services.gateway.http.parameters import refuse_unknown
+from services.gateway.http.parameters import Asking, refuse_unknown
 from services.gateway.jobs.model import Job
 from services.gateway.wire import answers
 from services.kernel.errors import FanlightError, InvalidField, Unavailable
@@ -42,14 +42,15 @@ class EventRoutes:
     async def watch(
         self,
         job_id: str,
+        caller: Asking,
         last_event_id: Annotated[str, Header(description="The last state that was seen.")] = "",
     ) -> Response:
         after_revision = _revision(last_event_id)
-        job = await self._gateway.jobs.get(f"jobs/{job_id}")
+        job = await self._gateway.jobs.get(f"jobs/{job_id}", caller)
         if job.state.ended and job.revision <= after_revision:
             # The one answer after which an EventSource does not come back.
             return Response(status_code=204)
-        events = self._gateway.jobs.watch(job.name, after_revision=after_revision)
+        events = self._gateway.jobs.watch(job.name, after_revision=after_revision, caller=caller)
         return StreamingResponse(_stream(events, self._options.heartbeat_s), media_type=MEDIA_TYPE, headers=_HEADERS)
 
 

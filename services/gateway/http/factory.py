@@ -7,6 +7,7 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.http import docs_page, errors
 from services.gateway.http.annotate import AnnotateRoutes
 from services.gateway.http.blobs import BlobRoutes
+from services.gateway.http.dead_letters import DeadLetterRoutes
 from services.gateway.http.events import EventRoutes
 from services.gateway.http.guards import RequestLimit, TokenGuard
 from services.gateway.http.health import HealthRoutes
@@ -27,7 +28,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         middleware=[
             Middleware(Lingering, idle_s=options.linger_idle_s),
             Middleware(errors.ErrorGuard),
-            Middleware(TokenGuard, token=options.client_token),
+            Middleware(TokenGuard, callers=options.callers),
             Middleware(RequestLimit, limit=options.requests_limit),
         ],
     )
@@ -38,6 +39,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         BlobRoutes(blobs, options),
         AnnotateRoutes(gateway, blobs, options),
         ListingRoutes(gateway),
+        DeadLetterRoutes(gateway),
         HealthRoutes(gateway),
     ):
         app.include_router(routes.router())

@@ -1,10 +1,9 @@
 """What stands before every request: who may call, and how many at a time."""
 
-import hmac
-
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.gateway.app.callers import Callers
 from services.gateway.http.errors import answer
 from services.kernel.errors import FanlightError, ResourceExhausted, Unauthenticated
 
@@ -14,22 +13,20 @@ BUSY_RETRY_AFTER_S = 2.0
 
 
 class TokenGuard:
-    """401 for requests without the token; an empty token lets everybody in."""
+    """401 for requests whose token is nobody's; tells the others' handlers who calls."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, callers: Callers) -> None:
         self._app = app
-        self._token = token
+        self._callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._token or scope["path"] in OPEN_PATHS or self._sent(Headers(scope=scope)):
+        caller = self._callers.of_authorization(Headers(scope=scope).get("authorization", ""))
+        if caller is not None or scope["path"] in OPEN_PATHS:
+            scope.setdefault("state", {})["caller"] = caller
             await self._app(scope, receive, send)
         else:
             error = Unauthenticated("send the right token as `Authorization: Bearer TOKEN`")
             await answer(error)(scope, receive, send)
-
-    def _sent(self, headers: Headers) -> bool:
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        return kind.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token.encode())
 
 
 class RequestLimit:

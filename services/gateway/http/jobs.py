@@ -1,6 +1,7 @@
 """`/v1/jobs`: made, told, listed and cancelled."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -9,14 +10,16 @@ from starlette.responses import Response
 
 from fanlight.common.v1 import common_pb2
 from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.app.callers import Caller
+from services.gateway.app.filters import Only
 from services.gateway.app.gateway import Gateway
 from services.gateway.http import bodies, documents
 from services.gateway.http.json_messages import answer, fill
 from services.gateway.http.options import HttpOptions
-from services.gateway.http.parameters import Wait, refuse_unknown
+from services.gateway.http.parameters import Asking, Wait, refuse_unknown
 from services.gateway.http.uploads import keep_file
 from services.gateway.jobs.model import Job
-from services.gateway.wire import answers, requests
+from services.gateway.wire import answers, requests, webhooks
 from services.kernel.blobs import BlobStore
 from services.kernel.errors import InvalidField
 
@@ -34,53 +37,78 @@ class JobRoutes:
         router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_unknown)])
         add = router.add_api_route
         add("/v1/jobs", self.create, methods=["POST"], **documents.CREATE_JOB)
+        add("/v1/jobs:batch", self.create_each, methods=["POST"], **documents.CREATE_JOBS)
         add("/v1/jobs", self.list, methods=["GET"], **documents.LIST_JOBS)
         add("/v1/jobs/{job_id}:cancel", self.cancel, methods=["POST"], **documents.CANCEL_JOB)
+        add("/v1/jobs/{job_id}/webhook", self.webhook, methods=["GET"], **documents.GET_WEBHOOK)
         add("/v1/jobs/{job_id}", self.get, methods=["GET"], **documents.GET_JOB)
         return router
 
     async def create(
         self,
         request: Request,
+        caller: Asking,
         wait: Wait = 0.0,
         idempotency_key: Annotated[str, Header(description="The job's `request_id`, where the body has none.")] = "",
     ) -> Response:
         if bodies.content_type(request) == bodies.FORM:
-            message = await self._of_form(request)
+            message = await self._of_form(request, caller)
         else:
             message = _parsed(await bodies.read_json(request, self._options))
         _identify(message, idempotency_key)
-        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()))
+        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()), caller)
         if wait:
-            job = await self._gateway.jobs.wait(job.name, wait_s=wait)
+            job = await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller)
         return _answer(job, status=201)
 
-    async def get(self, job_id: str, wait: Wait = 0.0) -> Response:
+    async def create_each(self, request: Request, caller: Asking) -> Response:
+        message = gateway_pb2.CreateJobsRequest()
+        fill(message, await bodies.read_json(request, self._options))
+        news = requests.new_jobs(message, self._gateway.workers.catalog())
+        return answer(answers.results(await self._gateway.jobs.create_each(news, caller)))
+
+    async def get(self, job_id: str, caller: Asking, wait: Wait = 0.0) -> Response:
         name = f"jobs/{job_id}"
         if wait:
-            return _answer(await self._gateway.jobs.wait(name, wait_s=wait))
-        return _answer(await self._gateway.jobs.get(name))
+            return _answer(await self._gateway.jobs.wait(name, wait_s=wait, caller=caller))
+        return _answer(await self._gateway.jobs.get(name, caller))
 
     async def list(
         self,
+        caller: Asking,
         page_size: Annotated[int, Query(ge=0, le=1_000, description="0 means 50.")] = 0,
         page_token: Annotated[str, Query(description="`next_page_token` of the page before.")] = "",
         state: Annotated[str, Query(description="Only jobs in this state, such as `running`.")] = "",
+        model: Annotated[str, Query(description="Only jobs for this model.")] = "",
+        annotator: Annotated[str, Query(description="Only annotations by this annotator.")] = "",
+        tenant: Annotated[str, Query(description="Only this tenant's jobs; for operators.")] = "",
+        created_from_time: Annotated[datetime | None, Query(description="Only jobs made then or later.")] = None,
+        created_before_time: Annotated[datetime | None, Query(description="Only jobs made before.")] = None,
     ) -> Response:
-        wanted = requests.job_state(_state(state)) if state else None
-        page = await self._gateway.jobs.list(page_size=page_size, page_token=page_token, state=wanted)
+        only = Only(
+            state=requests.job_state(_state(state)) if state else None,
+            model=model,
+            annotator=annotator,
+            tenant=tenant,
+            created_from_s=_seconds(created_from_time),
+            created_before_s=_seconds(created_before_time),
+        )
+        page = await self._gateway.jobs.list(page_size=page_size, page_token=page_token, only=only, caller=caller)
         jobs = [answers.job(job) for job in page.jobs]
         return answer(gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token))
 
-    async def cancel(self, job_id: str) -> Response:
-        return _answer(await self._gateway.jobs.cancel(f"jobs/{job_id}"))
+    async def webhook(self, job_id: str, caller: Asking) -> Response:
+        return answer(webhooks.webhook(await self._gateway.jobs.webhook(f"jobs/{job_id}", caller)))
 
-    async def _of_form(self, request: Request) -> gateway_pb2.CreateJobRequest:
+    async def cancel(self, job_id: str, caller: Asking) -> Response:
+        return _answer(await self._gateway.jobs.cancel(f"jobs/{job_id}", caller))
+
+    async def _of_form(self, request: Request, caller: Caller) -> gateway_pb2.CreateJobRequest:
         """The `job` part, its `part:NAME` pictures kept as blobs."""
         form = await bodies.read_form(request, self._options)
         try:
             message = _parsed(bodies.parse_json(await self._job_part(form), field=JOB_PART))
-            await self._keep_parts(message, form.files)
+            await self._keep_parts(message, form.files, caller)
             return message
         finally:
             await form.close()
@@ -95,7 +123,9 @@ class JobRoutes:
             )
         return await bodies.read_file(file, limit_bytes=self._options.json_limit_bytes, field=JOB_PART)
 
-    async def _keep_parts(self, message: gateway_pb2.CreateJobRequest, files: dict[str, UploadFile]) -> None:
+    async def _keep_parts(
+        self, message: gateway_pb2.CreateJobRequest, files: dict[str, UploadFile], caller: Caller
+    ) -> None:
         wanted = {field: picture for field, picture in _pictures(message) if picture.url.startswith(PART)}
         names = {field: picture.url.removeprefix(PART) for field, picture in wanted.items()}
         for field, name in names.items():
@@ -103,7 +133,7 @@ class JobRoutes:
                 raise InvalidField(f"the form has no file named {name!r}", field=f"{field}.url")
         for name in files.keys() - names.values():
             raise InvalidField(f"no picture's url is {PART}{name}", field=name)
-        kept = {name: await keep_file(self._blobs, name, file) for name, file in files.items()}
+        kept = {name: await keep_file(self._blobs, name, file, scope=caller.tenant) for name, file in files.items()}
         for field, picture in wanted.items():
             info = kept[names[field]]
             picture.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
@@ -146,6 +176,13 @@ def _state(text: str) -> "gateway_pb2.Job.State.ValueType":
         known = ", ".join(key.removeprefix("STATE_").lower() for key in names)
         raise InvalidField(f"must be one of {known}", field="state")
     return gateway_pb2.Job.State.Value(name)
+
+
+def _seconds(time: datetime | None) -> float:
+    """Since the epoch; a time that says no zone is UTC."""
+    if time is None:
+        return 0.0
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _answer(job: Job, *, status: int = 200) -> Response:

@@ -8,7 +8,7 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.app.statistics import QueueLine
 from services.gateway.http import documents
 from services.gateway.http.json_messages import answer, of_value
-from services.gateway.http.parameters import refuse_unknown
+from services.gateway.http.parameters import Asking, refuse_unknown
 from services.gateway.wire import answers
 
 
@@ -34,8 +34,8 @@ class ListingRoutes:
         catalog = self._gateway.workers.catalog()
         return answer(gateway_pb2.ListModelsResponse(models=[answers.model(each) for each in catalog.models.values()]))
 
-    async def workers(self) -> Response:
-        statuses = self._gateway.workers.statuses()
+    async def workers(self, caller: Asking) -> Response:
+        statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]
         return answer(gateway_pb2.ListWorkersResponse(workers=[answers.worker_status(each) for each in statuses]))
 
     async def queue(self) -> Response:

@@ -11,7 +11,12 @@ from services.gateway.http.schemas import Schema, reference, schemas_of
 
 MESSAGES = (
     gateway_pb2.CreateJobRequest,
+    gateway_pb2.CreateJobsRequest,
+    gateway_pb2.CreateJobsResponse,
     gateway_pb2.Job,
+    gateway_pb2.DeadLetter,
+    gateway_pb2.ListDeadLettersResponse,
+    gateway_pb2.Webhook,
     gateway_pb2.ListJobsResponse,
     gateway_pb2.ListAnnotatorsResponse,
     gateway_pb2.ListModelsResponse,

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 
+from services.gateway.app.callers import Callers
+
 MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions:
-    # What clients must send as a bearer token; empty lets everybody in.
-    client_token: str = field(default="", repr=False)
+    # Whose bearer tokens are taken.
+    callers: Callers = field(default_factory=Callers)
     # The largest JSON body, or `job` part of a form.
     json_limit_bytes: int = 64 * MIB
     # The largest blob, raw or as a file of a form.

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from fastapi import Query, Request
+from fastapi import Depends, Query, Request
 
+from services.gateway.app.callers import Caller
 from services.kernel.digests import parse_scope
 from services.kernel.errors import InvalidField
 
@@ -11,7 +12,17 @@ from services.kernel.errors import InvalidField
 WAIT_LIMIT_S = 60.0
 
 Wait = Annotated[float, Query(ge=0, le=WAIT_LIMIT_S, description="Seconds to wait for the job to end.")]
-Scope = Annotated[str, Query(description="Whose blobs; empty means `default`.")]
+Scope = Annotated[str, Query(description="Whose blobs; empty means your own.")]
+
+
+async def caller_of(request: Request) -> Caller:
+    """As the token guard told; it stands before every path that asks."""
+    caller = request.state.caller
+    assert isinstance(caller, Caller)
+    return caller
+
+
+Asking = Annotated[Caller, Depends(caller_of)]
 
 
 def refuse_unknown(request: Request) -> None:
@@ -22,5 +33,5 @@ def refuse_unknown(request: Request) -> None:
             raise InvalidField(f"is not known; the parameters are {', '.join(known) or 'none'}", field=name)
 
 
-def scope_of(text: str) -> str:
-    return parse_scope(text, field="scope")
+def scope_of(text: str, caller: Caller) -> str:
+    return caller.scope_of(parse_scope(text, field="scope"), field="scope")

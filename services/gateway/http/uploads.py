@@ -6,7 +6,6 @@ from starlette.datastructures import UploadFile
 from services.gateway.http import bodies
 from services.gateway.http.options import HttpOptions
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.digests import DEFAULT_SCOPE
 from services.kernel.errors import InvalidField, TooLarge
 
 
@@ -30,9 +29,7 @@ async def keep_body(
     return await blobs.write(scope, chunks, digest=digest, size_bytes=bodies.announced_bytes(request))
 
 
-async def keep_file(
-    blobs: BlobStore, name: str, file: UploadFile, *, scope: str = DEFAULT_SCOPE, digest: str = ""
-) -> BlobInfo:
+async def keep_file(blobs: BlobStore, name: str, file: UploadFile, *, scope: str, digest: str = "") -> BlobInfo:
     """Keep a form's file as a blob. TooLarge names the part."""
     try:
         return await blobs.write(scope, bodies.chunks_of(file), digest=digest)

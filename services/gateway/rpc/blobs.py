@@ -1,11 +1,10 @@
 """BlobService over gRPC: streams in and out of the BlobStore. Knows no jobs."""
 
 from collections.abc import AsyncIterator
-from typing import Any
-
-import grpc.aio
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
+from services.gateway.app.callers import Callers
+from services.gateway.rpc.callers import Context, caller_of
 from services.gateway.wire.blobs import blob
 from services.kernel.blobs import BlobStore
 from services.kernel.digests import parse_digest, parse_scope
@@ -15,19 +14,22 @@ CHUNK_OUT_BYTES = 256 * 1024
 CHUNK_IN_LIMIT_BYTES = 1024 * 1024
 DIGESTS_LIMIT = 1_000
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class BlobService(blobs_pb2_grpc.BlobServiceServicer):
-    def __init__(self, blobs: BlobStore) -> None:
+    def __init__(self, blobs: BlobStore, callers: Callers) -> None:
+        """`callers`: clients and workers; a worker may read and write in every scope."""
         self._blobs = blobs
+        self._callers = callers
+
+    def _scope(self, named: str, context: Context, *, field: str) -> str:
+        return caller_of(self._callers, context).scope_of(parse_scope(named, field=field), field=field)
 
     async def WriteBlob(
         self, request_iterator: AsyncIterator[blobs_pb2.WriteBlobRequest], context: Context
     ) -> blobs_pb2.WriteBlobResponse:
         header = await _header(request_iterator)
         info = await self._blobs.write(
-            parse_scope(header.scope, field="header.scope"),
+            self._scope(header.scope, context, field="header.scope"),
             _chunks(request_iterator),
             digest=header.digest and parse_digest(header.digest, field="header.digest"),
             size_bytes=_natural(header.size_bytes, "header.size_bytes"),
@@ -37,7 +39,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     async def ReadBlob(
         self, request: blobs_pb2.ReadBlobRequest, context: Context
     ) -> AsyncIterator[blobs_pb2.ReadBlobResponse]:
-        scope = parse_scope(request.scope, field="scope")
+        scope = self._scope(request.scope, context, field="scope")
         digest = parse_digest(request.digest, field="digest")
         offset_bytes = _natural(request.offset_bytes, "offset_bytes")
         limit_bytes = _natural(request.limit_bytes, "limit_bytes")
@@ -52,7 +54,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
                 yield blobs_pb2.ReadBlobResponse(chunk=chunk[start : start + CHUNK_OUT_BYTES])
 
     async def HasBlobs(self, request: blobs_pb2.HasBlobsRequest, context: Context) -> blobs_pb2.HasBlobsResponse:
-        scope = parse_scope(request.scope, field="scope")
+        scope = self._scope(request.scope, context, field="scope")
         if len(request.digests) > DIGESTS_LIMIT:
             raise TooLarge(f"has {len(request.digests)} entries; at most {DIGESTS_LIMIT}", field="digests")
         wanted = [parse_digest(text, field=f"digests[{index}]") for index, text in enumerate(request.digests)]

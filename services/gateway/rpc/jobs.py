@@ -1,48 +1,79 @@
 """JobService over gRPC: translates, calls, translates."""
 
 from collections.abc import AsyncIterator
-from typing import Any
-
-import grpc.aio
 
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from services.gateway.app.callers import Caller, Callers
 from services.gateway.app.gateway import Gateway
-from services.gateway.wire import answers, fields, requests
+from services.gateway.rpc.callers import Context, caller_of
+from services.gateway.wire import answers, fields, requests, webhooks
 
+PAGE_SIZE = 50
 PAGE_SIZE_LIMIT = 1_000
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class JobService(gateway_pb2_grpc.JobServiceServicer):
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, callers: Callers) -> None:
         self._gateway = gateway
+        self._callers = callers
+
+    def _caller(self, context: Context) -> Caller:
+        return caller_of(self._callers, context)
 
     async def CreateJob(self, request: gateway_pb2.CreateJobRequest, context: Context) -> gateway_pb2.Job:
         new = requests.new_job(request, self._gateway.workers.catalog())
-        return answers.job(await self._gateway.jobs.create(new))
+        return answers.job(await self._gateway.jobs.create(new, self._caller(context)))
+
+    async def CreateJobs(
+        self, request: gateway_pb2.CreateJobsRequest, context: Context
+    ) -> gateway_pb2.CreateJobsResponse:
+        news = requests.new_jobs(request, self._gateway.workers.catalog())
+        return answers.results(await self._gateway.jobs.create_each(news, self._caller(context)))
 
     async def GetJob(self, request: gateway_pb2.GetJobRequest, context: Context) -> gateway_pb2.Job:
-        return answers.job(await self._gateway.jobs.get(request.name))
+        return answers.job(await self._gateway.jobs.get(request.name, self._caller(context)))
 
     async def ListJobs(self, request: gateway_pb2.ListJobsRequest, context: Context) -> gateway_pb2.ListJobsResponse:
         page = await self._gateway.jobs.list(
             page_size=fields.whole(request.page_size, 0, PAGE_SIZE_LIMIT, field="page_size"),
             page_token=request.page_token,
-            state=requests.job_state(request.state),
+            only=requests.only(request),
+            caller=self._caller(context),
         )
         return gateway_pb2.ListJobsResponse(
             jobs=[answers.job(job) for job in page.jobs], next_page_token=page.next_token
         )
 
     async def CancelJob(self, request: gateway_pb2.CancelJobRequest, context: Context) -> gateway_pb2.Job:
-        return answers.job(await self._gateway.jobs.cancel(request.name))
+        return answers.job(await self._gateway.jobs.cancel(request.name, self._caller(context)))
 
     async def WatchJob(
         self, request: gateway_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[gateway_pb2.JobEvent]:
-        async for news in self._gateway.jobs.watch(request.name, after_revision=request.after_revision):
+        caller = self._caller(context)
+        async for news in self._gateway.jobs.watch(request.name, after_revision=request.after_revision, caller=caller):
             yield answers.event(news)
+
+    async def GetWebhook(self, request: gateway_pb2.GetWebhookRequest, context: Context) -> gateway_pb2.Webhook:
+        return webhooks.webhook(await self._gateway.jobs.webhook(request.name, self._caller(context)))
+
+    async def ListDeadLetters(
+        self, request: gateway_pb2.ListDeadLettersRequest, context: Context
+    ) -> gateway_pb2.ListDeadLettersResponse:
+        size = fields.whole(request.page_size, 0, PAGE_SIZE_LIMIT, field="page_size") or PAGE_SIZE
+        caller = self._caller(context)
+        letters = await self._gateway.dead_letters.page(before=request.page_token, limit=size, caller=caller)
+        return answers.dead_letters(letters, size)
+
+    async def GetDeadLetter(
+        self, request: gateway_pb2.GetDeadLetterRequest, context: Context
+    ) -> gateway_pb2.DeadLetter:
+        return answers.dead_letter(await self._gateway.dead_letters.get(request.task, self._caller(context)))
+
+    async def RedriveDeadLetter(
+        self, request: gateway_pb2.RedriveDeadLetterRequest, context: Context
+    ) -> gateway_pb2.Job:
+        return answers.job(await self._gateway.redrives.redrive(request.task, self._caller(context)))
 
     async def ListAnnotators(
         self, request: gateway_pb2.ListAnnotatorsRequest, context: Context
@@ -61,5 +92,6 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     async def ListWorkers(
         self, request: gateway_pb2.ListWorkersRequest, context: Context
     ) -> gateway_pb2.ListWorkersResponse:
-        statuses = self._gateway.workers.statuses()
+        caller = self._caller(context)
+        statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]
         return gateway_pb2.ListWorkersResponse(workers=[answers.worker_status(each) for each in statuses])

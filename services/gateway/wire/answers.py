@@ -1,6 +1,6 @@
 """What clients are told: domain to protobuf."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from google.protobuf import timestamp_pb2
 
@@ -8,9 +8,11 @@ from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
+from services.gateway.app.dead_letters import DeadLetter
 from services.gateway.app.hub import Fetching, Progress
 from services.gateway.jobs.model import (
     Annotation,
+    Attempt,
     ControlImage,
     ControlSource,
     Failure,
@@ -24,6 +26,7 @@ from services.gateway.jobs.workers import Annotator, Model, WorkerStatus
 from services.gateway.wire import painting, parameters
 from services.gateway.wire.blobs import blob, picture_of
 from services.gateway.wire.workers import worker
+from services.kernel.errors import FanlightError
 from services.kernel.media import media_type_of
 from services.kernel.wire_parameters import description
 
@@ -33,8 +36,8 @@ def job(value: Job) -> gateway_pb2.Job:
         name=value.name,
         state=gateway_pb2.Job.State.Value(f"STATE_{value.state.upper()}"),
         revision=value.revision,
-        create_time=_time(value.create_time_s),
-        end_time=_time(value.end_time_s),
+        create_time=moment(value.create_time_s),
+        end_time=moment(value.end_time_s),
         priority=value.priority,
         request_id=value.request_id,
         images=_images(value),
@@ -43,6 +46,49 @@ def job(value: Job) -> gateway_pb2.Job:
         failure=_failure(value.failure),
         generation=_generation(value.work) if isinstance(value.work, Generation) else None,
         annotation=_annotation(value.work) if isinstance(value.work, Annotation) else None,
+        tenant=value.tenant,
+        deadline_time=moment(value.deadline_s),
+        webhook_url=value.webhook_url,
+        redrives=value.redrives,
+    )
+
+
+def results(values: Iterable[Job | FanlightError]) -> gateway_pb2.CreateJobsResponse:
+    return gateway_pb2.CreateJobsResponse(results=[_result(value) for value in values])
+
+
+def _result(value: Job | FanlightError) -> gateway_pb2.CreateJobResult:
+    if isinstance(value, Job):
+        return gateway_pb2.CreateJobResult(job=job(value))
+    failure = common_pb2.Failure(reason=value.reason, message=value.message, field=value.field)
+    return gateway_pb2.CreateJobResult(failure=failure)
+
+
+def dead_letter(value: DeadLetter) -> gateway_pb2.DeadLetter:
+    return gateway_pb2.DeadLetter(
+        task=value.task,
+        stage=value.stage,
+        tenant=value.tenant,
+        end_time=moment(value.time_s),
+        failure=_failure(value.failure),
+        attempts=[_attempt(each) for each in value.attempts],
+    )
+
+
+def dead_letters(values: Sequence[DeadLetter], page_size: int) -> gateway_pb2.ListDeadLettersResponse:
+    return gateway_pb2.ListDeadLettersResponse(
+        letters=[dead_letter(each) for each in values],
+        next_page_token=values[-1].task if len(values) == page_size else "",
+    )
+
+
+def _attempt(value: Attempt) -> gateway_pb2.Attempt:
+    return gateway_pb2.Attempt(
+        worker=value.worker,
+        node=value.node,
+        lease_time=moment(value.lease_time_s),
+        end_time=moment(value.end_time_s),
+        failure=_failure(value.failure),
     )
 
 
@@ -71,7 +117,7 @@ def _fetching(value: Fetching) -> common_pb2.FetchProgress:
     )
 
 
-def _time(time_s: float) -> timestamp_pb2.Timestamp | None:
+def moment(time_s: float) -> timestamp_pb2.Timestamp | None:
     """None where it has not come yet."""
     if not time_s:
         return None
@@ -123,9 +169,11 @@ def _task(task: Task) -> gateway_pb2.Task:
         steps=task.steps,
         failure=_failure(task.failure),
         spans=[common_pb2.Span(name=span.name, duration_s=span.duration_s) for span in task.spans],
-        queue_time=_time(task.queue_time_s),
-        lease_time=_time(task.lease.time_s if task.lease else 0.0),
-        end_time=_time(task.end_time_s),
+        queue_time=moment(task.queue_time_s),
+        lease_time=moment(task.lease.time_s if task.lease else 0.0),
+        end_time=moment(task.end_time_s),
+        not_before_time=moment(task.not_before_s),
+        failed_attempts=[_attempt(each) for each in task.attempts],
     )
 
 
@@ -212,7 +260,7 @@ def model(value: Model) -> diffusion_pb2.Model:
 def worker_status(value: WorkerStatus) -> gateway_pb2.WorkerStatus:
     return gateway_pb2.WorkerStatus(
         worker=worker(value.worker),
-        last_poll_time=_time(value.last_poll_time_s),
+        last_poll_time=moment(value.last_poll_time_s),
         live=value.live,
         draining=value.worker.draining,
         tasks=value.tasks,

@@ -1,8 +1,12 @@
 """What clients ask for: protobuf to domain, every field checked."""
 
 import hashlib
+from urllib.parse import urlsplit
+
+from google.protobuf import timestamp_pb2
 
 from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.app.filters import Only
 from services.gateway.app.new_job import NewAnnotation, NewJob, NewWork
 from services.gateway.jobs.model import PREPROCESS, JobState
 from services.gateway.jobs.workers import Catalog
@@ -10,10 +14,13 @@ from services.gateway.wire import fields, parameters
 from services.gateway.wire.catalog import annotator_of, require_stage
 from services.gateway.wire.generations import new_generation
 from services.gateway.wire.pictures import picture
-from services.kernel.errors import InvalidField
+from services.kernel.errors import FanlightError, InvalidField
 
 REQUEST_ID_LIMIT = 128
 PRIORITY_LIMIT = 100
+DEADLINE_LIMIT_S = 30 * 86_400.0
+URL_LIMIT_BYTES = 2_048
+BATCH_LIMIT = 100
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
 
 _STATES = {
@@ -34,7 +41,26 @@ def new_job(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewJob:
         content_digest=hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest(),
         request_id=request.request_id,
         priority=fields.whole(request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT, field="priority"),
+        deadline_s=fields.number(request.deadline_s, 0.0, DEADLINE_LIMIT_S, field="deadline_s"),
+        webhook_url=_webhook_url(request.webhook_url),
     )
+
+
+def _webhook_url(url: str) -> str:
+    """What can be told from the address alone; where it leads is looked at when it is called."""
+    fields.text(url, URL_LIMIT_BYTES, field="webhook_url")
+    if not url:
+        return ""
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_right = False
+    if not is_right or not url.isascii() or not url.isprintable() or " " in url:
+        raise InvalidField("must be an http or https URL", field="webhook_url")
+    if parts.username is not None or parts.password is not None:
+        raise InvalidField("must not hold a user or a password", field="webhook_url")
+    return url
 
 
 def _work(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewWork:
@@ -62,6 +88,36 @@ def _annotation(message: gateway_pb2.Annotation, catalog: Catalog) -> NewAnnotat
         width_px=message.width_px,
         height_px=message.height_px,
     )
+
+
+def new_jobs(request: gateway_pb2.CreateJobsRequest, catalog: Catalog) -> list[NewJob | FanlightError]:
+    """Each for itself, or why it cannot be. InvalidField for none or too many."""
+    if not 1 <= len(request.requests) <= BATCH_LIMIT:
+        raise InvalidField(f"has {len(request.requests)} entries; must be 1 to {BATCH_LIMIT}", field="requests")
+    return [_new_or_refused(each, catalog) for each in request.requests]
+
+
+def _new_or_refused(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewJob | FanlightError:
+    try:
+        return new_job(request, catalog)
+    except FanlightError as error:
+        return error
+
+
+def only(request: gateway_pb2.ListJobsRequest) -> Only:
+    return Only(
+        state=job_state(request.state),
+        model=request.model,
+        annotator=request.annotator,
+        tenant=request.tenant,
+        created_from_s=_seconds(request.created_from_time),
+        created_before_s=_seconds(request.created_before_time),
+    )
+
+
+def _seconds(time: timestamp_pb2.Timestamp) -> float:
+    """0 where it is absent."""
+    return time.seconds + time.nanos / 1e9
 
 
 def job_state(state: "gateway_pb2.Job.State.ValueType") -> JobState | None:

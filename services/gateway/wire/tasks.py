@@ -83,6 +83,7 @@ def _leased(leased: LeasedTask) -> queue_pb2.LeasedTask:
         ttl_s=leased.ttl_s,
         attempt=task.leases,
         alone=task.alone,
+        scope=job.tenant,
         annotate=_annotate(task.work) if isinstance(task.work, Annotation) else None,
         generate=_generate(job, task.work) if isinstance(task.work, Paint) else None,
     )

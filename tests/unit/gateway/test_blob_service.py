@@ -7,6 +7,7 @@ import pytest
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
+from services.gateway.app.callers import Callers
 from services.gateway.rpc.blobs import CHUNK_OUT_BYTES, BlobService
 from services.kernel import errors
 from services.kernel.config import CommonSettings
@@ -28,7 +29,7 @@ async def blobs() -> MemoryBlobs:
 @pytest.fixture
 async def stub(blobs: MemoryBlobs) -> AsyncIterator[Stub]:
     def add(server: grpc.aio.Server) -> None:
-        blobs_pb2_grpc.add_BlobServiceServicer_to_server(BlobService(blobs), server)
+        blobs_pb2_grpc.add_BlobServiceServicer_to_server(BlobService(blobs, Callers()), server)
 
     server = RpcServer(
         CommonSettings(drain_grace_s=0), services={"fanlight.blobs.v1.BlobService": add}, tokens={}, default_tokens=()

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from services.gateway.app.callers import OPERATOR
+from services.gateway.app.filters import Only
 from services.gateway.app.hub import Progress
 from services.gateway.app.new_job import Picture
 from services.gateway.app.queue import Renewal
@@ -47,7 +49,7 @@ async def test_seeds_nobody_asked_for_are_short_and_differ_between_jobs(fleet: F
 async def test_the_same_request_id_gives_the_first_job(fleet: Fleet) -> None:
     first = await fleet.gateway.jobs.create(generation(request_id="r"))
     assert (await fleet.gateway.jobs.create(generation(request_id="r"))).name == first.name
-    assert len((await fleet.gateway.jobs.list(page_size=0, page_token="", state=None)).jobs) == 1
+    assert len((await fleet.gateway.jobs.list(page_size=0, page_token="")).jobs) == 1
 
 
 async def test_the_same_request_id_sent_many_times_at_once_makes_one_job(fleet: Fleet) -> None:
@@ -64,7 +66,7 @@ async def test_a_request_id_with_other_content_is_refused(fleet: Fleet) -> None:
 
 async def test_a_request_whose_gateway_died_before_the_job_was_made_gets_its_job(fleet: Fleet) -> None:
     new = generation(request_id="r")
-    await fleet.gateway.jobs._requests.claim("r", new.content_digest, "0half")
+    await fleet.gateway.jobs._requests.claim("r", new.content_digest, "default", "0half")
     job = await fleet.gateway.jobs.create(new)
     assert job.name == "jobs/0half"
     assert (await fleet.gateway.jobs.create(new)).name == job.name
@@ -73,14 +75,14 @@ async def test_a_request_whose_gateway_died_before_the_job_was_made_gets_its_job
 async def test_what_is_no_picture_is_refused_by_its_field(fleet: Fleet) -> None:
     bad = Picture(field="generation.controls[0].picture", data=b"<html>")
     with pytest.raises(InvalidField) as refused:
-        await fleet.gateway.jobs._work._pictures.keep(bad)
+        await fleet.gateway.jobs._work._pictures.keep(bad, OPERATOR)
     assert refused.value.field == bad.field
 
 
 async def test_a_digest_that_is_not_there_is_named(fleet: Fleet) -> None:
     missing = Picture(field="annotation.picture", digest=digest_of(b"nothing"))
     with pytest.raises(NotFound) as refused:
-        await fleet.gateway.jobs._work._pictures.keep(missing)
+        await fleet.gateway.jobs._work._pictures.keep(missing, OPERATOR)
     assert refused.value.field == "annotation.picture.blob.digest"
 
 
@@ -129,8 +131,8 @@ async def test_jobs_are_listed_newest_first_page_by_page(fleet: Fleet) -> None:
     for _ in range(5):
         made.append((await fleet.gateway.jobs.create(generation())).name)
         fleet.clock.advance(1)
-    first = await fleet.gateway.jobs.list(page_size=3, page_token="", state=None)
-    rest = await fleet.gateway.jobs.list(page_size=3, page_token=first.next_token, state=None)
+    first = await fleet.gateway.jobs.list(page_size=3, page_token="")
+    rest = await fleet.gateway.jobs.list(page_size=3, page_token=first.next_token)
     assert [job.name for job in [*first.jobs, *rest.jobs]] == made[::-1]
     assert rest.next_token == ""
 
@@ -141,7 +143,7 @@ async def test_jobs_are_listed_by_state(fleet: Fleet, painter: FleetWorker) -> N
         fleet.clock.advance(1)
     (task,) = await painter.lease()
     await painter.complete(task)
-    page = await fleet.gateway.jobs.list(page_size=2, page_token="", state=JobState.SUCCEEDED)
+    page = await fleet.gateway.jobs.list(page_size=2, page_token="", only=Only(state=JobState.SUCCEEDED))
     assert [job.name for job in page.jobs] == [task.job.name]
     assert page.next_token == ""
 
@@ -213,7 +215,7 @@ async def test_ended_jobs_are_forgotten_above_a_number() -> None:
             await painter.work()
             fleet.clock.advance(1)
         await fleet.gateway.sweep()
-        assert len((await fleet.gateway.jobs.list(page_size=0, page_token="", state=None)).jobs) == 2
+        assert len((await fleet.gateway.jobs.list(page_size=0, page_token="")).jobs) == 2
 
 
 async def test_everything_is_there_again_after_a_restart(fleet: Fleet, painter: FleetWorker) -> None:

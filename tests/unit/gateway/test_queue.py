@@ -77,7 +77,7 @@ async def test_two_gateways_over_one_store_lease_a_task_once(fleet: Fleet) -> No
         here, there = fleet.worker(DIFFUSION, "here"), other.worker(DIFFUSION, "there")
         done = await asyncio.gather(here.work(), there.work())
         assert sum(done) == 10
-        jobs = (await other.gateway.jobs.list(page_size=0, page_token="", state=None)).jobs
+        jobs = (await other.gateway.jobs.list(page_size=0, page_token="")).jobs
         assert {job.state for job in jobs} == {JobState.SUCCEEDED}
         assert all(task.leases == 1 for job in jobs for task in job.tasks)
 

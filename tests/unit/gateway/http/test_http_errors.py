@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from services.gateway.app.callers import Caller, callers_of
 from services.gateway.http.factory import http_app
 from services.gateway.http.options import HttpOptions
 from services.kernel import errors
@@ -86,7 +87,7 @@ async def test_a_refusal_for_want_of_room_says_when_to_come_again(
 )
 async def test_every_path_but_health_wants_the_token(gateway: FakeGateway, header: str) -> None:
     headers = {"authorization": header.encode("latin-1")} if header else {}
-    async with serving(gateway, client_token=TOKEN) as client:
+    async with serving(gateway, callers=callers_of(TOKEN, [])) as client:
         for path in ("/v1/jobs", "/v1/models", "/docs", "/openapi.json", "/nowhere", "/healthz/"):
             response = await client.get(path, headers=headers)
             assert response.status_code == 401
@@ -96,12 +97,12 @@ async def test_every_path_but_health_wants_the_token(gateway: FakeGateway, heade
 
 @pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"BEARER  {TOKEN}"])
 async def test_the_right_token_opens(gateway: FakeGateway, header: str) -> None:
-    async with serving(gateway, client_token=TOKEN) as client:
+    async with serving(gateway, callers=callers_of(TOKEN, [])) as client:
         assert (await client.get("/v1/jobs", headers={"authorization": header})).status_code == 200
 
 
 async def test_health_needs_no_token(gateway: FakeGateway) -> None:
-    async with serving(gateway, client_token=TOKEN) as client:
+    async with serving(gateway, callers=callers_of(TOKEN, [])) as client:
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/readyz")).status_code == 200
 
@@ -128,10 +129,10 @@ async def test_more_requests_than_the_limit_are_sent_away_and_health_still_answe
     begun, go = asyncio.Event(), asyncio.Event()
     get = gateway.jobs.get
 
-    async def slow(name: str) -> object:
+    async def slow(name: str, caller: Caller) -> object:
         begun.set()
         await go.wait()
-        return await get(name)
+        return await get(name, caller)
 
     monkeypatch.setattr(gateway.jobs, "get", slow)
     async with serving(gateway, requests_limit=1) as client:

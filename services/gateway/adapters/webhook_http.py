@@ -1,0 +1,87 @@
+"""Posts webhooks over HTTP/1.1, to the very address that was looked at: names are resolved once.
+
+A target that hangs costs a bounded time; its answer is read no further than its status; redirects are not followed.
+"""
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Mapping, Sequence
+from urllib.parse import SplitResult, urlsplit
+
+import h11
+
+from services.gateway.app.targets import Network, is_allowed
+from services.kernel.errors import FailedPrecondition, FanlightError, Unavailable
+
+LIMIT_S = 15.0
+ANSWER_LIMIT_BYTES = 16 * 1024
+READ_BYTES = 4 * 1024
+_PORTS = {"http": 80, "https": 443}
+
+
+class WebhookHttp:
+    def __init__(self, allowed: Sequence[Network], *, limit_s: float = LIMIT_S) -> None:
+        self._allowed = tuple(allowed)
+        self._limit_s = limit_s
+        self._tls = ssl.create_default_context()
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
+        """What the target answered. FailedPrecondition when it leads inward; Unavailable when it does not answer."""
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await self._post(urlsplit(url), headers, body)
+        except TimeoutError as error:
+            raise Unavailable(f"no answer within {self._limit_s:g} s") from error
+        except FanlightError:
+            raise
+        except (OSError, UnicodeError) as error:
+            raise Unavailable(f"cannot be reached: {type(error).__name__}") from error
+        except h11.RemoteProtocolError as error:
+            raise Unavailable("answers no HTTP") from error
+
+    async def _post(self, url: SplitResult, headers: Mapping[str, str], body: bytes) -> int:
+        assert url.hostname is not None
+        port = url.port or _PORTS[url.scheme]
+        address = await self._resolve(url.hostname, port)
+        secure = {"ssl": self._tls, "server_hostname": url.hostname} if url.scheme == "https" else {}
+        reader, writer = await asyncio.open_connection(address, port, **secure)  # type: ignore[arg-type]
+        try:
+            connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=ANSWER_LIMIT_BYTES)
+            for event in (_request(url, headers, body), h11.Data(data=body), h11.EndOfMessage()):
+                writer.write(connection.send(event) or b"")
+            await writer.drain()
+            return await _status(connection, reader)
+        finally:
+            writer.transport.abort()
+
+    async def _resolve(self, host: str, port: int) -> str:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=1)
+        addresses = [ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+        for address in addresses:
+            if is_allowed(address, self._allowed):
+                return str(address)
+        raise FailedPrecondition("leads inward, which this gateway does not allow")
+
+
+def _request(url: SplitResult, headers: Mapping[str, str], body: bytes) -> h11.Request:
+    target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+    fixed = {
+        "host": url.netloc,
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "user-agent": "fanlight",
+        "connection": "close",
+    }
+    return h11.Request(method="POST", target=target, headers=list({**fixed, **headers}.items()))
+
+
+async def _status(connection: h11.Connection, reader: asyncio.StreamReader) -> int:
+    while True:
+        event = connection.next_event()
+        if isinstance(event, h11.Response):
+            return event.status_code
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(READ_BYTES))
+        elif not isinstance(event, h11.InformationalResponse):
+            raise Unavailable("closed the connection without an answer")

@@ -1,0 +1,131 @@
+"""A tenant is the name that a token carries: it sees its own jobs, blobs and dead letters, and nobody else's."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.gateway.app.callers import OPERATOR, Caller, Callers, callers_of, read_tenants
+from services.gateway.app.filters import Only
+from services.gateway.app.new_job import Picture
+from services.gateway.jobs.machine import FAILURES_LIMIT
+from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.kernel.config import SettingsError
+from services.kernel.errors import InvalidField, NotFound
+from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation
+
+ACME, GLOBEX = Caller(tenant="acme"), Caller(tenant="globex")
+
+
+async def test_another_tenants_job_is_not_found(fleet: Fleet, painter: FleetWorker) -> None:
+    job = await fleet.gateway.jobs.create(generation(), ACME)
+    assert job.tenant == "acme"
+    jobs = fleet.gateway.jobs
+    for call in (
+        jobs.get(job.name, GLOBEX),
+        jobs.cancel(job.name, GLOBEX),
+        jobs.wait(job.name, wait_s=0, caller=GLOBEX),
+    ):
+        with pytest.raises(NotFound):
+            await call
+    with pytest.raises(NotFound):
+        await anext(jobs.watch(job.name, caller=GLOBEX))
+    assert (await jobs.get(job.name, ACME)).state is JobState.QUEUED
+    assert (await jobs.get(job.name, OPERATOR)).name == job.name
+
+
+async def test_a_tenant_lists_its_own_jobs_and_the_operator_all(fleet: Fleet, painter: FleetWorker) -> None:
+    for caller in (ACME, GLOBEX, OPERATOR):
+        await fleet.gateway.jobs.create(generation(), caller)
+
+    async def listed(caller: Caller, **only: str) -> set[str]:
+        page = await fleet.gateway.jobs.list(page_size=0, page_token="", only=Only(**only), caller=caller)
+        return {job.tenant for job in page.jobs}
+
+    assert await listed(ACME) == {"acme"}
+    assert await listed(ACME, tenant="globex") == set()
+    assert await listed(OPERATOR) == {"acme", "globex", "default"}
+    assert await listed(OPERATOR, tenant="globex") == {"globex"}
+
+
+async def test_request_ids_of_tenants_are_apart(fleet: Fleet, painter: FleetWorker) -> None:
+    jobs = [await fleet.gateway.jobs.create(generation(request_id="r"), caller) for caller in (ACME, GLOBEX, ACME)]
+    assert jobs[0].id == jobs[2].id != jobs[1].id
+
+
+async def test_pictures_and_results_lie_in_the_tenants_scope(fleet: Fleet) -> None:
+    annotator = fleet.worker(PREPROCESS)
+    await annotator.come()
+    job = await fleet.gateway.jobs.create(annotation(), ACME)
+    assert job.work.picture.scope == "acme"
+    await annotator.work()
+    done = await fleet.gateway.jobs.get(job.name, ACME)
+    assert done.control_images[0].blob.scope == "acme"
+
+
+async def test_a_control_image_of_one_tenant_is_not_given_to_another(fleet: Fleet, painter: FleetWorker) -> None:
+    annotator = fleet.worker(PREPROCESS)
+    await annotator.come()
+    await fleet.gateway.jobs.create(generation(1, control()), ACME)
+    await annotator.work()
+    others = [await fleet.gateway.jobs.create(generation(1, control()), caller) for caller in (ACME, GLOBEX)]
+    assert [job.control_images[0].cached for job in others] == [True, False]
+
+
+async def test_a_blob_of_another_scope_is_not_found(fleet: Fleet, painter: FleetWorker) -> None:
+    written = fleet.blobs.put(b"\x89PNG\r\n\x1a\nsecret", scope="globex")
+    new = annotation()
+    stolen = Picture(field="annotation.picture", scope="globex", digest=written.digest)
+    annotator = fleet.worker(PREPROCESS)
+    await annotator.come()
+    for scope in ("globex", "default"):
+        work = replace(new.work, picture=replace(stolen, scope=scope))
+        with pytest.raises(NotFound):
+            await fleet.gateway.jobs.create(replace(new, work=work), ACME)
+
+
+async def test_a_worker_that_writes_a_result_into_another_scope_is_refused(fleet: Fleet, painter: FleetWorker) -> None:
+    await fleet.gateway.jobs.create(generation(), ACME)
+    (task,) = await painter.lease()
+    with pytest.raises(InvalidField):
+        await painter.complete(task, scope="default")
+    await painter.complete(task)
+
+
+async def test_dead_letters_of_another_tenant_are_not_seen(fleet: Fleet) -> None:
+    worker = fleet.worker(DIFFUSION)
+    await worker.come()
+    job = await fleet.gateway.jobs.create(generation(), ACME)
+    for _ in range(FAILURES_LIMIT):
+        (task,) = await worker.lease()
+        await worker.fail(task)
+        fleet.rest()
+    name = f"{job.name}/tasks/1"
+    letters = fleet.gateway.dead_letters
+    assert [letter.task for letter in await letters.page(limit=9, caller=ACME)] == [name]
+    assert await letters.page(limit=9, caller=GLOBEX) == []
+    with pytest.raises(NotFound):
+        await fleet.gateway.redrives.redrive(name, GLOBEX)
+
+
+def test_a_token_is_its_tenants() -> None:
+    callers = callers_of("op", read("acme t1\nglobex t2 # two\n"))
+    assert callers.of_token("t1") == ACME
+    assert callers.of_authorization("Bearer t2") == GLOBEX
+    assert callers.of_token("op") == OPERATOR
+    assert callers.of_token("") is callers.of_token("t3") is None
+    assert Callers().of_token("") == OPERATOR
+
+
+def read(text: str) -> list:
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(text)
+        file.flush()
+        return read_tenants(Path(file.name))
+
+
+@pytest.mark.parametrize("text", ["acme", "Acme t", "default t", "a t\na u", "a t\nb t", "a b c d"])
+def test_a_file_of_tenants_that_is_wrong_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError):
+        read(text)
