@@ -6,6 +6,7 @@ A file here with a pinned sha256 is the permission to load it even if it is a pi
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +26,7 @@ from services.weights.manifest import (
 from services.weights.references import AirRef, CatalogRef, HubRef, Reference, parse
 
 MAX_CATALOG_BYTES = 256 * 1024 * 1024
+NEAR = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +72,11 @@ class Catalog:
     def require(self, name: str) -> Manifest:
         entry = self.find(CatalogRef(name=name))
         if entry is None:
-            known = ", ".join(sorted([*self.entries, *self.profiles])[:80])
-            raise NotFound(f"the catalog has no {name!r}; it has {known}", field="reference")
+            known = sorted([*self.entries, *self.profiles])
+            # The nearest first: the list may be longer than an error may be.
+            near = get_close_matches(name, known, n=NEAR, cutoff=0.0)
+            told = ", ".join(dict.fromkeys([*near, *known]))
+            raise NotFound(f"the catalog has no {name!r}; it has {told}", field="reference")
         return entry
 
     def pinned_pickles(self) -> frozenset[str]:

@@ -1,12 +1,25 @@
 """What goes wrong with weights, beside the kernel's errors. A source's failures make the next source be tried."""
 
-from services.kernel.errors import FanlightError, NodeFault, ResourceExhausted, Unauthenticated, Unavailable
+from services.kernel.errors import (
+    FailedPrecondition,
+    FanlightError,
+    NodeFault,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
 
 
 class WrongBytes(NodeFault):
     """The bytes are not those that the manifest pins; they were thrown away."""
 
     reason = "WRONG_BYTES"
+
+
+class NotAllowed(FailedPrecondition):
+    """The operator has not allowed to fetch from that host."""
+
+    reason = "HOST_NOT_ALLOWED"
 
 
 class NotHeld(NodeFault):

@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS links (view TEXT NOT NULL, link TEXT NOT NULL, object
     PRIMARY KEY (view, link));
 CREATE TABLE IF NOT EXISTS sources (source TEXT PRIMARY KEY, sha256 TEXT NOT NULL, etag TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS manifests (reference TEXT PRIMARY KEY, manifest_json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS other_names (path TEXT PRIMARY KEY, view TEXT NOT NULL, object TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS names (reference TEXT PRIMARY KEY, view TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS traffic (day TEXT PRIMARY KEY, bytes INTEGER NOT NULL);
 """
@@ -170,6 +171,18 @@ class Index:
     def drop_view(self, view: str) -> None:
         with self._open() as db:
             db.execute("DELETE FROM links WHERE view=?", (view,))
+
+    def add_other_name(self, path: str, view: str, sha256: str) -> None:
+        """A model's object stands at this path too, for programs that look there."""
+        with self._open() as db:
+            db.execute("INSERT OR REPLACE INTO other_names VALUES (?,?,?)", (path, view, sha256))
+
+    def drop_other_names(self, *, view: str = "", sha256: str = "") -> list[str]:
+        """Forget those of the view or the object; their paths."""
+        with self._open() as db:
+            rows = db.execute("SELECT path FROM other_names WHERE view=? OR object=?", (view, sha256)).fetchall()
+            db.execute("DELETE FROM other_names WHERE view=? OR object=?", (view, sha256))
+        return [str(row[0]) for row in rows]
 
     def links(self) -> list[tuple[str, str, str]]:
         """Every (view, link, object)."""

@@ -11,30 +11,18 @@ from typing import TYPE_CHECKING, Any
 from services.kernel.errors import FailedPrecondition
 from services.weights.files import read_table, sha256_of
 from services.weights.manifest import TensorEntry
+from services.weights.readahead import read_ahead
 from services.weights.tensors import BadHeader
 
 if TYPE_CHECKING:
     import torch
 
-_MADVISE = getattr(mmap, "MADV_WILLNEED", None)
-_POPULATE = getattr(mmap, "MADV_POPULATE_READ", 22)
-
-
-def read_ahead(mapped: mmap.mmap, begin: int = 0, end: int | None = None) -> None:
-    """Have these bytes read now, in large pieces, instead of page by page when they are touched."""
-    start = begin - begin % mmap.PAGESIZE
-    length = (len(mapped) if end is None else end) - start
-    if _MADVISE is not None:
-        mapped.madvise(_MADVISE, start, length)
-    try:
-        mapped.madvise(_POPULATE, start, length)
-    except (OSError, ValueError):
-        # Older kernels know no MADV_POPULATE_READ; what was asked for above must do.
-        return
-
 
 def load_safetensors(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[str, "torch.Tensor"]:
-    """The tensors whose names begin so, as views of one private mapping: writing to them changes no file. BadHeader."""
+    """The tensors whose names begin so, as views of one private mapping: writing to them changes no file. BadHeader.
+
+    Returns at once; a thread reads the file into memory meanwhile. Build the module that they go into after this call.
+    """
     import torch
 
     wanted = [tensor for tensor in read_table(path).tensors if tensor.name.startswith(prefixes)]

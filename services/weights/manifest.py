@@ -126,6 +126,8 @@ class WeightFile:
     # In the order in which they are tried: `hf:ORG/REPO@REVISION/PATH`, `https://...`, `s3://...` or a local path.
     sources: tuple[str, ...] = ()
     is_exact: bool = True
+    # What the source calls this version of the file, where it has no revision for all its files.
+    version: str = ""
     tensors: TensorTable | None = None
     chunks: ChunkDigests | None = None
     packed: Packed | None = None
@@ -191,6 +193,8 @@ def _file_to_json(file: WeightFile) -> dict[str, Any]:
     data["sources"] = list(file.sources)
     if not file.is_exact:
         data["approximate"] = True
+    if file.version:
+        data["version"] = file.version
     if file.skip:
         data["skip"] = file.skip
     if file.tensors:
@@ -212,6 +216,7 @@ def file_from_json(data: Mapping[str, Any]) -> WeightFile:
             sha256=data.get("sha256") or "",
             sources=tuple(data.get("sources", ())),
             is_exact=not data.get("approximate", False),
+            version=data.get("version", ""),
             tensors=TensorTable.from_json(data["tensors"]) if data.get("tensors") else None,
             chunks=ChunkDigests(chunk_bytes=int(chunks["bytes"]), sha256s=tuple(chunks["sha256"])) if chunks else None,
             packed=Packed.from_json(data["packed"]) if data.get("packed") else None,

@@ -4,6 +4,7 @@ objects/ab/abcd...      bytes whose sha256 is the name; never changed
 parts/KEY.part, .map    a download and what of it is there
 locks/NAME.lock         who downloads KEY; who uses an object
 models/AUTHOR/NAME/...  links, in the layout that loaders read
+a1111/models/..., a1111/embeddings/...  links, in that of the A1111 web UI
 """
 
 import contextlib
@@ -136,6 +137,7 @@ class Objects:
             return False
         try:
             self._drop_links(self.index.forget(sha256))
+            self._drop_other_names(self.index.drop_other_names(sha256=sha256))
             self.path_of(sha256).unlink(missing_ok=True)
         finally:
             os.close(fd)
@@ -152,15 +154,26 @@ class Objects:
         """Let each (link, object) stand in the view; each appears at once and whole."""
         folder, rows = self.views / view, list(links)
         for link, sha in rows:
-            place = folder / link
-            place.parent.mkdir(parents=True, exist_ok=True)
-            fresh = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(os.path.relpath(self.path_of(sha), place.parent))
-            fresh.rename(place)
+            self._point(folder / link, sha)
         self.index.set_links(view, rows)
         self.index.touch({sha for _, sha in rows}, self._now_s())
         return folder
+
+    def link_also(self, path: str, view: str, sha256: str) -> None:
+        """Let the view's object stand at another path of the store too, for as long as the view has it."""
+        self._point(self.folder / path, sha256)
+        self.index.add_other_name(path, view, sha256)
+
+    def _point(self, place: Path, sha256: str) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(self.path_of(sha256), place.parent))
+        fresh.rename(place)
+
+    def _drop_other_names(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            (self.folder / path).unlink(missing_ok=True)
 
     def _drop_links(self, links: Iterable[tuple[str, str]]) -> None:
         for view, link in links:
@@ -169,6 +182,7 @@ class Objects:
     def drop_view(self, view: str) -> None:
         """Remove the view; its objects stay until they are evicted or collected."""
         self.index.drop_view(view)
+        self._drop_other_names(self.index.drop_other_names(view=view))
         shutil.rmtree(self.views / view, ignore_errors=True)
 
     def verify(self, sha256: str) -> bool:

@@ -1,12 +1,17 @@
 """How fast and how much may be fetched. The arithmetic is pure; clocks and sleeping are passed in."""
 
 import asyncio
+import fcntl
+import os
 import random
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 BURST_S = 0.25
+_BUCKET = struct.Struct("<dd")
 MAX_BACKOFF_S = 30.0
 # The link is measured in stretches of so long; after a pause of IDLE_S a new one begins.
 WINDOW_S = 1.0
@@ -33,16 +38,40 @@ class Bucket:
 
 
 @dataclass(slots=True)
+class SharedBucket:
+    """A bucket in a file, for all processes of a machine. `now_s` must be a clock that they share."""
+
+    rate: float
+    path: Path
+
+    def take(self, count: int, now_s: float) -> float:
+        """As Bucket.take. Blocks for as long as another process reads and writes two numbers."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            data = os.pread(fd, _BUCKET.size, 0)
+            level, at_s = _BUCKET.unpack(data) if len(data) == _BUCKET.size else (0.0, now_s)
+            # A clock that went back has begun anew with the machine.
+            bucket = Bucket(rate=self.rate, level=level, at_s=at_s) if at_s <= now_s else Bucket(self.rate, 0.0, now_s)
+            wait_s = bucket.take(count, now_s)
+            os.pwrite(fd, _BUCKET.pack(bucket.level, bucket.at_s), 0)
+        finally:
+            os.close(fd)
+        return wait_s
+
+
+@dataclass(slots=True)
 class Pacer:
-    """A cap on the bytes of this process, over all its downloads. No cap when `bits_per_s` is 0."""
+    """A cap on the bytes of all processes that share the file. No cap when `bits_per_s` is 0."""
 
     bits_per_s: int
     now_s: Callable[[], float]
+    path: Path
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    _bucket: Bucket = field(init=False)
+    _bucket: SharedBucket = field(init=False)
 
     def __post_init__(self) -> None:
-        self._bucket = Bucket(rate=max(1.0, self.bits_per_s / 8), at_s=self.now_s())
+        self._bucket = SharedBucket(rate=max(1.0, self.bits_per_s / 8), path=self.path)
 
     async def take(self, count: int) -> None:
         if not self.bits_per_s:

@@ -47,6 +47,8 @@ class AirRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Ref:
+    """An object; or, where the key ends with a slash, all objects below it."""
+
     bucket: str
     key: str
 
@@ -193,8 +195,8 @@ def _finish_air(text: str, ref: AirRef) -> Reference:
 
 def _parse_s3(text: str) -> Reference:
     bucket, _, key = text[len("s3://") :].partition("/")
-    if not _BUCKET.fullmatch(bucket) or not key or not is_safe_path(key):
-        raise _bad(text, "must be s3://BUCKET/KEY")
+    if not _BUCKET.fullmatch(bucket) or not is_safe_path(key.removesuffix("/")):
+        raise _bad(text, "must be s3://BUCKET/KEY, or s3://BUCKET/FOLDER/")
     return S3Ref(bucket=bucket, key=key)
 
 

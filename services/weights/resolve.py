@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from services.kernel.digests import digest_of
 from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
-from services.weights import packaged
+from services.weights import packaged, s3
 from services.weights.catalog import Catalog
 from services.weights.errors import SourceFailed
 from services.weights.manifest import MAX_FILES, Manifest, WeightFile
@@ -24,7 +24,6 @@ from services.weights.references import (
     is_safe_path,
     parse,
 )
-from services.weights.s3 import presigned
 from services.weights.selection import PLAIN_FILE
 from services.weights.settings import WeightsSettings
 from services.weights.web import Web
@@ -118,8 +117,7 @@ class Resolver:
 
     async def _ask_server(self, url: str) -> Manifest:
         parts = urlsplit(url)
-        if not self._settings.allows(parts.hostname or ""):
-            raise FailedPrecondition(f"{parts.hostname} is none of FANLIGHT_WEIGHTS_URL_HOSTS", field="reference")
+        self._web.guard(url)
         remote = await self._web.probe(url)
         name = unquote(parts.path.rsplit("/", 1)[-1]) or "file"
         name = name if is_safe_path(name) else "file"
@@ -137,6 +135,8 @@ class Resolver:
         )
 
     async def _ask_s3(self, reference: S3Ref) -> Manifest:
+        if reference.key.endswith("/"):
+            return await self._list_s3(reference)
         remote = await self._web.probe(await self.address(str(reference)))
         folder, _, name = reference.key.rpartition("/")
         is_known = remote.size_bytes is not None
@@ -145,6 +145,15 @@ class Resolver:
         return Manifest(
             reference=str(reference), view=view, files=(file,), revision=remote.etag, kind=PLAIN_FILE, is_chosen=True
         )
+
+    async def _list_s3(self, reference: S3Ref) -> Manifest:
+        settings = self._settings
+        rows = await s3.listing(reference, endpoint=settings.s3_endpoint, region=settings.s3_region, limit=MAX_FILES)
+        if not rows or len(rows) > MAX_FILES:
+            what = f"more than {MAX_FILES} objects" if rows else "nothing"
+            raise NotFound(f"{reference} has {what} below it", field="reference")
+        files = tuple(_s3_file(reference, *row) for row in rows if not row[0].endswith("/"))
+        return Manifest(reference=str(reference), view=f"{reference.bucket}/{reference.key.rstrip('/')}", files=files)
 
     async def address(self, source: str) -> str:
         """The address that a manifest's source is fetched from."""
@@ -156,13 +165,24 @@ class Resolver:
             case UrlRef(url=url):
                 return url
             case S3Ref() as reference:
-                return await presigned(reference, endpoint=self._settings.s3_endpoint, region=self._settings.s3_region)
+                return await s3.presigned(
+                    reference, endpoint=self._settings.s3_endpoint, region=self._settings.s3_region
+                )
         raise InvalidField(f"{source!r} is no source of one file", field="sources")
 
 
 def _is_below(row: Any, subfolder: str) -> bool:
     name = row.get("rfilename") if isinstance(row, dict) else None
     return isinstance(name, str) and (not subfolder or name == subfolder or name.startswith(f"{subfolder}/"))
+
+
+def _s3_file(folder: S3Ref, key: str, size_bytes: int, etag: str) -> WeightFile:
+    return WeightFile(
+        path=key.removeprefix(folder.key),
+        size_bytes=size_bytes,
+        sources=(str(S3Ref(bucket=folder.bucket, key=key)),),
+        version=etag,
+    )
 
 
 def _licence(data: Mapping[str, Any]) -> str:

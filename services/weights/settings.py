@@ -14,7 +14,7 @@ class WeightsSettings(BaseSettings):
     dir: Path = Field(Path("~/.cache/fanlight/weights"), description="Where weights are kept.")
     offline: bool = Field(False, description="Fetch nothing: what is not held is an error.")
     budget_bytes: int = Field(0, ge=0, description="Most bytes kept; the least recently used go first. 0: no limit.")
-    bandwidth_bps: int = Field(0, ge=0, description="Most bits a second that one process fetches. 0: no limit.")
+    bandwidth_bps: int = Field(0, ge=0, description="Most bits a second fetched, all processes together. 0: no limit.")
     daily_bytes: int = Field(0, ge=0, description="Most bytes fetched in a day (UTC), all processes. 0: no limit.")
     connections: int = Field(8, ge=1, le=64, description="Most connections for one file.")
     piece_bytes: int = Field(16 * MIB, ge=64 * 1024, description="Most bytes that one request asks for.")

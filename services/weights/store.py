@@ -12,7 +12,7 @@ from typing import Any
 
 from services.kernel.errors import Conflict, FanlightError
 from services.kernel.logs import get_logger
-from services.weights import packaged
+from services.weights import a1111, packaged
 from services.weights.catalog import Catalog, shipped, with_folder
 from services.weights.errors import NotHeld
 from services.weights.fetching import Fetching, Placed
@@ -24,7 +24,7 @@ from services.weights.pacing import Pacer
 from services.weights.plan import Plan, PlannedFile, make_plan
 from services.weights.references import LocalRef, PackageRef, S3Ref, UrlRef, parse
 from services.weights.resolve import Resolver, is_offline, local_path, with_sha256
-from services.weights.selection import Wish
+from services.weights.selection import PICKLES, Wish
 from services.weights.settings import WeightsSettings
 from services.weights.targets import Limits, Progress, Tally, Tools
 from services.weights.traffic import Traffic
@@ -69,7 +69,13 @@ class WeightStore:
         cls, settings: WeightsSettings, *, wall_s: Callable[[], float] = time.time
     ) -> AsyncIterator["WeightStore"]:
         catalog = with_folder(shipped(), settings.catalog_dir) if settings.catalog_dir else shipped()
-        web = Web(settings.tokens(), stall_s=settings.stall_s, connections=settings.connections, wall_s=wall_s)
+        web = Web(
+            settings.tokens(),
+            stall_s=settings.stall_s,
+            connections=settings.connections,
+            wall_s=wall_s,
+            allows=settings.allows,
+        )
         with ThreadPoolExecutor(IO_THREADS, thread_name_prefix="weights-io") as io:
             objects = await asyncio.get_running_loop().run_in_executor(
                 io, lambda: Objects(settings.dir, budget_bytes=settings.budget_bytes, now_s=wall_s)
@@ -78,7 +84,7 @@ class WeightStore:
             tools = Tools(
                 web=web,
                 io=io,
-                pacer=Pacer(settings.bandwidth_bps, time.monotonic),
+                pacer=Pacer(settings.bandwidth_bps, time.monotonic, objects.folder / "bandwidth"),
                 limits=Limits(
                     connections=settings.connections,
                     piece_bytes=settings.piece_bytes,
@@ -173,7 +179,7 @@ class WeightStore:
             return file
         sha256, etag = known
         is_mutable = isinstance(parse(file.sources[0]), UrlRef | S3Ref)
-        if is_mutable and not (etag and etag == manifest.revision):
+        if is_mutable and not (etag and etag == (file.version or manifest.revision)):
             return file
         size = self.objects.path_of(sha256)
         is_held = size.exists()
@@ -245,6 +251,7 @@ class WeightStore:
     def _link(self, text: str, plan: Plan, links: list[tuple[str, str]]) -> Path:
         folder = self.objects.link(plan.manifest.view, links)
         self.objects.index.remember_manifest(text, plan.manifest)
+        self._link_for_a1111(plan.manifest, links)
         first = folder / links[0][0]
         # Annotators are loaded by their folder, however many files they have.
         if plan.manifest.kind == ANNOTATOR:
@@ -254,6 +261,16 @@ class WeightStore:
         # The parts of one checkpoint have a folder of their own.
         is_one_checkpoint = plan.manifest.is_chosen and len({item.file.path for item in plan.files}) == 1
         return first.parent if is_one_checkpoint else folder
+
+    def _link_for_a1111(self, manifest: Manifest, links: list[tuple[str, str]]) -> None:
+        """A model that is one file stands where the A1111 web UI looks, too."""
+        models = [(link, sha) for link, sha in links if link.endswith((".safetensors", *PICKLES))]
+        if len(models) != 1 or manifest.kind == ANNOTATOR:
+            return
+        (link, sha), table = models[0], self.objects.index.table(models[0][1])
+        place = a1111.place_of(manifest.kind, manifest.view, link, [t.name for t in table.tensors] if table else ())
+        if place:
+            self.objects.link_also(f"{a1111.FOLDER}/{place}", manifest.view, sha)
 
     @property
     def link_bps(self) -> float:

@@ -12,7 +12,7 @@ import httpx
 
 from services.kernel.errors import FanlightError, NotFound
 from services.weights.chunks import Span
-from services.weights.errors import NoRanges, Refused, SourceChanged, SourceFailed, TokenRefused, Transient
+from services.weights.errors import NoRanges, NotAllowed, Refused, SourceChanged, SourceFailed, TokenRefused, Transient
 
 MAX_REDIRECTS = 6
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -43,13 +43,26 @@ class Web:
     """`tokens` by endpoint, such as `https://hub.example`; used where scheme, host and port are the same."""
 
     def __init__(
-        self, tokens: Mapping[str, str], *, stall_s: float, connections: int, wall_s: Callable[[], float]
+        self,
+        tokens: Mapping[str, str],
+        *,
+        stall_s: float,
+        connections: int,
+        wall_s: Callable[[], float],
+        allows: Callable[[str], bool] = lambda host: True,
     ) -> None:
         self._tokens = {_origin(httpx.URL(endpoint)): token for endpoint, token in tokens.items()}
         self._wall_s = wall_s
         self._stall_s = stall_s
         self._limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=2 * connections)
         self._opened: httpx.AsyncClient | None = None
+        self._allows = allows
+        # Addresses that somebody named himself: neither they nor what they lead to may be just any host.
+        self._guarded: set[str] = set()
+
+    def guard(self, url: str) -> None:
+        """From now on this address is followed to hosts that are allowed only."""
+        self._guarded.add(str(httpx.URL(url)))
 
     @property
     def _client(self) -> httpx.AsyncClient:
@@ -83,7 +96,10 @@ class Web:
         self, stack: contextlib.AsyncExitStack, url: httpx.URL, headers: dict[str, str]
     ) -> httpx.Response:
         linked: dict[str, str] = {}
+        is_guarded = str(url) in self._guarded
         for _ in range(MAX_REDIRECTS):
+            if is_guarded and not self._allows(url.host):
+                raise NotAllowed(f"{url.host} is none of FANLIGHT_WEIGHTS_URL_HOSTS", field="reference")
             token = self._tokens.get(_origin(url))
             sent = {**headers, "authorization": f"Bearer {token}"} if token else headers
             response = await stack.enter_async_context(self._client.stream("GET", url, headers=sent))

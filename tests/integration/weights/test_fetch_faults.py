@@ -241,7 +241,6 @@ async def test_a_cap_on_bandwidth_is_kept_by_waiting(server, settings, body):
 
     async with WeightStore.open(settings(bandwidth_bps=8_000_000, connections=1)) as store:
         store._tools.pacer.now_s, store._tools.pacer.sleep = (lambda: now[0]), sleep
-        store._tools.pacer._bucket.at_s = 0.0
         assert (await _fetch(store, url)).path.read_bytes() == body
     assert 4.0 < sum(waited) <= 5.0
 
@@ -297,6 +296,17 @@ async def test_progress_tells_bytes_rate_and_source(server, store, body):
     assert told[-1].done_bytes == told[-1].total_bytes == len(body)
     assert all(p.source == server.url.removeprefix("http://") for p in told)
     assert [p.done_bytes for p in told] == sorted(p.done_bytes for p in told)
+
+
+async def test_a_redirect_to_a_host_that_is_not_allowed_is_not_followed(server, settings, body):
+    server.put("/there", body)
+    url = server.put(PATH, b"", redirect=server.url.replace("127.0.0.1", "localhost") + "/there")
+    async with WeightStore.open(settings(url_hosts="127.0.0.1")) as store:
+        with pytest.raises(FailedPrecondition, match=r"localhost is none of FANLIGHT_WEIGHTS_URL_HOSTS"):
+            await store.ensure(url)
+    assert server.sent_bytes["/there"] == 0
+    async with WeightStore.open(settings(url_hosts="127.0.0.1,localhost")) as store:
+        assert (await store.ensure(url)).read_bytes() == body
 
 
 async def test_only_the_hosts_that_are_allowed_are_asked(server, settings, body):

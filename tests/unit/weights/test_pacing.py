@@ -1,10 +1,11 @@
 import random
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.weights.pacing import MAX_BACKOFF_S, Bucket, LinkRate, Meter, backoff_s
+from services.weights.pacing import MAX_BACKOFF_S, Bucket, LinkRate, Meter, SharedBucket, backoff_s
 
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 2)), min_size=1, max_size=60))
@@ -61,3 +62,19 @@ def test_little_that_came_at_once_measures_no_link():
     link = LinkRate()
     link.note(1_000_000, 0.0)
     assert link.bps == 0
+
+
+def test_two_processes_that_share_a_bucket_get_its_rate_together(tmp_path):
+    ours, theirs = (SharedBucket(rate=1000.0, path=tmp_path / "bucket") for _ in range(2))
+    waits_s = [bucket.take(500, 0.0) for _ in range(4) for bucket in (ours, theirs)]
+    assert waits_s == pytest.approx([0.5 * taken for taken in range(1, 9)])
+
+
+def test_a_bucket_from_before_the_machine_was_started_anew_holds_nobody_up(tmp_path):
+    (tmp_path / "bucket").write_bytes(struct.pack("<dd", -1e9, 1e6))
+    assert SharedBucket(rate=1000.0, path=tmp_path / "bucket").take(100, 5.0) == pytest.approx(0.1)
+
+
+def test_a_bucket_that_was_torn_begins_anew(tmp_path):
+    (tmp_path / "bucket").write_bytes(b"torn")
+    assert SharedBucket(rate=1000.0, path=tmp_path / "bucket").take(100, 5.0) == pytest.approx(0.1)

@@ -26,6 +26,7 @@ from services.weights.references import (
         ("urn:air:qwen3:repository:huggingface:Civitai/x@main.tar", HubRef(repo="Civitai/x", revision="main")),
         ("air:sd1:lora:huggingface:org/repo@style.safetensors", HubRef(repo="org/repo", subfolder="style.safetensors")),
         ("s3://bucket/a/b.safetensors", S3Ref(bucket="bucket", key="a/b.safetensors")),
+        ("s3://bucket/a/b/", S3Ref(bucket="bucket", key="a/b/")),
         ("https://example.org/m.safetensors?x=1", UrlRef(url="https://example.org/m.safetensors?x=1")),
         ("./models/x", LocalRef(path="./models/x")),
         ("/models/x", LocalRef(path="/models/x")),
