@@ -46,17 +46,23 @@ def decode(row: Row) -> Pixels:
 
 
 def preview(row: Row) -> Pixels:
-    """How it looks so far, small: the expected latents scaled down, then told from their channels or decoded."""
-    latents = row.expected
-    base = _LIKE.get(row.checkpoint.entry.base, row.checkpoint.entry.base)
-    pixels_each = 1 if base in _TO_RGB else row.checkpoint.entry.shape.latent_factor
-    longest = max(latents.shape[-2:]) * pixels_each
-    if longest > PREVIEW_SIDE_PX:
-        latents = interpolate(latents, scale_factor=PREVIEW_SIDE_PX / longest, mode="area")
-    if base not in _TO_RGB:
-        return _decoded(row.checkpoint, latents)
-    to_rgb, offset = latents.new_tensor(_TO_RGB[base]), latents.new_tensor(_TO_RGB_OFFSET[base])
-    return _to_pixels(torch.einsum("bchw,cr->brhw", latents, to_rgb) + offset.view(1, 3, 1, 1))
+    """How it looks so far, small: the expected latents scaled down, then decoded as cheaply as can be."""
+    tiny, base = row.checkpoint.tiny_vae, row.checkpoint.entry.base
+    if tiny is not None:
+        return _to_pixels(tiny.decode(_small(row, row.checkpoint.entry.shape.latent_factor).to(tiny.dtype)).sample)
+    if (known := _LIKE.get(base, base)) in _TO_RGB:
+        latents = _small(row, 1)
+        to_rgb, offset = latents.new_tensor(_TO_RGB[known]), latents.new_tensor(_TO_RGB_OFFSET[known])
+        return _to_pixels(torch.einsum("bchw,cr->brhw", latents, to_rgb) + offset.view(1, 3, 1, 1))
+    return _decoded(row.checkpoint, _small(row, row.checkpoint.entry.shape.latent_factor))
+
+
+def _small(row: Row, factor: int) -> Tensor:
+    """The expected latents, so scaled that `factor` pixels for each of them make a preview's size at most."""
+    longest = max(row.expected.shape[-2:]) * factor
+    if longest <= PREVIEW_SIDE_PX:
+        return row.expected
+    return interpolate(row.expected, scale_factor=PREVIEW_SIDE_PX / longest, mode="area")
 
 
 def _decoded(checkpoint: Checkpoint, latents: Tensor) -> Pixels:

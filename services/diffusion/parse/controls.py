@@ -68,10 +68,11 @@ class ControlReader:
         end = number(control.end if control.HasField("end") else 1.0, "end", 1.0)
         if start >= end:
             raise InvalidField(f"is {start:g}; must be below the end, {end:g}", field="start")
+        scale = number(control.scale if control.HasField("scale") else 1.0, "scale", CONTROL_SCALE_LIMIT)
         image = self._image(control, net, own)
         return Control(
             controlnet=net,
-            scale=number(control.scale if control.HasField("scale") else 1.0, "scale", CONTROL_SCALE_LIMIT),
+            scale=scale,
             start=start,
             end=end,
             image=fit(image, size_px, self.how),

@@ -31,11 +31,12 @@ def encode_pair(
     """The prompt and the negative one, of one length: the shorter is filled up with empty parts.
 
     Checkpoints that were trained with zeros for no prompt (SDXL base) get zeros for an empty negative one.
-    `clip_skip`: which layer counts from the end, 1 is the last one that the checkpoint was trained with.
+    `clip_skip`: which layer counts from the end; 1 is the one that the checkpoint was trained with. As in diffusers'
+    pipelines it is the prompt's alone.
     """
     wanted, unwanted = _parts(checkpoint, prompt, "prompt"), _parts(checkpoint, negative, "negative_prompt")
     count = max(len(parts) for parts in (*wanted, *unwanted))
-    high, low = (_encode(checkpoint, parts, count, clip_skip) for parts in (wanted, unwanted))
+    high, low = _encode(checkpoint, wanted, count, clip_skip), _encode(checkpoint, unwanted, count, 1)
     if checkpoint.entry.zeroes_empty_negative and not negative:
         low = Conditioning(torch.zeros_like(low.words), None if low.pooled is None else torch.zeros_like(low.pooled))
     return high, low

@@ -1,12 +1,19 @@
 """img2img, inpainting and ControlNets on top of them give the diffusers pipelines' pictures."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
 from services.diffusion.generation import Start
+from services.diffusion.models.scan import scan
 from services.kernel.errors import InvalidField
 from tests.fakes.diffusers_reference import SCHEDULERS, Reference
+from tests.fakes.families import make_tiny_sd2, make_tiny_sdxl
 
 LATENTS_LIMIT = 1e-4
 SIZE_PX = (64, 64)
@@ -93,6 +100,50 @@ def test_a_strength_that_leaves_no_step_is_refused(asked, picture, studio):
     with pytest.raises(InvalidField, match="leaves none") as caught:
         studio.begin(asked(steps=5, start=Start(image=picture, strength=0.1)))
     assert caught.value.field == "strength"
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory) -> Path:
+    """A tiny SDXL with a ControlNet."""
+    folder = tmp_path_factory.mktemp("families") / "xl"
+    unet = UNet2DConditionModel.from_pretrained(make_tiny_sdxl(folder / "model") / "unet")
+    torch.manual_seed(0)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 16))
+    for block in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(block.weight, std=0.1)
+    net.save_pretrained(folder / "controlnet-canny")
+    return folder
+
+
+@pytest.mark.parametrize("is_controlled", [False, True], ids=["plain", "controlled"])
+@pytest.mark.parametrize("begins", ["noise", "picture", "masked"])
+def test_sdxl_equals_every_pipeline(begins, is_controlled, sdxl, asked, picture, mask, control, painted):
+    catalogue = scan([sdxl])
+    checkpoint = catalogue.default()
+    net = catalogue.controlnet("canny", checkpoint) if is_controlled else None
+    start = {
+        "noise": None,
+        "picture": Start(image=picture, strength=0.6),
+        "masked": Start(image=picture, strength=0.9, mask=mask),
+    }[begins]
+    controls = (replace(control("canny", scale=0.8), controlnet=net),) if net else ()
+    generation = asked(start=start, controls=controls, scheduler="euler", clip_skip=2, steps=4)
+    generation = replace(generation, checkpoint=checkpoint)
+    [row] = painted(generation)
+    assert _difference(row.latents, Reference(sdxl).latents(generation)) <= LATENTS_LIMIT
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_a_unet_made_for_inpainting_equals_the_pipeline(strength, tmp_path, asked, picture, mask, painted):
+    folder = tmp_path / "inpainting"
+    make_tiny_sd2(folder / "model", in_channels=9)
+    start = Start(image=picture, strength=strength, mask=mask)
+    strangers = [
+        replace(asked(seed=seed, steps=4, scheduler=scheduler, start=start), checkpoint=scan([folder]).default())
+        for seed, scheduler in enumerate(["ddim", "euler_a"])
+    ]
+    for generation, row in zip(strangers, painted(*strangers), strict=True):
+        assert _difference(row.latents, Reference(folder).latents(generation)) <= LATENTS_LIMIT
 
 
 def _difference(one, other) -> float:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from services.diffusion.engine.byte_cache import ByteCache
 from services.diffusion.prompt.encode import encode_one, encode_pair
+from services.diffusion.prompt.kept import Prompts
 from services.kernel.errors import InvalidField
 
 
@@ -37,3 +39,47 @@ def test_a_prompt_of_too_many_tokens_is_refused_and_not_cut(checkpoint):
     with pytest.raises(InvalidField) as caught:
         encode_pair(checkpoint, "a cat", "x" * 1201)
     assert caught.value.field == "negative_prompt"
+
+
+def test_weights_change_states_as_a1111_does(checkpoint):
+    [text] = checkpoint.texts
+    plain = encode_one(checkpoint, "a cat").words[0]
+    weighted = encode_one(checkpoint, "a (cat:1.5)").words[0]
+    column = torch.ones(77, 1)
+    column[1 + len(text.tokenizer("a", add_special_tokens=False).input_ids) :][: len("cat")] = 1.5
+    scaled = plain * column
+    assert torch.allclose(weighted, scaled * (plain.mean() / scaled.mean()), atol=1e-6)
+
+
+def test_words_that_are_not_weighted_are_tokens_as_ever(checkpoint):
+    assert torch.equal(encode_one(checkpoint, r"a \(cat\)").words, encode_one(checkpoint, "a (cat:1.0)").words) is False
+    assert torch.equal(encode_one(checkpoint, "a (cat:1.0)").words, encode_one(checkpoint, "a cat").words)
+
+
+def test_break_fills_up_a_part(checkpoint):
+    words = encode_one(checkpoint, "a cat BREAK a dog").words
+    assert torch.equal(words, torch.cat([encode_one(checkpoint, each).words for each in ("a cat", "a dog")], dim=1))
+
+
+def test_a_layer_that_the_text_encoder_lacks_is_refused(checkpoint):
+    with pytest.raises(InvalidField) as caught:
+        encode_one(checkpoint, "a cat", clip_skip=3)
+    assert caught.value.field == "clip_skip"
+
+
+def test_a_prompt_is_encoded_once_for_all_who_say_the_same(checkpoint, asked):
+    prompts = Prompts()
+    first = prompts.get(asked(seed=1), checkpoint)
+    assert prompts.get(asked(seed=2, steps=3), checkpoint) is first
+    assert prompts.get(asked(clip_skip=2), checkpoint) is not first
+    assert prompts.get(asked(negative_prompt="ugly"), checkpoint) is not first
+
+
+def test_what_is_kept_is_bounded():
+    cache = ByteCache(limit_bytes=10, size_of=len)
+    for word in ("aaaa", "bbbb", "cccc"):
+        cache.get(word, lambda word=word: word)
+    assert cache.size_bytes == 8
+    assert cache.get("aaaa", lambda: "made again") == "made again"
+    assert cache.get("far too long", lambda: "x" * 11) == "x" * 11
+    assert cache.size_bytes <= 10

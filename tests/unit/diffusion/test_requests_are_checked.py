@@ -1,22 +1,33 @@
 """Every field of a request has its bounds; what is left open is filled in."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
+from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.pictures.png import encode_png
 from services.diffusion.wire import effective_to_proto
-from services.kernel.errors import InvalidField, NotFound, TooLarge
+from services.kernel.errors import FailedPrecondition, InvalidField, NotFound, TooLarge
 
 GenerateRequest, Control = diffusion_pb2.GenerateRequest, diffusion_pb2.Control
+LoraUse = diffusion_pb2.LoraUse
 NAN = float("nan")
+
+
+def _picture(width: int, height: int) -> common_pb2.Picture:
+    return common_pb2.Picture(data=encode_png(np.zeros((height, width, 3), dtype=np.uint8)))
+
+
+PICTURE, OTHER_SIZE = _picture(96, 64), _picture(64, 64)
+CANNY = Control(controlnet="canny", image=PICTURE)
 
 
 @pytest.fixture(scope="module")
 def picture() -> common_pb2.Picture:
-    import numpy as np
-
-    return common_pb2.Picture(data=encode_png(np.zeros((8, 16, 3), dtype=np.uint8)))
+    return _picture(16, 8)
 
 
 def test_what_is_left_open_is_filled_in(parser):
@@ -30,7 +41,12 @@ def test_what_is_left_open_is_filled_in(parser):
         steps=20,
         guidance_scale=5.0,
         scheduler="ddim",
+        eta=0.0,
         seed=42,
+        clip_skip=1,
+        format="png",
+        quality=90,
+        safety_checker="off",
     )
 
 
@@ -65,6 +81,29 @@ def test_a_control_image_gets_the_pictures_size(parser, picture):
         ("controls[0].scale", GenerateRequest(controls=[Control(controlnet="canny", scale=NAN)])),
         ("controls[0].start", GenerateRequest(controls=[Control(controlnet="canny", start=0.5, end=0.5)])),
         ("controls[0].end", GenerateRequest(controls=[Control(controlnet="canny", end=1.5)])),
+        ("image", GenerateRequest(pipeline="img2img")),
+        ("mask", GenerateRequest(pipeline="inpaint", image=PICTURE)),
+        ("image", GenerateRequest(mask=PICTURE)),
+        ("mask", GenerateRequest(image=PICTURE, mask=OTHER_SIZE)),
+        ("pipeline", GenerateRequest(pipeline="text2img", image=PICTURE)),
+        ("pipeline", GenerateRequest(pipeline="img2img", image=PICTURE, mask=PICTURE)),
+        ("pipeline", GenerateRequest(pipeline="inpaint", image=PICTURE, mask=PICTURE, controls=[CANNY])),
+        ("pipeline", GenerateRequest(pipeline="controlnet", image=PICTURE, controls=[CANNY])),
+        ("strength", GenerateRequest(strength=0.5)),
+        ("strength", GenerateRequest(image=PICTURE, strength=1.1)),
+        ("strength", GenerateRequest(image=PICTURE, strength=0.04)),
+        ("strength", GenerateRequest(image=PICTURE, strength=NAN)),
+        ("clip_skip", GenerateRequest(clip_skip=0)),
+        ("clip_skip", GenerateRequest(clip_skip=13)),
+        ("eta", GenerateRequest(eta=1.5)),
+        ("quality", GenerateRequest(quality=101)),
+        ("preview_every_steps", GenerateRequest(preview_every_steps=151)),
+        ("noise_schedule", GenerateRequest(scheduler="ddim", noise_schedule="karras")),
+        ("loras[0].model", GenerateRequest(loras=[LoraUse()])),
+        ("loras[0].weight", GenerateRequest(loras=[LoraUse(model="nobody", weight=5)])),
+        ("loras", GenerateRequest(loras=[LoraUse(model="nobody")] * 17)),
+        ("negative_prompt", GenerateRequest(negative_prompt="<lora:nobody:1>")),
+        ("prompt", GenerateRequest(prompt="a (cat")),
     ],
 )
 def test_a_wrong_value_names_its_field(field, request_, parser):
@@ -78,7 +117,15 @@ def test_a_wrong_value_names_its_field(field, request_, parser):
     [
         ("model", GenerateRequest(model="nobody")),
         ("pipeline", GenerateRequest(pipeline="img2video")),
-        ("scheduler", GenerateRequest(scheduler="LMSDiscreteScheduler")),
+        ("scheduler", GenerateRequest(scheduler="DPM adaptive")),
+        ("noise_schedule", GenerateRequest(noise_schedule="cosine")),
+        ("resize", GenerateRequest(resize="squeeze")),
+        ("format", GenerateRequest(format="bmp")),
+        ("safety_checker", GenerateRequest(safety_checker="maybe")),
+        ("loras[0].model", GenerateRequest(loras=[LoraUse(model="nobody")])),
+        ("prompt", GenerateRequest(prompt="a cat <lora:nobody:1>")),
+        ("vae", GenerateRequest(vae="nobody")),
+        ("embeddings", GenerateRequest(embeddings=["nobody"])),
         ("controls[0].controlnet", GenerateRequest(controls=[Control(controlnet="nobody")])),
     ],
 )
@@ -118,3 +165,96 @@ def test_an_endless_prompt_is_too_large(parser):
     with pytest.raises(TooLarge) as caught:
         parser.parse(GenerateRequest(negative_prompt="x" * 10_001))
     assert caught.value.field == "negative_prompt"
+
+
+@pytest.mark.parametrize(
+    ("request_", "pipeline"),
+    [
+        (GenerateRequest(image=PICTURE), "img2img"),
+        (GenerateRequest(image=PICTURE, mask=PICTURE), "inpaint"),
+        (GenerateRequest(image=PICTURE, controls=[CANNY]), "controlnet_img2img"),
+        (GenerateRequest(image=PICTURE, mask=PICTURE, controls=[CANNY]), "controlnet_inpaint"),
+        (GenerateRequest(controls=[CANNY]), "controlnet"),
+    ],
+)
+def test_the_pipeline_is_told_from_what_is_set(request_, pipeline, parser):
+    assert effective_to_proto(parser.parse(request_)).pipeline == pipeline
+
+
+def test_a_picture_to_start_from_gives_its_own_size_and_strength(parser):
+    generation = parser.parse(GenerateRequest(image=_picture(99, 65)))
+    assert (generation.width_px, generation.height_px) == (96, 64)
+    assert generation.start.image.size == (96, 64)
+    assert generation.start.strength == 0.8
+
+
+def test_a_large_picture_to_start_from_is_scaled_down_to_what_is_painted(parser):
+    generation = parser.parse(GenerateRequest(image=_picture(1024, 512)))
+    assert (generation.width_px, generation.height_px) == (360, 180)
+
+
+def test_an_effective_request_sent_again_is_the_same_request(parser):
+    request = GenerateRequest(
+        prompt="a (cat:1.2)", scheduler="DPM++ 2M Karras", image=PICTURE, mask=PICTURE, strict=True
+    )
+    first = effective_to_proto(parser.parse(request))
+    again = diffusion_pb2.GenerateRequest()
+    again.CopyFrom(first)
+    again.image.CopyFrom(PICTURE)
+    again.mask.CopyFrom(PICTURE)
+    assert effective_to_proto(parser.parse(again)) == first
+
+
+def test_a_safety_checker_that_is_not_there_is_said_to_be_missing(parser):
+    with pytest.raises(FailedPrecondition) as caught:
+        parser.parse(GenerateRequest(safety_checker="flag"))
+    assert caught.value.field == "safety_checker"
+
+
+@pytest.fixture
+def with_nets(parser):
+    """The parser with `canny` under another id as well."""
+
+    def named(name):
+        catalogue = Catalogue([*parser.catalogue.entries, replace(parser.catalogue.controlnets[0], id=name)])
+        return replace(parser, catalogue=catalogue)
+
+    return named
+
+
+def test_the_controlnet_inpaint_takes_picture_and_mask_of_the_request(with_nets):
+    request = GenerateRequest(image=PICTURE, mask=PICTURE, controls=[Control(controlnet="inpaint")])
+    [control] = with_nets("inpaint").parse(request).controls
+    assert (control.image.size, control.mask.size) == ((96, 64), (96, 64))
+
+
+def test_the_controlnet_inpaint_conditions_pure_noise_too(with_nets):
+    request = GenerateRequest(
+        pipeline="controlnet", image=PICTURE, mask=PICTURE, controls=[Control(controlnet="inpaint")]
+    )
+    generation = with_nets("inpaint").parse(request)
+    assert generation.start is None
+    assert generation.controls[0].mask is not None
+
+
+def test_the_controlnet_inpaint_without_a_mask_is_refused(with_nets):
+    request = GenerateRequest(controls=[Control(controlnet="inpaint", image=PICTURE)])
+    with pytest.raises(InvalidField, match="needs a mask"):
+        with_nets("inpaint").parse(request)
+
+
+def test_lineart_anime_was_trained_on_the_layer_before_the_last(with_nets):
+    request = GenerateRequest(controls=[Control(controlnet="lineart_anime", image=PICTURE)])
+    assert with_nets("lineart_anime").parse(request).clip_skip == 2
+    request.clip_skip = 1
+    assert with_nets("lineart_anime").parse(request).clip_skip == 1
+
+
+def test_a_checkpoint_made_for_inpainting_does_nothing_else(parser):
+    entry = parser.catalogue.default()
+    recipe = replace(entry.recipe, unet={**entry.recipe.unet, "in_channels": 9})
+    only = replace(parser, catalogue=Catalogue([replace(entry, recipe=recipe)]))
+    assert effective_to_proto(only.parse(GenerateRequest(image=PICTURE, mask=PICTURE))).pipeline == "inpaint"
+    with pytest.raises(InvalidField, match="inpaint") as caught:
+        only.parse(GenerateRequest(prompt="a cat"))
+    assert caught.value.field == "pipeline"

@@ -6,18 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from PIL import Image
 
-from services.diffusion.engine import evaluate
+from services.diffusion.engine import decode, evaluate, latents
 from services.diffusion.engine.decode import PREVIEW_SIDE_PX, ModelGaveNaN
 from services.diffusion.engine.studio import TorchStudio
-from services.diffusion.models import loading
+from services.diffusion.generation import Start
+from services.diffusion.models.device import CpuDevice
 from services.diffusion.models.library import Library
-from services.diffusion.schedulers.names import SCHEDULERS
+from services.diffusion.schedulers.names import CLASSES
 from services.kernel.errors import InvalidField, ResourceExhausted
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", ["dpmpp_sde", *CLASSES])
 def test_every_scheduler_on_offer_paints(scheduler, asked, painted):
     [row] = painted(asked(scheduler=scheduler, steps=4))
     assert row.is_sound()
@@ -30,7 +32,7 @@ def test_a_scheduler_that_cannot_run_so_few_steps_says_so(asked, studio):
     assert caught.value.field == "steps"
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "unipc"])
 def test_previews_come_every_so_many_steps_and_are_small(scheduler, asked, studio):
     row = studio.begin(asked(scheduler=scheduler, preview_every_steps=2, width_px=256, height_px=128))
     previews = [studio.advance([row])[0].progress.preview for _ in range(row.evaluations)]
@@ -57,6 +59,9 @@ def test_nan_from_the_vae_is_no_black_picture(asked, studio, painted, monkeypatc
 
 
 class _NaNVae:
+    dtype = torch.float32
+    use_tiling = False
+
     def __init__(self, config) -> None:
         self.config = config
 
@@ -90,14 +95,52 @@ def test_a_picture_that_does_not_fit_alone_is_a_typed_error(asked, studio, monke
         studio.advance([row])
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpmpp_2m_karras"])
-def test_half_precision_as_on_a_gpu_paints(scheduler, asked, control, monkeypatch):
-    monkeypatch.setattr(loading, "dtype_on", lambda device: torch.float16)
-    studio = TorchStudio(Library(device="cpu"), threads=1)
+class _HalfDevice(CpuDevice):
+    dtype = torch.float16
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpmpp_2m"])
+def test_half_precision_as_on_a_gpu_paints(scheduler, asked, control):
+    studio = TorchStudio(Library(open_device=lambda wanted: _HalfDevice()), threads=1)
+    start = Start(image=Image.new("RGB", (64, 64), "red"), strength=0.9, mask=Image.new("L", (64, 64), 255))
+    controls = (control("canny", end=0.5),)
     row = studio.begin(
-        asked(scheduler=scheduler, steps=3, controls=(control("canny", end=0.5),), preview_every_steps=1)
+        asked(scheduler=scheduler, steps=3, controls=controls, guess_mode=True, start=start, preview_every_steps=1)
     )
     while not row.is_finished:
         assert studio.advance([row])[0].error is None
     assert row.latents.dtype == torch.float16
-    assert studio.finish(row).pixels.shape == (64, 64, 3)
+    finished = studio.finish(row)
+    assert (finished.pixels.shape, finished.dtype) == ((64, 64, 3), "float16")
+
+
+def test_a_large_picture_goes_through_the_vae_in_tiles(asked, painted, studio, monkeypatch):
+    [row] = painted(asked(steps=1, width_px=192, height_px=160))
+    whole = studio.finish(row).pixels.astype(int)
+    monkeypatch.setattr(latents, "TILED_ABOVE_PIXELS", 100 * 100)
+    tiled = studio.finish(row).pixels.astype(int)
+    assert tiled.shape == whole.shape
+    assert not np.array_equal(tiled, whole)
+    assert np.abs(tiled - whole).mean() < 20
+    assert row.checkpoint.vae.use_tiling is False
+
+
+def test_previews_of_sd_are_told_from_the_latents_channels(asked, studio, monkeypatch):
+    row = studio.begin(asked(width_px=256, height_px=128))
+    monkeypatch.setattr(type(row.checkpoint.entry), "base", "sd1")
+    monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=None))
+    assert decode.preview(row).shape == (32, 64, 3)
+
+
+def test_previews_are_a_taesds_where_one_is_held(asked, studio, monkeypatch):
+    row = studio.begin(asked(width_px=256, height_px=128))
+    torch.manual_seed(0)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 3,
+        decoder_block_out_channels=(8,) * 3,
+        num_encoder_blocks=(1,) * 3,
+        num_decoder_blocks=(1,) * 3,
+        upsampling_scaling_factor=2,
+    )
+    monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=None, tiny_vae=tiny.eval()))
+    assert decode.preview(row).shape == (64, 128, 3)

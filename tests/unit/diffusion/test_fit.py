@@ -1,0 +1,62 @@
+"""Pictures come to the size that is painted without distortion, unless somebody asks for it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from services.diffusion.pictures.fit import Resize, fit, fit_mask
+from services.diffusion.pictures.tensors import to_condition, to_mask
+
+
+@pytest.fixture
+def bars() -> Image.Image:
+    """300 x 100: red, green, blue."""
+    image = Image.new("RGB", (300, 100), "green")
+    image.paste("red", (0, 0, 100, 100))
+    image.paste("blue", (200, 0, 300, 100))
+    return image
+
+
+def test_crop_keeps_the_middle(bars):
+    cut = fit(bars, (40, 40), Resize.CROP)
+    assert np.ptp(np.asarray(cut)[5:-5, 5:-5].reshape(-1, 3), axis=0).max() <= 1
+    assert cut.getpixel((20, 20)) == (0, 128, 0)
+
+
+def test_stretch_keeps_all(bars):
+    whole = fit(bars, (60, 60), Resize.STRETCH)
+    assert [whole.getpixel((x, 30)) for x in (10, 30, 50)] == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
+
+
+def test_pad_keeps_all_and_its_aspect(bars):
+    whole = fit(bars, (60, 60), Resize.PAD)
+    assert [whole.getpixel((x, 30)) for x in (10, 30, 50)] == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
+    assert whole.getpixel((30, 10)) == whole.getpixel((30, 50)) == (0, 0, 0)
+
+
+def test_a_mask_is_black_or_white_and_white_where_there_was_nothing():
+    mask = Image.new("RGB", (300, 100), (90, 90, 90))
+    fitted = fit_mask(mask, (60, 60), Resize.PAD)
+    assert fitted.getpixel((30, 30)) == 0
+    assert fitted.getpixel((30, 5)) == 255
+    assert set(np.unique(np.asarray(fitted))) == {0, 255}
+
+
+@pytest.mark.parametrize("how", Resize)
+def test_mask_and_picture_are_cut_alike(how):
+    picture = Image.new("RGB", (90, 64))
+    picture.paste("white", (30, 20, 70, 50))
+    fitted, mask = fit(picture, (64, 64), how), fit_mask(picture, (64, 64), how)
+    inside = slice(14, 50)
+    agree = (np.asarray(fitted)[inside, 2:-2, 0] >= 128) == (np.asarray(mask)[inside, 2:-2] == 255)
+    assert agree.all()
+
+
+def test_masked_pixels_are_missing_for_the_controlnet_inpaint():
+    mask = Image.new("L", (8, 8), 0)
+    mask.paste(255, (0, 0, 4, 8))
+    condition = to_condition(Image.new("RGB", (8, 8), "white"), mask)
+    assert torch.equal(condition[..., :4], torch.full((1, 3, 8, 4), -1.0))
+    assert torch.equal(condition[..., 4:], torch.ones(1, 3, 8, 4))
+    assert to_mask(mask).sum() == 32
