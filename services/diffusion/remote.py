@@ -1,17 +1,18 @@
 """Models that are not on this machine and can be fetched: which names mean them, and what is known of them before."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry
 from services.diffusion.models.names import controlnet_id
 from services.diffusion.models.recipes import Recipe, shipped
-from services.kernel.errors import InvalidField
+from services.kernel.errors import FailedPrecondition, InvalidField
 from services.weights.catalog import Catalog
 from services.weights.manifest import Manifest
 from services.weights.references import AirRef, CatalogRef, HubRef, S3Ref, UrlRef, parse
+from services.weights.selection import Wish, choose
 
 _KINDS = frozenset({"checkpoint", "controlnet", "lora", "vae", "embedding"})
 _PACKAGED = "package:"
@@ -32,6 +33,8 @@ class RemoteModel:
     """`recipe`: of a checkpoint, what single files of its family have; the size it paints at is told from it."""
 
     id: str
+    # What the catalog calls it; a ControlNet's id is short.
+    reference: str
     kind: str
     family: str
     size_bytes: int
@@ -49,12 +52,12 @@ class Remote:
     fetch: Fetch
     allows_hosts: bool = False
 
-    def models(self, catalogue: Catalogue, held: Collection[str]) -> Sequence[RemoteModel]:
-        """What the catalog has beyond what was found here. `held`: the references that lie whole in the store."""
+    def offers(self) -> Sequence[RemoteModel]:
+        """All that the catalog has, and `*` for each kind of which any reference is taken."""
         if self.fetch is Fetch.OFF:
             return []
-        told = ((entry, _told(entry)) for entry in self._entries())
-        return [replace(model, is_held=_name(entry) in held) for entry, model in told if not _is_here(model, catalogue)]
+        offers = [_told(entry) for entry in self._entries()]
+        return [*offers, *_ANYTHING] if self.fetch is Fetch.ANY else offers
 
     def reference(self, name: str, kind: str, family: str = "") -> str:
         """What to fetch for a name; empty for a name that means nothing elsewhere, or nothing that may be fetched."""
@@ -68,7 +71,8 @@ class Remote:
             return ""
         known = self.catalog.find(wanted)
         if known is not None:
-            return name if known.kind == kind and not _is_packaged(known) else ""
+            fits = known.kind == kind and (not family or not known.family or known.family == family)
+            return name if fits and not _is_packaged(known) else ""
         if self.fetch is not Fetch.ANY or isinstance(wanted, CatalogRef):
             return ""
         is_taken = isinstance(wanted, HubRef | AirRef | S3Ref) or (isinstance(wanted, UrlRef) and self.allows_hosts)
@@ -92,13 +96,19 @@ class Remote:
                 yield entry
 
 
+# Stands for every reference that may be written.
+_ANYTHING = [
+    RemoteModel(id="*", reference="*", kind=kind, family="", size_bytes=0, licence="") for kind in sorted(_KINDS)
+]
+
+
 def _told(entry: Manifest) -> RemoteModel:
-    wanted = [file for file in entry.files if not file.skip]
     return RemoteModel(
+        reference=_name(entry),
         id=controlnet_id(_name(entry)) if entry.kind == "controlnet" else _name(entry),
         kind=entry.kind,
         family=entry.family,
-        size_bytes=_needed_bytes({file.path: file.size_bytes or 0 for file in wanted}),
+        size_bytes=_needed_bytes(entry),
         licence=entry.licence,
         recipe=shipped(entry.family) if entry.kind == "checkpoint" and entry.family in _RECIPES else None,
     )
@@ -107,17 +117,17 @@ def _told(entry: Manifest) -> RemoteModel:
 _RECIPES = frozenset({"sd1", "sd2", "sdxl", "refiner"})
 
 
-def _needed_bytes(sizes: Mapping[str, int]) -> int:
-    """Of a repository with several precisions, the smaller safetensors of each folder: about what is fetched."""
-    least: dict[str, int] = {}
-    for path, size in sizes.items():
-        folder = path.rpartition("/")[0]
-        if path.endswith(".safetensors") and "safety_checker" not in folder:
-            least[folder] = min(size, least.get(folder, size))
-    return sum(least.values())
+def _needed_bytes(entry: Manifest) -> int:
+    """About what is fetched for pictures with ControlNets, and nothing held."""
+    try:
+        chosen = choose(entry, Wish(pipeline="controlnet", allow_pickle=True))
+    except FailedPrecondition:
+        return 0
+    return sum(choice.file.size_bytes or 0 for choice in chosen if choice.is_wanted)
 
 
-def _is_here(model: RemoteModel, catalogue: Catalogue) -> bool:
+def is_here(model: RemoteModel, catalogue: Catalogue) -> bool:
+    """Found on this machine, or fetched by this process already."""
     return any(
         model.id in (entry.id, entry.reference)
         and (isinstance(entry, CheckpointEntry) or catalogue.family_of(entry) == model.family)

@@ -17,7 +17,7 @@ from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, 
 from services.diffusion.models.recipes import UnfitFolder
 from services.diffusion.models.scan import read_path
 from services.diffusion.provenance import KINDS
-from services.diffusion.remote import Remote, RemoteModel
+from services.diffusion.remote import Remote, RemoteModel, is_here
 from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
 from services.kernel.logs import get_logger
 from services.weights.inventory import HeldModel
@@ -57,16 +57,15 @@ class Supply:
         self._store = store
         self._remote = remote
         self._readers = readers
+        self._offers = remote.offers()
 
     def remote_models(self) -> list[RemoteModel]:
         """What could be fetched, or was fetched once and is not in use here yet."""
         held = {
             reference.removeprefix("catalog:") for model in self._store.inventory() for reference in model.references
         }
-        return list(self._remote.models(self._catalogue, held))
-
-    def can_fetch(self, checkpoint_id: str) -> bool:
-        return bool(self._remote.reference(checkpoint_id, "checkpoint"))
+        missing = (offer for offer in self._offers if not is_here(offer, self._catalogue))
+        return [replace(offer, is_held=offer.reference in held) for offer in missing]
 
     @property
     def link_bps(self) -> float:

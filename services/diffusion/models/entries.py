@@ -48,6 +48,11 @@ class CheckpointEntry:
         return int(self.recipe.unet["in_channels"])
 
     @property
+    def is_told_guidance(self) -> bool:
+        """Its UNet was distilled to take the guidance scale itself, as LCM checkpoints are."""
+        return self.recipe.unet.get("time_cond_proj_dim") is not None
+
+    @property
     def zeroes_empty_negative(self) -> bool:
         """Trained with zeros in place of an empty negative prompt (SDXL base)."""
         return bool(self.recipe.index.get("force_zeros_for_empty_prompt", False))

@@ -65,7 +65,7 @@ def kind_of(header: Header) -> Kind | None:
         return Kind.CHECKPOINT
     if any(name.startswith(("control_model.", "controlnet_cond_embedding.", "input_hint_block.")) for name in names):
         return Kind.CONTROLNET
-    if any(mark in name for name in names for mark in _LORA_MARKS):
+    if any(name.startswith("lora_") or any(mark in name for mark in _LORA_MARKS) for name in names):
         return Kind.LORA
     if any(name.endswith(("decoder.conv_in.weight", "decoder.layers.0.weight")) for name in names):
         return Kind.VAE

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from services.diffusion.config import DiffusionSettings
+from services.diffusion.generation import Pipeline
 from services.diffusion.models.names import controlnet_id
 from services.diffusion.models.scan import scan
 from services.diffusion.wire import models_to_proto
@@ -16,10 +17,10 @@ from services.kernel.errors import InvalidField, NotFound
 
 
 def test_a_folder_of_models_is_listed_with_their_own_sizes(catalogue):
-    checkpoint, *controlnets = models_to_proto(catalogue, held=frozenset(), on_gpu=False)
+    checkpoint, *controlnets = models_to_proto(catalogue)
     assert (checkpoint.id, checkpoint.kind, checkpoint.is_default) == ("tiny", "checkpoint", True)
     assert (checkpoint.width_px, checkpoint.height_px, checkpoint.size_step_px) == (64, 64, 4)
-    assert list(checkpoint.pipelines) == ["text2img", "controlnet"]
+    assert list(checkpoint.pipelines) == list(Pipeline)
     assert checkpoint.size_bytes > 100_000
     assert [(each.id, each.kind) for each in controlnets] == [("canny", "controlnet"), ("depth", "controlnet")]
     assert {each.family for each in (checkpoint, *controlnets)} == {"tiny"}
@@ -29,13 +30,13 @@ def test_the_licence_is_the_manifests(models, tmp_path):
     (tmp_path / "model").symlink_to(models / "model")
     files = [{"path": "model/unet/x.safetensors", "licence": "MIT"}, {"path": "lora/x.safetensors", "licence": "other"}]
     (tmp_path / "MANIFEST.json").write_text(json.dumps({"files": files}))
-    [model] = models_to_proto(scan([tmp_path]), held=frozenset(), on_gpu=False)
+    [model] = models_to_proto(scan([tmp_path]))
     assert model.licence == "MIT"
 
 
 def test_a_checkpoint_alone_offers_no_controlnet(models):
-    [checkpoint] = models_to_proto(scan([models / "model"]), held=frozenset(), on_gpu=False)
-    assert list(checkpoint.pipelines) == ["text2img"]
+    [checkpoint] = models_to_proto(scan([models / "model"]))
+    assert list(checkpoint.pipelines) == ["text2img", "img2img", "inpaint"]
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,18 @@ from PIL import Image
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
+from services.diffusion.digests import WeightDigests
 from services.diffusion.engine.engine import Engine
 from services.diffusion.engine.thread import DeviceThread
 from services.diffusion.models.library import Library
 from services.diffusion.painter import Painter
+from services.diffusion.remote import Fetch, Remote
 from services.diffusion.stage import DiffusionStage
+from services.diffusion.supply import Supply
 from services.kernel.errors import InvalidField
+from services.weights.catalog import Catalog
 from services.worker.ports import Progress
+from tests.fakes.references import FakeStore
 from tests.fakes.studio import FakeStudio
 
 
@@ -26,8 +31,10 @@ async def stage(catalogue, parser):
     thread, codecs = DeviceThread(), ThreadPoolExecutor(1)
     engine = Engine(FakeStudio, thread=thread, rows_limit=4, hold_limit_s=10.0, clock=time.monotonic)
     running = asyncio.create_task(engine.run())
-    painter = Painter(engine, parser, codecs=codecs, clock=time.monotonic)
-    yield DiffusionStage(painter, engine, catalogue, Library(device="cpu"))
+    digests = WeightDigests()
+    painter = Painter(engine, parser, codecs=codecs, digests=digests, clock=time.monotonic)
+    supply = Supply(catalogue, FakeStore({}), Remote(catalog=Catalog(), fetch=Fetch.OFF), readers=codecs)
+    yield DiffusionStage(painter, engine, catalogue, Library(device="cpu"), digests, supply)
     running.cancel()
     await asyncio.wait([running])
     thread.close()

@@ -1,0 +1,272 @@
+"""Switching models: LoRAs, textual inversions, checkpoints and 100 combinations of them, against diffusers.
+
+Random weights, on the CPU in float32; ours and diffusers' take turns, and the least of the rounds is told. `--small` is a
+UNet of a quarter of SD 1.5's width and a sixteenth of its weights. diffusers needs peft for LoRAs: without it those rows
+are left out. Run: `python -m benchmarks.models [--small] [--rounds 3]`.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.utils import is_peft_available
+
+from services.diffusion.generation import Generation, LoraUse
+from services.diffusion.models.entries import LoraEntry
+from services.diffusion.models.library import Library
+from services.diffusion.models.recipes import MERGES, shipped
+from services.diffusion.models.scan import scan
+from services.diffusion.models.tokenizers import shipped as shipped_tokenizer
+from services.diffusion.models.tokenizers import vocabulary
+from tests.fakes.ldm_files import write_ldm_file
+
+CHECKPOINTS, LORAS, TRACE = 2, 8, 100
+RANK = 16
+
+
+def make_models(root: Path, *, small: bool) -> None:
+    """Checkpoints as folders and single files, LoRAs in diffusers' form, one textual inversion."""
+    shrink = 4 if small else 1
+    for number in range(CHECKPOINTS):
+        folder = root / f"model{number}"
+        pipeline = _pipeline(folder, shrink, seed=number)
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        config = json.loads((folder / "unet" / "config.json").read_text())
+        write_ldm_file(folder, root / f"single{number}.safetensors", config=config)
+    for number in range(LORAS):
+        save_file(_lora(pipeline.unet, pipeline.text_encoder, seed=number), root / f"lora{number}.safetensors")
+    width = pipeline.text_encoder.config.hidden_size
+    save_file({"<mint>": torch.randn(4, width)}, root / "mint.safetensors")
+
+
+def _pipeline(folder: Path, shrink: int, *, seed: int) -> Any:
+    torch.manual_seed(seed)
+    recipe = shipped("sd1")
+    unet = {**recipe.unet, "block_out_channels": [width // shrink for width in recipe.unet["block_out_channels"]]}
+    vae = {**recipe.vae, "block_out_channels": [width // shrink for width in recipe.vae["block_out_channels"]]}
+    text = CLIPTextConfig(**{**recipe.texts[0].config, "num_hidden_layers": 12 // shrink})
+    return StableDiffusionPipeline(
+        vae=_made(AutoencoderKL, vae),
+        text_encoder=_filled(_on_meta(lambda: CLIPTextModel(text))),
+        tokenizer=_saved_tokenizer(folder / "tokenizer"),
+        unet=_made(UNet2DConditionModel, unet),
+        scheduler=PNDMScheduler.from_config(recipe.scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _saved_tokenizer(folder: Path) -> Any:
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary(MERGES)))
+    shutil.copy(MERGES, folder / "merges.txt")
+    return shipped_tokenizer("<|endoftext|>")
+
+
+def _made(kind: Any, config: Any) -> Any:
+    return _filled(_on_meta(lambda: kind.from_config(dict(config))))
+
+
+def _on_meta(make: Callable[[], Any]) -> Any:
+    with torch.device("meta"):
+        return make()
+
+
+def _filled(model: Any) -> Any:
+    """Small random numbers, made quickly; what is computed is made anew."""
+    model = model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.uniform_(-0.02, 0.02)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False)
+    return model
+
+
+def _lora(unet: Any, text: Any, *, seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    out = {}
+    for part, module, names in (
+        ("unet", unet, ("to_q", "to_k", "to_v", "to_out.0")),
+        ("text_encoder", text, ("_proj",)),
+    ):
+        for path, each in module.named_modules():
+            if isinstance(each, torch.nn.Linear) and path.endswith(names) and ("attn" in path):
+                whole = path if part == "unet" else f"text_model.{path}"
+                out[f"{part}.{whole}.lora_A.weight"] = torch.randn(RANK, each.in_features) * 0.01
+                out[f"{part}.{whole}.lora_B.weight"] = torch.randn(each.out_features, RANK) * 0.01
+    return out
+
+
+class Ours:
+    def __init__(self, root: Path) -> None:
+        self.catalogue = scan([root])
+        self.library = Library(device="cpu", ram_bytes=1 << 40)
+
+    def use(self, name: str, *loras: tuple[str, float], embeddings: bool = False) -> object:
+        checkpoint = self.catalogue.checkpoint(name)
+        generation = Generation(
+            checkpoint=checkpoint,
+            prompt="",
+            width_px=64,
+            height_px=64,
+            steps=1,
+            guidance_scale=1.0,
+            scheduler="ddim",
+            seed=0,
+            loras=tuple(LoraUse(entry=self._lora(lora), unet_weight=w, text_weight=w) for lora, w in loras),
+            embeddings=tuple(self.catalogue.embeddings_of(checkpoint)) if embeddings else (),
+        )
+        with torch.inference_mode():
+            return self.library.assembled(generation)
+
+    def _lora(self, name: str) -> LoraEntry:
+        return self.catalogue.lora(name, self.catalogue.default())
+
+    def forget_loras(self) -> None:
+        """So that the next use of one makes its copies again, from a file that is read again."""
+        shelf: Any = self.library._opened
+        shelf._vram.drop(lambda key: any(isinstance(part, LoraEntry) for part in _parts(key)))
+        shelf._small = {key: value for key, value in shelf._small.items() if key[0] not in ("lora", "embedding")}
+
+
+def _parts(key: Any) -> list[object]:
+    return [each for part in key for each in (part if isinstance(part, tuple) else (part,))]
+
+
+def least(rounds: int, *works: Callable[[], object]) -> list[float]:
+    """Seconds of each, in turns."""
+    times = [[] for _ in works]  # type: list[list[float]]
+    for _ in range(rounds):
+        for work, taken in zip(works, times, strict=True):
+            begin_s = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - begin_s)
+    return [min(taken) for taken in times]
+
+
+def tell(what: str, ours_s: float, theirs_s: float, goal: float) -> None:
+    print(f"{what}: {ours_s:.4f} s against {theirs_s:.4f} s, ratio {ours_s / theirs_s:.3f} (goal {goal})", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_models(root, small=arguments.small)
+        run(root, arguments.rounds)
+
+
+def run(root: Path, rounds: int) -> None:
+    ours = Ours(root)
+    for number in range(CHECKPOINTS):
+        ours.use(f"single{number}")
+    pipeline = from_single_file(root, 0)
+    if is_peft_available():
+        tell(
+            "LoRA apply and revert", *least(rounds, lambda: _our_lora(ours), lambda: _their_lora(pipeline, root)), 0.35
+        )
+    their_mint = _their_inversion(pipeline, root)
+    tell("textual inversion", *least(rounds, lambda: _our_inversion(ours), their_mint), 0.02)
+    turns = iter(range(10_000))
+    switch = least(rounds, lambda: ours.use(f"single{next(turns) % 2}"), lambda: from_single_file(root, 1))
+    tell("switch between two checkpoints in RAM", *switch, 0.1)
+    cold = least(rounds, lambda: _cold(root), lambda: StableDiffusionPipeline.from_pretrained(root / "model0"))
+    tell("disk to modules, file cached, whole pipeline", *cold, 0.45)
+    if is_peft_available():
+        tell_trace(root, pipeline)
+
+
+def from_single_file(root: Path, number: int) -> Any:
+    return StableDiffusionPipeline.from_single_file(
+        root / f"single{number}.safetensors",
+        config=str(root / f"single{number}.config"),
+        local_files_only=True,
+        safety_checker=None,
+    )
+
+
+def _our_lora(ours: Ours) -> None:
+    ours.forget_loras()
+    ours.use("single0", ("lora0", 0.7))
+    ours.use("single0")
+
+
+def _their_lora(pipeline: Any, root: Path) -> None:
+    pipeline.load_lora_weights(root, weight_name="lora0.safetensors")
+    pipeline.fuse_lora(lora_scale=0.7)
+    pipeline.unfuse_lora()
+    pipeline.unload_lora_weights()
+
+
+def _our_inversion(ours: Ours) -> None:
+    ours.forget_loras()
+    ours.use("single0", embeddings=True)
+
+
+def _their_inversion(pipeline: Any, root: Path) -> Callable[[], None]:
+    def work() -> None:
+        pipeline.load_textual_inversion(root, weight_name="mint.safetensors", token="<mint>")
+        pipeline.unload_textual_inversion("<mint>")
+
+    return work
+
+
+def _cold(root: Path) -> None:
+    library = Library(device="cpu", ram_bytes=1 << 40)
+    library.checkpoint(scan([root / "model0"]).default())
+
+
+def tell_trace(root: Path, pipeline: Any) -> None:
+    """Combinations of a checkpoint and up to two LoRAs, drawn by Zipf; a peer that loads when the checkpoint changes."""
+    draw = random.Random(1)
+    kinds = [(c, tuple(sorted(draw.sample(range(LORAS), draw.randint(0, 2))))) for c in (0, 1) for _ in range(12)]
+    trace = draw.choices(kinds, weights=[1 / (rank + 1) for rank in range(len(kinds))], k=TRACE)
+    ours = Ours(root)
+    begin_s = time.perf_counter()
+    for checkpoint, loras in trace:
+        ours.use(f"single{checkpoint}", *((f"lora{number}", 0.7) for number in loras))
+    ours_s = time.perf_counter() - begin_s
+    tell("trace of 100 combinations by Zipf", ours_s, _their_trace(root, trace), 0.15)
+
+
+def _their_trace(root: Path, trace: list[tuple[int, tuple[int, ...]]]) -> float:
+    begin_s = time.perf_counter()
+    at, pipeline = -1, None
+    for checkpoint, loras in trace:
+        if checkpoint != at:
+            at, pipeline = checkpoint, from_single_file(root, checkpoint)
+        assert pipeline is not None
+        for number in loras:
+            pipeline.load_lora_weights(root, weight_name=f"lora{number}.safetensors", adapter_name=f"l{number}")
+        if loras:
+            pipeline.set_adapters([f"l{number}" for number in loras], [0.7] * len(loras))
+            pipeline.fuse_lora()
+            pipeline.unfuse_lora()
+            with contextlib.suppress(ValueError):
+                pipeline.unload_lora_weights()
+    return time.perf_counter() - begin_s
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Textual inversions: the prompt gets their vectors, and nothing that is shared learns of them."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from services.diffusion.models.scan import scan
+from services.kernel.errors import InvalidField, NodeFault, NotFound
+from tests.fakes.families import make_tiny_sdxl
+
+WIDTH = 16
+
+
+@pytest.fixture
+def vectors():
+    return torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "embeddings"
+    made.mkdir()
+    return made
+
+
+def forms(vectors):
+    """What people write: (file's name, how it is saved)."""
+    a1111 = {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": torch.nn.Parameter(vectors)},
+        "name": "x",
+        "step": 9,
+    }
+    return {
+        "a1111.safetensors": lambda file: save_file({"emb_params": vectors}, file),
+        "diffusers.safetensors": lambda file: save_file({"<mint>": vectors}, file),
+        "a1111.pt": lambda file: torch.save(a1111, file),
+        "diffusers.bin": lambda file: torch.save({"<mint>": vectors}, file),
+    }
+
+
+@pytest.mark.parametrize("name", ["a1111.safetensors", "diffusers.safetensors", "a1111.pt", "diffusers.bin"])
+def test_each_form_puts_its_vectors_behind_the_tables_end(name, vectors, folder, library, catalogue, asked):
+    forms(vectors)[name](folder / name)
+    [entry] = scan([folder.parent]).entries
+    base = library.checkpoint(catalogue.default())
+    made = library.assembled(asked(embeddings=(entry,)))
+    [text] = made.texts
+    ids = text.added[entry.id]
+    count = base.texts[0].encoder.embeddings.token_embedding.weight.shape[0]
+    assert ids == (count, count + 1)
+    table = text.encoder.embeddings.token_embedding
+    assert torch.equal(table(torch.tensor([ids[0], 5, ids[1]]))[[0, 2]], vectors)
+    assert torch.equal(table(torch.tensor([5])), base.texts[0].encoder.embeddings.token_embedding(torch.tensor([5])))
+
+
+def test_the_pristine_encoder_and_tokenizer_know_nothing_of_it(vectors, folder, library, catalogue, asked):
+    save_file({"emb_params": vectors}, folder / "mint.safetensors")
+    [entry] = scan([folder.parent]).entries
+    before = library.checkpoint(catalogue.default()).texts[0]
+    size = len(before.tokenizer), before.encoder.embeddings.token_embedding.weight.shape
+    library.assembled(asked(embeddings=(entry,)))
+    after = library.checkpoint(catalogue.default()).texts[0]
+    assert after.added == {}
+    assert after.encoder is before.encoder
+    assert (len(after.tokenizer), after.encoder.embeddings.token_embedding.weight.shape) == size
+
+
+def test_two_embeddings_have_ids_of_their_own(vectors, folder, library, asked):
+    for name in ("one", "two"):
+        save_file({"emb_params": vectors}, folder / f"{name}.safetensors")
+    entries = tuple(scan([folder.parent]).entries)
+    [text] = library.assembled(asked(embeddings=entries)).texts
+    assert sorted(sum(text.added.values(), ())) == list(range(min(text.added["one"]), min(text.added["one"]) + 4))
+
+
+def test_a_prompt_with_the_vectors_is_the_prompt_with_a_table_that_has_them(vectors, folder, library, catalogue, asked):
+    """Against an encoder whose own table was made longer, as diffusers does it."""
+    save_file({"emb_params": vectors}, folder / "mint.safetensors")
+    [entry] = scan([folder.parent]).entries
+    [text] = library.assembled(asked(embeddings=(entry,))).texts
+    [own] = library.checkpoint(catalogue.default()).texts
+    import copy
+
+    resized = copy.deepcopy(own.encoder)
+    table = resized.embeddings.token_embedding
+    resized.embeddings.token_embedding = torch.nn.Embedding.from_pretrained(torch.cat([table.weight, vectors]))
+    ids = [text.tokenizer.bos_token_id, 7, *text.added["mint"], 9, text.tokenizer.eos_token_id]
+    row = torch.tensor([ids + [text.tokenizer.pad_token_id] * (77 - len(ids))])
+    assert torch.equal(text.encoder(row).last_hidden_state, resized(row).last_hidden_state)
+
+
+def test_sdxls_pairs_go_to_both_encoders(folder, library, asked, tmp_path):
+    from dataclasses import replace
+
+    narrow, wide = torch.randn(3, 16), torch.randn(3, 24)
+    save_file({"clip_g": wide, "clip_l": narrow}, folder / "pair.safetensors")
+    catalogue = scan([make_tiny_sdxl(tmp_path / "xl"), folder])
+    entry = catalogue.embedding("PAIR", catalogue.default())
+    assert (entry.widths, entry.vectors) == ((16, 24), 3)
+    made = library.assembled(replace(asked(embeddings=(entry,)), checkpoint=catalogue.default()))
+    first, second = (text.encoder for text in made.texts)
+    assert torch.equal(first.embeddings.token_embedding.rows, narrow)
+    assert torch.equal(second.text_model.embeddings.token_embedding.rows, wide)
+
+
+def test_one_of_another_width_is_refused_by_name(folder, library, catalogue, asked):
+    save_file({"emb_params": torch.randn(1, 768)}, folder / "large.safetensors")
+    found = scan([folder.parent])
+    with pytest.raises(InvalidField, match="large is for sd1"):
+        found.embedding("large", catalogue.default())
+    assert found.embeddings_of(catalogue.default()) == []
+    with pytest.raises(NotFound):
+        found.embedding("none", catalogue.default())
+
+
+def test_a_pickle_of_another_width_is_refused_when_it_is_used(folder, library, asked):
+    torch.save({"string_to_param": {"*": torch.randn(1, 768)}}, folder / "large.pt")
+    [entry] = scan([folder.parent]).entries
+    with pytest.raises(InvalidField, match="large has vectors of 768, tiny takes 16"):
+        library.assembled(asked(embeddings=(entry,)))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("a pickle ran code",))
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda file: torch.save({"string_to_param": {"*": Evil()}}, file),
+        lambda file: file.write_bytes(b"nothing of the kind"),
+        lambda file: torch.save({"a": torch.zeros(1, 16), "b": torch.zeros(1, 16)}, file),
+    ],
+)
+def test_what_is_no_textual_inversion_is_a_typed_error_and_runs_no_code(save, folder, library, asked, capsys):
+    save(folder / "bad.pt")
+    [entry] = scan([folder.parent]).entries
+    with pytest.raises(NodeFault, match="embedding bad"):
+        library.assembled(asked(embeddings=(entry,)))
+    assert "ran code" not in capsys.readouterr().out
+
+
+def test_pickles_are_looked_at_in_a_folder_of_embeddings_alone(tmp_path, vectors):
+    torch.save({"string_to_param": {"*": vectors}}, tmp_path / "loose.pt")
+    assert scan([tmp_path]).entries == []

@@ -1,0 +1,132 @@
+"""SDXL, its refiner and SD 2: painted as diffusers paints them, and a single file is its folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+    StableDiffusionXLImg2ImgPipeline,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from services.diffusion.generation import Start
+from services.diffusion.models.scan import scan
+from services.kernel.errors import FailedPrecondition, NodeFault
+from tests.fakes.families import make_tiny_refiner, make_tiny_sd2, make_tiny_sdxl
+from tests.fakes.ldm_files import write_ldm_file, write_parts
+
+LIMIT = 1e-4
+NAMES = ("base", "refiner", "second")
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory) -> Path:
+    """`folders/NAME`, `files/NAME.safetensors` and `parts/NAME` of each model."""
+    root = tmp_path_factory.mktemp("families")
+    for name, make in zip(NAMES, (make_tiny_sdxl, make_tiny_refiner, make_tiny_sd2), strict=True):
+        folder = make(root / "folders" / name)
+        config = json.loads((folder / "unet" / "config.json").read_text())
+        file = write_ldm_file(folder, root / "files" / f"{name}.safetensors", config=config)
+        write_parts(file, root / "parts" / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def of(families, asked):
+    """A generation with one of the models."""
+
+    def ask(name, kind="folders", **fields):
+        checkpoint = scan([families / kind]).checkpoint(name)
+        return replace(asked(**fields), checkpoint=checkpoint, scheduler=fields.get("scheduler", "euler"))
+
+    return ask
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["files", "parts"])
+def test_a_single_file_and_its_parts_hold_the_folders_very_weights(name, kind, families, library):
+    ours, theirs = (library.checkpoint(scan([families / where]).checkpoint(name)) for where in (kind, "folders"))
+    modules = [(one.unet, one.vae, *(text.encoder for text in one.texts)) for one in (ours, theirs)]
+    for one, other in zip(*modules, strict=True):
+        states = one.state_dict(), other.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("negative", ["", "blurry"])
+def test_sdxl_equals_the_pipeline(negative, families, of, painted):
+    generation = of("base", negative_prompt=negative)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(families / "folders" / "base", add_watermarker=False)
+    # Without a negative prompt the pipeline looks at zeros, as the model was trained.
+    wanted = _run(pipeline, generation, negative_prompt=negative or None, height=64, width=64)
+    [row] = painted(generation)
+    assert float((row.latents - wanted).abs().max()) <= LIMIT
+
+
+def test_the_refiner_goes_on_from_a_picture_as_the_pipeline_does(families, of, painted):
+    picture = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+    generation = of("refiner", steps=6, start=Start(image=picture, strength=0.5))
+    pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(families / "folders" / "refiner", add_watermarker=False)
+    wanted = _run(pipeline, generation, negative_prompt="blurry", image=picture, strength=0.5)
+    [row] = painted(generation)
+    assert float((row.latents - wanted).abs().max()) <= LIMIT
+
+
+def test_sd2_in_a_single_file_equals_the_pipeline(families, of, painted):
+    generation = of("second", kind="files", scheduler="ddim")
+    pipeline = StableDiffusionPipeline.from_pretrained(families / "folders" / "second")
+    wanted = _run(pipeline, generation, negative_prompt="blurry", height=64, width=64)
+    [row] = painted(generation)
+    assert float((row.latents - wanted).abs().max()) <= LIMIT
+
+
+def test_the_refiner_offers_only_what_goes_on_from_a_picture(families):
+    entry = scan([families / "folders"]).checkpoint("refiner")
+    assert entry.wants_aesthetic_score
+    assert not scan([families / "folders"]).checkpoint("base").wants_aesthetic_score
+
+
+def test_a_view_without_the_vaes_encoder_decodes_and_says_that_it_cannot_encode(
+    families, library, tmp_path, painted, of
+):
+    parts = tmp_path / "second"
+    parts.mkdir()
+    for file in (families / "parts" / "second").iterdir():
+        if file.name != "vae_encoder.safetensors":
+            (parts / file.name).symlink_to(file)
+    (tmp_path / "second.config").symlink_to(families / "parts" / "second.config")
+    generation = replace(of("second"), checkpoint=scan([tmp_path]).checkpoint("second"), steps=2)
+    assert not library.checkpoint(generation.checkpoint).can_encode
+    [row] = painted(generation)
+    assert row.is_finished
+    started = replace(generation, start=Start(image=Image.new("RGB", (64, 64)), strength=1.0))
+    with pytest.raises(FailedPrecondition):
+        painted(started)
+
+
+@pytest.mark.parametrize("lacking", ["model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_in.weight"])
+def test_a_single_file_that_lacks_a_tensor_is_a_typed_error(lacking, families, library, tmp_path):
+    tensors = load_file(families / "files" / "second.safetensors")
+    del tensors[lacking]
+    save_file(tensors, tmp_path / "second.safetensors")
+    (tmp_path / "second.config").symlink_to(families / "files" / "second.config")
+    with pytest.raises(NodeFault, match="second/"):
+        library.checkpoint(scan([tmp_path]).checkpoint("second"))
+
+
+def _run(pipeline, generation, **arguments):
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompt=generation.prompt,
+        num_inference_steps=generation.steps,
+        guidance_scale=generation.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(generation.seed),
+        output_type="latent",
+        **arguments,
+    ).images
+    return torch.as_tensor(images)

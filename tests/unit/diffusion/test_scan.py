@@ -1,0 +1,155 @@
+"""Models are found in folders as people have them, and told from their headers."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from services.diffusion.models.headers import LDM_UNET
+from services.diffusion.models.names import plain
+from services.diffusion.models.recipes import CONFIGS, shipped
+from services.diffusion.models.scan import scan, starter_folder
+from services.kernel.errors import InvalidField, NotFound
+
+
+def ldm(width, context, channels=4):
+    """As much of a checkpoint as tells what it is."""
+    return {
+        f"{LDM_UNET}input_blocks.0.0.weight": torch.zeros(width, channels, 3, 3),
+        f"{LDM_UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(width, context),
+    }
+
+
+@pytest.mark.parametrize(
+    ("shapes", "base", "size_px", "prediction"),
+    [
+        ((320, 768), "sd1", 512, "epsilon"),
+        ((320, 1024), "sd2", 768, "v_prediction"),
+        ((320, 2048), "sdxl", 1024, "epsilon"),
+        ((384, 1280), "refiner", 1024, "epsilon"),
+        ((320, 768, 9), "sd1", 512, "epsilon"),
+        ((320, 1024, 9), "sd2", 512, "epsilon"),
+    ],
+)
+def test_single_files_are_told_by_their_shapes(shapes, base, size_px, prediction, tmp_path):
+    save_file(ldm(*shapes), tmp_path / "model one.safetensors")
+    entry = scan([tmp_path]).default()
+    assert (entry.id, entry.base, entry.width_px) == ("model one", base, size_px)
+    assert entry.recipe.scheduler["prediction_type"] == prediction
+    assert entry.unet_channels == (shapes[2] if len(shapes) > 2 else 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "beside", "extra", "prediction", "size_px"),
+    [
+        ("v2-1_512-ema-pruned", None, None, {}, "epsilon", 512),
+        ("wd", {"modelspec.prediction_type": "epsilon"}, None, {}, "epsilon", 512),
+        ("wd", None, 'params:\n  parameterization: "v"\n', {}, "v_prediction", 768),
+        ("wd", None, "params:\n  linear_start: 1\n", {}, "epsilon", 512),
+    ],
+)
+def test_sd2_files_say_what_they_predict(name, metadata, beside, extra, prediction, size_px, tmp_path):
+    save_file({**ldm(320, 1024), **extra}, tmp_path / f"{name}.safetensors", metadata=metadata)
+    if beside:
+        (tmp_path / f"{name}.yaml").write_text(beside)
+    entry = scan([tmp_path]).default()
+    assert (entry.recipe.scheduler["prediction_type"], entry.width_px) == (prediction, size_px)
+
+
+def test_a_v_prediction_sdxl_is_told_by_its_mark(tmp_path):
+    save_file({**ldm(320, 2048), "v_pred": torch.zeros(1)}, tmp_path / "noob.safetensors")
+    assert scan([tmp_path]).default().recipe.scheduler["prediction_type"] == "v_prediction"
+
+
+def test_shapes_of_no_known_model_are_left_out_with_a_word_on_what_would_help(tmp_path, capsys):
+    save_file(ldm(48, 99), tmp_path / "own.safetensors")
+    assert scan([tmp_path]).entries == []
+    assert "own.config" in capsys.readouterr().out
+
+
+def test_a1111s_folders_are_read_as_they_are(tmp_path):
+    save = {
+        "Stable-diffusion/dream.safetensors": ldm(320, 768),
+        "VAE/mse.safetensors": {
+            "decoder.conv_in.weight": torch.zeros(8, 4, 3, 3),
+            **{f"decoder.up.{block}.block.0.conv1.weight": torch.zeros(1) for block in range(4)},
+        },
+        "Lora/people/style.safetensors": {
+            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": torch.zeros(4, 768)
+        },
+        "ControlNet/control_v11p_sd15_canny_fp16.safetensors": {
+            "control_model.input_hint_block.0.weight": torch.zeros(16, 3, 3, 3),
+            "control_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768),
+        },
+        "ControlNet/control_v11e_sd15_shuffle.safetensors": {
+            "control_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768),
+        },
+        "embeddings/easynegative.safetensors": {"emb_params": torch.zeros(8, 768)},
+        "VAE-approx/taesd.safetensors": {"decoder.layers.0.weight": torch.zeros(64, 4, 3, 3)},
+    }
+    for name, tensors in save.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, tmp_path / name)
+    catalogue = scan([tmp_path])
+    checkpoint = catalogue.default()
+    assert checkpoint.id == "dream"
+    assert catalogue.checkpoint("dream.safetensors [879db523c3]") == checkpoint
+    assert catalogue.vae("mse.safetensors", checkpoint).latent_factor == 8
+    assert catalogue.lora("style", checkpoint).cross_attention_dim == 768
+    assert catalogue.controlnet("control_v11p_sd15_canny [d14c016b]", checkpoint).id == "canny"
+    assert catalogue.controlnet("lllyasviel/control_v11e_sd15_shuffle", checkpoint).config["global_pool_conditions"]
+    assert not catalogue.controlnet("canny", checkpoint).config["global_pool_conditions"]
+    assert catalogue.embedding("EasyNegative", checkpoint).vectors == 8
+    assert catalogue.tiny_vae_of(checkpoint).id == "taesd"
+    with pytest.raises(InvalidField, match="previews"):
+        catalogue.vae("taesd", checkpoint)
+    assert {catalogue.family_of(entry) for entry in catalogue.entries} == {"sd1"}
+
+
+def test_the_starters_parts_are_all_found():
+    catalogue = scan([starter_folder()])
+    starter = catalogue.default()
+    assert starter.id == "starter"
+    assert catalogue.lora("cyanotype", starter).licence
+    assert catalogue.vae("vivid", starter).latent_factor == starter.shape.latent_factor
+    assert catalogue.embedding("mint", starter).vectors == 1
+    assert catalogue.controlnet("canny", starter).id == "canny"
+    assert {catalogue.family_of(entry) for entry in catalogue.entries} == {"starter"}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x10\0\0\0\0\0\0\0{}"])
+def test_a_damaged_file_is_left_out_and_the_rest_is_found(content, tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    save_file(ldm(320, 768), tmp_path / "good.safetensors")
+    assert [entry.id for entry in scan([tmp_path]).entries] == ["good"]
+
+
+def test_a_name_that_nobody_has_tells_those_there_are(tmp_path):
+    save_file(ldm(320, 768), tmp_path / "good.safetensors")
+    catalogue = scan([tmp_path])
+    with pytest.raises(NotFound, match="no LoRA is called 'x'; there are none"):
+        catalogue.lora("x", catalogue.default())
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "refiner"])
+def test_the_shipped_configs_are_whole(name):
+    recipe = shipped(name)
+    assert recipe.base == name
+    assert json.loads((CONFIGS / f"{name}.json").read_text())["unet"]["out_channels"] == recipe.vae["latent_channels"]
+
+
+def test_the_shipped_tokenizer_counts_as_clips_does():
+    from services.diffusion.models.tokenizers import shipped as tokenizer
+
+    ids = tokenizer("!")("a photo of a cat", padding="max_length", max_length=77).input_ids
+    assert ids[:7] == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert set(ids[7:]) == {0}
+    assert len(tokenizer("!")) == 49408
+
+
+@pytest.mark.parametrize(
+    ("name", "bare"), [("a.safetensors", "a"), ("a [d14c016b]", "a"), ("a.b", "a.b"), (" a ", "a")]
+)
+def test_names_lose_hash_and_ending(name, bare):
+    assert plain(name) == bare

@@ -1,0 +1,147 @@
+"""What a request names is fetched before it is parsed, where that is allowed, and kept while it is painted."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fanlight.common.v1 import common_pb2
+from fanlight.diffusion.v1 import diffusion_pb2
+from services.diffusion.models.catalogue import Catalogue
+from services.diffusion.remote import Fetch, Remote
+from services.diffusion.supply import Supply
+from services.diffusion.wire import models_to_proto
+from services.kernel.errors import FailedPrecondition, NodeFault, NotFound
+from services.weights.catalog import shipped
+from services.weights.inventory import HeldModel
+from tests.fakes.references import FakeStore
+
+Request = diffusion_pb2.GenerateRequest
+
+
+@pytest.fixture
+def supplied(models):
+    """A catalogue, its store and its supply, by what may be fetched."""
+    readers = ThreadPoolExecutor(1)
+
+    def supply(fetch, **paths):
+        catalogue = Catalogue()
+        store = FakeStore({"sd15": models / "model", "hf:some/one": models / "model", **paths})
+        return catalogue, store, Supply(catalogue, store, Remote(catalog=shipped(), fetch=fetch), readers=readers)
+
+    yield supply
+    readers.shutdown()
+
+
+async def test_a_checkpoint_of_the_catalog_is_there_while_the_request_runs(supplied):
+    catalogue, store, supply = supplied(Fetch.CATALOG)
+    heard = []
+    async with supply.provided(Request(model="sd15"), heard.append):
+        entry = catalogue.checkpoint("sd15")
+        assert (entry.id, entry.reference, store.in_use) == ("sd15", "sd15", ["sd15"])
+    assert store.in_use == []
+    assert store.asked == [("sd15", "text2img")]
+    assert [(each.done_bytes, each.total_bytes) for each in heard] == [(1, 2)]
+
+
+async def test_a_picture_to_start_from_asks_for_the_vaes_encoder_too(supplied):
+    _, store, supply = supplied(Fetch.CATALOG)
+    request = Request(model="sd15", image=common_pb2.Picture(data=b"x"))
+    async with supply.provided(request, lambda progress: None):
+        assert store.asked == [("sd15", "img2img")]
+
+
+async def test_the_catalog_alone_is_asked_unless_any_reference_is_allowed(supplied):
+    catalogue, store, supply = supplied(Fetch.CATALOG)
+    async with supply.provided(Request(model="hf:some/one"), lambda progress: None):
+        assert store.asked == []
+        with pytest.raises(NotFound):
+            catalogue.checkpoint("hf:some/one")
+    catalogue, store, supply = supplied(Fetch.ANY)
+    async with supply.provided(Request(model="hf:some/one"), lambda progress: None):
+        assert catalogue.checkpoint("hf:some/one").reference == "hf:some/one"
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "file:///x", "~/x", "https://host/x.safetensors", "nothing-known"])
+async def test_no_path_of_this_machine_and_no_unnamed_server_is_read_on_a_clients_word(name, supplied):
+    _, store, supply = supplied(Fetch.ANY)
+    async with supply.provided(Request(model=name), lambda progress: None):
+        assert store.asked == []
+
+
+async def test_with_fetching_off_nothing_is_asked_for_or_offered(supplied):
+    _, store, supply = supplied(Fetch.OFF)
+    async with supply.provided(Request(model="sd15"), lambda progress: None):
+        assert store.asked == []
+    assert supply.remote_models() == []
+
+
+async def test_what_cannot_be_fetched_is_an_error_that_names_field_and_reference(supplied):
+    _, _, supply = supplied(Fetch.CATALOG)
+    with pytest.raises(NodeFault, match="sdxl") as caught:
+        async with supply.provided(Request(model="sdxl"), lambda progress: None):
+            pass
+    assert caught.value.field == "model"
+
+
+async def test_a_reference_to_another_kind_of_model_is_refused(supplied, models):
+    _, _, supply = supplied(Fetch.ANY, **{"hf:net/canny": models / "controlnet-canny"})
+    with pytest.raises(FailedPrecondition, match="no checkpoint"):
+        async with supply.provided(Request(model="hf:net/canny"), lambda progress: None):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("canny", "controlnet-canny"),
+        ("lllyasviel/control_v11f1p_sd15_depth", "controlnet-depth"),
+        ("control_v11p_sd15_normalbae [316696f1]", "controlnet-normal"),
+        ("control_v11p_sd15s2_lineart_anime", "controlnet-lineart_anime"),
+        ("control_v11e_sd15_shuffle", "controlnet-shuffle"),
+        ("control_v11f1e_sd15_tile", "controlnet-tile"),
+        ("DionTimmer/controlnet_qrcode", "controlnet-qr"),
+        ("qr", "controlnet-qr"),
+    ],
+)
+def test_every_controlnet_goes_by_short_id_repository_and_a1111s_name(name, reference):
+    remote = Remote(catalog=shipped(), fetch=Fetch.CATALOG)
+    assert remote.reference(name, "controlnet", "sd1") == reference
+    assert remote.reference(name, "controlnet", "sdxl") == ""
+
+
+def test_all_14_controlnets_and_the_qr_one_are_offered_with_the_checkpoints_they_fit(supplied):
+    catalogue, _, supply = supplied(Fetch.CATALOG)
+    offered = {(model.kind, model.id): model for model in models_to_proto(catalogue, remote=supply.remote_models())}
+    nets = "canny mlsd depth normal seg inpaint lineart lineart_anime openpose scribble softedge shuffle ip2p tile qr"
+    for name in nets.split():
+        assert offered["controlnet", name].family == "sd1"
+        assert offered["controlnet", name].residency == diffusion_pb2.Model.RESIDENCY_REMOTE
+    assert offered["checkpoint", "sd15"].family == "sd1"
+    assert (offered["checkpoint", "sd15"].width_px, offered["checkpoint", "sd15"].size_step_px) == (512, 8)
+    assert (offered["checkpoint", "sdxl"].width_px, offered["checkpoint", "sdxl"].family) == (1024, "sdxl")
+    assert "img2img" in offered["checkpoint", "sdxl"].pipelines
+    assert offered["checkpoint", "sd15"].size_bytes < 2.5e9
+    assert ("checkpoint", "starter") not in offered
+
+
+def test_what_the_store_holds_is_on_disk(supplied):
+    catalogue, store, supply = supplied(Fetch.CATALOG)
+    store.held = [HeldModel(name="a/b", size_bytes=1, is_pinned=False, used_s=0, references=("sd15",))]
+    offered = {model.id: model for model in models_to_proto(catalogue, remote=supply.remote_models())}
+    assert offered["sd15"].residency == diffusion_pb2.Model.RESIDENCY_DISK
+    assert offered["sdxl"].residency == diffusion_pb2.Model.RESIDENCY_REMOTE
+
+
+async def test_a_fetched_model_is_listed_once(supplied):
+    catalogue, _, supply = supplied(Fetch.CATALOG)
+    async with supply.provided(Request(model="sd15"), lambda progress: None):
+        pass
+    listed = [model.id for model in models_to_proto(catalogue, remote=supply.remote_models())]
+    assert listed.count("sd15") == 1
+
+
+def test_where_any_reference_may_be_fetched_each_kind_says_so(supplied):
+    catalogue, _, supply = supplied(Fetch.ANY)
+    offered = [model for model in models_to_proto(catalogue, remote=supply.remote_models()) if model.id == "*"]
+    assert [model.kind for model in offered] == ["checkpoint", "controlnet", "embedding", "lora", "vae"]
+    assert {model.residency for model in offered} == {diffusion_pb2.Model.RESIDENCY_REMOTE}
