@@ -21,6 +21,7 @@ from typing import Any, Self
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 PACKET_BYTES = 2048
+NICER = 10
 TCP = 6
 
 
@@ -35,7 +36,7 @@ def why_not() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """`delay_s` is one way. The queue holds as many bytes as the link carries in `queue_s`; what does not fit is lost."""
+    """`delay_s` is one way. The queue holds what the link carries in `queue_s`; what does not fit is lost."""
 
     mbps: float
     delay_s: float
@@ -128,6 +129,8 @@ class LinkEmulator:
         return float(self._first_s.value)
 
     def _carry(self) -> None:
+        # A link does not wait for whoever else is busy on this machine.
+        os.nice(-NICER)
         client, server = self._fds
         chance = random.Random(1)
         down = _Way(client, self._shape, chance)

@@ -1,13 +1,12 @@
-"""One file over a home link that breaks: ours against curl with resume and huggingface_hub.
+"""One file over a home link that loses packets and breaks: ours against curl with resume, huggingface_hub and aria2.
 
-A proxy on loopback stands for the link: one rate for all connections together, a delay, and every connection cut every
-few seconds. It drops no packets. Bytes are counted where they enter the link; what is more than the file came twice.
-Run: `python -m benchmarks.weights_link [--bytes 150000000] [--mbps 100] [--delay-ms 20] [--cut-s 5]`.
+The link is benchmarks.link_emulator: the machine's real TCP over one rate, a delay and a loss of packets; the server
+resets every connection every few seconds. Bytes beyond the file are what reached the client more than once, and
+headers. Each client's time runs from its first byte to its end. Needs root; what is not installed is skipped.
+Run: `python -m benchmarks.weights_link [--bytes 250000000] [--mbps 100] [--rtt-ms 20] [--loss 0.005] [--cut-s 5]`.
 """
 
 import argparse
-import asyncio
-import contextlib
 import hashlib
 import os
 import random
@@ -15,167 +14,129 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
-from urllib.parse import urlsplit
 
-from tests.fakes.range_server import RangeServer
-from tests.fakes.weight_sites import put_repository
+from benchmarks.link_emulator import LinkEmulator, Shape, why_not
+from benchmarks.link_server import PATH
 
-BLOCK_BYTES = 16 * 1024
-RECEIVE_BUFFER_BYTES = 64 * 1024
-TRIES = 200
-# What a late timer may make up for.
-BURST_S = 0.05
+PORT = 8080
+TRIES = 300
 REPO, FILE = "org/m", "model.bin"
+HUB = "from huggingface_hub import hf_hub_download as d; print(d({repo!r}, {file!r}, cache_dir={folder!r}))"
 
 
-class Link:
-    """The proxy, in a thread with a loop of its own. `passed_bytes` went down it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    link: LinkEmulator
+    url: str
+    sha256: str
+    folder: Path
 
-    def __init__(self, port: int, *, mbps: float, delay_s: float, cut_s: float) -> None:
-        self._upstream_port = port
-        self._block_s = BLOCK_BYTES * 8 / (mbps * 1e6)
-        self._delay_s = delay_s
-        self._cut_s = cut_s
-        self._free_at_s = 0.0
-        self._open: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.passed_bytes = 0
-        # When the first byte went down, so that nobody is charged for the start of a process.
-        self.first_s = 0.0
-        self.port = 0
+    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """The command at the client's end of the link."""
+        return subprocess.run(
+            [*self.link.client, *command], env={**os.environ, **env}, capture_output=True, text=True, check=False
+        )
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._ready.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(timeout=10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.port = server.sockets[0].getsockname()[1]
-        cutting = self._loop.create_task(self._cut())
-        self._ready.set()
-        self._loop.run_forever()
-        server.close()
-        cutting.cancel()
-
-    async def _stop(self) -> None:
-        """Cut whoever is still there and let the ends be seen."""
-        self._cut_s = 0.0
-        for writer in list(self._open):
-            writer.transport.abort()
-        await asyncio.sleep(0.2)
-
-    async def _cut(self) -> None:
-        while self._cut_s:
-            await asyncio.sleep(self._cut_s)
-            for writer in list(self._open):
-                writer.transport.abort()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
-        with contextlib.suppress(OSError):
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream_port, limit=BLOCK_BYTES)
-            up = asyncio.create_task(self._up(reader, up_writer))
-            try:
-                await self._down(up_reader, writer)
-            finally:
-                up.cancel()
-                up_writer.transport.abort()
-        self._open.discard(writer)
-        writer.transport.abort()
-
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(BLOCK_BYTES):
-                await asyncio.sleep(self._delay_s)
-                writer.write(data)
-                await writer.drain()
-
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(BLOCK_BYTES):
-            now_s = self._loop.time()
-            self._free_at_s = max(self._free_at_s, now_s - BURST_S) + self._block_s * len(data) / BLOCK_BYTES
-            if self._free_at_s > now_s:
-                await asyncio.sleep(self._free_at_s - now_s)
-            self.first_s = self.first_s or time.perf_counter()
-            self.passed_bytes += len(data)
-            writer.write(data)
-            await writer.drain()
+    def until_it_works(self, *command: str, **env: str) -> str:
+        for _ in range(TRIES):
+            done = self.run(*command, **env)
+            if not done.returncode:
+                return done.stdout
+        raise RuntimeError(f"{command[0]} did not come to an end: {done.stderr[-500:]}")
 
 
-def _ours(url: str, sha256: str, folder: Path) -> Path:
-    env = {**os.environ, "FANLIGHT_WEIGHTS_RETRIES": "100"}
-    command = [sys.executable, "-m", "services.weights", "fetch", url, "--sha256", sha256, "--dir", str(folder)]
-    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+def ours(job: Job) -> Path:
+    command = [sys.executable, "-m", "services.weights", "fetch", job.url, "--sha256", job.sha256]
+    done = job.run(*command, "--dir", str(job.folder), FANLIGHT_WEIGHTS_RETRIES="100")
+    if done.returncode:
+        raise RuntimeError(done.stderr[-500:])
     return Path(done.stdout.splitlines()[-1])
 
 
-def _curl(url: str, sha256: str, folder: Path) -> Path:
-    path = folder / "m"
-    for _ in range(TRIES):
-        if not subprocess.run(["curl", "-sfL", "-C", "-", "-o", str(path), url], check=False).returncode:
-            return path
-    raise RuntimeError("curl did not come to an end")
+def curl(job: Job) -> Path:
+    job.until_it_works("curl", "-sfL", "-C", "-", "-o", str(job.folder / FILE), job.url)
+    return job.folder / FILE
 
 
-def _hub(url: str, sha256: str, folder: Path) -> Path:
-    parts = urlsplit(url)
-    code = f"from huggingface_hub import hf_hub_download as d; print(d({REPO!r}, {FILE!r}, cache_dir={str(folder)!r}))"
-    env = {**os.environ, "HF_ENDPOINT": f"{parts.scheme}://{parts.netloc}", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    for _ in range(TRIES):
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-        if not done.returncode:
-            return Path(done.stdout.splitlines()[-1])
-    raise RuntimeError("huggingface_hub did not come to an end")
+def aria2(job: Job) -> Path:
+    options = ["-q", "-c", "-x8", "-s8", "-k1M", "--max-tries=0", "--retry-wait=0", "--file-allocation=falloc"]
+    digest = f"--checksum=sha-256={job.sha256}"
+    job.until_it_works("aria2c", *options, digest, "-d", str(job.folder), "-o", FILE, job.url)
+    return job.folder / FILE
 
 
-def _measure(
-    name: str, fetch: Callable[[str, str, Path], Path], server: RangeServer, body: bytes, arguments: argparse.Namespace
-) -> None:
-    port = urlsplit(server.url).port or 0
-    delay_s = arguments.delay_ms / 1000
-    with Link(port, mbps=arguments.mbps, delay_s=delay_s, cut_s=arguments.cut_s) as link:
-        sha256 = hashlib.sha256(body).hexdigest()
-        for file in server.files.values():
-            file.redirect = f"http://localhost:{link.port}/cdn/{sha256}?signature=x" if file.redirect else ""
-        with tempfile.TemporaryDirectory() as folder:
-            path = fetch(f"http://127.0.0.1:{link.port}/{REPO}/resolve/main/{FILE}", sha256, Path(folder))
-            took_s = time.perf_counter() - link.first_s
-            assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
-    share = len(body) * 8 / took_s / (arguments.mbps * 1e6)
-    wasted = max(0, link.passed_bytes - len(body))
-    print(f"| {name} | {took_s:.1f} | {share:.3f} | {wasted:,} |", flush=True)
+def hub(job: Job) -> Path:
+    code = HUB.format(repo=REPO, file=FILE, folder=str(job.folder))
+    endpoint = job.url.removesuffix(PATH)
+    out = job.until_it_works(sys.executable, "-c", code, HF_ENDPOINT=endpoint, HF_HUB_DISABLE_TELEMETRY="1")
+    return Path(out.splitlines()[-1])
+
+
+CLIENTS: dict[str, tuple[str, Callable[[Job], Path], str]] = {
+    "ours": ("Fanlight", ours, ""),
+    "curl": ("curl `-C -` until it is whole", curl, "curl"),
+    "aria2": ("aria2 `-x8 -s8`, checked", aria2, "aria2c"),
+    "hub": ("huggingface_hub until it is whole", hub, ""),
+}
+
+
+@contextmanager
+def serving(link: LinkEmulator, body: Path, sha256: str, cut_s: float) -> Iterator[str]:
+    command = [sys.executable, "-m", "benchmarks.link_server", str(body), sha256, "--address", link.SERVER_ADDRESS]
+    more = ["--port", str(PORT), "--cut-s", str(cut_s)]
+    with subprocess.Popen([*link.server, *command, *more], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        server.stdout.readline()
+        try:
+            yield f"http://{link.SERVER_ADDRESS}:{PORT}{PATH}"
+        finally:
+            server.kill()
+
+
+def measure(client: str, shape: Shape, body: Path, sha256: str, cut_s: float) -> None:
+    title, fetch, program = CLIENTS[client]
+    if program and not shutil.which(program):
+        print(f"| {title} | skipped: {program} is not installed | | |", flush=True)
+        return
+    with (
+        LinkEmulator(shape) as link,
+        tempfile.TemporaryDirectory() as name,
+        serving(link, body, sha256, cut_s) as url,
+    ):
+        path = fetch(Job(link=link, url=url, sha256=sha256, folder=Path(name)))
+        took_s = time.perf_counter() - link.first_s
+        with path.open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        size = body.stat().st_size
+        share = size * 8 / took_s / (shape.mbps * 1e6)
+        print(f"| {title} | {took_s:.1f} | {share:.3f} | {link.passed_bytes - size:,} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bytes", type=int, default=150_000_000)
+    parser.add_argument("--bytes", type=int, default=250_000_000)
     parser.add_argument("--mbps", type=float, default=100)
-    parser.add_argument("--delay-ms", type=float, default=20)
+    parser.add_argument("--rtt-ms", type=float, default=20)
+    parser.add_argument("--loss", type=float, default=0.005)
     parser.add_argument("--cut-s", type=float, default=5)
+    parser.add_argument("--clients", default=",".join(CLIENTS))
     arguments = parser.parse_args()
-    body = random.Random(1).randbytes(arguments.bytes)
+    if reason := why_not():
+        sys.exit(f"skipped: the link emulator {reason}")
+    shape = Shape(mbps=arguments.mbps, delay_s=arguments.rtt_ms / 2000, loss=arguments.loss)
     print("| who | seconds from the first byte | share of the link's rate | bytes beyond the file |")
     print("|---|---|---|---|")
-    with RangeServer() as server:
-        put_repository(server, REPO, {FILE: body})
-        _measure("Fanlight", _ours, server, body, arguments)
-        if shutil.which("curl"):
-            _measure("curl -C - until it is whole", _curl, server, body, arguments)
-        _measure("huggingface_hub until it is whole", _hub, server, body, arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        data = random.Random(1).randbytes(arguments.bytes)
+        body, sha256 = Path(folder) / "body", hashlib.sha256(data).hexdigest()
+        body.write_bytes(data)
+        for client in arguments.clients.split(","):
+            measure(client, shape, body, sha256, arguments.cut_s)
 
 
 if __name__ == "__main__":

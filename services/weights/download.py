@@ -64,7 +64,7 @@ class Download:
             part = await self._tools.run(self._open, layout, self._identity(remote))
             try:
                 await self._fill(part, layout, url, remote, is_last=is_last)
-                digested = await self._verify(part)
+                digested = await self._verify(part, remote.sha256)
                 return Downloaded(
                     path=part.path,
                     digested=digested,
@@ -218,8 +218,10 @@ class Download:
             return None
         return Follower(part, self._tools, is_safetensors=self._target.path.endswith(".safetensors"))
 
-    async def _verify(self, part: Partial) -> Digested | None:
-        """The digests of the part; what is wrong is dropped. WrongBytes."""
+    async def _verify(self, part: Partial, said_sha256: str) -> Digested | None:
+        """The digests of the part; what is wrong is dropped. Where nothing is pinned, the source's own word is held
+        against it. WrongBytes.
+        """
         digests = self._target.digests if self._follow is None else ()
         bad = await self._tools.run(drop_wrong, part, digests)
         if bad:
@@ -227,6 +229,7 @@ class Download:
         if self._follower is None:
             return None
         digested = await self._follower.finish()
-        if digested and self._target.sha256 and digested.sha256 != self._target.sha256:
-            raise WrongBytes(f"sha256 is {digested.sha256} instead of {self._target.sha256} ({self._source})")
+        expected = self._target.sha256 or said_sha256
+        if digested and self._follow is None and expected and digested.sha256 != expected:
+            raise WrongBytes(f"sha256 is {digested.sha256} instead of {expected} ({self._source})")
         return digested

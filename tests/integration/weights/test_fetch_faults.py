@@ -1,6 +1,7 @@
 """One file over a link that breaks in every way that servers and links do."""
 
 import asyncio
+import errno
 import hashlib
 from dataclasses import replace
 
@@ -230,6 +231,35 @@ async def test_a_disk_without_room_is_said_before_the_download(server, settings,
         with pytest.raises(DiskFull, match="1000 are free"):
             await _fetch(store, url)
     assert server.sent_bytes[PATH] <= 2
+
+
+async def test_a_disk_that_fills_up_in_the_middle_is_said_and_no_half_file_stands(server, settings, body, monkeypatch):
+    import os
+
+    url, write, written = server.put(PATH, body), os.pwrite, []
+
+    def full(fd, data, at):
+        written.append(len(data))
+        if sum(written) > 2_000_000:
+            raise OSError(errno.ENOSPC, "no space left")
+        return write(fd, data, at)
+
+    async with WeightStore.open(settings()) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr("services.weights.partial.os.pwrite", full)
+            with pytest.raises(DiskFull, match=PATH):
+                await _fetch(store, url, _sha(body))
+        assert not list(store.objects.views.rglob("*.bin"))
+        fetched = await _fetch(store, url, _sha(body))
+    assert fetched.path.read_bytes() == body
+    assert fetched.downloaded_bytes < len(body)
+
+
+async def test_what_a_hub_says_of_a_files_sha256_is_held_against_it_where_nobody_pinned_one(server, store, body):
+    url = server.put(PATH, body, headers={"X-Linked-Etag": f'"{"0" * 64}"'})
+    with pytest.raises(WrongBytes, match="0000"):
+        await _fetch(store, url)
+    assert not list(store.objects.views.rglob("*.bin"))
 
 
 async def test_a_cap_on_bandwidth_is_kept_by_waiting(server, settings, body):
