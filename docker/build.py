@@ -1,0 +1,113 @@
+"""Builds our images with podman: `python docker/build.py IMAGE... [--build-arg NAME=VALUE]...`.
+
+IMAGE: wheels or wheels-cuda (what the others are made of), or gateway, preprocessor, preprocessor-neural, diffusion; with `-cuda` for
+the two that have a variant with CUDA. Build arguments are those of docker/Dockerfile. WEIGHTS names references or
+profiles: the files of their plan are fetched here and become a layer each, on top of the image.
+"""
+
+import argparse
+import fnmatch
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import weights_layers
+
+ROOT = Path(__file__).parent.parent
+WHEELS = ROOT / "dist" / "wheels"
+PREFIX = "localhost/fanlight"
+BASE = f"{PREFIX}/base:bookworm"
+TARGETS = ("gateway", "preprocessor", "preprocessor-neural", "diffusion")
+CUDA_LIST = "torch-cuda"
+WITH_CUDA = ("preprocessor-neural", "diffusion")
+PYTHON = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none")
+# The oldest glibc that the base image's Debian or Ubuntu may have, and what wheels call its likes.
+PLATFORMS = ("2014", "_2_17", "_2_24", "_2_26", "_2_27", "_2_28")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Builds the images of Fanlight with podman.")
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--tag", default="", help="instead of `latest`, or of a name made from the weights")
+    asked = parser.parse_args()
+    arguments = dict(each.split("=", 1) for each in asked.build_arg)
+    for image in asked.images:
+        if image in ("wheels", "wheels-cuda"):
+            make_wheels(cuda=image == "wheels-cuda")
+        else:
+            print(build(image, arguments, tag=asked.tag))
+    return 0
+
+
+def make_wheels(*, cuda: bool = False) -> None:
+    """Everything that the images install, by this machine's own pip settings; and our own wheel."""
+    WHEELS.mkdir(parents=True, exist_ok=True)
+    lists = [path for path in sorted((ROOT / "docker" / "locks").glob("*.txt")) if cuda or path.stem != CUDA_LIST]
+    missing = sorted({line for path in lists for line in path.read_text().splitlines() if not _is_here(line)})
+    if missing or not list(WHEELS.glob("pip-*.whl")):
+        _download(*missing, "pip")
+    for stale in WHEELS.glob("fanlight-*.whl"):
+        stale.unlink()
+    _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(WHEELS), str(ROOT))
+
+
+def _is_here(line: str) -> bool:
+    """Whether the wheel that a line of a lock names lies in the folder; a comment names none."""
+    if line.startswith("#"):
+        return True
+    name, _, version = line.replace("===", "==").partition("==")
+    # 2.13.0 is also what 2.13.0+cpu is called, but not where it says === 2.13.0.
+    patterns = [f"{name.replace('-', '_')}-{version}-*.whl"]
+    if "===" not in line:
+        patterns.append(f"{name.replace('-', '_')}-{version}+*.whl")
+    return any(fnmatch.fnmatch(path.name.lower(), pattern) for path in WHEELS.iterdir() for pattern in patterns)
+
+
+def _download(*what: str) -> None:
+    platforms = [part for tag in PLATFORMS for part in ("--platform", f"manylinux{tag}_x86_64")]
+    only = ["--quiet", "--no-deps", "--only-binary=:all:", *PYTHON, *platforms, "--platform", "linux_x86_64"]
+    _run(sys.executable, "-m", "pip", "download", *only, "--dest", str(WHEELS), *what)
+
+
+def build(image: str, arguments: dict[str, str], *, tag: str = "") -> str:
+    """The name of the image that was built."""
+    target = image.removesuffix("-cuda")
+    if target not in TARGETS or (image != target and target not in WITH_CUDA):
+        raise SystemExit(f"error: {image} is no image of ours: {', '.join(TARGETS)}")
+    weights = arguments.get("WEIGHTS", "")
+    name = f"{PREFIX}/{image}:{tag if tag and not weights else 'latest'}"
+    _podman_build(name, target, {"BASE_IMAGE": BASE, **_variant(image), **arguments})
+    if not weights:
+        return name
+    baked = f"{PREFIX}/{image}:{tag or _tag_of(weights)}"
+    weights_layers.bake(name, baked, weights.split(), pipeline=arguments.get("PIPELINE", ""))
+    return baked
+
+
+def _variant(image: str) -> dict[str, str]:
+    return {"TORCH": CUDA_LIST} if image.endswith("-cuda") else {}
+
+
+def _tag_of(weights: str) -> str:
+    return f"weights-{hashlib.sha256(weights.encode()).hexdigest()[:12]}"
+
+
+def _podman_build(name: str, target: str, arguments: dict[str, str]) -> None:
+    """The same sources give the same layers: no time of day is in them. No network: the wheels lie here."""
+    passed = [part for key, value in arguments.items() if key not in ("WEIGHTS", "PIPELINE")
+              for part in ("--build-arg", f"{key}={value}")]  # fmt: skip
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    how = ["--quiet", "--layers", "--timestamp", "0", "--network", "none", "--file", "docker/Dockerfile"]
+    stamp = ["--build-arg", f"REVISION={revision.stdout.strip() or 'unknown'}"]
+    _run("podman", "build", *how, *passed, *stamp, "--target", target, "--tag", name, ".")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

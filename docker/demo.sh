@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The main job through the containers of compose.yaml: a photo goes in, pictures that follow its edges come out.
+# Then one worker is killed while a job waits for it, and everything is stopped by SIGTERM.
+#
+#   docker/demo.sh [OUT]     `make compose-demo`; needs the images. Pictures go to OUT, or to demo/out/compose.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+out=${1:-demo/out/compose}
+export FANLIGHT_HTTP_PORT=${FANLIGHT_HTTP_PORT:-18080} FANLIGHT_GRPC_PORT=${FANLIGHT_GRPC_PORT:-18051}
+FANLIGHT_CLIENT_TOKEN=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
+FANLIGHT_WORKER_TOKEN=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
+export FANLIGHT_CLIENT_TOKEN FANLIGHT_WORKER_TOKEN
+compose=(${COMPOSE:-podman-compose} --project-name fanlight-demo --file compose.yaml)
+url=http://127.0.0.1:$FANLIGHT_HTTP_PORT
+patience_s=${FANLIGHT_DEMO_PATIENCE_S:-300}
+mkdir -p "$out"
+
+stop() {
+    "${compose[@]}" down --volumes > "$out/down.log" 2>&1 || cat "$out/down.log" >&2
+}
+trap stop EXIT
+
+call() {
+    curl --silent --show-error --fail-with-body --header "Authorization: bearer $FANLIGHT_CLIENT_TOKEN" "$@"
+}
+
+job_of() {
+    call --form "job=$1" --form photo=@demo/photos/coffee.jpg "$url/v1/jobs?wait=$patience_s"
+}
+
+value() {
+    python3 -c 'import functools, json, sys
+print(functools.reduce(lambda v, k: v[int(k) if isinstance(v, list) else k], sys.argv[1:], json.load(sys.stdin)))' "$@"
+}
+
+"${compose[@]}" up --detach > "$out/up.log" 2>&1 || { cat "$out/up.log" >&2; exit 1; }
+echo "started; waiting for the gateway and its workers"
+for ((second = 0; second < patience_s; second++)); do
+    workers=$(call "$url/v1/workers" 2> /dev/null | python3 -c 'import json, sys; print(len(json.load(sys.stdin)["workers"]))' || echo 0)
+    [ "$workers" -ge 2 ] && break
+    sleep 1
+done
+[ "$workers" -ge 2 ] || { echo "error: no workers after $patience_s s" >&2; "${compose[@]}" logs >&2; exit 1; }
+
+painting='{"generation": {"prompt": "a cup of coffee on a blue background, 3d style", "seed": SEED,
+           "controls": [{"annotator": "canny", "picture": {"url": "part:photo"}}]}}'
+paint() {
+    job=$(job_of "${painting/SEED/$1}")
+    state=$(value state <<< "$job")
+    [ "$state" = SUCCEEDED ] || { echo "error: the job ended as $job" >&2; exit 1; }
+    call --output "$out/painted-$1.png" "$url/v1/blobs/$(value images 0 blob digest <<< "$job")"
+    echo "painted $out/painted-$1.png"
+}
+paint 1
+
+echo "killing the diffusion worker; the next job waits until it is back"
+"${compose[@]}" kill diffusion > "$out/kill.log" 2>&1
+(sleep 3; "${compose[@]}" start diffusion > "$out/restart.log" 2>&1) &
+paint 2
+wait

@@ -1,0 +1,101 @@
+"""What happens to packages on their way into a layer."""
+
+import importlib.util
+import shutil
+import struct
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+BUILD = Path(__file__).parents[3] / "docker" / "build"
+
+
+@pytest.fixture(scope="module")
+def install():
+    spec = importlib.util.spec_from_file_location("docker_build_install", BUILD / "install.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def put(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(path)
+
+
+def test_tests_headers_static_libraries_and_stubs_are_taken_out(install, tmp_path):
+    put(tmp_path, "a/tests/test_a.py", "a/b/tests/x.py", "torch/include/x.h", "a/x.a", "a/x.pyi", "a/x.py", "a/test.py")
+    for path in install.unneeded(tmp_path):
+        install.remove(path)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {"a/x.py", "a/test.py"}
+
+
+def test_of_the_starter_model_its_manifest_and_licences_stay(install, tmp_path):
+    put(tmp_path, *(f"fanlight/starter/{name}" for name in ("MANIFEST.json", "NOTICE", "LICENSES/x", "model/x.bin")))
+    put(tmp_path, "botocore/data/s3/x.json", "botocore/data/ec2/x.json", "botocore/data/endpoints.json")
+    for path in install.unneeded(tmp_path):
+        install.remove(path)
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {
+        "fanlight/starter/MANIFEST.json",
+        "fanlight/starter/NOTICE",
+        "fanlight/starter/LICENSES/x",
+        "botocore/data/s3/x.json",
+        "botocore/data/endpoints.json",
+    }
+
+
+def test_every_rule_says_why():
+    rules = tomllib.loads((BUILD / "prune.toml").read_text())["rule"]
+    assert rules
+    assert all(rule["why"] and rule["paths"] for rule in rules)
+
+
+def largest_extension():
+    """A compiled module of this Python that carries a symbol table."""
+    import zstandard.backend_c as module
+
+    return Path(module.__file__)
+
+
+def test_a_stripped_library_is_smaller_and_still_works(install, tmp_path):
+    source = largest_extension()
+    package = tmp_path / "zstandard"
+    shutil.copytree(source.parent, package, ignore=shutil.ignore_patterns("_cffi*", "__pycache__"))
+    cut = install.strip(package / source.name)
+    assert cut > install.STRIP_BYTES_MIN
+    assert (package / source.name).stat().st_size == source.stat().st_size - cut
+    program = "import zstandard as z; assert z.decompress(z.compress(b'x' * 999)) == b'x' * 999; print(z.__file__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(tmp_path))
+
+
+def test_what_is_no_elf_file_is_left_alone(install, tmp_path):
+    path = tmp_path / "lib.so"
+    path.write_bytes(b"no ELF" * 100_000)
+    assert install.strip(path) == 0
+    path.write_bytes(b"")
+    assert install.strip(path) == 0
+
+
+def test_a_compiled_module_is_believed_by_content_not_by_time(install, tmp_path):
+    put(tmp_path, "a/x.py")
+    (tmp_path / "a" / "x.py").write_text("VALUE = 1\n")
+    install.compile_ahead(tmp_path, (), ())
+    compiled = next((tmp_path / "a" / "__pycache__").glob("x.*.pyc")).read_bytes()
+    flags = struct.unpack("<I", compiled[4:8])[0]
+    assert flags == 0b01, "checked by hash, and unchecked at import"
+
+
+def test_a_large_package_is_compiled_only_where_it_is_loaded(install, tmp_path):
+    put(tmp_path, "big/__init__.py", "big/used.py", "big/unused.py")
+    for path in (tmp_path / "big").iterdir():
+        path.write_text("")
+    (tmp_path / "big" / "__init__.py").write_text("from big import used\n")
+    install.compile_ahead(tmp_path, ("big",), ())
+    names = {path.name.partition(".")[0] for path in (tmp_path / "big" / "__pycache__").iterdir()}
+    assert names == {"__init__", "used"}
