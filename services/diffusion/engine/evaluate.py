@@ -1,5 +1,6 @@
 """One evaluation of the model for many pictures at once. For the device thread; changes no row."""
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -68,6 +69,7 @@ def _together(rows: Sequence[Row]) -> list[Tensor]:
         _with_beside(rows, inputs.sample),
         inputs.timesteps,
         encoder_hidden_states=inputs.words,
+        timestep_cond=_guidance_embedding(rows),
         added_cond_kwargs=inputs.added,
         down_block_additional_residuals=residuals.down if residuals else None,
         mid_block_additional_residual=residuals.middle if residuals else None,
@@ -98,6 +100,18 @@ def _with_beside(rows: Sequence[Row], sample: Tensor) -> Tensor:
     if not beside:
         return sample
     return torch.cat([sample, torch.cat(beside * (len(sample) // len(rows)))], dim=1)
+
+
+def _guidance_embedding(rows: Sequence[Row]) -> Tensor | None:
+    """(B, C) for UNets that are told the guidance scale: sines and cosines of it, as in VDM (arXiv 2107.00630)."""
+    size: int | None = rows[0].checkpoint.unet.config.time_cond_proj_dim
+    if size is None:
+        return None
+    scales = torch.tensor([(row.generation.guidance_scale - 1) * 1000.0 for row in rows])
+    frequencies = torch.exp(torch.arange(size // 2) * (-math.log(10_000.0) / (size // 2 - 1)))
+    angles = scales[:, None] * frequencies[None]
+    embedding = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, size % 2))
+    return embedding.to(rows[0].latents)
 
 
 def _added_cond(rows: Sequence[Row], prompts: Sequence[Conditioning]) -> dict[str, Tensor] | None:

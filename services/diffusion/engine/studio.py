@@ -11,13 +11,14 @@ from services.diffusion.engine.evaluate import predict
 from services.diffusion.engine.ports import Advance, Canvas, Finished, Progress
 from services.diffusion.engine.rows import Row
 from services.diffusion.engine.safety import SafetyChecker
+from services.diffusion.engine.strict import bits_repeat
 from services.diffusion.engine.threads import Threads
 from services.diffusion.generation import Generation, Safety
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.library import Library
 from services.diffusion.pictures.png import encode_png
 from services.diffusion.prompt.kept import Prompts
-from services.kernel.errors import FanlightError
+from services.kernel.errors import FanlightError, ResourceExhausted
 
 
 class TorchStudio:
@@ -36,25 +37,28 @@ class TorchStudio:
     def begin(self, generation: Generation) -> Row:
         checkpoint = self._library.assembled(generation)
         self._threads.suit(generation, checkpoint)
-        return Row(
-            generation,
-            checkpoint,
-            self._prompts.get(generation, checkpoint),
-            control_rows(generation, checkpoint, list(checkpoint.nets), self._conditions),
-        )
+        try:
+            with bits_repeat(generation.strict):
+                prompts = self._prompts.get(generation, checkpoint)
+                controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._conditions)
+                return Row(generation, checkpoint, prompts, controls)
+        except torch.OutOfMemoryError as error:
+            raise ResourceExhausted("the device has no room to begin this picture", field="width_px") from error
 
     @torch.inference_mode()
     def advance(self, canvases: Sequence[Canvas]) -> list[Advance]:
         rows = cast(Sequence[Row], canvases)
         self._threads.suit(rows[0].generation, rows[0].checkpoint)
-        predictions = predict(rows)
-        return [_advanced(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+        with bits_repeat(rows[0].generation.strict):
+            predictions = predict(rows)
+            return [_advanced(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
 
     @torch.inference_mode()
     def finish(self, canvas: Canvas) -> Finished:
         row = cast(Row, canvas)
         checkpoint = row.checkpoint
-        pixels = decode(row)
+        with bits_repeat(row.generation.strict):
+            pixels = decode(row)
         nsfw = None
         if row.generation.safety is not Safety.OFF:
             pixels, nsfw = self._safety.checked(pixels, row.generation.safety, checkpoint.device)

@@ -32,11 +32,17 @@ class Ticket:
         if not self.is_over:
             self._report(progress)
 
+    def leave(self) -> None:
+        """Off the device: what only this picture kept in memory may go."""
+        self.canvas = None
+
     def fail(self, error: BaseException) -> None:
+        self.leave()
         if not self.is_over:
             self.painting.set_exception(error)
 
     def succeed(self, finished: Finished) -> None:
+        self.leave()
         if not self.is_over:
             painting = Painting(
                 pixels=finished.pixels,

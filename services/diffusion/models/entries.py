@@ -38,6 +38,11 @@ class CheckpointEntry:
     reference: str = ""
 
     @property
+    def place(self) -> Path:
+        """Where it lies, whatever it is."""
+        return self.path
+
+    @property
     def base(self) -> str:
         """`sd1`, `sd2`, `sdxl`, `refiner`; empty for a family of its own."""
         return self.recipe.base
@@ -74,6 +79,10 @@ class ControlNetEntry:
     licence: str = ""
     reference: str = ""
 
+    @property
+    def place(self) -> Path:
+        return self.path
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraEntry:
@@ -84,6 +93,10 @@ class LoraEntry:
     size_bytes: int
     licence: str = ""
     reference: str = ""
+
+    @property
+    def place(self) -> Path:
+        return self.file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +112,10 @@ class VaeEntry:
     licence: str = ""
     reference: str = ""
 
+    @property
+    def place(self) -> Path:
+        return self.path
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingEntry:
@@ -113,6 +130,10 @@ class EmbeddingEntry:
     size_bytes: int
     licence: str = ""
     reference: str = ""
+
+    @property
+    def place(self) -> Path:
+        return self.file
 
 
 Entry = CheckpointEntry | ControlNetEntry | LoraEntry | VaeEntry | EmbeddingEntry

@@ -14,6 +14,7 @@ from services.diffusion.models.scan import scan
 from services.kernel.errors import InvalidField
 from tests.fakes.diffusers_reference import SCHEDULERS, Reference
 from tests.fakes.families import make_tiny_sd2, make_tiny_sdxl
+from tests.fakes.models import make_tiny_model
 
 LATENTS_LIMIT = 1e-4
 SIZE_PX = (64, 64)
@@ -144,6 +145,26 @@ def test_a_unet_made_for_inpainting_equals_the_pipeline(strength, tmp_path, aske
     ]
     for generation, row in zip(strangers, painted(*strangers), strict=True):
         assert _difference(row.latents, Reference(folder).latents(generation)) <= LATENTS_LIMIT
+
+
+def test_a_checkpoint_that_is_told_the_guidance_scale_equals_the_pipeline(tmp_path, asked, painted):
+    folder = make_tiny_model(tmp_path / "lcm")
+    unet = folder / "model" / "unet"
+    config = {**UNet2DConditionModel.load_config(unet), "time_cond_proj_dim": 8}
+    UNet2DConditionModel.from_config(config).save_pretrained(unet)
+    checkpoint = scan([folder]).default()
+    strangers = [
+        replace(asked(scheduler="lcm", steps=3, guidance_scale=scale), checkpoint=checkpoint) for scale in (2.0, 8.0)
+    ]
+    for generation, row in zip(strangers, painted(*strangers), strict=True):
+        assert row.unwanted is None
+        assert _difference(row.latents, Reference(folder).latents(generation)) <= LATENTS_LIMIT
+
+
+def test_a_strict_picture_has_the_same_bits_every_time(asked, picture, painted):
+    generation = asked(strict=True, start=Start(image=picture, strength=0.9), scheduler="euler_a")
+    [one], [other] = painted(generation), painted(generation)
+    assert torch.equal(one.latents, other.latents)
 
 
 def _difference(one, other) -> float:

@@ -1,0 +1,23 @@
+"""The same bits from the same device every time, for pictures that ask for it. For the device thread."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def bits_repeat(wanted: bool) -> Iterator[None]:
+    """Inside, torch takes no kernel whose sums come in another order every time, where it has another."""
+    if not wanted:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.deterministic, cudnn.benchmark = before
