@@ -35,6 +35,13 @@ class GatewaySettings(BaseSettings):
         "fanlight", pattern=r"[A-Za-z0-9_-]{1,64}", description="What the names of our NATS buckets begin with."
     )
     nats_credentials_file: Path | None = Field(None, description="A NATS credentials file.")
+    blobs: str = Field(
+        "disk",
+        description="Where blobs are kept: `disk`, in the data folder; a folder that several gateways share; or"
+        " `s3://BUCKET/PREFIX`.",
+    )
+    s3_endpoint: str = Field("", description="The S3 server's URL, where it is not Amazon's.")
+    s3_region: str = Field("", description="The S3 region.")
     tenants_file: Path | None = Field(
         None, description="Lines of NAME TOKEN: tenants beside the operator, each with jobs and blobs of its own."
     )
@@ -67,8 +74,8 @@ class GatewaySettings(BaseSettings):
         0.0,
         ge=0,
         le=1,
-        description="Up to which part of its disk an idle worker fetches offered checkpoints that no worker holds yet and"
-        " nobody has asked for. 0: none.",
+        description="Up to which part of its disk an idle worker fetches offered checkpoints that no worker holds and"
+        " nobody has asked for yet. 0: none.",
     )
     waiting_tasks_limit: int = Field(10_000, gt=0, description="How many tasks may wait before jobs are refused.")
     retry_after_s: float = Field(5.0, gt=0, description="When a refused client should ask again.")

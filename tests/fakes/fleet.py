@@ -128,6 +128,7 @@ class Fleet:
     def rest(self, by_s: float = 600.0) -> None:
         """Let time pass in which no lease is looked at, so that pauses between tries end."""
         self.clock.advance(by_s)
+        self.gateway._core.workers.retire_silent()
         self.gateway._core.waiting.release_due()
 
     async def expire(self) -> None:

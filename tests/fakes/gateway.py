@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.gateway.app.callers import OPERATOR, Caller
+from services.gateway.app.explain import JobExplanation
 from services.gateway.app.filters import EVERYTHING, Only
 from services.gateway.app.hub import Progress
 from services.gateway.app.jobs import Page
@@ -167,11 +168,22 @@ class FakeQueue:
         return self.lines
 
 
+class FakeExplanations:
+    """Knows nothing but the job."""
+
+    def with_estimate(self, job: Job) -> Job:
+        return job
+
+    def of(self, job: Job) -> JobExplanation:
+        return JobExplanation(job=job, summary="it waits", tasks=())
+
+
 class FakeGateway:
     def __init__(self) -> None:
         self.jobs = FakeJobs()
         self.workers = FakeWorkers()
         self.queue = FakeQueue()
+        self.explanations = FakeExplanations()
         self.ready = True
 
 

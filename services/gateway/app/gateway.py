@@ -9,6 +9,7 @@ from services.gateway.app.blob_retention import BlobRetention
 from services.gateway.app.cache import ControlImages
 from services.gateway.app.core import core_of
 from services.gateway.app.dead_letters import DeadLetters
+from services.gateway.app.explain import Explanations
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.jobs import Jobs
 from services.gateway.app.new_work import WorkMaker
@@ -59,6 +60,7 @@ class Gateway:
         self.workers = core.workers
         self.dead_letters = DeadLetters(store)
         self.redrives = Redrives(core, self.dead_letters)
+        self.explanations = Explanations(core)
         self.jobs = Jobs(core, requests, WorkMaker(pictures, self._cache, core.workers, random_bytes))
         self.queue = Queue(core, self._cache, self.dead_letters)
         self.polls = Polls(core, self.queue)
@@ -136,6 +138,7 @@ class Gateway:
             last_s = loop.time()
             if late_s > STANDSTILL_S:
                 self._leases.postpone(late_s)
+            self._core.workers.retire_silent()
             self._core.waiting.release_due()
             await self.queue.expire_due()
             await self.queue.end_late_jobs()

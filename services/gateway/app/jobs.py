@@ -11,9 +11,9 @@ from services.gateway.app.filters import EVERYTHING, Only
 from services.gateway.app.hub import Progress
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.ids import new_id
+from services.gateway.app.kinds import kind_of
 from services.gateway.app.new_job import NewJob
 from services.gateway.app.new_work import WorkMaker
-from services.gateway.app.waiting import kind_of
 from services.gateway.jobs import machine, plan
 from services.gateway.jobs.deliveries import Delivery
 from services.gateway.jobs.model import Job

@@ -9,15 +9,14 @@ from services.gateway.app.queue import Queue
 from services.gateway.app.tokens import new_token
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job, Lease, Task, TaskState, task_name
-from services.gateway.jobs.workers import Capabilities, Worker
-from services.gateway.ordering.choice import choose
-from services.gateway.ordering.tasks import Key, Kind
+from services.gateway.jobs.workers import CHECKPOINT, Capabilities, Worker
+from services.gateway.ordering.tasks import Key
 from services.kernel.errors import NotFound, Unavailable
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
-# Who waits looks again this often: another node may have died since, so that an avoided one is wanted.
+# Who waits looks again this often: what is planned for another worker may be late there.
 RECHECK_S = 5.0
 
 
@@ -41,8 +40,19 @@ class LeasedTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WantedModel:
+    """One that the worker should fetch meanwhile."""
+
+    model: str
+    kind: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PollAnswer:
     tasks: Sequence[LeasedTask] = ()
+    # All that it should fetch, the most urgent first; None where there is nothing new.
+    fetches: Sequence[WantedModel] | None = None
     wants_capabilities: bool = False
 
 
@@ -51,6 +61,7 @@ class Polls:
         self._ledger = core.ledger
         self._leases = core.leases
         self._waiting = core.waiting
+        self._board = core.board
         self._workers = core.workers
         self._bell = core.bell
         self._heartbeats = core.heartbeats
@@ -76,11 +87,13 @@ class Polls:
         await self._take_back_unheld(worker.id, poll.held_tokens)
         if worker.draining or not poll.max_tasks:
             self._newest.pop(worker.id, None)
-            return PollAnswer()
+            self._waiting.ring()
+            return PollAnswer(fetches=self.new_fetches(worker.id))
         self._newest[worker.id] = poll
         self._workers.begin_poll(worker.id)
         try:
-            return PollAnswer(tasks=await self._wait(poll))
+            tasks = await self._wait(poll)
+            return PollAnswer(tasks=tasks, fetches=self.new_fetches(worker.id))
         finally:
             self._workers.end_poll(worker.id)
             self._heartbeats.hear(worker.id)
@@ -96,25 +109,21 @@ class Polls:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + poll.wait_s
         while self._newest.get(poll.worker.id) is poll:
-            if tasks := await self._claim(poll):
+            tasks = await self._claim(poll)
+            if tasks or self._has_new_fetches(poll.worker):
                 return tasks
             left_s = until_s - loop.time()
             if left_s <= 0 or self._draining:
                 break
-            await self._bell.wait(poll.worker.stage, wait_s=min(left_s, RECHECK_S))
+            await self._bell.wait(poll.worker.id, wait_s=min(left_s, RECHECK_S))
+            self._workers.refresh(poll.worker.id)
         return ()
 
     async def _claim(self, poll: Poll) -> Sequence[LeasedTask]:
         """Lease what ordering chooses; choose again where other gateways were faster."""
         while True:
-            chosen = choose(
-                self._waiting.backlog,
-                self._workers.asker(poll.worker.id),
-                limit=poll.max_tasks,
-                able_nodes=self._workers.able_nodes,
-                idle_rivals=lambda kind: self._idle_rivals(kind, poll.worker.id),
-                now_s=self._clock.now_s(),
-            )
+            chosen = self._board.choose(poll.worker.id, poll.max_tasks, self._clock.monotonic_s())
+            self._waiting.ring()
             if not chosen:
                 return ()
             keys = [task.key for task in chosen]
@@ -125,8 +134,22 @@ class Polls:
             finally:
                 self._waiting.release(keys)
 
-    def _idle_rivals(self, kind: Kind, worker_id: str) -> int:
-        return sum(each != worker_id and self._workers.asker(each).can(kind) for each in self._newest)
+    def _has_new_fetches(self, worker: Worker) -> bool:
+        return worker.takes_fetches and self._board.has_news(worker.id)
+
+    def new_fetches(self, worker_id: str) -> Sequence[WantedModel] | None:
+        """All that the worker should fetch meanwhile, if that is other than what it was told."""
+        post = self._board.post(worker_id)
+        if post is None or not post.view.takes_fetches or not self._board.has_news(worker_id):
+            return None
+        return [
+            WantedModel(
+                model=fetch.model,
+                kind=CHECKPOINT if fetch.sticky else self._workers.model_kind(worker_id, fetch.model),
+                size_bytes=fetch.size_bytes,
+            )
+            for fetch in self._board.fetches(worker_id)
+        ]
 
     async def _lease(self, worker: Worker, keys: Sequence[Key]) -> Sequence[LeasedTask]:
         leased: list[LeasedTask] = []

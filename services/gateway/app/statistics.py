@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from services.gateway.app.waiting import kind_of
+from services.gateway.app.kinds import kind_of
 from services.gateway.jobs.model import Job, Task, TaskState
 
 

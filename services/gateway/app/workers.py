@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from services.gateway.app.faults import Faults
 from services.gateway.app.leases import Leases
 from services.gateway.app.records import WORKERS
+from services.gateway.app.standings import Standings
+from services.gateway.app.views import Views
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.model import task_name
+from services.gateway.jobs.model import Job, task_name
 from services.gateway.jobs.workers import (
     Annotator,
     Capabilities,
@@ -17,7 +19,7 @@ from services.gateway.jobs.workers import (
     WorkerStatus,
     catalog_of,
 )
-from services.gateway.ordering.tasks import Asker, Kind
+from services.gateway.ordering.board import Board
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
 from services.kernel.errors import AlreadyExists, Conflict, ResourceExhausted
 
@@ -25,6 +27,8 @@ BUCKET = "workers"
 PAGE = 1_000
 # How far the kept time of the last poll may lag.
 WRITE_INTERVAL_S = 60.0
+# What it holds is told to other gateways no more often.
+INVENTORY_INTERVAL_S = 5.0
 
 
 @dataclass(slots=True)
@@ -37,13 +41,20 @@ class _Known:
     # On the monotonic clock; None for one that this process has not heard of yet.
     seen_s: float | None = None
     polls: int = 0
+    # As it was written last.
+    written_models: frozenset[str] = frozenset()
 
 
 class Workers:
+    """Tells the plan of workers that live, and of those that do not any more."""
+
     def __init__(
-        self, store: JobStore, leases: Leases, faults: Faults, clock: Clock, settings: GatewaySettings
+        self, store: JobStore, leases: Leases, faults: Faults, board: Board, clock: Clock, settings: GatewaySettings
     ) -> None:
         self._store = store
+        self._board = board
+        self._views = Views()
+        self._standings = Standings(clock)
         self._faults = faults
         self._leases = leases
         self._clock = clock
@@ -80,9 +91,42 @@ class Workers:
         known.seen_s = self._clock.monotonic_s()
         if changed:
             known.offers = capabilities.offers
-        if changed or now_s - known.written_s >= WRITE_INTERVAL_S:
+        if changed or now_s - known.written_s >= self._write_interval_s(known):
             await self._write(known, now_s)
+        self.refresh(worker.id)
         return True
+
+    def _write_interval_s(self, known: _Known) -> float:
+        is_other = known.written_models != known.record.worker.held_models
+        return INVENTORY_INTERVAL_S if is_other else WRITE_INTERVAL_S
+
+    def refresh(self, worker_id: str) -> None:
+        """Tell the plan what it may count on now."""
+        known = self._known.get(worker_id)
+        if known is None or known.record.worker.draining or self.draining_reason(worker_id):
+            self._board.gone(worker_id, self._clock.monotonic_s())
+        elif self._is_live(known):
+            view = self._views.of(known.record, self._offered(known))
+            self._board.seen(view, self._clock.monotonic_s())
+
+    def retire_silent(self) -> None:
+        """What was planned for those that were not heard of lately goes elsewhere."""
+        for worker_id in self._board.workers:
+            known = self._known.get(worker_id)
+            if known is None or not self._is_live(known):
+                self._board.gone(worker_id, self._clock.monotonic_s())
+
+    def observe(self, job: Job) -> None:
+        """Learn from what came of tasks how fast and how good workers are."""
+        self._standings.observe(job, self._device_of)
+
+    def _device_of(self, worker_id: str) -> str:
+        known = self._known.get(worker_id)
+        return known.record.worker.device if known else ""
+
+    def draining_reason(self, worker_id: str) -> str:
+        """Why the gateway gives it no more; empty while it does."""
+        return self._standings.fault_of(worker_id)
 
     async def follow(self) -> None:
         """Take in what workers said to other gateways."""
@@ -104,6 +148,7 @@ class Workers:
         if known.polls == 0:
             known.record, known.offers = record, record.capabilities.offers
         known.revision = change.revision
+        self.refresh(change.key)
 
     def is_known(self, worker_id: str) -> bool:
         return worker_id in self._known
@@ -111,6 +156,8 @@ class Workers:
     def heard(self, worker_id: str) -> None:
         """It is alive: it talks to another gateway."""
         self.touch(worker_id)
+        self.refresh(worker_id)
+        self._board.heard(worker_id, self._clock.monotonic_s())
 
     def can_any(self, needs: frozenset[str]) -> bool:
         """Whether some known worker offers all of them together."""
@@ -123,14 +170,16 @@ class Workers:
 
     def begin_poll(self, worker_id: str) -> None:
         self._known[worker_id].polls += 1
+        self._board.asks(worker_id, self._clock.monotonic_s())
 
     def end_poll(self, worker_id: str) -> None:
         if known := self._known.get(worker_id):
             known.polls -= 1
             known.seen_s = self._clock.monotonic_s()
+        self._board.answered(worker_id, self._clock.monotonic_s())
 
     async def _write(self, known: _Known, now_s: float) -> None:
-        known.written_s = now_s
+        known.written_s, known.written_models = now_s, known.record.worker.held_models
         key, value = known.record.worker.id, WORKERS.encode(known.record)
         try:
             if known.revision:
@@ -143,29 +192,6 @@ class Workers:
             known.written_s = 0.0
         else:
             known.revision = written.revision
-
-    def asker(self, worker_id: str) -> Asker:
-        known = self._known[worker_id]
-        worker = known.record.worker
-        return Asker(
-            node=worker.node,
-            stage=worker.stage,
-            offers=self._offered(known),
-            vram_models=worker.vram_models,
-            ram_models=worker.ram_models,
-            disk_models=worker.disk_models,
-        )
-
-    def able_nodes(self, kind: Kind) -> frozenset[str]:
-        """Nodes of live workers that can do tasks of that kind."""
-        return frozenset(
-            known.record.worker.node
-            for known in self._known.values()
-            if known.record.worker.stage == kind.stage
-            and kind.needs <= self._offered(known)
-            and not known.record.worker.draining
-            and self._is_live(known)
-        )
 
     def _offered(self, known: _Known) -> frozenset[str]:
         """Less what its node has failed at too often lately."""
@@ -201,6 +227,12 @@ class Workers:
             return None
         return known.record.capabilities.annotator(annotator_id)
 
+    def model_kind(self, worker_id: str, model_id: str) -> str:
+        """Such as `lora`; empty where the worker offers no such model."""
+        known = self._known.get(worker_id)
+        models = known.record.capabilities.models if known else ()
+        return next((model.kind for model in models if model.id == model_id), "")
+
     def _best_first(self) -> list[_Known]:
         def rank(known: _Known) -> tuple[bool, float]:
             return self._is_live(known), known.record.last_poll_time_s
@@ -223,6 +255,7 @@ class Workers:
             last_poll_time_s=known.record.last_poll_time_s,
             live=self._is_live(known),
             tasks=tuple(task_name(*held.key) for held in self._leases.of_worker(worker.id)),
+            draining_reason=self.draining_reason(worker.id),
         )
 
     async def sweep(self) -> None:
@@ -249,4 +282,6 @@ class Workers:
         for known in list(gone):
             worker_id = known.record.worker.id
             self._known.pop(worker_id, None)
+            self._standings.forget(worker_id)
+            self._board.gone(worker_id, self._clock.monotonic_s())
             await self._store.delete(BUCKET, worker_id)

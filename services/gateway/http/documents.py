@@ -96,6 +96,11 @@ CANCEL_JOB = _document(
     {200: _json("Job", "The job. One that had ended stays as it was.")},
     errors=(404,),
 )
+EXPLAIN_JOB = _document(
+    "Say why a job waits",
+    {200: _json("JobExplanation", "Where its tasks are planned, when they should be done, and why not elsewhere.")},
+    errors=(404,),
+)
 WATCH_JOB = _document(
     "Watch a job",
     {

@@ -19,7 +19,7 @@ from services.gateway.http.options import HttpOptions
 from services.gateway.http.parameters import Asking, Wait, refuse_unknown
 from services.gateway.http.uploads import keep_file
 from services.gateway.jobs.model import Job
-from services.gateway.wire import answers, requests, webhooks
+from services.gateway.wire import answers, explanations, requests, webhooks
 from services.kernel.blobs import BlobStore
 from services.kernel.errors import InvalidField
 
@@ -41,6 +41,7 @@ class JobRoutes:
         add("/v1/jobs", self.list, methods=["GET"], **documents.LIST_JOBS)
         add("/v1/jobs/{job_id}:cancel", self.cancel, methods=["POST"], **documents.CANCEL_JOB)
         add("/v1/jobs/{job_id}/webhook", self.webhook, methods=["GET"], **documents.GET_WEBHOOK)
+        add("/v1/jobs/{job_id}/explain", self.explain, methods=["GET"], **documents.EXPLAIN_JOB)
         add("/v1/jobs/{job_id}", self.get, methods=["GET"], **documents.GET_JOB)
         return router
 
@@ -71,7 +72,11 @@ class JobRoutes:
         name = f"jobs/{job_id}"
         if wait:
             return _answer(await self._gateway.jobs.wait(name, wait_s=wait, caller=caller))
-        return _answer(await self._gateway.jobs.get(name, caller))
+        return _answer(self._gateway.explanations.with_estimate(await self._gateway.jobs.get(name, caller)))
+
+    async def explain(self, job_id: str, caller: Asking) -> Response:
+        job = await self._gateway.jobs.get(f"jobs/{job_id}", caller)
+        return answer(explanations.explanation(self._gateway.explanations.of(job)))
 
     async def list(
         self,

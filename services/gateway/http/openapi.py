@@ -14,6 +14,7 @@ MESSAGES = (
     gateway_pb2.CreateJobsRequest,
     gateway_pb2.CreateJobsResponse,
     gateway_pb2.Job,
+    gateway_pb2.JobExplanation,
     gateway_pb2.DeadLetter,
     gateway_pb2.ListDeadLettersResponse,
     gateway_pb2.Webhook,

@@ -246,6 +246,19 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobEstimate:
+    """How long a job should still take; the slowest of its tasks counts."""
+
+    tasks_ahead: int
+    ready_s: float
+    # What must still come to the node, and over which link.
+    fetch_bytes: int = 0
+    fetch_s: float = 0.0
+    node: str = ""
+    link_bps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     id: str
     state: JobState
@@ -267,6 +280,9 @@ class Job:
     webhook_url: str = ""
     # How often it was tried anew after its attempts were spent.
     redrives: int = 0
+
+    # Not kept, filled in for those who ask, where anybody can tell.
+    estimate: JobEstimate | None = None
 
     @property
     def name(self) -> str:

@@ -22,6 +22,8 @@ class Annotator:
 
 CHECKPOINT = "checkpoint"
 CONTROLNET = "controlnet"
+# The contract's number for a model that is known, and fetched when asked for.
+REMOTE = 1
 LORA = "lora"
 VAE = "vae"
 EMBEDDING = "embedding"
@@ -76,6 +78,17 @@ class Worker:
     goodput_bps: float = 0.0
     step_s: float = 0.0
     draining: bool = False
+    vram_bytes: int = 0
+    # How far the measured values stray from their means.
+    step_s_deviation: float = 0.0
+    goodput_deviation_bps: float = 0.0
+    # It fetches models ahead when it is told to.
+    takes_fetches: bool = False
+    disk_bytes: int = 0
+
+    @property
+    def held_models(self) -> frozenset[str]:
+        return self.vram_models | self.ram_models | self.disk_models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +109,8 @@ class WorkerStatus:
     live: bool
     # Names of the tasks it has leased.
     tasks: tuple[str, ...]
+    # Why the gateway gives it no more; empty while it does.
+    draining_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,13 @@
-"""What ordering knows of a waiting task and of the worker that asks."""
+"""What ordering knows of a waiting task and of a worker. Values only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # A step of priority is worth this much waiting, so that whatever waits comes first at last.
 PRIORITY_STEP_S = 30.0
+
+# What a model that is named by a reference may have, of which nobody has said more.
+REFERENCE_BYTES = 10**9
 
 # (job id, task number)
 Key = tuple[str, int]
@@ -16,8 +20,12 @@ class Kind:
     stage: str
     # What a worker must offer, such as `annotator:canny`.
     needs: frozenset[str]
-    # Empty for stages without.
+    # Empty for stages without. Work stays where it lies: it is large.
     checkpoint: str = ""
+    # All models that must be on the node, the checkpoint too. The others go where the work is: they are small.
+    models: frozenset[str] = frozenset()
+    # LoRAs with their weights, which are part of a batch's UNet.
+    loras: tuple[tuple[str, float], ...] = ()
     width_px: int = 0
     height_px: int = 0
     guided: bool = False
@@ -27,30 +35,64 @@ class Kind:
 class Waiting:
     key: Key
     kind: Kind
-    priority: int
-    # When its job came: what is begun goes before what came later.
-    create_time_s: float
+    # The smaller, the sooner. Waiting tasks age alike, so their ranks never change places.
+    rank_s: float
     # Since when this task could have been leased.
     queue_time_s: float
+    # Evaluations of the model; 0 for stages without.
+    steps: int = 0
     alone: bool = False
     failed_nodes: frozenset[str] = frozenset()
-
-    @property
-    def rank_s(self) -> float:
-        """The smaller, the sooner. Waiting tasks age alike, so their ranks never change places."""
-        return self.create_time_s - self.priority * PRIORITY_STEP_S
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asker:
-    """The worker that wants work."""
+class WorkerView:
+    """A worker as it described itself, made plausible."""
 
+    id: str
     node: str
     stage: str
+    # What it offers and may be given now.
     offers: frozenset[str]
-    vram_models: frozenset[str] = field(default=frozenset())
-    ram_models: frozenset[str] = field(default=frozenset())
-    disk_models: frozenset[str] = field(default=frozenset())
+    slots: int = 1
+    vram: frozenset[str] = frozenset()
+    ram: frozenset[str] = frozenset()
+    # On disk, in RAM or in VRAM.
+    held: frozenset[str] = frozenset()
+    # Sizes of the models that it offers, held or not. One that is not in here costs nothing to fetch.
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    # Bits a second.
+    link_bps: float
+    step_s: float
+    # What a task takes besides its steps.
+    task_s: float = 0.0
+    # It fetches models ahead when it is told to.
+    takes_fetches: bool = False
+    # What it may fill with models; 0 where it does not say.
+    disk_bytes: int = 0
 
-    def can(self, kind: Kind) -> bool:
-        return kind.stage == self.stage and kind.needs <= self.offers
+    def lacks(self, models: frozenset[str]) -> list[str]:
+        """Those that it would have to fetch."""
+        return [model for model in models - self.held if self.size_of(model)]
+
+    def size_of(self, model: str) -> int:
+        """A guess for a model that a reference names, such as `hf:org/repo`: nobody knows before it is fetched."""
+        return self.sizes.get(model, REFERENCE_BYTES if ":" in model or "/" in model else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """A model that a worker should fetch, and when it is expected to have it."""
+
+    model: str
+    size_bytes: int
+    start_s: float
+    ready_s: float
+    # A checkpoint; one more node that holds it, apart from any task.
+    sticky: bool
+
+    def left_bytes(self, now_s: float) -> float:
+        """As expected."""
+        whole_s = self.ready_s - self.start_s
+        return self.size_bytes * min(1.0, max(0.0, (self.ready_s - now_s) / whole_s)) if whole_s else 0.0

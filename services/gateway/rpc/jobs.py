@@ -6,7 +6,7 @@ from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from services.gateway.app.callers import Caller, Callers
 from services.gateway.app.gateway import Gateway
 from services.gateway.rpc.callers import Context, caller_of
-from services.gateway.wire import answers, fields, requests, webhooks
+from services.gateway.wire import answers, explanations, fields, requests, webhooks
 
 PAGE_SIZE = 50
 PAGE_SIZE_LIMIT = 1_000
@@ -31,7 +31,12 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         return answers.results(await self._gateway.jobs.create_each(news, self._caller(context)))
 
     async def GetJob(self, request: gateway_pb2.GetJobRequest, context: Context) -> gateway_pb2.Job:
-        return answers.job(await self._gateway.jobs.get(request.name, self._caller(context)))
+        job = await self._gateway.jobs.get(request.name, self._caller(context))
+        return answers.job(self._gateway.explanations.with_estimate(job))
+
+    async def ExplainJob(self, request: gateway_pb2.ExplainJobRequest, context: Context) -> gateway_pb2.JobExplanation:
+        job = await self._gateway.jobs.get(request.name, self._caller(context))
+        return explanations.explanation(self._gateway.explanations.of(job))
 
     async def ListJobs(self, request: gateway_pb2.ListJobsRequest, context: Context) -> gateway_pb2.ListJobsResponse:
         page = await self._gateway.jobs.list(

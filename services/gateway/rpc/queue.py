@@ -23,7 +23,9 @@ class QueueService(queue_pb2_grpc.QueueServiceServicer):
         self, request: queue_pb2.RenewLeasesRequest, context: Context
     ) -> queue_pb2.RenewLeasesResponse:
         renewals = tasks.renewals(request)
-        return tasks.renewed(await self._gateway.queue.renew(worker_id(request.worker_id, field="worker_id"), renewals))
+        worker = worker_id(request.worker_id, field="worker_id")
+        renewed = await self._gateway.queue.renew(worker, renewals)
+        return tasks.renewed(renewed, self._gateway.polls.new_fetches(worker))
 
     async def CompleteTask(
         self, request: queue_pb2.CompleteTaskRequest, context: Context

@@ -25,6 +25,7 @@ from services.gateway.jobs.model import (
 from services.gateway.jobs.workers import Annotator, Model, WorkerStatus
 from services.gateway.wire import painting, parameters
 from services.gateway.wire.blobs import blob, picture_of
+from services.gateway.wire.explanations import estimate
 from services.gateway.wire.workers import worker
 from services.kernel.errors import FanlightError
 from services.kernel.media import media_type_of
@@ -40,6 +41,7 @@ def job(value: Job) -> gateway_pb2.Job:
         end_time=moment(value.end_time_s),
         priority=value.priority,
         request_id=value.request_id,
+        estimate=estimate(value.estimate),
         images=_images(value),
         control_images=_control_images(value),
         tasks=[_task(task) for task in value.tasks],
@@ -262,6 +264,7 @@ def worker_status(value: WorkerStatus) -> gateway_pb2.WorkerStatus:
         worker=worker(value.worker),
         last_poll_time=moment(value.last_poll_time_s),
         live=value.live,
-        draining=value.worker.draining,
+        draining=value.worker.draining or bool(value.draining_reason),
         tasks=value.tasks,
+        draining_reason=value.draining_reason,
     )

@@ -1,13 +1,14 @@
 """What passes between the queue and workers: polls and reports in, leased tasks out."""
 
 import math
+from collections.abc import Sequence
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.app.hub import Fetching, Progress
-from services.gateway.app.polls import LeasedTask, Poll, PollAnswer
+from services.gateway.app.polls import LeasedTask, Poll, PollAnswer, WantedModel
 from services.gateway.app.queue import Made, Renewal, Renewed
 from services.gateway.jobs.machine import Standing
 from services.gateway.jobs.model import (
@@ -66,8 +67,15 @@ def poll(request: queue_pb2.LeaseTasksRequest) -> Poll:
 
 def poll_answer(answer: PollAnswer) -> queue_pb2.LeaseTasksResponse:
     return queue_pb2.LeaseTasksResponse(
-        tasks=[_leased(each) for each in answer.tasks], wants_capabilities=answer.wants_capabilities
+        tasks=[_leased(each) for each in answer.tasks],
+        wants_capabilities=answer.wants_capabilities,
+        fetches=[_fetch(each) for each in answer.fetches or ()],
+        has_fetches=answer.fetches is not None,
     )
+
+
+def _fetch(fetch: WantedModel) -> queue_pb2.Fetch:
+    return queue_pb2.Fetch(model=fetch.model, kind=fetch.kind, size_bytes=fetch.size_bytes)
 
 
 def token(data: bytes) -> str:
@@ -161,12 +169,14 @@ def _fetching(said: common_pb2.FetchProgress) -> Fetching:
     )
 
 
-def renewed(answers: list[Renewed]) -> queue_pb2.RenewLeasesResponse:
+def renewed(answers: list[Renewed], fetches: Sequence[WantedModel] | None) -> queue_pb2.RenewLeasesResponse:
     leases = [
         queue_pb2.RenewedLease(lease_token=each.token.encode(), status=_STATUS[each.standing], ttl_s=each.ttl_s)
         for each in answers
     ]
-    return queue_pb2.RenewLeasesResponse(leases=leases)
+    return queue_pb2.RenewLeasesResponse(
+        leases=leases, fetches=[_fetch(each) for each in fetches or ()], has_fetches=fetches is not None
+    )
 
 
 def made(request: queue_pb2.CompleteTaskRequest) -> list[Made]:

@@ -36,6 +36,11 @@ def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
         goodput_bps=_measured(message.goodput_bps),
         step_s=_measured(message.step_s),
         draining=draining,
+        vram_bytes=max(0, message.vram_bytes),
+        step_s_deviation=_measured(message.step_s_deviation),
+        goodput_deviation_bps=_measured(message.goodput_deviation_bps),
+        takes_fetches=message.takes_fetches,
+        disk_bytes=max(0, message.disk_bytes),
     )
 
 
@@ -63,6 +68,11 @@ def worker(value: Worker) -> queue_pb2.Worker:
         disk_models=sorted(value.disk_models),
         goodput_bps=value.goodput_bps,
         step_s=value.step_s,
+        vram_bytes=value.vram_bytes,
+        step_s_deviation=value.step_s_deviation,
+        goodput_deviation_bps=value.goodput_deviation_bps,
+        takes_fetches=value.takes_fetches,
+        disk_bytes=value.disk_bytes,
     )
 
 

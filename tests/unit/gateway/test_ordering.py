@@ -1,109 +1,250 @@
-"""Which task a worker gets."""
+"""Which task a worker gets, and who fetches what ahead."""
 
+from dataclasses import replace
 from typing import Any
 
-from services.gateway.ordering.backlog import Backlog
-from services.gateway.ordering.choice import STICKY_LIMIT_S, choose
-from services.gateway.ordering.tasks import PRIORITY_STEP_S, Asker, Kind, Waiting
+from services.gateway.ordering.board import FETCHES_LIMIT, STICKY_LIMIT_S, Board
+from services.gateway.ordering.explain import Verdict, explain
+from services.gateway.ordering.replication import Replication, Terms
+from services.gateway.ordering.tasks import Kind, Waiting
+from tests.fakes.board import A, B, a_task, a_view, kind_of
 
-NEEDS = frozenset({"checkpoint:a"})
-A = Kind(stage="diffusion", needs=NEEDS, checkpoint="a")
-B = Kind(stage="diffusion", needs=frozenset({"checkpoint:b"}), checkpoint="b")
-WIDE = Kind(stage="diffusion", needs=NEEDS, checkpoint="a", width_px=512, height_px=256)
-OFFERS = frozenset({"checkpoint:a", "checkpoint:b"})
+GB = 10**9
 
 
-def task(name: str, *, kind: Kind = A, time_s: float = 0.0, **changes: Any) -> Waiting:
-    values: dict[str, Any] = {"priority": 0, "create_time_s": time_s, "queue_time_s": time_s}
-    return Waiting(key=(name, 1), kind=kind, **{**values, **changes})
+def a_board(*views: Any, **terms: Any) -> Board:
+    board = Board(Replication(Terms(**terms)))
+    for view in views:
+        board.seen(view, 0.0)
+        board.asks(view.id, 0.0)
+    return board
 
 
-def chosen(
-    *tasks: Waiting,
-    limit: int = 1,
-    now_s: float = 10.0,
-    able: frozenset[str] = frozenset({"n"}),
-    rivals: int = 0,
-    **asker: Any,
-) -> list[str]:
-    backlog = Backlog()
-    for each in tasks:
-        backlog.add(each)
-    who = Asker(**{"node": "n", "stage": "diffusion", "offers": OFFERS, **asker})
-    picked = choose(
-        backlog, who, limit=limit, able_nodes=lambda kind: able, idle_rivals=lambda kind: rivals, now_s=now_s
-    )
-    return [each.key[0] for each in picked]
+def got(board: Board, worker: str = "w", *, limit: int = 1, now_s: float = 0.0) -> list[str]:
+    chosen = board.choose(worker, limit, now_s)
+    for task in chosen:
+        board.remove(task.key)
+        board.started(worker, task, now_s)
+    return [task.key[0] for task in chosen]
+
+
+def add(board: Board, *tasks: Waiting, now_s: float = 0.0) -> None:
+    for task in tasks:
+        board.add(task, now_s)
 
 
 def test_what_came_first_goes_first() -> None:
-    assert chosen(task("late", time_s=2.0), task("early", time_s=1.0)) == ["early"]
+    board = a_board(a_view())
+    add(board, a_task("late", rank_s=2.0), a_task("early", rank_s=1.0))
+    assert got(board) == ["early"]
 
 
-def test_a_higher_priority_goes_first() -> None:
-    assert chosen(task("plain"), task("urgent", time_s=5.0, priority=1)) == ["urgent"]
+def test_only_what_a_worker_offers_is_planned_for_it() -> None:
+    board = a_board(a_view(offers=frozenset({"checkpoint:a"})))
+    add(board, a_task("b", kind=B))
+    assert got(board) == []
+    assert board.planned_at(("b", 1)) is None
+    board.seen(a_view("other", held=frozenset({"b"})), 1.0)
+    assert got(board, "other", now_s=1.0) == ["b"]
 
 
-def test_waiting_outweighs_priority_at_last() -> None:
-    old = task("old", time_s=0.0)
-    assert chosen(old, task("urgent", time_s=PRIORITY_STEP_S + 1, priority=1)) == ["old"]
+def test_a_task_goes_to_the_worker_that_finishes_it_first() -> None:
+    board = a_board(a_view("slow", step_s=1.0), a_view("quick", step_s=0.1))
+    add(board, a_task("1"))
+    assert got(board, "slow") == []
+    assert got(board, "quick") == ["1"]
 
 
-def test_a_task_of_a_job_that_came_first_goes_first_even_if_it_was_blocked() -> None:
-    assert chosen(task("begun", time_s=0.0, queue_time_s=9.0), task("new", time_s=5.0)) == ["begun"]
+def test_queued_work_counts_so_that_a_quick_worker_is_not_waited_for_in_vain() -> None:
+    board = a_board(a_view("slow", step_s=0.3), a_view("quick", step_s=0.1))
+    add(board, *(a_task(str(i), rank_s=i) for i in range(8)))
+    assert len(got(board, "quick", limit=8)) + len(got(board, "slow", limit=8)) == 8
+    assert board.post("slow").running
 
 
-def test_only_what_the_worker_offers_is_chosen() -> None:
-    assert chosen(task("b", kind=B), offers=NEEDS) == []
-    assert chosen(task("a"), stage="preprocess") == []
+def test_a_checkpoint_that_is_elsewhere_is_not_fetched_for_a_task_that_can_wait() -> None:
+    holder = a_view("holder", held=frozenset({"a"}))
+    board = a_board(holder, a_view("empty", held=frozenset(), step_s=0.1), price=100.0)
+    add(board, a_task("1"), a_task("2", rank_s=1.0))
+    assert got(board, "empty") == []
+    assert board.fetches("empty") == []
+    assert got(board, "holder") == ["1"]
 
 
-def test_a_worker_keeps_to_the_checkpoint_it_holds() -> None:
-    tasks = task("first", kind=B), task("second", time_s=5.0)
-    assert chosen(*tasks, vram_models=frozenset({"a"})) == ["second"]
-    assert chosen(*tasks, vram_models=frozenset({"b"})) == ["first"]
-    assert chosen(*tasks, disk_models=frozenset({"a"})) == ["second"]
+def test_a_backlog_that_is_worth_more_than_the_download_makes_one_more_worker_fetch() -> None:
+    board = a_board(a_view("holder", held=frozenset({"a"}), step_s=1.0), a_view("empty", held=frozenset()), price=1.0)
+    add(board, *(a_task(str(i), rank_s=i) for i in range(8)))
+    assert [fetch.model for fetch in board.fetches("empty")] == ["a"]
+    (claim,) = board.take_claims()
+    assert (claim.worker, claim.fetch.model) == ("empty", "a")
+    # The tasks stay where they are until it has come.
+    assert got(board, "empty") == []
 
 
-def test_nothing_waits_longer_than_a_limit_for_the_sake_of_a_held_checkpoint() -> None:
-    tasks = task("first", kind=B), task("second", time_s=5.0)
-    assert chosen(*tasks, vram_models=frozenset({"a"}), now_s=STICKY_LIMIT_S) == ["first"]
+def test_a_fetch_that_another_gateway_has_done_already_is_dropped() -> None:
+    board = a_board(a_view("here", held=frozenset()), a_view("there", held=frozenset(), link_bps=10e6))
+    add(board, a_task("1"))
+    (claim,) = board.take_claims()
+    assert claim.worker == "here"
+    board.refuse(claim, "there", 1.0)
+    assert board.fetches("here") == []
+    assert board.planned_at(("1", 1)).view.id == "there"
+
+
+def test_a_small_model_is_fetched_where_the_checkpoint_lies() -> None:
+    lora = kind_of("a", "l")
+    board = a_board(a_view(held=frozenset({"a"})), a_view("empty", held=frozenset({"l"})))
+    add(board, a_task("1", kind=lora))
+    assert [fetch.model for fetch in board.fetches("w")] == ["l"]
+    assert got(board) == []
+    board.seen(a_view(held=frozenset({"a", "l"})), 20.0)
+    assert got(board, now_s=20.0) == ["1"]
+
+
+def test_a_worker_that_fetches_nothing_ahead_gets_the_task_at_once() -> None:
+    board = a_board(a_view(held=frozenset(), takes_fetches=False))
+    add(board, a_task("1"))
+    assert got(board) == ["1"]
+
+
+def test_a_fetch_that_does_not_come_is_given_up_and_the_task_tried_so_that_the_worker_says_why() -> None:
+    board = a_board(a_view(held=frozenset({"a"})))
+    add(board, a_task("1", kind=kind_of("a", "l")))
+    assert got(board, now_s=30.0) == []
+    assert got(board, now_s=1_000.0) == ["1"]
+
+
+def test_small_models_go_before_checkpoints_on_a_link() -> None:
+    board = a_board(a_view(held=frozenset({"a"})))
+    add(board, a_task("b", kind=B), a_task("l", kind=kind_of("a", "l")))
+    assert [fetch.model for fetch in board.fetches("w")] == ["l", "b"]
+
+
+def test_a_worker_has_only_so_many_models_on_their_way() -> None:
+    board = a_board(a_view(held=frozenset({"a"})))
+    add(board, *(a_task(str(i), kind=kind_of("a", f"l{i}")) for i in range(2 * FETCHES_LIMIT)))
+    assert len(board.fetches("w")) == FETCHES_LIMIT
+
+
+def test_a_day_of_fetching_ahead_is_bounded() -> None:
+    board = a_board(
+        a_view("holder", held=frozenset({"a"}), step_s=1.0), a_view("empty", held=frozenset()), day_bytes=GB // 2
+    )
+    add(board, *(a_task(str(i), rank_s=i) for i in range(20)))
+    assert board.fetches("empty") == []
+
+
+def test_nobody_fetches_what_nobody_asked_for_unless_that_is_wanted() -> None:
+    views = a_view("1", held=frozenset(), disk_bytes=100 * GB), a_view("2", held=frozenset(), disk_bytes=100 * GB)
+    assert got(board := a_board(*views), "1") == []
+    assert board.fetches("1") == []
+    board = a_board(*views, unasked_share=0.5)
+    assert got(board, "1") + got(board, "2") == []
+    found = [fetch.model for worker in ("1", "2") for fetch in board.fetches(worker)]
+    assert sorted(found) == ["a", "b"]
+
+
+def test_a_worker_keeps_to_the_checkpoint_on_its_device_until_another_has_waited_too_long() -> None:
+    both = a_view(held=frozenset({"a", "b"}), vram=frozenset({"a"}))
+    tasks = a_task("first", kind=B), a_task("second", rank_s=1.0)
+    board = a_board(both)
+    add(board, *tasks)
+    assert got(board) == ["second"]
+    board = a_board(both)
+    add(board, *tasks)
+    assert got(board, now_s=STICKY_LIMIT_S) == ["first"]
 
 
 def test_a_batch_is_of_one_kind_and_in_order() -> None:
-    tasks = task("1"), task("2", kind=WIDE), task("3", time_s=3.0), task("4", time_s=2.0)
-    assert chosen(*tasks, limit=8) == ["1", "4", "3"]
-    assert chosen(*tasks, limit=2) == ["1", "4"]
+    board = a_board(a_view())
+    wide = replace(A, width_px=512)
+    add(board, a_task("1"), a_task("2", kind=wide, rank_s=1.0), a_task("3", rank_s=3.0), a_task("4", rank_s=2.0))
+    assert got(board, limit=8) == ["1", "4", "3"]
 
 
 def test_a_batch_leaves_their_share_to_workers_that_wait_idle() -> None:
-    tasks = [task(str(i)) for i in range(5)]
-    assert len(chosen(*tasks, limit=8, rivals=1)) == 3
-    assert len(chosen(*tasks, limit=2, rivals=1)) == 2
-    assert len(chosen(*tasks, limit=8, rivals=100)) == 1
+    board = a_board(a_view("1"), a_view("2"), a_view("3"))
+    add(board, *(a_task(str(i), rank_s=i) for i in range(6)))
+    assert [len(got(board, worker, limit=8)) for worker in ("1", "2", "3")] == [2, 2, 2]
 
 
 def test_a_task_that_must_run_alone_comes_alone() -> None:
-    assert chosen(task("1", alone=True), task("2"), limit=8) == ["1"]
-    assert chosen(task("1"), task("2", alone=True), task("3"), limit=8) == ["1", "3"]
+    board = a_board(a_view())
+    add(board, a_task("1", alone=True), a_task("2", rank_s=1.0))
+    assert got(board, limit=8) == ["1"]
+    board = a_board(a_view())
+    add(board, a_task("1"), a_task("2", rank_s=1.0, alone=True), a_task("3", rank_s=2.0))
+    assert got(board, limit=8) == ["1", "3"]
 
 
-def test_a_node_that_failed_a_task_leaves_it_to_another_live_one() -> None:
-    failed = task("1", failed_nodes=frozenset({"n"}))
-    assert chosen(failed, task("2"), able=frozenset({"n", "m"})) == ["2"]
+def test_a_node_that_failed_a_task_leaves_it_to_another_while_there_is_one() -> None:
+    failed = a_task("1", failed_nodes=frozenset({"node-w"}))
+    board = a_board(a_view(), a_view("other"))
+    add(board, failed)
+    assert got(board) == []
+    board.gone("other", 1.0)
+    assert got(board, now_s=1.0) == ["1"]
 
 
-def test_a_node_that_failed_a_task_gets_it_again_when_no_other_can_do_it() -> None:
-    assert chosen(task("1", failed_nodes=frozenset({"n"}))) == ["1"]
-    assert chosen(task("1", failed_nodes=frozenset({"n", "m"})), able=frozenset({"n", "m"})) == ["1"]
+def test_what_was_planned_for_a_worker_that_is_gone_goes_elsewhere() -> None:
+    board = a_board(a_view("1"), a_view("2", step_s=1.0))
+    add(board, a_task("t"))
+    assert board.planned_at(("t", 1)).view.id == "1"
+    board.gone("1", 1.0)
+    assert got(board, "2", now_s=1.0) == ["t"]
 
 
-def test_a_removed_task_is_forgotten() -> None:
-    backlog = Backlog()
-    backlog.add(task("1"))
-    backlog.add(task("1", time_s=4.0))
-    assert len(backlog) == 1
-    backlog.remove(("1", 1))
-    backlog.remove(("1", 1))
-    assert len(backlog) == 0
-    assert list(backlog.by_kind()) == []
+def test_what_is_late_elsewhere_is_taken_by_whoever_asks() -> None:
+    board = a_board(a_view("quick"), a_view("slow", step_s=1.0))
+    add(board, a_task("t"))
+    assert got(board, "slow", now_s=1.0) == []
+    assert got(board, "slow", now_s=60.0) == ["t"]
+
+
+def test_a_worker_that_lost_its_checkpoint_loses_what_was_planned_for_it() -> None:
+    board = a_board(a_view("1"), a_view("2", step_s=1.0))
+    add(board, a_task("t"))
+    board.seen(a_view("1", held=frozenset({"b"})), 1.0)
+    assert board.planned_at(("t", 1)).view.id == "2"
+
+
+def test_explaining_says_why_each_worker_is_not_the_one() -> None:
+    lora = kind_of("a", "l")
+    poor = a_view("poor", offers=frozenset({"checkpoint:a"}))
+    board = a_board(
+        a_view("best", held=frozenset({"a", "l"})),
+        a_view("far", held=frozenset()),
+        a_view("once", held=frozenset({"a", "l"})),
+        poor,
+    )
+    task = a_task("t", kind=lora, failed_nodes=frozenset({"node-once"}))
+    add(board, task)
+    explained = explain(board, task, 0.0)
+    assert explained.place.worker == "best"
+    verdicts = {each.worker: each.verdict for each in explained.workers}
+    assert verdicts == {
+        "best": Verdict.PLANNED,
+        "far": Verdict.SLOWER,
+        "once": Verdict.FAILED_IT,
+        "poor": Verdict.OFFERS_TOO_LITTLE,
+    }
+    by_worker = {each.worker: each for each in explained.workers}
+    assert by_worker["poor"].missing == ("lora:l",)
+    assert by_worker["far"].estimate.fetch_bytes == GB + GB // 10
+
+
+def test_explaining_says_when_no_worker_has_all_of_it_together() -> None:
+    board = a_board(a_view("1", offers=frozenset({"checkpoint:a"})), a_view("2", offers=frozenset({"lora:l"})))
+    task = a_task("t", kind=kind_of("a", "l"))
+    add(board, task)
+    explained = explain(board, task, 0.0)
+    assert explained.place is None
+    assert explained.why == "no worker offers all that it needs; 1 comes nearest and lacks lora:l"
+
+
+def test_work_without_a_checkpoint_goes_to_whoever_is_free_first() -> None:
+    canny = Kind(stage="preprocess", needs=frozenset({"annotator:canny"}))
+    views = [a_view(name, stage="preprocess", offers=canny.needs, task_s=0.5) for name in ("1", "2")]
+    board = a_board(*views)
+    add(board, *(a_task(str(i), kind=canny, rank_s=i, steps=0) for i in range(4)))
+    assert [len(got(board, view.id, limit=8)) for view in views] == [2, 2]

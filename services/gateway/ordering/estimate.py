@@ -1,0 +1,116 @@
+"""When a worker would finish a task, downloads counted. The one sum that placing, stealing and explaining share."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from services.gateway.ordering.posts import Post
+from services.gateway.ordering.tasks import Kind, Waiting
+
+# From disk to RAM and from RAM to VRAM, in bytes a second: a consumer's NVMe and PCIe.
+DISK_BYTES_PER_S = 2e9
+BUS_BYTES_PER_S = 10e9
+# Patching a LoRA's deltas into the UNet of a consumer's card.
+PATCH_S = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Seconds from now; what is fetched while the worker is busy costs nothing more."""
+
+    # Until the worker has done what comes before.
+    slot_s: float
+    # Until the models are on its disk.
+    fetch_s: float
+    fetch_bytes: int
+    load_s: float
+    patch_s: float
+    run_s: float
+
+    @property
+    def start_s(self) -> float:
+        return max(self.slot_s, self.fetch_s)
+
+    @property
+    def finish_s(self) -> float:
+        return self.start_s + self.load_s + self.patch_s + self.run_s
+
+
+def estimate(post: Post, task: Waiting, now_s: float, *, ahead_s: float | None = None) -> Estimate:
+    """`ahead_s`: the work before it, where the task has its place already; else it comes behind all that is planned."""
+    kind = task.kind
+    fetch_s, fetch_bytes = 0.0, 0
+    if not kind.models <= post.view.held:
+        fetch_s, fetch_bytes = fetching(post, kind, now_s)
+    return Estimate(
+        slot_s=post.wait_s(now_s) if ahead_s is None else ahead_s,
+        fetch_s=fetch_s,
+        fetch_bytes=fetch_bytes,
+        load_s=load_s(post, kind.checkpoint),
+        patch_s=PATCH_S * len(kind.loras),
+        run_s=run_s(post, task),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """Of some workers: who finishes a task first, and when the first would, were its small models everywhere."""
+
+    post: Post
+    finish_s: float
+    plain_s: float
+
+
+def best_of(posts: Iterable[Post], task: Waiting, now_s: float) -> Best | None:
+    """The least `estimate(...).finish_s` of all posts, in a hurry; of two alike the one with the lesser id."""
+    kind, steps = task.kind, task.steps
+    checkpoint, models = kind.checkpoint, kind.models
+    patch_s = PATCH_S * len(kind.loras)
+    best: Post | None = None
+    best_s = plain_best_s = float("inf")
+    for post in posts:
+        view = post.view
+        wait_s = post.wait_s(now_s)
+        work_s = view.task_s + steps * view.step_s
+        if checkpoint and checkpoint not in view.vram:
+            work_s += load_s(post, checkpoint)
+        finish_s = wait_s + work_s
+        plain_best_s = min(plain_best_s, finish_s)
+        finish_s += patch_s
+        if finish_s > best_s:
+            continue
+        if not models <= view.held:
+            finish_s = max(wait_s, fetching(post, kind, now_s)[0]) + work_s + patch_s
+        if best is None or finish_s < best_s or (finish_s == best_s and view.id < best.view.id):
+            best, best_s = post, finish_s
+    return Best(post=best, finish_s=best_s, plain_s=plain_best_s) if best else None
+
+
+def fetching(post: Post, kind: Kind, now_s: float) -> tuple[float, int]:
+    """Seconds until the lacking models are there, and how many bytes of them are still to come."""
+    ready_s, new_bytes, coming_bytes, is_sticky = now_s, 0, 0.0, False
+    for model in post.view.lacks(kind.models):
+        fetch = post.fetches.get(model)
+        if fetch is not None:
+            ready_s = max(ready_s, fetch.ready_s)
+            coming_bytes += fetch.left_bytes(now_s)
+            continue
+        new_bytes += post.view.size_of(model)
+        is_sticky = is_sticky or model == kind.checkpoint
+    if new_bytes:
+        free_s = post.link_free_s(now_s, sticky=is_sticky)
+        ready_s = max(ready_s, free_s + new_bytes * 8 / post.view.link_bps)
+    return ready_s - now_s, new_bytes + int(coming_bytes)
+
+
+def run_s(post: Post, task: Waiting) -> float:
+    return post.view.task_s + task.steps * post.view.step_s
+
+
+def load_s(post: Post, checkpoint: str) -> float:
+    """From where it is, or will be, to the device."""
+    view = post.view
+    if not checkpoint or checkpoint in view.vram:
+        return 0.0
+    size_bytes = view.size_of(checkpoint)
+    bus_s = size_bytes / BUS_BYTES_PER_S
+    return bus_s if checkpoint in view.ram else bus_s + size_bytes / DISK_BYTES_PER_S

@@ -1,0 +1,117 @@
+"""Why a task waits, and why each worker is not the one; by the same sums that plan it. Pure; asked rarely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from services.gateway.ordering.board import Board
+from services.gateway.ordering.estimate import Estimate, estimate
+from services.gateway.ordering.posts import Post
+from services.gateway.ordering.tasks import Waiting
+
+# How many names a sentence lists.
+NAMES = 3
+
+
+class Verdict(StrEnum):
+    PLANNED = "planned"
+    SLOWER = "slower"
+    OFFERS_TOO_LITTLE = "offers_too_little"
+    FAILED_IT = "failed_it"
+    DRAINING = "draining"
+    AWAY = "away"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassedOver:
+    """A worker and what it would need for the task; `estimate` is None where it cannot do it."""
+
+    worker: str
+    node: str
+    verdict: Verdict
+    why: str
+    estimate: Estimate | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a task is planned, and what it needs there."""
+
+    worker: str
+    node: str
+    link_bps: float
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    # In a sentence.
+    why: str
+    place: Place | None
+    # Of its checkpoint, or of its kind of work.
+    tasks_ahead: int
+    workers: Sequence[PassedOver]
+
+
+def place_of(board: Board, task: Waiting, now_s: float) -> Place | None:
+    """Of a task that is offered now; None where no worker can do it."""
+    post = board.planned_at(task.key)
+    if post is None:
+        return None
+    needed = estimate(post, task, now_s, ahead_s=post.ahead_s(task, now_s))
+    return Place(worker=post.view.id, node=post.view.node, link_bps=post.view.link_bps, estimate=needed)
+
+
+def explain(board: Board, task: Waiting, now_s: float) -> Explanation:
+    """Of a task that is offered now. Linear in the workers."""
+    place = place_of(board, task, now_s)
+    others = [_passed(post, task, place, now_s) for post in board.posts_of(task.kind.stage)]
+    others.sort(key=lambda each: (each.estimate.finish_s if each.estimate else float("inf"), each.worker))
+    return Explanation(why=_why(place, others), place=place, tasks_ahead=board.lines.place(task), workers=others)
+
+
+def _passed(post: Post, task: Waiting, place: Place | None, now_s: float) -> PassedOver:
+    view = post.view
+    missing = tuple(sorted(task.kind.needs - view.offers))
+    needed: Estimate | None = None
+    if missing:
+        verdict, why = Verdict.OFFERS_TOO_LITTLE, f"it does not offer {_names(missing)}"
+    elif place is not None and place.worker == view.id:
+        verdict, why, needed = Verdict.PLANNED, "it should finish it first", place.estimate
+    else:
+        needed = estimate(post, task, now_s)
+        verdict, why = Verdict.SLOWER, f"it would finish in {needed.finish_s:.1f} s: {_costs(needed)}"
+        if view.node in task.failed_nodes:
+            verdict, why = Verdict.FAILED_IT, "its node failed this task before"
+    return PassedOver(worker=view.id, node=view.node, verdict=verdict, why=why, estimate=needed, missing=missing)
+
+
+def _why(place: Place | None, others: Sequence[PassedOver]) -> str:
+    if place is not None:
+        return f"{place.worker} should begin it in {place.estimate.start_s:.1f} s: {_costs(place.estimate)}"
+    if not others:
+        return "no worker of its stage is here"
+    able = [each for each in others if not each.missing]
+    if not able:
+        nearest = min(others, key=lambda each: (len(each.missing), each.worker))
+        return f"no worker offers all that it needs; {nearest.worker} comes nearest and lacks {_names(nearest.missing)}"
+    if all(each.verdict is Verdict.FAILED_IT for each in able):
+        return "every worker that could do it has failed it, and others may still come"
+    return "a worker is being chosen"
+
+
+def _costs(needed: Estimate) -> str:
+    """Where its time goes, the waiting part first."""
+    parts = []
+    if needed.slot_s >= 0.05:
+        parts.append(f"{needed.slot_s:.1f} s of other work first")
+    if needed.fetch_s >= 0.05:
+        parts.append(f"{needed.fetch_s:.1f} s fetching {needed.fetch_bytes / 1e6:.0f} MB")
+    parts.append(f"{needed.load_s + needed.patch_s:.1f} s loading and {needed.run_s:.1f} s of work")
+    return ", ".join(parts)
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return ", ".join(names[:NAMES]) + more

@@ -1,0 +1,122 @@
+"""When one more worker should hold a model, and which. Placing tasks does not wait for it.
+
+Every task tells by how much the best worker that holds its model misses the worker that would be best if all held it:
+by waiting behind others, by being slower, by being the only one and therefore perhaps gone. What a model's tasks have
+lost so is owed to it and fades; once it is worth more than a download, one more worker fetches the model.
+"""
+
+from dataclasses import dataclass
+
+from services.gateway.ordering import estimate
+from services.gateway.ordering.crowds import Crowds
+from services.gateway.ordering.posts import Post
+from services.gateway.ordering.tasks import Waiting
+
+# How many workers are compared.
+LOOK = 48
+# How many offered checkpoints an idle worker looks through at a time.
+LOOK_UNASKED = 32
+# Checkpoints on their way to one worker at a time.
+FETCHES_LIMIT = 2
+# What a worker may be told to fetch ahead in a day.
+DAY_BYTES = 500 * 10**9
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    # Seconds lost that outweigh a second of downloading, for checkpoints and for small models.
+    price: float = 0.3
+    small_price: float = 0.5
+    # What is owed fades by half in this time.
+    half_life_s: float = 1_800.0
+    # A worker is gone for so much of the time.
+    absence: float = 0.07
+    # Seconds of download that a second less for each picture is worth: it is for many pictures, or for one that waits.
+    run_weight: float = 80.0
+    needed_run_weight: float = 3.0
+    # Of its disk a worker fills so much with checkpoints that nobody has asked for yet; 0 turns that off.
+    unasked_share: float = 0.0
+    day_bytes: int = DAY_BYTES
+
+
+class Replication:
+    def __init__(self, terms: Terms | None = None) -> None:
+        self.terms = terms or Terms()
+        # By model: seconds owed, and as of when.
+        self._owed: dict[str, tuple[float, float]] = {}
+
+    def owe(self, model: str, lost_s: float, copies: int, download_s: float, now_s: float) -> float:
+        """What is owed to the model now, in parts of its download."""
+        terms = self.terms
+        lost_s = max(0.0, lost_s) + terms.absence ** max(1, copies) * download_s
+        before_s, as_of_s = self._owed.get(model, (0.0, now_s))
+        owed_s: float = before_s * 0.5 ** ((now_s - as_of_s) / terms.half_life_s) + lost_s
+        self._owed[model] = (owed_s, now_s)
+        return owed_s / download_s
+
+    def settle(self, model: str) -> None:
+        """It is being fetched, here or by another gateway."""
+        self._owed.pop(model, None)
+
+    def target(self, crowds: Crowds, task: Waiting, now_s: float, *, needed: bool) -> Post | None:
+        """Who should fetch the task's checkpoint; `needed`: nobody holds it, so it is no luxury."""
+        checkpoint = task.kind.checkpoint
+        best, best_s = None, float("inf")
+        for crowd in crowds.able(task.kind):
+            for post in crowd.some(LOOK):
+                if checkpoint in post.view.held or checkpoint in post.fetches:
+                    continue
+                cost_s = self._cost_s(post, task, now_s, needed=needed)
+                if cost_s < best_s and self._may(post, task, now_s, needed=needed):
+                    best, best_s = post, cost_s
+        return best
+
+    def _may(self, post: Post, task: Waiting, now_s: float, *, needed: bool) -> bool:
+        if post.view.node in task.failed_nodes:
+            return False
+        if needed:
+            return True
+        if not post.view.takes_fetches or sum(fetch.sticky for fetch in post.fetches.values()) >= FETCHES_LIMIT:
+            return False
+        return self.has_budget(post, task.kind.checkpoint, now_s)
+
+    def has_budget(self, post: Post, model: str, now_s: float) -> bool:
+        """It may fetch that much more ahead today."""
+        if now_s - post.since_s >= DAY_S:
+            post.since_s, post.fetched_bytes = now_s, 0
+        return post.fetched_bytes + post.view.size_of(model) <= self.terms.day_bytes
+
+    def unasked(self, crowds: Crowds, post: Post, now_s: float) -> str:
+        """A checkpoint that no worker holds, for a worker whose link is idle; empty where there is none, or no room."""
+        room_bytes = post.view.disk_bytes * self.terms.unasked_share
+        if not room_bytes or post.fetches or not post.view.takes_fetches:
+            return ""
+        room_bytes -= sum(post.view.size_of(model) for model in post.view.held)
+        for model in crowds.next_unheld(post, LOOK_UNASKED):
+            size_bytes = post.view.size_of(model)
+            if 0 < size_bytes <= room_bytes and self.has_budget(post, model, now_s):
+                return model
+        return ""
+
+    def _cost_s(self, post: Post, task: Waiting, now_s: float, *, needed: bool) -> float:
+        size_bytes = post.view.size_of(task.kind.checkpoint)
+        ready_s = post.link_free_s(now_s, sticky=True) - now_s + size_bytes * 8 / post.view.link_bps
+        weight = self.terms.needed_run_weight if needed else self.terms.run_weight
+        return max(ready_s, post.wait_s(now_s)) + weight * estimate.run_s(post, task)
+
+    def small_target(self, crowds: Crowds, task: Waiting, model: str, now_s: float) -> Post | None:
+        """Of those that hold the task's checkpoint, who should fetch one of its small models too."""
+        best, best_s = None, float("inf")
+        for post in crowds.holders(task.kind.checkpoint).some(LOOK):
+            if model in post.fetches or model not in post.view.lacks(frozenset({model})):
+                continue
+            if post.view.node in task.failed_nodes or not post.view.takes_fetches or len(post.fetches) > FETCHES_LIMIT:
+                continue
+            if not task.kind.needs <= post.view.offers or task.kind.checkpoint not in post.view.held:
+                continue
+            cost_s = post.wait_s(now_s) + post.view.size_of(model) * 8 / post.view.link_bps
+            cost_s += self.terms.run_weight * estimate.run_s(post, task)
+            if cost_s < best_s:
+                best, best_s = post, cost_s
+        return best
