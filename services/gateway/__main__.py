@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import cast
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
-from services.gateway.adapters.disk_blobs import DiskBlobs
+from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.callers import Tenant, callers_of, read_tenants
@@ -22,7 +24,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.http.factory import http_app
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.server import bind_http, port_of, serve_http
-from services.gateway.ports import JobStore
+from services.gateway.ports import JobStore, Uploads
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService
 from services.gateway.rpc.queue import QueueService
@@ -31,6 +33,7 @@ from services.kernel import logs
 from services.kernel.blobs import BlobStore
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown, secret_of
 from services.kernel.listen import require_tokens
+from services.kernel.logs import get_logger
 from services.kernel.process import leave, run
 from services.kernel.rpc_server import RpcServer, address_of
 
@@ -38,7 +41,10 @@ JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
+log = get_logger()
+
 SQLITE = "sqlite"
+DISK = "disk"
 STORE_FILE = "gateway.sqlite"
 BLOBS_FOLDER = "blobs"
 
@@ -55,30 +61,21 @@ async def serve(settings: GatewaySettings, common: CommonSettings, stop: asyncio
     _require_tokens(settings, common)
     _make_folder(settings)
     tenants = read_tenants(settings.tenants_file)
-    async with _open_store(settings) as store:
-        blobs = await asyncio.to_thread(
-            DiskBlobs,
-            settings.data_dir / BLOBS_FOLDER,
-            budget_bytes=settings.blob_budget_bytes,
-            blob_limit_bytes=settings.blob_limit_bytes,
+    async with _open_store(settings) as store, _open_blobs(settings) as blobs:
+        gateway = Gateway(
+            store=store,
+            blobs=blobs,
+            clock=SystemClock(),
+            random_bytes=os.urandom,
+            settings=settings,
+            is_shared=settings.store != SQLITE,
         )
-        try:
-            gateway = Gateway(
-                store=store,
-                blobs=blobs,
-                clock=SystemClock(),
-                random_bytes=os.urandom,
-                settings=settings,
-                is_shared=settings.store != SQLITE,
-            )
-            gateway.tell_webhooks(_webhooks(settings, tenants))
-            await gateway.load()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(gateway.run())
-                await gateway.wait_until_ready()
-                await _listen(gateway, blobs, settings, common, tenants, stop, group)
-        finally:
-            blobs.close()
+        gateway.tell_webhooks(_webhooks(settings, tenants))
+        await gateway.load()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(gateway.run())
+            await gateway.wait_until_ready()
+            await _listen(gateway, blobs, settings, common, tenants, stop, group)
 
 
 def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[JobStore]:
@@ -97,6 +94,23 @@ def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[JobSto
         prefix=settings.nats_prefix,
         replicas=settings.nats_replicas,
         credentials_file=settings.nats_credentials_file,
+    )
+
+
+def _open_blobs(settings: GatewaySettings) -> AbstractAsyncContextManager[BlobStore]:
+    """SettingsError for a bucket that cannot be used."""
+    limit_bytes = settings.blob_limit_bytes
+    if not settings.blobs.startswith("s3://"):
+        folder = settings.data_dir / BLOBS_FOLDER if settings.blobs == DISK else Path(settings.blobs)
+        if settings.blobs == DISK and settings.store != SQLITE:
+            log.warning("blobs_not_shared", advice="set FANLIGHT_GATEWAY_BLOBS where several gateways share the store")
+        return open_disk_blobs(folder, budget_bytes=settings.blob_budget_bytes, blob_limit_bytes=limit_bytes)
+    try:
+        from services.gateway.adapters.s3_blobs import open_s3_blobs
+    except ImportError as error:
+        raise SettingsError("FANLIGHT_GATEWAY_BLOBS: S3 needs aiobotocore: pip install 'fanlight[s3]'") from error
+    return open_s3_blobs(
+        settings.blobs, endpoint=settings.s3_endpoint, region=settings.s3_region, blob_limit_bytes=limit_bytes
     )
 
 
@@ -153,7 +167,8 @@ def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings, tena
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
     jobs, queue = JobService(gateway, callers), QueueService(gateway)
-    blob = BlobService(blobs, callers.and_workers(workers))
+    uploads = cast(Uploads, blobs) if hasattr(blobs, "prepare_upload") else None
+    blob = BlobService(blobs, callers.and_workers(workers), uploads)
     return RpcServer(
         common,
         services={

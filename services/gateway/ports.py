@@ -1,7 +1,7 @@
 """What the gateway needs of the world, in its own words. Each port has one conformance suite in tests/contract."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -63,6 +63,22 @@ class WebhookSender(Protocol):
 
         FailedPrecondition when it may not be called; Unavailable when it does not answer.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """Where to PUT a blob's bytes, and the headers to send along."""
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str]
+
+
+class Uploads(Protocol):
+    """A BlobStore that takes bytes past the gateway."""
+
+    async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> Upload | None:
+        """None where the blob is there already. TooLarge."""
         ...
 
 

@@ -1,6 +1,7 @@
 """Bytes from and to the gateway, in chunks, taken up again where a cut left them, checked by digest."""
 
 import hashlib
+import math
 from collections.abc import AsyncIterator
 
 import grpc.aio
@@ -9,12 +10,18 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.common.v1 import common_pb2
 from services.kernel.digests import DEFAULT_SCOPE, digest_of, named
 from services.kernel.errors import FanlightError, NodeFault, TooLarge
+from services.kernel.logs import get_logger
 from services.worker.goodput import Goodput
 from services.worker.patience import Patience
 from services.worker.queue_calls import CALL_DEADLINE_S, our_errors
 from services.worker.surroundings import Surroundings
+from services.worker.uploads import put
+
+log = get_logger()
 
 CHUNK_BYTES = 256 * 1024
+# A gateway whose storage takes nothing past it is not asked with every blob.
+ASK_AGAIN_S = 600.0
 # One try; a longer one goes on with the next try.
 TRANSFER_DEADLINE_S = 300.0
 
@@ -41,6 +48,7 @@ class BlobCalls:
         self._patience = patience
         self._surroundings = surroundings
         self._read_bytes_max = read_bytes_max
+        self._no_uploads_until_s = -math.inf
         self.goodput = Goodput()
 
     async def read(self, blob: common_pb2.Blob) -> bytes:
@@ -81,7 +89,8 @@ class BlobCalls:
             nonlocal tries
             tries += 1
             # The answer to the first try may be all that was lost.
-            if tries == 1 or not await self._has(blob):
+            is_there = await (self._sent_past(blob, data) if tries == 1 else self._has(blob))
+            if not is_there:
                 await self._send(blob, data)
 
         try:
@@ -89,6 +98,24 @@ class BlobCalls:
         except FanlightError as error:
             raise NodeFault(f"an output could not be handed in: {error.message}") from error
         return blob
+
+    async def _sent_past(self, blob: common_pb2.Blob, data: bytes) -> bool:
+        """Sent to the gateway's storage itself, where the gateway gives an address for that."""
+        if self._surroundings.now_s() < self._no_uploads_until_s:
+            return False
+        request = blobs_pb2.PrepareUploadRequest(scope=blob.scope, digest=blob.digest, size_bytes=blob.size_bytes)
+        try:
+            with our_errors():
+                answer = await self._stub.PrepareUpload(request, timeout=CALL_DEADLINE_S)
+            if answer.url:
+                await put(answer.url, {header.name: header.value for header in answer.headers}, data)
+                return True
+        except FanlightError as error:
+            log.info("upload_not_possible", reason=error.reason, message=error.message)
+            return False
+        if not answer.is_kept:
+            self._no_uploads_until_s = self._surroundings.now_s() + ASK_AGAIN_S
+        return answer.is_kept
 
     async def _has(self, blob: common_pb2.Blob) -> bool:
         with our_errors():

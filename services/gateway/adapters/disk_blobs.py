@@ -4,12 +4,14 @@ import asyncio
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from services.gateway.adapters.blob_files import BlobFiles
 from services.kernel.blobs import BlobInfo, Keep
+from services.kernel.config import SettingsError
 from services.kernel.errors import NotFound, OutOfRange, TooLarge
 
 READ_CHUNK_BYTES = 256 * 1024
@@ -84,3 +86,16 @@ class DiskBlobs:
     async def _run(self, call: Callable[[], T]) -> T:
         """Run it on a thread of ours. A cancelled caller goes at once, and the call still runs to its end."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, call))
+
+
+@asynccontextmanager
+async def open_disk_blobs(root: Path, *, budget_bytes: int, blob_limit_bytes: int) -> AsyncIterator[DiskBlobs]:
+    """The store in that folder, which is made if it is not there. SettingsError where it cannot be."""
+    try:
+        blobs = await asyncio.to_thread(DiskBlobs, root, budget_bytes=budget_bytes, blob_limit_bytes=blob_limit_bytes)
+    except OSError as error:
+        raise SettingsError(f"{root}: cannot be used: {error.strerror}") from error
+    try:
+        yield blobs
+    finally:
+        blobs.close()

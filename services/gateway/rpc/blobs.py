@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from services.gateway.app.callers import Callers
+from services.gateway.ports import Uploads
 from services.gateway.rpc.callers import Context, caller_of
 from services.gateway.wire.blobs import blob
 from services.kernel.blobs import BlobStore
@@ -16,9 +17,13 @@ DIGESTS_LIMIT = 1_000
 
 
 class BlobService(blobs_pb2_grpc.BlobServiceServicer):
-    def __init__(self, blobs: BlobStore, callers: Callers) -> None:
-        """`callers`: clients and workers; a worker may read and write in every scope."""
+    def __init__(self, blobs: BlobStore, callers: Callers, uploads: Uploads | None = None) -> None:
+        """`callers`: clients and workers; a worker may read and write in every scope.
+
+        `uploads`: the same store, where it takes bytes past the gateway.
+        """
         self._blobs = blobs
+        self._uploads = uploads
         self._callers = callers
 
     def _scope(self, named: str, context: Context, *, field: str) -> str:
@@ -52,6 +57,20 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         async for chunk in self._blobs.read(scope, digest, offset_bytes=offset_bytes, limit_bytes=limit_bytes):
             for start in range(0, len(chunk), CHUNK_OUT_BYTES):
                 yield blobs_pb2.ReadBlobResponse(chunk=chunk[start : start + CHUNK_OUT_BYTES])
+
+    async def PrepareUpload(
+        self, request: blobs_pb2.PrepareUploadRequest, context: Context
+    ) -> blobs_pb2.PrepareUploadResponse:
+        scope = self._scope(request.scope, context, field="scope")
+        digest = parse_digest(request.digest, field="digest")
+        if self._uploads is None:
+            return blobs_pb2.PrepareUploadResponse()
+        size_bytes = _natural(request.size_bytes, "size_bytes")
+        upload = await self._uploads.prepare_upload(scope, digest, size_bytes)
+        if upload is None:
+            return blobs_pb2.PrepareUploadResponse(is_kept=True)
+        headers = [blobs_pb2.UploadHeader(name=name, value=value) for name, value in upload.headers.items()]
+        return blobs_pb2.PrepareUploadResponse(url=upload.url, headers=headers)
 
     async def HasBlobs(self, request: blobs_pb2.HasBlobsRequest, context: Context) -> blobs_pb2.HasBlobsResponse:
         scope = self._scope(request.scope, context, field="scope")

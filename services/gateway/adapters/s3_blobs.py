@@ -1,0 +1,272 @@
+"""The BlobStore in an S3 bucket: objects by digest, shared by all gateways. Whoever owns the bucket bounds it.
+
+An object is written once: every write says "only if it is not there". Nodes that hold no credentials upload to
+addresses that are signed for one digest and size.
+"""
+
+import base64
+import hashlib
+import tempfile
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import IO, Any
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import BotoCoreError, ClientError
+
+from services.gateway.adapters.blob_files import check_announced
+from services.gateway.ports import Upload
+from services.kernel.blobs import BlobInfo, Keep
+from services.kernel.config import SettingsError
+from services.kernel.digests import named, parse_digest, parse_scope
+from services.kernel.errors import NotFound, OutOfRange, TooLarge, Unavailable
+from services.kernel.media import media_type_of
+
+READ_CHUNK_BYTES = 256 * 1024
+# What of a blob on its way in is held in memory; more goes to a temporary file.
+SPOOL_BYTES = 1024 * 1024
+HEAD_BYTES = 16
+UPLOAD_S = 900
+RETRY_AFTER_S = 2.0
+# S3 knows no time of last use: a use makes an object young again, at most this often.
+TOUCH_EVERY_S = 86_400.0
+CALL_S = 20
+
+_ABSENT = ("404", "NoSuchKey", "NotFound")
+_PRESENT = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    info: BlobInfo
+    age_s: float
+
+
+class S3Blobs:
+    """Made by `open_s3_blobs`. Passes the suite in tests/contract, but for the budget, which it has none of."""
+
+    def __init__(self, client: Any, *, bucket: str, prefix: str, blob_limit_bytes: int) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = prefix
+        self._blob_limit_bytes = blob_limit_bytes
+
+    async def write(
+        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0
+    ) -> BlobInfo:
+        if size_bytes > self._blob_limit_bytes:
+            raise TooLarge(f"a blob has at most {self._blob_limit_bytes} bytes", field="size_bytes")
+        with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
+            info = await self._spool(scope, chunks, spool)
+            check_announced(info, digest=digest, size_bytes=size_bytes)
+            await self._put(info, spool)
+        return info
+
+    async def _spool(self, scope: str, chunks: AsyncIterable[bytes], spool: IO[bytes]) -> BlobInfo:
+        sha256, size_bytes, head = hashlib.sha256(), 0, b""
+        async for chunk in chunks:
+            size_bytes += len(chunk)
+            if size_bytes > self._blob_limit_bytes:
+                raise TooLarge(f"a blob has at most {self._blob_limit_bytes} bytes")
+            sha256.update(chunk)
+            head = (head + chunk[:HEAD_BYTES])[:HEAD_BYTES]
+            spool.write(chunk)
+        spool.seek(0)
+        return BlobInfo(
+            scope=scope, digest=named(sha256.hexdigest()), size_bytes=size_bytes, media_type=media_type_of(head)
+        )
+
+    async def _put(self, info: BlobInfo, body: IO[bytes]) -> None:
+        """What is there already has the same digest, and so the same bytes."""
+        try:
+            with _our_errors():
+                await self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=self._key(info.scope, info.digest),
+                    Body=body,
+                    ContentLength=info.size_bytes,
+                    ContentType=info.media_type or "application/octet-stream",
+                    ChecksumSHA256=_checksum(info.digest),
+                    IfNoneMatch="*",
+                )
+        except ClientError as error:
+            if _code(error) not in _PRESENT:
+                raise
+            await self._use(info.scope, info.digest)
+
+    async def stat(self, scope: str, digest: str) -> BlobInfo | None:
+        found = await self._find(scope, digest)
+        if found is None:
+            return None
+        if found.age_s > TOUCH_EVERY_S:
+            await self._touch(scope, digest)
+        return found.info
+
+    async def _use(self, scope: str, digest: str) -> None:
+        await self.stat(scope, digest)
+
+    async def _find(self, scope: str, digest: str) -> _Found | None:
+        """By its first bytes, which also tell its media type."""
+        key = self._key(scope, digest)
+        try:
+            with _our_errors():
+                answer = await self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes=0-{HEAD_BYTES - 1}")
+                async with answer["Body"] as body:
+                    head = await body.read()
+        except ClientError as error:
+            if _code(error) in _ABSENT:
+                return None
+            if _code(error) not in ("InvalidRange", "416"):
+                raise
+            head, answer = b"", await self._head(key)
+            if answer is None:
+                return None
+        size = answer.get("ContentRange", "").rpartition("/")[2]
+        info = BlobInfo(
+            scope=scope, digest=digest, size_bytes=int(size) if size else len(head), media_type=media_type_of(head)
+        )
+        return _Found(info=info, age_s=(datetime.now(UTC) - answer["LastModified"]).total_seconds())
+
+    async def _head(self, key: str) -> Any:
+        try:
+            with _our_errors():
+                return await self._client.head_object(Bucket=self._bucket, Key=key)
+        except ClientError as error:
+            if _code(error) in _ABSENT:
+                return None
+            raise
+
+    async def _touch(self, scope: str, digest: str) -> None:
+        """Copied onto itself it is as young as a new one."""
+        key = self._key(scope, digest)
+        try:
+            with _our_errors():
+                await self._client.copy_object(
+                    Bucket=self._bucket,
+                    Key=key,
+                    CopySource={"Bucket": self._bucket, "Key": key},
+                    MetadataDirective="REPLACE",
+                )
+        except ClientError as error:
+            if _code(error) not in _ABSENT:
+                raise
+
+    async def read(
+        self, scope: str, digest: str, *, offset_bytes: int = 0, limit_bytes: int = 0
+    ) -> AsyncIterator[bytes]:
+        found = await self._find(scope, digest)
+        if found is None:
+            raise NotFound(f"no blob {digest}", field="digest")
+        size_bytes = found.info.size_bytes
+        if offset_bytes > size_bytes:
+            raise OutOfRange(f"the blob has {size_bytes} bytes", field="offset_bytes")
+        end = min(size_bytes, offset_bytes + limit_bytes) if limit_bytes else size_bytes
+        if offset_bytes == end:
+            return
+        with _our_errors():
+            answer = await self._client.get_object(
+                Bucket=self._bucket, Key=self._key(scope, digest), Range=f"bytes={offset_bytes}-{end - 1}"
+            )
+            async with answer["Body"] as body:
+                async for chunk in body.iter_chunks(READ_CHUNK_BYTES):
+                    yield chunk
+
+    async def delete(self, scope: str, digest: str) -> None:
+        with _our_errors():
+            await self._client.delete_object(Bucket=self._bucket, Key=self._key(scope, digest))
+
+    async def sweep(self, *, older_than_s: float, now_s: float, keep: Keep) -> int:
+        swept = 0
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        with _our_errors():
+            async for page in pages:
+                for each in page.get("Contents", ()):
+                    swept += await self._sweep_one(each, older_than_s, now_s, keep)
+        return swept
+
+    async def _sweep_one(self, each: Any, older_than_s: float, now_s: float, keep: Keep) -> bool:
+        scope, _, rest = each["Key"].removeprefix(self._prefix).partition("/")
+        digest, age_s = named(rest.replace("/", "")), now_s - each["LastModified"].timestamp()
+        if keep(scope, digest):
+            if age_s > older_than_s / 2:
+                await self._touch(scope, digest)
+            return False
+        if age_s <= older_than_s:
+            return False
+        await self.delete(scope, digest)
+        return True
+
+    async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> Upload | None:
+        """An address for exactly those bytes; None where the blob is there. TooLarge."""
+        if size_bytes > self._blob_limit_bytes:
+            raise TooLarge(f"a blob has at most {self._blob_limit_bytes} bytes", field="size_bytes")
+        if await self.stat(scope, digest) is not None:
+            return None
+        parameters = {
+            "Bucket": self._bucket,
+            "Key": self._key(scope, digest),
+            "ContentLength": size_bytes,
+            "ChecksumSHA256": _checksum(digest),
+            "IfNoneMatch": "*",
+        }
+        with _our_errors():
+            url = await self._client.generate_presigned_url("put_object", Params=parameters, ExpiresIn=UPLOAD_S)
+        # Signed with the address: S3 takes these bytes only, and only while nobody else has sent them.
+        return Upload(
+            url=url,
+            headers={
+                "Content-Length": str(size_bytes),
+                "If-None-Match": "*",
+                "x-amz-checksum-sha256": _checksum(digest),
+            },
+        )
+
+    def _key(self, scope: str, digest: str) -> str:
+        name = parse_digest(digest, field="digest").removeprefix("sha256:")
+        return f"{self._prefix}{parse_scope(scope, field='scope')}/{name[:2]}/{name[2:]}"
+
+
+def _checksum(digest: str) -> str:
+    return base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    """Answers that mean something to the caller pass; everything else is a store that is away."""
+    try:
+        yield
+    except ClientError as error:
+        if _code(error) in (*_ABSENT, *_PRESENT, "InvalidRange", "416"):
+            raise
+        raise Unavailable(f"the blob store refuses: {_code(error)}", retry_after_s=RETRY_AFTER_S) from error
+    except (BotoCoreError, OSError, TimeoutError) as error:
+        raise Unavailable("the blob store does not answer", retry_after_s=RETRY_AFTER_S) from error
+
+
+@asynccontextmanager
+async def open_s3_blobs(url: str, *, endpoint: str, region: str, blob_limit_bytes: int) -> AsyncIterator[S3Blobs]:
+    """The bucket of `s3://BUCKET/PREFIX`, with the keys that AWS tools find. SettingsError when it cannot be used."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    config = AioConfig(
+        signature_version="s3v4",
+        s3={"addressing_style": "path"} if endpoint else {},
+        connect_timeout=CALL_S,
+        read_timeout=CALL_S,
+        retries={"max_attempts": 2},
+        max_pool_connections=50,
+    )
+    client = get_session().create_client("s3", endpoint_url=endpoint or None, region_name=region or None, config=config)
+    async with client as opened:
+        try:
+            await opened.head_bucket(Bucket=bucket)
+        except (ClientError, BotoCoreError) as error:
+            raise SettingsError(f"{url}: cannot be used: {type(error).__name__}") from error
+        folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        yield S3Blobs(opened, bucket=bucket, prefix=folder, blob_limit_bytes=blob_limit_bytes)
