@@ -16,7 +16,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from services.weights.catalog import shipped
+from services.weights.destinations import FolderDestination
+from services.weights.publishing import publish
 from services.weights.settings import WeightsSettings
 from services.weights.store import WeightStore
 from tests.fakes.range_server import RangeServer
@@ -40,15 +44,22 @@ PARTS = {"model.diffusion_model": 1_719_049_000, "cond_stage_model": 246_120_000
 
 
 def _body(path: str, size: int, chance: random.Random) -> bytes:
-    """A file of about the size; safetensors are sound, and a VAE has its two halves."""
+    """A file of about the size; safetensors are sound, a VAE has its two halves, and fp16 is as numbers are trained."""
     if not path.endswith(".safetensors"):
         return chance.randbytes(size)
     size = max(size - 200, 16)
+    size -= size % 2
     if not path.startswith("vae/"):
-        return safetensors({"w": chance.randbytes(size)})
-    decoder = int(size * DECODER_SHARE)
+        return safetensors({"w": _numbers(size, chance)}, dtype="F16")
+    decoder = int(size * DECODER_SHARE) // 2 * 2
     halves = {"decoder.w": decoder - 8, "post_quant_conv.w": 8, "encoder.w": size - decoder - 8, "quant_conv.w": 8}
-    return safetensors({name: chance.randbytes(count) for name, count in halves.items()})
+    return safetensors({name: _numbers(count, chance) for name, count in halves.items()}, dtype="F16")
+
+
+def _numbers(size: int, chance: random.Random) -> bytes:
+    """fp16 around 0, as far apart as a trained layer's."""
+    drawn = np.random.default_rng(chance.getrandbits(32)).normal(0, 0.02, size // 2)
+    return drawn.astype(np.float16).tobytes()
 
 
 def _repository(entry: str, divide: int) -> dict[str, bytes]:
@@ -71,7 +82,7 @@ def _checkpoint(seed: str, divide: int, shared: Mapping[str, bytes]) -> bytes:
 
 
 async def _ours(server: RangeServer, folder: Path, references: list[str], pipeline: str, **values: object) -> int:
-    """Bytes that the server sent for files; the hub's listings are not weights and are left out, as for the others."""
+    """Bytes that the server sent for files; listings are not weights and are left out, as for the others."""
     before = _file_bytes(server)
     settings = WeightsSettings(dir=folder, hf_endpoint=server.url, **values)  # type: ignore[arg-type]
     async with WeightStore.open(settings) as store:
@@ -81,7 +92,8 @@ async def _ours(server: RangeServer, folder: Path, references: list[str], pipeli
 
 
 def _file_bytes(server: RangeServer) -> int:
-    return sum(count for path, count in server.sent_bytes.items() if not path.startswith("/api/"))
+    lists = ("/api/", "/mirror/catalog.json")
+    return sum(count for path, count in server.sent_bytes.items() if not path.startswith(lists))
 
 
 def _others(server: RangeServer, code: str) -> int:
@@ -114,6 +126,19 @@ async def _digests(server: RangeServer, folder: Path, references: list[str]) -> 
         tables = [store.objects.tables_of(model.name) for model in await store.inventory()]
     rows = {sha: table.to_json() for found in tables for sha, table in found.items()}
     return json.dumps({"tensor_tables": rows})
+
+
+async def _mirror(server: RangeServer, folder: Path, views: list[str], mirror: Path) -> str:
+    """The address of a mirror with what a node holds."""
+    async with WeightStore.open(WeightsSettings(dir=folder, hf_endpoint=server.url)) as store:
+        await store.run(publish, store.objects, views, FolderDestination(mirror))
+    return _serve_folder(server, mirror)
+
+
+def _serve_folder(server: RangeServer, mirror: Path) -> str:
+    for path in mirror.iterdir():
+        server.put(f"/mirror/{path.name}", path)
+    return f"{server.url}/mirror"
 
 
 def main() -> None:
@@ -149,14 +174,18 @@ async def _measure(server: RangeServer, folder: Path, catalog: Path) -> dict[str
     ones = [f"hf:someone/checkpoint{n}/file.safetensors" for n in (1, 2)]
     plain = await _ours(server, folder / "plain", [sd, canny], "controlnet")
     text = await _ours(server, folder / "text", [sd], "text2img")
-    (catalog / "digests.json").write_text(await _digests(server, folder / "publisher", [sd, *ones]))
+    (catalog / "digests.json").write_text(await _digests(server, folder / "publisher", [sd, canny, *ones]))
     with_digests = await _ours(server, folder / "digests", [sd, canny], "controlnet", catalog_dir=catalog)
     text_digests = await _ours(server, folder / "text digests", [sd], "text2img", catalog_dir=catalog)
+    views = [f"{name}@{'c0ffee' + '0' * 34}" for name in (SD, CANNY)]
+    mirror = await _mirror(server, folder / "publisher", views, folder / "mirror")
+    packed = await _ours(server, folder / "packed", [sd, canny], "controlnet", mirrors=mirror)
     await _ours(server, folder / "family", ones[:1], "text2img", catalog_dir=catalog)
     following = await _ours(server, folder / "family", ones[1:], "text2img", catalog_dir=catalog)
     return {
         "controlnet, no digests": plain,
         "controlnet": with_digests,
+        "controlnet, from a mirror": packed,
         "text2img, no digests": text,
         "text2img": text_digests,
         "next checkpoint": following,
@@ -172,6 +201,7 @@ def _report(ours: Mapping[str, int], divide: int, single_file: int, others: Mapp
     rows = [
         ("controlnet", *fp16, "0.82"),
         ("controlnet, no digests", *fp16, ""),
+        ("controlnet, from a mirror", *fp16, "0.72"),
         ("controlnet", *all_files, "1/18 = 0.0556"),
         ("text2img", *all_files, "1/22 = 0.0455"),
         ("text2img, no digests", *all_files, ""),

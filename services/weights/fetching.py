@@ -73,7 +73,7 @@ class Fetching:
             with disk_errors(f"{plan.manifest.reference} ({item.file.path})"):
                 if item.tensors is not None:
                     return await self._fetch_tensors(plan, item, key)
-                if item.size_bytes < SMALL_BYTES and not item.file.chunks:
+                if item.size_bytes < SMALL_BYTES and not item.file.chunks and not item.frames:
                     return await self._fetch_small(plan, item, wish)
                 return await self._fetch_whole(plan, item, wish, key)
 
