@@ -46,7 +46,8 @@ class DiffusionStage:
         levels = {entry.id: self._library.residency(entry) for entry in self._catalogue.entries}
         worker.device = self._library.device_name
         worker.step_s = self._engine.step_s
-        worker.disk_models[:] = [*levels, *(model.id for model in self._supply.remote_models() if model.is_held)]
+        here = [name for name, level in levels.items() if level is not Residency.REMOTE]
+        worker.disk_models[:] = [*here, *(model.id for model in self._supply.remote_models() if model.is_held)]
         worker.ram_models[:] = [name for name, level in levels.items() if level is Residency.RAM]
         worker.vram_models[:] = [name for name, level in levels.items() if level is Residency.VRAM]
         if link_bps := self._supply.link_bps:

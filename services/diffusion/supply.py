@@ -15,7 +15,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, Entry
 from services.diffusion.models.recipes import UnfitFolder
-from services.diffusion.models.scan import read_path
+from services.diffusion.models.scan import read_fetched
 from services.diffusion.provenance import KINDS
 from services.diffusion.remote import Remote, RemoteModel, is_here
 from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
@@ -125,7 +125,7 @@ class Supply:
         path = await kept.enter_async_context(self._store.obtain(reference, pipeline, report=report))
         loop = asyncio.get_running_loop()
         try:
-            entry = await loop.run_in_executor(self._readers, read_path, path)
+            entry = await loop.run_in_executor(self._readers, read_fetched, path)
         except UnfitFolder as error:
             raise FailedPrecondition(f"{reference} cannot be used: {error}") from error
         if entry is None or KINDS[type(entry)] != wanted.kind:

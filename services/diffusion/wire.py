@@ -17,6 +17,7 @@ from services.diffusion.schedulers.names import CLASSES, NOISE_SCHEDULES, SHORT_
 
 _Model = diffusion_pb2.Model
 _RESIDENCIES = {
+    Residency.REMOTE: _Model.RESIDENCY_REMOTE,
     Residency.DISK: _Model.RESIDENCY_DISK,
     Residency.RAM: _Model.RESIDENCY_RAM,
     Residency.VRAM: _Model.RESIDENCY_VRAM,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Residency(IntEnum):
     """How near the device a model is."""
 
+    REMOTE = 0
     DISK = 1
     RAM = 2
     VRAM = 3
@@ -69,7 +70,11 @@ class Library:
     def residency(self, entry: Entry) -> Residency:
         """On a machine whose device is the CPU, what is held is in RAM."""
         level = self._opened.held().get(entry) if self._opened else None
-        return Residency.DISK if level is None else level
+        if level is not None:
+            return level
+        # What was fetched may have made room for something else since.
+        is_gone = bool(entry.reference) and not entry.place.exists()
+        return Residency.REMOTE if is_gone else Residency.DISK
 
     def checkpoint(self, entry: CheckpointEntry, controlnets: Sequence[ControlNetEntry] = ()) -> Checkpoint:
         """Raises as the loaders do, or ResourceExhausted; the next call tries again."""
@@ -80,8 +85,9 @@ class Library:
 
         What it holds stays in memory until the last reference to it is gone.
         """
+        from services.diffusion.models.shelf import work_bytes
+
         shelf = self._shelf()
-        shelf.make_room_for_work(generation)
         return shelf.checkpoint(
             generation.checkpoint,
             controlnets=[control.controlnet for control in generation.controls],
@@ -89,6 +95,7 @@ class Library:
             vae=generation.vae,
             embeddings=generation.embeddings,
             tiny_vae=self._tiny_vae_of(generation.checkpoint) if generation.preview_every_steps else None,
+            work_bytes=work_bytes(generation, shelf.device.dtype),
         )
 
     def _shelf(self) -> Shelf:

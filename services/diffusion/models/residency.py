@@ -1,5 +1,6 @@
 """Which things stay in a memory of so many bytes: the least recently used go first, never one in use. No torch."""
 
+import gc
 import itertools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -10,9 +11,15 @@ from services.kernel.errors import ResourceExhausted
 
 
 class Lease:
-    """While it lives, what was taken under it stays. Whoever needs the things keeps it."""
+    """While it lives, what was taken under it stays. Whoever needs the things keeps it.
 
-    __slots__ = ("__weakref__",)
+    `work_bytes`: what working with them needs beside them.
+    """
+
+    __slots__ = ("__weakref__", "work_bytes")
+
+    def __init__(self, work_bytes: int = 0) -> None:
+        self.work_bytes = work_bytes
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -35,6 +42,7 @@ class Tier:
         self._on_evicted = on_evicted
         self._held: dict[Hashable, _Held] = {}
         self._uses = itertools.count()
+        self._working: WeakSet[Lease] = WeakSet()
 
     @property
     def keys(self) -> tuple[Hashable, ...]:
@@ -43,6 +51,14 @@ class Tier:
     @property
     def used_bytes(self) -> int:
         return sum(held.size_bytes for held in tuple(self._held.values()))
+
+    def admit(self, lease: Lease) -> None:
+        """Keep its work's room free from now on. ResourceExhausted where not even an empty memory has it.
+
+        Room is kept for the largest of those at work, not for all: a batch that finds too little is run in halves.
+        """
+        self._make_room(max(0, lease.work_bytes - self._work_bytes), what="a picture of this size")
+        self._working.add(lease)
 
     def get(self, key: Hashable, lease: Lease) -> Any:
         """None where it is not held."""
@@ -61,18 +77,37 @@ class Tier:
 
     def make_room(self, size_bytes: int, *, what: str) -> None:
         """Drops what was not used for longest. ResourceExhausted, with nothing dropped, where that is not enough."""
-        lacking = self.used_bytes + size_bytes - self.limit_bytes
+        self._make_room(size_bytes, what=what)
+
+    def drop(self, is_unwanted: Callable[[Hashable], bool]) -> None:
+        """Forget those, in use or not; who uses one keeps it until they are done."""
+        for key in self.keys:
+            if is_unwanted(key):
+                del self._held[key]
+
+    @property
+    def _work_bytes(self) -> int:
+        return max((lease.work_bytes for lease in self._working), default=0)
+
+    def _make_room(self, size_bytes: int, *, what: str) -> None:
+        lacking = self.used_bytes + self._work_bytes + size_bytes - self.limit_bytes
         if lacking <= 0:
             return
-        idle = [(held.used, key) for key, held in self._held.items() if not held.leases]
-        if lacking > sum(self._held[key].size_bytes for _, key in idle):
-            in_use = sum(held.size_bytes for held in self._held.values() if held.leases)
+        if lacking > self._idle_bytes():
+            # An error's traceback may still hold what it was about.
+            gc.collect()
+        if lacking > self._idle_bytes():
+            in_use = self.used_bytes - self._idle_bytes()
             raise ResourceExhausted(
                 f"{what} needs {size_bytes} bytes of {self.name}; {self.limit_bytes} are for models, of which"
                 f" {in_use} are in use"
             )
+        idle = [(held.used, key) for key, held in self._held.items() if not held.leases]
         for _, key in sorted(idle, key=lambda pair: pair[0]):
             if lacking <= 0:
                 return
             lacking -= self._held.pop(key).size_bytes
             self._on_evicted(key)
+
+    def _idle_bytes(self) -> int:
+        return sum(held.size_bytes for held in self._held.values() if not held.leases)

@@ -57,6 +57,13 @@ def read_path(path: Path) -> Entry | None:
     return read_parts(path)
 
 
+def read_fetched(path: Path) -> Entry | None:
+    """As `read_path`, also where a repository's folder holds one file of weights and nothing that says what it is."""
+    entry = read_path(path)
+    files = list(path.glob("*.safetensors")) if path.is_dir() else []
+    return read_path(files[0]) if entry is None and len(files) == 1 else entry
+
+
 def _entries(path: Path, depth: int) -> Iterator[Entry]:
     entry = None
     try:

@@ -73,10 +73,6 @@ class Shelf:
     def used_bytes(self) -> int:
         return sum(tier.used_bytes for tier in {id(tier): tier for tier in (self._ram, self._vram)}.values())
 
-    def make_room_for_work(self, generation: Generation) -> None:
-        """ResourceExhausted where the picture would not fit on an empty device beside its models."""
-        self._vram.make_room(work_bytes(generation, self.device.dtype), what="a picture of this size")
-
     def checkpoint(
         self,
         entry: CheckpointEntry,
@@ -86,8 +82,11 @@ class Shelf:
         vae: VaeEntry | None = None,
         embeddings: Sequence[EmbeddingEntry] = (),
         tiny_vae: VaeEntry | None = None,
+        work_bytes: int = 0,
     ) -> Checkpoint:
-        lease = Lease()
+        """`work_bytes`: what painting needs beside the models. ResourceExhausted where the two do not fit."""
+        lease = Lease(work_bytes)
+        self._vram.admit(lease)
         unet = self._unet(entry, loras, lease)
         texts = tuple(self._text(entry, recipe, loras, lease) for recipe in entry.recipe.texts)
         return Checkpoint(

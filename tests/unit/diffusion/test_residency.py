@@ -1,6 +1,7 @@
 """Models stay by bytes: what is used least recently goes first, what is in use never."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,19 @@ def test_two_users_of_one_thing_must_both_be_done(tier):
     assert set(tier.keys) == {"b"}
 
 
+def test_room_for_the_largest_work_stays_free(tier):
+    working = Lease(work_bytes=40)
+    tier.admit(working)
+    tier.admit(Lease(work_bytes=30))
+    old = put(tier, "a", 60)
+    with pytest.raises(ResourceExhausted):
+        put(tier, "b", 10)
+    del working
+    put(tier, "b", 40)
+    assert set(tier.keys) == {"a", "b"}
+    assert old
+
+
 def test_the_evicted_are_told():
     gone = []
     tier = Tier("VRAM", limit_bytes=50, on_evicted=gone.append)
@@ -118,8 +132,6 @@ def test_on_a_gpu_models_come_by_way_of_ram_and_come_back_without_the_disk(two):
 def test_a_picture_that_no_device_of_this_size_could_paint_is_refused_before_anything_is_loaded(two, asked):
     catalogue, size_bytes = two
     library = Library(device="cpu", ram_bytes=size_bytes)
-    from dataclasses import replace
-
     huge = replace(asked(width_px=8192, height_px=8192), checkpoint=catalogue.checkpoint("first"))
     with pytest.raises(ResourceExhausted, match="a picture of this size"):
         library.assembled(huge)

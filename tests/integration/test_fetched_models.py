@@ -1,0 +1,86 @@
+"""A request names a model that is on a hub: it is fetched, found, loaded and used, by the real store."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fanlight.diffusion.v1 import diffusion_pb2
+from services.diffusion.generation import LoraUse
+from services.diffusion.models.catalogue import Catalogue
+from services.diffusion.models.library import Library
+from services.diffusion.models.scan import scan
+from services.diffusion.remote import Fetch, Remote
+from services.diffusion.supply import Supply
+from services.diffusion.wire import models_to_proto
+from services.kernel.errors import NotFound
+from services.weights.catalog import shipped
+from services.weights.provision import Provision
+from services.weights.settings import WeightsSettings
+from tests.fakes.models import make_tiny_model
+from tests.fakes.range_server import RangeServer
+from tests.fakes.weight_sites import put_repository
+
+TO_K = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("hub") / "tiny")
+
+
+@pytest.fixture
+def hub(tiny, tmp_path):
+    """org/tiny is a checkpoint, org/tiny-canny a ControlNet, org/style a LoRA."""
+    lora = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({f"{TO_K}.lora_A.weight": torch.ones(1, 16), f"{TO_K}.lora_B.weight": torch.ones(16, 1)}, lora)
+    with RangeServer() as server:
+        put_repository(server, "org/tiny", _files(tiny / "model"))
+        put_repository(server, "org/tiny-canny", _files(tiny / "controlnet-canny"))
+        put_repository(server, "org/style", {lora.name: lora.read_bytes()})
+        yield server
+
+
+def _files(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+async def test_checkpoint_controlnet_and_lora_come_from_a_hub_and_are_used(hub, tiny, tmp_path):
+    settings = WeightsSettings(dir=tmp_path / "store", hf_endpoint=hub.url, retries=2)
+    request = diffusion_pb2.GenerateRequest(
+        model="hf:org/tiny",
+        controls=[diffusion_pb2.Control(controlnet="hf:org/tiny-canny")],
+        loras=[diffusion_pb2.LoraUse(model="hf:org/style")],
+    )
+    catalogue, library = Catalogue(), Library(device="cpu")
+    with ThreadPoolExecutor(1) as readers:
+        async with Provision(settings) as provision:
+            supply = Supply(catalogue, provision, Remote(catalog=shipped(), fetch=Fetch.ANY), readers=readers)
+            async with supply.provided(request, lambda progress: None):
+                entry = catalogue.checkpoint("hf:org/tiny")
+                net = catalogue.controlnet("hf:org/tiny-canny", entry)
+                lora = catalogue.lora("hf:org/style", entry)
+                loaded = library.checkpoint(entry, [net])
+                assert LoraUse(entry=lora)
+            local = library.checkpoint(scan([tiny]).default())
+            states = loaded.unet.state_dict(), local.unet.state_dict()
+            assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+            hub.seen.clear()
+            async with supply.provided(request, lambda progress: None):
+                pass
+            assert not [seen for seen in hub.seen if "safetensors" in str(seen) and "GET" in str(seen)]
+    listed = {model.id: model for model in models_to_proto(catalogue)}
+    assert {"hf:org/tiny", "hf:org/style"} <= set(listed)
+    assert listed["hf:org/tiny"].residency == diffusion_pb2.Model.RESIDENCY_DISK
+
+
+async def test_what_no_hub_has_is_an_error_that_names_it(hub, tmp_path):
+    settings = WeightsSettings(dir=tmp_path / "store", hf_endpoint=hub.url, retries=1)
+    with ThreadPoolExecutor(1) as readers:
+        async with Provision(settings) as provision:
+            supply = Supply(Catalogue(), provision, Remote(catalog=shipped(), fetch=Fetch.ANY), readers=readers)
+            with pytest.raises(NotFound, match="org/nothing") as caught:
+                async with supply.provided(diffusion_pb2.GenerateRequest(model="hf:org/nothing"), print):
+                    pass
+    assert caught.value.field == "model"
