@@ -22,7 +22,7 @@ from services.weights.mirrors import mirrored
 from services.weights.objects import Objects
 from services.weights.pacing import Pacer
 from services.weights.plan import Plan, PlannedFile, make_plan
-from services.weights.references import LocalRef, PackageRef, S3Ref, UrlRef, parse
+from services.weights.references import AirRef, HubRef, LocalRef, PackageRef, S3Ref, UrlRef, parse
 from services.weights.resolve import Resolver, is_offline, local_path, with_sha256
 from services.weights.selection import PICKLES, Wish
 from services.weights.settings import WeightsSettings
@@ -36,6 +36,9 @@ IO_THREADS = 4
 # Files of one model that are fetched at the same time; each has several connections of its own.
 FILES_AT_ONCE = 3
 MAX_PLANS = 3
+# How long a hub's answer stands before it is asked again, and for how many references.
+ANSWER_S = 300.0
+MAX_ANSWERS = 256
 ANNOTATOR = "annotator"
 OFFLINE = "FANLIGHT_WEIGHTS_OFFLINE forbids to fetch it"
 
@@ -60,6 +63,8 @@ class WeightStore:
         self._settings = settings
         self._tools = tools
         self._resolver = Resolver(web=tools.web, catalog=catalog, settings=settings)
+        # What hubs answered lately, and when.
+        self._answers: dict[str, tuple[float, Manifest]] = {}
         self._asking_mirrors = asyncio.Lock()
         self._knows_mirrors = not settings.mirrors
 
@@ -142,8 +147,11 @@ class WeightStore:
     async def _manifest(self, text: str) -> Manifest:
         if self._settings.offline and not self._resolver.is_known(text):
             return await self._held_manifest(text)
+        known = self._answers.get(text)
+        if known and self._tools.now_s() - known[0] < ANSWER_S:
+            return known[1]
         try:
-            return await self._resolver.manifest(text)
+            return self._remembered(text, await self._resolver.manifest(text))
         except FanlightError as error:
             held = await self._tools.run(self.objects.index.recall_manifest, text) if is_offline(error) else None
             if held is None:
@@ -151,6 +159,14 @@ class WeightStore:
             # A query may hold a signature.
             log.warning("weights_source_offline", reference=text.split("?")[0])
             return held
+
+    def _remembered(self, text: str, manifest: Manifest) -> Manifest:
+        """A worker that paints one picture after the other does not ask the hub for each."""
+        if isinstance(parse(text), HubRef | AirRef):
+            if len(self._answers) >= MAX_ANSWERS:
+                self._answers.clear()
+            self._answers[text] = (self._tools.now_s(), manifest)
+        return manifest
 
     async def _held_manifest(self, text: str) -> Manifest:
         held = await self._tools.run(self.objects.index.recall_manifest, text)

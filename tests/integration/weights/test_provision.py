@@ -116,3 +116,11 @@ async def test_progress_adds_up_over_the_files_of_a_reference(settings, server):
     assert last.done_bytes == last.total_bytes > 5_000_000
     assert [t.whole.done_bytes for t in told] == sorted(t.whole.done_bytes for t in told)
     assert last.reference == "hf:org/two"
+
+
+async def test_a_hub_is_not_asked_again_for_every_picture(settings, server, repository):
+    async with Provision(settings()) as provision:
+        for _ in range(3):
+            async with provision.obtain(repository):
+                pass
+    assert sum(seen.path.startswith("/api/") for seen in server.seen) == 1
