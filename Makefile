@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: setup demo test test-long annotators lint protos settings starter
+.PHONY: setup demo test test-long annotators lint protos settings starter images audit compose-demo
 
 setup: $(VENV)/.installed
 
@@ -56,3 +56,25 @@ settings: setup
 starter: setup
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[training]'
 	$(VENV)/bin/python -m training.all
+
+# Container images, built with podman from the wheels that this machine's pip finds; docs/images.md says what it needs.
+# `make images IMAGES=gateway` builds one. They are written to dist/images with zstd layers, and held to their budgets.
+IMAGES ?= gateway preprocessor preprocessor-neural diffusion
+LAYOUT := dist/images
+
+images: setup
+	podman image exists localhost/fanlight/base:bookworm || docker/base/make.sh localhost/fanlight/base:bookworm
+	$(VENV)/bin/python docker/build.py wheels $(IMAGES)
+	$(if $(filter diffusion,$(IMAGES)),$(VENV)/bin/python docker/build.py diffusion --tag starter \
+	  --build-arg WEIGHTS=starter-all)
+	$(VENV)/bin/python docker/build.py --export $(LAYOUT) base $(IMAGES)
+	$(MAKE) audit
+
+audit: setup
+	$(VENV)/bin/fanlight weights plan first-controlnet-image --pipeline controlnet --json > dist/first-controlnet-image.json
+	$(VENV)/bin/python docker/size_audit.py $(foreach image,base $(IMAGES),oci:$(LAYOUT):$(image)) \
+	  --budget docker/budget.toml --plan first-controlnet-image=dist/first-controlnet-image.json \
+	  --format markdown > dist/audit.md && sed -n '/^## the set/,$$p' dist/audit.md
+
+compose-demo:
+	docker/demo.sh

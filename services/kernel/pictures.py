@@ -6,6 +6,7 @@ Needs Pillow, which the extras of the stages bring; the gateway never imports th
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -38,6 +39,17 @@ class PictureLimits:
 
 def decode_rgb(data: bytes, *, field: str, limits: PictureLimits) -> Image.Image:
     """An RGB picture, turned as its EXIF says, transparency on white. InvalidField, TooLarge."""
+    return _decoded(data, _on_white, field, limits)
+
+
+def decode_rgba(data: bytes, *, field: str, limits: PictureLimits) -> Image.Image:
+    """As `decode_rgb`, with the transparency kept; opaque where the picture has none."""
+    return _decoded(data, lambda picture: _in_8_bits(picture).convert("RGBA"), field, limits)
+
+
+def _decoded(
+    data: bytes, finish: Callable[[Image.Image], Image.Image], field: str, limits: PictureLimits
+) -> Image.Image:
     if not data:
         raise InvalidField("is empty; send an encoded picture", field=field)
     if len(data) > limits.size_bytes:
@@ -47,7 +59,7 @@ def decode_rgb(data: bytes, *, field: str, limits: PictureLimits) -> Image.Image
         _check_size(picture, field, limits)
         _check_mode(picture, field)
         picture.load()
-        return _on_white(_upright(picture))
+        return finish(_upright(picture))
     except Image.DecompressionBombError as error:
         raise TooLarge(f"has far more than the {limits.pixels} pixels that are taken", field=field) from error
     except UnidentifiedImageError as error:
@@ -78,10 +90,15 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
+def _in_8_bits(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode == "I":
         # Pillow clips 16 bit to 8 instead of scaling.
-        picture = picture.convert("I").point(lambda value: value / 257).convert("L")
+        return picture.convert("I").point(lambda value: value / 257).convert("L")
+    return picture
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    picture = _in_8_bits(picture)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -12,9 +12,14 @@ from services.kernel.config import CommonSettings, SettingsError, load, refuse_u
 from services.kernel.process import leave, run
 from services.preprocessor import registry
 from services.preprocessor.config import PreprocessorSettings
+from services.preprocessor.device import find_device
 from services.preprocessor.engine import Engine
+from services.preprocessor.residency import ResidencyLimits
 from services.preprocessor.service import PreprocessorService
 from services.preprocessor.stage import PreprocessStage
+from services.preprocessor.weights import FolderWeights, StoreWeights
+from services.weights.provision import Provision
+from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
 from services.worker.config import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
@@ -23,39 +28,66 @@ NAME = preprocessor_pb2.DESCRIPTOR.services_by_name["PreprocessorService"].full_
 
 
 async def serve(
-    settings: PreprocessorSettings, worker: WorkerSettings, common: CommonSettings, stop: asyncio.Event
+    settings: PreprocessorSettings,
+    weights: WeightsSettings,
+    worker: WorkerSettings,
+    common: CommonSettings,
+    stop: asyncio.Event,
 ) -> None:
-    annotators = registry.core()
-    limits = settings.picture_limits()
     cv2.setNumThreads(settings.opencv_threads)
-    engine = Engine(threads=settings.slots, limits=limits)
+    async with Provision(weights) as provision:
+        engine = open_engine(settings, provision)
+        try:
+            await serve_engine(engine, settings, worker, common, stop)
+        finally:
+            engine.close()
+
+
+def open_engine(settings: PreprocessorSettings, provision: Provision) -> Engine:
+    return Engine(
+        threads=settings.slots,
+        limits=settings.picture_limits(),
+        weights=FolderWeights(settings.models_dir, StoreWeights(provision)),
+        device=find_device(settings.device, threads=settings.model_threads),
+        residency_limits=ResidencyLimits(bytes=settings.resident_bytes, batch=settings.batch_limit),
+    )
+
+
+async def serve_engine(
+    engine: Engine, settings: PreprocessorSettings, worker: WorkerSettings, common: CommonSettings, stop: asyncio.Event
+) -> None:
+    annotators = registry.installed()
+    limits = settings.picture_limits()
     admission = Admission(slots=settings.slots, waiting_limit=settings.waiting_limit)
     service = PreprocessorService(
-        annotators, engine, admission, limits=limits, max_message_bytes=common.max_message_bytes
+        annotators,
+        engine,
+        admission,
+        limits=limits,
+        max_message_bytes=common.max_message_bytes,
+        annotations_limit=settings.annotations_limit,
     )
-    stage = PreprocessStage(annotators, engine, limits=limits)
     server = StageServer(
         service=NAME,
         add=lambda rpc: preprocessor_pb2_grpc.add_PreprocessorServiceServicer_to_server(service, rpc),
         listen=settings.grpc,
     )
-    try:
-        await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
-    finally:
-        engine.close()
+    stage = PreprocessStage(annotators, engine, limits=limits)
+    await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
 
 
 def main() -> int:
     try:
-        refuse_unknown(CommonSettings, PreprocessorSettings, WorkerSettings)
-        common, worker, settings = load(CommonSettings), load(WorkerSettings), load(PreprocessorSettings)
+        refuse_unknown(CommonSettings, PreprocessorSettings, WorkerSettings, WeightsSettings)
+        common, worker = load(CommonSettings), load(WorkerSettings)
+        settings, weights = load(PreprocessorSettings), load(WeightsSettings)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     # What Pillow says about damaged pictures is the client's affair, and the client is told.
     warnings.filterwarnings("ignore", module="PIL")
     logs.configure(level=common.log_level, style=common.log_format, service="preprocessor")
-    return run(lambda stop: serve(settings, worker, common, stop), lifeline_fd=common.lifeline_fd)
+    return run(lambda stop: serve(settings, weights, worker, common, stop), lifeline_fd=common.lifeline_fd)
 
 
 if __name__ == "__main__":

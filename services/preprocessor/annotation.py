@@ -4,23 +4,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
-import cv2
 import numpy as np
 
-from services.kernel.errors import InvalidField, TooLarge
 from services.kernel.parameters import Value
-from services.kernel.pictures import PictureLimits, decode_rgb
-from services.preprocessor.annotator import Annotator, Pixels
+from services.kernel.pictures import PictureLimits, decode_rgb, decode_rgba
+from services.preprocessor import poses
+from services.preprocessor.annotator import Annotator, Drawn, Pixels
+from services.preprocessor.device import PLAIN_LABEL
+from services.preprocessor.encoding import png
+from services.preprocessor.sizing import Frame, Size, cut, fitted, frame_of, resized, working_size
 
-MEDIA_TYPE = "image/png"
-
-# Quick first, small second. A grey map is mostly flat, so filters only cost; a picture needs one.
-PNG_QUICK = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
-PNG_MAP = (*PNG_QUICK, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
-PNG_COLOUR = (*PNG_QUICK, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG)
-
-Size = tuple[int, int]
+# What is about sizes, and no affair of an annotator.
+_SIZES = ("detect_resolution", "resize_mode", "short_side_px", "model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +30,39 @@ class Annotation:
     # Width and height in pixels; None for the picture's own.
     size: Size | None = None
 
+    @property
+    def own_parameters(self) -> dict[str, Value]:
+        return {name: value for name, value in self.parameters.items() if name not in _SIZES}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlImage:
-    """A PNG: RGB, or one grey channel where the map has one. Whoever feeds a ControlNet reads it as RGB."""
+    """A PNG: RGB, RGBA, or one grey channel where the map has one. Whoever feeds a ControlNet reads it as RGB."""
 
     data: bytes = field(repr=False)
     width_px: int
     height_px: int
     spans: tuple[tuple[str, float], ...] = ()
+    # OpenPose's JSON; empty where no pose was looked for.
+    pose_json: str = field(default="", repr=False)
+    device: str = PLAIN_LABEL
+
+
+class Hand(Protocol):
+    """What draws the map: the annotator itself, or the lane of its loaded model."""
+
+    device: str
+
+    def draw(self, asked: Annotation, picture: Pixels) -> Drawn: ...
+
+
+class BareHand:
+    """For annotators without a model."""
+
+    device = PLAIN_LABEL
+
+    def draw(self, asked: Annotation, picture: Pixels) -> Drawn:
+        return asked.annotator.draw([picture], None, **asked.own_parameters)[0]
 
 
 class Spans:
@@ -58,58 +79,62 @@ class Spans:
         self.taken.append((name, self._clock() - start_s))
 
 
-def parse_size(width_px: int, height_px: int, limits: PictureLimits) -> Size | None:
-    """None where neither is given. InvalidField for one alone, TooLarge above the limits."""
-    if not width_px and not height_px:
-        return None
-    if not width_px or not height_px:
-        missing = "height_px" if width_px else "width_px"
-        raise InvalidField("is missing; give both width_px and height_px, or none of them", field=missing)
-    for name, side_px in (("width_px", width_px), ("height_px", height_px)):
-        if side_px > limits.side_px:
-            raise TooLarge(f"is {side_px}; at most {limits.side_px} pixels a side are made", field=name)
-    if width_px * height_px > limits.pixels:
-        raise TooLarge(
-            f"{width_px} x {height_px} is more than the {limits.pixels} pixels that are made", field="width_px"
-        )
-    return width_px, height_px
+class Source:
+    """A picture that several annotators may look at; decoded once for each way of looking at it."""
+
+    def __init__(self, data: bytes, limits: PictureLimits) -> None:
+        self._data = data
+        self._limits = limits
+        self._decoded: dict[bool, Pixels] = {}
+
+    def pixels(self, *, keeps_alpha: bool = False) -> Pixels:
+        """(H, W, 3), or (H, W, 4) with its transparency. InvalidField and TooLarge about `picture`."""
+        if keeps_alpha not in self._decoded:
+            decode = decode_rgba if keeps_alpha else decode_rgb
+            self._decoded[keeps_alpha] = np.asarray(decode(self._data, field="picture", limits=self._limits))
+        return self._decoded[keeps_alpha]
 
 
 def annotate(
     asked: Annotation,
     *,
     limits: PictureLimits,
+    hand: Hand | None = None,
+    source: Source | None = None,
     go_on: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> ControlImage:
     """InvalidField and TooLarge about `picture`. `go_on` is called before each step and may raise."""
-    spans = Spans(clock)
+    spans, hand = Spans(clock), hand or BareHand()
     go_on()
     with spans.measure("decode"):
-        picture = _resized(np.asarray(decode_rgb(asked.picture, field="picture", limits=limits)), asked.size)
+        pixels = (source or Source(asked.picture, limits)).pixels(keeps_alpha=asked.annotator.keeps_alpha)
+        frame = frame_of((pixels.shape[1], pixels.shape[0]), asked.size, asked.parameters, limits)
+        short_px = int(asked.parameters.get("detect_resolution", 0))
+        picture = resized(cut(pixels, frame.crop), working_size(frame.inner, short_px))
     go_on()
     with spans.measure("annotate"):
-        control = asked.annotator(picture, **asked.parameters)
+        drawn = hand.draw(asked, picture)
     go_on()
     with spans.measure("encode"):
-        data = _png(control)
-    height_px, width_px = control.shape[:2]
-    return ControlImage(data=data, width_px=width_px, height_px=height_px, spans=tuple(spans.taken))
+        data, pose_json = _encoded(asked.annotator, drawn, frame)
+    width_px, height_px = frame.outer
+    return ControlImage(
+        data=data,
+        width_px=width_px,
+        height_px=height_px,
+        spans=tuple(spans.taken),
+        pose_json=pose_json,
+        device=hand.device,
+    )
 
 
-def _resized(picture: Pixels, size: Size | None) -> Pixels:
-    """The picture stretched to the size, so that lines are drawn at it; filters as in controlnet_aux's resize_image."""
-    height_px, width_px = picture.shape[:2]
-    if size is None or size == (width_px, height_px):
-        return picture
-    grows = size[0] * size[1] > width_px * height_px
-    return cv2.resize(picture, size, interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA)
-
-
-def _png(control: Pixels) -> bytes:
-    if control.ndim == 2:
-        written, data = cv2.imencode(".png", control, PNG_MAP)
-    else:
-        written, data = cv2.imencode(".png", cv2.cvtColor(control, cv2.COLOR_RGB2BGR), PNG_COLOUR)
-    assert written
-    return data.tobytes()
+def _encoded(annotator: Annotator, drawn: Drawn, frame: Frame) -> tuple[bytes, str]:
+    """The PNG, and OpenPose's JSON, which it also carries inside."""
+    control = fitted(drawn.pixels, frame, has_labels=annotator.has_labels)
+    pose_json = ""
+    if drawn.people is not None:
+        pose_json = poses.to_json(drawn.people, canvas=frame.outer, inner=frame.inner, offset=frame.offset)
+    # A map whose size was changed has greys.
+    is_bilevel = annotator.is_bilevel and drawn.pixels.shape[1::-1] == frame.inner
+    return png(control, is_bilevel=is_bilevel, texts={"openpose": pose_json} if pose_json else {}), pose_json

@@ -1,5 +1,8 @@
 """The preprocessor's settings: `FANLIGHT_PREPROCESSOR_*`."""
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -27,6 +30,21 @@ class PreprocessorSettings(BaseSettings):
     )
     max_picture_side_px: int = Field(
         PictureLimits().side_px, ge=1, le=OPENCV_SIDE_MAX_PX, description="The longest side in pixels."
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where networks run; auto takes the GPU if there is one."
+    )
+    model_threads: int = Field(2, ge=1, le=256, description="How many threads a network spreads over on a CPU.")
+    resident_bytes: int = Field(
+        6_000_000_000, ge=0, description="Weights kept in memory; the least recently used go first, never one in use."
+    )
+    batch_limit: int = Field(4, ge=1, le=64, description="How many pictures of one shape share a network's run.")
+    annotations_limit: int = Field(
+        32, ge=1, le=256, description="The most annotations of one picture that one call asks for."
+    )
+    models_dir: Path | None = Field(
+        None, description="A folder AUTHOR/NAME/FILE of annotators' weights that is looked in before the store."
     )
 
     def picture_limits(self) -> PictureLimits:

@@ -2,38 +2,96 @@
 
 import asyncio
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 
 from services.kernel.errors import Cancelled
 from services.kernel.pictures import PictureLimits
-from services.preprocessor.annotation import Annotation, ControlImage, annotate
+from services.preprocessor.annotation import Annotation, ControlImage, Hand, Source, annotate
+from services.preprocessor.annotator import Annotator
+from services.preprocessor.device import PLAIN_LABEL, Device
+from services.preprocessor.residency import Residency, ResidencyLimits
+from services.preprocessor.weights import Weights
+
+# A model is built and weights are read beside the annotations that run.
+LOADING_THREADS = 1
 
 
 class Engine:
     """As many threads as the stage has slots; whoever calls `run` holds a slot."""
 
-    def __init__(self, *, threads: int, limits: PictureLimits) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int,
+        limits: PictureLimits,
+        weights: Weights | None = None,
+        device: Device | None = None,
+        residency_limits: ResidencyLimits | None = None,
+    ) -> None:
         self._limits = limits
+        self.device = device or Device()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="annotate")
+        self._loader = ThreadPoolExecutor(LOADING_THREADS, thread_name_prefix="load")
+        self.residency = (
+            Residency(weights, self.device, self._loader, limits=residency_limits or ResidencyLimits())
+            if weights
+            else None
+        )
 
-    async def run(self, asked: Annotation) -> ControlImage:
+    async def decode(self, asked: Sequence[Annotation]) -> Source:
+        """The one picture of several annotations, decoded for each way in which they look at it."""
+        source = Source(asked[0].picture, self._limits)
+        ways = {each.annotator.keeps_alpha for each in asked}
+
+        def decode() -> None:
+            for keeps_alpha in ways:
+                source.pixels(keeps_alpha=keeps_alpha)
+
+        await asyncio.get_running_loop().run_in_executor(self._executor, decode)
+        return source
+
+    async def run(self, asked: Annotation, source: Source | None = None) -> ControlImage:
         """Cancelling the call ends the work after its present step, and returns only then: the slot is still in use."""
+        model = asked.annotator.model(asked.parameters)
+        async with AsyncExitStack() as stack:
+            hand: Hand | None = None
+            if model is not None:
+                assert self.residency is not None, "annotators with models are listed only where they can be loaded"
+                hand = await stack.enter_async_context(self.residency.use(model))
+            return await self._in_thread(
+                lambda go_on: annotate(asked, limits=self._limits, hand=hand, source=source, go_on=go_on)
+            )
+
+    async def _in_thread(self, work: Callable[[Callable[[], None]], ControlImage]) -> ControlImage:
         cancelled = threading.Event()
 
         def go_on() -> None:
             if cancelled.is_set():
                 raise Cancelled("the call was cancelled")
 
-        work = asyncio.get_running_loop().run_in_executor(
-            self._executor, lambda: annotate(asked, limits=self._limits, go_on=go_on)
-        )
+        running = asyncio.get_running_loop().run_in_executor(self._executor, work, go_on)
         try:
-            return await asyncio.shield(work)
+            return await asyncio.shield(running)
         except asyncio.CancelledError:
             cancelled.set()
-            await asyncio.wait([work])
+            await asyncio.wait([running])
             raise
+
+    def holds(self, annotator: Annotator) -> bool:
+        """Ready to run without loading weights first."""
+        if not annotator.models:
+            return True
+        return self.residency is not None and self.residency.holds(annotator.models[0])
+
+    def device_label(self, annotator: Annotator) -> str:
+        """On what it runs here."""
+        if not annotator.models or self.residency is None:
+            return PLAIN_LABEL
+        return annotator.models[0].device(self.residency.device).label
 
     def close(self) -> None:
         """Wait for what still runs."""
         self._executor.shutdown(cancel_futures=True)
+        self._loader.shutdown(cancel_futures=True)

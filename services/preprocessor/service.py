@@ -1,18 +1,19 @@
 """The handlers of PreprocessorService: translate, call, translate."""
 
+import asyncio
 import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
 
-from fanlight.common.v1 import common_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
-from services.kernel.errors import TooLarge
+from services.kernel.errors import FanlightError, TooLarge
 from services.kernel.pictures import PictureLimits
-from services.preprocessor.annotation import MEDIA_TYPE, ControlImage
+from services.preprocessor.annotation import Annotation, ControlImage, Source
 from services.preprocessor.engine import Engine
 from services.preprocessor.registry import Registry
-from services.preprocessor.wire import annotator_to_proto, parse_request
+from services.preprocessor.wire import annotator_to_proto, answer, failure, parse_many, parse_request
 from services.worker.admission import Admission
 
 # What an answer holds beside its image, with room to spare.
@@ -30,40 +31,75 @@ class PreprocessorService(preprocessor_pb2_grpc.PreprocessorServiceServicer):
         *,
         limits: PictureLimits,
         max_message_bytes: int,
+        annotations_limit: int = 32,
     ) -> None:
         self._registry = registry
         self._engine = engine
         self._admission = admission
         self._limits = limits
         self._max_image_bytes = max_message_bytes - ANSWER_OVERHEAD_BYTES
+        self._annotations_limit = annotations_limit
 
     async def ListAnnotators(
         self, request: preprocessor_pb2.ListAnnotatorsRequest, context: Context
     ) -> preprocessor_pb2.ListAnnotatorsResponse:
-        return preprocessor_pb2.ListAnnotatorsResponse(annotators=map(annotator_to_proto, self._registry))
+        listed = [annotator_to_proto(annotator, self._engine) for annotator in self._registry]
+        return preprocessor_pb2.ListAnnotatorsResponse(annotators=listed)
 
     async def Annotate(
         self, request: preprocessor_pb2.AnnotateRequest, context: Context
     ) -> preprocessor_pb2.AnnotateResponse:
-        asked = parse_request(request, self._registry, self._limits)
+        return await self._annotate(parse_request(request, self._registry, self._limits))
+
+    async def AnnotateMany(
+        self, request: preprocessor_pb2.AnnotateManyRequest, context: Context
+    ) -> AsyncIterator[preprocessor_pb2.AnnotateManyResponse]:
+        asked = parse_many(request, self._registry, self._limits, at_most=self._annotations_limit)
+        source = await self._engine.decode(asked)
+        done: asyncio.Queue[preprocessor_pb2.AnnotateManyResponse] = asyncio.Queue()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._annotate_all(asked, source, done))
+            for _ in asked:
+                yield await done.get()
+
+    async def _annotate_all(
+        self,
+        asked: Sequence[Annotation],
+        source: Source,
+        done: asyncio.Queue[preprocessor_pb2.AnnotateManyResponse],
+    ) -> None:
+        """One after another for each slot, so that a call waits for no more slots than there are."""
+        left = iter(enumerate(asked))
+
+        async def work() -> None:
+            for index, each in left:
+                done.put_nowait(await self._one_of_many(index, each, source))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._admission.slots, len(asked))):
+                group.create_task(work())
+
+    async def _one_of_many(
+        self, index: int, asked: Annotation, source: Source
+    ) -> preprocessor_pb2.AnnotateManyResponse:
+        try:
+            return preprocessor_pb2.AnnotateManyResponse(index=index, answer=await self._annotate(asked, source))
+        except FanlightError as error:
+            return preprocessor_pb2.AnnotateManyResponse(index=index, failure=failure(error))
+
+    async def _annotate(self, asked: Annotation, source: Source | None = None) -> preprocessor_pb2.AnnotateResponse:
         arrived_s = time.perf_counter()
         async with self._admission.enter():
             waited_s = time.perf_counter() - arrived_s
-            control = await self._engine.run(asked)
-        return self._answer(control, waited_s)
+            control = await self._engine.run(asked, source)
+        self._check_size(control)
+        return answer(control, waited_s)
 
-    def _answer(self, control: ControlImage, waited_s: float) -> preprocessor_pb2.AnnotateResponse:
-        if len(control.data) > self._max_image_bytes:
+    def _check_size(self, control: ControlImage) -> None:
+        size_bytes = len(control.data) + len(control.pose_json)
+        if size_bytes > self._max_image_bytes:
             raise TooLarge(
-                f"makes a control image of {len(control.data)} bytes; at most {self._max_image_bytes} fit an answer: "
+                f"makes a control image of {size_bytes} bytes; at most {self._max_image_bytes} fit an answer: "
                 "ask for a smaller width_px and height_px",
                 field="picture",
             )
-        spans = [("waiting", waited_s), *control.spans]
-        return preprocessor_pb2.AnnotateResponse(
-            image=control.data,
-            media_type=MEDIA_TYPE,
-            width_px=control.width_px,
-            height_px=control.height_px,
-            spans=[common_pb2.Span(name=name, duration_s=duration_s) for name, duration_s in spans],
-        )

@@ -8,8 +8,6 @@ from services.preprocessor.registry import Registry
 from services.preprocessor.wire import annotator_to_proto, parse_request
 from services.worker.ports import Outcome, Output, Report
 
-DEVICE = "cpu"
-
 
 class PreprocessStage:
     """The lease loop holds a slot for every `run`."""
@@ -20,13 +18,21 @@ class PreprocessStage:
         self._registry = registry
         self._engine = engine
         self._limits = limits
-        self._capabilities = queue_pb2.Capabilities(annotators=map(annotator_to_proto, registry))
+        # Made anew when a model comes into memory or leaves it.
+        self._loaded: tuple[bool, ...] = ()
+        self._capabilities = queue_pb2.Capabilities()
 
     def capabilities(self) -> queue_pb2.Capabilities:
+        loaded = tuple(self._engine.holds(annotator) for annotator in self._registry)
+        if loaded != self._loaded:
+            self._loaded = loaded
+            self._capabilities = queue_pb2.Capabilities(
+                annotators=[annotator_to_proto(each, self._engine) for each in self._registry]
+            )
         return self._capabilities
 
     def describe(self, worker: queue_pb2.Worker) -> None:
-        worker.device = DEVICE
+        worker.device = self._engine.device.kind
 
     async def run(self, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
         if task.WhichOneof("work") != "annotate":

@@ -2,13 +2,16 @@
 
 from fanlight.common.v1 import common_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.kernel.errors import InvalidField
+from services.kernel.errors import FanlightError, InvalidField, TooLarge
 from services.kernel.parameters import fill
 from services.kernel.pictures import PictureLimits
 from services.kernel.wire_parameters import description, plain
-from services.preprocessor.annotation import Annotation, parse_size
+from services.preprocessor.annotation import Annotation, ControlImage
 from services.preprocessor.annotator import Annotator
-from services.preprocessor.registry import Registry
+from services.preprocessor.encoding import MEDIA_TYPE
+from services.preprocessor.engine import Engine
+from services.preprocessor.registry import Registry, aliases_of
+from services.preprocessor.sizing import parse_size
 
 
 def parse_request(request: preprocessor_pb2.AnnotateRequest, registry: Registry, limits: PictureLimits) -> Annotation:
@@ -16,7 +19,7 @@ def parse_request(request: preprocessor_pb2.AnnotateRequest, registry: Registry,
     annotator = registry.get(request.annotator)
     return Annotation(
         annotator=annotator,
-        parameters=fill(annotator.parameters, plain(request.parameters)),
+        parameters=fill(annotator.all_parameters, plain(request.parameters)),
         size=parse_size(request.width_px, request.height_px, limits),
         picture=_picture(request.picture),
     )
@@ -31,16 +34,61 @@ def _picture(picture: common_pb2.Picture) -> bytes:
     return picture.data
 
 
-def annotator_to_proto(annotator: Annotator) -> preprocessor_pb2.Annotator:
+def parse_many(
+    request: preprocessor_pb2.AnnotateManyRequest, registry: Registry, limits: PictureLimits, *, at_most: int
+) -> list[Annotation]:
+    """As `parse_request` for each; TooLarge for more than `at_most`."""
+    if not request.annotations:
+        raise InvalidField("is empty; name at least one annotator", field="annotations")
+    if len(request.annotations) > at_most:
+        raise TooLarge(f"has {len(request.annotations)}; at most {at_most} are taken in one call", field="annotations")
+    picture = _picture(request.picture)
+    return [_wanted(each, index, picture, registry, limits) for index, each in enumerate(request.annotations)]
+
+
+def _wanted(
+    wanted: preprocessor_pb2.WantedAnnotation, index: int, picture: bytes, registry: Registry, limits: PictureLimits
+) -> Annotation:
+    try:
+        annotator = registry.get(wanted.annotator)
+        return Annotation(
+            annotator=annotator,
+            parameters=fill(annotator.all_parameters, plain(wanted.parameters)),
+            size=parse_size(wanted.width_px, wanted.height_px, limits),
+            picture=picture,
+        )
+    except FanlightError as error:
+        raise error.within(f"annotations[{index}]") from error
+
+
+def answer(control: ControlImage, waited_s: float) -> preprocessor_pb2.AnnotateResponse:
+    spans = [("waiting", waited_s), *control.spans]
+    return preprocessor_pb2.AnnotateResponse(
+        image=control.data,
+        media_type=MEDIA_TYPE,
+        width_px=control.width_px,
+        height_px=control.height_px,
+        spans=[common_pb2.Span(name=name, duration_s=duration_s) for name, duration_s in spans],
+        pose_json=control.pose_json,
+        device=control.device,
+    )
+
+
+def failure(error: FanlightError) -> common_pb2.Failure:
+    return common_pb2.Failure(reason=error.reason, message=error.message, field=error.field)
+
+
+def annotator_to_proto(annotator: Annotator, engine: Engine) -> preprocessor_pb2.Annotator:
     return preprocessor_pb2.Annotator(
         id=annotator.id,
         description=annotator.description,
-        parameters=[description(parameter) for parameter in annotator.parameters],
+        parameters=[description(parameter) for parameter in annotator.all_parameters],
         deterministic=annotator.deterministic,
         weight_bytes=annotator.weight_bytes,
-        loaded=annotator.weight_bytes == 0,
+        loaded=engine.holds(annotator),
         controlnets=annotator.controlnets,
         version=annotator.version,
-        device=annotator.device,
+        device=engine.device_label(annotator),
         licence=annotator.licence,
+        aliases=aliases_of(annotator.id),
     )

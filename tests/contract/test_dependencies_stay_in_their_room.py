@@ -63,8 +63,8 @@ def test_an_extra_asks_for_nothing_heavy(extra):
     assert asked & BANNED[extra] == set()
 
 
-def installed_into_nothing(extra: str) -> set[str]:
-    """What pip would install where nothing is installed yet."""
+def installed_into_nothing(extra: str) -> dict[str, str]:
+    """What pip would install where nothing is installed yet, and in which versions."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
     done = subprocess.run(
         [*command, "--constraint", "constraints.txt", f".[{extra}]"],
@@ -76,12 +76,24 @@ def installed_into_nothing(extra: str) -> set[str]:
     if "No matching distribution" in done.stderr:
         pytest.skip("no package index is reached")
     assert done.returncode == 0, done.stderr
-    return {row["metadata"]["name"].lower() for row in json.loads(done.stdout)["install"]}
+    found = [row["metadata"] for row in json.loads(done.stdout)["install"]]
+    return {row["name"].lower().replace("_", "-"): row["version"] for row in found}
 
 
 @pytest.mark.parametrize("extra", BANNED)
 def test_pip_brings_nothing_heavy_into_an_empty_environment(extra):
     brought = installed_into_nothing(extra)
 
-    assert {"fanlight", "grpcio"} <= brought
-    assert brought & BANNED[extra] == set()
+    assert {"fanlight", "grpcio"} <= set(brought)
+    assert set(brought) & BANNED[extra] == set()
+
+
+@pytest.mark.slow
+def test_the_annotators_extra_keeps_our_torch_and_the_headless_opencv():
+    brought = installed_into_nothing("annotators")
+
+    assert brought["torch"].partition("+")[0] == "2.13.0"
+    assert brought["torchvision"].partition("+")[0] == "0.28.0"
+    assert brought["controlnet-aux"] == "0.0.10"
+    assert [name for name in brought if name.startswith("opencv")] == ["opencv-python-headless"]
+    assert "mediapipe" not in brought

@@ -23,6 +23,8 @@ def annotated(annotator_id: str) -> np.ndarray:
     annotator = core().get(annotator_id)
     values = {p.name: p.default for p in annotator.parameters} | PARAMETERS.get(annotator_id, {})
     photo = Image.open(PHOTO).convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
+    if annotator.keeps_alpha:
+        photo.putalpha(Image.radial_gradient("L").resize(photo.size))
     return np.asarray(Image.fromarray(annotator(np.asarray(photo), **values)).convert("RGB"))
 
 

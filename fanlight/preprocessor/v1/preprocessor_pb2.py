@@ -26,7 +26,7 @@ from fanlight.common.v1 import common_pb2 as fanlight_dot_common_dot_v1_dot_comm
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+fanlight/preprocessor/v1/preprocessor.proto\x12\x18\x66\x61nlight.preprocessor.v1\x1a\x1f\x66\x61nlight/common/v1/common.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x17\n\x15ListAnnotatorsRequest\"Q\n\x16ListAnnotatorsResponse\x12\x37\n\nannotators\x18\x01 \x03(\x0b\x32#.fanlight.preprocessor.v1.Annotator\"\xe9\x01\n\tAnnotator\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x37\n\nparameters\x18\x03 \x03(\x0b\x32#.fanlight.preprocessor.v1.Parameter\x12\x15\n\rdeterministic\x18\x04 \x01(\x08\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06loaded\x18\x06 \x01(\x08\x12\x13\n\x0b\x63ontrolnets\x18\x07 \x03(\t\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x0f\n\x07licence\x18\n \x01(\t\"\xcc\x02\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x04kind\x18\x02 \x01(\x0e\x32(.fanlight.preprocessor.v1.Parameter.Kind\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12-\n\rdefault_value\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x14\n\x07minimum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x63hoices\x18\x07 \x03(\t\"`\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_BOOLEAN\x10\x01\x12\x10\n\x0cKIND_INTEGER\x10\x02\x12\x0f\n\x0bKIND_NUMBER\x10\x03\x12\r\n\tKIND_TEXT\x10\x04\x42\n\n\x08_minimumB\n\n\x08_maximum\"\xa4\x01\n\x0f\x41nnotateRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12,\n\x07picture\x18\x02 \x01(\x0b\x32\x1b.fanlight.common.v1.Picture\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08width_px\x18\x04 \x01(\r\x12\x11\n\theight_px\x18\x05 \x01(\r\"\x83\x01\n\x10\x41nnotateResponse\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x10\n\x08width_px\x18\x03 \x01(\r\x12\x11\n\theight_px\x18\x04 \x01(\r\x12\'\n\x05spans\x18\x05 \x03(\x0b\x32\x18.fanlight.common.v1.Span2\xed\x01\n\x13PreprocessorService\x12s\n\x0eListAnnotators\x12/.fanlight.preprocessor.v1.ListAnnotatorsRequest\x1a\x30.fanlight.preprocessor.v1.ListAnnotatorsResponse\x12\x61\n\x08\x41nnotate\x12).fanlight.preprocessor.v1.AnnotateRequest\x1a*.fanlight.preprocessor.v1.AnnotateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+fanlight/preprocessor/v1/preprocessor.proto\x12\x18\x66\x61nlight.preprocessor.v1\x1a\x1f\x66\x61nlight/common/v1/common.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x17\n\x15ListAnnotatorsRequest\"Q\n\x16ListAnnotatorsResponse\x12\x37\n\nannotators\x18\x01 \x03(\x0b\x32#.fanlight.preprocessor.v1.Annotator\"\xfa\x01\n\tAnnotator\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x37\n\nparameters\x18\x03 \x03(\x0b\x32#.fanlight.preprocessor.v1.Parameter\x12\x15\n\rdeterministic\x18\x04 \x01(\x08\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06loaded\x18\x06 \x01(\x08\x12\x13\n\x0b\x63ontrolnets\x18\x07 \x03(\t\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x0f\n\x07licence\x18\n \x01(\t\x12\x0f\n\x07\x61liases\x18\x0b \x03(\t\"\xcc\x02\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x04kind\x18\x02 \x01(\x0e\x32(.fanlight.preprocessor.v1.Parameter.Kind\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12-\n\rdefault_value\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x14\n\x07minimum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x63hoices\x18\x07 \x03(\t\"`\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_BOOLEAN\x10\x01\x12\x10\n\x0cKIND_INTEGER\x10\x02\x12\x0f\n\x0bKIND_NUMBER\x10\x03\x12\r\n\tKIND_TEXT\x10\x04\x42\n\n\x08_minimumB\n\n\x08_maximum\"\xa4\x01\n\x0f\x41nnotateRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12,\n\x07picture\x18\x02 \x01(\x0b\x32\x1b.fanlight.common.v1.Picture\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08width_px\x18\x04 \x01(\r\x12\x11\n\theight_px\x18\x05 \x01(\r\"\xa6\x01\n\x10\x41nnotateResponse\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x10\n\x08width_px\x18\x03 \x01(\r\x12\x11\n\theight_px\x18\x04 \x01(\r\x12\'\n\x05spans\x18\x05 \x03(\x0b\x32\x18.fanlight.common.v1.Span\x12\x11\n\tpose_json\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\"\x84\x01\n\x13\x41nnotateManyRequest\x12,\n\x07picture\x18\x01 \x01(\x0b\x32\x1b.fanlight.common.v1.Picture\x12?\n\x0b\x61nnotations\x18\x02 \x03(\x0b\x32*.fanlight.preprocessor.v1.WantedAnnotation\"w\n\x10WantedAnnotation\x12\x11\n\tannotator\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08width_px\x18\x03 \x01(\r\x12\x11\n\theight_px\x18\x04 \x01(\r\"\x9d\x01\n\x14\x41nnotateManyResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12<\n\x06\x61nswer\x18\x02 \x01(\x0b\x32*.fanlight.preprocessor.v1.AnnotateResponseH\x00\x12.\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.fanlight.common.v1.FailureH\x00\x42\x08\n\x06result2\xde\x02\n\x13PreprocessorService\x12s\n\x0eListAnnotators\x12/.fanlight.preprocessor.v1.ListAnnotatorsRequest\x1a\x30.fanlight.preprocessor.v1.ListAnnotatorsResponse\x12\x61\n\x08\x41nnotate\x12).fanlight.preprocessor.v1.AnnotateRequest\x1a*.fanlight.preprocessor.v1.AnnotateResponse\x12o\n\x0c\x41nnotateMany\x12-.fanlight.preprocessor.v1.AnnotateManyRequest\x1a..fanlight.preprocessor.v1.AnnotateManyResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTANNOTATORSRESPONSE']._serialized_start=161
   _globals['_LISTANNOTATORSRESPONSE']._serialized_end=242
   _globals['_ANNOTATOR']._serialized_start=245
-  _globals['_ANNOTATOR']._serialized_end=478
-  _globals['_PARAMETER']._serialized_start=481
-  _globals['_PARAMETER']._serialized_end=813
-  _globals['_PARAMETER_KIND']._serialized_start=693
-  _globals['_PARAMETER_KIND']._serialized_end=789
-  _globals['_ANNOTATEREQUEST']._serialized_start=816
-  _globals['_ANNOTATEREQUEST']._serialized_end=980
-  _globals['_ANNOTATERESPONSE']._serialized_start=983
-  _globals['_ANNOTATERESPONSE']._serialized_end=1114
-  _globals['_PREPROCESSORSERVICE']._serialized_start=1117
-  _globals['_PREPROCESSORSERVICE']._serialized_end=1354
+  _globals['_ANNOTATOR']._serialized_end=495
+  _globals['_PARAMETER']._serialized_start=498
+  _globals['_PARAMETER']._serialized_end=830
+  _globals['_PARAMETER_KIND']._serialized_start=710
+  _globals['_PARAMETER_KIND']._serialized_end=806
+  _globals['_ANNOTATEREQUEST']._serialized_start=833
+  _globals['_ANNOTATEREQUEST']._serialized_end=997
+  _globals['_ANNOTATERESPONSE']._serialized_start=1000
+  _globals['_ANNOTATERESPONSE']._serialized_end=1166
+  _globals['_ANNOTATEMANYREQUEST']._serialized_start=1169
+  _globals['_ANNOTATEMANYREQUEST']._serialized_end=1301
+  _globals['_WANTEDANNOTATION']._serialized_start=1303
+  _globals['_WANTEDANNOTATION']._serialized_end=1422
+  _globals['_ANNOTATEMANYRESPONSE']._serialized_start=1425
+  _globals['_ANNOTATEMANYRESPONSE']._serialized_end=1582
+  _globals['_PREPROCESSORSERVICE']._serialized_start=1585
+  _globals['_PREPROCESSORSERVICE']._serialized_end=1935
 # @@protoc_insertion_point(module_scope)

@@ -61,6 +61,7 @@ class Annotator(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     DEVICE_FIELD_NUMBER: builtins.int
     LICENCE_FIELD_NUMBER: builtins.int
+    ALIASES_FIELD_NUMBER: builtins.int
     id: builtins.str
     description: builtins.str
     deterministic: builtins.bool
@@ -80,6 +81,10 @@ class Annotator(google.protobuf.message.Message):
     def controlnets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Short ids of the ControlNets that its control image is made for."""
 
+    @property
+    def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Other services' names for it; taken wherever its id is."""
+
     def __init__(
         self,
         *,
@@ -93,8 +98,9 @@ class Annotator(google.protobuf.message.Message):
         version: builtins.str = ...,
         device: builtins.str = ...,
         licence: builtins.str = ...,
+        aliases: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["controlnets", b"controlnets", "description", b"description", "deterministic", b"deterministic", "device", b"device", "id", b"id", "licence", b"licence", "loaded", b"loaded", "parameters", b"parameters", "version", b"version", "weight_bytes", b"weight_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "controlnets", b"controlnets", "description", b"description", "deterministic", b"deterministic", "device", b"device", "id", b"id", "licence", b"licence", "loaded", b"loaded", "parameters", b"parameters", "version", b"version", "weight_bytes", b"weight_bytes"]) -> None: ...
 
 Global___Annotator: typing_extensions.TypeAlias = Annotator
 
@@ -202,11 +208,19 @@ class AnnotateResponse(google.protobuf.message.Message):
     WIDTH_PX_FIELD_NUMBER: builtins.int
     HEIGHT_PX_FIELD_NUMBER: builtins.int
     SPANS_FIELD_NUMBER: builtins.int
+    POSE_JSON_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
     image: builtins.bytes
     """A PNG."""
     media_type: builtins.str
     width_px: builtins.int
     height_px: builtins.int
+    pose_json: builtins.str
+    """The people that were found, as OpenPose writes them, in pixels of the image; empty from other annotators. The PNG
+    carries the same text under the name `openpose`.
+    """
+    device: builtins.str
+    """On what it was made, such as `cpu/float32` or `cuda/float16`."""
     @property
     def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.common.v1.common_pb2.Span]: ...
     def __init__(
@@ -217,7 +231,85 @@ class AnnotateResponse(google.protobuf.message.Message):
         width_px: builtins.int = ...,
         height_px: builtins.int = ...,
         spans: collections.abc.Iterable[fanlight.common.v1.common_pb2.Span] | None = ...,
+        pose_json: builtins.str = ...,
+        device: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["height_px", b"height_px", "image", b"image", "media_type", b"media_type", "spans", b"spans", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "height_px", b"height_px", "image", b"image", "media_type", b"media_type", "pose_json", b"pose_json", "spans", b"spans", "width_px", b"width_px"]) -> None: ...
 
 Global___AnnotateResponse: typing_extensions.TypeAlias = AnnotateResponse
+
+@typing.final
+class AnnotateManyRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PICTURE_FIELD_NUMBER: builtins.int
+    ANNOTATIONS_FIELD_NUMBER: builtins.int
+    @property
+    def picture(self) -> fanlight.common.v1.common_pb2.Picture: ...
+    @property
+    def annotations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WantedAnnotation]: ...
+    def __init__(
+        self,
+        *,
+        picture: fanlight.common.v1.common_pb2.Picture | None = ...,
+        annotations: collections.abc.Iterable[Global___WantedAnnotation] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["picture", b"picture"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotations", b"annotations", "picture", b"picture"]) -> None: ...
+
+Global___AnnotateManyRequest: typing_extensions.TypeAlias = AnnotateManyRequest
+
+@typing.final
+class WantedAnnotation(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ANNOTATOR_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    WIDTH_PX_FIELD_NUMBER: builtins.int
+    HEIGHT_PX_FIELD_NUMBER: builtins.int
+    annotator: builtins.str
+    width_px: builtins.int
+    """Size of the control image. Both 0 give the picture's own size."""
+    height_px: builtins.int
+    @property
+    def parameters(self) -> google.protobuf.struct_pb2.Struct:
+        """By name; what is left out has its default."""
+
+    def __init__(
+        self,
+        *,
+        annotator: builtins.str = ...,
+        parameters: google.protobuf.struct_pb2.Struct | None = ...,
+        width_px: builtins.int = ...,
+        height_px: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["parameters", b"parameters"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotator", b"annotator", "height_px", b"height_px", "parameters", b"parameters", "width_px", b"width_px"]) -> None: ...
+
+Global___WantedAnnotation: typing_extensions.TypeAlias = WantedAnnotation
+
+@typing.final
+class AnnotateManyResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    ANSWER_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Which of the request's annotations this is."""
+    @property
+    def answer(self) -> Global___AnnotateResponse: ...
+    @property
+    def failure(self) -> fanlight.common.v1.common_pb2.Failure: ...
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        answer: Global___AnnotateResponse | None = ...,
+        failure: fanlight.common.v1.common_pb2.Failure | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["answer", b"answer", "failure", b"failure", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "failure", b"failure", "index", b"index", "result", b"result"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["answer", "failure"] | None: ...
+
+Global___AnnotateManyResponse: typing_extensions.TypeAlias = AnnotateManyResponse

@@ -45,6 +45,11 @@ class PreprocessorServiceStub(object):
                 request_serializer=fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateRequest.SerializeToString,
                 response_deserializer=fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateResponse.FromString,
                 _registered_method=True)
+        self.AnnotateMany = channel.unary_stream(
+                '/fanlight.preprocessor.v1.PreprocessorService/AnnotateMany',
+                request_serializer=fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateManyRequest.SerializeToString,
+                response_deserializer=fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateManyResponse.FromString,
+                _registered_method=True)
 
 
 class PreprocessorServiceServicer(object):
@@ -62,6 +67,16 @@ class PreprocessorServiceServicer(object):
         """Annotates one picture. The same request gives the same bytes from a deterministic annotator of one version.
         INVALID_ARGUMENT: a field is wrong, or the bytes are no picture. NOT_FOUND: no such annotator.
         RESOURCE_EXHAUSTED: too many bytes or pixels, or too many calls waiting (then with a retry delay).
+        FAILED_PRECONDITION, UNAVAILABLE: the annotator's weights are not to be had; the message says which file from where.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnnotateMany(self, request, context):
+        """Annotates one picture in several ways, decoded once. Each answer is sent as soon as it is there, in any order; one
+        that fails says so in its place and ends no other.
+        INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED: as with Annotate, before anything is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +94,11 @@ def add_PreprocessorServiceServicer_to_server(servicer, server):
                     servicer.Annotate,
                     request_deserializer=fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateRequest.FromString,
                     response_serializer=fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateResponse.SerializeToString,
+            ),
+            'AnnotateMany': grpc.unary_stream_rpc_method_handler(
+                    servicer.AnnotateMany,
+                    request_deserializer=fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateManyRequest.FromString,
+                    response_serializer=fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateManyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +156,33 @@ class PreprocessorService(object):
             '/fanlight.preprocessor.v1.PreprocessorService/Annotate',
             fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateRequest.SerializeToString,
             fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnnotateMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fanlight.preprocessor.v1.PreprocessorService/AnnotateMany',
+            fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateManyRequest.SerializeToString,
+            fanlight_dot_preprocessor_dot_v1_dot_preprocessor__pb2.AnnotateManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,7 +57,23 @@ _PreprocessorServiceAnnotateType = typing_extensions.TypeVar(
     ],
 )
 
-class PreprocessorServiceStub(typing.Generic[_PreprocessorServiceListAnnotatorsType, _PreprocessorServiceAnnotateType]):
+_PreprocessorServiceAnnotateManyType = typing_extensions.TypeVar(
+    '_PreprocessorServiceAnnotateManyType',
+    grpc.UnaryStreamMultiCallable[
+        fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyRequest,
+        fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyRequest,
+        fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyRequest,
+        fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse,
+    ],
+)
+
+class PreprocessorServiceStub(typing.Generic[_PreprocessorServiceListAnnotatorsType, _PreprocessorServiceAnnotateType, _PreprocessorServiceAnnotateManyType]):
     """Turns pictures into control images."""
 
     @typing.overload
@@ -69,6 +85,10 @@ class PreprocessorServiceStub(typing.Generic[_PreprocessorServiceListAnnotatorsT
         grpc.UnaryUnaryMultiCallable[
             fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest,
             fanlight.preprocessor.v1.preprocessor_pb2.AnnotateResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyRequest,
+            fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -82,6 +102,10 @@ class PreprocessorServiceStub(typing.Generic[_PreprocessorServiceListAnnotatorsT
             fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest,
             fanlight.preprocessor.v1.preprocessor_pb2.AnnotateResponse,
         ],
+        grpc.aio.UnaryStreamMultiCallable[
+            fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyRequest,
+            fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListAnnotators: _PreprocessorServiceListAnnotatorsType
@@ -91,6 +115,13 @@ class PreprocessorServiceStub(typing.Generic[_PreprocessorServiceListAnnotatorsT
     """Annotates one picture. The same request gives the same bytes from a deterministic annotator of one version.
     INVALID_ARGUMENT: a field is wrong, or the bytes are no picture. NOT_FOUND: no such annotator.
     RESOURCE_EXHAUSTED: too many bytes or pixels, or too many calls waiting (then with a retry delay).
+    FAILED_PRECONDITION, UNAVAILABLE: the annotator's weights are not to be had; the message says which file from where.
+    """
+
+    AnnotateMany: _PreprocessorServiceAnnotateManyType
+    """Annotates one picture in several ways, decoded once. Each answer is sent as soon as it is there, in any order; one
+    that fails says so in its place and ends no other.
+    INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED: as with Annotate, before anything is done.
     """
 
 PreprocessorServiceAsyncStub: typing_extensions.TypeAlias = PreprocessorServiceStub[
@@ -101,6 +132,10 @@ PreprocessorServiceAsyncStub: typing_extensions.TypeAlias = PreprocessorServiceS
     grpc.aio.UnaryUnaryMultiCallable[
         fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest,
         fanlight.preprocessor.v1.preprocessor_pb2.AnnotateResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyRequest,
+        fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse,
     ],
 ]
 
@@ -124,6 +159,18 @@ class PreprocessorServiceServicer(metaclass=abc.ABCMeta):
         """Annotates one picture. The same request gives the same bytes from a deterministic annotator of one version.
         INVALID_ARGUMENT: a field is wrong, or the bytes are no picture. NOT_FOUND: no such annotator.
         RESOURCE_EXHAUSTED: too many bytes or pixels, or too many calls waiting (then with a retry delay).
+        FAILED_PRECONDITION, UNAVAILABLE: the annotator's weights are not to be had; the message says which file from where.
+        """
+
+    @abc.abstractmethod
+    def AnnotateMany(
+        self,
+        request: fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse], collections.abc.AsyncIterator[fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse]]:
+        """Annotates one picture in several ways, decoded once. Each answer is sent as soon as it is there, in any order; one
+        that fails says so in its place and ends no other.
+        INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED: as with Annotate, before anything is done.
         """
 
 def add_PreprocessorServiceServicer_to_server(servicer: PreprocessorServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

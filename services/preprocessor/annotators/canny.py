@@ -23,6 +23,7 @@ CANNY = Annotator(
     description="Edges, white on black",
     apply=canny,
     controlnets=("canny",),
+    is_bilevel=True,
     parameters=(
         Parameter(
             name="low_threshold",

@@ -20,6 +20,7 @@ SCRIBBLE_XDOG = Annotator(
     description="Rough strokes, white on black",
     apply=scribble_xdog,
     controlnets=("scribble",),
+    is_bilevel=True,
     parameters=(
         Parameter(name="threshold", default=32, minimum=1, maximum=64, description="Higher gives fewer strokes"),
     ),

@@ -29,6 +29,7 @@ THRESHOLD = Annotator(
     description="White where the picture is light in every channel, black elsewhere",
     apply=threshold,
     controlnets=("scribble",),
+    is_bilevel=True,
     parameters=(
         Parameter(
             name="threshold", default=127, minimum=0, maximum=255, description="What is lighter than this is white"

@@ -9,8 +9,9 @@ from PIL import Image
 
 from services.kernel.errors import Cancelled, InvalidField, TooLarge
 from services.kernel.pictures import PictureLimits
-from services.preprocessor.annotation import Annotation, annotate, parse_size
+from services.preprocessor.annotation import Annotation, annotate
 from services.preprocessor.registry import core
+from services.preprocessor.sizing import parse_size
 from tests.fakes.broken_pictures import huge_png
 from tests.fakes.synthetic_pictures import decoded, encoded, saved, scene
 
@@ -23,7 +24,7 @@ def annotation(picture: bytes, annotator_id: str = "canny", size: tuple[int, int
     return Annotation(annotator=annotator, parameters=values, picture=picture, size=size)
 
 
-@pytest.mark.parametrize("annotator", list(core()), ids=lambda annotator: annotator.id)
+@pytest.mark.parametrize("annotator", [each for each in core() if not each.keeps_alpha], ids=lambda each: each.id)
 def test_the_control_image_is_the_annotators_map(annotator):
     picture = scene()
     asked = annotation(encoded(picture), annotator.id)
@@ -33,8 +34,10 @@ def test_the_control_image_is_the_annotators_map(annotator):
     assert (control.width_px, control.height_px) == (192, 128)
 
 
-@pytest.mark.parametrize(("annotator", "mode"), [("canny", "L"), ("scribble_xdog", "L"), ("shuffle", "RGB")])
-def test_a_map_of_one_channel_is_a_grey_png(annotator, mode):
+@pytest.mark.parametrize(
+    ("annotator", "mode"), [("canny", "1"), ("lineart_standard", "L"), ("shuffle", "RGB"), ("inpaint", "RGBA")]
+)
+def test_a_map_is_written_with_no_more_channels_and_bits_than_it_has(annotator, mode):
     control = annotate(annotation(encoded(scene()), annotator), limits=LIMITS)
     assert Image.open(io.BytesIO(control.data)).mode == mode
 

