@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from services.diffusion.models.entries import EmbeddingEntry
+from services.diffusion.models.loading import TextPart
 from services.diffusion.models.shadow import doubled
 from services.kernel.errors import FanlightError, InvalidField, NodeFault
 from services.kernel.logs import get_logger
@@ -64,6 +66,17 @@ def widened(encoder: Any, rows: Sequence[Tensor]) -> Any:
     more = torch.cat([each.to(table.weight.device, table.weight.dtype) for each in rows])
     inner.embeddings.token_embedding = WiderTable(table, more)
     return double
+
+
+def with_rows(text: TextPart, rows: Mapping[str, Tensor]) -> TextPart:
+    """The text encoder that knows these vectors, by the names of their embeddings."""
+    inner = getattr(text.encoder, "text_model", text.encoder)
+    start = inner.embeddings.token_embedding.weight.shape[0]
+    added = {}
+    for name, vectors in rows.items():
+        added[name] = tuple(range(start, start + len(vectors)))
+        start += len(vectors)
+    return replace(text, encoder=widened(text.encoder, list(rows.values())), added=added)
 
 
 def check_widths(entry: EmbeddingEntry, vectors: Sequence[Tensor], widths: Sequence[int], checkpoint_id: str) -> None:

@@ -85,7 +85,7 @@ class Library:
 
         What it holds stays in memory until the last reference to it is gone.
         """
-        from services.diffusion.models.shelf import work_bytes
+        from services.diffusion.models.marks import work_bytes
 
         shelf = self._shelf()
         return shelf.checkpoint(
@@ -95,7 +95,7 @@ class Library:
             vae=generation.vae,
             embeddings=generation.embeddings,
             tiny_vae=self._tiny_vae_of(generation.checkpoint) if generation.preview_every_steps else None,
-            work_bytes=work_bytes(generation, shelf.device.dtype),
+            work_bytes=work_bytes(generation, shelf.device.dtype.itemsize),
         )
 
     def _shelf(self) -> Shelf:

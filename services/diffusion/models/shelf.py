@@ -4,17 +4,15 @@ A part comes to the device from RAM, and to RAM from disk. Where the device is t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from services.diffusion.generation import Generation, LoraUse
+from services.diffusion.generation import LoraUse
 from services.diffusion.models.device import Device
 from services.diffusion.models.device import ram_bytes as machine_bytes
-from services.diffusion.models.embeddings import check_widths, read_embedding, widened
+from services.diffusion.models.embeddings import check_widths, read_embedding, with_rows
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, EmbeddingEntry, Entry, VaeEntry
 from services.diffusion.models.library import Residency
 from services.diffusion.models.loading import (
@@ -27,6 +25,7 @@ from services.diffusion.models.loading import (
     load_vae,
 )
 from services.diffusion.models.loras import Lora, read_lora
+from services.diffusion.models.marks import mark
 from services.diffusion.models.patching import Dose, patched
 from services.diffusion.models.recipes import TextRecipe
 from services.diffusion.models.residency import Lease, Tier
@@ -38,9 +37,6 @@ from services.kernel.logs import get_logger
 
 log = get_logger()
 
-# What an evaluation needs beside the weights, in numbers a latent pixel and channel of the first layer: measured as the
-# most that the UNet of SD 1.5 holds at once, and rounded up.
-WORK_NUMBERS = 40
 # Vectors of textual inversions and tokenizers are small; so many of each are kept.
 SMALL_THINGS_LIMIT = 512
 
@@ -102,20 +98,18 @@ class Shelf:
         )
 
     def _unet(self, entry: CheckpointEntry, loras: Sequence[LoraUse], lease: Lease) -> Any:
-        key = ("unet", entry, _mark(entry.path, "unet"))
-        used = [use for use in loras if use.unet_weight]
-        return self._patched(
-            key, lambda: load_unet(entry, self.device.dtype), [(u, u.unet_weight) for u in used], "unet", lease
-        )
+        key = ("unet", entry, mark(entry.path, "unet"))
+        uses = [(use, use.unet_weight) for use in loras if use.unet_weight]
+        return self._patched(key, lambda: load_unet(entry, self.device.dtype), uses, "unet", lease)
 
     def _text(self, entry: CheckpointEntry, recipe: TextRecipe, loras: Sequence[LoraUse], lease: Lease) -> TextPart:
-        key = (recipe.part, entry, _mark(entry.path, recipe.part))
-        used = [use for use in loras if use.text_weight]
+        key = (recipe.part, entry, mark(entry.path, recipe.part))
+        uses = [(use, use.text_weight) for use in loras if use.text_weight]
         tokenizer = self._keep(("tokenizer", entry, recipe.tokenizer), lambda: load_tokenizer(entry, recipe))
         encoder = self._patched(
             key,
             lambda: _knowing_its_end(load_text(entry, recipe, self.device.dtype), tokenizer),
-            [(use, use.text_weight) for use in used],
+            uses,
             recipe.part,
             lease,
         )
@@ -128,11 +122,11 @@ class Shelf:
 
     def _own_vae(self, entry: CheckpointEntry, lease: Lease) -> Any:
         dtype = self._vae_dtype(entry)
-        return self._part(("vae", entry, _mark(entry.path, "vae")), lambda: load_vae(entry, dtype), lease)
+        return self._part(("vae", entry, mark(entry.path, "vae")), lambda: load_vae(entry, dtype), lease)
 
     def _separate_vae(self, vae: VaeEntry, entry: CheckpointEntry, lease: Lease) -> Any:
         dtype, config = self._vae_dtype(entry), entry.recipe.vae
-        key = ("vae", vae, _mark(vae.path, ""), config["scaling_factor"], dtype)
+        key = ("vae", vae, mark(vae.path, ""), config["scaling_factor"], dtype)
         return self._part(key, lambda: load_separate_vae(vae, config, dtype), lease)
 
     def _vae_dtype(self, entry: CheckpointEntry) -> torch.dtype:
@@ -140,18 +134,19 @@ class Shelf:
         return torch.float32 if entry.recipe.vae.get("force_upcast", False) else self.device.dtype
 
     def _controlnet(self, entry: ControlNetEntry, lease: Lease) -> Any:
-        key = ("controlnet", entry, _mark(entry.path, ""))
+        key = ("controlnet", entry, mark(entry.path, ""))
         return self._part(key, lambda: load_controlnet(entry, self.device.dtype), lease)
 
     def _patched(
         self, key: Key, load: Callable[[], Any], uses: Sequence[tuple[LoraUse, float]], part: str, lease: Lease
     ) -> Any:
-        """The part with these LoRAs in it; itself where none of them has layers for it."""
-        doses = [Dose(lora=self._lora(use), strength=strength) for use, strength in uses]
+        """The part with these LoRAs in it, in whatever order; itself where none of them has layers for it."""
+        ordered = sorted(uses, key=lambda pair: (pair[0].entry.id, pair[1]))
+        doses = [Dose(lora=self._lora(use), strength=strength) for use, strength in ordered]
         doses = [dose for dose in doses if dose.lora.layers.get(part)]
         if not doses:
             return self._part(key, load, lease)
-        combination = (*key, *((dose.lora.entry, _mark(dose.lora.entry.file, ""), dose.strength) for dose in doses))
+        combination = (*key, *((dose.lora.entry, mark(dose.lora.entry.file, ""), dose.strength) for dose in doses))
         ready = self._vram.get(combination, lease)
         # Looked at after the patched one, so that of the two it is the later to go.
         pristine = self._part(key, load, lease)
@@ -184,16 +179,16 @@ class Shelf:
         widths = [text.encoder.config.hidden_size for text in texts]
         read = {}
         for each in embeddings:
-            key = ("embedding", each, _mark(each.file, ""))
+            key = ("embedding", each, mark(each.file, ""))
             read[each.id] = self._keep(key, partial(read_embedding, each))
             check_widths(each, read[each.id], widths, entry.id)
         return tuple(
-            _with_rows(text, {name: vectors[number] for name, vectors in read.items()})
+            with_rows(text, {name: vectors[number] for name, vectors in read.items()})
             for number, text in enumerate(texts)
         )
 
     def _lora(self, use: LoraUse) -> Lora:
-        lora: Lora = self._keep(("lora", use.entry, _mark(use.entry.file, "")), lambda: read_lora(use.entry))
+        lora: Lora = self._keep(("lora", use.entry, mark(use.entry.file, "")), lambda: read_lora(use.entry))
         return lora
 
     def _keep(self, key: Key, make: Callable[[], Any]) -> Any:
@@ -211,28 +206,10 @@ class Shelf:
         self.device.freed()
 
 
-def work_bytes(generation: Generation, dtype: torch.dtype) -> int:
-    """An estimate of what one picture needs beside the weights."""
-    shape = generation.checkpoint.shape
-    pixels = generation.width_px * generation.height_px // shape.latent_factor**2
-    halves = 2 if generation.is_guided else 1
-    return pixels * shape.block_out_channels[0] * WORK_NUMBERS * halves * dtype.itemsize
-
-
 def _knowing_its_end(encoder: Any, tokenizer: Any) -> Any:
     """Old configs have a number there that means "the highest id", which a token that was added would be."""
     getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
     return encoder
-
-
-def _with_rows(text: TextPart, rows: Mapping[str, torch.Tensor]) -> TextPart:
-    inner = getattr(text.encoder, "text_model", text.encoder)
-    start = inner.embeddings.token_embedding.weight.shape[0]
-    added = {}
-    for name, vectors in rows.items():
-        added[name] = tuple(range(start, start + len(vectors)))
-        start += len(vectors)
-    return replace(text, encoder=widened(text.encoder, list(rows.values())), added=added)
 
 
 def _scheduler_config(entry: CheckpointEntry) -> Mapping[str, Any]:
@@ -240,16 +217,6 @@ def _scheduler_config(entry: CheckpointEntry) -> Mapping[str, Any]:
         return base_config(entry.recipe.scheduler)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise NodeFault(f"{entry.id}/scheduler cannot be loaded: its config is damaged") from error
-
-
-def _mark(path: Path, part: str) -> object:
-    """Changes when the files of a part do: a file that was replaced is loaded anew."""
-    folder = path / part if part and (path / part).is_dir() else path
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
-    try:
-        return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
-    except FileNotFoundError:
-        return ()
 
 
 def _log_eviction(key: object) -> None:
