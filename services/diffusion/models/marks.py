@@ -4,8 +4,8 @@ from pathlib import Path
 
 from services.diffusion.generation import Generation
 
-# What an evaluation needs beside the weights, in numbers a latent pixel and channel of the UNet's first layer. An estimate
-# from the layers' shapes, on the safe side; a batch that finds too little after all is run in halves.
+# What an evaluation needs beside the weights, in numbers a latent pixel and channel of the UNet's first layer: an
+# estimate from the layers' shapes, on the safe side. A batch that finds too little after all is run in halves.
 WORK_NUMBERS = 40
 
 
