@@ -59,8 +59,11 @@ class Remote:
         offers = [_told(entry) for entry in self._entries()]
         return [*offers, *_ANYTHING] if self.fetch is Fetch.ANY else offers
 
-    def reference(self, name: str, kind: str, family: str = "") -> str:
-        """What to fetch for a name; empty for a name that means nothing elsewhere, or nothing that may be fetched."""
+    def reference(self, name: str, kind: str, family: str | None = None) -> str:
+        """What to fetch for a name; empty for a name that means nothing elsewhere, or nothing that may be fetched.
+
+        `family`: what it must fit; None where that is not known yet.
+        """
         if self.fetch is Fetch.OFF:
             return ""
         if kind == "controlnet" and (short := self._controlnet(name, family)):
@@ -71,21 +74,23 @@ class Remote:
             return ""
         known = self.catalog.find(wanted)
         if known is not None:
-            fits = known.kind == kind and (not family or not known.family or known.family == family)
+            fits = known.kind == kind and family in (None, known.family)
             return name if fits and not _is_packaged(known) else ""
         if self.fetch is not Fetch.ANY or isinstance(wanted, CatalogRef):
             return ""
         is_taken = isinstance(wanted, HubRef | AirRef | S3Ref) or (isinstance(wanted, UrlRef) and self.allows_hosts)
         return name if is_taken else ""
 
-    def _controlnet(self, name: str, family: str) -> str:
-        """By short id, repository or A1111's name, one for each family."""
+    def _controlnet(self, name: str, family: str | None) -> str:
+        """By short id, repository or A1111's name."""
         short = controlnet_id(name)
         return next(
             (
                 _name(entry)
                 for entry in self._entries()
-                if entry.kind == "controlnet" and controlnet_id(_name(entry)) == short and entry.family == family
+                if entry.kind == "controlnet"
+                and controlnet_id(_name(entry)) == short
+                and family in (None, entry.family)
             ),
             "",
         )
