@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: setup demo test test-long annotators lint protos settings starter images audit compose-demo
+.PHONY: setup demo test test-long annotators lint protos settings starter images audit compose-demo chaos
 
 setup: $(VENV)/.installed
 
@@ -51,6 +51,10 @@ protos:
 
 settings: setup
 	PYTHONPATH=. $(VENV)/bin/python scripts/settings.py > docs/settings.md
+
+# Ten minutes of killed processes and cut links; 0 jobs lost, 0 images delivered twice.
+chaos: setup
+	$(VENV)/bin/python -m benchmarks.chaos --minutes 10
 
 # Trains the starter model anew, every stage that has no result yet: hours on two cores. Needs npm for the pictures.
 starter: setup

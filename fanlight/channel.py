@@ -1,5 +1,6 @@
 """How a gRPC channel of ours is opened: keepalive fit for home routers, limits, bearer token, optional TLS."""
 
+import ipaddress
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,25 @@ def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple
     ]
 
 
+def target_of(address: str) -> str:
+    """What gRPC dials: HOST:PORT itself; for several IP addresses with commas between, whichever answers."""
+    addresses = address.split(",")
+    if len(addresses) == 1:
+        return address
+    families = {_family(each) for each in addresses}
+    if len(families) != 1 or "" in families:
+        raise ValueError("several addresses must be IP addresses of one family")
+    return f"{families.pop()}:{address}"
+
+
+def _family(address: str) -> str:
+    """Empty for a name."""
+    try:
+        return f"ipv{ipaddress.ip_address(address.rpartition(':')[0].strip('[]')).version}"
+    except ValueError:
+        return ""
+
+
 def open_channel(
     address: str,
     *,
@@ -36,7 +56,11 @@ def open_channel(
     ca_file: Path | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.aio.Channel:
-    """An async channel to `address`, with TLS when `ca_file` names the roots. Nothing is dialled yet."""
+    """An async channel to `address`, with TLS when `ca_file` names the roots. Nothing is dialled yet.
+
+    Several IP addresses, with commas between, are gateways over one store: when one goes, the next one is dialled.
+    """
+    address = target_of(address)
     options = channel_options(max_message_bytes=max_message_bytes)
     interceptors = bearer_interceptors(token) if token else []
     if ca_file is None:

@@ -11,6 +11,8 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fanlight.channel import target_of
+
 PREFIX = "FANLIGHT_"
 # Each service refuses what it does not know under its own prefix and leaves the others' alone.
 SERVICES = ("GATEWAY", "PREPROCESSOR", "DIFFUSION", "WEIGHTS", "WORKER")
@@ -32,6 +34,20 @@ def _address(text: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+
+
+def _addresses(text: str) -> str:
+    for each in text.split(","):
+        _address(each)
+    try:
+        target_of(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, such as 10.0.0.1:50051,10.0.0.2:50051") from error
+    return text
+
+
+# One, or several of the same service with commas between.
+Addresses = Annotated[str, AfterValidator(_addresses)]
 
 
 class CommonSettings(BaseSettings):

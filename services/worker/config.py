@@ -5,7 +5,7 @@ import socket
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.kernel.config import MIB, Address
+from services.kernel.config import MIB, Addresses
 
 # What a gateway hands over at most in one answer.
 BATCH_TASKS_MAX = 64
@@ -16,8 +16,10 @@ POLL_WAIT_MAX_S = 60.0
 class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FANLIGHT_WORKER_", extra="ignore", frozen=True)
 
-    gateway: Address | None = Field(
-        None, description="HOST:PORT of the gateway to lease tasks from. Unset: direct calls only."
+    gateway: Addresses | None = Field(
+        None,
+        description="HOST:PORT of the gateway to lease tasks from; several IP addresses of gateways over one store with"
+        " commas between. Unset: direct calls only.",
     )
     node: str = Field(
         default_factory=socket.gethostname,

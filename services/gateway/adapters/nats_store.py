@@ -62,8 +62,17 @@ class NatsStore:
         return await (await self._bucket(bucket)).list(before, limit)
 
     async def watch(self, bucket: str) -> AsyncIterator[Change]:
-        async for change in (await self._bucket(bucket)).watch():
+        async for change in (await self._patiently(bucket)).watch():
             yield change
+
+    async def _patiently(self, name: str) -> Bucket:
+        """However long the servers take to agree on it: a watch has nobody to tell that they do not answer."""
+        while True:
+            try:
+                return await self._bucket(name)
+            except Unavailable as error:
+                log.info("store_not_ready", bucket=name, message=error.message)
+                await asyncio.sleep(RETRY_AFTER_S)
 
     async def _bucket(self, name: str) -> Bucket:
         if name not in self._buckets:

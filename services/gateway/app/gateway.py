@@ -24,7 +24,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.jobs.model import Job
 from services.gateway.ports import Clock, JobStore
 from services.kernel.blobs import BlobStore
-from services.kernel.errors import FanlightError
+from services.kernel.errors import FanlightError, Unavailable
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -86,9 +86,15 @@ class Gateway:
         self.jobs.drain()
 
     async def load(self) -> None:
-        """Read what the store holds besides jobs; before `run`."""
-        await self.workers.load()
-        await self._cache.load()
+        """Read what the store holds besides jobs, however long the store takes to answer; before `run`."""
+        for load in (self.workers.load, self._cache.load):
+            while True:
+                try:
+                    await load()
+                    break
+                except Unavailable as error:
+                    log.info("store_not_ready", message=error.message)
+                    await asyncio.sleep(error.retry_after_s or 1.0)
 
     async def wait_until_ready(self) -> None:
         await self._ledger.caught_up.wait()

@@ -1,0 +1,174 @@
+"""Three NATS servers, two gateways, six workers; processes are killed and links cut while clients send jobs.
+
+usage: python -m benchmarks.chaos [--minutes N] [--seed N]; `make chaos` runs 10 minutes. At the end everything is left
+alone until all jobs have ended. Fails when a job is lost, does not end, or an image was delivered twice.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.chaos_house import House, Member
+from fanlight.client import AsyncClient, requests
+from fanlight.client.requests import Control
+from fanlight.errors import FanlightError
+from fanlight.gateway.v1.gateway_pb2 import Job
+
+GATEWAYS, WORKERS = 2, 6
+CLIENTS = 4
+KILL_EVERY_S = (2.0, 6.0)
+DOWN_S = (0.5, 3.0)
+CUT_EVERY_S = (3.0, 8.0)
+CUT_S = (0.5, 4.0)
+SETTLE_S = 240.0
+PNG = b"\x89PNG\r\n\x1a\n"
+OPEN = (Job.STATE_QUEUED, Job.STATE_RUNNING)
+
+
+@dataclass
+class Seen:
+    """What clients were told."""
+
+    accepted: dict[str, int] = field(default_factory=dict)
+    # Job name and task to the digests that were ever told for it.
+    images: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+    refusals: Counter[str] = field(default_factory=Counter)
+    ended: dict[str, Job] = field(default_factory=dict)
+
+    def note(self, job: Job) -> None:
+        for image in job.images:
+            self.images[job.name, image.task].add(image.blob.digest)
+        if job.state not in OPEN:
+            self.ended[job.name] = job
+
+
+async def send_jobs(client: AsyncClient, number: int, seen: Seen, stop: asyncio.Event, chance: random.Random) -> None:
+    """One job after the other, each watched to its end while the next ones are sent."""
+    sent = 0
+    async with asyncio.TaskGroup() as group:
+        while not stop.is_set():
+            sent += 1
+            count = chance.randint(1, 4)
+            control = Control(picture=PNG + chance.randbytes(500), annotator="cheap", controlnet="cheap")
+            work = requests.generation("chaos", count=count, controls=[control] if chance.random() < 0.7 else [])
+            name = await insist(client, work, f"c{number}-{sent}", seen)
+            seen.accepted[name] = count
+            group.create_task(follow(client, name, seen))
+            await asyncio.sleep(chance.uniform(0.1, 1.0))
+
+
+async def insist(client: AsyncClient, work: object, request_id: str, seen: Seen) -> str:
+    """Send it until it is accepted, as a client does that cares."""
+    while True:
+        try:
+            return (await client.create_job(work, request_id=request_id)).name  # type: ignore[arg-type]
+        except FanlightError as error:
+            seen.refusals[error.code] += 1
+            await asyncio.sleep(0.5)
+
+
+async def follow(client: AsyncClient, name: str, seen: Seen) -> None:
+    while name not in seen.ended:
+        with contextlib.suppress(FanlightError):
+            async for event in client.watch_job(name):
+                if event.HasField("job"):
+                    seen.note(event.job)
+        await asyncio.sleep(0.2)
+
+
+async def kill(house: House, stop: asyncio.Event, chance: random.Random) -> None:
+    """A random process every few seconds; of the store only a minority at a time, as Raft needs."""
+    async with asyncio.TaskGroup() as group:
+        while not await waited(stop, chance.uniform(*KILL_EVERY_S)):
+            member = chance.choice(house.members)
+            beside = house.servers if member in house.servers else house.gateways if member in house.gateways else []
+            if member.lives and all(each.lives for each in beside):
+                await member.kill()
+                group.create_task(return_later(member, chance.uniform(*DOWN_S)))
+
+
+async def return_later(member: Member, after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    await member.start_again()
+
+
+async def cut(house: House, stop: asyncio.Event, chance: random.Random) -> None:
+    while not await waited(stop, chance.uniform(*CUT_EVERY_S)):
+        await chance.choice(house.links).cut(chance.uniform(*CUT_S))
+
+
+async def waited(stop: asyncio.Event, for_s: float) -> bool:
+    """Whether it stopped meanwhile."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(for_s):
+            await stop.wait()
+    return stop.is_set()
+
+
+async def rage(house: House, minutes: float, seed: int) -> Seen:
+    seen, stop = Seen(), asyncio.Event()
+    async with AsyncClient(house.addresses) as client:
+        async with asyncio.timeout(minutes * 60 + SETTLE_S), asyncio.TaskGroup() as group:
+            for number in range(CLIENTS):
+                group.create_task(send_jobs(client, number, seen, stop, random.Random(seed * 100 + number)))
+            group.create_task(kill(house, stop, random.Random(seed)))
+            group.create_task(cut(house, stop, random.Random(seed + 1)))
+            await asyncio.sleep(minutes * 60)
+            stop.set()
+        for name in seen.accepted:
+            seen.note(await client.get_job(name))
+    return seen
+
+
+def judge(seen: Seen, members: list[Member]) -> int:
+    states = Counter(Job.State.Name(seen.ended[name].state) for name in seen.accepted if name in seen.ended)
+    lost = [name for name in seen.accepted if name not in seen.ended]
+    twice = [where for where, digests in seen.images.items() if len(digests) > 1]
+    short = [
+        name
+        for name, count in seen.accepted.items()
+        if name in seen.ended
+        and seen.ended[name].state == Job.STATE_SUCCEEDED
+        and len(seen.ended[name].images) != count
+    ]
+    attempts = sum(task.attempts for job in seen.ended.values() for task in job.tasks)
+    tasks = sum(len(job.tasks) for job in seen.ended.values())
+    print(f"jobs accepted {len(seen.accepted)}, ended {dict(states)}, not ended or lost {len(lost)}")
+    print(f"images delivered {len(seen.images)}, twice {len(twice)}, jobs short of images {len(short)}")
+    print(f"leases a task {attempts / max(1, tasks):.2f}, refused or broken calls {dict(seen.refusals)}")
+    print(f"kills {dict(Counter(member.name.split('-')[0] for member in members for _ in range(member.kills)))}")
+    return 1 if lost or twice or short or not seen.accepted else 0
+
+
+async def main(minutes: float, seed: int, keep: bool) -> int:
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    house = House(folder, gateways=GATEWAYS, workers=WORKERS)
+    begin_s = time.monotonic()
+    try:
+        async with asyncio.timeout(240):
+            await house.start()
+        print(f"started in {time.monotonic() - begin_s:.0f} s, seed {seed}", flush=True)
+        return judge(await rage(house, minutes, seed), house.members)
+    finally:
+        await house.end()
+        if keep:
+            print(f"logs in {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="leave the logs")
+    given = parser.parse_args()
+    sys.exit(asyncio.run(main(given.minutes, given.seed, given.keep)))

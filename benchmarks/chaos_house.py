@@ -1,0 +1,192 @@
+"""The processes of the chaos run, the links between them, and how they are killed, cut and started again."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.fakes.nats_server import cluster, free_port
+
+START_S = 90.0
+READ_BYTES = 64 * 1024
+
+
+class Link:
+    """A proxy on loopback that can be cut for a while: open connections break, new ones are refused."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.port = 0
+        self._is_cut = False
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def open(self) -> None:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+
+    async def cut(self, for_s: float) -> None:
+        self._is_cut = True
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await asyncio.sleep(for_s)
+        self._is_cut = False
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            if not self._is_cut:
+                with contextlib.suppress(OSError):
+                    await self._join(reader, writer)
+        finally:
+            self._writers.discard(writer)
+            writer.transport.abort()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            ways = [asyncio.ensure_future(_pour(reader, back)), asyncio.ensure_future(_pour(there, writer))]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+        finally:
+            back.transport.abort()
+
+
+async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(READ_BYTES):
+        writer.write(data)
+        await writer.drain()
+
+
+@dataclass
+class Member:
+    """One process of the house."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    # What it prints once it may be used; empty where it says nothing.
+    ready: str = ""
+    # None, or why it must not be killed now.
+    child: asyncio.subprocess.Process | None = None
+    kills: int = 0
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.child = await asyncio.create_subprocess_exec(
+                *self.command,
+                stdout=asyncio.subprocess.PIPE if self.ready else log,
+                stderr=log,
+                env={**os.environ, **self.environment},
+            )
+        if self.ready:
+            assert self.child.stdout is not None
+            line = (await self.child.stdout.readline()).decode()
+            if not re.match(self.ready, line):
+                await self.child.wait()
+                raise OSError(f"{self.name} did not start")
+
+    @property
+    def lives(self) -> bool:
+        return self.child is not None and self.child.returncode is None
+
+    async def kill(self) -> None:
+        self.kills += 1
+        await self.end(signal.SIGKILL)
+
+    async def end(self, how: signal.Signals) -> None:
+        if self.child is not None and self.child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.child.send_signal(how)
+            await self.child.wait()
+
+    async def start_again(self) -> None:
+        """Until it is there; a store without a leader takes a while."""
+        async with asyncio.timeout(START_S):
+            while True:
+                try:
+                    await self.start()
+                    return
+                except OSError:
+                    await asyncio.sleep(0.5)
+
+
+class House:
+    """Three NATS servers, two gateways, workers; every gateway's way to each server and every worker's to each gateway
+    is a link of its own."""
+
+    def __init__(self, folder: Path, *, gateways: int, workers: int) -> None:
+        self.folder = folder
+        self.servers: list[Member] = []
+        self.gateways: list[Member] = []
+        self.workers: list[Member] = []
+        self.links: list[Link] = []
+        self._ports = [free_port() for _ in range(2 * gateways)]
+        self._counts = (gateways, workers)
+
+    async def start(self) -> None:
+        nats = cluster(self.folder / "nats")
+        for server in nats:
+            server.folder.mkdir(parents=True)
+            self.servers.append(Member(f"nats-{server.folder.name}", server.command(), self.folder / "nats.log"))
+        for each in self.servers:
+            await each.start()
+        count, workers = self._counts
+        for i in range(count):
+            await self._add_gateway(i, [server.port for server in nats])
+        await asyncio.gather(*(each.start_again() for each in self.gateways))
+        for i in range(workers):
+            await self._add_worker(i, "preprocess" if i % 3 == 0 else "diffusion")
+
+    async def _add_gateway(self, number: int, servers: Sequence[int]) -> None:
+        links = await self._linked(servers)
+        environment = {
+            "FANLIGHT_GATEWAY_DATA_DIR": str(self.folder / f"gateway-{number}"),
+            "FANLIGHT_GATEWAY_GRPC": f"127.0.0.1:{self._ports[2 * number]}",
+            "FANLIGHT_GATEWAY_HTTP": f"127.0.0.1:{self._ports[2 * number + 1]}",
+            "FANLIGHT_GATEWAY_STORE": ",".join(f"nats://127.0.0.1:{port}" for port in links),
+            "FANLIGHT_GATEWAY_NATS_REPLICAS": "3",
+            "FANLIGHT_GATEWAY_BLOBS": str(self.folder / "blobs"),
+            "FANLIGHT_GATEWAY_LEASE_TTL_S": "6",
+        }
+        command = [sys.executable, "-m", "services.gateway"]
+        log = self.folder / f"gateway-{number}.log"
+        self.gateways.append(Member(f"gateway-{number}", command, log, environment, ready="ready "))
+
+    async def _add_worker(self, number: int, stage: str) -> None:
+        links = await self._linked(self._ports[::2])
+        environment = {
+            "FANLIGHT_WORKER_GATEWAY": ",".join(f"127.0.0.1:{port}" for port in links),
+            "FANLIGHT_WORKER_NODE": f"node-{number}",
+            "FANLIGHT_CHAOS_STAGE": stage,
+        }
+        command = [sys.executable, "-m", "benchmarks.chaos_worker"]
+        self.workers.append(Member(f"worker-{number}", command, self.folder / f"worker-{number}.log", environment))
+        await self.workers[-1].start()
+
+    async def _linked(self, targets: Sequence[int]) -> list[int]:
+        links = [Link(target) for target in targets]
+        for link in links:
+            await link.open()
+        self.links += links
+        return [link.port for link in links]
+
+    @property
+    def addresses(self) -> str:
+        """Of the gateways, for clients."""
+        return ",".join(f"127.0.0.1:{port}" for port in self._ports[::2])
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.servers, *self.gateways, *self.workers]
+
+    async def end(self) -> None:
+        for member in self.members:
+            await member.end(signal.SIGKILL)
