@@ -74,7 +74,7 @@ class Remote:
             return ""
         known = self.catalog.find(wanted)
         if known is not None:
-            fits = known.kind == kind and family in (None, known.family)
+            fits = known.kind == kind and (family is None or known.family in ("", family))
             return name if fits and not _is_packaged(known) else ""
         if self.fetch is not Fetch.ANY or isinstance(wanted, CatalogRef):
             return ""
