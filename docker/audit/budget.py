@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from audit.model import AuditError, Image
-from audit.report import set_bytes
+from audit.report import ready, set_bytes
 
 # What the platform takes at most.
 CAP_BYTES = 35_000_000_000
 _IMAGE_KEYS = {"match", "compressed_bytes", "unpacked_bytes", "layer_compressed_bytes", "above", "kinds"}
+_MORE_KEYS = {"match", "held", "compressed_bytes"}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -24,6 +25,9 @@ def read(path: Path) -> dict[str, Any]:
     for name, budget in found.get("images", {}).items():
         if unknown := set(budget) - _IMAGE_KEYS:
             raise AuditError(f"{path}: images.{name} has unknown keys: {', '.join(sorted(unknown))}")
+    for name, limits in found.get("more", {}).items():
+        if set(limits) != _MORE_KEYS:
+            raise AuditError(f"{path}: more.{name} needs {', '.join(sorted(_MORE_KEYS))} and nothing else")
     return found
 
 
@@ -40,6 +44,8 @@ def broken(
         for image in images:
             if fnmatch.fnmatch(image.name, limits.get("match", f"*{name}*")):
                 lines += _of_image(image, limits, finding_bytes.get(image.name, {}))
+    for name, limits in budget.get("more", {}).items():
+        lines += _of_second(name, images, limits)
     limit = budget.get("set", {}).get("compressed_bytes")
     if limit is not None and set_bytes(images) > limit:
         lines.append(f"the set: {set_bytes(images):,} bytes compressed; the budget is {limit:,}")
@@ -62,6 +68,21 @@ def _of_image(image: Image, limits: Mapping[str, Any], kinds: Mapping[str, int])
         if kinds.get(kind, 0) > limit:
             lines.append(f"{image.name}: {kind} is {kinds[kind]:,} bytes; the budget is {limit:,}")
     return lines
+
+
+def _of_second(name: str, images: Sequence[Image], limits: Mapping[str, Any]) -> list[str]:
+    """What an image adds on a node that holds others; nothing is said where one of them is not audited."""
+    held = [image for pattern in limits["held"] for image in images if fnmatch.fnmatch(image.name, pattern)]
+    wanted = [image for image in images if fnmatch.fnmatch(image.name, limits["match"])]
+    if len(held) < len(limits["held"]):
+        return []
+    sizes = {image.name: ready(image, held, ())["fetch_bytes"] for image in wanted}
+    limit = limits["compressed_bytes"]
+    return [
+        f"{image}: {name} is {size:,} bytes more; the budget is {limit:,}"
+        for image, size in sizes.items()
+        if size > limit
+    ]
 
 
 def broken_plans(budget: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]]) -> list[str]:

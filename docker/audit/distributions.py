@@ -56,15 +56,18 @@ def _source(path: str) -> str:
 def reasons(root: RootFs) -> dict[str, int]:
     """Bytes by what they are there for."""
     sums: dict[str, int] = defaultdict(int)
+    owners = _owners(root)
     for entry in root.files():
-        sums[_reason(entry.path)] += entry.size_bytes
+        is_owned = _source(entry.path) in owners
+        sums[_reason(entry.path, is_owned=is_owned)] += entry.size_bytes
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
-def _reason(path: str) -> str:
+def _reason(path: str, *, is_owned: bool) -> str:
+    """`is_owned`: a distribution's RECORD lists it, wherever it was installed."""
     if posixpath.splitext(path)[1] in WEIGHTS:
         return "weights"
-    if _SITE.match(path):
+    if is_owned or _SITE.match(path):
         return "Python packages"
     if "/python3" in f"/{path}":
         return "Python itself"

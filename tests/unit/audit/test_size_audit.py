@@ -1,6 +1,7 @@
 """The command: formats, budgets, comparisons, exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,24 @@ def test_an_image_that_cannot_be_read_is_one_line_and_exit_code_2():
     assert out.returncode == 2
     assert out.stderr.count("\n") == 1
     assert "Traceback" not in out.stderr
+
+
+def test_a_second_service_may_cost_so_much_more(layout, tmp_path):
+    base = {"base": b"b" * 5000}
+    first = layout.add("first", [base, {"torch": os.urandom(50_000)}])
+    second = layout.add("second", [base, {"app": os.urandom(20_000)}])
+    budget = tmp_path / "budget.toml"
+    rule = '[more.second]\nmatch = "*:second"\nheld = ["*:first"]\ncompressed_bytes = {}\n'
+    budget.write_text(rule.format(19_000))
+    done = audit(first, second, "--budget", budget)
+    assert done.returncode == 1
+    assert "bytes more" in done.stderr
+    budget.write_text(rule.format(22_000))
+    assert audit(first, second, "--budget", budget).returncode == 0
+
+
+def test_a_package_is_one_wherever_it_was_installed(layout):
+    record = b"tool/x.py,,\ntool-1.0.dist-info/RECORD,,\n"
+    name = layout.add("it", [{"opt/lib/tool/x.py": b"x" * 900, "opt/lib/tool-1.0.dist-info/RECORD": record}])
+    reasons = json.loads(audit(name, "--format", "json").stdout)["images"][0]["reasons"]
+    assert reasons["Python packages"] == 900 + len(record)

@@ -16,7 +16,9 @@ def lock():
 
 
 def test_the_locks_are_what_pyproject_and_the_constraints_say(lock):
-    written = {path.stem: path.read_text() for path in (DOCKER / "locks").glob("*.txt")}
+    # The list for CUDA is resolved where there is CUDA.
+    paths = [path for path in (DOCKER / "locks").glob("*.txt") if path.stem != "torch-cuda"]
+    written = {path.stem: path.read_text() for path in paths}
     assert written == lock.locks(), "run `python docker/lock.py`"
 
 

@@ -1,0 +1,152 @@
+"""Kubernetes and SaladCloud manifests: valid by schema, and of one mind with the images and the settings."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+BASE = ROOT / "deploy" / "kubernetes" / "base"
+CLUSTER = ROOT / "deploy" / "kubernetes" / "cluster"
+MANIFESTS = [
+    path for folder in (BASE, CLUSTER) for path in sorted(folder.glob("*.yaml")) if path.stem != "kustomization"
+]
+PORTS = {"gateway": 50051, "preprocessor": 50052, "diffusion": 50053}
+# What SaladCloud takes at most.
+SALAD_MOST = {
+    "initial_delay_seconds": 1200,
+    "period_seconds": 120,
+    "timeout_seconds": 60,
+    "success_threshold": 10,
+    "failure_threshold": 20,
+}
+
+
+def documents(*paths):
+    return [document for path in paths for document in yaml.safe_load_all(path.read_text())]
+
+
+ALL = documents(*MANIFESTS)
+WORKLOADS = [each for each in ALL if each["kind"] in ("Deployment", "StatefulSet")]
+
+
+def named(documents):
+    return pytest.mark.parametrize("manifest", documents, ids=lambda each: f"{each['kind']}-{each['metadata']['name']}")
+
+
+@named(ALL)
+def test_every_manifest_is_valid(manifest):
+    kubernetes_validate.validate(manifest, "1.33", strict=True)
+
+
+def test_the_check_sees_a_wrong_manifest():
+    wrong = json.loads(json.dumps(WORKLOADS[0]))
+    wrong["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, "1.33", strict=True)
+
+
+@pytest.mark.parametrize("folder", [BASE, CLUSTER], ids=lambda folder: folder.name)
+def test_a_kustomization_names_every_manifest_beside_it(folder):
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
+    assert files == {name for name in kustomization["resources"] if not name.startswith("..")}
+
+
+@named(WORKLOADS)
+def test_every_workload_has_probes_resources_and_locked_containers(manifest):
+    pod = manifest["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    for container in pod["containers"]:
+        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+        assert container["resources"]["limits"]["memory"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@named(WORKLOADS)
+def test_every_workload_has_a_disruption_budget_that_selects_its_pods(manifest):
+    labels = manifest["spec"]["template"]["metadata"]["labels"]
+    budgets = [each["spec"]["selector"]["matchLabels"] for each in ALL if each["kind"] == "PodDisruptionBudget"]
+    assert sum(selector.items() <= labels.items() for selector in budgets) == 1
+
+
+@named([each for each in WORKLOADS if each["metadata"]["name"] in PORTS])
+def test_probes_ask_the_port_that_the_image_listens_on(manifest):
+    name = manifest["metadata"]["name"]
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    assert container["livenessProbe"]["grpc"]["port"] == PORTS[name]
+    assert f"FANLIGHT_{name.upper()}_GRPC=[::]:{PORTS[name]}" in (ROOT / "docker" / "Dockerfile").read_text()
+
+
+@named(WORKLOADS)
+def test_a_pod_has_longer_to_stop_than_its_service_gives_running_calls(manifest):
+    drain_s = 30.0
+    assert manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > drain_s
+
+
+@named(WORKLOADS)
+def test_what_a_pod_mounts_and_reads_is_there(manifest):
+    pod = manifest["spec"]["template"]["spec"]
+    volumes = {each["name"] for each in pod.get("volumes", ())}
+    claims = {each["metadata"]["name"] for each in manifest["spec"].get("volumeClaimTemplates", ())}
+    kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
+    made = {each["name"] for each in kustomization["configMapGenerator"]}
+    for container in pod["containers"]:
+        assert {each["name"] for each in container["volumeMounts"]} <= volumes | claims
+        read = {each["configMapRef"]["name"] for each in container.get("envFrom", ()) if "configMapRef" in each}
+        assert read <= made
+
+
+def known_settings():
+    return set(re.findall(r"`(FANLIGHT_\w+)`", (ROOT / "docs" / "settings.md").read_text()))
+
+
+def settings_in(text):
+    return set(re.findall(r"\bFANLIGHT_[A-Z0-9_]+", text))
+
+
+@pytest.mark.parametrize(
+    "path", [*MANIFESTS, BASE / "kustomization.yaml", ROOT / "deploy/salad/diffusion.json"], ids=str
+)
+def test_every_setting_that_a_manifest_names_is_one(path):
+    assert settings_in(path.read_text()) <= known_settings()
+
+
+def test_every_setting_that_the_compose_file_gives_is_one():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    given = {name for service in services.values() for name in service["environment"]}
+    assert given <= known_settings()
+
+
+def test_every_service_of_the_compose_file_is_locked_limited_and_watched():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert services.keys() == PORTS.keys()
+    for service in services.values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert {"mem_limit", "cpus", "pids_limit", "stop_grace_period", "volumes"} <= service.keys()
+        assert service["healthcheck"]["test"] == ["CMD", "python3", "-m", "fanlight.health"]
+
+
+def test_the_health_command_of_the_containers_is_there():
+    done = subprocess.run(
+        [sys.executable, "-m", "fanlight.health", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "HOST:PORT" in done.stdout
+
+
+def test_salad_probes_ask_the_image_and_stay_within_the_limits():
+    group = json.loads((ROOT / "deploy" / "salad" / "diffusion.json").read_text())
+    for kind in ("startup", "liveness", "readiness"):
+        probe = group[f"{kind}_probe"]
+        assert probe["grpc"]["port"] == PORTS["diffusion"]
+        assert all(0 <= probe[name] <= most for name, most in SALAD_MOST.items())
+    assert group["container"]["resources"]["memory"] >= 1024
+    assert group["restart_policy"] in ("always", "on_failure", "never")
