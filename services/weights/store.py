@@ -6,24 +6,21 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from services.kernel.errors import Conflict, FanlightError
 from services.kernel.logs import get_logger
-from services.weights import a1111, packaged
+from services.weights import a1111
 from services.weights.catalog import Catalog, shipped, with_folder
-from services.weights.errors import NotHeld
 from services.weights.fetching import Fetching, Placed
 from services.weights.inventory import HeldModel, held_models
-from services.weights.manifest import Manifest, WeightFile, with_packed, with_tables
-from services.weights.mirrors import mirrored
+from services.weights.manifest import Manifest
 from services.weights.objects import Objects
 from services.weights.pacing import Pacer
-from services.weights.plan import Plan, PlannedFile, make_plan
-from services.weights.references import AirRef, HubRef, LocalRef, PackageRef, S3Ref, UrlRef, parse
-from services.weights.resolve import Resolver, is_offline, local_path, with_sha256
+from services.weights.plan import Plan, PlannedFile
+from services.weights.planning import Planner, lies, require_held
 from services.weights.selection import PICKLES, Wish
 from services.weights.settings import WeightsSettings
 from services.weights.targets import Limits, Progress, Tally, Tools
@@ -36,11 +33,7 @@ IO_THREADS = 4
 # Files of one model that are fetched at the same time; each has several connections of its own.
 FILES_AT_ONCE = 3
 MAX_PLANS = 3
-# How long a hub's answer stands before it is asked again, and for how many references.
-ANSWER_S = 300.0
-MAX_ANSWERS = 256
 ANNOTATOR = "annotator"
-OFFLINE = "FANLIGHT_WEIGHTS_OFFLINE forbids to fetch it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +52,9 @@ class WeightStore:
 
     def __init__(self, settings: WeightsSettings, objects: Objects, tools: Tools, catalog: Catalog) -> None:
         self.objects = objects
-        self.catalog = catalog
         self._settings = settings
         self._tools = tools
-        self._resolver = Resolver(web=tools.web, catalog=catalog, settings=settings)
-        # What hubs answered lately, and when.
-        self._answers: dict[str, tuple[float, Manifest]] = {}
-        self._asking_mirrors = asyncio.Lock()
-        self._knows_mirrors = not settings.mirrors
+        self._planner = Planner(settings, objects, tools, catalog)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -107,6 +95,10 @@ class WeightStore:
                 await traffic.flush()
                 await web.close()
 
+    @property
+    def catalog(self) -> Catalog:
+        return self._planner.catalog
+
     def wish(self, pipeline: str = "", *, safety_checker: bool = False, precision: str = "fp16") -> Wish:
         return Wish(
             pipeline=pipeline,
@@ -119,87 +111,7 @@ class WeightStore:
     async def plan(self, texts: Sequence[str], wish: Wish, *, sha256: str = "") -> list[Plan]:
         """What would be fetched for these references and profiles, and why. Nothing is fetched."""
         names = self.catalog.expand(texts)
-        return [await self._plan(name, wish, sha256 if len(names) == 1 else "") for name in names]
-
-    async def _ask_mirrors(self) -> None:
-        """Once: know what mirrors have."""
-        async with self._asking_mirrors:
-            if self._knows_mirrors:
-                return
-            found = await mirrored(
-                self._settings.mirror_bases(),
-                web=self._tools.web,
-                address=self._resolver.address,
-                cache=self.objects.folder,
-                is_offline=self._settings.offline,
-            )
-            self.catalog = found.under(self.catalog)
-            self._resolver.add(found)
-            self._knows_mirrors = True
-
-    async def _plan(self, text: str, wish: Wish, sha256: str) -> Plan:
-        await self._ask_mirrors()
-        manifest = await self._manifest(text)
-        if sha256:
-            manifest = with_sha256(manifest, sha256)
-        return await self._tools.run(self._make_plan, text, manifest, wish)
-
-    async def _manifest(self, text: str) -> Manifest:
-        if self._settings.offline and not self._resolver.is_known(text):
-            return await self._held_manifest(text)
-        known = self._answers.get(text)
-        if known and self._tools.now_s() - known[0] < ANSWER_S:
-            return known[1]
-        try:
-            return self._remembered(text, await self._resolver.manifest(text))
-        except FanlightError as error:
-            held = await self._tools.run(self.objects.index.recall_manifest, text) if is_offline(error) else None
-            if held is None:
-                raise
-            # A query may hold a signature.
-            log.warning("weights_source_offline", reference=text.split("?")[0])
-            return held
-
-    def _remembered(self, text: str, manifest: Manifest) -> Manifest:
-        """A worker that paints one picture after the other does not ask the hub for each."""
-        if isinstance(parse(text), HubRef | AirRef):
-            if len(self._answers) >= MAX_ANSWERS:
-                self._answers.clear()
-            self._answers[text] = (self._tools.now_s(), manifest)
-        return manifest
-
-    async def _held_manifest(self, text: str) -> Manifest:
-        held = await self._tools.run(self.objects.index.recall_manifest, text)
-        if held is None:
-            raise NotHeld(f"{text.split('?')[0]} was never fetched here, and {OFFLINE}", field="reference")
-        return held
-
-    def _make_plan(self, text: str, manifest: Manifest, wish: Wish) -> Plan:
-        index = self.objects.index
-        manifest = replace(manifest, files=tuple(self._recalled(manifest, f) for f in manifest.files))
-        known = self.catalog.tables
-        shas = [f.sha256 for f in manifest.files if f.sha256]
-        tables = {sha: table for sha in shas if (table := known.get(sha) or index.table(sha))}
-        manifest = with_packed(with_tables(manifest, tables), self.catalog.packed)
-        plan = make_plan(manifest, wish, index.holdings())
-        if _lies(text, manifest):
-            return replace(plan, files=tuple(replace(f, held_bytes=f.size_bytes) for f in plan.files))
-        return plan
-
-    def _recalled(self, manifest: Manifest, file: WeightFile) -> WeightFile:
-        """The file with the digest that it had when it was fetched before, if it is still the same there."""
-        if file.sha256 or not file.sources:
-            return file
-        known = self.objects.index.recall_source(file.sources[0])
-        if known is None:
-            return file
-        sha256, etag = known
-        is_mutable = isinstance(parse(file.sources[0]), UrlRef | S3Ref)
-        if is_mutable and not (etag and etag == (file.version or manifest.revision)):
-            return file
-        size = self.objects.path_of(sha256)
-        is_held = size.exists()
-        return replace(file, sha256=sha256, size_bytes=size.stat().st_size if is_held else file.size_bytes)
+        return [await self._planner.plan(name, wish, sha256 if len(names) == 1 else "") for name in names]
 
     async def ensure(
         self, text: str, pipeline: str = "", *, report: Callable[[Progress], None] = lambda progress: None
@@ -225,18 +137,18 @@ class WeightStore:
     ) -> Fetched:
         """As `ensure`, and tells what it took."""
         for _ in range(MAX_PLANS):
-            plan = await self._plan(text, wish, sha256)
-            if place := _lies(text, plan.manifest):
+            plan = await self._planner.plan(text, wish, sha256)
+            if place := lies(text, plan.manifest):
                 return Fetched(reference=text, path=place, size_bytes=plan.held_bytes, downloaded_bytes=0)
             if self._settings.offline:
-                _require_held(text, plan)
+                require_held(text, plan)
             with contextlib.suppress(Conflict):
                 return await self._carry_out(text, plan, wish, report)
         raise Conflict(f"{text}: what was held was evicted {MAX_PLANS} times while it was fetched")
 
     async def _carry_out(self, text: str, plan: Plan, wish: Wish, report: Callable[[Progress], None]) -> Fetched:
         tally = Tally(reference=text, fetch_bytes=plan.fetch_bytes, report=report)
-        fetching = Fetching(objects=self.objects, tools=self._tools, resolver=self._resolver, report=tally.tell)
+        fetching = Fetching(objects=self.objects, tools=self._tools, resolver=self._planner.resolver, report=tally.tell)
         gate = asyncio.Semaphore(FILES_AT_ONCE)
         with contextlib.ExitStack() as in_use:
 
@@ -300,27 +212,6 @@ class WeightStore:
     async def run(self, work: Callable[..., Any], *args: Any) -> Any:
         """Blocking work on the objects, off the event loop."""
         return await self._tools.run(work, *args)
-
-
-def _lies(text: str, manifest: Manifest) -> Path | None:
-    """Where a model lies that is used in place; None for one that the store keeps."""
-    match parse(text):
-        case LocalRef(path=path):
-            return local_path(path)
-        case PackageRef(path=path):
-            return packaged.path_of(path)
-    return packaged.place_of(manifest)
-
-
-def _require_held(text: str, plan: Plan) -> None:
-    """NotHeld, naming the first file that is missing and where it could be had."""
-    missing = next((item for item in plan.files if item.fetch_bytes), None)
-    if missing is not None:
-        source = missing.file.sources[0].split("?")[0] if missing.file.sources else "nowhere"
-        raise NotHeld(
-            f"{text.split('?')[0]}: {missing.file.path} is not held, {OFFLINE}; it comes from {source}",
-            field="reference",
-        )
 
 
 async def _gather(works: Iterable[Coroutine[Any, Any, Placed]]) -> list[Placed]:

@@ -30,8 +30,7 @@ def _use_manifest(store, urls, body, **values):
     values = {"size_bytes": len(body), "sha256": _sha(body), **values}
     file = WeightFile(path="m.safetensors.part", sources=tuple(urls), **values)
     manifest = Manifest(reference="catalog:it", view="me/it", files=(file,), is_chosen=True)
-    store.catalog = replace(store.catalog, entries={"it": manifest})
-    store._resolver._catalog = store.catalog
+    store._planner.resolver.add(replace(store.catalog, entries={"it": manifest}))
     return "it"
 
 
