@@ -83,6 +83,21 @@ def cancel(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = Fal
     _print(talk(gateway, lambda client: client.cancel_job(job_name(name))), as_json=as_json)
 
 
+@app.command()
+def webhook(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
+    """Show how the telling of a job's end to its webhook goes."""
+    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.cli.session import talk
+
+    told = talk(gateway, lambda client: client.get_webhook(job_name(name)))
+    if as_json:
+        print_json(to_dict(told))
+        return
+    print(f"{told.job} to {told.url}: {type(told).State.Name(told.state).removeprefix('STATE_').lower()}\n")
+    rows = [(each.try_time.ToJsonString()[:19], each.status or "-", each.error or "-") for each in told.tries]
+    print_columns(("TRIED", "STATUS", "ERROR"), rows)
+
+
 def _print(job: "Job", *, as_json: bool) -> None:
     from fanlight.cli.job_table import print_job
     from fanlight.cli.output import print_json, to_dict

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fanlight import __version__
-from fanlight.cli import jobs
+from fanlight.cli import dead, jobs
 from fanlight.cli.annotate import annotate
 from fanlight.cli.catalog import annotators, models, workers
 from fanlight.cli.generate import generate
@@ -36,6 +36,7 @@ def build(*, wanted: str | None = None) -> typer.Typer:
     app.command()(generate)
     app.command()(annotate)
     app.add_typer(jobs.app, name="jobs")
+    app.add_typer(dead.app, name="dead")
     for command in (annotators, models, workers):
         app.command()(command)
     add_commands(app, wanted=wanted)

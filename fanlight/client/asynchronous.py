@@ -173,6 +173,38 @@ class AsyncClient:
         request = gateway.CancelJobRequest(name=name)
         return await self._call(lambda left_s: self._jobs.CancelJob(request, timeout=left_s), timeout_s)
 
+    async def get_webhook(self, name: str) -> gateway.Webhook:
+        """How the telling of a job's end goes, try by try."""
+        request = gateway.GetWebhookRequest(name=name)
+        return await self._call(lambda left_s: self._jobs.GetWebhook(request, timeout=left_s))
+
+    async def list_dead_letters(self, *, limit: int = 50) -> list[gateway.DeadLetter]:
+        """Those of the newest jobs first, as many pages as the limit takes."""
+        found: list[gateway.DeadLetter] = []
+        page_token = ""
+        while len(found) < limit:
+            request = gateway.ListDeadLettersRequest(
+                page_size=min(limit - len(found), PAGE_JOBS), page_token=page_token
+            )
+            page = await self._letters(request)
+            found += page.letters
+            page_token = page.next_page_token
+            if not page_token:
+                break
+        return found
+
+    async def _letters(self, request: gateway.ListDeadLettersRequest) -> gateway.ListDeadLettersResponse:
+        return await self._call(lambda left_s: self._jobs.ListDeadLetters(request, timeout=left_s))
+
+    async def get_dead_letter(self, task: str) -> gateway.DeadLetter:
+        request = gateway.GetDeadLetterRequest(task=task)
+        return await self._call(lambda left_s: self._jobs.GetDeadLetter(request, timeout=left_s))
+
+    async def redrive_dead_letter(self, task: str) -> Job:
+        """Tries the letter's job anew."""
+        request = gateway.RedriveDeadLetterRequest(task=task)
+        return await self._call(lambda left_s: self._jobs.RedriveDeadLetter(request, timeout=left_s))
+
     async def list_annotators(self) -> list[Annotator]:
         request = gateway.ListAnnotatorsRequest()
         return list((await self._call(lambda left_s: self._jobs.ListAnnotators(request, timeout=left_s))).annotators)

@@ -125,6 +125,23 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
             task = job.tasks.add(number=index + 1, stage="diffusion", state=pb.Task.STATE_SUCCEEDED, spans=spans)
             task.queue_time.seconds, task.lease_time.seconds, task.end_time.seconds = 1000, 1002, 1005
 
+    async def ListDeadLetters(self, request, context):
+        self._take("ListDeadLetters", request)
+        return pb.ListDeadLettersResponse(letters=[dead_letter()])
+
+    async def GetDeadLetter(self, request, context):
+        self._take("GetDeadLetter", request)
+        return dead_letter()
+
+    async def RedriveDeadLetter(self, request, context):
+        self._take("RedriveDeadLetter", request)
+        return self._job("/".join(request.task.split("/")[:2]))
+
+    async def GetWebhook(self, request, context):
+        self._take("GetWebhook", request)
+        tries = [pb.WebhookTry(status=500), pb.WebhookTry(error="no answer within 15 s")]
+        return pb.Webhook(job=request.name, url="https://example.com/h", state=pb.Webhook.STATE_PENDING, tries=tries)
+
     async def ListAnnotators(self, request, context):
         self._take("ListAnnotators", request)
         parameters = [Parameter(name="low_threshold", kind=Parameter.KIND_INTEGER, minimum=0, maximum=255)]
@@ -145,6 +162,12 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
             for stage in ("preprocess", "diffusion")
         ]
         return pb.ListWorkersResponse(workers=workers)
+
+
+def dead_letter() -> pb.DeadLetter:
+    failure = Failure(reason="NODE_FAULT", message="out of memory")
+    attempts = [pb.Attempt(node="n1", worker="n1-diffusion-1", failure=failure), pb.Attempt(node="n2", worker="w2")]
+    return pb.DeadLetter(task="jobs/j1/tasks/2", stage="diffusion", tenant="acme", failure=failure, attempts=attempts)
 
 
 @asynccontextmanager

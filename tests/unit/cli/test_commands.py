@@ -226,3 +226,20 @@ def test_ctrl_c_while_it_paints_cancels_the_job(refused, service):
 
     assert refused("generate", "forever")[0] == 130
     assert service.jobs["jobs/j1"].state == Job.STATE_CANCELLED
+
+
+def test_dead_letters_are_listed_shown_and_redriven(service, said):
+    assert "jobs/j1/tasks/2" in said("dead", "list").splitlines()[1]
+    assert said("dead", "list", "--json")[0]["tenant"] == "acme"
+    shown = said("dead", "show", "jobs/j1/tasks/2")
+    assert "NODE_FAULT: out of memory" in shown
+    assert "vanished" in shown
+    service.jobs["jobs/j1"] = Job(name="jobs/j1", state=Job.STATE_QUEUED, revision=9)
+    assert "queued" in said("dead", "redrive", "jobs/j1/tasks/2")
+    assert service.requests["RedriveDeadLetter"][0].task == "jobs/j1/tasks/2"
+
+
+def test_the_tries_of_a_webhook_are_shown(said):
+    shown = said("jobs", "webhook", "j1")
+    assert "https://example.com/h: pending" in shown
+    assert "no answer within 15 s" in shown
