@@ -1,15 +1,14 @@
 """Policies to compare with. They place a job when it comes, know all nodes, and pay nothing for asking.
 
-Like Fanlight's own workers, nodes fetch while they paint, small models first, and run the first job that has all.
+Their nodes are as good as Fanlight's own workers: they fetch while they paint, small models first, and run the first job
+that has all it needs; unless the options ask for plain ones.
 """
 
 import random
 from collections import deque
 
 from benchmarks.fleet.run import Simulation
-from benchmarks.fleet.world import STEPS, Job, Node
-
-_ = STEPS
+from benchmarks.fleet.world import Job, Node
 
 
 class Pushed:
@@ -48,7 +47,7 @@ class Pushed:
         if not node.up or node.running is not None:
             return
         queue = self.queues[node.name]
-        for job in queue:
+        for job in queue[:1] if self.simulation.options.plain_workers else queue:
             if self.simulation.everywhere or node.holds(job):
                 queue.remove(job)
                 self.simulation.start(node, job)

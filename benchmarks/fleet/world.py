@@ -40,6 +40,8 @@ class Options:
     hint_s: float = 0.5
     # How often an idle worker asks again of itself.
     recheck_s: float = 5.0
+    # Workers as elsewhere: downloads come in the order in which they were asked for, and so are jobs done.
+    plain_workers: bool = False
     # How long after the last arrival unfinished work is waited for.
     drain_s: float = 1_800.0
 
@@ -149,7 +151,8 @@ class Node:
         self._move()
         size = size_of(model)
         self._transfers.append(Transfer(model, size, size < GB))
-        self._transfers.sort(key=lambda transfer: not transfer.is_small)
+        if not self.options.plain_workers:
+            self._transfers.sort(key=lambda transfer: not transfer.is_small)
         self._schedule()
 
     def drop_fetches(self, wanted: set[str]) -> None:

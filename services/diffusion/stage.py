@@ -46,12 +46,16 @@ class DiffusionStage:
         levels = {entry.id: self._library.residency(entry) for entry in self._catalogue.entries}
         worker.device = self._library.device_name
         worker.step_s = self._engine.step_s
+        worker.step_s_deviation = self._engine.step_s_deviation
         here = [name for name, level in levels.items() if level is not Residency.REMOTE]
         worker.disk_models[:] = [*here, *(model.id for model in self._supply.remote_models() if model.is_held)]
         worker.ram_models[:] = [name for name, level in levels.items() if level is Residency.RAM]
         worker.vram_models[:] = [name for name, level in levels.items() if level is Residency.VRAM]
         if link_bps := self._supply.link_bps:
             worker.goodput_bps = link_bps
+
+    async def fetch_ahead(self, model: str, kind: str) -> None:
+        await self._supply.fetch_ahead(model, kind)
 
     async def run(self, task: queue_pb2.LeasedTask, report: ports.Report) -> ports.Outcome:
         if task.WhichOneof("work") != "generate":

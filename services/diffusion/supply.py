@@ -91,12 +91,19 @@ class Supply:
                     checkpoint = self._checkpoint(wanted.name)
             yield
 
+    async def fetch_ahead(self, name: str, kind: str) -> None:
+        """Bring a model to this disk before anybody asks for it here. What can be fetched from nowhere is left alone."""
+        reference = self._missing(Wanted(name=name, kind=kind or "checkpoint", field="model"), None)
+        if reference:
+            async with self._store.obtain(reference):
+                log.info("model_fetched_ahead", kind=kind, id=name)
+
     def _missing(self, wanted: Wanted, checkpoint: CheckpointEntry | None) -> str:
         """The reference to fetch; empty for what is this machine's own, or unknown everywhere."""
         known = self._known(wanted, checkpoint)
         if known is not None:
             return known.reference
-        return self._remote.reference(wanted.name, wanted.kind, checkpoint.base if checkpoint else "")
+        return self._remote.reference(wanted.name, wanted.kind, checkpoint.base if checkpoint else None)
 
     def _known(self, wanted: Wanted, checkpoint: CheckpointEntry | None) -> Entry | None:
         catalogue = self._catalogue

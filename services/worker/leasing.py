@@ -17,6 +17,7 @@ from services.worker.config import WorkerSettings
 from services.worker.leases import Leases
 from services.worker.patience import Backoff
 from services.worker.poller import Poller
+from services.worker.prefetcher import Prefetcher
 from services.worker.surroundings import Surroundings, unless
 from services.worker.task_runner import TaskRunner
 
@@ -36,9 +37,11 @@ class Leasing:
         poller: Poller,
         runner: TaskRunner,
         settings: WorkerSettings,
+        prefetcher: Prefetcher,
         surroundings: Surroundings,
         stop: asyncio.Event,
     ) -> None:
+        self._prefetcher = prefetcher
         self._admission = admission
         self._leases = leases
         self._poller = poller
@@ -54,7 +57,8 @@ class Leasing:
         """Poll until told to stop; what comes runs in the group."""
         while not self._stop.is_set():
             if self._is_told:
-                await self._until(self._admission.wait_for_free(), limit_s=self._settings.report_every_s)
+                events = self._admission.wait_for_free(), self._prefetcher.came.wait()
+                await self._until(*events, limit_s=self._settings.report_every_s)
             pause_s = await self._poll(group)
             if pause_s:
                 await self._until(limit_s=pause_s)
@@ -69,7 +73,9 @@ class Leasing:
         wait_s = self._settings.poll_wait_s if count else 0.0
         self._is_told = False
         try:
-            tasks = await unless(self._poller.poll(max_tasks=count, wait_s=wait_s), self._stop.wait())
+            # A model that came may be what a task waits for. A task that crosses this goes back at once.
+            polling = self._poller.poll(max_tasks=count, wait_s=wait_s)
+            tasks = await unless(polling, self._prefetcher.came.wait(), self._stop.wait())
         except FanlightError as error:
             pause_s = self._backoff.next_s(error)
             log.warning("poll_failed", reason=error.reason, error=error.message, pause_s=round(pause_s, 2))

@@ -17,6 +17,7 @@ from services.worker.leasing import Leasing
 from services.worker.patience import Patience
 from services.worker.poller import Poller
 from services.worker.ports import Stage
+from services.worker.prefetcher import Prefetcher
 from services.worker.queue_calls import QueueCalls
 from services.worker.renewer import Renewer
 from services.worker.surroundings import Surroundings
@@ -39,10 +40,14 @@ async def work(
 ) -> None:
     """Lease tasks and do them until `stop` is set; then finish or give back what is left."""
     async with _channel(settings, common) as channel:
-        leasing, renewer = _wire(stage, admission, settings, channel, stop, surroundings or Surroundings())
+        prefetcher = Prefetcher(stage)
+        wired = _wire(stage, admission, settings, channel, stop, surroundings or Surroundings(), prefetcher)
+        leasing, renewer = wired
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(renewer.run())
+            fetching = group.create_task(prefetcher.run())
             await leasing.run(group)
+            fetching.cancel()
             await leasing.drain(grace_s=common.drain_grace_s)
             renewing.cancel()
 
@@ -64,6 +69,7 @@ def _wire(
     channel: grpc.aio.Channel,
     stop: asyncio.Event,
     surroundings: Surroundings,
+    prefetcher: Prefetcher,
 ) -> tuple[Leasing, Renewer]:
     worker_id = f"{_NOT_IN_IDS.sub('-', settings.node)[:NODE_IN_ID_MAX]}-{stage.name}-{surroundings.new_id()}"
     log.info("worker_started", worker=worker_id, gateway=settings.gateway, slots=admission.slots)
@@ -74,6 +80,8 @@ def _wire(
     blobs = BlobCalls(channel, patience, surroundings, read_bytes_max=settings.input_bytes_max)
     pictures = InputPictures(blobs, cache_bytes=settings.input_cache_bytes)
     runner = TaskRunner(stage, admission, leases, queue, blobs, pictures, patience)
-    poller = Poller(stage, leases, queue, blobs.goodput, worker_id=worker_id, node=settings.node, slots=admission.slots)
-    leasing = Leasing(admission, leases, poller, runner, settings, surroundings, stop)
-    return leasing, Renewer(queue, leases, surroundings, worker_id=worker_id, retry_delay_max_s=delay_max_s)
+    poller = Poller(
+        stage, leases, queue, blobs.goodput, prefetcher, worker_id=worker_id, node=settings.node, slots=admission.slots
+    )
+    leasing = Leasing(admission, leases, poller, runner, settings, prefetcher, surroundings, stop)
+    return leasing, Renewer(queue, leases, prefetcher, surroundings, worker_id=worker_id, retry_delay_max_s=delay_max_s)

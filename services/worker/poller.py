@@ -8,6 +8,7 @@ from fanlight.queue.v1 import queue_pb2
 from services.worker.goodput import Goodput
 from services.worker.leases import Leases
 from services.worker.ports import Stage
+from services.worker.prefetcher import Prefetcher
 from services.worker.queue_calls import QueueCalls
 
 
@@ -18,6 +19,7 @@ class Poller:
         leases: Leases,
         queue: QueueCalls,
         goodput: Goodput,
+        prefetcher: Prefetcher,
         *,
         worker_id: str,
         node: str,
@@ -28,12 +30,14 @@ class Poller:
         self._leases = leases
         self._queue = queue
         self._goodput = goodput
+        self._prefetcher = prefetcher
         self._node = node
         self._slots = slots
         # The digest of the capabilities that the gateway knows.
         self._known = b""
 
     async def poll(self, *, max_tasks: int, wait_s: float, draining: bool = False) -> Sequence[queue_pb2.LeasedTask]:
+        self._prefetcher.came.clear()
         capabilities = self._stage.capabilities()
         digest = hashlib.sha256(capabilities.SerializeToString(deterministic=True)).digest()
         request = queue_pb2.LeaseTasksRequest(
@@ -47,6 +51,8 @@ class Poller:
         )
         answer = await self._queue.lease(request)
         self._known = b"" if answer.wants_capabilities else digest
+        if answer.has_fetches:
+            self._prefetcher.want(answer.fetches)
         return answer.tasks
 
     def _worker(self) -> queue_pb2.Worker:
@@ -57,5 +63,8 @@ class Poller:
         worker.stage = self._stage.name
         worker.version = __version__
         worker.slots = self._slots
-        worker.goodput_bps = worker.goodput_bps or self._goodput.bps
+        if not worker.goodput_bps:
+            worker.goodput_bps = self._goodput.bps
+            worker.goodput_deviation_bps = self._goodput.deviation_bps
+        worker.takes_fetches = self._prefetcher.is_able
         return worker

@@ -5,6 +5,7 @@ from services.kernel.errors import FanlightError
 from services.kernel.logs import get_logger
 from services.worker.leases import Leases
 from services.worker.patience import Backoff
+from services.worker.prefetcher import Prefetcher
 from services.worker.queue_calls import QueueCalls
 from services.worker.surroundings import Surroundings, unless
 
@@ -20,8 +21,16 @@ class Renewer:
     """A gateway that does not answer ends no work: it decides, once it is back, whose the task is."""
 
     def __init__(
-        self, queue: QueueCalls, leases: Leases, surroundings: Surroundings, *, worker_id: str, retry_delay_max_s: float
+        self,
+        queue: QueueCalls,
+        leases: Leases,
+        prefetcher: Prefetcher,
+        surroundings: Surroundings,
+        *,
+        worker_id: str,
+        retry_delay_max_s: float,
     ) -> None:
+        self._prefetcher = prefetcher
         self._queue = queue
         self._leases = leases
         self._surroundings = surroundings
@@ -51,3 +60,5 @@ class Renewer:
         renewals = self._leases.take_renewals(now_s=sent_s)
         answer = await self._queue.renew(queue_pb2.RenewLeasesRequest(worker_id=self._worker_id, renewals=renewals))
         self._leases.note(list(answer.leases), now_s=sent_s)
+        if answer.has_fetches:
+            self._prefetcher.want(answer.fetches)

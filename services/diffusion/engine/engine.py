@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -41,6 +42,7 @@ class Engine:
         self._numbers = itertools.count()
         # Seconds that an evaluation took lately, whatever the batch; 0 before the first.
         self.step_s = 0.0
+        self._step_variance = 0.0
 
     async def paint(self, generation: Generation, report: Report) -> Painting:
         """The finished picture. Cancelling the call takes it off the device before the next evaluation."""
@@ -119,7 +121,14 @@ class Engine:
         return self._opened
 
     def _measure(self, took_s: float) -> None:
-        self.step_s = took_s if not self.step_s else (1 - _STEP_WEIGHT) * self.step_s + _STEP_WEIGHT * took_s
+        strayed_s = took_s - self.step_s if self.step_s else 0.0
+        self._step_variance = (1 - _STEP_WEIGHT) * (self._step_variance + _STEP_WEIGHT * strayed_s * strayed_s)
+        self.step_s = self.step_s + _STEP_WEIGHT * strayed_s if self.step_s else took_s
+
+    @property
+    def step_s_deviation(self) -> float:
+        """How far evaluations stray from `step_s`."""
+        return math.sqrt(self._step_variance)
 
 
 def _unfinished(batch: Sequence[Ticket]) -> list[Ticket]:

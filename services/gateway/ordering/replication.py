@@ -26,7 +26,7 @@ DAY_S = 86_400.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     # Seconds lost that outweigh a second of downloading, for checkpoints and for small models.
-    price: float = 0.3
+    price: float = 1.5
     small_price: float = 0.5
     # What is owed fades by half in this time.
     half_life_s: float = 1_800.0
