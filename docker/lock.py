@@ -1,5 +1,7 @@
 """Writes docker/locks/: the exact packages of each layer, by layers.toml and by what is installed beside Python here.
 
+A layer whose packages are not installed here is left as it was written where they are (`make annotators`).
+
 usage: .venv/bin/python docker/lock.py [--check]     exit code 1 with --check where a file is not what it should be
 """
 
@@ -7,7 +9,7 @@ import argparse
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,10 @@ def locks() -> dict[str, str]:
     texts = {}
     for name, layer in described["layers"].items():
         below = set[str]().union(*(held[each] for each in layer.get("below", ())))
-        held[name] = closure(_roots(layer)) - below - {PROJECT, *described["left_out"]}
+        try:
+            held[name] = closure(_roots(layer)) - below - {PROJECT, *described["left_out"]}
+        except PackageNotFoundError:
+            continue
         texts[name] = HEAD + "".join(f"{each}=={pins[each]}\n" for each in sorted(held[name]))
     return texts
 

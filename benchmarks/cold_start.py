@@ -1,0 +1,132 @@
+"""From nothing on a node to its first picture, over a link: our diffusion image beside a plain `pip install` of it.
+
+usage: python -m benchmarks.cold_start [--mbps 100] [--delay-ms 20] [--rounds 1]     as root; needs podman and skopeo
+
+Both images lie in an OCI layout, ours with zstd layers, the plain one with gzip's, as builders make them. A registry
+serves it at the far end of an emulated link; at this end podman pulls into an empty store, runs the container, and the
+first picture is painted with the starter model. `make images` builds ours, and this the plain one.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import grpc
+
+from benchmarks.link_emulator import LinkEmulator, Shape, why_not
+from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
+
+ROOT = Path(__file__).parent.parent
+LAYOUT = ROOT / "dist" / "cold-start"
+IMAGES = {"ours": "localhost/fanlight/diffusion:starter", "plain": "localhost/fanlight-bench/plain:latest"}
+COMPRESSION = {"ours": "zstd", "plain": "gzip"}
+REGISTRY_PORT = 5000
+GRPC = "127.0.0.1:50053"
+PATIENCE_S = 900.0
+POLL_S = 0.05
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Cold start of the diffusion image over an emulated link.")
+    parser.add_argument("--mbps", type=float, default=100.0)
+    parser.add_argument("--delay-ms", type=float, default=20.0, help="one way")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--paint", metavar="HOST:PORT", help="only paint there as soon as it can be done")
+    asked = parser.parse_args()
+    if asked.paint:
+        paint(asked.paint)
+        return 0
+    if reason := why_not() or ("" if shutil.which("podman") and shutil.which("skopeo") else "needs podman and skopeo"):
+        print(f"cold_start cannot run here: {reason}", file=sys.stderr)
+        return 2
+    prepare()
+    taken: dict[str, list[float]] = {name: [] for name in IMAGES}
+    shape = Shape(mbps=asked.mbps, delay_s=asked.delay_ms / 1e3, loss=0.0)
+    for number in range(asked.rounds):
+        for name in IMAGES if number % 2 == 0 else reversed(IMAGES):
+            taken[name].append(measure(name, shape))
+    for name, seconds in taken.items():
+        print(f"{name}: {min(seconds):.1f} s to the first picture (best of {len(seconds)})")
+    print(f"ratio: {min(taken['ours']) / min(taken['plain']):.2f}")
+    return 0
+
+
+def prepare() -> None:
+    """Both images in one layout, unless they are there."""
+    if not (LAYOUT / "index.json").exists():
+        build = ["podman", "build", "--quiet", "--network", "none", "--file", "benchmarks/plain.Dockerfile"]
+        subprocess.run([*build, "--tag", IMAGES["plain"], "."], cwd=ROOT, check=True)
+        LAYOUT.mkdir(parents=True)
+        for name, image in IMAGES.items():
+            how = ["--quiet", "--dest-compress-format", COMPRESSION[name]]
+            level = ["--dest-compress-level", "9"] if name == "ours" else []
+            command = ["skopeo", "copy", *how, *level, f"containers-storage:{image}", f"oci:{LAYOUT}:{name}"]
+            subprocess.run(command, check=True)
+
+
+def measure(name: str, shape: Shape) -> float:
+    """Seconds from the pull's begin to the first picture; says where they went."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as store, LinkEmulator(shape) as link:
+        host = f"{link.SERVER_ADDRESS}:{REGISTRY_PORT}"
+        serving = [*link.server, sys.executable, "-m", "benchmarks.layout_registry", str(LAYOUT), host]
+        painting = [*link.client, sys.executable, "-m", "benchmarks.cold_start", "--paint", GRPC]
+        podman = [*link.client, "podman", "--root", f"{store}/root", "--runroot", f"{store}/run"]
+        with started(serving), started(painting) as painter:
+            time.sleep(2)  # Both have imported what they need, and wait.
+            begin_s = time.perf_counter()
+            image = f"{host}/{name}:latest"
+            subprocess.run([*podman, "pull", "--quiet", "--tls-verify=false", image], check=True, capture_output=True)
+            pulled_s = time.perf_counter()
+            locked = ["--read-only", "--tmpfs", "/tmp", "--network", "host", "--env", "HOME=/tmp"]
+            local = ["--env", f"FANLIGHT_DIFFUSION_GRPC={GRPC}"]
+            subprocess.run([*podman, "run", "--detach", *locked, *local, image], check=True, capture_output=True)
+            try:
+                if painter.wait(timeout=PATIENCE_S):
+                    raise SystemExit("error: no picture came")
+                end_s = time.perf_counter()
+            finally:
+                subprocess.run([*podman, "rm", "--all", "--force", "--time", "0"], check=False, capture_output=True)
+                subprocess.run([*podman, "rmi", "--all", "--force"], check=False, capture_output=True)
+        moved = link.passed_bytes / 1e6
+    print(f"{name}: pull {pulled_s - begin_s:.1f} s ({moved:.1f} MB), to the picture {end_s - pulled_s:.1f} s more")
+    return end_s - begin_s
+
+
+class started:  # noqa: N801
+    """A process, ended with the block."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        return self._process
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def paint(address: str) -> None:
+    """Asks again and again until a picture came."""
+    request = diffusion_pb2.GenerateRequest(prompt="a red apple on a blue background", seed=1)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        try:
+            with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+                stub = diffusion_pb2_grpc.DiffusionServiceStub(channel)
+                if any(answer.WhichOneof("event") == "image" for answer in stub.Generate(request)):
+                    return
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        time.sleep(POLL_S)
+    raise SystemExit("error: nobody painted")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

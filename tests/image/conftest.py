@@ -1,0 +1,92 @@
+"""Real containers of the images that `make images` built; skipped, with the reason, where there are none."""
+
+import json
+import shutil
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PREFIX = "localhost/fanlight"
+# What a container is let, and no more.
+LOCKED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+TOKENS = ("--env", "FANLIGHT_CLIENT_TOKEN=client", "--env", "FANLIGHT_WORKER_TOKEN=worker")
+# Much longer than it takes: what is broken is told, not waited for.
+PATIENCE_S = 240
+
+
+def podman(*arguments, check=True):
+    done = subprocess.run(["podman", *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def require_image():
+    if shutil.which("podman") is None:
+        pytest.skip("podman is not installed")
+
+    def require(name):
+        if podman("image", "exists", f"{PREFIX}/{name}", check=False).returncode:
+            pytest.skip(f"{PREFIX}/{name} is not there: `make images` builds it")
+        return f"{PREFIX}/{name}"
+
+    return require
+
+
+class Container:
+    def __init__(self, image, *options):
+        self.id = podman("run", "--detach", *LOCKED, *TOKENS, *options, image).stdout.strip()
+
+    def exec(self, *command, check=True):
+        return podman("exec", self.id, *command, check=check)
+
+    def wait_until_healthy(self):
+        """Asks as a probe would."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s:
+            if self.exec("python3", "-m", "fanlight.health", check=False).returncode == 0:
+                return
+            assert self.inspect()["State"]["Running"], self.logs()
+            time.sleep(0.2)
+        raise AssertionError(f"not healthy: {self.logs()}")
+
+    def inspect(self):
+        return json.loads(podman("inspect", self.id).stdout)[0]
+
+    def logs(self):
+        done = podman("logs", self.id)
+        return done.stdout + done.stderr
+
+    def stop(self):
+        """The exit code; 137 where SIGTERM was not enough."""
+        podman("stop", "--time", "60", self.id)
+        return self.inspect()["State"]["ExitCode"]
+
+
+@pytest.fixture
+def run(require_image):
+    started, volumes = [], []
+
+    def start(name, *options, volume=""):
+        image = require_image(name)
+        if volume:
+            volumes.append(f"fanlight-test-{uuid.uuid4().hex}")
+            options = (*options, "--volume", f"{volumes[-1]}:{volume}")
+        started.append(Container(image, *options))
+        return started[-1]
+
+    yield start
+    for container in started:
+        podman("rm", "--force", "--time", "0", container.id, check=False)
+    for name in volumes:
+        podman("volume", "rm", "--force", name, check=False)

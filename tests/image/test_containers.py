@@ -1,0 +1,77 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.image.conftest import PATIENCE_S, ROOT
+
+IMAGES = ("gateway", "preprocessor", "preprocessor-neural", "diffusion")
+VOLUMES = {"gateway": "/data"}
+LISTENERS = "import re; print(re.findall(r': 0{32}:([0-9A-F]{4}) ', open('/proc/net/tcp6').read()))"
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_container_serves_as_nobody_on_a_read_only_root_and_ends_on_sigterm(run, name):
+    container = run(name, volume=VOLUMES.get(name, "/weights"))
+    container.wait_until_healthy()
+    assert container.exec("id", "-u").stdout.strip() == "65532"
+    assert container.exec("touch", "/opt/fanlight/x", check=False).returncode != 0
+    assert container.exec("cat", "/proc/1/cmdline").stdout.split("\0")[-2] == name.removesuffix("-neural")
+    assert container.stop() == 0
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_container_that_is_stopped_while_it_starts_needs_no_kill(run, name):
+    container = run(name, volume=VOLUMES.get(name, "/weights"))
+    assert container.stop() in (0, 143), container.logs()
+
+
+def test_services_listen_on_ipv6_and_ipv4(run):
+    container = run("gateway", volume="/data")
+    container.wait_until_healthy()
+    ports = container.exec("python3", "-c", LISTENERS).stdout
+    assert f"{50051:04X}" in ports
+    assert f"{8080:04X}" in ports
+    assert container.exec("python3", "-m", "fanlight.health", "127.0.0.1:50051").returncode == 0
+
+
+def test_a_service_without_tokens_refuses_to_start_and_says_why(require_image):
+    done = subprocess.run(["podman", "run", "--rm", require_image("gateway")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "FANLIGHT_CLIENT_TOKEN" in done.stderr
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_has_labels_and_no_installer(require_image, name):
+    image = require_image(name)
+    shown = subprocess.run(["podman", "inspect", image], capture_output=True, text=True, check=True).stdout
+    assert '"org.opencontainers.image.licenses": "Apache-2.0"' in shown
+    find = "import importlib.util, shutil; print([n for n in ('pip', 'setuptools') if importlib.util.find_spec(n)]"
+    find += ", [n for n in ('gcc', 'cc', 'ld', 'git', 'apt-get') if shutil.which(n)])"
+    command = ["podman", "run", "--rm", "--entrypoint", "python3", image, "-c", find]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] []"
+
+
+def test_the_images_are_within_their_budgets():
+    layout = ROOT / "dist" / "images" / "index.json"
+    if not layout.exists():
+        pytest.skip("dist/images is not there: `make images` writes it")
+    names = [name for name in ("base", *IMAGES) if f'"{name}"' in layout.read_text()]
+    command = [sys.executable, ROOT / "docker" / "size_audit.py", *(f"oci:{layout.parent}:{name}" for name in names)]
+    done = subprocess.run([*command, "--budget", ROOT / "docker" / "budget.toml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_main_job_runs_through_the_containers_and_outlives_a_killed_worker(require_image, tmp_path):
+    for name in ("gateway", "preprocessor", "diffusion:starter"):
+        require_image(name)
+    if shutil.which("podman-compose") is None:
+        pytest.skip("podman-compose is not installed")
+    environ = {**os.environ, "FANLIGHT_HTTP_PORT": "18180", "FANLIGHT_GRPC_PORT": "18151"}
+    command = [ROOT / "docker" / "demo.sh", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=4 * PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all((tmp_path / f"painted-{number}.png").read_bytes().startswith(b"\x89PNG") for number in (1, 2))
