@@ -1,8 +1,8 @@
 """A fleet of home PCs on a simulated clock: the gateway's own ordering against simple policies and an oracle.
 
-`python -m benchmarks.fleet_sim` runs 10 seeds at 2, 6 and 10 jobs a second and prints medians and ratios; `--seeds 1` is
-quicker. `--results FILE` keeps every run as a line of JSON and skips those that are in it already; `--plots FOLDER` draws
-them (needs matplotlib). `--large` runs 10 minutes of 10,000 nodes at 600 jobs a second instead.
+`python -m benchmarks.fleet_sim` runs 10 seeds at 2, 6 and 10 jobs a second and prints medians and ratios; `--seeds 1`
+is quicker. `--results FILE` keeps every run as a line of JSON and skips those that are in it already; `--plots FOLDER`
+draws them (needs matplotlib). `--large` runs 10 minutes of 10,000 nodes at 600 jobs a second instead.
 """
 
 import argparse
@@ -88,8 +88,9 @@ def keep(result: Result, path: Path) -> None:
 
 def line(result: Result) -> str:
     return (
-        f"{result.policy:35} {result.rate_per_s:4.0f}/s seed {result.seed}: p50 {result.p50_s:6.1f}  p95 {result.p95_s:7.1f}"
-        f"  p99 {result.p99_s:7.1f} s  {result.gb_per_1000:6.1f} GB/1,000  done {result.done:.3f}"
+        f"{result.policy:35} {result.rate_per_s:4.0f}/s seed {result.seed}: p50 {result.p50_s:6.1f}"
+        f"  p95 {result.p95_s:7.1f}  p99 {result.p99_s:7.1f} s  {result.gb_per_1000:6.1f} GB/1,000"
+        f"  done {result.done:.3f}"
     )
 
 

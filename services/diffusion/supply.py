@@ -92,7 +92,7 @@ class Supply:
             yield
 
     async def fetch_ahead(self, name: str, kind: str) -> None:
-        """Bring a model to this disk before anybody asks for it here. What can be fetched from nowhere is left alone."""
+        """Bring a model to this disk before anybody asks for it here. What nobody offers is left alone."""
         reference = self._missing(Wanted(name=name, kind=kind or "checkpoint", field="model"), None)
         if reference:
             async with self._store.obtain(reference):

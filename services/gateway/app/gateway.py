@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from services.gateway.app.blob_retention import BlobRetention
-from services.gateway.app.cache import ControlImages
+from services.gateway.app.cache import CacheFigures, ControlImages
+from services.gateway.app.clock_jumps import ClockWatch
 from services.gateway.app.core import core_of
 from services.gateway.app.dead_letters import DeadLetters
 from services.gateway.app.explain import Explanations
@@ -15,6 +16,7 @@ from services.gateway.app.jobs import Jobs
 from services.gateway.app.new_work import WorkMaker
 from services.gateway.app.pictures import Pictures
 from services.gateway.app.polls import Polls
+from services.gateway.app.prefetches import Prefetches
 from services.gateway.app.queue import Queue
 from services.gateway.app.redrives import Redrives
 from services.gateway.app.retention import Retention
@@ -54,18 +56,20 @@ class Gateway:
         core = core_of(store, blobs, clock, random_bytes, settings, is_shared=is_shared)
         self._core, self._is_shared = core, is_shared
         self._ledger, self._leases = core.ledger, core.leases
-        self._cache = ControlImages(store, blobs, limit=settings.cache_limit)
+        self._cache = ControlImages(store, blobs, limit=settings.cache_limit, budget_bytes=settings.cache_budget_bytes)
         requests = Requests(store)
         pictures = Pictures(blobs, limit_bytes=settings.picture_limit_bytes)
         self.workers = core.workers
         self.dead_letters = DeadLetters(store)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explanations(core)
+        self._prefetches = Prefetches(store, core.board, clock)
         self.jobs = Jobs(core, requests, WorkMaker(pictures, self._cache, core.workers, random_bytes))
         self.queue = Queue(core, self._cache, self.dead_letters)
         self.polls = Polls(core, self.queue)
         self._retention = Retention(core.ledger, requests, core.webhooks, clock, settings)
         self._blob_retention = BlobRetention(core.ledger, blobs, clock, settings)
+        self._clock_watch = ClockWatch(clock)
         self._stopping = asyncio.Event()
         self._dead: list[Job] = []
         core.ledger.observe(self._note_dead)
@@ -87,14 +91,12 @@ class Gateway:
 
     async def load(self) -> None:
         """Read what the store holds besides jobs, however long the store takes to answer; before `run`."""
-        for load in (self.workers.load, self._cache.load):
-            while True:
-                try:
-                    await load()
-                    break
-                except Unavailable as error:
-                    log.info("store_not_ready", message=error.message)
-                    await asyncio.sleep(error.retry_after_s or 1.0)
+        while True:
+            try:
+                return await self.workers.load()
+            except Unavailable as error:
+                log.info("store_not_ready", message=error.message)
+                await asyncio.sleep(error.retry_after_s or 1.0)
 
     async def wait_until_ready(self) -> None:
         await self._ledger.caught_up.wait()
@@ -104,7 +106,7 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             following = [group.create_task(each) for each in self._followed()]
             group.create_task(self._every(SWEEP_INTERVAL_S, self.sweep))
-            group.create_task(self._every(BLOB_SWEEP_INTERVAL_S, self._blob_retention.sweep))
+            group.create_task(self._every(BLOB_SWEEP_INTERVAL_S, self._sweep_blobs))
             group.create_task(self._expire())
             group.create_task(self._every(WEBHOOK_INTERVAL_S, lambda: self._core.webhooks.run(group)))
             if self._is_shared:
@@ -116,18 +118,29 @@ class Gateway:
     def _followed(self) -> Sequence[Coroutine[Any, Any, None]]:
         """What this gateway hears of the others."""
         core = self._core
-        ours = [core.ledger.follow(), core.faults.follow(), core.webhooks.follow()]
+        ours = [core.ledger.follow(), core.faults.follow(), core.webhooks.follow(), self._cache.follow()]
         return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:
         """Forget what is old, and keep letters of what died while the process was dying too."""
-        await self._retention.sweep()
-        await self.workers.sweep()
-        await self._core.heartbeats.sweep()
+        if self._clock_watch.is_settled():
+            await self._retention.sweep()
+            await self.workers.sweep()
+            await self._core.heartbeats.sweep()
+            await self._blob_retention.make_room()
+        await self._prefetches.sweep()
         while self._dead:
             await self.dead_letters.keep(self._dead[-1])
             self._dead.pop()
         await self.dead_letters.sweep()
+
+    async def _sweep_blobs(self) -> None:
+        if self._clock_watch.is_settled():
+            await self._blob_retention.sweep()
+
+    @property
+    def cache_figures(self) -> CacheFigures:
+        return self._cache.figures
 
     def _note_dead(self, job: Job) -> None:
         """While the store is read: one that died with the process may have left no letter."""
@@ -146,10 +159,18 @@ class Gateway:
                 self._leases.postpone(late_s)
             self._core.workers.retire_silent()
             self._core.waiting.release_due()
+            await self._claim_prefetches()
             await self.queue.expire_due()
             await self.queue.end_late_jobs()
 
         await self._every(EXPIRY_INTERVAL_S, expire)
+
+    async def _claim_prefetches(self) -> None:
+        """A gateway alone has nobody to agree with."""
+        if self._is_shared:
+            await self._prefetches.claim()
+        else:
+            self._core.board.take_claims()
 
     async def _every(self, interval_s: float, do: Callable[[], Awaitable[None]]) -> None:
         """Until the gateway stops. An error of ours, such as a store that is away, is for the next time."""

@@ -1,0 +1,94 @@
+"""Checkpoints that are being fetched ahead, claimed in the store, so that of several gateways one has it done."""
+
+import hashlib
+from dataclasses import dataclass
+
+from services.gateway.app.records import Codec
+from services.gateway.ordering.board import Board, Claim
+from services.gateway.ports import Clock, JobStore, Record
+from services.kernel.errors import AlreadyExists, Conflict
+
+BUCKET = "prefetches"
+PAGE = 1_000
+# A claim outlives the expected download by so much.
+LATE_FACTOR = 2.0
+LATE_S = 60.0
+# What a claim lives at most, whatever clocks say.
+LIFE_MAX_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefetch:
+    """On the wall clock."""
+
+    model: str
+    worker: str
+    until_s: float
+
+
+PREFETCHES: Codec[Prefetch] = Codec(Prefetch)
+
+
+class Prefetches:
+    def __init__(self, store: JobStore, board: Board, clock: Clock) -> None:
+        self._store = store
+        self._board = board
+        self._clock = clock
+
+    async def claim(self) -> None:
+        """Claim what the plan has begun to have fetched; what another gateway has claimed is dropped from the plan."""
+        for claim in self._board.take_claims():
+            holder = await self._holder(claim)
+            if holder != claim.worker:
+                self._board.refuse(claim, holder, self._clock.monotonic_s())
+
+    async def _holder(self, claim: Claim) -> str:
+        """The worker that fetches the checkpoint for all gateways: the claim's, unless another was faster."""
+        key, value = _key(claim.fetch.model), PREFETCHES.encode(self._prefetch(claim))
+        try:
+            await self._store.create(BUCKET, key, value)
+        except AlreadyExists:
+            return await self._replace(key, value, claim)
+        return claim.worker
+
+    async def _replace(self, key: str, value: bytes, claim: Claim) -> str:
+        present = await self._store.get(BUCKET, key)
+        if present is None:
+            return claim.worker
+        before = PREFETCHES.decode(present.value)
+        if self._lives(before) and before.worker != claim.worker:
+            return before.worker
+        try:
+            await self._store.put(BUCKET, key, value, revision=present.revision)
+        except Conflict:
+            return before.worker
+        return claim.worker
+
+    def _prefetch(self, claim: Claim) -> Prefetch:
+        fetch = claim.fetch
+        life_s = LATE_FACTOR * (fetch.ready_s - fetch.start_s) + LATE_S
+        return Prefetch(model=fetch.model, worker=claim.worker, until_s=self._clock.now_s() + min(LIFE_MAX_S, life_s))
+
+    def _lives(self, prefetch: Prefetch) -> bool:
+        """A time further away than any we set comes from a clock that jumped."""
+        if not 0 < prefetch.until_s - self._clock.now_s() <= LIFE_MAX_S:
+            return False
+        post = self._board.post(prefetch.worker)
+        return post is None or prefetch.model not in post.view.held
+
+    async def sweep(self) -> None:
+        """Forget those that are over."""
+        page = await self._store.list(BUCKET, limit=PAGE)
+        while page:
+            for record in page:
+                if not self._lives(_read(record)):
+                    await self._store.delete(BUCKET, record.key)
+            page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
+
+
+def _read(record: Record) -> Prefetch:
+    return PREFETCHES.decode(record.value)
+
+
+def _key(model: str) -> str:
+    return hashlib.sha256(model.encode()).hexdigest()
