@@ -30,6 +30,28 @@ LIMITS = PictureLimits(size_bytes=MIB // 2, pixels=4_000_000, side_px=5_000)
 NAME = "fanlight.preprocessor.v1.PreprocessorService"
 
 
+def _palette() -> Image.Image:
+    """With a transparent colour."""
+    picture = Image.fromarray(scene(40, 30)).quantize(8)
+    picture.info["transparency"] = 0
+    return picture
+
+
+# Encoded pictures that are unusual and right, and the size of their control images.
+STRANGE = {
+    "1 x 1": (encoded(scene(1, 1)), (1, 1)),
+    "1 x 5000": (encoded(scene(1, 5000)), (1, 5000)),
+    "16 bits": (saved(Image.fromarray(scene(40, 30)[:, :, 0].astype(np.uint16) * 257), "PNG"), (40, 30)),
+    "CMYK": (saved(Image.fromarray(scene(40, 30)).convert("CMYK"), "JPEG"), (40, 30)),
+    "animated": (
+        saved(Image.fromarray(scene(40, 30)), "GIF", save_all=True, append_images=[Image.new("RGB", (40, 30))]),
+        (40, 30),
+    ),
+    "palette with transparency": (saved(_palette(), "PNG", transparency=0), (40, 30)),
+    "broken EXIF": (saved(Image.fromarray(scene(40, 30)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"), (40, 30)),
+}
+
+
 @pytest.fixture
 def gate():
     gate = Gate()
@@ -198,3 +220,78 @@ async def test_a_call_that_its_client_cancels_frees_its_slot(stub, gate):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (await stub.Annotate(request(), timeout=PATIENCE_S)).image
+
+
+def wanted(annotator: str, **fields: object) -> pb.WantedAnnotation:
+    return pb.WantedAnnotation(annotator=annotator, **fields)
+
+
+async def many(stub: pb_grpc.PreprocessorServiceStub, *annotations: pb.WantedAnnotation, data: bytes | None = None):
+    picture = common_pb2.Picture(data=encoded(scene()) if data is None else data)
+    asked = pb.AnnotateManyRequest(picture=picture, annotations=annotations)
+    return [answer async for answer in stub.AnnotateMany(asked, timeout=PATIENCE_S)]
+
+
+async def test_one_picture_is_annotated_in_several_ways_each_as_if_alone(stub):
+    answers = await many(stub, wanted("canny"), wanted("invert", width_px=32, height_px=16), wanted("inpaint"))
+    by_index = {each.index: each.answer for each in answers}
+    assert sorted(by_index) == [0, 1, 2]
+    assert by_index[0].image == (await stub.Annotate(request("canny"))).image
+    assert (by_index[1].width_px, by_index[1].height_px) == (32, 16)
+    assert by_index[2].device == "cpu/uint8"
+
+
+async def test_answers_come_as_they_are_ready(stub, gate):
+    picture = common_pb2.Picture(data=encoded(scene()))
+    asked = pb.AnnotateManyRequest(picture=picture, annotations=[wanted("invert"), wanted("gated")])
+    call = stub.AnnotateMany(asked, timeout=PATIENCE_S)
+    first = await call.read()
+    assert (first.index, first.answer.width_px) == (0, 192)
+    gate.opened.set()
+    assert (await call.read()).index == 1
+
+
+async def test_one_that_fails_says_so_in_its_place_and_ends_no_other(stub):
+    noise = np.random.RandomState(0).randint(0, 256, (700, 700, 3)).astype(np.uint8)
+    photo = saved(Image.fromarray(noise), "JPEG", quality=40)
+    answers = await many(stub, wanted("invert"), wanted("canny"), data=photo)
+    by_index = {each.index: each for each in answers}
+    assert by_index[0].failure.reason == "TOO_LARGE"
+    assert by_index[1].answer.image
+
+
+@pytest.mark.parametrize(
+    ("annotations", "kind", "field"),
+    [
+        ([], InvalidField, "annotations"),
+        ([wanted("canny")] * 33, TooLarge, "annotations"),
+        ([wanted("canny"), wanted("nonsense")], NotFound, "annotations[1].annotator"),
+        ([wanted("canny", parameters=parameters(f=3))], InvalidField, "annotations[0].parameters.f"),
+        ([wanted("canny", width_px=3)], InvalidField, "annotations[0].height_px"),
+    ],
+)
+async def test_wrong_annotations_are_refused_before_anything_is_done(stub, annotations, kind, field):
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await many(stub, *annotations)
+    error = from_rpc_error(raised.value)
+    assert (type(error), error.field) == (kind, field)
+
+
+async def test_a_picture_that_is_none_ends_the_call(stub):
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await many(stub, wanted("canny"), data=b"no picture")
+    assert from_rpc_error(raised.value).field == "picture"
+
+
+async def test_other_services_names_are_taken(stub):
+    assert (await stub.Annotate(request("canny_edge"))).image == (await stub.Annotate(request("canny"))).image
+
+
+@pytest.mark.parametrize("annotator", [each.id for each in core()])
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+async def test_strange_pictures_come_out_in_their_size(stub, annotator, name):
+    data, size = STRANGE[name]
+    answer = await stub.Annotate(request(annotator, data), timeout=PATIENCE_S)
+    assert (answer.width_px, answer.height_px) == size
+    assert decoded(answer.image).shape == (size[1], size[0], 3)
