@@ -7,8 +7,54 @@ from services.preprocessor.aliases import ALIASES
 from services.preprocessor.registry import NEURAL, PLAIN, Registry, aliases_of
 
 # The replaced service's processors, by their ids.
-REPLACED = ["scribble_hed", "softedge_hed", "scribble_hedsafe", "softedge_hedsafe", "depth_midas", "mlsd", "openpose", "openpose_face", "openpose_faceonly", "openpose_full", "openpose_hand", "scribble_pidinet", "softedge_pidinet", "scribble_pidsafe", "softedge_pidsafe", "normal_bae", "lineart_realistic", "lineart_coarse", "lineart_anime", "canny", "shuffle", "depth_leres", "depth_leres++", "mediapipe_face", "sam", "remove_background"]
-ADDED = ["depth_zoe", "depth_anything_v2", "seg_ofade20k", "seg_ofcoco", "seg_ufade20k", "dwpose", "teed", "anyline", "lineart_standard", "scribble_xdog", "normal_midas", "tile", "inpaint", "ip2p", "invert", "threshold", "blur_gaussian", "lsd"]
+REPLACED = [
+    "scribble_hed",
+    "softedge_hed",
+    "scribble_hedsafe",
+    "softedge_hedsafe",
+    "depth_midas",
+    "mlsd",
+    "openpose",
+    "openpose_face",
+    "openpose_faceonly",
+    "openpose_full",
+    "openpose_hand",
+    "scribble_pidinet",
+    "softedge_pidinet",
+    "scribble_pidsafe",
+    "softedge_pidsafe",
+    "normal_bae",
+    "lineart_realistic",
+    "lineart_coarse",
+    "lineart_anime",
+    "canny",
+    "shuffle",
+    "depth_leres",
+    "depth_leres++",
+    "mediapipe_face",
+    "sam",
+    "remove_background",
+]
+ADDED = [
+    "depth_zoe",
+    "depth_anything_v2",
+    "seg_ofade20k",
+    "seg_ofcoco",
+    "seg_ufade20k",
+    "dwpose",
+    "teed",
+    "anyline",
+    "lineart_standard",
+    "scribble_xdog",
+    "normal_midas",
+    "tile",
+    "inpaint",
+    "ip2p",
+    "invert",
+    "threshold",
+    "blur_gaussian",
+    "lsd",
+]
 ALL = Registry((*PLAIN, *NEURAL))
 
 
