@@ -5,8 +5,8 @@ import ipaddress
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,7 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
+from services.gateway.adapters.patient_store import PatientStore
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.callers import Tenant, callers_of, read_tenants
@@ -81,7 +82,7 @@ async def serve(settings: GatewaySettings, common: CommonSettings, stop: asyncio
 def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[JobStore]:
     """SettingsError for one that nobody knows, or that cannot be had."""
     if settings.store == SQLITE:
-        return open_sqlite_store(settings.data_dir / STORE_FILE)
+        return _patient(open_sqlite_store(settings.data_dir / STORE_FILE))
     servers = settings.store.split(",")
     if not all(server.startswith(("nats://", "tls://")) for server in servers):
         raise SettingsError(f"FANLIGHT_GATEWAY_STORE: must be {SQLITE} or nats://HOST:PORT")
@@ -95,6 +96,12 @@ def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[JobSto
         replicas=settings.nats_replicas,
         credentials_file=settings.nats_credentials_file,
     )
+
+
+@asynccontextmanager
+async def _patient(opening: AbstractAsyncContextManager[JobStore]) -> AsyncIterator[JobStore]:
+    async with opening as store:
+        yield PatientStore(store)
 
 
 def _open_blobs(settings: GatewaySettings) -> AbstractAsyncContextManager[BlobStore]:

@@ -81,4 +81,7 @@ class GatewaySettings(BaseSettings):
     retry_after_s: float = Field(5.0, gt=0, description="When a refused client should ask again.")
     job_retention_s: float = Field(7 * 86_400.0, gt=0, description="How long an ended job is kept.")
     job_retention_count: int = Field(10_000, gt=0, description="How many ended jobs are kept.")
+    cache_budget_bytes: int = Field(
+        4 * GIB, gt=0, description="How many bytes the control images may have that the cache remembers."
+    )
     cache_limit: int = Field(100_000, gt=0, description="How many control images the cache remembers.")

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,14 @@ class Uploads(Protocol):
     async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> Upload | None:
         """None where the blob is there already. TooLarge."""
         ...
+
+
+@runtime_checkable
+class Budgeted(Protocol):
+    """A BlobStore that counts its bytes against a budget."""
+
+    @property
+    def used_bytes(self) -> int: ...
 
 
 class Clock(Protocol):

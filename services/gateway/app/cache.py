@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from services.gateway.app.records import Codec
 from services.gateway.jobs.model import Annotation, ControlImage, Output
 from services.gateway.jobs.workers import Annotator
-from services.gateway.ports import JobStore
+from services.gateway.ports import CaughtUp, Deleted, JobStore
 from services.kernel.blobs import BlobInfo, BlobStore
 from services.kernel.errors import AlreadyExists, Conflict
 
 BUCKET = "control_images"
-PAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,30 +38,67 @@ def cache_key(annotation: Annotation, annotator: Annotator) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheFigures:
+    entries: int
+    size_bytes: int
+    budget_bytes: int
+    # Since this gateway started.
+    hits: int
+    misses: int
+
+
 class ControlImages:
-    def __init__(self, store: JobStore, blobs: BlobStore, *, limit: int) -> None:
+    """Shared by all gateways: each knows the keys of all, and forgets what it has not used longest above the limits."""
+
+    def __init__(self, store: JobStore, blobs: BlobStore, *, limit: int, budget_bytes: int) -> None:
         self._store = store
         self._blobs = blobs
         self._limit = limit
-        # The keys there are, the oldest that this process knows in front.
-        self._keys: dict[str, None] = {}
+        self._budget_bytes = budget_bytes
+        # The keys there are and the bytes of their images, the least recently used that this process knows in front.
+        self._sizes: dict[str, int] = {}
+        self._size_bytes = 0
+        self._hits = self._misses = 0
 
-    async def load(self) -> None:
-        page = await self._store.list(BUCKET, limit=PAGE)
-        while page:
-            self._keys.update((record.key, None) for record in page)
-            page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
+    @property
+    def figures(self) -> CacheFigures:
+        return CacheFigures(
+            entries=len(self._sizes),
+            size_bytes=self._size_bytes,
+            budget_bytes=self._budget_bytes,
+            hits=self._hits,
+            misses=self._misses,
+        )
+
+    async def follow(self) -> None:
+        async for change in self._store.watch(BUCKET):
+            if isinstance(change, Deleted):
+                self._drop(change.key)
+            elif not isinstance(change, CaughtUp):
+                self._note(change.key, IMAGES.decode(change.value).blob.size_bytes)
+
+    def _note(self, key: str, size_bytes: int) -> None:
+        """It is there, and was used just now."""
+        self._drop(key)
+        self._sizes[key] = size_bytes
+        self._size_bytes += size_bytes
+
+    def _drop(self, key: str) -> None:
+        self._size_bytes -= self._sizes.pop(key, 0)
 
     async def find(self, annotation: Annotation, annotator: Annotator) -> ControlImage | None:
         """What this annotator made of the same before, if its bytes are still there."""
         if not annotator.deterministic:
             return None
-        record = await self._store.get(BUCKET, cache_key(annotation, annotator))
-        if record is None:
+        key = cache_key(annotation, annotator)
+        record = await self._store.get(BUCKET, key)
+        image = IMAGES.decode(record.value) if record else None
+        if image is None or await self._blobs.stat(image.blob.scope, image.blob.digest) is None:
+            self._misses += 1
             return None
-        image = IMAGES.decode(record.value)
-        if await self._blobs.stat(image.blob.scope, image.blob.digest) is None:
-            return None
+        self._hits += 1
+        self._note(key, image.blob.size_bytes)
         return ControlImage(
             blob=image.blob,
             annotator=annotation.annotator,
@@ -72,17 +108,16 @@ class ControlImages:
         )
 
     async def keep(self, annotation: Annotation, annotator: Annotator, made: Output) -> None:
-        """Remember what was made; the oldest is forgotten above the limit."""
+        """Remember what was made."""
         if not annotator.deterministic:
             return
         key = cache_key(annotation, annotator)
         value = IMAGES.encode(CachedImage(blob=made.blob, width_px=made.width_px, height_px=made.height_px))
         await self._write(key, value)
-        self._keys.pop(key, None)
-        self._keys[key] = None
-        while len(self._keys) > self._limit:
-            oldest = next(iter(self._keys))
-            del self._keys[oldest]
+        self._note(key, made.blob.size_bytes)
+        while len(self._sizes) > self._limit or (self._size_bytes > self._budget_bytes and len(self._sizes) > 1):
+            oldest = next(iter(self._sizes))
+            self._drop(oldest)
             await self._store.delete(BUCKET, oldest)
 
     async def _write(self, key: str, value: bytes) -> None:

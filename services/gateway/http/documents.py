@@ -180,5 +180,10 @@ REDRIVE_DEAD_LETTER = _document(
 QUEUE = _document(
     "How much waits", {200: _json("Queue", "Tasks by stage and checkpoint, and the oldest one's age.")}, errors=()
 )
+METRICS = _document(
+    "Figures for Prometheus",
+    {200: {"description": "Cache, queue and workers.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+    errors=(),
+)
 HEALTHZ = _document("The process answers", {200: _json("Status", "It does.")}, errors=())
 READYZ = _document("Requests may be sent", {200: _json("Status", "They may.")}, errors=(503,))

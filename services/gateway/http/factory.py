@@ -14,6 +14,7 @@ from services.gateway.http.health import HealthRoutes
 from services.gateway.http.jobs import JobRoutes
 from services.gateway.http.lingering import Lingering
 from services.gateway.http.listings import ListingRoutes
+from services.gateway.http.metrics import MetricRoutes
 from services.gateway.http.openapi import describe
 from services.gateway.http.options import HttpOptions
 from services.kernel.blobs import BlobStore
@@ -40,6 +41,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         AnnotateRoutes(gateway, blobs, options),
         ListingRoutes(gateway),
         DeadLetterRoutes(gateway),
+        MetricRoutes(gateway),
         HealthRoutes(gateway),
     ):
         app.include_router(routes.router())

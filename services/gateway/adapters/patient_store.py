@@ -1,0 +1,47 @@
+"""A JobStore whose calls end in time, so that a disk that hangs is a store that is away and not a gateway that is."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import TypeVar
+
+from services.gateway.ports import Change, JobStore, Record
+from services.kernel.errors import Unavailable
+
+LIMIT_S = 10.0
+RETRY_AFTER_S = 5.0
+
+T = TypeVar("T")
+
+
+class PatientStore:
+    """A call that took too long may still happen afterwards; compare-and-set makes that harmless."""
+
+    def __init__(self, store: JobStore, *, limit_s: float = LIMIT_S) -> None:
+        self._store = store
+        self._limit_s = limit_s
+
+    async def create(self, bucket: str, key: str, value: bytes) -> Record:
+        return await self._in_time(self._store.create(bucket, key, value))
+
+    async def get(self, bucket: str, key: str) -> Record | None:
+        return await self._in_time(self._store.get(bucket, key))
+
+    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+        return await self._in_time(self._store.put(bucket, key, value, revision=revision))
+
+    async def delete(self, bucket: str, key: str) -> None:
+        await self._in_time(self._store.delete(bucket, key))
+
+    async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
+        return await self._in_time(self._store.list(bucket, before=before, limit=limit))
+
+    def watch(self, bucket: str) -> AsyncIterator[Change]:
+        return self._store.watch(bucket)
+
+    async def _in_time(self, call: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await call
+        except TimeoutError as error:
+            message = f"the store did not answer within {self._limit_s:g} s"
+            raise Unavailable(message, retry_after_s=RETRY_AFTER_S) from error
