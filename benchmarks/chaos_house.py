@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.fakes.nats_server import cluster, free_port
 
-START_S = 90.0
+START_S = 150.0
 READ_BYTES = 64 * 1024
 
 
@@ -74,8 +74,8 @@ class Member:
     environment: dict[str, str] = field(default_factory=dict)
     # What it prints once it may be used; empty where it says nothing.
     ready: str = ""
-    # None, or why it must not be killed now.
     child: asyncio.subprocess.Process | None = None
+    is_up: bool = False
     kills: int = 0
 
     async def start(self) -> None:
@@ -92,13 +92,16 @@ class Member:
             if not re.match(self.ready, line):
                 await self.child.wait()
                 raise OSError(f"{self.name} did not start")
+        self.is_up = True
 
     @property
     def lives(self) -> bool:
-        return self.child is not None and self.child.returncode is None
+        """It is up and not about to be started again."""
+        return self.is_up and self.child is not None and self.child.returncode is None
 
     async def kill(self) -> None:
         self.kills += 1
+        self.is_up = False
         await self.end(signal.SIGKILL)
 
     async def end(self, how: signal.Signals) -> None:

@@ -74,20 +74,24 @@ class Feed:
         subscription = await self._connection.subscribe(inbox)
         try:
             info = await self._jetstream.add_consumer(self._name, config=self._config())
-            if not info.num_pending and not self._caught_up:
-                self._caught_up = True
-                yield None
+            left = info.num_pending
             seen = 0
             while not self._closed:
+                if not left and not self._caught_up:
+                    self._caught_up = True
+                    yield None
+                before = seen
                 async for message in self._pull(info.name, inbox, subscription):
                     seen += 1
                     if message.metadata.sequence.consumer != seen:
                         raise _Missed
-                    self._last = message.metadata.sequence.stream
+                    self._last, left = message.metadata.sequence.stream, message.metadata.num_pending
                     yield _of(message)
-                    if not message.metadata.num_pending and not self._caught_up:
-                        self._caught_up = True
-                        yield None
+                    if not left and not self._caught_up:
+                        break
+                if seen == before and not self._caught_up:
+                    # A server whose copy of the stream lags promises what it does not have: ask another one.
+                    raise _Missed
         finally:
             await _unsubscribe(subscription)
 
