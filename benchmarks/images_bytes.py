@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.images_bytes     after `make images`; asks no network
 
-Ours is counted: the layers in dist/images, and the plan of `fanlight weights`. The replaced layout is arithmetic, because
-its weights are not on this machine: a preprocessor with all its annotators' files and a diffusion image with every
+Ours is counted: the layers in dist/images, and the plan of `fanlight weights`. The replaced layout is arithmetic, its
+weights are not on this machine: a preprocessor with all its annotators' files and a diffusion image with every
 ControlNet, as its Dockerfiles of 2023 lay them out, on our base image and with the same build of torch as ours.
 """
 
@@ -37,17 +37,17 @@ def main() -> int:
     weights = json.loads(done.stdout)["fetch_bytes"]
     layers = layers_of("preprocessor") | layers_of("diffusion")
     ours, base = sum(layers.values()) + weights, next(iter(layers_of("base").values()))
-    print(
-        f"ours: {sum(layers.values()) / 1e9:.3f} GB of layers and {weights / 1e9:.3f} GB of weights: {ours / 1e9:.2f} GB"
-    )
+    print(f"ours: {gigabytes(ours)}, of it weights {gigabytes(weights)}")
     for name, controlnet in (("fp16 ControlNets", CONTROLNET_FP16), ("fp32 ControlNets", CONTROLNET_FP32)):
         theirs = replaced(base, controlnet)
-        print(f"replaced, {name}: {theirs / 1e9:.2f} GB; ours is 1/{theirs / ours:.1f}")
+        print(f"replaced, {name}: {gigabytes(theirs)}; ours is 1/{theirs / ours:.1f}")
     with_cuda = ours - TORCH_CPU + TORCH_CUDA
-    print(
-        f"with CUDA: ours {with_cuda / 1e9:.2f} GB; of the published {PUBLISHED / 1e9:.1f} GB 1/{PUBLISHED / with_cuda:.1f}"
-    )
+    print(f"with CUDA, ours: {gigabytes(with_cuda)}; published: {gigabytes(PUBLISHED)}, 1/{PUBLISHED / with_cuda:.1f}")
     return 0
+
+
+def gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"
 
 
 def replaced(base: int, controlnet: int) -> int:

@@ -49,6 +49,7 @@ class OciLayout:
     def __init__(self, root: Path) -> None:
         self.root = root
         (root / "blobs" / "sha256").mkdir(parents=True)
+        (root / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
         self._manifests: list[dict[str, Any]] = []
 
     def blob(self, digest: str) -> Path:
@@ -73,7 +74,11 @@ class OciLayout:
         config = self.put(json.dumps({"rootfs": {"diff_ids": [sha256(tar) for tar in tars]}}).encode())
         manifest: dict[str, Any] = {
             "schemaVersion": 2,
-            "config": {"digest": config},
+            "config": {
+                "mediaType": f"{OCI}.config.v1+json",
+                "digest": config,
+                "size": self.blob(config).stat().st_size,
+            },
             "layers": [
                 {"mediaType": f"{OCI}.layer.v1.tar+gzip", "digest": self.put(blob), "size": len(blob)}
                 for blob in packed
@@ -85,7 +90,10 @@ class OciLayout:
 
     def tag(self, tag: str, digest: str) -> None:
         annotations = {"org.opencontainers.image.ref.name": tag}
-        self._manifests.append({"digest": digest, "size": 0, "annotations": annotations})
+        blob = self.blob(digest)
+        size = blob.stat().st_size if blob.exists() else 0
+        kind = f"{OCI}.manifest.v1+json"
+        self._manifests.append({"mediaType": kind, "digest": digest, "size": size, "annotations": annotations})
         (self.root / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": self._manifests}))
 
 
