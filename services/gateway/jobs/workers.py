@@ -115,11 +115,11 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
-    """All that the known workers offer; of two with the same id the first one counts."""
+    """All that the known workers offer; of two with the same id, and family, the first one counts."""
 
     annotators: dict[str, Annotator] = field(default_factory=dict)
-    # By kind and id.
-    models: dict[tuple[str, str], Model] = field(default_factory=dict)
+    # By kind, id and family: several families have a ControlNet `canny`.
+    models: dict[tuple[str, str, str], Model] = field(default_factory=dict)
     # Stages that some worker was ever seen for.
     stages: frozenset[str] = frozenset()
 
@@ -129,10 +129,10 @@ class Catalog:
 
 def catalog_of(stages: Iterable[str], capabilities: Sequence[Capabilities]) -> Catalog:
     annotators: dict[str, Annotator] = {}
-    models: dict[tuple[str, str], Model] = {}
+    models: dict[tuple[str, str, str], Model] = {}
     for each in capabilities:
         for annotator in each.annotators:
             annotators.setdefault(annotator.id, annotator)
         for model in each.models:
-            models.setdefault((model.kind, model.id), model)
+            models.setdefault((model.kind, model.id, model.family), model)
     return Catalog(annotators=annotators, models=models, stages=frozenset(stages))

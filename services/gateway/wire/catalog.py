@@ -64,7 +64,7 @@ def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field
 
 def _is_fetched(catalog: Catalog, kind: str, name: str) -> bool:
     """Whether the name is a reference, and some worker fetches any; what it leads to is seen when it is fetched."""
-    return is_reference(name) and (kind, ANY) in catalog.models
+    return is_reference(name) and any(model.id == ANY for model in catalog.of_kind(kind))
 
 
 def _fitting(catalog: Catalog, kind: str, checkpoint: Model) -> dict[str, Model]:

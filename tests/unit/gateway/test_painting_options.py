@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.jobs.workers import Model
+from services.gateway.jobs.workers import Capabilities, Model, catalog_of
 from services.gateway.wire import answers, requests, tasks
 from services.kernel.errors import FanlightError, NotFound
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, Fleet
@@ -65,7 +65,7 @@ def refusal(**fields: Any) -> FanlightError:
     catalog = Fleet().gateway.workers.catalog()
     catalog = replace(
         catalog,
-        models={(each.kind, each.id): each for each in (*MODELS, *ANYTHING)},
+        models={(each.kind, each.id, each.family): each for each in (*MODELS, *ANYTHING)},
         annotators={"canny": CANNY},
         stages=frozenset({"diffusion", "preprocess"}),
     )
@@ -193,7 +193,7 @@ def test_a_wrong_option_is_refused_by_name(fields: dict[str, Any], at_fault: str
 def test_a_prompt_that_names_an_unknown_lora_is_refused() -> None:
     catalog = replace(
         Fleet().gateway.workers.catalog(),
-        models={(each.kind, each.id): each for each in MODELS},
+        models={(each.kind, each.id, each.family): each for each in MODELS},
         stages=frozenset({"diffusion"}),
     )
     request = of_generation()
@@ -201,3 +201,9 @@ def test_a_prompt_that_names_an_unknown_lora_is_refused() -> None:
     with pytest.raises(FanlightError) as caught:
         requests.new_job(request, catalog)
     assert caught.value.field == "generation.prompt"
+
+
+def test_a_controlnet_of_one_family_does_not_hide_its_namesake_of_another() -> None:
+    offered = [Model(id="canny", kind="controlnet", family=family) for family in ("starter", "sd1")]
+    catalog = catalog_of(["diffusion"], [Capabilities(models=tuple(offered))])
+    assert catalog.of_kind("controlnet") == offered
