@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-MIN_PIECE_BYTES = 1024 * 1024
+MIN_PIECE_BYTES = 256 * 1024
 PIECE_S = 4.0
 
 

@@ -59,7 +59,7 @@ class Download:
     async def _from_source(self, url: str, number: int, *, is_last: bool) -> Downloaded:
         """A source may change under the download, or have spoilt a part begun elsewhere: then all of it again."""
         for attempt in range(MAX_RESTARTS):
-            remote = await self._retrying(bind(self._tools.web.probe, url))
+            remote = self._tools.web.recall(url) or await self._retrying(bind(self._tools.web.probe, url))
             layout = self._check(remote)
             part = await self._tools.run(self._open, layout, self._identity(remote))
             try:

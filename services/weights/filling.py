@@ -12,7 +12,7 @@ from services.weights.pacing import Meter
 from services.weights.partial import Partial
 from services.weights.web import Remote, Web
 
-FIRST_CONNECTIONS = 2
+FIRST_CONNECTIONS = 4
 LOOK_S = 1.0
 
 
@@ -49,7 +49,7 @@ class Filling:
     _allowed: int = FIRST_CONNECTIONS
     _failures: int = 0
     _done_before: int = 0
-    # Each pause begins a round; one trouble that hits all connections at once counts once.
+    # Each trouble begins a round; one that hits all connections at once counts once.
     _round: int = 0
     _tasks: dict[asyncio.Task[None], "_Flight"] = field(default_factory=dict)
 
@@ -103,9 +103,11 @@ class Filling:
         has_come, self._done_before = done_bytes > self._done_before, done_bytes
         if has_come:
             self._failures = 0
-        if flight.round < self._round or (has_come and not isinstance(error, Refused)):
+        if flight.round < self._round:
             return
         self._round += 1
+        if has_come and not isinstance(error, Refused):
+            return
         self._failures += 1
         self._allowed = max(1, self._allowed // 2)
         await self.writer.pause(self._failures, error)

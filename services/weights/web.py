@@ -15,6 +15,7 @@ from services.weights.chunks import Span
 from services.weights.errors import NoRanges, NotAllowed, Refused, SourceChanged, SourceFailed, TokenRefused, Transient
 
 MAX_REDIRECTS = 6
+MAX_PROBED = 256
 MAX_JSON_BYTES = 64 * 1024 * 1024
 # A body that is read to its end rather than that its connection is given up.
 SHORT_BYTES = 16 * 1024
@@ -56,6 +57,8 @@ class Web:
         self._stall_s = stall_s
         self._limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=2 * connections)
         self._opened: httpx.AsyncClient | None = None
+        # What probes were told that nobody has used yet.
+        self._probed: dict[str, Remote] = {}
         self._allows = allows
         # Addresses that somebody named himself: neither they nor what they lead to may be just any host.
         self._guarded: set[str] = set()
@@ -148,7 +151,14 @@ class Web:
         """What the server says of the file, by asking for its first byte."""
         async with self.open(url, {"range": "bytes=0-0"}) as response:
             await _finish(response)
-            return _remote(response)
+            if len(self._probed) >= MAX_PROBED:
+                self._probed.clear()
+            self._probed[url] = _remote(response)
+            return self._probed[url]
+
+    def recall(self, url: str) -> Remote | None:
+        """What the last probe said, once: whoever asks again wants to know anew."""
+        return self._probed.pop(url, None)
 
     @contextlib.asynccontextmanager
     async def piece(self, url: str, span: Span, known: Remote) -> AsyncIterator[AsyncIterator[bytes]]:

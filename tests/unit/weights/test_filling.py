@@ -46,11 +46,8 @@ class _Web:
         yield None
 
 
-@pytest.mark.parametrize("error", [Transient("cut"), Refused("busy")])
-async def test_a_trouble_that_hits_all_connections_at_once_counts_once(error):
-    writer, web = _Writer(), _Web(error)
-    part = SimpleNamespace(map=ChunkMap(SIZE))
-    filling = Filling(
+def _filling(writer, web, part):
+    return Filling(
         writer=writer,
         part=part,
         layout=whole(SIZE),
@@ -64,6 +61,47 @@ async def test_a_trouble_that_hits_all_connections_at_once_counts_once(error):
         now_s=lambda: 0.0,
         _allowed=CONNECTIONS,
     )
+
+
+@pytest.mark.parametrize("error", [Transient("cut"), Refused("busy")])
+async def test_a_trouble_that_hits_all_connections_at_once_counts_once(error):
+    writer, web = _Writer(), _Web(error)
+    part = SimpleNamespace(map=ChunkMap(SIZE))
+    filling = _filling(writer, web, part)
     await filling.run()
     assert part.map.is_complete
     assert writer.pauses == [1]
+
+
+class _CutWriter(_Writer):
+    """The first connections bring half of their pieces and are then cut, all at once."""
+
+    def __init__(self):
+        super().__init__()
+        self._together = asyncio.Barrier(CONNECTIONS)
+        self._whole = CONNECTIONS
+
+    async def write(self, part, span, blocks):
+        if not self._whole:
+            part.map.add(span.begin, span.end)
+            return
+        self._whole -= 1
+        part.map.add(span.begin, span.begin + len(span) // 2)
+        await self._together.wait()
+        raise Transient("cut")
+
+
+class _SoundWeb:
+    @contextlib.asynccontextmanager
+    async def piece(self, url, span, known):
+        yield None
+
+
+async def test_connections_that_are_cut_while_bytes_come_are_opened_again_without_a_pause():
+    writer = _CutWriter()
+    part = SimpleNamespace(map=ChunkMap(SIZE))
+    filling = _filling(writer, _SoundWeb(), part)
+    await filling.run()
+    assert part.map.is_complete
+    assert writer.pauses == []
+    assert filling._allowed == CONNECTIONS
