@@ -6,7 +6,8 @@ Needs Pillow, which the extras of the stages bring; the gateway never imports th
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -47,9 +48,33 @@ def decode_rgba(data: bytes, *, field: str, limits: PictureLimits) -> Image.Imag
     return _decoded(data, lambda picture: _in_8_bits(picture).convert("RGBA"), field, limits)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a picture says of itself before it is decoded. `is_upright` unless its EXIF turns it."""
+
+    kind: str
+    mode: str
+    is_upright: bool
+
+
+def read_header(data: bytes, *, field: str, limits: PictureLimits) -> Header:
+    """The header of a picture within the limits. InvalidField, TooLarge."""
+    with _opened(data, field, limits) as picture:
+        turn = _TURNS.get(_orientation(picture))
+        return Header(kind=picture.format or "", mode=picture.mode, is_upright=turn is None)
+
+
 def _decoded(
     data: bytes, finish: Callable[[Image.Image], Image.Image], field: str, limits: PictureLimits
 ) -> Image.Image:
+    with _opened(data, field, limits) as picture:
+        picture.load()
+        return finish(_upright(picture))
+
+
+@contextmanager
+def _opened(data: bytes, field: str, limits: PictureLimits) -> Iterator[ImageFile.ImageFile]:
+    """A picture whose header is right, not decoded yet; what goes wrong with it inside is the picture's fault."""
     if not data:
         raise InvalidField("is empty; send an encoded picture", field=field)
     if len(data) > limits.size_bytes:
@@ -58,8 +83,7 @@ def _decoded(
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(picture, field, limits)
         _check_mode(picture, field)
-        picture.load()
-        return finish(_upright(picture))
+        yield picture
     except Image.DecompressionBombError as error:
         raise TooLarge(f"has far more than the {limits.pixels} pixels that are taken", field=field) from error
     except UnidentifiedImageError as error:
@@ -83,11 +107,16 @@ def _check_mode(picture: Image.Image, field: str) -> None:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
-    except _DAMAGE:
-        return picture  # a broken EXIF block says nothing about the pixels
+    turn = _TURNS.get(_orientation(picture))
     return picture if turn is None else picture.transpose(turn)
+
+
+def _orientation(picture: Image.Image) -> object:
+    """The value of the EXIF tag; None where there is none."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGE:
+        return None  # a broken EXIF block says nothing about the pixels
 
 
 def _in_8_bits(picture: Image.Image) -> Image.Image:
@@ -103,4 +132,4 @@ def _on_white(picture: Image.Image) -> Image.Image:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from services.kernel.parameters import Value
-from services.kernel.pictures import PictureLimits, decode_rgb, decode_rgba
+from services.kernel.pictures import PictureLimits
 from services.preprocessor import poses
 from services.preprocessor.annotator import Annotator, Drawn, Pixels
+from services.preprocessor.decoding import decode
 from services.preprocessor.device import PLAIN_LABEL
 from services.preprocessor.encoding import png
 from services.preprocessor.sizing import Frame, Size, cut, fitted, frame_of, resized, working_size
@@ -90,8 +89,7 @@ class Source:
     def pixels(self, *, keeps_alpha: bool = False) -> Pixels:
         """(H, W, 3), or (H, W, 4) with its transparency. InvalidField and TooLarge about `picture`."""
         if keeps_alpha not in self._decoded:
-            decode = decode_rgba if keeps_alpha else decode_rgb
-            self._decoded[keeps_alpha] = np.asarray(decode(self._data, field="picture", limits=self._limits))
+            self._decoded[keeps_alpha] = decode(self._data, keeps_alpha=keeps_alpha, limits=self._limits)
         return self._decoded[keeps_alpha]
 
 

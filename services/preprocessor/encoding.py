@@ -17,7 +17,7 @@ MEDIA_TYPE = "image/png"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Signature, and the chunk IHDR with its length, name and checksum.
 HEAD_BYTES = len(SIGNATURE) + 25
-BILEVEL_LEVEL = 1
+BILEVEL_LEVEL, BILEVEL_WINDOW_BITS, BILEVEL_MEMORY = 1, 15, 8
 
 
 def png(control: MatLike, *, is_bilevel: bool = False, texts: Mapping[str, str] | None = None) -> bytes:
@@ -47,7 +47,8 @@ def _bilevel(control: MatLike) -> bytes:
     rows = np.zeros((height, bits.shape[1] + 1), np.uint8)
     rows[:, 1:] = bits
     head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    body = zlib.compress(rows.data, BILEVEL_LEVEL)
+    packer = zlib.compressobj(BILEVEL_LEVEL, zlib.DEFLATED, BILEVEL_WINDOW_BITS, BILEVEL_MEMORY, zlib.Z_RLE)
+    body = packer.compress(rows.data) + packer.flush()
     return SIGNATURE + _chunk(b"IHDR", head) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 
 
