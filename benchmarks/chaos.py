@@ -28,7 +28,8 @@ KILL_EVERY_S = (2.0, 6.0)
 DOWN_S = (0.5, 3.0)
 CUT_EVERY_S = (3.0, 8.0)
 CUT_S = (0.5, 4.0)
-SETTLE_S = 240.0
+SETTLE_S = 480.0
+SEND_EVERY_S = (0.5, 2.0)
 PNG = b"\x89PNG\r\n\x1a\n"
 OPEN = (Job.STATE_QUEUED, Job.STATE_RUNNING)
 
@@ -62,7 +63,7 @@ async def send_jobs(client: AsyncClient, number: int, seen: Seen, stop: asyncio.
             name = await insist(client, work, f"c{number}-{sent}", seen)
             seen.accepted[name] = count
             group.create_task(follow(client, name, seen))
-            await asyncio.sleep(chance.uniform(0.1, 1.0))
+            await asyncio.sleep(chance.uniform(*SEND_EVERY_S))
 
 
 async def insist(client: AsyncClient, work: object, request_id: str, seen: Seen) -> str:
@@ -116,15 +117,18 @@ async def waited(stop: asyncio.Event, for_s: float) -> bool:
 async def rage(house: House, minutes: float, seed: int) -> Seen:
     seen, stop = Seen(), asyncio.Event()
     async with AsyncClient(house.addresses) as client:
-        async with asyncio.timeout(minutes * 60 + SETTLE_S), asyncio.TaskGroup() as group:
-            for number in range(CLIENTS):
-                group.create_task(send_jobs(client, number, seen, stop, random.Random(seed * 100 + number)))
-            group.create_task(kill(house, stop, random.Random(seed)))
-            group.create_task(cut(house, stop, random.Random(seed + 1)))
-            await asyncio.sleep(minutes * 60)
-            stop.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(minutes * 60 + SETTLE_S), asyncio.TaskGroup() as group:
+                for number in range(CLIENTS):
+                    group.create_task(send_jobs(client, number, seen, stop, random.Random(seed * 100 + number)))
+                group.create_task(kill(house, stop, random.Random(seed)))
+                group.create_task(cut(house, stop, random.Random(seed + 1)))
+                await asyncio.sleep(minutes * 60)
+                stop.set()
+                print(f"{len(seen.accepted)} jobs accepted, {len(seen.ended)} ended; now left alone", flush=True)
         for name in seen.accepted:
-            seen.note(await client.get_job(name))
+            with contextlib.suppress(FanlightError):
+                seen.note(await client.get_job(name))
     return seen
 
 

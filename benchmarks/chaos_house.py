@@ -157,7 +157,7 @@ class House:
             "FANLIGHT_GATEWAY_STORE": ",".join(f"nats://127.0.0.1:{port}" for port in links),
             "FANLIGHT_GATEWAY_NATS_REPLICAS": "3",
             "FANLIGHT_GATEWAY_BLOBS": str(self.folder / "blobs"),
-            "FANLIGHT_GATEWAY_LEASE_TTL_S": "6",
+            "FANLIGHT_GATEWAY_LEASE_TTL_S": "10",
         }
         command = [sys.executable, "-m", "services.gateway"]
         log = self.folder / f"gateway-{number}.log"

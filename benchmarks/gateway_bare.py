@@ -1,0 +1,50 @@
+"""What the gateway is compared with: a bare grpc.aio server that echoes, and keeps bytes in memory and gives them back.
+
+usage: python -m benchmarks.gateway_bare; prints its port.
+"""
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+
+CHUNK_BYTES = 256 * 1024
+SERVICE = "bare.Bare"
+
+
+class Bare:
+    def __init__(self) -> None:
+        self.kept: dict[bytes, list[bytes]] = {}
+
+    async def echo(self, request: bytes, context: Any) -> bytes:
+        return request
+
+    async def take(self, requests: Any, context: Any) -> bytes:
+        """The first message is a name."""
+        name, *chunks = [chunk async for chunk in requests]
+        self.kept[name] = chunks
+        return b"ok"
+
+    async def give(self, name: bytes, context: Any) -> Any:
+        for chunk in self.kept.pop(name):
+            yield chunk
+
+
+async def main() -> None:
+    bare = Bare()
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 1 << 26)])
+    methods = {
+        "Echo": grpc.unary_unary_rpc_method_handler(bare.echo),
+        "Take": grpc.stream_unary_rpc_method_handler(bare.take),
+        "Give": grpc.unary_stream_rpc_method_handler(bare.give),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
