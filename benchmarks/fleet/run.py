@@ -98,7 +98,9 @@ class Simulation:
 
     def start(self, node: Node, job: Job) -> None:
         """The node, which is idle and has all it needs, runs the job."""
-        assert node.up and node.running is None and (self.everywhere or node.holds(job))
+        assert node.up
+        assert node.running is None
+        assert self.everywhere or node.holds(job)
         node.running = job
         took_s = node.work_s(job, self._noise.uniform(-1, 1), everywhere=self.everywhere)
         node.busy_s += took_s

@@ -1,7 +1,7 @@
 """Policies to compare with. They place a job when it comes, know all nodes, and pay nothing for asking.
 
-Their nodes are as good as Fanlight's own workers: they fetch while they paint, small models first, and run the first job
-that has all it needs; unless the options ask for plain ones.
+Their nodes are as good as Fanlight's own workers: they fetch while they paint, small models first, and run the first
+job that has all it needs; unless the options ask for plain ones.
 """
 
 import random

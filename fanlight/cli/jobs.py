@@ -76,6 +76,20 @@ def watch(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = Fals
 
 
 @app.command()
+def explain(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
+    """Say why a job waits, when it should be done, and why each worker is or is not the one."""
+    from fanlight.cli.explanation import print_explanation
+    from fanlight.cli.output import print_json, to_dict
+    from fanlight.cli.session import talk
+
+    found = talk(gateway, lambda client: client.explain_job(job_name(name)))
+    if as_json:
+        print_json(to_dict(found))
+    else:
+        print_explanation(found)
+
+
+@app.command()
 def cancel(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
     """Cancel what has not ended of a job."""
     from fanlight.cli.session import talk

@@ -173,6 +173,11 @@ class AsyncClient:
         request = gateway.CancelJobRequest(name=name)
         return await self._call(lambda left_s: self._jobs.CancelJob(request, timeout=left_s), timeout_s)
 
+    async def explain_job(self, name: str) -> gateway.JobExplanation:
+        """Why it waits: where its tasks are planned, when they should be done, and why not elsewhere."""
+        request = gateway.ExplainJobRequest(name=name)
+        return await self._call(lambda left_s: self._jobs.ExplainJob(request, timeout=left_s))
+
     async def get_webhook(self, name: str) -> gateway.Webhook:
         """How the telling of a job's end goes, try by try."""
         request = gateway.GetWebhookRequest(name=name)

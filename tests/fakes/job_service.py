@@ -74,6 +74,14 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
         end = start + (request.page_size or 50)
         return pb.ListJobsResponse(jobs=found[start:end], next_page_token=str(end) if end < len(found) else "")
 
+    async def ExplainJob(self, request, context):
+        self._take("ExplainJob", request)
+        self._job(request.name)
+        worker = pb.WorkerExplanation(worker="w", verdict="slower", why="it would finish in 9.0 s", finish_s=9.0)
+        task = pb.TaskExplanation(task=1, stage="diffusion", why="v should begin it in 2.0 s", workers=[worker])
+        estimate = pb.JobEstimate(ready_s=7.0, fetch_bytes=150_000_000, node="home", link_bps=100e6)
+        return pb.JobExplanation(name=request.name, summary="task 1 waits", estimate=estimate, tasks=[task])
+
     async def CancelJob(self, request, context):
         self._take("CancelJob", request)
         job = self._job(request.name)

@@ -136,6 +136,16 @@ def test_a_job_is_cancelled(said, service):
     assert "cancelled" in said("jobs", "cancel", "j1")
 
 
+def test_a_job_is_explained(said, service):
+    service.jobs["jobs/j1"] = Job(name="jobs/j1", state=Job.STATE_QUEUED, revision=1)
+
+    text = said("jobs", "explain", "j1")
+    assert "ready in about 7 s, 0 tasks ahead, 150 MB to fetch on home over 100 Mbit/s" in text
+    assert "task 1 (diffusion) waits: v should begin it in 2.0 s" in text
+    assert "it would finish in 9.0 s" in text
+    assert said("jobs", "explain", "j1", "--json")["tasks"][0]["workers"][0]["verdict"] == "slower"
+
+
 def test_annotators_models_and_workers_are_listed(said):
     assert [annotator["id"] for annotator in said("annotators", "--json")] == ["canny"]
     assert said("models", "--json")[0]["size_bytes"] == 13_000_000

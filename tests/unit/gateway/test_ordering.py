@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from services.gateway.ordering.board import FETCHES_LIMIT, STICKY_LIMIT_S, Board
+from services.gateway.ordering.board import STICKY_LIMIT_S, Board
 from services.gateway.ordering.explain import Verdict, explain
+from services.gateway.ordering.plan import FETCHES_LIMIT
 from services.gateway.ordering.replication import Replication, Terms
 from services.gateway.ordering.tasks import Kind, Waiting
 from tests.fakes.board import A, B, a_task, a_view, kind_of

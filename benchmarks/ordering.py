@@ -1,0 +1,113 @@
+"""What a decision costs: placing a task, and a worker's asking, at 100 and 1,000 workers with 10,000 tasks waiting.
+
+Beside each time the floor: a plain sum over as many workers as hold the checkpoint, in the same run. Prints CPU time in
+microseconds and ratios. Run: `python -m benchmarks.ordering [--rounds 2000]`.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+from services.gateway.ordering.board import Board
+from services.gateway.ordering.tasks import Kind, Waiting, WorkerView
+
+CHECKPOINTS, LORAS, HELD, WAITING = 400, 2_000, 20, 10_000
+SIZES = {f"c{i}": 1_720_000_000 for i in range(CHECKPOINTS)} | {f"l{i}": 150_000_000 for i in range(LORAS)}
+OFFERS = frozenset(f"{'checkpoint' if name[0] == 'c' else 'lora'}:{name}" for name in SIZES)
+
+
+def zipf(random_: random.Random, count: int) -> int:
+    return min(count - 1, int(count ** random_.random()) - 1)
+
+
+def a_worker(number: int, random_: random.Random) -> WorkerView:
+    held = {f"c{zipf(random_, CHECKPOINTS)}" for _ in range(HELD)} | {f"l{zipf(random_, LORAS)}" for _ in range(100)}
+    return WorkerView(
+        id=f"w{number:05}",
+        node=f"n{number:05}",
+        stage="diffusion",
+        offers=OFFERS,
+        held=frozenset(held),
+        sizes=SIZES,
+        link_bps=random_.uniform(50e6, 150e6),
+        step_s=random_.uniform(0.15, 0.6),
+        takes_fetches=True,
+    )
+
+
+def a_task(number: int, random_: random.Random) -> Waiting:
+    checkpoint, lora = f"c{zipf(random_, CHECKPOINTS)}", f"l{zipf(random_, LORAS)}"
+    kind = Kind(
+        stage="diffusion",
+        needs=frozenset([f"checkpoint:{checkpoint}", f"lora:{lora}"]),
+        checkpoint=checkpoint,
+        models=frozenset([checkpoint, lora]),
+        loras=((lora, 1.0),),
+    )
+    return Waiting(key=(f"{number:08}", 1), kind=kind, rank_s=float(number), queue_time_s=0.0, steps=20)
+
+
+def filled(workers: int, random_: random.Random) -> Board:
+    board = Board()
+    for i in range(workers):
+        view = a_worker(i, random_)
+        board.seen(view, 0.0)
+        board.asks(view.id, 0.0)
+    for i in range(WAITING):
+        board.add(a_task(i, random_), i * 0.001)
+    return board
+
+
+def times_us(do: Callable[[int], object], rounds: int) -> list[float]:
+    found = []
+    for i in range(rounds):
+        began = time.thread_time_ns()
+        do(i)
+        found.append((time.thread_time_ns() - began) / 1e3)
+    return found
+
+
+def measure(workers: int, rounds: int) -> None:
+    random_ = random.Random(workers)
+    board = filled(workers, random_)
+    tasks = [a_task(WAITING + i, random_) for i in range(rounds)]
+    posts = list(board.crowds.posts.values())
+    now_s = 20.0
+
+    def place(i: int) -> None:
+        board.add(tasks[i], now_s)
+
+    def take(i: int) -> None:
+        # What a worker that has done its task does; the task goes back so that as many wait for the next.
+        for task in board.choose(posts[i % workers].view.id, 1, now_s):
+            taken.append(task)
+
+    def floor(i: int) -> float:
+        held = board.crowds.holders(tasks[i].kind.checkpoint)
+        return min((post.wait_s(now_s) + 20 * post.view.step_s for post in held), default=0.0)
+
+    taken: list[Waiting] = []
+    placed, floors = times_us(place, rounds), times_us(floor, rounds)
+    for task in tasks:
+        board.remove(task.key)
+    asked = times_us(take, rounds)
+    base = statistics.mean(floors)
+    print(f"{workers} workers, {len(board)} tasks waiting, a look at all holders takes {base:.0f} us")
+    for name, found in (("place", placed), ("ask", asked)):
+        found.sort()
+        middle, high, mean = found[len(found) // 2], found[len(found) * 99 // 100], statistics.mean(found)
+        print(f"  {name:6} p50 {middle:7.0f}  p99 {high:7.0f}  mean {mean:7.0f} us, {mean / base:5.1f} x the look")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2_000)
+    options = parser.parse_args()
+    for workers in (100, 1_000):
+        measure(workers, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

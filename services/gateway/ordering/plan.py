@@ -1,0 +1,324 @@
+"""Where each waiting task is planned: at the worker that should finish it first.
+
+Pure: told the time, it decides; several gateways may each keep one, for a claim is a compare-and-set elsewhere. Placing
+a task costs what looking at the holders of its checkpoint costs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from services.gateway.ordering import estimate
+from services.gateway.ordering.crowds import Crowds
+from services.gateway.ordering.estimate import Best
+from services.gateway.ordering.lines import Lines
+from services.gateway.ordering.posts import Post
+from services.gateway.ordering.replication import Replication
+from services.gateway.ordering.tasks import Fetch, Key, Waiting, WorkerView
+
+# How many workers are looked at for a place; with more holders each task looks at others.
+LOOK_WORKERS = 256
+# How many workers are looked at to see how soon a task could be finished.
+LOOK_IDEAL = 48
+# How many tasks that no worker could do are tried again with a new worker.
+LOOK_UNPLACED = 64
+# How many small models one worker has on their way at a time.
+FETCHES_LIMIT = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One more worker should hold a checkpoint. Only one gateway may have it fetched."""
+
+    worker: str
+    fetch: Fetch
+
+
+class Plan:
+    def __init__(self, replication: Replication | None = None) -> None:
+        self.crowds = Crowds()
+        self.lines = Lines()
+        # Where each waiting task is planned; those in `_unplaced` nowhere.
+        self._plan: dict[Key, Post] = {}
+        self._unplaced: dict[Key, Waiting] = {}
+        self._running: dict[Key, Post] = {}
+        # When each planned task should begin.
+        self._due_s: dict[Key, float] = {}
+        self.replication = replication or Replication()
+        # Since the last `take`: workers that should ask again, and checkpoints to claim.
+        self._stirred: set[str] = set()
+        self._claims: list[Claim] = []
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.lines
+
+    @property
+    def workers(self) -> list[str]:
+        return list(self.crowds.posts)
+
+    @property
+    def slots(self) -> int:
+        """Of all workers together."""
+        return self.crowds.slots
+
+    def post(self, worker: str) -> Post | None:
+        return self.crowds.posts.get(worker)
+
+    def posts_of(self, stage: str) -> list[Post]:
+        """All workers of a stage that are counted on."""
+        return [post for post in self.crowds.posts.values() if post.view.stage == stage]
+
+    def left_s(self, key: Key, now_s: float) -> float:
+        """How long a running task should still take."""
+        post = self._running.get(key)
+        return max(0.0, post.running[key] - now_s) if post else 0.0
+
+    def would_finish_s(self, task: Waiting, now_s: float) -> float | None:
+        """In how many seconds a task that is not offered yet would be done, were it offered now; None: nobody can."""
+        best = estimate.best_of(self._candidates(task), task, now_s)
+        return best.finish_s if best else None
+
+    def planned_at(self, key: Key) -> Post | None:
+        return self._plan.get(key)
+
+    def take_stirred(self) -> set[str]:
+        stirred, self._stirred = self._stirred, set()
+        return stirred
+
+    def take_claims(self) -> list[Claim]:
+        claims, self._claims = self._claims, []
+        return claims
+
+    # Workers
+
+    def seen(self, view: WorkerView, now_s: float) -> None:
+        """A worker described itself: it is new, or something may have changed."""
+        post = self.crowds.posts.get(view.id)
+        if post is None:
+            self.crowds.add(Post(view, now_s))
+            self._place_some(LOOK_UNPLACED, now_s)
+        elif post.view != view:
+            self._revise(post, view, now_s)
+
+    def _revise(self, post: Post, view: WorkerView, now_s: float) -> None:
+        before = post.view
+        self.crowds.revise(post, view)
+        for model in [each for each in post.fetches if each in view.held]:
+            del post.fetches[model]
+        if before.offers != view.offers or not before.held <= view.held:
+            lost = [task for task in post.in_order() if not self._stands(post, task)]
+            self._place_again(lost, now_s)
+        if before.offers != view.offers:
+            self._place_some(LOOK_UNPLACED, now_s)
+
+    def _stands(self, post: Post, task: Waiting) -> bool:
+        """The worker can still do it without fetching a checkpoint that it lost."""
+        checkpoint = task.kind.checkpoint
+        if not task.kind.needs <= post.view.offers:
+            return False
+        return not post.view.lacks(frozenset({checkpoint})) or checkpoint in post.fetches
+
+    def gone(self, worker: str, now_s: float) -> None:
+        """It left, or died: what was meant for it goes elsewhere."""
+        post = self.crowds.posts.get(worker)
+        if post is None:
+            return
+        self.crowds.remove(post)
+        for key in list(post.running):
+            self._running.pop(key, None)
+        self._place_again(list(post.planned.values()), now_s)
+
+    def asks(self, worker: str, now_s: float) -> None:
+        """It holds a poll for work open."""
+        post = self.crowds.posts.get(worker)
+        if post is not None:
+            post.asking += 1
+            post.heard_s = now_s
+
+    def answered(self, worker: str, now_s: float) -> None:
+        """That poll is over."""
+        post = self.crowds.posts.get(worker)
+        if post is not None:
+            post.asking = max(0, post.asking - 1)
+            post.heard_s = now_s
+
+    def heard(self, worker: str, now_s: float) -> None:
+        """It is there for work, at another gateway."""
+        post = self.crowds.posts.get(worker)
+        if post is not None:
+            post.heard_s = now_s
+
+    def refuse(self, claim: Claim, holder: str, now_s: float) -> None:
+        """Another gateway has that checkpoint fetched already, by `holder`, which may be unknown here."""
+        model = claim.fetch.model
+        post, other = self.crowds.posts.get(claim.worker), self.crowds.posts.get(holder)
+        if post is None or other is post or post.fetches.pop(model, None) is None:
+            return
+        self.crowds.drop(post, model)
+        if other is not None and model not in other.view.held and model not in other.fetches:
+            self._begin(other, model, now_s, sticky=True)
+            self.crowds.expect(other, model)
+        if model in self.crowds:
+            self._place_again([task for task in post.in_order() if task.kind.checkpoint == model], now_s)
+
+    # Tasks
+
+    def add(self, task: Waiting, now_s: float) -> None:
+        self.remove(task.key)
+        self.lines.add(task)
+        self._place(task, now_s)
+
+    def remove(self, key: Key) -> None:
+        """No error where there is none."""
+        task = self.lines.remove(key)
+        if task is not None:
+            self._unplan(task)
+
+    def _unplan(self, task: Waiting) -> None:
+        self._unplaced.pop(task.key, None)
+        self._due_s.pop(task.key, None)
+        post = self._plan.pop(task.key, None)
+        if post is not None:
+            post.unplan(task)
+
+    def started(self, worker: str, task: Waiting, now_s: float) -> None:
+        """It was leased."""
+        post = self.crowds.posts.get(worker)
+        if post is None or task.key in self._running:
+            return
+        needed = estimate.estimate(post, task, now_s, ahead_s=0.0)
+        post.run(task.key, now_s + needed.finish_s, now_s)
+        self._running[task.key] = post
+
+    def ended(self, key: Key, now_s: float, *, heard: bool = True) -> None:
+        """Its lease is over, whatever came of it; `heard`: the worker said so, and is there for more."""
+        post = self._running.pop(key, None)
+        if post is not None:
+            post.stop(key, now_s, heard=heard)
+
+    # Placing
+
+    def _place_some(self, count: int, now_s: float) -> None:
+        """Try some of those that nobody could do before, others with every call."""
+        for task in list(islice(self._unplaced.values(), count)):
+            del self._unplaced[task.key]
+            self._place(task, now_s)
+
+    def _place_again(self, tasks: Sequence[Waiting], now_s: float) -> None:
+        for task in tasks:
+            self._unplan(task)
+        for task in tasks:
+            self._place(task, now_s)
+
+    def _place(self, task: Waiting, now_s: float) -> None:
+        best = estimate.best_of(self._candidates(task), task, now_s)
+        post = best.post if best else self._first_holder(task, now_s)
+        if post is None:
+            self._unplaced[task.key] = task
+            return
+        if best and task.kind.checkpoint:
+            self._consider_more(task, best, now_s)
+        self._plan_at(post, task, now_s)
+
+    def _plan_at(self, post: Post, task: Waiting, now_s: float) -> None:
+        self._unplaced.pop(task.key, None)
+        self._begin_small(post, task, now_s)
+        self._due_s[task.key] = now_s + estimate.estimate(post, task, now_s).start_s
+        post.plan(task)
+        self._plan[task.key] = post
+        self._stirred.add(post.view.id)
+
+    def _candidates(self, task: Waiting) -> list[Post]:
+        """Without those that failed it, while there are others."""
+        able = [
+            post
+            for post in self.crowds.near(task.kind, LOOK_WORKERS)
+            if task.kind.needs <= post.view.offers and self._has_room(post, task)
+        ]
+        fresh = [post for post in able if post.view.node not in task.failed_nodes] if task.failed_nodes else able
+        if fresh or not able:
+            return fresh
+        return able if self.crowds.nodes_of(task.kind) <= task.failed_nodes else []
+
+    def _has_room(self, post: Post, task: Waiting) -> bool:
+        return len(post.fetches) < FETCHES_LIMIT or task.kind.models <= post.view.held | post.fetches.keys()
+
+    def _begin_small(self, post: Post, task: Waiting, now_s: float) -> None:
+        """Have what the task needs besides its checkpoint fetched ahead."""
+        if not post.view.takes_fetches or task.kind.models <= post.view.held:
+            return
+        for model in post.view.lacks(task.kind.models):
+            if model not in post.fetches and model != task.kind.checkpoint:
+                self._begin(post, model, now_s, sticky=False)
+                self.crowds.expect(post, model)
+
+    def _begin(self, post: Post, model: str, now_s: float, *, sticky: bool) -> Fetch:
+        size_bytes = post.view.size_of(model)
+        free_s = post.link_free_s(now_s, sticky=sticky)
+        ready_s = free_s + size_bytes * 8 / post.view.link_bps
+        fetch = Fetch(model=model, size_bytes=size_bytes, start_s=now_s, ready_s=ready_s, sticky=sticky)
+        post.begin(fetch, now_s)
+        self._stirred.add(post.view.id)
+        return fetch
+
+    # More holders
+
+    def _first_holder(self, task: Waiting, now_s: float) -> Post | None:
+        """Nobody near holds the checkpoint: who should fetch it."""
+        checkpoint = task.kind.checkpoint
+        if not checkpoint:
+            return None
+        post = self.replication.target(self.crowds, task, now_s, needed=True)
+        if post is not None and post.view.lacks(frozenset({checkpoint})):
+            self._fetch_checkpoint(post, checkpoint, now_s)
+        return post
+
+    def _consider_more(self, task: Waiting, best: Best, now_s: float) -> None:
+        """Have one more worker fetch the checkpoint, or a small model, once that is worth it; the task stays."""
+        kind, post = task.kind, best.post
+        terms, checkpoint = self.replication.terms, kind.checkpoint
+        if post.view.size_of(checkpoint):
+            lost_s = best.plain_s - self._ideal_s(task, now_s)
+            if self._is_worth(post, checkpoint, lost_s, terms.price, now_s):
+                more = self.replication.target(self.crowds, task, now_s, needed=False)
+                if more is not None:
+                    self._fetch_checkpoint(more, checkpoint, now_s)
+        for model in kind.models:
+            if model != checkpoint and post.view.size_of(model):
+                lost_s = best.finish_s - best.plain_s
+                if self._is_worth(post, model, lost_s, terms.small_price, now_s):
+                    more = self.replication.small_target(self.crowds, task, model, now_s)
+                    if more is not None:
+                        self._begin(more, model, now_s, sticky=False)
+                        self.crowds.expect(more, model)
+
+    def _is_worth(self, post: Post, model: str, lost_s: float, price: float, now_s: float) -> bool:
+        """If so, the account is settled: where nobody can fetch it now, it begins anew."""
+        download_s = post.view.size_of(model) * 8 / post.view.link_bps
+        copies = len(self.crowds.holders(model))
+        if self.replication.owe(model, lost_s, copies, download_s, now_s) <= price:
+            return False
+        self.replication.settle(model)
+        return True
+
+    def _ideal_s(self, task: Waiting, now_s: float) -> float:
+        """When the best worker would have finished, did all of them hold everything."""
+        kind_task = task.steps
+        return min(
+            (
+                post.wait_s(now_s) + post.view.task_s + kind_task * post.view.step_s
+                for crowd in self.crowds.able(task.kind)
+                for post in crowd.some(LOOK_IDEAL)
+            ),
+            default=float("inf"),
+        )
+
+    def _fetch_checkpoint(self, post: Post, checkpoint: str, now_s: float) -> None:
+        self.replication.settle(checkpoint)
+        fetch = self._begin(post, checkpoint, now_s, sticky=True)
+        post.fetched_bytes += fetch.size_bytes
+        self.crowds.expect(post, checkpoint)
+        self._claims.append(Claim(worker=post.view.id, fetch=fetch))

@@ -1,0 +1,102 @@
+"""Why a job waits and how long it should still take, as clients hear it."""
+
+from dataclasses import replace
+
+from services.gateway.jobs.model import DIFFUSION, PREPROCESS
+from services.gateway.ordering.explain import Verdict
+from services.gateway.wire import explanations
+from tests.fakes.fleet import STARTER, Fleet, FleetWorker, control, generation
+
+REMOTE = 1
+FAR = replace(STARTER, id="far", residency=REMOTE, size_bytes=1_000_000_000)
+
+
+async def test_a_jobs_estimate_counts_what_is_still_to_come_and_over_which_link(fleet: Fleet) -> None:
+    painter = fleet.worker(DIFFUSION, "home", models=(FAR,))
+    painter.worker = replace(painter.worker, takes_fetches=True, goodput_bps=100e6, step_s=0.1)
+    await painter.come()
+    job = await fleet.gateway.jobs.create(generation(model="far"))
+    estimate = fleet.gateway.explanations.with_estimate(await fleet.get(job)).estimate
+    assert estimate is not None
+    assert (estimate.node, estimate.fetch_bytes, estimate.link_bps) == ("home", 1_000_000_000, 100e6)
+    assert abs(estimate.fetch_s - 80.0) < 1.0
+    assert 82.0 < estimate.ready_s < 90.0
+    fleet.clock.advance(40.0)
+    later = fleet.gateway.explanations.with_estimate(await fleet.get(job)).estimate
+    assert later is not None
+    assert abs(later.fetch_bytes - 500_000_000) < 20_000_000
+
+
+async def test_a_worker_is_told_what_to_fetch_and_gets_the_task_once_it_has_it(fleet: Fleet) -> None:
+    painter = fleet.worker(DIFFUSION, "home", models=(FAR,))
+    painter.worker = replace(painter.worker, takes_fetches=True, goodput_bps=100e6)
+    await fleet.gateway.jobs.create(generation(model="far"))
+    answer = await fleet.gateway.polls.lease(painter.poll())
+    assert not answer.tasks
+    assert [(fetch.model, fetch.kind, fetch.size_bytes) for fetch in answer.fetches or ()] == [
+        ("far", "checkpoint", 1_000_000_000)
+    ]
+    assert (await fleet.gateway.polls.lease(painter.poll())).fetches is None
+    painter.worker = replace(painter.worker, disk_models=frozenset({"far"}))
+    assert len(await painter.lease()) == 1
+
+
+async def test_explaining_tells_of_workers_that_are_away_or_leaving(fleet: Fleet, painter: FleetWorker) -> None:
+    gone, leaving = fleet.worker(DIFFUSION, "gone"), fleet.worker(DIFFUSION, "leaving")
+    await gone.come()
+    fleet.clock.advance(60.0)
+    fleet.gateway._core.workers.retire_silent()
+    leaving.worker = replace(leaving.worker, draining=True)
+    await leaving.come()
+    await painter.come()
+    job = await fleet.gateway.jobs.create(generation())
+    (task,) = fleet.gateway.explanations.of(await fleet.get(job)).tasks
+    assert task.worker == painter.worker.id
+    assert {each.node: each.verdict for each in task.workers} == {
+        "w": Verdict.PLANNED,
+        "gone": Verdict.AWAY,
+        "leaving": Verdict.DRAINING,
+    }
+
+
+async def test_a_picture_that_waits_for_its_control_image_says_so(
+    fleet: Fleet, painter: FleetWorker, annotator: FleetWorker
+) -> None:
+    job = await fleet.gateway.jobs.create(generation(1, control()))
+    found = fleet.gateway.explanations.of(await fleet.get(job))
+    assert [task.stage for task in found.tasks] == [PREPROCESS, DIFFUSION]
+    assert found.tasks[1].why == "its control images are not made yet"
+    assert found.job.estimate is not None
+    message = explanations.explanation(found)
+    assert message.summary == f"task 1 waits: {found.tasks[0].why}"
+    assert message.tasks[0].workers[0].verdict == "planned"
+
+
+async def test_an_ended_job_needs_no_estimate(fleet: Fleet, painter: FleetWorker) -> None:
+    job = await fleet.gateway.jobs.create(generation())
+    await painter.work()
+    found = fleet.gateway.explanations.of(await fleet.get(job))
+    assert found.job.estimate is None
+    assert found.summary == "it has ended: succeeded"
+
+
+async def test_a_worker_that_is_much_slower_than_its_class_is_set_aside_with_a_reason() -> None:
+    async with Fleet().running() as fleet:
+        quick = [fleet.worker(DIFFUSION, f"q{i}") for i in range(5)]
+        slow = fleet.worker(DIFFUSION, "slow")
+        for worker in [*quick, slow]:
+            worker.worker = replace(worker.worker, device="cuda:small")
+        for _ in range(12):
+            for worker in [*quick, slow]:
+                if fleet.gateway.workers.draining_reason(worker.worker.id):
+                    continue
+                await fleet.gateway.jobs.create(generation())
+                (task,) = await worker.lease()
+                fleet.clock.advance(9.0 if worker is slow else 1.0)
+                await worker.complete(task)
+        statuses = {status.worker.node: status for status in fleet.gateway.workers.statuses()}
+        assert "times as long as those of 5 others of its class" in statuses["slow"].draining_reason
+        assert not any(statuses[f"q{i}"].draining_reason for i in range(5))
+        await fleet.gateway.jobs.create(generation())
+        assert await slow.lease() == []
+        assert len(await quick[0].lease()) == 1

@@ -1,0 +1,190 @@
+"""What ordering promises on whatever comes: every task is done, nothing is fetched twice, the index is no shortcut."""
+
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.gateway.ordering import estimate
+from services.gateway.ordering.board import Board
+from services.gateway.ordering.pace import ABSURD_FACTOR, Paces, plausible
+from services.gateway.ordering.plan import FETCHES_LIMIT
+from services.gateway.ordering.replication import FETCHES_LIMIT as STICKY_LIMIT
+from services.gateway.ordering.replication import Replication, Terms
+from services.gateway.ordering.shares import Shares
+from services.gateway.ordering.tasks import Waiting, WorkerView
+from tests.fakes.board import GB, a_task, a_view, kind_of
+
+CHECKPOINTS = ("a", "b", "c")
+LORAS = ("", "l0", "l1")
+OFFERS = frozenset([*(f"checkpoint:{each}" for each in CHECKPOINTS), "lora:l0", "lora:l1"])
+
+kinds = st.builds(
+    lambda checkpoint, lora: kind_of(checkpoint, *filter(None, [lora])),
+    st.sampled_from(CHECKPOINTS),
+    st.sampled_from(LORAS),
+)
+workers = st.lists(
+    st.builds(
+        lambda held, step_s, link: {"held": held, "step_s": step_s, "link_bps": link * 1e6},
+        st.frozensets(st.sampled_from([*CHECKPOINTS, "l0", "l1"])),
+        st.sampled_from([0.1, 0.3, 1.0]),
+        st.sampled_from([25, 100]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+jobs = st.lists(st.tuples(kinds, st.integers(-3, 3)), max_size=25)
+
+
+class Fleet:
+    """Workers that do as they are told, on a clock of their own."""
+
+    def __init__(self, described: list[dict[str, object]]) -> None:
+        terms = Terms(price=0.5, small_price=0.5)
+        self.board = Board(Replication(terms))
+        self.now_s = 0.0
+        self.views: dict[str, WorkerView] = {}
+        self.busy: dict[str, tuple[float, Waiting]] = {}
+        self.coming: dict[str, dict[str, float]] = {}
+        self.done: Counter[str] = Counter()
+        for i, each in enumerate(described):
+            view = a_view(f"w{i}", offers=OFFERS, **each)
+            self.views[view.id] = view
+            self.board.seen(view, 0.0)
+            self.board.asks(view.id, 0.0)
+
+    def turn(self) -> None:
+        self.now_s += 1.0
+        for worker in self.views:
+            self._fetch(worker)
+            if worker in self.busy and self.busy[worker][0] <= self.now_s:
+                _, task = self.busy.pop(worker)
+                self.done[task.key[0]] += 1
+                self.board.ended(task.key, self.now_s)
+                self.board.asks(worker, self.now_s)
+            if worker not in self.busy:
+                self._ask(worker)
+
+    def _fetch(self, worker: str) -> None:
+        """All at a time, each as long as if it were alone."""
+        view, coming = self.views[worker], self.coming.setdefault(worker, {})
+        for fetch in self.board.fetches(worker):
+            coming.setdefault(fetch.model, self.now_s + fetch.size_bytes * 8 / view.link_bps)
+        here = {model for model, at_s in coming.items() if at_s <= self.now_s}
+        if here:
+            self.coming[worker] = {model: at_s for model, at_s in coming.items() if model not in here}
+            self.views[worker] = replace(view, held=view.held | here)
+            self.board.seen(self.views[worker], self.now_s)
+
+    def _ask(self, worker: str) -> None:
+        for task in self.board.choose(worker, 1, self.now_s):
+            self.board.remove(task.key)
+            self.board.started(worker, task, self.now_s)
+            self.board.answered(worker, self.now_s)
+            took_s = estimate.run_s(self.board.post(worker), task) + 1.0
+            self.busy[worker] = (self.now_s + took_s, task)
+
+
+def tasks_of(wanted: list[tuple[object, int]]) -> list[Waiting]:
+    return [a_task(str(i), kind=kind, rank_s=i - 30.0 * priority) for i, (kind, priority) in enumerate(wanted)]
+
+
+@settings(max_examples=10, deadline=None)
+@given(workers, jobs)
+def test_every_task_is_done_once_and_in_a_time_that_its_work_explains(described, wanted) -> None:
+    fleet, tasks = Fleet(described), tasks_of(wanted)
+    for task in tasks:
+        fleet.board.add(task, 0.0)
+    # One after the other on the slowest worker, each with its downloads and the patience that a plan gets.
+    bound_s = (len(tasks) + 1) * (25.0 + GB * 8 / 25e6 * 1.2 + 60.0)
+    while fleet.now_s < bound_s and (len(fleet.board) or fleet.busy):
+        fleet.turn()
+    assert fleet.done == Counter(task.key[0] for task in tasks)
+
+
+@settings(max_examples=15, deadline=None)
+@given(workers, jobs)
+def test_what_is_under_way_is_bounded_and_nothing_comes_twice(described, wanted) -> None:
+    fleet = Fleet(described)
+    for task in tasks_of(wanted):
+        fleet.board.add(task, fleet.now_s)
+        for worker, view in fleet.views.items():
+            fetches = fleet.board.fetches(worker)
+            models = [fetch.model for fetch in fetches]
+            assert len(models) == len(set(models))
+            assert not view.held & set(models)
+            assert sum(not fetch.sticky for fetch in fetches) <= FETCHES_LIMIT + len(LORAS)
+            # What nobody holds is fetched by whoever is best, the rest of the checkpoints only by those with room.
+            assert sum(fetch.sticky for fetch in fetches) <= STICKY_LIMIT + len(CHECKPOINTS)
+    claims = [(claim.worker, claim.fetch.model) for claim in fleet.board.take_claims()]
+    assert len(claims) == len(set(claims))
+
+
+@settings(max_examples=30, deadline=None)
+@given(workers, jobs, kinds)
+def test_the_best_worker_is_the_one_that_looking_at_all_of_them_finds(described, wanted, kind) -> None:
+    fleet = Fleet(described)
+    for task in tasks_of(wanted):
+        fleet.board.add(task, 0.0)
+    task = a_task("new", kind=kind, rank_s=1_000.0)
+    posts = [fleet.board.post(worker) for worker in fleet.views]
+    near = [post for post in posts if kind.checkpoint in post.view.held or kind.checkpoint in post.fetches]
+    near = [post for post in near if len(post.fetches) < FETCHES_LIMIT or kind.models <= post.view.held]
+    expected = min(((estimate.estimate(post, task, 0.0).finish_s, post.view.id) for post in near), default=None)
+    found = estimate.best_of(fleet.board._candidates(task), task, 0.0)
+    if expected is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert abs(found.finish_s - expected[0]) < 1e-6
+        again = estimate.estimate(found.post, task, 0.0)
+        assert abs(again.finish_s - found.finish_s) < 1e-6
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["x", "y", "z"]), st.floats(0, 100)), max_size=60), st.integers(1, 50))
+def test_a_tenant_is_held_back_by_its_own_jobs_only(asked, slots) -> None:
+    shares, ranks = Shares(), []
+    for tenant, at_s in sorted(asked, key=lambda each: each[1]):
+        rank_s = shares.rank_s(tenant, create_time_s=at_s, priority=0, work_s=5.0, slots=slots)
+        own = sum(1 for other, _, _ in ranks if other == tenant)
+        # Never before it came, and after it by no more than its own work before it, at the least share there can be.
+        assert at_s <= rank_s <= at_s + own * 5.0 * 3 / slots + 1e-6
+        ranks.append((tenant, at_s, rank_s))
+    for tenant in ("x", "y", "z"):
+        mine = [rank_s for other, _, rank_s in ranks if other == tenant]
+        assert mine == sorted(mine)
+
+
+def test_who_asks_for_little_goes_before_who_asks_for_much() -> None:
+    shares = Shares()
+    greedy = [shares.rank_s("greedy", create_time_s=0.0, priority=0, work_s=5.0, slots=2) for _ in range(100)]
+    modest = shares.rank_s("modest", create_time_s=1.0, priority=0, work_s=5.0, slots=2)
+    assert sum(rank_s < modest for rank_s in greedy) <= 1
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_an_absurd_speed_is_believed_a_few_times_off_the_usual_at_most(reported, usual) -> None:
+    assert usual / ABSURD_FACTOR <= plausible(reported, usual) <= usual * ABSURD_FACTOR
+    assert plausible(0.0, usual) == usual
+    assert plausible(reported, 0.0) == reported
+
+
+def test_a_worker_that_is_surely_slower_than_its_class_is_noticed_and_others_are_not() -> None:
+    paces = Paces()
+    for turn in range(20):
+        for worker in ("1", "2", "3", "4"):
+            paces.done(worker, "cuda:small", "work", 5.0 + 0.1 * (turn % 3))
+        paces.done("slow", "cuda:small", "work", 20.0)
+        paces.done("other class", "cuda:tiny", "work", 40.0)
+    assert "times as long as those of 4 others" in paces.fault_of("slow")
+    assert [paces.fault_of(worker) for worker in ("1", "2", "3", "4", "other class")] == [""] * 5
+
+
+def test_a_worker_that_fails_most_of_its_tasks_is_noticed() -> None:
+    paces = Paces()
+    for _ in range(8):
+        paces.failed("bad", "cpu")
+    assert paces.fault_of("bad") == "of its last tasks 100% failed by its own fault"
