@@ -1,8 +1,8 @@
 """Switching models: LoRAs, textual inversions, checkpoints and 100 combinations of them, against diffusers.
 
-Random weights, on the CPU in float32; ours and diffusers' take turns, and the least of the rounds is told. `--small` is a
-UNet of a quarter of SD 1.5's width and a sixteenth of its weights. diffusers needs peft for LoRAs: without it those rows
-are left out. Run: `python -m benchmarks.models [--small] [--rounds 3]`.
+Random weights, on the CPU in float32. CPU seconds are told, as machines are busy; ours and diffusers' take turns, and
+the least of the rounds counts. `--small` is a UNet of a quarter of SD 1.5's width, about a sixteenth of its weights.
+diffusers needs peft for LoRAs: without it they are left out. Run: `python -m benchmarks.models [--small] [--rounds 3]`.
 """
 
 import argparse
@@ -150,13 +150,13 @@ def _parts(key: Any) -> list[object]:
 
 
 def least(rounds: int, *works: Callable[[], object]) -> list[float]:
-    """Seconds of each, in turns."""
+    """CPU seconds of each, in turns."""
     times = [[] for _ in works]  # type: list[list[float]]
     for _ in range(rounds):
         for work, taken in zip(works, times, strict=True):
-            begin_s = time.perf_counter()
+            begin_s = time.process_time()
             work()
-            taken.append(time.perf_counter() - begin_s)
+            taken.append(time.process_time() - begin_s)
     return [min(taken) for taken in times]
 
 
@@ -238,20 +238,20 @@ def _cold(root: Path) -> None:
 
 
 def tell_trace(root: Path, pipeline: Any) -> None:
-    """Combinations of a checkpoint and up to two LoRAs, drawn by Zipf; a peer that loads when the checkpoint changes."""
+    """Combinations of a checkpoint and up to two LoRAs, drawn by Zipf; the peer loads when the checkpoint changes."""
     draw = random.Random(1)
     kinds = [(c, tuple(sorted(draw.sample(range(LORAS), draw.randint(0, 2))))) for c in (0, 1) for _ in range(12)]
     trace = draw.choices(kinds, weights=[1 / (rank + 1) for rank in range(len(kinds))], k=TRACE)
     ours = Ours(root)
-    begin_s = time.perf_counter()
+    begin_s = time.process_time()
     for checkpoint, loras in trace:
         ours.use(f"single{checkpoint}", *((f"lora{number}", 0.7) for number in loras))
-    ours_s = time.perf_counter() - begin_s
+    ours_s = time.process_time() - begin_s
     tell("trace of 100 combinations by Zipf", ours_s, _their_trace(root, trace), 0.15)
 
 
 def _their_trace(root: Path, trace: list[tuple[int, tuple[int, ...]]]) -> float:
-    begin_s = time.perf_counter()
+    begin_s = time.process_time()
     at, pipeline = -1, None
     for checkpoint, loras in trace:
         if checkpoint != at:
@@ -265,7 +265,7 @@ def _their_trace(root: Path, trace: list[tuple[int, tuple[int, ...]]]) -> float:
             pipeline.unfuse_lora()
             with contextlib.suppress(ValueError):
                 pipeline.unload_lora_weights()
-    return time.perf_counter() - begin_s
+    return time.process_time() - begin_s
 
 
 if __name__ == "__main__":

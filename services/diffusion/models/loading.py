@@ -3,9 +3,11 @@
 The modules lie in RAM; which of them are on a device, and for how long, is not decided here.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,12 +23,26 @@ from services.diffusion.models import tensors
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, VaeEntry
 from services.diffusion.models.recipes import Config, TextRecipe, UnfitFolder, read_json
 from services.diffusion.models.residency import Lease
+from services.diffusion.models.shadow import doubled
 from services.kernel.errors import FanlightError, NodeFault, ResourceExhausted
 from services.kernel.logs import get_logger
+from services.weights.tensors import BadHeader
 
 log = get_logger()
 
+# Models of so many configs are kept built and empty.
+EMPTY_LIMIT = 32
+_TEXT_KINDS = (CLIPTextModel, CLIPTextModelWithProjection)
+
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, UnfitFolder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Where a model is loaded to: as what numbers, and what is asked for its bytes before they are there."""
+
+    dtype: torch.dtype
+    reserve: Callable[[int], None] = lambda size_bytes: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,103 +101,117 @@ class Checkpoint:
         return dtype
 
 
-def load_unet(entry: CheckpointEntry, dtype: torch.dtype) -> Any:
+def load_unet(entry: CheckpointEntry, room: Room) -> Any:
     """NodeFault where a file is damaged, FailedPrecondition where only pickles are there; so for all of these."""
     name, config = f"{entry.id}/unet", entry.recipe.unet
     with _reported(name):
         found = (
             tensors.ldm_unet(entry.path, config) if entry.is_ldm else tensors.folder_tensors(entry.path / "unet", name)
         )
-        return filled(_empty(UNet2DConditionModel, config), found, dtype)
+        return filled(_empty(UNet2DConditionModel, config), found, room)
 
 
-def load_vae(entry: CheckpointEntry, dtype: torch.dtype) -> Any:
+def load_vae(entry: CheckpointEntry, room: Room) -> Any:
     name, config = f"{entry.id}/vae", entry.recipe.vae
     with _reported(name):
         if entry.is_ldm:
             found = tensors.ldm_vae(entry.path, config)
         else:
             found = tensors.vae_tensors(tensors.folder_tensors(entry.path / "vae", name))
-        return _filled_vae(config, found, dtype)
+        return _filled_vae(config, found, room)
 
 
-def load_separate_vae(entry: VaeEntry, own: Config, dtype: torch.dtype) -> Any:
+def load_separate_vae(entry: VaeEntry, own: Config, room: Room) -> Any:
     """`own`: the config of the checkpoint's VAE, for a file that comes without one."""
     with _reported(f"vae {entry.id}"):
         config = read_json(entry.path / "config.json") if entry.path.is_dir() else own
         if entry.is_tiny:
-            return _tiny_vae(entry, config, dtype)
+            return _tiny_vae(entry, config, room)
         if entry.path.is_dir():
             found = tensors.vae_tensors(tensors.folder_tensors(entry.path, f"vae {entry.id}"))
         else:
             found = tensors.vae_file(entry.path, config)
-        return _filled_vae(config, found, dtype)
+        return _filled_vae(config, found, room)
 
 
-def load_text(entry: CheckpointEntry, recipe: TextRecipe, dtype: torch.dtype) -> Any:
+def load_text(entry: CheckpointEntry, recipe: TextRecipe, room: Room) -> Any:
     name = f"{entry.id}/{recipe.part}"
     with _reported(name):
         has_projection = "CLIPTextModelWithProjection" in recipe.config.get("architectures", ())
         kind = CLIPTextModelWithProjection if has_projection else CLIPTextModel
-        with torch.device("meta"):
-            model = kind(CLIPTextConfig(**recipe.config))
+        model = _empty(kind, recipe.config)
         if entry.is_ldm:
             found = tensors.ldm_text(entry.path, recipe, model)
         else:
             found = tensors.text_tensors(tensors.folder_tensors(entry.path / recipe.part, name), model)
-        return filled(model, found, dtype)
+        return filled(model, found, room)
 
 
-def load_controlnet(entry: ControlNetEntry, dtype: torch.dtype) -> Any:
+def load_controlnet(entry: ControlNetEntry, room: Room) -> Any:
     name = f"controlnet {entry.id}"
     with _reported(name):
         if entry.path.is_dir():
             found = tensors.folder_tensors(entry.path, name)
         else:
             found = tensors.control_file(entry.path, entry.config)
-        return filled(_empty(ControlNetModel, entry.config), found, dtype)
+        return filled(_empty(ControlNetModel, entry.config), found, room)
 
 
-def filled(model: Any, found: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """The empty model with these tensors in it, not copied where they fit the type. ValueError where one is missing."""
-    wanted = {name: found[name].to(dtype) for name in model.state_dict() if name in found}
-    if lacking := [name for name, _ in model.named_parameters() if name not in wanted]:
+def filled(model: Any, found: Mapping[str, Tensor], room: Room) -> Any:
+    """The empty model's double with these tensors in it, not copied where they fit the type.
+
+    ValueError where one is missing or of another shape. Raises as `room.reserve` does before anything is copied.
+    """
+    lacking = [name for name, _ in model.named_parameters() if name not in found]
+    if lacking:
         raise ValueError(f"{len(lacking)} tensors are missing, such as {lacking[0]}")
-    model.load_state_dict(wanted, strict=False, assign=True)
-    _fill_buffers(model)
-    return model.eval().requires_grad_(False)
+
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    room.reserve(numbers * room.dtype.itemsize)
+
+    def put(name: str, empty: Tensor) -> Tensor:
+        if not empty.is_floating_point():
+            return _computed(name, empty)
+        if found[name].shape != empty.shape:
+            raise ValueError(f"{name} has another shape")
+        return found[name].to(room.dtype)
+
+    return doubled(model, put)
 
 
-def _fill_buffers(model: Any) -> None:
-    """What is computed and not saved: CLIP's numbers of positions."""
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:
-                assert name == "position_ids", name
-                module.register_buffer(name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False)
+def _computed(name: str, empty: Tensor) -> Tensor:
+    """CLIP's numbers of positions, which newer files lack."""
+    assert name.endswith("position_ids"), name
+    return torch.arange(empty.shape[-1]).expand(empty.shape)
 
 
 def _empty(kind: Any, config: Config) -> Any:
+    """To be filled; the same one for all of its kind, as building one costs more than filling it."""
+    return _built(kind, json.dumps(config, sort_keys=True))
+
+
+@lru_cache(maxsize=EMPTY_LIMIT)
+def _built(kind: Any, config: str) -> Any:
+    told = json.loads(config)
     with torch.device("meta"):
-        return kind.from_config(dict(config))
+        made = kind(CLIPTextConfig(**told)) if kind in _TEXT_KINDS else kind.from_config(told)
+    return made.eval()
 
 
-def _filled_vae(config: Config, found: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+def _filled_vae(config: Config, found: Mapping[str, Tensor], room: Room) -> Any:
     """Without its encoder where the files have none, as a store that fetched for text2img alone has them."""
-    vae = _empty(AutoencoderKL, config)
+    vae = doubled(_empty(AutoencoderKL, config), lambda name, tensor: tensor)
     if not any(name.startswith("encoder.") for name in found):
         vae.encoder = vae.quant_conv = None
-    return filled(vae, found, dtype)
+    return filled(vae, found, room)
 
 
-def _tiny_vae(entry: VaeEntry, config: Config, dtype: torch.dtype) -> Any:
+def _tiny_vae(entry: VaeEntry, config: Config, room: Room) -> Any:
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
     if entry.path.is_dir():
-        return filled(_empty(AutoencoderTiny, config), tensors.folder_tensors(entry.path, entry.id), dtype)
-    with torch.device("meta"):
-        model = AutoencoderTiny()
-    return filled(model, tensors.tiny_vae_file(entry.path), dtype)
+        return filled(_empty(AutoencoderTiny, config), tensors.folder_tensors(entry.path, entry.id), room)
+    return filled(_empty(AutoencoderTiny, {}), tensors.tiny_vae_file(entry.path), room)
 
 
 @contextmanager
@@ -189,10 +219,16 @@ def _reported(name: str) -> Iterator[None]:
     """Errors of files as ours. A cause may name paths, so only the log gets it."""
     try:
         yield
+    except BadHeader as error:
+        raise _damaged(name, error) from error
     except FanlightError:
         raise
     except torch.OutOfMemoryError as error:
         raise ResourceExhausted(f"the device has no room for {name}") from error
     except _DAMAGE as error:
-        log.warning("load_failed", model=name, cause=repr(error))
-        raise NodeFault(f"{name} cannot be loaded: a file is missing, damaged or of another model") from error
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, cause: Exception) -> NodeFault:
+    log.warning("load_failed", model=name, cause=repr(cause))
+    return NodeFault(f"{name} cannot be loaded: a file is missing, damaged or of another model")

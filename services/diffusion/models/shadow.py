@@ -1,6 +1,5 @@
 """A module's double: its own tree of modules over the same tensors, some of them replaced; the original stays."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +8,15 @@ from torch import Tensor, nn
 # A tensor's full name and itself to what stands in its place.
 Replace = Callable[[str, Tensor], Tensor]
 
+# The dicts that a module keeps its things in.
+_OWN = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+
 
 def doubled(module: Any, replace: Replace, prefix: str = "") -> Any:
-    double = copy.copy(module)
-    # copy.copy shares the dicts that a module keeps its things in.
-    for name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"):
-        double.__dict__[name] = copy.copy(module.__dict__[name])
+    double = object.__new__(type(module))
+    double.__dict__.update(module.__dict__)
+    for name in _OWN:
+        double.__dict__[name] = module.__dict__[name].copy()
     for name, parameter in module._parameters.items():
         if parameter is not None:
             replaced = replace(prefix + name, parameter)

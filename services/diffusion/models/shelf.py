@@ -17,6 +17,7 @@ from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, 
 from services.diffusion.models.library import Residency
 from services.diffusion.models.loading import (
     Checkpoint,
+    Room,
     TextPart,
     load_controlnet,
     load_separate_vae,
@@ -100,7 +101,7 @@ class Shelf:
     def _unet(self, entry: CheckpointEntry, loras: Sequence[LoraUse], lease: Lease) -> Any:
         key = ("unet", entry, mark(entry.path, "unet"))
         uses = [(use, use.unet_weight) for use in loras if use.unet_weight]
-        return self._patched(key, lambda: load_unet(entry, self.device.dtype), uses, "unet", lease)
+        return self._patched(key, lambda: load_unet(entry, self._room()), uses, "unet", lease)
 
     def _text(self, entry: CheckpointEntry, recipe: TextRecipe, loras: Sequence[LoraUse], lease: Lease) -> TextPart:
         key = (recipe.part, entry, mark(entry.path, recipe.part))
@@ -108,7 +109,7 @@ class Shelf:
         tokenizer = self._keep(("tokenizer", entry, recipe.tokenizer), lambda: load_tokenizer(entry, recipe))
         encoder = self._patched(
             key,
-            lambda: _knowing_its_end(load_text(entry, recipe, self.device.dtype), tokenizer),
+            lambda: _knowing_its_end(load_text(entry, recipe, self._room()), tokenizer),
             uses,
             recipe.part,
             lease,
@@ -122,12 +123,12 @@ class Shelf:
 
     def _own_vae(self, entry: CheckpointEntry, lease: Lease) -> Any:
         dtype = self._vae_dtype(entry)
-        return self._part(("vae", entry, mark(entry.path, "vae")), lambda: load_vae(entry, dtype), lease)
+        return self._part(("vae", entry, mark(entry.path, "vae")), lambda: load_vae(entry, self._room(dtype)), lease)
 
     def _separate_vae(self, vae: VaeEntry, entry: CheckpointEntry, lease: Lease) -> Any:
         dtype, config = self._vae_dtype(entry), entry.recipe.vae
         key = ("vae", vae, mark(vae.path, ""), config["scaling_factor"], dtype)
-        return self._part(key, lambda: load_separate_vae(vae, config, dtype), lease)
+        return self._part(key, lambda: load_separate_vae(vae, config, self._room(dtype)), lease)
 
     def _vae_dtype(self, entry: CheckpointEntry) -> torch.dtype:
         """SDXL's own overflows in half precision, and its config says so."""
@@ -135,7 +136,12 @@ class Shelf:
 
     def _controlnet(self, entry: ControlNetEntry, lease: Lease) -> Any:
         key = ("controlnet", entry, mark(entry.path, ""))
-        return self._part(key, lambda: load_controlnet(entry, self.device.dtype), lease)
+        return self._part(key, lambda: load_controlnet(entry, self._room()), lease)
+
+    def _room(self, dtype: torch.dtype | None = None) -> Room:
+        return Room(
+            dtype=dtype or self.device.dtype, reserve=lambda size_bytes: self._ram.make_room(size_bytes, what="a model")
+        )
 
     def _patched(
         self, key: Key, load: Callable[[], Any], uses: Sequence[tuple[LoraUse, float]], part: str, lease: Lease

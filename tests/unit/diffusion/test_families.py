@@ -14,8 +14,8 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from services.diffusion.generation import Start
-from services.diffusion.models.scan import scan
+from services.diffusion.generation import LoraUse, Start
+from services.diffusion.models.scan import read_path, scan
 from services.kernel.errors import FailedPrecondition, NodeFault
 from tests.fakes.families import make_tiny_refiner, make_tiny_sd2, make_tiny_sdxl
 from tests.fakes.ldm_files import write_ldm_file, write_parts
@@ -130,3 +130,51 @@ def _run(pipeline, generation, **arguments):
         **arguments,
     ).images
     return torch.as_tensor(images)
+
+
+@pytest.fixture
+def sdxl_lora(families, tmp_path):
+    """Layers of the UNet and of both text encoders, as diffusers writes them and as kohya does."""
+    layers = {
+        "unet.mid_block.attentions.0.transformer_blocks.1.attn2.to_k": ("lora_unet_middle_block_1", (32, 40)),
+        "unet.up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": ("lora_unet_output_blocks_1_1", (32, 32)),
+        "text_encoder.text_model.encoder.layers.1.self_attn.out_proj": ("lora_te1", (16, 16)),
+        "text_encoder_2.text_model.encoder.layers.0.self_attn.out_proj": ("lora_te2", (24, 24)),
+    }
+    ours, theirs = {}, {}
+    for seed, (name, (head, (out, into))) in enumerate(layers.items()):
+        generator = torch.Generator().manual_seed(seed)
+        down, up = torch.randn(2, into, generator=generator) * 0.3, torch.randn(out, 2, generator=generator) * 0.3
+        theirs |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        rest = name.partition("attentions.")[2] if head.startswith("lora_unet") else name
+        inner = rest.partition(".")[2]
+        kohya = f"{head}_{inner.replace('.', '_')}"
+        ours |= {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up, f"{kohya}.alpha": torch.tensor(2.0)}
+    save_file(ours, tmp_path / "kohya.safetensors")
+    save_file(theirs, tmp_path / "peft.safetensors")
+    return tmp_path
+
+
+def test_sdxl_loras_go_to_the_unet_and_both_text_encoders_in_either_form(sdxl_lora, of, library):
+    made = []
+    for file in ("kohya", "peft"):
+        entry = read_path(sdxl_lora / f"{file}.safetensors")
+        checkpoint = library.assembled(of("base", loras=(LoraUse(entry=entry, unet_weight=0.5, text_weight=0.5),)))
+        made.append([checkpoint.unet, *(text.encoder for text in checkpoint.texts)])
+    plain = library.checkpoint(of("base").checkpoint)
+    for one, other, pristine in zip(*made, [plain.unet, *(text.encoder for text in plain.texts)], strict=True):
+        states = [module.state_dict() for module in (one, other, pristine)]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def test_a_lora_on_all_parts_of_sdxl_equals_diffusers_fused(sdxl_lora, families, of, painted):
+    pytest.importorskip("peft")
+    entry = read_path(sdxl_lora / "kohya.safetensors")
+    generation = of("base", loras=(LoraUse(entry=entry, unet_weight=0.5, text_weight=0.5),))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(families / "folders" / "base", add_watermarker=False)
+    pipeline.load_lora_weights(sdxl_lora, weight_name="kohya.safetensors")
+    pipeline.fuse_lora(lora_scale=0.5)
+    wanted = _run(pipeline, generation, negative_prompt="blurry", height=64, width=64)
+    [row] = painted(generation)
+    assert float((row.latents - wanted).abs().max()) <= 1e-3

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.diffusion.models.catalogue import scan
 from services.diffusion.models.library import Library
+from services.diffusion.models.scan import scan
 from services.kernel.errors import FailedPrecondition, NodeFault
 
 
@@ -49,11 +49,16 @@ def test_weights_of_another_shape_are_a_typed_error(copied, load):
         load()
 
 
-@pytest.mark.parametrize("file", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
-def test_damaged_json_is_a_typed_error(file, copied, load):
-    (copied / "model" / file).write_text("{")
+def test_a_damaged_tokenizer_is_a_typed_error(copied, load):
+    (copied / "model" / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(NodeFault, match="cannot be loaded"):
         load()
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"])
+def test_a_checkpoint_with_a_damaged_config_is_not_offered(file, copied):
+    (copied / "model" / file).write_text("{")
+    assert not scan([copied]).checkpoints
 
 
 def test_a_pickle_is_not_opened(copied, load):
@@ -102,12 +107,12 @@ def _replaced(name, words):
 
 def test_after_a_failed_load_the_next_one_tries_again(copied):
     library, entry = Library(device="cpu"), scan([copied]).default()
-    config = copied / "model" / "unet" / "config.json"
-    saved = config.read_text()
-    config.write_text("{")
+    [weights] = (copied / "model" / "unet").glob("*.safetensors")
+    saved = weights.read_bytes()
+    weights.write_bytes(saved[:-1])
     with pytest.raises(NodeFault):
         library.checkpoint(entry)
-    config.write_text(saved)
+    weights.write_bytes(saved)
     assert library.checkpoint(entry).entry == entry
     assert library.held == {entry}
     assert library.device_name == "cpu"
