@@ -27,7 +27,10 @@ from tests.fakes.annotator_weights import MODELS, write
 PHOTO = Path(__file__).parents[1] / "demo" / "photos" / "coffee.jpg"
 SIDE_PX = 512
 READY_LIMIT_S = 120.0
+# Without mediapipe, which it can do without, and which would only make it slower.
 IMPORT = """
+import sys
+sys.modules["mediapipe"] = None
 from services.preprocessor.neural import defects
 defects.declare_torchvision_operators()
 import controlnet_aux

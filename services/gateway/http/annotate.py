@@ -60,7 +60,7 @@ class AnnotateRoutes:
 
     def _parameters(self, annotator: str, request: Request) -> dict[str, bool | float | str]:
         """The annotator's parameters among the query's, in their kinds. What it does not have stays text."""
-        described = self._gateway.workers.catalog().annotators.get(annotator)
+        described = self._gateway.workers.catalog().annotator(annotator)
         known = {parameter.name: parameter for parameter in described.parameters} if described else {}
         values: dict[str, bool | float | str] = {}
         for name, text in request.query_params.multi_items():

@@ -18,6 +18,8 @@ class Annotator:
     version: str = ""
     device: str = ""
     licence: str = ""
+    # Other services' names for it.
+    aliases: tuple[str, ...] = ()
 
 
 CHECKPOINT = "checkpoint"
@@ -122,6 +124,11 @@ class Catalog:
     models: dict[tuple[str, str, str], Model] = field(default_factory=dict)
     # Stages that some worker was ever seen for.
     stages: frozenset[str] = frozenset()
+
+    def annotator(self, name: str) -> Annotator | None:
+        """The one of this id, else the first that has the name for an alias."""
+        by_alias = (each for each in self.annotators.values() if name in each.aliases)
+        return self.annotators.get(name) or next(by_alias, None)
 
     def of_kind(self, kind: str) -> list[Model]:
         return [model for model in self.models.values() if model.kind == kind]

@@ -239,6 +239,7 @@ def annotator(value: Annotator) -> preprocessor_pb2.Annotator:
         version=value.version,
         device=value.device,
         licence=value.licence,
+        aliases=value.aliases,
     )
 
 

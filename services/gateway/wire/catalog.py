@@ -19,9 +19,10 @@ def require_stage(catalog: Catalog, stage: str) -> None:
 def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotator:
     if not annotator_id:
         raise InvalidField(f"is missing; there are {_names(catalog.annotators)}", field=field)
-    if annotator_id not in catalog.annotators:
+    annotator = catalog.annotator(annotator_id)
+    if annotator is None:
         raise NotFound(f"there is no such annotator; there are {_names(catalog.annotators)}", field=field)
-    return catalog.annotators[annotator_id]
+    return annotator
 
 
 def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:

@@ -149,7 +149,7 @@ def _control(
     start, end = _range(message, field)
     return NewControl(
         picture=_control_picture(message, field, is_made=has_mask),
-        annotator=message.annotator,
+        annotator=annotator.id if annotator else "",
         parameters=given,
         controlnet=controlnet_of(catalog, message.controlnet, annotator, model, field=f"{field}.controlnet"),
         scale=_scale(message, field),

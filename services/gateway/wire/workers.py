@@ -101,6 +101,7 @@ def _annotator(message: preprocessor_pb2.Annotator, field: str) -> Annotator:
         version=message.version,
         device=message.device,
         licence=message.licence,
+        aliases=tuple(message.aliases),
     )
 
 

@@ -191,6 +191,17 @@ def test_annotators_and_models_survive_the_wire_and_back() -> None:
     assert workers.capabilities(message) == Capabilities(annotators=(CANNY, DREAM), models=(STARTER,))
 
 
+def test_another_services_name_for_an_annotator_means_the_annotator() -> None:
+    named = replace(CANNY, aliases=("canny_edge",))
+    catalog = catalog_of(
+        ["preprocess", "diffusion"],
+        [Capabilities(annotators=(named,)), Capabilities(models=(STARTER, STARTER_CANNY))],
+    )
+    assert parsed(annotation(annotator="canny_edge"), catalog).work.annotator == "canny"
+    assert parsed(controlled(annotator="canny_edge"), catalog).work.controls[0].annotator == "canny"
+    assert workers.capabilities(queue_pb2.Capabilities(annotators=[answers.annotator(named)])).annotators == (named,)
+
+
 def test_a_worker_that_describes_nonsense_is_told_where() -> None:
     parameter = preprocessor_pb2.Parameter(
         name="low", kind=preprocessor_pb2.Parameter.KIND_INTEGER, default_value=struct_pb2.Value(string_value="x")
