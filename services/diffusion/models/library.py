@@ -54,6 +54,12 @@ class Library:
         return self._opened.device.name if self._opened else ""
 
     @property
+    def vram_bytes(self) -> int:
+        """What models may fill of the device's own memory; 0 where it has none, or is not open yet."""
+        opened = self._opened
+        return 0 if opened is None or opened.device.is_host else self._vram_bytes or opened.device.memory_bytes()
+
+    @property
     def is_on_gpu(self) -> bool:
         return self._opened is not None and not self._opened.device.is_host
 
