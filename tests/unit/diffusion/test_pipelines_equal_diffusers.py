@@ -1,5 +1,7 @@
 """img2img, inpainting and ControlNets on top of them give the diffusers pipelines' pictures."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from services.diffusion.generation import Start
 from services.diffusion.models.scan import scan
@@ -101,6 +104,50 @@ def test_a_strength_that_leaves_no_step_is_refused(asked, picture, studio):
     with pytest.raises(InvalidField, match="leaves none") as caught:
         studio.begin(asked(steps=5, start=Start(image=picture, strength=0.1)))
     assert caught.value.field == "strength"
+
+
+def test_a_net_that_pools_globally_as_shuffle_equals_the_pipeline(tmp_path, models, asked, control, painted):
+    shuffle = tmp_path / "controlnet-shuffle"
+    shutil.copytree(models / "controlnet-canny", shuffle)
+    config = json.loads((shuffle / "config.json").read_text())
+    (shuffle / "config.json").write_text(json.dumps({**config, "global_pool_conditions": True}))
+    entry = scan([shuffle]).controlnets[0]
+    generation = asked(controls=(replace(control("canny"), controlnet=entry),))
+    [row] = painted(generation)
+    assert _difference(row.latents, Reference(models).latents(generation)) <= LATENTS_LIMIT
+
+
+def test_pixels_missing_for_the_controlnet_inpaint_equal_the_pipelines(reference, asked, mask, control, painted):
+    generation = asked(controls=(control("canny", mask=mask),))
+    pixels = np.asarray(generation.controls[0].image, dtype=np.float32) / 255.0
+    pixels[np.asarray(mask) > 127] = -1.0
+    image = torch.from_numpy(pixels.transpose(2, 0, 1))[None]
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation, image=image)) <= LATENTS_LIMIT
+
+
+def test_weighted_prompts_equal_the_pipeline_that_is_given_their_embeddings(reference, asked, painted, studio, models):
+    generation = asked(prompt="a (cat:1.4) [dog]", negative_prompt="ugly")
+    encoder = CLIPTextModel.from_pretrained(models / "model" / "text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(models / "model" / "tokenizer")
+
+    def states(words, weights):
+        pieces = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
+        ids = [tokenizer.bos_token_id, *(each for piece in pieces for each in piece)]
+        column = [1.0, *(weight for piece, weight in zip(pieces, weights, strict=True) for _ in piece)]
+        padding = 77 - len(ids)
+        plain = encoder(torch.tensor([ids + [tokenizer.eos_token_id] * padding]))[0]
+        scaled = plain * torch.tensor(column + [1.0] * padding)[None, :, None]
+        return (scaled * (plain.mean() / scaled.mean())).detach()
+
+    given = {
+        "prompt": None,
+        "negative_prompt": None,
+        "prompt_embeds": states(["a", "cat", "dog"], [1.0, 1.4, 1 / 1.1]),
+        "negative_prompt_embeds": states(["ugly"], [1.0]),
+    }
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation, **given)) <= LATENTS_LIMIT
 
 
 @pytest.fixture(scope="module")
