@@ -65,6 +65,7 @@ def test_the_images_are_within_their_budgets():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.timeout(1200)
 def test_the_main_job_runs_through_the_containers_and_outlives_a_killed_worker(require_image, tmp_path):
     for name in ("gateway", "preprocessor", "diffusion:starter"):
         require_image(name)
