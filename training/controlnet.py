@@ -96,7 +96,7 @@ def stage(worker: Worker, plan: Plan) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1200)
     steps = parser.parse_args().steps
     launch(stage, Plan(name="controlnet", steps=steps, batch=10, learning_rate=1e-3, seed=5, ema=0.995))
 

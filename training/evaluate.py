@@ -34,7 +34,7 @@ from training.sheets import write_sheet
 from training.vocabulary import STYLES, load_subjects
 
 FOLDER = OUT / "evaluation"
-STEPS, GUIDANCE, BATCH = 20, 4.0, 8
+STEPS, GUIDANCE, BATCH = 20, 3.0, 8
 SUBJECTS = load_subjects()
 
 

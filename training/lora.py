@@ -78,7 +78,7 @@ def stage(worker: Worker, plan: Plan) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     steps = parser.parse_args().steps
     launch(
         stage,

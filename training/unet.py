@@ -135,7 +135,7 @@ def peek(plan: Plan) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--steps", type=int, default=9_500)
     parser.add_argument("--peek", action="store_true", help="only write the checkpoint's model to out/peek")
     options = parser.parse_args()
     plan = Plan(name="unet", steps=options.steps, batch=12, learning_rate=1e-3, seed=4)

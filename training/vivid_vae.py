@@ -46,7 +46,7 @@ def stage(worker: Worker, plan: Plan) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=300)
     steps = parser.parse_args().steps
     launch(
         stage,
