@@ -30,12 +30,13 @@ class Blobs:
     async def write(self, data: bytes, *, timeout_s: float) -> Blob:
         """Keeps the bytes; sends them only where the gateway has them not."""
         digest = digest_of(data)
-        if await self._has(digest, timeout_s=timeout_s):
-            return Blob(scope=self._scope, digest=digest, size_bytes=len(data))
-        answer = await self._retry.call(
-            lambda left_s: self._stub.WriteBlob(_parts(self._scope, digest, data), timeout=left_s), timeout_s=timeout_s
-        )
-        return answer.blob
+        blob = Blob(scope=self._scope, digest=digest, size_bytes=len(data))
+        if not await self._has(digest, timeout_s=timeout_s):
+            await self._retry.call(
+                lambda left_s: self._stub.WriteBlob(_parts(self._scope, digest, data), timeout=left_s),
+                timeout_s=timeout_s,
+            )
+        return blob
 
     async def _has(self, digest: str, *, timeout_s: float) -> bool:
         request = blobs_pb2.HasBlobsRequest(scope=self._scope, digests=[digest])

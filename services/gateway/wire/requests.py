@@ -1,10 +1,12 @@
 """What clients ask for: protobuf to domain, every field checked."""
 
 import hashlib
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from google.protobuf import timestamp_pb2
 
+from fanlight.common.v1 import common_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.filters import Only
 from services.gateway.app.new_job import NewAnnotation, NewJob, NewWork
@@ -14,6 +16,7 @@ from services.gateway.wire import fields, parameters
 from services.gateway.wire.catalog import annotator_of, require_stage
 from services.gateway.wire.generations import new_generation
 from services.gateway.wire.pictures import picture
+from services.kernel.digests import DEFAULT_SCOPE
 from services.kernel.errors import FanlightError, InvalidField
 
 REQUEST_ID_LIMIT = 128
@@ -38,12 +41,29 @@ def new_job(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewJob:
         raise InvalidField(f"has {len(request.request_id)} characters; at most {REQUEST_ID_LIMIT}", field="request_id")
     return NewJob(
         work=_work(request, catalog),
-        content_digest=hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest(),
+        content_digest=_content_digest(request),
         request_id=request.request_id,
         priority=fields.whole(request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT, field="priority"),
         deadline_s=fields.number(request.deadline_s, 0.0, DEADLINE_LIMIT_S, field="deadline_s"),
         webhook_url=_webhook_url(request.webhook_url),
     )
+
+
+def _content_digest(request: gateway_pb2.CreateJobRequest) -> str:
+    """The same for requests that mean the same: what a request tells of a blob beside its digest is ignored."""
+    plain = gateway_pb2.CreateJobRequest.FromString(request.SerializeToString())
+    for blob in (each.blob for each in _pictures(plain) if each.HasField("blob")):
+        blob.CopyFrom(common_pb2.Blob(scope=blob.scope or DEFAULT_SCOPE, digest=blob.digest))
+    return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _pictures(request: gateway_pb2.CreateJobRequest) -> Iterator[common_pb2.Picture]:
+    if request.HasField("annotation"):
+        yield request.annotation.picture
+    elif request.HasField("generation"):
+        generation = request.generation
+        yield from (getattr(generation, name) for name in ("image", "mask") if generation.HasField(name))
+        yield from (control.picture for control in generation.controls if control.HasField("picture"))
 
 
 def _webhook_url(url: str) -> str:

@@ -18,7 +18,7 @@ from services.gateway.jobs.model import (
     Output,
     TaskState,
 )
-from services.kernel.errors import Conflict, LeaseLost
+from services.kernel.errors import Conflict, FailedPrecondition, LeaseLost
 from tests.fakes.jobs import blob, control, generation
 
 CRASH = Failure(reason="NODE_FAULT", message="out of memory")
@@ -190,6 +190,9 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.job = job_of(2, "canny")
         self.tokens: list[tuple[int, str]] = []
+        # Those that were refused once: they must stay refused.
+        self.spent: set[str] = set()
+        self.is_cancelled = False
         self.now_s = 0.0
 
     def now(self) -> float:
@@ -201,6 +204,13 @@ class Life(RuleBasedStateMachine):
         assert job is before or job.revision == before.revision + 1
         for old, new in zip(before.tasks, job.tasks, strict=True):
             assert new == old or not old.state.ended, "a task ends once"
+        self.note_spent()
+
+    def note_spent(self) -> None:
+        standings = {token: machine.standing(self.job, number, token) for number, token in self.tokens}
+        live = {token for token, standing in standings.items() if standing is Standing.LIVE}
+        assert not live & self.spent, "a token that was lost never lives again"
+        self.spent |= {token for token, standing in standings.items() if standing is not Standing.LIVE}
 
     @rule(number=st.integers(1, 3), node=st.sampled_from("xyz"), batch_size=st.integers(1, 2))
     def a_worker_leases(self, number: int, node: str, batch_size: int) -> None:
@@ -241,7 +251,51 @@ class Life(RuleBasedStateMachine):
     @rule(chance=st.integers(0, 9))
     def the_client_cancels_now_and_then(self, chance: int) -> None:
         if chance == 0:
+            self.is_cancelled = self.is_cancelled or not self.job.state.ended
             self.become(machine.cancel(self.job, now_s=self.now()))
+
+    @rule(chance=st.integers(0, 19))
+    def the_deadline_passes_now_and_then(self, chance: int) -> None:
+        if chance == 0:
+            was_open = not self.job.state.ended
+            self.become(machine.miss_deadline(self.job, now_s=self.now()))
+            assert not was_open or (self.job.failure and self.job.failure.reason == "DEADLINE_EXCEEDED")
+
+    @rule()
+    def somebody_redrives_it(self) -> None:
+        before = self.job
+        is_dead = any(task.dead for task in before.tasks)
+        try:
+            self.job = machine.redrive(before, now_s=self.now())
+        except FailedPrecondition:
+            assert not is_dead
+            return
+        assert is_dead
+        assert not self.job.state.ended
+        for old, new in zip(before.tasks, self.job.tasks, strict=True):
+            assert new == old or old.state is not TaskState.SUCCEEDED, "what was finished stays finished"
+            assert new.attempts == old.attempts, "what happened stays told"
+        self.note_spent()
+
+    @invariant()
+    def a_cancelled_job_stays_cancelled_and_takes_no_result(self) -> None:
+        assert not self.is_cancelled or self.job.state is JobState.CANCELLED
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        """What has not ended can be leased, is leased, or waits for what can be."""
+        for task in self.job.tasks:
+            assert task.state.ended or task.state in (TaskState.QUEUED, TaskState.LEASED, TaskState.BLOCKED)
+            assert task.state is not TaskState.LEASED or task.lease is not None
+            assert task.state is not TaskState.SUCCEEDED or task.outputs
+        if not self.job.state.ended:
+            assert any(task.state in (TaskState.QUEUED, TaskState.LEASED) for task in self.job.tasks)
+
+    @invariant()
+    def a_task_waits_after_a_failure_and_never_longer_than_the_longest_pause(self) -> None:
+        for task in self.job.tasks:
+            if task.not_before_s:
+                assert task.not_before_s - self.now_s <= machine.PAUSE_MAX_S
 
     @invariant()
     def a_task_has_at_most_one_live_lease(self) -> None:
@@ -265,7 +319,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def attempts_stay_within_their_limits(self) -> None:
         for task in self.job.tasks:
-            assert len(task.attempts) < FAILURES_LIMIT + LOST_LEASES_LIMIT
+            assert len(task.counted) < FAILURES_LIMIT + LOST_LEASES_LIMIT
             assert task.dead <= (task.state is TaskState.FAILED)
 
 

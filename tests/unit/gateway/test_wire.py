@@ -13,6 +13,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.jobs.workers import Capabilities, Catalog, Model, catalog_of
 from services.gateway.wire import answers, parameters, requests, tasks, workers
+from services.kernel.digests import digest_of
 from services.kernel.errors import FanlightError, InvalidField, NotFound, TooLarge, Unavailable
 from tests.fakes.fleet import CANNY, DREAM, OTHER, PNG, STARTER, STARTER_CANNY
 
@@ -277,3 +278,19 @@ def test_a_preview_above_its_limit_is_dropped_and_the_renewal_stands() -> None:
 def test_a_failure_must_say_whose_fault_it_is() -> None:
     with pytest.raises(InvalidField):
         tasks.fault(queue_pb2.FailTaskRequest(failure=common_pb2.Failure(reason="X")))
+
+
+def test_requests_that_mean_the_same_have_the_same_content() -> None:
+    """A client that sends again may know more, or less, of a blob than before."""
+    digest = digest_of(b"photo")
+    told = []
+    for blob in (
+        common_pb2.Blob(digest=digest),
+        common_pb2.Blob(scope="default", digest=digest, size_bytes=5, media_type="image/png"),
+        common_pb2.Blob(scope="other", digest=digest),
+    ):
+        request = gateway_pb2.CreateJobRequest(request_id="r")
+        request.annotation.annotator = "canny"
+        request.annotation.picture.blob.CopyFrom(blob)
+        told.append(requests.new_job(request, CATALOG).content_digest)
+    assert told[0] == told[1] != told[2]
