@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import grpc.aio
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from fanlight.queue.v1 import queue_pb2
+from services.kernel.wire_errors import from_rpc_error
 from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.synthetic_pictures import decoded, encoded, scene
 
@@ -22,8 +24,8 @@ CANNY_WITHOUT_TORCH = """
 import sys
 import numpy
 import services.preprocessor.__main__
-from services.preprocessor.registry import core
-canny = core().get("canny")
+from services.preprocessor.registry import installed
+canny = installed().get("canny")
 canny(numpy.zeros((8, 8, 3), numpy.uint8), **{p.name: p.default for p in canny.parameters})
 heavy = {"torch", "torchvision", "scipy", "diffusers", "transformers", "controlnet_aux", "skimage", "onnxruntime"}
 print(sorted(heavy & set(sys.modules)))
@@ -72,6 +74,18 @@ async def test_it_says_when_it_is_ready_annotates_and_ends_on_sigterm(start):
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=END_LIMIT_S)
     assert (process.returncode, rest) == (0, "")
+
+
+async def test_weights_that_are_not_to_be_had_are_named_with_their_place(start, tmp_path):
+    process = start(FANLIGHT_WEIGHTS_DIR=str(tmp_path), FANLIGHT_WEIGHTS_OFFLINE="true")
+    address = process.stdout.readline().removeprefix("ready grpc=").strip()
+    async with open_channel(address) as channel:
+        picture = common_pb2.Picture(data=encoded(scene()))
+        asked = preprocessor_pb2.AnnotateRequest(annotator="mediapipe-face", picture=picture)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await preprocessor_pb2_grpc.PreprocessorServiceStub(channel).Annotate(asked, timeout=END_LIMIT_S)
+    error = from_rpc_error(raised.value)
+    assert "face_landmark.tflite from https://" in error.message
 
 
 async def test_it_does_the_tasks_of_the_gateway_that_it_is_told_of(start):

@@ -1,0 +1,67 @@
+"""From bytes to pixels: the quick way for JPEGs gives Pillow's very pixels and refuses what Pillow refuses."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.kernel.errors import InvalidField, TooLarge
+from services.kernel.pictures import PictureLimits, decode_rgb
+from services.preprocessor.decoding import decode
+from tests.fakes.synthetic_pictures import saved, scene
+
+LIMITS = PictureLimits(pixels=100_000, side_px=1_000)
+
+
+def jpeg(width: int = 67, height: int = 45, mode: str = "RGB", **options: object) -> bytes:
+    return saved(Image.fromarray(scene(width, height)).convert(mode), "JPEG", **options)
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return jpeg(exif=exif)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        jpeg(),
+        jpeg(quality=20, subsampling=2),
+        jpeg(quality=95, subsampling=1),
+        jpeg(progressive=True),
+        jpeg(1, 1),
+        jpeg(mode="L"),
+        jpeg(mode="CMYK"),
+        turned(),
+        jpeg() + b"more",
+        saved(Image.fromarray(scene()), "PNG"),
+    ],
+    ids=["usual", "coarse", "422", "progressive", "1x1", "grey", "cmyk", "turned", "trailing", "png"],
+)
+def test_pixels_are_pillows(data):
+    expected = np.asarray(decode_rgb(data, field="picture", limits=LIMITS))
+    assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
+
+
+@pytest.mark.parametrize("data", [jpeg()[:-40], jpeg()[:200], jpeg()[:20] + b"\xff\xd9", b"\xff\xd8\xff\xd9"])
+def test_half_a_jpeg_is_refused(data):
+    with pytest.raises(InvalidField) as raised:
+        decode(data, keeps_alpha=False, limits=LIMITS)
+    assert raised.value.field == "picture"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1_001, 1), (400, 400)])
+def test_a_jpeg_that_is_too_large_is_refused_by_its_header(width, height):
+    with pytest.raises(TooLarge):
+        decode(jpeg(width, height), keeps_alpha=False, limits=LIMITS)
+
+
+def test_transparency_is_kept_where_it_is_asked_for():
+    picture = Image.fromarray(scene(8, 8)).convert("RGBA")
+    picture.putalpha(100)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    assert (decode(stream.getvalue(), keeps_alpha=True, limits=LIMITS)[:, :, 3] == 100).all()
+    assert (decode(jpeg(), keeps_alpha=True, limits=LIMITS)[:, :, 3] == 255).all()
