@@ -95,6 +95,7 @@ def _show_plan(data: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"fetch {data['fetch_bytes']:,} bytes, held {data['held_bytes']:,}, left out {data['skipped_bytes']:,}"
+        + (f", packed away {data['packed_away_bytes']:,}" if data["packed_away_bytes"] else "")
     )
     seconds = ", ".join(f"{data['seconds'][str(rate)]:,} s at {rate} Mbit/s" for rate in LINK_RATES_MBPS)
     console.print(seconds)
