@@ -167,8 +167,22 @@ async def test_a_name_that_leads_inward_is_not_called(target: Target) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    "127.0.0.1 10.1.2.3 169.254.169.254 [::1] [fe80::1] [::ffff:127.0.0.1] [64:ff9b::7f00:1] localhost a.localhost"
-    " 0.0.0.0 [fd00::1] 100.64.0.1 [2002:7f00:1::] 224.0.0.1".split(),
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "169.254.169.254",
+        "[::1]",
+        "[fe80::1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "localhost",
+        "a.localhost",
+        "0.0.0.0",
+        "[fd00::1]",
+        "100.64.0.1",
+        "[2002:7f00:1::]",
+        "224.0.0.1",
+    ],
 )
 async def test_an_inward_address_is_refused_at_once(host: str) -> None:
     async with Fleet().running() as fleet:
