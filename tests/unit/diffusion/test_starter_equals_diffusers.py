@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from services.diffusion.generation import Control, Generation
+from services.diffusion.generation import Control, Generation, Start
 from services.diffusion.models.scan import scan, starter_folder
 from tests.fakes.diffusers_reference import Reference
 
@@ -53,6 +53,15 @@ def outline(starter) -> Callable[..., Control]:
     return make
 
 
+@pytest.fixture(scope="module")
+def photo(starter) -> Image.Image:
+    """Green above, yellow below."""
+    checkpoint = starter.default()
+    picture = Image.new("RGB", (checkpoint.width_px, checkpoint.height_px), "green")
+    picture.paste("yellow", (0, checkpoint.height_px // 2, checkpoint.width_px, checkpoint.height_px))
+    return picture
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpmpp_2m"])
 def test_its_picture_is_the_pipelines_with_v_prediction_in_every_scheduler(scheduler, reference, asked, painted):
     generation = asked(scheduler=scheduler)
@@ -65,6 +74,20 @@ def test_its_controlnet_with_nine_residuals_conditions_as_in_the_pipeline(
     scheduler, reference, asked, outline, painted
 ):
     generation = asked(scheduler=scheduler, controls=(outline(scale=0.8, end=0.75),))
+    [row] = painted(generation)
+    assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("is_controlled", [False, True])
+def test_what_starts_from_a_picture_ends_as_in_the_pipeline(
+    is_masked, is_controlled, reference, asked, outline, photo, painted
+):
+    mask = Image.new("L", photo.size) if is_masked else None
+    if mask:
+        mask.paste(255, (16, 16, 64, 64))
+    start = Start(image=photo, strength=0.8, mask=mask)
+    generation = asked(start=start, controls=(outline(),) if is_controlled else ())
     [row] = painted(generation)
     assert _difference(row.latents, reference.latents(generation)) <= LATENTS_LIMIT
 
