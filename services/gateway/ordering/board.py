@@ -11,8 +11,11 @@ from services.gateway.ordering.plan import Plan
 from services.gateway.ordering.posts import Post
 from services.gateway.ordering.tasks import Fetch, Key, Waiting
 
-# How many tasks of a line an idle worker looks at, and how many may join a batch.
-LOOK_TASKS = 8
+# How many of its planned tasks that can begin a worker chooses from.
+LOOK_OWN = 8
+# An idle worker looks at so many lines, those whose first task came first, and at so many tasks of each.
+LOOK_LINES, LOOK_TASKS = 8, 3
+# How many of a line may join a batch.
 LOOK_BATCH = 64
 # How many tasks that no worker could do are tried again whenever one asks.
 LOOK_UNPLACED = 4
@@ -37,6 +40,7 @@ class Board(Plan):
         if post is None or limit <= 0:
             return []
         self._give_up_overdue(post, now_s)
+        self._begin_waiting(post, now_s)
         self._place_some(LOOK_UNPLACED, now_s)
         head = self._own(post, now_s) or self._other(post, now_s)
         if head is None:
@@ -54,7 +58,7 @@ class Board(Plan):
         for task in post.in_order():
             if self._is_ready(post, task):
                 ready.append(task)
-                if len(ready) == LOOK_TASKS:
+                if len(ready) == LOOK_OWN:
                     break
         return min(ready, key=lambda task: self._rank_s(post, task, now_s), default=None)
 
@@ -67,19 +71,20 @@ class Board(Plan):
         """All is on its disk; or it fetches only what it runs; or fetching ahead failed: let it try, and say why."""
         if task.kind.models <= post.view.held or not post.view.takes_fetches:
             return True
-        return post.fetches.keys().isdisjoint(task.kind.models - post.view.held)
+        return post.failed.issuperset(post.view.lacks(task.kind.models))
 
     def _give_up_overdue(self, post: Post, now_s: float) -> None:
         for fetch in list(post.fetches.values()):
             if now_s > fetch.ready_s + OVERDUE_FACTOR * (fetch.ready_s - fetch.start_s) + OVERDUE_S:
                 del post.fetches[fetch.model]
+                post.failed.add(fetch.model)
                 self.crowds.drop(post, fetch.model)
 
     def _other(self, post: Post, now_s: float) -> Waiting | None:
         """The first of what gains by coming here. Where all of that lacks something, its first is planned here."""
         ready: list[Waiting] = []
         later: list[Waiting] = []
-        for which in self.lines.for_holder(post.view.stage, post.view.held):
+        for which in self.lines.oldest(post.view.stage, post.view.held, LOOK_LINES):
             for task in self.lines.first(which, LOOK_TASKS):
                 if self._gain_s(post, task, now_s) > GAIN_MIN_S:
                     is_here = task.kind.models <= post.view.held or not post.view.takes_fetches

@@ -5,6 +5,7 @@ Adding and removing cost the logarithm of a line's length.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from heapq import nsmallest
 
 from services.gateway.ordering.tasks import Key, Kind, Waiting
 
@@ -67,7 +68,11 @@ class Lines:
         """Up to that many of a line, in order of rank."""
         return [self._tasks[key] for _, key in self._lines.get(which, ())[:count]]
 
-    def for_holder(self, stage: str, held: frozenset[str]) -> Iterator[LineId]:
+    def oldest(self, stage: str, held: frozenset[str], count: int) -> list[LineId]:
+        """Of the lines that the holder of some checkpoints could serve, those whose first task ranks first."""
+        return nsmallest(count, self._for_holder(stage, held), key=lambda which: self._lines[which][0])
+
+    def _for_holder(self, stage: str, held: frozenset[str]) -> Iterator[LineId]:
         """The lines of the checkpoints that a worker holds, and of work that needs none."""
         yield from list(self._plain.get(stage, ()))
         if len(held) <= len(self._lines):

@@ -22,6 +22,8 @@ LOOK_WORKERS = 256
 LOOK_IDEAL = 48
 # How many tasks that no worker could do are tried again with a new worker.
 LOOK_UNPLACED = 64
+# How many of a worker's next tasks are looked at when there is room for more fetches.
+LOOK_PLANNED = 32
 # How many small models one worker has on their way at a time.
 FETCHES_LIMIT = 8
 
@@ -108,11 +110,20 @@ class Plan:
         self.crowds.revise(post, view)
         for model in [each for each in post.fetches if each in view.held]:
             del post.fetches[model]
+        post.failed -= view.held
+        self._begin_waiting(post, now_s)
         if before.offers != view.offers or not before.held <= view.held:
             lost = [task for task in post.in_order() if not self._stands(post, task)]
             self._place_again(lost, now_s)
         if before.offers != view.offers:
             self._place_some(LOOK_UNPLACED, now_s)
+
+    def _begin_waiting(self, post: Post, now_s: float) -> None:
+        """There may be room now for what its next tasks need."""
+        for task in islice(post.in_order(), LOOK_PLANNED):
+            if len(post.fetches) >= FETCHES_LIMIT:
+                return
+            self._begin_small(post, task, now_s)
 
     def _stands(self, post: Post, task: Waiting) -> bool:
         """The worker can still do it without fetching a checkpoint that it lost."""
@@ -158,6 +169,7 @@ class Plan:
         if post is None or other is post or post.fetches.pop(model, None) is None:
             return
         self.crowds.drop(post, model)
+        post.failed.add(model)
         if other is not None and model not in other.view.held and model not in other.fetches:
             self._begin(other, model, now_s, sticky=True)
             self.crowds.expect(other, model)
@@ -233,25 +245,22 @@ class Plan:
 
     def _candidates(self, task: Waiting) -> list[Post]:
         """Without those that failed it, while there are others."""
-        able = [
-            post
-            for post in self.crowds.near(task.kind, LOOK_WORKERS)
-            if task.kind.needs <= post.view.offers and self._has_room(post, task)
-        ]
+        able = [post for post in self.crowds.near(task.kind, LOOK_WORKERS) if task.kind.needs <= post.view.offers]
         fresh = [post for post in able if post.view.node not in task.failed_nodes] if task.failed_nodes else able
         if fresh or not able:
             return fresh
         return able if self.crowds.nodes_of(task.kind) <= task.failed_nodes else []
 
     def _has_room(self, post: Post, task: Waiting) -> bool:
-        return len(post.fetches) < FETCHES_LIMIT or task.kind.models <= post.view.held | post.fetches.keys()
+        return len(post.fetches) < FETCHES_LIMIT or post.fetches.keys() >= task.kind.models - post.view.held
 
     def _begin_small(self, post: Post, task: Waiting, now_s: float) -> None:
-        """Have what the task needs besides its checkpoint fetched ahead."""
+        """Have what the task needs besides its checkpoint fetched ahead, as far as there is room for it."""
         if not post.view.takes_fetches or task.kind.models <= post.view.held:
             return
         for model in post.view.lacks(task.kind.models):
-            if model not in post.fetches and model != task.kind.checkpoint:
+            is_new = model not in post.fetches and model not in post.failed and model != task.kind.checkpoint
+            if is_new and len(post.fetches) < FETCHES_LIMIT:
                 self._begin(post, model, now_s, sticky=False)
                 self.crowds.expect(post, model)
 
@@ -280,14 +289,14 @@ class Plan:
         """Have one more worker fetch the checkpoint, or a small model, once that is worth it; the task stays."""
         kind, post = task.kind, best.post
         terms, checkpoint = self.replication.terms, kind.checkpoint
-        if post.view.size_of(checkpoint):
+        if post.view.size_of(checkpoint) and not self.replication.rests(checkpoint, now_s):
             lost_s = best.plain_s - self._ideal_s(task, now_s)
             if self._is_worth(post, checkpoint, lost_s, terms.price, now_s):
                 more = self.replication.target(self.crowds, task, now_s, needed=False)
                 if more is not None:
                     self._fetch_checkpoint(more, checkpoint, now_s)
         for model in kind.models:
-            if model != checkpoint and post.view.size_of(model):
+            if model != checkpoint and post.view.size_of(model) and not self.replication.rests(model, now_s):
                 lost_s = best.finish_s - best.plain_s
                 if self._is_worth(post, model, lost_s, terms.small_price, now_s):
                     more = self.replication.small_target(self.crowds, task, model, now_s)
@@ -301,7 +310,7 @@ class Plan:
         copies = len(self.crowds.holders(model))
         if self.replication.owe(model, lost_s, copies, download_s, now_s) <= price:
             return False
-        self.replication.settle(model)
+        self.replication.settle(model, now_s)
         return True
 
     def _ideal_s(self, task: Waiting, now_s: float) -> float:
@@ -317,7 +326,7 @@ class Plan:
         )
 
     def _fetch_checkpoint(self, post: Post, checkpoint: str, now_s: float) -> None:
-        self.replication.settle(checkpoint)
+        self.replication.settle(checkpoint, now_s)
         fetch = self._begin(post, checkpoint, now_s, sticky=True)
         post.fetched_bytes += fetch.size_bytes
         self.crowds.expect(post, checkpoint)

@@ -18,6 +18,7 @@ class Post:
         "_order",
         "_work_s",
         "asking",
+        "failed",
         "fetched_bytes",
         "fetches",
         "heard_s",
@@ -41,6 +42,8 @@ class Post:
         self.running: dict[Key, float] = {}
         self._free_s = 0.0
         self.fetches: dict[str, Fetch] = {}
+        # Models that it was to fetch ahead and did not bring: a task that needs them may say why.
+        self.failed: set[str] = set()
         # The models of the fetches that it was told of.
         self.told: tuple[str, ...] = ()
         # What it was told to fetch ahead since `since_s`.

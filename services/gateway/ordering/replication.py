@@ -14,6 +14,8 @@ from services.gateway.ordering.tasks import Waiting
 
 # How many workers are compared.
 LOOK = 48
+# One more holder of a model at a time.
+REST_S = 2.0
 # How many offered checkpoints an idle worker looks through at a time.
 LOOK_UNASKED = 32
 # Checkpoints on their way to one worker at a time.
@@ -45,6 +47,7 @@ class Replication:
         self.terms = terms or Terms()
         # By model: seconds owed, and as of when.
         self._owed: dict[str, tuple[float, float]] = {}
+        self._settled_s: dict[str, float] = {}
 
     def owe(self, model: str, lost_s: float, copies: int, download_s: float, now_s: float) -> float:
         """What is owed to the model now, in parts of its download."""
@@ -55,9 +58,14 @@ class Replication:
         self._owed[model] = (owed_s, now_s)
         return owed_s / download_s
 
-    def settle(self, model: str) -> None:
-        """It is being fetched, here or by another gateway."""
-        self._owed.pop(model, None)
+    def settle(self, model: str, now_s: float) -> None:
+        """It is being fetched, here or by another gateway; or nobody could fetch it now."""
+        self._owed[model] = (0.0, now_s)
+        self._settled_s[model] = now_s
+
+    def rests(self, model: str, now_s: float) -> bool:
+        """It was settled a moment ago."""
+        return now_s - self._settled_s.get(model, -REST_S) < REST_S
 
     def target(self, crowds: Crowds, task: Waiting, now_s: float, *, needed: bool) -> Post | None:
         """Who should fetch the task's checkpoint; `needed`: nobody holds it, so it is no luxury."""

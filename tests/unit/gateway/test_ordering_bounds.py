@@ -131,7 +131,6 @@ def test_the_best_worker_is_the_one_that_looking_at_all_of_them_finds(described,
     task = a_task("new", kind=kind, rank_s=1_000.0)
     posts = [fleet.board.post(worker) for worker in fleet.views]
     near = [post for post in posts if kind.checkpoint in post.view.held or kind.checkpoint in post.fetches]
-    near = [post for post in near if len(post.fetches) < FETCHES_LIMIT or kind.models <= post.view.held]
     expected = min(((estimate.estimate(post, task, 0.0).finish_s, post.view.id) for post in near), default=None)
     found = estimate.best_of(fleet.board._candidates(task), task, 0.0)
     if expected is None:
