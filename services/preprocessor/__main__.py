@@ -18,7 +18,6 @@ from services.preprocessor.residency import ResidencyLimits
 from services.preprocessor.service import PreprocessorService
 from services.preprocessor.stage import PreprocessStage
 from services.preprocessor.weights import FolderWeights, StoreWeights
-from services.weights.provision import Provision
 from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
 from services.worker.config import WorkerSettings
@@ -35,19 +34,19 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     cv2.setNumThreads(settings.opencv_threads)
-    async with Provision(weights) as provision:
-        engine = open_engine(settings, provision)
+    async with StoreWeights(weights) as store:
+        engine = open_engine(settings, store)
         try:
             await serve_engine(engine, settings, worker, common, stop)
         finally:
             engine.close()
 
 
-def open_engine(settings: PreprocessorSettings, provision: Provision) -> Engine:
+def open_engine(settings: PreprocessorSettings, store: StoreWeights) -> Engine:
     return Engine(
         threads=settings.slots,
         limits=settings.picture_limits(),
-        weights=FolderWeights(settings.models_dir, StoreWeights(provision)),
+        weights=FolderWeights(settings.models_dir, store),
         device=find_device(settings.device, threads=settings.model_threads),
         residency_limits=ResidencyLimits(bytes=settings.resident_bytes, batch=settings.batch_limit),
     )

@@ -1,17 +1,21 @@
 """What of weights an annotator needs to say and to ask for. Knows no network library and no store's inside."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from services.kernel.errors import FailedPrecondition, FanlightError
 from services.preprocessor.device import CPU, Device
 from services.weights.catalog import shipped
 from services.weights.manifest import Manifest
-from services.weights.provision import Provision
+from services.weights.settings import WeightsSettings
+
+if TYPE_CHECKING:
+    from services.weights.provision import Provision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +79,36 @@ class FolderWeights:
 
 
 class StoreWeights:
-    """From the weights' store, fetched by its plan where they are not held."""
+    """From the weights' store, fetched by its plan where they are not held. Use as an async context manager.
 
-    def __init__(self, provision: Provision) -> None:
-        self._provision = provision
+    What fetches is imported when something is asked for: a process that needs no weights is ready sooner.
+    """
+
+    def __init__(self, settings: WeightsSettings) -> None:
+        self._settings = settings
+        self._stack = contextlib.AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._provision: Provision | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _opened(self) -> "Provision":
+        async with self._opening:
+            if self._provision is None:
+                from services.weights.provision import Provision
+
+                self._provision = await self._stack.enter_async_context(Provision(self._settings))
+            return self._provision
 
     @contextlib.asynccontextmanager
     async def folder(self, model: Model) -> AsyncIterator[Path]:
         try:
-            async with self._provision.obtain(model.entry) as lease:
-                yield _whole(Path(lease), model)
+            async with (await self._opened()).obtain(model.entry) as folder:
+                yield _whole(folder, model)
         except FanlightError as error:
             raise type(error)(
                 f"{model.name} needs {told(model)}: {error.message}",

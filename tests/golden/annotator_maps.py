@@ -16,7 +16,6 @@ from services.preprocessor.annotation import Annotation
 from services.preprocessor.engine import Engine
 from services.preprocessor.registry import installed
 from services.preprocessor.weights import FolderWeights, StoreWeights
-from services.weights.provision import Provision
 from services.weights.settings import WeightsSettings
 
 FOLDER = Path(__file__).parent / "annotators"
@@ -28,8 +27,8 @@ RESOLUTION = 256
 
 async def annotated(models_dir: Path, annotator_id: str) -> np.ndarray:
     """uint8 RGB (H, W, 3)."""
-    provision = Provision(WeightsSettings(dir=models_dir / "store"))
-    engine = Engine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, StoreWeights(provision)))
+    store = StoreWeights(WeightsSettings(dir=models_dir / "store", offline=True))
+    engine = Engine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, store))
     annotator = installed().get(annotator_id)
     values = {each.name: each.default for each in annotator.all_parameters} | {"detect_resolution": RESOLUTION}
     control = await engine.run(Annotation(annotator=annotator, parameters=values, picture=PHOTO.read_bytes()))

@@ -12,7 +12,6 @@ from services.preprocessor.device import Device, find_device
 from services.preprocessor.registry import NEURAL
 from services.preprocessor.residency import Residency, ResidencyLimits
 from services.preprocessor.weights import FolderWeights, Model, StoreWeights, told
-from services.weights.provision import Provision
 from services.weights.settings import WeightsSettings
 
 # A network of 29 MB, one of 6 MB and one of 17 MB twice.
@@ -108,9 +107,9 @@ async def test_files_that_lie_in_the_folder_are_taken_from_there(tmp_path, build
 
 async def test_weights_that_are_not_to_be_had_are_named_with_their_place(tmp_path, builder):
     settings = WeightsSettings(dir=tmp_path, offline=True)
-    async with Provision(settings) as provision:
+    async with StoreWeights(settings) as weights:
         with pytest.raises(NodeFault) as raised:
-            async with StoreWeights(provision).folder(builder.model(LINEART)):
+            async with weights.folder(builder.model(LINEART)):
                 pass
     assert "sk_model.pth from hf:lllyasviel/Annotators" in raised.value.message
     assert "sk_model2.pth" in raised.value.message
