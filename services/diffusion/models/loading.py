@@ -11,15 +11,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.controlnets.controlnet import ControlNetModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 from services.diffusion.models import tensors
+from services.diffusion.models.classes import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, VaeEntry
 from services.diffusion.models.recipes import Config, TextRecipe, UnfitFolder, read_json
 from services.diffusion.models.residency import Lease
@@ -207,8 +205,6 @@ def _filled_vae(config: Config, found: Mapping[str, Tensor], room: Room) -> Any:
 
 
 def _tiny_vae(entry: VaeEntry, config: Config, room: Room) -> Any:
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-
     if entry.path.is_dir():
         return filled(_empty(AutoencoderTiny, config), tensors.folder_tensors(entry.path, entry.id), room)
     return filled(_empty(AutoencoderTiny, {}), tensors.tiny_vae_file(entry.path), room)
