@@ -31,7 +31,7 @@ from services.diffusion.models.patching import Dose, patched
 from services.diffusion.models.recipes import TextRecipe
 from services.diffusion.models.residency import Lease, Tier
 from services.diffusion.models.shadow import size_bytes
-from services.diffusion.models.tokenizers import load_tokenizer
+from services.diffusion.models.tokenizers import digest_of, load_tokenizer
 from services.diffusion.schedulers.make import base_config
 from services.kernel.errors import NodeFault
 from services.kernel.logs import get_logger
@@ -106,7 +106,7 @@ class Shelf:
     def _text(self, entry: CheckpointEntry, recipe: TextRecipe, loras: Sequence[LoraUse], lease: Lease) -> TextPart:
         key = (recipe.part, entry, mark(entry.path, recipe.part))
         uses = [(use, use.text_weight) for use in loras if use.text_weight]
-        tokenizer = self._keep(("tokenizer", entry, recipe.tokenizer), lambda: load_tokenizer(entry, recipe))
+        tokenizer = self._keep(("tokenizer", entry, recipe.tokenizer), lambda: self._tokenizer(entry, recipe))
         encoder = self._patched(
             key,
             lambda: _knowing_its_end(load_text(entry, recipe, self._room()), tokenizer),
@@ -120,6 +120,10 @@ class Shelf:
             is_penultimate=entry.recipe.looks_at_sizes,
             is_pooled=entry.recipe.looks_at_sizes and recipe is entry.recipe.texts[-1],
         )
+
+    def _tokenizer(self, entry: CheckpointEntry, recipe: TextRecipe) -> Any:
+        """One for all checkpoints with the same files."""
+        return self._keep(("tokenizer", digest_of(entry, recipe)), lambda: load_tokenizer(entry, recipe))
 
     def _own_vae(self, entry: CheckpointEntry, lease: Lease) -> Any:
         dtype = self._vae_dtype(entry)

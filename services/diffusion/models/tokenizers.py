@@ -1,5 +1,6 @@
 """CLIP's tokenizer: a checkpoint's own, or for single files the one that ships here. Encodes no prompts."""
 
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,18 @@ def load_tokenizer(entry: CheckpointEntry, recipe: TextRecipe) -> Any:
     except (UnfitFolder, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("load_failed", model=entry.id, part=recipe.tokenizer, cause=repr(error))
         raise NodeFault(f"{entry.id}/{recipe.tokenizer} cannot be loaded: a file is missing or damaged") from error
+
+
+def digest_of(entry: CheckpointEntry, recipe: TextRecipe) -> str:
+    """The same for checkpoints whose tokenizers are the same; a family mostly has one."""
+    if entry.recipe.folder is None:
+        return recipe.pad_token
+    digest = hashlib.sha256()
+    folder = entry.recipe.folder / recipe.tokenizer
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.is_file():
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 @cache
