@@ -97,13 +97,18 @@ class BlobFiles:
             if path.exists():
                 os.utime(path)
                 return False
-            for folder in (path.parent.parent, path.parent):
-                if not folder.exists():
-                    folder.mkdir(exist_ok=True)
-                    _sync_folder(folder.parent)
+            if not path.parent.exists():
+                self._make_scope(path.parent.parent)
             incoming.rename(path)
             _sync_folder(path.parent)
             return True
+
+    def _make_scope(self, scope: Path) -> None:
+        """With all its folders at once, so that hardly any write has to wait for the disk to have a new one."""
+        for folder in (scope, *(scope / f"{number:02x}" for number in range(256))):
+            folder.mkdir(exist_ok=True)
+        _sync_folder(scope)
+        _sync_folder(self._root)
 
     def _remove(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
