@@ -56,10 +56,10 @@ settings: setup
 chaos: setup
 	$(VENV)/bin/python -m benchmarks.chaos --minutes 10
 
-# Trains the starter model anew, every stage that has no result yet: hours on two cores. Needs npm for the pictures.
+# Trains the starter model anew, every stage without an up-to-date result: hours on two cores. Needs npm for the pictures.
 starter: setup
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[training]'
-	$(VENV)/bin/python -m training.all
+	nice $(VENV)/bin/python -m training.all
 
 # Container images, built with podman from the wheels that this machine's pip finds; docs/images.md says what it needs.
 # `make images IMAGES=gateway` builds one. They are written to dist/images with zstd layers, and held to their budgets.
