@@ -1,0 +1,142 @@
+"""Tenants, batches, filters, dead letters, webhooks' logs and metrics over HTTP, on a real gateway in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from services.gateway.app.callers import Tenant, callers_of
+from services.gateway.app.webhooks import WebhookOptions
+from services.gateway.http.factory import http_app
+from services.gateway.http.options import HttpOptions
+from services.gateway.jobs.machine import FAILURES_LIMIT
+from services.gateway.jobs.model import DIFFUSION, PREPROCESS
+from services.gateway.wire.webhooks import payload
+from tests.fakes.fleet import Fleet, generation
+
+OPERATOR, ACME, GLOBEX = "op", "a", "g"
+TENANTS = [Tenant(name="acme", token=ACME), Tenant(name="globex", token=GLOBEX)]
+
+
+class Deaf:
+    async def post(self, url, headers, body) -> int:
+        return 500
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with Fleet().running() as fleet:
+        fleet.gateway.tell_webhooks(WebhookOptions(sender=Deaf(), payload=payload, default_key=b"k" * 24))
+        for stage in (PREPROCESS, DIFFUSION):
+            await fleet.worker(stage).come()
+        yield fleet
+
+
+@pytest.fixture
+async def http(fleet: Fleet) -> AsyncIterator[httpx.AsyncClient]:
+    app = http_app(fleet.gateway, fleet.blobs, HttpOptions(callers=callers_of(OPERATOR, TENANTS)))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        yield client
+
+
+def by(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def wish(prompt: str = "a fox", **fields: object) -> dict:
+    return {"generation": {"prompt": prompt}, **fields}
+
+
+async def test_a_tenants_jobs_and_blobs_are_its_own(http: httpx.AsyncClient) -> None:
+    made = (await http.post("/v1/jobs", json=wish(), headers=by(ACME))).json()
+    assert made["tenant"] == "acme"
+    statuses = [(await http.get(f"/v1/{made['name']}", headers=by(token))).status_code for token in (ACME, GLOBEX, "x")]
+    assert statuses == [200, 404, 401]
+    assert (await http.get(f"/v1/{made['name']}/events", headers=by(GLOBEX))).status_code == 404
+    blob = (await http.post("/v1/blobs", content=b"secret", headers=by(ACME))).json()
+    assert blob["scope"] == "acme"
+    path = f"/v1/blobs/{blob['digest']}"
+    assert (await http.get(path, headers=by(ACME))).content == b"secret"
+    assert (await http.get(path, headers=by(GLOBEX))).status_code == 404
+    assert (await http.get(f"{path}?scope=acme", headers=by(GLOBEX))).status_code == 404
+    assert (await http.get(f"{path}?scope=acme", headers=by(OPERATOR))).status_code == 200
+
+
+async def test_a_batch_refuses_only_what_is_wrong(http: httpx.AsyncClient) -> None:
+    wishes = {"requests": [wish(), wish(request_id="r"), {"generation": {"model": "none"}}, {}]}
+    results = (await http.post("/v1/jobs:batch", json=wishes, headers=by(ACME))).json()["results"]
+    assert ["job" in each for each in results] == [True, True, False, False]
+    assert [each["failure"]["reason"] for each in results[2:]] == ["NOT_FOUND", "INVALID_FIELD"]
+    assert results[2]["failure"]["field"] == "generation.model"
+    assert (await http.post("/v1/jobs:batch", json={"requests": []}, headers=by(ACME))).status_code == 400
+
+
+async def test_lists_are_filtered(fleet: Fleet, http: httpx.AsyncClient) -> None:
+    await http.post("/v1/jobs", json=wish(), headers=by(ACME))
+    fleet.clock.advance(3_600)
+    later = wish("later")
+    later["generation"]["model"] = "other"
+    await http.post("/v1/jobs", json=later, headers=by(GLOBEX))
+
+    async def prompts(query: str) -> list[str]:
+        page = (await http.get(f"/v1/jobs?{query}", headers=by(OPERATOR))).json()
+        return [job["generation"]["prompt"] for job in page.get("jobs", [])]
+
+    assert await prompts("model=other") == ["later"]
+    assert await prompts("tenant=acme") == ["a fox"]
+    assert await prompts("annotator=canny") == []
+    assert await prompts("created_from_time=1970-01-12T14:00:00Z") == ["later"]
+    assert await prompts("created_before_time=1970-01-12T14:00:00") == ["a fox"]
+
+
+async def test_a_deadline_is_told_and_must_be_sensible(http: httpx.AsyncClient) -> None:
+    made = (await http.post("/v1/jobs", json=wish(deadline_s=60), headers=by(ACME))).json()
+    assert made["deadline_time"].startswith("1970-01-12T13:47:40")
+    assert (await http.post("/v1/jobs", json=wish(deadline_s=-1), headers=by(ACME))).status_code == 400
+
+
+async def test_dead_letters_are_listed_shown_and_redriven(fleet: Fleet, http: httpx.AsyncClient) -> None:
+    made = (await http.post("/v1/jobs", json=wish(), headers=by(ACME))).json()
+    worker = fleet.worker(DIFFUSION)
+    for _ in range(FAILURES_LIMIT):
+        (task,) = await worker.lease()
+        await worker.fail(task)
+        fleet.rest()
+    (letter,) = (await http.get("/v1/dead-letters", headers=by(ACME))).json()["letters"]
+    assert letter["task"] == f"{made['name']}/tasks/1"
+    assert (await http.get("/v1/dead-letters", headers=by(GLOBEX))).json().get("letters", []) == []
+    path = f"/v1/dead-letters/{letter['task']}"
+    shown = (await http.get(path, headers=by(ACME))).json()
+    assert [attempt["failure"]["message"] for attempt in shown["attempts"]] == ["out of memory"] * FAILURES_LIMIT
+    assert (await http.post(f"{path}:redrive", headers=by(GLOBEX))).status_code == 404
+    assert (await http.post(f"{path}:redrive", headers=by(ACME))).json()["state"] == "STATE_QUEUED"
+    assert (await http.post(f"{path}:redrive", headers=by(ACME))).status_code == 404
+
+
+@pytest.mark.parametrize("url", ["ftp://a/", "http://", "http://user:pw@example.com/", "http://10.0.0.1/", "x" * 3_000])
+async def test_a_webhook_that_cannot_be_told_is_refused(http: httpx.AsyncClient, url: str) -> None:
+    answer = await http.post("/v1/jobs", json=wish(webhook_url=url), headers=by(ACME))
+    assert answer.status_code in (400, 413)
+    assert answer.json()["error"]["field"] == "webhook_url"
+
+
+async def test_a_webhooks_log_is_shown_to_its_tenant(fleet: Fleet, http: httpx.AsyncClient) -> None:
+    made = (await http.post("/v1/jobs", json=wish(webhook_url="https://example.com/h"), headers=by(ACME))).json()
+    assert (await http.get(f"/v1/{made['name']}/webhook", headers=by(ACME))).status_code == 404
+    await fleet.worker(DIFFUSION).work()
+    async with asyncio.TaskGroup() as group:
+        await asyncio.sleep(0)
+        await fleet.gateway._core.webhooks.run(group)
+    log = (await http.get(f"/v1/{made['name']}/webhook", headers=by(ACME))).json()
+    assert (log["state"], [each["status"] for each in log["tries"]]) == ("STATE_PENDING", [500])
+    assert (await http.get(f"/v1/{made['name']}/webhook", headers=by(GLOBEX))).status_code == 404
+
+
+async def test_metrics_are_prometheus_text(fleet: Fleet, http: httpx.AsyncClient) -> None:
+    await fleet.gateway.jobs.create(replace(generation()))
+    text = (await http.get("/metrics", headers=by(OPERATOR))).text
+    assert "fanlight_cache_hits_total 0\n" in text
+    assert 'fanlight_queue_waiting{stage="diffusion",checkpoint="starter"} 1\n' in text
+    assert 'fanlight_workers_live{stage="diffusion"} 1\n' in text
