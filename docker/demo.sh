@@ -16,6 +16,7 @@ python=$(test -x .venv/bin/python && echo .venv/bin/python || echo python3)
 file=compose.yaml
 url=http://127.0.0.1:$FANLIGHT_HTTP_PORT
 patience_s=${FANLIGHT_DEMO_PATIENCE_S:-300}
+poll_s=60
 mkdir -p "$out"
 
 # podman runs health checks by systemd; where there is none, it takes a container with one for not started.
@@ -39,7 +40,7 @@ call() {
 }
 
 job_of() {
-    call --form "job=$1" --form photo=@demo/photos/coffee.jpg "$url/v1/jobs?wait=$patience_s"
+    call --form "job=$1" --form photo=@demo/photos/coffee.jpg "$url/v1/jobs?wait=$poll_s"
 }
 
 value() {
@@ -50,7 +51,7 @@ print(functools.reduce(lambda v, k: v[int(k) if isinstance(v, list) else k], sys
 "${compose[@]}" up --detach > "$out/up.log" 2>&1 || { cat "$out/up.log" >&2; exit 1; }
 echo "started; waiting for the gateway and its workers"
 for ((second = 0; second < patience_s; second++)); do
-    workers=$(call "$url/v1/workers" 2> /dev/null | "$python" -c 'import json, sys; print(len(json.load(sys.stdin)["workers"]))' || echo 0)
+    workers=$(call "$url/v1/workers" 2> /dev/null | grep --only-matching '"worker":' | wc --lines || true)
     [ "$workers" -ge 2 ] && break
     sleep 1
 done
@@ -59,9 +60,14 @@ done
 painting='{"generation": {"prompt": "a cup of coffee on a blue background, 3d style", "seed": SEED,
            "controls": [{"annotator": "canny", "picture": {"url": "part:photo"}}]}}'
 paint() {
-    job=$(job_of "${painting/SEED/$1}")
+    job=$(job_of "${painting/SEED/$1}") || { echo "error: $job" >&2; exit 1; }
     state=$(value state <<< "$job")
-    [ "$state" = SUCCEEDED ] || { echo "error: the job ended as $job" >&2; exit 1; }
+    for ((waited_s = poll_s; waited_s < patience_s; waited_s += poll_s)); do
+        case $state in STATE_SUCCEEDED | STATE_FAILED | STATE_CANCELLED) break ;; esac
+        job=$(call "$url/v1/jobs/$(value name <<< "$job" | sed 's#^jobs/##')?wait=$poll_s")
+        state=$(value state <<< "$job")
+    done
+    [ "$state" = STATE_SUCCEEDED ] || { echo "error: the job ended as $job" >&2; exit 1; }
     call --output "$out/painted-$1.png" "$url/v1/blobs/$(value images 0 blob digest <<< "$job")"
     echo "painted $out/painted-$1.png"
 }
