@@ -199,7 +199,7 @@ def run(root: Path, rounds: int) -> None:
     cold = least(rounds, lambda: _next(known), lambda: StableDiffusionPipeline.from_pretrained(root / "model1"))
     tell("disk to modules, files cached, next checkpoint of a family", *cold, 0.45)
     if is_peft_available():
-        tell_trace(root, pipeline)
+        tell_trace(root)
 
 
 def from_single_file(root: Path, number: int) -> Any:
@@ -254,7 +254,7 @@ def _next(ours: Ours) -> None:
     ours.use("model1")
 
 
-def tell_trace(root: Path, pipeline: Any) -> None:
+def tell_trace(root: Path) -> None:
     """Combinations of a checkpoint and up to two LoRAs, drawn by Zipf; the peer loads when the checkpoint changes."""
     draw = random.Random(1)
     kinds = [(c, tuple(sorted(draw.sample(range(LORAS), draw.randint(0, 2))))) for c in (0, 1) for _ in range(12)]
