@@ -67,4 +67,5 @@ class Poller:
             worker.goodput_bps = self._goodput.bps
             worker.goodput_deviation_bps = self._goodput.deviation_bps
         worker.takes_fetches = self._prefetcher.is_able
+        worker.unfetched_models[:] = self._prefetcher.unfetched
         return worker

@@ -31,8 +31,10 @@ class Prefetcher:
         self._current: tuple[str, str] | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._stirred = asyncio.Event()
-        # Something came since the last poll began: the gateway should hear of it.
+        # Something came, or could not, since the last poll began: the gateway should hear of it.
         self.came = asyncio.Event()
+        # What could not be fetched, until it is wanted and comes.
+        self.unfetched: dict[str, None] = {}
 
     @property
     def is_able(self) -> bool:
@@ -75,6 +77,10 @@ class Prefetcher:
         except FanlightError as error:
             # The task that needs it will say so, if it is given to this worker all the same.
             log.warning("fetch_ahead_failed", model=model, reason=error.reason)
+            self.unfetched[model] = None
+            while len(self.unfetched) > WANTED_LIMIT:
+                del self.unfetched[next(iter(self.unfetched))]
         else:
             log.info("fetched_ahead", model=model)
-            self.came.set()
+            self.unfetched.pop(model, None)
+        self.came.set()

@@ -44,6 +44,7 @@ class Worker(google.protobuf.message.Message):
     GOODPUT_DEVIATION_BPS_FIELD_NUMBER: builtins.int
     TAKES_FETCHES_FIELD_NUMBER: builtins.int
     DISK_BYTES_FIELD_NUMBER: builtins.int
+    UNFETCHED_MODELS_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Chosen by the worker when it starts; unique."""
     node: builtins.str
@@ -75,6 +76,10 @@ class Worker(google.protobuf.message.Message):
     def ram_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
     def disk_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def unfetched_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Models that it was to fetch ahead and could not: a task that needs them may be leased, and will say why."""
+
     def __init__(
         self,
         *,
@@ -94,8 +99,9 @@ class Worker(google.protobuf.message.Message):
         goodput_deviation_bps: builtins.float = ...,
         takes_fetches: builtins.bool = ...,
         disk_bytes: builtins.int = ...,
+        unfetched_models: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["device", b"device", "disk_bytes", b"disk_bytes", "disk_models", b"disk_models", "goodput_bps", b"goodput_bps", "goodput_deviation_bps", b"goodput_deviation_bps", "id", b"id", "node", b"node", "ram_models", b"ram_models", "slots", b"slots", "stage", b"stage", "step_s", b"step_s", "step_s_deviation", b"step_s_deviation", "takes_fetches", b"takes_fetches", "version", b"version", "vram_bytes", b"vram_bytes", "vram_models", b"vram_models"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "disk_bytes", b"disk_bytes", "disk_models", b"disk_models", "goodput_bps", b"goodput_bps", "goodput_deviation_bps", b"goodput_deviation_bps", "id", b"id", "node", b"node", "ram_models", b"ram_models", "slots", b"slots", "stage", b"stage", "step_s", b"step_s", "step_s_deviation", b"step_s_deviation", "takes_fetches", b"takes_fetches", "unfetched_models", b"unfetched_models", "version", b"version", "vram_bytes", b"vram_bytes", "vram_models", b"vram_models"]) -> None: ...
 
 Global___Worker: typing_extensions.TypeAlias = Worker
 

@@ -46,6 +46,7 @@ class Views:
             task_s=TASK_S,
             takes_fetches=worker.takes_fetches,
             disk_bytes=worker.disk_bytes,
+            unfetched=worker.unfetched_models,
         )
 
     def _offered_by(self, record: WorkerRecord) -> _Offered:

@@ -87,6 +87,8 @@ class Worker:
     # It fetches models ahead when it is told to.
     takes_fetches: bool = False
     disk_bytes: int = 0
+    # Models that it was to fetch ahead and could not.
+    unfetched_models: frozenset[str] = frozenset()
 
     @property
     def held_models(self) -> frozenset[str]:

@@ -76,9 +76,7 @@ class Board(Plan):
     def _give_up_overdue(self, post: Post, now_s: float) -> None:
         for fetch in list(post.fetches.values()):
             if now_s > fetch.ready_s + OVERDUE_FACTOR * (fetch.ready_s - fetch.start_s) + OVERDUE_S:
-                del post.fetches[fetch.model]
-                post.failed.add(fetch.model)
-                self.crowds.drop(post, fetch.model)
+                self._give_up(post, fetch.model)
 
     def _other(self, post: Post, now_s: float) -> Waiting | None:
         """The first of what gains by coming here. Where all of that lacks something, its first is planned here."""

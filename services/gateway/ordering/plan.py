@@ -110,6 +110,8 @@ class Plan:
         self.crowds.revise(post, view)
         for model in [each for each in post.fetches if each in view.held]:
             del post.fetches[model]
+        for model in [each for each in post.fetches if each in view.unfetched]:
+            self._give_up(post, model)
         post.failed -= view.held
         self._begin_waiting(post, now_s)
         if before.offers != view.offers or not before.held <= view.held:
@@ -117,6 +119,12 @@ class Plan:
             self._place_again(lost, now_s)
         if before.offers != view.offers:
             self._place_some(LOOK_UNPLACED, now_s)
+
+    def _give_up(self, post: Post, model: str) -> None:
+        """It will not come: a task that needs it may try, and say why."""
+        del post.fetches[model]
+        post.failed.add(model)
+        self.crowds.drop(post, model)
 
     def _begin_waiting(self, post: Post, now_s: float) -> None:
         """There may be room now for what its next tasks need."""

@@ -71,6 +71,8 @@ class WorkerView:
     takes_fetches: bool = False
     # What it may fill with models; 0 where it does not say.
     disk_bytes: int = 0
+    # What it was to fetch ahead and could not.
+    unfetched: frozenset[str] = frozenset()
 
     def lacks(self, models: frozenset[str]) -> list[str]:
         """Those that it would have to fetch."""

@@ -41,6 +41,7 @@ def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
         goodput_deviation_bps=_measured(message.goodput_deviation_bps),
         takes_fetches=message.takes_fetches,
         disk_bytes=max(0, message.disk_bytes),
+        unfetched_models=frozenset(message.unfetched_models),
     )
 
 
@@ -73,6 +74,7 @@ def worker(value: Worker) -> queue_pb2.Worker:
         goodput_deviation_bps=value.goodput_deviation_bps,
         takes_fetches=value.takes_fetches,
         disk_bytes=value.disk_bytes,
+        unfetched_models=sorted(value.unfetched_models),
     )
 
 

@@ -115,6 +115,15 @@ def test_a_fetch_that_does_not_come_is_given_up_and_the_task_tried_so_that_the_w
     assert got(board, now_s=1_000.0) == ["1"]
 
 
+def test_a_task_whose_model_could_not_be_fetched_ahead_is_tried_at_once() -> None:
+    board = a_board(a_view(held=frozenset({"a"})))
+    add(board, a_task("1", kind=kind_of("a", "l")))
+    assert got(board) == []
+    board.seen(a_view(held=frozenset({"a"}), unfetched=frozenset({"l"})), 1.0)
+    assert got(board, now_s=1.0) == ["1"]
+    assert board.fetches("w") == []
+
+
 def test_small_models_go_before_checkpoints_on_a_link() -> None:
     board = a_board(a_view(held=frozenset({"a"})))
     add(board, a_task("b", kind=B), a_task("l", kind=kind_of("a", "l")))

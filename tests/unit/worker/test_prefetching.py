@@ -86,6 +86,7 @@ async def test_a_fetch_that_fails_is_given_up_and_the_next_one_begun(
         stage.may_come.release()
         await turns()
     assert stage.asked == ["broken", "b"]
+    assert list(prefetcher.unfetched) == ["broken"]
 
 
 async def test_a_stage_that_cannot_fetch_ahead_is_not_asked_to() -> None:
