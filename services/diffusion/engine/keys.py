@@ -13,9 +13,9 @@ class BatchKey:
     width_px: int
     height_px: int
     controlnets: tuple[str, ...]
-    # Those that change the UNet.
-    loras: tuple[tuple[str, float], ...]
     is_guided: bool
+    # Those that change the UNet.
+    loras: tuple[tuple[str, float], ...] = ()
     # Set for a picture that shares with none.
     alone: int | None = None
 
