@@ -59,7 +59,8 @@ class Download:
     async def _from_source(self, url: str, number: int, *, is_last: bool) -> Downloaded:
         """A source may change under the download, or have spoilt a part begun elsewhere: then all of it again."""
         for attempt in range(MAX_RESTARTS):
-            remote = self._tools.web.recall(url) or await self._retrying(bind(self._tools.web.probe, url))
+            ask = self._tools.web.probe if attempt else self._tools.web.probed
+            remote = await self._retrying(bind(ask, url))
             layout = self._check(remote)
             part = await self._tools.run(self._open, layout, self._identity(remote))
             try:

@@ -5,10 +5,12 @@ One for each process. The store is opened when something is asked for, so a work
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from services.kernel.errors import NodeFault
 from services.kernel.logs import get_logger
 from services.weights.inventory import HeldModel, Inventory
 from services.weights.references import parse
@@ -36,10 +38,13 @@ class Provision:
         await self._stack.aclose()
 
     async def store(self) -> WeightStore:
-        """The process's store, opened on first use."""
+        """The process's store, opened on first use. NodeFault where its folder cannot be used."""
         async with self._opening:
             if self._store is None:
-                self._store = await self._stack.enter_async_context(WeightStore.open(self._settings))
+                try:
+                    self._store = await self._stack.enter_async_context(WeightStore.open(self._settings))
+                except (OSError, sqlite3.Error) as error:
+                    raise NodeFault(f"FANLIGHT_WEIGHTS_DIR {self._settings.dir} cannot be used: {error}") from error
                 log.info("weights_opened", folder=str(self._settings.dir), offline=self._settings.offline)
             return self._store
 

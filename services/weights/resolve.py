@@ -118,7 +118,7 @@ class Resolver:
     async def _ask_server(self, url: str) -> Manifest:
         parts = urlsplit(url)
         self._web.guard(url)
-        remote = await self._web.probe(url)
+        remote = await self._web.probe_ahead(url)
         name = unquote(parts.path.rsplit("/", 1)[-1]) or "file"
         name = name if is_safe_path(name) else "file"
         is_known = remote.size_bytes is not None

@@ -151,14 +151,18 @@ class Web:
         """What the server says of the file, by asking for its first byte."""
         async with self.open(url, {"range": "bytes=0-0"}) as response:
             await _finish(response)
-            if len(self._probed) >= MAX_PROBED:
-                self._probed.clear()
-            self._probed[url] = _remote(response)
-            return self._probed[url]
+            return _remote(response)
 
-    def recall(self, url: str) -> Remote | None:
-        """What the last probe said, once: whoever asks again wants to know anew."""
-        return self._probed.pop(url, None)
+    async def probe_ahead(self, url: str) -> Remote:
+        """As `probe`, for a download that is likely to follow: it need not ask again."""
+        if len(self._probed) >= MAX_PROBED:
+            self._probed.clear()
+        self._probed[url] = await self.probe(url)
+        return self._probed[url]
+
+    async def probed(self, url: str) -> Remote:
+        """What was told ahead, once; else what the server says now."""
+        return self._probed.pop(url, None) or await self.probe(url)
 
     @contextlib.asynccontextmanager
     async def piece(self, url: str, span: Span, known: Remote) -> AsyncIterator[AsyncIterator[bytes]]:

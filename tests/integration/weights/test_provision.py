@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from services.kernel.errors import InvalidField
+from services.kernel.errors import InvalidField, NodeFault
 from services.weights.errors import NotHeld
 from services.weights.provision import Provision
 from tests.fakes.weight_sites import put_repository, safetensors
@@ -124,3 +124,12 @@ async def test_a_hub_is_not_asked_again_for_every_picture(settings, server, repo
             async with provision.obtain(repository):
                 pass
     assert sum(seen.path.startswith("/api/") for seen in server.seen) == 1
+
+
+async def test_a_folder_that_cannot_be_used_is_named(settings, tmp_path, repository):
+    (tmp_path / "store").write_bytes(b"a file stands here")
+    async with Provision(settings()) as provision:
+        with pytest.raises(NodeFault, match=r"FANLIGHT_WEIGHTS_DIR .*store"):
+            async with provision.obtain(repository):
+                pass
+        assert list(provision.inventory()) == []
