@@ -2,5 +2,5 @@
 ARG BASE_IMAGE=localhost/fanlight/base:bookworm
 FROM ${BASE_IMAGE}
 RUN --mount=type=bind,source=dist/wheels,target=/wheels \
-    python3 /wheels/pip-*.whl/pip install --no-index --find-links /wheels --break-system-packages 'fanlight[diffusion]'
+    python3 "$(echo /wheels/pip-*.whl)/pip" install --no-index --find-links /wheels --break-system-packages 'fanlight[diffusion]'
 ENTRYPOINT ["python3", "-m", "services.diffusion"]
