@@ -88,3 +88,28 @@ def test_a_setting_that_is_misspelt_is_an_error(run, monkeypatch):
     result = run("ls")
     assert result.exit_code == 1
     assert "FANLIGHT_WEIGHTS_BUGDET_BYTES" in result.stderr
+
+
+def test_a_held_model_is_published_and_the_mirror_is_fetched_from(run, server, tmp_path, monkeypatch):
+    body = safetensors({"a": bytes(3_000_000)}, dtype="F16")
+    put_repository(server, "org/m", {"config.json": b"{}", "model.safetensors": body})
+    assert run("fetch", "hf:org/m").exit_code == 0
+    result = run("publish", "org/m", "--to", str(tmp_path / "mirror"), "--json")
+    assert result.exit_code == 0
+    done = json.loads(result.stdout.splitlines()[-1])
+    assert done["bytes"] == len(body) + 2
+    assert done["mirror_bytes"] == done["written_bytes"] < 100_000
+    for path in (tmp_path / "mirror").iterdir():
+        server.put(f"/mirror/{path.name}", path)
+    monkeypatch.setenv("FANLIGHT_WEIGHTS_MIRRORS", f"{server.url}/mirror")
+    plan = json.loads(run("plan", "hf:org/m", "--dir", str(tmp_path / "other"), "--json").stdout)
+    assert plan["packed_away_bytes"] > 2_900_000
+    last = json.loads(run("fetch", "hf:org/m", "--dir", str(tmp_path / "other"), "--json").stdout.splitlines()[-1])
+    assert last["downloaded_bytes"] < 100_000
+
+
+def test_publishing_what_is_not_held_is_said(run, tmp_path):
+    result = run("publish", "org/none", "--to", str(tmp_path / "mirror"))
+    assert result.exit_code == 1
+    assert "NOT_FOUND" in result.stderr
+    assert "org/none" in result.stderr
