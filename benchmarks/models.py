@@ -35,7 +35,7 @@ from services.diffusion.models.tokenizers import shipped as shipped_tokenizer
 from services.diffusion.models.tokenizers import vocabulary
 from tests.fakes.ldm_files import write_ldm_file
 
-CHECKPOINTS, LORAS, TRACE = 2, 8, 100
+CHECKPOINTS, LORAS = 2, 8
 RANK = 16
 
 
@@ -169,16 +169,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trace", type=int, default=100, help="how many combinations are drawn")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_models(root, small=arguments.small)
-        run(root, arguments.rounds)
+        run(root, arguments.rounds, arguments.trace)
 
 
-def run(root: Path, rounds: int) -> None:
+def run(root: Path, rounds: int, trace: int) -> None:
     ours = Ours(root)
     for number in range(CHECKPOINTS):
         ours.use(f"single{number}")
@@ -199,7 +200,7 @@ def run(root: Path, rounds: int) -> None:
     cold = least(rounds, lambda: _next(known), lambda: StableDiffusionPipeline.from_pretrained(root / "model1"))
     tell("disk to modules, files cached, next checkpoint of a family", *cold, 0.45)
     if is_peft_available():
-        tell_trace(root)
+        tell_trace(root, trace)
 
 
 def from_single_file(root: Path, number: int) -> Any:
@@ -254,17 +255,17 @@ def _next(ours: Ours) -> None:
     ours.use("model1")
 
 
-def tell_trace(root: Path) -> None:
+def tell_trace(root: Path, count: int) -> None:
     """Combinations of a checkpoint and up to two LoRAs, drawn by Zipf; the peer loads when the checkpoint changes."""
     draw = random.Random(1)
     kinds = [(c, tuple(sorted(draw.sample(range(LORAS), draw.randint(0, 2))))) for c in (0, 1) for _ in range(12)]
-    trace = draw.choices(kinds, weights=[1 / (rank + 1) for rank in range(len(kinds))], k=TRACE)
+    trace = draw.choices(kinds, weights=[1 / (rank + 1) for rank in range(len(kinds))], k=count)
     ours = Ours(root)
     begin_s = time.process_time()
     for checkpoint, loras in trace:
         ours.use(f"single{checkpoint}", *((f"lora{number}", 0.7) for number in loras))
     ours_s = time.process_time() - begin_s
-    tell("trace of 100 combinations by Zipf", ours_s, _their_trace(root, trace), 0.15)
+    tell(f"trace of {count} combinations by Zipf", ours_s, _their_trace(root, trace), 0.15)
 
 
 def _their_trace(root: Path, trace: list[tuple[int, tuple[int, ...]]]) -> float:
