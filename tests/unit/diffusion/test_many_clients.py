@@ -35,7 +35,7 @@ async def painter(studio, parser):
     codecs.shutdown()
 
 
-@pytest.mark.parametrize("jobs", [32, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("jobs", [32, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 async def test_mixed_jobs_of_eight_clients_equal_their_solo_results(jobs, painter):
     kinds = _kinds()
     solo = [_pixels(await _paint(painter, request)) for request in kinds]
