@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.core import Core
 from services.gateway.app.filters import EVERYTHING, Only
-from services.gateway.app.hub import Progress
+from services.gateway.app.hub import News, Progress
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.ids import new_id
 from services.gateway.app.kinds import kind_of
@@ -30,6 +30,7 @@ from services.kernel.logs import get_logger
 log = get_logger()
 
 PAGE_SIZE = 50
+LOOK_AGAIN_S = 15.0
 PAGE_SIZE_LIMIT = 1_000
 # How many are read at a time: nobody else is answered while they are decoded.
 READ_LIMIT = 100
@@ -199,8 +200,16 @@ class Jobs:
                         return
                 if self._draining:
                     raise Unavailable("the gateway is stopping; watch again", retry_after_s=1.0)
+                told = await self._following(news, name, caller)
+
+    async def _following(self, news: News, name: str, caller: Caller) -> Sequence[Job | Progress]:
+        """What comes next; where nothing does, the job again: no watch depends on a message that got lost."""
+        try:
+            async with asyncio.timeout(LOOK_AGAIN_S):
                 await news.came.wait()
-                told = news.take()
+        except TimeoutError:
+            return [await self.get(name, caller)]
+        return news.take()
 
     async def wait(self, name: str, *, wait_s: float, caller: Caller = OPERATOR) -> Job:
         """The job once it has ended, or as it is when the wait is over or the gateway stops. NotFound."""

@@ -8,11 +8,12 @@ from services.gateway.app.records import JOBS
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Deleted, JobStore, Record
-from services.kernel.errors import Conflict, LeaseLost, NotFound
+from services.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
 
 BUCKET = "jobs"
 # Each round somebody else's change wins, so this many mean that something is wrong.
 ROUNDS_LIMIT = 100
+LAGS_LIMIT, LAG_PAUSE_S = 10, 0.2
 
 Event = Callable[[Job], Job]
 Observer = Callable[[Job], None]
@@ -107,8 +108,17 @@ class Ledger:
     async def _find(self, job_id: str) -> _Held:
         return self._held.get(job_id) or await self._read(job_id)
 
+    async def _record(self, job_id: str) -> Record | None:
+        """No older one than was heard of: a server that has just become the store's leader may not know the newest."""
+        for _ in range(LAGS_LIMIT):
+            record = await self._store.get(BUCKET, job_id)
+            if record is None or record.revision >= self._known_revision(job_id):
+                return record
+            await asyncio.sleep(LAG_PAUSE_S)
+        raise Unavailable("the store lags behind", retry_after_s=1.0)
+
     async def _read(self, job_id: str) -> _Held:
-        record = await self._store.get(BUCKET, job_id)
+        record = await self._record(job_id)
         if record is None:
             self._drop(job_id)
             raise NotFound("there is no such job", field="name")

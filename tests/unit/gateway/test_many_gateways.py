@@ -168,3 +168,20 @@ async def test_a_task_that_is_renewed_for_ever_without_progress_is_taken_away() 
             await fleet.gateway.queue.expire_due()
         assert answer.standing is Standing.LIVE
         assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LOST
+
+
+async def test_a_store_that_answers_with_an_old_record_is_asked_again(pair: Pair, monkeypatch) -> None:
+    here, there = pair
+    painter, task = await a_task(here)
+    old = await here.store.get("jobs", task.job.id)
+    await painter.complete(task)
+    await told()
+    answers = [old]
+    get = here.store.get
+
+    async def lagging(bucket: str, key: str):
+        return answers.pop() if bucket == "jobs" and answers else await get(bucket, key)
+
+    monkeypatch.setattr(here.store, "get", lagging)
+    events = [event.state async for event in there.gateway.jobs.watch(task.job.name)]
+    assert events == [JobState.SUCCEEDED]

@@ -21,7 +21,7 @@ async def test_a_worker_that_stops_polling_is_no_longer_live_but_listed(fleet: F
 async def test_what_a_worker_offered_is_remembered_for_a_time(fleet: Fleet, painter: FleetWorker) -> None:
     fleet.clock.advance(3_600)
     await fleet.gateway.sweep()
-    assert ("checkpoint", "starter") in fleet.gateway.workers.catalog().models
+    assert ("checkpoint", "starter", "starter") in fleet.gateway.workers.catalog().models
     fleet.clock.advance(86_400)
     await fleet.gateway.sweep()
     assert fleet.gateway.workers.catalog().models == {}
@@ -56,9 +56,9 @@ async def test_capabilities_that_change_are_taken_in(fleet: Fleet) -> None:
     await worker.come()
     worker.capabilities = Capabilities(models=(replace(STARTER, id="new"),))
     await worker.come()
-    assert {model_id for _, model_id in fleet.gateway.workers.catalog().models} == {"new"}
+    assert {model_id for _, model_id, *_ in fleet.gateway.workers.catalog().models} == {"new"}
     async with fleet.restarted().running() as again:
-        assert {model_id for _, model_id in again.gateway.workers.catalog().models} == {"new"}
+        assert {model_id for _, model_id, *_ in again.gateway.workers.catalog().models} == {"new"}
 
 
 async def test_workers_are_bounded_and_the_one_away_longest_makes_room() -> None:
