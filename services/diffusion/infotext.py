@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from services.diffusion.digests import FileDigest
 from services.diffusion.generation import Generation
 from services.diffusion.models.entries import Entry
-from services.diffusion.schedulers.names import SCHEDULERS
+from services.diffusion.schedulers.names import SCHEDULE_TITLES, SCHEDULERS
 
 Digests = Callable[[Entry], tuple[FileDigest, ...]]
 
 # A1111 calls a file by so much of its sha256.
 _SHORT = 10
-_SCHEDULES = {"karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
 
 
 def infotext(generation: Generation, digests: Digests, *, version: str) -> str:
@@ -35,7 +34,7 @@ def _fields(generation: Generation, digests: Digests, version: str) -> Iterable[
     yield "Steps", str(generation.steps)
     yield "Sampler", SCHEDULERS[generation.scheduler].a1111 or generation.scheduler
     if generation.noise_schedule:
-        yield "Schedule type", _SCHEDULES[generation.noise_schedule]
+        yield "Schedule type", SCHEDULE_TITLES[generation.noise_schedule]
     yield "CFG scale", f"{generation.guidance_scale:g}"
     yield "Seed", str(generation.seed)
     yield "Size", f"{generation.width_px}x{generation.height_px}"

@@ -13,7 +13,7 @@ from services.diffusion.parse.pipelines import pipelines_of
 from services.diffusion.parse.sizes import size_step_px
 from services.diffusion.provenance import KINDS
 from services.diffusion.remote import RemoteModel
-from services.diffusion.schedulers.names import CLASSES, NOISE_SCHEDULES, SHORT_NAMES
+from services.diffusion.schedulers.names import CLASSES, NOISE_SCHEDULES, SCHEDULE_TITLES, SHORT_NAMES
 
 _Model = diffusion_pb2.Model
 _RESIDENCIES = {
@@ -68,14 +68,15 @@ def _remote(model: RemoteModel, default_id: str) -> _Model:
 
 
 def scheduler_names() -> list[str]:
-    """What a client may choose from. A1111's names, and other cases, are understood as well."""
-    follow = [
-        f"{name}_{schedule}"
-        for name, known in SHORT_NAMES.items()
-        for schedule in NOISE_SCHEDULES
-        if schedule in CLASSES[known.cls][1]
-    ]
-    return [*SHORT_NAMES, *follow, *CLASSES]
+    """What a client may choose from: our names, with a noise schedule at the end, A1111's alike, diffusers' classes."""
+    ours, theirs = [], []
+    for name, known in SHORT_NAMES.items():
+        can = CLASSES[known.cls][1]
+        ours += [f"{name}_{schedule}" for schedule in NOISE_SCHEDULES if schedule in can]
+        if known.a1111:
+            endings = ["", *(f" {SCHEDULE_TITLES[schedule]}" for schedule in NOISE_SCHEDULES if schedule in can)]
+            theirs += [known.a1111 + ending for ending in endings]
+    return [*SHORT_NAMES, *ours, *theirs, *CLASSES]
 
 
 def _tell_checkpoint(model: _Model, entry: CheckpointEntry, catalogue: Catalogue) -> None:

@@ -15,6 +15,9 @@ NOISE_SCHEDULES: Mapping[str, Mapping[str, object]] = {
     SGM_UNIFORM: {"timestep_spacing": "trailing"},
 }
 
+# As A1111 writes them.
+SCHEDULE_TITLES = {KARRAS: "Karras", EXPONENTIAL: "Exponential", SGM_UNIFORM: "SGM Uniform"}
+
 _SIGMAS = (KARRAS, EXPONENTIAL)
 _ALL = (KARRAS, EXPONENTIAL, SGM_UNIFORM)
 _SPACING = (SGM_UNIFORM,)

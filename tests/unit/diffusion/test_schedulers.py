@@ -7,7 +7,8 @@ import torch
 
 from services.diffusion.schedulers.brownian import BrownianNoise
 from services.diffusion.schedulers.classes import scheduler_class
-from services.diffusion.schedulers.names import CLASSES, SHORT_NAMES, resolve
+from services.diffusion.schedulers.names import CLASSES, SCHEDULERS, SHORT_NAMES, resolve
+from services.diffusion.wire import scheduler_names
 from services.kernel.errors import InvalidField, NotFound
 
 A1111_SAMPLERS = [
@@ -108,3 +109,10 @@ def test_the_same_seed_gives_the_same_path():
     )
     assert torch.equal(one(9.0, 2.0), other(9.0, 2.0))
     assert torch.equal(one(9.0, 4.0), other(9.0, 4.0))
+
+
+def test_every_name_on_offer_is_understood():
+    names = scheduler_names()
+    assert len(set(names)) == len(names)
+    assert {"ddim", "dpmpp_2m_karras", "DPM++ 2M Karras", "Euler a", "LMSDiscreteScheduler"} <= set(names)
+    assert {resolve(name)[0] for name in names} == set(SCHEDULERS)
