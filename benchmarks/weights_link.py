@@ -25,6 +25,7 @@ from benchmarks.link_emulator import LinkEmulator, Shape, why_not
 from benchmarks.link_server import PATH
 
 PORT = 8080
+BLOCK_BYTES = 16 * 1024 * 1024
 # A client that takes so many times what the link would is not waited for.
 PATIENCE = 3
 REPO, FILE = "org/m", "model.bin"
@@ -94,6 +95,17 @@ CLIENTS: dict[str, tuple[str, Callable[[Job], Path], str]] = {
 }
 
 
+def noise(path: Path, size: int) -> str:
+    """A file that does not compress; its sha256."""
+    chance, digest = random.Random(1), hashlib.sha256()
+    with path.open("wb") as file:
+        for at in range(0, size, BLOCK_BYTES):
+            block = chance.randbytes(min(BLOCK_BYTES, size - at))
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
+
+
 @contextmanager
 def serving(link: LinkEmulator, body: Path, sha256: str, cut_s: float) -> Iterator[str]:
     command = [sys.executable, "-m", "benchmarks.link_server", str(body), sha256, "--address", link.SERVER_ADDRESS]
@@ -147,9 +159,8 @@ def main() -> None:
     print("| who | seconds from the first byte | share of the link's rate | bytes beyond the file |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        data = random.Random(1).randbytes(arguments.bytes)
-        body, sha256 = Path(folder) / "body", hashlib.sha256(data).hexdigest()
-        body.write_bytes(data)
+        body = Path(folder) / "body"
+        sha256 = noise(body, arguments.bytes)
         for client in arguments.clients.split(","):
             measure(client, shape, body, sha256, arguments.cut_s)
 
