@@ -2,7 +2,7 @@
 
 `python -m benchmarks.fleet_sim` runs 10 seeds at 2, 6 and 10 jobs a second and prints medians and ratios; `--seeds 1`
 is quicker. `--results FILE` keeps every run as a line of JSON and skips those that are in it already; `--plots FOLDER`
-draws them (needs matplotlib). `--large` runs 10 minutes of 10,000 nodes at 600 jobs a second instead.
+draws them. `--large` runs 10 minutes of 10,000 nodes at 600 jobs a second instead.
 """
 
 import argparse
