@@ -17,7 +17,7 @@ from tests.golden.annotator_maps import ANNOTATORS, PHOTO
 
 SIDE_PX = 128
 # What keeps the slow ones short.
-PARAMETERS = {"sam": {"model": "vit_t", "points_per_side": 2}}
+PARAMETERS = {"sam": {"model": "vit_t", "points_per_side": 2}, "depth_leres++": {"detect_resolution": 192}}
 # Minutes on two busy cores each, for their weights are large.
 SLOW = {"depth_zoe", "depth_leres", "depth_leres++", "depth_midas", "normal_midas", "normal_bae", "sam"}
 SLOW |= {each.id for each in NEURAL if each.id.startswith("openpose")}

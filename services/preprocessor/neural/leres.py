@@ -17,6 +17,9 @@ from services.preprocessor.neural.lines import TORCH
 from services.preprocessor.neural.running import place, read_weights, running, without_prefix
 from services.preprocessor.weights import Model
 
+# Smaller pictures have no closer looks to merge; on one of 160 pixels or less the boost breaks.
+BOOST_MIN_PX = 192
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leres:
@@ -52,7 +55,7 @@ def _depth(picture: Pixels, model: Leres, boost: bool) -> Any:
     module = defects.submodule("leres.leres.depthmap")
     height, width = picture.shape[:2]
     with running(model.device):
-        if boost:
+        if boost and max(width, height) >= BOOST_MIN_PX:
             return module.estimateboost(picture, model.network, 0, model.merger, max(width, height))
         return module.estimateleres(picture, model.network, width, height)
 
