@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-BUILD = Path(__file__).parents[3] / "docker" / "build"
+BUILD = Path(__file__).parents[3] / "docker" / "install"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,127 @@
+"""Run inside the build: puts a layer's packages into /layers/LAYER, less what no service needs, compiled ahead.
+
+usage: python3 install.py LAYER [--packages LIST] [WHEEL...]
+/wheels: the wheels; ../locks/LIST.txt: what to install of them, to the version; no package index is asked.
+"""
+
+import argparse
+import py_compile
+import struct
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+WHEELS = Path("/wheels")
+LAYERS = Path("/layers")
+# The header of a 64-bit ELF file, and one of its segments.
+ELF = struct.Struct("<16sHHIQQQIHHHHHH")
+SEGMENT = struct.Struct("<IIQQQQQQ")
+# A smaller symbol table is left where it is, for whoever looks at a crash.
+STRIP_BYTES_MIN = 64 * 1024
+# Prints the file of every module that was loaded by importing what it is told.
+LOADED = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print("\\n".join(filter(None, (getattr(module, "__file__", None) for module in list(sys.modules.values())))))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("layer")
+    parser.add_argument("--packages", metavar="LIST", help="where it is not the layer's name")
+    parser.add_argument("wheels", nargs="*")
+    asked = parser.parse_args()
+    out = LAYERS / asked.layer
+    install(asked.wheels or ["--requirement", str(HERE.parent / "locks" / f"{asked.packages or asked.layer}.txt")], out)
+    removed = sum(remove(path) for path in unneeded(out)) + sum(strip(path) for path in out.rglob("*.so*"))
+    layer = tomllib.loads((HERE.parent / "layers.toml").read_text())["layers"].get(asked.layer, {})
+    compile_ahead(out, layer.get("compiled_by", ()), layer.get("below", ()))
+    print(f"{asked.layer}: {size_of(out):,} bytes, {removed:,} taken out")
+
+
+def install(what: Iterable[str], out: Path) -> None:
+    """pip runs from its own wheel, so the base image needs none."""
+    pip = next(WHEELS.glob("pip-*.whl"))
+    command = [sys.executable, f"{pip}/pip", "install", "--quiet", "--root-user-action=ignore", "--no-cache-dir"]
+    offline = ["--no-index", "--find-links", str(WHEELS), "--no-deps", "--no-compile", "--target", str(out)]
+    subprocess.run([*command, *offline, *what], check=True)
+
+
+def unneeded(out: Path) -> Iterator[Path]:
+    """Everything that a rule of prune.toml names."""
+    for rule in tomllib.loads((HERE / "prune.toml").read_text())["rule"]:
+        kept = {path for pattern in rule.get("but", ()) for path in out.glob(pattern)}
+        found = sorted({path for pattern in rule["paths"] for path in out.glob(pattern)} - kept)
+        yield from (path for path in found if path.exists())
+
+
+def remove(path: Path) -> int:
+    """The bytes that are gone."""
+    if path.is_dir() and not path.is_symlink():
+        size = sum(remove(each) for each in list(path.iterdir()))
+        path.rmdir()
+        return size
+    size = path.lstat().st_size
+    path.unlink()
+    return size
+
+
+def strip(path: Path) -> int:
+    """Cuts off what lies behind the last byte that a loader maps: symbol tables, debug sections. The bytes cut off.
+
+    As sstrip of the ELF kickers does it; the base image has no binutils.
+    """
+    with path.open("r+b") as file:
+        head = file.read(ELF.size)
+        if head[:6] != b"\x7fELF\x02\x01":
+            return 0
+        fields = list(ELF.unpack(head))
+        begin, size, count = fields[5], fields[9], fields[10]
+        file.seek(begin)
+        segments = [SEGMENT.unpack_from(file.read(size)) for _ in range(count)]
+        end = max(begin + size * count, *(offset + length for _, _, offset, _, _, length, _, _ in segments))
+        cut = int(path.stat().st_size - end)
+        if cut < STRIP_BYTES_MIN:
+            return 0
+        # There is no table of sections any more.
+        fields[6] = fields[12] = fields[13] = 0
+        file.seek(0)
+        file.write(ELF.pack(*fields))
+        file.truncate(end)
+        return cut
+
+
+def compile_ahead(out: Path, loaded_by: Iterable[str], below: Iterable[str]) -> None:
+    """Compiled by content, not by time: the same bytes whenever it is built, and a read-only root starts as fast."""
+    for path in loaded(out, loaded_by, below) if loaded_by else out.rglob("*.py"):
+        try:
+            py_compile.compile(
+                str(path),
+                dfile=str(Path("/opt/fanlight/lib", path.relative_to(out))),
+                doraise=True,
+                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+            )
+        except py_compile.PyCompileError as error:
+            print(f"not compiled, it is a template or for another Python: {path}: {error.exc_type_name}")
+
+
+def loaded(out: Path, modules: Iterable[str], below: Iterable[str]) -> list[Path]:
+    """The layer's source files that importing the modules loads."""
+    folders = [str(out), *(str(LAYERS / name) for name in below)]
+    environ = {"PYTHONPATH": ":".join(folders), "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"}
+    done = subprocess.run([sys.executable, "-c", LOADED, *modules], env=environ, stdout=subprocess.PIPE, check=True)
+    paths = (Path(line) for line in done.stdout.decode().splitlines() if line.endswith(".py"))
+    return sorted(path for path in paths if path.is_relative_to(out))
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    main()
