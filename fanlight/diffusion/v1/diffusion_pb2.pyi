@@ -199,8 +199,8 @@ class GenerateRequest(google.protobuf.message.Message):
     a ControlNet was trained so.
     """
     noise_schedule: builtins.str
-    """How noise falls from step to step, whatever the scheduler's own is: `karras`, `exponential`, `sgm_uniform`, `beta`,
-    `trailing`; empty means the scheduler's own.
+    """How noise falls from step to step, whatever the scheduler's own is: `karras`, `exponential` or `sgm_uniform`; empty
+    means the scheduler's own.
     """
     eta: builtins.float
     """How much noise ddim adds in every step, 0 to 1. Absent means 0."""

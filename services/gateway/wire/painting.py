@@ -18,7 +18,7 @@ CLIP_SKIP_LIMIT = 12
 QUALITY_LIMIT = 100
 
 RESIZES = ("crop", "stretch", "pad")
-NOISE_SCHEDULES = ("karras", "exponential", "sgm_uniform", "beta", "trailing")
+NOISE_SCHEDULES = ("karras", "exponential", "sgm_uniform")
 FORMATS = ("png", "webp", "jpeg")
 SAFETY_MODES = ("off", "flag", "blur", "block")
 
