@@ -22,10 +22,12 @@ def place(network: Any, device: Device) -> Any:
     torch.set_num_threads(device.threads)
     if device.kind == CUDA and not torch.cuda.is_available():
         raise NodeFault("torch cannot use the GPU; set FANLIGHT_PREPROCESSOR_DEVICE=cpu, or update the driver")
-    # One by one: MiDaS overrides what `eval` gives back.
+    # One by one: MiDaS overrides what `eval` gives back, and ZoeDepth what `to` takes.
     network.eval()
     network.requires_grad_(False)
-    network.to(device.kind, memory_format=torch.channels_last)
+    network.to(device.kind)
+    plain: Any = torch.nn.Module.to
+    plain(network, memory_format=torch.channels_last)
     return network
 
 
