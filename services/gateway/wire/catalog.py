@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from services.gateway.jobs.painting import ANY, is_reference
-from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, Annotator, Catalog, Model
+from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, REMOTE, Annotator, Catalog, Model
 from services.kernel.errors import InvalidField, NotFound, Unavailable
 
 RETRY_AFTER_S = 5.0
@@ -26,16 +26,19 @@ def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotato
 
 
 def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:
-    """The default one where none is named."""
+    """Where none is named the default one, which is never one that would have to be fetched first."""
     checkpoints = {model.id: model for model in catalog.of_kind(CHECKPOINT)}
     if _is_fetched(catalog, CHECKPOINT, model_id):
         return checkpoints.get(model_id) or Model(id=model_id, kind=CHECKPOINT)
     checkpoints.pop(ANY, None)
     if model_id in checkpoints:
         return checkpoints[model_id]
-    if model_id or not checkpoints:
+    if model_id:
         raise NotFound(f"there is no such model; there are {_names(checkpoints)}", field=field)
-    return next((model for model in checkpoints.values() if model.is_default), next(iter(checkpoints.values())))
+    held = [model for model in checkpoints.values() if model.residency != REMOTE]
+    if not held:
+        raise NotFound(f"no worker holds a model; name one of {_names(checkpoints)}", field=field)
+    return next((model for model in held if model.is_default), held[0])
 
 
 def controlnet_of(

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.jobs.workers import Capabilities, Model, catalog_of
+from services.gateway.jobs.workers import REMOTE, Model
 from services.gateway.wire import answers, requests, tasks
 from services.kernel.errors import FanlightError, NotFound
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, Fleet
@@ -149,6 +149,18 @@ async def test_a_reference_goes_to_a_worker_that_fetches_any() -> None:
         (task,) = await fetching.lease()
     told = tasks._leased(task).generate
     assert (told.model, told.loras[0].model) == ("hf:someone/theirs", "civitai:82098@87153")
+
+
+def test_what_would_have_to_be_fetched_is_never_the_default() -> None:
+    remote = Model(id="sd15", kind="checkpoint", residency=REMOTE)
+    catalog = replace(Fleet().gateway.workers.catalog(), stages=frozenset({"diffusion"}))
+    only_remote = replace(catalog, models={("checkpoint", "sd15", ""): remote})
+    with pytest.raises(NotFound) as caught:
+        requests.new_job(of_generation(), only_remote)
+    assert (caught.value.field, "sd15" in caught.value.message) == ("generation.model", True)
+    both = replace(catalog, models={**only_remote.models, ("checkpoint", "other", ""): replace(MODELS[0], id="other")})
+    assert requests.new_job(of_generation(), both).work.model == "other"
+    assert requests.new_job(of_generation(model="sd15"), only_remote).work.model == "sd15"
 
 
 def test_the_id_of_any_is_no_model() -> None:
