@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.jobs.workers import REMOTE, Model
+from services.gateway.jobs.workers import REMOTE, Capabilities, Model, catalog_of
 from services.gateway.wire import answers, requests, tasks
 from services.kernel.errors import FanlightError, NotFound
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, Fleet
