@@ -49,6 +49,10 @@ def _number(value: float) -> str:
     return str(int(value)) if value.is_integer() else str(value)
 
 
+# By numbers of the contract's enum Residency.
+_WHERE = {1: "to be fetched", 2: "disk", 3: "RAM", 4: "VRAM"}
+
+
 def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
     """List the models that some worker offers."""
 
@@ -56,9 +60,10 @@ def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
         size = f"{model.width_px}x{model.height_px}" if model.width_px else "-"
         mebibytes = f"{model.size_bytes / MIB:.1f} MiB" if model.size_bytes else "-"
         default = "default" if model.is_default else ""
-        return model.id, model.kind, model.family or "-", size, mebibytes, model.licence or "-", default
+        where = _WHERE.get(model.residency, "-")
+        return model.id, model.kind, model.family or "-", size, mebibytes, where, model.licence or "-", default
 
-    titles = ("MODEL", "KIND", "FAMILY", "SIZE", "BYTES", "LICENCE", "")
+    titles = ("MODEL", "KIND", "FAMILY", "SIZE", "BYTES", "WHERE", "LICENCE", "")
     _list(gateway, lambda client: client.list_models(), titles, row, as_json=as_json)
 
 
