@@ -9,7 +9,7 @@ from services.diffusion.generation import Control
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.parse.fields import number
-from services.diffusion.parse.pictures import Sources, decoded
+from services.diffusion.parse.pictures import Sources, decoded, decoded_with_hole
 from services.diffusion.pictures.fit import Resize, fit, fit_mask
 from services.kernel.errors import FanlightError, InvalidField
 from services.kernel.pictures import PictureLimits
@@ -69,21 +69,26 @@ class ControlReader:
         if start >= end:
             raise InvalidField(f"is {start:g}; must be below the end, {end:g}", field="start")
         scale = number(control.scale if control.HasField("scale") else 1.0, "scale", CONTROL_SCALE_LIMIT)
-        image = self._image(control, net, own)
+        image, hole = self._image(control, net, own)
         return Control(
             controlnet=net,
             scale=scale,
             start=start,
             end=end,
             image=fit(image, size_px, self.how),
-            mask=_hole(net, image, own, size_px, self.how),
+            mask=fit_mask(_hole(image, hole, own), size_px, self.how) if net.id == INPAINT else None,
         )
 
-    def _image(self, control: diffusion_pb2.Control, net: ControlNetEntry, own: Sources) -> Image.Image:
+    def _image(
+        self, control: diffusion_pb2.Control, net: ControlNetEntry, own: Sources
+    ) -> tuple[Image.Image, Image.Image | None]:
+        """The control image, and for the net that fills in what is missing: which of its pixels are transparent."""
+        if control.HasField("image") and net.id == INPAINT:
+            return decoded_with_hole(control.image, "image", self.limits)
         if control.HasField("image"):
-            return decoded(control.image, "image", self.limits)
+            return decoded(control.image, "image", self.limits), None
         if net.id == INPAINT and own.image is not None:
-            return own.image
+            return own.image, None
         raise InvalidField("is missing; a ControlNet conditions on a picture", field="image")
 
 
@@ -96,13 +101,14 @@ def clip_skip_of(nets: list[ControlNetEntry]) -> int:
     return max((CLIP_SKIPS.get(net.id, 1) for net in nets), default=1)
 
 
-def _hole(
-    net: ControlNetEntry, image: Image.Image, own: Sources, size_px: tuple[int, int], how: Resize
-) -> Image.Image | None:
-    if net.id != INPAINT:
-        return None
+def _hole(image: Image.Image, hole: Image.Image | None, own: Sources) -> Image.Image:
+    """What to fill in: by the request's mask, or else what the control image leaves transparent."""
     if own.mask is None:
-        raise InvalidField("needs a mask: it fills in what the request's mask leaves out", field="controlnet")
+        if hole is None:
+            raise InvalidField(
+                "needs a mask, or a control image that is transparent where it is to fill in", field="controlnet"
+            )
+        return hole
     if image.size != own.mask.size:
         raise InvalidField(f"is {image.width} x {image.height} pixels; must have the mask's size", field="image")
-    return fit_mask(own.mask, size_px, how)
+    return own.mask

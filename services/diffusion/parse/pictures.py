@@ -9,18 +9,32 @@ from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.generation import Start
 from services.diffusion.parse import fields
-from services.diffusion.pictures.fit import Resize, fit, fit_mask
+from services.diffusion.pictures.fit import MASK_THRESHOLD, Resize, fit, fit_mask
 from services.kernel.digests import digest_of
 from services.kernel.errors import InvalidField
-from services.kernel.pictures import PictureLimits, decode_rgb
+from services.kernel.pictures import PictureLimits, decode_rgb, decode_rgba
 
 IMG2IMG_STRENGTH, INPAINT_STRENGTH = 0.8, 1.0
 
 
 def decoded(picture: common_pb2.Picture, field: str, limits: PictureLimits) -> Image.Image:
+    _refuse_elsewhere(picture, field)
+    return decode_rgb(picture.data, field=field, limits=limits)
+
+
+def decoded_with_hole(
+    picture: common_pb2.Picture, field: str, limits: PictureLimits
+) -> tuple[Image.Image, Image.Image | None]:
+    """RGB, and a mask that is white where the picture is transparent; None where it nowhere is."""
+    _refuse_elsewhere(picture, field)
+    whole = decode_rgba(picture.data, field=field, limits=limits)
+    hole = whole.getchannel("A").point(lambda alpha: 255 if alpha < MASK_THRESHOLD else 0)
+    return whole.convert("RGB"), hole if hole.getbbox() else None
+
+
+def _refuse_elsewhere(picture: common_pb2.Picture, field: str) -> None:
     if picture.WhichOneof("source") in ("blob", "url"):
         raise InvalidField("must be data here; only the gateway takes a blob or a URL", field=field)
-    return decode_rgb(picture.data, field=field, limits=limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

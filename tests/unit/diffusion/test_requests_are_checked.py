@@ -1,9 +1,11 @@
 """Every field of a request has its bounds; what is left open is filled in."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
@@ -235,6 +237,20 @@ def test_the_controlnet_inpaint_conditions_pure_noise_too(with_nets):
     generation = with_nets("inpaint").parse(request)
     assert generation.start is None
     assert generation.controls[0].mask is not None
+
+
+def test_the_controlnet_inpaint_takes_what_its_control_image_leaves_transparent(with_nets):
+    """As the annotator of that name makes it."""
+    pixels = np.full((64, 96, 4), 255, dtype=np.uint8)
+    pixels[:, :32] = 0
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    controls = [Control(controlnet="inpaint", image=common_pb2.Picture(data=file.getvalue()))]
+    generation = with_nets("inpaint").parse(GenerateRequest(width_px=96, height_px=64, controls=controls))
+    [control] = generation.controls
+    assert generation.pipeline == "controlnet"
+    assert control.image.mode == "RGB"
+    assert (np.asarray(control.mask) == np.where(pixels[:, :, 3] == 0, 255, 0)).all()
 
 
 def test_the_controlnet_inpaint_without_a_mask_is_refused(with_nets):
