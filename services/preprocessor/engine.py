@@ -12,7 +12,7 @@ from services.preprocessor.annotation import Annotation, ControlImage, Hand, Sou
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.device import PLAIN_LABEL, Device
 from services.preprocessor.residency import Residency, ResidencyLimits
-from services.preprocessor.weights import Weights
+from services.preprocessor.weights import Tell, Weights, tell_nobody
 
 # A model is built and weights are read beside the annotations that run.
 LOADING_THREADS = 1
@@ -52,14 +52,17 @@ class Engine:
         await asyncio.get_running_loop().run_in_executor(self._executor, decode)
         return source
 
-    async def run(self, asked: Annotation, source: Source | None = None) -> ControlImage:
-        """Cancelling the call ends the work after its present step, and returns only then: the slot is still in use."""
+    async def run(self, asked: Annotation, source: Source | None = None, *, tell: Tell = tell_nobody) -> ControlImage:
+        """Cancelling the call ends the work after its present step, and returns only then: the slot is still in use.
+
+        `tell` hears how weights come that are not held yet.
+        """
         model = asked.annotator.model(asked.parameters)
         async with AsyncExitStack() as stack:
             hand: Hand | None = None
             if model is not None:
                 assert self.residency is not None, "annotators with models are listed only where they can be loaded"
-                hand = await stack.enter_async_context(self.residency.use(model))
+                hand = await stack.enter_async_context(self.residency.use(model, tell))
             return await self._in_thread(
                 lambda go_on: annotate(asked, limits=self._limits, hand=hand, source=source, go_on=go_on)
             )

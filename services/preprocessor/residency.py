@@ -16,7 +16,7 @@ from services.preprocessor.annotation import Annotation
 from services.preprocessor.annotator import Drawn, Pixels
 from services.preprocessor.device import Device
 from services.preprocessor.lanes import Lane
-from services.preprocessor.weights import Model, Weights
+from services.preprocessor.weights import Model, Tell, Weights, tell_nobody
 
 log = get_logger()
 
@@ -75,10 +75,10 @@ class Residency:
         return sum(each.model.size_bytes for each in self._loaded.values())
 
     @contextlib.asynccontextmanager
-    async def use(self, model: Model) -> AsyncIterator[Loaded]:
+    async def use(self, model: Model, tell: Tell = tell_nobody) -> AsyncIterator[Loaded]:
         """The loaded model, not dropped while this is open. FanlightError where its weights are not to be had."""
         async with self._doors.setdefault(model.name, asyncio.Lock()):
-            loaded = self._loaded.get(model.name) or await self._load(model)
+            loaded = self._loaded.get(model.name) or await self._load(model, tell)
             loaded.users += 1
         self._uses += 1
         loaded.used_at = self._uses
@@ -88,10 +88,10 @@ class Residency:
             loaded.users -= 1
             self._make_room(0)
 
-    async def _load(self, model: Model) -> Loaded:
+    async def _load(self, model: Model, tell: Tell) -> Loaded:
         self._make_room(model.size_bytes)
         loop = asyncio.get_running_loop()
-        async with self._weights.folder(model) as folder:
+        async with self._weights.folder(model, tell) as folder:
             device = model.device(self.device)
             log.info("model_loading", model=model.name, size_bytes=model.size_bytes, device=device.label)
             network = await loop.run_in_executor(self._executor, model.build, folder, device)

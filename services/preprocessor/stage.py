@@ -6,7 +6,7 @@ from services.kernel.pictures import PictureLimits
 from services.preprocessor.engine import Engine
 from services.preprocessor.registry import Registry
 from services.preprocessor.wire import annotator_to_proto, parse_request
-from services.worker.ports import Outcome, Output, Report
+from services.worker.ports import Outcome, Output, Progress, Report
 
 
 class PreprocessStage:
@@ -37,6 +37,9 @@ class PreprocessStage:
     async def run(self, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
         if task.WhichOneof("work") != "annotate":
             raise InvalidField("is no work of this stage", field="work")
-        control = await self._engine.run(parse_request(task.annotate, self._registry, self._limits))
+        control = await self._engine.run(
+            parse_request(task.annotate, self._registry, self._limits),
+            tell=lambda fetched: report(Progress(fetch=fetched.whole or fetched)),
+        )
         output = Output(data=control.data, width_px=control.width_px, height_px=control.height_px)
         return Outcome(outputs=[output], spans=control.spans)

@@ -16,6 +16,7 @@ from services.weights.settings import WeightsSettings
 
 if TYPE_CHECKING:
     from services.weights.provision import Provision
+    from services.weights.targets import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,16 @@ def _manifest(entry: str) -> Manifest:
     return shipped().require(entry)
 
 
+# Told how a download stands.
+Tell = Callable[["Progress"], None]
+
+
+def tell_nobody(progress: "Progress") -> None:
+    """For those who do not wait to see it."""
+
+
 class Weights(Protocol):
-    def folder(self, model: Model) -> contextlib.AbstractAsyncContextManager[Path]:
+    def folder(self, model: Model, tell: Tell = ...) -> contextlib.AbstractAsyncContextManager[Path]:
         """The folder with the model's files, there for as long as this is open. FanlightError says what is missing."""
         ...
 
@@ -70,11 +79,11 @@ class FolderWeights:
         self._beyond = beyond
 
     @contextlib.asynccontextmanager
-    async def folder(self, model: Model) -> AsyncIterator[Path]:
+    async def folder(self, model: Model, tell: Tell = tell_nobody) -> AsyncIterator[Path]:
         if self._root is not None and not _missing(self._root / model.manifest.view, model):
             yield self._root / model.manifest.view
             return
-        async with self._beyond.folder(model) as path:
+        async with self._beyond.folder(model, tell) as path:
             yield path
 
 
@@ -105,9 +114,9 @@ class StoreWeights:
             return self._provision
 
     @contextlib.asynccontextmanager
-    async def folder(self, model: Model) -> AsyncIterator[Path]:
+    async def folder(self, model: Model, tell: Tell = tell_nobody) -> AsyncIterator[Path]:
         try:
-            async with (await self._opened()).obtain(model.entry) as folder:
+            async with (await self._opened()).obtain(model.entry, report=tell) as folder:
                 yield _whole(folder, model)
         except FanlightError as error:
             raise type(error)(

@@ -52,7 +52,7 @@ def weights(models_dir) -> Callable[[str], None]:
 class Nowhere:
     """Where no weights are."""
 
-    def folder(self, model: Model):
+    def folder(self, model: Model, tell: object = None):
         raise Unavailable(f"{model.name} is nowhere")
 
 

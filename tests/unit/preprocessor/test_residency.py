@@ -11,8 +11,9 @@ from services.kernel.errors import NodeFault
 from services.preprocessor.device import Device, find_device
 from services.preprocessor.registry import NEURAL
 from services.preprocessor.residency import Residency, ResidencyLimits
-from services.preprocessor.weights import FolderWeights, Model, StoreWeights, told
+from services.preprocessor.weights import FolderWeights, Model, StoreWeights, tell_nobody, told
 from services.weights.settings import WeightsSettings
+from services.weights.targets import Progress
 
 # A network of 29 MB, one of 6 MB and one of 17 MB twice.
 HED, MLSD, LINEART = "annotator-hed", "annotator-mlsd", "annotator-lineart"
@@ -22,7 +23,8 @@ class Somewhere:
     """Weights that are always there."""
 
     @contextlib.asynccontextmanager
-    async def folder(self, model):
+    async def folder(self, model, tell=tell_nobody):
+        tell(Progress(reference=model.name, path="", done_bytes=1, total_bytes=1, bytes_per_s=1.0, source=""))
         yield Path(model.name)
 
 
@@ -80,6 +82,14 @@ async def test_what_is_in_use_is_never_dropped_and_goes_afterwards(builder, resi
         assert residency.holds(hed)
         assert not residency.holds(mlsd)
     assert residency.size_bytes == 0
+
+
+async def test_whoever_waits_for_weights_is_told_how_they_come(builder, residency_of):
+    residency, heard = residency_of(10**9), []
+    for _ in range(2):
+        async with residency.use(builder.model(HED), heard.append):
+            pass
+    assert [progress.reference for progress in heard] == ["hed"]
 
 
 async def test_a_model_that_could_not_be_built_is_tried_again(builder, residency_of):
