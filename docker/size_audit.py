@@ -6,6 +6,8 @@ Exit code: 0 within budget, 1 a budget is broken, 2 an image cannot be read.
 
 import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     formats = {"table": as_table, "markdown": as_markdown, "html": as_html, "json": _as_json}
-    sys.stdout.write(formats[options.format](found))
+    _write(formats[options.format](found))
     for line in found["broken"]:
         print(f"over budget: {line}", file=sys.stderr)
     return 1 if found["broken"] else 0
+
+
+def _write(text: str) -> None:
+    """Whatever bytes an image's names are of."""
+    try:
+        sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -41,23 +53,29 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--against", metavar="IMAGE", help="an earlier build to compare the first image with")
     parser.add_argument("--held", action="append", default=[], metavar="IMAGE", help="what a node holds already")
     parser.add_argument("--link-mbps", type=_rates, default=[25.0, 100.0, 300.0], metavar="RATE,...")
-    parser.add_argument("--unpack-mb-s", type=float, default=report.UNPACK_BYTES_S / 1e6, metavar="RATE")
+    parser.add_argument("--unpack-mb-s", type=_rate, default=report.UNPACK_BYTES_S / 1e6, metavar="RATE")
     parser.add_argument("--platform", default="linux/amd64")
     return parser.parse_args(arguments)
 
 
 def _rates(text: str) -> list[float]:
-    rates = [float(part) for part in text.split(",")]
-    if min(rates) <= 0:
-        raise ValueError("a rate must be above 0")
-    return rates
+    return [_rate(part) for part in text.split(",")]
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not math.isfinite(rate) or rate <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate above 0")
+    return rate
 
 
 def audit(options: argparse.Namespace) -> dict[str, Any]:
     images = [_load(name, options.platform) for name in options.images]
     held = [_load(name, options.platform) for name in options.held]
     found: dict[str, Any] = {"images": [report.describe(image) for image in images]}
-    for image, described in zip(images, found["images"], strict=True):
+    for image, described, shared in zip(images, found["images"], report.shared_with(images), strict=True):
+        for layer, others in zip(described["layers"], shared, strict=True):
+            layer["shared_with"] = others
         described["ready"] = report.ready(image, held, options.link_mbps, options.unpack_mb_s * 1e6)
     if options.against:
         before = _load(options.against, options.platform)
@@ -83,8 +101,9 @@ def _broken(options: argparse.Namespace, images: Sequence[Image], described: Seq
 def _plan(text: str) -> tuple[str, dict[str, Any]]:
     name, _, file = text.partition("=")
     try:
-        return name, json.loads(Path(file).read_text())
-    except (OSError, ValueError) as error:
+        plan = json.loads(Path(file).read_text())
+        return name, {"fetch_bytes": int(plan["fetch_bytes"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise AuditError(f"--plan {text}: no weights plan: {error}") from error
 
 

@@ -11,8 +11,10 @@ from audit.report import ready, set_bytes
 
 # What the platform takes at most.
 CAP_BYTES = 35_000_000_000
+# Table to the keys of what is in it. A key that nobody reads would be a budget that nobody keeps.
 _IMAGE_KEYS = {"match", "compressed_bytes", "unpacked_bytes", "layer_compressed_bytes", "above", "kinds"}
-_MORE_KEYS = {"match", "held", "compressed_bytes"}
+_KEYS = {"images": _IMAGE_KEYS, "more": {"match", "held", "compressed_bytes"}, "weights": {"fetch_bytes"}}
+_SET_KEYS = {"compressed_bytes"}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -20,15 +22,28 @@ def read(path: Path) -> dict[str, Any]:
         found = tomllib.loads(path.read_text())
     except OSError as error:
         raise AuditError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise AuditError(f"{path}: {error}") from error
-    for name, budget in found.get("images", {}).items():
-        if unknown := set(budget) - _IMAGE_KEYS:
-            raise AuditError(f"{path}: images.{name} has unknown keys: {', '.join(sorted(unknown))}")
-    for name, limits in found.get("more", {}).items():
-        if set(limits) != _MORE_KEYS:
-            raise AuditError(f"{path}: more.{name} needs {', '.join(sorted(_MORE_KEYS))} and nothing else")
+    _check(path, found, {*_KEYS, "set"}, "")
+    _check(path, found.get("set", {}), _SET_KEYS, "set.")
+    for table, keys in _KEYS.items():
+        for name, limits in found.get(table, {}).items():
+            _check(path, limits, keys, f"{table}.{name}.")
+            if table == "more" and set(limits) != keys:
+                raise AuditError(f"{path}: more.{name} needs {', '.join(sorted(keys))}")
     return found
+
+
+def _check(path: Path, table: Any, keys: set[str], where: str) -> None:
+    if not isinstance(table, dict):
+        raise AuditError(f"{path}: {where.rstrip('.')} is no table")
+    if unknown := set(table) - keys:
+        raise AuditError(f"{path}: {where}{min(unknown)} is no budget; there are {', '.join(sorted(keys))}")
+    numbers = {key: value for key, value in table.items() if key == "above" or key.endswith("_bytes")}
+    numbers |= {f"kinds.{key}": value for key, value in dict(table.get("kinds", {})).items()}
+    for key, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise AuditError(f"{path}: {where}{key} is {value!r}, which is no number of bytes")
 
 
 def broken(

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
+from audit.layers import normal
 from audit.rootfs import RootFs
 
 _RECORD = re.compile(r"(?P<site>.*)/(?P<name>[^/]+)-(?P<version>[^/-]+)\.dist-info/RECORD")
@@ -38,11 +39,16 @@ def distributions(root: RootFs) -> list[Distribution]:
 def _owners(root: RootFs) -> dict[str, tuple[str, str]]:
     """Path to distribution, for everything that a RECORD lists."""
     return {
-        posixpath.normpath(posixpath.join(found["site"], path)): (found["name"], found["version"])
+        normal(posixpath.join("/", found["site"], path)): (found["name"], found["version"])
         for entry in list(root.files())
         if (found := _RECORD.fullmatch(entry.path))
         for path in entry.record
     }
+
+
+def package_folders(root: RootFs) -> set[str]:
+    """Where distributions were installed."""
+    return {found["site"] for entry in root.files() if (found := _RECORD.fullmatch(entry.path))}
 
 
 def _source(path: str) -> str:

@@ -1,31 +1,37 @@
 """Bytes that an image could do without: one function a kind, each from the merged file system to findings."""
 
-import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
-from audit.model import Entry, Finding, Image, Kind
-from audit.rootfs import RootFs, folder
+from audit.distributions import package_folders
+from audit.libraries import debug_symbols, unlinked_libraries
+from audit.model import Entry, Finding, Image, finding
+from audit.rootfs import RootFs
+from audit.weights import fp32_beside_fp16, pickle_beside_safetensors
 
 # Two small files that happen to be equal are no waste worth a line.
-DUPLICATE_BYTES_MIN = 4096
-PICKLES = (".bin", ".ckpt", ".pth", ".pt")
-CACHES = (
-    "var/cache/apt/",
-    "var/lib/apt/lists/",
-    "root/.cache/",
-    "root/.npm/",
-    "var/cache/apk/",
-    "var/cache/dnf/",
-    "opt/conda/pkgs/",
+DUPLICATE_BYTES_MIN = 1024
+# What lies in the cache of a model hub may be what the service runs.
+_MODELS = "huggingface|torch|clip|whisper|modelscope|openai|suno|rembg|insightface|doctr|paddle|keras|tensorflow"
+_CACHE = re.compile(
+    r"(var/cache/(?:apt|apk|dnf|yum|zypp|pacman|man|debconf)|var/lib/apt/lists"
+    rf"|(?:.*/)?\.cache/(?!(?:{_MODELS})/)[^/]+"
+    r"|(?:.*/)?\.npm/_cacache|(?:.*/)?\.?(?:conda|miniconda|miniforge|mambaforge|micromamba)\d?/pkgs"
+    r"|(?:.*/)?\.?cargo/registry|(?:.*/)?go/pkg/mod/cache|tmp/pip-[^/]+)/"
 )
-_HOME_CACHE = re.compile(r"home/[^/]+/\.cache/")
-_TESTS = re.compile(r"(.*?/(?:site|dist)-packages/(?:.+/)?tests?)/")
-_GIT = re.compile(r"((?:.*/)?\.git)/")
+_TESTS = re.compile(
+    r"(.*?(?:/(?:site|dist)-packages|/python3[^/]*|(?:^|/)node_modules)/(?:.+?/)??(?:tests?|idle_test))/"
+)
+_PACKAGE_TESTS = re.compile(r"((?:.+?/)??tests?)/")
+# It is called tests, and is what others' programs run.
+_NO_TESTS = ("django/test",)
+_GIT = re.compile(r"((?:.*/)?(?:\.git|[^/]+\.git(?=/(?:objects|lfs|refs|hooks|info|logs)/)))/")
 _DOCS = ("usr/share/doc/", "usr/share/man/", "usr/share/info/", "usr/share/locale/")
-_COMPILERS = re.compile(r"usr/(?:bin/(?:.*-)?(?:gcc|g\+\+|cc1|ld|as)(?:-[\d.]+)?$|lib/gcc/|libexec/gcc/)")
-_LIBRARY_NAME = re.compile(r"lib[^/]*\.so(?:\.\d+)*$")
+_COMPILERS = re.compile(
+    r"(?:usr/(?:local/)?)?(?:bin/(?:.*-)?(?:gcc|g\+\+|cc|c\+\+|cpp|cc1|clang|clang\+\+|ld|ld\.bfd|ld\.gold|as)(?:-[\d.]+)?$"
+    r"|lib/gcc/.*/(?:cc1|cc1plus|collect2|lto1|lto-wrapper)$|libexec/gcc/)"
+)
 
 
 def hidden(image: Image, root: RootFs) -> Iterator[Finding]:
@@ -48,25 +54,7 @@ def duplicates(image: Image, root: RootFs) -> Iterator[Finding]:
     for same in by_content.values():
         first, *others = sorted(same, key=lambda entry: entry.path)
         for entry in others:
-            yield _finding("duplicate", entry, f"the same bytes as {first.path}")
-
-
-def fp32_beside_fp16(image: Image, root: RootFs) -> Iterator[Finding]:
-    for entry in root.files():
-        stem, extension = posixpath.splitext(entry.path)
-        half = root.entries.get(f"{stem}.fp16{extension}")
-        if half is not None and half.kind is Kind.FILE:
-            yield _finding("fp32 beside fp16", entry, f"{posixpath.basename(half.path)} lies beside it")
-
-
-def pickle_beside_safetensors(image: Image, root: RootFs) -> Iterator[Finding]:
-    for entry in root.files():
-        stem, extension = posixpath.splitext(entry.path)
-        if extension in PICKLES:
-            for safe in (f"{stem}.safetensors", posixpath.join(folder(entry.path), "model.safetensors")):
-                if safe in root.entries and (safe == f"{stem}.safetensors" or stem.endswith("pytorch_model")):
-                    yield _finding("pickle beside safetensors", entry, f"{posixpath.basename(safe)} lies beside it")
-                    break
+            yield finding("duplicate", entry, f"the same bytes as {first.path}")
 
 
 def git_objects(image: Image, root: RootFs) -> Iterator[Finding]:
@@ -76,19 +64,25 @@ def git_objects(image: Image, root: RootFs) -> Iterator[Finding]:
 def lfs_pointers(image: Image, root: RootFs) -> Iterator[Finding]:
     for entry in root.files():
         if entry.is_lfs_pointer:
-            yield _finding("LFS pointer", entry, "stands for a file that was never fetched")
+            yield finding("LFS pointer", entry, "stands for a file that was never fetched")
 
 
 def caches(image: Image, root: RootFs) -> Iterator[Finding]:
-    def cache_of(path: str) -> str:
-        found = next((cache for cache in CACHES if path.startswith(cache)), "")
-        return (found or _first(_HOME_CACHE, path, 0)).rstrip("/")
-
-    return _grouped(root, "cache", cache_of, "only an installer reads it")
+    return _grouped(root, "cache", lambda path: _first(_CACHE, path), "only an installer reads it")
 
 
 def tests(image: Image, root: RootFs) -> Iterator[Finding]:
-    return _grouped(root, "tests", lambda path: _first(_TESTS, path), "a package's own tests")
+    """Those of Python itself and of packages, also where a package was installed somewhere else."""
+    sites = {f"{site}/" if site else "" for site in package_folders(root)}
+
+    def tests_of(path: str) -> str:
+        found = _first(_TESTS, path)
+        for site in sites:
+            if not found and path.startswith(site) and (inside := _first(_PACKAGE_TESTS, path.removeprefix(site))):
+                found = site + inside
+        return "" if found.endswith(_NO_TESTS) else found
+
+    return _grouped(root, "tests", tests_of, "a package's own tests")
 
 
 def documentation(image: Image, root: RootFs) -> Iterator[Finding]:
@@ -101,40 +95,13 @@ def documentation(image: Image, root: RootFs) -> Iterator[Finding]:
 def build_tools(image: Image, root: RootFs) -> Iterator[Finding]:
     for entry in root.files():
         if _COMPILERS.match(entry.path):
-            yield _finding("build tool", entry, "builds, and does not run, the service")
+            yield finding("build tool", entry, "builds, and does not run, the service")
 
 
 def static_libraries(image: Image, root: RootFs) -> Iterator[Finding]:
     for entry in root.files():
         if entry.path.endswith(".a") and not entry.path.startswith(("proc/", "sys/")):
-            yield _finding("static library", entry, "only a linker reads it")
-
-
-def debug_symbols(image: Image, root: RootFs) -> Iterator[Finding]:
-    for entry in root.files():
-        if entry.path.startswith("usr/lib/debug/") or entry.path.endswith(".debug"):
-            yield _finding("debug symbols", entry, "only a debugger reads it")
-        elif entry.elf is not None and entry.elf.debug_bytes:
-            yield Finding(
-                kind="debug symbols",
-                path=entry.path,
-                size_bytes=entry.elf.debug_bytes,
-                why="its .debug_* sections: strip them",
-            )
-
-
-def unlinked_libraries(image: Image, root: RootFs) -> Iterator[Finding]:
-    """Candidates, not verdicts: a program may make up a library's name as it runs."""
-    wanted: dict[str, set[str]] = defaultdict(set)
-    for entry in root.files():
-        for name in entry.mentions | (entry.elf.needed if entry.elf else frozenset()):
-            wanted[name].add(entry.path)
-    for entry in root.files():
-        if entry.elf is None or not _LIBRARY_NAME.search(entry.path):
-            continue
-        names = {posixpath.basename(entry.path), entry.elf.soname} - {""}
-        if not any(wanted[name] - {entry.path} for name in names):
-            yield _finding("unlinked library", entry, "nothing in the image links to it or names it")
+            yield finding("static library", entry, "only a linker reads it")
 
 
 KINDS: tuple[Callable[[Image, RootFs], Iterator[Finding]], ...] = (
@@ -160,13 +127,9 @@ def find(image: Image, root: RootFs) -> list[Finding]:
     return sorted(found, key=lambda finding: (-finding.size_bytes, finding.kind, finding.path))
 
 
-def _finding(kind: str, entry: Entry, why: str) -> Finding:
-    return Finding(kind=kind, path=entry.path, size_bytes=entry.size_bytes, why=why)
-
-
-def _first(pattern: re.Pattern[str], path: str, group: int = 1) -> str:
+def _first(pattern: re.Pattern[str], path: str) -> str:
     found = pattern.match(path)
-    return found[group] if found else ""
+    return found[1] if found else ""
 
 
 def _grouped(
@@ -190,6 +153,6 @@ def _grouped(
 
 def by_kind(findings: Iterable[Finding]) -> dict[str, int]:
     sums: dict[str, int] = defaultdict(int)
-    for finding in findings:
-        sums[finding.kind] += finding.size_bytes
+    for each in findings:
+        sums[each.kind] += each.size_bytes
     return dict(sorted(sums.items(), key=lambda item: -item[1]))

@@ -10,57 +10,77 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from http.client import HTTPException
 from typing import IO, BinaryIO
 
 from audit.elf import MAGIC, read_elf
-from audit.model import AuditError, Elf, Entry, Kind, Layer
-from audit.streams import CHUNK, Hashed, unpacked
+from audit.model import AuditError, Entry, Kind, Layer
+from audit.streams import CHUNK, GZIP_MAGIC, ZSTD_MAGIC, Hashed, hash_of, unpacked
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 _LIBRARY = re.compile(rb"lib[\w+.-]{1,80}?\.so(?:\.\d+)*")
+_FIND_LIBRARY = re.compile(rb"find_library\(\s*[\"']([\w+.-]{1,80})[\"']")
 # Text that may name a library to load.
 _SPEAKING = (".py", ".conf", ".json", ".sh")
+_SCRIPT = b"#!"
 # tarfile copies what is left of its buffer at every read: a large one is slow.
 TAR_BUFFER = 16 * 1024
 _RECORD = ".dist-info/RECORD"
 _LFS_BYTES_MAX = 1024
 
 
-def read_layer(source: BinaryIO, *, digest: str, size_bytes: int, diff_id: str, command: str) -> Layer:
-    """The layer, or AuditError when its bytes are not what the manifest says. `size_bytes` -1: a bare tar."""
+def read_layer(
+    source: BinaryIO, *, digest: str, size_bytes: int, diff_id: str, command: str, exact: bool = True
+) -> Layer:
+    """The layer, or AuditError when its bytes are not what the manifest says.
+
+    `size_bytes` -1: an archive's layer, of which nobody says how large it is. `exact` False: only the packed bytes have
+    to be right, as with zstd:chunked, whose padding is not always that of the tar that it was made from.
+    """
     what = f"layer {digest[:19]}"
-    outside = Hashed(source)
+    is_told = size_bytes >= 0
+    outside = Hashed(source, hash_of(digest))
     head = outside.read(4) or b""
+    is_packed = head.startswith((GZIP_MAGIC, ZSTD_MAGIC))
     try:
         with unpacked(outside, head, what) as stream:  # type: ignore[arg-type]
-            inside = Hashed(stream, estimate=size_bytes < 0)
-            entries = tuple(_entries(inside))
+            inside = Hashed(stream, hash_of(diff_id or digest), estimate=not is_told and not is_packed)
+            entries, end = _entries(inside)
             inside.drain()
         outside.drain()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, csv.Error, EOFError, zlib.error, OSError, HTTPException) as error:
         raise AuditError(f"{what} is damaged or cut short: {error}") from error
-    if size_bytes >= 0 and (outside.digest, outside.size_bytes) != (digest, size_bytes):
+    if is_told and (outside.digest, outside.size_bytes) != (digest, size_bytes):
         raise AuditError(
             f"{what} has {outside.size_bytes} bytes with {outside.digest}; the manifest says {size_bytes} with {digest}"
         )
-    if diff_id and inside.digest != diff_id:
+    if exact and diff_id and inside.digest != diff_id:
         raise AuditError(f"{what} unpacks to {inside.digest}; the config says {diff_id}")
-    estimated = size_bytes < 0
+    if inside.content_bytes > end:
+        raise AuditError(f"{what} is damaged: its tar cannot be read beyond byte {end}")
     return Layer(
-        digest=digest,
-        diff_id=inside.digest,
-        compressed_bytes=inside.gzip_bytes() if estimated else size_bytes,
-        is_estimate=estimated,
+        digest=digest if is_told or not is_packed else outside.digest,
+        diff_id=diff_id if diff_id and not exact else inside.digest,
+        compressed_bytes=inside.gzip_bytes() if not is_told and not is_packed else outside.size_bytes,
+        is_estimate=not is_told and not is_packed,
         command=command,
         entries=entries,
     )
 
 
-def _entries(stream: Hashed) -> Iterator[Entry]:
+def _entries(stream: Hashed) -> tuple[tuple[Entry, ...], int]:
+    """All of them, and where the tar ends: tarfile takes a damaged header for that, too."""
     with tarfile.open(fileobj=stream, mode="r|", bufsize=TAR_BUFFER) as tar:
-        for member in tar:
-            yield _entry(tar, member)
+        entries = tuple(_entry(tar, member) for member in _members(tar))
+        return entries, tar.offset
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """One at a time: of an archive with many, tarfile would keep them all."""
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]
+        yield member
 
 
 def _entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
@@ -94,7 +114,7 @@ def _file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> Entry:
         size_bytes=member.size,
         is_lfs_pointer=head.startswith(LFS_HEAD) and member.size < _LFS_BYTES_MAX,
     )
-    if member.size and (head.startswith(MAGIC) or path.endswith((_RECORD, *_SPEAKING))):
+    if member.size and (head.startswith((MAGIC, _SCRIPT)) or path.endswith((_RECORD, *_SPEAKING))):
         return _looked_into(entry, head, source)
     return replace(entry, sha256=_hashed(head, source))
 
@@ -114,9 +134,15 @@ def _looked_into(entry: Entry, head: bytes, source: IO[bytes]) -> Entry:
     """With what its contents say, which needs them as a whole."""
     with tempfile.TemporaryFile() as kept:
         sha256 = _hashed(head, source, kept)
-        elf, mentions = _look(kept, is_elf=head.startswith(MAGIC))
-        record = _recorded(kept) if entry.path.endswith(_RECORD) else ()
-    return replace(entry, sha256=sha256, elf=elf, mentions=mentions, record=record)
+        kept.flush()
+        # A RECORD names what was installed, and loads nothing.
+        if entry.path.endswith(_RECORD):
+            return replace(entry, sha256=sha256, record=_recorded(kept))
+        with mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            elf = read_elf(data) if head.startswith(MAGIC) else None
+            is_module = elf is not None and data.find(b"PyInit_%s\0" % _module_of(entry.path)) >= 0
+            mentions = _mentions(data) - {elf.soname if elf else ""}
+    return replace(entry, sha256=sha256, elf=elf, is_python_module=is_module, mentions=mentions)
 
 
 def _recorded(kept: IO[bytes]) -> tuple[str, ...]:
@@ -126,10 +152,11 @@ def _recorded(kept: IO[bytes]) -> tuple[str, ...]:
     return tuple(row[0] for row in csv.reader(text.splitlines()) if row)
 
 
-def _look(kept: IO[bytes], *, is_elf: bool) -> tuple[Elf | None, frozenset[str]]:
-    kept.flush()
-    with mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        elf = read_elf(data) if is_elf else None
-        names = {match.decode() for match in _LIBRARY.findall(data)}
-    own = {elf.soname} if elf and elf.soname else set()
-    return elf, frozenset(names - own)
+def _module_of(path: str) -> bytes:
+    return posixpath.basename(path).partition(".")[0].encode(errors="surrogateescape")
+
+
+def _mentions(data: mmap.mmap) -> frozenset[str]:
+    """Names of shared libraries, also as ctypes looks for them."""
+    searched = {f"lib{match.decode()}.so" for match in _FIND_LIBRARY.findall(data)}
+    return frozenset({match.decode() for match in _LIBRARY.findall(data)} | searched)

@@ -41,6 +41,8 @@ class Entry:
     target: str = ""
     is_lfs_pointer: bool = False
     elf: Elf | None = None
+    # Python imports it by name, though it may be called like a library.
+    is_python_module: bool = False
     # Names of shared libraries that its contents mention.
     mentions: frozenset[str] = frozenset()
     # Only of the RECORD of a Python distribution: the paths it lists, relative to site-packages.
@@ -88,3 +90,8 @@ class Finding:
     path: str
     size_bytes: int
     why: str
+
+
+def finding(kind: str, entry: Entry, why: str) -> Finding:
+    """A whole file."""
+    return Finding(kind=kind, path=entry.path, size_bytes=entry.size_bytes, why=why)

@@ -1,5 +1,6 @@
 """A registry's blobs through its v2 API, anonymously or with a bearer token that its challenge leads to."""
 
+import hashlib
 import io
 import ipaddress
 import json
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from audit.model import AuditError
-from audit.oci import LISTS
+from audit.oci import LISTS, MANIFEST_BYTES_MAX
 
 ACCEPT = ", ".join(
     (
@@ -22,12 +23,15 @@ ACCEPT = ", ".join(
     )
 )
 TIMEOUT_S = 60
+DOCKER_HUB = "registry-1.docker.io"
 
 
 class Registry:
     """One repository of one host; plain HTTP on loopback only."""
 
     def __init__(self, host: str, repository: str) -> None:
+        if host in ("docker.io", "index.docker.io"):
+            host, repository = DOCKER_HUB, repository if "/" in repository else f"library/{repository}"
         self._base = f"{'http' if _is_loopback(host) else 'https'}://{host}/v2/{repository}"
         self._token = ""
         self._manifests: dict[str, bytes] = {}
@@ -39,10 +43,13 @@ class Registry:
         except FileNotFoundError as error:
             raise AuditError(f"{self._base} has no image tagged {tag!r}") from error
         with answer:
-            body = answer.read()
-            digest = answer.headers.get("Docker-Content-Digest", "") or tag  # type: ignore[attr-defined]
+            body = answer.read(MANIFEST_BYTES_MAX)
+        # Whatever the registry says of it: that is what was read.
+        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        if tag.startswith("sha256:") and tag != digest:
+            raise AuditError(f"{self._base} has another manifest at {tag}")
         self._manifests[digest] = body
-        return str(digest)
+        return digest
 
     @contextmanager
     def open(self, digest: str) -> Iterator[BinaryIO]:
@@ -72,10 +79,10 @@ class Registry:
             raise AuditError(f"{self._base} cannot be reached: {error}") from error
 
     def _open(self, path: str) -> BinaryIO:
-        headers = {"Accept": ACCEPT}
+        request = urllib.request.Request(self._base + path, headers={"Accept": ACCEPT})
         if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        request = urllib.request.Request(self._base + path, headers=headers)
+            # Not for the store that a registry may send us on to.
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         answer: BinaryIO = urllib.request.urlopen(request, timeout=TIMEOUT_S)
         return answer
 
@@ -93,6 +100,9 @@ def _is_loopback(host: str) -> bool:
 def _token(challenge: str) -> str:
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     query = urllib.parse.urlencode({key: fields[key] for key in ("service", "scope") if key in fields})
-    with urllib.request.urlopen(f"{fields['realm']}?{query}", timeout=TIMEOUT_S) as answer:
-        found = json.load(answer)
-    return str(found.get("token") or found.get("access_token") or "")
+    try:
+        with urllib.request.urlopen(f"{fields['realm']}?{query}", timeout=TIMEOUT_S) as answer:
+            found = json.load(answer)
+        return str(found.get("token") or found.get("access_token") or "")
+    except (KeyError, AttributeError, ValueError, OSError) as error:
+        raise AuditError(f"the registry wants a token, and there is none to be had: {error}") from error

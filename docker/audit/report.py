@@ -65,8 +65,21 @@ def _paths(files: Any, depth: int = 6, most: int = 400) -> dict[str, int]:
 
 
 def describe_set(images: Sequence[Image]) -> dict[str, int]:
+    """`shared_bytes`: what sharing layers saves, of what the images would be apart from each other."""
     total = set_bytes(images)
-    return {"compressed_bytes": total, "shared_bytes": sum(image.compressed_bytes for image in images) - total}
+    return {"compressed_bytes": total, "shared_bytes": sum(set_bytes([image]) for image in images) - total}
+
+
+def shared_with(images: Sequence[Image]) -> list[list[list[str]]]:
+    """For each layer of each image, the names of the other images that have it."""
+    holders: dict[str, list[int]] = {}
+    for index, image in enumerate(images):
+        for digest in {layer.digest for layer in image.layers}:
+            holders.setdefault(digest, []).append(index)
+    return [
+        [[images[other].name for other in holders[layer.digest] if other != index] for layer in image.layers]
+        for index, image in enumerate(images)
+    ]
 
 
 def ready(

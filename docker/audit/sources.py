@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any, BinaryIO
 
 from audit.layers import read_layer
 from audit.model import AuditError, Image
-from audit.oci import commands, read_image, tagged
+from audit.oci import commands, for_platform, read_image, tagged
 from audit.registry import Registry
+from audit.streams import hash_of
 
 FORMS = "oci:DIR[:TAG], docker-archive:FILE, containers-storage:NAME, docker-daemon:NAME or docker://HOST/NAME:TAG"
 
@@ -24,7 +26,7 @@ def load(name: str, platform: str) -> Image:
     if transport == "oci" and rest:
         return _from_layout(name, rest, platform)
     if transport == "docker-archive" and rest:
-        return _from_archive(name, Path(rest))
+        return _from_archive(name, rest)
     if transport == "containers-storage" and rest:
         return _from_store(name, platform)
     if transport == "docker-daemon" and rest:
@@ -43,7 +45,7 @@ class Layout:
     @contextmanager
     def open(self, digest: str) -> Iterator[BinaryIO]:
         kind, _, name = digest.partition(":")
-        if "/" in digest or not name:
+        if "/" in digest or not name or kind != hash_of(digest):
             raise AuditError(f"{digest!r} is no digest")
         with (self._root / "blobs" / kind / name).open("rb") as source:
             yield source
@@ -59,15 +61,18 @@ def _from_layout(name: str, rest: str, platform: str) -> Image:
     except (OSError, ValueError) as error:
         raise AuditError(f"{root} is no OCI layout: its index.json cannot be read") from error
     found = list(tagged(index, tag))
+    # A layout may hold an image of several platforms without an index of its own.
+    found = for_platform(found, platform) if len(found) > 1 else found
     if len(found) != 1:
         raise AuditError(f"{root} has {len(found)} images{f' tagged {tag!r}' if tag else ''}; name one as oci:DIR:TAG")
     return read_image(name, Layout(root), found[0], platform)
 
 
-def _from_archive(name: str, path: Path) -> Image:
+def _from_archive(name: str, rest: str) -> Image:
+    path, tag = (Path(rest), "") if Path(rest).exists() else (Path(rest.partition(":")[0]), rest.partition(":")[2])
     try:
         with tarfile.open(path) as tar:
-            manifest = json.loads(_member(tar, "manifest.json"))[0]
+            manifest = _one_of(json.loads(_member(tar, "manifest.json")), tag)
             config = json.loads(_member(tar, manifest["Config"]))
             layers = manifest["Layers"]
             diff_ids = config["rootfs"]["diff_ids"]
@@ -77,9 +82,17 @@ def _from_archive(name: str, path: Path) -> Image:
             ]
     except FileNotFoundError as error:
         raise AuditError(f"{path} does not exist") from error
-    except (tarfile.TarError, EOFError, OSError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (tarfile.TarError, EOFError, OSError, KeyError, AttributeError, TypeError, ValueError, zlib.error) as error:
         raise AuditError(f"{path} is no whole docker archive: {error}") from error
     return Image(name=name, digest=f"sha256:{Path(manifest['Config']).stem}", layers=tuple(made))
+
+
+def _one_of(manifests: list[dict[str, Any]], tag: str) -> dict[str, Any]:
+    found = [each for each in manifests if not tag or tag in (each.get("RepoTags") or ())]
+    if len(found) != 1:
+        names = ", ".join(tag for each in manifests for tag in each.get("RepoTags") or ()) or "none has a name"
+        raise AuditError(f"{len(found)} images; name one as docker-archive:FILE:NAME:TAG, of {names}")
+    return found[0]
 
 
 def _archived(tar: tarfile.TarFile, member: str, diff_id: str, command: str) -> Any:
@@ -107,7 +120,7 @@ def _from_daemon(name: str, rest: str) -> Image:
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "image.tar")
         _run("docker", "save", "--output", str(archive), rest)
-        return _from_archive(name, archive)
+        return _from_archive(name, str(archive))
 
 
 def _run(*command: str) -> None:

@@ -15,14 +15,28 @@ from audit.model import AuditError
 
 CHUNK = 1 << 20
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+ALGORITHMS = ("sha256", "sha512")
+# The widest window that zstd can pack with.
+ZSTD = ("zstd", "-dc", "--long=31")
+
+
+def hash_of(digest: str) -> str:
+    """The name of the function that made a digest such as sha256:..."""
+    name, _, hexadecimal = digest.partition(":")
+    if name not in ALGORITHMS or not hexadecimal:
+        raise AuditError(f"{digest!r} is no digest of a kind that is known: {', '.join(ALGORITHMS)}")
+    return name
 
 
 class Hashed(io.RawIOBase):
     """Counts and hashes what is read through it."""
 
-    def __init__(self, source: BinaryIO, *, estimate: bool = False) -> None:
+    def __init__(self, source: BinaryIO, algorithm: str = "sha256", *, estimate: bool = False) -> None:
         self._source = source
-        self._hash = hashlib.sha256()
+        self._algorithm = algorithm
+        self._hash = hashlib.new(algorithm)
+        # Where the last byte ends that is not 0.
+        self.content_bytes = 0
         self._gzip = zlib.compressobj(6, wbits=31) if estimate else None
         self._gzip_bytes = 0
         self.size_bytes = 0
@@ -34,6 +48,8 @@ class Hashed(io.RawIOBase):
         data = self._source.read(len(buffer))
         buffer[: len(data)] = data
         self._hash.update(data)
+        if content := len(data.rstrip(b"\0")):
+            self.content_bytes = self.size_bytes + content
         self.size_bytes += len(data)
         if self._gzip:
             self._gzip_bytes += len(self._gzip.compress(data))
@@ -45,7 +61,7 @@ class Hashed(io.RawIOBase):
 
     @property
     def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
+        return f"{self._algorithm}:{self._hash.hexdigest()}"
 
     def gzip_bytes(self) -> int:
         """What gzip makes of it; ask once, at the end."""
@@ -86,11 +102,9 @@ class _Joined(io.RawIOBase):
 @contextmanager
 def _zstd(source: BinaryIO, what: str) -> Iterator[BinaryIO]:
     """Through the `zstd` program: Python has it only from 3.14 on."""
-    if shutil.which("zstd") is None:
+    if shutil.which(ZSTD[0]) is None:
         raise AuditError(f"{what} is packed with zstd: install the zstd program to read it")
-    with subprocess.Popen(
-        ["zstd", "-dc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as run:
+    with subprocess.Popen(ZSTD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
         assert run.stdin
         assert run.stdout
         feeder = threading.Thread(target=_feed, args=(source, run.stdin), daemon=True)
@@ -108,4 +122,6 @@ def _feed(source: BinaryIO, sink: BinaryIO) -> None:
         shutil.copyfileobj(source, sink, CHUNK)
         sink.close()
     except OSError:
-        source.read()  # zstd gave up; its exit code says so
+        # zstd gave up; its exit code says so.
+        while source.read(CHUNK):
+            pass

@@ -15,10 +15,20 @@ def megabytes(size_bytes: int) -> str:
 
 def sections(report: dict[str, Any]) -> Iterator[tuple[str, Sequence[str], Rows]]:
     """Title, head and rows of each table."""
+    for title, head, rows in _sections(report):
+        yield title, head, [[_printable(cell) for cell in row] for row in rows]
+
+
+def _printable(cell: str) -> str:
+    """A path may have any byte in it; a terminal is told none of them."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cell)
+
+
+def _sections(report: dict[str, Any]) -> Iterator[tuple[str, Sequence[str], Rows]]:
     for image in report["images"]:
         name = image["name"]
         yield name, ("what", "bytes"), _totals(image)
-        yield f"{name}: layers", ("compressed", "unpacked", "files", "made by"), _layers(image)
+        yield f"{name}: layers", ("compressed", "unpacked", "files", "made by", "shared with"), _layers(image)
         yield f"{name}: Python distributions", ("bytes", "files", "name"), _distributions(image)
         yield f"{name}: what to fix, most bytes first", ("bytes", "kind", "path", "why"), _findings(image)
         if "against" in image:
@@ -48,6 +58,7 @@ def _layers(image: dict[str, Any]) -> Rows:
             megabytes(layer["unpacked_bytes"]),
             str(layer["files"]),
             " ".join(layer["command"].split())[:70],
+            ", ".join(layer.get("shared_with", ())),
         )
         for layer in image["layers"]
     ]
@@ -98,4 +109,4 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+    return cell.replace("|", "\\|")

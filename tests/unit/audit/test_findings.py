@@ -50,7 +50,7 @@ PLANTED = {
         "models/e/x.safetensors",
         len(POINTER),
     ),
-    "cache": ({"root/.cache/pip/http/aa": noise(5000, 16)}, "root/.cache", 5000),
+    "cache": ({"root/.cache/pip/http/aa": noise(5000, 16)}, "root/.cache/pip", 5000),
     "tests": ({f"{SITE}/app/tests/test_it.py": noise(4100, 17)}, f"{SITE}/app/tests", 4100),
     "documentation": ({"usr/share/doc/x/changelog.gz": noise(4200, 18)}, "usr/share/doc", 4200),
     "build tool": ({"usr/bin/x86_64-linux-gnu-gcc-12": noise(4300, 19)}, "usr/bin/x86_64-linux-gnu-gcc-12", 4300),
