@@ -29,6 +29,10 @@ class ByteCache(Generic[Value]):
             self._shrink()
         return value
 
+    def clear(self) -> None:
+        self._kept.clear()
+        self.size_bytes = 0
+
     def _shrink(self) -> None:
         while self.size_bytes > self._limit_bytes:
             _, dropped = self._kept.popitem(last=False)

@@ -24,6 +24,9 @@ class Conditions:
     def __init__(self) -> None:
         self._cache: ByteCache[Tensor] = ByteCache(limit_bytes=CONDITIONS_LIMIT_BYTES, size_of=lambda each: each.nbytes)
 
+    def clear(self) -> None:
+        self._cache.clear()
+
     def get(self, control: Control, net: Any, checkpoint: Checkpoint) -> Tensor:
         key = (control.controlnet, str(checkpoint.dtype), *_digests(control))
         return self._cache.get(key, lambda: _look_at(control, net, checkpoint))

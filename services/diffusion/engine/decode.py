@@ -1,5 +1,7 @@
 """From latents to pixels with the checkpoint's VAE. For the device thread."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -8,7 +10,7 @@ from services.diffusion.engine import latents as vae
 from services.diffusion.engine.rows import Row
 from services.diffusion.models.loading import Checkpoint
 from services.diffusion.pictures.png import Pixels
-from services.kernel.errors import NodeFault, ResourceExhausted
+from services.kernel.errors import NodeFault
 
 # A preview's longest side: its PNG then has less than 64 KiB, whatever it shows.
 PREVIEW_SIDE_PX = 128
@@ -29,20 +31,22 @@ class ModelGaveNaN(NodeFault):
     reason = "MODEL_GAVE_NAN"
 
 
-def check_sound(row: Row) -> None:
-    """ModelGaveNaN instead of a black picture."""
-    if not row.is_sound():
-        raise ModelGaveNaN(
-            f"the model gave NaN at step {row.index} of {row.evaluations}; try another scheduler or size"
-        )
+def gave_nan(row: Row) -> ModelGaveNaN:
+    """Instead of a black picture."""
+    return ModelGaveNaN(f"the model gave NaN at step {row.index} of {row.evaluations}; try another scheduler or size")
+
+
+def are_sound(rows: Sequence[Row]) -> list[bool]:
+    """Whether all numbers of each are finite; the device is waited for once, not once a row."""
+    if not rows:
+        return []
+    sound: list[bool] = torch.stack([torch.isfinite(row.latents).all() for row in rows]).tolist()
+    return sound
 
 
 def decode(row: Row) -> Pixels:
-    """The finished picture, (H, W, 3). ModelGaveNaN, ResourceExhausted."""
-    try:
-        return _decoded(row.checkpoint, row.latents)
-    except torch.OutOfMemoryError as error:
-        raise ResourceExhausted("the device has no room to decode this size", field="width_px") from error
+    """The finished picture, (H, W, 3). ModelGaveNaN, NoRoom."""
+    return _decoded(row.checkpoint, row.latents)
 
 
 def preview(row: Row) -> Pixels:

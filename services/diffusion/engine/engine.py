@@ -13,6 +13,7 @@ from services.diffusion.engine.ticket import Ticket
 from services.diffusion.engine.turns import Turns
 from services.diffusion.generation import Generation
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+from services.kernel.errors import ResourceExhausted
 
 # How much the latest evaluation's time counts against those before.
 _STEP_WEIGHT = 0.2
@@ -65,20 +66,32 @@ class Engine:
             if not batch and not len(self._turns):
                 self._arrived.clear()
                 await self._arrived.wait()
-            for ticket in self._turns.take(now_s=self._clock(), running=len(batch)):
-                await self._begin(ticket)
-                batch.append(ticket)
+            await self._join(batch)
             batch = _unfinished(batch)
             if batch:
                 await self._advance(batch)
             batch = _unfinished(batch)
 
+    async def _join(self, batch: list[Ticket]) -> None:
+        """Whose turn it is join the batch; who finds no room beside it waits for its end."""
+        taken = self._turns.take(now_s=self._clock(), running=len(batch))
+        for number, ticket in enumerate(taken):
+            try:
+                await self._begin(ticket)
+            except ResourceExhausted as error:
+                if batch:
+                    self._turns.put_back([each for each in taken[number:] if not each.is_over])
+                    return
+                ticket.fail(error)
+            batch.append(ticket)
+
     async def _begin(self, ticket: Ticket) -> None:
+        """ResourceExhausted where there is no room for it; other errors are the ticket's."""
         generation = ticket.generation
         ticket.passed("wait")
         controlnets = [control.controlnet for control in generation.controls]
-        if await self._try(ticket, "load", lambda: self._studio().load(generation.checkpoint, controlnets)):
-            begun = await self._try(ticket, "prepare", lambda: self._studio().begin(generation))
+        if await self._try(ticket, "load", lambda: self._studio().load(generation.checkpoint, controlnets), joins=True):
+            begun = await self._try(ticket, "prepare", lambda: self._studio().begin(generation), joins=True)
             ticket.canvas = begun.result() if begun else None
 
     async def _advance(self, batch: Sequence[Ticket]) -> None:
@@ -103,13 +116,21 @@ class Engine:
         if finished := await self._try(ticket, "decode", lambda: self._studio().finish(ticket.canvas)):
             ticket.succeed(finished.result())
 
-    async def _try(self, ticket: Ticket, name: str, work: Callable[[], Result]) -> asyncio.Future[Result] | None:
-        """Do one ticket's work on the device; None where it is over, by now or because of it."""
+    async def _try(
+        self, ticket: Ticket, name: str, work: Callable[[], Result], *, joins: bool = False
+    ) -> asyncio.Future[Result] | None:
+        """Do one ticket's work on the device; None where it is over, by now or because of it.
+
+        `joins`: ResourceExhausted is raised, and the ticket goes on.
+        """
         if ticket.is_over:
             return None
         done = await self._thread.attempt(work)
         ticket.passed(name)
-        if (error := done.exception()) is not None:
+        error = done.exception()
+        if joins and isinstance(error, ResourceExhausted):
+            raise error
+        if error is not None:
             ticket.fail(error)
             return None
         return done

@@ -10,9 +10,14 @@ from torch import Tensor
 
 from services.diffusion.engine.controls import ControlRow, looking_at_conditions
 from services.diffusion.engine.rows import Row
+from services.diffusion.engine.shortage import Relief, no_room
+from services.diffusion.models.shortage import NoRoom, noticed
 from services.diffusion.prompt.encode import Conditioning
 from services.diffusion.prompt.time_ids import time_ids
 from services.kernel.errors import ResourceExhausted
+
+# What the model says of one row; or why the row must go.
+Said = Tensor | ResourceExhausted
 
 
 class Residuals(NamedTuple):
@@ -37,29 +42,44 @@ class Inputs(NamedTuple):
         return Inputs(self.sample[places], self.timesteps[places], self.words[places], added)
 
 
-def predict(rows: Sequence[Row]) -> list[Tensor]:
+def predict(rows: Sequence[Row], relief: Relief) -> list[Said]:
     """What the model says for each row, in order. Rows have one BatchKey; prompts of one length run together.
 
-    ResourceExhausted when the device has no room even for a single row.
+    Where the device has no room for all, they are evaluated in parts; a row that does not even fit alone is told so.
     """
-    predictions: dict[int, Tensor] = {}
+    predictions: dict[int, Said] = {}
     order = sorted(range(len(rows)), key=lambda number: rows[number].wanted.words.shape[1])
     for _, same in groupby(order, key=lambda number: rows[number].wanted.words.shape[1]):
         numbers = list(same)
-        predictions.update(zip(numbers, _fitting([rows[number] for number in numbers]), strict=True))
+        predictions.update(zip(numbers, _fitting([rows[number] for number in numbers], relief), strict=True))
     return [predictions[number] for number in range(len(rows))]
 
 
-def _fitting(rows: Sequence[Row]) -> list[Tensor]:
-    """In halves where the device has no room for all."""
+def _fitting(rows: Sequence[Row], relief: Relief) -> list[Said]:
+    """In parts of as many as fitted lately; where that is too much, all idle things go, and then every other row."""
+    kind = (id(rows[0].checkpoint.unet), rows[0].wanted.words.shape[1], len(rows[0].controls), rows[0].latents.shape)
+    limit = relief.rows_limit(kind) or len(rows)
+    said = _tried(rows[:limit])
+    if said is None:
+        relief.release()
+        said = _tried(rows[:limit])
+    while said is None and limit > 1:
+        limit //= 2
+        relief.learn(kind, limit)
+        said = _tried(rows[:limit])
+    if said is None:
+        said = [no_room("paint a picture of this size")]
+    return said if limit >= len(rows) else said + _fitting(rows[limit:], relief)
+
+
+def _tried(rows: Sequence[Row]) -> list[Said] | None:
+    """None where the device has no room for them."""
     try:
-        return _together(rows)
-    except torch.OutOfMemoryError as error:
-        if len(rows) == 1:
-            raise ResourceExhausted("the device has no room for a picture of this size", field="width_px") from error
-    torch.cuda.empty_cache()
-    half = len(rows) // 2
-    return _fitting(rows[:half]) + _fitting(rows[half:])
+        with noticed():
+            return [*_together(rows)]
+    except NoRoom:
+        torch.cuda.empty_cache()
+        return None
 
 
 def _together(rows: Sequence[Row]) -> list[Tensor]:

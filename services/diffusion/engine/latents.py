@@ -1,14 +1,18 @@
 """Between pixels and latents with a checkpoint's VAE. For the device thread."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from services.diffusion.models.loading import Checkpoint
+from services.diffusion.models.marks import TILE_SIDE_PX
+from services.diffusion.models.shortage import NoRoom, noticed
 from services.kernel.errors import FailedPrecondition
+
+Result = TypeVar("Result")
 
 # Larger pictures go through the VAE in tiles: it needs some gigabytes for each megapixel.
 TILED_ABOVE_PIXELS = 1280 * 1280
@@ -23,42 +27,51 @@ def encode(checkpoint: Checkpoint, pixels: Tensor, generator: torch.Generator) -
         raise FailedPrecondition(f"{checkpoint.entry.id} was fetched without its VAE's encoder", field="image")
     vae: Any = checkpoint.vae
     own = pixels.to(vae.device, vae.dtype)
-    with _tiled(vae, pixels.shape[-1] * pixels.shape[-2] > TILED_ABOVE_PIXELS):
-        encoded = vae.encode(own).latent_dist.sample(generator=generator)
+    is_large = pixels.shape[-1] * pixels.shape[-2] > TILED_ABOVE_PIXELS
+    said = _in_tiles_if_need_be(vae, is_large, lambda: vae.encode(own).latent_dist)
+    encoded = said.sample(generator=generator)
     mean, deviation = _statistics(vae, encoded)
     latents: Tensor = (encoded - mean) * vae.config.scaling_factor / deviation
     return latents.to(checkpoint.dtype)
 
 
 def decode(checkpoint: Checkpoint, latents: Tensor) -> Tensor:
-    """Pixels (1, 3, H, W), about in [-1, 1]. In tiles too where the device has no room for the whole."""
+    """Pixels (1, 3, H, W), about in [-1, 1]. In tiles too where the device has no room for the whole; or NoRoom."""
     vae: Any = checkpoint.vae
     own = latents.to(vae.dtype)
     mean, deviation = _statistics(vae, own)
     own = own * deviation / vae.config.scaling_factor + mean
     is_large = own.shape[-1] * own.shape[-2] * checkpoint.entry.shape.latent_factor**2 > TILED_ABOVE_PIXELS
-    try:
-        return _decode(vae, own, in_tiles=is_large)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return _decode(vae, own, in_tiles=True)
-
-
-def _decode(vae: Any, latents: Tensor, *, in_tiles: bool) -> Tensor:
-    with _tiled(vae, in_tiles):
-        pixels: Tensor = vae.decode(latents, return_dict=False)[0]
+    pixels: Tensor = _in_tiles_if_need_be(vae, is_large, lambda: vae.decode(own, return_dict=False)[0])
     return pixels
+
+
+def _in_tiles_if_need_be(vae: Any, is_large: bool, work: Callable[[], Result]) -> Result:
+    """NoRoom where the device has none even for tiles."""
+    if not is_large:
+        try:
+            with noticed(), _tiled(vae, False):
+                return work()
+        except NoRoom:
+            torch.cuda.empty_cache()
+    with noticed(), _tiled(vae, True):
+        return work()
 
 
 @contextmanager
 def _tiled(vae: Any, wanted: bool) -> Iterator[None]:
     """Tiles overlap and are blended, which is not bit for bit the same."""
-    before = vae.use_tiling
-    vae.use_tiling = wanted
+    settings: dict[str, Any] = {"use_tiling": wanted}
+    if wanted:
+        side_px = min(vae.config.sample_size, TILE_SIDE_PX)
+        settings["tile_sample_min_size"] = side_px
+        settings["tile_latent_min_size"] = side_px // 2 ** (len(vae.config.block_out_channels) - 1)
+    before = {name: getattr(vae, name) for name in settings}
+    vae.__dict__.update(settings)
     try:
         yield
     finally:
-        vae.use_tiling = before
+        vae.__dict__.update(before)
 
 
 def _statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:

@@ -75,9 +75,6 @@ class Row:
             upcoming = None if self.is_finished else self.timestep
             self.latents = self._kept.put_back(self.latents, self._scheduler, upcoming)
 
-    def is_sound(self) -> bool:
-        return bool(torch.isfinite(self.latents).all())
-
 
 def _scheduler(generation: Generation, checkpoint: Checkpoint) -> Any:
     config: Mapping[str, Any] = checkpoint.scheduler_config

@@ -1,4 +1,7 @@
-"""The safety checker that came with Stable Diffusion, loaded when a picture asks for it. For the device thread."""
+"""The safety checker that came with Stable Diffusion, loaded when a picture asks for it, held as other models are.
+
+For the device thread.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from services.diffusion.generation import Safety
+from services.diffusion.models.library import Library
+from services.diffusion.models.shortage import is_shortage
 from services.diffusion.pictures.png import Pixels
 from services.kernel.errors import NodeFault
 
@@ -26,23 +31,22 @@ class SafetyChecker:
     def __init__(self, folder: Path | None) -> None:
         """`folder`: in diffusers' layout, with safetensors."""
         self._folder = folder
-        self._model: Any = None
 
-    def checked(self, pixels: Pixels, mode: Safety, device: torch.device) -> tuple[Pixels, bool]:
+    def checked(self, pixels: Pixels, mode: Safety, library: Library) -> tuple[Pixels, bool]:
         """The picture as the mode wants it, and whether it is unsafe. NodeFault where the checker cannot be loaded."""
-        is_unsafe = self._is_unsafe(pixels, device)
+        with library.holding("safety_checker", lambda dtype: _load(self._folder, dtype)) as model:
+            is_unsafe = _is_unsafe(pixels, model)
         return (_hidden(pixels, mode) if is_unsafe else pixels), is_unsafe
 
-    def _is_unsafe(self, pixels: Pixels, device: torch.device) -> bool:
-        if self._model is None:
-            self._model = _load(self._folder, device)
-        looked_at = _clip_input(pixels).to(self._model.device, self._model.dtype)
-        # It blackens what it is given, and is given nothing that counts.
-        _, found = self._model(images=np.zeros((1, 8, 8, 3)), clip_input=looked_at)
-        return bool(found[0])
+
+def _is_unsafe(pixels: Pixels, model: Any) -> bool:
+    looked_at = _clip_input(pixels).to(model.device, model.dtype)
+    # It blackens what it is given, and is given nothing that counts.
+    _, found = model(images=np.zeros((1, 8, 8, 3)), clip_input=looked_at)
+    return bool(found[0])
 
 
-def _load(folder: Path | None, device: torch.device) -> Any:
+def _load(folder: Path | None, dtype: torch.dtype) -> Any:
     if folder is None:
         raise NodeFault("this worker has no safety checker")
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -50,8 +54,10 @@ def _load(folder: Path | None, device: torch.device) -> Any:
     try:
         model = StableDiffusionSafetyChecker.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
     except _DAMAGE as error:
+        if is_shortage(error):
+            raise
         raise NodeFault("the safety checker cannot be loaded: a file is missing or damaged") from error
-    return model.eval().requires_grad_(False).to(device)
+    return model.eval().requires_grad_(False).to(dtype)
 
 
 def _clip_input(pixels: Pixels) -> Tensor:

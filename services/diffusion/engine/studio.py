@@ -6,19 +6,21 @@ from typing import cast
 import torch
 
 from services.diffusion.engine.controls import Conditions, control_rows
-from services.diffusion.engine.decode import check_sound, decode, preview
-from services.diffusion.engine.evaluate import predict
+from services.diffusion.engine.decode import are_sound, decode, gave_nan, preview
+from services.diffusion.engine.evaluate import Said, predict
 from services.diffusion.engine.ports import Advance, Canvas, Finished, Progress
 from services.diffusion.engine.rows import Row
 from services.diffusion.engine.safety import SafetyChecker
+from services.diffusion.engine.shortage import Relief, no_room
 from services.diffusion.engine.strict import bits_repeat
 from services.diffusion.engine.threads import Threads
 from services.diffusion.generation import Generation, Safety
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.library import Library
+from services.diffusion.models.shortage import NoRoom, noticed
 from services.diffusion.pictures.png import encode_png
 from services.diffusion.prompt.kept import Prompts
-from services.kernel.errors import FanlightError, ResourceExhausted
+from services.kernel.errors import FanlightError
 
 
 class TorchStudio:
@@ -29,48 +31,77 @@ class TorchStudio:
         self._threads = Threads(threads)
         self._prompts = Prompts()
         self._conditions = Conditions()
+        self._relief = Relief(self._release)
 
     def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
-        self._library.checkpoint(checkpoint, controlnets)
+        self._relief.once_more(lambda: self._library.checkpoint(checkpoint, controlnets), "load these models")
 
     @torch.inference_mode()
     def begin(self, generation: Generation) -> Row:
+        return self._relief.once_more(lambda: self._begun(generation), "begin this picture")
+
+    def _begun(self, generation: Generation) -> Row:
         checkpoint = self._library.assembled(generation)
         self._threads.suit(generation, checkpoint)
-        try:
-            with bits_repeat(generation.strict):
-                prompts = self._prompts.get(generation, checkpoint)
-                controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._conditions)
-                return Row(generation, checkpoint, prompts, controls)
-        except torch.OutOfMemoryError as error:
-            raise ResourceExhausted("the device has no room to begin this picture", field="width_px") from error
+        with bits_repeat(generation.strict):
+            prompts = self._prompts.get(generation, checkpoint)
+            controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._conditions)
+            return Row(generation, checkpoint, prompts, controls)
 
     @torch.inference_mode()
     def advance(self, canvases: Sequence[Canvas]) -> list[Advance]:
         rows = cast(Sequence[Row], canvases)
         self._threads.suit(rows[0].generation, rows[0].checkpoint)
         with bits_repeat(rows[0].generation.strict):
-            predictions = predict(rows)
-            return [_advanced(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+            errors = [_step(row, said) for row, said in zip(rows, predict(rows, self._relief), strict=True)]
+            left = [row for row, error in zip(rows, errors, strict=True) if error is None]
+            sound = dict(zip(map(id, left), are_sound(left), strict=True))
+            return [
+                _advanced(row, error or (None if sound[id(row)] else gave_nan(row)))
+                for row, error in zip(rows, errors, strict=True)
+            ]
 
     @torch.inference_mode()
     def finish(self, canvas: Canvas) -> Finished:
         row = cast(Row, canvas)
+        return self._relief.once_more(lambda: self._finished(row), "finish a picture of this size")
+
+    def _finished(self, row: Row) -> Finished:
         checkpoint = row.checkpoint
         with bits_repeat(row.generation.strict):
             pixels = decode(row)
         nsfw = None
         if row.generation.safety is not Safety.OFF:
-            pixels, nsfw = self._safety.checked(pixels, row.generation.safety, checkpoint.device)
+            pixels, nsfw = self._safety.checked(pixels, row.generation.safety, self._library)
         return Finished(pixels=pixels, nsfw=nsfw, device=self._library.device_name, dtype=str(checkpoint.dtype)[6:])
 
+    def _release(self) -> None:
+        """Off the device with all that no picture at hand uses."""
+        self._prompts.clear()
+        self._conditions.clear()
+        self._library.release()
 
-def _advanced(row: Row, prediction: torch.Tensor) -> Advance:
-    row.advance(prediction)
-    error, image = None, b""
+
+def _step(row: Row, said: Said) -> FanlightError | None:
+    """What keeps this row from going on. A step that found no room half way cannot be taken again."""
+    if isinstance(said, FanlightError):
+        return said
     try:
-        check_sound(row)
-        image = encode_png(preview(row)) if _wants_preview(row) else b""
+        with noticed():
+            row.advance(said)
+    except NoRoom:
+        return no_room("take a step of this picture")
+    return None
+
+
+def _advanced(row: Row, error: FanlightError | None) -> Advance:
+    image = b""
+    try:
+        with noticed():
+            image = encode_png(preview(row)) if error is None and _wants_preview(row) else b""
+    except NoRoom:
+        # A picture without a preview is better than none.
+        pass
     except FanlightError as reason:
         error = reason
     progress = Progress(step=row.index, steps=row.evaluations, preview=image)

@@ -15,7 +15,7 @@ class Ticket:
         self._report = report
         self._clock = clock
         self._since_s = clock()
-        self._spans: list[tuple[str, float]] = []
+        self._spans: dict[str, float] = {}
 
     @property
     def is_over(self) -> bool:
@@ -25,7 +25,7 @@ class Ticket:
     def passed(self, name: str) -> None:
         """The stretch of time up to now had this name."""
         now_s = self._clock()
-        self._spans.append((name, now_s - self._since_s))
+        self._spans[name] = self._spans.get(name, 0.0) + now_s - self._since_s
         self._since_s = now_s
 
     def tell(self, progress: Progress) -> None:
@@ -49,6 +49,6 @@ class Ticket:
                 nsfw=finished.nsfw,
                 device=finished.device,
                 dtype=finished.dtype,
-                spans=tuple(self._spans),
+                spans=tuple(self._spans.items()),
             )
             self.painting.set_result(painting)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from services.diffusion.models.shadow import doubled
+from services.diffusion.models.shortage import is_shortage
 from services.kernel.errors import NodeFault
 
 # Of the memory that is there, what models may fill when no setting says otherwise; the rest is for the work itself.
-_RAM_SHARE, _VRAM_SHARE = 0.6, 0.85
+_RAM_SHARE, _VRAM_SHARE, _FREE_SHARE = 0.6, 0.85, 0.9
 
 
 class Device(Protocol):
@@ -62,11 +63,16 @@ class CudaDevice:
     is_host = False
 
     def __init__(self, device: torch.device) -> None:
+        # Without it sums in cuBLAS come in another order every time; it is read when the first is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.torch_device = device
         self.name = f"cuda:{torch.cuda.get_device_name(device)}"
+        free_bytes, whole_bytes = torch.cuda.mem_get_info(device)
+        # Asked once: later, what is free depends on what was loaded. Others' windows and models may fill a part.
+        self._memory_bytes = int(min(whole_bytes * _VRAM_SHARE, free_bytes * _FREE_SHARE))
 
     def memory_bytes(self) -> int:
-        return int(torch.cuda.mem_get_info(self.torch_device)[1] * _VRAM_SHARE)
+        return self._memory_bytes
 
     def kept(self, module: Any) -> Any:
         """Pinned, so that copies run at the link's full rate and beside other work."""
@@ -107,4 +113,10 @@ def ram_bytes() -> int:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_pinned() else tensor.pin_memory()
+    """As it is where the machine has no more memory to pin."""
+    try:
+        return tensor if tensor.is_pinned() else tensor.pin_memory()
+    except RuntimeError as error:
+        if not is_shortage(error):
+            raise
+        return tensor

@@ -5,11 +5,16 @@ For the device thread; what is held may be asked from any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from services.diffusion.models.residency import Lease
 
 if TYPE_CHECKING:
+    import torch
+
     from services.diffusion.generation import Generation
     from services.diffusion.models.device import Device
     from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, Entry, VaeEntry
@@ -103,6 +108,19 @@ class Library:
             tiny_vae=self._tiny_vae_of(generation.checkpoint) if generation.preview_every_steps else None,
             work_bytes=work_bytes(generation, shelf.device.dtype.itemsize),
         )
+
+    @contextmanager
+    def holding(self, name: str, load: Callable[[torch.dtype], Any]) -> Iterator[Any]:
+        """A model that belongs to no other, such as a safety checker: on the device while this is open."""
+        lease = Lease()
+        yield self._shelf().other(name, load, lease)
+        # Here it ends, and not before.
+        del lease
+
+    def release(self) -> None:
+        """Off the device with what no picture uses."""
+        if self._opened is not None:
+            self._opened.release()
 
     def _shelf(self) -> Shelf:
         """With the device, chosen once."""

@@ -22,7 +22,8 @@ from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, 
 from services.diffusion.models.recipes import Config, TextRecipe, UnfitFolder, read_json
 from services.diffusion.models.residency import Lease
 from services.diffusion.models.shadow import doubled
-from services.kernel.errors import FanlightError, NodeFault, ResourceExhausted
+from services.diffusion.models.shortage import is_shortage
+from services.kernel.errors import FanlightError, NodeFault
 from services.kernel.logs import get_logger
 from services.weights.tensors import BadHeader
 
@@ -219,9 +220,9 @@ def _reported(name: str) -> Iterator[None]:
         raise _damaged(name, error) from error
     except FanlightError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise ResourceExhausted(f"the device has no room for {name}") from error
     except _DAMAGE as error:
+        if is_shortage(error):
+            raise
         raise _damaged(name, error) from error
 
 

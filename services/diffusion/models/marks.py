@@ -4,9 +4,13 @@ from pathlib import Path
 
 from services.diffusion.generation import Generation
 
-# What an evaluation needs beside the weights, in numbers a latent pixel and channel of the UNet's first layer: an
-# estimate from the layers' shapes, on the safe side. A batch that finds too little after all is run in halves.
-WORK_NUMBERS = 40
+# What an evaluation needs beside the weights, in numbers a latent pixel and channel of the UNet's first layer. SD's own
+# shapes have 26 alive at a time, SDXL's 16; the rest is for ControlNets' residuals and for libraries' workspaces.
+UNET_NUMBERS = 40
+# What the VAE needs, in numbers a pixel and channel of its second level, where it has the most, 3 of them alive.
+VAE_NUMBERS = 4
+# Where memory is short the VAE works in tiles of this size, for SDXL's too, whose own idea of a tile is twice as wide.
+TILE_SIDE_PX = 512
 
 
 def mark(path: Path, part: str) -> object:
@@ -20,8 +24,11 @@ def mark(path: Path, part: str) -> object:
 
 
 def work_bytes(generation: Generation, number_bytes: int) -> int:
-    """An estimate of what one picture needs beside the weights. `number_bytes`: of one number on the device."""
-    shape = generation.checkpoint.shape
-    pixels = generation.width_px * generation.height_px // shape.latent_factor**2
+    """About the least that one picture needs beside the weights. `number_bytes`: of one number on the device."""
+    shape, vae = generation.checkpoint.shape, generation.checkpoint.recipe.vae
+    pixels = generation.width_px * generation.height_px
     halves = 2 if generation.is_guided else 1
-    return pixels * shape.block_out_channels[0] * WORK_NUMBERS * halves * number_bytes
+    unet = pixels // shape.latent_factor**2 * shape.block_out_channels[0] * UNET_NUMBERS * halves * number_bytes
+    channels = int(list(vae["block_out_channels"])[:2][-1])
+    vae_number_bytes = 4 if vae.get("force_upcast") else number_bytes
+    return max(unet, min(pixels, TILE_SIDE_PX**2) * channels * VAE_NUMBERS * vae_number_bytes)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from services.diffusion.models.deltas import add_delta, bias_delta
 from services.diffusion.models.loras import Layer, Lora, plain_name, unmatched
 from services.diffusion.models.shadow import doubled
+from services.diffusion.models.shortage import is_shortage
 from services.kernel.errors import InvalidField
 
 _RESNET = {
@@ -62,7 +63,7 @@ def patched(module: Any, part: str, doses: Sequence[Dose], checkpoint_id: str) -
         try:
             copies.update(_copies(path, modules[path], layers))
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_shortage(error):
                 raise
             ids = " and ".join(dose.lora.entry.id for dose in doses)
             raise InvalidField(f"LoRA {ids} does not fit {checkpoint_id} at {path}", field="model") from error

@@ -55,9 +55,10 @@ class Tier:
     def admit(self, lease: Lease) -> None:
         """Keep its work's room free from now on. ResourceExhausted where not even an empty memory has it.
 
-        Room is kept for the largest of those at work, not for all: a batch that finds too little is run in halves.
+        What is not in use goes until all at work have room. Where that is not enough, room for the largest of them
+        is: a batch that finds too little is run in parts.
         """
-        self._make_room(max(0, lease.work_bytes - self._work_bytes), what="a picture of this size")
+        self._make_room(0, work_bytes=lease.work_bytes, what="a picture of this size")
         self._working.add(lease)
 
     def get(self, key: Hashable, lease: Lease) -> Any:
@@ -79,29 +80,33 @@ class Tier:
         """Drops what was not used for longest. ResourceExhausted, with nothing dropped, where that is not enough."""
         self._make_room(size_bytes, what=what)
 
+    def release(self) -> None:
+        """Drops all that is not in use."""
+        gc.collect()
+        self._evict(self._idle_bytes())
+
     def drop(self, is_unwanted: Callable[[Hashable], bool]) -> None:
         """Forget those, in use or not; who uses one keeps it until they are done."""
         for key in self.keys:
             if is_unwanted(key):
                 del self._held[key]
 
-    @property
-    def _work_bytes(self) -> int:
-        return max((lease.work_bytes for lease in self._working), default=0)
-
-    def _make_room(self, size_bytes: int, *, what: str) -> None:
-        lacking = self.used_bytes + self._work_bytes + size_bytes - self.limit_bytes
-        if lacking <= 0:
-            return
-        if lacking > self._idle_bytes():
+    def _make_room(self, size_bytes: int, *, what: str, work_bytes: int = 0) -> None:
+        works = [work_bytes, *(lease.work_bytes for lease in self._working)]
+        lacking = self.used_bytes + size_bytes - self.limit_bytes
+        if lacking + max(works) > self._idle_bytes():
             # An error's traceback may still hold what it was about.
             gc.collect()
-        if lacking > self._idle_bytes():
+        if lacking + max(works) > self._idle_bytes():
             in_use = self.used_bytes - self._idle_bytes()
             raise ResourceExhausted(
-                f"{what} needs {size_bytes} bytes of {self.name}; {self.limit_bytes} are for models, of which"
-                f" {in_use} are in use"
+                f"{what} needs {size_bytes + work_bytes} bytes of {self.name}; {self.limit_bytes} are for models, of"
+                f" which {in_use} are in use"
             )
+        self._evict(lacking + sum(works))
+
+    def _evict(self, lacking: int) -> None:
+        """Of what is not in use, the least recently used first."""
         idle = [(held.used, key) for key, held in self._held.items() if not held.leases]
         for _, key in sorted(idle, key=lambda pair: pair[0]):
             if lacking <= 0:

@@ -63,12 +63,23 @@ class Shelf:
         for tier, level in ((self._ram, Residency.RAM), (self._vram, near)):
             for key in tier.keys:
                 assert isinstance(key, tuple)
+                if key[1] is None:
+                    continue
                 levels[key[1]] = max(level, levels.get(key[1], Residency.RAM))
         return levels
 
     @property
     def used_bytes(self) -> int:
         return sum(tier.used_bytes for tier in {id(tier): tier for tier in (self._ram, self._vram)}.values())
+
+    def other(self, name: str, load: Callable[[torch.dtype], Any], lease: Lease) -> Any:
+        """A model that belongs to no entry; `load` is told as what numbers."""
+        return self._part((name, None), lambda: load(self.device.dtype), lease)
+
+    def release(self) -> None:
+        """Off the device with what no picture uses. What is in RAM stays there."""
+        self._vram.release()
+        self.device.freed()
 
     def checkpoint(
         self,

@@ -16,6 +16,9 @@ class Prompts:
     def __init__(self) -> None:
         self._cache: ByteCache[Pair] = ByteCache(limit_bytes=PROMPTS_LIMIT_BYTES, size_of=_size_bytes)
 
+    def clear(self) -> None:
+        self._cache.clear()
+
     def get(self, generation: Generation, checkpoint: Checkpoint) -> Pair:
         """`checkpoint`: assembled for the generation. Without guidance the negative prompt is not looked at."""
         key = (

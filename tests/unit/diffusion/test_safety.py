@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from services.diffusion.engine.safety import SafetyChecker
 from services.diffusion.generation import Safety
+from services.diffusion.models.library import Library
 from services.kernel.errors import NodeFault
-
-CPU = torch.device("cpu")
+from tests.fakes.device import FakeGpu
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def picture() -> np.ndarray:
 
 @pytest.mark.parametrize("mode", [Safety.FLAG, Safety.BLUR, Safety.BLOCK])
 def test_what_it_does_not_like_is_treated_as_asked(mode, folder, picture):
-    pixels, is_unsafe = SafetyChecker(folder).checked(picture, mode, CPU)
+    pixels, is_unsafe = SafetyChecker(folder).checked(picture, mode, Library(device="cpu"))
     assert is_unsafe
     if mode is Safety.FLAG:
         assert np.array_equal(pixels, picture)
@@ -50,10 +49,11 @@ def test_what_it_does_not_like_is_treated_as_asked(mode, folder, picture):
 
 
 def test_what_it_likes_stays_as_it_is(folder, picture):
-    checker = SafetyChecker(folder)
-    checker.checked(picture, Safety.FLAG, CPU)
-    checker._model.concept_embeds_weights.data.fill_(2.0)
-    pixels, is_unsafe = checker.checked(picture, Safety.BLOCK, CPU)
+    checker, library = SafetyChecker(folder), Library(device="cpu")
+    checker.checked(picture, Safety.FLAG, library)
+    with library.holding("safety_checker", lambda dtype: None) as model:
+        model.concept_embeds_weights.data.fill_(2.0)
+    pixels, is_unsafe = checker.checked(picture, Safety.BLOCK, library)
     assert not is_unsafe
     assert np.array_equal(pixels, picture)
 
@@ -61,7 +61,18 @@ def test_what_it_likes_stays_as_it_is(folder, picture):
 @pytest.mark.parametrize("kept", [None, "nothing"])
 def test_without_its_weights_it_says_so(kept, tmp_path, picture):
     with pytest.raises(NodeFault, match="safety checker"):
-        SafetyChecker(tmp_path if kept else None).checked(picture, Safety.FLAG, CPU)
+        SafetyChecker(tmp_path if kept else None).checked(picture, Safety.FLAG, Library(device="cpu"))
+
+
+def test_on_a_gpu_it_takes_its_part_of_the_memory_and_goes_when_others_need_it(folder, picture):
+    gpu = FakeGpu()
+    library = Library(open_device=lambda wanted: gpu, vram_bytes=1 << 20)
+    SafetyChecker(folder).checked(picture, Safety.FLAG, library)
+    assert library.used_bytes > 0
+    assert gpu.uploads == 1
+    library.release()
+    SafetyChecker(folder).checked(picture, Safety.FLAG, library)
+    assert gpu.uploads == 2
 
 
 def test_a_picture_that_is_not_checked_says_nothing_of_it(asked, painted, studio):
