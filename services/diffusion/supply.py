@@ -16,6 +16,8 @@ from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, Entry
 from services.diffusion.models.recipes import UnfitFolder
 from services.diffusion.models.scan import read_fetched
+from services.diffusion.parse.fields import PROMPT_CHARACTERS_LIMIT
+from services.diffusion.prompt.syntax import read_prompt
 from services.diffusion.provenance import KINDS
 from services.diffusion.remote import Remote, RemoteModel, is_here
 from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
@@ -158,6 +160,10 @@ def _wanted(request: diffusion_pb2.GenerateRequest, default_id: str) -> Iterator
         yield Wanted(name=control.controlnet, kind="controlnet", field=f"controls[{number}].controlnet")
     for number, lora in enumerate(request.loras):
         yield Wanted(name=lora.model, kind="lora", field=f"loras[{number}].model")
+    # What is wrong with a prompt, the parser tells.
+    with contextlib.suppress(FanlightError):
+        for tag in read_prompt(request.prompt[:PROMPT_CHARACTERS_LIMIT], "prompt").loras:
+            yield Wanted(name=tag.name, kind="lora", field="prompt")
     if request.vae:
         yield Wanted(name=request.vae, kind="vae", field="vae")
     for number, name in enumerate(request.embeddings):

@@ -1,12 +1,13 @@
 """How pictures are painted, beyond prompt, size and steps: values that the gateway checks and hands on. Pure."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # The id under which a worker offers to fetch whatever a reference names.
 ANY = "*"
 # `<lora:name:weight>` in a prompt; the worker reads it in full.
-_LORA = re.compile(r"<lora:([^:<>]+)[:>]")
+_LORA = re.compile(r"(?<!\\)<(?:lora|lyco):([^:<>]+)[:>]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,3 +58,11 @@ def is_reference(name: str) -> bool:
 def loras_in(prompt: str) -> list[str]:
     """The LoRAs that a prompt names, in order."""
     return [name.strip() for name in _LORA.findall(prompt)]
+
+
+def words_in(text: str, names: Iterable[str]) -> list[str]:
+    """Those of the names that stand in the text as whole words, in any case, as embeddings do in prompts."""
+    lower = text.lower()
+    return [
+        name for name in names if name.lower() in lower and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.I)
+    ]

@@ -45,7 +45,7 @@ def controlnet_of(
     catalog: Catalog, controlnet_id: str, annotator: Annotator | None, model: Model, *, field: str
 ) -> str:
     """The named one, or the first that the annotator's control images are made for."""
-    fitting = _fitting(catalog, CONTROLNET, model)
+    fitting = models_for(catalog, CONTROLNET, model)
     if controlnet_id:
         if controlnet_id not in fitting and not _is_fetched(catalog, CONTROLNET, controlnet_id):
             raise NotFound(f"{model.id} has no such ControlNet; it has {_names(fitting)}", field=field)
@@ -60,9 +60,9 @@ def controlnet_of(
 
 def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field: str) -> str:
     """The id of the LoRA, VAE or embedding of that name that fits the checkpoint. NotFound tells those that do."""
-    fitting = _fitting(catalog, kind, checkpoint)
+    fitting = models_for(catalog, kind, checkpoint)
     if name not in fitting and not _is_fetched(catalog, kind, name):
-        raise NotFound(f"{checkpoint.id} has no such {kind}; it has {_names(fitting)}", field=field)
+        raise NotFound(f"{checkpoint.id} has no {kind} {name[:80]!r}; it has {_names(fitting)}", field=field)
     return name
 
 
@@ -71,7 +71,8 @@ def _is_fetched(catalog: Catalog, kind: str, name: str) -> bool:
     return is_reference(name) and any(model.id == ANY for model in catalog.of_kind(kind))
 
 
-def _fitting(catalog: Catalog, kind: str, checkpoint: Model) -> dict[str, Model]:
+def models_for(catalog: Catalog, kind: str, checkpoint: Model) -> dict[str, Model]:
+    """By id, those of a kind that fit the checkpoint."""
     return {each.id: each for each in catalog.of_kind(kind) if each.id != ANY and _fits(each, checkpoint)}
 
 

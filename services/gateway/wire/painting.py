@@ -5,10 +5,10 @@ from typing import Literal
 
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.jobs.painting import LoraUse, PaintOptions, loras_in
+from services.gateway.jobs.painting import LoraUse, PaintOptions, loras_in, words_in
 from services.gateway.jobs.workers import EMBEDDING, LORA, VAE, Catalog, Model
 from services.gateway.wire import fields
-from services.gateway.wire.catalog import model_of
+from services.gateway.wire.catalog import model_of, models_for
 from services.kernel.errors import InvalidField
 
 LORAS_LIMIT = 16
@@ -34,7 +34,7 @@ def options(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> 
         guess_mode=message.guess_mode,
         loras=_loras(message.loras, catalog, model),
         vae=model_of(catalog, VAE, message.vae, model, field="generation.vae") if message.vae else "",
-        embeddings=_embeddings(message.embeddings, catalog, model),
+        embeddings=_embeddings(message, catalog, model),
         clip_skip=_whole(message, "clip_skip", CLIP_SKIP_LIMIT),
         noise_schedule=_one_of(message.noise_schedule, NOISE_SCHEDULES, "noise_schedule"),
         eta=fields.number(message.eta, 0.0, 1.0, field="generation.eta") if message.HasField("eta") else None,
@@ -96,12 +96,17 @@ def _weight(value: float, field: str) -> float:
     return fields.number(value, -LORA_WEIGHT_LIMIT, LORA_WEIGHT_LIMIT, field=field)
 
 
-def _embeddings(names: Sequence[str], catalog: Catalog, model: Model) -> tuple[str, ...]:
+def _embeddings(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> tuple[str, ...]:
+    """Those that are listed, and those that a prompt names: a worker without them would take their names for words."""
+    names = message.embeddings
     if len(names) > EMBEDDINGS_LIMIT:
         raise InvalidField(f"has {len(names)} entries; at most {EMBEDDINGS_LIMIT}", field="generation.embeddings")
-    return tuple(
+    listed = [
         model_of(catalog, EMBEDDING, name, model, field=f"generation.embeddings[{i}]") for i, name in enumerate(names)
-    )
+    ]
+    offered = sorted(models_for(catalog, EMBEDDING, model))
+    named = words_in(f"{message.prompt}\n{message.negative_prompt}", offered)
+    return tuple(dict.fromkeys([*listed, *named]))[:EMBEDDINGS_LIMIT]
 
 
 def _whole(message: gateway_pb2.Generation, name: Literal["clip_skip", "quality"], limit: int) -> int | None:

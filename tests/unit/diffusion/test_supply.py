@@ -3,6 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
@@ -41,6 +43,19 @@ async def test_a_checkpoint_of_the_catalog_is_there_while_the_request_runs(suppl
     assert store.in_use == []
     assert store.asked == [("sd15", "text2img")]
     assert [(each.done_bytes, each.total_bytes) for each in heard] == [(1, 2)]
+
+
+async def test_a_lora_that_a_prompt_names_is_fetched_too(supplied, tmp_path):
+    lora = tmp_path / "style.safetensors"
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(4, 8)}, lora)
+    catalogue, store, supply = supplied(Fetch.ANY, **{"some/style": lora})
+    request = Request(model="sd15", prompt="a fox <lora:some/style:0.7>")
+    async with supply.provided(request, lambda progress: None):
+        assert catalogue.lora("some/style", catalogue.checkpoint("sd15")).file == lora
+        assert store.in_use == ["sd15", "some/style"]
+    broken = Request(model="sd15", prompt="a fox <lora:some/style:0.7")
+    async with supply.provided(broken, lambda progress: None):
+        assert store.in_use == ["sd15"]
 
 
 async def test_a_picture_to_start_from_asks_for_the_vaes_encoder_too(supplied):

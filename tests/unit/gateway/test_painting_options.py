@@ -9,6 +9,7 @@ from google.protobuf import json_format
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.jobs.painting import loras_in, words_in
 from services.gateway.jobs.workers import REMOTE, Capabilities, Model, catalog_of
 from services.gateway.wire import answers, requests, tasks
 from services.kernel.errors import FanlightError, NotFound
@@ -132,6 +133,42 @@ async def test_a_lora_named_in_the_prompt_is_needed_of_the_worker() -> None:
         await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
         assert await poor.lease() == []
         assert len(await rich.lease()) == 1
+
+
+async def test_an_embedding_named_in_a_prompt_is_needed_of_the_worker() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        poor = fleet.worker("diffusion", "poor", models=tuple(each for each in MODELS if each.id != "mint"))
+        rich = fleet.worker("diffusion", "rich", models=MODELS)
+        await poor.come()
+        await rich.come()
+        request = of_generation(negative_prompt="(Mint:1.2), peppermint")
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
+        assert await poor.lease() == []
+        (task,) = await rich.lease()
+    assert list(tasks._leased(task).generate.embeddings) == ["mint"]
+
+
+@pytest.mark.parametrize(
+    ("text", "loras"),
+    [("a <lora:one:1> b <lyco:two>", ["one", "two"]), (r"\<lora:one:1>", []), ("<lora: one :1:0.5>", ["one"])],
+)
+def test_loras_are_told_from_what_only_looks_so(text: str, loras: list[str]) -> None:
+    assert loras_in(text) == loras
+
+
+def test_words_are_whole() -> None:
+    assert words_in("Mint, peppermint, bad-hands!", ["mint", "pepper", "bad-hands", "bad"]) == [
+        "mint",
+        "bad-hands",
+        "bad",
+    ]
+
+
+def test_a_lora_that_nobody_has_is_named_with_those_that_there_are() -> None:
+    error = refusal(negative_prompt="", loras=[diffusion_pb2.LoraUse(model="nobody")])
+    assert "'nobody'" in error.message
+    assert "cyanotype" in error.message
 
 
 async def test_a_reference_goes_to_a_worker_that_fetches_any() -> None:
