@@ -1,7 +1,8 @@
 """The diffusion service beside diffusers: CPU time to be ready, mixed requests on the starter model, an answer's cost.
 
 CPU seconds are told, as machines are busy; both sides take turns and the least of the rounds counts.
-Run: `python -m benchmarks.diffusion ready|mixed|answer [--rounds 3]`.
+Run: `python -m benchmarks.diffusion ready|mixed|answer [--rounds 3]`. With SD 1.5's shapes, see `diffusion_shapes`:
+`python -m benchmarks.diffusion shapes|gpu|residency [--rounds 1] [--keep FOLDER]`; `gpu` says so where there is none.
 """
 
 import argparse
@@ -194,10 +195,24 @@ def _photo_like(side: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["ready", "mixed", "answer"])
+    parser.add_argument("what", choices=["ready", "mixed", "answer", "shapes", "gpu", "residency"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="of shapes, gpu, residency: a folder for the models, used again")
+    parser.add_argument("--device", default="cuda", help="of gpu: another one shows that the command works")
+    parser.add_argument("--small", action="store_true", help="of shapes and gpu: a smaller UNet, to try the command")
     asked = parser.parse_args()
-    {"ready": ready, "mixed": mixed, "answer": answer}[asked.what](asked.rounds)
+    if asked.what in ("ready", "mixed", "answer"):
+        {"ready": ready, "mixed": mixed, "answer": answer}[asked.what](asked.rounds)
+        return
+    from benchmarks.diffusion_shapes import gpu, quiet, residency, shapes
+
+    quiet()
+    if asked.what == "shapes":
+        shapes(asked.rounds, asked.keep, small=asked.small)
+    elif asked.what == "gpu":
+        gpu(asked.rounds, asked.keep, device=asked.device, small=asked.small)
+    else:
+        residency(asked.keep)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Switching models: LoRAs, textual inversions, checkpoints and 100 combinations of them, against diffusers.
 
-Random weights, on the CPU in float32. CPU seconds are told, as machines are busy; ours and diffusers' take turns, and
-the least of the rounds counts. `--small` is a UNet of a fifth of SD 1.5's width.
-diffusers needs peft for LoRAs: without it they are left out. Run: `python -m benchmarks.models [--small] [--rounds 3]`.
+Random weights in fp16 as people share them, on the CPU in float32. CPU seconds are told, as machines are busy; ours and
+diffusers' take turns, and the least of the rounds counts. `--small` is a UNet of a fifth of SD 1.5's width, in float32.
+diffusers needs peft for LoRAs: without it they are left out. SD 1.5's own shapes take 9 GB of disk and 12 of memory;
+`--keep FOLDER` makes the models once, for several runs of `--only`.
+Run: `python -m benchmarks.models [--small] [--rounds 3] [--only lora inversion switch cold trace] [--keep FOLDER]`.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,18 @@ from tests.fakes.ldm_files import write_ldm_file
 
 CHECKPOINTS, LORAS = 2, 8
 RANK = 16
+PARTS = ("lora", "inversion", "switch", "cold", "trace")
+# What our models may fill: two checkpoints in float32, and some combinations beside them.
+RAM_BYTES = 12 << 30
 
 
 def make_models(root: Path, *, small: bool) -> None:
     """Checkpoints as folders and single files, LoRAs in diffusers' form, one textual inversion."""
     for number in range(CHECKPOINTS):
         folder = root / f"model{number}"
-        pipeline = _pipeline(folder, small=small, seed=number)
+        pipeline = make_pipeline(folder, small=small, seed=number)
+        if not small:
+            pipeline.to(dtype=torch.float16)
         pipeline.save_pretrained(folder, safe_serialization=True)
         config = json.loads((folder / "unet" / "config.json").read_text())
         write_ldm_file(folder, root / f"single{number}.safetensors", config=config)
@@ -53,7 +60,7 @@ def make_models(root: Path, *, small: bool) -> None:
     save_file({"<mint>": torch.randn(4, width)}, root / "mint.safetensors")
 
 
-def _pipeline(folder: Path, *, small: bool, seed: int) -> Any:
+def make_pipeline(folder: Path, *, small: bool, seed: int) -> Any:
     torch.manual_seed(seed)
     shrink, thin, layers = (5, 4, 3) if small else (1, 1, 12)
     recipe = shipped("sd1")
@@ -61,10 +68,10 @@ def _pipeline(folder: Path, *, small: bool, seed: int) -> Any:
     vae = {**recipe.vae, "block_out_channels": [width // thin for width in recipe.vae["block_out_channels"]]}
     text = CLIPTextConfig(**{**recipe.texts[0].config, "num_hidden_layers": layers})
     return StableDiffusionPipeline(
-        vae=_made(AutoencoderKL, vae),
-        text_encoder=_filled(_on_meta(lambda: CLIPTextModel(text))),
+        vae=made(AutoencoderKL, vae),
+        text_encoder=filled(_on_meta(lambda: CLIPTextModel(text))),
         tokenizer=_saved_tokenizer(folder / "tokenizer"),
-        unet=_made(UNet2DConditionModel, unet),
+        unet=made(UNet2DConditionModel, unet),
         scheduler=PNDMScheduler.from_config(recipe.scheduler),
         safety_checker=None,
         feature_extractor=None,
@@ -79,8 +86,8 @@ def _saved_tokenizer(folder: Path) -> Any:
     return shipped_tokenizer("<|endoftext|>")
 
 
-def _made(kind: Any, config: Any) -> Any:
-    return _filled(_on_meta(lambda: kind.from_config(dict(config))))
+def made(kind: Any, config: Any) -> Any:
+    return filled(_on_meta(lambda: kind.from_config(dict(config))))
 
 
 def _on_meta(make: Callable[[], Any]) -> Any:
@@ -88,7 +95,7 @@ def _on_meta(make: Callable[[], Any]) -> Any:
         return make()
 
 
-def _filled(model: Any) -> Any:
+def filled(model: Any) -> Any:
     """Small random numbers, made quickly; what is computed is made anew."""
     model = model.to_empty(device="cpu")
     for parameter in model.parameters():
@@ -117,7 +124,7 @@ def _lora(unet: Any, text: Any, *, seed: int) -> dict[str, torch.Tensor]:
 class Ours:
     def __init__(self, root: Path) -> None:
         self.catalogue = scan([root])
-        self.library = Library(device="cpu", ram_bytes=1 << 40)
+        self.library = Library(device="cpu", ram_bytes=RAM_BYTES)
 
     def use(self, name: str, *loras: tuple[str, float], embeddings: bool = False) -> object:
         checkpoint = self.catalogue.checkpoint(name)
@@ -170,37 +177,62 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trace", type=int, default=100, help="how many combinations are drawn")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--keep", type=Path, help="a folder for the models, used again where it has them")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        make_models(root, small=arguments.small)
-        run(root, arguments.rounds, arguments.trace)
+        root = arguments.keep or Path(folder)
+        if not (root / "mint.safetensors").exists():
+            make_models(root, small=arguments.small)
+        run(root, arguments.rounds, arguments.trace, arguments.only)
 
 
-def run(root: Path, rounds: int, trace: int) -> None:
-    ours = Ours(root)
-    for number in range(CHECKPOINTS):
-        ours.use(f"single{number}")
-    pipeline = from_single_file(root, 0)
-    if is_peft_available():
-        tell(
-            "LoRA apply and revert", *least(rounds, lambda: _our_lora(ours), lambda: _their_lora(pipeline, root)), 0.35
-        )
+def run(root: Path, rounds: int, trace: int, only: Sequence[str]) -> None:
+    works: dict[str, Callable[[], None]] = {
+        "lora": lambda: tell_lora(root, rounds),
+        "inversion": lambda: tell_inversion(root, rounds),
+        "switch": lambda: tell_switch(root, rounds),
+        "cold": lambda: tell_cold(root, rounds),
+        "trace": lambda: tell_trace(root, trace),
+    }
+    for name in only:
+        if name not in ("lora", "trace") or is_peft_available():
+            works[name]()
+
+
+def tell_lora(root: Path, rounds: int) -> None:
+    ours, pipeline = _ours_with(root, "single0"), from_single_file(root, 0)
+    tell("LoRA apply and revert", *least(rounds, lambda: _our_lora(ours), lambda: _their_lora(pipeline, root)), 0.35)
+
+
+def tell_inversion(root: Path, rounds: int) -> None:
+    ours, pipeline = _ours_with(root, "single0"), from_single_file(root, 0)
     their_mint = _their_inversion(pipeline, root)
     tell("textual inversion", *least(rounds, lambda: _our_inversion(ours), their_mint), 0.02)
+
+
+def tell_switch(root: Path, rounds: int) -> None:
+    ours = _ours_with(root, "single0", "single1")
     turns = iter(range(10_000))
     switch = least(rounds, lambda: ours.use(f"single{next(turns) % 2}"), lambda: from_single_file(root, 1))
     tell("switch between two checkpoints in RAM", *switch, 0.1)
+
+
+def tell_cold(root: Path, rounds: int) -> None:
     cold = least(rounds, lambda: _cold(root), lambda: StableDiffusionPipeline.from_pretrained(root / "model0"))
     tell("disk to modules, files cached, first checkpoint of a process", *cold, 0.45)
-    known = Ours(root)
-    known.use("model0")
+    known = _ours_with(root, "model0")
     cold = least(rounds, lambda: _next(known), lambda: StableDiffusionPipeline.from_pretrained(root / "model1"))
     tell("disk to modules, files cached, next checkpoint of a family", *cold, 0.45)
-    if is_peft_available():
-        tell_trace(root, trace)
+
+
+def _ours_with(root: Path, *names: str) -> Ours:
+    ours = Ours(root)
+    for name in names:
+        ours.use(name)
+    return ours
 
 
 def from_single_file(root: Path, number: int) -> Any:
@@ -242,7 +274,7 @@ def _their_inversion(pipeline: Any, root: Path) -> Callable[[], None]:
 
 
 def _cold(root: Path) -> None:
-    library = Library(device="cpu", ram_bytes=1 << 40)
+    library = Library(device="cpu", ram_bytes=RAM_BYTES)
     library.checkpoint(scan([root / "model0"]).default())
 
 
