@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job through the containers of compose.yaml: a photo goes in, pictures that follow its edges come out.
-# Then one worker is killed while a job waits for it, and everything is stopped by SIGTERM.
+# Then a worker is killed in the middle of a job, and everything is stopped by SIGTERM.
 #
 #   docker/demo.sh [OUT]     `make compose-demo`; needs the images. Pictures go to OUT, or to demo/out/compose.
 # COMPOSE and ENGINE name other programs than podman-compose and podman: COMPOSE="docker compose" ENGINE=docker.
@@ -39,8 +39,13 @@ call() {
     curl --silent --show-error --fail-with-body --header "Authorization: bearer $FANLIGHT_CLIENT_TOKEN" "$@"
 }
 
+# Submits a job and prints it; what it is asked to wait for comes with it.
 job_of() {
-    call --form "job=$1" --form photo=@demo/photos/coffee.jpg "$url/v1/jobs?wait=$poll_s"
+    call --form "job=$1" --form photo=@demo/photos/coffee.jpg "$url/v1/jobs?wait=$2"
+}
+
+look_at() {
+    call "$url/v1/jobs/$(value name <<< "$1" | sed 's#^jobs/##')?wait=$2"
 }
 
 value() {
@@ -57,27 +62,36 @@ for ((second = 0; second < patience_s; second++)); do
 done
 [ "$workers" -ge 2 ] || { echo "error: no workers after $patience_s s" >&2; "${compose[@]}" logs >&2; exit 1; }
 
-painting='{"generation": {"prompt": "a cup of coffee on a blue background, 3d style", "seed": SEED,
-           "controls": [{"annotator": "canny", "picture": {"url": "part:photo"}}]}}'
-paint() {
-    job=$(job_of "${painting/SEED/$1}") || { echo "error: $job" >&2; exit 1; }
-    state=$(value state <<< "$job")
-    for ((waited_s = poll_s; waited_s < patience_s; waited_s += poll_s)); do
-        case $state in STATE_SUCCEEDED | STATE_FAILED | STATE_CANCELLED) break ;; esac
-        job=$(call "$url/v1/jobs/$(value name <<< "$job" | sed 's#^jobs/##')?wait=$poll_s")
+# Waits until the job has ended well, and keeps its first picture.
+finish() {
+    job=$1
+    for ((waited_s = 0; waited_s < patience_s; waited_s += poll_s)); do
         state=$(value state <<< "$job")
+        case $state in STATE_SUCCEEDED | STATE_FAILED | STATE_CANCELLED) break ;; esac
+        job=$(look_at "$job" "$poll_s")
     done
     [ "$state" = STATE_SUCCEEDED ] || { echo "error: the job ended as $job" >&2; exit 1; }
-    call --output "$out/painted-$1.png" "$url/v1/blobs/$(value images 0 blob digest <<< "$job")"
-    echo "painted $out/painted-$1.png"
+    call --output "$out/painted-$2.png" "$url/v1/blobs/$(value images 0 blob digest <<< "$job")"
+    echo "painted $out/painted-$2.png"
 }
-paint 1
 
-echo "killing the diffusion worker; the next job waits until it is back"
+job=$(job_of '{"generation": {"prompt": "a cup of coffee on a blue background, 3d style", "seed": 1,
+    "controls": [{"annotator": "canny", "picture": {"url": "part:photo"}}]}}' "$poll_s") || { echo "error: $job" >&2; exit 1; }
+finish "$job" 1
+
+job=$(job_of '{"generation": {"prompt": "a red apple", "seed": 2, "count": 4, "steps": 100}}' 0)
+for ((tick = 0; tick < patience_s * 10; tick++)); do
+    [ "$(value state <<< "$job")" = STATE_QUEUED ] || break
+    sleep 0.1
+    job=$(look_at "$job" 0)
+done
 engine=${ENGINE:-podman}
 worker=$("$engine" ps --quiet --filter label=com.docker.compose.project=fanlight-demo \
     --filter label=com.docker.compose.service=diffusion)
-"$engine" kill "$worker" > "$out/kill.log"
+"$engine" kill --signal KILL "$worker" > "$out/kill.log"
+job=$(look_at "$job" 0)
+echo "killed the diffusion worker; its job is $(value state <<< "$job") and goes on when it is back"
+[ "$(value state <<< "$job")" != STATE_SUCCEEDED ] || { echo "error: the job was done already" >&2; exit 1; }
 (sleep 3; "$engine" start "$worker" > "$out/restart.log" 2>&1) &
-paint 2
+finish "$job" 2
 wait

@@ -15,6 +15,7 @@ from typing import Any
 
 from audit import budget, report
 from audit.model import AuditError, Image
+from audit.oci import Known
 from audit.sources import FORMS, load
 from audit.tables import as_markdown, as_table
 from audit.treemap import as_html
@@ -70,24 +71,25 @@ def _rate(text: str) -> float:
 
 
 def audit(options: argparse.Namespace) -> dict[str, Any]:
-    images = [_load(name, options.platform) for name in options.images]
-    held = [_load(name, options.platform) for name in options.held]
+    known: Known = {}
+    images = [_load(name, options.platform, known) for name in options.images]
+    held = [_load(name, options.platform, known) for name in options.held]
     found: dict[str, Any] = {"images": [report.describe(image) for image in images]}
     for image, described, shared in zip(images, found["images"], report.shared_with(images), strict=True):
         for layer, others in zip(described["layers"], shared, strict=True):
             layer["shared_with"] = others
         described["ready"] = report.ready(image, held, options.link_mbps, options.unpack_mb_s * 1e6)
     if options.against:
-        before = _load(options.against, options.platform)
+        before = _load(options.against, options.platform, known)
         found["images"][0]["against"] = {"name": options.against, **report.difference(images[0], before)}
     found["set"] = report.describe_set(images)
     found["broken"] = _broken(options, images, found["images"])
     return found
 
 
-def _load(name: str, platform: str) -> Image:
+def _load(name: str, platform: str, known: Known) -> Image:
     try:
-        return load(name, platform)
+        return load(name, platform, known)
     except AuditError as error:
         raise AuditError(f"{name}: {error}") from error
 

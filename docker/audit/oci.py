@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from http.client import HTTPException
 from typing import Any, BinaryIO, Protocol
 
@@ -18,21 +19,25 @@ MANIFEST_BYTES_MAX = 16 << 20
 INDEX_DEPTH_MAX = 4
 
 
+# Layers that were read already, for images that share them.
+Known = dict[str, Layer]
+
+
 class Blobs(Protocol):
     """Where an image's blobs are."""
 
     def open(self, digest: str) -> AbstractContextManager[BinaryIO]: ...
 
 
-def read_image(name: str, blobs: Blobs, descriptor: Mapping[str, Any], platform: str) -> Image:
-    """The image that the descriptor leads to, through an index where there is one."""
+def read_image(name: str, blobs: Blobs, descriptor: Mapping[str, Any], platform: str, known: Known) -> Image:
+    """The image that the descriptor leads to, through an index where there is one. A layer in `known` is not read."""
     try:
-        return _read_image(name, blobs, descriptor, platform)
+        return _read_image(name, blobs, descriptor, platform, known)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AuditError(f"the manifest or the config is not as OCI wants it: {error!r}") from error
 
 
-def _read_image(name: str, blobs: Blobs, descriptor: Mapping[str, Any], platform: str) -> Image:
+def _read_image(name: str, blobs: Blobs, descriptor: Mapping[str, Any], platform: str, known: Known) -> Image:
     digest, manifest = _choose(blobs, descriptor, platform)
     config = read_json(blobs, _field(manifest, "config")["digest"], "the config")
     layers = _field(manifest, "layers")
@@ -40,7 +45,7 @@ def _read_image(name: str, blobs: Blobs, descriptor: Mapping[str, Any], platform
     if len(diff_ids) != len(layers):
         raise AuditError(f"the manifest has {len(layers)} layers, the config {len(diff_ids)}")
     read = [
-        _layer(blobs, layer, diff_id, command)
+        _known_layer(blobs, layer, diff_id, command, known)
         for layer, diff_id, command in zip(layers, diff_ids, commands(config, len(layers)), strict=True)
     ]
     return Image(name=name, digest=digest, layers=tuple(read))
@@ -79,6 +84,13 @@ def _platform(descriptor: Mapping[str, Any]) -> str:
     parts = descriptor.get("platform") or {}
     variant = parts.get("variant", "")
     return f"{parts.get('os', '?')}/{parts.get('architecture', '?')}{f'/{variant}' if variant else ''}"
+
+
+def _known_layer(blobs: Blobs, layer: Mapping[str, Any], diff_id: str, command: str, known: Known) -> Layer:
+    key = f"{layer['digest']} {layer['size']} {diff_id}"
+    if key not in known:
+        known[key] = _layer(blobs, layer, diff_id, command)
+    return replace(known[key], command=command)
 
 
 def _layer(blobs: Blobs, layer: Mapping[str, Any], diff_id: str, command: str) -> Layer:

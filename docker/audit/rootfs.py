@@ -119,12 +119,9 @@ def _gone(root: RootFs, entries: Iterable[Entry]) -> dict[str, bool]:
 
 
 def _replaced(root: RootFs, entry: Entry) -> dict[str, bool]:
-    """What must go so that the entry can be there: a folder that stays one keeps what is in it."""
-    before = root.entries.get(entry.path)
-    if before is None:
-        return {}
-    gone = {entry.path: False}
-    if before.kind is Kind.DIRECTORY and entry.kind is not Kind.DIRECTORY:
+    """What must go so that the entry can be there: only a folder that stays one keeps what is in it."""
+    gone = {entry.path: False} if entry.path in root.entries else {}
+    if entry.kind is not Kind.DIRECTORY:
         gone.update(dict.fromkeys(root.under(entry.path), True))
     return gone
 

@@ -13,26 +13,27 @@ from typing import Any, BinaryIO
 
 from audit.layers import read_layer
 from audit.model import AuditError, Image
-from audit.oci import commands, for_platform, read_image, tagged
+from audit.oci import Known, commands, for_platform, read_image, tagged
 from audit.registry import Registry
 from audit.streams import hash_of
 
 FORMS = "oci:DIR[:TAG], docker-archive:FILE, containers-storage:NAME, docker-daemon:NAME or docker://HOST/NAME:TAG"
 
 
-def load(name: str, platform: str) -> Image:
-    """Read the whole image. AuditError."""
+def load(name: str, platform: str, known: Known | None = None) -> Image:
+    """Read the whole image, but for layers that are known; those it reads are, from then on. AuditError."""
+    known = {} if known is None else known
     transport, _, rest = name.partition(":")
     if transport == "oci" and rest:
-        return _from_layout(name, rest, platform)
+        return _from_layout(name, rest, platform, known)
     if transport == "docker-archive" and rest:
         return _from_archive(name, rest)
     if transport == "containers-storage" and rest:
-        return _from_store(name, platform)
+        return _from_store(name, platform, known)
     if transport == "docker-daemon" and rest:
         return _from_daemon(name, rest)
     if name.startswith("docker://"):
-        return _from_registry(name, name.removeprefix("docker://"), platform)
+        return _from_registry(name, name.removeprefix("docker://"), platform, known)
     raise AuditError(f"{name!r} is no image: name it as {FORMS}")
 
 
@@ -51,7 +52,7 @@ class Layout:
             yield source
 
 
-def _from_layout(name: str, rest: str, platform: str) -> Image:
+def _from_layout(name: str, rest: str, platform: str, known: Known) -> Image:
     root, tag = Path(rest), ""
     if not root.is_dir() and ":" in rest:
         folder, _, tag = rest.rpartition(":")
@@ -62,10 +63,10 @@ def _from_layout(name: str, rest: str, platform: str) -> Image:
         raise AuditError(f"{root} is no OCI layout: its index.json cannot be read") from error
     found = list(tagged(index, tag))
     # A layout may hold an image of several platforms without an index of its own.
-    found = for_platform(found, platform) if len(found) > 1 else found
+    found = (len(found) > 1 and for_platform(found, platform)) or found
     if len(found) != 1:
         raise AuditError(f"{root} has {len(found)} images{f' tagged {tag!r}' if tag else ''}; name one as oci:DIR:TAG")
-    return read_image(name, Layout(root), found[0], platform)
+    return read_image(name, Layout(root), found[0], platform, known)
 
 
 def _from_archive(name: str, rest: str) -> Image:
@@ -109,11 +110,11 @@ def _member(tar: tarfile.TarFile, name: str) -> bytes:
     return source.read()
 
 
-def _from_store(name: str, platform: str) -> Image:
+def _from_store(name: str, platform: str, known: Known) -> Image:
     """Through skopeo, which packs the layers again: their digests are not those of a registry."""
     with tempfile.TemporaryDirectory() as folder:
         _run("skopeo", "copy", "--quiet", name, f"oci:{folder}:image")
-        return _from_layout(name, f"{folder}:image", platform)
+        return _from_layout(name, f"{folder}:image", platform, known)
 
 
 def _from_daemon(name: str, rest: str) -> Image:
@@ -132,10 +133,10 @@ def _run(*command: str) -> None:
         raise AuditError(f"{command[0]} says: {lines[-1] if lines else done.returncode}")
 
 
-def _from_registry(name: str, rest: str, platform: str) -> Image:
+def _from_registry(name: str, rest: str, platform: str, known: Known) -> Image:
     host, slash, path = rest.partition("/")
     if not slash:
         raise AuditError(f"{name!r} names no host: docker://HOST/NAME:TAG")
     repository, _, tag = path.partition("@") if "@" in path else path.rpartition(":") if ":" in path else (path, "", "")
     registry = Registry(host, repository)
-    return read_image(name, registry, {"digest": registry.resolve(tag or "latest")}, platform)
+    return read_image(name, registry, {"digest": registry.resolve(tag or "latest")}, platform, known)

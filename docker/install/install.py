@@ -40,7 +40,7 @@ def main() -> None:
     install(asked.wheels or ["--requirement", str(HERE.parent / "locks" / f"{asked.packages or asked.layer}.txt")], out)
     removed = sum(remove(path) for path in unneeded(out)) + sum(strip(path) for path in out.rglob("*.so*"))
     layer = tomllib.loads((HERE.parent / "layers.toml").read_text())["layers"].get(asked.layer, {})
-    compile_ahead(out, layer.get("compiled_by", ()), layer.get("below", ()))
+    compile_ahead(out, layer.get("compiled_by", ()), layer.get("below", ()), layer.get("compiled", ()))
     print(f"{asked.layer}: {size_of(out):,} bytes, {removed:,} taken out")
 
 
@@ -96,9 +96,10 @@ def strip(path: Path) -> int:
         return cut
 
 
-def compile_ahead(out: Path, loaded_by: Iterable[str], below: Iterable[str]) -> None:
+def compile_ahead(out: Path, loaded_by: Iterable[str], below: Iterable[str], globs: Iterable[str] = ()) -> None:
     """Compiled by content, not by time: the same bytes whenever it is built, and a read-only root starts as fast."""
-    for path in loaded(out, loaded_by, below) if loaded_by else out.rglob("*.py"):
+    named = {path for pattern in globs for path in out.glob(pattern)}
+    for path in sorted({*loaded(out, loaded_by, below), *named} if loaded_by else out.rglob("*.py")):
         try:
             py_compile.compile(
                 str(path),

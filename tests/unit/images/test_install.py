@@ -92,10 +92,10 @@ def test_a_compiled_module_is_believed_by_content_not_by_time(install, tmp_path)
 
 
 def test_a_large_package_is_compiled_only_where_it_is_loaded(install, tmp_path):
-    put(tmp_path, "big/__init__.py", "big/used.py", "big/unused.py")
-    for path in (tmp_path / "big").iterdir():
+    put(tmp_path, "big/__init__.py", "big/used.py", "big/unused.py", "big/named/later.py")
+    for path in (tmp_path / "big").rglob("*.py"):
         path.write_text("")
     (tmp_path / "big" / "__init__.py").write_text("from big import used\n")
-    install.compile_ahead(tmp_path, ("big",), ())
-    names = {path.name.partition(".")[0] for path in (tmp_path / "big" / "__pycache__").iterdir()}
-    assert names == {"__init__", "used"}
+    install.compile_ahead(tmp_path, ("big",), (), ("big/named/*.py",))
+    names = {path.name.partition(".")[0] for path in (tmp_path / "big").rglob("__pycache__/*")}
+    assert names == {"__init__", "used", "later"}
