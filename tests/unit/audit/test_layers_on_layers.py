@@ -1,4 +1,4 @@
-"""Layers lie on each other as a container engine lays them: hard links, whiteouts and replaced folders keep totals right."""
+"""Layers lie on each other as an engine lays them: hard links, whiteouts and replaced folders keep totals right."""
 
 from itertools import count
 
