@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -17,14 +19,10 @@ MANIFESTS = [
     path for folder in (BASE, CLUSTER) for path in sorted(folder.glob("*.yaml")) if path.stem != "kustomization"
 ]
 PORTS = {"gateway": 50051, "preprocessor": 50052, "diffusion": 50053}
-# What SaladCloud takes at most.
-SALAD_MOST = {
-    "initial_delay_seconds": 1200,
-    "period_seconds": 120,
-    "timeout_seconds": 60,
-    "success_threshold": 10,
-    "failure_threshold": 20,
-}
+SALAD = ROOT / "deploy" / "salad"
+# SaladCloud's own values: initial delay, period, timeout, successes and failures that count.
+SALAD_PROBES = {"startup": (0, 3, 10, 2, 15), "liveness": (0, 10, 30, 1, 3), "readiness": (0, 1, 1, 1, 3)}
+PROBE_KEYS = ("initial_delay_seconds", "period_seconds", "timeout_seconds", "success_threshold", "failure_threshold")
 
 
 def documents(*paths):
@@ -142,11 +140,66 @@ def test_the_health_command_of_the_containers_is_there():
     assert "HOST:PORT" in done.stdout
 
 
-def test_salad_probes_ask_the_image_and_stay_within_the_limits():
-    group = json.loads((ROOT / "deploy" / "salad" / "diffusion.json").read_text())
-    for kind in ("startup", "liveness", "readiness"):
+def salad_group():
+    return json.loads((SALAD / "diffusion.json").read_text())
+
+
+def salad_problems(group):
+    schema = json.loads((SALAD / "schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return [error.json_path for error in jsonschema.Draft202012Validator(schema).iter_errors(group)]
+
+
+def test_the_salad_group_is_valid():
+    assert salad_problems(salad_group()) == []
+
+
+def test_the_check_sees_a_wrong_salad_group():
+    group = salad_group()
+    group["container"]["resources"]["memory"] = 100
+    group["startup_probe"]["failure_threshold"] = 21
+    group["livenes_probe"] = {}
+    assert sorted(salad_problems(group)) == [
+        "$",
+        "$.container.resources.memory",
+        "$.startup_probe.failure_threshold",
+    ]
+
+
+def test_salad_probes_ask_the_port_of_the_image_as_often_as_the_platform_does():
+    group = salad_group()
+    for kind, values in SALAD_PROBES.items():
         probe = group[f"{kind}_probe"]
-        assert probe["grpc"]["port"] == PORTS["diffusion"]
-        assert all(0 <= probe[name] <= most for name, most in SALAD_MOST.items())
-    assert group["container"]["resources"]["memory"] >= 1024
-    assert group["restart_policy"] in ("always", "on_failure", "never")
+        assert probe["grpc"] == {"service": "", "port": PORTS["diffusion"]}
+        assert tuple(probe[key] for key in PROBE_KEYS) == values
+
+
+def test_the_overlay_names_every_image_and_nothing_else():
+    overlay = yaml.safe_load((CLUSTER / "kustomization.yaml").read_text())
+    used = {c["image"] for each in WORKLOADS for c in each["spec"]["template"]["spec"]["containers"]}
+    assert {each["name"] for each in overlay["images"]} == used
+    assert all(each["newName"] and each["newTag"] for each in overlay["images"])
+
+
+@pytest.mark.parametrize("folder", [BASE, CLUSTER], ids=lambda folder: folder.name)
+def test_a_kustomization_says_only_what_kustomize_knows(folder):
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert kustomization["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
+    assert kustomization["kind"] == "Kustomization"
+    known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images"}
+    assert kustomization.keys() <= known
+    for made in kustomization.get("configMapGenerator", ()):
+        assert made.keys() <= {"name", "literals"}
+        assert all("=" in each for each in made["literals"])
+    for each in kustomization["resources"]:
+        assert (folder / each).exists()
+
+
+@pytest.mark.skipif(shutil.which("kustomize") is None, reason="kustomize is not installed")
+def test_kustomize_renders_the_overlay_and_all_of_it_is_valid():
+    done = subprocess.run(["kustomize", "build", CLUSTER], capture_output=True, text=True, check=True)
+    rendered = list(yaml.safe_load_all(done.stdout))
+    for each in rendered:
+        kubernetes_validate.validate(each, "1.33", strict=True)
+    kinds = {each["kind"] for each in rendered}
+    assert {"Deployment", "StatefulSet", "Service", "ConfigMap", "PodDisruptionBudget", "Namespace"} <= kinds
