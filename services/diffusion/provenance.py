@@ -18,7 +18,7 @@ from services.diffusion.models.entries import (
     VaeEntry,
 )
 
-PACKAGES = ("fanlight", "torch", "diffusers", "transformers", "safetensors", "numpy")
+PACKAGES = ("fanlight", "torch", "diffusers", "tokenizers", "safetensors", "numpy")
 
 KINDS: Mapping[type, str] = {
     CheckpointEntry: "checkpoint",

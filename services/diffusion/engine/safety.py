@@ -13,9 +13,12 @@ from torch import Tensor
 
 from services.diffusion.generation import Safety
 from services.diffusion.models.library import Library
+from services.diffusion.models.recipes import UnfitFolder
+from services.diffusion.models.safety_net import load_safety_net
 from services.diffusion.models.shortage import is_shortage
 from services.diffusion.pictures.png import Pixels
-from services.kernel.errors import NodeFault
+from services.kernel.errors import FailedPrecondition, NodeFault
+from services.weights.tensors import BadHeader
 
 # As CLIP's own preprocessing: size, and mean and deviation of its pixels by channel.
 _SIDE_PX = 224
@@ -24,7 +27,7 @@ _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 # A picture is blurred by this part of its longer side.
 _BLUR = 1 / 16
 
-_DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError)
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError, BadHeader, FailedPrecondition, UnfitFolder)
 
 
 class SafetyChecker:
@@ -40,24 +43,20 @@ class SafetyChecker:
 
 
 def _is_unsafe(pixels: Pixels, model: Any) -> bool:
-    looked_at = _clip_input(pixels).to(model.device, model.dtype)
-    # It blackens what it is given, and is given nothing that counts.
-    _, found = model(images=np.zeros((1, 8, 8, 3)), clip_input=looked_at)
-    return bool(found[0])
+    looked_at = _clip_input(pixels).to(model.concept_embeds.device, model.concept_embeds.dtype)
+    is_unsafe: bool = model(looked_at)
+    return is_unsafe
 
 
 def _load(folder: Path | None, dtype: torch.dtype) -> Any:
     if folder is None:
         raise NodeFault("this worker has no safety checker")
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-
     try:
-        model = StableDiffusionSafetyChecker.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+        return load_safety_net(folder, dtype)
     except _DAMAGE as error:
         if is_shortage(error):
             raise
         raise NodeFault("the safety checker cannot be loaded: a file is missing or damaged") from error
-    return model.eval().requires_grad_(False).to(dtype)
 
 
 def _clip_input(pixels: Pixels) -> Tensor:

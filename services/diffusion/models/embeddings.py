@@ -61,17 +61,15 @@ def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
 def widened(encoder: Any, rows: Sequence[Tensor]) -> Any:
     """The encoder with these rows, (n, width) each, behind its table; the one given is not touched."""
     double = doubled(encoder, lambda name, tensor: tensor)
-    inner = getattr(double, "text_model", double)
-    table = inner.embeddings.token_embedding
+    table = double.embeddings.token_embedding
     more = torch.cat([each.to(table.weight.device, table.weight.dtype) for each in rows])
-    inner.embeddings.token_embedding = WiderTable(table, more)
+    double.embeddings.token_embedding = WiderTable(table, more)
     return double
 
 
 def with_rows(text: TextPart, rows: Mapping[str, Tensor]) -> TextPart:
     """The text encoder that knows these vectors, by the names of their embeddings."""
-    inner = getattr(text.encoder, "text_model", text.encoder)
-    start = inner.embeddings.token_embedding.weight.shape[0]
+    start = text.encoder.embeddings.token_embedding.weight.shape[0]
     added = {}
     for name, vectors in rows.items():
         added[name] = tuple(range(start, start + len(vectors)))

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 from services.diffusion.models import tensors
 from services.diffusion.models.classes import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from services.diffusion.models.clip import ClipText
+from services.diffusion.models.empty import built_empty
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, VaeEntry
 from services.diffusion.models.recipes import Config, TextRecipe, UnfitFolder, read_json
 from services.diffusion.models.residency import Lease
 from services.diffusion.models.shadow import doubled
 from services.diffusion.models.shortage import is_shortage
+from services.diffusion.models.tokenizers import ClipTokenizer
 from services.kernel.errors import FanlightError, NodeFault
 from services.kernel.logs import get_logger
 from services.weights.tensors import BadHeader
@@ -31,7 +32,6 @@ log = get_logger()
 
 # Models of so many configs are kept built and empty.
 EMPTY_LIMIT = 32
-_TEXT_KINDS = (CLIPTextModel, CLIPTextModelWithProjection)
 
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, UnfitFolder)
 
@@ -48,7 +48,7 @@ class Room:
 class TextPart:
     """One of a checkpoint's text encoders, and what the checkpoint takes from it."""
 
-    tokenizer: Any
+    tokenizer: ClipTokenizer
     encoder: Any
     # The states before the last layer, not normalised (SDXL), instead of the last ones.
     is_penultimate: bool = False
@@ -136,13 +136,11 @@ def load_separate_vae(entry: VaeEntry, own: Config, room: Room) -> Any:
 def load_text(entry: CheckpointEntry, recipe: TextRecipe, room: Room) -> Any:
     name = f"{entry.id}/{recipe.part}"
     with _reported(name):
-        has_projection = "CLIPTextModelWithProjection" in recipe.config.get("architectures", ())
-        kind = CLIPTextModelWithProjection if has_projection else CLIPTextModel
-        model = _empty(kind, recipe.config)
+        model = _empty(ClipText, recipe.config)
         if entry.is_ldm:
             found = tensors.ldm_text(entry.path, recipe, model)
         else:
-            found = tensors.text_tensors(tensors.folder_tensors(entry.path / recipe.part, name), model)
+            found = tensors.text_tensors(tensors.folder_tensors(entry.path / recipe.part, name))
         return filled(model, found, room)
 
 
@@ -192,8 +190,8 @@ def _empty(kind: Any, config: Config) -> Any:
 @lru_cache(maxsize=EMPTY_LIMIT)
 def _built(kind: Any, config: str) -> Any:
     told = json.loads(config)
-    with torch.device("meta"):
-        made = kind(CLIPTextConfig(**told)) if kind in _TEXT_KINDS else kind.from_config(told)
+    with built_empty():
+        made = kind.from_config(told)
     return made.eval()
 
 

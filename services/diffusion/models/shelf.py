@@ -229,7 +229,7 @@ class Shelf:
 
 def _knowing_its_end(encoder: Any, tokenizer: Any) -> Any:
     """Old configs have a number there that means "the highest id", which a token that was added would be."""
-    getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
+    encoder.eos_token_id = tokenizer.eos_token_id
     return encoder
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from services.diffusion.lean import lean_module
 from services.diffusion.models.recipes import Config, TextRecipe
 from services.kernel.errors import FailedPrecondition
 from services.weights.loading import load_checkpoint, load_safetensors
@@ -42,48 +43,42 @@ def folder_tensors(folder: Path, name: str) -> Tensors:
 
 
 def ldm_unet(path: Path, config: Config) -> Tensors:
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    return _converted(convert_ldm_unet_checkpoint, load_checkpoint(path, prefixes=("model.diffusion_model.",)), config)
+    return _converted(
+        _conversions().convert_ldm_unet_checkpoint, load_checkpoint(path, prefixes=("model.diffusion_model.",)), config
+    )
 
 
 def ldm_vae(path: Path, config: Config) -> Tensors:
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-    return _converted(convert_ldm_vae_checkpoint, load_checkpoint(path, prefixes=(_FIRST_STAGE,)), config)
+    return _converted(
+        _conversions().convert_ldm_vae_checkpoint, load_checkpoint(path, prefixes=(_FIRST_STAGE,)), config
+    )
 
 
 def ldm_text(path: Path, recipe: TextRecipe, model: Any) -> Tensors:
     """`model`: the text encoder that they are for, which tells how wide its layers are."""
-    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
-
     found = load_checkpoint(path, prefixes=("cond_stage_model.", "conditioner.embedders."))
     for prefix in ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."):
         if recipe.part == "text_encoder" and any(name.startswith(prefix) for name in found):
-            return text_tensors({n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)}, model)
+            return text_tensors({n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)})
     for prefix in ("cond_stage_model.model.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model."):
         if any(name.startswith(prefix) for name in found):
-            return text_tensors(convert_open_clip_checkpoint(model, found, prefix=prefix), model)
+            return text_tensors(_conversions().convert_open_clip_checkpoint(model, found, prefix=prefix))
     raise NoWeights("no text encoder")
 
 
 def control_file(path: Path, config: Config) -> Tensors:
-    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
-
     found = load_safetensors(path)
     if any(name.startswith("controlnet_cond_embedding.") for name in found):
         return found
-    return _converted(convert_controlnet_checkpoint, found, config)
+    return _converted(_conversions().convert_controlnet_checkpoint, found, config)
 
 
 def vae_file(path: Path, config: Config) -> Tensors:
     """A VAE's own file, in diffusers' names or in the LDM layout's."""
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
     found = load_safetensors(path)
     if any(".mid_block." in name for name in found):
         return vae_tensors(found)
-    return _converted(convert_ldm_vae_checkpoint, found, config)
+    return _converted(_conversions().convert_ldm_vae_checkpoint, found, config)
 
 
 def tiny_vae_file(path: Path) -> Tensors:
@@ -95,11 +90,9 @@ def vae_tensors(found: Mapping[str, Tensor]) -> Tensors:
     return {_attention_name(name): tensor for name, tensor in found.items()}
 
 
-def text_tensors(found: Mapping[str, Tensor], model: Any) -> Tensors:
-    """`text_model.` stands before the names in some files and in some classes."""
-    head = "text_model." if hasattr(model, "text_model") else ""
-    named = {name.removeprefix("text_model."): tensor for name, tensor in found.items()}
-    return {name if name.startswith("text_projection") else head + name: tensor for name, tensor in named.items()}
+def text_tensors(found: Mapping[str, Tensor]) -> Tensors:
+    """`text_model.` stands before the names in some files."""
+    return {name.removeprefix("text_model."): tensor for name, tensor in found.items()}
 
 
 def _attention_name(name: str) -> str:
@@ -108,6 +101,11 @@ def _attention_name(name: str) -> str:
     for old, new in _OLD_ATTENTION.items():
         name = name.replace(f".{old}.", f".{new}.")
     return name
+
+
+def _conversions() -> Any:
+    """From the LDM layout's names to diffusers'."""
+    return lean_module("loaders.single_file_utils")
 
 
 def _converted(convert: Any, found: Tensors, config: Config) -> Tensors:

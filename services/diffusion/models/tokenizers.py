@@ -1,34 +1,64 @@
-"""CLIP's tokenizer: a checkpoint's own, or for single files the one that ships here. Encodes no prompts."""
+"""CLIP's tokenizer: a checkpoint's own, or for single files the one that ships here. Encodes no prompts.
+
+Built as transformers' CLIPTokenizer builds it, whose import takes longer than torch's.
+"""
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from services.diffusion.models.entries import CheckpointEntry
-from services.diffusion.models.recipes import MERGES, TextRecipe, UnfitFolder, read_json
+from services.diffusion.models.recipes import MERGES, Config, TextRecipe, UnfitFolder, read_json
 from services.kernel.errors import NodeFault
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-POSITIONS = 77
 _WORD_END = "</w>"
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Which of a tokenizer's marks are looked for in a prompt, in the order in which they are numbered.
+_MARKS: Mapping[str, str | None] = {
+    "bos_token": START,
+    "eos_token": END,
+    "unk_token": END,
+    "sep_token": None,
+    "pad_token": END,
+    "cls_token": None,
+    "mask_token": None,
+}
 
 
-def load_tokenizer(entry: CheckpointEntry, recipe: TextRecipe) -> Any:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClipTokenizer:
+    backend: Tokenizer
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+    def ids(self, words: str) -> list[int]:
+        """Without the marks at both ends; of any length."""
+        ids: list[int] = self.backend.encode(words, add_special_tokens=False).ids
+        return ids
+
+    def __len__(self) -> int:
+        size: int = self.backend.get_vocab_size()
+        return size
+
+
+def load_tokenizer(entry: CheckpointEntry, recipe: TextRecipe) -> ClipTokenizer:
     """NodeFault where a file is missing or damaged."""
     if entry.recipe.folder is None:
         return shipped(recipe.pad_token)
-    folder = entry.recipe.folder / recipe.tokenizer
     try:
-        for file in folder.glob("*.json"):
-            read_json(file)  # of a broken one the tokenizers library makes a bare Exception
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return from_folder(entry.recipe.folder / recipe.tokenizer)
     except (UnfitFolder, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("load_failed", model=entry.id, part=recipe.tokenizer, cause=repr(error))
         raise NodeFault(f"{entry.id}/{recipe.tokenizer} cannot be loaded: a file is missing or damaged") from error
@@ -47,15 +77,77 @@ def digest_of(entry: CheckpointEntry, recipe: TextRecipe) -> str:
 
 
 @cache
-def shipped(pad_token: str) -> Any:
+def shipped(pad_token: str) -> ClipTokenizer:
     """The same for all checkpoints; changed by none."""
-    merges = MERGES.read_text(encoding="utf-8").splitlines()[1:]
-    return CLIPTokenizer(
-        vocab=vocabulary(MERGES),
-        merges=[tuple(line.split()) for line in merges],
-        model_max_length=POSITIONS,
-        pad_token=pad_token,
+    return _made(vocabulary(MERGES), _merges(MERGES), [], {**_MARKS, "pad_token": pad_token})
+
+
+def from_folder(folder: Path) -> ClipTokenizer:
+    """Out of tokenizer.json, or of vocab.json and merges.txt where there is none."""
+    told = {
+        name: _optional(folder / f"{name}.json") for name in ("tokenizer_config", "special_tokens_map", "tokenizer")
+    }
+    if whole := told["tokenizer"]:
+        model = whole["model"]
+        words, merges = (
+            model["vocab"],
+            [tuple(each.split(" ") if isinstance(each, str) else each) for each in model["merges"]],
+        )
+    else:
+        words, merges = read_json(folder / "vocab.json"), _merges(folder / "merges.txt")
+    config = told["tokenizer_config"]
+    marks = {name: config.get(name, default) for name, default in _MARKS.items()}
+    if "added_tokens_decoder" in config:
+        added = {int(number): each for number, each in config["added_tokens_decoder"].items()}
+    else:
+        marks |= {name: each for name, each in told["special_tokens_map"].items() if name in _MARKS}
+        added = {each["id"]: each for each in whole.get("added_tokens", ())}
+    return _made(words, merges, [_token(added[number]) for number in sorted(added)], marks)
+
+
+def _made(
+    words: Mapping[str, int], merges: Sequence[Any], added: Sequence[AddedToken], marks: Mapping[str, Any]
+) -> ClipTokenizer:
+    tokens = {name: _token(told) for name, told in marks.items() if told is not None}
+    unknown = tokens["unk_token"].content
+    backend = Tokenizer(
+        BPE(dict(words), list(merges), continuing_subword_prefix="", end_of_word_suffix=_WORD_END, unk_token=unknown)
     )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True), ByteLevel(add_prefix_space=False)]
+    )
+    known = {each.content for each in added}
+    more = {each.content: each for each in tokens.values() if each.content not in known}
+    for each in (*added, *more.values()):
+        backend.add_tokens([each])
+    numbers = backend.get_vocab(with_added_tokens=True)
+    return ClipTokenizer(
+        backend=backend,
+        bos_token_id=numbers[tokens["bos_token"].content],
+        eos_token_id=numbers[tokens["eos_token"].content],
+        pad_token_id=numbers[tokens["pad_token"].content],
+    )
+
+
+def _token(told: Any) -> AddedToken:
+    """From its name alone, or as the files write it out."""
+    if isinstance(told, str):
+        return AddedToken(told, special=True, normalized=False)
+    kept = {name: told[name] for name in ("single_word", "lstrip", "rstrip", "normalized") if name in told}
+    return AddedToken(told["content"], **{"special": True, **kept})
+
+
+def _optional(file: Path) -> Config:
+    return read_json(file) if file.exists() else {}
+
+
+def _merges(file: Path) -> list[tuple[str, str]]:
+    """Without the line that tells the version."""
+    pairs = (line.split() for line in file.read_text(encoding="utf-8").splitlines()[1:])
+    return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
 
 
 def vocabulary(merges: Path) -> dict[str, int]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from services.diffusion.models.clip import TextStates
 from services.diffusion.models.loading import Checkpoint, TextPart
 from services.diffusion.prompt.syntax import read_prompt
 from services.diffusion.prompt.tokens import Part, to_parts
@@ -60,15 +60,17 @@ def _encode(checkpoint: Checkpoint, parts: Sequence[list[Part]], count: int, cli
     for text, own in zip(checkpoint.texts, parts, strict=True):
         filled = own + [Part([], [])] * (count - len(own))
         ids = torch.tensor([_marked(text, part.ids) for part in filled], device=checkpoint.device)
-        said = text.encoder(ids, output_hidden_states=True)
+        said: TextStates = text.encoder(ids)
         state = _weighted(_state(text, said, clip_skip), filled)
         states.append(state.reshape(1, -1, state.shape[-1]))
         # Of a prompt in several parts the first one's vector counts, as in A1111.
-        pooled = said.text_embeds[:1].to(checkpoint.dtype) if text.is_pooled else pooled
+        if text.is_pooled:
+            assert said.text_embeds is not None
+            pooled = said.text_embeds[:1].to(checkpoint.dtype)
     return Conditioning(torch.cat(states, dim=-1).to(checkpoint.dtype), pooled)
 
 
-def _state(text: TextPart, said: Any, clip_skip: int) -> Tensor:
+def _state(text: TextPart, said: TextStates, clip_skip: int) -> Tensor:
     """(parts, L, C) of the layer that counts; of earlier ones than the last, SD takes the normalised states."""
     layer = clip_skip + 1 if text.is_penultimate else clip_skip
     if layer >= len(said.hidden_states):
@@ -76,9 +78,8 @@ def _state(text: TextPart, said: Any, clip_skip: int) -> Tensor:
             f"is {clip_skip}; the text encoder has {len(said.hidden_states) - 1} layers", field="clip_skip"
         )
     if layer == 1:
-        last: Tensor = said.last_hidden_state
-        return last
-    state: Tensor = said.hidden_states[-layer]
+        return said.last_hidden_state
+    state = said.hidden_states[-layer]
     if text.is_penultimate:
         return state
     normalised: Tensor = text.encoder.final_layer_norm(state)
@@ -101,6 +102,6 @@ def _weighted(states: Tensor, parts: Sequence[Part]) -> Tensor:
 
 def _marked(text: TextPart, part: list[int]) -> list[int]:
     """Start mark, the part, end mark, padding: what the tokenizer itself makes of a short prompt."""
-    tokenizer: Any = text.tokenizer
+    tokenizer = text.tokenizer
     row = [tokenizer.bos_token_id, *part, tokenizer.eos_token_id]
     return row + [tokenizer.pad_token_id] * (text.positions - len(row))

@@ -48,8 +48,7 @@ def to_parts(text: TextPart, prompt: ReadPrompt, field: str) -> list[Part]:
 def _pieces(text: TextPart, segments: tuple[Segment, ...]) -> Iterator[_Piece]:
     for segment in segments:
         for words, embedding in _around_embeddings(text, segment.text):
-            ids: list[int] = text.tokenizer(words, add_special_tokens=False, verbose=False).input_ids
-            yield from (_Piece((each,), segment.weight) for each in ids)
+            yield from (_Piece((each,), segment.weight) for each in text.tokenizer.ids(words))
             if embedding:
                 yield _Piece(embedding, segment.weight)
 

@@ -3,11 +3,11 @@
 import sys
 import types
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from services.diffusion.lean import lean_module
 from services.diffusion.schedulers.names import CLASSES
 
 # Exact for polynomials of degree 7; a linear multistep of order 4 has degree 3.
@@ -19,7 +19,7 @@ def scheduler_class(name: str) -> Any:
     """`name`: one of CLASSES."""
     if name == "DPMSolverSDEScheduler":
         return _sde_class()
-    cls = getattr(import_module(f"diffusers.schedulers.{CLASSES[name][0]}"), name)
+    cls = getattr(lean_module(f"schedulers.{CLASSES[name][0]}"), name)
     return _with_own_integral(cls) if name == "LMSDiscreteScheduler" else cls
 
 
@@ -29,7 +29,7 @@ def _sde_class() -> Any:
     if is_missing:
         sys.modules["torchsde"] = types.ModuleType("torchsde")
     try:
-        return import_module("diffusers.schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler
+        return lean_module("schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler
     finally:
         if is_missing:
             del sys.modules["torchsde"]

@@ -101,7 +101,7 @@ def test_sdxls_pairs_go_to_both_encoders(folder, library, asked, tmp_path):
     made = library.assembled(replace(asked(embeddings=(entry,)), checkpoint=catalogue.default()))
     first, second = (text.encoder for text in made.texts)
     assert torch.equal(first.embeddings.token_embedding.rows, narrow)
-    assert torch.equal(second.text_model.embeddings.token_embedding.rows, wide)
+    assert torch.equal(second.embeddings.token_embedding.rows, wide)
 
 
 def test_one_of_another_width_is_refused_by_name(folder, library, catalogue, asked):

@@ -1,27 +1,34 @@
 """The safety checker flags, blurs or blocks what it does not like, and is not there when it is off."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from services.diffusion.engine.safety import SafetyChecker
 from services.diffusion.generation import Safety
 from services.diffusion.models.library import Library
+from services.diffusion.models.safety_net import load_safety_net
 from services.kernel.errors import NodeFault
 from tests.fakes.device import FakeGpu
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def _checker() -> Any:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = CLIPVisionConfig(**sizes, image_size=224, patch_size=56, projection_dim=16)
     text = CLIPTextConfig(**sizes, vocab_size=8, projection_dim=16)
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
-    checker = StableDiffusionSafetyChecker(config)
+    return StableDiffusionSafetyChecker(config).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    checker = _checker()
     # Whatever it sees is as near to every concept as this lets it be.
     checker.concept_embeds.data.fill_(1.0)
     checker.concept_embeds_weights.data.fill_(-2.0)
@@ -56,6 +63,22 @@ def test_what_it_likes_stays_as_it_is(folder, picture):
     pixels, is_unsafe = checker.checked(picture, Safety.BLOCK, library)
     assert not is_unsafe
     assert np.array_equal(pixels, picture)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.4])
+def test_it_judges_as_diffusers_does(threshold, tmp_path):
+    torch.manual_seed(7)
+    theirs = _checker()
+    for weights in (theirs.concept_embeds, theirs.special_care_embeds):
+        weights.data.normal_()
+    theirs.concept_embeds_weights.data.fill_(threshold)
+    theirs.special_care_embeds_weights.data.fill_(threshold)
+    theirs.save_pretrained(tmp_path)
+    ours = load_safety_net(tmp_path, torch.float32)
+    for _ in range(4):
+        picture = torch.randn(1, 3, 224, 224)
+        assert torch.allclose(ours.vision_model(picture), theirs.vision_model(picture)[1], atol=1e-5)
+        assert ours(picture) == theirs(clip_input=picture, images=np.zeros((1, 8, 8, 3)))[1][0]
 
 
 @pytest.mark.parametrize("kept", [None, "nothing"])
