@@ -100,7 +100,7 @@ class Reference:
 
 @cache
 def _plain(folder: Path) -> DiffusionPipeline:
-    plain = DiffusionPipeline.from_pretrained(folder / "model", local_files_only=True)
+    plain = DiffusionPipeline.from_pretrained(folder / "model", local_files_only=True, dtype=torch.float32)
     # Where the pipelines look for the last layer's norm; transformers 5 has moved it up.
     plain.text_encoder.__dict__["text_model"] = plain.text_encoder
     return plain

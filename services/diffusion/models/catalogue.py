@@ -114,7 +114,7 @@ class Catalogue:
             embedding_id,
             checkpoint,
             fits=lambda entry: _has_widths(entry, checkpoint),
-            family=lambda entry: self._family_of_width(sum(entry.widths)),
+            family=lambda entry: self._family_told(sum(entry.widths)),
             kind="embedding",
             field="embeddings",
         )
@@ -142,6 +142,10 @@ class Catalogue:
     def _family_of_width(self, width: int) -> str:
         mine = next((each for each in self.checkpoints if each.shape.cross_attention_dim == width), None)
         return self.family(mine.shape) if mine else FAMILIES.get(width, NO_FAMILY)
+
+    def _family_told(self, width: int) -> str:
+        family = self._family_of_width(width)
+        return family if family != NO_FAMILY else f"text encoders of width {width}"
 
     def family_of(self, entry: Entry) -> str:
         """What it is of, or what it fits."""

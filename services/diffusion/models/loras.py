@@ -56,6 +56,13 @@ _ENDINGS = {
     "lokr_w2_b": "lokr_w2_b",
     "lokr_t2": "lokr_t2",
 }
+# Known, and not offered: they multiply weights, or stand for layers of another kind.
+_OTHER_FORMS = {
+    **dict.fromkeys((".oft_diag", ".oft_blocks", ".oft_R.weight", ".oft_r.weight"), "an OFT"),
+    **dict.fromkeys((".boft_R", ".boft_s"), "a BOFT"),
+    **dict.fromkeys((".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"), "a GLoRA"),
+    **dict.fromkeys((".on_input", ".ia3_l"), "an IA3"),
+}
 # `attn1.processor.to_q_lora.down.weight`, as diffusers wrote before PEFT.
 _PROCESSOR = re.compile(r"^(.*)\.processor\.(to_\w+)_lora\.(down|up)\.weight$")
 _HEADS = (
@@ -125,7 +132,11 @@ def _split(name: str, entry: LoraEntry) -> tuple[str, str]:
     for length in (3, 2, 1):
         if what := _ENDINGS.get(".".join(parts[-length:])):
             return ".".join(parts[:-length]), what
-    raise FailedPrecondition(f"LoRA {entry.id} is of a form that is not supported: it has {name[:80]}", field="model")
+    form = next((form for mark, form in _OTHER_FORMS.items() if name.endswith(mark)), "of a form that is not known")
+    raise FailedPrecondition(
+        f"LoRA {entry.id} is {form}, which is not supported; it has {name[:80]}. LoRA, LoCon, LoHa, LoKr and DoRA are",
+        field="loras",
+    )
 
 
 def _part_of(module: str) -> tuple[str, str]:
@@ -155,5 +166,5 @@ def unmatched(lora: Lora, names: Mapping[str, str], part: str, checkpoint_id: st
     return InvalidField(
         f"LoRA {lora.entry.id} is of another base than {checkpoint_id}: that has no {layers[0][:80]}"
         + (f" and lacks {len(layers) - 1} other of its layers" if len(layers) > 1 else ""),
-        field="model",
+        field="loras",
     )

@@ -66,7 +66,7 @@ def patched(module: Any, part: str, doses: Sequence[Dose], checkpoint_id: str) -
             if is_shortage(error):
                 raise
             ids = " and ".join(dose.lora.entry.id for dose in doses)
-            raise InvalidField(f"LoRA {ids} does not fit {checkpoint_id} at {path}", field="model") from error
+            raise InvalidField(f"LoRA {ids} does not fit {checkpoint_id} at {path}", field="loras") from error
     double = doubled(module, lambda name, tensor: copies.get(name, tensor))
     return Patched(module=double, size_bytes=sum(tensor.nbytes for tensor in copies.values()))
 

@@ -12,6 +12,9 @@ from services.diffusion.prompt.syntax import read_prompt
 from services.diffusion.prompt.tokens import Part, to_parts
 from services.kernel.errors import InvalidField
 
+# Of the numbers' size, what a mean must have to be one; CLIP's states have a hundredth and more.
+_MEAN_FLOOR = 1e-5
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
@@ -96,8 +99,15 @@ def _weighted(states: Tensor, parts: Sequence[Part]) -> Tensor:
         column = state.new_ones(len(state), 1)
         column[1 : 1 + len(part.ids), 0] = state.new_tensor(part.weights)
         scaled = state * column
-        weighted.append(scaled * (state.mean() / scaled.mean()))
+        weighted.append(scaled * _restored(state, scaled))
     return torch.stack(weighted)
+
+
+def _restored(state: Tensor, scaled: Tensor) -> float:
+    """What brings the mean back; 1 where it is nothing but the rounding of numbers that add up to 0."""
+    wanted, mean = float(state.float().mean()), float(scaled.float().mean())
+    is_told = abs(mean) > float(scaled.float().abs().mean()) * _MEAN_FLOOR
+    return wanted / mean if is_told else 1.0
 
 
 def _marked(text: TextPart, part: list[int]) -> list[int]:

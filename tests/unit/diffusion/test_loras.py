@@ -194,7 +194,11 @@ def test_a_lora_of_another_base_is_an_error_that_names_it(catalogue, written, pa
 def test_a_form_that_is_not_known_is_refused_by_name(written, patched):
     name = f"lora_unet_{LINEAR.replace('.', '_')}"
     entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.oft_blocks": numbers(2, 2)}, "odd")
-    with pytest.raises(FailedPrecondition, match="odd is of a form"):
+    with pytest.raises(FailedPrecondition, match="odd is an OFT, which is not supported"):
+        patched(LoraUse(entry=entry))
+    entry.file.unlink()
+    entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.what": numbers(2, 2)}, "odder")
+    with pytest.raises(FailedPrecondition, match="odder is of a form that is not known"):
         patched(LoraUse(entry=entry))
 
 

@@ -43,6 +43,16 @@ def test_a_prompt_of_too_many_tokens_is_refused_and_not_cut(checkpoint):
     assert caught.value.field == "negative_prompt"
 
 
+def test_weights_where_states_add_up_to_nothing_leave_them_sound(checkpoint):
+    [text] = checkpoint.texts
+    text.encoder.final_layer_norm.bias.data.zero_()
+    try:
+        words = encode_one(checkpoint, "a (cat:1.5)").words
+    finally:
+        text.encoder.final_layer_norm.bias.data.fill_(0.1)
+    assert 0.1 < float(words.abs().mean()) < 10
+
+
 def test_weights_change_states_as_a1111_does(checkpoint):
     [text] = checkpoint.texts
     plain = encode_one(checkpoint, "a cat").words[0]
