@@ -1,47 +1,78 @@
-"""Disk to tensors, cold: our reader, alone and into a UNet, against diffusers' from_pretrained on the same file.
+"""Disk to tensors, cold: our reader against diffusers' from_pretrained on the same files, a UNet and a whole pipeline.
 
-Random fp16 weights in the shape of SD 1.5's UNet (`--channels 320`). All end with every page touched; the page cache
-is dropped for the file before each round; they take turns. `the disk alone` asks the kernel for the file in one piece
-and makes nothing of it: nobody can be quicker. Prints the least of the rounds, as machines are busy.
-Run: `python -m benchmarks.weights_load [--channels 320] [--rounds 3]`.
+Random fp16 weights in the shapes of SD 1.5 (`--small`: a fifth as wide). All end with every page touched; the page
+cache is dropped for all files before each round, and the share of it that stayed is told; they take turns, in one
+process that has imported everything. `the disk alone` reads the UNet's file past the page cache with 16 requests at a
+time and makes nothing of it: nobody can be quicker. Prints the least of the rounds, as machines are busy.
+As root also with the disk's read-ahead at Linux's default of 128 kB, put back afterwards.
+Run: `python -m benchmarks.weights_load [--small] [--rounds 3] [--keep FOLDER]`.
 """
 
 import argparse
+import contextlib
+import ctypes
+import gc
+import logging
 import mmap
 import os
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import structlog
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
+from benchmarks.models import make_pipeline
+from services.diffusion.models.loading import Room, load_text, load_unet, load_vae
+from services.diffusion.models.scan import scan
 from services.weights.loading import load_safetensors
-from services.weights.readahead import read_ahead
 
 PAGE_BYTES = 4096
+HUGE_BYTES = 2 * 1024 * 1024
+DIRECT_BYTES = 1024 * 1024
+REQUESTS = 16
+DEFAULT_READ_AHEAD_KB = 128
+
+Load = Callable[[Path], list[torch.Tensor]]
 
 
-def _make(folder: Path, channels: int) -> None:
-    widths = (channels, 2 * channels, 4 * channels, 4 * channels)
-    with torch.device("meta"):
-        model = UNet2DConditionModel(
-            cross_attention_dim=768, block_out_channels=widths, attention_head_dim=8, sample_size=64
-        )
-    model = model.to(torch.float16).to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.view(torch.int16).random_(0, 0x3C00)
-    model.save_pretrained(folder)
+def _make(root: Path, *, small: bool) -> Path:
+    folder = root / "model"
+    if not folder.exists():
+        pipeline = make_pipeline(folder, small=small, seed=0)
+        pipeline.to(dtype=torch.float16)
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def _weights(folder: Path) -> Path:
+    return folder / "unet" / "diffusion_pytorch_model.safetensors"
 
 
 def _alone(folder: Path) -> list[torch.Tensor]:
-    with _weights(folder).open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    thread = read_ahead(mapped, 0, len(mapped))
-    if thread:
-        thread.join()
+    size = _weights(folder).stat().st_size
+    fd = os.open(_weights(folder), os.O_RDONLY | os.O_DIRECT)
+
+    def read(number: int) -> None:
+        # Within one huge page, so that a request is one piece of memory.
+        buffer = mmap.mmap(-1, 2 * HUGE_BYTES)
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+        skip = -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % HUGE_BYTES
+        into = memoryview(buffer)[skip : skip + DIRECT_BYTES]
+        for at in range(number * DIRECT_BYTES, size, REQUESTS * DIRECT_BYTES):
+            os.preadv(fd, [into], at)
+
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        list(threads.map(read, range(REQUESTS)))
+    os.close(fd)
     return []
 
 
@@ -49,29 +80,54 @@ def _tensors(folder: Path) -> list[torch.Tensor]:
     return list(load_safetensors(_weights(folder)).values())
 
 
-def _ours(folder: Path) -> list[torch.Tensor]:
+def _our_unet(folder: Path) -> list[torch.Tensor]:
     # The file is read while the module is built.
     tensors = load_safetensors(_weights(folder))
-    config = UNet2DConditionModel.load_config(folder)
+    config = UNet2DConditionModel.load_config(folder / "unet")
     with torch.device("meta"):
         model = UNet2DConditionModel.from_config(config)
     model.load_state_dict(tensors, assign=True)
     return list(model.parameters())
 
 
-def _theirs(folder: Path) -> list[torch.Tensor]:
-    return list(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float16).parameters())
+def _their_unet(folder: Path) -> list[torch.Tensor]:
+    return list(UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float16).parameters())
 
 
-def _weights(folder: Path) -> Path:
-    return folder / "diffusion_pytorch_model.safetensors"
+def _our_pipeline(folder: Path) -> list[torch.Tensor]:
+    entry, room = scan([folder]).default(), Room(dtype=torch.float16)
+    models = (load_unet(entry, room), load_vae(entry, room), load_text(entry, entry.recipe.texts[0], room))
+    return _parameters(*models)
 
 
-def _drop_cache(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    os.fdatasync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
+def _their_pipeline(folder: Path) -> list[torch.Tensor]:
+    made = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float16)
+    return _parameters(made.unet, made.vae, made.text_encoder)
+
+
+def _parameters(*models: Any) -> list[torch.Tensor]:
+    return [parameter for model in models for parameter in model.parameters()]
+
+
+def _drop_cache(folder: Path) -> None:
+    # What is still mapped would stay.
+    gc.collect()
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        fd = os.open(path, os.O_RDONLY)
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def _share_cached(path: Path) -> float:
+    """How much of a file is in memory, as mincore says."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // PAGE_BYTES))()
+        anchor = ctypes.c_char.from_buffer(mapped)
+        address = ctypes.c_void_p(ctypes.addressof(anchor))
+        assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(mapped)), pages) == 0
+        del anchor
+    return sum(page & 1 for page in pages) / len(pages)
 
 
 def _touch(tensors: list[torch.Tensor]) -> int:
@@ -83,35 +139,79 @@ def _touch(tensors: list[torch.Tensor]) -> int:
     return total
 
 
-def _timed(load: Callable[[Path], list[torch.Tensor]], folder: Path) -> float:
-    _drop_cache(_weights(folder))
+def _timed(load: Load, folder: Path) -> float:
+    _drop_cache(folder)
     begin_s = time.perf_counter()
     _touch(load(folder))
     return time.perf_counter() - begin_s
 
 
-THEIRS = "diffusers' from_pretrained"
-WAYS = {"the disk alone": _alone, "our tensors": _tensors, "our tensors in a UNet": _ours, THEIRS: _theirs}
+# Each with whom it is compared to.
+WAYS: dict[str, tuple[Load, str]] = {
+    "the disk alone": (_alone, "UNet"),
+    "our tensors": (_tensors, "UNet"),
+    "our tensors in a UNet": (_our_unet, "UNet"),
+    "UNet2DConditionModel.from_pretrained": (_their_unet, "UNet"),
+    "our pipeline's models": (_our_pipeline, "pipeline"),
+    "StableDiffusionPipeline.from_pretrained": (_their_pipeline, "pipeline"),
+}
+PEERS = {"UNet": "UNet2DConditionModel.from_pretrained", "pipeline": "StableDiffusionPipeline.from_pretrained"}
+
+
+def _read_ahead_file(folder: Path) -> Path:
+    device = folder.stat().st_dev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    found = block / "queue" / "read_ahead_kb"
+    return found if found.exists() else block.parent / "queue" / "read_ahead_kb"
+
+
+@contextlib.contextmanager
+def _read_ahead(file: Path, kilobytes: int) -> Iterator[None]:
+    before = file.read_text()
+    file.write_text(str(kilobytes))
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+def measure(folder: Path, rounds: int, title: str) -> None:
+    for load, _ in WAYS.values():
+        _timed(load, folder)
+    _drop_cache(folder)
+    stayed = _share_cached(_weights(folder))
+    taken = [[_timed(load, folder) for load, _ in WAYS.values()] for _ in range(rounds)]
+    least = dict(zip(WAYS, (min(times) for times in zip(*taken, strict=True)), strict=True))
+    print(f"\n{title}; least of {rounds} rounds that took turns; {stayed:.1%} of the file stayed in memory")
+    print("| what | seconds | of from_pretrained's |\n|---|---|---|")
+    for name, (_, peer) in WAYS.items():
+        print(f"| {name} | {least[name]:.2f} | {least[name] / least[PEERS[peer]]:.2f} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--channels", type=int, default=320)
+    parser.add_argument("--small", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="a folder for the model, used again where it has it")
     arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    for each in (diffusers_logging, transformers_logging):
+        each.disable_progress_bar()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _make(folder, arguments.channels)
-        size = _weights(folder).stat().st_size
-        for load in WAYS.values():
-            _timed(load, folder)
-        rounds = [[_timed(load, folder) for load in WAYS.values()] for _ in range(arguments.rounds)]
-    least = dict(zip(WAYS, (min(times) for times in zip(*rounds, strict=True)), strict=True))
-    print(f"{size:,} bytes, least of {arguments.rounds} rounds that took turns")
-    print("| what | seconds | of from_pretrained's |")
-    print("|---|---|---|")
-    for name, took_s in least.items():
-        print(f"| {name} | {took_s:.2f} | {took_s / least[THEIRS]:.2f} |")
+        folder = _make(arguments.keep or Path(name), small=arguments.small)
+        print(f"UNet {_weights(folder).stat().st_size:,} bytes")
+        file = _read_ahead_file(folder)
+        if not file.exists():
+            measure(folder, arguments.rounds, "as the machine is")
+            return
+        measure(folder, arguments.rounds, f"read-ahead {file.read_text().strip()} kB, as the machine is")
+        if not os.access(file, os.W_OK):
+            print(f"skipped: read-ahead of {DEFAULT_READ_AHEAD_KB} kB, only root may set it")
+            return
+        with _read_ahead(file, DEFAULT_READ_AHEAD_KB):
+            measure(folder, arguments.rounds, f"read-ahead {DEFAULT_READ_AHEAD_KB} kB, Linux's default")
 
 
 if __name__ == "__main__":

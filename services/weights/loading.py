@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def load_safetensors(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[str, "torch.Tensor"]:
     """The tensors whose names begin so, as views of one private mapping: writing to them changes no file. BadHeader.
 
-    Returns at once; a thread reads the file into memory meanwhile. Build the module that they go into after this call.
+    Returns at once; threads read the file into memory meanwhile. Build the module that they go into after this call.
     """
     import torch
 
