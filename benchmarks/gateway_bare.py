@@ -1,9 +1,11 @@
-"""What the gateway is compared with: a bare grpc.aio server that echoes, and keeps bytes in memory and gives them back.
+"""What the gateway is compared with: a bare grpc.aio server that echoes, forwards bytes to another one, and keeps bytes
+in memory and gives them back.
 
-usage: python -m benchmarks.gateway_bare; prints its port.
+usage: python -m benchmarks.gateway_bare [PORT TO FORWARD TO]; prints its port.
 """
 
 import asyncio
+import sys
 from typing import Any
 
 import grpc
@@ -14,8 +16,18 @@ SERVICE = "bare.Bare"
 
 
 class Bare:
-    def __init__(self) -> None:
+    def __init__(self, onward: grpc.aio.Channel | None) -> None:
         self.kept: dict[bytes, list[bytes]] = {}
+        self.drain = onward.stream_unary(f"/{SERVICE}/Drain") if onward else None
+
+    async def forward(self, requests: Any, context: Any) -> bytes:
+        """Every chunk goes on as it comes; the answer comes back from the other end."""
+        assert self.drain is not None
+        return await self.drain(requests)  # type: ignore[no-any-return]
+
+    async def swallow(self, requests: Any, context: Any) -> bytes:
+        """The other end of a forward."""
+        return str(sum([len(chunk) async for chunk in requests])).encode()
 
     async def echo(self, request: bytes, context: Any) -> bytes:
         return request
@@ -31,11 +43,13 @@ class Bare:
             yield chunk
 
 
-async def main() -> None:
-    bare = Bare()
+async def main(onward: str) -> None:
+    bare = Bare(grpc.aio.insecure_channel(f"127.0.0.1:{onward}") if onward else None)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 1 << 26)])
     methods = {
         "Echo": grpc.unary_unary_rpc_method_handler(bare.echo),
+        "Forward": grpc.stream_unary_rpc_method_handler(bare.forward),
+        "Drain": grpc.stream_unary_rpc_method_handler(bare.swallow),
         "Take": grpc.stream_unary_rpc_method_handler(bare.take),
         "Give": grpc.unary_stream_rpc_method_handler(bare.give),
     }
@@ -47,4 +61,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else ""))

@@ -20,7 +20,7 @@ class BlobStore(Protocol):
     async def write(
         self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0
     ) -> BlobInfo:
-        """Keep the chunks as one blob; durable on return, invisible before.
+        """Keep the chunks as one blob: there on return, invisible before, durable after `settle`.
 
         `digest` and `size_bytes`, where given, must come out right, else InvalidField; TooLarge above the
         store's limit; ResourceExhausted when its budget is used up.
@@ -29,6 +29,10 @@ class BlobStore(Protocol):
 
     async def stat(self, scope: str, digest: str) -> BlobInfo | None:
         """What is known of it. Asking counts as a use, so that what is found stays for a while."""
+        ...
+
+    async def settle(self, scope: str, digest: str) -> BlobInfo | None:
+        """As `stat`; and what is there survives a power cut from then on. For whoever is about to count on it."""
         ...
 
     def read(self, scope: str, digest: str, *, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:

@@ -60,13 +60,22 @@ async def _refuse(call: Callable[[], Awaitable[Any]], context: grpc.aio.Servicer
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Our errors leave as google.rpc.Status; anything else as INTERNAL with a reference to the log."""
 
+    def __init__(self) -> None:
+        # By method, with what it was made of. Only methods that there are.
+        self._guarded: dict[str, tuple[Handler, Handler]] = {}
+
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        return _wrapped(handler, _translated, name=handler_call_details.method)
+        name = handler_call_details.method
+        made_of, guarded = self._guarded.get(name, (None, handler))
+        if made_of is not handler:
+            guarded = _wrapped(handler, _translated, name=name)
+            self._guarded[name] = (handler, guarded)
+        return guarded
 
 
 async def _translated(call: Callable[[], Awaitable[Any]], context: grpc.aio.ServicerContext[Any, Any]) -> Any:

@@ -70,6 +70,9 @@ class MemoryBlobs:
         self._used_s[scope, digest] = self._now_s()
         return _info(scope, digest, data)
 
+    async def settle(self, scope: str, digest: str) -> BlobInfo | None:
+        return await self.stat(scope, digest)
+
     async def read(
         self, scope: str, digest: str, *, offset_bytes: int = 0, limit_bytes: int = 0
     ) -> AsyncIterator[bytes]:

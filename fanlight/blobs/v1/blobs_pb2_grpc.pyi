@@ -134,7 +134,8 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
 
     WriteBlob: _BlobServiceWriteBlobType
     """Stores one blob from a header and its chunks, in order. Writing bytes that are already there succeeds.
-    The blob is durable and readable when the answer arrives, and not visible before.
+    The blob is readable when the answer arrives, and not visible before. It is durable once a call that names it is
+    answered: CreateJob, CompleteTask, HasBlobs.
     INVALID_ARGUMENT: no header first, or bytes that do not have the header's digest or size.
     RESOURCE_EXHAUSTED: larger than the service's limit, or the disk budget is used up.
     """
@@ -182,7 +183,8 @@ class BlobServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fanlight.blobs.v1.blobs_pb2.WriteBlobResponse, collections.abc.Awaitable[fanlight.blobs.v1.blobs_pb2.WriteBlobResponse]]:
         """Stores one blob from a header and its chunks, in order. Writing bytes that are already there succeeds.
-        The blob is durable and readable when the answer arrives, and not visible before.
+        The blob is readable when the answer arrives, and not visible before. It is durable once a call that names it is
+        answered: CreateJob, CompleteTask, HasBlobs.
         INVALID_ARGUMENT: no header first, or bytes that do not have the header's digest or size.
         RESOURCE_EXHAUSTED: larger than the service's limit, or the disk budget is used up.
         """

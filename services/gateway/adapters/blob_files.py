@@ -6,25 +6,31 @@ import fcntl
 import hashlib
 import os
 import threading
-import uuid
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
 from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.digests import named, parse_digest, parse_scope
-from services.kernel.errors import Cancelled, FanlightError, InvalidField, NodeFault, ResourceExhausted, TooLarge
+from services.kernel.errors import FanlightError, InvalidField, NodeFault, ResourceExhausted
 from services.kernel.media import media_type_of
 
 # No scope can have this name.
 INCOMING = ".incoming"
 FULL_RETRY_AFTER_S = 60.0
+HEAD_BYTES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_HEAD_BYTES = 16
+# What a file system says that gives a file one name only.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 
 
 class BlobFiles:
-    """`{root}/{scope}/ab/cdef...`; what is being written lies in `{root}/.incoming` until it is whole."""
+    """`{root}/{scope}/ab/cdef...`; what is being written lies in `{root}/.incoming` until it is whole.
+
+    A blob has a second name there until the disk has it: one sync after both names were given is enough for the bytes
+    and for the name, where a file system keeps the order of what it writes down. Whoever finds two names syncs first;
+    what still has two when a process starts is looked through, as a power cut may have taken its bytes.
+    """
 
     def __init__(self, root: Path, *, budget_bytes: int, blob_limit_bytes: int) -> None:
         """Makes the folder, removes what an earlier process left unfinished, and counts what is there."""
@@ -46,19 +52,25 @@ class BlobFiles:
         name = parse_digest(digest, field="digest").removeprefix("sha256:")
         return self._root / parse_scope(scope, field="scope") / name[:2] / name[2:]
 
-    def stat(self, scope: str, digest: str) -> BlobInfo | None:
-        """Marks it as used: its time of change is the time of its last use."""
+    def stat(self, scope: str, digest: str, *, settled: bool = False) -> BlobInfo | None:
+        """Marks it as used: its time of change is the time of its last use. `settled`: the disk has it on return."""
         try:
-            with self._lock, self.path(scope, digest).open("rb") as file:
+            with contextlib.ExitStack() as until_open:
+                until_open.enter_context(self._lock)
+                file = self.path(scope, digest).open("rb", buffering=0)
                 os.utime(file.fileno())
-                return BlobInfo(
-                    scope=scope,
-                    digest=digest,
-                    size_bytes=os.fstat(file.fileno()).st_size,
-                    media_type=media_type_of(file.read(_HEAD_BYTES)),
-                )
         except FileNotFoundError:
             return None
+        with file, translated():
+            found = os.fstat(file.fileno())
+            if settled and found.st_nlink > 1:
+                os.fsync(file.fileno())
+            return BlobInfo(
+                scope=scope,
+                digest=digest,
+                size_bytes=found.st_size,
+                media_type=media_type_of(file.read(HEAD_BYTES)),
+            )
 
     def delete(self, scope: str, digest: str) -> None:
         with self._lock:
@@ -77,8 +89,8 @@ class BlobFiles:
                     swept += 1
         return swept
 
-    def incoming(self) -> "Incoming":
-        return Incoming(self, self._root / INCOMING / uuid.uuid4().hex)
+    def incoming(self, name: str) -> Path:
+        return self._root / INCOMING / name
 
     def reserve(self, size_bytes: int) -> None:
         with self._lock:
@@ -90,18 +102,25 @@ class BlobFiles:
         with self._lock:
             self._used_bytes -= size_bytes
 
-    def publish(self, incoming: Path, scope: str, digest: str) -> bool:
-        """Make a whole and synced file the blob; whether it was a new one."""
+    def publish(self, incoming: Path, file: FileIO, scope: str, digest: str) -> bool:
+        """Make a whole file the blob; whether it was a new one. Once the file is synced the disk has the blob."""
         path = self.path(scope, digest)
         with self._lock:
-            if path.exists():
+            try:
+                self._link(incoming, path)
+            except FileExistsError:
                 os.utime(path)
                 return False
-            if not path.parent.exists():
-                self._make_scope(path.parent.parent)
-            incoming.rename(path)
-            _sync_folder(path.parent)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _moved(incoming, file, path)
             return True
+
+    def _link(self, incoming: Path, path: Path) -> None:
+        if not path.parent.exists():
+            self._make_scope(path.parent.parent)
+        os.link(incoming, path)
 
     def _make_scope(self, scope: Path) -> None:
         """With all its folders at once, so that hardly any write has to wait for the disk to have a new one."""
@@ -122,74 +141,18 @@ class BlobFiles:
 
     def _remove_leftovers(self) -> None:
         """A file whose writer lives is locked by it, and stays."""
+        unsettled: set[int] = set()
         for path in (self._root / INCOMING).iterdir():
             with path.open("rb") as file, contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = os.fstat(file.fileno())
+                if found.st_nlink > 1:
+                    unsettled.add(found.st_ino)
+                    os.fsync(file.fileno())
                 path.unlink(missing_ok=True)
-
-
-class Incoming:
-    """One blob that is being written. A writer that gave up may call `discard` while another thread still writes."""
-
-    def __init__(self, files: BlobFiles, path: Path) -> None:
-        """Touches no disk before the first call."""
-        self._files = files
-        self._path = path
-        self._lock = threading.Lock()
-        self._hash = hashlib.sha256()
-        self._head = b""
-        self._size_bytes = 0
-        self._file: FileIO | None = None
-        self._discarded = False
-
-    def write(self, chunk: bytes) -> None:
-        """Add bytes. TooLarge above the blob limit, ResourceExhausted when there is no room."""
-        with self._lock, _translated():
-            file = self._opened()
-            limit_bytes = self._files.blob_limit_bytes
-            if self._size_bytes + len(chunk) > limit_bytes:
-                raise TooLarge(f"a blob has at most {limit_bytes} bytes")
-            self._files.reserve(len(chunk))
-            self._size_bytes += len(chunk)
-            self._hash.update(chunk)
-            self._head = (self._head + chunk[:_HEAD_BYTES])[:_HEAD_BYTES]
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[file.write(rest) :]
-
-    def finish(self, scope: str, *, digest: str, size_bytes: int) -> BlobInfo:
-        """Publish it, if it is what was announced; InvalidField otherwise."""
-        with self._lock, _translated():
-            file = self._opened()
-            info = BlobInfo(
-                scope=scope,
-                digest=named(self._hash.hexdigest()),
-                size_bytes=self._size_bytes,
-                media_type=media_type_of(self._head),
-            )
-            check_announced(info, digest=digest, size_bytes=size_bytes)
-            os.fsync(file.fileno())
-            if self._files.publish(self._path, scope, info.digest):
-                self._size_bytes = 0
-            return info
-
-    def discard(self) -> None:
-        """Close the file, and remove it unless it was published."""
-        with self._lock:
-            self._discarded = True
-            if self._file is not None:
-                self._path.unlink(missing_ok=True)
-                self._file.close()
-            self._files.release(self._size_bytes)
-            self._size_bytes = 0
-
-    def _opened(self) -> FileIO:
-        if self._discarded:
-            raise Cancelled("nobody waits for this blob any more")
-        if self._file is None:
-            self._file = self._path.open("xb", buffering=0)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        return self._file
+        for _, digest, path in self._all() if unsettled else ():
+            if path.stat().st_ino in unsettled and _digest_of(path) != digest:
+                path.unlink()
 
 
 def check_announced(info: BlobInfo, *, digest: str, size_bytes: int) -> None:
@@ -204,8 +167,24 @@ def _full(message: str) -> ResourceExhausted:
     return ResourceExhausted(message, retry_after_s=FULL_RETRY_AFTER_S)
 
 
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return named(hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _moved(incoming: Path, file: FileIO, path: Path) -> bool:
+    """The way of file systems without links, with two syncs; whether it was a new one."""
+    if path.exists():
+        os.utime(path)
+        return False
+    os.fsync(file.fileno())
+    incoming.rename(path)
+    _sync_folder(path.parent)
+    return True
+
+
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     try:
         yield
     except OSError as error:

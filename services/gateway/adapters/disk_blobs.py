@@ -1,21 +1,34 @@
 """The BlobStore on a local disk: files by digest under one folder. Knows no protocol."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from services.gateway.adapters.blob_files import BlobFiles
+from services.gateway.adapters.incoming_blob import IncomingBlob
+from services.gateway.adapters.recent_blobs import Key, RecentBlobs
 from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.config import SettingsError
-from services.kernel.errors import NotFound, OutOfRange, TooLarge
+from services.kernel.errors import FanlightError, NotFound, OutOfRange, TooLarge
+from services.kernel.logs import get_logger
 
-READ_CHUNK_BYTES = 256 * 1024
+log = get_logger()
+
+READ_CHUNK_BYTES = 512 * 1024
 THREADS = 4
+# Syncs that wait for the disk together share its time.
+SETTLING_THREADS = 8
+SETTLING_LIMIT = 64
+# So much of a blob is held in memory before it goes to the disk; most are done in one go.
+HELD_BYTES, HELD_PIECES = 1024 * 1024, 1_000
+# All blobs on their way in together; above it they go to the disk piece by piece.
+HELD_LIMIT_BYTES = 64 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -27,6 +40,10 @@ class DiskBlobs:
         """Makes and scans the folder, which blocks for as long as that takes."""
         self._files = BlobFiles(root, budget_bytes=budget_bytes, blob_limit_bytes=blob_limit_bytes)
         self._executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="blobs")
+        self._settlers = ThreadPoolExecutor(max_workers=SETTLING_THREADS, thread_name_prefix="blobs-settle")
+        self._settling: dict[Key, Future[None]] = {}
+        self._recent = RecentBlobs()
+        self._held_bytes = 0
 
     @property
     def used_bytes(self) -> int:
@@ -37,41 +54,98 @@ class DiskBlobs:
     ) -> BlobInfo:
         if size_bytes > self._files.blob_limit_bytes:
             raise TooLarge(f"a blob has at most {self._files.blob_limit_bytes} bytes", field="size_bytes")
-        incoming = self._files.incoming()
+        incoming, is_kept = IncomingBlob(self._files), False
+        try:
+            await self._take(incoming, chunks)
+            finish = partial(incoming.finish, scope, digest=digest, size_bytes=size_bytes)
+            info, whole = await self._run(finish)
+            is_kept = True
+        finally:
+            if not is_kept:
+                await self._run(incoming.discard)
+        self._begin_settling(info, incoming)
+        if whole:
+            self._recent.add(info, whole)
+        if len(self._settling) > SETTLING_LIMIT:
+            await self.settle(scope, info.digest)
+        return info
+
+    async def _take(self, incoming: IncomingBlob, chunks: AsyncIterable[bytes]) -> None:
+        held_bytes = 0
         try:
             async for chunk in chunks:
-                await self._run(partial(incoming.write, chunk))
-            return await self._run(partial(incoming.finish, scope, digest=digest, size_bytes=size_bytes))
+                pieces = incoming.hold(chunk)
+                held_bytes += len(chunk)
+                self._held_bytes += len(chunk)
+                if held_bytes > HELD_BYTES or pieces > HELD_PIECES or self._held_bytes > HELD_LIMIT_BYTES:
+                    await self._run(incoming.flush)
+                    self._held_bytes -= held_bytes
+                    held_bytes = 0
         finally:
-            await self._run(incoming.discard)
+            self._held_bytes -= held_bytes
+
+    def _begin_settling(self, info: BlobInfo, incoming: IncomingBlob) -> None:
+        """Nobody is woken when it is done, as hardly anybody waits for it."""
+        key = (info.scope, info.digest)
+        settling = self._settlers.submit(incoming.settle)
+        self._settling.setdefault(key, settling)
+        settling.add_done_callback(partial(self._settled, key, asyncio.get_running_loop()))
+
+    def _settled(self, key: Key, loop: asyncio.AbstractEventLoop, settling: Future[None]) -> None:
+        """On the thread that did it."""
+        error = settling.exception()
+        if error is not None:
+            reason = error.reason if isinstance(error, FanlightError) else repr(error)
+            log.error("blob_not_settled", digest=key[1], reason=reason)
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._recent.drop, *key)
+        if self._settling.get(key) is settling:
+            del self._settling[key]
 
     async def stat(self, scope: str, digest: str) -> BlobInfo | None:
-        return await self._run(partial(self._files.stat, scope, digest))
+        recent = self._recent.get(scope, digest)
+        return recent.info if recent else await self._run(partial(self._files.stat, scope, digest))
+
+    async def settle(self, scope: str, digest: str) -> BlobInfo | None:
+        settling = self._settling.get((scope, digest))
+        if settling is not None:
+            await asyncio.shield(asyncio.wrap_future(settling))
+        recent = self._recent.get(scope, digest)
+        return recent.info if recent else await self._run(partial(self._files.stat, scope, digest, settled=True))
 
     async def read(
         self, scope: str, digest: str, *, offset_bytes: int = 0, limit_bytes: int = 0
     ) -> AsyncIterator[bytes]:
-        file, left = await self._run(partial(self._open, scope, digest, offset_bytes))
-        left = min(left, limit_bytes or left)
+        recent = self._recent.get(scope, digest)
+        if recent is not None and offset_bytes <= recent.info.size_bytes:
+            for piece in recent.read(offset_bytes, limit_bytes):
+                yield piece
+            return
+        file, left, chunk = await self._run(partial(self._open, scope, digest, offset_bytes, limit_bytes))
         try:
-            while left > 0 and (chunk := await self._run(partial(file.read, min(left, READ_CHUNK_BYTES)))):
-                left -= len(chunk)
+            while chunk:
                 yield chunk
+                left -= len(chunk)
+                chunk = await self._run(partial(file.read, min(left, READ_CHUNK_BYTES))) if left > 0 else b""
         finally:
-            await self._run(file.close)
+            if not file.closed:
+                await self._run(file.close)
 
     async def delete(self, scope: str, digest: str) -> None:
+        self._recent.drop(scope, digest)
         await self._run(partial(self._files.delete, scope, digest))
 
     async def sweep(self, *, older_than_s: float, now_s: float, keep: Keep) -> int:
+        self._recent.clear()
         return await self._run(partial(self._files.sweep, before_s=now_s - older_than_s, keep=keep))
 
     def close(self) -> None:
         """Let running calls end and take no more."""
         self._executor.shutdown()
+        self._settlers.shutdown()
 
-    def _open(self, scope: str, digest: str, offset_bytes: int) -> tuple[BinaryIO, int]:
-        """The file at the offset, and how many bytes follow."""
+    def _open(self, scope: str, digest: str, offset_bytes: int, limit_bytes: int) -> tuple[BinaryIO, int, bytes]:
+        """The file, how many bytes are to come, and the first of them; closed if they are all."""
         try:
             file = self._files.path(scope, digest).open("rb", buffering=0)
         except FileNotFoundError as error:
@@ -81,7 +155,11 @@ class DiskBlobs:
             file.close()
             raise OutOfRange(f"the blob has {size_bytes} bytes", field="offset_bytes")
         file.seek(offset_bytes)
-        return file, size_bytes - offset_bytes
+        left = min(size_bytes - offset_bytes, limit_bytes or size_bytes)
+        chunk = file.read(min(left, READ_CHUNK_BYTES))
+        if len(chunk) == left:
+            file.close()
+        return file, left, chunk
 
     async def _run(self, call: Callable[[], T]) -> T:
         """Run it on a thread of ours. A cancelled caller goes at once, and the call still runs to its end."""

@@ -105,6 +105,10 @@ class S3Blobs:
             await self._touch(scope, digest)
         return found.info
 
+    async def settle(self, scope: str, digest: str) -> BlobInfo | None:
+        """What a bucket has answered for is durable."""
+        return await self.stat(scope, digest)
+
     async def _use(self, scope: str, digest: str) -> None:
         await self.stat(scope, digest)
 

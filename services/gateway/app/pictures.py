@@ -20,10 +20,11 @@ class Pictures:
         if picture.digest:
             return await self._find(picture, scope)
         self._check(picture, len(picture.data), media_type_of(picture.data[:16]))
-        return await self._blobs.write(scope, _once(picture.data))
+        written = await self._blobs.write(scope, _once(picture.data))
+        return await self._blobs.settle(scope, written.digest) or written
 
     async def _find(self, picture: Picture, scope: str) -> BlobInfo:
-        blob = await self._blobs.stat(scope, picture.digest)
+        blob = await self._blobs.settle(scope, picture.digest)
         if blob is None:
             raise NotFound("there is no such blob; write it first", field=f"{picture.field}.blob.digest")
         self._check(picture, blob.size_bytes, blob.media_type)

@@ -132,7 +132,7 @@ class Queue:
     async def _output(self, index: int, made: Made, scope: str) -> Output:
         if made.scope != scope:
             raise InvalidField(f"must be {scope}, as the task says", field=f"outputs[{index}].blob.scope")
-        blob = await self._blobs.stat(made.scope, made.digest)
+        blob = await self._blobs.settle(made.scope, made.digest)
         if blob is None:
             raise FailedPrecondition(
                 "there is no such blob; write it before completing the task", field=f"outputs[{index}].blob.digest"

@@ -102,6 +102,10 @@ class Crowds:
             ]
         return self._able[which]
 
+    def like(self, post: Post) -> Crowd:
+        """Those that offer exactly what it offers."""
+        return self._alike[post.view.stage, post.view.offers]
+
     def next_unheld(self, post: Post, count: int) -> list[str]:
         """Of the next checkpoints that it offers, those that nobody holds; others with every call."""
         which = (post.view.stage, post.view.offers)

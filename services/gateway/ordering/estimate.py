@@ -11,6 +11,8 @@ DISK_BYTES_PER_S = 2e9
 BUS_BYTES_PER_S = 10e9
 # Patching a LoRA's deltas into the UNet of a consumer's card.
 PATCH_S = 0.3
+# A load costs others too: it pushes out of RAM what they will have to load again, and they wait for it meanwhile.
+LOAD_WEIGHT = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ def estimate(post: Post, task: Waiting, now_s: float, *, ahead_s: float | None =
         slot_s=post.wait_s(now_s) if ahead_s is None else ahead_s,
         fetch_s=fetch_s,
         fetch_bytes=fetch_bytes,
-        load_s=load_s(post, kind.checkpoint),
+        load_s=_next_load_s(post, task),
         patch_s=PATCH_S * len(kind.loras),
         run_s=run_s(post, task),
     )
@@ -53,7 +55,10 @@ def estimate(post: Post, task: Waiting, now_s: float, *, ahead_s: float | None =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """Of some workers: who finishes a task first, and when the first would, were its small models everywhere."""
+    """Of some workers: who finishes a task first, and when the first would, were its small models everywhere.
+
+    Loading counts more here than the time that it takes.
+    """
 
     post: Post
     finish_s: float
@@ -61,7 +66,9 @@ class Best:
 
 
 def best_of(posts: Iterable[Post], task: Waiting, now_s: float) -> Best | None:
-    """The least `estimate(...).finish_s` of all posts, in a hurry; of two alike the one with the lesser id."""
+    """The least `estimate(...).finish_s` of all posts, in a hurry and with its load weighted; of two alike the one with
+    the lesser id.
+    """
     kind, steps = task.kind, task.steps
     checkpoint, models = kind.checkpoint, kind.models
     patch_s = PATCH_S * len(kind.loras)
@@ -71,8 +78,8 @@ def best_of(posts: Iterable[Post], task: Waiting, now_s: float) -> Best | None:
         view = post.view
         wait_s = post.wait_s(now_s)
         work_s = view.task_s + steps * view.step_s
-        if checkpoint and checkpoint not in view.vram:
-            work_s += load_s(post, checkpoint)
+        if checkpoint and checkpoint not in view.vram and checkpoint not in post.lined:
+            work_s += LOAD_WEIGHT * load_s(post, checkpoint)
         finish_s = wait_s + work_s
         plain_best_s = min(plain_best_s, finish_s)
         finish_s += patch_s
@@ -114,3 +121,9 @@ def load_s(post: Post, checkpoint: str) -> float:
     size_bytes = view.size_of(checkpoint)
     bus_s = size_bytes / BUS_BYTES_PER_S
     return bus_s if checkpoint in view.ram else bus_s + size_bytes / DISK_BYTES_PER_S
+
+
+def _next_load_s(post: Post, task: Waiting) -> float:
+    """Nothing where others of its checkpoint are planned: it is done with them."""
+    alike = post.lined.get(task.kind.checkpoint, 0) - (task.key in post.planned)
+    return 0.0 if alike > 0 else load_s(post, task.kind.checkpoint)

@@ -246,8 +246,9 @@ class Plan:
     def _plan_at(self, post: Post, task: Waiting, now_s: float) -> None:
         self._unplaced.pop(task.key, None)
         self._begin_small(post, task, now_s)
-        self._due_s[task.key] = now_s + estimate.estimate(post, task, now_s).start_s
-        post.plan(task)
+        needed = estimate.estimate(post, task, now_s)
+        self._due_s[task.key] = now_s + needed.start_s
+        post.plan(task, needed.load_s + needed.patch_s)
         self._plan[task.key] = post
         self._stirred.add(post.view.id)
 

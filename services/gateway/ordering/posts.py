@@ -14,6 +14,7 @@ class Post:
     """A worker's place in the plan."""
 
     __slots__ = (
+        "_extra_s",
         "_free_s",
         "_order",
         "_work_s",
@@ -22,6 +23,7 @@ class Post:
         "fetched_bytes",
         "fetches",
         "heard_s",
+        "lined",
         "planned",
         "running",
         "since_s",
@@ -34,10 +36,13 @@ class Post:
         # How many polls for work it holds open, and when it was last known to be there for work.
         self.asking = 0
         self.heard_s = now_s
-        # Waiting tasks that are meant for it, and their work in seconds.
+        # Waiting tasks that are meant for it, how many of each checkpoint, and their work in seconds.
         self.planned: dict[Key, Waiting] = {}
+        self.lined: dict[str, int] = {}
         self._order: list[tuple[float, Key]] = []
         self._work_s = 0.0
+        # What each of them takes besides its work: loading and patching.
+        self._extra_s: dict[Key, float] = {}
         # Leased tasks, and when each one should end.
         self.running: dict[Key, float] = {}
         self._free_s = 0.0
@@ -69,15 +74,25 @@ class Post:
     def in_order(self) -> Iterator[Waiting]:
         return (self.planned[key] for _, key in self._order)
 
-    def plan(self, task: Waiting) -> None:
+    def plan(self, task: Waiting, extra_s: float) -> None:
+        """`extra_s`: what it takes there besides its work."""
         self.planned[task.key] = task
         insort(self._order, (task.rank_s, task.key))
+        self._extra_s[task.key] = extra_s
         self._work_s += self._task_s(task)
+        checkpoint = task.kind.checkpoint
+        self.lined[checkpoint] = self.lined.get(checkpoint, 0) + 1
 
     def unplan(self, task: Waiting) -> None:
-        del self.planned[task.key]
+        self._work_s = max(0.0, self._work_s - self._task_s(task))
+        del self.planned[task.key], self._extra_s[task.key]
         del self._order[bisect_left(self._order, (task.rank_s, task.key))]
-        self._work_s = max(0.0, self._work_s - self._task_s(task)) if self.planned else 0.0
+        if not self.planned:
+            self._work_s = 0.0
+        checkpoint = task.kind.checkpoint
+        self.lined[checkpoint] -= 1
+        if not self.lined[checkpoint]:
+            del self.lined[checkpoint]
 
     def revise(self, view: WorkerView) -> None:
         """The worker says something else of itself now."""
@@ -85,7 +100,7 @@ class Post:
         self._work_s = sum(self._task_s(task) for task in self.planned.values())
 
     def _task_s(self, task: Waiting) -> float:
-        return self.view.task_s + task.steps * self.view.step_s
+        return self.view.task_s + task.steps * self.view.step_s + self._extra_s[task.key]
 
     def run(self, key: Key, end_s: float, now_s: float) -> None:
         self.running[key] = end_s

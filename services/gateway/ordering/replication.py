@@ -5,6 +5,7 @@ by waiting behind others, by being slower, by being the only one and therefore p
 lost so is owed to it and fades; once it is worth more than a download, one more worker fetches the model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.gateway.ordering import estimate
@@ -18,6 +19,11 @@ LOOK = 48
 REST_S = 2.0
 # How many offered checkpoints an idle worker looks through at a time.
 LOOK_UNASKED = 32
+# Nothing is fetched unasked where fewer workers offer the same: on one machine, or a few, it would hardly pay.
+UNASKED_WORKERS_MIN = 8
+# What a worker is judged by that is to hold a checkpoint alone: this work, with this much to fetch first.
+UNASKED_STEPS = 20
+UNASKED_BYTES = 150 * 10**6
 # Checkpoints on their way to one worker at a time.
 FETCHES_LIMIT = 2
 # What a worker may be told to fetch ahead in a day.
@@ -28,8 +34,8 @@ DAY_S = 86_400.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     # Seconds lost that outweigh a second of downloading, for checkpoints and for small models.
-    price: float = 1.5
-    small_price: float = 0.5
+    price: float = 4.0
+    small_price: float = 1.0
     # What is owed fades by half in this time.
     half_life_s: float = 1_800.0
     # A worker is gone for so much of the time.
@@ -96,16 +102,26 @@ class Replication:
         return post.fetched_bytes + post.view.size_of(model) <= self.terms.day_bytes
 
     def unasked(self, crowds: Crowds, post: Post, now_s: float) -> str:
-        """A checkpoint that no worker holds, for a worker whose link is idle; empty where there is none, or no room."""
+        """A checkpoint that no worker holds, for a worker whose link is idle; empty where there is none, or no room.
+
+        For the quicker half of a fleet: whoever asks for it first has no other worker to go to.
+        """
         room_bytes = post.view.disk_bytes * self.terms.unasked_share
         if not room_bytes or post.fetches or not post.view.takes_fetches:
             return ""
         room_bytes -= sum(post.view.size_of(model) for model in post.view.held)
+        if room_bytes <= 0 or not self._is_quick(post, crowds.like(post).some(LOOK)):
+            return ""
         for model in crowds.next_unheld(post, LOOK_UNASKED):
             size_bytes = post.view.size_of(model)
             if 0 < size_bytes <= room_bytes and self.has_budget(post, model, now_s):
                 return model
         return ""
+
+    def _is_quick(self, post: Post, others: Sequence[Post]) -> bool:
+        limit_s = _unasked_cost_s(post)
+        slower = sum(_unasked_cost_s(other) >= limit_s for other in others)
+        return len(others) >= UNASKED_WORKERS_MIN and 2 * slower >= len(others)
 
     def _cost_s(self, post: Post, task: Waiting, now_s: float, *, needed: bool) -> float:
         size_bytes = post.view.size_of(task.kind.checkpoint)
@@ -128,3 +144,7 @@ class Replication:
             if cost_s < best_s:
                 best, best_s = post, cost_s
         return best
+
+
+def _unasked_cost_s(post: Post) -> float:
+    return UNASKED_STEPS * post.view.step_s + UNASKED_BYTES * 8 / post.view.link_bps

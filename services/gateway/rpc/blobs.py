@@ -78,7 +78,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
             raise TooLarge(f"has {len(request.digests)} entries; at most {DIGESTS_LIMIT}", field="digests")
         wanted = [parse_digest(text, field=f"digests[{index}]") for index, text in enumerate(request.digests)]
         return blobs_pb2.HasBlobsResponse(
-            digests=[digest for digest in wanted if await self._blobs.stat(scope, digest) is not None]
+            digests=[digest for digest in wanted if await self._blobs.settle(scope, digest) is not None]
         )
 
 

@@ -1,8 +1,10 @@
 """What a disk adds to the BlobStore's promises: restarts, full disks, names that lead elsewhere, the sweep."""
 
+import asyncio
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from services.gateway.adapters import blob_files
 from services.gateway.adapters.disk_blobs import DiskBlobs
+from services.kernel.blobs import BlobInfo
 from services.kernel.digests import digest_of
 from services.kernel.errors import InvalidField, NodeFault, ResourceExhausted
 
@@ -22,6 +25,12 @@ async def once(data: bytes) -> AsyncIterator[bytes]:
 
 def opened(root: Path) -> DiskBlobs:
     return DiskBlobs(root, budget_bytes=10_000, blob_limit_bytes=5_000)
+
+
+async def settled(store: DiskBlobs, data: bytes) -> BlobInfo:
+    info = await store.write(SCOPE, once(data))
+    assert await store.settle(SCOPE, info.digest) == info
+    return info
 
 
 def incoming(root: Path) -> list[Path]:
@@ -52,8 +61,8 @@ async def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
 
 async def test_nothing_half_written_stays_behind_a_finished_write(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    await store.write(SCOPE, once(b"kept"))
-    await store.write(SCOPE, once(b"kept"))
+    await settled(store, b"kept")
+    await settled(store, b"kept")
     assert incoming(tmp_path) == []
 
 
@@ -83,7 +92,7 @@ async def test_a_disk_that_fails_is_told_in_our_words_and_leaves_nothing(
 
     monkeypatch.setattr(blob_files.os, "fsync", fail)
     with pytest.raises(wanted):
-        await store.write(SCOPE, once(b"data"))
+        await settled(store, b"data")
     assert store.used_bytes == 0
     assert incoming(tmp_path) == []
     assert await store.stat(SCOPE, digest_of(b"data")) is None
@@ -109,8 +118,10 @@ async def test_an_old_blob_is_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("use", ["write", "stat", "need"])
 async def test_an_old_blob_that_is_used_again_is_young(tmp_path: Path, use: str) -> None:
     store = opened(tmp_path)
-    digest = (await store.write(SCOPE, once(b"again"))).digest
+    digest = (await settled(store, b"again")).digest
     age(tmp_path, digest)
+    # One that does not remember having written it just now.
+    store = opened(tmp_path)
     if use == "write":
         await store.write(SCOPE, once(b"again"))
     elif use == "stat":
@@ -119,3 +130,99 @@ async def test_an_old_blob_that_is_used_again_is_young(tmp_path: Path, use: str)
         assert await sweep(store, digest) == 0
     assert await sweep(store) == 0
     assert await store.stat(SCOPE, digest) is not None
+
+
+def file_of(root: Path, digest: str) -> Path:
+    name = digest.removeprefix("sha256:")
+    return root / SCOPE / name[:2] / name[2:]
+
+
+class SlowDisk:
+    """Stands for os.fsync; syncs wait until they are let."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may = threading.Event()
+        self.synced = 0
+        monkeypatch.setattr(blob_files.os, "fsync", self._sync)
+
+    def _sync(self, fd: int) -> None:
+        assert self.may.wait(30.0)
+        self.synced += 1
+
+
+async def test_a_blob_can_be_read_before_the_disk_has_it_and_counted_on_only_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+    # The folders of its scope.
+    await settled(store, b"first")
+    disk = SlowDisk(monkeypatch)
+    info = await store.write(SCOPE, once(b"data"))
+    assert b"".join([chunk async for chunk in store.read(SCOPE, info.digest)]) == b"data"
+    settling = asyncio.create_task(store.settle(SCOPE, info.digest))
+    await asyncio.wait({settling}, timeout=0.05)
+    assert not settling.done()
+    disk.may.set()
+    assert await settling == info
+    assert disk.synced == 1
+
+
+async def test_what_another_process_has_not_settled_is_settled_before_it_is_counted_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await settled(opened(tmp_path), b"data")
+    os.link(file_of(tmp_path, info.digest), tmp_path / ".incoming" / "elsewhere")
+    disk = SlowDisk(monkeypatch)
+    disk.may.set()
+    with (tmp_path / ".incoming" / "elsewhere").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        store = opened(tmp_path)
+        assert await store.stat(SCOPE, info.digest) == info
+        assert disk.synced == 0
+        assert await store.settle(SCOPE, info.digest) == info
+        assert disk.synced == 1
+
+
+@pytest.mark.parametrize("left", [b"da", b"data"])
+async def test_after_a_power_cut_a_blob_is_there_whole_or_not_at_all(tmp_path: Path, left: bytes) -> None:
+    info = await settled(opened(tmp_path), b"data")
+    path = file_of(tmp_path, info.digest)
+    os.link(path, tmp_path / ".incoming" / "unsettled")
+    path.write_bytes(left)
+    store = opened(tmp_path)
+    assert (await store.stat(SCOPE, info.digest) is not None) == (left == b"data")
+    assert store.used_bytes == (4 if left == b"data" else 0)
+    assert incoming(tmp_path) == []
+
+
+async def test_a_file_system_that_knows_one_name_a_file_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(blob_files.os, "link", refuse)
+    store = opened(tmp_path)
+    info = await settled(store, b"data")
+    assert await settled(store, b"data") == info
+    assert await opened(tmp_path).stat(SCOPE, info.digest) == info
+    assert incoming(tmp_path) == []
+
+
+async def test_a_blob_that_the_disk_lost_while_two_wrote_it_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+    await settled(store, b"first")
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(blob_files.os, "fsync", fail)
+    infos = await asyncio.gather(*(store.write(SCOPE, once(b"data")) for _ in range(2)))
+    with pytest.raises(NodeFault):
+        await store.settle(SCOPE, infos[0].digest)
+    store.close()
+    assert not file_of(tmp_path, infos[0].digest).exists()
+    assert store.used_bytes == 5
+    assert incoming(tmp_path) == []
