@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from services.diffusion.engine.keys import key_of
-from services.diffusion.engine.ports import Painting, Report, Studio
+from services.diffusion.engine.ports import DeviceLost, Painting, Report, Studio
 from services.diffusion.engine.thread import DeviceThread
 from services.diffusion.engine.ticket import Ticket
 from services.diffusion.engine.turns import Turns
@@ -60,7 +60,7 @@ class Engine:
         (await self._thread.attempt(lambda: self._studio().load(checkpoint, controlnets))).result()
 
     async def run(self) -> None:
-        """Paint until cancelled."""
+        """Paint until cancelled. DeviceLost: this process cannot paint any more."""
         batch: list[Ticket] = []
         while True:
             if not batch and not len(self._turns):
@@ -101,6 +101,8 @@ class Engine:
         if (error := done.exception()) is not None:
             for ticket in batch:
                 ticket.fail(error)
+            if isinstance(error, DeviceLost):
+                raise error
             return
         self._measure(self._clock() - began_s)
         for ticket, advance in zip(batch, done.result(), strict=True):
@@ -132,6 +134,8 @@ class Engine:
             raise error
         if error is not None:
             ticket.fail(error)
+            if isinstance(error, DeviceLost):
+                raise error
             return None
         return done
 

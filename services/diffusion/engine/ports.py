@@ -7,6 +7,13 @@ from typing import Protocol
 from services.diffusion.generation import Generation
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.pictures.png import Pixels
+from services.kernel.errors import NodeFault
+
+
+class DeviceLost(NodeFault):
+    """The device failed in a way that only another process gets over, as a GPU's context does after a bad access."""
+
+    reason = "DEVICE_LOST"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

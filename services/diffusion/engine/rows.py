@@ -88,6 +88,11 @@ def _scheduler(generation: Generation, checkpoint: Checkpoint) -> Any:
         )
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise InvalidField(f"{generation.scheduler} cannot run {generation.steps} steps", field="steps") from error
+    except TypeError as error:
+        raise InvalidField(
+            f"is {generation.scheduler}, which is for checkpoints of another kind than {generation.checkpoint.id}",
+            field="scheduler",
+        ) from error
 
 
 def _timesteps(scheduler: Any, generation: Generation) -> Tensor:

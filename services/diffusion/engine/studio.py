@@ -1,6 +1,7 @@
 """The work on the device, with torch. For the device thread."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from services.diffusion.engine.controls import Conditions, control_rows
 from services.diffusion.engine.decode import are_sound, decode, gave_nan, preview
 from services.diffusion.engine.evaluate import Said, predict
-from services.diffusion.engine.ports import Advance, Canvas, Finished, Progress
+from services.diffusion.engine.ports import Advance, Canvas, DeviceLost, Finished, Progress
 from services.diffusion.engine.rows import Row
 from services.diffusion.engine.safety import SafetyChecker
 from services.diffusion.engine.shortage import Relief, no_room
@@ -23,6 +24,14 @@ from services.diffusion.prompt.kept import Prompts
 from services.kernel.errors import FanlightError
 
 
+@contextmanager
+def _not_lost() -> Iterator[None]:
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost("the worker's device failed; its process starts anew") from error
+
+
 class TorchStudio:
     def __init__(self, library: Library, *, threads: int, safety: SafetyChecker | None = None) -> None:
         """`threads`: 0 chooses by the work, see `Threads`."""
@@ -33,9 +42,11 @@ class TorchStudio:
         self._conditions = Conditions()
         self._relief = Relief(self._release)
 
+    @_not_lost()
     def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
         self._relief.once_more(lambda: self._library.checkpoint(checkpoint, controlnets), "load these models")
 
+    @_not_lost()
     @torch.inference_mode()
     def begin(self, generation: Generation) -> Row:
         return self._relief.once_more(lambda: self._begun(generation), "begin this picture")
@@ -48,6 +59,7 @@ class TorchStudio:
             controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._conditions)
             return Row(generation, checkpoint, prompts, controls)
 
+    @_not_lost()
     @torch.inference_mode()
     def advance(self, canvases: Sequence[Canvas]) -> list[Advance]:
         rows = cast(Sequence[Row], canvases)
@@ -61,6 +73,7 @@ class TorchStudio:
                 for row, error in zip(rows, errors, strict=True)
             ]
 
+    @_not_lost()
     @torch.inference_mode()
     def finish(self, canvas: Canvas) -> Finished:
         row = cast(Row, canvas)

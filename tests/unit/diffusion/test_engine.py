@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.diffusion.engine.engine import Engine
+from services.diffusion.engine.ports import DeviceLost
 from services.diffusion.engine.thread import DeviceThread
 from services.kernel.errors import NodeFault
 from tests.fakes.studio import FakeStudio
@@ -126,6 +127,16 @@ async def test_a_batch_that_breaks_fails_and_the_next_one_is_painted(asked, pain
             await task
     await paint(asked(seed=3))
     assert studio.batches[-1] == [3]
+
+
+async def test_a_device_that_is_lost_fails_who_is_on_it_and_ends_the_engine(asked, studio):
+    engine = Engine(lambda: studio, thread=DeviceThread(), rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
+    studio.batch_errors.append(DeviceLost("gone"))
+    running = asyncio.create_task(engine.run())
+    with pytest.raises(DeviceLost):
+        await engine.paint(asked(), lambda progress: None)
+    with pytest.raises(DeviceLost):
+        await running
 
 
 async def test_a_model_that_cannot_be_loaded_fails_its_picture_alone(asked, paint, studio, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 
 from services.diffusion.engine import evaluate, latents, studio
 from services.diffusion.engine.engine import Engine
+from services.diffusion.engine.ports import DeviceLost
 from services.diffusion.engine.studio import TorchStudio
 from services.diffusion.engine.thread import DeviceThread
 from services.diffusion.models.classes import AutoencoderKL, UNet2DConditionModel
@@ -178,6 +179,16 @@ def test_other_faults_are_not_taken_for_shortages(asked, short, monkeypatch):
     row = short.begin(asked())
     monkeypatch.setattr(evaluate, "_together", broken)
     with pytest.raises(RuntimeError, match="Half"):
+        short.advance([row])
+
+
+def test_a_fault_of_the_device_is_told_from_those_of_pictures(asked, short, monkeypatch):
+    def dead(rows):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    row = short.begin(asked())
+    monkeypatch.setattr(evaluate, "_together", dead)
+    with pytest.raises(DeviceLost):
         short.advance([row])
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from PIL import Image
 
-from services.diffusion.engine import decode, evaluate, latents
+from services.diffusion.engine import decode, evaluate, latents, rows
 from services.diffusion.engine.decode import PREVIEW_SIDE_PX, ModelGaveNaN, are_sound
 from services.diffusion.engine.studio import TorchStudio
 from services.diffusion.generation import Start
@@ -30,6 +30,16 @@ def test_a_scheduler_that_cannot_run_so_few_steps_says_so(asked, studio):
     with pytest.raises(InvalidField) as caught:
         studio.begin(asked(scheduler="PNDMScheduler", steps=1))
     assert caught.value.field == "steps"
+
+
+def test_a_scheduler_for_checkpoints_of_another_kind_says_so(asked, studio, monkeypatch):
+    def lacking(*arguments, **named):
+        raise TypeError("unsupported operand type(s) for **")
+
+    monkeypatch.setattr(rows, "make_scheduler", lacking)
+    with pytest.raises(InvalidField, match="another kind") as caught:
+        studio.begin(asked(scheduler="edm_euler"))
+    assert caught.value.field == "scheduler"
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "unipc"])
