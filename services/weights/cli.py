@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
@@ -30,6 +31,7 @@ app = typer.Typer(name="weights", help="Plan, fetch and keep model weights.", no
 T = TypeVar("T")
 
 REPORT_EVERY_S = 0.5
+PIPED_CHARS = 250
 
 References = Annotated[list[str], typer.Argument(help="hf:ORG/REPO, urn:air:..., https://..., a path, or a name.")]
 Dir = Annotated[Path | None, typer.Option("--dir", help="The store; else FANLIGHT_WEIGHTS_DIR.")]
@@ -60,6 +62,9 @@ def _run(work: Callable[[WeightStore], Awaitable[T]], folder: Path | None) -> T:
         reason = f"{error.reason}: " if isinstance(error, FanlightError) else ""
         print(f"error: {reason}{error}", file=sys.stderr)
         raise typer.Exit(1) from error
+    except (OSError, sqlite3.Error) as error:
+        print(f"error: the store {folder or load(WeightsSettings).dir} cannot be used: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def _print(value: Any) -> None:
@@ -85,13 +90,18 @@ def plan(
     _print(data) if as_json else _show_plan(data)
 
 
+def _console() -> Console:
+    """As wide as its lines where nobody looks at it on a screen."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_CHARS)
+
+
 def _show_plan(data: dict[str, Any]) -> None:
-    console = Console()
-    table = Table("file", "bytes", "over the link", "why", box=None)
+    console = _console()
+    table = Table("of", Column("file", overflow="fold"), "bytes", "over the link", "why", box=None)
     for row in data["files"]:
-        table.add_row(row["path"], f"{row['bytes']:,}", f"{row['fetch_bytes']:,}", row["why"])
+        table.add_row(row["reference"], row["path"], f"{row['bytes']:,}", f"{row['fetch_bytes']:,}", row["why"])
     for row in data["skipped"]:
-        table.add_row(f"[dim]{row['path']}", f"[dim]{row['bytes']:,}", "[dim]-", f"[dim]{row['why']}")
+        table.add_row(row["reference"], row["path"], f"{row['bytes']:,}", "-", row["why"], style="dim")
     console.print(table)
     console.print(
         f"fetch {data['fetch_bytes']:,} bytes, held {data['held_bytes']:,}, left out {data['skipped_bytes']:,}"
@@ -205,7 +215,7 @@ def ls(as_json: Json = False, folder: Dir = None) -> None:
     table = Table("name", "bytes", "pinned", "last used", box=None)
     for row in rows:
         table.add_row(str(row["name"]), f"{row['bytes']:,}", "yes" if row["is_pinned"] else "", str(row["used_time"]))
-    Console().print(table)
+    _console().print(table)
 
 
 def _iso(now_s: float) -> str:

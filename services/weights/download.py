@@ -1,8 +1,7 @@
 """One file from one of its sources into a part on disk: ranges in parallel, resumed, checked. Knows no manifest."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial as bind
-from typing import TypeVar
 
 from services.kernel.errors import FanlightError, NotFound
 from services.kernel.logs import get_logger
@@ -11,13 +10,12 @@ from services.weights.chunks import Layout, Span, whole
 from services.weights.digesting import Digested
 from services.weights.errors import NoRanges, SourceChanged, SourceFailed, TokenRefused, Transient, WrongBytes, tell
 from services.weights.filling import Filling
-from services.weights.pacing import MAX_RETRY_AFTER_S, Meter, backoff_s
+from services.weights.pacing import Meter
 from services.weights.partial import Partial
 from services.weights.targets import Downloaded, Progress, Target, Tools
 from services.weights.web import Remote
 
 log = get_logger()
-T = TypeVar("T")
 
 FLUSH_BYTES = 256 * 1024
 MAX_RESTARTS = 3
@@ -60,7 +58,7 @@ class Download:
         """A source may change under the download, or have spoilt a part begun elsewhere: then all of it again."""
         for attempt in range(MAX_RESTARTS):
             ask = self._tools.web.probe if attempt else self._tools.web.probed
-            remote = await self._retrying(bind(ask, url))
+            remote = await self._tools.persist(bind(ask, url))
             layout = self._check(remote)
             part = await self._tools.run(self._open, layout, self._identity(remote))
             try:
@@ -148,7 +146,7 @@ class Download:
                 await self.write(part, Span(0, part.map.size), blocks)
 
         while not part.map.is_complete:
-            await self._retrying(once)
+            await self._tools.persist(once, lambda: part.map.done_bytes)
 
     async def write(self, part: Partial, span: Span, blocks: AsyncIterator[bytes]) -> None:
         """Write what comes for the span, leaving out what is there already; also what came before a failure."""
@@ -194,23 +192,8 @@ class Download:
             )
         )
 
-    async def _retrying(self, once: Callable[[], Awaitable[T]]) -> T:
-        """Until it works, or fails too often without a byte between."""
-        failures, before = 0, self._downloaded
-        while True:
-            try:
-                return await once()
-            except Transient as error:
-                failures = 1 if self._downloaded > before else failures + 1
-                before = self._downloaded
-                await self.pause(failures, error)
-
     async def pause(self, failures: int, error: Transient) -> None:
-        """Wait before the next try; SourceFailed after too many, or where the wait would be too long."""
-        wait_s = backoff_s(failures, error.retry_after_s, self._tools.chance)
-        if failures > self._tools.limits.retries or wait_s > MAX_RETRY_AFTER_S:
-            raise SourceFailed(error.message, retry_after_s=error.retry_after_s) from error
-        await self._tools.sleep(wait_s)
+        await self._tools.pause(failures, error)
 
     def _following(self, part: Partial) -> Following | None:
         if self._follow is not None:

@@ -60,6 +60,10 @@ class Transient(SourceFailed):
     """Worth another try of the same source, after `retry_after_s` where it said so."""
 
 
+class Unreachable(Transient):
+    """Nobody is there, for now."""
+
+
 class Refused(Transient):
     """The server is there and does not want to, for now: asking at once would make it worse."""
 

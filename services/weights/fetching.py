@@ -12,12 +12,11 @@ from services.weights.chunks import Layout, Span, of_spans
 from services.weights.compose import compose, digests_of, layout_of
 from services.weights.digesting import Digested, FileDigests
 from services.weights.download import Download
-from services.weights.errors import SourceFailed, TokenRefused, Transient, WrongBytes, tell
+from services.weights.errors import SourceFailed, TokenRefused, WrongBytes, tell
 from services.weights.files import disk_errors
 from services.weights.locks import locked
 from services.weights.manifest import WeightFile
 from services.weights.objects import Objects
-from services.weights.pacing import backoff_s
 from services.weights.partial import Partial
 from services.weights.plan import Holdings, Plan, PlannedFile, make_plan
 from services.weights.resolve import Resolver
@@ -106,17 +105,10 @@ class Fetching:
         raise tell(f"{plan.manifest.reference} ({item.file.path})", failures)
 
     async def _small_body(self, url: str, file: WeightFile) -> tuple[bytes, str]:
-        for failures in range(1, self.tools.limits.retries + 2):
-            try:
-                body, remote = await self.tools.web.body(url, limit_bytes=MAX_SMALL_BYTES)
-                break
-            except Transient as error:
-                if failures > self.tools.limits.retries:
-                    raise SourceFailed(error.message) from error
-                await self.tools.sleep(backoff_s(failures, error.retry_after_s, self.tools.chance))
+        body, remote = await self.tools.persist(lambda: self.tools.web.body(url, limit_bytes=MAX_SMALL_BYTES))
         if remote.size_bytes is not None and len(body) != remote.size_bytes:
             raise SourceFailed(f"sent {len(body)} of {remote.size_bytes} bytes")
-        if file.is_exact and not file.sha256 and len(body) != file.size_bytes:
+        if file.is_exact and len(body) != file.size_bytes:
             raise WrongBytes(f"{file.path} has {len(body)} bytes instead of {file.size_bytes}")
         sha256 = hashlib.sha256(body).hexdigest()
         if file.sha256 and sha256 != file.sha256:
@@ -139,12 +131,14 @@ class Fetching:
                 return await self._keep(plan, item, wish, unpacked.as_downloaded(unpacked.digested))
             log.warning("weights_mirror_wrong", path=file.path, sha256=unpacked.digested.sha256)
             await self.tools.run(_discard, unpacked.path)
+        # An address that pins nothing has the size that it has when it is fetched.
+        is_known = file.is_exact and (file.sha256 or plan.manifest.kind != PLAIN_FILE)
         target = Target(
             reference=plan.manifest.reference,
             path=file.path,
             key=key,
             urls=await self._urls(file.sources),
-            size_bytes=file.size_bytes if file.is_exact else None,
+            size_bytes=file.size_bytes if is_known else None,
             sha256=file.sha256,
             digests=_chunk_digests(file),
         )

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -77,9 +78,15 @@ def begin_writing(fd: int, offset: int, count: int) -> None:
 
 @contextlib.contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Tell a full disk apart from a broken one."""
+    """Tell a full disk apart from a broken one, and say for what it was too full."""
     try:
         yield
+    except DiskFull as error:
+        raise DiskFull(f"{what}: {error.message}", retry_after_s=error.retry_after_s) from error
+    except sqlite3.OperationalError as error:
+        if "full" in str(error):
+            raise DiskFull(f"the disk is full while fetching {what}") from error
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"the disk is full while fetching {what}") from error

@@ -10,6 +10,7 @@ from services.weights.chunks import Layout, Span, piece_bytes
 from services.weights.errors import Refused, SourceFailed, TokenRefused, Transient
 from services.weights.pacing import Meter
 from services.weights.partial import Partial
+from services.weights.targets import ENOUGH_BYTES
 from services.weights.web import Remote, Web
 
 FIRST_CONNECTIONS = 4
@@ -100,7 +101,7 @@ class Filling:
     async def _ease(self, error: Transient, flight: "_Flight") -> None:
         """Cut connections are taken up at once while bytes come; a server that refuses is left in peace."""
         done_bytes = self.part.map.done_bytes
-        has_come, self._done_before = done_bytes > self._done_before, done_bytes
+        has_come, self._done_before = done_bytes - self._done_before >= ENOUGH_BYTES, done_bytes
         if has_come:
             self._failures = 0
         if flight.round < self._round:

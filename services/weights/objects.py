@@ -46,6 +46,9 @@ class Objects:
     def path_of(self, sha256: str) -> Path:
         return self.folder / "objects" / sha256[:2] / sha256
 
+    def bytes_of(self, shas: Iterable[str]) -> int:
+        return sum(self.path_of(sha).stat().st_size for sha in shas)
+
     def lock_of(self, name: str) -> Path:
         return self.folder / "locks" / f"{name}.lock"
 
@@ -118,7 +121,10 @@ class Objects:
                 )
         free = shutil.disk_usage(self.folder).free - SPARE_BYTES
         if need_bytes > free:
-            raise DiskFull(f"{need_bytes} bytes are needed in {self.folder} and {max(0, free)} are free")
+            raise DiskFull(
+                f"{need_bytes} bytes are needed in {self.folder} and {max(0, free)} can be had; "
+                f"{SPARE_BYTES} are left free"
+            )
 
     def evict(self, excess_bytes: int) -> int:
         """Remove the least recently used until so many bytes are gone; how many too many are still there."""

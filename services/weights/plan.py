@@ -274,13 +274,17 @@ def report(plans: Sequence[Plan]) -> dict[str, Any]:
         "skipped_bytes": sum(p.skipped_bytes for p in plans),
         "packed_away_bytes": sum(p.packed_away_bytes for p in plans),
         "seconds": {str(rate): round(fetch * 8 / (rate * 1e6), 1) for rate in LINK_RATES_MBPS},
-        "files": [_file_row(item) for plan in plans for item in plan.files],
-        "skipped": [{"path": s.path, "bytes": s.size_bytes, "why": s.why} for plan in plans for s in plan.skipped],
+        "files": [_file_row(plan, item) for plan in plans for item in plan.files],
+        "skipped": [
+            {"path": s.path, "bytes": s.size_bytes, "why": s.why, "reference": plan.manifest.reference}
+            for plan in plans
+            for s in plan.skipped
+        ],
         "caveats": [caveat for plan in plans for caveat in plan.manifest.caveats],
     }
 
 
-def _file_row(item: PlannedFile) -> dict[str, Any]:
+def _file_row(plan: Plan, item: PlannedFile) -> dict[str, Any]:
     row: dict[str, Any] = {
         "path": item.link,
         "bytes": item.size_bytes,
@@ -288,6 +292,7 @@ def _file_row(item: PlannedFile) -> dict[str, Any]:
         "sha256": item.file.sha256,
         "source": item.file.sources[0] if item.file.sources else "",
         "why": item.why,
+        "reference": plan.manifest.reference,
     }
     if not item.file.is_exact:
         row["approximate"] = True

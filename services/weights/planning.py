@@ -32,7 +32,7 @@ class Planner:
 
     def __init__(self, settings: WeightsSettings, objects: Objects, tools: Tools, catalog: Catalog) -> None:
         self.catalog = catalog
-        self.resolver = Resolver(web=tools.web, catalog=catalog, settings=settings)
+        self.resolver = Resolver(tools=tools, catalog=catalog, settings=settings)
         self._settings = settings
         self._objects = objects
         self._tools = tools

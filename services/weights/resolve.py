@@ -26,14 +26,15 @@ from services.weights.references import (
 )
 from services.weights.selection import PLAIN_FILE
 from services.weights.settings import WeightsSettings
-from services.weights.web import Web
+from services.weights.targets import Tools
 
 MAX_LOCAL_FILES = 10_000
 
 
 class Resolver:
-    def __init__(self, *, web: Web, catalog: Catalog, settings: WeightsSettings) -> None:
-        self._web = web
+    def __init__(self, *, tools: Tools, catalog: Catalog, settings: WeightsSettings) -> None:
+        self._tools = tools
+        self._web = tools.web
         self._catalog = catalog
         self._settings = settings
         self._hub = settings.hf_endpoint
@@ -82,9 +83,13 @@ class Resolver:
             case S3Ref():
                 return await self._ask_s3(reference)
 
+    async def _json(self, url: str) -> object:
+        data, _ = await self._tools.ask(lambda: self._web.json(url))
+        return data
+
     async def _ask_hub(self, reference: HubRef) -> Manifest:
         revision = quote(reference.revision or "main", safe="")
-        data, _ = await self._web.json(f"{self._hub}/api/models/{reference.repo}/revision/{revision}?blobs=true")
+        data = await self._json(f"{self._hub}/api/models/{reference.repo}/revision/{revision}?blobs=true")
         if not isinstance(data, dict) or not isinstance(data.get("siblings"), list):
             raise SourceFailed("the hub's answer lists no files")
         commit = str(data.get("sha") or reference.revision or "main")
@@ -95,7 +100,7 @@ class Resolver:
 
     async def _ask_civitai(self, reference: AirRef) -> Manifest:
         version = reference.version or await self._newest_version(reference)
-        data, _ = await self._web.json(f"{self._civitai}/api/v1/model-versions/{version}")
+        data = await self._json(f"{self._civitai}/api/v1/model-versions/{version}")
         answer: dict[str, Any] = data if isinstance(data, dict) else {}
         file = _pick_civitai_file([f for f in answer.get("files") or () if isinstance(f, dict)], reference)
         model = answer.get("model") or {}
@@ -109,7 +114,7 @@ class Resolver:
         )
 
     async def _newest_version(self, reference: AirRef) -> str:
-        data, _ = await self._web.json(f"{self._civitai}/api/v1/models/{reference.id}")
+        data = await self._json(f"{self._civitai}/api/v1/models/{reference.id}")
         versions = data.get("modelVersions") if isinstance(data, dict) else None
         if not versions or not str(versions[0].get("id", "")).isdigit():
             raise NotFound(f"{reference} has no version", field="reference")
@@ -118,7 +123,7 @@ class Resolver:
     async def _ask_server(self, url: str) -> Manifest:
         parts = urlsplit(url)
         self._web.guard(url)
-        remote = await self._web.probe_ahead(url)
+        remote = await self._tools.ask(lambda: self._web.probe_ahead(url))
         name = unquote(parts.path.rsplit("/", 1)[-1]) or "file"
         name = name if is_safe_path(name) else "file"
         is_known = remote.size_bytes is not None
@@ -137,7 +142,8 @@ class Resolver:
     async def _ask_s3(self, reference: S3Ref) -> Manifest:
         if reference.key.endswith("/"):
             return await self._list_s3(reference)
-        remote = await self._web.probe(await self.address(str(reference)))
+        url = await self.address(str(reference))
+        remote = await self._tools.ask(lambda: self._web.probe(url))
         folder, _, name = reference.key.rpartition("/")
         is_known = remote.size_bytes is not None
         file = WeightFile(path=name, size_bytes=remote.size_bytes or 0, sources=(str(reference),), is_exact=is_known)
@@ -275,7 +281,7 @@ def with_sha256(manifest: Manifest, sha256: str) -> Manifest:
     if len(manifest.files) != 1:
         raise InvalidField(f"{manifest.reference} is more than one file: no single sha256 fits", field="sha256")
     if len(wanted) != 64 or any(c not in "0123456789abcdef" for c in wanted):
-        raise InvalidField("must be 64 hexadecimal digits", field="sha256")
+        raise InvalidField(f"{manifest.reference}: the sha256 must be 64 hexadecimal digits", field="sha256")
     file = manifest.files[0]
     if file.sha256 and file.sha256 != wanted:
         raise InvalidField(f"{manifest.reference} is known to have the sha256 {file.sha256}", field="sha256")

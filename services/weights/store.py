@@ -165,10 +165,11 @@ class WeightStore:
             placed = await _gather(place(item) for item in plan.files)
             links = [link for p in placed for link in p.links]
             path = await self._tools.run(self._link, text, plan, links)
+            size_bytes = await self._tools.run(self.objects.bytes_of, [sha for _, sha in links])
         return Fetched(
             reference=text,
             path=path,
-            size_bytes=sum(item.size_bytes for item in plan.files),
+            size_bytes=size_bytes,
             downloaded_bytes=sum(p.downloaded_bytes for p in placed),
             objects=tuple(sha for _, sha in links),
         )

@@ -12,10 +12,16 @@ from typing import Any, TypeVar
 
 from services.weights.chunks import Segment, Span
 from services.weights.digesting import Digested
-from services.weights.pacing import LinkRate, Pacer
+from services.weights.errors import SourceFailed, Transient, Unreachable
+from services.weights.pacing import MAX_RETRY_AFTER_S, LinkRate, Pacer, backoff_s
 from services.weights.web import Web
 
 T = TypeVar("T")
+
+# Bytes that must have come between two failures for the second to count as a first one.
+ENOUGH_BYTES = 16 * 1024
+# How often somebody is asked again who cannot be reached, before anything of a file has come.
+KNOCKS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +98,40 @@ class Tools:
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.io, bind(work, *args))
+
+    async def pause(self, failures: int, error: Transient) -> None:
+        """Wait before the next try; SourceFailed after too many, or where the wait would be too long."""
+        wait_s = backoff_s(failures, error.retry_after_s, self.chance)
+        if failures > self.limits.retries or wait_s > MAX_RETRY_AFTER_S:
+            raise SourceFailed(error.message, retry_after_s=error.retry_after_s) from error
+        await self.sleep(wait_s)
+
+    async def persist(self, once: Callable[[], Awaitable[T]], done_bytes: Callable[[], int] = lambda: 0) -> T:
+        """Until it works, or fails too often without progress between."""
+        failures, before = 0, done_bytes()
+        while True:
+            try:
+                return await once()
+            except Transient as error:
+                failures = 1 if done_bytes() - before >= ENOUGH_BYTES else failures + 1
+                before = done_bytes()
+                await self.pause(failures, error)
+
+    async def ask(self, once: Callable[[], Awaitable[T]]) -> T:
+        """As `persist`, for an answer that an older one may stand in for: given up soon where nobody can be reached."""
+        knocks = 0
+
+        async def knock() -> T:
+            nonlocal knocks
+            try:
+                return await once()
+            except Unreachable as error:
+                knocks += 1
+                if knocks > KNOCKS:
+                    raise SourceFailed(error.message) from error
+                raise
+
+        return await self.persist(knock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

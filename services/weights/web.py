@@ -12,7 +12,16 @@ import httpx
 
 from services.kernel.errors import FanlightError, NotFound
 from services.weights.chunks import Span
-from services.weights.errors import NoRanges, NotAllowed, Refused, SourceChanged, SourceFailed, TokenRefused, Transient
+from services.weights.errors import (
+    NoRanges,
+    NotAllowed,
+    Refused,
+    SourceChanged,
+    SourceFailed,
+    TokenRefused,
+    Transient,
+    Unreachable,
+)
 
 MAX_REDIRECTS = 6
 MAX_PROBED = 256
@@ -198,7 +207,9 @@ def _check_piece(response: httpx.Response, span: Span, known: Remote) -> None:
         same = now.etag == known.etag and now.size_bytes == known.size_bytes
         raise NoRanges(f"{host} sends no ranges") if same else SourceChanged(f"{host} has another file than before")
     begin = response.headers.get("content-range", "").removeprefix("bytes").strip().split("-")[0]
-    if response.status_code != 206 or begin != str(span.begin) or now.size_bytes != known.size_bytes:
+    length = response.headers.get("content-length", str(len(span)))
+    is_whole = begin == str(span.begin) and length == str(len(span))
+    if response.status_code != 206 or not is_whole or now.size_bytes != known.size_bytes:
         raise SourceFailed(f"{host} answers a range with other bytes than were asked for")
 
 
@@ -262,8 +273,12 @@ def _network_errors(url: str) -> Iterator[None]:
         yield
     except FanlightError:
         raise
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise Unreachable(f"{_host(httpx.URL(url))} cannot be reached") from error
+    except httpx.TimeoutException as error:
+        raise Transient(f"{_host(httpx.URL(url))} has gone silent") from error
     except (httpx.TransportError, httpx.StreamError) as error:
-        raise Transient(f"{_host(httpx.URL(url))}: {type(error).__name__}") from error
+        raise Transient(f"{_host(httpx.URL(url))}: the connection broke") from error
     except httpx.InvalidURL as error:
         raise SourceFailed(f"no address: {error}") from error
 

@@ -29,6 +29,10 @@ class Fault:
     flip_at: int = -1
     extra_length: int = 0
     etag: str = ""
+    # The file is this from now on.
+    body: bytes = b""
+    # Comes with the headers of the range that was asked for, but its own length.
+    instead: bytes = b""
 
 
 @dataclass(slots=True)
@@ -65,6 +69,8 @@ class RangeServer:
     def __init__(self) -> None:
         self.files: dict[str, File] = {}
         self.faults: dict[str, list[Fault]] = defaultdict(list)
+        # For questions about the first byte alone, which are no downloads.
+        self.question_faults: dict[str, list[Fault]] = defaultdict(list)
         self.sent_bytes: dict[str, int] = defaultdict(int)
         self.seen: list[Seen] = []
         self.bytes_per_s = 0
@@ -97,9 +103,10 @@ class RangeServer:
     def total_sent(self) -> int:
         return sum(self.sent_bytes.values())
 
-    def take_fault(self, path: str) -> Fault:
+    def take_fault(self, path: str, *, is_question: bool) -> Fault:
         with self.lock:
-            return self.faults[path].pop(0) if self.faults[path] else Fault()
+            faults = (self.question_faults if is_question else self.faults)[path]
+            return faults.pop(0) if faults else Fault()
 
 
 class _QuietServer(ThreadingHTTPServer):
@@ -137,9 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404)
         if file.token and seen.authorization != f"Bearer {file.token}":
             return self._refuse(401)
-        # The first byte alone is a question, not a download: faults are for downloads.
-        is_question = seen.range == "bytes=0-0" or file.redirect
-        fault = Fault() if is_question else self.fake.take_fault(path)
+        is_question = seen.range == "bytes=0-0" or bool(file.redirect)
+        fault = self.fake.take_fault(path, is_question=is_question)
         if fault.status:
             return self._refuse(fault.status, {"Retry-After": fault.retry_after} if fault.retry_after else {})
         if file.redirect:
@@ -163,17 +169,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, path: str, file: File, fault: Fault) -> None:
         if fault.etag:
             file.etag = fault.etag
+        file.body = fault.body or file.body
         span = self._span(file, file.etag)
         begin, end = span or (0, len(file))
         self.send_response(206 if span else 200)
-        self.send_header("Content-Length", str(end - begin + fault.extra_length))
+        self.send_header("Content-Length", str(len(fault.instead) or end - begin + fault.extra_length))
         self.send_header("ETag", file.etag)
         if span:
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(file) + fault.extra_length}")
         for name, value in file.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if fault.instead:
+            self.wfile.write(fault.instead)
+        elif self.command == "GET":
             self._send_body(path, file, begin, end, fault)
 
     def _send_body(self, path: str, file: File, begin: int, end: int, fault: Fault) -> None:

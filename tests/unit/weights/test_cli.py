@@ -113,3 +113,25 @@ def test_publishing_what_is_not_held_is_said(run, tmp_path):
     assert result.exit_code == 1
     assert "NOT_FOUND" in result.stderr
     assert "org/none" in result.stderr
+
+
+def test_a_folder_that_cannot_be_a_store_is_one_line(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("ls", "--dir", str(tmp_path / "file"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: the store {tmp_path / 'file'} cannot be used")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_sha256_that_is_none_names_the_reference(run, server):
+    result = run("fetch", server.put("/m.bin", b"x"), "--sha256", "zzz")
+    assert result.exit_code == 1
+    assert f"{server.url}/m.bin: the sha256 must be 64 hexadecimal digits" in result.stderr
+
+
+def test_a_plan_tells_whole_paths_and_whose_they_are(run):
+    result = run("plan", "controlnet-canny", "controlnet-depth")
+    assert "…" not in result.stdout
+    assert result.stdout.count("diffusion_pytorch_model.safetensors") >= 2
+    rows = json.loads(run("plan", "controlnet-canny", "controlnet-depth", "--json").stdout)
+    assert {row["reference"] for row in rows["files"]} == {"catalog:controlnet-canny", "catalog:controlnet-depth"}
