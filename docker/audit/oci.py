@@ -14,7 +14,7 @@ from audit.streams import hash_of
 
 LISTS = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 FOREIGN = ("foreign", "nondistributable")
-ZSTD_CHUNKED = "io.github.containers.zstd-chunked."
+ZSTD_CHUNKED = ("io.containers.zstd-chunked.", "io.github.containers.zstd-chunked.")
 MANIFEST_BYTES_MAX = 16 << 20
 INDEX_DEPTH_MAX = 4
 
