@@ -1,84 +1,169 @@
-"""Canny, bytes in to bytes out, 512 x 512: ours against controlnet_aux and lossless WebP, one after the other.
+"""Canny, bytes in to bytes out, 512 x 512: our preprocessor over gRPC against the one that it replaces over HTTP.
 
-The reference does what an annotator service around controlnet_aux does: Pillow decodes, CannyDetector at its defaults,
-Pillow encodes lossless WebP at its defaults. No HTTP on either side. Also our kernel against cv2.Canny alone.
-Prints the medians of CPU time, on one thread, and their ratios. Run: `python -m benchmarks.canny [--rounds 200]`.
+Both are processes of their own with their own defaults, asked by one client over a kept connection on loopback, in
+turns. Prints the medians of what the client waits, and the CPU time of both ends. Also our kernel against cv2.Canny
+alone, on one thread. Needs `.[benchmarks]`. Run: `python -m benchmarks.canny [--rounds 200] [--format PNG]`.
 """
 
 import argparse
+import http.client
 import io
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
+import grpc
 import numpy as np
+import psutil
 from PIL import Image
 
-from services.kernel.pictures import PictureLimits
-from services.preprocessor.annotation import Annotation, annotate
+from fanlight.channel import channel_options
+from fanlight.common.v1 import common_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from services.preprocessor.registry import core
-from tests.fakes.controlnet_aux_reference import detector
 
 PHOTO = Path(__file__).parents[1] / "demo" / "photos" / "coffee.jpg"
 SIDE_PX = 512
-WARM_UP_ROUNDS = 5
+WARM_UP_ROUNDS = 10
+END_LIMIT_S = 30.0
 
 
-def photo() -> bytes:
+def photo(kind: str = "JPEG") -> bytes:
     stream = io.BytesIO()
-    Image.open(PHOTO).resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS).save(stream, "JPEG", quality=92)
+    Image.open(PHOTO).resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS).save(stream, kind, quality=92)
     return stream.getvalue()
 
 
-def sides(data: bytes) -> dict[str, Callable[[], object]]:
-    canny, reference = core().get("canny"), detector("canny", "CannyDetector")
-    values = {parameter.name: parameter.default for parameter in canny.parameters}
-    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-    def replaced() -> bytes:
-        stream = io.BytesIO()
-        reference(Image.open(io.BytesIO(data)).convert("RGB")).save(stream, "WEBP", lossless=True)
-        return stream.getvalue()
-
-    def ours() -> bytes:
-        asked = Annotation(annotator=canny, parameters=values, picture=data)
-        return annotate(asked, limits=PictureLimits()).data
-
-    return {
-        "replaced": replaced,
-        "ours": ours,
-        "cv2.Canny": lambda: cv2.Canny(pixels, 100, 200),
-        "our kernel": lambda: canny(pixels, **values),
-    }
+@contextmanager
+def served(module: str) -> Iterator[tuple[psutil.Process, str]]:
+    """A process of ours that says where it is ready; its address."""
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("FANLIGHT_")}
+    settings["FANLIGHT_PREPROCESSOR_GRPC"] = "127.0.0.1:0"
+    command = [sys.executable, "-W", "ignore", "-m", module]
+    with subprocess.Popen(
+        command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as served:
+        assert served.stdout is not None
+        ready = served.stdout.readline()
+        assert ready.startswith("ready "), f"{module} did not start"
+        try:
+            yield psutil.Process(served.pid), ready.partition("=")[2].strip()
+        finally:
+            served.terminate()
+            served.wait(END_LIMIT_S)
 
 
-def check(ours: bytes, replaced: bytes) -> None:
+@dataclass(kw_only=True)
+class Side:
+    process: psutil.Process
+    ask: Callable[[bytes], bytes]
+    waited_s: list[float] = field(default_factory=list)
+    client_cpu_s: float = 0.0
+    server_start_s: float = 0.0
+
+    def start(self) -> None:
+        self.server_start_s = self._server_cpu_s()
+
+    def turn(self, data: bytes) -> None:
+        start_s, cpu_start_s = time.perf_counter(), time.process_time()
+        self.ask(data)
+        self.waited_s.append(time.perf_counter() - start_s)
+        self.client_cpu_s += time.process_time() - cpu_start_s
+
+    def cpu_s(self) -> float:
+        """Of a call, at both ends."""
+        return (self._server_cpu_s() - self.server_start_s + self.client_cpu_s) / len(self.waited_s)
+
+    def _server_cpu_s(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
+
+
+def ours(stack: ExitStack) -> Side:
+    process, address = stack.enter_context(served("services.preprocessor"))
+    channel = stack.enter_context(grpc.insecure_channel(address, options=channel_options()))
+    stub = preprocessor_pb2_grpc.PreprocessorServiceStub(channel)
+
+    def ask(data: bytes) -> bytes:
+        request = preprocessor_pb2.AnnotateRequest(annotator="canny", picture=common_pb2.Picture(data=data))
+        return stub.Annotate(request).image
+
+    return Side(process=process, ask=ask)
+
+
+def replaced(stack: ExitStack) -> Side:
+    process, address = stack.enter_context(served("benchmarks.replaced_preprocessor"))
+    connection = http.client.HTTPConnection(address)
+    stack.callback(connection.close)
+
+    def ask(data: bytes) -> bytes:
+        connection.request("POST", "/image/canny", body=data, headers={"Content-Type": "application/octet-stream"})
+        answer = connection.getresponse()
+        assert answer.status == http.HTTPStatus.OK
+        return answer.read()
+
+    return Side(process=process, ask=ask)
+
+
+def services(data: bytes, rounds: int) -> None:
+    with ExitStack() as stack:
+        sides = {"replaced": replaced(stack), "ours": ours(stack)}
+        check(*(side.ask(data) for side in sides.values()))
+        for turn in range(-WARM_UP_ROUNDS, rounds):
+            for side in sides.values():
+                if turn < 0:
+                    side.ask(data)
+                    side.start()
+                else:
+                    side.turn(data)
+        waited = {name: statistics.median(side.waited_s) for name, side in sides.items()}
+        spent = {name: side.cpu_s() for name, side in sides.items()}
+    for name in sides:
+        print(f"{name:12} {waited[name] * 1e3:8.2f} ms waited, {spent[name] * 1e3:8.2f} ms of CPU")
+    print(f"ours / replaced        {waited['ours'] / waited['replaced']:.3f} waited,", end=" ")
+    print(f"{spent['ours'] / spent['replaced']:.3f} of CPU")
+
+
+def check(replaced: bytes, ours: bytes) -> None:
     maps = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (ours, replaced)]
     assert np.array_equal(*maps), "the maps differ"
     print(f"bytes out: ours {len(ours)}, replaced {len(replaced)}; the maps are equal")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
-    rounds = parser.parse_args().rounds
+def kernels(data: bytes, rounds: int) -> None:
     cv2.setNumThreads(1)
-    runs = sides(photo())
-    check(runs["ours"](), runs["replaced"]())
+    canny = core().get("canny")
+    values = {parameter.name: parameter.default for parameter in canny.parameters}
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    runs = {"cv2.Canny": lambda: cv2.Canny(pixels, 100, 200), "our kernel": lambda: canny(pixels, **values)}
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(WARM_UP_ROUNDS + rounds):
+    for _ in range(rounds):
         for name, run in runs.items():
             start_s = time.process_time()
             run()
-            if turn >= WARM_UP_ROUNDS:
-                taken[name].append(time.process_time() - start_s)
+            taken[name].append(time.process_time() - start_s)
     medians = {name: statistics.median(times) for name, times in taken.items()}
     for name, median_s in medians.items():
-        print(f"{name:12} {median_s * 1e3:8.2f} ms")
-    print(f"ours / replaced        {medians['ours'] / medians['replaced']:.3f}")
+        print(f"{name:12} {median_s * 1e3:8.2f} ms of CPU")
     print(f"our kernel / cv2.Canny {medians['our kernel'] / medians['cv2.Canny']:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--format", choices=("JPEG", "PNG"), default="JPEG")
+    arguments = parser.parse_args()
+    data = photo(arguments.format)
+    print(f"{arguments.format}, {len(data)} bytes in")
+    services(data, arguments.rounds)
+    kernels(data, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -50,10 +50,15 @@ class Parameter:
 
     def _range(self) -> str:
         if self.maximum is None:
-            return f"{self.minimum:g} or more"
+            return f"{_plain(self.minimum)} or more"
         if self.minimum is None:
-            return f"{self.maximum:g} or less"
-        return f"{self.minimum:g} to {self.maximum:g}"
+            return f"{_plain(self.maximum)} or less"
+        return f"{_plain(self.minimum)} to {_plain(self.maximum)}"
+
+
+def _plain(number: float | None) -> str:
+    """Whole numbers with all of their digits."""
+    return f"{number:.0f}" if number is not None and float(number).is_integer() else f"{number:g}"
 
 
 def fill(

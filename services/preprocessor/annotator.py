@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any, TypeAlias
 
 import cv2
+import isal
 import PIL
 from cv2.typing import MatLike
 
@@ -23,7 +24,7 @@ from services.preprocessor.weights import Model
 Pixels: TypeAlias = MatLike
 
 # The libraries that decide the bytes beside our own code.
-LIBRARIES = f"opencv-{cv2.__version__}.pillow-{PIL.__version__}"
+LIBRARIES = f"opencv-{cv2.__version__}.pillow-{PIL.__version__}.isal-{isal.__version__}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Annotator:
     description: str
     apply: Callable[..., Any]
     # Raised by hand whenever `apply`, or how pictures are read and written, may give other bytes for the same input.
-    revision: int = 2
+    revision: int = 3
     parameters: tuple[Parameter, ...] = ()
     # Short ids of the ControlNets that the map is made for.
     controlnets: tuple[str, ...] = ()

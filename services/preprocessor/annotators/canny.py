@@ -9,6 +9,8 @@ from services.preprocessor.annotator import Annotator, Pixels
 
 # The largest gradient there is: two Sobel sums of 4 x 255 each.
 GRADIENT_MAX = 2040
+# How much of a picture is looked at together: 22 bytes a pixel lie in a processor's second cache.
+STRIP_PIXELS, STRIP_ROWS_MIN = 32_768, 8
 
 
 def canny(picture: Pixels, *, low_threshold: int, high_threshold: int, gray: bool) -> Pixels:
@@ -25,24 +27,42 @@ def canny(picture: Pixels, *, low_threshold: int, high_threshold: int, gray: boo
 def strongest_gradient(picture: Pixels) -> tuple[MatLike, MatLike]:
     """(H, W) int16 twice: each pixel's Sobel gradient in the channel where it is strongest, the first of equals.
 
-    What cv2.Canny does inside for colours, in two thirds of its time: channel by channel, so that it runs in registers.
+    What cv2.Canny does inside for colours, in a third of its time: channel by channel, so that it runs in registers,
+    and in strips, so that what is in between stays in the processor's cache and is never paged in anew.
     """
-    (across, down), *others = (
-        cv2.spatialGradient(channel, borderType=cv2.BORDER_REPLICATE) for channel in cv2.split(picture)
-    )
-    norm = _norm(across, down)
-    for x, y in others:
-        other = _norm(x, y)
-        is_stronger = cv2.compare(other, norm, cv2.CMP_GT)
-        cv2.copyTo(x, is_stronger, across)
-        cv2.copyTo(y, is_stronger, down)
-        cv2.max(other, norm, norm)
+    height, width = picture.shape[:2]
+    across, down = np.empty((height, width), np.int16), np.empty((height, width), np.int16)
+    rows = min(height, max(STRIP_ROWS_MIN, STRIP_PIXELS // width))
+    octets, words = (np.empty((count, rows + 2, width), kind) for count, kind in ((4, np.uint8), (9, np.int16)))
+    for top in range(0, height, rows):
+        # A gradient needs a row above and one below.
+        first, bottom = max(0, top - 1), min(top + rows, height)
+        strip = picture[first : min(bottom + 1, height)]
+        x, y = _strongest_of(strip, octets[:, : len(strip)], words[:, : len(strip)])
+        inner = slice(top - first, bottom - first)
+        across[top:bottom], down[top:bottom] = x[inner], y[inner]
     return across, down
 
 
-def _norm(x: MatLike, y: MatLike) -> MatLike:
-    magnitude = np.abs(x)
-    return cv2.add(magnitude, np.abs(y), magnitude)
+def _strongest_of(strip: Pixels, octets: MatLike, words: MatLike) -> tuple[MatLike, MatLike]:
+    """As `strongest_gradient`, but for the rows that lack a neighbour; in memory for 4 bytes and 9 words a pixel."""
+    *channels, is_stronger = octets
+    best, other, spare, *gradients = words
+    cv2.split(strip, channels)
+    (across, down), *others = zip(gradients[::2], gradients[1::2], strict=True)
+    for channel, (x, y) in zip(channels, ((across, down), *others), strict=True):
+        cv2.spatialGradient(channel, x, y, borderType=cv2.BORDER_REPLICATE)
+    _norm(across, down, best, spare)
+    for x, y in others:
+        cv2.compare(_norm(x, y, other, spare), best, cv2.CMP_GT, is_stronger)
+        cv2.copyTo(x, is_stronger, across)
+        cv2.copyTo(y, is_stronger, down)
+        cv2.max(other, best, best)
+    return across, down
+
+
+def _norm(x: MatLike, y: MatLike, norm: MatLike, spare: MatLike) -> MatLike:
+    return cv2.add(np.abs(x, out=norm), np.abs(y, out=spare), norm)
 
 
 CANNY = Annotator(

@@ -41,3 +41,9 @@ def test_equal_values_have_one_canonical_text():
     assert canonical(fill(PARAMETERS, {"gray": True, "low": 3})) == canonical(
         fill(PARAMETERS, {"low": 3.0, "gray": True})
     )
+
+
+def test_a_range_is_told_with_all_of_its_digits():
+    parameter = Parameter(name="seed", default=0, minimum=0, maximum=2**32 - 1)
+    with pytest.raises(InvalidField, match="must be 0 to 4294967295"):
+        parameter.parse(2**32, field="seed")
