@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import cast
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
@@ -25,7 +24,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.http.factory import http_app
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.server import bind_http, port_of, serve_http
-from services.gateway.ports import JobStore, Uploads
+from services.gateway.ports import JobStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService
 from services.gateway.rpc.queue import QueueService
@@ -174,8 +173,7 @@ def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings, tena
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
     jobs, queue = JobService(gateway, callers), QueueService(gateway)
-    uploads = cast(Uploads, blobs) if hasattr(blobs, "prepare_upload") else None
-    blob = BlobService(blobs, callers.and_workers(workers), uploads)
+    blob = BlobService(blobs, callers.and_workers(workers))
     return RpcServer(
         common,
         services={

@@ -71,11 +71,11 @@ class GatewaySettings(BaseSettings):
         500 * GIB, ge=0, description="How many bytes of checkpoints a worker is told to fetch ahead in a day at most."
     )
     prefetch_unasked_share: float = Field(
-        0.0,
+        0.3,
         ge=0,
         le=1,
-        description="Up to which part of its disk an idle worker fetches offered checkpoints that no worker holds and"
-        " nobody has asked for yet. 0: none.",
+        description="Up to which part of its disk an idle worker of a fleet fetches offered checkpoints that no worker"
+        " holds and nobody has asked for yet. 0: none.",
     )
     waiting_tasks_limit: int = Field(10_000, gt=0, description="How many tasks may wait before jobs are refused.")
     retry_after_s: float = Field(5.0, gt=0, description="When a refused client should ask again.")

@@ -74,11 +74,16 @@ class Upload:
     headers: Mapping[str, str]
 
 
-class Uploads(Protocol):
-    """A BlobStore that takes bytes past the gateway."""
+@runtime_checkable
+class Bypass(Protocol):
+    """A BlobStore that takes and gives bytes past the gateway."""
 
     async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> Upload | None:
         """None where the blob is there already. TooLarge."""
+        ...
+
+    async def prepare_read(self, scope: str, digest: str) -> str:
+        """An address from which anyone gets the blob's bytes for a while. NotFound."""
         ...
 
 

@@ -11,16 +11,16 @@ from fanlight.common.v1 import common_pb2
 from services.kernel.digests import DEFAULT_SCOPE, digest_of, named
 from services.kernel.errors import FanlightError, NodeFault, TooLarge
 from services.kernel.logs import get_logger
+from services.worker.bypass import get, put
 from services.worker.goodput import Goodput
 from services.worker.patience import Patience
 from services.worker.queue_calls import CALL_DEADLINE_S, our_errors
 from services.worker.surroundings import Surroundings
-from services.worker.uploads import put
 
 log = get_logger()
 
 CHUNK_BYTES = 256 * 1024
-# A gateway whose storage takes nothing past it is not asked with every blob.
+# A gateway whose storage takes and gives nothing past it, or out of this node's reach, is not asked with every blob.
 ASK_AGAIN_S = 600.0
 # One try; a longer one goes on with the next try.
 TRANSFER_DEADLINE_S = 300.0
@@ -48,7 +48,7 @@ class BlobCalls:
         self._patience = patience
         self._surroundings = surroundings
         self._read_bytes_max = read_bytes_max
-        self._no_uploads_until_s = -math.inf
+        self._no_bypass_until_s = -math.inf
         self.goodput = Goodput()
 
     async def read(self, blob: common_pb2.Blob) -> bytes:
@@ -70,15 +70,48 @@ class BlobCalls:
 
     async def _receive(self, blob: common_pb2.Blob, receipt: _Receipt) -> None:
         offset_bytes, start_s = len(receipt.data), self._surroundings.now_s()
-        if 0 < blob.size_bytes == offset_bytes:
+        if not offset_bytes:
+            await self._receive_past(blob, receipt)
+        if 0 < blob.size_bytes == len(receipt.data):
+            self.goodput.note(len(receipt.data) - offset_bytes, self._surroundings.now_s() - start_s)
             return
+        offset_bytes, start_s = len(receipt.data), self._surroundings.now_s()
         request = blobs_pb2.ReadBlobRequest(scope=blob.scope, digest=blob.digest, offset_bytes=offset_bytes)
         with our_errors():
             async for message in self._stub.ReadBlob(request, timeout=TRANSFER_DEADLINE_S):
-                receipt.add(message.chunk)
-                if len(receipt.data) > self._read_bytes_max:
-                    raise TooLarge(f"more than {self._read_bytes_max} bytes")
+                self._add(receipt, message.chunk)
         self.goodput.note(len(receipt.data) - offset_bytes, self._surroundings.now_s() - start_s)
+
+    def _add(self, receipt: _Receipt, chunk: bytes) -> None:
+        receipt.add(chunk)
+        if len(receipt.data) > self._read_bytes_max:
+            raise TooLarge(f"more than {self._read_bytes_max} bytes")
+
+    async def _receive_past(self, blob: common_pb2.Blob, receipt: _Receipt) -> None:
+        """From the gateway's storage itself, where the gateway gives an address for that; perhaps not all of it."""
+        if self._avoids_bypass:
+            return
+        request = blobs_pb2.PrepareReadRequest(scope=blob.scope, digest=blob.digest)
+        try:
+            with our_errors():
+                answer = await self._stub.PrepareRead(request, timeout=CALL_DEADLINE_S)
+        except FanlightError as error:
+            log.info("read_past_not_possible", reason=error.reason, message=error.message)
+            return
+        try:
+            if answer.url:
+                await get(answer.url, lambda chunk: self._add(receipt, chunk))
+                return
+        except NodeFault as error:
+            log.info("read_past_not_possible", reason=error.reason, message=error.message)
+        self._avoid_bypass()
+
+    @property
+    def _avoids_bypass(self) -> bool:
+        return self._surroundings.now_s() < self._no_bypass_until_s
+
+    def _avoid_bypass(self) -> None:
+        self._no_bypass_until_s = self._surroundings.now_s() + ASK_AGAIN_S
 
     async def write(self, data: bytes, *, scope: str = "") -> common_pb2.Blob:
         """Keep the bytes at the gateway, in the scope that their task names; durable on return."""
@@ -101,21 +134,26 @@ class BlobCalls:
 
     async def _sent_past(self, blob: common_pb2.Blob, data: bytes) -> bool:
         """Sent to the gateway's storage itself, where the gateway gives an address for that."""
-        if self._surroundings.now_s() < self._no_uploads_until_s:
+        if self._avoids_bypass:
             return False
         request = blobs_pb2.PrepareUploadRequest(scope=blob.scope, digest=blob.digest, size_bytes=blob.size_bytes)
         try:
             with our_errors():
                 answer = await self._stub.PrepareUpload(request, timeout=CALL_DEADLINE_S)
-            if answer.url:
-                await put(answer.url, {header.name: header.value for header in answer.headers}, data)
-                return True
         except FanlightError as error:
             log.info("upload_not_possible", reason=error.reason, message=error.message)
             return False
-        if not answer.is_kept:
-            self._no_uploads_until_s = self._surroundings.now_s() + ASK_AGAIN_S
-        return answer.is_kept
+        if not answer.url:
+            if not answer.is_kept:
+                self._avoid_bypass()
+            return answer.is_kept
+        try:
+            await put(answer.url, {header.name: header.value for header in answer.headers}, data)
+        except NodeFault as error:
+            log.info("upload_not_possible", reason=error.reason, message=error.message)
+            self._avoid_bypass()
+            return False
+        return True
 
     async def _has(self, blob: common_pb2.Blob) -> bool:
         with our_errors():

@@ -9,6 +9,9 @@ import pytest
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
+from fanlight.client.blobs import Blobs
+from fanlight.client.retry import Retry
+from fanlight.common.v1 import common_pb2
 from services.gateway.app.callers import Callers
 from services.gateway.rpc.blobs import BlobService
 from services.kernel.digests import digest_of
@@ -24,14 +27,23 @@ pytestmark = pytest.mark.skipif(weed() is None, reason="SeaweedFS is not install
 PICTURE = b"\x89PNG\r\n\x1a\n" + b"pixels" * 10_000
 
 
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
 class Counting(BlobService):
     """Knows how many blobs came through it."""
 
-    written = 0
+    written = read = 0
 
     async def WriteBlob(self, request_iterator, context):
         self.written += 1
         return await super().WriteBlob(request_iterator, context)
+
+    async def ReadBlob(self, request, context):
+        self.read += 1
+        async for part in super().ReadBlob(request, context):
+            yield part
 
 
 @pytest.fixture
@@ -39,7 +51,7 @@ async def served() -> AsyncIterator[tuple]:
     with seaweed() as server:
         async with Bucket(server).opened() as make:
             store = make()
-            service = Counting(store, Callers(), store)
+            service = Counting(store, Callers())
             rpc = grpc.aio.server()
             blobs_pb2_grpc.add_BlobServiceServicer_to_server(service, rpc)
             port = rpc.add_insecure_port("127.0.0.1:0")
@@ -57,6 +69,13 @@ def put(url: str, headers: dict[str, str], data: bytes) -> int:
         return error.code
 
 
+def got(url: str) -> bytes | int:
+    try:
+        return urllib.request.urlopen(url, timeout=20).read()
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 async def test_results_go_past_the_gateway_and_only_as_announced(served: tuple) -> None:
     store, service, channel = served
     surroundings = Surroundings()
@@ -66,6 +85,7 @@ async def test_results_go_past_the_gateway_and_only_as_announced(served: tuple) 
     found = await store.stat("acme", blob.digest)
     assert (found.size_bytes, found.media_type) == (len(PICTURE), "image/png")
     assert await calls.read(blob) == PICTURE
+    assert service.read == 0
     # Again: it is kept already, and nothing is sent.
     await calls.write(PICTURE, scope="acme")
     assert service.written == 0
@@ -84,9 +104,51 @@ async def test_results_go_past_the_gateway_and_only_as_announced(served: tuple) 
 
 async def test_a_store_that_takes_nothing_past_it_says_so_and_the_bytes_come_through(served: tuple) -> None:
     store, service, channel = served
-    service._uploads = None
+    service._bypass = None
     surroundings = Surroundings()
     calls = BlobCalls(channel, Patience(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20)
     blob = await calls.write(PICTURE)
     assert service.written == 1
     assert await store.stat("default", blob.digest) is not None
+    assert await calls.read(blob) == PICTURE
+    assert service.read == 1
+
+
+async def test_an_address_gives_one_blob_to_whoever_has_it_and_no_other(served: tuple) -> None:
+    store, _, channel = served
+    mine, theirs = b"mine" * 1_000, b"theirs" * 1_000
+    await store.write("acme", once(mine))
+    await store.write("globex", once(theirs))
+    stub = blobs_pb2_grpc.BlobServiceStub(channel)
+    answer = await stub.PrepareRead(blobs_pb2.PrepareReadRequest(scope="acme", digest=digest_of(mine)))
+    assert got(answer.url) == mine
+    for wrong in (
+        answer.url.replace("acme", "globex"),
+        answer.url.replace(digest_of(mine)[9:], digest_of(theirs)[9:]),
+        answer.url.partition("?")[0],
+    ):
+        assert got(wrong) == 403
+    with pytest.raises(grpc.aio.AioRpcError) as missing:
+        await stub.PrepareRead(blobs_pb2.PrepareReadRequest(scope="acme", digest=digest_of(theirs)))
+    assert missing.value.code() is grpc.StatusCode.UNKNOWN  # No error interceptor stands before it here.
+
+
+async def test_clients_too_read_past_the_gateway_and_through_it_where_the_bucket_is_out_of_reach(
+    served: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, service, channel = served
+    info = await store.write("default", once(PICTURE))
+    blobs = Blobs(blobs_pb2_grpc.BlobServiceStub(channel), Retry(connect_s=5.0), scope="default")
+    assert await blobs.read(info.digest, timeout_s=20) == PICTURE
+    assert service.read == 0
+
+    async def nowhere(scope: str, digest: str) -> str:
+        return "http://127.0.0.1:9/nothing"
+
+    monkeypatch.setattr(store, "prepare_read", nowhere)
+    assert await blobs.read(info.digest, timeout_s=20) == PICTURE
+    assert service.read == 1
+    surroundings = Surroundings()
+    calls = BlobCalls(channel, Patience(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20)
+    assert await calls.read(common_pb2.Blob(scope="default", digest=info.digest, size_bytes=len(PICTURE))) == PICTURE
+    assert service.read == 2

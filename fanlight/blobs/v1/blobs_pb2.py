@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fanlight.common.v1 import common_pb2 as fanlight_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61nlight/blobs/v1/blobs.proto\x12\x11\x66\x61nlight.blobs.v1\x1a\x1f\x66\x61nlight/common/v1/common.proto\"a\n\x10WriteBlobRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".fanlight.blobs.v1.WriteBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"D\n\x0fWriteBlobHeader\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\";\n\x11WriteBlobResponse\x12&\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x18.fanlight.common.v1.Blob\"[\n\x0fReadBlobRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x04 \x01(\x03\"U\n\x10ReadBlobResponse\x12(\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x18.fanlight.common.v1.BlobH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"I\n\x14PrepareUploadRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"g\n\x15PrepareUploadResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x30\n\x07headers\x18\x02 \x03(\x0b\x32\x1f.fanlight.blobs.v1.UploadHeader\x12\x0f\n\x07is_kept\x18\x03 \x01(\x08\"+\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"1\n\x0fHasBlobsRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\"#\n\x10HasBlobsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t2\xf7\x02\n\x0b\x42lobService\x12X\n\tWriteBlob\x12#.fanlight.blobs.v1.WriteBlobRequest\x1a$.fanlight.blobs.v1.WriteBlobResponse(\x01\x12U\n\x08ReadBlob\x12\".fanlight.blobs.v1.ReadBlobRequest\x1a#.fanlight.blobs.v1.ReadBlobResponse0\x01\x12\x62\n\rPrepareUpload\x12\'.fanlight.blobs.v1.PrepareUploadRequest\x1a(.fanlight.blobs.v1.PrepareUploadResponse\x12S\n\x08HasBlobs\x12\".fanlight.blobs.v1.HasBlobsRequest\x1a#.fanlight.blobs.v1.HasBlobsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61nlight/blobs/v1/blobs.proto\x12\x11\x66\x61nlight.blobs.v1\x1a\x1f\x66\x61nlight/common/v1/common.proto\"a\n\x10WriteBlobRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".fanlight.blobs.v1.WriteBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"D\n\x0fWriteBlobHeader\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\";\n\x11WriteBlobResponse\x12&\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x18.fanlight.common.v1.Blob\"[\n\x0fReadBlobRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x04 \x01(\x03\"U\n\x10ReadBlobResponse\x12(\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x18.fanlight.common.v1.BlobH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"I\n\x14PrepareUploadRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"g\n\x15PrepareUploadResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x30\n\x07headers\x18\x02 \x03(\x0b\x32\x1f.fanlight.blobs.v1.UploadHeader\x12\x0f\n\x07is_kept\x18\x03 \x01(\x08\"+\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"3\n\x12PrepareReadRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\"\n\x13PrepareReadResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\"1\n\x0fHasBlobsRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\"#\n\x10HasBlobsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t2\xd5\x03\n\x0b\x42lobService\x12X\n\tWriteBlob\x12#.fanlight.blobs.v1.WriteBlobRequest\x1a$.fanlight.blobs.v1.WriteBlobResponse(\x01\x12U\n\x08ReadBlob\x12\".fanlight.blobs.v1.ReadBlobRequest\x1a#.fanlight.blobs.v1.ReadBlobResponse0\x01\x12\x62\n\rPrepareUpload\x12\'.fanlight.blobs.v1.PrepareUploadRequest\x1a(.fanlight.blobs.v1.PrepareUploadResponse\x12\\\n\x0bPrepareRead\x12%.fanlight.blobs.v1.PrepareReadRequest\x1a&.fanlight.blobs.v1.PrepareReadResponse\x12S\n\x08HasBlobs\x12\".fanlight.blobs.v1.HasBlobsRequest\x1a#.fanlight.blobs.v1.HasBlobsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,10 +48,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPAREUPLOADRESPONSE']._serialized_end=673
   _globals['_UPLOADHEADER']._serialized_start=675
   _globals['_UPLOADHEADER']._serialized_end=718
-  _globals['_HASBLOBSREQUEST']._serialized_start=720
-  _globals['_HASBLOBSREQUEST']._serialized_end=769
-  _globals['_HASBLOBSRESPONSE']._serialized_start=771
-  _globals['_HASBLOBSRESPONSE']._serialized_end=806
-  _globals['_BLOBSERVICE']._serialized_start=809
-  _globals['_BLOBSERVICE']._serialized_end=1184
+  _globals['_PREPAREREADREQUEST']._serialized_start=720
+  _globals['_PREPAREREADREQUEST']._serialized_end=771
+  _globals['_PREPAREREADRESPONSE']._serialized_start=773
+  _globals['_PREPAREREADRESPONSE']._serialized_end=807
+  _globals['_HASBLOBSREQUEST']._serialized_start=809
+  _globals['_HASBLOBSREQUEST']._serialized_end=858
+  _globals['_HASBLOBSRESPONSE']._serialized_start=860
+  _globals['_HASBLOBSRESPONSE']._serialized_end=895
+  _globals['_BLOBSERVICE']._serialized_start=898
+  _globals['_BLOBSERVICE']._serialized_end=1367
 # @@protoc_insertion_point(module_scope)

@@ -193,6 +193,39 @@ class UploadHeader(google.protobuf.message.Message):
 Global___UploadHeader: typing_extensions.TypeAlias = UploadHeader
 
 @typing.final
+class PrepareReadRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    scope: builtins.str
+    digest: builtins.str
+    def __init__(
+        self,
+        *,
+        scope: builtins.str = ...,
+        digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "scope", b"scope"]) -> None: ...
+
+Global___PrepareReadRequest: typing_extensions.TypeAlias = PrepareReadRequest
+
+@typing.final
+class PrepareReadResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    URL_FIELD_NUMBER: builtins.int
+    url: builtins.str
+    def __init__(
+        self,
+        *,
+        url: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["url", b"url"]) -> None: ...
+
+Global___PrepareReadResponse: typing_extensions.TypeAlias = PrepareReadResponse
+
+@typing.final
 class HasBlobsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

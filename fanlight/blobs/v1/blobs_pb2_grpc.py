@@ -50,6 +50,11 @@ class BlobServiceStub(object):
                 request_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadRequest.SerializeToString,
                 response_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadResponse.FromString,
                 _registered_method=True)
+        self.PrepareRead = channel.unary_unary(
+                '/fanlight.blobs.v1.BlobService/PrepareRead',
+                request_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareReadRequest.SerializeToString,
+                response_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareReadResponse.FromString,
+                _registered_method=True)
         self.HasBlobs = channel.unary_unary(
                 '/fanlight.blobs.v1.BlobService/HasBlobs',
                 request_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.HasBlobsRequest.SerializeToString,
@@ -89,6 +94,15 @@ class BlobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareRead(self, request, context):
+        """Where to GET a blob's bytes past the gateway: an address that gives them for a while, without any credentials.
+        An empty one means that the service has none to give: use ReadBlob. It understands `Range`.
+        NOT_FOUND: no such blob in that scope.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def HasBlobs(self, request, context):
         """Says which of the digests are kept. Asks about at most 1,000.
         """
@@ -113,6 +127,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.PrepareUpload,
                     request_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadRequest.FromString,
                     response_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadResponse.SerializeToString,
+            ),
+            'PrepareRead': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareRead,
+                    request_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareReadRequest.FromString,
+                    response_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareReadResponse.SerializeToString,
             ),
             'HasBlobs': grpc.unary_unary_rpc_method_handler(
                     servicer.HasBlobs,
@@ -202,6 +221,33 @@ class BlobService(object):
             '/fanlight.blobs.v1.BlobService/PrepareUpload',
             fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadRequest.SerializeToString,
             fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareRead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.blobs.v1.BlobService/PrepareRead',
+            fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareReadRequest.SerializeToString,
+            fanlight_dot_blobs_dot_v1_dot_blobs__pb2.PrepareReadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,22 @@ _BlobServicePrepareUploadType = typing_extensions.TypeVar(
     ],
 )
 
+_BlobServicePrepareReadType = typing_extensions.TypeVar(
+    '_BlobServicePrepareReadType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.PrepareReadRequest,
+        fanlight.blobs.v1.blobs_pb2.PrepareReadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.PrepareReadRequest,
+        fanlight.blobs.v1.blobs_pb2.PrepareReadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.PrepareReadRequest,
+        fanlight.blobs.v1.blobs_pb2.PrepareReadResponse,
+    ],
+)
+
 _BlobServiceHasBlobsType = typing_extensions.TypeVar(
     '_BlobServiceHasBlobsType',
     grpc.UnaryUnaryMultiCallable[
@@ -89,7 +105,7 @@ _BlobServiceHasBlobsType = typing_extensions.TypeVar(
     ],
 )
 
-class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceReadBlobType, _BlobServicePrepareUploadType, _BlobServiceHasBlobsType]):
+class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceReadBlobType, _BlobServicePrepareUploadType, _BlobServicePrepareReadType, _BlobServiceHasBlobsType]):
     """Keeps bytes under their sha256. Clients and workers may both call it."""
 
     @typing.overload
@@ -105,6 +121,10 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
         grpc.UnaryUnaryMultiCallable[
             fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
             fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.blobs.v1.blobs_pb2.PrepareReadRequest,
+            fanlight.blobs.v1.blobs_pb2.PrepareReadResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
@@ -125,6 +145,10 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
         grpc.aio.UnaryUnaryMultiCallable[
             fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
             fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.blobs.v1.blobs_pb2.PrepareReadRequest,
+            fanlight.blobs.v1.blobs_pb2.PrepareReadResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
@@ -151,6 +175,12 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
     INVALID_ARGUMENT: no digest or no size. RESOURCE_EXHAUSTED: larger than the service's limit.
     """
 
+    PrepareRead: _BlobServicePrepareReadType
+    """Where to GET a blob's bytes past the gateway: an address that gives them for a while, without any credentials.
+    An empty one means that the service has none to give: use ReadBlob. It understands `Range`.
+    NOT_FOUND: no such blob in that scope.
+    """
+
     HasBlobs: _BlobServiceHasBlobsType
     """Says which of the digests are kept. Asks about at most 1,000."""
 
@@ -166,6 +196,10 @@ BlobServiceAsyncStub: typing_extensions.TypeAlias = BlobServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
         fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.PrepareReadRequest,
+        fanlight.blobs.v1.blobs_pb2.PrepareReadResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
@@ -208,6 +242,17 @@ class BlobServiceServicer(metaclass=abc.ABCMeta):
         """Where to send a blob's bytes past the gateway: an address that takes them for a while, without any credentials.
         An empty one means that the service has none to give, or has the blob already: use WriteBlob, or do nothing.
         INVALID_ARGUMENT: no digest or no size. RESOURCE_EXHAUSTED: larger than the service's limit.
+        """
+
+    @abc.abstractmethod
+    def PrepareRead(
+        self,
+        request: fanlight.blobs.v1.blobs_pb2.PrepareReadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.blobs.v1.blobs_pb2.PrepareReadResponse, collections.abc.Awaitable[fanlight.blobs.v1.blobs_pb2.PrepareReadResponse]]:
+        """Where to GET a blob's bytes past the gateway: an address that gives them for a while, without any credentials.
+        An empty one means that the service has none to give: use ReadBlob. It understands `Range`.
+        NOT_FOUND: no such blob in that scope.
         """
 
     @abc.abstractmethod

@@ -30,6 +30,7 @@ READ_CHUNK_BYTES = 256 * 1024
 SPOOL_BYTES = 1024 * 1024
 HEAD_BYTES = 16
 UPLOAD_S = 900
+READ_S = 900
 RETRY_AFTER_S = 2.0
 # S3 knows no time of last use: a use makes an object young again, at most this often.
 TOUCH_EVERY_S = 86_400.0
@@ -227,6 +228,15 @@ class S3Blobs:
                 "x-amz-checksum-sha256": _checksum(digest),
             },
         )
+
+    async def prepare_read(self, scope: str, digest: str) -> str:
+        """NotFound."""
+        if await self.stat(scope, digest) is None:
+            raise NotFound(f"no blob {digest}", field="digest")
+        parameters = {"Bucket": self._bucket, "Key": self._key(scope, digest)}
+        with _our_errors():
+            url = await self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=READ_S)
+        return str(url)
 
     def _key(self, scope: str, digest: str) -> str:
         name = parse_digest(digest, field="digest").removeprefix("sha256:")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from services.gateway.app.core import Core
+from services.gateway.app.hub import Progress
 from services.gateway.jobs.model import Job, JobEstimate, Task, TaskState
 from services.gateway.ordering.explain import PassedOver, Verdict, explain, place_of
 
@@ -85,6 +86,10 @@ class Explanations:
     def with_estimate(self, job: Job) -> Job:
         """The job with how long it should still take, where anybody can tell."""
         return job if job.state.ended else replace(job, estimate=self._estimate(job))
+
+    def news(self, news: Job | Progress) -> Job | Progress:
+        """What those who watch a job are told: a state, with its estimate, or progress."""
+        return self.with_estimate(news) if isinstance(news, Job) else news
 
     def _estimate(self, job: Job) -> JobEstimate | None:
         now_s = self._clock.monotonic_s()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from services.gateway.http import documents
 from services.gateway.http.json_messages import answer, of_value
@@ -12,6 +12,7 @@ from services.gateway.http.options import HttpOptions
 from services.gateway.http.parameters import Asking, Scope, refuse_unknown, scope_of
 from services.gateway.http.ranges import Part, Unsatisfiable, part_of
 from services.gateway.http.uploads import keep_body
+from services.gateway.ports import Bypass
 from services.gateway.wire.blobs import blob
 from services.kernel.blobs import BlobInfo, BlobStore
 from services.kernel.digests import parse_digest
@@ -46,8 +47,18 @@ class BlobRoutes:
         headers = {"Location": f"/v1/blobs/{info.digest}"}
         return answer(blob(info), status=201, headers=headers)
 
-    async def read(self, request: Request, caller: Asking, digest: str, scope: Scope = "") -> Response:
+    async def read(
+        self,
+        request: Request,
+        caller: Asking,
+        digest: str,
+        scope: Scope = "",
+        redirect: Annotated[bool, Query(description="Rather be sent to where the bytes are, if that can be.")] = False,
+    ) -> Response:
         parsed_scope = scope_of(scope, caller)
+        if redirect and isinstance(self._blobs, Bypass):
+            url = await self._blobs.prepare_read(parsed_scope, parse_digest(digest, field="digest"))
+            return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
         info = await self._blobs.stat(parsed_scope, parse_digest(digest, field="digest"))
         if info is None:
             raise NotFound(f"no blob {digest}", field="digest")

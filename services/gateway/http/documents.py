@@ -127,6 +127,9 @@ READ_BLOB = _document(
         200: {"description": "All of them.", "content": _ANY_BYTES},
         206: {"description": "The part that `Range` asks for.", "content": _ANY_BYTES},
         304: {"description": "`If-None-Match` names it."},
+        307: {
+            "description": "With `redirect`, where blobs are kept in S3: an address that gives the bytes for a while."
+        },
         416: _json("Error", "`Range` lies past the end."),
     },
     errors=(404,),

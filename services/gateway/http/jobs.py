@@ -60,7 +60,7 @@ class JobRoutes:
         job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()), caller)
         if wait:
             job = await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller)
-        return _answer(job, status=201)
+        return _answer(self._gateway.explanations.with_estimate(job), status=201)
 
     async def create_each(self, request: Request, caller: Asking) -> Response:
         message = gateway_pb2.CreateJobsRequest()
@@ -70,9 +70,10 @@ class JobRoutes:
 
     async def get(self, job_id: str, caller: Asking, wait: Wait = 0.0) -> Response:
         name = f"jobs/{job_id}"
-        if wait:
-            return _answer(await self._gateway.jobs.wait(name, wait_s=wait, caller=caller))
-        return _answer(self._gateway.explanations.with_estimate(await self._gateway.jobs.get(name, caller)))
+        job = await (
+            self._gateway.jobs.wait(name, wait_s=wait, caller=caller) if wait else self._gateway.jobs.get(name, caller)
+        )
+        return _answer(self._gateway.explanations.with_estimate(job))
 
     async def explain(self, job_id: str, caller: Asking) -> Response:
         job = await self._gateway.jobs.get(f"jobs/{job_id}", caller)
@@ -99,7 +100,7 @@ class JobRoutes:
             created_before_s=_seconds(created_before_time),
         )
         page = await self._gateway.jobs.list(page_size=page_size, page_token=page_token, only=only, caller=caller)
-        jobs = [answers.job(job) for job in page.jobs]
+        jobs = [answers.job(self._gateway.explanations.with_estimate(job)) for job in page.jobs]
         return answer(gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token))
 
     async def webhook(self, job_id: str, caller: Asking) -> Response:

@@ -36,6 +36,11 @@ class Estimate:
     def finish_s(self) -> float:
         return self.start_s + self.load_s + self.patch_s + self.run_s
 
+    @property
+    def cost_s(self) -> float:
+        """What workers are compared by."""
+        return self.finish_s + (LOAD_WEIGHT - 1) * self.load_s
+
 
 def estimate(post: Post, task: Waiting, now_s: float, *, ahead_s: float | None = None) -> Estimate:
     """`ahead_s`: the work before it, where the task has its place already; else it comes behind all that is planned."""
@@ -55,20 +60,15 @@ def estimate(post: Post, task: Waiting, now_s: float, *, ahead_s: float | None =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """Of some workers: who finishes a task first, and when the first would, were its small models everywhere.
-
-    Loading counts more here than the time that it takes.
-    """
+    """Of some workers: who does a task at the least cost, and what the least would be, were small models everywhere."""
 
     post: Post
-    finish_s: float
+    cost_s: float
     plain_s: float
 
 
 def best_of(posts: Iterable[Post], task: Waiting, now_s: float) -> Best | None:
-    """The least `estimate(...).finish_s` of all posts, in a hurry and with its load weighted; of two alike the one with
-    the lesser id.
-    """
+    """The least `estimate(...).cost_s` of all posts, in a hurry; of two alike the one with the lesser id."""
     kind, steps = task.kind, task.steps
     checkpoint, models = kind.checkpoint, kind.models
     patch_s = PATCH_S * len(kind.loras)
@@ -80,16 +80,16 @@ def best_of(posts: Iterable[Post], task: Waiting, now_s: float) -> Best | None:
         work_s = view.task_s + steps * view.step_s
         if checkpoint and checkpoint not in view.vram and checkpoint not in post.lined:
             work_s += LOAD_WEIGHT * load_s(post, checkpoint)
-        finish_s = wait_s + work_s
-        plain_best_s = min(plain_best_s, finish_s)
-        finish_s += patch_s
-        if finish_s > best_s:
+        cost_s = wait_s + work_s
+        plain_best_s = min(plain_best_s, cost_s)
+        cost_s += patch_s
+        if cost_s > best_s:
             continue
         if not models <= view.held:
-            finish_s = max(wait_s, fetching(post, kind, now_s)[0]) + work_s + patch_s
-        if best is None or finish_s < best_s or (finish_s == best_s and view.id < best.view.id):
-            best, best_s = post, finish_s
-    return Best(post=best, finish_s=best_s, plain_s=plain_best_s) if best else None
+            cost_s = max(wait_s, fetching(post, kind, now_s)[0]) + work_s + patch_s
+        if best is None or cost_s < best_s or (cost_s == best_s and view.id < best.view.id):
+            best, best_s = post, cost_s
+    return Best(post=best, cost_s=best_s, plain_s=plain_best_s) if best else None
 
 
 def fetching(post: Post, kind: Kind, now_s: float) -> tuple[float, int]:

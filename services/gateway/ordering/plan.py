@@ -24,6 +24,8 @@ LOOK_IDEAL = 48
 LOOK_UNPLACED = 64
 # How many of a worker's next tasks are looked at when there is room for more fetches.
 LOOK_PLANNED = 32
+# A further copy helps the less the more there are: with so many its price is half of what it is with very many.
+COPIES_HALF = 4
 # How many small models one worker has on their way at a time.
 FETCHES_LIMIT = 8
 
@@ -81,7 +83,7 @@ class Plan:
     def would_finish_s(self, task: Waiting, now_s: float) -> float | None:
         """In how many seconds a task that is not offered yet would be done, were it offered now; None: nobody can."""
         best = estimate.best_of(self._candidates(task), task, now_s)
-        return best.finish_s if best else None
+        return estimate.estimate(best.post, task, now_s).finish_s if best else None
 
     def planned_at(self, key: Key) -> Post | None:
         return self._plan.get(key)
@@ -306,7 +308,7 @@ class Plan:
                     self._fetch_checkpoint(more, checkpoint, now_s)
         for model in kind.models:
             if model != checkpoint and post.view.size_of(model) and not self.replication.rests(model, now_s):
-                lost_s = best.finish_s - best.plain_s
+                lost_s = best.cost_s - best.plain_s
                 if self._is_worth(post, model, lost_s, terms.small_price, now_s):
                     more = self.replication.small_target(self.crowds, task, model, now_s)
                     if more is not None:
@@ -317,7 +319,7 @@ class Plan:
         """If so, the account is settled: where nobody can fetch it now, it begins anew."""
         download_s = post.view.size_of(model) * 8 / post.view.link_bps
         copies = len(self.crowds.holders(model))
-        if self.replication.owe(model, lost_s, copies, download_s, now_s) <= price:
+        if self.replication.owe(model, lost_s, copies, download_s, now_s) <= price * copies / (copies + COPIES_HALF):
             return False
         self.replication.settle(model, now_s)
         return True

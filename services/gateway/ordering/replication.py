@@ -33,9 +33,9 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    # Seconds lost that outweigh a second of downloading, for checkpoints and for small models.
-    price: float = 4.0
-    small_price: float = 1.0
+    # Seconds lost that outweigh a second of downloading the last of very many copies; checkpoints and small models.
+    price: float = 7.0
+    small_price: float = 2.0
     # What is owed fades by half in this time.
     half_life_s: float = 1_800.0
     # A worker is gone for so much of the time.
@@ -44,7 +44,7 @@ class Terms:
     run_weight: float = 80.0
     needed_run_weight: float = 3.0
     # Of its disk a worker fills so much with checkpoints that nobody has asked for yet; 0 turns that off.
-    unasked_share: float = 0.0
+    unasked_share: float = 0.3
     day_bytes: int = DAY_BYTES
 
 

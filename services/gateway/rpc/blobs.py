@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from services.gateway.app.callers import Callers
-from services.gateway.ports import Uploads
+from services.gateway.ports import Bypass
 from services.gateway.rpc.callers import Context, caller_of
 from services.gateway.wire.blobs import blob
 from services.kernel.blobs import BlobStore
@@ -17,13 +17,10 @@ DIGESTS_LIMIT = 1_000
 
 
 class BlobService(blobs_pb2_grpc.BlobServiceServicer):
-    def __init__(self, blobs: BlobStore, callers: Callers, uploads: Uploads | None = None) -> None:
-        """`callers`: clients and workers; a worker may read and write in every scope.
-
-        `uploads`: the same store, where it takes bytes past the gateway.
-        """
+    def __init__(self, blobs: BlobStore, callers: Callers) -> None:
+        """`callers`: clients and workers; a worker may read and write in every scope."""
         self._blobs = blobs
-        self._uploads = uploads
+        self._bypass = blobs if isinstance(blobs, Bypass) else None
         self._callers = callers
 
     def _scope(self, named: str, context: Context, *, field: str) -> str:
@@ -63,14 +60,23 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     ) -> blobs_pb2.PrepareUploadResponse:
         scope = self._scope(request.scope, context, field="scope")
         digest = parse_digest(request.digest, field="digest")
-        if self._uploads is None:
+        if self._bypass is None:
             return blobs_pb2.PrepareUploadResponse()
         size_bytes = _natural(request.size_bytes, "size_bytes")
-        upload = await self._uploads.prepare_upload(scope, digest, size_bytes)
+        upload = await self._bypass.prepare_upload(scope, digest, size_bytes)
         if upload is None:
             return blobs_pb2.PrepareUploadResponse(is_kept=True)
         headers = [blobs_pb2.UploadHeader(name=name, value=value) for name, value in upload.headers.items()]
         return blobs_pb2.PrepareUploadResponse(url=upload.url, headers=headers)
+
+    async def PrepareRead(
+        self, request: blobs_pb2.PrepareReadRequest, context: Context
+    ) -> blobs_pb2.PrepareReadResponse:
+        scope = self._scope(request.scope, context, field="scope")
+        digest = parse_digest(request.digest, field="digest")
+        if self._bypass is None:
+            return blobs_pb2.PrepareReadResponse()
+        return blobs_pb2.PrepareReadResponse(url=await self._bypass.prepare_read(scope, digest))
 
     async def HasBlobs(self, request: blobs_pb2.HasBlobsRequest, context: Context) -> blobs_pb2.HasBlobsResponse:
         scope = self._scope(request.scope, context, field="scope")

@@ -22,7 +22,8 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
 
     async def CreateJob(self, request: gateway_pb2.CreateJobRequest, context: Context) -> gateway_pb2.Job:
         new = requests.new_job(request, self._gateway.workers.catalog())
-        return answers.job(await self._gateway.jobs.create(new, self._caller(context)))
+        job = await self._gateway.jobs.create(new, self._caller(context))
+        return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def CreateJobs(
         self, request: gateway_pb2.CreateJobsRequest, context: Context
@@ -45,9 +46,8 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
             only=requests.only(request),
             caller=self._caller(context),
         )
-        return gateway_pb2.ListJobsResponse(
-            jobs=[answers.job(job) for job in page.jobs], next_page_token=page.next_token
-        )
+        jobs = [answers.job(self._gateway.explanations.with_estimate(job)) for job in page.jobs]
+        return gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token)
 
     async def CancelJob(self, request: gateway_pb2.CancelJobRequest, context: Context) -> gateway_pb2.Job:
         return answers.job(await self._gateway.jobs.cancel(request.name, self._caller(context)))
@@ -57,7 +57,7 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     ) -> AsyncIterator[gateway_pb2.JobEvent]:
         caller = self._caller(context)
         async for news in self._gateway.jobs.watch(request.name, after_revision=request.after_revision, caller=caller):
-            yield answers.event(news)
+            yield answers.event(self._gateway.explanations.news(news))
 
     async def GetWebhook(self, request: gateway_pb2.GetWebhookRequest, context: Context) -> gateway_pb2.Webhook:
         return webhooks.webhook(await self._gateway.jobs.webhook(request.name, self._caller(context)))

@@ -5,7 +5,10 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from services.gateway.http.factory import http_app
+from services.gateway.http.options import HttpOptions
 from services.kernel.digests import digest_of
+from tests.fakes.gateway import FakeGateway
 from tests.fakes.memory_blobs import MemoryBlobs
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
@@ -175,3 +178,29 @@ async def test_a_form_cut_in_the_middle_of_its_file_is_refused(client: Client, b
     )
     assert error_of(response) == (400, "INVALID_FIELD", "body")
     assert blobs.used_bytes == 0
+
+
+class BucketBlobs(MemoryBlobs):
+    """Gives bytes past the gateway."""
+
+    async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> None:
+        return None
+
+    async def prepare_read(self, scope: str, digest: str) -> str:
+        return f"https://bucket.example/{scope}/{digest}"
+
+
+async def test_who_asks_for_it_is_sent_to_the_bucket(gateway: FakeGateway, options: HttpOptions) -> None:
+    blobs = BucketBlobs()
+    info = blobs.put(PNG)
+    transport = httpx.ASGITransport(http_app(gateway, blobs, options))
+    async with Client(transport=transport, base_url="http://gateway") as client:
+        sent = await client.get(f"/v1/blobs/{info.digest}?redirect=true")
+        assert (sent.status_code, sent.headers["location"]) == (307, f"https://bucket.example/default/{info.digest}")
+        assert sent.headers["cache-control"] == "no-store"
+        assert (await client.get(f"/v1/blobs/{info.digest}")).content == PNG
+
+
+async def test_where_there_is_no_bucket_the_bytes_come_all_the_same(client: Client, blobs: MemoryBlobs) -> None:
+    info = blobs.put(PNG)
+    assert (await client.get(f"/v1/blobs/{info.digest}?redirect=true")).content == PNG
