@@ -6,12 +6,13 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
@@ -20,7 +21,7 @@ from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.errors import FanlightError
 from services.weights.destinations import destination
-from services.weights.plan import LINK_RATES_MBPS, report
+from services.weights.plan import LINK_RATES_MBPS, Plan, report
 from services.weights.publishing import Published
 from services.weights.publishing import publish as publish_models
 from services.weights.settings import WeightsSettings
@@ -82,12 +83,12 @@ def plan(
 ) -> None:
     """Say which files would be fetched, which not and why, and how many bytes that is."""
 
-    async def work(store: WeightStore) -> dict[str, Any]:
+    async def work(store: WeightStore) -> list[Plan]:
         wish = store.wish(pipeline, safety_checker=safety_checker, precision=precision)
-        return report(await store.plan(references, wish))
+        return await store.plan(references, wish)
 
-    data = _run(work, folder)
-    _print(data) if as_json else _show_plan(data)
+    plans = _run(work, folder)
+    _print(report(plans)) if as_json else _show_plans(plans)
 
 
 def _console() -> Console:
@@ -95,13 +96,18 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=PIPED_CHARS)
 
 
-def _show_plan(data: dict[str, Any]) -> None:
+def _show_plans(plans: Sequence[Plan]) -> None:
+    data = report(plans)
     console = _console()
     table = Table("of", Column("file", overflow="fold"), "bytes", "over the link", "why", box=None)
-    for row in data["files"]:
-        table.add_row(row["reference"], row["path"], f"{row['bytes']:,}", f"{row['fetch_bytes']:,}", row["why"])
-    for row in data["skipped"]:
-        table.add_row(row["reference"], row["path"], f"{row['bytes']:,}", "-", row["why"], style="dim")
+    for plan in plans:
+        for item in plan.files:
+            row = (f"{item.size_bytes:,}", f"{item.fetch_bytes:,}", item.why)
+            table.add_row(escape(plan.manifest.reference), escape(item.link), *row)
+    for plan in plans:
+        for skip in plan.skipped:
+            row = (f"{skip.size_bytes:,}", "-", skip.why)
+            table.add_row(escape(plan.manifest.reference), escape(skip.path), *row, style="dim")
     console.print(table)
     console.print(
         f"fetch {data['fetch_bytes']:,} bytes, held {data['held_bytes']:,}, left out {data['skipped_bytes']:,}"

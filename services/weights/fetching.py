@@ -1,7 +1,7 @@
 """From a planned file to objects in the store: small ones in one go, whole ones, and those made of tensors."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from services.weights.files import disk_errors
 from services.weights.locks import locked
 from services.weights.manifest import WeightFile
 from services.weights.objects import Objects
+from services.weights.onlooking import Onlooker
 from services.weights.partial import Partial
 from services.weights.plan import Holdings, Plan, PlannedFile, make_plan
 from services.weights.resolve import Resolver
@@ -65,9 +66,12 @@ class Fetching:
     async def fetch(self, plan: Plan, item: PlannedFile, wish: Wish) -> Placed:
         """The file's objects, held from now on. One process fetches, the others wait for it."""
         key = _key(item)
-        async with locked(self.objects.lock_of(f"fetch-{key}")):
+        seen: list[Progress] = []
+        async with locked(self.objects.lock_of(f"fetch-{key}"), self._looking(plan, item, key, seen)):
             placed = await self.tools.run(self._held, item)
             if placed:
+                for progress in seen[-1:]:
+                    self.report(replace(progress, done_bytes=progress.total_bytes))
                 return placed
             with disk_errors(f"{plan.manifest.reference} ({item.file.path})"):
                 if item.tensors is not None:
@@ -75,6 +79,22 @@ class Fetching:
                 if item.size_bytes < SMALL_BYTES and not item.file.chunks and not item.frames:
                     return await self._fetch_small(plan, item, wish)
                 return await self._fetch_whole(plan, item, wish, key)
+
+    def _looking(self, plan: Plan, item: PlannedFile, key: str, seen: list[Progress]) -> Callable[[], Awaitable[None]]:
+        """Who waits for another's download tells how that stands; `seen` gets the latest."""
+        path = item.link if item.tensors is not None or item.frames else item.file.path
+        open_ = Progress(
+            reference=plan.manifest.reference, path=path, done_bytes=0, total_bytes=0, bytes_per_s=0.0, source=""
+        )
+        onlooker = Onlooker(self.objects.parts, key, open_)
+
+        async def look() -> None:
+            now_s = self.tools.now_s()
+            if onlooker.is_due(now_s) and (progress := await self.tools.run(onlooker.look, now_s)):
+                seen[:] = [progress]
+                self.report(progress)
+
+        return look
 
     def _held(self, item: PlannedFile) -> Placed | None:
         index = self.objects.index

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 POLL_S = 0.1
@@ -22,9 +22,11 @@ def try_lock(path: Path, *, is_shared: bool = False) -> int | None:
 
 
 @contextlib.asynccontextmanager
-async def locked(path: Path) -> AsyncIterator[None]:
-    """Alone with the file, among all processes of this machine."""
-    while (fd := try_lock(path)) is None:  # noqa: ASYNC110 - another process has it and sets no event of ours
+async def locked(path: Path, look: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
+    """Alone with the file, among all processes of this machine. `look` is called now and then while another has it."""
+    while (fd := try_lock(path)) is None:
+        if look is not None:
+            await look()
         await asyncio.sleep(POLL_S)
     try:
         yield

@@ -17,13 +17,27 @@ from services.weights.chunks import ChunkMap, Span
 from services.weights.files import READ_BYTES, begin_writing
 
 _RECORD = struct.Struct("<BQQI")
+RECORD_BYTES = _RECORD.size
 _ADD, _DROP = 1, 2
+
+
+def journal_of(folder: Path, key: str) -> Path:
+    return folder / f"{key}.map"
+
+
+def replay(map_: ChunkMap, record: bytes) -> bool:
+    """Do to the map what the record says; False for one that is torn or wrong."""
+    kind, begin, end, checksum = _RECORD.unpack(record)
+    if checksum != zlib.crc32(record[:-4]) or not 0 <= begin <= end <= map_.size:
+        return False
+    (map_.add if kind == _ADD else map_.drop)(begin, end)
+    return True
 
 
 class Partial:
     def __init__(self, folder: Path, key: str, *, size: int, identity: str) -> None:
         self.path = folder / f"{key}.part"
-        self._journal_path = folder / f"{key}.map"
+        self._journal_path = journal_of(folder, key)
         self._head = (json.dumps({"size": size, "identity": identity}) + "\n").encode()
         self.map = ChunkMap(size)
         self.resumed_bytes = 0
@@ -38,19 +52,12 @@ class Partial:
             self.restart()
             return
         end = len(self._head)
-        for at in range(end, len(data) - _RECORD.size + 1, _RECORD.size):
-            if not self._replay(data[at : at + _RECORD.size]):
+        for at in range(end, len(data) - RECORD_BYTES + 1, RECORD_BYTES):
+            if not replay(self.map, data[at : at + RECORD_BYTES]):
                 break
-            end = at + _RECORD.size
+            end = at + RECORD_BYTES
         os.ftruncate(self._journal, end)
         self.resumed_bytes = self.map.done_bytes
-
-    def _replay(self, record: bytes) -> bool:
-        kind, begin, end, checksum = _RECORD.unpack(record)
-        if checksum != zlib.crc32(record[:-4]) or not 0 <= begin <= end <= self.map.size:
-            return False
-        (self.map.add if kind == _ADD else self.map.drop)(begin, end)
-        return True
 
     def _allocate(self, size: int) -> None:
         """Take the room now: a disk that fills up says so before the download, not in its middle."""

@@ -275,11 +275,7 @@ def report(plans: Sequence[Plan]) -> dict[str, Any]:
         "packed_away_bytes": sum(p.packed_away_bytes for p in plans),
         "seconds": {str(rate): round(fetch * 8 / (rate * 1e6), 1) for rate in LINK_RATES_MBPS},
         "files": [_file_row(plan, item) for plan in plans for item in plan.files],
-        "skipped": [
-            {"path": s.path, "bytes": s.size_bytes, "why": s.why, "reference": plan.manifest.reference}
-            for plan in plans
-            for s in plan.skipped
-        ],
+        "skipped": [{"path": s.path, "bytes": s.size_bytes, "why": s.why} for plan in plans for s in plan.skipped],
         "caveats": [caveat for plan in plans for caveat in plan.manifest.caveats],
     }
 

@@ -4,7 +4,9 @@ import pytest
 
 from services.kernel.errors import InvalidField, NodeFault
 from services.weights.errors import NotHeld
+from services.weights.onlooking import SOURCE
 from services.weights.provision import Provision
+from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
 
 MODEL = safetensors({"unet": b"u" * 3_000_000})
@@ -103,6 +105,34 @@ async def test_two_tasks_that_want_the_same_share_one_download(settings, server,
     assert first == second
     sent = sum(count for path, count in server.sent_bytes.items() if path.startswith("/cdn/"))
     assert sent <= len(MODEL) + 2
+
+
+async def test_who_waits_for_anothers_download_sees_how_it_stands(settings, server, repository):
+    path = next(path for path in server.files if path.startswith("/cdn/") and len(server.files[path]) > 2_000_000)
+    server.faults[path] = [Fault(stall_after=500_000)] * 8
+    told, has_seen = [], asyncio.Event()
+
+    def see(progress):
+        told.append(progress)
+        if progress.source == SOURCE and progress.done_bytes:
+            has_seen.set()
+
+    async def ask(provision, report):
+        async with provision.obtain(repository, report=report) as place:
+            return place
+
+    async with Provision(settings()) as first, Provision(settings()) as second, asyncio.TaskGroup() as group:
+        begun = asyncio.Event()
+        one = group.create_task(ask(first, lambda progress: begun.set()))
+        await asyncio.wait_for(begun.wait(), 30)
+        two = group.create_task(ask(second, see))
+        await asyncio.wait_for(has_seen.wait(), 30)
+        server.faults[path].clear()
+        server.release.set()
+    assert one.result() == two.result()
+    last = told[-1].whole
+    assert last.done_bytes == last.total_bytes > 2_000_000
+    assert server.sent_bytes[path] <= len(MODEL) + 1
 
 
 async def test_progress_adds_up_over_the_files_of_a_reference(settings, server):
