@@ -8,7 +8,7 @@ usage: .venv/bin/python docker/lock.py [--check]     exit code 1 with --check wh
 import argparse
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def locks() -> dict[str, str]:
     for name, layer in described["layers"].items():
         below = set[str]().union(*(held[each] for each in layer.get("below", ())))
         try:
-            held[name] = closure(_roots(layer)) - below - {PROJECT, *described["left_out"]}
+            held[name] = closure(_roots(layer), layer.get("alone", ())) - below - {PROJECT, *described["left_out"]}
         except PackageNotFoundError:
             continue
         texts[name] = HEAD + "".join(f"{each}=={pins[each]}\n" for each in sorted(held[name]))
@@ -69,8 +69,8 @@ def _pins(path: Path) -> dict[str, str]:
     return {canonicalize_name(name): version for name, _, version in pairs}
 
 
-def closure(roots: Iterable[Requirement]) -> set[str]:
-    """The names of all that the roots need on this machine, themselves included."""
+def closure(roots: Iterable[Requirement], alone: Collection[str] = ()) -> set[str]:
+    """The names of all that the roots need on this machine, themselves included; `alone`: whose needs do not count."""
     seen: set[tuple[str, frozenset[str]]] = set()
     waiting = list(roots)
     while waiting:
@@ -78,7 +78,7 @@ def closure(roots: Iterable[Requirement]) -> set[str]:
         key = (canonicalize_name(wanted.name), frozenset(wanted.extras))
         if key not in seen:
             seen.add(key)
-            waiting += _needs(wanted)
+            waiting += [] if wanted.name in alone else _needs(wanted)
     return {name for name, _ in seen}
 
 
