@@ -162,7 +162,13 @@ class _StandIn(Loader):
         self._names = names
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _made(spec.name, {"__getattr__": self._names})
+        return _made(spec.name, {"__getattr__": self._named})
+
+    def _named(self, name: str) -> Any:
+        """`inspect` asks every module for its `__file__`, and would take whatever it got for a path."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._names(name)
 
     def exec_module(self, module: ModuleType) -> None:
         pass

@@ -128,6 +128,17 @@ async def test_the_effective_request_paints_the_same_picture_again(service):
     assert again["image"][0].data == first["image"][0].data
 
 
+async def test_a_strict_picture_has_the_same_bits_in_another_process_among_strangers(service, models):
+    request = GenerateRequest(prompt="a (cat:1.2)", steps=4, seed=3, scheduler="dpmpp_sde", strict=True)
+    first = await generate(service, request)
+    with process(models, FANLIGHT_DIFFUSION_WAITING_LIMIT="9") as (_, address):
+        async with open_channel(address) as channel:
+            other = diffusion_pb2_grpc.DiffusionServiceStub(channel)
+            strangers = [generate(other, GenerateRequest(prompt="a dog", steps=5, seed=seed)) for seed in range(3)]
+            again, *_ = await asyncio.gather(generate(other, request), *strangers)
+    assert again["image"][0].data == first["image"][0].data
+
+
 async def test_a_control_image_conditions_the_picture(service):
     control = Control(controlnet="canny", image=picture(), scale=1.5)
     plain = await generate(service, GenerateRequest(steps=3, seed=7))
