@@ -84,6 +84,7 @@ class Model(google.protobuf.message.Message):
     FAMILY_FIELD_NUMBER: builtins.int
     SCHEDULERS_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
+    ALIASES_FIELD_NUMBER: builtins.int
     id: builtins.str
     """What a request names: a short id such as `starter`, or a reference."""
     kind: builtins.str
@@ -106,6 +107,10 @@ class Model(google.protobuf.message.Message):
 
     @property
     def schedulers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Other names that requests may use for it, such as its repository's and A1111's; case does not matter."""
+
     def __init__(
         self,
         *,
@@ -122,8 +127,9 @@ class Model(google.protobuf.message.Message):
         family: builtins.str = ...,
         schedulers: collections.abc.Iterable[builtins.str] | None = ...,
         sha256: builtins.str = ...,
+        aliases: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "licence", b"licence", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "licence", b"licence", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "width_px", b"width_px"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 

@@ -46,6 +46,7 @@ class Model:
     size_step_px: int = 0
     family: str = ""
     schedulers: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

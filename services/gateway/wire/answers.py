@@ -257,6 +257,7 @@ def model(value: Model) -> diffusion_pb2.Model:
         size_step_px=value.size_step_px,
         family=value.family,
         schedulers=value.schedulers,
+        aliases=value.aliases,
     )
 
 

@@ -1,12 +1,14 @@
 """Looks up what a request names among what workers offer."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 from services.gateway.jobs.painting import ANY, is_reference
 from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, REMOTE, Annotator, Catalog, Model
 from services.kernel.errors import InvalidField, NotFound, Unavailable
 
 RETRY_AFTER_S = 5.0
+_BEHIND_A_NAME = re.compile(r"(\.(safetensors|ckpt|pth|pt|bin))?(\s*\[[0-9a-fA-F]{6,64}\])?$")
 # How many names an error tells.
 NAMES_LIMIT = 20
 
@@ -28,11 +30,11 @@ def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotato
 def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:
     """Where none is named the default one, which is never one that would have to be fetched first."""
     checkpoints = {model.id: model for model in catalog.of_kind(CHECKPOINT)}
-    if _is_fetched(catalog, CHECKPOINT, model_id):
+    if not _meant(checkpoints, model_id) and _is_fetched(catalog, CHECKPOINT, model_id):
         return checkpoints.get(model_id) or Model(id=model_id, kind=CHECKPOINT)
     checkpoints.pop(ANY, None)
-    if model_id in checkpoints:
-        return checkpoints[model_id]
+    if found := _meant(checkpoints, model_id):
+        return checkpoints[found]
     if model_id:
         raise NotFound(f"there is no such model; there are {_names(checkpoints)}", field=field)
     held = [model for model in checkpoints.values() if model.residency != REMOTE]
@@ -47,9 +49,10 @@ def controlnet_of(
     """The named one, or the first that the annotator's control images are made for."""
     fitting = models_for(catalog, CONTROLNET, model)
     if controlnet_id:
-        if controlnet_id not in fitting and not _is_fetched(catalog, CONTROLNET, controlnet_id):
+        found = _meant(fitting, controlnet_id)
+        if not found and not _is_fetched(catalog, CONTROLNET, controlnet_id):
             raise NotFound(f"{model.id} has no such ControlNet; it has {_names(fitting)}", field=field)
-        return controlnet_id
+        return found or controlnet_id
     if annotator is None:
         raise InvalidField(f"is missing, and no annotator tells it; {model.id} has {_names(fitting)}", field=field)
     for each in annotator.controlnets:
@@ -61,9 +64,23 @@ def controlnet_of(
 def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field: str) -> str:
     """The id of the LoRA, VAE or embedding of that name that fits the checkpoint. NotFound tells those that do."""
     fitting = models_for(catalog, kind, checkpoint)
-    if name not in fitting and not _is_fetched(catalog, kind, name):
+    found = _meant(fitting, name)
+    if not found and not _is_fetched(catalog, kind, name):
         raise NotFound(f"{checkpoint.id} has no {kind} {name[:80]!r}; it has {_names(fitting)}", field=field)
-    return name
+    return found or name
+
+
+def _meant(known: Mapping[str, Model], name: str) -> str:
+    """The id of the model that has this name for its id or an alias; empty where there is none."""
+    if name in known:
+        return name
+    plain = plain_name(name)
+    return next((each.id for each in known.values() if plain in map(plain_name, each.aliases)), "") if plain else ""
+
+
+def plain_name(name: str) -> str:
+    """`canny` of `Canny.safetensors [d14c016b]`: without what A1111 writes behind a model's name."""
+    return _BEHIND_A_NAME.sub("", name.strip()).lower()
 
 
 def _is_fetched(catalog: Catalog, kind: str, name: str) -> bool:

@@ -121,4 +121,5 @@ def _model(message: diffusion_pb2.Model, field: str) -> Model:
         size_step_px=message.size_step_px,
         family=message.family,
         schedulers=tuple(message.schedulers),
+        aliases=tuple(message.aliases),
     )

@@ -294,3 +294,17 @@ def test_requests_that_mean_the_same_have_the_same_content() -> None:
         request.annotation.picture.blob.CopyFrom(blob)
         told.append(requests.new_job(request, CATALOG).content_digest)
     assert told[0] == told[1] != told[2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["canny", "lllyasviel/control_v11p_sd15_canny", "control_v11p_sd15_canny", "Control_v11p_sd15_Canny [d14c016b]"],
+)
+def test_a_model_goes_by_its_other_names_too(name: str) -> None:
+    aliases = ("lllyasviel/control_v11p_sd15_canny", "control_v11p_sd15_canny")
+    models = (STARTER, replace(STARTER_CANNY, aliases=aliases))
+    catalog = catalog_of(["preprocess", "diffusion"], [Capabilities(annotators=(CANNY,)), Capabilities(models=models)])
+    (control,) = parsed(controlled(controlnet=name), catalog).work.controls
+    assert control.controlnet == "canny"
+    with pytest.raises(NotFound):
+        parsed(controlled(controlnet="control_v11p_sd15"), catalog)
