@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from services.kernel.errors import NotFound
 from services.preprocessor.aliases import ALIASES
 from services.preprocessor.annotator import Annotator
+from services.preprocessor.annotators.bodies import MEDIAPIPE_POSE
 from services.preprocessor.annotators.canny import CANNY
 from services.preprocessor.annotators.detail import BLUR_GAUSSIAN, TILE
 from services.preprocessor.annotators.faces import MEDIAPIPE_FACE
@@ -25,7 +26,7 @@ PLAIN = (
     *(INVERT, THRESHOLD, TILE, BLUR_GAUSSIAN, IP2P, INPAINT),
 )
 NEURAL = (
-    *(MEDIAPIPE_FACE, *hed.ANNOTATORS, *lines.ANNOTATORS, *depth.ANNOTATORS, *leres.ANNOTATORS),
+    *(MEDIAPIPE_FACE, MEDIAPIPE_POSE, *hed.ANNOTATORS, *lines.ANNOTATORS, *depth.ANNOTATORS, *leres.ANNOTATORS),
     *(*openpose.ANNOTATORS, *dwpose.ANNOTATORS, *segmentation.ANNOTATORS, *sam.ANNOTATORS, *background.ANNOTATORS),
 )
 

@@ -1,5 +1,7 @@
 """Networks with real weights on a real photo: maps that a person looked at, and controlnet_aux's own."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,8 +12,11 @@ from services.preprocessor.neural.hed import OnnxHed, as_onnx
 from services.preprocessor.neural.onnx_session import open_session
 from tests.fakes.synthetic_pictures import decoded
 from tests.golden.annotator_maps import ANNOTATORS, FOLDER, PHOTO, RESOLUTION
+from tests.golden.preprocessor_maps import FOLDER as WITHOUT_WEIGHTS_FOLDER
 
 FLIPPED_MAX = 0.01
+# Each of these has a golden map that tests/unit/preprocessor holds it to.
+WITHOUT_WEIGHTS = [path.stem for path in WITHOUT_WEIGHTS_FOLDER.glob("*.png")]
 
 
 @pytest.mark.parametrize("annotator", ANNOTATORS)
@@ -71,3 +76,28 @@ async def test_the_face_is_where_the_face_is(annotate):
     assert 60 < x.mean() < 130
     assert 60 < y.mean() < 130
     assert control.device == "cpu/float32"
+
+
+async def test_a_body_is_where_the_body_is(annotate):
+    control = await annotate("mediapipe_pose", PHOTO.read_bytes())
+    told = json.loads(control.pose_json)
+    (person,) = told["people"]
+    nose, neck, right, left = (person["pose_keypoints_2d"][3 * part :][:3] for part in (0, 1, 2, 5))
+    # In the photo of 256 x 256 she looks at us: her nose above her neck, her right shoulder left of her left one.
+    assert nose == pytest.approx([106, 101, 1], abs=8)
+    assert neck == pytest.approx([97, 158, 1], abs=12)
+    assert right[0] < neck[0] < left[0]
+    # What the photo does not show is not made up: hips, knees and feet.
+    assert person["pose_keypoints_2d"][3 * 8 : 3 * 14] == [0] * 18
+    assert decoded(control.data)[int(nose[1]), int(nose[0])].any()
+
+
+@pytest.mark.parametrize("photo", ["coffee.jpg", "cat.jpg", "rocket.jpg"])
+async def test_no_body_is_drawn_where_nobody_is(annotate, photo):
+    control = await annotate("mediapipe_pose", (PHOTO.parents[3] / "demo" / "photos" / photo).read_bytes())
+    assert json.loads(control.pose_json)["people"] == []
+    assert decoded(control.data).max() == 0
+
+
+def test_ten_annotators_and_more_give_real_maps_of_a_real_photo():
+    assert len({*ANNOTATORS, *WITHOUT_WEIGHTS}) >= 10

@@ -23,6 +23,7 @@ MODELS: dict[str, Model] = {model.name: model for annotator in NEURAL for model 
 VGG_MEAN = (123.68, 116.779, 103.939)
 HED_BLOCKS = (2, 2, 3, 3, 3)
 FACE_FILES = ("face_detection/face_detection_short_range", "face_landmark/face_landmark", "iris_landmark/iris_landmark")
+BODY_FILES = ("face_detection/face_detection_short_range", "pose_landmark/pose_landmark_full")
 
 
 def package(name: str) -> Path:
@@ -67,6 +68,11 @@ def real_hed(folder: Path) -> None:
 def real_faces(folder: Path) -> None:
     """The very files that the catalog pins, out of mediapipe's wheel."""
     for name in FACE_FILES:
+        shutil.copy(package("mediapipe") / "modules" / f"{name}.tflite", folder)
+
+
+def real_bodies(folder: Path) -> None:
+    for name in BODY_FILES:
         shutil.copy(package("mediapipe") / "modules" / f"{name}.tflite", folder)
 
 
@@ -256,6 +262,7 @@ def _save(state: object, path: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "mediapipe_face": real_faces,
+    "mediapipe_pose": real_bodies,
     "hed": real_hed,
     "pidinet": pidinet,
     "lineart": lineart,

@@ -21,7 +21,14 @@ from services.weights.settings import WeightsSettings
 FOLDER = Path(__file__).parent / "annotators"
 PHOTO = Path(__file__).parent / "photos" / "astronaut.jpg"
 # Those whose real weights a package on the index holds.
-ANNOTATORS = ("softedge_hed", "softedge_hedsafe", "scribble_hed", "scribble_hedsafe", "mediapipe_face")
+ANNOTATORS = (
+    "softedge_hed",
+    "softedge_hedsafe",
+    "scribble_hed",
+    "scribble_hedsafe",
+    "mediapipe_face",
+    "mediapipe_pose",
+)
 RESOLUTION = 256
 
 
@@ -40,7 +47,7 @@ def main() -> None:
     from tests.fakes.annotator_weights import write
 
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("hed", "mediapipe_face"):
+        for name in ("hed", "mediapipe_face", "mediapipe_pose"):
             write(Path(folder), name)
         for annotator_id in ANNOTATORS:
             pixels = asyncio.run(annotated(Path(folder), annotator_id))

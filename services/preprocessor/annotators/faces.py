@@ -60,9 +60,12 @@ class FaceReader:
 
 
 def build(folder: Path, device: Device) -> FaceReader:
-    """OpenCV's newer engine gives one output of several only, so the classic one reads them."""
-    nets = [cv2.dnn.readNetFromTFLite(str(folder / name), cv2.dnn.ENGINE_CLASSIC) for name in (DETECTOR, MESH, IRIS)]
-    return FaceReader(detector=nets[0], mesh=nets[1], iris=nets[2])
+    return FaceReader(detector=network(folder / DETECTOR), mesh=network(folder / MESH), iris=network(folder / IRIS))
+
+
+def network(path: Path) -> Any:
+    """OpenCV's newer engine gives one output of several only, so the classic one reads it."""
+    return cv2.dnn.readNetFromTFLite(str(path), cv2.dnn.ENGINE_CLASSIC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,20 +95,21 @@ def mediapipe_face(
 
 def find_faces(picture: Pixels, reader: FaceReader, max_faces: int, min_confidence: float) -> list[Any]:
     """(470, 2) points each, in pixels: the mesh's 468, the right pupil and the left one. The surest face first."""
-    meshes = (_mesh(picture, region, reader) for region in _detect(picture, reader, max_faces, min_confidence))
+    meshes = (_mesh(picture, region, reader) for region in detect(picture, reader.detector, max_faces, min_confidence))
     return [mesh for mesh in meshes if mesh is not None and np.ptp(mesh[:468], axis=0).min() >= FACE_MIN_PX]
 
 
-def _detect(picture: Pixels, reader: FaceReader, max_faces: int, min_confidence: float) -> list[Region]:
+def detect(picture: Pixels, detector: Any, max_faces: int, min_confidence: float) -> list[Region]:
+    """Around faces, turned so that the eyes are level, the surest first."""
     height, width = picture.shape[:2]
     whole = Region(x=width / 2, y=height / 2, side=max(width, height))
     there = whole.view(DETECTOR_SIDE_PX)
-    rows, scores = _run(reader.detector, _seen(picture, there, DETECTOR_SIDE_PX) / 127.5 - 1.0, (16, 1))
+    rows, scores = run(detector, seen(picture, there, DETECTOR_SIDE_PX) / 127.5 - 1.0, (16, 1))
     places = rows.reshape(896, 8, 2) / DETECTOR_SIDE_PX
     anchors = _anchors()
     places[:, 0] += anchors
     places[:, 2:] += anchors[:, None]
-    sure = _sigmoid(scores.reshape(896))
+    sure = sigmoid(scores.reshape(896))
     corners = np.concatenate([places[:, 0] - places[:, 1] / 2, places[:, 1]], axis=1)
     kept = cv2.dnn.NMSBoxes(corners.tolist(), sure.tolist(), min_confidence, OVERLAP_MAX)
     best = [int(index) for index in np.asarray(kept).ravel()][:max_faces]
@@ -125,7 +129,7 @@ def _anchors() -> Any:
 
 def _region(places: Any, back: Any, side: float) -> Region:
     """Around a detected box, turned so that the eyes are level."""
-    (x, y), right, left = _moved(places[[0, 2, 3]], back)
+    (x, y), right, left = moved(places[[0, 2, 3]], back)
     dx, dy = left - right
     size = places[1].max() / DETECTOR_SIDE_PX * side
     return Region(x=float(x), y=float(y), side=float(size * FACE_MARGIN), angle=float(np.arctan2(dy, dx)))
@@ -133,10 +137,10 @@ def _region(places: Any, back: Any, side: float) -> Region:
 
 def _mesh(picture: Pixels, region: Region, reader: FaceReader) -> Any:
     there = region.view(MESH_SIDE_PX)
-    points, score = _run(reader.mesh, _seen(picture, there, MESH_SIDE_PX) / 255.0, (1404, 1))
-    if _sigmoid(score).item() < MESH_SCORE_MIN:
+    points, score = run(reader.mesh, seen(picture, there, MESH_SIDE_PX) / 255.0, (1404, 1))
+    if sigmoid(score).item() < MESH_SCORE_MIN:
         return None
-    placed = _moved(points.reshape(468, 3)[:, :2], cv2.invertAffineTransform(there))
+    placed = moved(points.reshape(468, 3)[:, :2], cv2.invertAffineTransform(there))
     right = _pupil(picture, placed[list(RIGHT_EYE_ENDS)], reader, region.angle, flips=True)
     left = _pupil(picture, placed[list(LEFT_EYE_ENDS)], reader, region.angle, flips=False)
     return np.concatenate([placed, [right, left]])
@@ -147,31 +151,37 @@ def _pupil(picture: Pixels, ends: Any, reader: FaceReader, angle: float, *, flip
     x, y = ends.mean(axis=0)
     eye = Region(x=float(x), y=float(y), side=float(np.linalg.norm(ends[0] - ends[1])) * EYE_MARGIN, angle=angle)
     there = eye.view(IRIS_SIDE_PX)
-    seen = _seen(picture, there, IRIS_SIDE_PX) / 255.0
-    _, iris = _run(reader.iris, seen[:, ::-1] if flips else seen, (213, 15))
+    view = seen(picture, there, IRIS_SIDE_PX) / 255.0
+    _, iris = run(reader.iris, view[:, ::-1] if flips else view, (213, 15))
     point = iris.reshape(5, 3)[0, :2]
     if flips:
         point = np.array([IRIS_SIDE_PX - point[0], point[1]])
-    return _moved(point[None], cv2.invertAffineTransform(there))[0]
+    return moved(point[None], cv2.invertAffineTransform(there))[0]
 
 
-def _seen(picture: Pixels, there: Any, side_px: int) -> Any:
+def seen(picture: Pixels, there: Any, side_px: int) -> Any:
     return cv2.warpAffine(picture, there, (side_px, side_px), flags=cv2.INTER_LINEAR).astype(np.float32)
 
 
-def _run(net: Any, values: Any, lengths: tuple[int, int]) -> tuple[Any, Any]:
-    """The two outputs whose last or second axes have these lengths."""
+def forward(net: Any, values: Any) -> Sequence[Any]:
+    """Every output for a view (H, W, 3) of the picture."""
     net.setInput(np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32))
-    outputs = net.forward(net.getUnconnectedOutLayersNames())
+    outputs: Sequence[Any] = net.forward(net.getUnconnectedOutLayersNames())
+    return outputs
+
+
+def run(net: Any, values: Any, lengths: tuple[int, int]) -> tuple[Any, Any]:
+    """The two outputs whose last or second axes have these lengths."""
+    outputs = forward(net, values)
     first, second = (next(each for each in outputs if length in each.shape[1:]) for length in lengths)
     return first, second
 
 
-def _sigmoid(values: Any) -> Any:
+def sigmoid(values: Any) -> Any:
     return 1 / (1 + np.exp(-np.clip(values.astype(np.float64), -100, 100)))
 
 
-def _moved(points: Any, transform: Any) -> Any:
+def moved(points: Any, transform: Any) -> Any:
     return points @ transform[:, :2].T + transform[:, 2]
 
 

@@ -53,6 +53,7 @@ ADDED = [
     "invert",
     "threshold",
     "blur_gaussian",
+    "mediapipe_pose",
     "lsd",
 ]
 ALL = Registry((*PLAIN, *NEURAL))
