@@ -153,6 +153,7 @@ def open_catalogue(settings: DiffusionSettings, remote: Remote) -> Catalogue:
 
 def open_studio(settings: DiffusionSettings, library: Library) -> Studio:
     """Imports torch and diffusers, which takes seconds: on the device thread, after the port is open."""
+    import services.diffusion.models.shelf  # noqa: F401 - what the library loads models with
     from services.diffusion.engine.safety import SafetyChecker
     from services.diffusion.engine.studio import TorchStudio
 
@@ -162,8 +163,11 @@ def open_studio(settings: DiffusionSettings, library: Library) -> Studio:
 async def preload(engine: Engine, catalogue: Catalogue, supply: Supply) -> None:
     """Whoever asks for a checkpoint that cannot be had is told; here it only costs the head start."""
     try:
-        async with supply.provided(diffusion_pb2.GenerateRequest(), lambda progress: None):
-            await engine.load(catalogue.default())
+        async with asyncio.TaskGroup() as group:
+            # What loads weights is imported while they come.
+            group.create_task(engine.open())
+            async with supply.provided(diffusion_pb2.GenerateRequest(), lambda progress: None):
+                await engine.load(catalogue.default())
     except Exception:
         log.exception("preload_failed")
 

@@ -66,7 +66,9 @@ class Seen:
 class RangeServer:
     """Use as a context manager. `faults[path]` are used up one by one; `sent_bytes[path]` counts bodies."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, send_buffer_bytes: int = SEND_BUFFER_BYTES) -> None:
+        """`send_buffer_bytes`: of each connection, small so that a cut loses little; 0 leaves it to the system."""
+        self.send_buffer_bytes = send_buffer_bytes
         self.files: dict[str, File] = {}
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         # For questions about the first byte alone, which are no downloads.
@@ -78,9 +80,9 @@ class RangeServer:
         self.cut_every = 0
         self.release = threading.Event()
         self.lock = threading.Lock()
-        self._server = _QuietServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"fake": self}))
+        self._server = _QuietServer((host, port), type("Bound", (_Handler,), {"fake": self}))
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{host}:{self._server.server_port}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -119,7 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def setup(self) -> None:
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if self.fake.send_buffer_bytes:
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.fake.send_buffer_bytes)
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().setup()
 

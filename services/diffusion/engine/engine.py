@@ -33,7 +33,7 @@ class Engine:
         hold_limit_s: float,
         clock: Callable[[], float],
     ) -> None:
-        """`open_studio` is called on the device thread when the first model is wanted; `clock` counts seconds."""
+        """`open_studio` is called on the device thread, at the latest for the first model; `clock` counts seconds."""
         self._open_studio = open_studio
         self._opened: Studio | None = None
         self._thread = thread
@@ -54,6 +54,10 @@ class Engine:
             return await ticket.painting
         finally:
             self._turns.remove(ticket)
+
+    async def open(self) -> None:
+        """Import and open what works on the device, before there is any work for it."""
+        (await self._thread.attempt(self._studio)).result()
 
     async def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry] = ()) -> None:
         """Bring models into memory before anybody asks for them. Raises as the studio does."""

@@ -1,0 +1,170 @@
+"""From exec of the diffusion process to its first picture, with all weights still to fetch over a home link.
+
+The store is empty. A repository in SD 1.5's file layout (random fp16 weights, its own tokenizer; a fifth as wide, and
+`--full` as wide as SD 1.5) is served as a hub does at the far end of benchmarks.link_emulator. The process preloads it;
+a client in the same network asks for a picture of two steps, 64 x 64, as soon as the port answers. The goal is at most
+1.1 times what the link takes for the bytes at its rate, plus 5 s. Needs root.
+Run: `python -m benchmarks.first_picture [--full] [--mbps 100] [--rtt-ms 20] [--rounds 1] [--keep FOLDER]`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import grpc
+
+from benchmarks.link_emulator import LinkEmulator, Shape, why_not
+from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
+
+ROOT = Path(__file__).parent.parent
+PORT = 8080
+GRPC = "127.0.0.1:50053"
+REPO = "bench/model"
+PATIENCE_S = 300.0
+GOAL_TIMES, GOAL_MORE_S = 1.1, 5.0
+
+
+def make(folder: Path, *, full: bool) -> None:
+    """The repository's files, as save_pretrained writes them."""
+    import torch
+
+    from benchmarks.models import make_pipeline
+
+    pipeline = make_pipeline(folder, small=not full, seed=0)
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(folder, safe_serialization=True, variant="fp16")
+
+
+def serve(folder: Path, host: str) -> None:
+    from tests.fakes.range_server import RangeServer
+    from tests.fakes.weight_sites import put_repository
+
+    os.nice(-10)
+    with RangeServer(host, PORT, send_buffer_bytes=0) as server:
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        put_repository(server, REPO, files)
+        print("ready", flush=True)
+        sys.stdin.read()
+
+
+def ask() -> None:
+    """One picture as soon as there is somebody to ask; when what happened, on time.perf_counter."""
+    request = diffusion_pb2.GenerateRequest(
+        prompt="a red apple on a blue background", model=f"hf:{REPO}", seed=1, steps=2, width_px=64, height_px=64
+    )
+    at: dict[str, float] = {}
+    with grpc.insecure_channel(GRPC, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = diffusion_pb2_grpc.DiffusionServiceStub(channel)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        grpc.channel_ready_future(channel).result(timeout=PATIENCE_S)
+        at["port"] = time.perf_counter()
+        for answer in stub.Generate(request, timeout=PATIENCE_S):
+            event = answer.WhichOneof("event")
+            at["bytes" if event == "fetch" else event] = time.perf_counter()
+            if event == "fetch":
+                fetched = answer.fetch.total_bytes
+            elif event == "done":
+                spans = {span.name: span.duration_s for span in answer.done.spans}
+    print(json.dumps({"at": at, "fetched": fetched, "spans": spans}), flush=True)
+
+
+@contextlib.contextmanager
+def running(*command: str, **env: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process of this folder, ended with the block."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=sys.stderr if "-v" in sys.argv else subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def self_with(place: Sequence[str], *words: str) -> list[str]:
+    return [*place, sys.executable, "-m", "benchmarks.first_picture", *words]
+
+
+def measure(folder: Path, shape: Shape) -> None:
+    with LinkEmulator(shape) as link, tempfile.TemporaryDirectory() as store:
+        host = link.SERVER_ADDRESS
+        settings = {
+            "FANLIGHT_DIFFUSION_GRPC": GRPC,
+            "FANLIGHT_DIFFUSION_FETCH": "any",
+            "FANLIGHT_DIFFUSION_DEFAULT_MODEL": f"hf:{REPO}",
+            "FANLIGHT_WEIGHTS_DIR": store,
+            "FANLIGHT_WEIGHTS_HF_ENDPOINT": f"http://{host}:{PORT}",
+        }
+        with (
+            running(*self_with(link.server, "--serve", str(folder), "--host", host)) as server,
+            running(*self_with(link.client, "--ask")) as asker,
+        ):
+            assert server.stdout
+            assert asker.stdout
+            assert asker.stdin
+            server.stdout.readline()
+            asker.stdout.readline()
+            link.restart_count()
+            begin_s = time.perf_counter()
+            with running(*link.client, sys.executable, "-m", "services.diffusion", **settings):
+                asker.stdin.write("\n")
+                asker.stdin.flush()
+                told = json.loads(asker.stdout.readline())
+        tell(told, begin_s, link.first_s, link.passed_bytes, shape)
+
+
+def tell(told: dict, begin_s: float, first_s: float, passed_bytes: int, shape: Shape) -> None:
+    at = {name: when - begin_s for name, when in told["at"].items()}
+    link_s = told["fetched"] * 8 / (shape.mbps * 1e6)
+    allowed_s = GOAL_TIMES * link_s + GOAL_MORE_S
+    print(f"{told['fetched']:,} bytes, {link_s:.1f} s of the link; {passed_bytes:,} came")
+    print(f"first byte {first_s - begin_s:.2f} s, port {at['port']:.2f} s, last byte {at['bytes']:.2f} s after exec")
+    spans = ", ".join(f"{name} {took_s:.2f} s" for name, took_s in told["spans"].items())
+    print(f"first picture {at['image']:.2f} s; of it {spans}")
+    print(f"goal {allowed_s:.1f} s; over the link's own time: {at['image'] - link_s:.2f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--mbps", type=float, default=100)
+    parser.add_argument("--rtt-ms", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a folder for the repository, used again where it has it")
+    parser.add_argument("-v", action="store_true", help="show what the processes say")
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--host", default="127.0.0.1", help=argparse.SUPPRESS)
+    parser.add_argument("--ask", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.serve:
+        serve(asked.serve, asked.host)
+    elif asked.ask:
+        ask()
+    elif reason := why_not():
+        sys.exit(f"skipped: the link emulator {reason}")
+    else:
+        shape = Shape(mbps=asked.mbps, delay_s=asked.rtt_ms / 2000, loss=0.0)
+        with tempfile.TemporaryDirectory() as name:
+            folder = (asked.keep or Path(name)) / "repository"
+            if not folder.exists():
+                make(folder, full=asked.full)
+            for _ in range(asked.rounds):
+                measure(folder, shape)
+
+
+if __name__ == "__main__":
+    main()
