@@ -15,6 +15,15 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class New:
+    """A record that is not there yet."""
+
+    bucket: str
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deleted:
     key: str
 
@@ -30,11 +39,15 @@ Change = Record | Deleted | CaughtUp
 class JobStore(Protocol):
     """Jobs, worker records, request ids and cached control images: records in named buckets.
 
-    A write is durable when it returns. There are no transactions over several records.
+    A write is durable when it returns. There are no transactions over several records, but for what `create` says.
     """
 
-    async def create(self, bucket: str, key: str, value: bytes) -> Record:
-        """AlreadyExists when the key has a record."""
+    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
+        """AlreadyExists when the key has a record.
+
+        `after` is created before it, or together with it where the store can; where that is there already,
+        AlreadyExists, and nothing is created.
+        """
         ...
 
     async def get(self, bucket: str, key: str) -> Record | None: ...

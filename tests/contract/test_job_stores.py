@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.adapters.sqlite_store import LIST_PAGE, open_sqlite_store
-from services.gateway.ports import CaughtUp, Change, Deleted, JobStore, Record
+from services.gateway.ports import CaughtUp, Change, Deleted, JobStore, New, Record
 from services.kernel.config import SettingsError
 from services.kernel.errors import AlreadyExists, Conflict, Unavailable
 from tests.fakes.nats_server import NatsServer, nats_server, one_server
@@ -55,6 +55,35 @@ async def test_a_record_is_created_once(store: JobStore) -> None:
     kept = await store.get("jobs", "a")
     assert kept is not None
     assert kept.value == b"1"
+
+
+async def test_a_record_comes_with_the_one_before_it_or_not_at_all(store: JobStore) -> None:
+    async with asyncio.timeout(20):
+        changes = store.watch("requests")
+        assert await anext(changes) == CaughtUp()
+        made = await store.create("jobs", "a", b"1", after=New(bucket="requests", key="r", value=b"a"))
+        assert await store.get("jobs", "a") == made
+        first = await store.get("requests", "r")
+        assert first is not None
+        assert first.value == b"a"
+        assert await anext(changes) == first
+    with pytest.raises(AlreadyExists):
+        await store.create("jobs", "b", b"2", after=New(bucket="requests", key="r", value=b"b"))
+    assert await store.get("jobs", "b") is None
+    assert await store.get("requests", "r") == first
+
+
+async def test_of_many_with_the_same_record_before_theirs_one_wins(store: JobStore) -> None:
+    tries = [
+        store.create("jobs", str(i), b"", after=New(bucket="requests", key="r", value=str(i).encode()))
+        for i in range(10)
+    ]
+    results = await asyncio.gather(*tries, return_exceptions=True)
+    (winner,) = [result for result in results if isinstance(result, Record)]
+    first = await store.get("requests", "r")
+    assert first is not None
+    assert first.value.decode() == winner.key
+    assert [record.key for record in await store.list("jobs", limit=20)] == [winner.key]
 
 
 async def test_of_many_who_create_the_same_one_wins(store: JobStore) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from services.gateway.adapters.memory_store import MemoryStore
-from services.gateway.ports import Change, Record
+from services.gateway.ports import Change, New, Record
 from services.kernel.errors import Unavailable
 
 
@@ -22,9 +22,9 @@ class MoodyStore(MemoryStore):
         if self.is_away or (self.is_full and writes):
             raise Unavailable("the store is away", retry_after_s=2.0)
 
-    async def create(self, bucket: str, key: str, value: bytes) -> Record:
+    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
         await self._mood(writes=True)
-        return await super().create(bucket, key, value)
+        return await super().create(bucket, key, value, after=after)
 
     async def get(self, bucket: str, key: str) -> Record | None:
         await self._mood(writes=False)

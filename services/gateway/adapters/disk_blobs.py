@@ -98,7 +98,12 @@ class DiskBlobs:
             reason = error.reason if isinstance(error, FanlightError) else repr(error)
             log.error("blob_not_settled", digest=key[1], reason=reason)
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._recent.drop, *key)
+                loop.call_soon_threadsafe(self._lose, key, settling)
+        elif self._settling.get(key) is settling:
+            del self._settling[key]
+
+    def _lose(self, key: Key, settling: Future[None]) -> None:
+        self._recent.drop(*key)
         if self._settling.get(key) is settling:
             del self._settling[key]
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from services.gateway.adapters.watchers import Watchers
-from services.gateway.ports import CaughtUp, Change, Deleted, Record
+from services.gateway.ports import CaughtUp, Change, Deleted, New, Record
 from services.kernel.errors import AlreadyExists, Conflict
 
 
@@ -16,9 +16,12 @@ class MemoryStore:
     def close(self) -> None:
         self._watchers.close()
 
-    async def create(self, bucket: str, key: str, value: bytes) -> Record:
-        if key in self._buckets.get(bucket, {}):
-            raise AlreadyExists(f"{bucket}/{key} exists")
+    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
+        for each in (New(bucket=bucket, key=key, value=value), *([after] if after else [])):
+            if each.key in self._buckets.get(each.bucket, {}):
+                raise AlreadyExists(f"{each.bucket}/{each.key} exists")
+        if after:
+            self._set(after.bucket, after.key, after.value)
         return self._set(bucket, key, value)
 
     async def get(self, bucket: str, key: str) -> Record | None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
-from services.gateway.ports import Change, JobStore, Record
+from services.gateway.ports import Change, JobStore, New, Record
 from services.kernel.errors import Unavailable
 
 LIMIT_S = 10.0
@@ -20,8 +20,8 @@ class PatientStore:
         self._store = store
         self._limit_s = limit_s
 
-    async def create(self, bucket: str, key: str, value: bytes) -> Record:
-        return await self._in_time(self._store.create(bucket, key, value))
+    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
+        return await self._in_time(self._store.create(bucket, key, value, after=after))
 
     async def get(self, bucket: str, key: str) -> Record | None:
         return await self._in_time(self._store.get(bucket, key))

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from services.gateway.ports import Deleted, Record
+from services.gateway.ports import Deleted, New, Record
 from services.kernel.config import SettingsError
 from services.kernel.errors import AlreadyExists, Conflict, FanlightError, Unavailable
 
@@ -18,8 +18,9 @@ CREATE TABLE IF NOT EXISTS records (
 """
 
 # Done inside a transaction; nothing has changed where it raises.
-Write = Callable[["SqliteFile"], Record | Deleted | None]
-Result = Record | Deleted | FanlightError | None
+Written = tuple[Record | Deleted, ...]
+Write = Callable[["SqliteFile"], Written]
+Result = Written | FanlightError
 
 
 class SqliteFile:
@@ -71,23 +72,32 @@ class SqliteFile:
         except FanlightError as error:
             return error
 
-    def create(self, bucket: str, key: str, value: bytes) -> Record:
+    def create(self, bucket: str, key: str, value: bytes, after: New | None) -> Written:
+        """The record, then the one before it."""
+        if after is None:
+            return (self._create(bucket, key, value),)
+        if self.get(bucket, key):
+            raise AlreadyExists(f"{bucket}/{key} exists")
+        before = self._create(after.bucket, after.key, after.value)
+        return self._create(bucket, key, value), before
+
+    def _create(self, bucket: str, key: str, value: bytes) -> Record:
         revision = self._next()
         sql = "INSERT INTO records (bucket, key, revision, value) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
         if not self._connection.execute(sql, (bucket, key, revision, value)).rowcount:
             raise AlreadyExists(f"{bucket}/{key} exists")
         return Record(key=key, value=value, revision=revision)
 
-    def put(self, bucket: str, key: str, value: bytes, expected: int) -> Record:
+    def put(self, bucket: str, key: str, value: bytes, expected: int) -> Written:
         revision = self._next()
         sql = "UPDATE records SET revision = ?, value = ? WHERE bucket = ? AND key = ? AND revision = ?"
         if not self._connection.execute(sql, (revision, value, bucket, key, expected)).rowcount:
             raise Conflict(f"{bucket}/{key} has changed")
-        return Record(key=key, value=value, revision=revision)
+        return (Record(key=key, value=value, revision=revision),)
 
-    def delete(self, bucket: str, key: str) -> Deleted | None:
+    def delete(self, bucket: str, key: str) -> Written:
         sql = "DELETE FROM records WHERE bucket = ? AND key = ?"
-        return Deleted(key=key) if self._connection.execute(sql, (bucket, key)).rowcount else None
+        return (Deleted(key=key),) if self._connection.execute(sql, (bucket, key)).rowcount else ()
 
     def get(self, bucket: str, key: str) -> Record | None:
         sql = "SELECT key, value, revision FROM records WHERE bucket = ? AND key = ?"

@@ -8,16 +8,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from services.gateway.adapters.sqlite_file import Result, SqliteFile, Write
+from services.gateway.adapters.sqlite_file import Result, SqliteFile, Write, Written
 from services.gateway.adapters.watchers import Watchers
-from services.gateway.ports import CaughtUp, Change, Record
+from services.gateway.ports import CaughtUp, Change, New, Record
 from services.kernel.errors import FanlightError, Unavailable
 
 LIST_PAGE = 500
 
 T = TypeVar("T")
 _Results = list[Result]
-_Entry = tuple[str, Write, asyncio.Future[Result]]
+# The buckets are those of what is written, in its order.
+_Entry = tuple[tuple[str, ...], Write, asyncio.Future[Written]]
 
 
 class SqliteStore:
@@ -35,14 +36,15 @@ class SqliteStore:
         """End the watches; the file is closed by who opened it."""
         self._watchers.close()
 
-    async def create(self, bucket: str, key: str, value: bytes) -> Record:
-        return _written(await self._write(bucket, lambda file: file.create(bucket, key, value)))
+    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
+        buckets = (bucket, after.bucket) if after else (bucket,)
+        return _record(await self._write(buckets, lambda file: file.create(bucket, key, value, after)))
 
     async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
-        return _written(await self._write(bucket, lambda file: file.put(bucket, key, value, revision)))
+        return _record(await self._write((bucket,), lambda file: file.put(bucket, key, value, revision)))
 
     async def delete(self, bucket: str, key: str) -> None:
-        await self._write(bucket, lambda file: file.delete(bucket, key))
+        await self._write((bucket,), lambda file: file.delete(bucket, key))
 
     async def get(self, bucket: str, key: str) -> Record | None:
         return await self._read(lambda: self._file.get(bucket, key))
@@ -70,15 +72,12 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise Unavailable(f"the store cannot read: {error}", retry_after_s=1.0) from error
 
-    async def _write(self, bucket: str, write: Write) -> Result:
+    async def _write(self, buckets: tuple[str, ...], write: Write) -> Written:
         """Durable on return. Who is cancelled while waiting leaves the write to happen or not."""
-        done: asyncio.Future[Result] = self._loop.create_future()
-        self._waiting.append((bucket, write, done))
+        done: asyncio.Future[Written] = self._loop.create_future()
+        self._waiting.append((buckets, write, done))
         self._flush()
-        result = await done
-        if isinstance(result, FanlightError):
-            raise result
-        return result
+        return await done
 
     def _flush(self) -> None:
         """Hand all that waits to the thread, unless it is busy: then it is done with the next transaction."""
@@ -99,17 +98,21 @@ class SqliteStore:
                     done.set_exception(error)
             self._flush()
             raise error
-        for (bucket, _, done), result in zip(entries, job.result(), strict=True):
+        for (buckets, _, done), result in zip(entries, job.result(), strict=True):
+            if isinstance(result, FanlightError):
+                if not done.done():
+                    done.set_exception(result)
+                continue
             if not done.done():
                 done.set_result(result)
-            if result is not None and not isinstance(result, FanlightError):
-                self._watchers.tell(bucket, result)
+            for bucket, change in zip(buckets, result, strict=False):
+                self._watchers.tell(bucket, change)
         self._flush()
 
 
-def _written(result: Result) -> Record:
-    assert isinstance(result, Record)
-    return result
+def _record(written: Written) -> Record:
+    assert isinstance(written[0], Record)
+    return written[0]
 
 
 @asynccontextmanager

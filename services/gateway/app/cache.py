@@ -1,17 +1,20 @@
 """Control images made before: by what was asked, of which bytes, and by which annotator on which device."""
 
+import contextlib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.gateway.app.records import Codec
+from services.gateway.app.uses import Uses
 from services.gateway.jobs.model import Annotation, ControlImage, Output
 from services.gateway.jobs.workers import Annotator
-from services.gateway.ports import CaughtUp, Deleted, JobStore
+from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.errors import AlreadyExists, Conflict
+from services.kernel.errors import AlreadyExists, Conflict, FanlightError
 
 BUCKET = "control_images"
+TOLD_EVERY_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +22,8 @@ class CachedImage:
     blob: BlobInfo
     width_px: int
     height_px: int
+    # On the wall clock; may lag by `TOLD_EVERY_S`.
+    used_s: float = 0.0
 
 
 IMAGES: Codec[CachedImage] = Codec(CachedImage)
@@ -49,23 +54,23 @@ class CacheFigures:
 
 
 class ControlImages:
-    """Shared by all gateways: each knows the keys of all, and forgets what it has not used longest above the limits."""
+    """Shared by all gateways: each knows the keys of all and when they were last used, to within `TOLD_EVERY_S`, and
+    above the limits forgets those whose use is longest ago."""
 
-    def __init__(self, store: JobStore, blobs: BlobStore, *, limit: int, budget_bytes: int) -> None:
+    def __init__(self, store: JobStore, blobs: BlobStore, clock: Clock, *, limit: int, budget_bytes: int) -> None:
         self._store = store
         self._blobs = blobs
+        self._clock = clock
         self._limit = limit
         self._budget_bytes = budget_bytes
-        # The keys there are and the bytes of their images, the least recently used that this process knows in front.
-        self._sizes: dict[str, int] = {}
-        self._size_bytes = 0
+        self._entries = Uses()
         self._hits = self._misses = 0
 
     @property
     def figures(self) -> CacheFigures:
         return CacheFigures(
-            entries=len(self._sizes),
-            size_bytes=self._size_bytes,
+            entries=len(self._entries),
+            size_bytes=self._entries.size_bytes,
             budget_bytes=self._budget_bytes,
             hits=self._hits,
             misses=self._misses,
@@ -74,18 +79,10 @@ class ControlImages:
     async def follow(self) -> None:
         async for change in self._store.watch(BUCKET):
             if isinstance(change, Deleted):
-                self._drop(change.key)
+                self._entries.drop(change.key)
             elif not isinstance(change, CaughtUp):
-                self._note(change.key, IMAGES.decode(change.value).blob.size_bytes)
-
-    def _note(self, key: str, size_bytes: int) -> None:
-        """It is there, and was used just now."""
-        self._drop(key)
-        self._sizes[key] = size_bytes
-        self._size_bytes += size_bytes
-
-    def _drop(self, key: str) -> None:
-        self._size_bytes -= self._sizes.pop(key, 0)
+                image = IMAGES.decode(change.value)
+                self._entries.note(change.key, image.blob.size_bytes, image.used_s)
 
     async def find(self, annotation: Annotation, annotator: Annotator) -> ControlImage | None:
         """What this annotator made of the same before, if its bytes are still there."""
@@ -94,11 +91,11 @@ class ControlImages:
         key = cache_key(annotation, annotator)
         record = await self._store.get(BUCKET, key)
         image = IMAGES.decode(record.value) if record else None
-        if image is None or await self._blobs.stat(image.blob.scope, image.blob.digest) is None:
+        if record is None or image is None or await self._blobs.stat(image.blob.scope, image.blob.digest) is None:
             self._misses += 1
             return None
         self._hits += 1
-        self._note(key, image.blob.size_bytes)
+        await self._note_use(record, image)
         return ControlImage(
             blob=image.blob,
             annotator=annotation.annotator,
@@ -107,18 +104,37 @@ class ControlImages:
             height_px=image.height_px,
         )
 
+    async def _note_use(self, record: Record, image: CachedImage) -> None:
+        """Tell the other gateways now and then; nobody's job fails for that."""
+        now_s = self._clock.now_s()
+        self._entries.note(record.key, image.blob.size_bytes, now_s)
+        if now_s - image.used_s > TOLD_EVERY_S:
+            with contextlib.suppress(FanlightError):
+                value = IMAGES.encode(replace(image, used_s=now_s))
+                await self._store.put(BUCKET, record.key, value, revision=record.revision)
+
     async def keep(self, annotation: Annotation, annotator: Annotator, made: Output) -> None:
         """Remember what was made."""
         if not annotator.deterministic:
             return
-        key = cache_key(annotation, annotator)
-        value = IMAGES.encode(CachedImage(blob=made.blob, width_px=made.width_px, height_px=made.height_px))
-        await self._write(key, value)
-        self._note(key, made.blob.size_bytes)
-        while len(self._sizes) > self._limit or (self._size_bytes > self._budget_bytes and len(self._sizes) > 1):
-            oldest = next(iter(self._sizes))
-            self._drop(oldest)
-            await self._store.delete(BUCKET, oldest)
+        key, now_s = cache_key(annotation, annotator), self._clock.now_s()
+        image = CachedImage(blob=made.blob, width_px=made.width_px, height_px=made.height_px, used_s=now_s)
+        await self._write(key, IMAGES.encode(image))
+        self._entries.note(key, made.blob.size_bytes, now_s)
+        await self._make_room()
+
+    async def _make_room(self) -> None:
+        entries = self._entries
+        while len(entries) > self._limit or (entries.size_bytes > self._budget_bytes and len(entries) > 1):
+            last = entries.oldest()
+            record = await self._store.get(BUCKET, last.key)
+            image = IMAGES.decode(record.value) if record else None
+            if image is not None and image.used_s > last.time_s:
+                # Another gateway used it, and its word is still on the way.
+                entries.note(last.key, image.blob.size_bytes, image.used_s)
+                continue
+            entries.drop(last.key)
+            await self._store.delete(BUCKET, last.key)
 
     async def _write(self, key: str, value: bytes) -> None:
         """Whoever wrote the same key at the same time has made the same image."""

@@ -1,5 +1,6 @@
 """The tasks whose attempts are spent, with every attempt's node and reason, for a person to look at."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,11 +8,12 @@ from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.records import Codec
 from services.gateway.jobs.model import DEFAULT_TENANT, Attempt, Failure, Job, Task, task_name
 from services.gateway.ports import JobStore
-from services.kernel.errors import AlreadyExists, NotFound
+from services.kernel.errors import AlreadyExists, InvalidField, NotFound
 
 BUCKET = "dead_letters"
 # How many are kept, the newest ones.
 LETTERS_LIMIT = 10_000
+_TASK = re.compile(r"jobs/[a-z0-9]{1,64}/tasks/[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,8 @@ class DeadLetters:
 
         Shorter than `limit` only at the end of the list.
         """
+        if before and not _TASK.fullmatch(before):
+            raise InvalidField("is no token that a page gave", field="page_token")
         found: list[DeadLetter] = []
         key = _key(before) if before else ""
         while len(found) < limit and (records := await self._store.list(BUCKET, before=key, limit=limit)):

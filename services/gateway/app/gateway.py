@@ -56,7 +56,9 @@ class Gateway:
         core = core_of(store, blobs, clock, random_bytes, settings, is_shared=is_shared)
         self._core, self._is_shared = core, is_shared
         self._ledger, self._leases = core.ledger, core.leases
-        self._cache = ControlImages(store, blobs, limit=settings.cache_limit, budget_bytes=settings.cache_budget_bytes)
+        self._cache = ControlImages(
+            store, blobs, clock, limit=settings.cache_limit, budget_bytes=settings.cache_budget_bytes
+        )
         requests = Requests(store)
         pictures = Pictures(blobs, limit_bytes=settings.picture_limit_bytes)
         self.workers = core.workers

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from services.gateway.app.records import Codec
 from services.gateway.jobs.model import DEFAULT_TENANT
-from services.gateway.ports import JobStore
+from services.gateway.ports import JobStore, New
 from services.kernel.errors import AlreadyExists
 
 BUCKET = "requests"
@@ -40,16 +40,12 @@ class Requests:
             raise AlreadyExists("was used with other content before", field="request_id")
         return request.job_id
 
-    async def claim(self, request_id: str, content_digest: str, tenant: str, job_id: str) -> str:
-        """The id of the job it stands for from now on: this one, or that of whoever was first. AlreadyExists."""
+    def claim(self, request_id: str, content_digest: str, tenant: str, job_id: str) -> New | None:
+        """The record that makes it stand for this job, to be created before the job; None without a request id."""
         if not request_id:
-            return job_id
+            return None
         value = REQUESTS.encode(Request(job_id=job_id, content_digest=content_digest))
-        try:
-            await self._store.create(BUCKET, _key(request_id, tenant), value)
-        except AlreadyExists:
-            return await self.job_of(request_id, content_digest, tenant) or job_id
-        return job_id
+        return New(bucket=BUCKET, key=_key(request_id, tenant), value=value)
 
     async def forget(self, request_id: str, tenant: str) -> None:
         if request_id:

@@ -10,7 +10,7 @@ from services.gateway.app.core import Core
 from services.gateway.app.filters import EVERYTHING, Only
 from services.gateway.app.hub import News, Progress
 from services.gateway.app.idempotency import Requests
-from services.gateway.app.ids import new_id
+from services.gateway.app.ids import is_id, new_id
 from services.gateway.app.kinds import kind_of
 from services.gateway.app.new_job import NewJob
 from services.gateway.app.new_work import WorkMaker
@@ -21,6 +21,7 @@ from services.kernel.errors import (
     AlreadyExists,
     FailedPrecondition,
     FanlightError,
+    InvalidField,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -78,13 +79,23 @@ class Jobs:
         with self._room_for(new.tasks_limit):
             made = await self._plan(new, caller)
             self._require_workers(made)
-            job_id = await self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
+            claim = self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
-                job = await self._ledger.create(replace(made, id=job_id))
+                job = await self._ledger.create(made, after=claim)
             except AlreadyExists:
-                return await self.get(f"jobs/{job_id}", caller)
+                return await self._of_first(new, made, caller)
         log.info("job_created", job=job.name, tasks=len(job.tasks), cached=sum(i.cached for i in job.control_images))
         return job
+
+    async def _of_first(self, new: NewJob, made: Job, caller: Caller) -> Job:
+        """The job of whoever had the request id first; made here if its gateway died before it could. AlreadyExists."""
+        job_id = await self._requests.job_of(new.request_id, new.content_digest, caller.tenant)
+        if job_id is None:
+            raise Unavailable("the request id is just being forgotten", retry_after_s=1.0)
+        try:
+            return await self._ledger.create(replace(made, id=job_id))
+        except AlreadyExists:
+            return await self.get(f"jobs/{job_id}", caller)
 
     async def create_each(self, news: Sequence[NewJob | FanlightError], caller: Caller) -> list[Job | FanlightError]:
         """Each for itself; what was refused already stays so."""
@@ -152,7 +163,12 @@ class Jobs:
     async def list(
         self, *, page_size: int, page_token: str, only: Only = EVERYTHING, caller: Caller = OPERATOR
     ) -> Page:
-        """Newest first; `page_size` 0 is the default one. A page may be short of jobs and yet not be the last."""
+        """Newest first; `page_size` 0 is the default one. A page may be short of jobs and yet not be the last.
+
+        InvalidField for a token that no page gave.
+        """
+        if page_token and not is_id(page_token):
+            raise InvalidField("is no token that a page gave", field="page_token")
         size = min(page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
         found: list[Job] = []
         looked, before = 0, page_token

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from services.gateway.app.records import JOBS
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job
-from services.gateway.ports import CaughtUp, Deleted, JobStore, Record
+from services.gateway.ports import CaughtUp, Deleted, JobStore, New, Record
 from services.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
 
 BUCKET = "jobs"
@@ -48,9 +48,9 @@ class Ledger:
         """Ids and end times of the ended jobs, those that ended first in front."""
         return sorted(((job_id, end) for job_id, (end, _) in self._ended.items()), key=lambda each: each[1])
 
-    async def create(self, job: Job) -> Job:
-        """Durable on return. AlreadyExists."""
-        record = await self._store.create(BUCKET, job.id, JOBS.encode(job))
+    async def create(self, job: Job, *, after: New | None = None) -> Job:
+        """Durable on return. AlreadyExists, also where the record is there that must come first."""
+        record = await self._store.create(BUCKET, job.id, JOBS.encode(job), after=after)
         self._apply(job, record.revision)
         return job
 

@@ -66,7 +66,9 @@ async def test_a_request_id_with_other_content_is_refused(fleet: Fleet) -> None:
 
 async def test_a_request_whose_gateway_died_before_the_job_was_made_gets_its_job(fleet: Fleet) -> None:
     new = generation(request_id="r")
-    await fleet.gateway.jobs._requests.claim("r", new.content_digest, "default", "0half")
+    claim = fleet.gateway.jobs._requests.claim("r", new.content_digest, "default", "0half")
+    assert claim is not None
+    await fleet.store.create(claim.bucket, claim.key, claim.value)
     job = await fleet.gateway.jobs.create(new)
     assert job.name == "jobs/0half"
     assert (await fleet.gateway.jobs.create(new)).name == job.name
@@ -241,3 +243,13 @@ async def test_an_annotation_is_a_job_too(fleet: Fleet, annotator: FleetWorker) 
 
 def test_a_picture_does_not_show_its_bytes() -> None:
     assert "PNG" not in repr(picture())
+
+
+async def test_a_page_token_that_no_page_gave_is_refused() -> None:
+    async with Fleet().running() as fleet:
+        for token in ("zzz", "jobs/1", "0" * 27):
+            with pytest.raises(InvalidField) as caught:
+                await fleet.gateway.jobs.list(page_size=0, page_token=token)
+            assert caught.value.field == "page_token"
+        with pytest.raises(InvalidField):
+            await fleet.gateway.dead_letters.page(before="zzz", limit=5)
