@@ -9,6 +9,7 @@ from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, Entry
 from services.diffusion.models.folders import checkpoint_entry
 from services.diffusion.models.library import Residency
+from services.diffusion.models.names import controlnet_aliases
 from services.diffusion.parse.pipelines import pipelines_of
 from services.diffusion.parse.sizes import size_step_px
 from services.diffusion.provenance import KINDS
@@ -42,11 +43,20 @@ def models_to_proto(
             family=catalogue.family_of(entry),
             residency=_RESIDENCIES[residency_of(entry)],
             sha256=digest_of(entry),
+            aliases=_aliases(entry.id, entry.reference, KINDS[type(entry)]),
         )
         if isinstance(entry, CheckpointEntry):
             _tell_checkpoint(model, entry, catalogue)
         models.append(model)
     return [*models, *(_remote(model, catalogue.default_id) for model in remote)]
+
+
+def _aliases(id_: str, reference: str, kind: str) -> list[str]:
+    """Its own id is among them, as case and ending do not matter to an alias."""
+    if id_ == "*":
+        return []
+    more = controlnet_aliases(id_) if kind == "controlnet" else []
+    return list(dict.fromkeys(filter(None, [id_, reference, *more])))
 
 
 def _remote(model: RemoteModel, default_id: str) -> _Model:
@@ -58,6 +68,7 @@ def _remote(model: RemoteModel, default_id: str) -> _Model:
         family=model.family,
         residency=_Model.RESIDENCY_DISK if model.is_held else _Model.RESIDENCY_REMOTE,
         is_default=model.kind == "checkpoint" and model.id == default_id,
+        aliases=_aliases(model.id, model.reference, model.kind),
     )
     if model.recipe is not None:
         likely = checkpoint_entry(Path(model.id), model.recipe, model.size_bytes)

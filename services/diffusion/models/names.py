@@ -12,6 +12,24 @@ _COMMON = frozenset({"pytorch_lora_weights", "diffusion_pytorch_model", "model",
 _KIND = re.compile(r"^(lora|vae|controlnet|embedding)[-_]")
 _MARKS = ("controlnet-", "controlnet_", "_sd15_", "_sd15s2_", "_sd21_", "_sd14_")
 # What a ControlNet's own name says in another way than its short id.
+# The ones that everybody has, by short id: author and repository, which is A1111's name for them too.
+_REPOSITORIES = {
+    "canny": "lllyasviel/control_v11p_sd15_canny",
+    "depth": "lllyasviel/control_v11f1p_sd15_depth",
+    "inpaint": "lllyasviel/control_v11p_sd15_inpaint",
+    "ip2p": "lllyasviel/control_v11e_sd15_ip2p",
+    "lineart": "lllyasviel/control_v11p_sd15_lineart",
+    "lineart_anime": "lllyasviel/control_v11p_sd15s2_lineart_anime",
+    "mlsd": "lllyasviel/control_v11p_sd15_mlsd",
+    "normal": "lllyasviel/control_v11p_sd15_normalbae",
+    "openpose": "lllyasviel/control_v11p_sd15_openpose",
+    "qr": "DionTimmer/controlnet_qrcode",
+    "scribble": "lllyasviel/control_v11p_sd15_scribble",
+    "seg": "lllyasviel/control_v11p_sd15_seg",
+    "shuffle": "lllyasviel/control_v11e_sd15_shuffle",
+    "softedge": "lllyasviel/control_v11p_sd15_softedge",
+    "tile": "lllyasviel/control_v11f1e_sd15_tile",
+}
 _CONTROLNETS = {"normalbae": "normal", "qrcode": "qr", "qr_code": "qr", "v1p_sd15_qrcode": "qr"}
 
 
@@ -34,6 +52,14 @@ def controlnet_id(name: str) -> str:
             short = rest
             break
     return _CONTROLNETS.get(short, short)
+
+
+def controlnet_aliases(short: str) -> list[str]:
+    """The other names of the ControlNet of that id, which `controlnet_id` understands."""
+    repository = _REPOSITORIES.get(short, "")
+    names = [repository, repository.rpartition("/")[2]] if repository else []
+    names += [name for name, meant in _CONTROLNETS.items() if meant == short]
+    return [*names, *(f"{name}_fp16" for name in names[1:])]
 
 
 def part_id(path: PurePath) -> str:

@@ -24,7 +24,7 @@ _TOKEN = re.compile(
     | (?P<break>\bBREAK\b)
     | (?P<and>\bAND\b)
     | (?P<open>[(\[])
-    | (?P<weight>:\s*(?P<number>[-+.,\d][^\s()\[\]\\:]*|)\s*\))
+    | (?P<weight>:\s*(?P<number>[-+.,\d][^\s()\[\]\\:]*|(?i:nan|inf|infinity)|)\s*\))
     | (?P<close>[)\]])
     | (?P<text>[^\\()\[\]:<BA]+|.)
     """,

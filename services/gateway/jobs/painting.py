@@ -1,7 +1,7 @@
 """How pictures are painted, beyond prompt, size and steps: values that the gateway checks and hands on. Pure."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 # The id under which a worker offers to fetch whatever a reference names.
@@ -58,6 +58,16 @@ def is_reference(name: str) -> bool:
 def loras_in(prompt: str) -> list[str]:
     """The LoRAs that a prompt names, in order."""
     return [name.strip() for name in _LORA.findall(prompt)]
+
+
+def with_loras_renamed(prompt: str, rename: Callable[[str], str]) -> str:
+    """The prompt with each LoRA called as `rename` says."""
+
+    def renamed(tag: re.Match[str]) -> str:
+        start, end = tag.start(1) - tag.start(), tag.end(1) - tag.start()
+        return tag[0][:start] + rename(tag[1].strip()) + tag[0][end:]
+
+    return _LORA.sub(renamed, prompt)
 
 
 def words_in(text: str, names: Iterable[str]) -> list[str]:

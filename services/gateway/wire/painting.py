@@ -5,7 +5,7 @@ from typing import Literal
 
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.jobs.painting import LoraUse, PaintOptions, loras_in, words_in
+from services.gateway.jobs.painting import LoraUse, PaintOptions, with_loras_renamed, words_in
 from services.gateway.jobs.workers import EMBEDDING, LORA, VAE, Catalog, Model
 from services.gateway.wire import fields
 from services.gateway.wire.catalog import model_of, models_for
@@ -27,7 +27,6 @@ Message = gateway_pb2.Generation | diffusion_pb2.GenerateRequest
 
 def options(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> PaintOptions:
     """InvalidField and NotFound name the field."""
-    check_prompt_loras(message, catalog, model)
     return PaintOptions(
         strength=_strength(message),
         resize=_one_of(message.resize, RESIZES, "resize"),
@@ -45,10 +44,9 @@ def options(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> 
     )
 
 
-def check_prompt_loras(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> None:
-    """NotFound where no worker offers a LoRA that a prompt names."""
-    for name in loras_in(message.prompt):
-        model_of(catalog, LORA, name, model, field="generation.prompt")
+def prompt_of(prompt: str, catalog: Catalog, model: Model) -> str:
+    """With LoRAs called by their ids. NotFound where no worker offers one that it names."""
+    return with_loras_renamed(prompt, lambda name: model_of(catalog, LORA, name, model, field="generation.prompt"))
 
 
 def fill(message: Message, value: PaintOptions) -> None:

@@ -76,6 +76,8 @@ def test_loras_are_taken_out_with_their_weights():
         ("(cat:1.2x)", 6, "not a weight"),
         ("(cat:)", 6, "not a weight"),
         ("(cat:1e99)", 6, "must be -10 to 10"),
+        ("(cat:nan)", 6, "must be -10 to 10"),
+        ("(cat: Inf )", 7, "must be -10 to 10"),
         ("(cat:11)", 6, "must be -10 to 10"),
         ("cat AND dog", 5, "lower case"),
         ("a [cat:dog:0.5]", 3, "not offered"),

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.models.catalogue import Catalogue
+from services.diffusion.models.names import controlnet_id
 from services.diffusion.remote import Fetch, Remote
 from services.diffusion.supply import Supply
 from services.diffusion.wire import models_to_proto
@@ -137,6 +138,19 @@ def test_all_14_controlnets_and_the_qr_one_are_offered_with_the_checkpoints_they
     assert "img2img" in offered["checkpoint", "sdxl"].pipelines
     assert offered["checkpoint", "sd15"].size_bytes < 2.5e9
     assert ("checkpoint", "starter") not in offered
+
+
+def test_each_controlnet_tells_its_other_names(supplied):
+    catalogue, _, supply = supplied(Fetch.CATALOG)
+    models = models_to_proto(catalogue, remote=supply.remote_models())
+    nets = {model.id: model.aliases for model in models if model.kind == "controlnet"}
+    assert {"lllyasviel/control_v11p_sd15_canny", "control_v11p_sd15_canny", "control_v11p_sd15_canny_fp16"} <= set(
+        nets["canny"]
+    )
+    assert "qr_code" in nets["qr"]
+    for short, aliases in nets.items():
+        assert short == "depth-f1p-ldm" or len(aliases) > 3
+        assert {controlnet_id(alias) for alias in aliases if not alias.startswith("controlnet-")} == {short}
 
 
 def test_what_the_store_holds_is_on_disk(supplied):

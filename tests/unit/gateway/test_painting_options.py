@@ -20,7 +20,7 @@ MODELS = (
     replace(STARTER, pipelines=PIPELINES),
     STARTER_CANNY,
     Model(id="inpaint", kind="controlnet", family="starter"),
-    Model(id="cyanotype", kind="lora", family="starter"),
+    Model(id="cyanotype", kind="lora", family="starter", aliases=("cyanotype", "blueprint")),
     Model(id="vivid", kind="vae", family="starter"),
     Model(id="mint", kind="embedding", family="starter"),
     Model(id="sd-lora", kind="lora", family="sd1"),
@@ -133,6 +133,18 @@ async def test_a_lora_named_in_the_prompt_is_needed_of_the_worker() -> None:
         await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
         assert await poor.lease() == []
         assert len(await rich.lease()) == 1
+
+
+async def test_a_lora_in_a_prompt_may_go_by_another_of_its_names() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        worker = fleet.worker("diffusion", models=MODELS)
+        await worker.come()
+        request = of_generation()
+        request.generation.prompt = "a <lora:CyanoType.safetensors:0.7> b <lora: blueprint >"
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
+        (task,) = await worker.lease()
+    assert tasks._leased(task).generate.prompt == "a <lora:cyanotype:0.7> b <lora:cyanotype>"
 
 
 async def test_an_embedding_named_in_a_prompt_is_needed_of_the_worker() -> None:
