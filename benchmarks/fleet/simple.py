@@ -1,7 +1,8 @@
 """Policies to compare with. They place a job when it comes, know all nodes, and pay nothing for asking.
 
 Their nodes are as good as Fanlight's own workers: they fetch while they paint, small models first, and run the first
-job that has all it needs; unless the options ask for plain ones.
+job that has all it needs. Plain ones, which the options ask for, do jobs in the order in which they came, and downloads
+too, but still fetch while they paint.
 """
 
 import random
@@ -80,7 +81,13 @@ class Pushed:
         return (len(self.queues[node.name]) + (node.running is not None)) * node.run_s
 
     def least_loaded(self, nodes: list[Node]) -> Node:
-        return min(nodes, key=lambda node: (self.load_s(node) + node.run_s, node.name))
+        queues, best, best_s = self.queues, None, float("inf")
+        for node in nodes:
+            finish_s = (len(queues[node.name]) + (node.running is not None) + 1) * node.run_s
+            if finish_s < best_s or (finish_s == best_s and best and node.name < best.name):
+                best, best_s = node, finish_s
+        assert best is not None
+        return best
 
 
 class Random(Pushed):
@@ -110,22 +117,27 @@ class Oracle(LeastLoaded):
 
 
 class AffinityWithSpill(Pushed):
-    """A node that has (or is fetching) all of it, else one that has the checkpoint; a long queue spills over to the
-    least loaded node of all.
+    """The least loaded node that has (or is fetching) the checkpoint; where more than `spill_s` of work waits at each
+    of them, the least loaded node of all. `with_loras`: rather one that has the LoRA too.
     """
 
     name = "affinity with spill"
-    spill_s = 30.0
+
+    def __init__(self, simulation: Simulation, seed: int, spill_s: float, *, with_loras: bool = False) -> None:
+        super().__init__(simulation, seed)
+        self.spill_s = spill_s
+        self.with_loras = with_loras
 
     def pick(self, job: Job) -> Node:
         nodes = list(self.live.values())
-        for models in (job.models, (job.checkpoint,)):
-            holders = [node for node in nodes if self._has(node, models)]
-            if holders:
-                best = self.least_loaded(holders)
+        holders = [node for node in nodes if self._has(node, job.checkpoint)]
+        complete = [node for node in holders if self._has(node, job.lora)] if job.lora and self.with_loras else []
+        for able in (complete, holders):
+            if able:
+                best = self.least_loaded(able)
                 if self.load_s(best) <= self.spill_s:
                     return best
         return self.least_loaded(nodes)
 
-    def _has(self, node: Node, models: tuple[str, ...]) -> bool:
-        return all(model in node.disk or model in node.fetching for model in models)
+    def _has(self, node: Node, model: str) -> bool:
+        return model in node.disk or model in node.fetching

@@ -123,6 +123,8 @@ class Node:
     # Grows with every change of what it holds.
     version: int = 0
     disk: dict[str, int] = field(default_factory=dict)
+    # Models that are on their way.
+    fetching: set[str] = field(default_factory=set)
     ram: list[str] = field(default_factory=list)
     running: Job | None = None
     # Models that must not be evicted.
@@ -137,19 +139,16 @@ class Node:
     def holds(self, job: Job) -> bool:
         return all(model in self.disk for model in job.models)
 
-    @property
-    def fetching(self) -> list[str]:
-        return [transfer.model for transfer in self._transfers]
-
     def left_bytes(self) -> float:
         self._move()
         return sum(transfer.left_bytes for transfer in self._transfers)
 
     def fetch(self, model: str) -> None:
-        if model in self.disk or any(transfer.model == model for transfer in self._transfers):
+        if model in self.disk or model in self.fetching:
             return
         self._move()
         size = size_of(model)
+        self.fetching.add(model)
         self._transfers.append(Transfer(model, size, size < GB))
         if not self.options.plain_workers:
             self._transfers.sort(key=lambda transfer: not transfer.is_small)
@@ -158,6 +157,7 @@ class Node:
     def drop_fetches(self, wanted: set[str]) -> None:
         self._move()
         self._transfers = [transfer for transfer in self._transfers if transfer.model in wanted]
+        self.fetching &= wanted
         self._schedule()
 
     def _move(self) -> None:
@@ -178,6 +178,7 @@ class Node:
             return
         self._move()
         transfer = self._transfers.pop(0)
+        self.fetching.discard(transfer.model)
         self.fetched_bytes += transfer.left_bytes
         self._store(transfer.model)
         self._schedule()
@@ -219,6 +220,7 @@ class Node:
         self.up = False
         self.running = None
         self._transfers = []
+        self.fetching.clear()
         self._turn += 1
         self.ram = []
 

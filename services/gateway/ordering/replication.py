@@ -34,8 +34,8 @@ DAY_S = 86_400.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     # Seconds lost that outweigh a second of downloading the last of very many copies; checkpoints and small models.
-    price: float = 7.0
-    small_price: float = 2.0
+    price: float = 12.0
+    small_price: float = 3.0
     # What is owed fades by half in this time.
     half_life_s: float = 1_800.0
     # A worker is gone for so much of the time.

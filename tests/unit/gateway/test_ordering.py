@@ -3,11 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from services.gateway.ordering.board import STICKY_LIMIT_S, Board
+from services.gateway.ordering.estimate import load_s
 from services.gateway.ordering.explain import Verdict, explain
 from services.gateway.ordering.plan import FETCHES_LIMIT
-from services.gateway.ordering.replication import Replication, Terms
-from services.gateway.ordering.tasks import Kind, Waiting
+from services.gateway.ordering.replication import REST_S, UNASKED_WORKERS_MIN, Replication, Terms
+from services.gateway.ordering.tasks import Kind, Waiting, WorkerView
 from tests.fakes.board import A, B, a_task, a_view, kind_of
 
 GB = 10**9
@@ -144,14 +147,70 @@ def test_a_day_of_fetching_ahead_is_bounded() -> None:
     assert board.fetches("empty") == []
 
 
-def test_nobody_fetches_what_nobody_asked_for_unless_that_is_wanted() -> None:
-    views = a_view("1", held=frozenset(), disk_bytes=100 * GB), a_view("2", held=frozenset(), disk_bytes=100 * GB)
-    assert got(board := a_board(*views), "1") == []
-    assert board.fetches("1") == []
-    board = a_board(*views, unasked_share=0.5)
-    assert got(board, "1") + got(board, "2") == []
-    found = [fetch.model for worker in ("1", "2") for fetch in board.fetches(worker)]
+def a_fleet(count: int) -> list[WorkerView]:
+    """Empty, with room; the later ones are slower."""
+    return [
+        a_view(str(i), held=frozenset(), disk_bytes=100 * GB, step_s=0.1 + 0.1 * i, link_bps=100e6)
+        for i in range(count)
+    ]
+
+
+def unasked_of(board: Board) -> dict[str, str]:
+    """What workers that ask are to fetch, and which."""
+    for worker in board.workers:
+        assert got(board, worker) == []
+    return {fetch.model: worker for worker in board.workers for fetch in board.fetches(worker)}
+
+
+def test_idle_workers_of_a_fleet_fetch_what_nobody_holds_once_and_the_slower_half_does_not() -> None:
+    found = unasked_of(a_board(*a_fleet(UNASKED_WORKERS_MIN)))
     assert sorted(found) == ["a", "b"]
+    assert all(int(worker) < UNASKED_WORKERS_MIN / 2 for worker in found.values())
+
+
+def test_a_few_workers_fetch_nothing_unasked() -> None:
+    assert unasked_of(a_board(*a_fleet(UNASKED_WORKERS_MIN - 1))) == {}
+
+
+def test_nothing_is_fetched_unasked_where_that_is_turned_off_or_the_disk_has_no_room_for_it() -> None:
+    fleet = a_fleet(UNASKED_WORKERS_MIN)
+    assert unasked_of(a_board(*fleet, unasked_share=0.0)) == {}
+    assert unasked_of(a_board(*(replace(view, disk_bytes=GB) for view in fleet))) == {}
+    assert unasked_of(a_board(*(replace(view, disk_bytes=0) for view in fleet))) == {}
+    assert unasked_of(a_board(*fleet, day_bytes=GB // 2)) == {}
+
+
+def test_a_checkpoint_that_many_hold_must_be_missed_more_to_be_fetched_once_more() -> None:
+    def copies_after(holders: int) -> int:
+        views = [a_view(f"h{i}", held=frozenset({"a"})) for i in range(holders)]
+        board = a_board(*views, a_view("empty", held=frozenset(), step_s=0.01), absence=0.0)
+        for i in range(40):
+            add(board, a_task(str(i), rank_s=i), now_s=i * REST_S)
+            assert len(got(board, f"h{i % holders}", now_s=i * REST_S)) <= 1
+            board.ended((str(i), 1), i * REST_S)
+            if board.fetches("empty"):
+                return i
+        return 40
+
+    assert copies_after(1) < copies_after(12)
+
+
+def test_a_worker_that_must_load_a_checkpoint_is_passed_over_for_one_that_has_it_ready() -> None:
+    cold = a_view("cold", held=frozenset({"a"}), step_s=0.10)
+    warm = a_view("warm", held=frozenset({"a"}), vram=frozenset({"a"}), step_s=0.15)
+    board = a_board(cold, warm)
+    add(board, a_task("1"))
+    post = board.planned_at(("1", 1))
+    assert post is not None
+    assert post.view.id == "warm"
+
+
+def test_tasks_of_a_checkpoint_are_planned_together_and_only_the_first_pays_for_loading() -> None:
+    board = a_board(a_view(held=frozenset({"a"})))
+    add(board, a_task("1"), a_task("2", rank_s=1.0))
+    post = board.planned_at(("2", 1))
+    assert post is not None
+    assert post.wait_s(0.0) == pytest.approx(2 * 20 * post.view.step_s + load_s(post, "a"))
 
 
 def test_a_worker_keeps_to_the_checkpoint_on_its_device_until_another_has_waited_too_long() -> None:
