@@ -64,9 +64,12 @@ def _rates(text: str) -> list[float]:
 
 
 def _rate(text: str) -> float:
-    rate = float(text)
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
     if not math.isfinite(rate) or rate <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no rate above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0; several have commas between them")
     return rate
 
 

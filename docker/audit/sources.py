@@ -60,12 +60,12 @@ def _from_layout(name: str, rest: str, platform: str, known: Known) -> Image:
     try:
         index = json.loads((root / "index.json").read_text())
     except (OSError, ValueError) as error:
-        raise AuditError(f"{root} is no OCI layout: its index.json cannot be read") from error
+        raise AuditError("it is no OCI layout: its index.json cannot be read") from error
     found = list(tagged(index, tag))
     # A layout may hold an image of several platforms without an index of its own.
     found = (len(found) > 1 and for_platform(found, platform)) or found
     if len(found) != 1:
-        raise AuditError(f"{root} has {len(found)} images{f' tagged {tag!r}' if tag else ''}; name one as oci:DIR:TAG")
+        raise AuditError(f"it has {len(found)} images{f' tagged {tag!r}' if tag else ''}; name one as oci:DIR:TAG")
     return read_image(name, Layout(root), found[0], platform, known)
 
 
@@ -82,10 +82,17 @@ def _from_archive(name: str, rest: str) -> Image:
                 for layer, diff_id, command in zip(layers, diff_ids, commands(config, len(layers)), strict=True)
             ]
     except FileNotFoundError as error:
-        raise AuditError(f"{path} does not exist") from error
+        raise AuditError("there is no such file") from error
     except (tarfile.TarError, EOFError, OSError, KeyError, AttributeError, TypeError, ValueError, zlib.error) as error:
-        raise AuditError(f"{path} is no whole docker archive: {error}") from error
+        raise AuditError(f"it is no whole docker archive: {_reason(error)}") from error
     return Image(name=name, digest=f"sha256:{Path(manifest['Config']).stem}", layers=tuple(made))
+
+
+def _reason(error: Exception) -> str:
+    """In a line: tarfile tells of each way in which it tried."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    return "it is no tar" if len(lines := str(error).splitlines()) > 1 else "".join(lines) or type(error).__name__
 
 
 def _one_of(manifests: list[dict[str, Any]], tag: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from audit.model import AuditError
 
 CHUNK = 1 << 20
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-# What zlib makes of a layer at this level is what the gzip of skopeo, podman and docker makes of it, within a hundredth.
+# At this level zlib makes of a layer what the gzip of skopeo, podman and docker makes of it, within a hundredth.
 GZIP_LEVEL = 3
 ALGORITHMS = ("sha256", "sha512")
 # The widest window that zstd can pack with.

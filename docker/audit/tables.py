@@ -10,7 +10,14 @@ Rows = Sequence[Sequence[str]]
 
 
 def megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:,.1f} MB"
+    """In a smaller unit where that would say nothing."""
+    if abs(size_bytes) >= 100_000:
+        return f"{size_bytes / 1e6:,.1f} MB"
+    return f"{size_bytes / 1e3:,.1f} kB" if abs(size_bytes) >= 1000 else f"{size_bytes} B"
+
+
+def _difference_of(size_bytes: int) -> str:
+    return f"{'+' if size_bytes > 0 else ''}{megabytes(size_bytes)}"
 
 
 def sections(report: dict[str, Any]) -> Iterator[tuple[str, Sequence[str], Rows]]:
@@ -83,10 +90,8 @@ def _findings(image: dict[str, Any]) -> Rows:
 
 
 def _difference(against: dict[str, Any]) -> Rows:
-    head = [(f"{against['compressed_bytes'] / 1e6:+,.1f} MB", "compressed, all in all", "")]
-    return head + [
-        (f"{row['bytes'] / 1e6:+,.1f} MB", row["why"], row["path"]) for row in against["paths"][:FINDINGS_SHOWN]
-    ]
+    head = [(_difference_of(against["compressed_bytes"]), "compressed, all in all", "")]
+    return head + [(_difference_of(row["bytes"]), row["why"], row["path"]) for row in against["paths"][:FINDINGS_SHOWN]]
 
 
 def as_table(report: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audit.tables import megabytes
+from audit.tables import Rows, megabytes, sections
 
 WIDTH, HEIGHT = 1200.0, 640.0
 COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#e15759")
@@ -39,20 +39,23 @@ class Box:
 
 
 def as_html(report: dict[str, Any]) -> str:
-    body = "\n".join(part for image in report["images"] for part in _image(image))
-    return PAGE.format(width=int(WIDTH), height=int(HEIGHT), body=body)
+    parts = [part for image in report["images"] for part in _map(image)]
+    parts += [part for title, head, rows in sections(report) for part in _table(title, head, rows)]
+    return PAGE.format(width=int(WIDTH), height=int(HEIGHT), body="\n".join(parts))
 
 
-def _image(image: dict[str, Any]) -> Iterator[str]:
+def _map(image: dict[str, Any]) -> Iterator[str]:
     yield f"<h2>{html.escape(image['name'])}</h2>"
     yield f"<p>{megabytes(image['compressed_bytes'])} compressed, {megabytes(image['rootfs_bytes'])} unpacked</p>"
     yield '<div class="map">'
     yield from _boxes(image["paths"], "", Box(0, 0, WIDTH, HEIGHT), 1, COLOURS[0])
     yield "</div>"
-    yield "<table><tr><th>bytes<th>kind<th>path<th>why"
-    for each in image["findings"][:100]:
-        cells = (megabytes(each["bytes"]), each["kind"], each["path"], each["why"])
-        yield "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells)
+
+
+def _table(title: str, head: Sequence[str], rows: Rows) -> Iterator[str]:
+    yield f"<h3>{html.escape(title)}</h3>"
+    yield "<table><tr>" + "".join(f"<th>{html.escape(cell)}" for cell in head)
+    yield from ("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
     yield "</table>"
 
 
