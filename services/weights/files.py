@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from services.kernel.errors import NodeFault
 from services.weights.errors import DiskFull
 from services.weights.manifest import TensorTable
 from services.weights.tensors import LENGTH_BYTES, header_length, parse_header
@@ -86,7 +87,7 @@ def disk_errors(what: str) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if "full" in str(error):
             raise DiskFull(f"the disk is full while fetching {what}") from error
-        raise
+        raise NodeFault(f"{what}: the store's index cannot be written ({error}); is the disk full?") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"the disk is full while fetching {what}") from error

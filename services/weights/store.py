@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,7 @@ class WeightStore:
             try:
                 yield cls(settings, objects, tools, catalog)
             finally:
-                await traffic.flush()
+                await _flushed(traffic)
                 await web.close()
 
     @property
@@ -213,6 +214,14 @@ class WeightStore:
     async def run(self, work: Callable[..., Any], *args: Any) -> Any:
         """Blocking work on the objects, off the event loop."""
         return await self._tools.run(work, *args)
+
+
+async def _flushed(traffic: Traffic) -> None:
+    """On a disk that is full the count is lost, and not the error that says so."""
+    try:
+        await traffic.flush()
+    except sqlite3.Error as error:
+        log.warning("weights_traffic_lost", why=str(error))
 
 
 async def _gather(works: Iterable[Coroutine[Any, Any, Placed]]) -> list[Placed]:

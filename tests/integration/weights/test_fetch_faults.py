@@ -4,11 +4,12 @@ import asyncio
 import errno
 import hashlib
 import json
+import sqlite3
 from dataclasses import replace
 
 import pytest
 
-from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
+from services.kernel.errors import FailedPrecondition, FanlightError, NodeFault, NotFound
 from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, TokenRefused, WrongBytes
 from services.weights.manifest import ChunkDigests, Manifest, WeightFile
 from services.weights.store import WeightStore
@@ -288,6 +289,20 @@ async def test_a_days_cap_stops_the_download_and_the_next_day_goes_on(server, se
         fetched = await _fetch(store, url, _sha(body))
     assert fetched.path.read_bytes() == body
     assert fetched.downloaded_bytes <= len(body) - 1_900_000
+
+
+@pytest.mark.parametrize("said", ["database or disk is full", "disk I/O error"])
+async def test_an_index_on_a_full_disk_is_an_error_that_names_the_reference(server, settings, body, monkeypatch, said):
+    from services.weights.index import Index
+
+    def fail(*_):
+        raise sqlite3.OperationalError(said)
+
+    url = server.put(PATH, body)
+    monkeypatch.setattr(Index, "add_traffic", fail)
+    with pytest.raises((NodeFault, DiskFull), match=r"m\.bin"):
+        async with WeightStore.open(settings()) as store:
+            await _fetch(store, url)
 
 
 async def test_a_disk_without_room_is_said_before_the_download(server, settings, body, monkeypatch):
