@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanlight.channel import target_of
+from services.kernel.invalid import in_our_words
 
 PREFIX = "FANLIGHT_"
 # Each service refuses what it does not know under its own prefix and leaves the others' alone.
@@ -109,7 +110,8 @@ def _explain(kind: type[BaseSettings], error: ValidationError) -> Iterator[str]:
     prefix = kind.model_config.get("env_prefix", "")
     for problem in error.errors(include_url=False, include_input=False):
         name = ".".join(str(part) for part in problem["loc"])
-        yield f"{prefix}{name.upper()}: {problem['msg']}" if name else problem["msg"]
+        words = in_our_words(problem)
+        yield f"{prefix}{name.upper()}: {words}" if name else words
 
 
 def names_of(kind: type[BaseSettings]) -> set[str]:

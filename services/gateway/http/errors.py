@@ -2,7 +2,6 @@
 
 import math
 import uuid
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.kernel.errors import FanlightError, InvalidField, Unauthenticated
+from services.kernel.invalid import in_our_words
 from services.kernel.logs import get_logger
 from services.kernel.wire_errors import http_status, to_body
 
@@ -75,26 +75,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """A parameter of the path, the query or the headers that cannot be read."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return answer(InvalidField(_in_our_words(first), field=".".join(str(part) for part in first["loc"][1:])))
-
-
-def _in_our_words(error: Any) -> str:
-    """What pydantic found."""
-    kind, limits = str(error["type"]), error.get("ctx", {})
-    if kind == "greater_than_equal":
-        return f"must be at least {limits['ge']:g}"
-    if kind == "less_than_equal":
-        return f"must be at most {limits['le']:g}"
-    if kind.startswith(("datetime", "timezone")):
-        return "must be a time such as 2026-01-31T12:00:00Z"
-    kinds = {
-        "missing": "is missing",
-        "int_parsing": "must be a whole number",
-        "int_from_float": "must be a whole number",
-        "float_parsing": "must be a number",
-        "bool_parsing": "must be true or false",
-    }
-    return kinds.get(kind, "cannot be read")
+    return answer(InvalidField(in_our_words(first), field=".".join(str(part) for part in first["loc"][1:])))
 
 
 async def _of_router(request: Request, error: Exception) -> Response:

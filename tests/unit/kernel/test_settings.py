@@ -31,6 +31,24 @@ def test_a_wrong_setting_is_named(monkeypatch, name, value):
         load(OwnSettings)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("FANLIGHT_DRAIN_GRACE_S", "soon", "must be a number"),
+        ("FANLIGHT_DRAIN_GRACE_S", "-1", "must be at least 0"),
+        ("FANLIGHT_MAX_MESSAGE_BYTES", "5", "must be at least 1048576"),
+        ("FANLIGHT_LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
+    ],
+)
+def test_a_wrong_setting_says_what_would_be_right(monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError) as caught:
+        load(CommonSettings)
+
+    assert str(caught.value) == f"{name}: {words}"
+
+
 @pytest.mark.parametrize("name", ["FANLIGHT_GATEWAY_LEASE_TLL_S", "FANLIGHT_LOGLEVEL"])
 def test_an_unknown_setting_is_an_error(name):
     with pytest.raises(SettingsError, match=name):
