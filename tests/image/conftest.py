@@ -44,8 +44,8 @@ def require_image():
 
 
 class Container:
-    def __init__(self, image, *options):
-        self.id = podman("run", "--detach", *LOCKED, *TOKENS, *options, image).stdout.strip()
+    def __init__(self, image, *options, command=()):
+        self.id = podman("run", "--detach", *LOCKED, *TOKENS, *options, image, *command).stdout.strip()
 
     def exec(self, *command, check=True):
         return podman("exec", self.id, *command, check=check)
@@ -77,12 +77,12 @@ class Container:
 def run(require_image):
     started, volumes = [], []
 
-    def start(name, *options, volume=""):
+    def start(name, *options, volume="", command=()):
         image = require_image(name)
         if volume:
             volumes.append(f"fanlight-test-{uuid.uuid4().hex}")
             options = (*options, "--volume", f"{volumes[-1]}:{volume}")
-        started.append(Container(image, *options))
+        started.append(Container(image, *options, command=command))
         return started[-1]
 
     yield start

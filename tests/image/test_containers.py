@@ -1,14 +1,21 @@
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
+import grpc
 import pytest
 
-from tests.image.conftest import PATIENCE_S, ROOT
+from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
+from tests.image.conftest import PATIENCE_S, ROOT, podman
 
 IMAGES = ("gateway", "preprocessor", "preprocessor-neural", "diffusion")
 VOLUMES = {"gateway": "/data"}
+# Python says where it takes each module from; the image's own entry point is the rest.
+VERBOSE = ("--entrypoint", json.dumps(["python3", "-v", "-P", "/opt/fanlight/entry.py"]))
+COMPILED_NOW = re.compile(r"^# code object from '(.*\.py)'", re.MULTILINE)
 LISTENERS = "import re; print(re.findall(r': 0{32}:([0-9A-F]{4}) ', open('/proc/net/tcp6').read()))"
 
 
@@ -26,6 +33,28 @@ def test_a_container_serves_as_nobody_on_a_read_only_root_and_ends_on_sigterm(ru
 def test_a_container_that_is_stopped_while_it_starts_needs_no_kill(run, name):
     container = run(name, volume=VOLUMES.get(name, "/weights"))
     assert container.stop() in (0, 143), container.logs()
+
+
+@pytest.mark.parametrize("name", ["gateway", "preprocessor", "preprocessor-neural"])
+def test_nothing_is_compiled_when_a_container_starts(run, name):
+    container = run(name, *VERBOSE, volume=VOLUMES.get(name, "/weights"), command=[name.removesuffix("-neural")])
+    container.wait_until_healthy()
+    assert COMPILED_NOW.findall(container.logs()) == []
+
+
+def test_a_first_picture_is_painted_and_nothing_is_compiled_for_it(run):
+    options = (*VERBOSE, "--publish", "127.0.0.1::50053")
+    container = run("diffusion:starter", *options, volume="/weights", command=["diffusion"])
+    container.wait_until_healthy()
+    address = podman("port", container.id, "50053/tcp").stdout.strip()
+    request = diffusion_pb2.GenerateRequest(prompt="a red apple", seed=1, steps=2)
+    bearer = (("authorization", "bearer client"),)
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        answers = diffusion_pb2_grpc.DiffusionServiceStub(channel).Generate(
+            request, metadata=bearer, timeout=PATIENCE_S
+        )
+        assert any(answer.WhichOneof("event") == "image" for answer in answers)
+    assert COMPILED_NOW.findall(container.logs()) == []
 
 
 def test_services_listen_on_ipv6_and_ipv4(run):
