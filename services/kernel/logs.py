@@ -3,7 +3,11 @@
 import logging
 import sys
 
-import structlog
+from services.kernel.without import without
+
+# With rich its import takes more than twice as long, for tracebacks that nobody prints here.
+with without("rich"):
+    import structlog
 
 # Without local variables, which hold prompts, image bytes and tokens.
 _TRACEBACKS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)

@@ -8,9 +8,8 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from socket import SO_RCVBUF, SOL_SOCKET
 
-import httpx
-
 from services.kernel.errors import FanlightError, NotFound
+from services.kernel.without import without
 from services.weights.chunks import Span
 from services.weights.errors import (
     NoRanges,
@@ -22,6 +21,10 @@ from services.weights.errors import (
     Transient,
     Unreachable,
 )
+
+# With click it takes its own command line along, and rich and pygments for that.
+with without("click"):
+    import httpx
 
 MAX_REDIRECTS = 6
 MAX_PROBED = 256

@@ -20,7 +20,7 @@ def shuffle(picture: Pixels, *, f: int, seed: int) -> Pixels:
     return cv2.remap(picture, from_x.astype(np.float32), from_y.astype(np.float32), cv2.INTER_LINEAR)
 
 
-def _smooth_noise(random: np.random.RandomState, height: int, width: int, cell_px: int) -> MatLike:
+def _smooth_noise(random: "np.random.RandomState", height: int, width: int, cell_px: int) -> MatLike:
     """Noise (H, W) float64, 0 to 1: a random value every `cell_px` pixels, cubic between them. 0 if all are equal."""
     coarse = random.uniform(low=0, high=1, size=(height // cell_px + 2, width // cell_px + 2, 1))
     fine = cv2.resize(coarse, (width + 2 * cell_px, height + 2 * cell_px), interpolation=cv2.INTER_CUBIC)
