@@ -78,6 +78,9 @@ class Control:
     # Parts of the steps, 0 <= start < end <= 1.
     start: float = 0.0
     end: float = 1.0
+    # Which annotator made the image, and with what parameters, as JSON; empty where nobody told.
+    annotator: str = ""
+    annotator_parameters: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,8 +62,8 @@ def _control(generation: Generation, number: int, net: str) -> str:
     control = generation.controls[number]
     mode = "ControlNet is more important" if generation.guess_mode else "Balanced"
     return (
-        f"Module: none, Model: {net}, Weight: {control.scale:g}, Guidance Start: {control.start:g},"
-        f" Guidance End: {control.end:g}, Control Mode: {mode}"
+        f"Module: {control.annotator or 'none'}, Model: {net}, Weight: {control.scale:g},"
+        f" Guidance Start: {control.start:g}, Guidance End: {control.end:g}, Control Mode: {mode}"
     )
 
 

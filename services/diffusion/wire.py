@@ -1,5 +1,6 @@
 """What this service tells about its models and finished pictures, as protobuf messages."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -135,6 +136,13 @@ def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:
 
 
 def _control(control: Control) -> diffusion_pb2.Control:
-    return diffusion_pb2.Control(
-        controlnet=control.controlnet.id, scale=control.scale, start=control.start, end=control.end
+    told = diffusion_pb2.Control(
+        controlnet=control.controlnet.id,
+        scale=control.scale,
+        start=control.start,
+        end=control.end,
+        annotator=control.annotator,
     )
+    if control.annotator_parameters:
+        told.annotator_parameters.update(json.loads(control.annotator_parameters))
+    return told

@@ -23,41 +23,42 @@ _sym_db = _symbol_database.Default()
 
 
 from fanlight.common.v1 import common_pb2 as fanlight_dot_common_dot_v1_dot_common__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fanlight/diffusion/v1/diffusion.proto\x12\x15\x66\x61nlight.diffusion.v1\x1a\x1f\x66\x61nlight/common/v1/common.proto\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.fanlight.diffusion.v1.Model\"\xa1\x03\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\x39\n\tresidency\x18\x04 \x01(\x0e\x32&.fanlight.diffusion.v1.Model.Residency\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07licence\x18\x06 \x01(\t\x12\x11\n\tpipelines\x18\x07 \x03(\t\x12\x10\n\x08width_px\x18\x08 \x01(\r\x12\x11\n\theight_px\x18\t \x01(\r\x12\x14\n\x0csize_step_px\x18\n \x01(\r\x12\x0e\n\x06\x66\x61mily\x18\x0b \x01(\t\x12\x12\n\nschedulers\x18\x0c \x03(\t\x12\x0e\n\x06sha256\x18\r \x01(\t\x12\x0f\n\x07\x61liases\x18\x0e \x03(\t\"w\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10RESIDENCY_REMOTE\x10\x01\x12\x12\n\x0eRESIDENCY_DISK\x10\x02\x12\x11\n\rRESIDENCY_RAM\x10\x03\x12\x12\n\x0eRESIDENCY_VRAM\x10\x04\"\xed\x05\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x04 \x01(\t\x12\x10\n\x08width_px\x18\x05 \x01(\r\x12\x11\n\theight_px\x18\x06 \x01(\r\x12\x12\n\x05steps\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tscheduler\x18\t \x01(\t\x12\x11\n\x04seed\x18\n \x01(\x04H\x02\x88\x01\x01\x12\x30\n\x08\x63ontrols\x18\x0b \x03(\x0b\x32\x1e.fanlight.diffusion.v1.Control\x12\x1b\n\x13preview_every_steps\x18\x0c \x01(\r\x12*\n\x05image\x18\r \x01(\x0b\x32\x1b.fanlight.common.v1.Picture\x12)\n\x04mask\x18\x0e \x01(\x0b\x32\x1b.fanlight.common.v1.Picture\x12\x15\n\x08strength\x18\x0f \x01(\x01H\x03\x88\x01\x01\x12\x0e\n\x06resize\x18\x10 \x01(\t\x12\x12\n\nguess_mode\x18\x11 \x01(\x08\x12-\n\x05loras\x18\x12 \x03(\x0b\x32\x1e.fanlight.diffusion.v1.LoraUse\x12\x0b\n\x03vae\x18\x13 \x01(\t\x12\x12\n\nembeddings\x18\x14 \x03(\t\x12\x16\n\tclip_skip\x18\x15 \x01(\rH\x04\x88\x01\x01\x12\x16\n\x0enoise_schedule\x18\x16 \x01(\t\x12\x10\n\x03\x65ta\x18\x17 \x01(\x01H\x05\x88\x01\x01\x12\x0e\n\x06\x66ormat\x18\x18 \x01(\t\x12\x14\n\x07quality\x18\x19 \x01(\rH\x06\x88\x01\x01\x12\x16\n\x0esafety_checker\x18\x1a \x01(\t\x12\x0e\n\x06strict\x18\x1b \x01(\x08\x42\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x07\n\x05_seedB\x0b\n\t_strengthB\x0c\n\n_clip_skipB\x06\n\x04_etaB\n\n\x08_quality\"r\n\x07LoraUse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13text_encoder_weight\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_weightB\x16\n\x14_text_encoder_weight\"\x9f\x01\n\x07\x43ontrol\x12\x12\n\ncontrolnet\x18\x01 \x01(\t\x12*\n\x05image\x18\x02 \x01(\x0b\x32\x1b.fanlight.common.v1.Picture\x12\x12\n\x05scale\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x03\x65nd\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x06\n\x04_end\"\xbc\x02\n\x10GenerateResponse\x12/\n\x06queued\x18\x01 \x01(\x0b\x32\x1d.fanlight.diffusion.v1.QueuedH\x00\x12+\n\x04step\x18\x02 \x01(\x0b\x32\x1b.fanlight.diffusion.v1.StepH\x00\x12\x31\n\x07preview\x18\x03 \x01(\x0b\x32\x1e.fanlight.diffusion.v1.PreviewH\x00\x12-\n\x05image\x18\x04 \x01(\x0b\x32\x1c.fanlight.diffusion.v1.ImageH\x00\x12+\n\x04\x64one\x18\x05 \x01(\x0b\x32\x1b.fanlight.diffusion.v1.DoneH\x00\x12\x32\n\x05\x66\x65tch\x18\x06 \x01(\x0b\x32!.fanlight.common.v1.FetchProgressH\x00\x42\x07\n\x05\x65vent\"\x17\n\x06Queued\x12\r\n\x05\x61head\x18\x01 \x01(\r\"#\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\":\n\x07Preview\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x12\n\nmedia_type\x18\x03 \x01(\t\"\x91\x01\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x10\n\x08width_px\x18\x04 \x01(\r\x12\x11\n\theight_px\x18\x05 \x01(\r\x12\x11\n\x04nsfw\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0fprovenance_json\x18\x07 \x01(\tB\x07\n\x05_nsfw\"j\n\x04\x44one\x12\'\n\x05spans\x18\x01 \x03(\x0b\x32\x18.fanlight.common.v1.Span\x12\x39\n\teffective\x18\x02 \x01(\x0b\x32&.fanlight.diffusion.v1.GenerateRequest2\xd4\x01\n\x10\x44iffusionService\x12\x61\n\nListModels\x12(.fanlight.diffusion.v1.ListModelsRequest\x1a).fanlight.diffusion.v1.ListModelsResponse\x12]\n\x08Generate\x12&.fanlight.diffusion.v1.GenerateRequest\x1a\'.fanlight.diffusion.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fanlight/diffusion/v1/diffusion.proto\x12\x15\x66\x61nlight.diffusion.v1\x1a\x1f\x66\x61nlight/common/v1/common.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.fanlight.diffusion.v1.Model\"\xa1\x03\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\x39\n\tresidency\x18\x04 \x01(\x0e\x32&.fanlight.diffusion.v1.Model.Residency\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07licence\x18\x06 \x01(\t\x12\x11\n\tpipelines\x18\x07 \x03(\t\x12\x10\n\x08width_px\x18\x08 \x01(\r\x12\x11\n\theight_px\x18\t \x01(\r\x12\x14\n\x0csize_step_px\x18\n \x01(\r\x12\x0e\n\x06\x66\x61mily\x18\x0b \x01(\t\x12\x12\n\nschedulers\x18\x0c \x03(\t\x12\x0e\n\x06sha256\x18\r \x01(\t\x12\x0f\n\x07\x61liases\x18\x0e \x03(\t\"w\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10RESIDENCY_REMOTE\x10\x01\x12\x12\n\x0eRESIDENCY_DISK\x10\x02\x12\x11\n\rRESIDENCY_RAM\x10\x03\x12\x12\n\x0eRESIDENCY_VRAM\x10\x04\"\xed\x05\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x04 \x01(\t\x12\x10\n\x08width_px\x18\x05 \x01(\r\x12\x11\n\theight_px\x18\x06 \x01(\r\x12\x12\n\x05steps\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tscheduler\x18\t \x01(\t\x12\x11\n\x04seed\x18\n \x01(\x04H\x02\x88\x01\x01\x12\x30\n\x08\x63ontrols\x18\x0b \x03(\x0b\x32\x1e.fanlight.diffusion.v1.Control\x12\x1b\n\x13preview_every_steps\x18\x0c \x01(\r\x12*\n\x05image\x18\r \x01(\x0b\x32\x1b.fanlight.common.v1.Picture\x12)\n\x04mask\x18\x0e \x01(\x0b\x32\x1b.fanlight.common.v1.Picture\x12\x15\n\x08strength\x18\x0f \x01(\x01H\x03\x88\x01\x01\x12\x0e\n\x06resize\x18\x10 \x01(\t\x12\x12\n\nguess_mode\x18\x11 \x01(\x08\x12-\n\x05loras\x18\x12 \x03(\x0b\x32\x1e.fanlight.diffusion.v1.LoraUse\x12\x0b\n\x03vae\x18\x13 \x01(\t\x12\x12\n\nembeddings\x18\x14 \x03(\t\x12\x16\n\tclip_skip\x18\x15 \x01(\rH\x04\x88\x01\x01\x12\x16\n\x0enoise_schedule\x18\x16 \x01(\t\x12\x10\n\x03\x65ta\x18\x17 \x01(\x01H\x05\x88\x01\x01\x12\x0e\n\x06\x66ormat\x18\x18 \x01(\t\x12\x14\n\x07quality\x18\x19 \x01(\rH\x06\x88\x01\x01\x12\x16\n\x0esafety_checker\x18\x1a \x01(\t\x12\x0e\n\x06strict\x18\x1b \x01(\x08\x42\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x07\n\x05_seedB\x0b\n\t_strengthB\x0c\n\n_clip_skipB\x06\n\x04_etaB\n\n\x08_quality\"r\n\x07LoraUse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13text_encoder_weight\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_weightB\x16\n\x14_text_encoder_weight\"\xe9\x01\n\x07\x43ontrol\x12\x12\n\ncontrolnet\x18\x01 \x01(\t\x12*\n\x05image\x18\x02 \x01(\x0b\x32\x1b.fanlight.common.v1.Picture\x12\x12\n\x05scale\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x03\x65nd\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\tannotator\x18\x06 \x01(\t\x12\x35\n\x14\x61nnotator_parameters\x18\x07 \x01(\x0b\x32\x17.google.protobuf.StructB\x08\n\x06_scaleB\x08\n\x06_startB\x06\n\x04_end\"\xbc\x02\n\x10GenerateResponse\x12/\n\x06queued\x18\x01 \x01(\x0b\x32\x1d.fanlight.diffusion.v1.QueuedH\x00\x12+\n\x04step\x18\x02 \x01(\x0b\x32\x1b.fanlight.diffusion.v1.StepH\x00\x12\x31\n\x07preview\x18\x03 \x01(\x0b\x32\x1e.fanlight.diffusion.v1.PreviewH\x00\x12-\n\x05image\x18\x04 \x01(\x0b\x32\x1c.fanlight.diffusion.v1.ImageH\x00\x12+\n\x04\x64one\x18\x05 \x01(\x0b\x32\x1b.fanlight.diffusion.v1.DoneH\x00\x12\x32\n\x05\x66\x65tch\x18\x06 \x01(\x0b\x32!.fanlight.common.v1.FetchProgressH\x00\x42\x07\n\x05\x65vent\"\x17\n\x06Queued\x12\r\n\x05\x61head\x18\x01 \x01(\r\"#\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\":\n\x07Preview\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x12\n\nmedia_type\x18\x03 \x01(\t\"\x91\x01\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x10\n\x08width_px\x18\x04 \x01(\r\x12\x11\n\theight_px\x18\x05 \x01(\r\x12\x11\n\x04nsfw\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0fprovenance_json\x18\x07 \x01(\tB\x07\n\x05_nsfw\"j\n\x04\x44one\x12\'\n\x05spans\x18\x01 \x03(\x0b\x32\x18.fanlight.common.v1.Span\x12\x39\n\teffective\x18\x02 \x01(\x0b\x32&.fanlight.diffusion.v1.GenerateRequest2\xd4\x01\n\x10\x44iffusionService\x12\x61\n\nListModels\x12(.fanlight.diffusion.v1.ListModelsRequest\x1a).fanlight.diffusion.v1.ListModelsResponse\x12]\n\x08Generate\x12&.fanlight.diffusion.v1.GenerateRequest\x1a\'.fanlight.diffusion.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fanlight.diffusion.v1.diffusion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTMODELSREQUEST']._serialized_start=97
-  _globals['_LISTMODELSREQUEST']._serialized_end=116
-  _globals['_LISTMODELSRESPONSE']._serialized_start=118
-  _globals['_LISTMODELSRESPONSE']._serialized_end=184
-  _globals['_MODEL']._serialized_start=187
-  _globals['_MODEL']._serialized_end=604
-  _globals['_MODEL_RESIDENCY']._serialized_start=485
-  _globals['_MODEL_RESIDENCY']._serialized_end=604
-  _globals['_GENERATEREQUEST']._serialized_start=607
-  _globals['_GENERATEREQUEST']._serialized_end=1356
-  _globals['_LORAUSE']._serialized_start=1358
-  _globals['_LORAUSE']._serialized_end=1472
-  _globals['_CONTROL']._serialized_start=1475
-  _globals['_CONTROL']._serialized_end=1634
-  _globals['_GENERATERESPONSE']._serialized_start=1637
-  _globals['_GENERATERESPONSE']._serialized_end=1953
-  _globals['_QUEUED']._serialized_start=1955
-  _globals['_QUEUED']._serialized_end=1978
-  _globals['_STEP']._serialized_start=1980
-  _globals['_STEP']._serialized_end=2015
-  _globals['_PREVIEW']._serialized_start=2017
-  _globals['_PREVIEW']._serialized_end=2075
-  _globals['_IMAGE']._serialized_start=2078
-  _globals['_IMAGE']._serialized_end=2223
-  _globals['_DONE']._serialized_start=2225
-  _globals['_DONE']._serialized_end=2331
-  _globals['_DIFFUSIONSERVICE']._serialized_start=2334
-  _globals['_DIFFUSIONSERVICE']._serialized_end=2546
+  _globals['_LISTMODELSREQUEST']._serialized_start=127
+  _globals['_LISTMODELSREQUEST']._serialized_end=146
+  _globals['_LISTMODELSRESPONSE']._serialized_start=148
+  _globals['_LISTMODELSRESPONSE']._serialized_end=214
+  _globals['_MODEL']._serialized_start=217
+  _globals['_MODEL']._serialized_end=634
+  _globals['_MODEL_RESIDENCY']._serialized_start=515
+  _globals['_MODEL_RESIDENCY']._serialized_end=634
+  _globals['_GENERATEREQUEST']._serialized_start=637
+  _globals['_GENERATEREQUEST']._serialized_end=1386
+  _globals['_LORAUSE']._serialized_start=1388
+  _globals['_LORAUSE']._serialized_end=1502
+  _globals['_CONTROL']._serialized_start=1505
+  _globals['_CONTROL']._serialized_end=1738
+  _globals['_GENERATERESPONSE']._serialized_start=1741
+  _globals['_GENERATERESPONSE']._serialized_end=2057
+  _globals['_QUEUED']._serialized_start=2059
+  _globals['_QUEUED']._serialized_end=2082
+  _globals['_STEP']._serialized_start=2084
+  _globals['_STEP']._serialized_end=2119
+  _globals['_PREVIEW']._serialized_start=2121
+  _globals['_PREVIEW']._serialized_end=2179
+  _globals['_IMAGE']._serialized_start=2182
+  _globals['_IMAGE']._serialized_end=2327
+  _globals['_DONE']._serialized_start=2329
+  _globals['_DONE']._serialized_end=2435
+  _globals['_DIFFUSIONSERVICE']._serialized_start=2438
+  _globals['_DIFFUSIONSERVICE']._serialized_end=2650
 # @@protoc_insertion_point(module_scope)

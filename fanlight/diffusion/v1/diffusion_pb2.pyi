@@ -10,6 +10,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.struct_pb2
 import sys
 import typing
 
@@ -324,6 +325,8 @@ class Control(google.protobuf.message.Message):
     SCALE_FIELD_NUMBER: builtins.int
     START_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
+    ANNOTATOR_FIELD_NUMBER: builtins.int
+    ANNOTATOR_PARAMETERS_FIELD_NUMBER: builtins.int
     controlnet: builtins.str
     """A ControlNet's short id, such as `canny`."""
     scale: builtins.float
@@ -331,12 +334,16 @@ class Control(google.protobuf.message.Message):
     start: builtins.float
     """From which to which part of the steps it conditions, 0 to 1. Absent means 0 and 1."""
     end: builtins.float
+    annotator: builtins.str
+    """Which annotator made the image, and with what parameters: told on in the picture's provenance, and nothing else."""
     @property
     def image(self) -> fanlight.common.v1.common_pb2.Picture:
         """The control image. It comes to the picture's size as `resize` says. Absent for the ControlNet `inpaint`, whose control
         image is made of `image` and `mask`.
         """
 
+    @property
+    def annotator_parameters(self) -> google.protobuf.struct_pb2.Struct: ...
     def __init__(
         self,
         *,
@@ -345,9 +352,11 @@ class Control(google.protobuf.message.Message):
         scale: builtins.float | None = ...,
         start: builtins.float | None = ...,
         end: builtins.float | None = ...,
+        annotator: builtins.str = ...,
+        annotator_parameters: google.protobuf.struct_pb2.Struct | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "end", b"end", "image", b"image", "scale", b"scale", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "controlnet", b"controlnet", "end", b"end", "image", b"image", "scale", b"scale", "start", b"start"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator_parameters", b"annotator_parameters", "end", b"end", "image", b"image", "scale", b"scale", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator", b"annotator", "annotator_parameters", b"annotator_parameters", "controlnet", b"controlnet", "end", b"end", "image", b"image", "scale", b"scale", "start", b"start"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_end", b"_end"]) -> typing.Literal["end"] | None: ...
     @typing.overload

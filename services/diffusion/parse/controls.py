@@ -1,7 +1,9 @@
 """A request's controls: which ControlNets, on what, how strongly, and what each net wants for itself."""
 
+import json
 from dataclasses import dataclass
 
+from google.protobuf.json_format import MessageToDict
 from PIL import Image
 
 from fanlight.diffusion.v1 import diffusion_pb2
@@ -11,11 +13,13 @@ from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.parse.fields import number
 from services.diffusion.parse.pictures import Sources, decoded, decoded_with_hole
 from services.diffusion.pictures.fit import Resize, fit, fit_mask
-from services.kernel.errors import FanlightError, InvalidField
+from services.kernel.errors import FanlightError, InvalidField, TooLarge
 from services.kernel.pictures import PictureLimits
 
 CONTROLS_LIMIT = 8
 CONTROL_SCALE_LIMIT = 2.0
+# Of what is only told on.
+ANNOTATOR_CHARACTERS_LIMIT, PARAMETERS_LIMIT_BYTES = 100, 4096
 
 # Its control image is the picture with the masked pixels missing.
 INPAINT = "inpaint"
@@ -77,6 +81,8 @@ class ControlReader:
             end=end,
             image=fit(image, size_px, self.how),
             mask=fit_mask(_hole(image, hole, own), size_px, self.how) if net.id == INPAINT else None,
+            annotator=_short(control.annotator),
+            annotator_parameters=_parameters(control),
         )
 
     def _image(
@@ -90,6 +96,19 @@ class ControlReader:
         if net.id == INPAINT and own.image is not None:
             return own.image, None
         raise InvalidField("is missing; a ControlNet conditions on a picture", field="image")
+
+
+def _short(annotator: str) -> str:
+    if len(annotator) > ANNOTATOR_CHARACTERS_LIMIT:
+        raise TooLarge(f"has more than {ANNOTATOR_CHARACTERS_LIMIT} characters", field="annotator")
+    return annotator
+
+
+def _parameters(control: diffusion_pb2.Control) -> str:
+    if control.annotator_parameters.ByteSize() > PARAMETERS_LIMIT_BYTES:
+        raise TooLarge(f"is larger than {PARAMETERS_LIMIT_BYTES} bytes", field="annotator_parameters")
+    given = MessageToDict(control.annotator_parameters)
+    return json.dumps(given, sort_keys=True) if given else ""
 
 
 def wants_hole(nets: list[ControlNetEntry]) -> bool:

@@ -1,7 +1,7 @@
 """Looks up what a request names among what workers offer."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from services.gateway.jobs.painting import ANY, is_reference
 from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, REMOTE, Annotator, Catalog, Model
@@ -36,7 +36,7 @@ def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:
     if found := _meant(checkpoints, model_id):
         return checkpoints[found]
     if model_id:
-        raise NotFound(f"there is no such model; there are {_names(checkpoints)}", field=field)
+        raise NotFound(f"there is no such model{_not_fetched(model_id)}; there are {_names(checkpoints)}", field=field)
     held = [model for model in checkpoints.values() if model.residency != REMOTE]
     if not held:
         raise NotFound(f"no worker holds a model; name one of {_names(checkpoints)}", field=field)
@@ -66,7 +66,9 @@ def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field
     fitting = models_for(catalog, kind, checkpoint)
     found = _meant(fitting, name)
     if not found and not _is_fetched(catalog, kind, name):
-        raise NotFound(f"{checkpoint.id} has no {kind} {name[:80]!r}; it has {_names(fitting)}", field=field)
+        raise NotFound(
+            f"{checkpoint.id} has no {kind} {name[:80]!r}{_not_fetched(name)}; it has {_names(fitting)}", field=field
+        )
     return found or name
 
 
@@ -98,6 +100,17 @@ def _fits(model: Model, checkpoint: Model) -> bool:
 
 
 def _names(known: Iterable[str]) -> str:
-    names = sorted(known)
-    more = f" and {len(names) - NAMES_LIMIT} more" if len(names) > NAMES_LIMIT else ""
-    return ", ".join(names[:NAMES_LIMIT]) + more if names else "none"
+    return names(sorted(known))
+
+
+def names(known: Sequence[str]) -> str:
+    """For a message, in their order."""
+    more = f" and {len(known) - NAMES_LIMIT} more" if len(known) > NAMES_LIMIT else ""
+    return ", ".join(known[:NAMES_LIMIT]) + more if known else "none"
+
+
+def _not_fetched(name: str) -> str:
+    """Why a reference is as unknown as any other name."""
+    return (
+        ", and no worker fetches what it is not set to fetch (FANLIGHT_DIFFUSION_FETCH)" if is_reference(name) else ""
+    )

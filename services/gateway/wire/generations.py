@@ -8,7 +8,7 @@ from services.gateway.app.new_job import NewControl, NewGeneration, Picture
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.jobs.workers import Catalog, Model
 from services.gateway.wire import fields, painting, parameters
-from services.gateway.wire.catalog import annotator_of, checkpoint_of, controlnet_of, require_stage
+from services.gateway.wire.catalog import annotator_of, checkpoint_of, controlnet_of, names, require_stage
 from services.gateway.wire.pictures import picture
 from services.kernel.errors import InvalidField, NotFound
 
@@ -119,9 +119,7 @@ def _pipeline(message: gateway_pb2.Generation, model: Model) -> str:
 def _scheduler(name: str, model: Model) -> str:
     fields.text(name, NAME_LIMIT_BYTES, field="generation.scheduler")
     if name and model.schedulers and name not in model.schedulers and not _CLASS_NAME.fullmatch(name):
-        raise NotFound(
-            f"there is no such scheduler; there are {', '.join(model.schedulers)}", field="generation.scheduler"
-        )
+        raise NotFound(f"there is no such scheduler; there are {names(model.schedulers)}", field="generation.scheduler")
     return name
 
 

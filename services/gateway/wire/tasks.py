@@ -138,6 +138,8 @@ def _control(source: ControlSource, image: ControlImage) -> diffusion_pb2.Contro
         scale=source.scale,
         start=source.start,
         end=source.end,
+        annotator=source.annotator,
+        annotator_parameters=parameters.struct_of(source.parameters) if source.annotator else None,
     )
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
+from services.diffusion.infotext import infotext
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.pictures.png import encode_png
 from services.diffusion.wire import effective_to_proto
@@ -135,6 +136,19 @@ def test_an_unknown_name_is_not_found(field, request_, parser):
     with pytest.raises(NotFound) as caught:
         parser.parse(request_)
     assert caught.value.field == field
+
+
+def test_how_a_control_image_was_made_is_told_on(parser, picture):
+    control = diffusion_pb2.Control(controlnet="canny", image=picture, annotator="canny")
+    control.annotator_parameters.update({"low": 100, "high": 200})
+    generation = parser.parse(diffusion_pb2.GenerateRequest(controls=[control]))
+    told = effective_to_proto(generation).controls[0]
+    assert (told.annotator, dict(told.annotator_parameters)) == ("canny", {"low": 100.0, "high": 200.0})
+    assert "Module: canny, Model: canny" in infotext(generation, lambda entry: (), version="1")
+    control.annotator = "x" * 101
+    with pytest.raises(TooLarge) as caught:
+        parser.parse(diffusion_pb2.GenerateRequest(controls=[control]))
+    assert caught.value.field == "controls[0].annotator"
 
 
 def test_text2img_with_a_control_is_refused(parser, picture):

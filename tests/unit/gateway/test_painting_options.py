@@ -9,6 +9,7 @@ from google.protobuf import json_format
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.jobs.model import ControlImage, ControlSource
 from services.gateway.jobs.painting import loras_in, words_in
 from services.gateway.jobs.workers import REMOTE, Capabilities, Model, catalog_of
 from services.gateway.wire import answers, requests, tasks
@@ -114,6 +115,26 @@ async def test_a_control_for_inpainting_needs_no_picture() -> None:
     assert request.pipeline == "controlnet_inpaint"
     assert request.controls[0].controlnet == "inpaint"
     assert not request.controls[0].HasField("image")
+
+
+def test_the_worker_is_told_how_a_control_image_was_made() -> None:
+    source = ControlSource(picture=None, annotator="canny", parameters='{"low":100}', controlnet="canny")
+    told = tasks._control(source, ControlImage(blob=None, annotator="canny"))
+    assert (told.annotator, dict(told.annotator_parameters)) == ("canny", {"low": 100.0})
+
+
+def test_a_reference_that_nobody_fetches_is_told_apart_from_a_name() -> None:
+    error = refusal(vae="hf:acme/good")
+    assert "FANLIGHT_DIFFUSION_FETCH" in error.message
+
+
+def test_a_long_list_of_schedulers_is_cut() -> None:
+    model = replace(STARTER, schedulers=tuple(f"s{number}" for number in range(60)))
+    catalog = replace(
+        Fleet().gateway.workers.catalog(), stages=frozenset({"diffusion"}), models={("checkpoint", model.id, ""): model}
+    )
+    with pytest.raises(NotFound, match="s19 and 40 more"):
+        requests.new_job(of_generation(scheduler="nobody"), catalog)
 
 
 def test_without_a_mask_a_control_needs_its_picture() -> None:
