@@ -24,6 +24,8 @@ log = get_logger()
 # How long a hub's answer stands before it is asked again, and for how many references.
 ANSWER_S = 300.0
 MAX_ANSWERS = 256
+# Who has an older answer does not wait longer for a newer one.
+OLDER_S = 10.0
 OFFLINE = "FANLIGHT_WEIGHTS_OFFLINE forbids to fetch it"
 
 
@@ -71,15 +73,18 @@ class Planner:
         known = self._answers.get(text)
         if known and self._tools.now_s() - known[0] < ANSWER_S:
             return known[1]
+        if self.resolver.is_known(text):
+            return await self.resolver.manifest(text)
+        held = await self._tools.run(self._objects.index.recall_manifest, text)
         try:
-            return self._remembered(text, await self.resolver.manifest(text))
-        except FanlightError as error:
-            held = await self._tools.run(self._objects.index.recall_manifest, text) if is_offline(error) else None
-            if held is None:
+            async with asyncio.timeout(OLDER_S if held else None):
+                return self._remembered(text, await self.resolver.manifest(text))
+        except (FanlightError, TimeoutError) as error:
+            if held is None or not (isinstance(error, TimeoutError) or is_offline(error)):
                 raise
             # A query may hold a signature.
             log.warning("weights_source_offline", reference=text.split("?")[0])
-            return held
+            return self._remembered(text, held)
 
     def _remembered(self, text: str, manifest: Manifest) -> Manifest:
         """A worker that paints one picture after the other does not ask the hub for each."""

@@ -5,6 +5,7 @@ One for each process. The store is opened when something is asked for, so a work
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -66,6 +67,28 @@ class Provision:
         return self._inventory.look()
 
     @property
+    def room_bytes(self) -> int:
+        """What may be filled with weights that nobody has asked for; 0 where the operator has capped the link.
+
+        The budget, or where there is none, what is held and what is free.
+        """
+        settings = self._settings
+        if settings.offline or settings.bandwidth_bps or settings.daily_bytes:
+            return 0
+        return settings.budget_bytes or _held_bytes(self.inventory()) + _free_bytes(settings.dir)
+
+    @property
     def link_bps(self) -> float:
         """What the link has lately given, in bits a second; 0 until something large was fetched."""
         return self._store.link_bps if self._store else 0.0
+
+
+def _held_bytes(models: Sequence[HeldModel]) -> int:
+    """At most: what two models share counts twice."""
+    return sum(model.size_bytes for model in models)
+
+
+def _free_bytes(folder: Path) -> int:
+    """Of the disk that the folder is on, or will be on."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return shutil.disk_usage(there).free

@@ -1,4 +1,5 @@
 import asyncio
+from typing import NamedTuple
 
 import pytest
 
@@ -8,6 +9,11 @@ from services.weights.onlooking import SOURCE
 from services.weights.provision import Provision
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
+
+
+class Usage(NamedTuple):
+    free: int
+
 
 MODEL = safetensors({"unet": b"u" * 3_000_000})
 OTHER = safetensors({"b": b"b" * 2_000_000})
@@ -163,3 +169,25 @@ async def test_a_folder_that_cannot_be_used_is_named(settings, tmp_path, reposit
             async with provision.obtain(repository):
                 pass
         assert list(provision.inventory()) == []
+
+
+async def test_a_worker_tells_how_much_weights_may_fill_unasked_which_is_nothing_where_its_link_is_capped(
+    settings, repository
+):
+    async with Provision(settings(budget_bytes=10**12)) as provision:
+        assert provision.room_bytes == 10**12
+    async with Provision(settings(bandwidth_bps=10**6, budget_bytes=10**12)) as provision:
+        assert provision.room_bytes == 0
+    async with Provision(settings(daily_bytes=10**9)) as provision:
+        assert provision.room_bytes == 0
+    async with Provision(settings(offline=True)) as provision:
+        assert provision.room_bytes == 0
+
+
+async def test_without_a_budget_the_room_is_what_is_held_and_what_the_disk_has_free(settings, repository, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(free=10**9))
+    async with Provision(settings()) as provision:
+        assert provision.room_bytes == 10**9
+        async with provision.obtain(repository):
+            pass
+        assert provision.room_bytes == 10**9 + len(MODEL) + 2

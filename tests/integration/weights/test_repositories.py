@@ -7,6 +7,7 @@ import random
 import pytest
 
 from services.kernel.errors import FailedPrecondition, InvalidField, NotFound
+from services.weights import planning
 from services.weights.errors import TokenRefused
 from services.weights.store import WeightStore
 from services.weights.tensors import BadHeader
@@ -42,6 +43,16 @@ def _checkpoint(unet: bytes, *, with_ema: bool = False) -> bytes:
         "first_stage_model.encoder.w": ENCODER,
     }
     return safetensors({**tensors, "model_ema.w": EMA} if with_ema else tensors)
+
+
+async def test_who_has_an_older_answer_does_not_wait_long_for_a_hub_in_trouble(server, settings, monkeypatch):
+    monkeypatch.setattr(planning, "OLDER_S", 0.2)
+    put_repository(server, "org/m", {"model.safetensors": safetensors({"a": b"1234"})})
+    async with WeightStore.open(settings()) as store:
+        before = await store.fetch("hf:org/m", store.wish())
+    server.faults["/api/models/org/m/revision/main"] = [Fault(status=503, retry_after="100")] * 9
+    async with WeightStore.open(settings()) as store:
+        assert (await store.fetch("hf:org/m", store.wish())).path == before.path
 
 
 async def test_a_repository_becomes_a_view_with_the_names_that_loaders_look_for(server, store):
