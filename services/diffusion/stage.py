@@ -46,6 +46,7 @@ class DiffusionStage:
         levels = {entry.id: self._library.residency(entry) for entry in self._catalogue.entries}
         worker.device = self._library.device_name
         worker.vram_bytes = self._library.vram_bytes
+        worker.disk_bytes = self._supply.room_bytes
         worker.step_s = self._engine.step_s
         worker.step_s_deviation = self._engine.step_s_deviation
         here = [name for name, level in levels.items() if level is not Residency.REMOTE]

@@ -42,6 +42,9 @@ class Store(Protocol):
     @property
     def link_bps(self) -> float: ...
 
+    @property
+    def room_bytes(self) -> int: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -73,6 +76,11 @@ class Supply:
     def link_bps(self) -> float:
         """What the link has lately given; 0 until something large was fetched."""
         return self._store.link_bps
+
+    @property
+    def room_bytes(self) -> int:
+        """What of this disk weights may fill that nobody has asked for; 0 where nothing should come unasked."""
+        return self._store.room_bytes
 
     @contextlib.asynccontextmanager
     async def provided(self, request: diffusion_pb2.GenerateRequest, report: Report) -> AsyncIterator[None]:

@@ -164,8 +164,13 @@ class FakeWorkers:
 class FakeQueue:
     lines: list[QueueLine] = field(default_factory=list)
 
-    def statistics(self) -> Sequence[QueueLine]:
+    def statistics(self, caller: Caller = OPERATOR) -> Sequence[QueueLine]:
         return self.lines
+
+
+class FakeProbe:
+    async def write(self) -> None:
+        return
 
 
 class FakeExplanations:
@@ -173,6 +178,9 @@ class FakeExplanations:
 
     def with_estimate(self, job: Job) -> Job:
         return job
+
+    def news(self, news: Job | Progress) -> Job | Progress:
+        return news
 
     def of(self, job: Job) -> JobExplanation:
         return JobExplanation(job=job, summary="it waits", tasks=())
@@ -184,6 +192,7 @@ class FakeGateway:
         self.workers = FakeWorkers()
         self.queue = FakeQueue()
         self.explanations = FakeExplanations()
+        self.probe = FakeProbe()
         self.ready = True
 
 

@@ -18,6 +18,7 @@ class FakeStore:
         self.in_use: list[str] = []
         self.held: list[HeldModel] = []
         self.link_bps = 0.0
+        self.room_bytes = 0
 
     @contextlib.asynccontextmanager
     async def obtain(self, reference, pipeline="", *, report):

@@ -55,6 +55,8 @@ async def test_a_picture_and_a_prompt_become_pictures(channel: grpc.aio.Channel)
     watching = jobs.WatchJob(gateway_pb2.WatchJobRequest(name=job.name), timeout=CALL_LIMIT_S)
     first = await watching.read()
     assert first.job.revision == job.revision
+    open_jobs = await jobs.ListJobs(gateway_pb2.ListJobsRequest(), timeout=CALL_LIMIT_S)
+    assert all(each.estimate.ready_s > 0 for each in (job, first.job, *open_jobs.jobs))
 
     (annotate,) = await annotator.lease()
     assert annotate.annotate.annotator == "canny"
@@ -71,6 +73,7 @@ async def test_a_picture_and_a_prompt_become_pictures(channel: grpc.aio.Channel)
     while (event := await watching.read()) is not grpc.aio.EOF:
         done = event
     assert done.job.state == SUCCEEDED
+    assert not done.job.HasField("estimate")
     assert [image.seed for image in done.job.images] == [7, 8, 9]
     listed = await jobs.ListJobs(gateway_pb2.ListJobsRequest(state=SUCCEEDED), timeout=CALL_LIMIT_S)
     assert [each.name for each in listed.jobs] == [job.name]

@@ -75,5 +75,8 @@ class Views:
 
 
 def _offered(capabilities: Capabilities) -> _Offered:
-    sizes = {model.id: max(0, model.size_bytes) for model in capabilities.models}
+    sizes: dict[str, int] = {}
+    for model in capabilities.models:
+        # Models of several families may share an id, and tasks do not tell which: the largest counts.
+        sizes[model.id] = max(sizes.get(model.id, 0), model.size_bytes)
     return sizes, frozenset(model.id for model in capabilities.models if model.residency != REMOTE)

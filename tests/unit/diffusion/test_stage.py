@@ -25,6 +25,8 @@ from services.worker.ports import Progress
 from tests.fakes.references import FakeStore
 from tests.fakes.studio import FakeStudio
 
+ROOM_BYTES = 50 * 10**9
+
 
 @pytest.fixture
 async def stage(catalogue, parser):
@@ -33,7 +35,9 @@ async def stage(catalogue, parser):
     running = asyncio.create_task(engine.run())
     digests = WeightDigests()
     painter = Painter(engine, parser, codecs=codecs, digests=digests, clock=time.monotonic)
-    supply = Supply(catalogue, FakeStore({}), Remote(catalog=Catalog(), fetch=Fetch.OFF), readers=codecs)
+    store = FakeStore({})
+    store.room_bytes = ROOM_BYTES
+    supply = Supply(catalogue, store, Remote(catalog=Catalog(), fetch=Fetch.OFF), readers=codecs)
     yield DiffusionStage(painter, engine, catalogue, Library(device="cpu"), digests, supply)
     running.cancel()
     await asyncio.wait([running])
@@ -62,6 +66,7 @@ async def test_the_worker_says_what_it_has_and_how_fast_it_is(stage):
     stage.describe(worker)
     assert list(worker.disk_models) == ["tiny", "canny", "depth"]
     assert (list(worker.ram_models), worker.step_s, worker.device) == ([], 0, "")
+    assert worker.disk_bytes == ROOM_BYTES
     await stage.run(queue_pb2.LeasedTask(generate=diffusion_pb2.GenerateRequest(steps=1)), lambda progress: None)
     stage.describe(worker)
     assert worker.step_s > 0

@@ -140,3 +140,20 @@ async def test_metrics_are_prometheus_text(fleet: Fleet, http: httpx.AsyncClient
     assert "fanlight_cache_hits_total 0\n" in text
     assert 'fanlight_queue_waiting{stage="diffusion",checkpoint="starter"} 1\n' in text
     assert 'fanlight_workers_live{stage="diffusion"} 1\n' in text
+
+
+async def test_a_waiting_job_is_explained_to_its_tenant_and_estimated_wherever_it_is_told(
+    http: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    made = (await http.post("/v1/jobs", json=wish(), headers=by(ACME))).json()
+    again = (await http.get(f"/v1/{made['name']}", headers=by(ACME))).json()
+    [listed] = (await http.get("/v1/jobs", headers=by(ACME))).json()["jobs"]
+    explained = await http.get(f"/v1/{made['name']}/explain", headers=by(ACME))
+    assert explained.status_code == 200
+    assert explained.json()["summary"].startswith("task 1 waits: ")
+    [task] = explained.json()["tasks"]
+    assert task["workers"][0]["verdict"] == "planned"
+    ready_s = {each["estimate"]["ready_s"] for each in (made, again, listed, explained.json())}
+    assert all(each > 0 for each in ready_s)
+    assert (await http.get(f"/v1/{made['name']}/explain", headers=by(GLOBEX))).status_code == 404
+    assert (await http.get("/v1/jobs/none/explain", headers=by(ACME))).status_code == 404
