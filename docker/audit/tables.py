@@ -23,10 +23,10 @@ def _difference_of(size_bytes: int) -> str:
 def sections(report: dict[str, Any]) -> Iterator[tuple[str, Sequence[str], Rows]]:
     """Title, head and rows of each table."""
     for title, head, rows in _sections(report):
-        yield title, head, [[_printable(cell) for cell in row] for row in rows]
+        yield title, head, [[printable(cell) for cell in row] for row in rows]
 
 
-def _printable(cell: str) -> str:
+def printable(cell: str) -> str:
     """A path may have any byte in it; a terminal is told none of them."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cell)
 

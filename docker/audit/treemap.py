@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audit.tables import Rows, megabytes, sections
+from audit.tables import Rows, megabytes, printable, sections
 
 WIDTH, HEIGHT = 1200.0, 640.0
 COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#e15759")
@@ -76,9 +76,10 @@ def _boxes(paths: dict[str, int], parent: str, box: Box, level: int, colour: str
 
 
 def _box(path: str, size: int, box: Box, colour: str) -> str:
-    name = path.rpartition("/")[2] if box.width > LABEL_WIDTH and box.height > LABEL_HEIGHT else ""
+    shown = printable(path)
+    name = shown.rpartition("/")[2] if box.width > LABEL_WIDTH and box.height > LABEL_HEIGHT else ""
     place = f"left:{box.x:.1f}px;top:{box.y:.1f}px;width:{box.width:.1f}px;height:{box.height:.1f}px"
-    title = html.escape(f"{path}: {megabytes(size)}", quote=True)
+    title = html.escape(f"{shown}: {megabytes(size)}", quote=True)
     return f'<div style="{place};background:{colour}" title="{title}">{html.escape(name)}</div>'
 
 
