@@ -1,7 +1,8 @@
 """Three NATS servers, two gateways, six workers; processes are killed and links cut while clients send jobs.
 
 usage: python -m benchmarks.chaos [--minutes N] [--seed N]; `make chaos` runs 10 minutes. At the end everything is left
-alone until all jobs have ended. Fails when a job is lost, does not end, or an image was delivered twice.
+alone until all jobs have ended. Fails when a job is lost or does not end, when its watch does not tell its end, and when
+an image was delivered twice or cannot be fetched.
 """
 
 import argparse
@@ -43,6 +44,9 @@ class Seen:
     images: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     refusals: Counter[str] = field(default_factory=Counter)
     ended: dict[str, Job] = field(default_factory=dict)
+    # Jobs whose watch has told their end.
+    watched: set[str] = field(default_factory=set)
+    unreadable: list[str] = field(default_factory=list)
 
     def note(self, job: Job) -> None:
         for image in job.images:
@@ -77,11 +81,13 @@ async def insist(client: AsyncClient, work: object, request_id: str, seen: Seen)
 
 
 async def follow(client: AsyncClient, name: str, seen: Seen) -> None:
-    while name not in seen.ended:
+    while name not in seen.watched:
         with contextlib.suppress(FanlightError):
             async for event in client.watch_job(name):
                 if event.HasField("job"):
                     seen.note(event.job)
+                    if event.job.state not in OPEN:
+                        seen.watched.add(name)
         await asyncio.sleep(0.2)
 
 
@@ -129,7 +135,18 @@ async def rage(house: House, minutes: float, seed: int) -> Seen:
         for name in seen.accepted:
             with contextlib.suppress(FanlightError):
                 seen.note(await client.get_job(name))
+        seen.unreadable = [name for name in seen.ended if not await all_come(client, seen.ended[name])]
     return seen
+
+
+async def all_come(client: AsyncClient, job: Job) -> bool:
+    """Whether every image of the job is there, with the bytes that it was told to have."""
+    try:
+        for image in job.images:
+            await client.read_blob(image.blob)
+    except FanlightError:
+        return False
+    return True
 
 
 def judge(seen: Seen, members: list[Member]) -> int:
@@ -143,13 +160,15 @@ def judge(seen: Seen, members: list[Member]) -> int:
         and seen.ended[name].state == Job.STATE_SUCCEEDED
         and len(seen.ended[name].images) != count
     ]
+    unwatched = [name for name in seen.accepted if name not in seen.watched]
     attempts = sum(task.attempts for job in seen.ended.values() for task in job.tasks)
     tasks = sum(len(job.tasks) for job in seen.ended.values())
     print(f"jobs accepted {len(seen.accepted)}, ended {dict(states)}, not ended or lost {len(lost)}")
     print(f"images delivered {len(seen.images)}, twice {len(twice)}, jobs short of images {len(short)}")
+    print(f"watches that told no end {len(unwatched)}, jobs with images that do not come {len(seen.unreadable)}")
     print(f"leases a task {attempts / max(1, tasks):.2f}, refused or broken calls {dict(seen.refusals)}")
     print(f"kills {dict(Counter(member.name.split('-')[0] for member in members for _ in range(member.kills)))}")
-    return 1 if lost or twice or short or not seen.accepted else 0
+    return 1 if lost or twice or short or unwatched or seen.unreadable or not seen.accepted else 0
 
 
 async def main(minutes: float, seed: int, keep: bool) -> int:

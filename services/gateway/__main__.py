@@ -136,7 +136,7 @@ def _webhooks(settings: GatewaySettings, tenants: Sequence[Tenant]) -> WebhookOp
             allowed=allowed,
         )
     except ValueError as error:
-        raise SettingsError(f"a webhook secret {error}") from error
+        raise SettingsError(f"FANLIGHT_GATEWAY_WEBHOOK_SECRET, or one in the tenants' file: {error}") from error
 
 
 async def _listen(

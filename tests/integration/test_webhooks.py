@@ -5,7 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
@@ -43,6 +43,13 @@ class Target:
         writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\nLocation: http://10.0.0.1/\r\n\r\n".encode())
         await writer.drain()
         writer.close()
+
+
+class Refusing:
+    """As one whose target's name has been resolved."""
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
+        raise FailedPrecondition("leads inward, which this gateway does not allow")
 
 
 @asynccontextmanager
@@ -114,6 +121,16 @@ async def test_a_target_that_says_it_is_gone_is_given_up(target: Target) -> None
         assert (await fleet.gateway.jobs.webhook(job.name)).state is DeliveryState.GIVEN_UP
 
 
+async def test_a_target_that_turns_out_to_lie_inward_is_given_up(target: Target) -> None:
+    async with telling(Fleet()).running() as fleet:
+        job = await an_ended_job(fleet, "https://hooks.example/")
+        fleet.gateway.tell_webhooks(WebhookOptions(sender=Refusing(), payload=payload, default_key=KEY))
+        await tick(fleet)
+        delivery = await fleet.gateway.jobs.webhook(job.name)
+        assert (delivery.state, len(delivery.tries)) == (DeliveryState.GIVEN_UP, 1)
+        assert "inward" in delivery.tries[0].error
+
+
 async def test_a_delivery_survives_its_gateway(target: Target) -> None:
     fleet = telling(Fleet())
     async with fleet.running():
@@ -169,6 +186,10 @@ async def test_a_name_that_leads_inward_is_not_called(target: Target) -> None:
     "host",
     [
         "127.0.0.1",
+        "2130706433",
+        "0x7f.1",
+        "017700000001",
+        "127.1",
         "10.1.2.3",
         "169.254.169.254",
         "[::1]",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.digests import named, parse_digest, parse_scope
-from services.kernel.errors import FanlightError, InvalidField, NodeFault, ResourceExhausted
+from services.kernel.errors import FanlightError, InvalidField, NodeFault, ResourceExhausted, Unavailable
 from services.kernel.media import media_type_of
 
 # No scope can have this name.
@@ -95,7 +95,8 @@ class BlobFiles:
     def reserve(self, size_bytes: int) -> None:
         with self._lock:
             if self._used_bytes + size_bytes > self._budget_bytes:
-                raise _full(f"the blob budget of {self._budget_bytes} bytes is used up")
+                message = f"the blob budget of {self._budget_bytes} bytes is used up"
+                raise ResourceExhausted(message, retry_after_s=FULL_RETRY_AFTER_S)
             self._used_bytes += size_bytes
 
     def release(self, size_bytes: int) -> None:
@@ -163,10 +164,6 @@ def check_announced(info: BlobInfo, *, digest: str, size_bytes: int) -> None:
         raise InvalidField(f"the bytes hash to {info.digest}", field="digest")
 
 
-def _full(message: str) -> ResourceExhausted:
-    return ResourceExhausted(message, retry_after_s=FULL_RETRY_AFTER_S)
-
-
 def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return named(hashlib.file_digest(file, "sha256").hexdigest())
@@ -193,7 +190,7 @@ def translated() -> Iterator[None]:
 
 def _of_os(error: OSError) -> FanlightError:
     if error.errno in _FULL:
-        return _full("the disk for blobs is full")
+        return Unavailable("the disk for blobs is full", retry_after_s=FULL_RETRY_AFTER_S)
     return NodeFault(f"the disk for blobs fails: {os.strerror(error.errno or errno.EIO)}")
 
 

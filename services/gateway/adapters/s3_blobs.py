@@ -268,6 +268,8 @@ def _our_errors() -> Iterator[None]:
 async def open_s3_blobs(url: str, *, endpoint: str, region: str, blob_limit_bytes: int) -> AsyncIterator[S3Blobs]:
     """The bucket of `s3://BUCKET/PREFIX`, with the keys that AWS tools find. SettingsError when it cannot be used."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise SettingsError("FANLIGHT_GATEWAY_BLOBS: must be s3://BUCKET or s3://BUCKET/PREFIX")
     config = AioConfig(
         signature_version="s3v4",
         s3={"addressing_style": "path"} if endpoint else {},

@@ -5,6 +5,7 @@ A target that hangs costs a bounded time; its answer is read no further than its
 
 import asyncio
 import ipaddress
+import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from urllib.parse import SplitResult, urlsplit
@@ -56,7 +57,10 @@ class WebhookHttp:
             writer.transport.abort()
 
     async def _resolve(self, host: str, port: int) -> str:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=1)
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise Unavailable("its name is not known") from error
         addresses = [ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in found]
         for address in addresses:
             if is_allowed(address, self._allowed):

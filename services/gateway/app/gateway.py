@@ -17,6 +17,7 @@ from services.gateway.app.new_work import WorkMaker
 from services.gateway.app.pictures import Pictures
 from services.gateway.app.polls import Polls
 from services.gateway.app.prefetches import Prefetches
+from services.gateway.app.probe import Probe
 from services.gateway.app.queue import Queue
 from services.gateway.app.redrives import Redrives
 from services.gateway.app.retention import Retention
@@ -61,6 +62,7 @@ class Gateway:
         )
         requests = Requests(store)
         pictures = Pictures(blobs, limit_bytes=settings.picture_limit_bytes)
+        self.probe = Probe(store, clock)
         self.workers = core.workers
         self.dead_letters = DeadLetters(store)
         self.redrives = Redrives(core, self.dead_letters)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from services.gateway.app.blame import in_words_of_job
 from services.gateway.app.cache import ControlImages
+from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
 from services.gateway.app.faults import blamed_need
@@ -65,9 +66,10 @@ class Queue:
         self._cache = cache
         self._dead_letters = dead_letters
 
-    def statistics(self) -> Sequence[QueueLine]:
-        """How much waits, by stage and checkpoint."""
-        return queue_lines(self._ledger.open_jobs, now_s=self._clock.now_s())
+    def statistics(self, caller: Caller = OPERATOR) -> Sequence[QueueLine]:
+        """How much waits, by stage and checkpoint; of the jobs that the caller sees."""
+        seen = (job for job in self._ledger.open_jobs if caller.sees(job))
+        return queue_lines(seen, now_s=self._clock.now_s())
 
     async def renew(self, worker_id: str, renewals: Sequence[Renewal]) -> list[Renewed]:
         """Keep leases alive; one answer for each, in order."""

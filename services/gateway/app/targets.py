@@ -1,6 +1,8 @@
 """Where webhooks may lead: to the outside, unless a network is allowed. Pure."""
 
 import ipaddress
+import re
+import socket
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -12,6 +14,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Well-known prefixes under which an IPv6 address stands for an IPv4 one, and where in it that begins.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
+# One to four of them, each decimal, octal or hexadecimal.
+_NUMBERS = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+)){0,3}", re.IGNORECASE)
 
 
 def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
@@ -34,13 +38,20 @@ def _meant(address: Address) -> Address:
 
 def refuse_inward(url: str, allowed: Sequence[Network], *, field: str) -> None:
     """InvalidField for what can be told before names are resolved."""
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        if host == "localhost" or host.endswith(".localhost"):
-            address = ipaddress.ip_address("127.0.0.1")
-        else:
-            return
-    if not is_allowed(address, allowed):
+    address = _address_of((urlsplit(url).hostname or "").rstrip("."))
+    if address is not None and not is_allowed(address, allowed):
         raise InvalidField("leads inward, which this gateway does not allow", field=field)
+
+
+def _address_of(host: str) -> Address | None:
+    """None for a name. Numbers such as `2130706433` and `0x7f.1` are addresses wherever names are resolved."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return ipaddress.ip_address("127.0.0.1")
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host)) if _NUMBERS.fullmatch(host) else None
+    except OSError:
+        return None

@@ -143,15 +143,16 @@ class Webhooks:
 
     async def _try(self, delivery: Delivery, options: WebhookOptions) -> Try:
         begin_s, now_s = self._clock.monotonic_s(), self._clock.now_s()
-        status, error = 0, ""
+        status, error, is_refused = 0, "", False
         try:
             body = options.payload(await self._job(delivery.job_id))
             key = options.key_of(delivery.tenant)
             headers = signed(key, message_id=delivery.id, now_s=int(now_s), body=body)
             status = await options.sender.post(delivery.url, headers, body)
         except FanlightError as trouble:
-            error = trouble.message
-        return Try(time_s=now_s, status=status, error=error, duration_s=self._clock.monotonic_s() - begin_s)
+            error, is_refused = trouble.message, isinstance(trouble, FailedPrecondition)
+        duration_s = self._clock.monotonic_s() - begin_s
+        return Try(time_s=now_s, status=status, error=error, is_refused=is_refused, duration_s=duration_s)
 
     async def _job(self, job_id: str) -> Job:
         record = await self._store.get(JOBS_BUCKET, job_id)

@@ -32,7 +32,7 @@ class HealthRoutes:
             raise Unavailable("starting or draining", retry_after_s=RETRY_AFTER_S)
         try:
             async with asyncio.timeout(STORE_PATIENCE_S):
-                await self._gateway.jobs.list(page_size=1, page_token="")
+                await self._gateway.probe.write()
         except TimeoutError as error:
             raise Unavailable("the store does not answer", retry_after_s=RETRY_AFTER_S) from error
         return of_value({"status": "ready"})

@@ -38,8 +38,8 @@ class ListingRoutes:
         statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]
         return answer(gateway_pb2.ListWorkersResponse(workers=[answers.worker_status(each) for each in statuses]))
 
-    async def queue(self) -> Response:
-        return of_value({"lines": [_line(line) for line in self._gateway.queue.statistics()]})
+    async def queue(self, caller: Asking) -> Response:
+        return of_value({"lines": [_line(line) for line in self._gateway.queue.statistics(caller)]})
 
 
 def _line(line: QueueLine) -> dict[str, object]:

@@ -24,6 +24,8 @@ class Try:
     # What the target answered; 0 where it did not.
     status: int = 0
     error: str = ""
+    # It may not be told at all, now or later.
+    is_refused: bool = False
     duration_s: float = 0.0
 
 
@@ -49,7 +51,7 @@ def tried(delivery: Delivery, attempt: Try, *, chance: float) -> Delivery:
     tries = (*delivery.tries, attempt)
     if 200 <= attempt.status < 300:
         return replace(delivery, tries=tries, state=DeliveryState.DELIVERED, next_s=0.0)
-    if attempt.status == GONE or len(tries) > len(PAUSES_S):
+    if attempt.status == GONE or attempt.is_refused or len(tries) > len(PAUSES_S):
         return replace(delivery, tries=tries, state=DeliveryState.GIVEN_UP, next_s=0.0)
     pause_s = PAUSES_S[len(tries) - 1] * (1 + JITTER * chance)
     return replace(delivery, tries=tries, next_s=attempt.time_s + pause_s)

@@ -4,6 +4,7 @@ import pytest
 
 from services.gateway.adapters.patient_store import PatientStore
 from services.gateway.app.cache import BUCKET
+from services.gateway.app.probe import EVERY_S
 from services.gateway.app.queue import Made, Renewal
 from services.gateway.jobs.machine import Standing
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
@@ -126,3 +127,17 @@ async def test_the_cache_stays_within_its_bytes_and_tells_its_hits() -> None:
         assert len(await fleet.store.list(BUCKET, limit=9)) == 2
         job = await fleet.gateway.jobs.create(generation(1, control(name="d")))
         assert job.control_images[0].cached
+
+
+async def test_a_gateway_whose_store_takes_no_writes_should_be_sent_no_requests() -> None:
+    store = MoodyStore()
+    async with Fleet(store=store).running() as fleet:
+        await fleet.gateway.probe.write()
+        store.is_full = True
+        # Who asks often costs no write each time.
+        await fleet.gateway.probe.write()
+        fleet.clock.advance(EVERY_S + 1)
+        with pytest.raises(Unavailable):
+            await fleet.gateway.probe.write()
+        store.is_full = False
+        await fleet.gateway.probe.write()

@@ -15,7 +15,7 @@ from services.gateway.adapters import blob_files
 from services.gateway.adapters.disk_blobs import DiskBlobs
 from services.kernel.blobs import BlobInfo
 from services.kernel.digests import digest_of
-from services.kernel.errors import InvalidField, NodeFault, ResourceExhausted
+from services.kernel.errors import InvalidField, NodeFault, Unavailable
 
 SCOPE = "default"
 
@@ -81,7 +81,7 @@ async def test_a_digest_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "wanted"), [(errno.ENOSPC, ResourceExhausted), (errno.EDQUOT, ResourceExhausted), (errno.EIO, NodeFault)]
+    ("number", "wanted"), [(errno.ENOSPC, Unavailable), (errno.EDQUOT, Unavailable), (errno.EIO, NodeFault)]
 )
 async def test_a_disk_that_fails_is_told_in_our_words_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, wanted: type[Exception]

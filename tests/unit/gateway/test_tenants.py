@@ -129,3 +129,17 @@ def read(text: str) -> list:
 def test_a_file_of_tenants_that_is_wrong_is_refused(text: str) -> None:
     with pytest.raises(SettingsError):
         read(text)
+
+
+async def test_a_tenant_sees_how_much_of_its_own_waits_and_not_whose_tasks_a_worker_does() -> None:
+    async with Fleet().running() as fleet:
+        painter = fleet.worker(DIFFUSION)
+        await painter.come()
+        await fleet.gateway.jobs.create(generation(2), ACME)
+        await painter.lease()
+        assert fleet.gateway.queue.statistics(GLOBEX) == []
+        assert sum(line.leased + line.waiting for line in fleet.gateway.queue.statistics(ACME)) == 2
+        assert sum(line.leased + line.waiting for line in fleet.gateway.queue.statistics()) == 2
+        (status,) = fleet.gateway.workers.statuses()
+        assert status.tasks
+        assert GLOBEX.without_secrets(status).tasks == ()

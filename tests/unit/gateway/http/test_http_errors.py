@@ -116,10 +116,10 @@ async def test_a_draining_gateway_is_alive_and_not_ready(gateway: FakeGateway, c
 async def test_a_gateway_whose_store_fails_is_not_ready(
     gateway: FakeGateway, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(**_: object) -> None:
+    async def fail() -> None:
         raise errors.Unavailable("the store is closed")
 
-    monkeypatch.setattr(gateway.jobs, "list", fail)
+    monkeypatch.setattr(gateway.probe, "write", fail)
     assert (await client.get("/readyz")).status_code == 503
 
 
