@@ -1,8 +1,8 @@
 """Three NATS servers, two gateways, six workers; processes are killed and links cut while clients send jobs.
 
 usage: python -m benchmarks.chaos [--minutes N] [--seed N]; `make chaos` runs 10 minutes. At the end everything is left
-alone until all jobs have ended. Fails when a job is lost or does not end, when its watch does not tell its end, and when
-an image was delivered twice or cannot be fetched.
+alone until all jobs have ended. Fails when a job is lost or does not end, when its watch does not tell its end, and
+when an image was delivered twice or cannot be fetched.
 """
 
 import argparse
