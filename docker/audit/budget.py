@@ -27,7 +27,9 @@ def read(path: Path) -> dict[str, Any]:
     _check(path, found, {*_KEYS, "set"}, "")
     _check(path, found.get("set", {}), _SET_KEYS, "set.")
     for table, keys in _KEYS.items():
-        for name, limits in found.get(table, {}).items():
+        named = found.get(table, {})
+        _check(path, named, set(named) if isinstance(named, dict) else set(), f"{table}.")
+        for name, limits in named.items():
             _check(path, limits, keys, f"{table}.{name}.")
             if table == "more" and set(limits) != keys:
                 raise AuditError(f"{path}: more.{name} needs {', '.join(sorted(keys))}")

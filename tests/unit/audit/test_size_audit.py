@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from audit.budget import broken
+from audit.model import Image, Layer
 
 PROGRAM = Path(__file__).parents[3] / "docker" / "size_audit.py"
 SITE = "usr/lib/python3.11/site-packages"
@@ -77,6 +80,52 @@ def test_a_weights_plan_has_a_budget(image, tmp_path):
 
     assert out.returncode == 1
     assert "weights slim" in out.stderr
+
+
+def test_more_than_the_platform_takes_is_always_too_much():
+    def image(size_bytes):
+        return Image(name="it", digest="", layers=(Layer(digest="x", diff_id="x", compressed_bytes=size_bytes),))
+
+    assert broken({}, [image(35_000_000_000)], {}) == []
+    (line,) = broken({}, [image(35_000_000_001)], {})
+    assert "the platform takes 35,000,000,000" in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[image.app]",
+        "[images.app]\ncompresed_bytes = 1",
+        "[images.app]\ncompressed_bytes = '1 MB'",
+        "[images.app]\nkinds = {tests = -1}",
+        "[set]\nunpacked_bytes = 1",
+        "[weights.x]\nbytes = 1",
+        "[more.x]\nmatch = 'x'",
+        "images = 3",
+        "not toml",
+    ],
+)
+def test_a_budget_that_nobody_would_keep_is_refused(image, tmp_path, text):
+    (tmp_path / "budget.toml").write_text(text)
+    out = audit(image, "--budget", str(tmp_path / "budget.toml"))
+    assert out.returncode == 2
+    assert out.stderr.count("\n") == 1
+    assert "Traceback" not in out.stderr
+
+
+def test_layers_say_which_other_images_have_them(image, layout):
+    other = layout.add("other", [BASE, {"x": b"x" * 100}])
+    first, second = json.loads(audit(image, other, "--format", "json").stdout)["images"]
+    assert [layer["shared_with"] for layer in first["layers"]] == [[other], []]
+    assert [layer["shared_with"] for layer in second["layers"]] == [[image], []]
+
+
+def test_the_program_is_whole_without_the_repository(image, tmp_path):
+    shutil.copy(PROGRAM, tmp_path)
+    shutil.copytree(PROGRAM.parent / "audit", tmp_path / "audit")
+    command = [sys.executable, "-ES", tmp_path / "size_audit.py", image]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_builds_are_compared_path_by_path(image, layout):
