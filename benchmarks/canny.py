@@ -1,8 +1,9 @@
 """Canny, bytes in to bytes out, 512 x 512: our preprocessor over gRPC against the one that it replaces over HTTP.
 
 Both are processes of their own with their own defaults, asked by one client over a kept connection on loopback, in
-turns. Prints the medians of what the client waits, and the CPU time of both ends. Also our kernel against cv2.Canny
-alone, on one thread. Needs `.[benchmarks]`. Run: `python -m benchmarks.canny [--rounds 200] [--format PNG]`.
+turns of ten calls, so that both are warm. Prints medians of what the client waits, and the CPU time of both ends. Also
+our kernel against cv2.Canny alone, on one thread. Needs `.[benchmarks]`.
+Run: `python -m benchmarks.canny [--rounds 15] [--format PNG]`.
 """
 
 import argparse
@@ -31,7 +32,8 @@ from services.preprocessor.registry import core
 
 PHOTO = Path(__file__).parents[1] / "demo" / "photos" / "coffee.jpg"
 SIDE_PX = 512
-WARM_UP_ROUNDS = 10
+# Calls of one side before it is the other's turn; the first turn of each is not counted.
+TURN_CALLS = 10
 END_LIMIT_S = 30.0
 
 
@@ -68,10 +70,16 @@ class Side:
     client_cpu_s: float = 0.0
     server_start_s: float = 0.0
 
-    def start(self) -> None:
+    def start(self, data: bytes) -> None:
+        for _ in range(TURN_CALLS):
+            self.ask(data)
         self.server_start_s = self._server_cpu_s()
 
     def turn(self, data: bytes) -> None:
+        for _ in range(TURN_CALLS):
+            self._call(data)
+
+    def _call(self, data: bytes) -> None:
         start_s, cpu_start_s = time.perf_counter(), time.process_time()
         self.ask(data)
         self.waited_s.append(time.perf_counter() - start_s)
@@ -116,13 +124,11 @@ def services(data: bytes, rounds: int) -> None:
     with ExitStack() as stack:
         sides = {"replaced": replaced(stack), "ours": ours(stack)}
         check(*(side.ask(data) for side in sides.values()))
-        for turn in range(-WARM_UP_ROUNDS, rounds):
+        for side in sides.values():
+            side.start(data)
+        for _ in range(rounds):
             for side in sides.values():
-                if turn < 0:
-                    side.ask(data)
-                    side.start()
-                else:
-                    side.turn(data)
+                side.turn(data)
         waited = {name: statistics.median(side.waited_s) for name, side in sides.items()}
         spent = {name: side.cpu_s() for name, side in sides.items()}
     for name in sides:
@@ -144,7 +150,7 @@ def kernels(data: bytes, rounds: int) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     runs = {"cv2.Canny": lambda: cv2.Canny(pixels, 100, 200), "our kernel": lambda: canny(pixels, **values)}
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    for _ in range(rounds * TURN_CALLS):
         for name, run in runs.items():
             start_s = time.process_time()
             run()
@@ -157,7 +163,7 @@ def kernels(data: bytes, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--format", choices=("JPEG", "PNG"), default="JPEG")
     arguments = parser.parse_args()
     data = photo(arguments.format)

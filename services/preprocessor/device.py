@@ -15,8 +15,13 @@ class Device:
     threads: int = 2
 
     @property
+    def is_half(self) -> bool:
+        """Whether networks run in half precision."""
+        return self.kind == CUDA
+
+    @property
     def dtype(self) -> str:
-        return "float16" if self.kind == CUDA else "float32"
+        return "float16" if self.is_half else "float32"
 
     @property
     def label(self) -> str:

@@ -14,7 +14,7 @@ from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.device import CPU, Device
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.lines import TORCH
-from services.preprocessor.neural.running import place, read_weights, running, without_prefix
+from services.preprocessor.neural.running import answering_in_float32, place, read_weights, running, without_prefix
 from services.preprocessor.weights import Model
 
 # Smaller pictures have no closer looks to merge; on one of 160 pixels or less the boost breaks.
@@ -31,7 +31,12 @@ class Leres:
 def build(folder: Path, device: Device) -> Leres:
     network = defects.submodule("leres.leres.multi_depth_model_woauxi").RelDepthModel(backbone="resnext101")
     network.load_state_dict(without_prefix(read_weights(folder / "res101.pth")["depth_model"]))
-    return Leres(network=place(network, device), merger=_merger(folder, device), device=device)
+    place(network, device)
+    # Upstream calls these two by themselves.
+    answering_in_float32(network.depth_model, device)
+    merger = _merger(folder, device)
+    answering_in_float32(merger.netG, device)
+    return Leres(network=network, merger=merger, device=device)
 
 
 def _merger(folder: Path, device: Device) -> Any:

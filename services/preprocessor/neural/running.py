@@ -28,7 +28,26 @@ def place(network: Any, device: Device) -> Any:
     network.to(device.kind)
     plain: Any = torch.nn.Module.to
     plain(network, memory_format=torch.channels_last)
+    return answering_in_float32(network, device)
+
+
+def answering_in_float32(network: Any, device: Device) -> Any:
+    """The network; what it answers in half precision is widened, for OpenCV has no halves."""
+    if device.is_half:
+        network.register_forward_hook(lambda _network, _inputs, answer: _widened(answer))
     return network
+
+
+def _widened(answer: Any) -> Any:
+    import torch
+
+    if isinstance(answer, torch.Tensor):
+        return answer.float() if answer.dtype == torch.float16 else answer
+    if type(answer) in (list, tuple):
+        return type(answer)(_widened(each) for each in answer)
+    if type(answer) is dict:
+        return {name: _widened(each) for name, each in answer.items()}
+    return answer
 
 
 @contextmanager
@@ -36,7 +55,7 @@ def running(device: Device) -> Iterator[None]:
     """Without gradients, and on a GPU in half precision where that is safe."""
     import torch
 
-    with torch.inference_mode(), torch.autocast(CUDA, torch.float16, enabled=device.kind == CUDA):
+    with torch.inference_mode(), torch.autocast(device.kind, torch.float16, enabled=device.is_half):
         yield
 
 

@@ -1,0 +1,79 @@
+"""Networks in half precision, as they run on a GPU: there where there is one, and on a CPU told to do the same."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.kernel.pictures import PictureLimits
+from services.preprocessor.annotation import Annotation
+from services.preprocessor.device import CUDA, Device
+from services.preprocessor.engine import Engine
+from services.preprocessor.registry import NEURAL, installed
+from services.preprocessor.weights import FolderWeights
+from tests.annotators.conftest import Nowhere
+from tests.annotators.test_every_network import PARAMETERS, SLOW
+from tests.fakes.synthetic_pictures import decoded
+from tests.golden.annotator_maps import PHOTO
+
+SIDE_PX = 128
+# One of those that share a network and a way through it; ONNX Runtime and OpenCV know no half precision.
+CHOSEN = (
+    *("softedge_hed", "softedge_pidinet", "lineart_realistic", "lineart_coarse", "lineart_anime", "teed", "anyline"),
+    *("mlsd", "depth_anything_v2", "seg_ofade20k", "seg_ufade20k"),
+    *("depth_midas", "normal_midas", "normal_bae", "depth_leres", "depth_leres++", "openpose", "sam"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HalfOnCpu(Device):
+    @property
+    def is_half(self) -> bool:
+        return True
+
+
+def _cuda_is_there() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request) -> Device:
+    if request.param == "cpu":
+        return HalfOnCpu()
+    if not _cuda_is_there():
+        pytest.skip("torch sees no GPU here")
+    return Device(kind=CUDA)
+
+
+def _each(annotator_id):
+    return pytest.param(annotator_id, marks=[pytest.mark.slow] if annotator_id in SLOW else [])
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("annotator_id", [_each(each) for each in CHOSEN])
+async def test_a_map_in_half_precision_is_nearly_that_in_full(annotate, weights, models_dir, device, annotator_id):
+    annotator = installed().get(annotator_id)
+    side_px = 192 if annotator_id == "depth_leres++" else SIDE_PX
+    wanted = PARAMETERS.get(annotator_id, {}) | {"detect_resolution": side_px}
+    stream = io.BytesIO()
+    Image.open(PHOTO).resize((side_px, side_px)).save(stream, "PNG")
+    full = decoded((await annotate(annotator_id, stream.getvalue(), **wanted)).data).astype(int)
+    engine = Engine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()), device=device)
+    values = {each.name: each.default for each in annotator.all_parameters} | wanted
+    half = await engine.run(Annotation(annotator=annotator, parameters=values, picture=stream.getvalue()))
+    engine.close()
+    assert half.device == f"{device.kind}/float16"
+    # Random networks are no smooth ones: what is cut at a threshold, or a label, may be anything.
+    if not (annotator.is_bilevel or annotator.has_labels or annotator_id in ("anyline", "teed")):
+        assert np.abs(decoded(half.data) - full).mean() < 12
+
+
+def test_those_that_are_left_out_run_elsewhere_or_share_a_network():
+    networks = {model.name for each in NEURAL if each.id in CHOSEN for model in each.models if model.uses_gpu}
+    left_out = {model.name for each in NEURAL for model in each.models if model.uses_gpu} - networks
+    # ZoeDepth takes minutes where torch has no fast halves; OneFormer is one network with two sets of labels.
+    assert left_out == {"zoe", "oneformer_coco"}
