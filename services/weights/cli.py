@@ -64,7 +64,8 @@ def _run(work: Callable[[WeightStore], Awaitable[T]], folder: Path | None) -> T:
         print(f"error: {reason}{error}", file=sys.stderr)
         raise typer.Exit(1) from error
     except (OSError, sqlite3.Error) as error:
-        print(f"error: the store {folder or load(WeightsSettings).dir} cannot be used: {error}", file=sys.stderr)
+        place = getattr(error, "filename", None) or f"the store {folder or load(WeightsSettings).dir}"
+        print(f"error: {place} cannot be used: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         raise typer.Exit(1) from error
 
 

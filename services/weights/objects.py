@@ -115,8 +115,8 @@ class Objects:
             left -= self._drop_abandoned() if left > 0 else 0
             if left > 0:
                 raise DiskFull(
-                    f"{need_bytes} bytes do not fit the budget of {self._budget_bytes}: "
-                    f"{left} too many, and the rest is pinned or in use",
+                    f"{need_bytes} more bytes do not fit the budget: with what is held and half fetched, "
+                    f"{left} over the {self._budget_bytes} of it are pinned or in use",
                     retry_after_s=60.0,
                 )
         free = shutil.disk_usage(self.folder).free - SPARE_BYTES

@@ -15,6 +15,7 @@ WILLNEED, HUGEPAGE, POPULATE_READ = 3, 14, 22
 # So much at a time that the threads seldom have to wait for the interpreter between two of them.
 STEP_BYTES = 16 * 1024 * 1024
 READERS = 8
+HUGE_BYTES = 2 * 1024 * 1024
 # The kernel silently cuts what one WILLNEED asks for to the disk's largest request, or its read-ahead.
 WILLNEED_BYTES = 128 * 1024
 
@@ -36,7 +37,7 @@ def read_ahead(mapped: mmap.mmap, begin: int, end: int) -> list[threading.Thread
     """
     if _madvise() is None or begin >= end:
         return []
-    start = begin - begin % STEP_BYTES
+    start = begin - begin % HUGE_BYTES
     anchor = ctypes.c_char.from_buffer(mapped, start)
     # A fault then reads 4 MiB, whatever the disk's own read-ahead is; systems that cannot do that go on in small pages.
     _madvise()(ctypes.addressof(anchor), end - start, HUGEPAGE)

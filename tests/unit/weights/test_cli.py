@@ -119,7 +119,8 @@ def test_a_folder_that_cannot_be_a_store_is_one_line(run, tmp_path):
     (tmp_path / "file").write_text("")
     result = run("ls", "--dir", str(tmp_path / "file"))
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: the store {tmp_path / 'file'} cannot be used")
+    assert result.stderr.startswith(f"error: {tmp_path / 'file'}")
+    assert "cannot be used: Not a directory" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
