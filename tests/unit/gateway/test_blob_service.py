@@ -1,13 +1,15 @@
 """BlobService over real gRPC on loopback."""
 
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
-from services.gateway.app.callers import Callers
+from services.gateway.app.callers import Callers, Tenant, callers_of
+from services.gateway.ports import Upload
 from services.gateway.rpc.blobs import CHUNK_OUT_BYTES, BlobService
 from services.kernel import errors
 from services.kernel.config import CommonSettings
@@ -26,19 +28,26 @@ async def blobs() -> MemoryBlobs:
     return MemoryBlobs(blob_limit_bytes=2_000_000)
 
 
-@pytest.fixture
-async def stub(blobs: MemoryBlobs) -> AsyncIterator[Stub]:
+@asynccontextmanager
+async def serving(blobs: MemoryBlobs, callers: Callers) -> AsyncIterator[str]:
+    """Its address."""
+
     def add(server: grpc.aio.Server) -> None:
-        blobs_pb2_grpc.add_BlobServiceServicer_to_server(BlobService(blobs, Callers()), server)
+        blobs_pb2_grpc.add_BlobServiceServicer_to_server(BlobService(blobs, callers), server)
 
     server = RpcServer(
         CommonSettings(drain_grace_s=0), services={"fanlight.blobs.v1.BlobService": add}, tokens={}, default_tokens=()
     )
     port = server.bind("127.0.0.1:0")
     await server.start()
-    async with open_channel(f"127.0.0.1:{port}") as channel:
-        yield blobs_pb2_grpc.BlobServiceStub(channel)
+    yield f"127.0.0.1:{port}"
     await server.stop()
+
+
+@pytest.fixture
+async def stub(blobs: MemoryBlobs) -> AsyncIterator[Stub]:
+    async with serving(blobs, Callers()) as address, open_channel(address) as channel:
+        yield blobs_pb2_grpc.BlobServiceStub(channel)
 
 
 def writing(*chunks: bytes, **header: str | int) -> AsyncIterator[Request]:
@@ -146,3 +155,42 @@ async def test_a_wrong_read_is_refused(
 async def test_more_digests_than_the_limit_are_refused(stub: Stub) -> None:
     error = await refused(stub.HasBlobs(blobs_pb2.HasBlobsRequest(digests=[digest_of(b"")] * 1_001)))
     assert (type(error), error.field) == (errors.TooLarge, "digests")
+
+
+class BucketBlobs(MemoryBlobs):
+    async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> Upload:
+        return Upload(url=f"https://bucket.example/{scope}/{digest}", headers={})
+
+    async def prepare_read(self, scope: str, digest: str) -> str:
+        if await self.stat(scope, digest) is None:
+            raise errors.NotFound("no such blob")
+        return f"https://bucket.example/{scope}/{digest}"
+
+
+async def test_a_tenant_comes_to_its_own_blobs_alone_whatever_it_asks() -> None:
+    blobs = BucketBlobs()
+    digest = blobs.put(PNG, scope="acme").digest
+    callers = callers_of("operator", [Tenant(name="acme", token="a" * 20), Tenant(name="globex", token="g" * 20)])
+    async with serving(blobs, callers) as address:
+        async with open_channel(address, token="a" * 20) as channel:
+            acme = blobs_pb2_grpc.BlobServiceStub(channel)
+            assert (await acme.HasBlobs(blobs_pb2.HasBlobsRequest(digests=[digest]))).digests == [digest]
+            answer = await acme.PrepareRead(blobs_pb2.PrepareReadRequest(digest=digest))
+            assert answer.url == f"https://bucket.example/acme/{digest}"
+        async with open_channel(address, token="g" * 20) as channel:
+            globex = blobs_pb2_grpc.BlobServiceStub(channel)
+            assert not (await globex.HasBlobs(blobs_pb2.HasBlobsRequest(digests=[digest]))).digests
+            upload = await globex.PrepareUpload(blobs_pb2.PrepareUploadRequest(digest=digest, size_bytes=1))
+            assert "/globex/" in upload.url
+            for scope in ("", "acme"):
+                for call in (
+                    globex.PrepareRead(blobs_pb2.PrepareReadRequest(scope=scope, digest=digest)),
+                    anext(aiter(globex.ReadBlob(blobs_pb2.ReadBlobRequest(scope=scope, digest=digest)))),
+                ):
+                    assert isinstance(await refused(call), errors.NotFound)
+            for call in (
+                globex.HasBlobs(blobs_pb2.HasBlobsRequest(scope="acme", digests=[digest])),
+                globex.PrepareUpload(blobs_pb2.PrepareUploadRequest(scope="acme", digest=digest, size_bytes=1)),
+                globex.WriteBlob(writing(PNG, scope="acme")),
+            ):
+                assert isinstance(await refused(call), errors.NotFound)

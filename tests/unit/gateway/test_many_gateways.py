@@ -147,6 +147,28 @@ async def test_a_client_watches_at_one_gateway_what_a_worker_does_at_another(pai
     assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
 
 
+async def test_a_watch_goes_on_at_another_gateway_after_the_last_state_it_saw(pair: Pair) -> None:
+    here, there = pair
+    painter = here.worker(DIFFUSION)
+    await painter.come()
+    job = await here.gateway.jobs.create(generation())
+    events = here.gateway.jobs.watch(job.name)
+    seen = [await anext(events)]
+    (task,) = await painter.lease()
+    seen.append(await anext(events))
+    # Its gateway dies; the number of the last state is worth as much at the other one.
+    await events.aclose()
+    await told()
+    again = there.gateway.jobs.watch(job.name, after_revision=seen[-1].revision)
+    following = asyncio.ensure_future(anext(again))
+    await told()
+    assert not following.done()
+    painter.fleet = there
+    await painter.complete(task)
+    assert (await following).state is JobState.SUCCEEDED
+    assert [event.state for event in seen] == [JobState.QUEUED, JobState.RUNNING]
+
+
 async def test_a_node_left_out_at_one_gateway_is_left_out_at_the_other(pair: Pair) -> None:
     here, there = pair
     broken = here.worker(DIFFUSION, "broken")
