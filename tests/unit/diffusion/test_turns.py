@@ -75,3 +75,14 @@ def test_only_what_changes_the_batchs_shape_parts_pictures(asked, control):
     ]
     assert len({one, *(key_of(other, number=3) for other in others)}) == 6
     assert key_of(asked(alone=True), number=1) != key_of(asked(alone=True), number=2)
+
+
+def test_those_who_found_no_room_wait_for_the_batchs_end_where_they_stood(turns):
+    for name, its_key in (("a1", A), ("b1", B), ("a2", A), ("a3", A)):
+        turns.add(its_key, name)
+    assert turns.take(now_s=0, running=0) == ["a1", "a2", "a3"]
+    turns.put_back(["a2", "a3"])
+    turns.add(A, "a4")
+    assert turns.take(now_s=1, running=1) == []
+    assert turns.take(now_s=2, running=0) == ["b1"]
+    assert turns.take(now_s=3, running=0) == ["a2", "a3", "a4"]
