@@ -11,7 +11,7 @@ from services.kernel.blobs import BlobStore
 from services.kernel.digests import parse_digest, parse_scope
 from services.kernel.errors import InvalidField, NotFound, OutOfRange, TooLarge
 
-CHUNK_OUT_BYTES = 256 * 1024
+CHUNK_OUT_BYTES = 512 * 1024
 CHUNK_IN_LIMIT_BYTES = 1024 * 1024
 DIGESTS_LIMIT = 1_000
 
