@@ -4,6 +4,7 @@ controlnet_aux 0.0.10:
 - Its package imports every detector, and with them torchvision, timm and mediapipe (15 s, and an error where one is
   missing): `submodule` imports one detector under an empty package of the same path.
 - LeReS reads the process's own command line with argparse: `without_arguments` hides it.
+- LeReS' detector leaves its network in training, so that each picture changes the next one's map: `place` ends that.
 - LeReS' boost breaks on pictures of 160 pixels or less: `neural/leres.py` does without it there.
 - MLSD's detector swallows every exception, the one that no lines were found among them: `mlsd_lines` knows that one.
 - SAM's detector colours masks at random and breaks where none was found: only its mask generator is used.

@@ -59,9 +59,11 @@ def _openpose(picture: Pixels, model: OpenPose, body: bool, hand: bool, face: bo
 
 
 def _points(points: Iterable[Any] | None) -> Keypoints:
-    """Points outside the picture stand for none."""
+    """Points outside the picture stand for none. Those of hands and faces come as numpy's numbers."""
     return tuple(
-        None if point is None or point.x < 0 or point.y < 0 else Keypoint(x=point.x, y=point.y, score=point.score)
+        None
+        if point is None or point.x < 0 or point.y < 0
+        else Keypoint(x=float(point.x), y=float(point.y), score=float(point.score))
         for point in points or ()
     )
 

@@ -33,13 +33,16 @@ def sam(pictures: Sequence[Pixels], model: Sam, *, seed: int, **settings: Any) -
 
 
 def _sam(picture: Pixels, model: Sam, seed: int, settings: dict[str, Any]) -> Pixels:
-    """(H, W, 3): larger things below smaller ones; black where nothing was found."""
+    """(H, W, 3): larger things below smaller ones; black where nothing was found.
+
+    Colours as controlnet_aux's detector draws them after `numpy.random.seed(seed)`.
+    """
     with running(model.device):
         found = defects.sam_generator()(model.network, **settings).generate(picture)
     colours = np.random.RandomState(seed)
     canvas = np.zeros_like(picture)
     for thing in sorted(found, key=lambda each: -int(each["area"])):
-        canvas[thing["segmentation"]] = colours.randint(0, 255, 3, dtype=np.uint8)
+        canvas[thing["segmentation"]] = [colours.randint(255, dtype=np.uint8) for _ in range(3)]
     return canvas
 
 
