@@ -56,7 +56,7 @@ def _run(work: Callable[[WeightStore], Awaitable[T]], folder: Path | None) -> T:
             return await work(store)
 
     folder = folder.expanduser().absolute() if folder else None
-    logs.configure(level="error", style="console", service="weights")
+    logs.configure(level="warning", style="console", service="weights")
     try:
         return asyncio.run(main())
     except (FanlightError, SettingsError) as error:

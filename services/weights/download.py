@@ -58,7 +58,9 @@ class Download:
         """A source may change under the download, or have spoilt a part begun elsewhere: then all of it again."""
         for attempt in range(MAX_RESTARTS):
             ask = self._tools.web.probe if attempt else self._tools.web.probed
-            remote = await self._tools.persist(bind(ask, url))
+            # Before a byte has come nobody knows whether anybody is there.
+            patience = self._tools.persist if self._downloaded else self._tools.ask
+            remote = await patience(bind(ask, url))
             layout = self._check(remote)
             part = await self._tools.run(self._open, layout, self._identity(remote))
             try:

@@ -10,18 +10,20 @@ from functools import partial as bind
 from pathlib import Path
 from typing import Any, TypeVar
 
+from services.kernel.logs import get_logger
 from services.weights.chunks import Segment, Span
 from services.weights.digesting import Digested
 from services.weights.errors import SourceFailed, Transient, Unreachable
 from services.weights.pacing import MAX_RETRY_AFTER_S, LinkRate, Pacer, backoff_s
 from services.weights.web import Web
 
+log = get_logger()
 T = TypeVar("T")
 
 # Bytes that must have come between two failures for the second to count as a first one.
 ENOUGH_BYTES = 16 * 1024
 # How often somebody is asked again who cannot be reached, before anything of a file has come.
-KNOCKS = 2
+KNOCKS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class Tools:
         wait_s = backoff_s(failures, error.retry_after_s, self.chance)
         if failures > self.limits.retries or wait_s > MAX_RETRY_AFTER_S:
             raise SourceFailed(error.message, retry_after_s=error.retry_after_s) from error
+        log.warning("weights_asked_again", why=error.message, wait_s=round(wait_s, 1))
         await self.sleep(wait_s)
 
     async def persist(self, once: Callable[[], Awaitable[T]], done_bytes: Callable[[], int] = lambda: 0) -> T:
@@ -118,7 +121,7 @@ class Tools:
                 await self.pause(failures, error)
 
     async def ask(self, once: Callable[[], Awaitable[T]]) -> T:
-        """As `persist`, for an answer that an older one may stand in for: given up soon where nobody can be reached."""
+        """As `persist`, for the first question to somebody: given up soon where nobody can be reached."""
         knocks = 0
 
         async def knock() -> T:

@@ -13,6 +13,7 @@ from services.kernel.errors import FailedPrecondition, FanlightError, NodeFault,
 from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, TokenRefused, WrongBytes
 from services.weights.manifest import ChunkDigests, Manifest, WeightFile
 from services.weights.store import WeightStore
+from services.weights.targets import KNOCKS
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
 
@@ -143,6 +144,21 @@ async def test_a_hub_that_lies_about_a_small_files_size_is_refused(server, store
     server.put_json("/api/models/org/m/revision/main", answer)
     with pytest.raises(WrongBytes, match=r"hf:org/m.*bytes instead of"):
         await store.fetch("hf:org/m", store.wish())
+
+
+async def test_where_nobody_is_there_it_is_said_soon(settings, body):
+    waits = []
+
+    async def sleep(wait_s):
+        waits.append(wait_s)
+
+    async with WeightStore.open(settings(retries=8)) as store:
+        store._tools.sleep = sleep
+        for name in ("http://127.0.0.1:9/m.bin", _use_manifest(store, ["http://127.0.0.1:9/m.bin"], body)):
+            waits.clear()
+            with pytest.raises(SourceFailed, match="cannot be reached"):
+                await store.fetch(name, store.wish())
+            assert len(waits) == KNOCKS
 
 
 async def test_retry_after_is_waited_for(server, settings, body):
