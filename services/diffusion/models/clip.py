@@ -28,6 +28,10 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# What old configs call the end mark, and mean the highest id.
+_OLD_END = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipConfig:
     """What is told of either half, with transformers' defaults for the text's."""
@@ -90,7 +94,8 @@ class ClipText(nn.Module):
         last = self.final_layer_norm(states[-1])
         if self.text_projection is None:
             return TextStates(hidden_states=states, last_hidden_state=last)
-        ends = (ids == self.eos_token_id).int().argmax(dim=-1)
+        marks = ids if self.eos_token_id == _OLD_END else (ids == self.eos_token_id).int()
+        ends = marks.argmax(dim=-1)
         pooled = last[torch.arange(len(ids), device=last.device), ends]
         return TextStates(hidden_states=states, last_hidden_state=last, text_embeds=self.text_projection(pooled))
 

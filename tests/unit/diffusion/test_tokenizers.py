@@ -16,6 +16,7 @@ PIECES = st.one_of(
         ["a", "cat's", "don't", "!", "!!", "42", " ", "\t\n", START, END, "<|ENDOFTEXT|>", "</w>", "猫", "🙂"]
     ),
     st.text(max_size=8),
+    st.text(min_size=200, max_size=400),
 )
 PROMPTS = st.lists(PIECES, max_size=8).map("".join)
 
