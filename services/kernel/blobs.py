@@ -18,9 +18,9 @@ class BlobInfo:
 
 class BlobStore(Protocol):
     async def write(
-        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0
+        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0, settled: bool = False
     ) -> BlobInfo:
-        """Keep the chunks as one blob: there on return, invisible before, durable after `settle`.
+        """Keep the chunks as one blob: there on return, invisible before; durable if `settled`, else after `settle`.
 
         `digest` and `size_bytes`, where given, must come out right, else InvalidField; TooLarge above the
         store's limit; ResourceExhausted when its budget is used up.

@@ -91,6 +91,13 @@ async def test_a_blob_of_no_bytes_is_a_blob(make: Make) -> None:
     assert await read(store, info.digest) == b""
 
 
+async def test_what_somebody_counts_on_is_settled_with_its_writing_or_afterwards(make: Make) -> None:
+    store = make()
+    info = await store.write(SCOPE, chunked(PNG), settled=True)
+    assert await store.settle(SCOPE, info.digest) == info
+    assert await store.settle(SCOPE, ABSENT) is None
+
+
 async def test_writing_the_same_bytes_again_succeeds_and_takes_no_more_room(make: Make) -> None:
     store = make()
     first = await store.write(SCOPE, chunked(PNG))

@@ -50,7 +50,7 @@ class DiskBlobs:
         return self._files.used_bytes
 
     async def write(
-        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0
+        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0, settled: bool = False
     ) -> BlobInfo:
         if size_bytes > self._files.blob_limit_bytes:
             raise TooLarge(f"a blob has at most {self._files.blob_limit_bytes} bytes", field="size_bytes")
@@ -66,8 +66,8 @@ class DiskBlobs:
         self._begin_settling(info, incoming)
         if whole:
             self._recent.add(info, whole)
-        if len(self._settling) > SETTLING_LIMIT:
-            await self.settle(scope, info.digest)
+        if settled or len(self._settling) > SETTLING_LIMIT:
+            await self._wait_for(scope, info.digest)
         return info
 
     async def _take(self, incoming: IncomingBlob, chunks: AsyncIterable[bytes]) -> None:
@@ -111,10 +111,14 @@ class DiskBlobs:
         recent = self._recent.get(scope, digest)
         return recent.info if recent else await self._run(partial(self._files.stat, scope, digest))
 
-    async def settle(self, scope: str, digest: str) -> BlobInfo | None:
+    async def _wait_for(self, scope: str, digest: str) -> None:
+        """NodeFault and Unavailable where the disk did not take it."""
         settling = self._settling.get((scope, digest))
         if settling is not None:
             await asyncio.shield(asyncio.wrap_future(settling))
+
+    async def settle(self, scope: str, digest: str) -> BlobInfo | None:
+        await self._wait_for(scope, digest)
         recent = self._recent.get(scope, digest)
         return recent.info if recent else await self._run(partial(self._files.stat, scope, digest, settled=True))
 

@@ -56,7 +56,7 @@ class S3Blobs:
         self._blob_limit_bytes = blob_limit_bytes
 
     async def write(
-        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0
+        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0, settled: bool = False
     ) -> BlobInfo:
         if size_bytes > self._blob_limit_bytes:
             raise TooLarge(f"a blob has at most {self._blob_limit_bytes} bytes", field="size_bytes")

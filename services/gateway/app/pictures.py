@@ -20,8 +20,7 @@ class Pictures:
         if picture.digest:
             return await self._find(picture, scope)
         self._check(picture, len(picture.data), media_type_of(picture.data[:16]))
-        written = await self._blobs.write(scope, _once(picture.data))
-        return await self._blobs.settle(scope, written.digest) or written
+        return await self._blobs.write(scope, _once(picture.data), settled=True)
 
     async def _find(self, picture: Picture, scope: str) -> BlobInfo:
         blob = await self._blobs.settle(scope, picture.digest)

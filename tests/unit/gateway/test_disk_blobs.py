@@ -93,7 +93,7 @@ async def test_a_disk_that_fails_is_told_in_our_words_and_leaves_nothing(
 
     monkeypatch.setattr(blob_files.os, "fsync", fail)
     with pytest.raises(wanted):
-        await settled(store, b"data")
+        await store.write(SCOPE, once(b"data"), settled=True)
     assert store.used_bytes == 0
     assert incoming(tmp_path) == []
     assert await store.stat(SCOPE, digest_of(b"data")) is None
