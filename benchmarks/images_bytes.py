@@ -57,7 +57,7 @@ def gigabytes(size_bytes: int) -> str:
 
 def layers_of(layout: Path, tag: str) -> dict[str, int]:
     index = json.loads((layout / "index.json").read_text())
-    digests = [each["digest"] for each in index["manifests"] if tag in each["annotations"].values()]
+    digests = [each["digest"] for each in index["manifests"] if tag in each.get("annotations", {}).values()]
     manifest = json.loads((layout / "blobs" / digests[-1].replace(":", "/")).read_text())
     return {layer["digest"]: layer["size"] for layer in manifest["layers"]}
 

@@ -8,6 +8,7 @@ profiles: the files of their plan are fetched here and become a layer each, on t
 import argparse
 import fnmatch
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -115,6 +116,22 @@ def export(image: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     how = ["--quiet", "--dest-compress-format", "zstd", "--dest-compress-level", str(ZSTD_LEVEL)]
     _run("skopeo", "copy", *how, f"containers-storage:{name}", f"oci:{folder}:{image}")
+    drop_stale(folder)
+
+
+def drop_stale(folder: Path) -> None:
+    """What an earlier build left in a layout: manifests that lost their name to a later one, and blobs of theirs."""
+    index = json.loads((folder / "index.json").read_text())
+    index["manifests"] = [each for each in index["manifests"] if each.get("annotations")]
+    (folder / "index.json").write_text(json.dumps(index))
+    blobs = folder / "blobs" / "sha256"
+    kept = {each["digest"].partition(":")[2] for each in index["manifests"]}
+    for name in list(kept):
+        manifest = json.loads((blobs / name).read_text())
+        kept |= {each["digest"].partition(":")[2] for each in (manifest["config"], *manifest["layers"])}
+    for path in blobs.iterdir():
+        if path.name not in kept:
+            path.unlink()
 
 
 def _run(*command: str) -> None:

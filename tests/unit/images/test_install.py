@@ -1,6 +1,7 @@
 """What happens to packages on their way into a layer."""
 
 import importlib.util
+import json
 import shutil
 import struct
 import subprocess
@@ -9,6 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.fakes.images import OciLayout
 
 BUILD = Path(__file__).parents[3] / "docker" / "install"
 
@@ -28,7 +31,16 @@ def put(root, *paths):
 
 
 def test_tests_headers_static_libraries_and_stubs_are_taken_out(install, tmp_path):
-    put(tmp_path, "a/tests/test_a.py", "a/b/tests/x.py", "torch/include/x.h", "a/x.a", "a/x.pyi", "a/x.py", "a/test.py")
+    put(
+        tmp_path,
+        "a/tests/test_a.py",
+        "a/b/c/d/e/tests/x.py",
+        "torch/include/x.h",
+        "a/x.a",
+        "a/x.pyi",
+        "a/x.py",
+        "a/test.py",
+    )
     for path in install.unneeded(tmp_path):
         install.remove(path)
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {"a/x.py", "a/test.py"}
@@ -99,3 +111,23 @@ def test_a_large_package_is_compiled_only_where_it_is_loaded(install, tmp_path):
     install.compile_ahead(tmp_path, ("big",), (), ("big/named/*.py",))
     names = {path.name.partition(".")[0] for path in (tmp_path / "big").rglob("__pycache__/*")}
     assert names == {"__init__", "used", "later"}
+
+
+def test_a_layout_keeps_nothing_of_earlier_builds(tmp_path):
+    spec = importlib.util.spec_from_file_location("docker_build", BUILD.parent / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(BUILD.parent))
+    try:
+        spec.loader.exec_module(build)
+    finally:
+        sys.path.remove(str(BUILD.parent))
+    layout = OciLayout(tmp_path / "layout")
+    layout.add("old", [{"a": b"old"}])
+    kept = layout.add("new", [{"a": b"new"}])
+    index = json.loads((layout.root / "index.json").read_text())
+    del index["manifests"][0]["annotations"]
+    (layout.root / "index.json").write_text(json.dumps(index))
+    build.drop_stale(layout.root)
+    assert len(list((layout.root / "blobs" / "sha256").iterdir())) == 3
+    assert len(json.loads((layout.root / "index.json").read_text())["manifests"]) == 1
+    assert kept.endswith(":new")
