@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from services.gateway.app.records import Codec
 from services.gateway.ordering.board import Board
-from services.gateway.ordering.plan import Claim
+from services.gateway.ordering.fetches import Claim
 from services.gateway.ports import Clock, JobStore, Record
 from services.kernel.errors import AlreadyExists, Conflict
 

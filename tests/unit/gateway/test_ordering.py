@@ -8,7 +8,7 @@ import pytest
 from services.gateway.ordering.board import STICKY_LIMIT_S, Board
 from services.gateway.ordering.estimate import load_s
 from services.gateway.ordering.explain import Verdict, explain
-from services.gateway.ordering.plan import FETCHES_LIMIT
+from services.gateway.ordering.fetches import FETCHES_LIMIT
 from services.gateway.ordering.replication import REST_S, UNASKED_WORKERS_MIN, Replication, Terms
 from services.gateway.ordering.tasks import Kind, Waiting, WorkerView
 from tests.fakes.board import A, B, a_task, a_view, kind_of

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from services.gateway.ordering import estimate
 from services.gateway.ordering.board import Board
+from services.gateway.ordering.fetches import FETCHES_LIMIT
 from services.gateway.ordering.pace import ABSURD_FACTOR, Paces, plausible
-from services.gateway.ordering.plan import FETCHES_LIMIT
 from services.gateway.ordering.replication import FETCHES_LIMIT as STICKY_LIMIT
 from services.gateway.ordering.replication import Replication, Terms
 from services.gateway.ordering.shares import Shares
