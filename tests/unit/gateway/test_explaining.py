@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.ordering.explain import Verdict
+from services.gateway.ordering.replication import UNASKED_WORKERS_MIN
 from services.gateway.wire import explanations
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, control, generation
 
@@ -39,6 +42,18 @@ async def test_a_worker_is_told_what_to_fetch_and_gets_the_task_once_it_has_it(f
     assert (await fleet.gateway.polls.lease(painter.poll())).fetches is None
     painter.worker = replace(painter.worker, disk_models=frozenset({"far"}))
     assert len(await painter.lease()) == 1
+
+
+@pytest.mark.parametrize(("disk_bytes", "told"), [(100_000_000_000, 1), (0, 0)])
+async def test_one_of_a_fleet_fetches_what_nobody_asked_for_where_its_disk_has_room_for_it(
+    fleet: Fleet, disk_bytes: int, told: int
+) -> None:
+    answers = []
+    for i in range(UNASKED_WORKERS_MIN):
+        painter = fleet.worker(DIFFUSION, f"home{i}", models=(FAR,))
+        painter.worker = replace(painter.worker, takes_fetches=True, disk_bytes=disk_bytes)
+        answers.append(await fleet.gateway.polls.lease(painter.poll()))
+    assert [fetch.model for answer in answers for fetch in answer.fetches or ()] == ["far"] * told
 
 
 async def test_explaining_tells_of_workers_that_are_away_or_leaving(fleet: Fleet, painter: FleetWorker) -> None:
