@@ -50,7 +50,7 @@ def stage(worker: Worker, count: int) -> None:
 
 def load_pool() -> tuple[Tensor, Tensor]:
     """All latents (N, 4, 16, 16) float16 and labels (N, 3): subject, style, colour."""
-    parts = [torch.load(OUT / f"latents_{rank}.pt") for rank in range(WORLD)]
+    parts = [torch.load(OUT / f"latents_{rank}.pt", weights_only=True) for rank in range(WORLD)]
     return torch.cat([part["latents"] for part in parts]), torch.cat([part["labels"] for part in parts])
 
 

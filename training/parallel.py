@@ -129,7 +129,7 @@ class Weights:
         """Load the checkpoint if there is one; returns the step to go on with."""
         if not self.plan.checkpoint.exists():
             return 0
-        state = torch.load(self.plan.checkpoint)
+        state = torch.load(self.plan.checkpoint, weights_only=True)
         self.vector.data.copy_(state["vector"])
         self.average.copy_(state["average"])
         self.adam.load_state_dict(state["adam"])

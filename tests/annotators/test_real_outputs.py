@@ -47,7 +47,7 @@ async def test_heds_edges_differ_from_torchs_by_less_than_a_thousandth(weights, 
     weights("hed")
     import torch
 
-    state = torch.load(models_dir / "lllyasviel" / "Annotators" / "ControlNetHED.pth")
+    state = torch.load(models_dir / "lllyasviel" / "Annotators" / "ControlNetHED.pth", weights_only=True)
     network = defects.submodule("hed").ControlNetHED_Apache2()
     network.load_state_dict(state)
     picture = np.asarray(Image.open(PHOTO))
