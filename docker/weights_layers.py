@@ -26,6 +26,9 @@ PACKAGED = "package:"
 def bake(base: str, name: str, references: Sequence[str], *, pipeline: str = "") -> None:
     """Builds `name` from `base`. What the plan does not name is not in it."""
     planned = plan(references, pipeline)
+    if local := [str(row["source"]) for row in planned["files"] if Path(str(row["source"])).is_absolute()]:
+        # Nothing would be baked: a store keeps what has a name that others can ask for.
+        raise SystemExit(f"error: {local[0]} is a file of this machine; bake what a mirror, a hub or the catalog names")
     with tempfile.TemporaryDirectory(dir=ROOT / "dist") as folder:
         context = Path(folder)
         lines = [f"FROM {base}", *packaged_layers(planned, context)]

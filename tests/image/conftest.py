@@ -60,6 +60,12 @@ class Container:
             time.sleep(0.2)
         raise AssertionError(f"not healthy: {self.logs()}")
 
+    def catches(self, number):
+        """Whether the first process has a handler for the signal."""
+        status = self.exec("cat", "/proc/1/status", check=False).stdout
+        caught = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt")]
+        return bool(caught and caught[0] >> (number - 1) & 1)
+
     def inspect(self):
         return json.loads(podman("inspect", self.id).stdout)[0]
 

@@ -55,3 +55,9 @@ def test_the_plan_is_that_of_the_weights_room(layers):
 def test_a_reference_that_means_nothing_ends_the_build_with_a_line(layers):
     with pytest.raises(SystemExit, match="error"):
         layers.plan(["no-such-thing-at-all"], "")
+
+
+def test_a_file_that_nobody_else_can_name_is_refused_rather_than_left_out(layers, tmp_path):
+    (tmp_path / "mine.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    with pytest.raises(SystemExit, match="file of this machine"):
+        layers.bake("base", "name", [str(tmp_path / "mine.safetensors")])
