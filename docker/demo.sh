@@ -39,9 +39,9 @@ call() {
     curl --silent --show-error --fail-with-body --header "Authorization: bearer $FANLIGHT_CLIENT_TOKEN" "$@"
 }
 
-# Submits a job and prints it; what it is asked to wait for comes with it.
+# Submits a job, waits for it so many seconds, and prints it; pictures that it speaks of come after that.
 job_of() {
-    call --form "job=$1" --form photo=@demo/photos/coffee.jpg "$url/v1/jobs?wait=$2"
+    call --form "job=$1" "${@:3}" "$url/v1/jobs?wait=$2"
 }
 
 look_at() {
@@ -76,10 +76,11 @@ finish() {
 }
 
 job=$(job_of '{"generation": {"prompt": "a cup of coffee on a blue background, 3d style", "seed": 1,
-    "controls": [{"annotator": "canny", "picture": {"url": "part:photo"}}]}}' "$poll_s") || { echo "error: $job" >&2; exit 1; }
+    "controls": [{"annotator": "canny", "picture": {"url": "part:photo"}}]}}' "$poll_s" \
+    --form photo=@demo/photos/coffee.jpg) || { echo "error: $job" >&2; exit 1; }
 finish "$job" 1
 
-job=$(job_of '{"generation": {"prompt": "a red apple", "seed": 2, "count": 4, "steps": 100}}' 0)
+job=$(job_of '{"generation": {"prompt": "a red apple", "seed": 2, "count": 4, "steps": 100}}' 0) || { echo "error: $job" >&2; exit 1; }
 for ((tick = 0; tick < patience_s * 10; tick++)); do
     [ "$(value state <<< "$job")" = STATE_QUEUED ] || break
     sleep 0.1
