@@ -59,7 +59,17 @@ def main() -> int:
 def prepare() -> None:
     """Both images in one layout, unless they are there."""
     if not (LAYOUT / "index.json").exists():
-        build = ["podman", "build", "--quiet", "--network", "none", "--file", "benchmarks/plain.Dockerfile"]
+        # Not from podman's cache, which does not see that the wheels that are mounted are others now.
+        build = [
+            "podman",
+            "build",
+            "--quiet",
+            "--no-cache",
+            "--network",
+            "none",
+            "--file",
+            "benchmarks/plain.Dockerfile",
+        ]
         subprocess.run([*build, "--tag", IMAGES["plain"], "."], cwd=ROOT, check=True)
         LAYOUT.mkdir(parents=True)
         for name, image in IMAGES.items():
