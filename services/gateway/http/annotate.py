@@ -77,7 +77,7 @@ class AnnotateRoutes:
         if job.state is JobState.CANCELLED:
             raise Cancelled(f"{job.name} was cancelled")
         if not job.state.ended:
-            raise DeadlineExceeded(f"is not done yet; GET /v1/{job.name}?wait=60 goes on waiting for it")
+            raise DeadlineExceeded(f"is not done yet{_so_far(job)}; GET /v1/{job.name}?wait=60 goes on waiting for it")
         told = answers.job(job)
         blob = told.images[0].blob
         info = BlobInfo(scope=blob.scope, digest=blob.digest, size_bytes=blob.size_bytes, media_type=blob.media_type)
@@ -87,6 +87,12 @@ class AnnotateRoutes:
             "Server-Timing": ", ".join(_timings(told)),
         }
         return blob_answer(self._blobs, info, headers)
+
+
+def _so_far(job: Job) -> str:
+    """How the last attempt failed, for those who wait for the next."""
+    failures = [attempt.failure for task in job.tasks for attempt in task.attempts if attempt.failure]
+    return f", for its last attempt failed: {failures[-1].message}" if failures else ""
 
 
 def typed(text: str, parameter: Parameter | None) -> bool | float | str:

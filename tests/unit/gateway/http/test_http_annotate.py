@@ -10,7 +10,9 @@ from services.gateway.app.new_job import NewAnnotation
 from services.gateway.http.annotate import typed
 from services.gateway.jobs.model import (
     Annotation,
+    Attempt,
     ControlImage,
+    Ending,
     Failure,
     JobState,
     Lease,
@@ -134,6 +136,17 @@ async def test_a_job_that_no_node_could_do_is_the_servers_fault(client: Client, 
     failure = Failure(reason="ATTEMPTS_SPENT", message="three nodes failed")
     gateway.jobs.ending = replace(a_job("1"), state=JobState.FAILED, failure=failure)
     assert (await client.post("/v1/annotate/canny", content=PICTURE)).status_code == 500
+
+
+async def test_who_waits_for_too_long_is_told_how_the_last_attempt_failed(client: Client, gateway: FakeGateway) -> None:
+    queued = a_job("1")
+    failure = Failure(reason="SOURCE_FAILED", message="pidinet needs a file that cannot be reached")
+    attempt = Attempt(worker="w", node="n", lease_time_s=1.0, end_time_s=2.0, ending=Ending.FAILED, failure=failure)
+    task = Task(number=1, stage="preprocess", work=queued.work, state=TaskState.QUEUED, attempts=(attempt,))
+    gateway.jobs.ending = replace(queued, state=JobState.RUNNING, tasks=(task,))
+    response = await client.post("/v1/annotate/canny", content=PICTURE)
+    assert response.status_code == 504
+    assert "pidinet needs a file that cannot be reached" in response.json()["error"]["message"]
 
 
 async def test_a_cancelled_job_is_told(client: Client, gateway: FakeGateway) -> None:
