@@ -4,7 +4,11 @@ import asyncio
 import sys
 import warnings
 
-import cv2
+from services.kernel.without import unless_set
+
+# The threads of numpy's BLAS spin from the first moment, one for each core, and no annotator multiplies large matrices.
+with unless_set(OPENBLAS_NUM_THREADS="1"):
+    import cv2
 
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from services.kernel import logs

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from services.kernel.errors import FailedPrecondition, FanlightError
 from services.preprocessor.device import CPU, Device
-from services.weights.catalog import shipped
-from services.weights.manifest import Manifest
 from services.weights.settings import WeightsSettings
 
 if TYPE_CHECKING:
+    from services.weights.manifest import Manifest
     from services.weights.provision import Provision
     from services.weights.targets import Progress
 
@@ -36,7 +35,7 @@ class Model:
         return found if self.uses_gpu else replace(found, kind=CPU)
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> "Manifest":
         return _manifest(self.entry)
 
     @property
@@ -53,7 +52,10 @@ class Model:
 
 
 @cache
-def _manifest(entry: str) -> Manifest:
+def _manifest(entry: str) -> "Manifest":
+    # Read when weights are asked for; a process that needs none is ready sooner.
+    from services.weights.catalog import shipped
+
     return shipped().require(entry)
 
 

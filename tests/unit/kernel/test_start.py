@@ -1,11 +1,15 @@
 """A service's process imports nothing at its start that it has no use for then."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from services.kernel.without import without
+from services.kernel.without import unless_set, without
+
+TASKS = Path("/proc/self/task")
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -17,7 +21,19 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("service", "unwanted"),
     [
-        ("preprocessor", {"rich", "pygments", "httpx", "numpy.random", "scipy", "transformers", "aiobotocore"}),
+        (
+            "preprocessor",
+            {
+                "rich",
+                "pygments",
+                "httpx",
+                "numpy.random",
+                "scipy",
+                "transformers",
+                "aiobotocore",
+                "services.weights.catalog",
+            },
+        ),
         ("diffusion", {"rich", "pygments", "torch", "diffusers", "transformers", "aiobotocore"}),
         ("gateway", {"rich", "pygments", "httpx", "numpy", "aiobotocore", "nats"}),
     ],
@@ -36,3 +52,22 @@ def test_what_is_imported_already_stays():
         with pytest.raises(ImportError):
             import no_such_package  # noqa: F401
     assert "no_such_package" not in sys.modules
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="tells a process's threads on Linux only")
+def test_the_preprocessor_imports_without_threads_that_spin():
+    code = f"import os, services.preprocessor.__main__\nprint(len(os.listdir({str(TASKS)!r})))"
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment
+    )
+    assert done.stdout.strip() == "1"
+
+
+def test_the_environment_says_for_a_while_what_nobody_has_set(monkeypatch):
+    monkeypatch.setenv("FANLIGHT_TEST_SET", "theirs")
+    monkeypatch.delenv("FANLIGHT_TEST_UNSET", raising=False)
+    with unless_set(FANLIGHT_TEST_SET="ours", FANLIGHT_TEST_UNSET="ours"):
+        assert (os.environ["FANLIGHT_TEST_SET"], os.environ["FANLIGHT_TEST_UNSET"]) == ("theirs", "ours")
+    assert os.environ["FANLIGHT_TEST_SET"] == "theirs"
+    assert "FANLIGHT_TEST_UNSET" not in os.environ
