@@ -10,7 +10,8 @@ Pieces = dict[str, Tensor]
 
 def add_delta(total: Tensor, weight: Tensor, layer: Layer, strength: float) -> None:
     """`total` += strength * delta, in place. `weight` is the pristine one. ValueError where the shapes do not fit."""
-    pieces = {name: tensor.to(total.device, total.dtype) for name, tensor in layer.tensors.items()}
+    # To the device as they are in the file, which is half the bytes, and there to float32.
+    pieces = {name: tensor.to(total.device).to(total.dtype) for name, tensor in layer.tensors.items()}
     if "magnitude" in pieces:
         total.add_(
             _decomposed(weight.to(total.dtype), _delta(pieces, layer, weight.shape), pieces["magnitude"]),

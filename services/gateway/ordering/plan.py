@@ -185,6 +185,7 @@ class Plan(Fetches):
             return
         needed = estimate.estimate(post, task, now_s, ahead_s=0.0)
         post.run(task.key, now_s + needed.finish_s, now_s)
+        post.combination = task.kind.combination
         self._running[task.key] = post
 
     def ended(self, key: Key, now_s: float, *, heard: bool = True) -> None:

@@ -19,6 +19,7 @@ class Post:
         "_order",
         "_work_s",
         "asking",
+        "combination",
         "failed",
         "fetched_bytes",
         "fetches",
@@ -46,6 +47,8 @@ class Post:
         # Leased tasks, and when each one should end.
         self.running: dict[Key, float] = {}
         self._free_s = 0.0
+        # The checkpoint and LoRAs of what it was given last.
+        self.combination: tuple[str, tuple[tuple[str, float], ...]] = ("", ())
         self.fetches: dict[str, Fetch] = {}
         # Models that it was to fetch ahead and did not bring: a task that needs them may say why.
         self.failed: set[str] = set()

@@ -30,6 +30,11 @@ class Kind:
     height_px: int = 0
     guided: bool = False
 
+    @property
+    def combination(self) -> tuple[str, tuple[tuple[str, float], ...]]:
+        """What one patched copy of the weights is for."""
+        return self.checkpoint, self.loras
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:

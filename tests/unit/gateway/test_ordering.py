@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.gateway.ordering.board import STICKY_LIMIT_S, Board
-from services.gateway.ordering.estimate import load_s
+from services.gateway.ordering.estimate import PATCH_S, best_of, estimate, load_s
 from services.gateway.ordering.explain import Verdict, explain
 from services.gateway.ordering.fetches import FETCHES_LIMIT
 from services.gateway.ordering.replication import REST_S, UNASKED_WORKERS_MIN, Replication, Terms
@@ -211,6 +211,36 @@ def test_tasks_of_a_checkpoint_are_planned_together_and_only_the_first_pays_for_
     post = board.planned_at(("2", 1))
     assert post is not None
     assert post.wait_s(0.0) == pytest.approx(2 * 20 * post.view.step_s + load_s(post, "a"))
+
+
+def test_of_two_alike_the_one_that_did_the_same_combination_before_has_its_patches_still() -> None:
+    held = frozenset({"a", "l"})
+    board = a_board(a_view("v", held=held, vram=frozenset({"a"})), a_view("w", held=held, vram=frozenset({"a"})))
+    other, same = kind_of("a"), kind_of("a", "l")
+    post = {name: board.post(name) for name in ("v", "w")}
+    for name, kind in (("v", other), ("w", same)):
+        task = a_task(name, kind=kind)
+        board.started(name, task, 0.0)
+        board.ended(task.key, 4.0)
+    add(board, a_task("next", kind=same), now_s=5.0)
+    assert board.planned_at(("next", 1)) is post["w"]
+    assert got(board, "w", now_s=5.0) == ["next"]
+
+
+def test_what_is_planned_in_between_costs_the_patches() -> None:
+    board = a_board(a_view(held=frozenset({"a", "l"})))
+    same = a_task("same", kind=kind_of("a", "l"))
+    board.started("w", same, 0.0)
+    post = board.post("w")
+    assert post is not None
+    again = replace(same, key=("again", 1))
+    assert estimate(post, again, 1.0).patch_s == 0.0
+    add(board, a_task("between"))
+    assert estimate(post, again, 1.0).patch_s == PATCH_S
+    assert estimate(post, again, 1.0, ahead_s=0.0).patch_s == 0.0
+    best = best_of([post], again, 1.0)
+    assert best is not None
+    assert best.cost_s == pytest.approx(estimate(post, again, 1.0).cost_s)
 
 
 def test_a_worker_keeps_to_the_checkpoint_on_its_device_until_another_has_waited_too_long() -> None:

@@ -1,0 +1,106 @@
+"""What patching a LoRA into SD 1.5 amounts to: bytes and operations at a rank, and the time that its calls take.
+
+The calls are measured on the CPU with the same 264 layers, so thin that their arithmetic takes no time. What a card
+takes is counted, not measured. Run: `python -m benchmarks.patching [--rank 128] [--rounds 20]`.
+"""
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from benchmarks.models import filled, made
+from services.diffusion.models.entries import LoraEntry
+from services.diffusion.models.loras import read_lora
+from services.diffusion.models.patching import Dose, patched
+from services.diffusion.models.recipes import shipped
+
+# By part: how files call it, and the module.
+Parts = dict[str, tuple[str, nn.Module]]
+THIN = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+
+
+def parts(*, thin: bool) -> Parts:
+    recipe = shipped("sd1")
+    config, text = dict(recipe.unet), dict(recipe.texts[0].config)
+    if thin:
+        config["block_out_channels"] = [width // 10 for width in config["block_out_channels"]]
+        config["cross_attention_dim"] = THIN["hidden_size"]
+        text |= THIN
+    with torch.device("meta"):
+        encoder = CLIPTextModel(CLIPTextConfig(**text))
+        unet: Any = None if thin else UNet2DConditionModel.from_config(config)
+    if thin:
+        unet, encoder = made(UNet2DConditionModel, config), filled(encoder)
+    return {"unet": ("lora_unet_", unet), "text_encoder": ("lora_te_", encoder)}
+
+
+def layers(of: Parts) -> Iterator[tuple[str, torch.Size]]:
+    """Of the UNet's attention and of the text encoder: the name in a file, and the weight's shape."""
+    for part, (head, module) in of.items():
+        for path, each in module.named_modules():
+            is_meant = isinstance(each, nn.Linear | nn.Conv2d) and (part != "unet" or "attentions" in path)
+            if is_meant and "embedding" not in path:
+                yield head + path.replace(".", "_"), each.weight.shape
+
+
+def tell_sizes(rank: int) -> None:
+    shapes = [(shape[0], shape[1:].numel()) for _, shape in layers(parts(thin=False))]
+    weights = sum(rows * columns for rows, columns in shapes)
+    file_mb = 2 * rank * sum(rows + columns for rows, columns in shapes) / 1e6
+    print(
+        f"{len(shapes)} layers, {weights / 1e6:.0f} million weights; rank {rank}: a file of {file_mb:.0f} MB in fp16,"
+    )
+    # fp16 read and float32 written; read and written by the sum; read, and fp16 written.
+    print(f"{2 * rank * weights / 1e9:.0f} GFLOP, {20 * weights / 1e9:.1f} GB read and written on the device")
+
+
+def write_thin(path: Path, of: Parts) -> None:
+    out = {}
+    for name, (rows, columns, *rest) in layers(of):
+        out[f"{name}.lora_down.weight"] = torch.randn(4, columns, *rest).half()
+        out[f"{name}.lora_up.weight"] = torch.randn(rows, 4, *(1 for _ in rest)).half()
+        out[f"{name}.alpha"] = torch.tensor(4.0).half()
+    save_file(out, path)
+
+
+def tell_calls(rounds: int, folder: Path) -> None:
+    thin = parts(thin=True)
+    entry = LoraEntry(id="thin", file=folder / "thin.safetensors", cross_attention_dim=64, size_bytes=0)
+    write_thin(entry.file, thin)
+    taken_s = []
+    for _ in range(rounds):
+        began_s = time.perf_counter()
+        dose = Dose(lora=read_lora(entry), strength=0.7)
+        read_s = time.perf_counter() - began_s
+        with torch.inference_mode():
+            for part, (_, module) in thin.items():
+                patched(module, part, [dose], "sd15")
+        taken_s.append((time.perf_counter() - began_s, read_s))
+    whole_s, read_s = min(taken_s)
+    print(f"the calls: {whole_s * 1e3:.0f} ms, {read_s * 1e3:.0f} of them for the file's table")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rank", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=20)
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    tell_sizes(arguments.rank)
+    with tempfile.TemporaryDirectory() as folder:
+        tell_calls(arguments.rounds, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
