@@ -25,8 +25,8 @@ CUDA_LIST = "torch-cuda"
 WITH_CUDA = ("preprocessor-neural", "diffusion")
 ZSTD_LEVEL = 9
 PYTHON = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none")
-# The oldest glibc that the base image's Debian or Ubuntu may have, and what wheels call its likes.
-PLATFORMS = ("2014", "_2_17", "_2_24", "_2_26", "_2_27", "_2_28")
+# Up to the oldest glibc that the base image's Debian or Ubuntu may have, what wheels call those that they need.
+PLATFORMS = ("2014", *(f"_2_{minor}" for minor in range(17, 29)))
 
 
 def main() -> int:
