@@ -45,6 +45,28 @@ def test_pixels_are_pillows(data):
     assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
 
 
+def with_segment(data: bytes, segment: bytes, *, before: bytes) -> bytes:
+    at = data.index(before)
+    return data[:at] + segment + data[at:]
+
+
+EXIF = turned()[turned().index(b"\xff\xe1") :]
+TURN = EXIF[: 2 + int.from_bytes(EXIF[2:4], "big")]
+# Says that the three channels are red, green and blue themselves.
+ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize("segment", [TURN, ADOBE_RGB], ids=["turned", "adobe"])
+@pytest.mark.parametrize("before", [b"\xff\xc0", b"\xff\xda"], ids=["before the frame", "after the frame"])
+def test_what_a_jpeg_says_of_itself_counts_wherever_it_stands(segment, before):
+    # Without JFIF's segment, which would have the last word about colours.
+    bare = jpeg()[:2] + jpeg()[20:]
+    data = with_segment(bare, segment, before=before)
+    expected = np.asarray(decode_rgb(data, field="picture", limits=LIMITS))
+    assert not np.array_equal(expected, decode(bare, keeps_alpha=False, limits=LIMITS))
+    assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
+
+
 @pytest.mark.parametrize("data", [jpeg()[:-40], jpeg()[:200], jpeg()[:20] + b"\xff\xd9", b"\xff\xd8\xff\xd9"])
 def test_half_a_jpeg_is_refused(data):
     with pytest.raises(InvalidField) as raised:
