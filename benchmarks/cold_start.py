@@ -23,8 +23,9 @@ from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 
 ROOT = Path(__file__).parent.parent
 LAYOUT = ROOT / "dist" / "cold-start"
-IMAGES = {"ours": "localhost/fanlight/diffusion:starter", "plain": "localhost/fanlight-bench/plain:latest"}
-COMPRESSION = {"ours": "zstd", "plain": "gzip"}
+PLAIN = "localhost/fanlight-bench/plain:latest"
+# What each side is called in the layout.
+IMAGES = {"ours": "diffusion-starter", "plain": "plain"}
 REGISTRY_PORT = 5000
 GRPC = "127.0.0.1:50053"
 PATIENCE_S = 900.0
@@ -70,13 +71,13 @@ def prepare() -> None:
             "--file",
             "benchmarks/plain.Dockerfile",
         ]
-        subprocess.run([*build, "--tag", IMAGES["plain"], "."], cwd=ROOT, check=True)
+        subprocess.run([*build, "--tag", PLAIN, "."], cwd=ROOT, check=True)
         LAYOUT.mkdir(parents=True)
-        for name, image in IMAGES.items():
-            how = ["--quiet", "--dest-compress-format", COMPRESSION[name]]
-            level = ["--dest-compress-level", "9"] if name == "ours" else []
-            command = ["skopeo", "copy", *how, *level, f"containers-storage:{image}", f"oci:{LAYOUT}:{name}"]
-            subprocess.run(command, check=True)
+        subprocess.run(
+            [sys.executable, "docker/build.py", "diffusion:starter", "--export", LAYOUT], cwd=ROOT, check=True
+        )
+        how = ["--quiet", "--dest-compress-format", "gzip"]
+        subprocess.run(["skopeo", "copy", *how, f"containers-storage:{PLAIN}", f"oci:{LAYOUT}:plain"], check=True)
 
 
 def measure(name: str, shape: Shape) -> float:
@@ -91,7 +92,7 @@ def measure(name: str, shape: Shape) -> float:
         with started(serving), started(painting) as painter:
             time.sleep(2)  # Both have imported what they need, and wait.
             begin_s = time.perf_counter()
-            image = f"{host}/{name}:latest"
+            image = f"{host}/{IMAGES[name]}:latest"
             subprocess.run(
                 [*link.client, *podman, "pull", "--quiet", "--tls-verify=false", image], check=True, capture_output=True
             )

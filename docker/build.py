@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import repack
 import weights_layers
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,6 @@ BASE = f"{PREFIX}/base:bookworm"
 TARGETS = ("gateway", "preprocessor", "preprocessor-neural", "diffusion")
 CUDA_LIST = "torch-cuda"
 WITH_CUDA = ("preprocessor-neural", "diffusion")
-ZSTD_LEVEL = 9
 PYTHON = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none")
 # Up to the oldest glibc that the base image's Debian or Ubuntu may have, what wheels call those that they need.
 PLATFORMS = ("2014", *(f"_2_{minor}" for minor in range(17, 29)))
@@ -111,11 +111,13 @@ def _podman_build(name: str, target: str, arguments: dict[str, str]) -> None:
 
 
 def export(image: str, folder: Path) -> None:
-    """With zstd layers, which unpack many times as fast as gzip's and are smaller."""
-    name = BASE if image == "base" else f"{PREFIX}/{image}:latest"
+    """With zstd layers, which unpack many times as fast as gzip's and are smaller. `image` may have a tag."""
+    name = BASE if image == "base" else f"{PREFIX}/{image if ':' in image else f'{image}:latest'}"
     folder.mkdir(parents=True, exist_ok=True)
-    how = ["--quiet", "--dest-compress-format", "zstd", "--dest-compress-level", str(ZSTD_LEVEL)]
-    _run("skopeo", "copy", *how, f"containers-storage:{name}", f"oci:{folder}:{image}")
+    tag = image.replace(":", "-")
+    how = ["--quiet", "--dest-oci-accept-uncompressed-layers"]
+    _run("skopeo", "copy", *how, f"containers-storage:{name}", f"oci:{folder}:{tag}")
+    repack.repack(folder, tag)
     drop_stale(folder)
 
 

@@ -10,7 +10,8 @@ import struct
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import cache_from_source
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -99,25 +100,34 @@ def strip(path: Path) -> int:
 def compile_ahead(out: Path, loaded_by: Iterable[str], below: Iterable[str], globs: Iterable[str] = ()) -> None:
     """Compiled by content, not by time: the same bytes whenever it is built, and a read-only root starts as fast."""
     named = {path for pattern in globs for path in out.glob(pattern)}
-    for path in sorted({*loaded(out, loaded_by, below), *named} if loaded_by else out.rglob("*.py")):
-        try:
-            py_compile.compile(
-                str(path),
-                dfile=str(Path("/opt/fanlight/lib", path.relative_to(out))),
-                doraise=True,
-                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-            )
-        except py_compile.PyCompileError as error:
-            print(f"not compiled, it is a template or for another Python: {path}: {error.exc_type_name}")
+    folders = [out, *(LAYERS / name for name in below)]
+    for path in sorted({*loaded(folders, loaded_by), *named} if loaded_by else out.rglob("*.py")):
+        inside = path.relative_to(next(folder for folder in folders if path.is_relative_to(folder)))
+        compiled = cache_from_source(str(inside))
+        # What a layer below has not compiled goes into this one, and lies beside its source in the image.
+        if not any((folder / compiled).exists() for folder in folders):
+            compile_one(path, out / compiled, inside)
 
 
-def loaded(out: Path, modules: Iterable[str], below: Iterable[str]) -> list[Path]:
-    """The layer's source files that importing the modules loads."""
-    folders = [str(out), *(str(LAYERS / name) for name in below)]
-    environ = {"PYTHONPATH": ":".join(folders), "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"}
+def compile_one(path: Path, compiled: Path, inside: Path) -> None:
+    try:
+        py_compile.compile(
+            str(path),
+            cfile=str(compiled),
+            dfile=str(Path("/opt/fanlight/lib", inside)),
+            doraise=True,
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
+    except py_compile.PyCompileError as error:
+        print(f"not compiled, it is a template or for another Python: {path}: {error.exc_type_name}")
+
+
+def loaded(folders: Sequence[Path], modules: Iterable[str]) -> list[Path]:
+    """The source files in the folders that importing the modules loads."""
+    environ = {"PYTHONPATH": ":".join(map(str, folders)), "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"}
     done = subprocess.run([sys.executable, "-c", LOADED, *modules], env=environ, stdout=subprocess.PIPE, check=True)
     paths = (Path(line) for line in done.stdout.decode().splitlines() if line.endswith(".py"))
-    return sorted(path for path in paths if path.is_relative_to(out))
+    return sorted(path for path in paths if any(path.is_relative_to(folder) for folder in folders))
 
 
 def size_of(folder: Path) -> int:

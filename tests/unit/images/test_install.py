@@ -113,6 +113,18 @@ def test_a_large_package_is_compiled_only_where_it_is_loaded(install, tmp_path):
     assert names == {"__init__", "used", "later"}
 
 
+def test_what_a_layer_below_left_uncompiled_is_compiled_into_the_layer_that_loads_it(install, tmp_path, monkeypatch):
+    monkeypatch.setattr(install, "LAYERS", tmp_path)
+    put(tmp_path, "low/big/__init__.py", "low/big/seldom.py", "high/user.py")
+    for path in (tmp_path / "low" / "big").iterdir():
+        path.write_text("")
+    (tmp_path / "high" / "user.py").write_text("import big.seldom\n")
+    install.compile_ahead(tmp_path / "low", ("big",), ())
+    install.compile_ahead(tmp_path / "high", ("user",), ("low",))
+    compiled = {str(path.relative_to(tmp_path)).partition(".")[0] for path in tmp_path.rglob("*.pyc")}
+    assert compiled == {"low/big/__pycache__/__init__", "high/big/__pycache__/seldom", "high/__pycache__/user"}
+
+
 def test_a_layout_keeps_nothing_of_earlier_builds(tmp_path):
     spec = importlib.util.spec_from_file_location("docker_build", BUILD.parent / "build.py")
     build = importlib.util.module_from_spec(spec)
