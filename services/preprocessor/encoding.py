@@ -42,7 +42,7 @@ def png(control: MatLike, *, is_bilevel: bool = False, texts: Mapping[str, str] 
 
 def _bits(control: Octets) -> Octets:
     """Eight pixels a byte: an eighth of the bytes to look at, which is what encoding a map costs."""
-    bits = np.packbits(control != 0, axis=1)
+    bits = np.packbits(control, axis=1)
     rows = np.empty((len(bits), 1 + bits.shape[1]), np.uint8)
     rows[:, 0], rows[:, 1:] = NONE, bits
     return rows
