@@ -226,6 +226,15 @@ def test_the_token_comes_from_the_environment_or_a_file(said, refused, service, 
         assert "starter" in said("models")
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """Whoever starts the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_while_it_paints_cancels_the_job(refused, service):
     def interrupt():
         while "WatchJob" not in service.requests:
