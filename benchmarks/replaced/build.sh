@@ -16,10 +16,10 @@ mkdir -p "$out/wheels"
 if ! podman image exists "$base"; then
     work=$(mktemp -d "${TMPDIR:-/var/tmp}/fanlight-replaced.XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    debootstrap --variant=minbase --include=python3,ca-certificates bookworm "$work/root" > "$work/log" 2>&1 ||
+    debootstrap --variant=minbase --include=python3,ca-certificates bookworm "$work/tree" > "$work/log" 2>&1 ||
         { tail -20 "$work/log" >&2; exit 1; }
-    rm -rf "$work"/root/var/cache/apt/* "$work"/root/var/lib/apt/lists/*
-    tar --directory "$work/root" --numeric-owner --exclude='./dev/*' -cf "$work/base.tar" .
+    rm -rf "$work/tree/var/cache/apt/"* "$work/tree/var/lib/apt/lists/"*
+    tar --directory "$work/tree" --numeric-owner --exclude='./dev/*' -cf "$work/base.tar" .
     podman import --quiet "$work/base.tar" "$base" > /dev/null
 fi
 for image in preprocessor diffusion; do
