@@ -80,6 +80,13 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def _mixed_requests() -> list[diffusion_pb2.GenerateRequest]:
+    return [
+        diffusion_pb2.GenerateRequest(prompt=f"a red apple number {seed}", seed=seed, **fields)  # type: ignore[arg-type]
+        for seed, fields in enumerate(REQUESTS)
+    ]
+
+
 def mixed(rounds: int) -> None:
     from services.diffusion.digests import WeightDigests
     from services.diffusion.engine.engine import Engine
@@ -95,10 +102,7 @@ def mixed(rounds: int) -> None:
 
     catalogue: Catalogue = scan([starter_folder()])
     parser = Parser(catalogue=catalogue, pixels_limit=2**20, picture_limits=PictureLimits(), random_seed=lambda: 1)
-    requests = [
-        diffusion_pb2.GenerateRequest(prompt=f"a red apple number {seed}", seed=seed, **fields)  # type: ignore[arg-type]
-        for seed, fields in enumerate(REQUESTS)
-    ]
+    requests = _mixed_requests()
     reference = Reference(starter_folder())
 
     def theirs() -> None:

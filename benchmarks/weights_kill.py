@@ -4,7 +4,6 @@ Bytes are counted at the server. Run: `python -m benchmarks.weights_kill [--byte
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -14,22 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.noise import noise
 from services.weights.files import sha256_of
 from tests.fakes.range_server import RangeServer
 
 MIB = 1024 * 1024
 CONNECTIONS = 8
-BLOCK_BYTES = 16 * MIB
-
-
-def _make(path: Path, size: int) -> str:
-    chance, digest = random.Random(1), hashlib.sha256()
-    with path.open("wb") as file:
-        for at in range(0, size, BLOCK_BYTES):
-            block = chance.randbytes(min(BLOCK_BYTES, size - at))
-            digest.update(block)
-            file.write(block)
-    return digest.hexdigest()
 
 
 def _start(url: str, sha256: str, folder: Path) -> "subprocess.Popen[str]":
@@ -62,7 +51,7 @@ def main() -> None:
     chance = random.Random(2)
     with RangeServer() as server, tempfile.TemporaryDirectory() as name:
         body = Path(name) / "body"
-        sha256 = _make(body, arguments.bytes)
+        sha256 = noise(body, arguments.bytes)
         url = server.put("/m.bin", body)
         server.bytes_per_s = 12 * MIB
         for number in range(arguments.kills):

@@ -10,7 +10,6 @@ Run: `python -m benchmarks.weights_link [--bytes 250000000] [--mbps 100] [--rtt-
 import argparse
 import hashlib
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -23,9 +22,9 @@ from pathlib import Path
 
 from benchmarks.link_emulator import LinkEmulator, Shape, why_not
 from benchmarks.link_server import PATH
+from benchmarks.noise import noise
 
 PORT = 8080
-BLOCK_BYTES = 16 * 1024 * 1024
 # A client that takes so many times what the link would is not waited for.
 PATIENCE = 3
 REPO, FILE = "org/m", "model.bin"
@@ -93,17 +92,6 @@ CLIENTS: dict[str, tuple[str, Callable[[Job], Path], str]] = {
     "aria2": ("aria2 `-x8 -s8`, checked", aria2, "aria2c"),
     "hub": ("huggingface_hub until it is whole", hub, ""),
 }
-
-
-def noise(path: Path, size: int) -> str:
-    """A file that does not compress; its sha256."""
-    chance, digest = random.Random(1), hashlib.sha256()
-    with path.open("wb") as file:
-        for at in range(0, size, BLOCK_BYTES):
-            block = chance.randbytes(min(BLOCK_BYTES, size - at))
-            digest.update(block)
-            file.write(block)
-    return digest.hexdigest()
 
 
 @contextmanager
