@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,36 +15,51 @@ if TYPE_CHECKING:
     from fanlight.client.requests import GenerationOptions
     from fanlight.gateway.v1.gateway_pb2 import Job
 
+# Parameters of the command that are options of a generation, under the same name.
+_AS_THEY_ARE = (
+    *("model", "steps", "scheduler", "seed", "count", "image", "mask", "strength", "resize", "vae", "clip_skip"),
+    *("noise_schedule", "quality", "safety_checker", "strict"),
+)
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        metavar="ANNOTATOR=PICTURE[:SCALE]",
+        help="Condition on a picture. `none` takes it as it is; `none/canny` names the ControlNet too.",
+    ),
+]
+StartPicture = Annotated[
+    Path | None,
+    typer.Option("--image", metavar="PICTURE", help="Start from this picture (img2img).", show_default=False),
+]
+Mask = Annotated[
+    Path | None, typer.Option("--mask", metavar="PICTURE", help="Paint anew only what is white here (inpaint).")
+]
+Strength = Annotated[
+    float | None, typer.Option("--strength", help="How much of the image is painted over, 0 to 1.", show_default=False)
+]
+Checkpoint = Annotated[
+    str | None, typer.Option("--model", metavar="REF", help="A checkpoint; `fanlight models` lists them.")
+]
+
+
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to paint.", show_default=False)],
     negative: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What to keep away from.")] = None,
-    control: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ANNOTATOR=PICTURE[:SCALE]",
-            help="Condition on a picture. `none` takes it as it is; `none/canny` names the ControlNet too.",
-        ),
-    ] = None,
-    image: Annotated[
-        Path | None, typer.Option(metavar="PICTURE", help="Start from this picture (img2img).", show_default=False)
-    ] = None,
-    mask: Annotated[
-        Path | None, typer.Option(metavar="PICTURE", help="Paint anew only what is white here (inpaint).")
-    ] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="How much of the image is painted over, 0 to 1.", show_default=False)
-    ] = None,
+    control: Controls = None,
+    image: StartPicture = None,
+    mask: Mask = None,
+    strength: Strength = None,
     resize: Annotated[str | None, typer.Option(metavar="MODE", help="crop, stretch or pad.")] = None,
     lora: Annotated[list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA.")] = None,
     vae: Annotated[str | None, typer.Option(metavar="NAME", help="A VAE instead of the checkpoint's own.")] = None,
     embedding: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A textual inversion.")] = None,
     clip_skip: Annotated[int | None, typer.Option(help="1 is the last layer.", show_default=False)] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="REF", help="A checkpoint; `fanlight models` lists them.")
-    ] = None,
+    model: Checkpoint = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the model's own size if left out.")] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="Model steps.", show_default=False)] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.", show_default=False)] = None,
@@ -64,38 +80,31 @@ def generate(
     from fanlight.cli.output import print_json
     from fanlight.cli.session import talk
 
-    width_px, height_px = parse_size(size)
-    options: GenerationOptions = {
-        "negative_prompt": negative,
-        "model": model,
-        "width_px": width_px,
-        "height_px": height_px,
-        "steps": steps,
-        "guidance_scale": guidance,
-        "scheduler": scheduler,
-        "seed": seed,
-        "count": count,
-        "controls": [parse_control(text) for text in control or ()],
-        "image": image,
-        "mask": mask,
-        "strength": strength,
-        "resize": resize,
-        "loras": [parse_lora(text) for text in lora or ()],
-        "vae": vae,
-        "embeddings": embedding or (),
-        "clip_skip": clip_skip,
-        "noise_schedule": noise_schedule,
-        "format": picture_format,
-        "quality": quality,
-        "safety_checker": safety_checker,
-        "strict": strict,
-    }
+    options = _options(context.params)
     made = talk(gateway, lambda client: paint(client, prompt, out, priority, options))
     if as_json:
         print_json(made)
         return
     for told in made["images"]:
         print(told["path"])
+
+
+def _options(said: Mapping[str, Any]) -> "GenerationOptions":
+    """`said`: the command's parameters by name. All that are not about the picture are left out."""
+    width_px, height_px = parse_size(said["size"])
+    others = {name: said[name] for name in _AS_THEY_ARE}
+    options = {
+        **others,
+        "negative_prompt": said["negative"],
+        "width_px": width_px,
+        "height_px": height_px,
+        "guidance_scale": said["guidance"],
+        "controls": [parse_control(text) for text in said["control"] or ()],
+        "loras": [parse_lora(text) for text in said["lora"] or ()],
+        "embeddings": said["embedding"] or (),
+        "format": said["picture_format"],
+    }
+    return cast("GenerationOptions", options)
 
 
 async def paint(
