@@ -14,6 +14,8 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 
+_NOT_GRPC = ("http:", "https:")
+
 
 def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, Any]]:
     return [
@@ -31,8 +33,15 @@ def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple
 
 
 def target_of(address: str) -> str:
-    """What gRPC dials: HOST:PORT itself; for several IP addresses with commas between, whichever answers."""
+    """What gRPC dials: HOST:PORT itself; for several IP addresses with commas between, whichever answers.
+
+    ValueError for what is none of these, before gRPC takes it for a name that is not to be found.
+    """
     addresses = address.split(",")
+    for each in addresses:
+        host, _, port = each.rpartition(":")
+        if not host or not port.isdigit() or each.startswith(_NOT_GRPC):
+            raise ValueError("must be HOST:PORT where gRPC is spoken, such as 127.0.0.1:50051")
     if len(addresses) == 1:
         return address
     families = {_family(each) for each in addresses}

@@ -28,11 +28,12 @@ def annotate(
     """Make a control image from a picture."""
     from fanlight.cli.output import print_json
     from fanlight.cli.progress import JobBar
-    from fanlight.cli.session import talk
+    from fanlight.cli.session import make_folder, talk
 
     width_px, height_px = parse_size(size)
     parameters = dict(parse_parameter(text) for text in param or ())
     path = out or Path(f"{picture.stem}-{annotator}.png")
+    make_folder(path.parent)
 
     async def work(client: "AsyncClient") -> dict[str, Any]:
         with JobBar() as bar:

@@ -78,9 +78,10 @@ def generate(
 ) -> None:
     """Paint pictures from a prompt, conditioned on control pictures if there are any."""
     from fanlight.cli.output import print_json
-    from fanlight.cli.session import talk
+    from fanlight.cli.session import make_folder, talk
 
     options = _options(context.params)
+    make_folder(out)
     made = talk(gateway, lambda client: paint(client, prompt, out, priority, options))
     if as_json:
         print_json(made)

@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _usage(error: Any) -> str:
     """One line; empty where the help was printed instead."""
-    text = " ".join(error.format_message().split())
+    text = " ".join(error.format_message().split()).replace("Value error, ", "")
     return f"{text.rstrip('.')}; see `{error.ctx.command_path} --help`" if text and error.ctx else text
 
 

@@ -45,10 +45,18 @@ def read_text(path: Path) -> str:
         raise InvalidInput(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Makes the folder too."""
+def make_folder(path: Path) -> None:
+    """Before anything is asked for: nobody likes to hear after the painting that it cannot be kept."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be made: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InvalidInput(f"{path}: cannot be written to")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    try:
         path.write_bytes(data)
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from error

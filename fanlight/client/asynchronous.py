@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
+import grpc.aio
+
 from fanlight.blobs.v1.blobs_pb2_grpc import BlobServiceStub
 from fanlight.channel import open_channel
 from fanlight.client import requests
@@ -18,7 +20,7 @@ from fanlight.client.retry import Answer, Retry
 from fanlight.client.watch import Watch
 from fanlight.common.v1.common_pb2 import Blob, Picture
 from fanlight.diffusion.v1.diffusion_pb2 import Model
-from fanlight.errors import FanlightError
+from fanlight.errors import FanlightError, InvalidInput
 from fanlight.gateway.v1 import gateway_pb2 as gateway
 from fanlight.gateway.v1.gateway_pb2 import Annotation, Generation, Job, JobEvent
 from fanlight.gateway.v1.gateway_pb2_grpc import JobServiceStub
@@ -38,7 +40,10 @@ Listener = Callable[[JobEvent], None]
 
 
 class AsyncClient:
-    """Made inside the event loop that uses it, closed with `async with` or `close`. Raises fanlight.errors."""
+    """Made inside the event loop that uses it, closed with `async with` or `close`. Raises fanlight.errors.
+
+    InvalidInput at once where the address is none, or the roots cannot be read.
+    """
 
     def __init__(
         self,
@@ -50,7 +55,7 @@ class AsyncClient:
         timeout_s: float = TIMEOUT_S,
         connect_s: float = CONNECT_S,
     ) -> None:
-        self._channel = open_channel(address, token=token, ca_file=ca_file)
+        self._channel = _open(address, token=token, ca_file=ca_file)
         self._jobs = JobServiceStub(self._channel)
         self._retry = Retry(connect_s=connect_s)
         self._blobs = Blobs(BlobServiceStub(self._channel), self._retry, scope=scope)
@@ -127,10 +132,9 @@ class AsyncClient:
 
     async def _with_blobs(self, work: Generation | Annotation) -> Generation | Annotation:
         work = type(work).FromString(work.SerializeToString())
-        sources = work.controls if isinstance(work, Generation) else [work]
-        for source in sources:
-            if source.picture.HasField("data"):
-                source.picture.CopyFrom(Picture(blob=await self.write_blob(source.picture.data)))
+        for picture in _pictures(work):
+            if picture.HasField("data"):
+                picture.CopyFrom(Picture(blob=await self.write_blob(picture.data)))
         return work
 
     async def wait_job(self, job: Job | str, *, on_event: Listener | None = None) -> Job:
@@ -232,3 +236,24 @@ class AsyncClient:
 
     async def _call(self, send: Callable[[float], Awaitable[Answer]], timeout_s: float | None = None) -> Answer:
         return await self._retry.call(send, timeout_s=timeout_s or self._timeout_s)
+
+
+def _open(address: str, *, token: str, ca_file: Path | None) -> grpc.aio.Channel:
+    try:
+        return open_channel(address, token=token, ca_file=ca_file)
+    except ValueError as error:
+        raise InvalidInput(f"{address}: {error}") from error
+    except OSError as error:
+        raise InvalidInput(f"{ca_file}: cannot be read: {error.strerror}") from error
+
+
+def _pictures(work: Generation | Annotation) -> list[Picture]:
+    """Those that are set; setting one that is not would be a change."""
+    if isinstance(work, Annotation):
+        return [work.picture]
+    found = [control.picture for control in work.controls if control.HasField("picture")]
+    if work.HasField("image"):
+        found.append(work.image)
+    if work.HasField("mask"):
+        found.append(work.mask)
+    return found

@@ -15,7 +15,7 @@ STAGES = frozenset({"preprocess", "diffusion"})
 _NEEDS = {
     "gateway": ("structlog", "fastapi", "uvicorn"),
     "preprocessor": ("structlog", "cv2", "PIL"),
-    "diffusion": ("structlog", "torch", "diffusers", "transformers"),
+    "diffusion": ("structlog", "torch", "diffusers", "tokenizers"),
 }
 # Running calls may take so long when all is stopped, unless the setting says otherwise.
 DRAIN_GRACE_S = 10.0

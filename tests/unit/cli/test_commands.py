@@ -174,12 +174,26 @@ def test_a_picture_that_is_not_there_is_named(refused):
     assert (code, text) == (1, "error: none.png: cannot be read: No such file or directory\n")
 
 
-def test_a_folder_that_cannot_be_made_is_named(refused):
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_painted(refused, service):
     Path("taken").touch()
+    Path("in.png").write_bytes(b"a picture")
 
-    assert refused("generate", "a cat", "--out", "taken") == (
-        1, "error: taken/j1-100.png: cannot be written: File exists\n",
-    )  # fmt: skip
+    refusal = (1, "error: taken: cannot be made: File exists\n")
+    assert refused("generate", "a cat", "--out", "taken") == refusal
+    assert refused("annotate", "canny", "in.png", "--out", "taken/out.png") == refusal
+    assert "CreateJob" not in service.requests
+
+
+def test_an_address_that_is_none_is_told_at_once(refused):
+    for address in ("gateway", "http://127.0.0.1:8080", ":50051"):
+        code, text = refused("models", "--gateway", address)
+        assert (code, text.startswith(f"error: {address}: must be HOST:PORT")) == (1, True)
+
+
+def test_roots_that_cannot_be_read_are_named(refused, monkeypatch):
+    monkeypatch.setenv("FANLIGHT_TLS_CA_FILE", "none.pem")
+
+    assert refused("models") == (1, "error: none.pem: cannot be read: No such file or directory\n")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +21,8 @@ from fanlight.cli.up.restarts import Restarts
 from fanlight.errors import InvalidInput
 from fanlight.gateway.v1 import gateway_pb2 as pb
 from tests.fakes.job_service import FakeJobService, serving
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_pauses_double_up_to_half_a_minute():
@@ -125,6 +131,24 @@ def test_missing_extras_are_named_together(monkeypatch):
 
     with pytest.raises(MissingExtra, match=r"needs cv2, .*pip install 'fanlight\[preprocessor,diffusion\]'"):
         plans.require_extras()
+
+
+@pytest.mark.parametrize("service", ["gateway", "preprocessor", "diffusion"])
+def test_what_a_service_is_looked_for_by_comes_with_its_extra(service):
+    distributions = packages_distributions()
+    brought = brought_by(service)
+
+    assert all(brought.intersection(distributions[need]) for need in plans._NEEDS[service])
+
+
+def brought_by(extra):
+    """Names of distributions, those of the extras that an extra takes in with them."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    found = set()
+    for line in extras[extra]:
+        name, _, within = line.partition("[")
+        found |= set().union(*map(brought_by, within[:-1].split(","))) if within else {re.split("[>=]", name)[0]}
+    return found
 
 
 async def test_it_is_ready_once_a_live_worker_of_each_stage_is_known():

@@ -56,6 +56,13 @@ async def test_pictures_travel_as_blobs_and_only_once(client, service, tmp_path)
     assert not control.picture.HasField("data")
 
 
+async def test_the_image_and_its_mask_travel_as_blobs_too(client, service):
+    await client.generate("a cat", image=b"an image", mask=b"a mask")
+
+    sent = service.requests["CreateJob"][0].generation
+    assert (sent.image.blob.digest, sent.mask.blob.digest) == (digest_of(b"an image"), digest_of(b"a mask"))
+
+
 async def test_an_annotation_carries_its_parameters(client, service):
     await client.annotate("canny", b"a picture", parameters={"low_threshold": 50, "gray": True})
 
