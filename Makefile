@@ -1,4 +1,4 @@
-# Few targets: setup demo test lint protos starter. Everything runs in .venv, which `setup` makes.
+# `make demo` shows it all, `make test` checks it all. Everything runs in .venv, which `setup` makes.
 SHELL := bash
 PYTHON ?= python3
 VENV := .venv

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def annotate(
     annotator: Annotated[str, typer.Argument(help="Its id; `fanlight annotators` lists them.", show_default=False)],
     picture: Annotated[Path, typer.Argument(help="A picture's file.", show_default=False)],
-    param: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter of the annotator.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="One of its parameters; may be given again.")
+    ] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the picture's own size if left out.")] = None,
     out: Annotated[
         Path | None,

@@ -28,7 +28,8 @@ Controls = Annotated[
     typer.Option(
         "--control",
         metavar="ANNOTATOR=PICTURE[:SCALE]",
-        help="Condition on a picture. `none` takes it as it is; `none/canny` names the ControlNet too.",
+        help="Condition on a picture; may be given again. `none` takes it as it is; `none/canny` names the ControlNet"
+        " too.",
     ),
 ]
 StartPicture = Annotated[
@@ -39,11 +40,53 @@ Mask = Annotated[
     Path | None, typer.Option("--mask", metavar="PICTURE", help="Paint anew only what is white here (inpaint).")
 ]
 Strength = Annotated[
-    float | None, typer.Option("--strength", help="How much of the image is painted over, 0 to 1.", show_default=False)
+    float | None,
+    typer.Option(
+        "--strength",
+        help="How much of the image is painted over, 0 to 1; if left out 0.8, or 1 with a mask.",
+        show_default=False,
+    ),
 ]
 Checkpoint = Annotated[
     str | None, typer.Option("--model", metavar="REF", help="A checkpoint; `fanlight models` lists them.")
 ]
+Resize = Annotated[
+    str | None,
+    typer.Option(metavar="MODE", help="How pictures of another shape come to the size: crop, stretch or pad."),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA, at weight 1 if left out; may be given again."),
+]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A textual inversion that the prompt names; may be given again."),
+]
+ClipSkip = Annotated[
+    int | None,
+    typer.Option(help="The text encoder's layer: 1 is the last one, 2 the one before.", show_default=False),
+]
+Steps = Annotated[int | None, typer.Option(min=0, help="Model steps, 1 to 150; 20 if left out.", show_default=False)]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Classifier-free guidance, 0 to 30; 5 if left out, none at 1 and below.", show_default=False),
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Such as euler_a or `DPM++ 2M Karras`; ddim if left out.")
+]
+NoiseSchedule = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="karras, exponential or sgm_uniform; the scheduler's own if left out."),
+]
+Quality = Annotated[int | None, typer.Option(help="Of webp and jpeg, 1 to 100; 90 if left out.", show_default=False)]
+SafetyChecker = Annotated[
+    str | None,
+    typer.Option(metavar="MODE", help="off, flag, blur or block; as the worker is set if left out."),
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="The first picture's; the next ones count up. Random if left out.")
+]
+Count = Annotated[int | None, typer.Option("--count", "-n", min=0, help="How many pictures, 1 to 32; 1 if left out.")]
 
 
 def generate(
@@ -54,23 +97,23 @@ def generate(
     image: StartPicture = None,
     mask: Mask = None,
     strength: Strength = None,
-    resize: Annotated[str | None, typer.Option(metavar="MODE", help="crop, stretch or pad.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA.")] = None,
+    resize: Resize = None,
+    lora: Loras = None,
     vae: Annotated[str | None, typer.Option(metavar="NAME", help="A VAE instead of the checkpoint's own.")] = None,
-    embedding: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A textual inversion.")] = None,
-    clip_skip: Annotated[int | None, typer.Option(help="1 is the last layer.", show_default=False)] = None,
+    embedding: Embeddings = None,
+    clip_skip: ClipSkip = None,
     model: Checkpoint = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the model's own size if left out.")] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="Model steps.", show_default=False)] = None,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.", show_default=False)] = None,
-    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="Such as ddim or euler.")] = None,
-    noise_schedule: Annotated[str | None, typer.Option(metavar="NAME", help="Such as karras.")] = None,
-    picture_format: Annotated[str | None, typer.Option("--format", help="png, webp or jpeg.")] = None,
-    quality: Annotated[int | None, typer.Option(help="Of webp and jpeg, 1 to 100.", show_default=False)] = None,
-    safety_checker: Annotated[str | None, typer.Option(metavar="MODE", help="off, flag, blur or block.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; if left out the image's, or the model's own.")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    scheduler: Scheduler = None,
+    noise_schedule: NoiseSchedule = None,
+    picture_format: Annotated[str | None, typer.Option("--format", metavar="NAME", help="png, webp or jpeg.")] = None,
+    quality: Quality = None,
+    safety_checker: SafetyChecker = None,
     strict: Annotated[bool, typer.Option("--strict", help="The same bits every time on one device.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="The first picture's; the next ones count up.")] = None,
-    count: Annotated[int | None, typer.Option("--count", "-n", min=0, help="How many pictures.")] = None,
+    seed: Seed = None,
+    count: Count = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("."),
     priority: Priority = 0,
     gateway: Gateway = DEFAULT_GATEWAY,

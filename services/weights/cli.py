@@ -1,4 +1,4 @@
-"""`fanlight weights`: plan, fetch, ls, verify, gc, pin, rm. Prints; decides nothing."""
+"""`fanlight weights`: plan, fetch, publish and look after models. Prints; decides nothing."""
 
 import asyncio
 import contextlib
