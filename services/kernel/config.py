@@ -5,6 +5,7 @@ A name that starts right and means nothing is an error: it is a typing mistake t
 
 import os
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -128,4 +129,10 @@ def refuse_unknown(*kinds: type[BaseSettings], environ: Mapping[str, str] = os.e
         name for name in environ if name.startswith(PREFIX) and name not in known and not name.startswith(foreign)
     )
     if unknown:
-        raise SettingsError(f"unknown settings: {', '.join(unknown)}; docs/settings.md lists those there are")
+        told = ", ".join(f"{name}{_nearest(name, known)}" for name in unknown)
+        raise SettingsError(f"unknown settings: {told}; docs/settings.md lists those there are")
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    near = get_close_matches(name, sorted(known), n=1, cutoff=0.85)
+    return f" (is {near[0]} meant?)" if near else ""

@@ -55,6 +55,11 @@ def test_an_unknown_setting_is_an_error(name):
         refuse_unknown(CommonSettings, OwnSettings, environ={name: "1"})
 
 
+def test_an_unknown_setting_that_is_nearly_a_known_one_is_told_with_it():
+    with pytest.raises(SettingsError, match=r"FANLIGHT_GATEWAY_LEASE_TLL_S \(is FANLIGHT_GATEWAY_LEASE_TTL_S meant"):
+        refuse_unknown(CommonSettings, OwnSettings, environ={"FANLIGHT_GATEWAY_LEASE_TLL_S": "1"})
+
+
 @pytest.mark.parametrize("name", ["FANLIGHT_GATEWAY", "FANLIGHT_DIFFUSION_SLOTS", "FANLIGHT_LOG_LEVEL", "PATH"])
 def test_known_names_and_those_of_other_services_pass(name):
     refuse_unknown(CommonSettings, OwnSettings, environ={name: "1"})
