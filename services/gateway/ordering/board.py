@@ -71,12 +71,12 @@ class Board(Plan):
         """All is on its disk; or it fetches only what it runs; or fetching ahead failed: let it try, and say why."""
         if task.kind.models <= post.view.held or not post.view.takes_fetches:
             return True
-        return post.failed.issuperset(post.view.lacks(task.kind.models))
+        return post.failed.keys() >= set(post.view.lacks(task.kind.models))
 
     def _give_up_overdue(self, post: Post, now_s: float) -> None:
         for fetch in list(post.fetches.values()):
             if now_s > fetch.ready_s + OVERDUE_FACTOR * (fetch.ready_s - fetch.start_s) + OVERDUE_S:
-                self._give_up(post, fetch.model)
+                self._give_up(post, fetch.model, now_s)
 
     def _other(self, post: Post, now_s: float) -> Waiting | None:
         """The first of what gains by coming here. Where all of that lacks something, its first is planned here."""

@@ -6,7 +6,7 @@ Pure: told the time, it decides. The workers that come into question are looked 
 from dataclasses import dataclass
 
 from services.gateway.ordering.crowds import Crowds
-from services.gateway.ordering.estimate import Best
+from services.gateway.ordering.estimate import Best, run_s
 from services.gateway.ordering.posts import Post
 from services.gateway.ordering.replication import Replication
 from services.gateway.ordering.tasks import Fetch, Waiting
@@ -109,10 +109,9 @@ class Fetches:
 
     def _ideal_s(self, task: Waiting, now_s: float) -> float:
         """When the best worker would have finished, did all of them hold everything."""
-        kind_task = task.steps
         return min(
             (
-                post.wait_s(now_s) + post.view.task_s + kind_task * post.view.step_s
+                post.wait_s(now_s) + run_s(post, task)
                 for crowd in self.crowds.able(task.kind)
                 for post in crowd.some(LOOK_IDEAL)
             ),

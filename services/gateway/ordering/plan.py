@@ -85,8 +85,8 @@ class Plan(Fetches):
         for model in [each for each in post.fetches if each in view.held]:
             del post.fetches[model]
         for model in [each for each in post.fetches if each in view.unfetched]:
-            self._give_up(post, model)
-        post.failed -= view.held
+            self._give_up(post, model, now_s)
+        post.failed = {each: since_s for each, since_s in post.failed.items() if each not in view.held}
         self._begin_waiting(post, now_s)
         if before.offers != view.offers or not before.held <= view.held:
             lost = [task for task in post.in_order() if not self._stands(post, task)]
@@ -94,11 +94,19 @@ class Plan(Fetches):
         if before.offers != view.offers:
             self._place_some(LOOK_UNPLACED, now_s)
 
-    def _give_up(self, post: Post, model: str) -> None:
-        """It will not come: a task that needs it may try, and say why."""
+    def _give_up(self, post: Post, model: str, now_s: float) -> None:
+        """It will not come: what needs it goes to others that have it, or else may try here, and say why."""
+        self._drop_fetch(post, model, now_s)
+        self._place_elsewhere(post, model, now_s)
+
+    def _drop_fetch(self, post: Post, model: str, now_s: float) -> None:
         del post.fetches[model]
-        post.failed.add(model)
         self.crowds.drop(post, model)
+        post.failed[model] = now_s
+
+    def _place_elsewhere(self, post: Post, model: str, now_s: float) -> None:
+        if model in self.crowds:
+            self._place_again([task for task in post.in_order() if model in task.kind.models], now_s)
 
     def _begin_waiting(self, post: Post, now_s: float) -> None:
         """There may be room now for what its next tasks need."""
@@ -148,15 +156,13 @@ class Plan(Fetches):
         """Another gateway has that checkpoint fetched already, by `holder`, which may be unknown here."""
         model = claim.fetch.model
         post, other = self.crowds.posts.get(claim.worker), self.crowds.posts.get(holder)
-        if post is None or other is post or post.fetches.pop(model, None) is None:
+        if post is None or other is post or model not in post.fetches:
             return
-        self.crowds.drop(post, model)
-        post.failed.add(model)
+        self._drop_fetch(post, model, now_s)
         if other is not None and model not in other.view.held and model not in other.fetches:
             self._begin(other, model, now_s, sticky=True)
             self.crowds.expect(other, model)
-        if model in self.crowds:
-            self._place_again([task for task in post.in_order() if task.kind.checkpoint == model], now_s)
+        self._place_elsewhere(post, model, now_s)
 
     # Tasks
 

@@ -50,8 +50,8 @@ class Post:
         # The checkpoint and LoRAs of what it was given last.
         self.combination: tuple[str, tuple[tuple[str, float], ...]] = ("", ())
         self.fetches: dict[str, Fetch] = {}
-        # Models that it was to fetch ahead and did not bring: a task that needs them may say why.
-        self.failed: set[str] = set()
+        # Models that it was to fetch ahead and did not bring, and since when: a task that needs them may say why.
+        self.failed: dict[str, float] = {}
         # The models of the fetches that it was told of.
         self.told: tuple[str, ...] = ()
         # What it was told to fetch ahead since `since_s`.

@@ -26,6 +26,8 @@ UNASKED_STEPS = 20
 UNASKED_BYTES = 150 * 10**6
 # Checkpoints on their way to one worker at a time.
 FETCHES_LIMIT = 2
+# So long a worker is not asked again for what it could not fetch, unless a task needs it.
+FAILED_S = 1_800.0
 # What a worker may be told to fetch ahead in a day.
 DAY_BYTES = 500 * 10**9
 DAY_S = 86_400.0
@@ -91,6 +93,8 @@ class Replication:
             return False
         if needed:
             return True
+        if _has_failed(post, task.kind.checkpoint, now_s):
+            return False
         if not post.view.takes_fetches or sum(fetch.sticky for fetch in post.fetches.values()) >= FETCHES_LIMIT:
             return False
         return self.has_budget(post, task.kind.checkpoint, now_s)
@@ -114,7 +118,8 @@ class Replication:
             return ""
         for model in crowds.next_unheld(post, LOOK_UNASKED):
             size_bytes = post.view.size_of(model)
-            if 0 < size_bytes <= room_bytes and self.has_budget(post, model, now_s):
+            is_new = not _has_failed(post, model, now_s)
+            if is_new and 0 < size_bytes <= room_bytes and self.has_budget(post, model, now_s):
                 return model
         return ""
 
@@ -135,6 +140,8 @@ class Replication:
         for post in crowds.holders(task.kind.checkpoint).some(LOOK):
             if model in post.fetches or model not in post.view.lacks(frozenset({model})):
                 continue
+            if _has_failed(post, model, now_s):
+                continue
             if post.view.node in task.failed_nodes or not post.view.takes_fetches or len(post.fetches) > FETCHES_LIMIT:
                 continue
             if not task.kind.needs <= post.view.offers or task.kind.checkpoint not in post.view.held:
@@ -144,6 +151,11 @@ class Replication:
             if cost_s < best_s:
                 best, best_s = post, cost_s
         return best
+
+
+def _has_failed(post: Post, model: str, now_s: float) -> bool:
+    """It could not fetch it a while ago."""
+    return now_s - post.failed.get(model, -FAILED_S) < FAILED_S
 
 
 def _unasked_cost_s(post: Post) -> float:

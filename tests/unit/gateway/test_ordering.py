@@ -9,7 +9,7 @@ from services.gateway.ordering.board import STICKY_LIMIT_S, Board
 from services.gateway.ordering.estimate import PATCH_S, best_of, estimate, load_s
 from services.gateway.ordering.explain import Verdict, explain
 from services.gateway.ordering.fetches import FETCHES_LIMIT
-from services.gateway.ordering.replication import REST_S, UNASKED_WORKERS_MIN, Replication, Terms
+from services.gateway.ordering.replication import FAILED_S, REST_S, UNASKED_WORKERS_MIN, Replication, Terms
 from services.gateway.ordering.tasks import Kind, Waiting, WorkerView
 from tests.fakes.board import A, B, a_task, a_view, kind_of
 
@@ -178,6 +178,32 @@ def test_nothing_is_fetched_unasked_where_that_is_turned_off_or_the_disk_has_no_
     assert unasked_of(a_board(*(replace(view, disk_bytes=GB) for view in fleet))) == {}
     assert unasked_of(a_board(*(replace(view, disk_bytes=0) for view in fleet))) == {}
     assert unasked_of(a_board(*fleet, day_bytes=GB // 2)) == {}
+
+
+def test_what_a_worker_could_not_fetch_unasked_it_is_not_told_to_fetch_again() -> None:
+    fleet = a_fleet(UNASKED_WORKERS_MIN)
+    board = a_board(*fleet)
+    told = []
+    for turn in range(6):
+        assert got(board, "0", now_s=turn) == []
+        told += [fetch.model for fetch in board.fetches("0")]
+        board.seen(replace(fleet[0], unfetched=frozenset(told)), float(turn))
+    assert sorted(told) == ["a", "b"]
+    assert got(board, "0", now_s=FAILED_S + 10.0) == []
+    assert board.fetches("0") != [], "perhaps it can by now"
+
+
+def test_a_worker_that_could_not_fetch_a_checkpoint_is_not_the_next_to_hold_a_copy() -> None:
+    failing = a_view("failing", held=frozenset(), step_s=0.01)
+    board = a_board(a_view("holder", held=frozenset({"a"}), step_s=1.0), failing, price=1.0)
+    add(board, *(a_task(str(i), rank_s=i) for i in range(8)))
+    assert [fetch.model for fetch in board.fetches("failing")] == ["a"]
+    add(board, a_task("late", rank_s=8.0), now_s=1.0)
+    assert board.planned_at(("late", 1)) is board.post("failing")
+    board.seen(replace(failing, unfetched=frozenset({"a"})), 2.0)
+    assert board.planned_at(("late", 1)) is board.post("holder"), "who can do it without fetching anything"
+    add(board, *(a_task(f"more{i}", rank_s=i) for i in range(8)), now_s=10.0)
+    assert board.fetches("failing") == []
 
 
 def test_a_checkpoint_that_many_hold_must_be_missed_more_to_be_fetched_once_more() -> None:
