@@ -14,3 +14,7 @@ mkdir -p "$out"
 PATH="$PWD/$env/bin:$PATH" "$env/bin/python" -m grpc_tools.protoc -I protos \
   --python_out="$out" --grpc_python_out="$out" --mypy_out=quiet:"$out" --mypy_grpc_out=quiet:"$out" \
   $(find protos -name '*.proto' | sort)
+# What the protos say of each field, for the HTTP API's documentation: stubs do not know it.
+PATH="$PWD/$env/bin:$PATH" "$env/bin/python" -m grpc_tools.protoc -I protos \
+  --include_source_info --descriptor_set_out=/dev/stdout $(find protos -name '*.proto' | sort) |
+  "$env/bin/python" scripts/proto_words.py > "$out/fanlight/words.json"

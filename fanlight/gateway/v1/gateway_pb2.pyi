@@ -160,7 +160,6 @@ class Generation(google.protobuf.message.Message):
     prompt: builtins.str
     negative_prompt: builtins.str
     width_px: builtins.int
-    """Both 0 give the model's own size."""
     height_px: builtins.int
     steps: builtins.int
     guidance_scale: builtins.float
@@ -185,7 +184,7 @@ class Generation(google.protobuf.message.Message):
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ControlSource]: ...
     @property
     def image(self) -> fanlight.common.v1.common_pb2.Picture:
-        """From here on as in fanlight.diffusion.v1.GenerateRequest."""
+        """From here on, and where nothing is said above, as in fanlight.diffusion.v1.GenerateRequest."""
 
     @property
     def mask(self) -> fanlight.common.v1.common_pb2.Picture: ...

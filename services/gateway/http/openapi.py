@@ -1,13 +1,15 @@
 """/openapi.json: FastAPI's description of the paths, with the schemas of our messages and errors."""
 
+import json
 from importlib.metadata import version
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.http.schemas import Schema, reference, schemas_of
+from services.gateway.http.schemas import Schema, Words, reference, schemas_of
 
 MESSAGES = (
     gateway_pb2.CreateJobRequest,
@@ -24,6 +26,11 @@ MESSAGES = (
     gateway_pb2.ListWorkersResponse,
     gateway_pb2.TaskProgress,
 )
+# Whose fields mean the same as the other's of the same name, and are told there.
+ALIKE = {
+    "fanlight.gateway.v1.Generation": "fanlight.diffusion.v1.GenerateRequest",
+    "fanlight.gateway.v1.ControlSource": "fanlight.diffusion.v1.Control",
+}
 DESCRIPTION = (
     "Stable Diffusion with ControlNet, served from many small machines. Bodies are the messages of the gRPC services "
     "as JSON, by the names of the protos: 64-bit numbers are texts, bytes are base64."
@@ -74,8 +81,19 @@ def _document(app: FastAPI) -> dict[str, Any]:
             # FastAPI's own shape of errors, which never leaves.
             operation["responses"].pop("422", None)
     document["components"] = {
-        "schemas": schemas_of(MESSAGES) | OWN_SCHEMAS,
+        "schemas": schemas_of(MESSAGES, _words()) | OWN_SCHEMAS,
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
     }
     document["security"] = [{"token": []}, {}]
     return document
+
+
+def _words() -> Words:
+    """The protos' own comments, which `make protos` keeps beside the stubs."""
+    said: dict[str, str] = json.loads(files("fanlight").joinpath("words.json").read_text())
+
+    def words(message: str, field: str) -> str:
+        name = f".{field}" if field else ""
+        return said.get(message + name) or (said.get(ALIKE.get(message, "") + name, "") if field else "")
+
+    return words

@@ -1,6 +1,6 @@
 """JSON schemas of protobuf messages, as proto3's JSON mapping writes them. Knows descriptors and no message of ours."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -10,6 +10,8 @@ from google.protobuf.message_factory import GetMessageClass
 Schema = dict[str, Any]
 # Its two implementations have no type in common.
 Descriptor = Any
+# What is said of a message, by its full name, or of one of its fields; empty where nothing is.
+Words = Callable[[str, str], str]
 
 _SCALARS: dict[int, Schema] = {
     FieldDescriptor.CPPTYPE_INT32: {"type": "integer", "format": "int32"},
@@ -32,7 +34,7 @@ def reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def schemas_of(messages: Iterable[type[Message]]) -> dict[str, Schema]:
+def schemas_of(messages: Iterable[type[Message]], words: Words) -> dict[str, Schema]:
     """The schemas of the messages and of all that they contain, by the messages' short names."""
     found: dict[str, Descriptor] = {}
     waiting: list[Descriptor] = [message.DESCRIPTOR for message in messages]
@@ -45,12 +47,15 @@ def schemas_of(messages: Iterable[type[Message]]) -> dict[str, Schema]:
             continue
         found[descriptor.name] = descriptor
         waiting += [field.message_type for field in descriptor.fields if field.message_type is not None]
-    return {name: _of_message(found[name]) for name in sorted(found)}
+    return {name: _of_message(found[name], words) for name in sorted(found)}
 
 
-def _of_message(descriptor: Descriptor) -> Schema:
+def _of_message(descriptor: Descriptor, words: Words) -> Schema:
     empty = GetMessageClass(descriptor)()
-    properties = {field.name: _of_field(empty, field) for field in descriptor.fields}
+    properties = {
+        field.name: _said(words(descriptor.full_name, field.name), _of_field(empty, field))
+        for field in descriptor.fields
+    }
     schema: Schema = {"type": "object", "title": descriptor.name, "properties": properties}
     schema["additionalProperties"] = False
     choices = [
@@ -58,7 +63,13 @@ def _of_message(descriptor: Descriptor) -> Schema:
         for oneof in descriptor.oneofs
         if len(oneof.fields) > 1
     ]
-    return schema | ({"description": " ".join(choices)} if choices else {})
+    return _said(" ".join([words(descriptor.full_name, ""), *choices]).strip(), schema)
+
+
+def _said(text: str, schema: Schema) -> Schema:
+    """With the text before what the schema says already."""
+    whole = " ".join(filter(None, [text, schema.get("description", "")]))
+    return schema | ({"description": whole} if whole else {})
 
 
 def _of_field(empty: Message, field: Descriptor) -> Schema:

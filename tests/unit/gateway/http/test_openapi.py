@@ -38,13 +38,24 @@ async def test_every_schema_is_used(client: httpx.AsyncClient) -> None:
 async def test_messages_are_described_as_their_json_is(client: httpx.AsyncClient) -> None:
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     generation = schemas["Generation"]["properties"]
-    assert generation["prompt"] == {"type": "string"}
-    assert generation["seed"] == {"type": "string", "format": "uint64"}
+    assert generation["prompt"]["type"] == "string"
+    assert (generation["seed"]["type"], generation["seed"]["format"]) == ("string", "uint64")
     assert generation["controls"] == {"type": "array", "items": {"$ref": "#/components/schemas/ControlSource"}}
     assert schemas["ControlSource"]["properties"]["parameters"]["type"] == "object"
     assert "STATE_SUCCEEDED" in schemas["Job"]["properties"]["state"]["enum"]
     assert schemas["Job"]["properties"]["create_time"]["format"] == "date-time"
     assert schemas["Picture"]["properties"]["data"]["format"] == "byte"
+
+
+async def test_fields_are_told_in_the_words_of_the_protos(client: httpx.AsyncClient) -> None:
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    generation = schemas["Generation"]["properties"]
+    assert generation["count"]["description"] == "How many pictures, 1 to 32. Absent means 1."
+    # Said of the message that the gateway's is like.
+    assert "Absent means 20" in generation["steps"]["description"]
+    assert "to start from" in generation["image"]["description"]
+    assert schemas["Picture"]["properties"]["data"]["description"] == "The encoded bytes. Base64."
+    assert "At most one of" in schemas["Picture"]["description"]
 
 
 async def test_every_operation_tells_its_answers_and_our_shape_of_errors(client: httpx.AsyncClient) -> None:
