@@ -52,16 +52,22 @@ class BlobFiles:
         name = parse_digest(digest, field="digest").removeprefix("sha256:")
         return self._root / parse_scope(scope, field="scope") / name[:2] / name[2:]
 
-    def stat(self, scope: str, digest: str, *, settled: bool = False) -> BlobInfo | None:
-        """Marks it as used: its time of change is the time of its last use. `settled`: the disk has it on return."""
+    def open(self, scope: str, digest: str) -> FileIO | None:
+        """None where it is not kept."""
         try:
-            with contextlib.ExitStack() as until_open:
-                until_open.enter_context(self._lock)
-                file = self.path(scope, digest).open("rb", buffering=0)
-                os.utime(file.fileno())
+            return self.path(scope, digest).open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        with file, translated():
+
+    def stat(self, scope: str, digest: str, *, settled: bool = False) -> BlobInfo | None:
+        """Marks it as used: its time of change is the time of its last use. `settled`: the disk has it on return."""
+        with translated(), contextlib.ExitStack() as until_told:
+            with self._lock:
+                file = self.open(scope, digest)
+                if file is None:
+                    return None
+                until_told.enter_context(file)
+                os.utime(file.fileno())
             found = os.fstat(file.fileno())
             if settled and found.st_nlink > 1:
                 os.fsync(file.fileno())
@@ -73,21 +79,34 @@ class BlobFiles:
             )
 
     def delete(self, scope: str, digest: str) -> None:
-        with self._lock:
+        with translated(), self._lock:
             self._remove(self.path(scope, digest))
 
     def sweep(self, *, before_s: float, keep: Keep) -> int:
-        """Delete what was last used before that time; how many there were."""
-        swept = 0
-        for scope, digest, path in self._all():
-            needed = keep(scope, digest)
-            with self._lock, contextlib.suppress(FileNotFoundError):
-                if needed:
-                    os.utime(path)
-                elif path.stat().st_mtime < before_s:
-                    self._remove(path)
-                    swept += 1
+        """Delete what was last used before that time; how many there were. The last file that fails is told of."""
+        swept, failure = 0, None
+        with translated():
+            for scope, digest, path in self._all():
+                needed = keep(scope, digest)
+                try:
+                    with self._lock:
+                        swept += self._sweep_one(path, before_s, needed=needed)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    failure = error
+            if failure is not None:
+                raise failure
         return swept
+
+    def _sweep_one(self, path: Path, before_s: float, *, needed: bool) -> bool:
+        if needed:
+            os.utime(path)
+            return False
+        if path.stat().st_mtime >= before_s:
+            return False
+        self._remove(path)
+        return True
 
     def incoming(self, name: str) -> Path:
         return self._root / INCOMING / name
@@ -141,19 +160,22 @@ class BlobFiles:
             yield path.parent.parent.name, named(path.parent.name + path.name), path
 
     def _remove_leftovers(self) -> None:
-        """A file whose writer lives is locked by it, and stays."""
-        unsettled: set[int] = set()
+        """A file whose writer lives is locked by it, and stays. One with two names goes when its blob was looked at."""
+        unsettled: dict[int, Path] = {}
         for path in (self._root / INCOMING).iterdir():
             with path.open("rb") as file, contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 found = os.fstat(file.fileno())
                 if found.st_nlink > 1:
-                    unsettled.add(found.st_ino)
                     os.fsync(file.fileno())
-                path.unlink(missing_ok=True)
+                    unsettled[found.st_ino] = path
+                else:
+                    path.unlink(missing_ok=True)
         for _, digest, path in self._all() if unsettled else ():
             if path.stat().st_ino in unsettled and _digest_of(path) != digest:
                 path.unlink()
+        for path in unsettled.values():
+            path.unlink(missing_ok=True)
 
 
 def check_announced(info: BlobInfo, *, digest: str, size_bytes: int) -> None:

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
-from services.gateway.adapters.blob_files import BlobFiles
+from services.gateway.adapters.blob_files import BlobFiles, translated
 from services.gateway.adapters.incoming_blob import IncomingBlob
 from services.gateway.adapters.recent_blobs import Key, RecentBlobs
 from services.kernel.blobs import BlobInfo, Keep
@@ -135,7 +136,7 @@ class DiskBlobs:
             while chunk:
                 yield chunk
                 left -= len(chunk)
-                chunk = await self._run(partial(file.read, min(left, READ_CHUNK_BYTES))) if left > 0 else b""
+                chunk = await self._run(partial(_read, file, min(left, READ_CHUNK_BYTES))) if left > 0 else b""
         finally:
             if not file.closed:
                 await self._run(file.close)
@@ -153,26 +154,31 @@ class DiskBlobs:
         self._executor.shutdown()
         self._settlers.shutdown()
 
-    def _open(self, scope: str, digest: str, offset_bytes: int, limit_bytes: int) -> tuple[BinaryIO, int, bytes]:
+    def _open(self, scope: str, digest: str, offset_bytes: int, limit_bytes: int) -> tuple[FileIO, int, bytes]:
         """The file, how many bytes are to come, and the first of them; closed if they are all."""
-        try:
-            file = self._files.path(scope, digest).open("rb", buffering=0)
-        except FileNotFoundError as error:
-            raise NotFound(f"no blob {digest}", field="digest") from error
-        size_bytes = os.fstat(file.fileno()).st_size
-        if offset_bytes > size_bytes:
-            file.close()
-            raise OutOfRange(f"the blob has {size_bytes} bytes", field="offset_bytes")
-        file.seek(offset_bytes)
-        left = min(size_bytes - offset_bytes, limit_bytes or size_bytes)
-        chunk = file.read(min(left, READ_CHUNK_BYTES))
-        if len(chunk) == left:
-            file.close()
+        with translated(), contextlib.ExitStack() as unless_more_comes:
+            file = self._files.open(scope, digest)
+            if file is None:
+                raise NotFound(f"no blob {digest}", field="digest")
+            unless_more_comes.enter_context(file)
+            size_bytes = os.fstat(file.fileno()).st_size
+            if offset_bytes > size_bytes:
+                raise OutOfRange(f"the blob has {size_bytes} bytes", field="offset_bytes")
+            file.seek(offset_bytes)
+            left = min(size_bytes - offset_bytes, limit_bytes or size_bytes)
+            chunk = file.read(min(left, READ_CHUNK_BYTES))
+            if len(chunk) < left:
+                unless_more_comes.pop_all()
         return file, left, chunk
 
     async def _run(self, call: Callable[[], T]) -> T:
         """Run it on a thread of ours. A cancelled caller goes at once, and the call still runs to its end."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, call))
+
+
+def _read(file: FileIO, size_bytes: int) -> bytes:
+    with translated():
+        return file.read(size_bytes)
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """One blob on its way into a folder of blobs, in blocking calls. Knows no event loop."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -10,7 +11,7 @@ from io import FileIO
 from services.gateway.adapters.blob_files import HEAD_BYTES, BlobFiles, check_announced, translated
 from services.kernel.blobs import BlobInfo
 from services.kernel.digests import named
-from services.kernel.errors import Cancelled, NodeFault, TooLarge
+from services.kernel.errors import Cancelled, FanlightError, NodeFault, TooLarge
 from services.kernel.media import media_type_of
 
 
@@ -106,9 +107,10 @@ class IncomingBlob:
                 self._close()
 
     def discard(self) -> None:
-        """Leave nothing of it, unless it was published."""
-        self.settle()
-        with self._lock:
+        """Leave nothing of it, unless it was published. Nobody is left to tell that the disk did not take that."""
+        with contextlib.suppress(FanlightError):
+            self.settle()
+        with self._lock, translated():
             self._discarded = True
             self._close()
 

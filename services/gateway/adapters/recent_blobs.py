@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from services.kernel.blobs import BlobInfo
 
-LIMIT_BYTES = 16 * 1024 * 1024
+LIMIT, LIMIT_BYTES = 4_096, 16 * 1024 * 1024
 # Shorter than the time after which any blob may be forgotten: what is found here is there.
 KEPT_S = 60.0
 
@@ -42,7 +42,7 @@ class RecentBlobs:
         self.drop(info.scope, info.digest)
         self._kept[info.scope, info.digest] = Recent(info, pieces, self._now_s() + KEPT_S)
         self._size_bytes += info.size_bytes
-        while self._size_bytes > self._limit_bytes:
+        while self._size_bytes > self._limit_bytes or len(self._kept) > LIMIT:
             self.drop(*next(iter(self._kept)))
 
     def get(self, scope: str, digest: str) -> Recent | None:

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,3 +228,85 @@ async def test_a_blob_that_the_disk_lost_while_two_wrote_it_is_nobodys(
     assert not file_of(tmp_path, infos[0].digest).exists()
     assert store.used_bytes == 5
     assert incoming(tmp_path) == []
+
+
+async def test_a_file_that_cannot_be_swept_stops_no_other_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+    digests = [(await settled(store, data)).digest for data in (b"one", b"two", b"three")]
+    for digest in digests:
+        age(tmp_path, digest)
+    stuck, unlink = file_of(tmp_path, digests[1]), Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == stuck:
+            raise OSError(errno.EIO, "gone")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(NodeFault):
+        await sweep(store)
+    assert [file_of(tmp_path, digest).exists() for digest in digests] == [False, True, False]
+
+
+async def test_what_a_power_cut_spoilt_is_found_though_the_next_start_is_cut_short_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await settled(opened(tmp_path), b"data")
+    path = file_of(tmp_path, info.digest)
+    os.link(path, tmp_path / ".incoming" / "unsettled")
+    path.write_bytes(b"da")
+
+    def killed(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blob_files, "_digest_of", killed)
+        with pytest.raises(KeyboardInterrupt):
+            opened(tmp_path)
+    assert await opened(tmp_path).stat(SCOPE, info.digest) is None
+    assert incoming(tmp_path) == []
+
+
+async def test_a_writer_that_is_cancelled_while_the_disk_fails_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+    await settled(store, b"first")
+    publishing, may = threading.Event(), threading.Event()
+    publish = store._files.publish
+
+    def slowly(*given: Any) -> bool:
+        publishing.set()
+        assert may.wait(30.0)
+        return publish(*given)
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(store._files, "publish", slowly)
+    monkeypatch.setattr(blob_files.os, "fsync", fail)
+    writing = asyncio.create_task(store.write(SCOPE, once(b"data")))
+    assert await asyncio.to_thread(publishing.wait, 30.0)
+    writing.cancel()
+    may.set()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert not file_of(tmp_path, digest_of(b"data")).exists()
+    assert incoming(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["stat", "read"])
+async def test_a_blob_that_cannot_be_opened_is_told_in_our_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    digest = (await settled(opened(tmp_path), b"data")).digest
+    store = opened(tmp_path)
+
+    def refuse(*given: Any, **options: Any) -> None:
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(NodeFault):
+        await (store.stat(SCOPE, digest) if call == "stat" else anext(store.read(SCOPE, digest)))

@@ -1,6 +1,6 @@
 """What was just written is read from memory, bounded in bytes and in time."""
 
-from services.gateway.adapters.recent_blobs import KEPT_S, RecentBlobs
+from services.gateway.adapters.recent_blobs import KEPT_S, LIMIT, RecentBlobs
 from services.kernel.blobs import BlobInfo
 
 
@@ -29,6 +29,14 @@ def test_one_that_is_larger_than_all_the_room_is_not_kept() -> None:
     recent = RecentBlobs(limit_bytes=3)
     recent.add(info("a", 4), [b"data"])
     assert recent.get("default", "a") is None
+
+
+def test_tiny_blobs_are_bounded_by_their_number() -> None:
+    recent = RecentBlobs()
+    for number in range(LIMIT + 1):
+        recent.add(info(str(number), 1), [b"x"])
+    assert recent.get("default", "0") is None
+    assert recent.get("default", "1") is not None
 
 
 def test_after_a_while_the_disk_is_asked_again() -> None:
