@@ -76,6 +76,11 @@ def got(url: str) -> bytes | int:
         return error.code
 
 
+def media_type_at(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return answer.headers["content-type"]
+
+
 async def test_results_go_past_the_gateway_and_only_as_announced(served: tuple) -> None:
     store, service, channel = served
     surroundings = Surroundings()
@@ -86,6 +91,7 @@ async def test_results_go_past_the_gateway_and_only_as_announced(served: tuple) 
     assert (found.size_bytes, found.media_type) == (len(PICTURE), "image/png")
     assert await calls.read(blob) == PICTURE
     assert service.read == 0
+    assert media_type_at(await store.prepare_read("acme", blob.digest)) == "image/png"
     # Again: it is kept already, and nothing is sent.
     await calls.write(PICTURE, scope="acme")
     assert service.written == 0

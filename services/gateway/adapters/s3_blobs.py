@@ -6,9 +6,10 @@ addresses that are signed for one digest and size.
 
 import base64
 import hashlib
+import re
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, Any
@@ -18,6 +19,7 @@ from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from services.gateway.adapters.blob_files import check_announced
+from services.gateway.adapters.s3_errors import ABSENT, BEYOND, PRESENT, RETRY_AFTER_S, code_of, our_errors
 from services.gateway.ports import Upload
 from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.config import SettingsError
@@ -29,15 +31,14 @@ READ_CHUNK_BYTES = 256 * 1024
 # What of a blob on its way in is held in memory; more goes to a temporary file.
 SPOOL_BYTES = 1024 * 1024
 HEAD_BYTES = 16
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 UPLOAD_S = 900
 READ_S = 900
-RETRY_AFTER_S = 2.0
 # S3 knows no time of last use: a use makes an object young again, at most this often.
 TOUCH_EVERY_S = 86_400.0
 CALL_S = 20
 
-_ABSENT = ("404", "NoSuchKey", "NotFound")
-_PRESENT = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+_BLOB = re.compile(r"([a-z0-9][a-z0-9-]{0,62})/([0-9a-f]{2})/([0-9a-f]{62})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,20 +84,22 @@ class S3Blobs:
     async def _put(self, info: BlobInfo, body: IO[bytes]) -> None:
         """What is there already has the same digest, and so the same bytes."""
         try:
-            with _our_errors():
+            with our_errors():
                 await self._client.put_object(
                     Bucket=self._bucket,
                     Key=self._key(info.scope, info.digest),
                     Body=body,
                     ContentLength=info.size_bytes,
-                    ContentType=info.media_type or "application/octet-stream",
+                    ContentType=info.media_type or UNKNOWN_MEDIA_TYPE,
                     ChecksumSHA256=_checksum(info.digest),
                     IfNoneMatch="*",
                 )
         except ClientError as error:
-            if _code(error) not in _PRESENT:
+            if code_of(error) not in PRESENT:
                 raise
-            await self._use(info.scope, info.digest)
+            if await self.stat(info.scope, info.digest) is None:
+                message = "another write of the same blob got in the way and broke off; write it again"
+                raise Unavailable(message, retry_after_s=RETRY_AFTER_S) from error
 
     async def stat(self, scope: str, digest: str) -> BlobInfo | None:
         found = await self._find(scope, digest)
@@ -110,21 +113,18 @@ class S3Blobs:
         """What a bucket has answered for is durable."""
         return await self.stat(scope, digest)
 
-    async def _use(self, scope: str, digest: str) -> None:
-        await self.stat(scope, digest)
-
     async def _find(self, scope: str, digest: str) -> _Found | None:
         """By its first bytes, which also tell its media type."""
         key = self._key(scope, digest)
         try:
-            with _our_errors():
+            with our_errors():
                 answer = await self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes=0-{HEAD_BYTES - 1}")
                 async with answer["Body"] as body:
                     head = await body.read()
         except ClientError as error:
-            if _code(error) in _ABSENT:
+            if code_of(error) in ABSENT:
                 return None
-            if _code(error) not in ("InvalidRange", "416"):
+            if code_of(error) not in BEYOND:
                 raise
             head, answer = b"", await self._head(key)
             if answer is None:
@@ -137,10 +137,10 @@ class S3Blobs:
 
     async def _head(self, key: str) -> Any:
         try:
-            with _our_errors():
+            with our_errors():
                 return await self._client.head_object(Bucket=self._bucket, Key=key)
         except ClientError as error:
-            if _code(error) in _ABSENT:
+            if code_of(error) in ABSENT:
                 return None
             raise
 
@@ -148,7 +148,7 @@ class S3Blobs:
         """Copied onto itself it is as young as a new one."""
         key = self._key(scope, digest)
         try:
-            with _our_errors():
+            with our_errors():
                 await self._client.copy_object(
                     Bucket=self._bucket,
                     Key=key,
@@ -156,7 +156,7 @@ class S3Blobs:
                     MetadataDirective="REPLACE",
                 )
         except ClientError as error:
-            if _code(error) not in _ABSENT:
+            if code_of(error) not in ABSENT:
                 raise
 
     async def read(
@@ -171,30 +171,37 @@ class S3Blobs:
         end = min(size_bytes, offset_bytes + limit_bytes) if limit_bytes else size_bytes
         if offset_bytes == end:
             return
-        with _our_errors():
-            answer = await self._client.get_object(
-                Bucket=self._bucket, Key=self._key(scope, digest), Range=f"bytes={offset_bytes}-{end - 1}"
-            )
-            async with answer["Body"] as body:
-                async for chunk in body.iter_chunks(READ_CHUNK_BYTES):
-                    yield chunk
+        try:
+            with our_errors():
+                answer = await self._client.get_object(
+                    Bucket=self._bucket, Key=self._key(scope, digest), Range=f"bytes={offset_bytes}-{end - 1}"
+                )
+                async with answer["Body"] as body:
+                    async for chunk in body.iter_chunks(READ_CHUNK_BYTES):
+                        yield chunk
+        except ClientError as error:
+            raise NotFound(f"no blob {digest} any more", field="digest") from error
 
     async def delete(self, scope: str, digest: str) -> None:
-        with _our_errors():
+        with our_errors():
             await self._client.delete_object(Bucket=self._bucket, Key=self._key(scope, digest))
 
     async def sweep(self, *, older_than_s: float, now_s: float, keep: Keep) -> int:
         swept = 0
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
-        with _our_errors():
+        with our_errors():
             async for page in pages:
                 for each in page.get("Contents", ()):
                     swept += await self._sweep_one(each, older_than_s, now_s, keep)
         return swept
 
     async def _sweep_one(self, each: Any, older_than_s: float, now_s: float, keep: Keep) -> bool:
-        scope, _, rest = each["Key"].removeprefix(self._prefix).partition("/")
-        digest, age_s = named(rest.replace("/", "")), now_s - each["LastModified"].timestamp()
+        blob = _BLOB.fullmatch(each["Key"].removeprefix(self._prefix))
+        if blob is None:
+            # Somebody else's.
+            return False
+        scope, digest = blob[1], named(blob[2] + blob[3])
+        age_s = now_s - each["LastModified"].timestamp()
         if keep(scope, digest):
             if age_s > older_than_s / 2:
                 await self._touch(scope, digest)
@@ -217,7 +224,7 @@ class S3Blobs:
             "ChecksumSHA256": _checksum(digest),
             "IfNoneMatch": "*",
         }
-        with _our_errors():
+        with our_errors():
             url = await self._client.generate_presigned_url("put_object", Params=parameters, ExpiresIn=UPLOAD_S)
         # Signed with the address: S3 takes these bytes only, and only while nobody else has sent them.
         return Upload(
@@ -231,10 +238,16 @@ class S3Blobs:
 
     async def prepare_read(self, scope: str, digest: str) -> str:
         """NotFound."""
-        if await self.stat(scope, digest) is None:
+        info = await self.stat(scope, digest)
+        if info is None:
             raise NotFound(f"no blob {digest}", field="digest")
-        parameters = {"Bucket": self._bucket, "Key": self._key(scope, digest)}
-        with _our_errors():
+        parameters = {
+            "Bucket": self._bucket,
+            "Key": self._key(scope, digest),
+            # What came past the gateway has none of its own.
+            "ResponseContentType": info.media_type or UNKNOWN_MEDIA_TYPE,
+        }
+        with our_errors():
             url = await self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=READ_S)
         return str(url)
 
@@ -245,23 +258,6 @@ class S3Blobs:
 
 def _checksum(digest: str) -> str:
     return base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-@contextmanager
-def _our_errors() -> Iterator[None]:
-    """Answers that mean something to the caller pass; everything else is a store that is away."""
-    try:
-        yield
-    except ClientError as error:
-        if _code(error) in (*_ABSENT, *_PRESENT, "InvalidRange", "416"):
-            raise
-        raise Unavailable(f"the blob store refuses: {_code(error)}", retry_after_s=RETRY_AFTER_S) from error
-    except (BotoCoreError, OSError, TimeoutError) as error:
-        raise Unavailable("the blob store does not answer", retry_after_s=RETRY_AFTER_S) from error
 
 
 @asynccontextmanager

@@ -56,7 +56,8 @@ class BlobRoutes:
         redirect: Annotated[bool, Query(description="Rather be sent to where the bytes are, if that can be.")] = False,
     ) -> Response:
         parsed_scope = scope_of(scope, caller)
-        if redirect and isinstance(self._blobs, Bypass):
+        # An address is signed for a GET.
+        if redirect and request.method == "GET" and isinstance(self._blobs, Bypass):
             url = await self._blobs.prepare_read(parsed_scope, parse_digest(digest, field="digest"))
             return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
         info = await self._blobs.stat(parsed_scope, parse_digest(digest, field="digest"))

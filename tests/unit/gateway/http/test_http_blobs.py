@@ -198,6 +198,7 @@ async def test_who_asks_for_it_is_sent_to_the_bucket(gateway: FakeGateway, optio
         sent = await client.get(f"/v1/blobs/{info.digest}?redirect=true")
         assert (sent.status_code, sent.headers["location"]) == (307, f"https://bucket.example/default/{info.digest}")
         assert sent.headers["cache-control"] == "no-store"
+        assert (await client.head(f"/v1/blobs/{info.digest}?redirect=true")).status_code == 200
         assert (await client.get(f"/v1/blobs/{info.digest}")).content == PNG
 
 
