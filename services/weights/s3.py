@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from services.kernel.errors import FailedPrecondition
+from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
 from services.weights.errors import SourceFailed, TokenRefused
 from services.weights.references import S3Ref
 
@@ -25,7 +25,8 @@ async def _client(reference: S3Ref, endpoint: str, region: str) -> AsyncIterator
     try:
         from aiobotocore.config import AioConfig
         from aiobotocore.session import get_session
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import ConnectionError as NoConnection
     except ImportError as error:
         raise FailedPrecondition(f"{reference} needs aiobotocore: pip install 'fanlight[s3]'") from error
     # Path style: a bucket's name need not be a host's.
@@ -36,11 +37,17 @@ async def _client(reference: S3Ref, endpoint: str, region: str) -> AsyncIterator
         ) as client:
             yield client
     except ClientError as error:
-        code = _code(error)
-        kind = TokenRefused if code in _REFUSED else SourceFailed
-        raise kind(f"{reference}: the S3 server answers {code}", field="reference") from error
+        raise _answer(_code(error))(f"{reference}: the S3 server answers {_code(error)}", field="reference") from error
+    except (NoConnection, HTTPClientError) as error:
+        raise SourceFailed(f"{reference}: {error}", field="reference") from error
     except BotoCoreError as error:
         raise TokenRefused(f"{reference}: {error}", field="reference") from error
+
+
+def _answer(code: str) -> type[FanlightError]:
+    if code in _MISSING:
+        return NotFound
+    return TokenRefused if code in _REFUSED else SourceFailed
 
 
 def _code(error: Any) -> str:
