@@ -237,9 +237,14 @@ class Objects:
         freed = 0
         for path in self.parts.iterdir():
             fd = try_lock(self.lock_of(f"fetch-{path.stem}"))
-            if fd is not None:
-                freed += path.stat().st_blocks * 512
-                path.unlink()
+            if fd is None:
+                continue
+            try:
+                # Who was at it may have ended it meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    freed += path.stat().st_blocks * 512
+                    path.unlink()
+            finally:
                 os.close(fd)
         return freed
 

@@ -43,8 +43,12 @@ class Partial:
         self.resumed_bytes = 0
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._load()
-        self._allocate(size)
+        try:
+            self._load()
+            self._allocate(size)
+        except BaseException:
+            self.close()
+            raise
 
     def _load(self) -> None:
         data = self._journal_path.read_bytes()

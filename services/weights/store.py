@@ -16,6 +16,7 @@ from services.kernel.logs import get_logger
 from services.weights import a1111
 from services.weights.catalog import Catalog, shipped, with_folder
 from services.weights.fetching import Fetching, Placed
+from services.weights.files import disk_errors
 from services.weights.inventory import HeldModel, held_models
 from services.weights.manifest import Manifest
 from services.weights.objects import Objects
@@ -165,7 +166,8 @@ class WeightStore:
             in_use.enter_context(self.objects.using(await self._tools.run(self._names, held)))
             placed = await _gather(place(item) for item in plan.files)
             links = [link for p in placed for link in p.links]
-            path = await self._tools.run(self._link, text, plan, links)
+            with disk_errors(text):
+                path = await self._tools.run(self._link, text, plan, links)
             size_bytes = await self._tools.run(self.objects.bytes_of, [sha for _, sha in links])
         return Fetched(
             reference=text,

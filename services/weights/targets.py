@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from functools import partial as bind
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,7 +98,15 @@ class Tools:
     chance: random.Random = field(default_factory=random.Random)
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.io, bind(work, *args))
+        """On a thread. Who is cancelled goes on when it has ended: until then the work needs its files and its lock."""
+        job = self.io.submit(work, *args)
+        working = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await asyncio.wait([working])
+            raise
 
     async def pause(self, failures: int, error: Transient) -> None:
         """Wait before the next try; SourceFailed after too many, or where the wait would be too long."""

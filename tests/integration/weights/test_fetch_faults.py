@@ -321,6 +321,18 @@ async def test_an_index_on_a_full_disk_is_an_error_that_names_the_reference(serv
             await _fetch(store, url)
 
 
+@pytest.mark.parametrize("method", ["set_links", "remember_manifest", "touch"])
+async def test_a_disk_that_is_full_when_a_model_is_shown_is_said_too(server, store, body, monkeypatch, method):
+    from services.weights.index import Index
+
+    def fail(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Index, method, fail)
+    with pytest.raises(DiskFull, match=r"m\.bin"):
+        await _fetch(store, server.put(PATH, body))
+
+
 async def test_a_disk_without_room_is_said_before_the_download(server, settings, body, monkeypatch):
     from services.weights import objects
 

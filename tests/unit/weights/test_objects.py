@@ -6,6 +6,7 @@ import pytest
 from services.kernel.errors import NotFound
 from services.weights.digesting import FileDigests
 from services.weights.errors import DiskFull
+from services.weights.locks import try_lock
 from services.weights.objects import Objects
 from tests.fakes.weight_sites import safetensors
 
@@ -135,3 +136,14 @@ def test_a_link_is_exchanged_in_one_step(objects):
     objects.link("me/m", [("w.bin", two)])
     assert place.read_bytes() == b"two"
     assert [p.name for p in place.parent.iterdir()] == ["w.bin"]
+
+
+def test_a_download_that_is_gone_when_abandoned_ones_are_dropped_does_no_harm(objects):
+    # As one that another process ends between the two looks at it.
+    (objects.parts / "ended.part").symlink_to("nowhere")
+    (objects.parts / "left.part").write_bytes(b"1" * 5000)
+    assert objects.collect() > 0
+    assert not (objects.parts / "left.part").exists()
+    fd = try_lock(objects.lock_of("fetch-ended"))
+    assert fd is not None
+    os.close(fd)

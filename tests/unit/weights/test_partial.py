@@ -1,6 +1,9 @@
+import errno
+import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,3 +70,14 @@ def test_the_room_is_taken_before_the_first_byte(tmp_path):
     part = _open(tmp_path)
     assert part.path.stat().st_size == SIZE
     assert part.path.stat().st_blocks > 0
+
+
+def test_a_disk_without_room_leaves_no_file_open(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("services.weights.partial.os.posix_fallocate", full)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="no space left"):
+        _open(tmp_path)
+    assert os.listdir("/proc/self/fd") == before
