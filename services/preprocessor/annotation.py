@@ -109,7 +109,8 @@ def annotate(
         pixels = (source or Source(asked.picture, limits)).pixels(keeps_alpha=asked.annotator.keeps_alpha)
         frame = frame_of((pixels.shape[1], pixels.shape[0]), asked.size, asked.parameters, limits)
         short_px = int(asked.parameters.get("detect_resolution", 0))
-        picture = resized(cut(pixels, frame.crop), working_size(frame.inner, short_px))
+        size = working_size(frame.inner, short_px, in_steps=asked.annotator.works_in_steps)
+        picture = resized(cut(pixels, frame.crop), size)
     go_on()
     with spans.measure("annotate"):
         drawn = hand.draw(asked, picture)

@@ -46,7 +46,7 @@ class Annotator:
     description: str
     apply: Callable[..., Any]
     # Raised by hand whenever `apply`, or how pictures are read and written, may give other bytes for the same input.
-    revision: int = 3
+    revision: int = 4
     parameters: tuple[Parameter, ...] = ()
     # Short ids of the ControlNets that the map is made for.
     controlnets: tuple[str, ...] = ()
@@ -68,7 +68,13 @@ class Annotator:
     @property
     def all_parameters(self) -> tuple[Parameter, ...]:
         """Its own, and those about sizes that every annotator has."""
-        return (*self.parameters, *self._choice(), working_resolution(self.detect_resolution), *SIZING)
+        resolution = working_resolution(self.detect_resolution, in_steps=self.works_in_steps)
+        return (*self.parameters, *self._choice(), resolution, *SIZING)
+
+    @property
+    def works_in_steps(self) -> bool:
+        """Whether it can do with whole steps of pixels alone, as networks that halve a picture again and again."""
+        return self.detect_resolution > 0
 
     def _choice(self) -> tuple[Parameter, ...]:
         names = tuple(model.name for model in self.models)

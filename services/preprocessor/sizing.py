@@ -39,13 +39,14 @@ SIZING = (
 )
 
 
-def working_resolution(default: int) -> Parameter:
+def working_resolution(default: int, *, in_steps: bool) -> Parameter:
+    own = "the control image's own size" + (", rounded too" if in_steps else "")
     return Parameter(
         name="detect_resolution",
         default=default,
         minimum=0,
         maximum=4096,
-        description="The short side at which it works, in pixels, rounded to 64; 0 is the control image's own size",
+        description=f"The short side at which it works, in pixels, rounded to {STEP_PX}; 0 is {own}",
     )
 
 
@@ -120,11 +121,15 @@ def _within(picture: Size, wanted: Size) -> Size:
     return max(1, round(picture[0] * scale)), max(1, round(picture[1] * scale))
 
 
-def working_size(inner: Size, short_px: int) -> Size:
-    """Where an annotator works for a map of this size: the short side as asked for, both rounded to 64 pixels."""
-    if not short_px:
+def working_size(inner: Size, short_px: int, *, in_steps: bool) -> Size:
+    """Where an annotator works for a map of this size: the short side as asked for, both rounded to 64 pixels.
+
+    With 0 it is the map's own size; `in_steps` that is rounded, and bounded, too.
+    """
+    if not short_px and not in_steps:
         return inner
-    scale = min(short_px / min(inner), (WORKING_PIXELS_MAX / (inner[0] * inner[1])) ** 0.5)
+    wanted = short_px / min(inner) if short_px else 1.0
+    scale = min(wanted, (WORKING_PIXELS_MAX / (inner[0] * inner[1])) ** 0.5)
     return _rounded(inner[0] * scale), _rounded(inner[1] * scale)
 
 

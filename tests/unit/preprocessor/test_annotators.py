@@ -84,7 +84,7 @@ def test_an_annotator_says_what_it_is(annotator):
     assert annotator.description
     assert annotator.licence == "Apache-2.0"
     assert annotator.controlnets
-    assert annotator.version.startswith("3+opencv-")
+    assert annotator.version.startswith("4+opencv-")
     assert all(parameter.description for parameter in annotator.parameters)
 
 

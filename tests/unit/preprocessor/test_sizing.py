@@ -84,12 +84,21 @@ def test_the_resolution_it_works_at_does_not_change_the_size_of_the_map():
     ],
 )
 def test_an_annotator_works_at_multiples_of_64(inner, short_px, expected):
-    assert working_size(inner, short_px) == expected
+    assert working_size(inner, short_px, in_steps=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"), [((513, 37), (512, 64)), ((1, 1), (64, 64)), ((768, 512), (768, 512)), ((8_192, 2), None)]
+)
+def test_what_works_in_steps_rounds_a_pictures_own_size_too_and_bounds_it(inner, expected):
+    size = working_size(inner, 0, in_steps=True)
+    assert size == (expected or (8_192, 64))
+    assert np.prod(working_size((16_384, 2_400), 0, in_steps=True)) <= 1.1 * WORKING_PIXELS_MAX
 
 
 @pytest.mark.parametrize("inner", [(1, 5_000), (5_000, 1), (16_384, 2_000)])
 def test_however_long_a_picture_is_the_work_is_bounded(inner):
-    width, height = working_size(inner, 4_096)
+    width, height = working_size(inner, 4_096, in_steps=True)
     assert width >= 64
     assert height >= 64
     assert width * height <= 1.1 * WORKING_PIXELS_MAX
