@@ -4,12 +4,11 @@ import hmac
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
-from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from services.kernel.errors import FanlightError, InvalidField, Unauthenticated
@@ -18,6 +17,8 @@ from services.kernel.wire_errors import to_status
 from services.kernel.wire_text import broken_text
 
 log = get_logger()
+
+T = TypeVar("T")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # None where no handler has the method.
@@ -80,17 +81,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 async def _translated(call: Callable[[], Awaitable[Any]], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
     try:
-        return await call()
+        return await known(call)
     except FanlightError as error:
         status = to_status(error)
-    except grpc.aio.AbortError:
-        raise
-    except Exception:
-        reference = uuid.uuid4().hex[:12]
-        log.exception("handler_failed", reference=reference)
-        status = status_pb2.Status(code=code_pb2.INTERNAL, message=f"internal error, reference {reference}")
     await context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError("abort raises")
+
+
+async def known(call: Callable[[], Awaitable[T]]) -> T:
+    """What the call gives. What nobody expected goes wrong as a FanlightError with a reference to the log."""
+    try:
+        return await call()
+    except (FanlightError, grpc.aio.AbortError):
+        raise
+    except Exception as error:
+        reference = uuid.uuid4().hex[:12]
+        log.exception("handler_failed", reference=reference)
+        raise FanlightError(f"internal error, reference {reference}") from error
 
 
 Guard = Callable[[Callable[[], Awaitable[Any]], grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]

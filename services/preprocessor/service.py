@@ -10,6 +10,7 @@ import grpc.aio
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from services.kernel.errors import FanlightError, TooLarge
 from services.kernel.pictures import PictureLimits
+from services.kernel.rpc_guard import known
 from services.preprocessor.annotation import Annotation, ControlImage, Source
 from services.preprocessor.engine import Engine
 from services.preprocessor.registry import Registry
@@ -55,12 +56,17 @@ class PreprocessorService(preprocessor_pb2_grpc.PreprocessorServiceServicer):
         self, request: preprocessor_pb2.AnnotateManyRequest, context: Context
     ) -> AsyncIterator[preprocessor_pb2.AnnotateManyResponse]:
         asked = parse_many(request, self._registry, self._limits, at_most=self._annotations_limit)
-        source = await self._engine.decode(asked)
+        async with self._admission.enter():
+            source = await self._engine.decode(asked)
         done: asyncio.Queue[preprocessor_pb2.AnnotateManyResponse] = asyncio.Queue()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._annotate_all(asked, source, done))
+        # No TaskGroup: one that a generator is closed in takes that for an error.
+        running = asyncio.create_task(self._annotate_all(asked, source, done))
+        try:
             for _ in asked:
                 yield await done.get()
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
 
     async def _annotate_all(
         self,
@@ -83,7 +89,8 @@ class PreprocessorService(preprocessor_pb2_grpc.PreprocessorServiceServicer):
         self, index: int, asked: Annotation, source: Source
     ) -> preprocessor_pb2.AnnotateManyResponse:
         try:
-            return preprocessor_pb2.AnnotateManyResponse(index=index, answer=await self._annotate(asked, source))
+            annotated = await known(lambda: self._annotate(asked, source))
+            return preprocessor_pb2.AnnotateManyResponse(index=index, answer=annotated)
         except FanlightError as error:
             return preprocessor_pb2.AnnotateManyResponse(index=index, failure=failure(error))
 

@@ -1,7 +1,7 @@
 """PreprocessorService over real gRPC on loopback."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc.aio
 import numpy as np
@@ -18,6 +18,7 @@ from services.kernel.errors import FanlightError, InvalidField, NotFound, Resour
 from services.kernel.pictures import PictureLimits
 from services.kernel.rpc_server import RpcServer
 from services.kernel.wire_errors import from_rpc_error
+from services.preprocessor.annotator import Annotator
 from services.preprocessor.engine import Engine
 from services.preprocessor.registry import Registry, core
 from services.preprocessor.service import PreprocessorService
@@ -59,13 +60,28 @@ def gate():
     gate.opened.set()
 
 
+def _fragile(picture: np.ndarray) -> np.ndarray:
+    """Breaks, as nobody expects, on narrow pictures."""
+    if picture.shape[1] < 16:
+        raise RuntimeError("secret")
+    return picture
+
+
 @pytest.fixture
-async def stub(gate) -> AsyncIterator[pb_grpc.PreprocessorServiceStub]:
-    """One slot, one that may wait, and messages of at most a MiB."""
+def service(gate) -> Iterator[PreprocessorService]:
+    """One slot, and one that may wait."""
     engine = Engine(threads=1, limits=LIMITS)
     admission = Admission(slots=1, waiting_limit=1)
-    registry = Registry([*core(), gate.annotator()])
-    service = PreprocessorService(registry, engine, admission, limits=LIMITS, max_message_bytes=MIB)
+    fragile = Annotator(id="fragile", description="Breaks on narrow pictures", apply=_fragile)
+    registry = Registry([*core(), gate.annotator(), fragile])
+    yield PreprocessorService(registry, engine, admission, limits=LIMITS, max_message_bytes=MIB)
+    gate.opened.set()
+    engine.close()
+
+
+@pytest.fixture
+async def stub(service, gate) -> AsyncIterator[pb_grpc.PreprocessorServiceStub]:
+    """Messages have at most a MiB."""
     server = RpcServer(
         CommonSettings(drain_grace_s=0, max_message_bytes=MIB),
         services={NAME: lambda rpc: pb_grpc.add_PreprocessorServiceServicer_to_server(service, rpc)},
@@ -78,7 +94,6 @@ async def stub(gate) -> AsyncIterator[pb_grpc.PreprocessorServiceStub]:
         yield pb_grpc.PreprocessorServiceStub(channel)
     gate.opened.set()
     await server.stop()
-    engine.close()
 
 
 def request(annotator: str = "canny", data: bytes | None = None, **fields: object) -> pb.AnnotateRequest:
@@ -249,6 +264,40 @@ async def test_answers_come_as_they_are_ready(stub, gate):
     assert (first.index, first.answer.width_px) == (0, 192)
     gate.opened.set()
     assert (await call.read()).index == 1
+
+
+async def test_one_that_nobody_expected_to_fail_says_so_in_its_place_and_ends_no_other(stub):
+    answers = await many(stub, wanted("fragile"), wanted("canny"), data=encoded(scene(8, 8)))
+    by_index = {each.index: each for each in answers}
+    assert by_index[0].failure.reason == "INTERNAL"
+    assert "reference" in by_index[0].failure.message
+    assert "secret" not in by_index[0].failure.message
+    assert by_index[1].answer.image
+
+
+async def test_a_picture_waits_for_its_turn_before_it_is_decoded_for_several(stub, gate):
+    running = asyncio.create_task(_annotate(stub))
+    assert await asyncio.to_thread(gate.started.acquire, True, PATIENCE_S)
+    calls = [asyncio.create_task(many(stub, wanted("canny"))) for _ in range(2)]
+    refused, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        refused.pop().result()
+    assert isinstance(from_rpc_error(raised.value), ResourceExhausted)
+    gate.opened.set()
+    assert (await running).image
+    assert (await waiting.pop())[0].answer.image
+
+
+async def test_a_client_that_goes_away_between_two_answers_leaves_nothing_behind(service, gate):
+    picture = common_pb2.Picture(data=encoded(scene()))
+    asked = pb.AnnotateManyRequest(picture=picture, annotations=[wanted("invert"), wanted("gated"), wanted("gated")])
+    answers = service.AnnotateMany(asked, None)
+    assert (await anext(answers)).index == 0
+    closing = asyncio.create_task(answers.aclose())
+    await asyncio.sleep(0)
+    gate.opened.set()
+    await closing
+    assert (await service.Annotate(request(), None)).image
 
 
 async def test_one_that_fails_says_so_in_its_place_and_ends_no_other(stub):
