@@ -2,28 +2,27 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
 from services.kernel.logs import get_logger
-from services.weights import components
 from services.weights.chunks import Layout, Span, of_spans
-from services.weights.compose import compose, digests_of, layout_of
-from services.weights.digesting import Digested, FileDigests
+from services.weights.compose import digests_of, layout_of
+from services.weights.digesting import Digested
 from services.weights.download import Download
 from services.weights.errors import SourceFailed, TokenRefused, WrongBytes, tell
 from services.weights.files import disk_errors
+from services.weights.keeping import Keeping, Link, discard, key_of
 from services.weights.locks import locked
 from services.weights.manifest import WeightFile
 from services.weights.objects import Objects
 from services.weights.onlooking import Onlooker
 from services.weights.partial import Partial
-from services.weights.plan import Holdings, Plan, PlannedFile, make_plan
+from services.weights.plan import Plan, PlannedFile
 from services.weights.resolve import Resolver
 from services.weights.selection import PLAIN_FILE, Wish
 from services.weights.targets import Digest, Downloaded, Progress, Target, Tools
-from services.weights.tensors import BadHeader, component_key
 from services.weights.unpacking import Unpacking
 
 log = get_logger()
@@ -37,7 +36,7 @@ MAX_SMALL_BYTES = 16 * 1024 * 1024
 class Placed:
     """Objects for links of a view, and what came over the link for them."""
 
-    links: tuple[tuple[str, str], ...]
+    links: tuple[Link, ...]
     downloaded_bytes: int = 0
 
 
@@ -62,17 +61,20 @@ class Fetching:
     tools: Tools
     resolver: Resolver
     report: Callable[[Progress], None]
+    _keeping: Keeping = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._keeping = Keeping(objects=self.objects)
 
     async def fetch(self, plan: Plan, item: PlannedFile, wish: Wish) -> Placed:
         """The file's objects, held from now on. One process fetches, the others wait for it."""
-        key = _key(item)
+        key = key_of(item)
         seen: list[Progress] = []
         async with locked(self.objects.lock_of(f"fetch-{key}"), self._looking(plan, item, key, seen)):
-            placed = await self.tools.run(self._held, item)
-            if placed:
+            if held := await self.tools.run(self._keeping.held, item):
                 for progress in seen[-1:]:
                     self.report(replace(progress, done_bytes=progress.total_bytes))
-                return placed
+                return Placed(links=held)
             with disk_errors(f"{plan.manifest.reference} ({item.file.path})"):
                 if item.tensors is not None:
                     return await self._fetch_tensors(plan, item, key)
@@ -96,16 +98,6 @@ class Fetching:
 
         return look
 
-    def _held(self, item: PlannedFile) -> Placed | None:
-        index = self.objects.index
-        if item.tensors is not None and not item.is_rebuilt:
-            found = index.find_component(component_key(item.tensors))
-        else:
-            found = index.find(item.file.sha256) if item.file.sha256 else None
-        if found is None or not self.objects.path_of(found).exists():
-            return None
-        return Placed(links=((item.link, found),))
-
     async def _urls(self, sources: Sequence[str]) -> tuple[str, ...]:
         if not sources:
             raise FailedPrecondition("a file is listed without a source", field="reference")
@@ -120,7 +112,8 @@ class Fetching:
                 failures.append(error)
                 continue
             await self.tools.count(len(body))
-            got = await self.tools.run(self._write_small, item, body, number, etag)
+            path, digested = await self.tools.run(self._keeping.written, item, body)
+            got = Downloaded(path=path, digested=digested, source=number, etag=etag, downloaded_bytes=len(body))
             return await self._keep(plan, item, wish, got)
         raise tell(f"{plan.manifest.reference} ({item.file.path})", failures)
 
@@ -135,14 +128,6 @@ class Fetching:
             raise WrongBytes(f"{file.path}: sha256 is {sha256} instead of {file.sha256}")
         return body, remote.etag
 
-    def _write_small(self, item: PlannedFile, body: bytes, number: int, etag: str) -> Downloaded:
-        part = self.objects.parts / f"{_key(item)}.part"
-        self.objects.reserve(len(body))
-        part.write_bytes(body)
-        digests = FileDigests(size_bytes=len(body), is_safetensors=item.file.path.endswith(".safetensors"))
-        digests.update(body)
-        return Downloaded(path=part, digested=digests.finish(), source=number, etag=etag, downloaded_bytes=len(body))
-
     async def _fetch_whole(self, plan: Plan, item: PlannedFile, wish: Wish, key: str) -> Placed:
         file = item.file
         unpacked = await self._fetch_packed(plan, item, key)
@@ -150,7 +135,7 @@ class Fetching:
             if unpacked.digested.sha256 == file.sha256:
                 return await self._keep(plan, item, wish, unpacked.as_downloaded(unpacked.digested))
             log.warning("weights_mirror_wrong", path=file.path, sha256=unpacked.digested.sha256)
-            await self.tools.run(_discard, unpacked.path)
+            await self.tools.run(discard, unpacked.path)
         # An address that pins nothing has the size that it has when it is fetched.
         is_known = file.is_exact and (file.sha256 or plan.manifest.kind != PLAIN_FILE)
         target = Target(
@@ -168,42 +153,18 @@ class Fetching:
         """What was downloaded becomes an object, or several where a checkpoint is kept as its parts."""
         file, digested = item.file, got.digested
         assert digested is not None
-        sha256 = await self.tools.run(self._publish_whole, plan, item, got.path, digested)
+        sha256 = await self.tools.run(self._keeping.whole, plan, item, got.path, digested)
         if got.source is not None:
             source = file.sources[got.source]
             await self.tools.run(self.objects.index.remember_source, source, sha256, got.etag)
-        parts = await self.tools.run(self._split, plan, replace(item, file=replace(file, sha256=digested.sha256)), wish)
+        named = replace(item, file=replace(file, sha256=digested.sha256))
+        parts = await self.tools.run(self._keeping.split, plan, named, wish)
         return Placed(links=parts or ((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
-
-    def _publish_whole(self, plan: Plan, item: PlannedFile, path: Path, digested: Digested) -> str:
-        # Bytes named by their address are kept whatever they are; loading them asks again.
-        if digested.fault is not None and plan.manifest.kind != PLAIN_FILE:
-            _discard(path)
-            raise BadHeader(f"{plan.manifest.reference} ({item.file.path}): {digested.fault.message}")
-        may_alias = not plan.manifest.is_chosen
-        sha256 = self.objects.publish(path, digested, may_alias=may_alias)
-        path.with_suffix(".map").unlink(missing_ok=True)
-        return sha256
-
-    def _split(self, plan: Plan, item: PlannedFile, wish: Wish) -> tuple[tuple[str, str], ...]:
-        """A checkpoint fetched whole for a pipeline is kept as its parts, each once for all checkpoints."""
-        table = self.objects.index.table(item.file.sha256)
-        if not wish.pipeline or table is None or not components.is_single_file(t.name for t in table.tensors):
-            return ()
-        manifest = replace(plan.manifest, files=(replace(item.file, tensors=table),), is_chosen=True)
-        tensors = frozenset(t.sha256 for t in table.tensors)
-        holdings = Holdings(tensors=tensors, components=self.objects.index.holdings().components)
-        links: list[tuple[str, str]] = []
-        for part in make_plan(manifest, wish, holdings).files:
-            held = self._held(part)
-            links.extend(held.links if held else [(part.link, self._compose(part, None, Layout(segments=())))])
-        self.objects.remove(item.file.sha256)
-        return tuple(links)
 
     async def _fetch_tensors(self, plan: Plan, item: PlannedFile, key: str) -> Placed:
         layout = layout_of(item)
         if not layout.size:
-            sha256 = await self.tools.run(self._compose, item, None, layout)
+            sha256 = await self.tools.run(self._keeping.composed, item, None, layout)
             return Placed(links=((item.link, sha256),))
         unpacked = await self._fetch_packed(plan, item, key)
         try:
@@ -226,9 +187,9 @@ class Fetching:
 
     async def _compose_from(self, item: PlannedFile, fetched: Path, layout: Layout, downloaded_bytes: int) -> Placed:
         try:
-            sha256 = await self.tools.run(self._compose, item, fetched, layout)
+            sha256 = await self.tools.run(self._keeping.composed, item, fetched, layout)
         finally:
-            await self.tools.run(_discard, fetched)
+            await self.tools.run(discard, fetched)
         return Placed(links=((item.link, sha256),), downloaded_bytes=downloaded_bytes)
 
     async def _fetch_packed(self, plan: Plan, item: PlannedFile, key: str) -> "_Unpacked | None":
@@ -265,33 +226,11 @@ class Fetching:
             if not item.file.sources:
                 raise
             log.warning("weights_mirror_failed", path=item.link, why=error.message)
-            await self.tools.run(_discard, out)
+            await self.tools.run(discard, out)
             return None
-        await self.tools.run(_discard, got.path)
+        await self.tools.run(discard, got.path)
         layout = of_spans(frame.span for frame in frames)
         return _Unpacked(path=out, layout=layout, digested=got.digested, downloaded_bytes=got.downloaded_bytes)
-
-    def _compose(self, item: PlannedFile, packed: Path | None, layout: Layout) -> str:
-        assert item.tensors is not None
-        out = self.objects.parts / f"{_key(item)}.whole"
-        self.objects.reserve(item.size_bytes)
-        made = compose(self.objects, item, packed, layout, out)
-        sha256 = self.objects.publish(out, made)
-        if item.file.sha256:
-            self.objects.index.add_origin(sha256, item.file.sha256)
-        if packed is not None:
-            _discard(packed)
-        return sha256
-
-
-def _key(item: PlannedFile) -> str:
-    """The name of a download: the same for all who want the same bytes, whatever they call them."""
-    file = item.file
-    base = file.sha256 or hashlib.sha256(" ".join(file.sources).encode()).hexdigest()
-    if item.tensors is None:
-        return base
-    wanted = hashlib.sha256(" ".join(t.sha256 for t in (*item.tensors, *item.missing)).encode()).hexdigest()
-    return f"{base[:32]}-{wanted[:32]}"
 
 
 def _chunk_digests(file: WeightFile) -> tuple[Digest, ...]:
@@ -302,8 +241,3 @@ def _chunk_digests(file: WeightFile) -> tuple[Digest, ...]:
     if len(spans) != len(shas):
         raise FailedPrecondition(f"{file.path}: {len(shas)} chunk digests for {len(spans)} chunks", field="manifest")
     return tuple(Digest(span=span, sha256=sha) for span, sha in zip(spans, shas, strict=True))
-
-
-def _discard(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.with_suffix(".map").unlink(missing_ok=True)

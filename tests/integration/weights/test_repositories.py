@@ -192,6 +192,17 @@ async def test_a_checkpoint_fetched_whole_for_a_pipeline_is_kept_as_its_parts(se
     assert (again.path / "vae_encoder.safetensors").exists()
 
 
+async def test_a_checkpoint_whose_parts_do_not_fit_beside_it_stays_whole(server, settings):
+    body = _checkpoint(UNET)
+    put_repository(server, "org/a", {"a.safetensors": body})
+    async with WeightStore.open(settings(budget_bytes=len(body) * 3 // 2)) as store:
+        fetched = await store.fetch("hf:org/a/a.safetensors", store.wish("text2img"))
+        again = await store.fetch("hf:org/a/a.safetensors", store.wish("text2img"))
+    assert fetched.downloaded_bytes == len(body)
+    assert again.downloaded_bytes == 0
+    assert fetched.path.read_bytes() == body
+
+
 async def test_two_components_that_differ_in_their_header_only_are_kept_once(server, store):
     weights = {"w": TEXT}
     for name, metadata in (("a", None), ("b", {"format": "pt", "note": "x" * 50})):

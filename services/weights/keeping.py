@@ -1,0 +1,119 @@
+"""From bytes that lie on the disk to objects in the store: whole files, files of tensors, checkpoints as their parts.
+
+Blocking; knows no network.
+"""
+
+import contextlib
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from services.kernel.logs import get_logger
+from services.weights import components
+from services.weights.chunks import Layout
+from services.weights.compose import compose
+from services.weights.digesting import Digested, FileDigests
+from services.weights.errors import DiskFull
+from services.weights.objects import Objects
+from services.weights.plan import Holdings, Plan, PlannedFile, make_plan
+from services.weights.selection import PLAIN_FILE, Wish
+from services.weights.tensors import BadHeader, component_key
+
+log = get_logger()
+
+# Where an object stands in a view, and its sha256.
+Link = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    objects: Objects
+
+    def held(self, item: PlannedFile) -> tuple[Link, ...]:
+        """The file's object; none where it is not here."""
+        index = self.objects.index
+        if item.tensors is not None and not item.is_rebuilt:
+            found = index.find_component(component_key(item.tensors))
+        else:
+            found = index.find(item.file.sha256) if item.file.sha256 else None
+        if found is None or not self.objects.path_of(found).exists():
+            return ()
+        return ((item.link, found),)
+
+    def written(self, item: PlannedFile, body: bytes) -> tuple[Path, Digested]:
+        """A small file's bytes as a part."""
+        part = self.objects.parts / f"{key_of(item)}.part"
+        self.objects.reserve(len(body))
+        part.write_bytes(body)
+        digests = FileDigests(size_bytes=len(body), is_safetensors=item.file.path.endswith(".safetensors"))
+        digests.update(body)
+        return part, digests.finish()
+
+    def whole(self, plan: Plan, item: PlannedFile, path: Path, digested: Digested) -> str:
+        """The part becomes an object. BadHeader where it is no sound safetensors file, and then it is gone."""
+        # Bytes named by their address are kept whatever they are; loading them asks again.
+        if digested.fault is not None and plan.manifest.kind != PLAIN_FILE:
+            discard(path)
+            raise BadHeader(f"{plan.manifest.reference} ({item.file.path}): {digested.fault.message}")
+        may_alias = not plan.manifest.is_chosen
+        sha256 = self.objects.publish(path, digested, may_alias=may_alias)
+        path.with_suffix(".map").unlink(missing_ok=True)
+        return sha256
+
+    def composed(self, item: PlannedFile, fetched: Path | None, layout: Layout) -> str:
+        """The file made of its tensors becomes an object; `fetched` has those that were not held, as `layout` says."""
+        assert item.tensors is not None
+        out = self.objects.parts / f"{key_of(item)}.whole"
+        self.objects.reserve(item.size_bytes)
+        made = compose(self.objects, item, fetched, layout, out)
+        sha256 = self.objects.publish(out, made)
+        if item.file.sha256:
+            self.objects.index.add_origin(sha256, item.file.sha256)
+        if fetched is not None:
+            discard(fetched)
+        return sha256
+
+    def split(self, plan: Plan, item: PlannedFile, wish: Wish) -> tuple[Link, ...]:
+        """A checkpoint fetched whole for a pipeline is kept as its parts, each once for all checkpoints.
+
+        None where it stays whole: it is no such checkpoint, or there is no room for both.
+        """
+        table = self.objects.index.table(item.file.sha256)
+        if not wish.pipeline or table is None or not components.is_single_file(t.name for t in table.tensors):
+            return ()
+        manifest = replace(plan.manifest, files=(replace(item.file, tensors=table),), is_chosen=True)
+        tensors = frozenset(t.sha256 for t in table.tensors)
+        holdings = Holdings(tensors=tensors, components=self.objects.index.holdings().components)
+        try:
+            links = self._parts(make_plan(manifest, wish, holdings), item.file.sha256)
+        except DiskFull as error:
+            log.info("weights_kept_whole", path=item.file.path, why=error.message)
+            return ()
+        self.objects.remove(item.file.sha256)
+        return links
+
+    def _parts(self, plan: Plan, whole: str) -> tuple[Link, ...]:
+        """Room for one is not made by evicting another, nor what all are made of."""
+        links: list[Link] = []
+        with contextlib.ExitStack() as in_use:
+            in_use.enter_context(self.objects.using([whole]))
+            for part in plan.files:
+                made = self.held(part) or ((part.link, self.composed(part, None, Layout(segments=()))),)
+                in_use.enter_context(self.objects.using(sha256 for _, sha256 in made))
+                links.extend(made)
+        return tuple(links)
+
+
+def key_of(item: PlannedFile) -> str:
+    """The name of a download: the same for all who want the same bytes, whatever they call them."""
+    file = item.file
+    base = file.sha256 or hashlib.sha256(" ".join(file.sources).encode()).hexdigest()
+    if item.tensors is None:
+        return base
+    wanted = hashlib.sha256(" ".join(t.sha256 for t in (*item.tensors, *item.missing)).encode()).hexdigest()
+    return f"{base[:32]}-{wanted[:32]}"
+
+
+def discard(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_suffix(".map").unlink(missing_ok=True)
