@@ -9,6 +9,8 @@ ANY = "*"
 # `<lora:name:weight>` in a prompt; the worker reads it in full.
 _LORA = re.compile(r"(?<!\\)<(?:lora|lyco):([^:<>]+)[:>]")
 
+_WORD = re.compile(r"\w+")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraUse:
@@ -72,7 +74,6 @@ def with_loras_renamed(prompt: str, rename: Callable[[str], str]) -> str:
 
 def words_in(text: str, names: Iterable[str]) -> list[str]:
     """Those of the names that stand in the text as whole words, in any case, as embeddings do in prompts."""
-    lower = text.lower()
-    return [
-        name for name in names if name.lower() in lower and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.I)
-    ]
+    words = frozenset(_WORD.findall(text.lower()))
+    perhaps = (name for name in names if words.issuperset(_WORD.findall(name.lower())))
+    return [name for name in perhaps if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)]

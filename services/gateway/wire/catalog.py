@@ -29,12 +29,11 @@ def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotato
 
 def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:
     """Where none is named the default one, which is never one that would have to be fetched first."""
-    checkpoints = {model.id: model for model in catalog.of_kind(CHECKPOINT)}
-    if not _meant(checkpoints, model_id) and _is_fetched(catalog, CHECKPOINT, model_id):
-        return checkpoints.get(model_id) or Model(id=model_id, kind=CHECKPOINT)
-    checkpoints.pop(ANY, None)
+    checkpoints = {model.id: model for model in catalog.of_kind(CHECKPOINT) if model.id != ANY}
     if found := _meant(checkpoints, model_id):
         return checkpoints[found]
+    if _is_fetched(catalog, CHECKPOINT, model_id):
+        return Model(id=model_id, kind=CHECKPOINT)
     if model_id:
         raise NotFound(f"there is no such model{_not_fetched(model_id)}; there are {_names(checkpoints)}", field=field)
     held = [model for model in checkpoints.values() if model.residency != REMOTE]

@@ -42,12 +42,12 @@ def new_generation(message: gateway_pb2.Generation, catalog: Catalog) -> NewGene
     fields.text(message.model, NAME_LIMIT_BYTES, field="generation.model")
     model = checkpoint_of(catalog, message.model, field="generation.model")
     width_px, height_px = _size(message, model)
-    prompt = fields.text(message.prompt, PROMPT_LIMIT_BYTES, field="generation.prompt")
+    fields.text(message.prompt, PROMPT_LIMIT_BYTES, field="generation.prompt")
     fields.whole(message.preview_every_steps, 0, STEPS_LIMIT, field="generation.preview_every_steps")
     return NewGeneration(
         model=model.id,
         pipeline=_pipeline(message, model),
-        prompt=painting.prompt_of(prompt, catalog, model),
+        prompt=painting.prompt_of(message, catalog, model),
         negative_prompt=fields.text(message.negative_prompt, PROMPT_LIMIT_BYTES, field="generation.negative_prompt"),
         width_px=width_px,
         height_px=height_px,

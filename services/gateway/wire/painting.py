@@ -5,7 +5,7 @@ from typing import Literal
 
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.jobs.painting import LoraUse, PaintOptions, with_loras_renamed, words_in
+from services.gateway.jobs.painting import LoraUse, PaintOptions, loras_in, with_loras_renamed, words_in
 from services.gateway.jobs.workers import EMBEDDING, LORA, VAE, Catalog, Model
 from services.gateway.wire import fields
 from services.gateway.wire.catalog import model_of, models_for
@@ -44,9 +44,13 @@ def options(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> 
     )
 
 
-def prompt_of(prompt: str, catalog: Catalog, model: Model) -> str:
-    """With LoRAs called by their ids. NotFound where no worker offers one that it names."""
-    return with_loras_renamed(prompt, lambda name: model_of(catalog, LORA, name, model, field="generation.prompt"))
+def prompt_of(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> str:
+    """With LoRAs called by their ids. NotFound where no worker offers one that it names; InvalidField for too many."""
+    field, named = "generation.prompt", len(loras_in(message.prompt))
+    if named and named + len(message.loras) > LORAS_LIMIT:
+        count = named + len(message.loras)
+        raise InvalidField(f"names {named} LoRAs, {count} with those listed; at most {LORAS_LIMIT}", field=field)
+    return with_loras_renamed(message.prompt, lambda name: model_of(catalog, LORA, name, model, field=field))
 
 
 def fill(message: Message, value: PaintOptions) -> None:
@@ -104,7 +108,12 @@ def _embeddings(message: gateway_pb2.Generation, catalog: Catalog, model: Model)
     ]
     offered = sorted(models_for(catalog, EMBEDDING, model))
     named = words_in(f"{message.prompt}\n{message.negative_prompt}", offered)
-    return tuple(dict.fromkeys([*listed, *named]))[:EMBEDDINGS_LIMIT]
+    used = tuple(dict.fromkeys([*listed, *named]))
+    if len(used) > EMBEDDINGS_LIMIT:
+        raise InvalidField(
+            f"names embeddings, {len(used)} with those listed; at most {EMBEDDINGS_LIMIT}", field="generation.prompt"
+        )
+    return used
 
 
 def _whole(message: gateway_pb2.Generation, name: Literal["clip_skip", "quality"], limit: int) -> int | None:

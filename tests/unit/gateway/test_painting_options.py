@@ -168,6 +168,35 @@ async def test_a_lora_in_a_prompt_may_go_by_another_of_its_names() -> None:
     assert tasks._leased(task).generate.prompt == "a <lora:cyanotype:0.7> b <lora:cyanotype>"
 
 
+def refusal_of_prompt(prompt: str, *models: Model, **fields: Any) -> FanlightError:
+    catalog = replace(
+        Fleet().gateway.workers.catalog(),
+        models={(each.kind, each.id, each.family): each for each in (*MODELS, *models)},
+        stages=frozenset({"diffusion"}),
+    )
+    request = of_generation(**fields)
+    request.generation.prompt = prompt
+    with pytest.raises(FanlightError) as caught:
+        requests.new_job(request, catalog)
+    return caught.value
+
+
+def test_loras_in_a_prompt_count_with_those_that_are_listed() -> None:
+    listed = [diffusion_pb2.LoraUse(model="cyanotype")] * 10
+    error = refusal_of_prompt("<lora:cyanotype>" * 7, loras=listed)
+    assert (error.reason, error.field) == ("INVALID_FIELD", "generation.prompt")
+    assert "17" in error.message
+    assert "16" in error.message
+
+
+def test_more_embeddings_in_a_prompt_than_a_picture_takes_are_refused_and_not_forgotten() -> None:
+    many = [Model(id=f"e{number}", kind="embedding", family="starter") for number in range(33)]
+    error = refusal_of_prompt(", ".join(each.id for each in many), *many)
+    assert (error.reason, error.field) == ("INVALID_FIELD", "generation.prompt")
+    assert "33" in error.message
+    assert "32" in error.message
+
+
 async def test_an_embedding_named_in_a_prompt_is_needed_of_the_worker() -> None:
     fleet = Fleet()
     async with fleet.running():
