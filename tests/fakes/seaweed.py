@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KEY, SECRET = "AKIDTEST", "SECRETTEST"
-START_S = 60.0
+START_S, TRIES = 60.0, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +37,32 @@ def seaweed() -> Iterator[Seaweed]:
     assert program is not None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ports = _free_ports(10)
         (folder / "s3.json").write_text(json.dumps(_identities()))
         (folder / "data").mkdir()
+        process, endpoint = _started(program, folder)
+        try:
+            yield Seaweed(endpoint=endpoint)
+        finally:
+            _end(process)
+
+
+def _started(program: str, folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
+    """With its endpoint. Once more with other ports where somebody else was quicker to take one."""
+    for _ in range(TRIES):
+        ports = _free_ports()
         process = subprocess.Popen(
             _command(program, folder, ports), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        try:
-            endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-            _wait(endpoint, process)
-            yield Seaweed(endpoint=endpoint)
-        finally:
-            process.kill()
-            process.wait(timeout=10)
+        endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+        if _answers(endpoint, process):
+            return process, endpoint
+        _end(process)
+    raise AssertionError(f"SeaweedFS did not answer in {TRIES} tries")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait(timeout=10)
 
 
 def _identities() -> dict[str, object]:
@@ -64,28 +77,26 @@ def _command(program: str, folder: Path, ports: dict[str, int]) -> list[str]:
     return [program, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", *where, *size, *s3]
 
 
-def _free_ports(count: int) -> dict[str, int]:
+def _free_ports() -> dict[str, int]:
     """Ports that were free a moment ago; the program must be told numbers."""
     names = ["master.port", "volume.port", "filer.port", "s3.port", "master.port.grpc", "volume.port.grpc"]
     names += ["filer.port.grpc", "s3.port.grpc"]
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in names[:count]]
+        sockets = [stack.enter_context(socket.socket()) for _ in names]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return {name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)}
 
 
-def _wait(endpoint: str, process: "subprocess.Popen[bytes]") -> None:
-    """Until it answers; bounded."""
+def _answers(endpoint: str, process: "subprocess.Popen[bytes]") -> bool:
+    """Once it does; False where it ends, or takes too long."""
     end_s = time.monotonic() + START_S
-    while time.monotonic() < end_s:
-        if process.poll() is not None:
-            raise AssertionError("SeaweedFS ended at once")
+    while time.monotonic() < end_s and process.poll() is None:
         try:
             urllib.request.urlopen(endpoint, timeout=1)
-            return
+            return True
         except urllib.error.HTTPError:
-            return
+            return True
         except OSError:
             time.sleep(0.2)
-    raise AssertionError("SeaweedFS does not answer")
+    return False
