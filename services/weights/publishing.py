@@ -33,7 +33,7 @@ class Destination(Protocol):
     def has(self, name: str, size_bytes: int) -> bool: ...
 
     def put(self, name: str, path: Path) -> None:
-        """Keep the file's bytes under the name, whole or not at all; the file may be moved away."""
+        """Keep a copy of the file under the name, whole or not at all."""
         ...
 
 
@@ -87,7 +87,7 @@ class _Publishing:
             document["packed"][sha] = packed.to_json()
             document["tensor_tables"][sha] = table.to_json()
         else:
-            self._put(sha, path, is_copied=True)
+            self._put(sha, path)
             row["sources"] = [HERE + sha]
         return row
 
@@ -99,27 +99,17 @@ class _Publishing:
             packed = Packed(frames=frames, sources=(f"{HERE}{sha}.packed",))
             if packed.size_bytes >= path.stat().st_size:
                 return None
-            self._put(f"{sha}.packed", part, is_copied=False)
+            self._put(f"{sha}.packed", part)
             return packed
         finally:
             part.unlink(missing_ok=True)
 
-    def _put(self, name: str, path: Path, *, is_copied: bool) -> None:
+    def _put(self, name: str, path: Path) -> None:
         size = path.stat().st_size
         self.mirror_bytes += size
-        if self._to.has(name, size):
-            return
-        self.written_bytes += size
-        if not is_copied:
+        if not self._to.has(name, size):
+            self.written_bytes += size
             self._to.put(name, path)
-            return
-        # An object is never given away.
-        copy = self._objects.parts / f"publish-{name}.part"
-        copy.write_bytes(path.read_bytes())
-        try:
-            self._to.put(name, copy)
-        finally:
-            copy.unlink(missing_ok=True)
 
 
 def pack_file(path: Path, sha256: str, table: TensorTable | None, out: Path) -> tuple[Frame, ...]:

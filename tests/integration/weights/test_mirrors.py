@@ -1,6 +1,8 @@
 """What one node publishes, another fetches: fewer bytes, the same file."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,3 +134,17 @@ async def test_publishing_twice_writes_nothing_new(server, settings, mirror, tmp
     async with WeightStore.open(settings(dir=tmp_path / "publisher")) as store:
         again = await store.run(publish, store.objects, ["org/model"], FolderDestination(tmp_path / "mirror"))
     assert again.written_bytes == 0
+
+
+async def test_what_does_not_pack_is_written_without_reading_it_into_memory(server, settings, tmp_path, monkeypatch):
+    body = safetensors({"a": np.random.default_rng(1).bytes(2_000_000)})
+    put_repository(server, "org/noise", {"unet/m.safetensors": body})
+    async with WeightStore.open(settings(dir=tmp_path / "publisher")) as store:
+        held = await store.ensure("hf:org/noise")
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read whole"))
+            patched.setattr(FolderDestination, "read", lambda self, name: None)
+            done = await store.run(publish, store.objects, ["org/noise"], FolderDestination(tmp_path / "mirror"))
+    assert done.mirror_bytes == done.size_bytes == len(body)
+    assert (tmp_path / "mirror" / hashlib.sha256(body).hexdigest()).read_bytes() == body
+    assert (held / "unet/m.safetensors").read_bytes() == body
