@@ -32,7 +32,7 @@ class GatewaySettings(BaseSettings):
     )
     nats_replicas: int = Field(1, ge=1, le=5, description="On how many NATS servers every record is kept.")
     nats_prefix: str = Field(
-        "fanlight", pattern=r"[A-Za-z0-9_-]{1,64}", description="What the names of our NATS buckets begin with."
+        "fanlight", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="What the names of our NATS buckets begin with."
     )
     nats_credentials_file: Path | None = Field(None, description="A NATS credentials file.")
     blobs: str = Field(

@@ -74,7 +74,7 @@ class CommonSettings(BaseSettings):
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file go together")
+            raise ValueError("FANLIGHT_TLS_CERT_FILE and FANLIGHT_TLS_KEY_FILE go together")
         return self
 
     def token_of_clients(self) -> str:

@@ -2,34 +2,33 @@
 
 from typing import Any
 
+from services.kernel.numbers import told
+
 _WORDS = {
     "missing": "is missing",
     "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
     "int_from_float": "must be a whole number",
     "float_parsing": "must be a number",
     "bool_parsing": "must be true or false",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be {expected}",
+    "value_error": "{error}",
 }
 
 
 def in_our_words(problem: Any) -> str:
     """`problem`: one of a ValidationError's `errors()`."""
-    kind, limits = str(problem["type"]), problem.get("ctx", {})
-    if kind == "greater_than_equal":
-        return f"must be at least {_number(limits['ge'])}"
-    if kind == "greater_than":
-        return f"must be above {_number(limits['gt'])}"
-    if kind == "less_than_equal":
-        return f"must be at most {_number(limits['le'])}"
-    if kind == "less_than":
-        return f"must be below {_number(limits['lt'])}"
-    if kind == "literal_error":
-        return f"must be {limits['expected']}"
-    if kind == "value_error":
-        return str(limits["error"])
+    kind = str(problem["type"])
     if kind.startswith(("datetime", "timezone")):
         return "must be a time such as 2026-01-31T12:00:00Z"
-    return _WORDS.get(kind, "cannot be read")
-
-
-def _number(limit: float) -> str:
-    return f"{limit:.0f}" if float(limit).is_integer() else f"{limit:g}"
+    limits = {
+        name: told(each) if isinstance(each, int | float) else each for name, each in problem.get("ctx", {}).items()
+    }
+    return _WORDS.get(kind, "cannot be read").format(**limits)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.kernel.errors import InvalidField
+from services.kernel.numbers import told
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -49,16 +50,12 @@ class Parameter:
         return (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
 
     def _range(self) -> str:
-        if self.maximum is None:
-            return f"{_plain(self.minimum)} or more"
-        if self.minimum is None:
-            return f"{_plain(self.maximum)} or less"
-        return f"{_plain(self.minimum)} to {_plain(self.maximum)}"
-
-
-def _plain(number: float | None) -> str:
-    """Whole numbers with all of their digits."""
-    return f"{number:.0f}" if number is not None and float(number).is_integer() else f"{number:g}"
+        low, high = ("" if each is None else told(each) for each in (self.minimum, self.maximum))
+        if not high:
+            return f"{low} or more"
+        if not low:
+            return f"{high} or less"
+        return f"{low} to {high}"
 
 
 def fill(

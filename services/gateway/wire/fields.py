@@ -3,16 +3,13 @@
 import math
 
 from services.kernel.errors import InvalidField, TooLarge
+from services.kernel.numbers import told
 
 
 def number(value: float, low: float, high: float, *, field: str) -> float:
     if not math.isfinite(value) or not low <= value <= high:
-        raise InvalidField(f"is {_told(value)}; must be {_told(low)} to {_told(high)}", field=field)
+        raise InvalidField(f"is {told(value)}; must be {told(low)} to {told(high)}", field=field)
     return value
-
-
-def _told(value: float) -> str:
-    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
 
 
 def whole(value: int, low: int, high: int, *, field: str) -> int:

@@ -4,6 +4,7 @@ import pytest
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.gateway.config import GatewaySettings
 from services.kernel.config import Address, CommonSettings, SettingsError, load, refuse_unknown
 
 
@@ -12,6 +13,9 @@ class OwnSettings(BaseSettings):
 
     grpc: Address = "127.0.0.1:50051"
     lease_ttl_s: float = Field(20.0, gt=0)
+    prefix: str = Field("a", pattern="^[a-z]+$", max_length=3)
+    name: str = Field("a", min_length=1)
+    replicas: int = Field(1, lt=6)
 
 
 def test_defaults_need_no_environment(monkeypatch):
@@ -49,6 +53,35 @@ def test_a_wrong_setting_says_what_would_be_right(monkeypatch, name, value, word
     assert str(caught.value) == f"{name}: {words}"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("GRPC", "nowhere", "must be HOST:PORT, such as 127.0.0.1:50051 or [::]:50051"),
+        ("LEASE_TTL_S", "0", "must be above 0"),
+        ("PREFIX", "a b", "must match ^[a-z]+$"),
+        ("PREFIX", "abcd", "must have at most 3 characters"),
+        ("NAME", "", "must have at least 1 characters"),
+        ("REPLICAS", "1.5", "must be a whole number"),
+        ("REPLICAS", "9" * 5_000, "must be a whole number of fewer digits"),
+        ("REPLICAS", "6", "must be below 6"),
+    ],
+)
+def test_every_kind_of_limit_is_told(monkeypatch, name, value, words):
+    monkeypatch.setenv(f"FANLIGHT_GATEWAY_{name}", value)
+
+    with pytest.raises(SettingsError) as caught:
+        load(OwnSettings)
+
+    assert str(caught.value) == f"FANLIGHT_GATEWAY_{name}: {words}"
+
+
+def test_the_name_of_a_bucket_is_a_word(monkeypatch):
+    monkeypatch.setenv("FANLIGHT_GATEWAY_NATS_PREFIX", "all.>")
+
+    with pytest.raises(SettingsError, match="NATS_PREFIX: must match"):
+        load(GatewaySettings)
+
+
 @pytest.mark.parametrize("name", ["FANLIGHT_GATEWAY_LEASE_TLL_S", "FANLIGHT_LOGLEVEL"])
 def test_an_unknown_setting_is_an_error(name):
     with pytest.raises(SettingsError, match=name):
@@ -81,5 +114,5 @@ def test_a_token_never_shows_in_the_settings_text(monkeypatch):
 def test_a_certificate_without_its_key_is_an_error(monkeypatch):
     monkeypatch.setenv("FANLIGHT_TLS_CERT_FILE", "cert.pem")
 
-    with pytest.raises(SettingsError, match="go together"):
+    with pytest.raises(SettingsError, match="FANLIGHT_TLS_KEY_FILE go together"):
         load(CommonSettings)
