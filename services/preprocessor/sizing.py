@@ -18,8 +18,8 @@ Size: TypeAlias = tuple[int, int]
 STRETCH, CROP, PAD = "stretch", "crop", "pad"
 # Networks want sides that they can halve six times; controlnet_aux rounds to the same step.
 STEP_PX = 64
-# However long and thin a picture is, an annotator works on no more than this.
-WORKING_PIXELS_MAX = 4_194_304
+# However large, or long and thin, a picture is, an annotator works on no more than this.
+WORKING_PIXELS_MAX, WORKING_SIDE_MAX_PX = 4_194_304, 8_192
 SIDE_MAX_PX = 32_766
 
 SIZING = (
@@ -129,13 +129,13 @@ def working_size(inner: Size, short_px: int, *, in_steps: bool) -> Size:
     if not short_px and not in_steps:
         return inner
     wanted = short_px / min(inner) if short_px else 1.0
-    scale = min(wanted, (WORKING_PIXELS_MAX / (inner[0] * inner[1])) ** 0.5)
+    scale = min(wanted, (WORKING_PIXELS_MAX / (inner[0] * inner[1])) ** 0.5, WORKING_SIDE_MAX_PX / max(inner))
     return _rounded(inner[0] * scale), _rounded(inner[1] * scale)
 
 
 def _rounded(side: float) -> int:
-    """To the step, at least one; a picture of 1 x 5000 is worked on as 64 x at most 65,536."""
-    return min(WORKING_PIXELS_MAX // STEP_PX, max(STEP_PX, int(np.round(side / STEP_PX)) * STEP_PX))
+    """To the step, at least one: a picture of 1 x 5000 is worked on as 64 x 8192."""
+    return max(STEP_PX, int(np.round(side / STEP_PX)) * STEP_PX)
 
 
 def cut(picture: MatLike, crop: tuple[int, int, int, int]) -> MatLike:

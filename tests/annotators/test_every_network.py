@@ -23,9 +23,13 @@ SLOW = {"depth_zoe", "depth_leres", "depth_leres++", "depth_midas", "normal_mida
 SLOW |= {each.id for each in NEURAL if each.id.startswith("openpose")}
 
 
-def _photo() -> bytes:
+# The first annotator of each network.
+NETWORKS = {each.models[0].name: each for each in reversed(NEURAL)}.values()
+
+
+def _photo(width_px: int = SIDE_PX, height_px: int = SIDE_PX) -> bytes:
     stream = io.BytesIO()
-    Image.open(PHOTO).resize((SIDE_PX, SIDE_PX)).save(stream, "PNG")
+    Image.open(PHOTO).resize((width_px, height_px)).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -46,6 +50,16 @@ async def test_it_gives_a_map_of_the_right_size_and_range(annotate, annotator):
         assert set(np.unique(pixels)) <= {0, 255}
     if annotator.id in ("dwpose", *(each.id for each in NEURAL if each.id.startswith("openpose"))):
         assert json.loads(control.pose_json)["canvas_width"] == SIDE_PX
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("annotator", [_each(each) for each in NETWORKS])
+@pytest.mark.parametrize(("width_px", "height_px"), [(1, 1), (9, 300), (2000, 1)])
+async def test_it_works_at_a_pictures_own_size_whatever_that_is(annotate, annotator, width_px, height_px):
+    parameters = PARAMETERS.get(annotator.id, {}) | {"detect_resolution": 0}
+    control = await annotate(annotator.id, _photo(width_px, height_px), **parameters)
+    assert (control.width_px, control.height_px) == (width_px, height_px)
+    assert Image.open(io.BytesIO(control.data)).size == (width_px, height_px)
 
 
 async def test_dwpose_finds_the_points_that_its_networks_answer(annotate):

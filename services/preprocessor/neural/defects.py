@@ -12,6 +12,7 @@ controlnet_aux 0.0.10:
 - mediapipe_face wants a mediapipe that no newer protobuf and numpy go with: `annotators/faces.py` reads the same
   network with OpenCV. dwpose wants mmpose: `neural/dwpose.py` reads the same networks with ONNX Runtime.
 - Hands are drawn with matplotlib, which it does not ask for: `poses.py` draws.
+- OpenPose breaks on pictures that are far higher than wide: `neural/openpose.py` finds nobody there.
 - Its openpose asks scipy for a namespace that scipy has announced to drop: `submodule` keeps it.
 
 torchvision 0.28.0, the one whose metadata asks for exactly our torch:

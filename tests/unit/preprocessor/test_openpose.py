@@ -52,6 +52,18 @@ def test_points_outside_the_picture_are_none():
     assert person["hand_left_keypoints_2d"][3:] == [0] * 60
 
 
+def test_nobody_is_looked_for_where_a_picture_is_too_thin_for_the_network():
+    class BrokenDetector:
+        def detect_poses(self, picture, include_hand, include_face):
+            raise RuntimeError("two pixels are too few")
+
+    model = OpenPose(detector=BrokenDetector(), device=Device())
+    parts = {"include_body": True, "include_hand": False, "include_face": False}
+    (drawn,) = openpose([np.zeros((8192, 64, 3), np.uint8)], model, **parts)
+    assert drawn.people == ()
+    assert not drawn.pixels.any()
+
+
 def test_what_was_not_asked_for_is_left_out():
     person, pixels = found(include_body=False, include_face=True)
     assert person["pose_keypoints_2d"] == person["hand_left_keypoints_2d"] == []

@@ -14,7 +14,7 @@ from services.preprocessor.annotation import Annotation, ControlImage, annotate
 from services.preprocessor.annotator import Drawn
 from services.preprocessor.poses import Keypoint, Person
 from services.preprocessor.registry import core
-from services.preprocessor.sizing import WORKING_PIXELS_MAX, working_size
+from services.preprocessor.sizing import WORKING_PIXELS_MAX, WORKING_SIDE_MAX_PX, working_size
 from tests.fakes.synthetic_pictures import decoded, encoded, scene
 
 LIMITS = PictureLimits(pixels=1_000_000, side_px=5_000)
@@ -88,11 +88,11 @@ def test_an_annotator_works_at_multiples_of_64(inner, short_px, expected):
 
 
 @pytest.mark.parametrize(
-    ("inner", "expected"), [((513, 37), (512, 64)), ((1, 1), (64, 64)), ((768, 512), (768, 512)), ((8_192, 2), None)]
+    ("inner", "expected"),
+    [((513, 37), (512, 64)), ((1, 1), (64, 64)), ((768, 512), (768, 512)), ((16_384, 2), (8_192, 64))],
 )
 def test_what_works_in_steps_rounds_a_pictures_own_size_too_and_bounds_it(inner, expected):
-    size = working_size(inner, 0, in_steps=True)
-    assert size == (expected or (8_192, 64))
+    assert working_size(inner, 0, in_steps=True) == expected
     assert np.prod(working_size((16_384, 2_400), 0, in_steps=True)) <= 1.1 * WORKING_PIXELS_MAX
 
 
@@ -102,6 +102,7 @@ def test_however_long_a_picture_is_the_work_is_bounded(inner):
     assert width >= 64
     assert height >= 64
     assert width * height <= 1.1 * WORKING_PIXELS_MAX
+    assert max(width, height) <= WORKING_SIDE_MAX_PX
 
 
 def test_poses_are_told_in_pixels_of_the_control_image_inside_and_beside_the_png():
