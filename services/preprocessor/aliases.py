@@ -69,12 +69,20 @@ _CIVITAI = {
     "rembg": "remove_background",
     "binary": "threshold",
     "mediapipe-face": "mediapipe_face",
+    # Of its older SDKs.
+    "Canny": "canny",
+    "DepthZoe": "depth_zoe",
+    "SoftedgePidinet": "softedge_pidinet",
+    "Rembg": "remove_background",
 }
 _RUNWARE = {
     "canny_edge": "canny",
     "lineart_fine": "lineart_realistic",
     "openpose_body": "openpose",
     "seg": "seg_ofade20k",
+    "normalbae": "normal_bae",
+    "softedge": "softedge_hed",
+    "tile_gaussian": "blur_gaussian",
 }
 _HORDE = {
     "normal": "normal_bae",

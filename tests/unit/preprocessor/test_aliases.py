@@ -56,6 +56,30 @@ ADDED = [
     "mediapipe_pose",
     "lsd",
 ]
+# What others call their preprocessors, those that no annotator here is like left out.
+A1111 = """
+    none invert canny blur_gaussian scribble_xdog shuffle threshold depth_midas depth depth_leres depth_leres++
+    depth_zoe depth_anything depth_anything_v2 normal_bae normal_midas normal_map openpose openpose_face
+    openpose_faceonly openpose_hand openpose_full dw_openpose_full mlsd mediapipe_face lineart_realistic lineart
+    lineart_coarse lineart_anime lineart_standard scribble_hed scribble_pidinet pidinet_scribble softedge_hed
+    hed softedge_hedsafe hed_safe softedge_pidinet pidinet softedge_pidisafe pidinet_safe softedge_teed
+    softedge_anyline seg_ufade20k segmentation seg_ofade20k oneformer_ade20k seg_ofcoco oneformer_coco
+    tile_resample inpaint inpaint_only inpaint_global_harmonious
+"""
+CIVITAI = """
+    canny mlsd depthZoe depthAnything depthAnythingV2 zoeDepth midasDepth leresDepth softedgePidinet hed teed
+    midasNormal baeNormal lineartRealistic lineartStandard lineartAnime anyline scribble scribbleXdog
+    scribblePidinet fakeScribble openpose dwpose oneformerCoco oneformerAde20k uniformer shuffle tile rembg
+    inpaint depth-anything depth-anything-v2 zoe-depth midas-depth midas-normal leres-depth bae-normal
+    lineart-realistic lineart-standard lineart-anime pidinet fake-scribble scribble-pidinet scribble-xdog binary
+    oneformer-coco oneformer-ade20k mediapipe-face Canny DepthZoe SoftedgePidinet Rembg
+"""
+RUNWARE = """
+    canny depth mlsd normalbae openpose tile seg lineart lineart_anime shuffle scribble softedge depth_leres
+    depth_midas depth_zoe inpaint_global_harmonious lineart_coarse lineart_realistic lineart_standard normal_bae
+    scribble_hed scribble_pidinet seg_ofade20k seg_ofcoco seg_ufade20k softedge_hed softedge_hedsafe
+    softedge_pidinet softedge_pidisafe tile_gaussian openpose_face openpose_faceonly openpose_full openpose_hand
+"""
 ALL = Registry((*PLAIN, *NEURAL))
 
 
@@ -66,6 +90,11 @@ def test_every_promised_id_is_there(annotator_id):
 
 def test_there_are_26_of_the_replaced_service():
     assert len(REPLACED) == 26
+
+
+@pytest.mark.parametrize("name", sorted({*A1111.split(), *CIVITAI.split(), *RUNWARE.split()}))
+def test_the_names_of_others_are_known(name):
+    assert ALL.get(name)
 
 
 @pytest.mark.parametrize(("alias", "annotator_id"), ALIASES.items())
