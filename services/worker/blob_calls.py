@@ -114,7 +114,7 @@ class BlobCalls:
         self._no_bypass_until_s = self._surroundings.now_s() + ASK_AGAIN_S
 
     async def write(self, data: bytes, *, scope: str = "") -> common_pb2.Blob:
-        """Keep the bytes at the gateway, in the scope that their task names; durable on return."""
+        """Keep the bytes at the gateway, in the scope that their task names. Durable once the task is completed."""
         blob = common_pb2.Blob(scope=scope or DEFAULT_SCOPE, digest=digest_of(data), size_bytes=len(data))
         tries = 0
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.explain import JobExplanation
@@ -179,8 +180,11 @@ class FakeExplanations:
     def with_estimate(self, job: Job) -> Job:
         return job
 
-    def news(self, news: Job | Progress) -> Job | Progress:
+    def told(self, news: Any) -> Any:
         return news
+
+    async def all_told(self, news: Sequence[Any]) -> list[Any]:
+        return list(news)
 
     def of(self, job: Job) -> JobExplanation:
         return JobExplanation(job=job, summary="it waits", tasks=())

@@ -1,15 +1,19 @@
 """Why a job waits and how long it should still take, for those who ask. Decides nothing."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from services.gateway.app.core import Core
-from services.gateway.app.hub import Progress
 from services.gateway.jobs.model import Job, JobEstimate, Task, TaskState
 from services.gateway.ordering.explain import PassedOver, Verdict, explain, place_of
 
 TASKS_LIMIT = 8
 WORKERS_LIMIT = 50
+ESTIMATES_AT_A_TIME = 20
+
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +91,18 @@ class Explanations:
         """The job with how long it should still take, where anybody can tell."""
         return job if job.state.ended else replace(job, estimate=self._estimate(job))
 
-    def news(self, news: Job | Progress) -> Job | Progress:
-        """What those who watch a job are told: a state, with its estimate, or progress."""
+    def told(self, news: Job | Other) -> Job | Other:
+        """What clients are told: a job with its estimate, anything else as it is."""
         return self.with_estimate(news) if isinstance(news, Job) else news
+
+    async def all_told(self, news: Sequence[Job | Other]) -> list[Job | Other]:
+        """Each of many, while others are answered in between: an estimate looks at hundreds of workers."""
+        told: list[Job | Other] = []
+        for number, each in enumerate(news):
+            if number % ESTIMATES_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+            told.append(self.told(each))
+        return told
 
     def _estimate(self, job: Job) -> JobEstimate | None:
         now_s = self._clock.monotonic_s()

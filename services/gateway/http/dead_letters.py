@@ -43,4 +43,4 @@ class DeadLetterRoutes:
 
     async def redrive(self, job_id: str, number: str, caller: Asking) -> Response:
         job = await self._gateway.redrives.redrive(f"jobs/{job_id}/tasks/{number}", caller)
-        return answer(answers.job(job))
+        return answer(answers.job(self._gateway.explanations.with_estimate(job)))

@@ -51,7 +51,7 @@ class EventRoutes:
             # The one answer after which an EventSource does not come back.
             return Response(status_code=204)
         events = self._gateway.jobs.watch(job.name, after_revision=after_revision, caller=caller)
-        told = (self._gateway.explanations.news(each) async for each in events)
+        told = (self._gateway.explanations.told(each) async for each in events)
         return StreamingResponse(_stream(told, self._options.heartbeat_s), media_type=MEDIA_TYPE, headers=_HEADERS)
 
 

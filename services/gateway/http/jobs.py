@@ -66,7 +66,8 @@ class JobRoutes:
         message = gateway_pb2.CreateJobsRequest()
         fill(message, await bodies.read_json(request, self._options))
         news = requests.new_jobs(message, self._gateway.workers.catalog())
-        return answer(answers.results(await self._gateway.jobs.create_each(news, caller)))
+        made = await self._gateway.jobs.create_each(news, caller)
+        return answer(answers.results(await self._gateway.explanations.all_told(made)))
 
     async def get(self, job_id: str, caller: Asking, wait: Wait = 0.0) -> Response:
         name = f"jobs/{job_id}"
@@ -100,7 +101,7 @@ class JobRoutes:
             created_before_s=_seconds(created_before_time),
         )
         page = await self._gateway.jobs.list(page_size=page_size, page_token=page_token, only=only, caller=caller)
-        jobs = [answers.job(self._gateway.explanations.with_estimate(job)) for job in page.jobs]
+        jobs = [answers.job(job) for job in await self._gateway.explanations.all_told(page.jobs)]
         return answer(gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token))
 
     async def webhook(self, job_id: str, caller: Asking) -> Response:

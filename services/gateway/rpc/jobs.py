@@ -29,7 +29,8 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         self, request: gateway_pb2.CreateJobsRequest, context: Context
     ) -> gateway_pb2.CreateJobsResponse:
         news = requests.new_jobs(request, self._gateway.workers.catalog())
-        return answers.results(await self._gateway.jobs.create_each(news, self._caller(context)))
+        made = await self._gateway.jobs.create_each(news, self._caller(context))
+        return answers.results(await self._gateway.explanations.all_told(made))
 
     async def GetJob(self, request: gateway_pb2.GetJobRequest, context: Context) -> gateway_pb2.Job:
         job = await self._gateway.jobs.get(request.name, self._caller(context))
@@ -46,7 +47,7 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
             only=requests.only(request),
             caller=self._caller(context),
         )
-        jobs = [answers.job(self._gateway.explanations.with_estimate(job)) for job in page.jobs]
+        jobs = [answers.job(job) for job in await self._gateway.explanations.all_told(page.jobs)]
         return gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token)
 
     async def CancelJob(self, request: gateway_pb2.CancelJobRequest, context: Context) -> gateway_pb2.Job:
@@ -57,7 +58,7 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     ) -> AsyncIterator[gateway_pb2.JobEvent]:
         caller = self._caller(context)
         async for news in self._gateway.jobs.watch(request.name, after_revision=request.after_revision, caller=caller):
-            yield answers.event(self._gateway.explanations.news(news))
+            yield answers.event(self._gateway.explanations.told(news))
 
     async def GetWebhook(self, request: gateway_pb2.GetWebhookRequest, context: Context) -> gateway_pb2.Webhook:
         return webhooks.webhook(await self._gateway.jobs.webhook(request.name, self._caller(context)))
@@ -78,7 +79,8 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     async def RedriveDeadLetter(
         self, request: gateway_pb2.RedriveDeadLetterRequest, context: Context
     ) -> gateway_pb2.Job:
-        return answers.job(await self._gateway.redrives.redrive(request.task, self._caller(context)))
+        job = await self._gateway.redrives.redrive(request.task, self._caller(context))
+        return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def ListAnnotators(
         self, request: gateway_pb2.ListAnnotatorsRequest, context: Context

@@ -1,13 +1,16 @@
 """Why a job waits and how long it should still take, as clients hear it."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
+from services.gateway.app.explain import ESTIMATES_AT_A_TIME
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.ordering.explain import Verdict
 from services.gateway.ordering.replication import UNASKED_WORKERS_MIN
 from services.gateway.wire import explanations
+from services.kernel.errors import NotFound
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, control, generation
 
 REMOTE = 1
@@ -28,6 +31,23 @@ async def test_a_jobs_estimate_counts_what_is_still_to_come_and_over_which_link(
     later = fleet.gateway.explanations.with_estimate(await fleet.get(job)).estimate
     assert later is not None
     assert abs(later.fetch_bytes - 500_000_000) < 20_000_000
+
+
+async def test_others_are_answered_while_many_jobs_are_estimated(fleet: Fleet, painter: FleetWorker) -> None:
+    job = await fleet.gateway.jobs.create(generation())
+    turns = 0
+
+    async def somebody_else() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(somebody_else())
+    told = await fleet.gateway.explanations.all_told([job, NotFound("no such job")] * 100)
+    other.cancel()
+    assert [getattr(each, "estimate", "none") is not None for each in told] == [True] * 200
+    assert turns >= 200 / ESTIMATES_AT_A_TIME
 
 
 async def test_a_worker_is_told_what_to_fetch_and_gets_the_task_once_it_has_it(fleet: Fleet) -> None:
