@@ -63,10 +63,11 @@ def preview(row: Row) -> Pixels:
 
 def _small(row: Row, factor: int) -> Tensor:
     """The expected latents, so scaled that `factor` pixels for each of them make a preview's size at most."""
-    longest = max(row.expected.shape[-2:]) * factor
-    if longest <= PREVIEW_SIDE_PX:
+    sides = row.expected.shape[-2:]
+    scale = PREVIEW_SIDE_PX / (max(sides) * factor)
+    if scale >= 1:
         return row.expected
-    return interpolate(row.expected, scale_factor=PREVIEW_SIDE_PX / longest, mode="area")
+    return interpolate(row.expected, size=[max(1, int(side * scale)) for side in sides], mode="area")
 
 
 def _decoded(checkpoint: Checkpoint, latents: Tensor) -> Pixels:

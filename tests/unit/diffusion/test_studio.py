@@ -52,6 +52,13 @@ def test_previews_come_every_so_many_steps_and_are_small(scheduler, asked, studi
     assert len(previews[1]) <= 64 * 1024
 
 
+@pytest.mark.parametrize("size_px", [(1024, 16), (16, 1024)])
+def test_a_preview_of_a_picture_that_is_a_mere_line_has_at_least_one_row(size_px, asked, studio):
+    row = studio.begin(asked(preview_every_steps=1, steps=2, width_px=size_px[0], height_px=size_px[1]))
+    [advance] = studio.advance([row])
+    assert max(Image.open(io.BytesIO(advance.progress.preview)).size) == PREVIEW_SIDE_PX
+
+
 def test_nan_is_reported_for_the_picture_that_has_it(asked, studio):
     bad, good = (studio.begin(asked(seed=seed)) for seed in (1, 2))
     bad.latents = torch.full_like(bad.latents, float("nan"))
