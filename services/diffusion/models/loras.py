@@ -101,11 +101,14 @@ class Lora:
 def read_lora(entry: LoraEntry) -> Lora:
     """NodeFault for a damaged file, FailedPrecondition for a form that is not supported."""
     try:
-        found = load_safetensors(entry.file)
-        alphas = _peft_alphas(entry.file)
-    except (OSError, BadHeader, UnfitFolder, ValueError) as error:
+        return Lora(entry=entry, layers=_layers(entry))
+    except (OSError, BadHeader, UnfitFolder, ValueError, TypeError, AttributeError) as error:
         log.warning("load_failed", model=entry.id, cause=repr(error))
         raise NodeFault(f"LoRA {entry.id} cannot be loaded: its file is missing or damaged") from error
+
+
+def _layers(entry: LoraEntry) -> Mapping[str, Mapping[str, Layer]]:
+    found, alphas = load_safetensors(entry.file), _peft_alphas(entry.file)
     grouped: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in found.items():
         if not _IGNORED.search(name):
@@ -114,7 +117,7 @@ def read_lora(entry: LoraEntry) -> Lora:
     layers: dict[str, dict[str, Layer]] = defaultdict(dict)
     for (part, module), tensors in grouped.items():
         layers[part][plain_name(module)] = Layer(name=module, tensors=tensors, alpha=alphas(f"{part}.{module}"))
-    return Lora(entry=entry, layers=layers)
+    return layers
 
 
 def plain_name(module: str) -> str:

@@ -62,6 +62,9 @@ def patched(module: Any, part: str, doses: Sequence[Dose], checkpoint_id: str) -
     for path, layers in work.items():
         try:
             copies.update(_copies(path, modules[path], layers))
+        except torch.AcceleratorError:
+            # The device's fault, which is told from the LoRA's above.
+            raise
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
             if is_shortage(error):
                 raise
@@ -118,6 +121,8 @@ def _copies(path: str, module: Any, layers: Sequence[tuple[Layer, float]]) -> di
             add_delta(total, module.weight, layer, strength)
         copies[f"{path}.weight"] = total.to(module.weight.dtype)
     biased = [(delta, strength) for layer, strength in layers if (delta := bias_delta(layer)) is not None]
+    if biased and module.bias is None:
+        raise ValueError("the layer has no bias")
     if biased:
         total = module.bias.to(torch.float32, copy=True)
         for delta, strength in biased:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from services.diffusion.generation import LoraUse
+from services.diffusion.models import patching
 from services.diffusion.models.entries import LoraEntry
 from services.diffusion.models.library import Library
 from services.diffusion.models.patching import layer_names
@@ -200,6 +201,30 @@ def test_a_form_that_is_not_known_is_refused_by_name(written, patched):
     entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.what": numbers(2, 2)}, "odder")
     with pytest.raises(FailedPrecondition, match="odder is of a form that is not known"):
         patched(LoraUse(entry=entry))
+
+
+def test_a_bias_for_a_layer_without_one_is_told_as_what_does_not_fit(checkpoint, written, patched):
+    entry = written({f"lora_unet_{LINEAR.replace('.', '_')}.diff_b": numbers(16)})
+    with pytest.raises(InvalidField, match=r"style does not fit .*attn2\.to_k"):
+        patched(LoraUse(entry=entry))
+
+
+def test_a_device_that_fails_while_a_lora_is_applied_is_not_the_loras_fault(written, patched, checkpoint, monkeypatch):
+    def dead(*_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    shape = weight(checkpoint, LINEAR).shape
+    entry = written({f"lora_unet_{LINEAR.replace('.', '_')}.diff": numbers(*shape)})
+    monkeypatch.setattr(patching, "add_delta", dead)
+    with pytest.raises(torch.AcceleratorError):
+        patched(LoraUse(entry=entry))
+
+
+@pytest.mark.parametrize("config", ["[1]", '{"unet.lora_alpha": "six"}', '{"unet.alpha_pattern": [1]}', "{"])
+def test_metadata_that_is_damaged_is_a_typed_error(config, written, patched):
+    tensors = {f"unet.{LINEAR}.lora_A.weight": numbers(RANK, 16), f"unet.{LINEAR}.lora_B.weight": numbers(16, RANK)}
+    with pytest.raises(NodeFault, match="LoRA style cannot be loaded"):
+        patched(LoraUse(entry=written(tensors, metadata={"lora_adapter_metadata": config})))
 
 
 def test_a_damaged_lora_is_a_typed_error_and_the_next_picture_is_painted(catalogue, written, patched, asked, library):
