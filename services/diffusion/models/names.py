@@ -11,7 +11,6 @@ _PRECISION = re.compile(r"[_.-](fp16|bf16|fp32)$")
 _COMMON = frozenset({"pytorch_lora_weights", "diffusion_pytorch_model", "model", "learned_embeds"})
 _KIND = re.compile(r"^(lora|vae|controlnet|embedding)[-_]")
 _MARKS = ("controlnet-", "controlnet_", "_sd15_", "_sd15s2_", "_sd21_", "_sd14_")
-# What a ControlNet's own name says in another way than its short id.
 # The ones that everybody has, by short id: author and repository, which is A1111's name for them too.
 _REPOSITORIES = {
     "canny": "lllyasviel/control_v11p_sd15_canny",
@@ -30,6 +29,7 @@ _REPOSITORIES = {
     "softedge": "lllyasviel/control_v11p_sd15_softedge",
     "tile": "lllyasviel/control_v11f1e_sd15_tile",
 }
+# What a ControlNet's own name says in another way than its short id.
 _CONTROLNETS = {"normalbae": "normal", "qrcode": "qr", "qr_code": "qr", "v1p_sd15_qrcode": "qr"}
 
 

@@ -65,18 +65,26 @@ def read_fetched(path: Path) -> Entry | None:
 
 
 def _entries(path: Path, depth: int) -> Iterator[Entry]:
-    entry = None
     try:
-        entry = read_path(path)
-    except UnfitFolder as reason:
-        if path.is_file() or is_checkpoint(path):
-            log.warning("model_left_out", folder=path.name, reason=str(reason))
-            return
+        entry = _read(path)
+        children = _children(path) if entry is None and depth and path.is_dir() else []
+    except (UnfitFolder, OSError) as reason:
+        log.warning("model_left_out", folder=path.name, reason=str(reason))
+        return
     if entry is not None:
         yield entry
-    elif depth and path.is_dir():
-        for child in _children(path):
-            yield from _entries(child, depth - 1)
+    for child in children:
+        yield from _entries(child, depth - 1)
+
+
+def _read(path: Path) -> Entry | None:
+    """None also for a folder that only looks like a model's part: there may be models in it."""
+    try:
+        return read_path(path)
+    except UnfitFolder:
+        if path.is_file() or is_checkpoint(path):
+            raise
+        return None
 
 
 def _children(folder: Path) -> list[Path]:

@@ -35,9 +35,18 @@ _POOLING = "shuffle"
 
 
 def read_file(path: Path) -> Entry | None:
-    """None for what this service does not use; UnfitFolder for a damaged or unsupported model."""
+    """Of a file, or a folder of files that are one; None for what this service does not use.
+
+    UnfitFolder for a damaged or unsupported model.
+    """
     header = read_header(path)
-    kind = kind_of(header)
+    try:
+        return _told(path, header, kind_of(header))
+    except (IndexError, StopIteration) as error:
+        raise UnfitFolder(f"{path.name} has the names of a model and shapes of none") from error
+
+
+def _told(path: Path, header: Header, kind: Kind | None) -> Entry | None:
     if kind is Kind.CHECKPOINT:
         return _checkpoint(path, header)
     if kind is Kind.CONTROLNET:
@@ -51,10 +60,8 @@ def read_file(path: Path) -> Entry | None:
 
 def read_parts(folder: Path) -> CheckpointEntry | None:
     """A folder of the parts of one checkpoint, as a store of weights makes them; None where it is none."""
-    if not (folder / "unet.safetensors").is_file():
-        return None
-    header = read_header(folder)
-    return _checkpoint(folder, header) if kind_of(header) is Kind.CHECKPOINT else None
+    entry = read_file(folder) if (folder / "unet.safetensors").is_file() else None
+    return entry if isinstance(entry, CheckpointEntry) else None
 
 
 def read_embedding_pickle(path: Path) -> EmbeddingEntry | None:

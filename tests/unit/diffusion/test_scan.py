@@ -125,6 +125,35 @@ def test_a_damaged_file_is_left_out_and_the_rest_is_found(content, tmp_path):
     assert [entry.id for entry in scan([tmp_path]).entries] == ["good"]
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {f"{LDM_UNET}input_blocks.0.0.weight": torch.zeros(4)},
+        {"decoder.conv_in.weight": torch.zeros(4)},
+        {"decoder.layers.0.weight": torch.zeros(())},
+    ],
+)
+def test_a_file_with_the_names_of_a_model_and_other_shapes_is_left_out(tensors, tmp_path):
+    save_file(tensors, tmp_path / "odd.safetensors")
+    save_file(ldm(320, 768), tmp_path / "sound.safetensors")
+    assert [entry.id for entry in scan([tmp_path]).entries] == ["sound"]
+
+
+def test_a_folder_that_may_not_be_read_is_left_out_and_the_rest_is_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / "lost+found").mkdir()
+    save_file(ldm(320, 768), tmp_path / "sound.safetensors")
+    iterdir = type(tmp_path).iterdir
+
+    def refused(path):
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refused)
+    assert [entry.id for entry in scan([tmp_path]).entries] == ["sound"]
+    assert "lost+found" in capsys.readouterr().out
+
+
 def test_a_name_that_nobody_has_tells_those_there_are(tmp_path):
     save_file(ldm(320, 768), tmp_path / "good.safetensors")
     catalogue = scan([tmp_path])
