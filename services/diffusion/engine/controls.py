@@ -11,6 +11,7 @@ from torch import Tensor
 from services.diffusion.engine.byte_cache import ByteCache
 from services.diffusion.generation import Control, Generation
 from services.diffusion.models.loading import Checkpoint
+from services.diffusion.models.marks import mark
 from services.diffusion.pictures.tensors import to_condition
 
 CONDITIONS_LIMIT_BYTES = 256 * 2**20
@@ -28,7 +29,8 @@ class Conditions:
         self._cache.clear()
 
     def get(self, control: Control, net: Any, checkpoint: Checkpoint) -> Tensor:
-        key = (control.controlnet, str(checkpoint.dtype), *_digests(control))
+        entry = control.controlnet
+        key = (entry, mark(entry.path, ""), str(checkpoint.dtype), *_digests(control))
         return self._cache.get(key, lambda: _look_at(control, net, checkpoint))
 
 

@@ -3,6 +3,7 @@
 from services.diffusion.engine.byte_cache import ByteCache
 from services.diffusion.generation import Generation
 from services.diffusion.models.loading import Checkpoint
+from services.diffusion.models.marks import mark
 from services.diffusion.prompt.encode import Conditioning, encode_one, encode_pair
 
 PROMPTS_LIMIT_BYTES = 64 * 2**20
@@ -28,8 +29,19 @@ class Prompts:
             generation.clip_skip,
             generation.prompt,
             generation.negative_prompt if generation.is_guided else None,
+            _marks(generation),
         )
         return self._cache.get(key, lambda: _encode(generation, checkpoint))
+
+
+def _marks(generation: Generation) -> tuple[object, ...]:
+    """Another one when a file that prompts are encoded with was replaced."""
+    checkpoint = generation.checkpoint
+    return (
+        *(mark(checkpoint.path, text.part) for text in checkpoint.recipe.texts),
+        *(mark(use.entry.file, "") for use in generation.loras),
+        *(mark(embedding.file, "") for embedding in generation.embeddings),
+    )
 
 
 def _encode(generation: Generation, checkpoint: Checkpoint) -> Pair:

@@ -15,8 +15,10 @@ from services.diffusion.engine.studio import TorchStudio
 from services.diffusion.generation import Start
 from services.diffusion.models.device import CpuDevice
 from services.diffusion.models.library import Library
+from services.diffusion.models.scan import scan
 from services.diffusion.schedulers.names import CLASSES
 from services.kernel.errors import InvalidField, ResourceExhausted
+from tests.fakes.models import make_tiny_model
 
 
 @pytest.mark.parametrize("scheduler", ["dpmpp_sde", *CLASSES])
@@ -50,6 +52,29 @@ def test_previews_come_every_so_many_steps_and_are_small(scheduler, asked, studi
     image = Image.open(io.BytesIO(previews[1]))
     assert image.size == (PREVIEW_SIDE_PX, PREVIEW_SIDE_PX // 2)
     assert len(previews[1]) <= 64 * 1024
+
+
+@pytest.mark.parametrize("part", ["model/text_encoder", "controlnet-canny"])
+def test_after_a_file_was_replaced_nothing_that_was_made_of_the_old_one_is_used(part, tmp_path, asked, control):
+    folder, other = (make_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate(("first", "other")))
+    catalogue = scan([folder])
+    net = catalogue.controlnet("canny", catalogue.default())
+    wanted = replace(
+        asked(), checkpoint=catalogue.default(), controls=(replace(control("canny"), controlnet=net, scale=2.0),)
+    )
+
+    def one_step(studio):
+        row = studio.begin(wanted)
+        studio.advance([row])
+        return row.latents
+
+    kept = TorchStudio(Library(device="cpu"), threads=1)
+    before = one_step(kept)
+    [weights] = (other / part).glob("*.safetensors")
+    weights.rename(folder / part / weights.name)
+    after, fresh = one_step(kept), one_step(TorchStudio(Library(device="cpu"), threads=1))
+    assert torch.equal(after, fresh)
+    assert not torch.equal(after, before)
 
 
 @pytest.mark.parametrize("size_px", [(1024, 16), (16, 1024)])
