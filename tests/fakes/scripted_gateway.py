@@ -49,6 +49,8 @@ class FakeGateway:
         self.calls: Counter[str] = Counter()
         self.blobs: dict[str, bytes] = {}
         self.corrupt: set[str] = set()
+        # Where blobs are to be read from past this gateway, by digest.
+        self.addresses: dict[str, str] = {}
         # How many of the next reads are cut, and after how many bytes.
         self.cuts = 0
         self.cut_after_bytes = CHUNK_BYTES
@@ -259,6 +261,10 @@ class _Blobs(blobs_pb2_grpc.BlobServiceServicer):
             yield blobs_pb2.ReadBlobResponse(chunk=data[start : min(start + CHUNK_BYTES, end)])
         if is_cut:
             raise Unavailable("cut by the test")
+
+    async def PrepareRead(self, request: blobs_pb2.PrepareReadRequest, context: Any) -> blobs_pb2.PrepareReadResponse:
+        await self._gateway.begin("PrepareRead")
+        return blobs_pb2.PrepareReadResponse(url=self._gateway.addresses.get(request.digest, ""))
 
     async def HasBlobs(self, request: blobs_pb2.HasBlobsRequest, context: Any) -> blobs_pb2.HasBlobsResponse:
         await self._gateway.begin("HasBlobs")
