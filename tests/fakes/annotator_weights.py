@@ -77,7 +77,7 @@ def real_bodies(folder: Path) -> None:
 
 
 def pidinet(folder: Path) -> None:
-    state = defects.submodule("pidi.model").pidinet().state_dict()
+    state = _louder(defects.submodule("pidi.model").pidinet().state_dict(), 100, "classifier")
     _save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, folder / "table5_pidinet.pth")
 
 
@@ -95,7 +95,8 @@ def lineart_anime(folder: Path) -> None:
 
 
 def teed(folder: Path, file: str) -> None:
-    _save(defects.submodule("teed.ted").TED().state_dict(), folder / file)
+    last = ("up_block_1.features.2", "up_block_2.features.2", "up_block_3.features.5", "block_cat.DWconv2")
+    _save(_louder(defects.submodule("teed.ted").TED().state_dict(), 8, *last), folder / file)
 
 
 def mlsd(folder: Path) -> None:
@@ -150,6 +151,11 @@ def _loud(state: dict) -> dict:
     """With a last layer whose answers stand out, for random ones lie below every threshold."""
     weight, bias = (state[f"Mconv7_stage6.{part}"] for part in ("weight", "bias"))
     return state | {"Mconv7_stage6.weight": weight * 20, "Mconv7_stage6.bias": bias * 0 + 0.5}
+
+
+def _louder(state: dict, times: float, *layers: str) -> dict:
+    """With these layers' answers so many times farther from their mean, for random ones are nearly all the same."""
+    return state | {f"{layer}.weight": state[f"{layer}.weight"] * times for layer in layers}
 
 
 def mobile_sam(folder: Path) -> None:
