@@ -18,7 +18,7 @@ class Relief:
         self._key: Hashable = None
         self._rows_limit = 0
 
-    def once_more(self, work: Callable[[], Result], what: str) -> Result:
+    def once_more(self, work: Callable[[], Result], what: str, *, field: str = "width_px") -> Result:
         """The work, tried again after a release. ResourceExhausted, "the device has no room to `what`"."""
         try:
             with noticed():
@@ -29,7 +29,7 @@ class Relief:
             with noticed():
                 return work()
         except NoRoom as error:
-            raise no_room(what) from error
+            raise no_room(what, field=field) from error
 
     def release(self) -> None:
         self._release()
@@ -43,5 +43,5 @@ class Relief:
         self._key, self._rows_limit = key, rows_limit
 
 
-def no_room(what: str) -> ResourceExhausted:
-    return ResourceExhausted(f"the device has no room to {what}", field="width_px")
+def no_room(what: str, *, field: str = "width_px") -> ResourceExhausted:
+    return ResourceExhausted(f"the device has no room to {what}", field=field)

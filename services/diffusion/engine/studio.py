@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import torch
@@ -44,7 +45,8 @@ class TorchStudio:
 
     @_not_lost()
     def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
-        self._relief.once_more(lambda: self._library.checkpoint(checkpoint, controlnets), "load these models")
+        work = partial(self._library.checkpoint, checkpoint, controlnets)
+        self._relief.once_more(work, "load these models", field="model")
 
     @_not_lost()
     @torch.inference_mode()

@@ -109,6 +109,13 @@ async def test_a_memory_too_small_for_one_is_a_typed_error_and_the_next_picture_
     assert _equal(after, before)
 
 
+def test_models_that_find_no_room_are_told_by_the_field_that_names_them(asked):
+    short = _short(limit_bytes=0)
+    with pytest.raises(ResourceExhausted, match="no room to load") as caught:
+        short.load(asked().checkpoint, ())
+    assert caught.value.field == "model"
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 12))])
 async def test_shortages_at_random_places_end_in_the_right_picture_or_a_typed_error(seed, mixed, short):
     alone = [(await _painted(short, [each]))[0] for each in mixed]
