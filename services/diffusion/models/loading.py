@@ -120,10 +120,14 @@ def load_vae(entry: CheckpointEntry, room: Room) -> Any:
         return _filled_vae(config, found, room)
 
 
-def load_separate_vae(entry: VaeEntry, own: Config, room: Room) -> Any:
+def vae_config(entry: VaeEntry, own: Config) -> Config:
     """`own`: the config of the checkpoint's VAE, for a file that comes without one."""
     with _reported(f"vae {entry.id}"):
-        config = read_json(entry.path / "config.json") if entry.path.is_dir() else own
+        return read_json(entry.path / "config.json") if entry.path.is_dir() else own
+
+
+def load_separate_vae(entry: VaeEntry, config: Config, room: Room) -> Any:
+    with _reported(f"vae {entry.id}"):
         if entry.is_tiny:
             return _tiny_vae(entry, config, room)
         if entry.path.is_dir():

@@ -85,12 +85,6 @@ class Tier:
         gc.collect()
         self._evict(self._idle_bytes())
 
-    def drop(self, is_unwanted: Callable[[Hashable], bool]) -> None:
-        """Forget those, in use or not; who uses one keeps it until they are done."""
-        for key in self.keys:
-            if is_unwanted(key):
-                del self._held[key]
-
     def _make_room(self, size_bytes: int, *, what: str, work_bytes: int = 0) -> None:
         works = [work_bytes, *(lease.work_bytes for lease in self._working)]
         lacking = self.used_bytes + size_bytes - self.limit_bytes

@@ -24,11 +24,12 @@ from services.diffusion.models.loading import (
     load_text,
     load_unet,
     load_vae,
+    vae_config,
 )
 from services.diffusion.models.loras import Lora, read_lora
 from services.diffusion.models.marks import mark
 from services.diffusion.models.patching import Dose, patched
-from services.diffusion.models.recipes import TextRecipe
+from services.diffusion.models.recipes import Config, TextRecipe
 from services.diffusion.models.residency import Lease, Tier
 from services.diffusion.models.shadow import size_bytes
 from services.diffusion.models.tokenizers import digest_of, load_tokenizer
@@ -137,17 +138,19 @@ class Shelf:
         return self._keep(("tokenizer", digest_of(entry, recipe)), lambda: load_tokenizer(entry, recipe))
 
     def _own_vae(self, entry: CheckpointEntry, lease: Lease) -> Any:
-        dtype = self._vae_dtype(entry)
+        dtype = self._vae_dtype(entry.recipe.vae)
         return self._part(("vae", entry, mark(entry.path, "vae")), lambda: load_vae(entry, self._room(dtype)), lease)
 
     def _separate_vae(self, vae: VaeEntry, entry: CheckpointEntry, lease: Lease) -> Any:
-        dtype, config = self._vae_dtype(entry), entry.recipe.vae
-        key = ("vae", vae, mark(vae.path, ""), config["scaling_factor"], dtype)
+        config = vae_config(vae, entry.recipe.vae)
+        dtype = self._vae_dtype(config, entry.recipe.vae)
+        key = ("vae", vae, mark(vae.path, ""), config.get("scaling_factor"), dtype)
         return self._part(key, lambda: load_separate_vae(vae, config, self._room(dtype)), lease)
 
-    def _vae_dtype(self, entry: CheckpointEntry) -> torch.dtype:
-        """SDXL's own overflows in half precision, and its config says so."""
-        return torch.float32 if entry.recipe.vae.get("force_upcast", False) else self.device.dtype
+    def _vae_dtype(self, *configs: Config) -> torch.dtype:
+        """SDXL's own overflows in half precision, and its config says so; the first counts that says anything."""
+        told = next((config["force_upcast"] for config in configs if "force_upcast" in config), False)
+        return torch.float32 if told else self.device.dtype
 
     def _controlnet(self, entry: ControlNetEntry, lease: Lease) -> Any:
         key = ("controlnet", entry, mark(entry.path, ""))

@@ -1,10 +1,14 @@
 """Models stay by bytes: what is used least recently goes first, what is in use never."""
 
 import gc
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
+from services.diffusion.models.folders import read_vae
 from services.diffusion.models.library import Library, Residency
 from services.diffusion.models.residency import Lease, Tier
 from services.diffusion.models.scan import scan
@@ -136,6 +140,23 @@ def test_a_picture_that_no_device_of_this_size_could_paint_is_refused_before_any
     with pytest.raises(ResourceExhausted, match="a picture of this size"):
         library.assembled(huge)
     assert library.used_bytes == 0
+
+
+@pytest.mark.parametrize(("is_upcast", "dtype"), [(True, torch.float32), (False, torch.float16)])
+def test_a_vae_of_its_own_folder_says_itself_whether_half_precision_is_enough(is_upcast, dtype, two, asked, tmp_path):
+    catalogue, _ = two
+    checkpoint = catalogue.checkpoint("first")
+    folder = shutil.copytree(checkpoint.path / "vae", tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "force_upcast": is_upcast}))
+    recipe = replace(checkpoint.recipe, vae={**checkpoint.recipe.vae, "force_upcast": not is_upcast})
+    library = Library(open_device=lambda wanted: HalfGpu())
+    generation = replace(asked(vae=read_vae(folder)), checkpoint=replace(checkpoint, recipe=recipe))
+    assert library.assembled(generation).vae.dtype == dtype
+
+
+class HalfGpu(FakeGpu):
+    dtype = torch.float16
 
 
 def test_a_file_that_was_replaced_is_loaded_anew(tmp_path):
