@@ -20,25 +20,30 @@ def lineart_standard(picture: Pixels, *, gaussian_sigma: float, intensity_thresh
     return np.clip(intensity, 0, 255, out=intensity).astype(np.uint8)
 
 
-LINEART_STANDARD = Annotator(
-    id="lineart_standard",
-    description="Lines of drawings and photographs, white on black",
-    apply=lineart_standard,
-    controlnets=("lineart",),
-    parameters=(
+def line_parameters(*, gaussian_sigma: float, intensity_threshold: int) -> tuple[Parameter, ...]:
+    """With these defaults."""
+    return (
         Parameter(
             name="gaussian_sigma",
-            default=6.0,
+            default=gaussian_sigma,
             minimum=0.1,
             maximum=64,
             description="How far around a pixel its surroundings reach, in pixels",
         ),
         Parameter(
             name="intensity_threshold",
-            default=8,
+            default=intensity_threshold,
             minimum=0,
             maximum=255,
             description="How much darker than its surroundings a pixel is that counts when the contrast is set",
         ),
-    ),
+    )
+
+
+LINEART_STANDARD = Annotator(
+    id="lineart_standard",
+    description="Lines of drawings and photographs, white on black",
+    apply=lineart_standard,
+    controlnets=("lineart",),
+    parameters=line_parameters(gaussian_sigma=6.0, intensity_threshold=8),
 )

@@ -13,9 +13,11 @@ from services.kernel.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.device import Device
 from services.preprocessor.neural import defects
-from services.preprocessor.neural.lines import TORCH, Network
 from services.preprocessor.neural.running import (
+    TORCH,
+    Network,
     place,
+    placed,
     read_weights,
     running,
     to_array,
@@ -39,7 +41,7 @@ TIMM = (*TORCH, "timm", "torchvision")
 def build_midas(folder: Path, device: Device) -> Network:
     path = folder / "dpt_hybrid-midas-501f0c75.pt"
     network = defects.submodule("midas.api").MiDaSInference(model_type="dpt_hybrid", model_path=str(path))
-    return Network(device=device, parts=(place(network.model, device),))
+    return placed(device, network.model)
 
 
 def build_zoe(folder: Path, device: Device) -> Network:
@@ -60,7 +62,7 @@ def build_normal_bae(folder: Path, device: Device) -> Network:
     )
     network = defects.submodule("normalbae.nets.NNET").NNET(arguments)
     network.load_state_dict(without_prefix(read_weights(folder / "scannet.pt")["model"]))
-    return Network(device=device, parts=(place(network, device),))
+    return placed(device, network)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

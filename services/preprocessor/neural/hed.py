@@ -68,13 +68,14 @@ def as_onnx(state: dict[str, Any]) -> bytes:
 
 
 def edges(pictures: Sequence[Pixels], network: Any) -> list[Any]:
-    """Edges (H, W) in 0 to 1: the sigmoid of the mean of the network's maps."""
+    """Edges (H, W) in 0 to 1."""
     height, width = pictures[0].shape[:2]
     sides = network(pictures)
-    return [_together([side[number] for side in sides], width, height) for number in range(len(pictures))]
+    return [merged([side[number] for side in sides], width, height) for number in range(len(pictures))]
 
 
-def _together(sides: Sequence[Any], width: int, height: int) -> Any:
+def merged(sides: Sequence[Any], width: int, height: int) -> Any:
+    """Edges (H, W) in 0 to 1: the sigmoid of the mean of a network's maps of different sizes."""
     whole = [cv2.resize(side, (width, height), interpolation=cv2.INTER_LINEAR) for side in sides]
     return 1 / (1 + np.exp(-np.mean(np.stack(whole, axis=2), axis=2).astype(np.float64)))
 

@@ -13,8 +13,14 @@ from services.kernel.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.device import CPU, Device
 from services.preprocessor.neural import defects
-from services.preprocessor.neural.lines import TORCH
-from services.preprocessor.neural.running import answering_in_float32, place, read_weights, running, without_prefix
+from services.preprocessor.neural.running import (
+    TORCH,
+    answering_in_float32,
+    place,
+    read_weights,
+    running,
+    without_prefix,
+)
 from services.preprocessor.weights import Model
 
 # Smaller pictures have no closer looks to merge; on one of 160 pixels or less the boost breaks.

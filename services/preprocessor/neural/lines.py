@@ -1,22 +1,22 @@
 """Edges and lines by smaller networks of controlnet_aux: PiDiNet, line art, TEED, Anyline, M-LSD."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from services.kernel.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
-from services.preprocessor.annotators.lineart import lineart_standard
+from services.preprocessor.annotators.lineart import line_parameters, lineart_standard
 from services.preprocessor.device import Device
 from services.preprocessor.neural import defects
-from services.preprocessor.neural.hed import SAFE_STEPS
+from services.preprocessor.neural.hed import SAFE_STEPS, merged
 from services.preprocessor.neural.running import (
-    place,
+    TORCH,
+    Network,
+    placed,
     read_weights,
     running,
     to_array,
@@ -27,33 +27,16 @@ from services.preprocessor.neural.running import (
 from services.preprocessor.neural.strokes import scribbled, stepped
 from services.preprocessor.weights import Model
 
-TORCH = ("torch", "controlnet_aux")
 # The anime network halves its sides eight times.
 ANIME_STEP_PX = 256
 # Specks of fewer pixels are no line to Anyline, which counts each three times: once a channel of 36.
 SPECK_PX = 12
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """One network, or several of one kind, and where they run."""
-
-    device: Device
-    parts: tuple[Any, ...]
-
-    def __call__(self, values: Any, part: int = 0) -> Any:
-        with running(self.device):
-            return self.parts[part](values)
-
-
-def _network(device: Device, *parts: Any) -> Network:
-    return Network(device=device, parts=tuple(place(part, device) for part in parts))
-
-
 def build_pidinet(folder: Path, device: Device) -> Network:
     network = defects.submodule("pidi.model").pidinet()
     network.load_state_dict(without_prefix(read_weights(folder / "table5_pidinet.pth")["state_dict"]))
-    return _network(device, network)
+    return placed(device, network)
 
 
 def build_lineart(folder: Path, device: Device) -> Network:
@@ -63,7 +46,7 @@ def build_lineart(folder: Path, device: Device) -> Network:
         part = defects.submodule("lineart").Generator(3, 1, 3)
         part.load_state_dict(read_weights(folder / name))
         parts.append(part)
-    return _network(device, *parts)
+    return placed(device, *parts)
 
 
 def build_lineart_anime(folder: Path, device: Device) -> Network:
@@ -72,19 +55,19 @@ def build_lineart_anime(folder: Path, device: Device) -> Network:
     norm = partial(InstanceNorm2d, affine=False, track_running_stats=False)
     network = defects.submodule("lineart_anime").UnetGenerator(3, 1, 8, 64, norm_layer=norm, use_dropout=False)
     network.load_state_dict(without_prefix(read_weights(folder / "netG.pth")))
-    return _network(device, network)
+    return placed(device, network)
 
 
 def build_teed(folder: Path, device: Device, *, file: str) -> Network:
     network = defects.submodule("teed.ted").TED()
     network.load_state_dict(read_weights(folder / file))
-    return _network(device, network)
+    return placed(device, network)
 
 
 def build_mlsd(folder: Path, device: Device) -> Network:
     network = defects.submodule("mlsd.models.mbv2_mlsd_large").MobileV2_MLSD_Large()
     network.load_state_dict(read_weights(folder / "mlsd_large_512_fp32.pth"), strict=True)
-    return _network(device, network)
+    return placed(device, network)
 
 
 def pidinet(
@@ -116,13 +99,8 @@ def lineart_anime(pictures: Sequence[Pixels], network: Network) -> list[Pixels]:
 def teed(pictures: Sequence[Pixels], network: Network, *, safe_steps: int) -> list[Pixels]:
     height, width = pictures[0].shape[:2]
     sides = [to_array(each)[:, 0] for each in network(to_tensor(pictures, network.device))]
-    return [_teed_map([side[i] for side in sides], width, height, safe_steps) for i in range(len(pictures))]
-
-
-def _teed_map(sides: Sequence[Any], width: int, height: int, steps: int) -> Pixels:
-    whole = [cv2.resize(side, (width, height), interpolation=cv2.INTER_LINEAR) for side in sides]
-    edge = 1 / (1 + np.exp(-np.mean(np.stack(whole, axis=2), axis=2).astype(np.float64)))
-    return to_bytes(stepped(edge, steps) if steps else edge)
+    maps = [merged([side[number] for side in sides], width, height) for number in range(len(pictures))]
+    return [to_bytes(stepped(edge, safe_steps) if safe_steps else edge) for edge in maps]
 
 
 def anyline(
@@ -238,22 +216,7 @@ ANNOTATORS = (
         id="anyline",
         description="Soft edges and the lines of drawings together",
         apply=anyline,
-        parameters=(
-            Parameter(
-                name="gaussian_sigma",
-                default=2.0,
-                minimum=0.1,
-                maximum=64,
-                description="How far around a pixel its surroundings reach, in pixels",
-            ),
-            Parameter(
-                name="intensity_threshold",
-                default=3,
-                minimum=0,
-                maximum=255,
-                description="How much darker than its surroundings a pixel is that counts when contrast is set",
-            ),
-        ),
+        parameters=line_parameters(gaussian_sigma=2.0, intensity_threshold=3),
         controlnets=("softedge", "lineart"),
         models=(MTEED,),
         needs=TORCH,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from services.preprocessor.device import CUDA, Device
 
 if TYPE_CHECKING:
     import torch
+
+# What annotators with networks of controlnet_aux cannot do without.
+TORCH = ("torch", "controlnet_aux")
 
 
 def place(network: Any, device: Device) -> Any:
@@ -57,6 +61,22 @@ def running(device: Device) -> Iterator[None]:
 
     with torch.inference_mode(), torch.autocast(device.kind, torch.float16, enabled=device.is_half):
         yield
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One network, or several of one kind, and where they run."""
+
+    device: Device
+    parts: tuple[Any, ...]
+
+    def __call__(self, values: Any, part: int = 0) -> Any:
+        with running(self.device):
+            return self.parts[part](values)
+
+
+def placed(device: Device, *parts: Any) -> Network:
+    return Network(device=device, parts=tuple(place(part, device) for part in parts))
 
 
 def to_tensor(pictures: Sequence[Pixels], device: Device) -> "torch.Tensor":

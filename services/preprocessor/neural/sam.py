@@ -12,8 +12,7 @@ from services.kernel.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.device import Device
 from services.preprocessor.neural import defects
-from services.preprocessor.neural.lines import TORCH
-from services.preprocessor.neural.running import place, running
+from services.preprocessor.neural.running import TORCH, place, running
 from services.preprocessor.weights import Model
 
 
