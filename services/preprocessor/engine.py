@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 
 from services.kernel.errors import Cancelled
 from services.kernel.pictures import PictureLimits
@@ -58,14 +57,16 @@ class Engine:
         `tell` hears how weights come that are not held yet.
         """
         model = asked.annotator.model(asked.parameters)
-        async with AsyncExitStack() as stack:
-            hand: Hand | None = None
-            if model is not None:
-                assert self.residency is not None, "annotators with models are listed only where they can be loaded"
-                hand = await stack.enter_async_context(self.residency.use(model, tell))
-            return await self._in_thread(
-                lambda go_on: annotate(asked, limits=self._limits, hand=hand, source=source, go_on=go_on)
-            )
+        if model is None:
+            return await self._annotate(asked, source)
+        assert self.residency is not None, "annotators with models are listed only where they can be loaded"
+        async with self.residency.use(model, tell) as hand:
+            return await self._annotate(asked, source, hand)
+
+    async def _annotate(self, asked: Annotation, source: Source | None, hand: Hand | None = None) -> ControlImage:
+        return await self._in_thread(
+            lambda go_on: annotate(asked, limits=self._limits, hand=hand, source=source, go_on=go_on)
+        )
 
     async def _in_thread(self, work: Callable[[Callable[[], None]], ControlImage]) -> ControlImage:
         cancelled = threading.Event()
