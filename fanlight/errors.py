@@ -73,6 +73,8 @@ def advice(error: FanlightError, *, gateway: str) -> str:
     text = " ".join(error.message.split())
     if not isinstance(error, CallFailed) or error.reason not in _TRANSPORT_REASONS:
         return text
+    if error.code == "UNAVAILABLE" and "parsing HTTP/2" in text:
+        return f"{gateway} answers, but not as gRPC does: name the gateway's address for gRPC with --gateway"
     if error.code == "UNAVAILABLE":
         return f"cannot reach the gateway at {gateway}: start one with `fanlight up`, or name another with --gateway"
     if error.code == "UNAUTHENTICATED":

@@ -22,12 +22,28 @@ Each = TypeVar("Each", bound="Message")
 def annotators(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
     """List the annotators that some worker offers, with their parameters."""
 
-    def row(annotator: "Annotator") -> tuple[str, ...]:
-        parameters = ", ".join(_parameter(parameter) for parameter in annotator.parameters)
-        return annotator.id, ", ".join(annotator.controlnets) or "-", parameters or "-", annotator.description
+    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.cli.session import talk
 
-    titles = ("ANNOTATOR", "CONTROLNETS", "PARAMETERS", "WHAT IT DOES")
-    _list(gateway, lambda client: client.list_annotators(), titles, row, as_json=as_json)
+    found = talk(gateway, lambda client: client.list_annotators())
+    if as_json:
+        print_json([to_dict(each) for each in found])
+        return
+    parameters = {each.id: [_parameter(parameter) for parameter in each.parameters] for each in found}
+    shared = _shared(list(parameters.values()))
+
+    def row(annotator: "Annotator") -> tuple[str, ...]:
+        own = ", ".join(each for each in parameters[annotator.id] if each not in shared)
+        return annotator.id, ", ".join(annotator.controlnets) or "-", annotator.description, own or "-"
+
+    print_columns(("ANNOTATOR", "CONTROLNETS", "WHAT IT DOES", "PARAMETERS"), [row(each) for each in found])
+    if shared:
+        print(f"\nall of them also take {', '.join(shared)}")
+
+
+def _shared(lists: "Sequence[Sequence[str]]") -> list[str]:
+    """What stands in each of several lists, so that it need not be said in every row."""
+    return [each for each in lists[0] if all(each in one for one in lists)] if len(lists) > 1 else []
 
 
 def _parameter(parameter: "Parameter") -> str:

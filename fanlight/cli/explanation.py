@@ -7,13 +7,16 @@ from fanlight.gateway.v1.gateway_pb2 import JobEstimate, JobExplanation, TaskExp
 def print_explanation(found: JobExplanation) -> None:
     print(f"{found.name}: {found.summary}")
     if found.HasField("estimate"):
-        print(_estimate(found.estimate))
+        print(_estimate(found.estimate, waits=bool(found.tasks)))
     for task in found.tasks:
         _print_task(task)
 
 
-def _estimate(estimate: JobEstimate) -> str:
-    parts = [f"ready in about {estimate.ready_s:.0f} s", f"{estimate.tasks_ahead} tasks ahead"]
+def _estimate(estimate: JobEstimate, *, waits: bool) -> str:
+    soon = f"ready in about {estimate.ready_s:.0f} s"
+    parts = [soon if estimate.ready_s >= 0.5 else "it should be ready by now"]
+    if waits:
+        parts.append(f"{estimate.tasks_ahead} tasks ahead")
     if estimate.fetch_bytes:
         link = f" over {estimate.link_bps / 1e6:.0f} Mbit/s" if estimate.link_bps else ""
         parts.append(f"{estimate.fetch_bytes / 1e6:.0f} MB to fetch on {estimate.node}{link}")

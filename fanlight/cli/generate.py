@@ -103,7 +103,9 @@ def generate(
     embedding: Embeddings = None,
     clip_skip: ClipSkip = None,
     model: Checkpoint = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; if left out the image's, or the model's own.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Pixels; if left out the image's, or the model's own.")
+    ] = None,
     steps: Steps = None,
     guidance: Guidance = None,
     scheduler: Scheduler = None,

@@ -29,10 +29,17 @@ PICTURE = b"\x89PNG\r\n\x1a\n a picture that was asked for"
 FIRST_SEED = 100
 
 
+def canny() -> Annotator:
+    parameter = Parameter(name="low_threshold", kind=Parameter.KIND_INTEGER, minimum=0, maximum=255)
+    parameter.default_value.number_value = 100
+    return Annotator(id="canny", description="Edges", parameters=[parameter], controlnets=["canny"])
+
+
 class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
     def __init__(self) -> None:
         self.jobs: dict[str, pb.Job] = {}
         self.blobs = MemoryBlobs()
+        self.annotators = [canny()]
         # Every request as it came, by the method's name.
         self.requests: dict[str, list] = {}
         # Raised by the next calls of a method instead of answering; None lets one pass.
@@ -152,11 +159,7 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
 
     async def ListAnnotators(self, request, context):
         self._take("ListAnnotators", request)
-        parameters = [Parameter(name="low_threshold", kind=Parameter.KIND_INTEGER, minimum=0, maximum=255)]
-        parameters[0].default_value.number_value = 100
-        return pb.ListAnnotatorsResponse(
-            annotators=[Annotator(id="canny", description="Edges", parameters=parameters, controlnets=["canny"])]
-        )
+        return pb.ListAnnotatorsResponse(annotators=self.annotators)
 
     async def ListModels(self, request, context):
         self._take("ListModels", request)

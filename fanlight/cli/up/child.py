@@ -18,6 +18,8 @@ EXIT_SETTINGS = 2
 # How often a service may die before it was ready for the first time.
 FIRST_TRIES = 3
 READY_LINE_LIMIT_BYTES = 64 * 1024
+# How long the output of a process that died is read, where a child of its own holds it open.
+LAST_WORDS_S = 1.0
 
 _READY = re.compile(r"ready( \w+=\S+)*\s*")
 
@@ -85,7 +87,10 @@ class Child:
             )
         listening = asyncio.create_task(self._listen(process))
         try:
-            return await process.wait()
+            code = await process.wait()
+            # What it said last may still be in the pipe, and whether it was ready decides what its death means.
+            await asyncio.wait({listening}, timeout=LAST_WORDS_S)
+            return code
         finally:
             listening.cancel()
             await self._end(process)

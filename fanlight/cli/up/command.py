@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fanlight.cli.options import AsJson
+from fanlight.errors import FanlightError
 
 if TYPE_CHECKING:
     from fanlight.cli.up.house import Arrival
     from fanlight.cli.up.plan import Addresses, Plan
+
+# As services say it, who know nothing of our options.
+CANNOT_LISTEN = "cannot listen on"
 
 
 def up(
@@ -40,7 +44,12 @@ def up(
     require_extras()
     folder = (data or default_data()).absolute()
     plan = Plan(data=folder, http=http, grpc=grpc, tell=say, follow=say if verbose else None)
-    asyncio.run(stay(plan, arrival=all_registered, as_json=as_json))
+    try:
+        asyncio.run(stay(plan, arrival=all_registered, as_json=as_json))
+    except FanlightError as error:
+        if CANNOT_LISTEN in error.message:
+            error.message += "; name another with --http or --grpc"
+        raise
 
 
 async def stay(plan: "Plan", *, arrival: "Arrival", as_json: bool) -> None:

@@ -1273,7 +1273,9 @@ class WorkerExplanation(google.protobuf.message.Message):
     worker: builtins.str
     node: builtins.str
     verdict: builtins.str
-    """Why it is not the one: `planned`, `slower`, `offers_too_little`, `failed_it`, `draining`, `away`."""
+    """Why it is not the one: `planned`, `slower`, `sooner` (only since the task was planned elsewhere),
+    `offers_too_little`, `failed_it`, `draining`, `away`.
+    """
     why: builtins.str
     """The same in a sentence."""
     finish_s: builtins.float

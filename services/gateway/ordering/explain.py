@@ -16,6 +16,8 @@ NAMES = 3
 class Verdict(StrEnum):
     PLANNED = "planned"
     SLOWER = "slower"
+    # It came, or became quicker, after the task was planned.
+    SOONER = "sooner"
     OFFERS_TOO_LITTLE = "offers_too_little"
     FAILED_IT = "failed_it"
     DRAINING = "draining"
@@ -78,10 +80,12 @@ def _passed(post: Post, task: Waiting, place: Place | None, now_s: float) -> Pas
     if missing:
         verdict, why = Verdict.OFFERS_TOO_LITTLE, f"it does not offer {_names(missing)}"
     elif place is not None and place.worker == view.id:
-        verdict, why, needed = Verdict.PLANNED, "it should finish it first", place.estimate
+        verdict, why, needed = Verdict.PLANNED, "it was to finish it first when that was planned", place.estimate
     else:
         needed = estimate(post, task, now_s)
         verdict, why = Verdict.SLOWER, f"it would finish in {needed.finish_s:.1f} s: {_costs(needed)}"
+        if place is not None and needed.finish_s < place.estimate.finish_s:
+            verdict, why = Verdict.SOONER, f"{why}; it gets the task if that still holds when it asks for work"
         if view.node in task.failed_nodes:
             verdict, why = Verdict.FAILED_IT, "its node failed this task before"
     return PassedOver(worker=view.id, node=view.node, verdict=verdict, why=why, estimate=needed, missing=missing)

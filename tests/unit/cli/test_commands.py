@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from fanlight.cli.main import run
 from fanlight.client import AsyncClient
 from fanlight.gateway.v1.gateway_pb2 import Job
+from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator
 from tests.fakes.job_service import PICTURE, FakeJobService, serving_beside
 
 
@@ -155,6 +157,17 @@ def test_annotators_models_and_workers_are_listed(said):
     assert "0/2" in said("workers")
 
 
+def test_what_all_annotators_take_is_said_once(said, service):
+    service.annotators.append(Annotator(id="invert"))
+    for annotator in service.annotators:
+        annotator.parameters.add(name="short_side_px")
+
+    text = said("annotators")
+    assert "low_threshold=100" in text
+    assert text.endswith("\nall of them also take short_side_px\n")
+    assert text.count("short_side_px") == 1
+
+
 def test_a_failed_job_is_one_line_and_code_1(refused):
     assert refused("generate", "fail") == (1, "error: jobs/j1 failed: generation.prompt: is too odd\n")
 
@@ -188,6 +201,16 @@ def test_an_address_that_is_none_is_told_at_once(refused):
     for address in ("gateway", "http://127.0.0.1:8080", ":50051"):
         code, text = refused("models", "--gateway", address)
         assert (code, text.startswith(f"error: {address}: must be HOST:PORT")) == (1, True)
+
+
+def test_an_address_where_http_is_spoken_is_told(refused, monkeypatch):
+    monkeypatch.setitem(AsyncClient.__init__.__kwdefaults__, "connect_s", 0)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code, text = refused("models", "--gateway", f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+    assert (code, "not as gRPC does" in text) == (1, True)
 
 
 def test_roots_that_cannot_be_read_are_named(refused, monkeypatch):

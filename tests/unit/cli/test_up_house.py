@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fanlight.cli.main import run
 from fanlight.cli.up.child import ChildFailed
 from fanlight.cli.up.datalock import DataInUse
 from fanlight.cli.up.house import run_house
@@ -183,3 +185,13 @@ def test_another_up_waits_for_the_children_of_a_killed_one(up, diary, tmp_path):
 
     plan = Plan(data=tmp_path / "data", http="", grpc="", tell=print, command=command_of(diary))
     assert asyncio.run(run_house(plan, at_once, body, hurry=asyncio.Event())) == [True] * 3
+
+
+def test_a_port_that_is_taken_is_told_with_what_names_another(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code = run(["up", "--data", str(tmp_path), "--http", "127.0.0.1:0", "--grpc", address])
+
+    assert code == 1
+    assert f"cannot listen on {address}" in (text := capsys.readouterr().err)
+    assert text.endswith("; name another with --http or --grpc\n")

@@ -358,6 +358,16 @@ def test_explaining_says_why_each_worker_is_not_the_one() -> None:
     assert by_worker["far"].estimate.fetch_bytes == GB + GB // 10
 
 
+def test_explaining_calls_nobody_slower_who_would_be_sooner_by_now() -> None:
+    board = a_board(a_view("early"))
+    task = a_task("t")
+    add(board, task)
+    board.seen(a_view("early", step_s=9.0), 1.0)
+    board.seen(a_view("late"), 1.0)
+    verdicts = {each.worker: each.verdict for each in explain(board, task, 1.0).workers}
+    assert verdicts == {"early": Verdict.PLANNED, "late": Verdict.SOONER}
+
+
 def test_explaining_says_when_no_worker_has_all_of_it_together() -> None:
     board = a_board(a_view("1", offers=frozenset({"checkpoint:a"})), a_view("2", offers=frozenset({"lora:l"})))
     task = a_task("t", kind=kind_of("a", "l"))
