@@ -39,6 +39,8 @@ class Engine:
         self._thread = thread
         self._clock = clock
         self._turns: Turns[Ticket] = Turns(rows_limit=rows_limit, hold_limit_s=hold_limit_s)
+        # All that somebody waits for, on the device or not.
+        self._tickets: set[Ticket] = set()
         self._arrived = asyncio.Event()
         self._numbers = itertools.count()
         # Seconds that an evaluation took lately, whatever the batch; 0 before the first.
@@ -48,12 +50,14 @@ class Engine:
     async def paint(self, generation: Generation, report: Report) -> Painting:
         """The finished picture. Cancelling the call takes it off the device before the next evaluation."""
         ticket = Ticket(generation, report, self._clock)
+        self._tickets.add(ticket)
         self._turns.add(key_of(generation, number=next(self._numbers)), ticket)
         self._arrived.set()
         try:
             return await ticket.painting
         finally:
             self._turns.remove(ticket)
+            self._tickets.discard(ticket)
 
     async def open(self) -> None:
         """Import and open what works on the device, before there is any work for it."""
@@ -64,7 +68,15 @@ class Engine:
         (await self._thread.attempt(lambda: self._studio().load(checkpoint, controlnets))).result()
 
     async def run(self) -> None:
-        """Paint until cancelled. DeviceLost: this process cannot paint any more."""
+        """Paint until cancelled. DeviceLost, which all who wait get too: this process cannot paint any more."""
+        try:
+            await self._paint_on()
+        except DeviceLost as error:
+            for ticket in self._tickets:
+                ticket.fail(error)
+            raise
+
+    async def _paint_on(self) -> None:
         batch: list[Ticket] = []
         while True:
             if not batch and not len(self._turns):
@@ -103,10 +115,10 @@ class Engine:
         began_s = self._clock()
         done = await self._thread.attempt(lambda: self._studio().advance([ticket.canvas for ticket in batch]))
         if (error := done.exception()) is not None:
-            for ticket in batch:
-                ticket.fail(error)
             if isinstance(error, DeviceLost):
                 raise error
+            for ticket in batch:
+                ticket.fail(error)
             return
         self._measure(self._clock() - began_s)
         for ticket, advance in zip(batch, done.result(), strict=True):
@@ -125,7 +137,7 @@ class Engine:
     async def _try(
         self, ticket: Ticket, name: str, work: Callable[[], Result], *, joins: bool = False
     ) -> asyncio.Future[Result] | None:
-        """Do one ticket's work on the device; None where it is over, by now or because of it.
+        """Do one ticket's work on the device; None where it is over, by now or because of it. DeviceLost.
 
         `joins`: ResourceExhausted is raised, and the ticket goes on.
         """
@@ -134,12 +146,10 @@ class Engine:
         done = await self._thread.attempt(work)
         ticket.passed(name)
         error = done.exception()
-        if joins and isinstance(error, ResourceExhausted):
+        if isinstance(error, DeviceLost) or (joins and isinstance(error, ResourceExhausted)):
             raise error
         if error is not None:
             ticket.fail(error)
-            if isinstance(error, DeviceLost):
-                raise error
             return None
         return done
 

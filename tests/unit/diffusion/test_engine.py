@@ -148,3 +148,21 @@ async def test_a_model_that_cannot_be_loaded_fails_its_picture_alone(asked, pain
         with pytest.raises(NodeFault):
             await paint(asked())
     await paint(asked())
+
+
+async def test_a_device_that_is_lost_over_one_picture_fails_all_who_wait_for_it_too(asked, studio, monkeypatch):
+    """None would be told otherwise: they would wait for as long as the process lets running calls end."""
+
+    def lost(canvas):
+        raise DeviceLost("gone")
+
+    monkeypatch.setattr(studio, "finish", lost)
+    engine = Engine(lambda: studio, thread=DeviceThread(), rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
+    sizes = (64, 64, 32)
+    paints = [engine.paint(asked(seed=seed, steps=seed + 1, width_px=size), print) for seed, size in enumerate(sizes)]
+    running = asyncio.create_task(engine.run())
+    async with asyncio.timeout(LIMIT_S):
+        errors = await asyncio.gather(*paints, return_exceptions=True)
+    assert all(isinstance(error, DeviceLost) for error in errors)
+    with pytest.raises(DeviceLost):
+        await running
