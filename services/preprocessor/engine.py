@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias, TypeVar
 
 from services.kernel.errors import Cancelled
 from services.kernel.pictures import PictureLimits
@@ -12,6 +13,10 @@ from services.preprocessor.annotator import Annotator
 from services.preprocessor.device import PLAIN_LABEL, Device
 from services.preprocessor.residency import Residency, ResidencyLimits
 from services.preprocessor.weights import Tell, Weights, tell_nobody
+
+T = TypeVar("T")
+# Raises once the work is to end.
+GoOn: TypeAlias = Callable[[], None]
 
 # A model is built and weights are read beside the annotations that run.
 LOADING_THREADS = 1
@@ -44,11 +49,12 @@ class Engine:
         source = Source(asked[0].picture, self._limits)
         ways = {each.annotator.keeps_alpha for each in asked}
 
-        def decode() -> None:
+        def decode(go_on: GoOn) -> None:
             for keeps_alpha in ways:
+                go_on()
                 source.pixels(keeps_alpha=keeps_alpha)
 
-        await asyncio.get_running_loop().run_in_executor(self._executor, decode)
+        await self._in_thread(decode)
         return source
 
     async def run(self, asked: Annotation, source: Source | None = None, *, tell: Tell = tell_nobody) -> ControlImage:
@@ -68,7 +74,7 @@ class Engine:
             lambda go_on: annotate(asked, limits=self._limits, hand=hand, source=source, go_on=go_on)
         )
 
-    async def _in_thread(self, work: Callable[[Callable[[], None]], ControlImage]) -> ControlImage:
+    async def _in_thread(self, work: Callable[[GoOn], T]) -> T:
         cancelled = threading.Event()
 
         def go_on() -> None:
@@ -81,6 +87,8 @@ class Engine:
         except asyncio.CancelledError:
             cancelled.set()
             await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()  # lest asyncio complain that nobody asked for it
             raise
 
     def holds(self, annotator: Annotator) -> bool:

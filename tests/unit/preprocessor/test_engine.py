@@ -1,10 +1,13 @@
 """Annotations run on the engine's own threads, as many as it has, and a cancelled one keeps its slot until it ends."""
 
 import asyncio
+import gc
 
+import numpy as np
 import pytest
 
 from services.kernel.pictures import PictureLimits
+from services.preprocessor import annotation
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.engine import Engine
 from tests.fakes.annotators import PATIENCE_S, Gate
@@ -54,6 +57,33 @@ async def test_a_cancelled_annotation_ends_only_with_its_present_step(gate, engi
     with pytest.raises(asyncio.CancelledError):
         await run
     assert (await engine.run(asked(gate))).height_px == 8
+
+
+async def test_nobody_complains_of_how_a_cancelled_annotation_ended(gate, engine):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
+    run = asyncio.create_task(engine.run(asked(gate)))
+    await started(gate)
+    run.cancel()
+    await asyncio.sleep(0)
+    gate.opened.set()
+    await asyncio.wait([run])
+    del run
+    gc.collect()
+    assert not complaints
+
+
+async def test_a_decoding_that_is_cancelled_ends_before_its_slot_is_free(gate, engine, monkeypatch):
+    monkeypatch.setattr(annotation, "decode", lambda data, **_: gate._apply(np.zeros((1, 1, 3), np.uint8)))
+    decoding = asyncio.create_task(engine.decode([asked(gate)]))
+    await started(gate)
+    decoding.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not decoding.done()
+    gate.opened.set()
+    with pytest.raises(asyncio.CancelledError):
+        await decoding
 
 
 async def test_an_annotation_that_is_cancelled_before_its_turn_never_starts(gate, engine):
