@@ -96,7 +96,9 @@ def shipped() -> Catalog:
 
 
 def with_folder(catalog: Catalog, folder: Path) -> Catalog:
-    """The catalog with the operator's own files over it; FailedPrecondition names a file that cannot be read."""
+    """The catalog with the operator's own files over it; FailedPrecondition names what cannot be read."""
+    if not folder.is_dir():
+        raise FailedPrecondition(f"{folder} is not a folder")
     more = Catalog()
     for path in sorted(folder.glob("*.json")):
         if path.stat().st_size > MAX_CATALOG_BYTES:

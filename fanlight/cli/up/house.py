@@ -84,7 +84,7 @@ class House:
             environ=self._environ | environ,
             pass_fds=self._fds,
             log=log,
-            grace_s=float(self._environ[plans.GRACE_SETTING]) + KILL_AFTER_S,
+            grace_s=plans.grace_s(self._environ) + KILL_AFTER_S,
             tell=self._plan.tell,
             hurry=self._hurry,
         )

@@ -82,3 +82,11 @@ def environ_of_all(lifeline_fd: int, environ: Mapping[str, str]) -> dict[str, st
         "FANLIGHT_LIFELINE_FD": str(lifeline_fd),
         GRACE_SETTING: environ.get(GRACE_SETTING, f"{DRAIN_GRACE_S:g}"),
     }
+
+
+def grace_s(environ: Mapping[str, str]) -> float:
+    """What is no number is for the services to refuse, in their words."""
+    try:
+        return float(environ[GRACE_SETTING])
+    except ValueError:
+        return DRAIN_GRACE_S

@@ -126,6 +126,14 @@ def test_workers_find_a_gateway_that_listens_everywhere(address, local):
     assert Addresses(http="", grpc=address).local_grpc == local
 
 
+@pytest.mark.parametrize(("said", "grace_s"), [("2.5", 2.5), ("soon", 10.0), ("", 10.0)])
+def test_a_grace_that_is_no_number_is_left_for_the_services_to_refuse(said, grace_s):
+    environ = plans.environ_of_all(3, {"FANLIGHT_DRAIN_GRACE_S": said})
+
+    assert environ["FANLIGHT_DRAIN_GRACE_S"] == said
+    assert plans.grace_s(environ) == grace_s
+
+
 def test_missing_extras_are_named_together(monkeypatch):
     monkeypatch.setattr(plans, "find_spec", lambda name: None if name in ("torch", "cv2") else object())
 

@@ -92,3 +92,8 @@ def test_a_broken_catalog_file_is_named(catalog, tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(FailedPrecondition, match=r"bad\.json"):
         with_folder(catalog, tmp_path)
+
+
+def test_an_operators_folder_that_is_not_there_is_named(catalog, tmp_path):
+    with pytest.raises(FailedPrecondition, match="none is not a folder"):
+        with_folder(catalog, tmp_path / "none")
