@@ -5,6 +5,7 @@ from functools import partial as bind
 
 from services.kernel.errors import FanlightError, NotFound
 from services.kernel.logs import get_logger
+from services.weights.answers import Remote
 from services.weights.checking import Follower, Following, drop_wrong
 from services.weights.chunks import Layout, Span, whole
 from services.weights.digesting import Digested
@@ -13,7 +14,6 @@ from services.weights.filling import Filling
 from services.weights.pacing import Meter
 from services.weights.partial import Partial
 from services.weights.targets import Downloaded, Progress, Target, Tools
-from services.weights.web import Remote
 
 log = get_logger()
 

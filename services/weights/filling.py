@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from services.kernel.errors import NotFound
+from services.weights.answers import Remote
 from services.weights.chunks import Layout, Span, piece_bytes
 from services.weights.errors import Refused, SourceFailed, TokenRefused, Transient
 from services.weights.pacing import Meter
 from services.weights.partial import Partial
 from services.weights.targets import ENOUGH_BYTES
-from services.weights.web import Remote, Web
+from services.weights.web import Web
 
 FIRST_CONNECTIONS = 4
 LOOK_S = 1.0

@@ -37,7 +37,7 @@ class Onlooker:
         before = self._map.done_bytes if self._map else None
         try:
             self._read()
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             self._map = None
         if self._map is None:
             return None
@@ -56,7 +56,7 @@ class Onlooker:
             if self._map is None or file.seek(0, 2) < self._at:
                 file.seek(0)
                 head = file.readline(MAX_HEAD_BYTES)
-                self._map, self._at = ChunkMap(json.loads(head)["size"]), len(head)
+                self._map, self._at = ChunkMap(int(json.loads(head)["size"])), len(head)
             file.seek(self._at)
             data = file.read()
         for at in range(0, len(data) - RECORD_BYTES + 1, RECORD_BYTES):

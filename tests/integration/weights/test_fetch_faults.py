@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from services.kernel.errors import FailedPrecondition, FanlightError, NodeFault, NotFound
+from services.weights.chunks import Span
 from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, TokenRefused, WrongBytes
 from services.weights.manifest import ChunkDigests, Manifest, WeightFile
 from services.weights.store import WeightStore
@@ -449,6 +450,19 @@ async def test_a_redirect_to_a_host_that_is_not_allowed_is_not_followed(server, 
     assert server.sent_bytes["/there"] == 0
     async with WeightStore.open(settings(url_hosts="127.0.0.1,localhost")) as store:
         assert (await store.ensure(url)).read_bytes() == body
+
+
+async def test_a_host_that_a_redirect_led_to_cannot_lead_on_to_others_later(server, settings, body):
+    there = server.put("/there", body).replace("127.0.0.1", "localhost")
+    url = server.put("/file", b"", redirect=there)
+    async with WeightStore.open(settings(url_hosts="127.0.0.1,localhost")) as store:
+        web = store._tools.web
+        web.guard(url)
+        remote = await web.probe(url)
+        server.files["/there"].redirect = "http://127.0.0.2:9/inside"
+        with pytest.raises(FailedPrecondition, match=r"127\.0\.0\.2 is none of FANLIGHT_WEIGHTS_URL_HOSTS"):
+            async with web.piece(remote.url, Span(0, 1), remote):
+                pass
 
 
 async def test_only_the_hosts_that_are_allowed_are_asked(server, settings, body):

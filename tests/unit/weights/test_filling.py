@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from services.weights.answers import Remote
 from services.weights.chunks import ChunkMap, whole
 from services.weights.errors import Refused, Transient
 from services.weights.filling import Filling
 from services.weights.pacing import Meter
-from services.weights.web import Remote
 
 CONNECTIONS = 8
 SIZE = 64 * 1024 * 1024

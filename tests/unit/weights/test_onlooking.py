@@ -48,8 +48,9 @@ def test_a_record_that_is_not_whole_yet_is_read_later(onlooker, tmp_path):
     assert onlooker.look(1.0).done_bytes == 100
 
 
-def test_a_journal_that_says_nothing_sensible_is_nothing_known(onlooker, tmp_path):
-    (tmp_path / "key.map").write_bytes(b"\x00\x01\n")
+@pytest.mark.parametrize("head", [b"\x00\x01\n", b"7\n", b"{}\n", b'{"size": "x"}\n'])
+def test_a_journal_that_says_nothing_sensible_is_nothing_known(head, onlooker, tmp_path):
+    (tmp_path / "key.map").write_bytes(head)
     assert onlooker.look(0.0) is None
 
 
