@@ -77,7 +77,8 @@ class AnnotateRoutes:
         if job.state is JobState.CANCELLED:
             raise Cancelled(f"{job.name} was cancelled")
         if not job.state.ended:
-            raise DeadlineExceeded(f"is not done yet{_so_far(job)}; GET /v1/{job.name}?wait=60 goes on waiting for it")
+            message = f"{job.name} is not done yet{_so_far(job)}; GET /v1/{job.name}?wait=60 goes on waiting for it"
+            raise DeadlineExceeded(message)
         told = answers.job(job)
         blob = told.images[0].blob
         info = BlobInfo(scope=blob.scope, digest=blob.digest, size_bytes=blob.size_bytes, media_type=blob.media_type)
