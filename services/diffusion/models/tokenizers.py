@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,9 @@ def from_folder(folder: Path) -> ClipTokenizer:
 def _made(
     words: Mapping[str, int], merges: Sequence[Any], added: Sequence[AddedToken], marks: Mapping[str, Any]
 ) -> ClipTokenizer:
+    # BPE itself says so with a plain Exception.
+    if not all(map(words.__contains__, chain(chain.from_iterable(merges), map("".join, merges)))):
+        raise ValueError("a merge is of no tokens")
     tokens = {name: _token(told) for name, told in marks.items() if told is not None}
     unknown = tokens["unk_token"].content
     backend = Tokenizer(

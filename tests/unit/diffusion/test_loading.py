@@ -1,5 +1,6 @@
 """Damaged and unfit files are typed errors, and the next request works."""
 
+import json
 import shutil
 
 import pytest
@@ -52,6 +53,16 @@ def test_weights_of_another_shape_are_a_typed_error(copied, load):
 def test_a_damaged_tokenizer_is_a_typed_error(copied, load):
     (copied / "model" / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(NodeFault, match="cannot be loaded"):
+        load()
+
+
+@pytest.mark.parametrize("merge", [["a", "nothing"], ["nothing", "a"], ["!", "a"]])
+def test_a_tokenizer_with_a_merge_of_no_tokens_is_a_typed_error(merge, copied, load):
+    file = copied / "model" / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"].append(merge)
+    file.write_text(json.dumps(content))
+    with pytest.raises(NodeFault, match="tokenizer cannot be loaded"):
         load()
 
 
