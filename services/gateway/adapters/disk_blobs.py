@@ -55,13 +55,14 @@ class DiskBlobs:
     ) -> BlobInfo:
         if size_bytes > self._files.blob_limit_bytes:
             raise TooLarge(f"a blob has at most {self._files.blob_limit_bytes} bytes", field="size_bytes")
-        incoming, is_kept = IncomingBlob(self._files), False
+        incoming, is_kept, held_bytes = IncomingBlob(self._files), False, 0
         try:
-            await self._take(incoming, chunks)
+            held_bytes = await self._take(incoming, chunks)
             finish = partial(incoming.finish, scope, digest=digest, size_bytes=size_bytes)
             info, whole = await self._run(finish)
             is_kept = True
         finally:
+            self._held_bytes -= held_bytes
             if not is_kept:
                 await self._run(incoming.discard)
         self._begin_settling(info, incoming)
@@ -71,8 +72,9 @@ class DiskBlobs:
             await self._wait_for(scope, info.digest)
         return info
 
-    async def _take(self, incoming: IncomingBlob, chunks: AsyncIterable[bytes]) -> None:
-        held_bytes = 0
+    async def _take(self, incoming: IncomingBlob, chunks: AsyncIterable[bytes]) -> int:
+        """How many bytes are held at the end; they count until they are given up."""
+        held_bytes, is_whole = 0, False
         try:
             async for chunk in chunks:
                 pieces = incoming.hold(chunk)
@@ -82,8 +84,11 @@ class DiskBlobs:
                     await self._run(incoming.flush)
                     self._held_bytes -= held_bytes
                     held_bytes = 0
+            is_whole = True
+            return held_bytes
         finally:
-            self._held_bytes -= held_bytes
+            if not is_whole:
+                self._held_bytes -= held_bytes
 
     def _begin_settling(self, info: BlobInfo, incoming: IncomingBlob) -> None:
         """Nobody is woken when it is done, as hardly anybody waits for it."""

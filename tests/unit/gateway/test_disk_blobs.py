@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.adapters import blob_files
+from services.gateway.adapters import blob_files, disk_blobs
 from services.gateway.adapters.disk_blobs import DiskBlobs
 from services.kernel.blobs import BlobInfo
 from services.kernel.digests import digest_of
@@ -295,6 +295,39 @@ async def test_a_writer_that_is_cancelled_while_the_disk_fails_is_cancelled(
         await writing
     assert not file_of(tmp_path, digest_of(b"data")).exists()
     assert incoming(tmp_path) == []
+
+
+async def test_what_waits_in_memory_for_a_slow_disk_counts_until_the_disk_has_taken_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+    await settled(store, b"first")
+    publishing, may, sent = threading.Event(), threading.Event(), asyncio.Event()
+    publish = store._files.publish
+
+    def slowly(*given: Any) -> bool:
+        publishing.set()
+        assert may.wait(30.0)
+        return publish(*given)
+
+    async def in_two_parts() -> AsyncIterator[bytes]:
+        yield b"b" * 600
+        sent.set()
+        await asyncio.to_thread(may.wait, 30.0)
+        yield b"b"
+
+    monkeypatch.setattr(store._files, "publish", slowly)
+    monkeypatch.setattr(disk_blobs, "HELD_LIMIT_BYTES", 3_000)
+    writing = [asyncio.create_task(store.write(SCOPE, once(b"a" * 2_500)))]
+    assert await asyncio.to_thread(publishing.wait, 30.0)
+    writing.append(asyncio.create_task(store.write(SCOPE, in_two_parts())))
+    await asyncio.wait_for(sent.wait(), 30.0)
+    try:
+        assert len(incoming(tmp_path)) == 2, "the second one does not wait in memory too"
+    finally:
+        may.set()
+    await asyncio.gather(*writing)
+    assert store._held_bytes == 0
 
 
 @pytest.mark.parametrize("call", ["stat", "read"])
