@@ -42,7 +42,7 @@ Listener = Callable[[JobEvent], None]
 class AsyncClient:
     """Made inside the event loop that uses it, closed with `async with` or `close`. Raises fanlight.errors.
 
-    InvalidInput at once where the address is none, or the roots cannot be read.
+    InvalidInput at once where the address or the token is none, or the roots cannot be read.
     """
 
     def __init__(
@@ -239,6 +239,8 @@ class AsyncClient:
 
 
 def _open(address: str, *, token: str, ca_file: Path | None) -> grpc.aio.Channel:
+    if not (token.isascii() and token.isprintable()):
+        raise InvalidInput("the token has characters that none may have: printable ASCII, on one line, is right")
     try:
         return open_channel(address, token=token, ca_file=ca_file)
     except ValueError as error:

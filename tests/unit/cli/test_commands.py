@@ -263,6 +263,14 @@ def test_the_token_comes_from_the_environment_or_a_file(said, refused, service, 
         assert "starter" in said("models")
 
 
+@pytest.mark.parametrize("token", ["two\nlines", "t\u00f6ken"])
+def test_a_token_that_no_header_takes_is_told(refused, monkeypatch, token):
+    monkeypatch.setenv("FANLIGHT_TOKEN", token)
+
+    code, text = refused("models")
+    assert (code, text.startswith("error: the token has characters")) == (1, True)
+
+
 @pytest.fixture
 def heeds_ctrl_c():
     """Whoever starts the tests in the background has them ignore it."""
