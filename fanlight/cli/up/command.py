@@ -66,6 +66,8 @@ async def stay(plan: "Plan", *, arrival: "Arrival", as_json: bool) -> None:
         else:
             is_asked = True
             staying.cancel()
+            # Last, for the terminal may be what is gone.
+            plan.tell("stopping when what runs has ended; once more stops it at once")
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)

@@ -164,6 +164,7 @@ def test_a_signal_stops_all_in_order(up, diary, number):
 
     assert up.wait(LIMIT_S) == 0
     assert [words[0] for words in entries(diary, "stopped")][2] == "gateway"
+    assert up.stderr.read() == "stopping when what runs has ended; once more stops it at once\n"
 
 
 def test_killing_up_itself_leaves_no_process_behind(up, diary):
