@@ -1,4 +1,4 @@
-"""The frame of a service's process: signals, the lifeline to whoever started it, and errors as one line."""
+"""The frame of a service's process: its event loop, signals, the lifeline to whoever started it, errors as one line."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
+
+import uvloop
 
 from services.kernel.config import SettingsError
 from services.kernel.logs import get_logger
@@ -21,7 +23,7 @@ def run(main: Main, *, lifeline_fd: int | None = None) -> int:
     """Run `main` until it ends; its event is set by SIGTERM, SIGINT or a broken lifeline. The exit code."""
     code = 0
     try:
-        asyncio.run(_run(main, lifeline_fd))
+        uvloop.run(_run(main, lifeline_fd))
     except* SettingsError as group:
         for error in group.exceptions:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
