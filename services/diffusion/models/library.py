@@ -111,7 +111,10 @@ class Library:
 
     @contextmanager
     def holding(self, name: str, load: Callable[[torch.dtype], Any]) -> Iterator[Any]:
-        """A model that belongs to no other, such as a safety checker: on the device while this is open."""
+        """A model that belongs to no other, such as a safety checker: on the device while this is open.
+
+        In RAM where the device has no room for it.
+        """
         lease = Lease()
         yield self._shelf().other(name, load, lease)
         # Here it ends, and not before.

@@ -34,7 +34,7 @@ from services.diffusion.models.residency import Lease, Tier
 from services.diffusion.models.shadow import size_bytes
 from services.diffusion.models.tokenizers import digest_of, load_tokenizer
 from services.diffusion.schedulers.make import base_config
-from services.kernel.errors import NodeFault
+from services.kernel.errors import NodeFault, ResourceExhausted
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -74,8 +74,15 @@ class Shelf:
         return sum(tier.used_bytes for tier in {id(tier): tier for tier in (self._ram, self._vram)}.values())
 
     def other(self, name: str, load: Callable[[torch.dtype], Any], lease: Lease) -> Any:
-        """A model that belongs to no entry; `load` is told as what numbers."""
-        return self._part((name, None), lambda: load(self.device.dtype), lease)
+        """A model that belongs to no entry; `load` is told as what numbers. In RAM where the device has no room."""
+        key = (name, None)
+        try:
+            return self._part(key, lambda: load(self.device.dtype), lease)
+        except ResourceExhausted:
+            kept = self._ram.get(key, lease)
+            if kept is None:
+                raise
+            return kept
 
     def release(self) -> None:
         """Off the device with what no picture uses. What is in RAM stays there."""

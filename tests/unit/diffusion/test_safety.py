@@ -101,3 +101,13 @@ def test_on_a_gpu_it_takes_its_part_of_the_memory_and_goes_when_others_need_it(f
 def test_a_picture_that_is_not_checked_says_nothing_of_it(asked, painted, studio):
     [row] = painted(asked(steps=1))
     assert studio.finish(row).nsfw is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_where_the_gpu_has_no_room_for_it_a_painted_picture_is_looked_at_from_ram(folder, picture, dtype):
+    gpu = FakeGpu()
+    gpu.dtype = dtype
+    library = Library(open_device=lambda wanted: gpu, vram_bytes=1)
+    _, is_unsafe = SafetyChecker(folder).checked(picture, Safety.FLAG, library)
+    assert gpu.uploads == 0
+    assert is_unsafe == SafetyChecker(folder).checked(picture, Safety.FLAG, Library(device="cpu"))[1]
