@@ -77,6 +77,7 @@ class Heartbeats:
 
     async def sweep(self) -> None:
         """Forget those whose workers are forgotten."""
+        self._heard = {each for each in self._heard if self._workers.is_known(each)}
         for worker_id in [each for each in self._revisions if not self._workers.is_known(each)]:
             del self._revisions[worker_id]
             await self._store.delete(BUCKET, worker_id)

@@ -207,3 +207,13 @@ async def test_a_store_that_answers_with_an_old_record_is_asked_again(pair: Pair
     monkeypatch.setattr(here.store, "get", lagging)
     events = [event.state async for event in there.gateway.jobs.watch(task.job.name)]
     assert events == [JobState.SUCCEEDED]
+
+
+async def test_a_gateway_alone_keeps_no_list_of_workers_that_nobody_will_hear_of() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        heartbeats = fleet.gateway._core.heartbeats
+        await fleet.worker(DIFFUSION, "here").come()
+        await fleet.gateway.queue.renew("gone", [])
+        await heartbeats.sweep()
+        assert heartbeats._heard == {"here-diffusion"}
