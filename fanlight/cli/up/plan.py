@@ -13,9 +13,9 @@ STAGE_SERVICES = ("preprocessor", "diffusion")
 STAGES = frozenset({"preprocess", "diffusion"})
 # What tells that a service's extra is installed. Looked for, not imported.
 _NEEDS = {
-    "gateway": ("structlog", "fastapi", "uvicorn"),
-    "preprocessor": ("structlog", "cv2", "PIL"),
-    "diffusion": ("structlog", "torch", "diffusers", "tokenizers"),
+    "gateway": ("structlog", "uvloop", "fastapi", "uvicorn"),
+    "preprocessor": ("structlog", "uvloop", "cv2", "PIL", "kornia_rs", "isal"),
+    "diffusion": ("structlog", "uvloop", "torch", "diffusers", "tokenizers", "isal"),
 }
 # Running calls may take so long when all is stopped, unless the setting says otherwise.
 DRAIN_GRACE_S = 10.0
