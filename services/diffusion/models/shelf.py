@@ -34,7 +34,7 @@ from services.diffusion.models.residency import Lease, Tier
 from services.diffusion.models.shadow import size_bytes
 from services.diffusion.models.tokenizers import digest_of, load_tokenizer
 from services.diffusion.schedulers.make import base_config
-from services.kernel.errors import NodeFault, ResourceExhausted
+from services.kernel.errors import FailedPrecondition, NodeFault, ResourceExhausted
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -111,7 +111,7 @@ class Shelf:
             unet=unet,
             vae=self._own_vae(entry, lease) if vae is None else self._separate_vae(vae, entry, lease),
             nets=tuple(self._controlnet(each, lease) for each in controlnets),
-            tiny_vae=self._separate_vae(tiny_vae, entry, lease) if tiny_vae else None,
+            tiny_vae=self._tiny_vae(tiny_vae, entry, lease) if tiny_vae else None,
             weights=self._keep(("weights", entry), lambda: sum(each.numel() for each in unet.parameters())),
             scheduler_config=self._keep(("scheduler", entry), lambda: _scheduler_config(entry)),
             lease=lease,
@@ -153,6 +153,13 @@ class Shelf:
         dtype = self._vae_dtype(config, entry.recipe.vae)
         key = ("vae", vae, mark(vae.path, ""), config.get("scaling_factor"), dtype)
         return self._part(key, lambda: load_separate_vae(vae, config, self._room(dtype)), lease)
+
+    def _tiny_vae(self, vae: VaeEntry, entry: CheckpointEntry, lease: Lease) -> Any:
+        """None where it is damaged or finds no room: no picture fails for its previews."""
+        try:
+            return self._separate_vae(vae, entry, lease)
+        except (FailedPrecondition, NodeFault, ResourceExhausted):
+            return None
 
     def _vae_dtype(self, *configs: Config) -> torch.dtype:
         """SDXL's own overflows in half precision, and its config says so; the first counts that says anything."""

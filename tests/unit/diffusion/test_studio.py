@@ -14,6 +14,7 @@ from services.diffusion.engine.decode import PREVIEW_SIDE_PX, ModelGaveNaN, are_
 from services.diffusion.engine.studio import TorchStudio
 from services.diffusion.generation import Start
 from services.diffusion.models.device import CpuDevice
+from services.diffusion.models.entries import VaeEntry
 from services.diffusion.models.library import Library
 from services.diffusion.models.scan import scan
 from services.diffusion.schedulers.names import CLASSES
@@ -172,6 +173,15 @@ def test_previews_of_sd_are_told_from_the_latents_channels(asked, studio, monkey
     monkeypatch.setattr(type(row.checkpoint.entry), "base", "sd1")
     monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=None))
     assert decode.preview(row).shape == (32, 64, 3)
+
+
+def test_a_taesd_that_is_damaged_costs_no_picture(asked, tmp_path):
+    file = tmp_path / "taesd.safetensors"
+    file.write_bytes(b"half a file")
+    tiny = VaeEntry(id="taesd", path=file, latent_factor=4, latent_channels=4, is_tiny=True, size_bytes=11)
+    studio = TorchStudio(Library(device="cpu", tiny_vae_of=lambda entry: tiny), threads=1)
+    [advance] = studio.advance([studio.begin(asked(preview_every_steps=1))])
+    assert Image.open(io.BytesIO(advance.progress.preview)).size == (64, 64)
 
 
 def test_previews_are_a_taesds_where_one_is_held(asked, studio, monkeypatch):
