@@ -7,6 +7,7 @@ lost so is owed to it and fades; once it is worth more than a download, one more
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from services.gateway.ordering import estimate
 from services.gateway.ordering.crowds import Crowds
@@ -15,6 +16,8 @@ from services.gateway.ordering.tasks import Waiting
 
 # How many workers are compared.
 LOOK = 48
+# Of how many models it is known what is owed to them.
+MODELS_LIMIT = 10_000
 # One more holder of a model at a time.
 REST_S = 2.0
 # How many offered checkpoints an idle worker looks through at a time.
@@ -25,12 +28,14 @@ UNASKED_WORKERS_MIN = 8
 UNASKED_STEPS = 20
 UNASKED_BYTES = 150 * 10**6
 # Checkpoints on their way to one worker at a time.
-FETCHES_LIMIT = 2
+CHECKPOINTS_LIMIT = 2
 # So long a worker is not asked again for what it could not fetch, unless a task needs it.
 FAILED_S = 1_800.0
 # What a worker may be told to fetch ahead in a day.
 DAY_BYTES = 500 * 10**9
 DAY_S = 86_400.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +68,13 @@ class Replication:
         lost_s = max(0.0, lost_s) + terms.absence ** max(1, copies) * download_s
         before_s, as_of_s = self._owed.get(model, (0.0, now_s))
         owed_s: float = before_s * 0.5 ** ((now_s - as_of_s) / terms.half_life_s) + lost_s
-        self._owed[model] = (owed_s, now_s)
+        _remember(self._owed, model, (owed_s, now_s))
         return owed_s / download_s
 
     def settle(self, model: str, now_s: float) -> None:
         """It is being fetched, here or by another gateway; or nobody could fetch it now."""
-        self._owed[model] = (0.0, now_s)
-        self._settled_s[model] = now_s
+        _remember(self._owed, model, (0.0, now_s))
+        _remember(self._settled_s, model, now_s)
 
     def rests(self, model: str, now_s: float) -> bool:
         """It was settled a moment ago."""
@@ -95,7 +100,7 @@ class Replication:
             return True
         if _has_failed(post, task.kind.checkpoint, now_s):
             return False
-        if not post.view.takes_fetches or sum(fetch.sticky for fetch in post.fetches.values()) >= FETCHES_LIMIT:
+        if not post.view.takes_fetches or sum(fetch.sticky for fetch in post.fetches.values()) >= CHECKPOINTS_LIMIT:
             return False
         return self.has_budget(post, task.kind.checkpoint, now_s)
 
@@ -142,7 +147,11 @@ class Replication:
                 continue
             if _has_failed(post, model, now_s):
                 continue
-            if post.view.node in task.failed_nodes or not post.view.takes_fetches or len(post.fetches) > FETCHES_LIMIT:
+            if (
+                post.view.node in task.failed_nodes
+                or not post.view.takes_fetches
+                or len(post.fetches) > CHECKPOINTS_LIMIT
+            ):
                 continue
             if not task.kind.needs <= post.view.offers or task.kind.checkpoint not in post.view.held:
                 continue
@@ -151,6 +160,14 @@ class Replication:
             if cost_s < best_s:
                 best, best_s = post, cost_s
         return best
+
+
+def _remember(kept: dict[str, T], model: str, value: T) -> None:
+    """Clients name models as they like: those that nobody asked for longest are forgotten."""
+    kept.pop(model, None)
+    kept[model] = value
+    if len(kept) > MODELS_LIMIT:
+        del kept[next(iter(kept))]
 
 
 def _has_failed(post: Post, model: str, now_s: float) -> bool:

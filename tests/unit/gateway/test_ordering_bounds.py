@@ -10,8 +10,7 @@ from services.gateway.ordering import estimate
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.fetches import FETCHES_LIMIT
 from services.gateway.ordering.pace import ABSURD_FACTOR, Paces, plausible
-from services.gateway.ordering.replication import FETCHES_LIMIT as STICKY_LIMIT
-from services.gateway.ordering.replication import Replication, Terms
+from services.gateway.ordering.replication import CHECKPOINTS_LIMIT, MODELS_LIMIT, Replication, Terms
 from services.gateway.ordering.shares import Shares
 from services.gateway.ordering.tasks import Waiting, WorkerView
 from tests.fakes.board import GB, a_task, a_view, kind_of
@@ -117,7 +116,7 @@ def test_what_is_under_way_is_bounded_and_nothing_comes_twice(described, wanted)
             assert not view.held & set(models)
             assert sum(not fetch.sticky for fetch in fetches) <= FETCHES_LIMIT + len(LORAS)
             # What nobody holds is fetched by whoever is best, the rest of the checkpoints only by those with room.
-            assert sum(fetch.sticky for fetch in fetches) <= STICKY_LIMIT + len(CHECKPOINTS)
+            assert sum(fetch.sticky for fetch in fetches) <= CHECKPOINTS_LIMIT + len(CHECKPOINTS)
     claims = [(claim.worker, claim.fetch.model) for claim in fleet.board.take_claims()]
     assert len(claims) == len(set(claims))
 
@@ -187,3 +186,13 @@ def test_a_worker_that_fails_most_of_its_tasks_is_noticed() -> None:
     for _ in range(8):
         paces.failed("bad", "cpu")
     assert paces.fault_of("bad") == "of its last tasks 100% failed by its own fault"
+
+
+def test_what_is_owed_is_known_of_so_many_models_and_those_that_were_asked_for_last() -> None:
+    replication = Replication()
+    for number in range(MODELS_LIMIT + 100):
+        replication.owe("often", 1.0, 1, 10.0, 0.0)
+        replication.owe(f"hf:somebody/{number}", 1.0, 1, 10.0, 0.0)
+        replication.settle(f"hf:somebody/{number}", 0.0)
+    assert len(replication._owed) == len(replication._settled_s) == MODELS_LIMIT
+    assert replication._owed["often"][0] > MODELS_LIMIT
