@@ -39,7 +39,9 @@ class PreprocessorSettings(BaseSettings):
     resident_bytes: int = Field(
         6_000_000_000, ge=0, description="Weights kept in memory; the least recently used go first, never one in use."
     )
-    batch_limit: int = Field(4, ge=1, le=64, description="How many pictures of one shape share a network's run.")
+    batch_limit: int = Field(
+        4, ge=1, le=64, description="How many pictures of one shape share a network's run on a GPU."
+    )
     annotations_limit: int = Field(
         32, ge=1, le=256, description="The most annotations of one picture that one call asks for."
     )

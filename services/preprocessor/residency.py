@@ -14,7 +14,7 @@ from services.kernel.logs import get_logger
 from services.kernel.parameters import canonical
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.annotator import Drawn, Pixels
-from services.preprocessor.device import Device
+from services.preprocessor.device import CUDA, Device
 from services.preprocessor.lanes import Lane
 from services.preprocessor.weights import Model, Tell, Weights, tell_nobody
 
@@ -27,8 +27,10 @@ class Loaded:
     def __init__(self, model: Model, network: Any, device: Device, *, batch_limit: int) -> None:
         self.model = model
         self.device = device.label
+        # A CPU is busy with one picture already, and each comes out the same whatever else waits with it.
+        self.batch_limit = batch_limit if device.kind == CUDA else 1
         self._network = network
-        self._lane: Lane[Pixels, Drawn] = Lane(batch_limit=batch_limit)
+        self._lane: Lane[Pixels, Drawn] = Lane(batch_limit=self.batch_limit)
         self.users = 0
         self.used_at = 0
 
@@ -44,7 +46,7 @@ class Loaded:
 class ResidencyLimits:
     # Of weights in memory together; what is in use counts too, and is never dropped.
     bytes: int = 6_000_000_000
-    # Pictures of one shape that go through a network together.
+    # Pictures of one shape that go through a network on a GPU together.
     batch: int = 4
 
 

@@ -92,6 +92,15 @@ async def test_whoever_waits_for_weights_is_told_how_they_come(builder, residenc
     assert [progress.reference for progress in heard] == ["hed"]
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("cpu", 1), ("cuda", 4)])
+async def test_only_a_gpu_takes_several_pictures_at_a_time(builder, kind, expected):
+    # On a CPU matrix products round differently for other sizes of a batch.
+    with ThreadPoolExecutor(1) as executor:
+        residency = Residency(Somewhere(), Device(kind=kind), executor, limits=ResidencyLimits(batch=4))
+        async with residency.use(builder.model(HED)) as loaded:
+            assert loaded.batch_limit == expected
+
+
 async def test_a_model_that_could_not_be_built_is_tried_again(builder, residency_of):
     residency = residency_of(10**9)
 
