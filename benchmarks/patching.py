@@ -75,8 +75,8 @@ def write_thin(path: Path, of: Parts) -> None:
 
 def tell_calls(rounds: int, folder: Path) -> None:
     thin = parts(thin=True)
-    entry = LoraEntry(id="thin", file=folder / "thin.safetensors", cross_attention_dim=64, size_bytes=0)
-    write_thin(entry.file, thin)
+    entry = LoraEntry(id="thin", path=folder / "thin.safetensors", cross_attention_dim=64, size_bytes=0)
+    write_thin(entry.path, thin)
     taken_s = []
     for _ in range(rounds):
         began_s = time.perf_counter()

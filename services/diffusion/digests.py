@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.diffusion.generation import Generation
-from services.diffusion.models.entries import EmbeddingEntry, Entry, LoraEntry
+from services.diffusion.models.entries import Entry
 from services.kernel.errors import NodeFault
 from services.weights.files import sha256_of
 
@@ -32,7 +32,7 @@ class WeightDigests:
 
     def of(self, entry: Entry) -> tuple[FileDigest, ...]:
         """Reads gigabytes where they are new. NodeFault where they cannot be read."""
-        root = location(entry)
+        root = entry.path
         try:
             return tuple(
                 FileDigest(path=file.relative_to(root).as_posix() if file != root else file.name, sha256=self._of(file))
@@ -44,7 +44,7 @@ class WeightDigests:
     def known(self, entry: Entry) -> str:
         """Of a model in one file, where it costs nothing to tell; else empty."""
         try:
-            files = weight_files(location(entry))
+            files = weight_files(entry.path)
             return (_named(files[0]) or self._known.get(_key(files[0]), "")) if len(files) == 1 else ""
         except OSError:
             return ""
@@ -67,10 +67,6 @@ def entries_of(generation: Generation) -> Sequence[Entry]:
     entries += generation.embeddings
     entries += [generation.vae] if generation.vae else []
     return list(dict.fromkeys(entries))
-
-
-def location(entry: Entry) -> Path:
-    return entry.file if isinstance(entry, LoraEntry | EmbeddingEntry) else entry.path
 
 
 def weight_files(root: Path) -> list[Path]:

@@ -45,11 +45,11 @@ class WiderTable(nn.Module):
 def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
     """(vectors, width) for each text encoder. NodeFault for a damaged file; pickles give tensors or nothing."""
     try:
-        if entry.file.suffix == ".safetensors":
-            found: Mapping[str, Any] = load_safetensors(entry.file)
+        if entry.path.suffix == ".safetensors":
+            found: Mapping[str, Any] = load_safetensors(entry.path)
         else:
             # Only tensors are ever made of a pickle here, so none needs to be pinned.
-            found = load_pickle(entry.file, pinned=frozenset(), allow=True)
+            found = load_pickle(entry.path, pinned=frozenset(), allow=True)
         vectors = [_rows(tensor) for tensor in _tensors(found)]
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, AttributeError) as error:
         raise _damaged(entry, error) from error

@@ -21,26 +21,29 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointEntry:
+class _Entry:
+    """What is told of every model."""
+
     id: str
-    # A folder in diffusers' layout; or a single file in the LDM layout, or a folder of such a file's parts.
+    # A folder in diffusers' layout, or a single file.
     path: Path
-    recipe: Recipe = field(compare=False, repr=False)
-    is_ldm: bool = False
-    shape: Shape
-    # The size it was trained for.
-    width_px: int
-    height_px: int
     size_bytes: int
     # SPDX, from the manifest beside it; empty where there is none.
     licence: str = ""
     # What a request named that was fetched for it; empty for what lies on this machine.
     reference: str = ""
 
-    @property
-    def place(self) -> Path:
-        """Where it lies, whatever it is."""
-        return self.path
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointEntry(_Entry):
+    """Its path may also be a folder of the parts of a single file in the LDM layout."""
+
+    recipe: Recipe = field(compare=False, repr=False)
+    is_ldm: bool = False
+    shape: Shape
+    # The size it was trained for.
+    width_px: int
+    height_px: int
 
     @property
     def base(self) -> str:
@@ -69,71 +72,35 @@ class CheckpointEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ControlNetEntry:
-    id: str
-    # A folder in diffusers' layout, or a single file.
-    path: Path
+class ControlNetEntry(_Entry):
     config: Config = field(compare=False, repr=False)
     shape: Shape
-    size_bytes: int
-    licence: str = ""
-    reference: str = ""
-
-    @property
-    def place(self) -> Path:
-        return self.path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoraEntry:
-    id: str
-    file: Path
+class LoraEntry(_Entry):
     # The width of the prompt embeddings that it was trained on; 0 where it does not tell.
     cross_attention_dim: int
-    size_bytes: int
-    licence: str = ""
-    reference: str = ""
-
-    @property
-    def place(self) -> Path:
-        return self.file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VaeEntry:
-    id: str
-    # A folder in diffusers' layout, or a single file in either layout's names.
-    path: Path
+class VaeEntry(_Entry):
+    """A single file may be in either layout's names."""
+
     latent_factor: int
     latent_channels: int
     # A TAESD: small and rough, for previews.
     is_tiny: bool = False
-    size_bytes: int
-    licence: str = ""
-    reference: str = ""
-
-    @property
-    def place(self) -> Path:
-        return self.path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingEntry:
+class EmbeddingEntry(_Entry):
     """A textual inversion: prompts name it by its id."""
 
-    id: str
-    file: Path
     # Of its vectors, one for each text encoder that it is for; none for a pickle, which is read when it is used.
     widths: tuple[int, ...]
     # How many tokens it takes up in a prompt; 0 for a pickle.
     vectors: int
-    size_bytes: int
-    licence: str = ""
-    reference: str = ""
-
-    @property
-    def place(self) -> Path:
-        return self.file
 
 
 Entry = CheckpointEntry | ControlNetEntry | LoraEntry | VaeEntry | EmbeddingEntry

@@ -84,7 +84,7 @@ class Library:
         if level is not None:
             return level
         # What was fetched may have made room for something else since.
-        is_gone = bool(entry.reference) and not entry.place.exists()
+        is_gone = bool(entry.reference) and not entry.path.exists()
         return Residency.REMOTE if is_gone else Residency.DISK
 
     def checkpoint(self, entry: CheckpointEntry, controlnets: Sequence[ControlNetEntry] = ()) -> Checkpoint:

@@ -108,7 +108,7 @@ def read_lora(entry: LoraEntry) -> Lora:
 
 
 def _layers(entry: LoraEntry) -> Mapping[str, Mapping[str, Layer]]:
-    found, alphas = load_safetensors(entry.file), _peft_alphas(entry.file)
+    found, alphas = load_safetensors(entry.path), _peft_alphas(entry.path)
     grouped: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in found.items():
         if not _IGNORED.search(name):

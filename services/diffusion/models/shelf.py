@@ -184,7 +184,7 @@ class Shelf:
         doses = [dose for dose in doses if dose.lora.layers.get(part)]
         if not doses:
             return self._part(key, load, lease)
-        combination = (*key, *((dose.lora.entry, mark(dose.lora.entry.file, ""), dose.strength) for dose in doses))
+        combination = (*key, *((dose.lora.entry, mark(dose.lora.entry.path, ""), dose.strength) for dose in doses))
         ready = self._vram.get(combination, lease)
         # Looked at after the patched one, so that of the two it is the later to go.
         pristine = self._part(key, load, lease)
@@ -217,7 +217,7 @@ class Shelf:
         widths = [text.encoder.config.hidden_size for text in texts]
         read = {}
         for each in embeddings:
-            key = ("embedding", each, mark(each.file, ""))
+            key = ("embedding", each, mark(each.path, ""))
             read[each.id] = self._keep(key, partial(read_embedding, each))
             check_widths(each, read[each.id], widths, entry.id)
         return tuple(
@@ -226,7 +226,7 @@ class Shelf:
         )
 
     def _lora(self, use: LoraUse) -> Lora:
-        lora: Lora = self._keep(("lora", use.entry, mark(use.entry.file, "")), lambda: read_lora(use.entry))
+        lora: Lora = self._keep(("lora", use.entry, mark(use.entry.path, "")), lambda: read_lora(use.entry))
         return lora
 
     def _keep(self, key: Key, make: Callable[[], Any]) -> Any:

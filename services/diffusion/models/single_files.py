@@ -69,7 +69,7 @@ def read_embedding_pickle(path: Path) -> EmbeddingEntry | None:
     size_bytes = path.stat().st_size
     if path.suffix not in EMBEDDING_PICKLES or size_bytes > EMBEDDING_LIMIT_BYTES:
         return None
-    return EmbeddingEntry(id=part_id(path), file=path, widths=(), vectors=0, size_bytes=size_bytes)
+    return EmbeddingEntry(id=part_id(path), path=path, widths=(), vectors=0, size_bytes=size_bytes)
 
 
 def _checkpoint(path: Path, header: Header) -> CheckpointEntry:
@@ -139,7 +139,7 @@ def _lora(path: Path, header: Header) -> LoraEntry:
     widths = [shape[1] for name, shape in header.shapes.items() if _LORA_INPUT.search(name) and len(shape) > 1]
     return LoraEntry(
         id=part_id(path),
-        file=path,
+        path=path,
         cross_attention_dim=widths[0] if widths else 0,
         size_bytes=path.stat().st_size,
         licence=licence_of(path),
@@ -171,7 +171,7 @@ def _embedding(path: Path, header: Header) -> EmbeddingEntry:
         raise UnfitFolder("it has several tensors that are no textual inversion")
     return EmbeddingEntry(
         id=part_id(path),
-        file=path,
+        path=path,
         widths=tuple(shape[-1] for shape in shapes),
         vectors=shapes[0][0] if len(shapes[0]) == 2 else 1,
         size_bytes=path.stat().st_size,

@@ -39,8 +39,8 @@ def _marks(generation: Generation) -> tuple[object, ...]:
     checkpoint = generation.checkpoint
     return (
         *(mark(checkpoint.path, text.part) for text in checkpoint.recipe.texts),
-        *(mark(use.entry.file, "") for use in generation.loras),
-        *(mark(embedding.file, "") for embedding in generation.embeddings),
+        *(mark(use.entry.path, "") for use in generation.loras),
+        *(mark(embedding.path, "") for embedding in generation.embeddings),
     )
 
 

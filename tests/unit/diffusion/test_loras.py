@@ -107,7 +107,7 @@ def test_a_convolution_with_and_without_a_middle(checkpoint, written, patched):
     entry = written({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, "plain")
     wanted = torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
     assert close(weight(patched(LoraUse(entry=entry)), CONV), pristine + wanted)
-    entry.file.unlink()
+    entry.path.unlink()
     flat, mid = numbers(RANK, into, 1, 1), numbers(RANK, RANK, 3, 3)
     parts = {"lora_down.weight": flat, "lora_up.weight": up, "lora_mid.weight": mid}
     entry = written({f"{name}.{part}": tensor for part, tensor in parts.items()}, "middle")
@@ -134,7 +134,7 @@ def test_loha_lokr_and_whole_differences(checkpoint, written, patched):
         entry = written({f"{name}.{part}": tensor for part, tensor in parts.items()}, form)
         made = patched(LoraUse(entry=entry, unet_weight=0.5))
         assert close(weight(made, LINEAR), pristine + 0.5 * wanted), form
-        entry.file.unlink()
+        entry.path.unlink()
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -182,10 +182,10 @@ def test_a_lora_of_another_base_is_an_error_that_names_it(catalogue, written, pa
         {f"{name}.lora_down.weight": numbers(1, 768), f"{name}.lora_up.weight": numbers(320, 1)}, "sd15style"
     )
     with pytest.raises(InvalidField, match="sd15style is for sd1, the checkpoint tiny"):
-        scan([wide.file.parent]).lora("sd15style", catalogue.default())
+        scan([wide.path.parent]).lora("sd15style", catalogue.default())
     with pytest.raises(InvalidField, match="sd15style"):
         patched(LoraUse(entry=wide))
-    wide.file.unlink()
+    wide.path.unlink()
     unknown = f"lora_unet_{LINEAR.replace('.', '_').replace('blocks_0', 'blocks_9', 1)}"
     far = written({f"{unknown}.lora_down.weight": numbers(1, 16), f"{unknown}.lora_up.weight": numbers(16, 1)}, "far")
     with pytest.raises(InvalidField, match="far is of another base than tiny"):
@@ -197,7 +197,7 @@ def test_a_form_that_is_not_known_is_refused_by_name(written, patched):
     entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.oft_blocks": numbers(2, 2)}, "odd")
     with pytest.raises(FailedPrecondition, match="odd is an OFT, which is not supported"):
         patched(LoraUse(entry=entry))
-    entry.file.unlink()
+    entry.path.unlink()
     entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.what": numbers(2, 2)}, "odder")
     with pytest.raises(FailedPrecondition, match="odder is of a form that is not known"):
         patched(LoraUse(entry=entry))
@@ -230,7 +230,7 @@ def test_metadata_that_is_damaged_is_a_typed_error(config, written, patched):
 def test_a_damaged_lora_is_a_typed_error_and_the_next_picture_is_painted(catalogue, written, patched, asked, library):
     name = f"lora_unet_{LINEAR.replace('.', '_')}"
     entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.lora_up.weight": numbers(16, 1)})
-    entry.file.write_bytes(entry.file.read_bytes()[:-3])
+    entry.path.write_bytes(entry.path.read_bytes()[:-3])
     with pytest.raises(NodeFault, match="LoRA style"):
         patched(LoraUse(entry=entry))
     assert library.assembled(asked()).unet is library.checkpoint(catalogue.default()).unet
