@@ -50,6 +50,8 @@ class NewGeneration:
     image: Picture | None = None
     mask: Picture | None = None
     options: PaintOptions = dataclasses.field(default_factory=PaintOptions)
+    # Embeddings that nobody asked for but by a word in a prompt.
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What a job needs before it can be planned: its pictures kept, control images made before, seeds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from services.gateway.app.cache import ControlImages
 from services.gateway.app.callers import Caller
@@ -34,7 +35,19 @@ class WorkMaker:
                 width_px=new.width_px,
                 height_px=new.height_px,
             )
-        return await self._generation(new, caller)
+        return self._with_words(await self._generation(new, caller), new.words)
+
+    def _with_words(self, work: Generation, words: Sequence[str]) -> Generation:
+        """With those embeddings that some worker has together with all the rest: one that lives, if any can paint it.
+
+        The others stay words. No picture waits for a worker that is away because of a word.
+        """
+        only_live = bool(words) and self._workers.can_any(work.needs, only_live=True)
+        for word in words:
+            embeddings = (*work.options.embeddings, word)
+            more = replace(work, options=replace(work.options, embeddings=embeddings))
+            work = more if self._workers.can_any(more.needs, only_live=only_live) else work
+        return work
 
     async def _generation(self, new: NewGeneration, caller: Caller) -> Generation:
         return Generation(

@@ -159,9 +159,9 @@ class Workers:
         self.refresh(worker_id)
         self._board.heard(worker_id, self._clock.monotonic_s())
 
-    def can_any(self, needs: frozenset[str]) -> bool:
+    def can_any(self, needs: frozenset[str], *, only_live: bool = False) -> bool:
         """Whether some known worker offers all of them together."""
-        return any(needs <= known.offers for known in self._known.values())
+        return any(needs <= known.offers and (not only_live or self._is_live(known)) for known in self._known.values())
 
     def touch(self, worker_id: str) -> None:
         """It is alive: it renewed a lease."""

@@ -44,6 +44,7 @@ def new_generation(message: gateway_pb2.Generation, catalog: Catalog) -> NewGene
     width_px, height_px = _size(message, model)
     fields.text(message.prompt, PROMPT_LIMIT_BYTES, field="generation.prompt")
     fields.whole(message.preview_every_steps, 0, STEPS_LIMIT, field="generation.preview_every_steps")
+    options = painting.options(message, catalog, model)
     return NewGeneration(
         model=model.id,
         pipeline=_pipeline(message, model),
@@ -60,7 +61,8 @@ def new_generation(message: gateway_pb2.Generation, catalog: Catalog) -> NewGene
         preview_every_steps=message.preview_every_steps,
         image=_start(message, "image"),
         mask=_start(message, "mask"),
-        options=painting.options(message, catalog, model),
+        options=options,
+        words=painting.words(message, options.embeddings, catalog, model),
     )
 
 

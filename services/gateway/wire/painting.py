@@ -33,7 +33,7 @@ def options(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> 
         guess_mode=message.guess_mode,
         loras=_loras(message.loras, catalog, model),
         vae=model_of(catalog, VAE, message.vae, model, field="generation.vae") if message.vae else "",
-        embeddings=_embeddings(message, catalog, model),
+        embeddings=_embeddings(message.embeddings, catalog, model),
         clip_skip=_whole(message, "clip_skip", CLIP_SKIP_LIMIT),
         noise_schedule=_one_of(message.noise_schedule, NOISE_SCHEDULES, "noise_schedule"),
         eta=fields.number(message.eta, 0.0, 1.0, field="generation.eta") if message.HasField("eta") else None,
@@ -51,6 +51,20 @@ def prompt_of(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -
         count = named + len(message.loras)
         raise InvalidField(f"names {named} LoRAs, {count} with those listed; at most {LORAS_LIMIT}", field=field)
     return with_loras_renamed(message.prompt, lambda name: model_of(catalog, LORA, name, model, field=field))
+
+
+def words(message: gateway_pb2.Generation, listed: Sequence[str], catalog: Catalog, model: Model) -> tuple[str, ...]:
+    """Embeddings that the prompts name and nobody listed: a worker without them takes their names for words."""
+    offered = sorted(models_for(catalog, EMBEDDING, model))
+    named = words_in(f"{message.prompt}\n{message.negative_prompt}", offered)
+    more = tuple(each for each in named if each not in listed)
+    if len(listed) + len(more) > EMBEDDINGS_LIMIT:
+        count = len(listed) + len(more)
+        raise InvalidField(
+            f"names {len(more)} embeddings, {count} with those listed; at most {EMBEDDINGS_LIMIT}",
+            field="generation.prompt",
+        )
+    return more
 
 
 def fill(message: Message, value: PaintOptions) -> None:
@@ -98,22 +112,12 @@ def _weight(value: float, field: str) -> float:
     return fields.number(value, -LORA_WEIGHT_LIMIT, LORA_WEIGHT_LIMIT, field=field)
 
 
-def _embeddings(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> tuple[str, ...]:
-    """Those that are listed, and those that a prompt names: a worker without them would take their names for words."""
-    names = message.embeddings
+def _embeddings(names: Sequence[str], catalog: Catalog, model: Model) -> tuple[str, ...]:
     if len(names) > EMBEDDINGS_LIMIT:
         raise InvalidField(f"has {len(names)} entries; at most {EMBEDDINGS_LIMIT}", field="generation.embeddings")
-    listed = [
+    return tuple(
         model_of(catalog, EMBEDDING, name, model, field=f"generation.embeddings[{i}]") for i, name in enumerate(names)
-    ]
-    offered = sorted(models_for(catalog, EMBEDDING, model))
-    named = words_in(f"{message.prompt}\n{message.negative_prompt}", offered)
-    used = tuple(dict.fromkeys([*listed, *named]))
-    if len(used) > EMBEDDINGS_LIMIT:
-        raise InvalidField(
-            f"names embeddings, {len(used)} with those listed; at most {EMBEDDINGS_LIMIT}", field="generation.prompt"
-        )
-    return used
+    )
 
 
 def _whole(message: gateway_pb2.Generation, name: Literal["clip_skip", "quality"], limit: int) -> int | None:

@@ -211,6 +211,45 @@ async def test_an_embedding_named_in_a_prompt_is_needed_of_the_worker() -> None:
     assert list(tasks._leased(task).generate.embeddings) == ["mint"]
 
 
+@pytest.mark.parametrize("listed", [False, True])
+async def test_a_word_keeps_no_picture_waiting_for_a_worker_that_is_away(listed: bool) -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        away = fleet.worker("diffusion", "away", models=MODELS)
+        home = fleet.worker("diffusion", "home", models=tuple(each for each in MODELS if each.id != "mint"))
+        await away.come()
+        fleet.clock.advance(3_600.0)
+        await home.come()
+        request = of_generation(embeddings=["mint"] if listed else [])
+        request.generation.prompt = "mint tea"
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
+        assert len(await home.lease()) == (0 if listed else 1)
+        assert len(await away.lease()) == (1 if listed else 0)
+
+
+async def test_a_word_forbids_no_lora_that_another_worker_has() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        for name, absent in (("one", "mint"), ("other", "cyanotype")):
+            models = tuple(each for each in MODELS if each.id != absent)
+            await fleet.worker("diffusion", name, models=models).come()
+        request = of_generation(loras=[diffusion_pb2.LoraUse(model="cyanotype")])
+        request.generation.prompt = "mint tea"
+        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
+        assert job.work.options.embeddings == ()
+
+
+async def test_a_word_is_an_embedding_where_all_workers_that_can_paint_it_are_away() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        await fleet.worker("diffusion", "away", models=MODELS).come()
+        fleet.clock.advance(3_600.0)
+        request = of_generation()
+        request.generation.prompt = "mint tea"
+        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.catalog()))
+        assert job.work.options.embeddings == ("mint",)
+
+
 @pytest.mark.parametrize(
     ("text", "loras"),
     [("a <lora:one:1> b <lyco:two>", ["one", "two"]), (r"\<lora:one:1>", []), ("<lora: one :1:0.5>", ["one"])],
