@@ -6,33 +6,27 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
-from rich.table import Column, Table
+from rich.table import Table
 
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.errors import FanlightError
 from services.weights.destinations import destination
-from services.weights.plan import LINK_RATES_MBPS, Plan, report
+from services.weights.plan import Plan, report
 from services.weights.publishing import Published
 from services.weights.publishing import publish as publish_models
 from services.weights.settings import WeightsSettings
+from services.weights.showing import bar_reporter, bars, console, json_reporter, show_plans
 from services.weights.store import Fetched, WeightStore
-from services.weights.targets import Progress
 
 app = typer.Typer(name="weights", help="Plan, fetch and keep model weights.", no_args_is_help=True)
 T = TypeVar("T")
-
-REPORT_EVERY_S = 0.5
-PIPED_CHARS = 250
 
 References = Annotated[list[str], typer.Argument(help="hf:ORG/REPO, urn:air:..., https://..., a path, or a name.")]
 Dir = Annotated[Path | None, typer.Option("--dir", help="The store; else FANLIGHT_WEIGHTS_DIR.")]
@@ -89,35 +83,7 @@ def plan(
         return await store.plan(references, wish)
 
     plans = _run(work, folder)
-    _print(report(plans)) if as_json else _show_plans(plans)
-
-
-def _console() -> Console:
-    """As wide as its lines where nobody looks at it on a screen."""
-    return Console() if sys.stdout.isatty() else Console(width=PIPED_CHARS)
-
-
-def _show_plans(plans: Sequence[Plan]) -> None:
-    data = report(plans)
-    console = _console()
-    table = Table("of", Column("file", overflow="fold"), "bytes", "over the link", "why", box=None)
-    for plan in plans:
-        for item in plan.files:
-            row = (f"{item.size_bytes:,}", f"{item.fetch_bytes:,}", item.why)
-            table.add_row(escape(plan.manifest.reference), escape(item.link), *row)
-    for plan in plans:
-        for skip in plan.skipped:
-            row = (f"{skip.size_bytes:,}", "-", skip.why)
-            table.add_row(escape(plan.manifest.reference), escape(skip.path), *row, style="dim")
-    console.print(table)
-    console.print(
-        f"fetch {data['fetch_bytes']:,} bytes, held {data['held_bytes']:,}, left out {data['skipped_bytes']:,}"
-        + (f", packed away {data['packed_away_bytes']:,}" if data["packed_away_bytes"] else "")
-    )
-    seconds = ", ".join(f"{data['seconds'][str(rate)]:,} s at {rate} Mbit/s" for rate in LINK_RATES_MBPS)
-    console.print(seconds)
-    for caveat in data["caveats"]:
-        console.print(f"[yellow]note:[/yellow] {caveat}")
+    _print(report(plans)) if as_json else show_plans(plans)
 
 
 @app.command()
@@ -135,8 +101,8 @@ def fetch(
 
     async def work(store: WeightStore) -> list[Fetched]:
         wish = store.wish(pipeline, safety_checker=safety_checker, precision=precision)
-        with contextlib.nullcontext() if as_json else _bars() as bars:
-            tell = _bar_reporter(bars) if bars else _json_reporter()
+        with contextlib.nullcontext() if as_json else bars() as shown:
+            tell = bar_reporter(shown) if shown else json_reporter(_print)
             names = store.catalog.expand(references)
             return [await store.fetch(name, wish, sha256=sha256, report=tell) for name in names]
 
@@ -158,57 +124,6 @@ def _took(fetched: list[Fetched], seconds: float) -> dict[str, Any]:
     }
 
 
-def _json_reporter() -> Callable[[Progress], None]:
-    last_s = 0.0
-
-    def tell(progress: Progress) -> None:
-        nonlocal last_s
-        now_s = time.monotonic()
-        if now_s - last_s < REPORT_EVERY_S:
-            return
-        last_s = now_s
-        _print(_progress_row(progress))
-
-    return tell
-
-
-def _progress_row(progress: Progress) -> dict[str, Any]:
-    return {
-        "event": "progress",
-        "reference": progress.reference,
-        "file": progress.path,
-        "done_bytes": progress.done_bytes,
-        "total_bytes": progress.total_bytes,
-        "bytes_per_s": round(progress.bytes_per_s),
-        "seconds_left": progress.seconds_left and round(progress.seconds_left, 1),
-        "source": progress.source,
-    }
-
-
-def _bars() -> Bars:
-    return Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[source]}"),
-        console=Console(stderr=True),
-    )
-
-
-def _bar_reporter(bars: Bars) -> Callable[[Progress], None]:
-    tasks: dict[tuple[str, str], TaskID] = {}
-
-    def tell(progress: Progress) -> None:
-        key = (progress.reference, progress.path)
-        if key not in tasks:
-            tasks[key] = bars.add_task(progress.path, total=progress.total_bytes, source=progress.source)
-        bars.update(tasks[key], completed=progress.done_bytes, source=progress.source)
-
-    return tell
-
-
 @app.command()
 def ls(as_json: Json = False, folder: Dir = None) -> None:
     """List the models held, the least recently used last."""
@@ -221,8 +136,10 @@ def ls(as_json: Json = False, folder: Dir = None) -> None:
         return
     table = Table("name", "bytes", "pinned", "last used", box=None)
     for row in rows:
-        table.add_row(str(row["name"]), f"{row['bytes']:,}", "yes" if row["is_pinned"] else "", str(row["used_time"]))
-    _console().print(table)
+        table.add_row(
+            escape(str(row["name"])), f"{row['bytes']:,}", "yes" if row["is_pinned"] else "", str(row["used_time"])
+        )
+    console().print(table)
 
 
 def _iso(now_s: float) -> str:

@@ -136,3 +136,23 @@ def test_a_plan_tells_whole_paths_and_whose_they_are(run):
     assert result.stdout.count("diffusion_pytorch_model.safetensors") >= 2
     rows = json.loads(run("plan", "controlnet-canny", "controlnet-depth", "--json").stdout)
     assert {row["reference"] for row in rows["files"]} == {"catalog:controlnet-canny", "catalog:controlnet-depth"}
+
+
+def test_brackets_in_an_operators_catalog_are_shown_as_they_are(run, tmp_path, monkeypatch):
+    entry = {
+        "name": "mine",
+        "view": "me/mine",
+        "kind": "vae",
+        "caveats": ["see [docs] and [/b]"],
+        "is_chosen": True,
+        "files": [
+            {"path": "m.safetensors", "bytes": 9, "sources": ["https://weights.example/m.safetensors"]},
+            {"path": "n.safetensors", "bytes": 9, "skip": "for [training]"},
+        ],
+    }
+    (tmp_path / "mine.json").write_text(json.dumps({"entries": [entry]}))
+    monkeypatch.setenv("FANLIGHT_WEIGHTS_CATALOG_DIR", str(tmp_path))
+    result = run("plan", "mine")
+    assert result.exit_code == 0
+    assert "see [docs] and [/b]" in result.stdout
+    assert "for [training]" in result.stdout
