@@ -207,7 +207,7 @@ class Objects:
         found = [sha for view, _, sha in self.index.links() if view == name]
         one = self.index.find(name) if not found else None
         if not found and one is None:
-            raise NotFound(f"the store has no {name!r}", field="name")
+            raise NotFound(f"the store has no {name!r}; `fanlight weights ls` lists what it has", field="name")
         return found or [str(one)]
 
     def tables_of(self, name: str) -> dict[str, TensorTable]:
