@@ -136,9 +136,8 @@ def ls(as_json: Json = False, folder: Dir = None) -> None:
         return
     table = Table("name", "bytes", "pinned", "last used", box=None)
     for row in rows:
-        table.add_row(
-            escape(str(row["name"])), f"{row['bytes']:,}", "yes" if row["is_pinned"] else "", str(row["used_time"])
-        )
+        pinned = "yes" if row["is_pinned"] else ""
+        table.add_row(escape(str(row["name"])), f"{row['bytes']:,}", pinned, str(row["used_time"]))
     console().print(table)
 
 

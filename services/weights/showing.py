@@ -75,7 +75,7 @@ def _progress_row(progress: Progress) -> dict[str, Any]:
 
 def bars() -> Bars:
     return Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
