@@ -158,13 +158,13 @@ class Fetching:
             source = file.sources[got.source]
             await self.tools.run(self.objects.index.remember_source, source, sha256, got.etag)
         named = replace(item, file=replace(file, sha256=digested.sha256))
-        parts = await self.tools.run(self._keeping.split, plan, named, wish)
+        parts = await self.tools.run(self._keeping.split, plan, named, wish, key_of(item))
         return Placed(links=parts or ((item.link, sha256),), downloaded_bytes=got.downloaded_bytes)
 
     async def _fetch_tensors(self, plan: Plan, item: PlannedFile, key: str) -> Placed:
         layout = layout_of(item)
         if not layout.size:
-            sha256 = await self.tools.run(self._keeping.composed, item, None, layout)
+            sha256 = await self.tools.run(self._keeping.composed, item, None, layout, key)
             return Placed(links=((item.link, sha256),))
         unpacked = await self._fetch_packed(plan, item, key)
         try:
@@ -187,7 +187,7 @@ class Fetching:
 
     async def _compose_from(self, item: PlannedFile, fetched: Path, layout: Layout, downloaded_bytes: int) -> Placed:
         try:
-            sha256 = await self.tools.run(self._keeping.composed, item, fetched, layout)
+            sha256 = await self.tools.run(self._keeping.composed, item, fetched, layout, key_of(item))
         finally:
             await self.tools.run(discard, fetched)
         return Placed(links=((item.link, sha256),), downloaded_bytes=downloaded_bytes)

@@ -60,10 +60,13 @@ class Keeping:
         path.with_suffix(".map").unlink(missing_ok=True)
         return sha256
 
-    def composed(self, item: PlannedFile, fetched: Path | None, layout: Layout) -> str:
-        """The file made of its tensors becomes an object; `fetched` has those that were not held, as `layout` says."""
+    def composed(self, item: PlannedFile, fetched: Path | None, layout: Layout, key: str) -> str:
+        """The file made of its tensors becomes an object; `fetched` has those that were not held, as `layout` says.
+
+        `key`: whose lock is held, for what is in the making not to be taken for abandoned.
+        """
         assert item.tensors is not None
-        out = self.objects.parts / f"{key_of(item)}.whole"
+        out = self.objects.parts / f"{key}.whole"
         self.objects.reserve(item.size_bytes)
         made = compose(self.objects, item, fetched, layout, out)
         sha256 = self.objects.publish(out, made)
@@ -73,10 +76,10 @@ class Keeping:
             discard(fetched)
         return sha256
 
-    def split(self, plan: Plan, item: PlannedFile, wish: Wish) -> tuple[Link, ...]:
+    def split(self, plan: Plan, item: PlannedFile, wish: Wish, key: str) -> tuple[Link, ...]:
         """A checkpoint fetched whole for a pipeline is kept as its parts, each once for all checkpoints.
 
-        None where it stays whole: it is no such checkpoint, or there is no room for both.
+        `key` as for `composed`. None where it stays whole: it is no such checkpoint, or there is no room for both.
         """
         table = self.objects.index.table(item.file.sha256)
         if not wish.pipeline or table is None or not components.is_single_file(t.name for t in table.tensors):
@@ -85,20 +88,20 @@ class Keeping:
         tensors = frozenset(t.sha256 for t in table.tensors)
         holdings = Holdings(tensors=tensors, components=self.objects.index.holdings().components)
         try:
-            links = self._parts(make_plan(manifest, wish, holdings), item.file.sha256)
+            links = self._parts(make_plan(manifest, wish, holdings), item.file.sha256, key)
         except DiskFull as error:
             log.info("weights_kept_whole", path=item.file.path, why=error.message)
             return ()
         self.objects.remove(item.file.sha256)
         return links
 
-    def _parts(self, plan: Plan, whole: str) -> tuple[Link, ...]:
+    def _parts(self, plan: Plan, whole: str, key: str) -> tuple[Link, ...]:
         """Room for one is not made by evicting another, nor what all are made of."""
         links: list[Link] = []
         with contextlib.ExitStack() as in_use:
             in_use.enter_context(self.objects.using([whole]))
             for part in plan.files:
-                made = self.held(part) or ((part.link, self.composed(part, None, Layout(segments=()))),)
+                made = self.held(part) or ((part.link, self.composed(part, None, Layout(segments=()), key)),)
                 in_use.enter_context(self.objects.using(sha256 for _, sha256 in made))
                 links.extend(made)
         return tuple(links)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from services.kernel.errors import FailedPrecondition, InvalidField, NotFound
-from services.weights import planning
+from services.weights import keeping, planning
 from services.weights.errors import TokenRefused
 from services.weights.store import WeightStore
 from services.weights.tensors import BadHeader
@@ -190,6 +190,19 @@ async def test_a_checkpoint_fetched_whole_for_a_pipeline_is_kept_as_its_parts(se
     again = await store.fetch("hf:org/a/a.safetensors", store.wish("img2img"))
     assert again.downloaded_bytes == len(ENCODER)
     assert (again.path / "vae_encoder.safetensors").exists()
+
+
+async def test_parts_in_the_making_are_not_taken_for_abandoned_downloads(server, store, monkeypatch):
+    def compose(objects, *arguments):
+        made = keeping_compose(objects, *arguments)
+        objects.collect()
+        return made
+
+    keeping_compose = keeping.compose
+    monkeypatch.setattr(keeping, "compose", compose)
+    put_repository(server, "org/a", {"a.safetensors": _checkpoint(UNET)})
+    path = await store.ensure("hf:org/a/a.safetensors", "text2img")
+    assert (path / "unet.safetensors").read_bytes().endswith(UNET)
 
 
 async def test_a_checkpoint_whose_parts_do_not_fit_beside_it_stays_whole(server, settings):
