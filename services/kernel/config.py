@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanlight.channel import target_of
@@ -52,6 +52,16 @@ def _addresses(text: str) -> str:
 Addresses = Annotated[str, AfterValidator(_addresses)]
 
 
+def _readable(path: Path | None) -> Path | None:
+    if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
+        raise ValueError(f"{path} is no file that can be read")
+    return path
+
+
+# An empty text is none, as files of settings often leave it.
+PemFile = Annotated[Path | None, BeforeValidator(lambda value: value or None), AfterValidator(_readable)]
+
+
 class CommonSettings(BaseSettings):
     """What every service takes."""
 
@@ -63,10 +73,10 @@ class CommonSettings(BaseSettings):
     client_token_file: Path | None = Field(None, description="A file with the clients' token.")
     worker_token: SecretStr | None = Field(None, description="What workers must send as a bearer token.")
     worker_token_file: Path | None = Field(None, description="A file with the workers' token.")
-    tls_cert_file: Path | None = Field(None, description="PEM certificate chain of the servers.")
-    tls_key_file: Path | None = Field(None, description="PEM private key of the servers.")
-    tls_client_ca_file: Path | None = Field(None, description="PEM roots that clients must be signed by.")
-    tls_ca_file: Path | None = Field(None, description="PEM roots that a worker trusts a gateway by.")
+    tls_cert_file: PemFile = Field(None, description="PEM certificate chain of the servers.")
+    tls_key_file: PemFile = Field(None, description="PEM private key of the servers.")
+    tls_client_ca_file: PemFile = Field(None, description="PEM roots that clients must be signed by.")
+    tls_ca_file: PemFile = Field(None, description="PEM roots that a worker trusts a gateway by.")
     max_message_bytes: int = Field(64 * MIB, ge=MIB, description="Largest gRPC message that is taken.")
     drain_grace_s: float = Field(30.0, ge=0, description="How long running calls may take on SIGTERM.")
     lifeline_fd: int | None = Field(None, description="A pipe whose end tells that the starting process died.")
@@ -85,13 +95,24 @@ class CommonSettings(BaseSettings):
 
 
 def secret_of(value: SecretStr | None, file: Path | None) -> str:
-    """The secret itself, or the file's first line; empty where neither is set."""
+    """The secret itself, or the file's only line; empty where neither is set.
+
+    SettingsError for a file that cannot be read, and for what no header takes.
+    """
     if value is not None:
-        return value.get_secret_value()
-    if file is None:
+        secret, place = value.get_secret_value(), "a token or secret"
+    elif file is not None:
+        secret, place = _text_of(file), f"{file}: what is in it"
+    else:
         return ""
+    if not (secret.isascii() and secret.isprintable()):
+        raise SettingsError(f"{place} must be printable ASCII, on one line")
+    return secret
+
+
+def _text_of(file: Path) -> str:
     try:
-        return file.read_text().strip()
+        return file.read_text(errors="replace").strip()
     except OSError as error:
         raise SettingsError(f"{file}: cannot be read: {error.strerror}") from error
 

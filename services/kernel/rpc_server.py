@@ -1,6 +1,8 @@
 """A gRPC server of ours: health, reflection, limits, keepalive and tokens."""
 
+import ssl
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -90,9 +92,18 @@ def _server_options(settings: CommonSettings) -> Sequence[tuple[str, int]]:
 def _credentials(settings: CommonSettings) -> grpc.ServerCredentials | None:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
+    _require_pair(settings.tls_cert_file, settings.tls_key_file)
     roots = settings.tls_client_ca_file.read_bytes() if settings.tls_client_ca_file else None
     pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
     return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
+
+
+def _require_pair(cert_file: Path, key_file: Path) -> None:
+    """SettingsError for what gRPC would only say in its own log, after a port that nobody took."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file)
+    except (ssl.SSLError, ValueError) as error:
+        raise SettingsError(f"{cert_file} and {key_file} are no PEM certificate chain with its key") from error
 
 
 def address_of(address: str, port: int) -> str:

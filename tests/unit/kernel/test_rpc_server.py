@@ -152,6 +152,15 @@ async def test_tls_from_pem_files(serve, tmp_path):
     assert await call(address, ca_file=tmp_path / "roots") == pb.AnnotateResponse()
 
 
+async def test_a_certificate_and_key_of_two_are_a_settings_error(serve, tmp_path):
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_pem.write_to_path(str(tmp_path / "key"))
+    authority.issue_cert("localhost").cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
+
+    with pytest.raises(SettingsError, match="no PEM certificate chain with its key"):
+        await serve(tls_cert_file=tmp_path / "cert", tls_key_file=tmp_path / "key")
+
+
 async def test_localhost_is_both_loopbacks(serve):
     address = await serve(address="[::]:0")
     port = address.rpartition(":")[2]

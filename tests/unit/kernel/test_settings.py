@@ -111,8 +111,35 @@ def test_a_token_never_shows_in_the_settings_text(monkeypatch):
     assert "s3cret" not in repr(load(CommonSettings))
 
 
-def test_a_certificate_without_its_key_is_an_error(monkeypatch):
-    monkeypatch.setenv("FANLIGHT_TLS_CERT_FILE", "cert.pem")
+@pytest.mark.parametrize("name", ["CERT", "KEY", "CLIENT_CA", "CA"])
+def test_a_file_for_tls_that_is_not_there_is_named(monkeypatch, name):
+    monkeypatch.setenv(f"FANLIGHT_TLS_{name}_FILE", "none.pem")
+
+    with pytest.raises(SettingsError, match=rf"^FANLIGHT_TLS_{name}_FILE: none\.pem is no file"):
+        load(CommonSettings)
+
+
+def test_an_empty_name_of_a_file_for_tls_is_none(monkeypatch):
+    monkeypatch.setenv("FANLIGHT_TLS_CA_FILE", "")
+
+    assert load(CommonSettings).tls_ca_file is None
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "t\u00f6ken"])
+def test_a_token_that_no_header_takes_is_an_error(monkeypatch, tmp_path, token):
+    monkeypatch.setenv("FANLIGHT_CLIENT_TOKEN", token)
+    (tmp_path / "token").write_text(token)
+    monkeypatch.setenv("FANLIGHT_WORKER_TOKEN_FILE", str(tmp_path / "token"))
+    settings = load(CommonSettings)
+
+    for read in (settings.token_of_clients, settings.token_of_workers):
+        with pytest.raises(SettingsError, match="printable ASCII"):
+            read()
+
+
+def test_a_certificate_without_its_key_is_an_error(monkeypatch, tmp_path):
+    (tmp_path / "cert.pem").touch()
+    monkeypatch.setenv("FANLIGHT_TLS_CERT_FILE", str(tmp_path / "cert.pem"))
 
     with pytest.raises(SettingsError, match="FANLIGHT_TLS_KEY_FILE go together"):
         load(CommonSettings)
