@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.generation import LoraUse
 from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.library import Library
+from services.diffusion.models.library import Library, Residency
 from services.diffusion.models.scan import scan
 from services.diffusion.remote import Fetch, Remote
 from services.diffusion.supply import Supply
@@ -73,6 +73,28 @@ async def test_checkpoint_controlnet_and_lora_come_from_a_hub_and_are_used(hub, 
     listed = {model.id: model for model in models_to_proto(catalogue)}
     assert {"hf:org/tiny", "hf:org/style"} <= set(listed)
     assert listed["hf:org/tiny"].residency == diffusion_pb2.Model.RESIDENCY_DISK
+
+
+async def test_what_was_evicted_in_whole_or_in_part_is_told_as_remote_again(hub, tmp_path):
+    settings = WeightsSettings(dir=tmp_path / "store", hf_endpoint=hub.url, retries=2)
+    request = diffusion_pb2.GenerateRequest(model="hf:org/tiny", loras=[diffusion_pb2.LoraUse(model="hf:org/style")])
+    catalogue, library = Catalogue(), Library(device="cpu")
+    with ThreadPoolExecutor(1) as readers:
+        async with Provision(settings) as provision:
+            supply = Supply(catalogue, provision, Remote(catalog=shipped(), fetch=Fetch.ANY), readers=readers)
+            async with supply.provided(request, lambda progress: None):
+                pass
+            entry = catalogue.checkpoint("hf:org/tiny")
+            lora = catalogue.lora("hf:org/style", entry)
+            assert {library.residency(each) for each in (entry, lora)} == {Residency.DISK}
+            store = await provision.store()
+            [unet] = (entry.path / "unet").glob("*.safetensors")
+            store.objects.remove(unet.resolve().name)
+            assert (library.residency(entry), library.residency(lora)) == (Residency.REMOTE, Residency.DISK)
+            store.objects.evict(1 << 60)
+            assert {library.residency(each) for each in (entry, lora)} == {Residency.REMOTE}
+            async with supply.provided(request, lambda progress: None):
+                assert library.residency(catalogue.checkpoint("hf:org/tiny")) is Residency.DISK
 
 
 async def test_what_no_hub_has_is_an_error_that_names_it(hub, tmp_path):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from services.diffusion.models.folders import weight_bytes
 from services.diffusion.models.residency import Lease
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ class Residency(IntEnum):
     DISK = 1
     RAM = 2
     VRAM = 3
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Files of what was fetched may have made room for others since; its folder stays."""
+    try:
+        size_bytes = weight_bytes(entry.path) if entry.path.is_dir() else entry.path.stat().st_size
+    except OSError:
+        return False
+    return size_bytes >= entry.size_bytes
 
 
 class Library:
@@ -83,9 +93,7 @@ class Library:
         level = self._opened.held().get(entry) if self._opened else None
         if level is not None:
             return level
-        # What was fetched may have made room for something else since.
-        is_gone = bool(entry.reference) and not entry.path.exists()
-        return Residency.REMOTE if is_gone else Residency.DISK
+        return Residency.REMOTE if entry.reference and not _is_whole(entry) else Residency.DISK
 
     def checkpoint(self, entry: CheckpointEntry, controlnets: Sequence[ControlNetEntry] = ()) -> Checkpoint:
         """Raises as the loaders do, or ResourceExhausted; the next call tries again."""
