@@ -31,8 +31,12 @@ PLATFORMS = ("2014", *(f"_2_{minor}" for minor in range(17, 29)))
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Builds the images of Fanlight with podman.")
-    parser.add_argument("images", metavar="IMAGE", nargs="+")
-    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help=f"wheels or wheels-cuda first, then {', '.join(TARGETS)}; or X-cuda"
+    )
+    parser.add_argument(
+        "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="one of the Dockerfile's, or WEIGHTS"
+    )
     parser.add_argument("--tag", default="", help="instead of `latest`, or of a name made from the weights")
     parser.add_argument("--export", type=Path, metavar="DIR", help="build nothing: write them to an OCI layout, zstd")
     asked = parser.parse_args()

@@ -53,9 +53,21 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plan", action="append", default=[], metavar="NAME=FILE", help="a weights plan, as JSON")
     parser.add_argument("--against", metavar="IMAGE", help="an earlier build to compare the first image with")
     parser.add_argument("--held", action="append", default=[], metavar="IMAGE", help="what a node holds already")
-    parser.add_argument("--link-mbps", type=_rates, default=[25.0, 100.0, 300.0], metavar="RATE,...")
-    parser.add_argument("--unpack-mb-s", type=_rate, default=report.UNPACK_BYTES_S / 1e6, metavar="RATE")
-    parser.add_argument("--platform", default="linux/amd64")
+    parser.add_argument(
+        "--link-mbps",
+        type=_rates,
+        default=[25.0, 100.0, 300.0],
+        metavar="RATE,...",
+        help="links that a pull is reckoned for, in Mbit/s",
+    )
+    parser.add_argument(
+        "--unpack-mb-s",
+        type=_rate,
+        default=report.UNPACK_BYTES_S / 1e6,
+        metavar="RATE",
+        help="how fast a node unpacks layers, in MB/s (%(default)g)",
+    )
+    parser.add_argument("--platform", default="linux/amd64", help="of an image that has several (%(default)s)")
     return parser.parse_args(arguments)
 
 

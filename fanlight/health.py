@@ -22,9 +22,17 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "localhost"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fanlight.health", description="Is a gRPC server serving?")
-    parser.add_argument("address", nargs="?", metavar="HOST:PORT", default=own_address(os.environ))
+    parser.add_argument(
+        "address",
+        nargs="?",
+        metavar="HOST:PORT",
+        default=own_address(os.environ),
+        help="else that of the service whose settings are here",
+    )
     parser.add_argument("--service", default="", metavar="NAME", help="one of its services, not the whole")
-    parser.add_argument("--timeout-s", type=float, default=TIMEOUT_S, metavar="SECONDS")
+    parser.add_argument(
+        "--timeout-s", type=float, default=TIMEOUT_S, metavar="SECONDS", help="for an answer (%(default)g)"
+    )
     parser.add_argument("--ca-file", default=os.environ.get("FANLIGHT_TLS_CA_FILE", ""), help="roots of a TLS server")
     parser.add_argument("--server-name", default="", help="the name in the TLS server's certificate")
     asked = parser.parse_args(arguments)
