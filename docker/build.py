@@ -25,8 +25,8 @@ TARGETS = ("gateway", "preprocessor", "preprocessor-neural", "diffusion")
 CUDA_LIST = "torch-cuda"
 WITH_CUDA = ("preprocessor-neural", "diffusion")
 PYTHON = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none")
-# Up to the oldest glibc that the base image's Debian or Ubuntu may have, what wheels call those that they need. pip takes
-# the wheel of the first: what is built for a newer glibc is built by newer compilers, with newer libraries in it.
+# Up to the oldest glibc that the base image's Debian or Ubuntu may have, what wheels call those that they need. pip
+# takes the wheel of the first: what is built for a newer glibc is built by newer compilers, with newer libraries in it.
 PLATFORMS = (*(f"_2_{minor}" for minor in range(28, 16, -1)), "2014")
 
 
