@@ -152,6 +152,21 @@ async def test_a_step_that_found_no_room_half_way_fails_its_picture_alone(asked,
     assert not isinstance(good, BaseException)
 
 
+@pytest.mark.parametrize("times", [1, 1000])
+async def test_no_room_to_check_the_numbers_is_tried_again_or_a_typed_error(times, asked, short, monkeypatch):
+    check, left = studio.are_sound, [times]
+
+    def are_sound(rows):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError
+        return check(rows)
+
+    monkeypatch.setattr(studio, "are_sound", are_sound)
+    for made in await _painted(short, [asked(seed=1), asked(seed=2)]):
+        assert isinstance(made, ResourceExhausted) if times > 1 else not isinstance(made, BaseException)
+
+
 async def test_a_preview_that_does_not_fit_is_left_out(asked, short, monkeypatch):
     def no_room(row):
         raise torch.OutOfMemoryError
