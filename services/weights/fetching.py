@@ -62,6 +62,7 @@ class Fetching:
     resolver: Resolver
     report: Callable[[Progress], None]
     _keeping: Keeping = field(init=False)
+    _has_come: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._keeping = Keeping(objects=self.objects)
@@ -118,7 +119,10 @@ class Fetching:
         raise tell(f"{plan.manifest.reference} ({item.file.path})", failures)
 
     async def _small_body(self, url: str, file: WeightFile) -> tuple[bytes, str]:
-        body, remote = await self.tools.persist(lambda: self.tools.web.body(url, limit_bytes=MAX_SMALL_BYTES))
+        # Before anything has come nobody knows whether anybody is there.
+        patience = self.tools.persist if self._has_come or self.tools.link.has_begun else self.tools.ask
+        body, remote = await patience(lambda: self.tools.web.body(url, limit_bytes=MAX_SMALL_BYTES))
+        self._has_come = True
         if remote.size_bytes is not None and len(body) != remote.size_bytes:
             raise SourceFailed(f"sent {len(body)} of {remote.size_bytes} bytes")
         if file.is_exact and len(body) != file.size_bytes:

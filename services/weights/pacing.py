@@ -116,6 +116,10 @@ class LinkRate:
     _last_s: float = float("-inf")
     _bytes: int = 0
 
+    @property
+    def has_begun(self) -> bool:
+        return self._last_s > float("-inf")
+
     def note(self, size_bytes: int, now_s: float) -> None:
         is_new, self._last_s = now_s - self._last_s > IDLE_S, now_s
         if is_new:

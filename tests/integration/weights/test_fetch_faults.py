@@ -155,7 +155,10 @@ async def test_where_nobody_is_there_it_is_said_soon(settings, body):
 
     async with WeightStore.open(settings(retries=8)) as store:
         store._tools.sleep = sleep
-        for name in ("http://127.0.0.1:9/m.bin", _use_manifest(store, ["http://127.0.0.1:9/m.bin"], body)):
+        nowhere = "http://127.0.0.1:9/m.bin"
+        # By its address, large in the catalog, and small there.
+        for held in (None, body, body[:1000]):
+            name = _use_manifest(store, [nowhere], held) if held else nowhere
             waits.clear()
             with pytest.raises(SourceFailed, match="cannot be reached"):
                 await store.fetch(name, store.wish())
