@@ -148,6 +148,16 @@ def _maps(detector, values) -> list:
     return [*detector.body_estimation.model(values), hand, *face]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_sam_looks_at_parts_however_few_points_they_get(annotate):
+    few = {"points_per_side": 1, "crop_n_layers": 1, "crop_n_points_downscale_factor": 8}
+    control = await annotate("sam", _photo(), model="vit_t", detect_resolution=64, **few)
+    assert (control.width_px, control.height_px) == (SIDE_PX, SIDE_PX)
+
+
+# What the annotator takes beside, at its default.
+FURTHER = {"crop_n_layers": 0, "crop_n_points_downscale_factor": 1}
 LOOSE = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
 
 
@@ -161,7 +171,7 @@ def test_sam_parts_the_picture_as_controlnet_aux_does(models_dir, weights):
     folder = models_dir / model.manifest.view
     picture = np.asarray(_picture())
     network = build_sam(folder, Device(), kind="vit_t", file="mobile_sam.pt")
-    (ours,) = sam([picture], network, seed=3, **LOOSE)
+    (ours,) = sam([picture], network, seed=3, **LOOSE, **FURTHER)
     generator = defects.sam_generator()(network.network, **LOOSE)
     np.random.seed(3)  # theirs draws colours from the global state
     theirs = defects.submodule("segment_anything").SamDetector(generator)(picture, output_type="np", **SIZES)

@@ -7,7 +7,9 @@ controlnet_aux 0.0.10:
 - LeReS' detector leaves its network in training, so that each picture changes the next one's map: `place` ends that.
 - LeReS' boost breaks on pictures of 160 pixels or less: `neural/leres.py` does without it there.
 - MLSD's detector swallows every exception, the one that no lines were found among them: `mlsd_lines` knows that one.
-- SAM's detector colours masks at random and breaks where none was found: only its mask generator is used.
+- SAM's detector colours masks at random and breaks where none was found: only its mask generator is used. That divides
+  by zero where parts of the picture get no point (`neural/sam.py` gives them one), and breaks where no part showed
+  anything: `box_area` takes that too.
 - TEED and Anyline cannot be loaded from a folder without a file name: only their network is used.
 - mediapipe_face wants a mediapipe that no newer protobuf and numpy go with: `annotators/faces.py` reads the same
   network with OpenCV. dwpose wants mmpose: `neural/dwpose.py` reads the same networks with ONNX Runtime.
@@ -121,10 +123,16 @@ def mlsd_lines(image: Any, network: Any, score: float, distance: float) -> list[
 
 
 def sam_generator() -> Any:
-    """SAM's mask generator, with a suppression of overlapping boxes that needs no compiled operator."""
+    """SAM's mask generator, with a suppression of overlapping boxes that needs no compiled operator, and no boxes."""
     module = submodule("segment_anything.automatic_mask_generator")
-    module.batched_nms = batched_nms
+    module.batched_nms, module.box_area = batched_nms, box_area
     return module.SamAutomaticMaskGenerator
+
+
+def box_area(boxes: Any) -> Any:
+    """(N,) of corners (N, 4), of which none come as (0,)."""
+    left, top, right, bottom = boxes.reshape(-1, 4).T
+    return (right - left) * (bottom - top)
 
 
 def batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float) -> Any:
@@ -132,7 +140,7 @@ def batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float) -> Any
     import torch
 
     order = scores.argsort(descending=True, stable=True)
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    area = box_area(boxes)
     kept = []
     while order.numel():
         best, order = order[0], order[1:]

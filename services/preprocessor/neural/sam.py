@@ -37,12 +37,22 @@ def _sam(picture: Pixels, model: Sam, seed: int, settings: dict[str, Any]) -> Pi
     Colours as controlnet_aux's detector draws them after `numpy.random.seed(seed)`.
     """
     with running(model.device):
-        found = defects.sam_generator()(model.network, **settings).generate(picture)
+        found = defects.sam_generator()(model.network, **_with_grids(**settings)).generate(picture)
     colours = np.random.RandomState(seed)
     canvas = np.zeros_like(picture)
     for thing in sorted(found, key=lambda each: -int(each["area"])):
         canvas[thing["segmentation"]] = [colours.randint(255, dtype=np.uint8) for _ in range(3)]
     return canvas
+
+
+def _with_grids(
+    *, points_per_side: int, crop_n_layers: int, crop_n_points_downscale_factor: int, **others: Any
+) -> dict[str, Any]:
+    """The settings with the points that are looked at; at least one in every layer of parts, unlike upstream's."""
+    grid = defects.submodule("segment_anything.utils.amg").build_point_grid
+    sides = (points_per_side // crop_n_points_downscale_factor**layer for layer in range(crop_n_layers + 1))
+    grids = [grid(max(1, side)) for side in sides]
+    return others | {"points_per_side": None, "point_grids": grids, "crop_n_layers": crop_n_layers}
 
 
 MODELS = (
@@ -60,6 +70,13 @@ def _number(name: str, default: float, maximum: float, description: str) -> Para
 PARAMETERS = (
     Parameter(
         name="points_per_side", default=32, minimum=1, maximum=128, description="It looks at this many points squared"
+    ),
+    Parameter(
+        name="points_per_batch",
+        default=64,
+        minimum=1,
+        maximum=256,
+        description="Points at a time: more take more memory",
     ),
     _number("pred_iou_thresh", 0.88, 1, "Masks that the network thinks worse of are dropped"),
     _number("stability_score_thresh", 0.95, 1, "Masks that change more with their threshold are dropped"),
