@@ -119,7 +119,7 @@ async def test_every_annotator_is_listed_with_all_it_says(stub):
     assert (canny.id, canny.deterministic, canny.loaded, canny.weight_bytes) == ("canny", True, True, 0)
     assert (canny.device, canny.licence, list(canny.controlnets)) == ("cpu/uint8", "Apache-2.0", ["canny"])
     low, _, gray, *_ = canny.parameters
-    assert list(canny.aliases) == ["canny_edge"]
+    assert list(canny.aliases) == ["Canny", "canny_edge"]
     assert [each.name for each in canny.parameters][3:] == ["detect_resolution", "resize_mode", "short_side_px"]
     assert (low.kind, low.default_value.number_value, low.minimum, low.maximum) == (
         pb.Parameter.KIND_INTEGER,
