@@ -25,6 +25,7 @@ from services.diffusion.supply import Supply
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.errors import FanlightError
+from services.kernel.gpus import check_device
 from services.kernel.process import leave, run
 from services.weights.catalog import shipped, with_folder
 from services.weights.provision import Provision
@@ -177,6 +178,7 @@ def main() -> int:
         refuse_unknown(CommonSettings, DiffusionSettings, WeightsSettings, WorkerSettings)
         common, worker, settings = load(CommonSettings), load(WorkerSettings), load(DiffusionSettings)
         weights = load(WeightsSettings)
+        check_device(settings.device, setting="FANLIGHT_DIFFUSION_DEVICE")
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

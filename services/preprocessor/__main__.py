@@ -84,6 +84,7 @@ def main() -> int:
         refuse_unknown(CommonSettings, PreprocessorSettings, WorkerSettings, WeightsSettings)
         common, worker = load(CommonSettings), load(WorkerSettings)
         settings, weights = load(PreprocessorSettings), load(WeightsSettings)
+        settings.check()
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.kernel.config import Address
+from services.kernel.config import Address, SettingsError
+from services.kernel.gpus import check_device
 from services.kernel.pictures import PictureLimits
 
 # OpenCV counts pixels in 16 bits where it moves them around.
@@ -48,6 +49,12 @@ class PreprocessorSettings(BaseSettings):
     models_dir: Path | None = Field(
         None, description="A folder AUTHOR/NAME/FILE of annotators' weights that is looked in before the store."
     )
+
+    def check(self) -> None:
+        """SettingsError where a device or a folder that is named is not there."""
+        check_device(self.device, setting="FANLIGHT_PREPROCESSOR_DEVICE")
+        if self.models_dir is not None and not self.models_dir.is_dir():
+            raise SettingsError(f"FANLIGHT_PREPROCESSOR_MODELS_DIR: {self.models_dir} is not a folder")
 
     def picture_limits(self) -> PictureLimits:
         return PictureLimits(

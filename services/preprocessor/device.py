@@ -1,8 +1,9 @@
 """On what networks run, found out without loading a network library."""
 
-import ctypes
 from dataclasses import dataclass
 from importlib import metadata
+
+from services.kernel import gpus
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 
@@ -35,7 +36,7 @@ PLAIN_LABEL = "cpu/uint8"
 
 def find_device(wish: str, *, threads: int) -> Device:
     """The wished one; `auto` takes the GPU where the driver has one and the installed torch was built for it."""
-    kind = (CUDA if _torch_has_cuda() and _driver_has_gpu() else CPU) if wish == AUTO else wish
+    kind = (CUDA if _torch_has_cuda() and gpus.count() > 0 else CPU) if wish == AUTO else wish
     return Device(kind=kind, threads=threads)
 
 
@@ -44,12 +45,3 @@ def _torch_has_cuda() -> bool:
         return "cpu" not in metadata.version("torch")
     except metadata.PackageNotFoundError:
         return False
-
-
-def _driver_has_gpu() -> bool:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int()
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

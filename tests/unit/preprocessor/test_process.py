@@ -128,3 +128,15 @@ def test_a_wrong_setting_ends_it_with_one_line_that_names_it(settings, said):
     assert (process.returncode, process.stdout) == (2, "")
     assert said in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_a_folder_of_models_that_is_not_there_is_told_at_once():
+    command = [sys.executable, "-m", "services.preprocessor"]
+    done = subprocess.run(
+        command,
+        env=environment(FANLIGHT_PREPROCESSOR_MODELS_DIR="/nope"),
+        capture_output=True,
+        text=True,
+        timeout=END_LIMIT_S,
+    )
+    assert (done.returncode, done.stderr) == (2, "error: FANLIGHT_PREPROCESSOR_MODELS_DIR: /nope is not a folder\n")
