@@ -8,11 +8,15 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import cv2
-import kornia_rs
 import numpy as np
 
 from services.kernel.pictures import PictureLimits, decode_rgb, decode_rgba, read_header
+from services.kernel.without import without
 from services.preprocessor.annotator import Pixels
+
+# It would load CUDA's compiler where that is installed.
+with without("nvidia"):
+    import kornia_rs
 
 # How a JPEG starts; the segments that say nothing of colours or of a turn: JFIF's, tables, restarts and a comment; the
 # kinds of frames, which tell the size; what comes right before the pixels.

@@ -1,5 +1,7 @@
 """From a PNG's bytes to pixels: the quick way gives Pillow's very pixels, and leaves to Pillow what is not plain."""
 
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -136,3 +138,15 @@ def test_a_png_of_countless_chunks_is_not_walked_to_its_end(monkeypatch):
     monkeypatch.delattr(decoding, "decode_rgb")
     with pytest.raises(NameError):
         decode(crowded, keeps_alpha=False, limits=LIMITS)
+
+
+def test_no_compiler_of_cuda_is_loaded_to_read_pngs(tmp_path):
+    (tmp_path / "nvidia" / "cuda_nvrtc").mkdir(parents=True)
+    (tmp_path / "nvidia" / "cuda_nvrtc" / "__init__.py").touch()
+    code = (
+        f"import sys; sys.path.append({str(tmp_path)!r})\n"
+        "import services.preprocessor.decoding\n"
+        "print('nvidia.cuda_nvrtc' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "False\n"
