@@ -37,40 +37,48 @@ def strongest_gradient(picture: Pixels) -> tuple[MatLike, MatLike]:
     for start in range(0, height, rows):
         # The last strip is as high as the others, and does some rows again.
         top = min(start, height - rows)
-        x, y = _strongest_of(_with_neighbours(picture, top, rows), scratch)
+        _split(picture, top, scratch)
+        x, y = _strongest_in(scratch)
         across[top : top + rows], down[top : top + rows] = x[1:-1], y[1:-1]
     return across, down
-
-
-def _with_neighbours(picture: Pixels, top: int, rows: int) -> Pixels:
-    """These rows, the one above and the one below; at a picture's edge its own row once more."""
-    within = picture[max(0, top - 1) : top + rows + 1]
-    is_first, is_last = top == 0, top + rows == len(picture)
-    if not (is_first or is_last):
-        return within
-    return cv2.copyMakeBorder(within, int(is_first), int(is_last), 0, 0, cv2.BORDER_REPLICATE)
 
 
 class _Scratch:
     """Memory for strips, used over and over. The channels lie one below the other, so that one call does all three."""
 
     def __init__(self, rows: int, width: int) -> None:
+        self.rows = rows
         self.channels = np.empty((3, rows, width), np.uint8)
         self.stack = self.channels.reshape(-1, width)
         self.gradients = np.empty((2, 3 * rows, width), np.int16)
         self.magnitudes = np.empty_like(self.gradients)
         self.is_stronger = np.empty((rows, width), np.uint8)
-        self.across, self.down = self.gradients.reshape(2, 3, rows, width)
-        self.norms = self.magnitudes[0].reshape(3, rows, width)
+        # Views, which are cheaper kept than made anew.
+        self.x, self.y = self.gradients
+        self.magnitude_x, self.magnitude_y = self.magnitudes
+        self.across, self.down = (list(each) for each in self.gradients.reshape(2, 3, rows, width))
+        self.norms = list(self.magnitude_x.reshape(3, rows, width))
 
 
-def _strongest_of(strip: Pixels, scratch: _Scratch) -> tuple[MatLike, MatLike]:
-    """As `strongest_gradient`, in the scratch, but for the first row and the last one: there channels touch."""
-    cv2.split(strip, list(scratch.channels))
-    cv2.spatialGradient(scratch.stack, scratch.gradients[0], scratch.gradients[1], borderType=cv2.BORDER_REPLICATE)
-    np.abs(scratch.gradients, out=scratch.magnitudes)
-    cv2.add(scratch.magnitudes[0], scratch.magnitudes[1], scratch.magnitudes[0])
+def _split(picture: Pixels, top: int, scratch: _Scratch) -> None:
+    """The strip's channels, with the row above and the one below; at a picture's edge its own row once more."""
+    end = top - 1 + scratch.rows
+    within = picture[max(0, top - 1) : end]
+    is_first, is_last = top == 0, end > len(picture)
+    channels = scratch.channels[:, int(is_first) : scratch.rows - int(is_last)]
+    cv2.split(within, list(channels))
+    if is_first:
+        scratch.channels[:, 0] = scratch.channels[:, 1]
+    if is_last:
+        scratch.channels[:, -1] = scratch.channels[:, -2]
+
+
+def _strongest_in(scratch: _Scratch) -> tuple[MatLike, MatLike]:
+    """As `strongest_gradient`, of the split strip, but for its first row and its last one: there channels touch."""
     across, down, norms, is_stronger = scratch.across, scratch.down, scratch.norms, scratch.is_stronger
+    cv2.spatialGradient(scratch.stack, scratch.x, scratch.y, borderType=cv2.BORDER_REPLICATE)
+    np.abs(scratch.gradients, out=scratch.magnitudes)
+    cv2.add(scratch.magnitude_x, scratch.magnitude_y, scratch.magnitude_x)
     for best, other in ((0, 1), (1, 2)):
         cv2.compare(norms[other], norms[best], cv2.CMP_GT, is_stronger)
         cv2.copyTo(across[other], is_stronger, across[0])
