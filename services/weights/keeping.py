@@ -61,7 +61,7 @@ class Keeping:
         return sha256
 
     def composed(self, item: PlannedFile, fetched: Path | None, layout: Layout, key: str) -> str:
-        """The file made of its tensors becomes an object; `fetched` has those that were not held, as `layout` says.
+        """The file made of its tensors becomes an object. `fetched`: those that were not held, as `layout` says.
 
         `key`: whose lock is held, for what is in the making not to be taken for abandoned.
         """
@@ -72,8 +72,6 @@ class Keeping:
         sha256 = self.objects.publish(out, made)
         if item.file.sha256:
             self.objects.index.add_origin(sha256, item.file.sha256)
-        if fetched is not None:
-            discard(fetched)
         return sha256
 
     def split(self, plan: Plan, item: PlannedFile, wish: Wish, key: str) -> tuple[Link, ...]:
