@@ -2,8 +2,9 @@
 
 Both are processes of their own with their own defaults, asked by one client over a kept connection on loopback, in
 turns of ten calls, so that both are warm. Prints medians of what the client waits, of what each service says that it
-took from decoding to encoding, and the CPU time of both ends. Also our kernel against cv2.Canny alone, on one thread.
-Needs `.[benchmarks]`. Run: `python -m benchmarks.canny [--rounds 15] [--format PNG]`.
+took from decoding to encoding, and the CPU time of both ends. With `--asyncio` also of ours on asyncio's own event loop
+instead of uvloop. Also our kernel against cv2.Canny alone, on one thread.
+Needs `.[benchmarks]`. Run: `python -m benchmarks.canny [--rounds 15] [--format PNG] [--asyncio]`.
 """
 
 import argparse
@@ -36,6 +37,12 @@ SIDE_PX = 512
 # Calls of one side before it is the other's turn; the first turn of each is not counted.
 TURN_CALLS = 10
 END_LIMIT_S = 30.0
+OURS = ("-m", "services.preprocessor")
+ON_ASYNCIO = """
+import asyncio, runpy, uvloop
+uvloop.run = asyncio.run
+runpy.run_module("services.preprocessor", run_name="__main__")
+"""
 # The image, and what the service says that it took from decoding to encoding, in seconds.
 Answer: TypeAlias = tuple[bytes, float]
 
@@ -47,17 +54,17 @@ def photo(kind: str = "JPEG") -> bytes:
 
 
 @contextmanager
-def served(module: str) -> Iterator[tuple[psutil.Process, str]]:
+def served(*what: str) -> Iterator[tuple[psutil.Process, str]]:
     """A process of ours that says where it is ready; its address."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith("FANLIGHT_")}
     settings["FANLIGHT_PREPROCESSOR_GRPC"] = "127.0.0.1:0"
-    command = [sys.executable, "-W", "ignore", "-m", module]
+    command = [sys.executable, "-W", "ignore", *what]
     with subprocess.Popen(
         command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as served:
         assert served.stdout is not None
         ready = served.stdout.readline()
-        assert ready.startswith("ready "), f"{module} did not start"
+        assert ready.startswith("ready "), f"{what[1]} did not start"
         try:
             yield psutil.Process(served.pid), ready.partition("=")[2].strip()
         finally:
@@ -99,8 +106,8 @@ class Side:
         return times.user + times.system
 
 
-def ours(stack: ExitStack) -> Side:
-    process, address = stack.enter_context(served("services.preprocessor"))
+def ours(stack: ExitStack, *what: str) -> Side:
+    process, address = stack.enter_context(served(*what))
     channel = stack.enter_context(grpc.insecure_channel(address, options=channel_options()))
     stub = preprocessor_pb2_grpc.PreprocessorServiceStub(channel)
 
@@ -113,7 +120,7 @@ def ours(stack: ExitStack) -> Side:
 
 
 def replaced(stack: ExitStack) -> Side:
-    process, address = stack.enter_context(served("benchmarks.replaced_preprocessor"))
+    process, address = stack.enter_context(served("-m", "benchmarks.replaced_preprocessor"))
     connection = http.client.HTTPConnection(address)
     stack.callback(connection.close)
 
@@ -126,10 +133,12 @@ def replaced(stack: ExitStack) -> Side:
     return Side(process=process, ask=ask)
 
 
-def services(data: bytes, rounds: int) -> None:
+def services(data: bytes, rounds: int, *, on_asyncio: bool) -> None:
     with ExitStack() as stack:
-        sides = {"replaced": replaced(stack), "ours": ours(stack)}
+        sides = {"replaced": replaced(stack), "ours": ours(stack, *OURS)}
         check(*(side.ask(data)[0] for side in sides.values()))
+        if on_asyncio:
+            sides["ours on asyncio"] = ours(stack, "-c", ON_ASYNCIO)
         for side in sides.values():
             side.start(data)
         for _ in range(rounds):
@@ -141,8 +150,10 @@ def services(data: bytes, rounds: int) -> None:
             "of CPU": {name: side.cpu_s() for name, side in sides.items()},
         }
     for what, taken_s in figures.items():
-        ratio = taken_s["ours"] / taken_s["replaced"]
-        print(f"{what}: replaced {taken_s['replaced'] * 1e3:.2f} ms, ours {taken_s['ours'] * 1e3:.2f} ms, {ratio:.3f}")
+        parts = (
+            f"{name} {each_s * 1e3:.2f} ms, {each_s / taken_s['replaced']:.3f}" for name, each_s in taken_s.items()
+        )
+        print(f"{what}: {'; '.join(parts)}")
 
 
 def check(replaced: bytes, ours: bytes) -> None:
@@ -173,10 +184,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--format", choices=("JPEG", "PNG"), default="JPEG")
+    parser.add_argument("--asyncio", action="store_true", help="ours on asyncio's own event loop too")
     arguments = parser.parse_args()
     data = photo(arguments.format)
     print(f"{arguments.format}, {len(data)} bytes in")
-    services(data, arguments.rounds)
+    services(data, arguments.rounds, on_asyncio=arguments.asyncio)
     kernels(data, arguments.rounds)
 
 
