@@ -10,7 +10,7 @@ setup: $(VENV)/.installed
 
 # controlnet_aux is the reference that tests compare with. Its own dependencies would pull a torchvision that does not
 # load beside the CPU build of torch, and the submodules that the tests import do not need them.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py services/preprocessor/annotators/gradient.c
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt torch==2.13.0
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -24,6 +24,7 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy hatch_build.py
 	MYPYPATH=docker $(VENV)/bin/mypy docker/size_audit.py docker/audit
 	$(VENV)/bin/lint-imports
 

@@ -3,7 +3,7 @@
 Both are processes of their own with their own defaults, asked by one client over a kept connection on loopback, in
 turns of ten calls, so that both are warm. Prints medians of what the client waits, of what each service says that it
 took from decoding to encoding, and the CPU time of both ends. With `--asyncio` also of ours on asyncio's own event loop
-instead of uvloop. Also our kernel against cv2.Canny alone, on one thread.
+instead of uvloop. Also our kernel against cv2.Canny alone, on one thread. Says whether canny's loop in C was compiled.
 Needs `.[benchmarks]`. Run: `python -m benchmarks.canny [--rounds 15] [--format PNG] [--asyncio]`.
 """
 
@@ -30,6 +30,7 @@ from PIL import Image
 from fanlight.channel import channel_options
 from fanlight.common.v1 import common_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
+from services.preprocessor.annotators.gradient import LIBRARY
 from services.preprocessor.registry import core
 
 PHOTO = Path(__file__).parents[1] / "demo" / "photos" / "coffee.jpg"
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--asyncio", action="store_true", help="ours on asyncio's own event loop too")
     arguments = parser.parse_args()
     data = photo(arguments.format)
-    print(f"{arguments.format}, {len(data)} bytes in")
+    print(f"{arguments.format}, {len(data)} bytes in; {'with' if LIBRARY.exists() else 'without'} the loop in C")
     services(data, arguments.rounds, on_asyncio=arguments.asyncio)
     kernels(data, arguments.rounds)
 

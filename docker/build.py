@@ -62,6 +62,8 @@ def make_wheels(*, cuda: bool = False) -> None:
     for stale in WHEELS.glob("fanlight-*.whl"):
         stale.unlink()
     _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(WHEELS), str(ROOT))
+    if list(WHEELS.glob("fanlight-*-none-any.whl")):
+        raise SystemExit("error: canny's loop was not compiled: apt-get install gcc libc6-dev, or set CC")
 
 
 def _is_here(line: str) -> bool:

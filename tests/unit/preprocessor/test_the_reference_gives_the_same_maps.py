@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,12 +62,3 @@ def test_lineart_standard_is_bit_identical(picture, sigma, threshold):
     assert np.array_equal(
         ours("lineart_standard", picture, gaussian_sigma=sigma, intensity_threshold=threshold), reference
     )
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5000), (63, 512), (65, 512), (129, 512), (17, 9000)])
-@pytest.mark.parametrize(("low", "high"), [(100, 200), (0, 0)])
-def test_canny_is_opencvs_wherever_its_strips_end(height, width, low, high):
-    noise = np.random.RandomState(height).randint(0, 256, (height, width, 3), dtype=np.uint8)
-    picture = cv2.GaussianBlur(noise, (0, 0), 0.8)
-    control = core().get("canny")(picture, low_threshold=low, high_threshold=high, gray=False)
-    assert np.array_equal(control, cv2.Canny(picture, low, high))
