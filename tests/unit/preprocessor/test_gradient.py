@@ -62,7 +62,7 @@ def test_nothing_is_written_beside_what_it_is_given(height, width):
     across, down = (np.full(height * width * 2 + 2 * guard, mark, np.uint8) for _ in range(2))
     places = [each[guard:].ctypes.data for each in (scratch, across, down)]
     picture = next(pictures(height, width))
-    gradient._compiled(picture.ctypes.data, height, width, *places)
+    gradient._compiled()(picture.ctypes.data, height, width, *places)
     for each in (scratch, across, down):
         assert (each[:guard] == mark).all()
         assert (each[-guard:] == mark).all()
@@ -79,12 +79,16 @@ def test_canny_is_opencvs_with_and_without_the_compiled_loop(monkeypatch, height
         assert np.array_equal(control, cv2.Canny(picture, low, high))
 
 
+def look_for(monkeypatch, library: Path) -> None:
+    monkeypatch.setattr(gradient, "LIBRARY", library)
+    monkeypatch.setattr(gradient, "_compiled", gradient._compiled.__wrapped__)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\x7fELF of another machine"])
 def test_without_a_library_that_loads_there_is_no_gradient(monkeypatch, tmp_path, content):
     if content is not None:
         (tmp_path / "libgradient.so").write_bytes(content)
-    monkeypatch.setattr(gradient, "LIBRARY", tmp_path / "libgradient.so")
-    monkeypatch.setattr(gradient, "_compiled", gradient._load())
+    look_for(monkeypatch, tmp_path / "libgradient.so")
     assert gradient.strongest_gradient(np.zeros((4, 4, 3), np.uint8)) is None
 
 
@@ -101,8 +105,8 @@ def test_an_installation_compiles_what_loads(tree, monkeypatch):
         pytest.skip("there is no C compiler here")
     monkeypatch.delenv("CC", raising=False)
     assert hatch_build.compile_into(tree) == ""
-    monkeypatch.setattr(gradient, "LIBRARY", tree / hatch_build.LIBRARY)
-    assert gradient._load() is not None
+    look_for(monkeypatch, tree / hatch_build.LIBRARY)
+    assert gradient.strongest_gradient(np.zeros((4, 4, 3), np.uint8)) is not None
 
 
 @pytest.mark.parametrize(
