@@ -1,6 +1,5 @@
 """Runs annotations on bounded, named threads, so that the event loop stays free."""
 
-import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from typing import TypeAlias, TypeVar
 
 from services.kernel.errors import Cancelled
 from services.kernel.pictures import PictureLimits
+from services.kernel.threads import to_its_end
 from services.preprocessor.annotation import Annotation, ControlImage, Hand, Source, annotate
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.device import PLAIN_LABEL, Device
@@ -81,15 +81,7 @@ class Engine:
             if cancelled.is_set():
                 raise Cancelled("the call was cancelled")
 
-        running = asyncio.get_running_loop().run_in_executor(self._executor, work, go_on)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            cancelled.set()
-            await asyncio.wait([running])
-            if not running.cancelled():
-                running.exception()  # lest asyncio complain that nobody asked for it
-            raise
+        return await to_its_end(self._executor, lambda: work(go_on), on_cancel=cancelled.set)
 
     def holds(self, annotator: Annotator) -> bool:
         """Ready to run without loading weights first."""

@@ -6,10 +6,12 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from services.kernel.logs import get_logger
+from services.kernel.threads import to_its_end
 from services.weights.chunks import Segment, Span
 from services.weights.digesting import Digested
 from services.weights.errors import SourceFailed, Transient, Unreachable
@@ -99,14 +101,7 @@ class Tools:
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """On a thread. Who is cancelled goes on when it has ended: until then the work needs its files and its lock."""
-        job = self.io.submit(work, *args)
-        working = asyncio.wrap_future(job)
-        try:
-            return await asyncio.shield(working)
-        except asyncio.CancelledError:
-            if not job.cancel():
-                await asyncio.wait([working])
-            raise
+        return await to_its_end(self.io, partial(work, *args))
 
     async def pause(self, failures: int, error: Transient) -> None:
         """Wait before the next try; SourceFailed after too many, or where the wait would be too long."""

@@ -50,19 +50,3 @@ async def test_who_is_cancelled_goes_on_only_when_his_thread_has_ended(tools):
     with pytest.raises(asyncio.CancelledError):
         await asker
     assert ended
-
-
-async def test_work_that_fails_after_its_asker_was_cancelled_is_not_told(tools):
-    begun, may_end = threading.Event(), threading.Event()
-
-    def work() -> None:
-        begun.set()
-        may_end.wait(10)
-        raise OSError("too late")
-
-    asker = asyncio.create_task(tools.run(work))
-    await asyncio.to_thread(begun.wait, 10)
-    asker.cancel()
-    may_end.set()
-    with pytest.raises(asyncio.CancelledError):
-        await asker
