@@ -74,7 +74,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         name = handler_call_details.method
         made_of, guarded = self._guarded.get(name, (None, handler))
         if made_of is not handler:
-            guarded = _wrapped(handler, _translated, name=name)
+            guarded = _wrapped(handler, _translated)
             self._guarded[name] = (handler, guarded)
         return guarded
 
@@ -103,7 +103,7 @@ async def known(call: Callable[[], Awaitable[T]]) -> T:
 Guard = Callable[[Callable[[], Awaitable[Any]], grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
 
-def _wrapped(handler: Handler, guard: Guard, *, name: str = "") -> Handler:
+def _wrapped(handler: Handler, guard: Guard) -> Handler:
     """The same handler with every call, and every step of a streamed answer, run by the guard."""
     behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     deserialize = _forgiving(handler.request_deserializer)
