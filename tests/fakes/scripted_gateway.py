@@ -6,7 +6,7 @@ What it knows outlives its server, so that a test can stop it and start it again
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -78,6 +78,13 @@ class FakeGateway:
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.stop()
 
     async def offer(self, *tasks: queue_pb2.LeasedTask) -> None:
         self.waiting.extend(tasks)

@@ -8,10 +8,8 @@ from tests.fakes.stage import FakeStage
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[FakeGateway]:
-    gateway = FakeGateway()
-    await gateway.start()
-    yield gateway
-    await gateway.stop()
+    async with FakeGateway() as gateway:
+        yield gateway
 
 
 @pytest.fixture
