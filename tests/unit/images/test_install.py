@@ -1,5 +1,6 @@
 """What happens to packages on their way into a layer."""
 
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -125,14 +126,30 @@ def test_what_a_layer_below_left_uncompiled_is_compiled_into_the_layer_that_load
     assert compiled == {"low/big/__pycache__/__init__", "high/big/__pycache__/seldom", "high/__pycache__/user"}
 
 
-def test_a_layout_keeps_nothing_of_earlier_builds(tmp_path):
+@pytest.fixture(scope="module")
+def build():
     spec = importlib.util.spec_from_file_location("docker_build", BUILD.parent / "build.py")
-    build = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(BUILD.parent))
     try:
-        spec.loader.exec_module(build)
+        spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(BUILD.parent))
+    return module
+
+
+@pytest.mark.parametrize(("platform", "is_whole"), [("linux_x86_64", True), ("any", False)])
+def test_no_image_is_made_of_a_wheel_without_what_is_compiled(build, tmp_path, monkeypatch, platform, is_whole):
+    put(tmp_path, "pip-1-py3-none-any.whl", "fanlight-0-py3-none-any.whl")
+    monkeypatch.setattr(build, "WHEELS", tmp_path)
+    monkeypatch.setattr(build, "_is_here", lambda line: True)
+    monkeypatch.setattr(build, "_run", lambda *command: put(tmp_path, f"fanlight-1-py3-none-{platform}.whl"))
+    with contextlib.nullcontext() if is_whole else pytest.raises(SystemExit, match="apt-get install gcc"):
+        build.make_wheels()
+    assert [path.name for path in tmp_path.glob("fanlight-*")] == [f"fanlight-1-py3-none-{platform}.whl"]
+
+
+def test_a_layout_keeps_nothing_of_earlier_builds(build, tmp_path):
     layout = OciLayout(tmp_path / "layout")
     layout.add("old", [{"a": b"old"}])
     kept = layout.add("new", [{"a": b"new"}])
