@@ -1,17 +1,39 @@
-"""What a client may meet, in its own words. Knows no transport and imports nothing heavy."""
+"""The one error tree, of clients and services alike. Knows no transport and imports nothing heavy.
+
+Services raise the first part in the middle and translate it at the edges; clients raise the second.
+"""
+
+# Errors quote what they were given, which may be megabytes; gRPC loses answers whose trailers pass 8 KiB.
+MESSAGE_MAX_BYTES = 800
+FIELD_MAX_BYTES = 200
 
 
 class FanlightError(Exception):
-    """Anything the client raises on purpose; `message` is one line that says what is wrong."""
+    """An error that a client may see: its message is one line that says what is wrong and what would be right.
 
-    code = "UNKNOWN"
-    reason = ""
-    field = ""
-    retry_after_s: float | None = None
+    `reason` is a finer constant than `code`, which is gRPC's; `field` is the request's field at fault.
+    """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+    code: str = "INTERNAL"
+    reason: str = "INTERNAL"
+    # The request can never succeed, here or elsewhere.
+    is_request_fault: bool = False
+    # Asking the same peer again gives the same answer.
+    is_final: bool = False
+
+    def __init__(self, message: str, *, field: str = "", retry_after_s: float | None = None) -> None:
+        self.message = _short(message, MESSAGE_MAX_BYTES)
+        self.field = _short(field, FIELD_MAX_BYTES)
+        super().__init__(self.message)
+        self.retry_after_s = retry_after_s
+
+    def within(self, prefix: str) -> "FanlightError":
+        """The same error about the same field of an enclosing message: `annotator` within `controls[0]`."""
+        return type(self)(
+            self.message,
+            field=f"{prefix}.{self.field}" if self.field else prefix,
+            retry_after_s=self.retry_after_s,
+        )
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, without what is not known."""
@@ -25,32 +47,137 @@ class FanlightError(Exception):
         return known
 
 
+def _short(text: str, limit_bytes: int) -> str:
+    """The text, or as much of its start as fits before an ellipsis."""
+    data = text.encode(errors="replace")
+    return text if len(data) <= limit_bytes else data[: limit_bytes - 3].decode(errors="ignore") + "…"
+
+
+class InvalidField(FanlightError):
+    """A field has a value that can never be right."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_FIELD"
+    is_final = True
+    is_request_fault = True
+
+    def __init__(self, message: str, *, field: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, field=field, retry_after_s=retry_after_s)
+
+
+class NotFound(FanlightError):
+    """A thing that the request names does not exist here; another node may have it."""
+
+    code = "NOT_FOUND"
+    reason = "NOT_FOUND"
+    is_final = True
+
+
+class AlreadyExists(FanlightError):
+    code = "ALREADY_EXISTS"
+    reason = "ALREADY_EXISTS"
+    is_final = True
+    is_request_fault = True
+
+
+class FailedPrecondition(FanlightError):
+    """Right in itself, but not in the present state of things; another node may be in another."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "FAILED_PRECONDITION"
+    is_final = True
+
+
+class OutOfRange(FanlightError):
+    code = "OUT_OF_RANGE"
+    reason = "OUT_OF_RANGE"
+    is_final = True
+    is_request_fault = True
+
+
+class TooLarge(FanlightError):
+    """More bytes, pixels or items than a named limit allows; another node may have a higher one."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "TOO_LARGE"
+    is_final = True
+
+
+class ResourceExhausted(FanlightError):
+    """No room just now; the same request may succeed after `retry_after_s`."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "RESOURCE_EXHAUSTED"
+
+
+class Unauthenticated(FanlightError):
+    code = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
+    is_final = True
+    is_request_fault = True
+
+
+class LeaseLost(FanlightError):
+    """The token is no longer the task's: drop the work."""
+
+    code = "ABORTED"
+    reason = "LEASE_LOST"
+
+
+class Conflict(FanlightError):
+    """Another writer changed the record first."""
+
+    code = "ABORTED"
+    reason = "CONFLICT"
+
+
+class Unavailable(FanlightError):
+    """Not reachable or not ready; the same request may succeed later."""
+
+    code = "UNAVAILABLE"
+    reason = "UNAVAILABLE"
+
+
+class DeadlineExceeded(FanlightError):
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(FanlightError):
+    """A caller who may do so asked for the work to stop."""
+
+    code = "CANCELLED"
+    reason = "CANCELLED"
+
+
+class NodeFault(FanlightError):
+    """This node could not do it; another may."""
+
+    reason = "NODE_FAULT"
+
+
 class CallFailed(FanlightError):
     """The gateway refused a call, or could not be reached.
 
-    `code` is gRPC's, such as `NOT_FOUND`; `reason` a finer constant of the gateway, empty where gRPC itself failed;
-    `field` the request's field at fault.
+    `reason` is empty where gRPC itself failed.
     """
 
     def __init__(
         self, message: str, *, code: str, reason: str = "", field: str = "", retry_after_s: float | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, field=field, retry_after_s=retry_after_s)
         self.code = code
         self.reason = reason
-        self.field = field
-        self.retry_after_s = retry_after_s
 
 
 class JobFailed(FanlightError):
-    """A job that was waited for ended without its pictures."""
+    """A job that was waited for ended without its images."""
 
     def __init__(self, message: str, *, job: str, code: str, reason: str = "", field: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message, field=field)
         self.job = job
         self.code = code
         self.reason = reason
-        self.field = field
 
     def as_dict(self) -> dict[str, object]:
         return {**super().as_dict(), "job": self.job}
@@ -60,12 +187,14 @@ class InvalidInput(FanlightError):
     """Wrong before anything was sent: a file that cannot be read, a text that cannot be understood."""
 
     code = "INVALID_ARGUMENT"
+    reason = ""
 
 
 class BrokenBlob(FanlightError):
     """Bytes arrived that do not have the digest they were asked for by."""
 
     code = "DATA_LOSS"
+    reason = ""
 
 
 def advice(error: FanlightError, *, gateway: str) -> str:

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 def may_pass(error: FanlightError) -> bool:
     """Whether the same call may succeed later."""
-    return not (error.is_request_fault or isinstance(error, LeaseLost))
+    return not (error.is_final or isinstance(error, LeaseLost))
 
 
 class Backoff:

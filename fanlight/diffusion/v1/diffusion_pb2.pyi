@@ -86,6 +86,7 @@ class Model(google.protobuf.message.Message):
     SCHEDULERS_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
+    TEXT_ENCODER_LAYERS_FIELD_NUMBER: builtins.int
     id: builtins.str
     """What a request names: a short id such as `starter`, or a reference."""
     kind: builtins.str
@@ -93,6 +94,7 @@ class Model(google.protobuf.message.Message):
     is_default: builtins.bool
     """Used where a request names none."""
     residency: Global___Model.Residency.ValueType
+    """Only in the answers of ListModels: what a worker can do does not change with what it has loaded."""
     size_bytes: builtins.int
     licence: builtins.str
     width_px: builtins.int
@@ -102,6 +104,8 @@ class Model(google.protobuf.message.Message):
     """For a checkpoint, the family it belongs to; for others, the family they fit. Such as `sd1` or `starter`."""
     sha256: builtins.str
     """Of its weights, 64 lower-case hexadecimal digits; empty where not known yet."""
+    text_encoder_layers: builtins.int
+    """For a checkpoint: the largest `clip_skip`; 0 where not known yet."""
     @property
     def pipelines(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """For a checkpoint: what it can run, its own size, and what width and height must be multiples of."""
@@ -129,13 +133,18 @@ class Model(google.protobuf.message.Message):
         schedulers: collections.abc.Iterable[builtins.str] | None = ...,
         sha256: builtins.str = ...,
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
+        text_encoder_layers: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "licence", b"licence", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "licence", b"licence", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "text_encoder_layers", b"text_encoder_layers", "width_px", b"width_px"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 
 @typing.final
 class GenerateRequest(google.protobuf.message.Message):
+    """What to generate. The same message goes from client to worker: the gateway fills in what depends on the fleet, such as
+    model, scheduler, pipeline and ControlNets, and gives each of `count` images to a task of its own.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
@@ -165,6 +174,10 @@ class GenerateRequest(google.protobuf.message.Message):
     QUALITY_FIELD_NUMBER: builtins.int
     SAFETY_CHECKER_FIELD_NUMBER: builtins.int
     STRICT_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    VARIATION_SEED_FIELD_NUMBER: builtins.int
+    VARIATION_STRENGTH_FIELD_NUMBER: builtins.int
+    PRECISION_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A checkpoint's id; empty means the default one."""
     pipeline: builtins.str
@@ -188,7 +201,9 @@ class GenerateRequest(google.protobuf.message.Message):
     empty means `ddim`. ListModels has all short names.
     """
     seed: builtins.int
-    """Absent means a random one; the answer tells which."""
+    """The first image's seed; the next ones count up, unless a variation seed does. Absent means random ones; the answer
+    reports them.
+    """
     preview_every_steps: builtins.int
     """A preview every so many steps; 0 means none."""
     strength: builtins.float
@@ -219,6 +234,16 @@ class GenerateRequest(google.protobuf.message.Message):
     """`off`, `flag`, `blur` or `block`; empty means what the worker is set to."""
     strict: builtins.bool
     """Alone in its batch, so that the same device gives the same bits every time."""
+    count: builtins.int
+    """How many images, 1 to 32. Absent means 1. A call to a worker makes one image."""
+    variation_seed: builtins.int
+    """A second seed, whose noise is mixed into the first one's by `variation_strength`. With a strength above 0 it counts up
+    from image to image and `seed` stays, as in A1111. Absent means a random one.
+    """
+    variation_strength: builtins.float
+    """From 0, the seed's noise alone, to 1, the variation seed's alone; spherical interpolation, as in A1111. Absent means 0."""
+    precision: builtins.str
+    """`float32`, `float16` or `bfloat16`: what the UNet must compute in; empty takes any."""
     @property
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Control]: ...
     @property
@@ -265,11 +290,17 @@ class GenerateRequest(google.protobuf.message.Message):
         quality: builtins.int | None = ...,
         safety_checker: builtins.str = ...,
         strict: builtins.bool = ...,
+        count: builtins.int | None = ...,
+        variation_seed: builtins.int | None = ...,
+        variation_strength: builtins.float | None = ...,
+        precision: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "clip_skip", b"clip_skip", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "clip_skip", b"clip_skip", "controls", b"controls", "embeddings", b"embeddings", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "pipeline", b"pipeline", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "count", b"count", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "controls", b"controls", "count", b"count", "embeddings", b"embeddings", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "pipeline", b"pipeline", "precision", b"precision", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength", "width_px", b"width_px"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_clip_skip", b"_clip_skip"]) -> typing.Literal["clip_skip"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_count", b"_count"]) -> typing.Literal["count"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_eta", b"_eta"]) -> typing.Literal["eta"] | None: ...
     @typing.overload
@@ -282,6 +313,10 @@ class GenerateRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_steps", b"_steps"]) -> typing.Literal["steps"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_variation_seed", b"_variation_seed"]) -> typing.Literal["variation_seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_variation_strength", b"_variation_strength"]) -> typing.Literal["variation_strength"] | None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
 
@@ -318,6 +353,8 @@ Global___LoraUse: typing_extensions.TypeAlias = LoraUse
 
 @typing.final
 class Control(google.protobuf.message.Message):
+    """What an image is conditioned on, by a ControlNet."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CONTROLNET_FIELD_NUMBER: builtins.int
@@ -326,24 +363,33 @@ class Control(google.protobuf.message.Message):
     START_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
     ANNOTATOR_FIELD_NUMBER: builtins.int
-    ANNOTATOR_PARAMETERS_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    MADE_BY_FIELD_NUMBER: builtins.int
     controlnet: builtins.str
-    """A ControlNet's short id, such as `canny`."""
+    """A ControlNet's short id, such as `canny`. Empty: the first one that the annotator's images are made for and the
+    checkpoint's family has.
+    """
     scale: builtins.float
     """How strongly it conditions, 0 to 2. Absent means 1."""
     start: builtins.float
     """From which to which part of the steps it conditions, 0 to 1. Absent means 0 and 1."""
     end: builtins.float
     annotator: builtins.str
-    """Which annotator made the image, and with what parameters: told on in the picture's provenance, and nothing else."""
+    """Makes the control image from `image`; only the gateway takes it. Empty: `image` is the control image."""
     @property
     def image(self) -> fanlight.common.v1.common_pb2.Picture:
-        """The control image. It comes to the picture's size as `resize` says. Absent for the ControlNet `inpaint`, whose control
-        image is made of `image` and `mask`.
+        """The control image, or with `annotator` the photo that it is made from. It comes to the image's size as `resize` says.
+        Absent for the ControlNet `inpaint`, whose control image is made of the request's `image` and `mask`.
         """
 
     @property
-    def annotator_parameters(self) -> google.protobuf.struct_pb2.Struct: ...
+    def parameters(self) -> google.protobuf.struct_pb2.Struct:
+        """The annotator's, by name; what is left out has its default."""
+
+    @property
+    def made_by(self) -> Global___AnnotatorUse:
+        """How the control image was made, for the image's provenance. The gateway sets it where an annotator made the image."""
+
     def __init__(
         self,
         *,
@@ -353,10 +399,11 @@ class Control(google.protobuf.message.Message):
         start: builtins.float | None = ...,
         end: builtins.float | None = ...,
         annotator: builtins.str = ...,
-        annotator_parameters: google.protobuf.struct_pb2.Struct | None = ...,
+        parameters: google.protobuf.struct_pb2.Struct | None = ...,
+        made_by: Global___AnnotatorUse | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator_parameters", b"annotator_parameters", "end", b"end", "image", b"image", "scale", b"scale", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator", b"annotator", "annotator_parameters", b"annotator_parameters", "controlnet", b"controlnet", "end", b"end", "image", b"image", "scale", b"scale", "start", b"start"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "end", b"end", "image", b"image", "made_by", b"made_by", "parameters", b"parameters", "scale", b"scale", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator", b"annotator", "controlnet", b"controlnet", "end", b"end", "image", b"image", "made_by", b"made_by", "parameters", b"parameters", "scale", b"scale", "start", b"start"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_end", b"_end"]) -> typing.Literal["end"] | None: ...
     @typing.overload
@@ -365,6 +412,28 @@ class Control(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_start", b"_start"]) -> typing.Literal["start"] | None: ...
 
 Global___Control: typing_extensions.TypeAlias = Control
+
+@typing.final
+class AnnotatorUse(google.protobuf.message.Message):
+    """An annotator and its parameters."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ANNOTATOR_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    annotator: builtins.str
+    @property
+    def parameters(self) -> google.protobuf.struct_pb2.Struct: ...
+    def __init__(
+        self,
+        *,
+        annotator: builtins.str = ...,
+        parameters: google.protobuf.struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["parameters", b"parameters"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotator", b"annotator", "parameters", b"parameters"]) -> None: ...
+
+Global___AnnotatorUse: typing_extensions.TypeAlias = AnnotatorUse
 
 @typing.final
 class GenerateResponse(google.protobuf.message.Message):

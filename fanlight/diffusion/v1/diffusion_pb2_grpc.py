@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DiffusionServiceStub(object):
-    """Paints pictures with Stable Diffusion.
+    """Generates images with Stable Diffusion.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class DiffusionServiceStub(object):
 
 
 class DiffusionServiceServicer(object):
-    """Paints pictures with Stable Diffusion.
+    """Generates images with Stable Diffusion.
     """
 
     def ListModels(self, request, context):
@@ -61,8 +61,8 @@ class DiffusionServiceServicer(object):
     def Generate(self, request, context):
         """Paints one picture and tells how it goes: `queued` while it waits, `step` after every step, `preview` if asked,
         then `image`, then `done`. Ending the call stops the painting within a step.
-        INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such model, ControlNet, LoRA, VAE, embedding or
-        scheduler.
+        INVALID_ARGUMENT: a field is wrong, or newer than this worker's contract. NOT_FOUND: no such model, ControlNet, LoRA,
+        VAE, embedding or scheduler.
         RESOURCE_EXHAUSTED: too many calls waiting (with a retry delay), or a picture this device cannot hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -91,7 +91,7 @@ def add_DiffusionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DiffusionService(object):
-    """Paints pictures with Stable Diffusion.
+    """Generates images with Stable Diffusion.
     """
 
     @staticmethod

@@ -58,7 +58,7 @@ _DiffusionServiceGenerateType = typing_extensions.TypeVar(
 )
 
 class DiffusionServiceStub(typing.Generic[_DiffusionServiceListModelsType, _DiffusionServiceGenerateType]):
-    """Paints pictures with Stable Diffusion."""
+    """Generates images with Stable Diffusion."""
 
     @typing.overload
     def __init__(self: DiffusionServiceStub[
@@ -90,8 +90,8 @@ class DiffusionServiceStub(typing.Generic[_DiffusionServiceListModelsType, _Diff
     Generate: _DiffusionServiceGenerateType
     """Paints one picture and tells how it goes: `queued` while it waits, `step` after every step, `preview` if asked,
     then `image`, then `done`. Ending the call stops the painting within a step.
-    INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such model, ControlNet, LoRA, VAE, embedding or
-    scheduler.
+    INVALID_ARGUMENT: a field is wrong, or newer than this worker's contract. NOT_FOUND: no such model, ControlNet, LoRA,
+    VAE, embedding or scheduler.
     RESOURCE_EXHAUSTED: too many calls waiting (with a retry delay), or a picture this device cannot hold.
     """
 
@@ -107,7 +107,7 @@ DiffusionServiceAsyncStub: typing_extensions.TypeAlias = DiffusionServiceStub[
 ]
 
 class DiffusionServiceServicer(metaclass=abc.ABCMeta):
-    """Paints pictures with Stable Diffusion."""
+    """Generates images with Stable Diffusion."""
 
     @abc.abstractmethod
     def ListModels(
@@ -125,8 +125,8 @@ class DiffusionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[fanlight.diffusion.v1.diffusion_pb2.GenerateResponse], collections.abc.AsyncIterator[fanlight.diffusion.v1.diffusion_pb2.GenerateResponse]]:
         """Paints one picture and tells how it goes: `queued` while it waits, `step` after every step, `preview` if asked,
         then `image`, then `done`. Ending the call stops the painting within a step.
-        INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such model, ControlNet, LoRA, VAE, embedding or
-        scheduler.
+        INVALID_ARGUMENT: a field is wrong, or newer than this worker's contract. NOT_FOUND: no such model, ControlNet, LoRA,
+        VAE, embedding or scheduler.
         RESOURCE_EXHAUSTED: too many calls waiting (with a retry delay), or a picture this device cannot hold.
         """
 

@@ -9,11 +9,11 @@ import fanlight.common.v1.common_pb2
 import fanlight.diffusion.v1.diffusion_pb2
 import fanlight.preprocessor.v1.preprocessor_pb2
 import fanlight.queue.v1.queue_pb2
+import google.protobuf.any_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
-import google.protobuf.struct_pb2
 import google.protobuf.timestamp_pb2
 import sys
 import typing
@@ -33,6 +33,7 @@ class CreateJobRequest(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
     ANNOTATION_FIELD_NUMBER: builtins.int
+    REQUEST_FIELD_NUMBER: builtins.int
     DEADLINE_S_FIELD_NUMBER: builtins.int
     WEBHOOK_URL_FIELD_NUMBER: builtins.int
     request_id: builtins.str
@@ -44,22 +45,27 @@ class CreateJobRequest(google.protobuf.message.Message):
     webhook_url: builtins.str
     """Who is told of the job's end, once and until it answers 2xx: an http or https URL. Signed as Standard Webhooks says."""
     @property
-    def generation(self) -> Global___Generation: ...
+    def generation(self) -> fanlight.diffusion.v1.diffusion_pb2.GenerateRequest: ...
     @property
-    def annotation(self) -> Global___Annotation: ...
+    def annotation(self) -> fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest: ...
+    @property
+    def request(self) -> google.protobuf.any_pb2.Any:
+        """The request of another stage that this gateway serves."""
+
     def __init__(
         self,
         *,
         request_id: builtins.str = ...,
         priority: builtins.int = ...,
-        generation: Global___Generation | None = ...,
-        annotation: Global___Annotation | None = ...,
+        generation: fanlight.diffusion.v1.diffusion_pb2.GenerateRequest | None = ...,
+        annotation: fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest | None = ...,
+        request: google.protobuf.any_pb2.Any | None = ...,
         deadline_s: builtins.float = ...,
         webhook_url: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["annotation", b"annotation", "generation", b"generation", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "deadline_s", b"deadline_s", "generation", b"generation", "priority", b"priority", "request_id", b"request_id", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation"] | None: ...
+    def HasField(self, field_name: typing.Literal["annotation", b"annotation", "generation", b"generation", "request", b"request", "work", b"work"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "deadline_s", b"deadline_s", "generation", b"generation", "priority", b"priority", "request", b"request", "request_id", b"request_id", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation", "request"] | None: ...
 
 Global___CreateJobRequest: typing_extensions.TypeAlias = CreateJobRequest
 
@@ -122,208 +128,6 @@ class CreateJobResult(google.protobuf.message.Message):
 Global___CreateJobResult: typing_extensions.TypeAlias = CreateJobResult
 
 @typing.final
-class Generation(google.protobuf.message.Message):
-    """Pictures to paint."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    MODEL_FIELD_NUMBER: builtins.int
-    PIPELINE_FIELD_NUMBER: builtins.int
-    PROMPT_FIELD_NUMBER: builtins.int
-    NEGATIVE_PROMPT_FIELD_NUMBER: builtins.int
-    WIDTH_PX_FIELD_NUMBER: builtins.int
-    HEIGHT_PX_FIELD_NUMBER: builtins.int
-    STEPS_FIELD_NUMBER: builtins.int
-    GUIDANCE_SCALE_FIELD_NUMBER: builtins.int
-    SCHEDULER_FIELD_NUMBER: builtins.int
-    SEED_FIELD_NUMBER: builtins.int
-    COUNT_FIELD_NUMBER: builtins.int
-    CONTROLS_FIELD_NUMBER: builtins.int
-    PREVIEW_EVERY_STEPS_FIELD_NUMBER: builtins.int
-    IMAGE_FIELD_NUMBER: builtins.int
-    MASK_FIELD_NUMBER: builtins.int
-    STRENGTH_FIELD_NUMBER: builtins.int
-    RESIZE_FIELD_NUMBER: builtins.int
-    GUESS_MODE_FIELD_NUMBER: builtins.int
-    LORAS_FIELD_NUMBER: builtins.int
-    VAE_FIELD_NUMBER: builtins.int
-    EMBEDDINGS_FIELD_NUMBER: builtins.int
-    CLIP_SKIP_FIELD_NUMBER: builtins.int
-    NOISE_SCHEDULE_FIELD_NUMBER: builtins.int
-    ETA_FIELD_NUMBER: builtins.int
-    FORMAT_FIELD_NUMBER: builtins.int
-    QUALITY_FIELD_NUMBER: builtins.int
-    SAFETY_CHECKER_FIELD_NUMBER: builtins.int
-    STRICT_FIELD_NUMBER: builtins.int
-    model: builtins.str
-    pipeline: builtins.str
-    prompt: builtins.str
-    negative_prompt: builtins.str
-    width_px: builtins.int
-    height_px: builtins.int
-    steps: builtins.int
-    guidance_scale: builtins.float
-    scheduler: builtins.str
-    seed: builtins.int
-    """The first picture's seed, the next ones count up. Absent means random ones."""
-    count: builtins.int
-    """How many pictures, 1 to 32. Absent means 1."""
-    preview_every_steps: builtins.int
-    strength: builtins.float
-    resize: builtins.str
-    guess_mode: builtins.bool
-    vae: builtins.str
-    clip_skip: builtins.int
-    noise_schedule: builtins.str
-    eta: builtins.float
-    format: builtins.str
-    quality: builtins.int
-    safety_checker: builtins.str
-    strict: builtins.bool
-    @property
-    def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ControlSource]: ...
-    @property
-    def image(self) -> fanlight.common.v1.common_pb2.Picture:
-        """From here on, and where nothing is said above, as in fanlight.diffusion.v1.GenerateRequest."""
-
-    @property
-    def mask(self) -> fanlight.common.v1.common_pb2.Picture: ...
-    @property
-    def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.LoraUse]: ...
-    @property
-    def embeddings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
-    def __init__(
-        self,
-        *,
-        model: builtins.str = ...,
-        pipeline: builtins.str = ...,
-        prompt: builtins.str = ...,
-        negative_prompt: builtins.str = ...,
-        width_px: builtins.int = ...,
-        height_px: builtins.int = ...,
-        steps: builtins.int | None = ...,
-        guidance_scale: builtins.float | None = ...,
-        scheduler: builtins.str = ...,
-        seed: builtins.int | None = ...,
-        count: builtins.int | None = ...,
-        controls: collections.abc.Iterable[Global___ControlSource] | None = ...,
-        preview_every_steps: builtins.int = ...,
-        image: fanlight.common.v1.common_pb2.Picture | None = ...,
-        mask: fanlight.common.v1.common_pb2.Picture | None = ...,
-        strength: builtins.float | None = ...,
-        resize: builtins.str = ...,
-        guess_mode: builtins.bool = ...,
-        loras: collections.abc.Iterable[fanlight.diffusion.v1.diffusion_pb2.LoraUse] | None = ...,
-        vae: builtins.str = ...,
-        embeddings: collections.abc.Iterable[builtins.str] | None = ...,
-        clip_skip: builtins.int | None = ...,
-        noise_schedule: builtins.str = ...,
-        eta: builtins.float | None = ...,
-        format: builtins.str = ...,
-        quality: builtins.int | None = ...,
-        safety_checker: builtins.str = ...,
-        strict: builtins.bool = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "clip_skip", b"clip_skip", "count", b"count", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "clip_skip", b"clip_skip", "controls", b"controls", "count", b"count", "embeddings", b"embeddings", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "pipeline", b"pipeline", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "width_px", b"width_px"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_clip_skip", b"_clip_skip"]) -> typing.Literal["clip_skip"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_count", b"_count"]) -> typing.Literal["count"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_eta", b"_eta"]) -> typing.Literal["eta"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_steps", b"_steps"]) -> typing.Literal["steps"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
-
-Global___Generation: typing_extensions.TypeAlias = Generation
-
-@typing.final
-class ControlSource(google.protobuf.message.Message):
-    """Where a control image comes from, and what it conditions."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    PICTURE_FIELD_NUMBER: builtins.int
-    ANNOTATOR_FIELD_NUMBER: builtins.int
-    PARAMETERS_FIELD_NUMBER: builtins.int
-    CONTROLNET_FIELD_NUMBER: builtins.int
-    SCALE_FIELD_NUMBER: builtins.int
-    START_FIELD_NUMBER: builtins.int
-    END_FIELD_NUMBER: builtins.int
-    annotator: builtins.str
-    """Makes the control image from the picture. Empty: the picture is the control image."""
-    controlnet: builtins.str
-    """Empty: the first ControlNet that the annotator's images are made for and the model's family has."""
-    scale: builtins.float
-    start: builtins.float
-    end: builtins.float
-    @property
-    def picture(self) -> fanlight.common.v1.common_pb2.Picture: ...
-    @property
-    def parameters(self) -> google.protobuf.struct_pb2.Struct: ...
-    def __init__(
-        self,
-        *,
-        picture: fanlight.common.v1.common_pb2.Picture | None = ...,
-        annotator: builtins.str = ...,
-        parameters: google.protobuf.struct_pb2.Struct | None = ...,
-        controlnet: builtins.str = ...,
-        scale: builtins.float | None = ...,
-        start: builtins.float | None = ...,
-        end: builtins.float | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "end", b"end", "parameters", b"parameters", "picture", b"picture", "scale", b"scale", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator", b"annotator", "controlnet", b"controlnet", "end", b"end", "parameters", b"parameters", "picture", b"picture", "scale", b"scale", "start", b"start"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_end", b"_end"]) -> typing.Literal["end"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_scale", b"_scale"]) -> typing.Literal["scale"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_start", b"_start"]) -> typing.Literal["start"] | None: ...
-
-Global___ControlSource: typing_extensions.TypeAlias = ControlSource
-
-@typing.final
-class Annotation(google.protobuf.message.Message):
-    """One control image to make."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    ANNOTATOR_FIELD_NUMBER: builtins.int
-    PICTURE_FIELD_NUMBER: builtins.int
-    PARAMETERS_FIELD_NUMBER: builtins.int
-    WIDTH_PX_FIELD_NUMBER: builtins.int
-    HEIGHT_PX_FIELD_NUMBER: builtins.int
-    annotator: builtins.str
-    width_px: builtins.int
-    height_px: builtins.int
-    @property
-    def picture(self) -> fanlight.common.v1.common_pb2.Picture: ...
-    @property
-    def parameters(self) -> google.protobuf.struct_pb2.Struct: ...
-    def __init__(
-        self,
-        *,
-        annotator: builtins.str = ...,
-        picture: fanlight.common.v1.common_pb2.Picture | None = ...,
-        parameters: google.protobuf.struct_pb2.Struct | None = ...,
-        width_px: builtins.int = ...,
-        height_px: builtins.int = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["parameters", b"parameters", "picture", b"picture"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotator", b"annotator", "height_px", b"height_px", "parameters", b"parameters", "picture", b"picture", "width_px", b"width_px"]) -> None: ...
-
-Global___Annotation: typing_extensions.TypeAlias = Annotation
-
-@typing.final
 class Job(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -361,6 +165,7 @@ class Job(google.protobuf.message.Message):
     FAILURE_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
     ANNOTATION_FIELD_NUMBER: builtins.int
+    REQUEST_FIELD_NUMBER: builtins.int
     TENANT_FIELD_NUMBER: builtins.int
     DEADLINE_TIME_FIELD_NUMBER: builtins.int
     WEBHOOK_URL_FIELD_NUMBER: builtins.int
@@ -393,9 +198,11 @@ class Job(google.protobuf.message.Message):
         """Why it failed: the first task's failure."""
 
     @property
-    def generation(self) -> Global___Generation: ...
+    def generation(self) -> fanlight.diffusion.v1.diffusion_pb2.GenerateRequest: ...
     @property
-    def annotation(self) -> Global___Annotation: ...
+    def annotation(self) -> fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest: ...
+    @property
+    def request(self) -> google.protobuf.any_pb2.Any: ...
     @property
     def deadline_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Absent where there is none."""
@@ -418,17 +225,18 @@ class Job(google.protobuf.message.Message):
         control_images: collections.abc.Iterable[Global___ControlImage] | None = ...,
         tasks: collections.abc.Iterable[Global___Task] | None = ...,
         failure: fanlight.common.v1.common_pb2.Failure | None = ...,
-        generation: Global___Generation | None = ...,
-        annotation: Global___Annotation | None = ...,
+        generation: fanlight.diffusion.v1.diffusion_pb2.GenerateRequest | None = ...,
+        annotation: fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest | None = ...,
+        request: google.protobuf.any_pb2.Any | None = ...,
         tenant: builtins.str = ...,
         deadline_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         webhook_url: builtins.str = ...,
         redrives: builtins.int = ...,
         estimate: Global___JobEstimate | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["annotation", b"annotation", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "priority", b"priority", "redrives", b"redrives", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation"] | None: ...
+    def HasField(self, field_name: typing.Literal["annotation", b"annotation", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "request", b"request", "work", b"work"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "priority", b"priority", "redrives", b"redrives", "request", b"request", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation", "request"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
 
@@ -543,6 +351,7 @@ class Task(google.protobuf.message.Message):
     END_TIME_FIELD_NUMBER: builtins.int
     NOT_BEFORE_TIME_FIELD_NUMBER: builtins.int
     FAILED_ATTEMPTS_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
     number: builtins.int
     """Counts from 1 within the job."""
     stage: builtins.str
@@ -571,6 +380,10 @@ class Task(google.protobuf.message.Message):
     def failed_attempts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """The tries that came to nothing."""
 
+    @property
+    def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskInput]:
+        """What it takes from other tasks of the job; it is blocked until they have succeeded."""
+
     def __init__(
         self,
         *,
@@ -589,11 +402,34 @@ class Task(google.protobuf.message.Message):
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         not_before_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         failed_attempts: collections.abc.Iterable[Global___Attempt] | None = ...,
+        inputs: collections.abc.Iterable[Global___TaskInput] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure", "lease_time", b"lease_time", "not_before_time", b"not_before_time", "queue_time", b"queue_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "failure", b"failure", "lease_time", b"lease_time", "node", b"node", "not_before_time", b"not_before_time", "number", b"number", "queue_time", b"queue_time", "spans", b"spans", "stage", b"stage", "state", b"state", "step", b"step", "steps", b"steps", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "failure", b"failure", "inputs", b"inputs", "lease_time", b"lease_time", "node", b"node", "not_before_time", b"not_before_time", "number", b"number", "queue_time", b"queue_time", "spans", b"spans", "stage", b"stage", "state", b"state", "step", b"step", "steps", b"steps", "worker", b"worker"]) -> None: ...
 
 Global___Task: typing_extensions.TypeAlias = Task
+
+@typing.final
+class TaskInput(google.protobuf.message.Message):
+    """An input of a task that another task of the same job makes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: builtins.int
+    TASK_FIELD_NUMBER: builtins.int
+    field: builtins.str
+    """Of the stage's request, such as `controls[0].image`."""
+    task: builtins.int
+    """The task's number."""
+    def __init__(
+        self,
+        *,
+        field: builtins.str = ...,
+        task: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["field", b"field", "task", b"task"]) -> None: ...
+
+Global___TaskInput: typing_extensions.TypeAlias = TaskInput
 
 @typing.final
 class Attempt(google.protobuf.message.Message):

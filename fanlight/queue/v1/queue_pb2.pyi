@@ -8,6 +8,7 @@ import collections.abc
 import fanlight.common.v1.common_pb2
 import fanlight.diffusion.v1.diffusion_pb2
 import fanlight.preprocessor.v1.preprocessor_pb2
+import google.protobuf.any_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
@@ -38,13 +39,12 @@ class Worker(google.protobuf.message.Message):
     RAM_MODELS_FIELD_NUMBER: builtins.int
     DISK_MODELS_FIELD_NUMBER: builtins.int
     GOODPUT_BPS_FIELD_NUMBER: builtins.int
-    STEP_S_FIELD_NUMBER: builtins.int
     VRAM_BYTES_FIELD_NUMBER: builtins.int
-    STEP_S_DEVIATION_FIELD_NUMBER: builtins.int
     GOODPUT_DEVIATION_BPS_FIELD_NUMBER: builtins.int
     TAKES_FETCHES_FIELD_NUMBER: builtins.int
     DISK_BYTES_FIELD_NUMBER: builtins.int
     UNFETCHED_MODELS_FIELD_NUMBER: builtins.int
+    STEP_TIMES_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Chosen by the worker when it starts; unique."""
     node: builtins.str
@@ -58,12 +58,10 @@ class Worker(google.protobuf.message.Message):
     """Tasks it can run at a time."""
     goodput_bps: builtins.float
     """Measured; 0 where unknown."""
-    step_s: builtins.float
     vram_bytes: builtins.int
     """Bytes; 0 where unknown."""
-    step_s_deviation: builtins.float
-    """How far step times and goodput stray from the means above; 0 where unknown."""
     goodput_deviation_bps: builtins.float
+    """How far the goodput strays from its mean; 0 where unknown."""
     takes_fetches: builtins.bool
     """It fetches models ahead when an answer lists them in `fetches`."""
     disk_bytes: builtins.int
@@ -80,6 +78,10 @@ class Worker(google.protobuf.message.Message):
     def unfetched_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Models that it was to fetch ahead and could not: a task that needs them may be leased, and will say why."""
 
+    @property
+    def step_times(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StepTime]:
+        """Measured time of one evaluation of the model, by family and size."""
+
     def __init__(
         self,
         *,
@@ -93,39 +95,151 @@ class Worker(google.protobuf.message.Message):
         ram_models: collections.abc.Iterable[builtins.str] | None = ...,
         disk_models: collections.abc.Iterable[builtins.str] | None = ...,
         goodput_bps: builtins.float = ...,
-        step_s: builtins.float = ...,
         vram_bytes: builtins.int = ...,
-        step_s_deviation: builtins.float = ...,
         goodput_deviation_bps: builtins.float = ...,
         takes_fetches: builtins.bool = ...,
         disk_bytes: builtins.int = ...,
         unfetched_models: collections.abc.Iterable[builtins.str] | None = ...,
+        step_times: collections.abc.Iterable[Global___StepTime] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["device", b"device", "disk_bytes", b"disk_bytes", "disk_models", b"disk_models", "goodput_bps", b"goodput_bps", "goodput_deviation_bps", b"goodput_deviation_bps", "id", b"id", "node", b"node", "ram_models", b"ram_models", "slots", b"slots", "stage", b"stage", "step_s", b"step_s", "step_s_deviation", b"step_s_deviation", "takes_fetches", b"takes_fetches", "unfetched_models", b"unfetched_models", "version", b"version", "vram_bytes", b"vram_bytes", "vram_models", b"vram_models"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "disk_bytes", b"disk_bytes", "disk_models", b"disk_models", "goodput_bps", b"goodput_bps", "goodput_deviation_bps", b"goodput_deviation_bps", "id", b"id", "node", b"node", "ram_models", b"ram_models", "slots", b"slots", "stage", b"stage", "step_times", b"step_times", "takes_fetches", b"takes_fetches", "unfetched_models", b"unfetched_models", "version", b"version", "vram_bytes", b"vram_bytes", "vram_models", b"vram_models"]) -> None: ...
 
 Global___Worker: typing_extensions.TypeAlias = Worker
 
 @typing.final
+class StepTime(google.protobuf.message.Message):
+    """How long one evaluation takes for images of one family and size class."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FAMILY_FIELD_NUMBER: builtins.int
+    SIZE_CLASS_FIELD_NUMBER: builtins.int
+    MEAN_S_FIELD_NUMBER: builtins.int
+    DEVIATION_S_FIELD_NUMBER: builtins.int
+    family: builtins.str
+    """Such as `sd1`; empty where the checkpoint has none."""
+    size_class: builtins.int
+    """Images of width x height pixels are of the class round(log2(width * height))."""
+    mean_s: builtins.float
+    deviation_s: builtins.float
+    """Standard deviation; 0 where unknown."""
+    def __init__(
+        self,
+        *,
+        family: builtins.str = ...,
+        size_class: builtins.int = ...,
+        mean_s: builtins.float = ...,
+        deviation_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["deviation_s", b"deviation_s", "family", b"family", "mean_s", b"mean_s", "size_class", b"size_class"]) -> None: ...
+
+Global___StepTime: typing_extensions.TypeAlias = StepTime
+
+@typing.final
 class Capabilities(google.protobuf.message.Message):
-    """What a worker can do. Sent when it starts and whenever the gateway asks for it."""
+    """What a worker can do, whatever it has loaded. Sent when it starts and whenever the gateway asks for it; kept once for
+    all workers that send the same.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ANNOTATORS_FIELD_NUMBER: builtins.int
     MODELS_FIELD_NUMBER: builtins.int
+    OFFERS_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
+    CONTRACT_FIELD_NUMBER: builtins.int
     @property
     def annotators(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.preprocessor.v1.preprocessor_pb2.Annotator]: ...
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.Model]: ...
+    @property
+    def offers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What else tasks may need of it, such as `scheduler:euler_a`, `safety_checker:block` or `precision:float16`."""
+
+    @property
+    def limits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Limit]:
+        """The largest that it takes, such as `pixels`."""
+
+    @property
+    def contract(self) -> Global___ContractRevision:
+        """What it understands; absent means revision 1, of which the gateway assumes that it knows the gateway's own fields."""
+
     def __init__(
         self,
         *,
         annotators: collections.abc.Iterable[fanlight.preprocessor.v1.preprocessor_pb2.Annotator] | None = ...,
         models: collections.abc.Iterable[fanlight.diffusion.v1.diffusion_pb2.Model] | None = ...,
+        offers: collections.abc.Iterable[builtins.str] | None = ...,
+        limits: collections.abc.Iterable[Global___Limit] | None = ...,
+        contract: Global___ContractRevision | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["annotators", b"annotators", "models", b"models"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["contract", b"contract"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotators", b"annotators", "contract", b"contract", "limits", b"limits", "models", b"models", "offers", b"offers"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
+
+@typing.final
+class Limit(google.protobuf.message.Message):
+    """A bound of what a worker takes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MAXIMUM_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Such as `pixels`."""
+    maximum: builtins.int
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        maximum: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["maximum", b"maximum", "name", b"name"]) -> None: ...
+
+Global___Limit: typing_extensions.TypeAlias = Limit
+
+@typing.final
+class ContractRevision(google.protobuf.message.Message):
+    """Which revision of the contract a worker was built with."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    MESSAGES_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    @property
+    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___KnownMessage]:
+        """Fields are only ever added, with the next number, so the last one says which are known."""
+
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        messages: collections.abc.Iterable[Global___KnownMessage] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["messages", b"messages", "revision", b"revision"]) -> None: ...
+
+Global___ContractRevision: typing_extensions.TypeAlias = ContractRevision
+
+@typing.final
+class KnownMessage(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    LAST_FIELD_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Full name, such as `fanlight.diffusion.v1.GenerateRequest`."""
+    last_field: builtins.int
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        last_field: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["last_field", b"last_field", "name", b"name"]) -> None: ...
+
+Global___KnownMessage: typing_extensions.TypeAlias = KnownMessage
 
 @typing.final
 class LeaseTasksRequest(google.protobuf.message.Message):
@@ -236,8 +350,7 @@ class LeasedTask(google.protobuf.message.Message):
     TTL_S_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
     ALONE_FIELD_NUMBER: builtins.int
-    ANNOTATE_FIELD_NUMBER: builtins.int
-    GENERATE_FIELD_NUMBER: builtins.int
+    REQUEST_FIELD_NUMBER: builtins.int
     SCOPE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`jobs/{id}/tasks/{number}`."""
@@ -251,9 +364,9 @@ class LeasedTask(google.protobuf.message.Message):
     scope: builtins.str
     """Whose work it is: outputs are written in this scope. Empty means `default`."""
     @property
-    def annotate(self) -> fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest: ...
-    @property
-    def generate(self) -> fanlight.diffusion.v1.diffusion_pb2.GenerateRequest: ...
+    def request(self) -> google.protobuf.any_pb2.Any:
+        """The stage's request message, such as fanlight.diffusion.v1.GenerateRequest; images in it are blobs of the gateway."""
+
     def __init__(
         self,
         *,
@@ -262,13 +375,11 @@ class LeasedTask(google.protobuf.message.Message):
         ttl_s: builtins.float = ...,
         attempt: builtins.int = ...,
         alone: builtins.bool = ...,
-        annotate: fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest | None = ...,
-        generate: fanlight.diffusion.v1.diffusion_pb2.GenerateRequest | None = ...,
+        request: google.protobuf.any_pb2.Any | None = ...,
         scope: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["annotate", b"annotate", "generate", b"generate", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alone", b"alone", "annotate", b"annotate", "attempt", b"attempt", "generate", b"generate", "lease_token", b"lease_token", "name", b"name", "scope", b"scope", "ttl_s", b"ttl_s", "work", b"work"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["annotate", "generate"] | None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alone", b"alone", "attempt", b"attempt", "lease_token", b"lease_token", "name", b"name", "request", b"request", "scope", b"scope", "ttl_s", b"ttl_s"]) -> None: ...
 
 Global___LeasedTask: typing_extensions.TypeAlias = LeasedTask
 
