@@ -21,14 +21,14 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         return caller_of(self._callers, context)
 
     async def CreateJob(self, request: gateway_pb2.CreateJobRequest, context: Context) -> gateway_pb2.Job:
-        new = requests.new_job(request, self._gateway.workers.catalog())
+        new = requests.new_job(request, self._gateway.workers)
         job = await self._gateway.jobs.create(new, self._caller(context))
         return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def CreateJobs(
         self, request: gateway_pb2.CreateJobsRequest, context: Context
     ) -> gateway_pb2.CreateJobsResponse:
-        news = requests.new_jobs(request, self._gateway.workers.catalog())
+        news = requests.new_jobs(request, self._gateway.workers)
         made = await self._gateway.jobs.create_each(news, self._caller(context))
         return answers.results(await self._gateway.explanations.all_told(made))
 
