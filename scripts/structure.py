@@ -180,7 +180,7 @@ class Class:
 
     def implements(self, name: str, other: "Class") -> bool:
         """By name, or because it has every public method of the other."""
-        return name in self.bases or bool(other.methods) and other.methods <= self.methods
+        return name in self.bases or (bool(other.methods) and other.methods <= self.methods)
 
 
 def class_of(module: Module, node: ast.ClassDef) -> Class:
