@@ -211,7 +211,5 @@ class FakeGateway:
 
 def a_job(id_: str, *, new: NewJob | None = None, request_id: str = "", priority: int = 0) -> Job:
     """Without tasks."""
-    job = plan.create(
-        plan_of(new or annotation()), job_id=id_, request_id=request_id, priority=priority, now_s=1_000.0
-    )
+    job = plan.create(plan_of(new or annotation()), job_id=id_, request_id=request_id, priority=priority, now_s=1_000.0)
     return replace(job, tasks=())

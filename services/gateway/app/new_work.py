@@ -14,9 +14,7 @@ RANDOM_SEED_BYTES = 4
 
 
 class Planner:
-    def __init__(
-        self, images: SourceImages, cache: ControlImages, workers: Workers, random_bytes: RandomBytes
-    ) -> None:
+    def __init__(self, images: SourceImages, cache: ControlImages, workers: Workers, random_bytes: RandomBytes) -> None:
         self._images = images
         self._cache = cache
         self._workers = workers

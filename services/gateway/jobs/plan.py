@@ -1,6 +1,6 @@
 """How a job becomes tasks that refer to one another's outputs: a graph, checked before the job exists. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from services.gateway.jobs.machine import has_inputs, succeeded

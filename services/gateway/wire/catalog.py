@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from services.gateway.jobs.painting import ANY, is_reference
+from fanlight.contract.names import ANY, is_reference
 from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, REMOTE, Annotator, Catalog, Model
 from services.kernel.errors import InvalidField, NotFound, Unavailable
 

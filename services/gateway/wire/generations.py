@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from fanlight.contract import generation, schedulers
 from fanlight.contract.images import image_at
+from fanlight.contract.limits import EMBEDDINGS_LIMIT
 from fanlight.contract.needs import Needs, needs_of
 from fanlight.contract.prompt import loras_in, with_loras_renamed, words_in
+from fanlight.contract.sizes import check_size, size_step_px
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.new_job import SourceImage
@@ -19,11 +21,9 @@ from services.gateway.wire.catalog import checkpoint_of, controlnet_of, model_of
 from services.gateway.wire.images import source_images
 from services.gateway.wire.needs import Fleet, amounts_of, facts_of, names_of, newer_fields, require, within
 from services.kernel.blobs import BlobInfo
-from services.kernel.errors import NotFound
+from services.kernel.errors import InvalidField, NotFound
 
 FIELD = "generation"
-# For a model that does not say.
-SIZE_STEP_PX = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class GenerationDraft:
 
     @property
     def tasks_limit(self) -> int:
-        return len(self.annotations) + max(1, self.request.count)
+        return len(self.annotations) + generation.count_of(self.request)
 
     def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
         """Annotations first, each distinct one once; then an image a task."""
@@ -83,6 +83,7 @@ def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDra
         request = _resolved(message, fleet)
         by_control = _annotators(request, fleet)
         _resolve_controlnets(request, by_control, fleet)
+        generation.check_resolved(request)
         newer = newer_fields(message)
         for word in _words(request, newer, fleet):
             request.embeddings.append(word)
@@ -147,7 +148,7 @@ def _pipeline(request: diffusion_pb2.GenerateRequest, model: Model) -> str:
 def _resolve_size(request: diffusion_pb2.GenerateRequest, model: Model) -> None:
     """The model's own where none is asked for; left open where the model does not say, or an image tells."""
     if request.width_px or request.height_px:
-        generation.check_size(request.width_px, request.height_px, model.size_step_px or SIZE_STEP_PX)
+        check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
     elif not request.HasField("image"):
         request.width_px, request.height_px = model.width_px, model.height_px
 
@@ -179,7 +180,12 @@ def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -
     offered = sorted(models_for(fleet.catalog(), EMBEDDING, _model(request, fleet)))
     named = words_in(f"{request.prompt}\n{request.negative_prompt}", offered)
     words = [each for each in named if each not in request.embeddings]
-    generation.check_embeddings(len(request.embeddings), len(words))
+    if words and len(request.embeddings) + len(words) > EMBEDDINGS_LIMIT:
+        raise InvalidField(
+            f"names {len(words)} embeddings, {len(request.embeddings) + len(words)} with those listed;"
+            f" at most {EMBEDDINGS_LIMIT}",
+            field="prompt",
+        )
     needs = _joined(needs_of(request), newer)
     names, amounts = names_of(needs), amounts_of(needs)
     only_live = bool(words) and fleet.can_any(names, amounts, only_live=True)
@@ -192,9 +198,7 @@ def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -
     return found
 
 
-def _annotation(
-    request: diffusion_pb2.GenerateRequest, index: int, annotator: Annotator, fleet: Fleet
-) -> _Annotation:
+def _annotation(request: diffusion_pb2.GenerateRequest, index: int, annotator: Annotator, fleet: Fleet) -> _Annotation:
     """Fills in the control's parameters too."""
     control = request.controls[index]
     message = preprocessor_pb2.AnnotateRequest(

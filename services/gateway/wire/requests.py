@@ -7,6 +7,13 @@ from google.protobuf import timestamp_pb2
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
+from fanlight.contract.limits import (
+    BATCH_JOBS_LIMIT,
+    DEADLINE_LIMIT_S,
+    PRIORITY_LIMIT,
+    REQUEST_ID_CHARACTERS_LIMIT,
+    WEBHOOK_URL_LIMIT_BYTES,
+)
 from fanlight.contract.revision import refuse_unknown_fields
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.filters import Only
@@ -17,12 +24,6 @@ from services.gateway.wire.needs import Fleet
 from services.gateway.wire.stages import draft_of
 from services.kernel.digests import DEFAULT_SCOPE
 from services.kernel.errors import FanlightError, InvalidField
-
-REQUEST_ID_LIMIT = 128
-PRIORITY_LIMIT = 100
-DEADLINE_LIMIT_S = 30 * 86_400.0
-URL_LIMIT_BYTES = 2_048
-BATCH_LIMIT = 100
 
 _STATES = {
     gateway_pb2.Job.STATE_QUEUED: JobState.QUEUED,
@@ -35,8 +36,10 @@ _STATES = {
 
 def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
     """InvalidField and NotFound name the field; Unavailable when no worker was ever seen for a stage it needs."""
-    if len(request.request_id) > REQUEST_ID_LIMIT:
-        raise InvalidField(f"has {len(request.request_id)} characters; at most {REQUEST_ID_LIMIT}", field="request_id")
+    if len(request.request_id) > REQUEST_ID_CHARACTERS_LIMIT:
+        raise InvalidField(
+            f"has {len(request.request_id)} characters; at most {REQUEST_ID_CHARACTERS_LIMIT}", field="request_id"
+        )
     _refuse_newer(request)
     return NewJob(
         draft=draft_of(request, fleet),
@@ -58,7 +61,7 @@ def _content_digest(request: gateway_pb2.CreateJobRequest) -> str:
 
 def _webhook_url(url: str) -> str:
     """What can be told from the address alone; where it leads is looked at when it is called."""
-    fields.text(url, URL_LIMIT_BYTES, field="webhook_url")
+    fields.text(url, WEBHOOK_URL_LIMIT_BYTES, field="webhook_url")
     if not url:
         return ""
     try:
@@ -83,8 +86,8 @@ def _refuse_newer(request: gateway_pb2.CreateJobRequest) -> None:
 
 def new_jobs(request: gateway_pb2.CreateJobsRequest, fleet: Fleet) -> list[NewJob | FanlightError]:
     """Each for itself, or why it cannot be. InvalidField for none or too many."""
-    if not 1 <= len(request.requests) <= BATCH_LIMIT:
-        raise InvalidField(f"has {len(request.requests)} entries; must be 1 to {BATCH_LIMIT}", field="requests")
+    if not 1 <= len(request.requests) <= BATCH_JOBS_LIMIT:
+        raise InvalidField(f"has {len(request.requests)} entries; must be 1 to {BATCH_JOBS_LIMIT}", field="requests")
     return [_new_or_refused(each, fleet) for each in request.requests]
 
 
