@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from services.gateway.ordering.board import Board
-from services.gateway.ordering.tasks import Kind, Waiting, WorkerView
+from services.gateway.ordering.tasks import USUAL_SIZE_CLASS, Kind, Waiting, WorkerView
 
 CHECKPOINTS, LORAS, HELD, WAITING = 400, 2_000, 20, 10_000
 SIZES = {f"c{i}": 1_720_000_000 for i in range(CHECKPOINTS)} | {f"l{i}": 150_000_000 for i in range(LORAS)}
@@ -32,7 +32,7 @@ def a_worker(number: int, random_: random.Random) -> WorkerView:
         held=frozenset(held),
         sizes=SIZES,
         link_bps=random_.uniform(50e6, 150e6),
-        step_s=random_.uniform(0.15, 0.6),
+        step_times={("", USUAL_SIZE_CLASS): random_.uniform(0.15, 0.6)},
         takes_fetches=True,
     )
 
@@ -86,7 +86,7 @@ def measure(workers: int, rounds: int) -> None:
 
     def floor(i: int) -> float:
         held = board.crowds.holders(tasks[i].kind.checkpoint)
-        return min((post.wait_s(now_s) + 20 * post.view.step_s for post in held), default=0.0)
+        return min((post.wait_s(now_s) + 20 * post.step_s_of("", USUAL_SIZE_CLASS) for post in held), default=0.0)
 
     taken: list[Waiting] = []
     placed, floors = times_us(place, rounds), times_us(floor, rounds)

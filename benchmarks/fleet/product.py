@@ -4,7 +4,7 @@ from benchmarks.fleet.run import Simulation
 from benchmarks.fleet.world import STEPS, Job, Node, size_of
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.replication import Replication
-from services.gateway.ordering.tasks import Kind, Waiting, WorkerView
+from services.gateway.ordering.tasks import USUAL_SIZE_CLASS, Kind, Waiting, WorkerView
 
 
 class Fanlight:
@@ -56,6 +56,7 @@ class Fanlight:
                 loras=((job.lora, 1.0),) if job.lora else (),
                 width_px=512,
                 height_px=512,
+                size_class=USUAL_SIZE_CLASS,
                 guided=True,
             )
         return self._kinds[which]
@@ -145,7 +146,7 @@ class Fanlight:
             held=frozenset(node.disk),
             sizes=self._sizes,
             link_bps=node.link_bps,
-            step_s=node.run_s / STEPS,
+            step_times={("", USUAL_SIZE_CLASS): node.run_s / STEPS},
             takes_fetches=True,
             disk_bytes=self._options.disk_bytes,
         )

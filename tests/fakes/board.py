@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from services.gateway.ordering.tasks import Kind, Waiting, WorkerView
+from services.gateway.ordering.tasks import USUAL_SIZE_CLASS, Kind, Waiting, WorkerView
 
 GB = 10**9
 
@@ -32,7 +32,8 @@ A, B = kind_of("a"), kind_of("b")
 OFFERS = frozenset(["checkpoint:a", "checkpoint:b", "lora:l", *(f"lora:l{i}" for i in range(64))])
 
 
-def a_view(name: str = "w", **changes: Any) -> WorkerView:
+def a_view(name: str = "w", *, step_s: float = 0.2, **changes: Any) -> WorkerView:
+    """`step_s`: the time of one evaluation, whatever the family and size."""
     values: dict[str, Any] = {
         "node": f"node-{name}",
         "stage": "diffusion",
@@ -40,7 +41,7 @@ def a_view(name: str = "w", **changes: Any) -> WorkerView:
         "held": frozenset({"a"}),
         "sizes": SIZES,
         "link_bps": 100e6,
-        "step_s": 0.2,
+        "step_times": {("", USUAL_SIZE_CLASS): step_s},
         "takes_fetches": True,
     }
     return WorkerView(id=name, **{**values, **changes})

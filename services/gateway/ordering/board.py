@@ -6,7 +6,7 @@ Asking costs a few tasks of each line that the worker could serve.
 from collections.abc import Iterator
 
 from services.gateway.ordering import estimate
-from services.gateway.ordering.lines import line_of
+from services.gateway.ordering.lines import LineId, line_of
 from services.gateway.ordering.plan import Plan
 from services.gateway.ordering.posts import Post
 from services.gateway.ordering.tasks import Fetch, Key, Waiting
@@ -15,6 +15,8 @@ from services.gateway.ordering.tasks import Fetch, Key, Waiting
 LOOK_OWN = 8
 # An idle worker looks at so many lines, those whose first task came first, and at so many tasks of each.
 LOOK_LINES, LOOK_TASKS = 8, 3
+# How many it looks at where it can do none of those.
+LOOK_LINE = 64
 # How many of a line may join a batch.
 LOOK_BATCH = 64
 # How many tasks that no worker could do are tried again whenever one asks.
@@ -83,7 +85,7 @@ class Board(Plan):
         ready: list[Waiting] = []
         later: list[Waiting] = []
         for which in self.lines.oldest(post.view.stage, post.view.held, LOOK_LINES):
-            for task in self.lines.first(which, LOOK_TASKS):
+            for task in self._first_for(post, which):
                 if self._gain_s(post, task, now_s) > GAIN_MIN_S:
                     is_here = task.kind.models <= post.view.held or not post.view.takes_fetches
                     (ready if is_here else later).append(task)
@@ -94,9 +96,17 @@ class Board(Plan):
         self._plan_at(post, chosen, now_s)
         return chosen if ready else None
 
+    def _first_for(self, post: Post, which: LineId) -> list[Waiting]:
+        """The first of a line; where it can do none of those, the first that it can: large images hide no small ones."""
+        first = self.lines.first(which, LOOK_TASKS)
+        if any(post.view.can_do(task.kind) for task in first):
+            return first
+        more = self.lines.first(which, LOOK_LINE)[LOOK_TASKS:]
+        return [task for task in more if post.view.can_do(task.kind)][:LOOK_TASKS]
+
     def _gain_s(self, post: Post, task: Waiting, now_s: float, *, ahead_s: float = 0.0) -> float:
         """How much sooner the asker, idle, would finish it than the worker it is planned for; less the fetching."""
-        if not task.kind.needs <= post.view.offers:
+        if not post.view.can_do(task.kind):
             return 0.0
         other = self._plan.get(task.key)
         if other is post:
@@ -115,7 +125,7 @@ class Board(Plan):
 
     def _company(self, post: Post, head: Waiting, limit: int, now_s: float) -> Iterator[Waiting]:
         """Tasks for the same batch: planned here too, or not begun sooner elsewhere."""
-        found, each_s = 0, estimate.run_s(post, head) / post.view.slots
+        found, each_s = 0, post.run_s(head) / post.view.slots
         for task in self.lines.first(line_of(head.kind), LOOK_BATCH):
             if found == limit:
                 return

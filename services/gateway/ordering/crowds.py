@@ -1,25 +1,55 @@
-"""The workers by what they offer and hold, so that nobody looks at all of them."""
+"""The workers by what they offer, take and hold, so that nobody looks at all of them."""
 
 from collections import deque
 from collections.abc import Iterator
 
 from services.gateway.ordering.posts import Crowd, Post
-from services.gateway.ordering.tasks import Kind, WorkerView
+from services.gateway.ordering.tasks import Amounts, Kind, WorkerView, can_do
 
 # Those that hold a task's small models too are looked at first, up to this many.
 LOOK_SMALL = 64
+# For how many kinds of tasks it is kept at hand which crowds can do them.
+ABLE_LIMIT = 4_096
 CHECKPOINT = "checkpoint:"
+
+# Stage, offers and limits.
+_Which = tuple[str, frozenset[str], Amounts]
+
+
+class _Alike(Crowd):
+    """Workers of a stage that offer exactly the same and have the same limits: most fleets have few such crowds."""
+
+    __slots__ = ("_checkpoints", "limits", "offers", "stage")
+
+    def __init__(self, which: _Which) -> None:
+        super().__init__()
+        self.stage, self.offers, self.limits = which
+        # What they offer, turned on as it is looked through.
+        self._checkpoints: deque[str] | None = None
+
+    def can_do(self, kind: Kind) -> bool:
+        return self.stage == kind.stage and can_do(self.offers, self.limits, kind.needs, kind.amounts)
+
+    def next_checkpoints(self, count: int) -> list[str]:
+        """Others with every call."""
+        if self._checkpoints is None:
+            names = sorted(need for need in self.offers if need.startswith(CHECKPOINT))
+            self._checkpoints = deque(need.removeprefix(CHECKPOINT) for need in names)
+        looked = [self._checkpoints[i] for i in range(min(count, len(self._checkpoints)))]
+        self._checkpoints.rotate(-len(looked))
+        return looked
 
 
 class Crowds:
     def __init__(self) -> None:
         self.posts: dict[str, Post] = {}
         self.slots = 0
-        # Workers that offer exactly the same: most fleets have few such crowds.
-        self._alike: dict[tuple[str, frozenset[str]], Crowd] = {}
-        # What each of them offers, turned on as it is looked through.
-        self._checkpoints: dict[tuple[str, frozenset[str]], deque[str]] = {}
-        self._able: dict[tuple[str, frozenset[str]], list[Crowd]] = {}
+        self._alike: dict[_Which, _Alike] = {}
+        # By worker, the one of these that it is in.
+        self._of: dict[str, _Alike] = {}
+        self._able: dict[tuple[str, frozenset[str], Amounts], list[Crowd]] = {}
+        # Counts the looks at crowds that were too many.
+        self._turn = 0
         # By model: those that hold it or are fetching it.
         self._holders: dict[str, Crowd] = {}
 
@@ -40,7 +70,7 @@ class Crowds:
     def revise(self, post: Post, view: WorkerView) -> None:
         before = post.view
         self.slots += view.slots - before.slots
-        if (before.stage, before.offers) != (view.stage, view.offers):
+        if _which(before) != _which(view):
             self._leave(post)
             post.revise(view)
             self._join(post)
@@ -53,18 +83,19 @@ class Crowds:
                 self._unhold(post, model)
 
     def _join(self, post: Post) -> None:
-        which = (post.view.stage, post.view.offers)
-        if which not in self._alike:
-            self._alike[which] = Crowd()
+        which = _which(post.view)
+        alike = self._alike.get(which)
+        if alike is None:
+            alike = self._alike[which] = _Alike(which)
             self._able.clear()
-        self._alike[which].add(post)
+        alike.add(post)
+        self._of[post.view.id] = alike
 
     def _leave(self, post: Post) -> None:
-        which = (post.view.stage, post.view.offers)
-        self._alike[which].remove(post.view.id)
-        if not self._alike[which]:
-            del self._alike[which]
-            self._checkpoints.pop(which, None)
+        alike = self._of.pop(post.view.id)
+        alike.remove(post.view.id)
+        if not alike:
+            del self._alike[alike.stage, alike.offers, alike.limits]
             self._able.clear()
 
     def _hold(self, post: Post, model: str) -> None:
@@ -94,28 +125,33 @@ class Crowds:
         return self._holders.get(model) or Crowd()
 
     def able(self, kind: Kind) -> list[Crowd]:
-        """Crowds of those that offer all that the kind needs, held or not."""
-        which = (kind.stage, kind.needs)
-        if which not in self._able:
-            self._able[which] = [
-                crowd for (stage, offers), crowd in self._alike.items() if stage == kind.stage and kind.needs <= offers
-            ]
-        return self._able[which]
+        """Crowds of those that offer all that the kind needs, held or not, and take as much as it needs."""
+        which = (kind.stage, kind.needs, kind.amounts)
+        able = self._able.get(which)
+        if able is None:
+            if len(self._able) >= ABLE_LIMIT:
+                del self._able[next(iter(self._able))]
+            able = self._able[which] = [alike for alike in self._alike.values() if alike.can_do(kind)]
+        return able
+
+    def some_able(self, kind: Kind, count: int) -> Iterator[Post]:
+        """Some of those that can do it: as many from each crowd, at least one from each of `count` crowds."""
+        able = self.able(kind)
+        if len(able) > count:
+            start = self._turn % len(able)
+            self._turn += count
+            able = [able[(start + i) % len(able)] for i in range(count)]
+        for crowd in able:
+            yield from crowd.some(max(1, count // len(able)))
 
     def like(self, post: Post) -> Crowd:
         """Those that offer exactly what it offers."""
-        return self._alike[post.view.stage, post.view.offers]
+        return self._of[post.view.id]
 
     def next_unheld(self, post: Post, count: int) -> list[str]:
         """Of the next checkpoints that it offers, those that nobody holds; others with every call."""
-        which = (post.view.stage, post.view.offers)
-        offered = self._checkpoints.get(which)
-        if offered is None:
-            names = sorted(need for need in post.view.offers if need.startswith(CHECKPOINT))
-            offered = self._checkpoints[which] = deque(need.removeprefix(CHECKPOINT) for need in names)
-        looked = [offered[i] for i in range(min(count, len(offered)))]
-        offered.rotate(-len(looked))
-        return [model for model in looked if model not in self._holders]
+        offered = self._of[post.view.id].next_checkpoints(count)
+        return [model for model in offered if model not in self._holders]
 
     def nodes_of(self, kind: Kind) -> frozenset[str]:
         """All nodes that could do it. Linear in them: asked only for what has failed somewhere."""
@@ -124,7 +160,7 @@ class Crowds:
     def near(self, kind: Kind, count: int) -> list[Post]:
         """Some of those that need not fetch its checkpoint: those with its small models in front."""
         if not kind.checkpoint:
-            return [post for crowd in self.able(kind) for post in crowd.some(count)]
+            return list(self.some_able(kind, count))
         holders = self._holders.get(kind.checkpoint)
         if holders is None:
             return []
@@ -137,3 +173,7 @@ class Crowds:
         for model in kind.models:
             if model != kind.checkpoint and model in self._holders:
                 yield from self._holders[model].some(LOOK_SMALL)
+
+
+def _which(view: WorkerView) -> _Which:
+    return view.stage, view.offers, view.limits

@@ -57,7 +57,7 @@ def estimate(post: Post, task: Waiting, now_s: float, *, ahead_s: float | None =
         fetch_bytes=fetch_bytes,
         load_s=_next_load_s(post, task),
         patch_s=_patch_s(post, task, is_next=ahead_s == 0.0),
-        run_s=run_s(post, task),
+        run_s=post.run_s(task),
     )
 
 
@@ -74,13 +74,14 @@ def best_of(posts: Iterable[Post], task: Waiting, now_s: float) -> Best | None:
     """The least `estimate(...).cost_s` of all posts, in a hurry; of two alike the one with the lesser id."""
     kind, steps = task.kind, task.steps
     checkpoint, models = kind.checkpoint, kind.models
+    family, size_class = kind.family, kind.size_class
     patch_s, combination = PATCH_S * len(kind.loras), kind.combination
     best: Post | None = None
     best_s = plain_best_s = float("inf")
     for post in posts:
         view = post.view
         wait_s = post.wait_s(now_s)
-        work_s = view.task_s + steps * view.step_s
+        work_s = view.task_s + (steps * post.step_s_of(family, size_class) if steps else 0.0)
         if checkpoint and checkpoint not in view.vram and checkpoint not in post.lined:
             work_s += LOAD_WEIGHT * load_s(post, checkpoint)
         cost_s = wait_s + work_s
@@ -112,10 +113,6 @@ def fetching(post: Post, kind: Kind, now_s: float) -> tuple[float, int]:
         free_s = post.link_free_s(now_s, sticky=is_sticky)
         ready_s = max(ready_s, free_s + new_bytes * 8 / post.view.link_bps)
     return ready_s - now_s, new_bytes + int(coming_bytes)
-
-
-def run_s(post: Post, task: Waiting) -> float:
-    return post.view.task_s + task.steps * post.view.step_s
 
 
 def load_s(post: Post, checkpoint: str) -> float:

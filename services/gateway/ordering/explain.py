@@ -7,7 +7,7 @@ from enum import StrEnum
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.estimate import Estimate, estimate
 from services.gateway.ordering.posts import Post
-from services.gateway.ordering.tasks import Waiting
+from services.gateway.ordering.tasks import Waiting, exceeded
 
 # How many names a sentence lists.
 NAMES = 3
@@ -33,6 +33,7 @@ class PassedOver:
     verdict: Verdict
     why: str
     estimate: Estimate | None = None
+    # Needs that it does not offer, and limits that are too low, in words.
     missing: tuple[str, ...] = ()
 
 
@@ -75,10 +76,15 @@ def explain(board: Board, task: Waiting, now_s: float) -> Explanation:
 
 def _passed(post: Post, task: Waiting, place: Place | None, now_s: float) -> PassedOver:
     view = post.view
-    missing = tuple(sorted(task.kind.needs - view.offers))
+    unoffered = sorted(task.kind.needs - view.offers)
+    too_low = [
+        f"{name}: takes {limit}, {amount} needed"
+        for name, limit, amount in exceeded(view.limits, task.kind.amounts)
+    ]
+    missing = (*unoffered, *too_low)
     needed: Estimate | None = None
     if missing:
-        verdict, why = Verdict.OFFERS_TOO_LITTLE, f"it does not offer {_names(missing)}"
+        verdict, why = Verdict.OFFERS_TOO_LITTLE, _cannot(unoffered, too_low)
     elif place is not None and place.worker == view.id:
         verdict, why, needed = Verdict.PLANNED, "it was to finish it first when that was planned", place.estimate
     else:
@@ -103,6 +109,12 @@ def _why(place: Place | None, others: Sequence[PassedOver]) -> str:
     if all(each.verdict is Verdict.FAILED_IT for each in able):
         return "every worker that could do it has failed it, and others may still come"
     return "a worker is being chosen"
+
+
+def _cannot(unoffered: Sequence[str], too_low: Sequence[str]) -> str:
+    reasons = [f"it does not offer {_names(unoffered)}"] if unoffered else []
+    reasons += [f"its limits are too low ({_names(too_low)})"] if too_low else []
+    return "; ".join(reasons)
 
 
 def _costs(needed: Estimate) -> str:

@@ -6,7 +6,7 @@ Pure: told the time, it decides. The workers that come into question are looked 
 from dataclasses import dataclass
 
 from services.gateway.ordering.crowds import Crowds
-from services.gateway.ordering.estimate import Best, run_s
+from services.gateway.ordering.estimate import Best
 from services.gateway.ordering.posts import Post
 from services.gateway.ordering.replication import Replication
 from services.gateway.ordering.tasks import Fetch, Waiting
@@ -111,9 +111,8 @@ class Fetches:
         """When the best worker would have finished, did all of them hold everything."""
         return min(
             (
-                post.wait_s(now_s) + run_s(post, task)
-                for crowd in self.crowds.able(task.kind)
-                for post in crowd.some(LOOK_IDEAL)
+                post.wait_s(now_s) + post.run_s(task)
+                for post in self.crowds.some_able(task.kind, LOOK_IDEAL)
             ),
             default=float("inf"),
         )

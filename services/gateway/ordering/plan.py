@@ -88,10 +88,11 @@ class Plan(Fetches):
             self._give_up(post, model, now_s)
         post.failed = {each: since_s for each, since_s in post.failed.items() if each not in view.held}
         self._begin_waiting(post, now_s)
-        if before.offers != view.offers or not before.held <= view.held:
+        does_other = (before.offers, before.limits) != (view.offers, view.limits)
+        if does_other or not before.held <= view.held:
             lost = [task for task in post.in_order() if not self._stands(post, task)]
             self._place_again(lost, now_s)
-        if before.offers != view.offers:
+        if does_other:
             self._place_some(LOOK_UNPLACED, now_s)
 
     def _give_up(self, post: Post, model: str, now_s: float) -> None:
@@ -118,7 +119,7 @@ class Plan(Fetches):
     def _stands(self, post: Post, task: Waiting) -> bool:
         """The worker can still do it without fetching a checkpoint that it lost."""
         checkpoint = task.kind.checkpoint
-        if not task.kind.needs <= post.view.offers:
+        if not post.view.can_do(task.kind):
             return False
         return not post.view.lacks(frozenset({checkpoint})) or checkpoint in post.fetches
 
@@ -235,7 +236,7 @@ class Plan(Fetches):
 
     def _candidates(self, task: Waiting) -> list[Post]:
         """Without those that failed it, while there are others."""
-        able = [post for post in self.crowds.near(task.kind, LOOK_WORKERS) if task.kind.needs <= post.view.offers]
+        able = [post for post in self.crowds.near(task.kind, LOOK_WORKERS) if post.view.can_do(task.kind)]
         fresh = [post for post in able if post.view.node not in task.failed_nodes] if task.failed_nodes else able
         if fresh or not able:
             return fresh

@@ -4,8 +4,11 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import replace
 
-from services.gateway.ordering.tasks import Fetch, Key, Waiting, WorkerView
+from services.gateway.ordering.evaluations import step_s
+from services.gateway.ordering.tasks import Fetch, Key, Kind, Waiting, WorkerView
 
+# For how many families and sizes a worker's step time is kept at hand.
+STEP_TIMES_LIMIT = 256
 # A free worker that holds no poll open is expected no sooner.
 AWAY_S = 1.0
 
@@ -17,6 +20,8 @@ class Post:
         "_extra_s",
         "_free_s",
         "_order",
+        "_step_s",
+        "_taken_s",
         "_work_s",
         "asking",
         "combination",
@@ -44,6 +49,9 @@ class Post:
         self._work_s = 0.0
         # What each of them takes besides its work: loading and patching.
         self._extra_s: dict[Key, float] = {}
+        # What each of them adds to the work.
+        self._taken_s: dict[Key, float] = {}
+        self._step_s: dict[tuple[str, int], float] = {}
         # Leased tasks, and when each one should end.
         self.running: dict[Key, float] = {}
         self._free_s = 0.0
@@ -82,12 +90,12 @@ class Post:
         self.planned[task.key] = task
         insort(self._order, (task.rank_s, task.key))
         self._extra_s[task.key] = extra_s
-        self._work_s += self._task_s(task)
+        self._take(task)
         checkpoint = task.kind.checkpoint
         self.lined[checkpoint] = self.lined.get(checkpoint, 0) + 1
 
     def unplan(self, task: Waiting) -> None:
-        self._work_s = max(0.0, self._work_s - self._task_s(task))
+        self._work_s = max(0.0, self._work_s - self._taken_s.pop(task.key))
         del self.planned[task.key], self._extra_s[task.key]
         del self._order[bisect_left(self._order, (task.rank_s, task.key))]
         if not self.planned:
@@ -100,10 +108,30 @@ class Post:
     def revise(self, view: WorkerView) -> None:
         """The worker says something else of itself now."""
         self.view = view
-        self._work_s = sum(self._task_s(task) for task in self.planned.values())
+        self._step_s.clear()
+        self._work_s = 0.0
+        for task in self.planned.values():
+            self._take(task)
 
-    def _task_s(self, task: Waiting) -> float:
-        return self.view.task_s + task.steps * self.view.step_s + self._extra_s[task.key]
+    def _take(self, task: Waiting) -> None:
+        self._taken_s[task.key] = took_s = self.run_s(task) + self._extra_s[task.key]
+        self._work_s += took_s
+
+    def run_s(self, task: Waiting) -> float:
+        """What the task itself takes, once all is loaded."""
+        return self.view.task_s + (task.steps * self.step_s(task.kind) if task.steps else 0.0)
+
+    def step_s(self, kind: Kind) -> float:
+        """One evaluation of its checkpoint at its size."""
+        return self.step_s_of(kind.family, kind.size_class)
+
+    def step_s_of(self, family: str, size_class: int) -> float:
+        known = self._step_s.get((family, size_class))
+        if known is None:
+            if len(self._step_s) >= STEP_TIMES_LIMIT:
+                self._step_s.clear()
+            known = self._step_s[family, size_class] = step_s(self.view, family, size_class)
+        return known
 
     def run(self, key: Key, end_s: float, now_s: float) -> None:
         self.running[key] = end_s

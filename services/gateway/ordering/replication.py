@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from services.gateway.ordering import estimate
 from services.gateway.ordering.crowds import Crowds
 from services.gateway.ordering.posts import Post
-from services.gateway.ordering.tasks import Waiting
+from services.gateway.ordering.tasks import USUAL_SIZE_CLASS, Waiting
 
 # How many workers are compared.
 LOOK = 48
@@ -24,7 +23,7 @@ REST_S = 2.0
 LOOK_UNASKED = 32
 # Nothing is fetched unasked where fewer workers offer the same: on one machine, or a few, it would hardly pay.
 UNASKED_WORKERS_MIN = 8
-# What a worker is judged by that is to hold a checkpoint alone: this work, with this much to fetch first.
+# What a worker is judged by that is to hold a checkpoint alone: this work at the usual size, with this much to fetch.
 UNASKED_STEPS = 20
 UNASKED_BYTES = 150 * 10**6
 # Checkpoints on their way to one worker at a time.
@@ -84,13 +83,12 @@ class Replication:
         """Who should fetch the task's checkpoint; `needed`: nobody holds it, so it is no luxury."""
         checkpoint = task.kind.checkpoint
         best, best_s = None, float("inf")
-        for crowd in crowds.able(task.kind):
-            for post in crowd.some(LOOK):
-                if checkpoint in post.view.held or checkpoint in post.fetches:
-                    continue
-                cost_s = self._cost_s(post, task, now_s, needed=needed)
-                if cost_s < best_s and self._may(post, task, now_s, needed=needed):
-                    best, best_s = post, cost_s
+        for post in crowds.some_able(task.kind, LOOK):
+            if checkpoint in post.view.held or checkpoint in post.fetches:
+                continue
+            cost_s = self._cost_s(post, task, now_s, needed=needed)
+            if cost_s < best_s and self._may(post, task, now_s, needed=needed):
+                best, best_s = post, cost_s
         return best
 
     def _may(self, post: Post, task: Waiting, now_s: float, *, needed: bool) -> bool:
@@ -137,7 +135,7 @@ class Replication:
         size_bytes = post.view.size_of(task.kind.checkpoint)
         ready_s = post.link_free_s(now_s, sticky=True) - now_s + size_bytes * 8 / post.view.link_bps
         weight = self.terms.needed_run_weight if needed else self.terms.run_weight
-        return max(ready_s, post.wait_s(now_s)) + weight * estimate.run_s(post, task)
+        return max(ready_s, post.wait_s(now_s)) + weight * post.run_s(task)
 
     def small_target(self, crowds: Crowds, task: Waiting, model: str, now_s: float) -> Post | None:
         """Of those that hold the task's checkpoint, who should fetch one of its small models too."""
@@ -153,10 +151,10 @@ class Replication:
                 or len(post.fetches) > CHECKPOINTS_LIMIT
             ):
                 continue
-            if not task.kind.needs <= post.view.offers or task.kind.checkpoint not in post.view.held:
+            if not post.view.can_do(task.kind) or task.kind.checkpoint not in post.view.held:
                 continue
             cost_s = post.wait_s(now_s) + post.view.size_of(model) * 8 / post.view.link_bps
-            cost_s += self.terms.run_weight * estimate.run_s(post, task)
+            cost_s += self.terms.run_weight * post.run_s(task)
             if cost_s < best_s:
                 best, best_s = post, cost_s
         return best
@@ -176,4 +174,4 @@ def _has_failed(post: Post, model: str, now_s: float) -> bool:
 
 
 def _unasked_cost_s(post: Post) -> float:
-    return UNASKED_STEPS * post.view.step_s + UNASKED_BYTES * 8 / post.view.link_bps
+    return UNASKED_STEPS * post.step_s_of("", USUAL_SIZE_CLASS) + UNASKED_BYTES * 8 / post.view.link_bps

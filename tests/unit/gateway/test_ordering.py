@@ -236,7 +236,7 @@ def test_tasks_of_a_checkpoint_are_planned_together_and_only_the_first_pays_for_
     add(board, a_task("1"), a_task("2", rank_s=1.0))
     post = board.planned_at(("2", 1))
     assert post is not None
-    assert post.wait_s(0.0) == pytest.approx(2 * 20 * post.view.step_s + load_s(post, "a"))
+    assert post.wait_s(0.0) == pytest.approx(2 * 20 * 0.2 + load_s(post, "a"))
 
 
 def test_of_two_alike_the_one_that_did_the_same_combination_before_has_its_patches_still() -> None:

@@ -82,7 +82,7 @@ class Fleet:
             self.board.remove(task.key)
             self.board.started(worker, task, self.now_s)
             self.board.answered(worker, self.now_s)
-            took_s = estimate.run_s(self.board.post(worker), task) + 1.0
+            took_s = self.board.post(worker).run_s(task) + 1.0
             self.busy[worker] = (self.now_s + took_s, task)
 
 
