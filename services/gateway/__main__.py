@@ -84,11 +84,8 @@ async def serve(settings: GatewaySettings, common: CommonSettings, stop: asyncio
 
 def _other_form(settings: GatewaySettings, error: OtherForm) -> str:
     if settings.store == SQLITE:
-        file = settings.data_dir / STORE_FILE
-        place, way = (
-            str(file),
-            f"move it away (mv {file} {file}.old), or name another folder: FANLIGHT_GATEWAY_DATA_DIR",
-        )
+        place = str(settings.data_dir / STORE_FILE)
+        way = f"move it away (mv {place} {place}.old), or name another folder: FANLIGHT_GATEWAY_DATA_DIR"
     else:
         place = f"{settings.store}, prefix {settings.nats_prefix}"
         way = "name another prefix: FANLIGHT_GATEWAY_NATS_PREFIX"

@@ -18,7 +18,7 @@ from services.gateway.app.new_job import NewJob, SourceImage
 from services.gateway.app.polls import LeasedTask, Poll
 from services.gateway.app.queue import Made
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job
+from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
 from services.gateway.jobs.plan import Plan
 from services.gateway.jobs.workers import Annotator, Capabilities, Catalog, Model, Worker, catalog_of
 from services.gateway.wire import requests
@@ -242,6 +242,10 @@ def kept(image: SourceImage) -> BlobInfo:
     """The image as a blob; its bytes are kept nowhere."""
     digest = image.digest or digest_of(image.data)
     return BlobInfo(scope=image.scope, digest=digest, size_bytes=len(image.data), media_type="image/png")
+
+
+def seed_of(task: Task) -> int:
+    return diffusion_pb2.GenerateRequest.FromString(task.patch).seed
 
 
 def plan_of(new: NewJob) -> Plan:

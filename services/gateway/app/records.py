@@ -1,4 +1,4 @@
-"""Domain values as the bytes of records, and back. The form has a number; records of another form are refused by name."""
+"""Domain values as the bytes of records, and back. Records of another form are refused by its number."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The images of a request as the app keeps them: bytes, or the digest of a blob. Nothing is fetched from the network."""
+"""The images of a request as the app keeps them: bytes, or the digest of a blob. Fetches nothing."""
 
 from google.protobuf.message import Message
 
@@ -9,7 +9,7 @@ from services.kernel.digests import parse_digest, parse_scope
 
 
 def source_images(message: Message, field: str) -> tuple[SourceImage, ...]:
-    """Every image of a stage's request, in the order of its fields. InvalidField names the field in the client's words."""
+    """Every image of a stage's request, in the order of its fields. InvalidField names the client's field."""
     return tuple(_source(image, f"{field}.{path}") for path, image in images_of(message))
 
 

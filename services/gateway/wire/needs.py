@@ -1,4 +1,4 @@
-"""What a request needs of a worker, and its refusal where no worker of the fleet has that: at once, and by the field."""
+"""What a request needs of a worker, and its refusal by the field where no worker of the fleet has that."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
