@@ -13,7 +13,8 @@ from services.gateway.app.jobs import Page
 from services.gateway.app.new_job import NewGeneration, NewJob, Picture
 from services.gateway.app.statistics import QueueLine
 from services.gateway.jobs.model import Annotation, Generation, Job, JobState, Work
-from services.gateway.jobs.workers import Annotator, Capabilities, Catalog, Model, WorkerStatus, catalog_of
+from services.gateway.jobs.catalog import Catalog, catalog_of
+from services.gateway.jobs.workers import Annotator, Capabilities, Model, WorkerStatus
 from services.kernel.blobs import BlobInfo
 from services.kernel.digests import digest_of
 from services.kernel.errors import FanlightError, NotFound, Unavailable
@@ -156,6 +157,9 @@ class FakeWorkers:
 
     def catalog(self) -> Catalog:
         return catalog_of(["preprocess", "diffusion"], [self.capabilities])
+
+    def residency_of(self, kind: str, name: str) -> int:
+        return self.catalog().residency_of(kind, name)
 
     def statuses(self) -> Sequence[WorkerStatus]:
         return self.known

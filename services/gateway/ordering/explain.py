@@ -78,8 +78,7 @@ def _passed(post: Post, task: Waiting, place: Place | None, now_s: float) -> Pas
     view = post.view
     unoffered = sorted(task.kind.needs - view.offers)
     too_low = [
-        f"{name}: takes {limit}, {amount} needed"
-        for name, limit, amount in exceeded(view.limits, task.kind.amounts)
+        f"{name}: takes {limit}, {amount} needed" for name, limit, amount in exceeded(view.limits, task.kind.amounts)
     ]
     missing = (*unoffered, *too_low)
     needed: Estimate | None = None

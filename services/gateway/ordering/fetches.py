@@ -110,10 +110,7 @@ class Fetches:
     def _ideal_s(self, task: Waiting, now_s: float) -> float:
         """When the best worker would have finished, did all of them hold everything."""
         return min(
-            (
-                post.wait_s(now_s) + post.run_s(task)
-                for post in self.crowds.some_able(task.kind, LOOK_IDEAL)
-            ),
+            (post.wait_s(now_s) + post.run_s(task) for post in self.crowds.some_able(task.kind, LOOK_IDEAL)),
             default=float("inf"),
         )
 
