@@ -152,10 +152,14 @@ class FleetWorker:
         self.worker = worker
         self.capabilities = Capabilities(**offers) if offers else OFFERS[worker.stage]
         self.held: list[str] = []
+        # What it reports on its disk; None for all that it offers.
+        self.disk: frozenset[str] | None = None
 
     def poll(self, *, limit: int = 1, wait_s: float = 0.0, held: Sequence[str] | None = None) -> Poll:
+        offered = frozenset(model.id for model in self.capabilities.models)
+        disk = self.worker.disk_models | (offered if self.disk is None else self.disk)
         return Poll(
-            worker=self.worker,
+            worker=replace(self.worker, disk_models=disk),
             capabilities_digest=hashlib.sha256(repr(self.capabilities).encode()).hexdigest(),
             capabilities=self.capabilities,
             max_tasks=limit,
