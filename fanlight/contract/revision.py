@@ -50,7 +50,7 @@ def contract_revision(*message_classes: type[Message]) -> ContractRevision:
 
 
 def _ours_below(descriptor: Descriptor) -> list[Descriptor]:
-    nested = (cast(Descriptor | None, field.message_type) for field in descriptor.fields)
+    nested = (field.message_type for field in descriptor.fields)
     return [each for each in nested if each is not None and each.full_name.startswith(_OURS)]
 
 
