@@ -56,23 +56,19 @@ def parse_many(
     if len(request.annotations) > at_most:
         raise TooLarge(f"has {len(request.annotations)}; at most {at_most} are taken in one call", field="annotations")
     picture = _picture(request.picture)
-    return [_wanted(each, index, picture, registry, limits) for index, each in enumerate(request.annotations)]
-
-
-def _wanted(
-    wanted: preprocessor_pb2.WantedAnnotation, index: int, picture: bytes, registry: Registry, limits: PictureLimits
-) -> Annotation:
-    request = preprocessor_pb2.AnnotateRequest(
-        annotator=wanted.annotator,
-        parameters=wanted.parameters,
-        width_px=wanted.width_px,
-        height_px=wanted.height_px,
-    )
-    try:
-        check(request)
-        return _annotation(request, picture, registry, limits)
-    except FanlightError as error:
-        raise error.within(f"annotations[{index}]") from error
+    # One for all, as it has a copy of the picture.
+    single = preprocessor_pb2.AnnotateRequest(picture=request.picture)
+    annotations = []
+    for index, wanted in enumerate(request.annotations):
+        single.annotator = wanted.annotator
+        single.parameters.CopyFrom(wanted.parameters)
+        single.width_px, single.height_px = wanted.width_px, wanted.height_px
+        try:
+            check(single)
+            annotations.append(_annotation(single, picture, registry, limits))
+        except FanlightError as error:
+            raise error.within(f"annotations[{index}]") from error
+    return annotations
 
 
 def answer(control: ControlImage, waited_s: float) -> preprocessor_pb2.AnnotateResponse:
