@@ -20,7 +20,8 @@ from services.gateway.app.queue import Made
 from services.gateway.config import GatewaySettings
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
 from services.gateway.jobs.plan import Plan
-from services.gateway.jobs.workers import Annotator, Capabilities, Catalog, Model, Worker, catalog_of
+from services.gateway.jobs.catalog import Catalog, catalog_of
+from services.gateway.jobs.workers import Annotator, Capabilities, Model, Worker
 from services.gateway.wire import requests
 from services.kernel.blobs import BlobInfo
 from services.kernel.digests import digest_of
