@@ -18,9 +18,9 @@ from services.gateway.app.new_job import NewJob, SourceImage
 from services.gateway.app.polls import LeasedTask, Poll
 from services.gateway.app.queue import Made
 from services.gateway.config import GatewaySettings
+from services.gateway.jobs.catalog import Catalog, catalog_of
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
 from services.gateway.jobs.plan import Plan
-from services.gateway.jobs.catalog import Catalog, catalog_of
 from services.gateway.jobs.workers import Annotator, Capabilities, Model, Worker
 from services.gateway.wire import requests
 from services.kernel.blobs import BlobInfo
