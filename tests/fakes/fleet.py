@@ -229,16 +229,19 @@ def control(annotator: str = "canny", name: str = "photo", **changes: Any) -> di
     return diffusion_pb2.Control(image=photo(name), annotator=annotator, controlnet="canny", **changes)
 
 
-def generation(count: int = 1, *controls: diffusion_pb2.Control, **changes: Any) -> NewJob:
+def generation(count: int = 1, *controls: diffusion_pb2.Control, workers: Any = None, **changes: Any) -> NewJob:
+    """Checked against these workers; where none are given, against some that can do anything."""
     job = {key: changes.pop(key) for key in ("request_id", "priority") if key in changes}
     values = {"model": "starter", "prompt": "a fox", **changes}
     request = diffusion_pb2.GenerateRequest(count=count, controls=controls, **values)
-    known = AbleFleet((replace(STARTER, id=request.model),))
+    known = workers or AbleFleet((replace(STARTER, id=request.model),))
     return requests.new_job(gateway_pb2.CreateJobRequest(generation=request, **job), known)
 
 
-def annotation(name: str = "photo", annotator: str = "canny", **given: Any) -> NewJob:
-    request = preprocessor_pb2.AnnotateRequest(annotator=annotator, picture=photo(name))
+def annotation(name: str = "photo", annotator: str = "canny", *, side_px: int = 0, **given: Any) -> NewJob:
+    request = preprocessor_pb2.AnnotateRequest(
+        annotator=annotator, picture=photo(name), width_px=side_px, height_px=side_px
+    )
     request.parameters.update(given)
     return requests.new_job(gateway_pb2.CreateJobRequest(annotation=request), AbleFleet())
 
