@@ -18,9 +18,10 @@ from services.gateway.app.new_job import NewJob, SourceImage
 from services.gateway.app.polls import LeasedTask, Poll
 from services.gateway.app.queue import Made
 from services.gateway.config import GatewaySettings
+from services.gateway.jobs.catalog import Catalog, catalog_of
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
 from services.gateway.jobs.plan import Plan
-from services.gateway.jobs.workers import Annotator, Capabilities, Catalog, Model, Worker, catalog_of
+from services.gateway.jobs.workers import Annotator, Capabilities, Model, Worker
 from services.gateway.wire import requests
 from services.kernel.blobs import BlobInfo
 from services.kernel.digests import digest_of
@@ -152,10 +153,14 @@ class FleetWorker:
         self.worker = worker
         self.capabilities = Capabilities(**offers) if offers else OFFERS[worker.stage]
         self.held: list[str] = []
+        # What it reports on its disk; None for all that it offers.
+        self.disk: frozenset[str] | None = None
 
     def poll(self, *, limit: int = 1, wait_s: float = 0.0, held: Sequence[str] | None = None) -> Poll:
+        offered = frozenset(model.id for model in self.capabilities.models)
+        disk = self.worker.disk_models | (offered if self.disk is None else self.disk)
         return Poll(
-            worker=self.worker,
+            worker=replace(self.worker, disk_models=disk),
             capabilities_digest=hashlib.sha256(repr(self.capabilities).encode()).hexdigest(),
             capabilities=self.capabilities,
             max_tasks=limit,

@@ -14,8 +14,9 @@ from services.gateway.app.jobs import Page
 from services.gateway.app.new_job import NewJob
 from services.gateway.app.statistics import QueueLine
 from services.gateway.jobs import plan
+from services.gateway.jobs.catalog import Catalog, catalog_of
 from services.gateway.jobs.model import Job, JobState
-from services.gateway.jobs.workers import Annotator, Capabilities, Catalog, Model, WorkerStatus, catalog_of
+from services.gateway.jobs.workers import Annotator, Capabilities, Model, WorkerStatus
 from services.kernel.errors import FanlightError, NotFound, Unavailable
 from tests.fakes.fleet import annotation, plan_of
 
@@ -165,6 +166,9 @@ class FakeWorkers:
 
     def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
         return [("node", None)]
+
+    def residency_of(self, kind: str, name: str) -> int:
+        return self.catalog().residency_of(kind, name)
 
     def statuses(self) -> Sequence[WorkerStatus]:
         return self.known

@@ -8,6 +8,7 @@ from typing import TypeVar
 from services.gateway.app.core import Core
 from services.gateway.jobs.model import Job, JobEstimate, Task, TaskState
 from services.gateway.ordering.explain import PassedOver, Verdict, explain, place_of
+from services.gateway.ordering.tasks import Kind
 
 TASKS_LIMIT = 8
 WORKERS_LIMIT = 50
@@ -59,7 +60,7 @@ class Explanations:
             why = (
                 f"its last try came to nothing; the next comes in {pause_s:.0f} s" if pause_s else "it is being leased"
             )
-            needs = sorted(waiting.kind.needs) if waiting else ()
+            needs = _needs(waiting.kind) if waiting else ()
             return TaskExplanation(task=task.number, stage=task.stage, why=why, needs=needs)
         explained = explain(self._board, waiting, self._clock.monotonic_s())
         workers = [*explained.workers, *self._not_there(task.stage)]
@@ -67,7 +68,7 @@ class Explanations:
             task=task.number,
             stage=task.stage,
             why=explained.why,
-            needs=sorted(waiting.kind.needs),
+            needs=_needs(waiting.kind),
             worker=explained.place.worker if explained.place else "",
             tasks_ahead=explained.tasks_ahead,
             workers=workers[:WORKERS_LIMIT],
@@ -131,6 +132,11 @@ class Explanations:
         if not blocked:
             return 0.0
         return self._board.would_finish_s(self._waiting.as_waiting(job, blocked[0]), now_s)
+
+
+def _needs(kind: Kind) -> list[str]:
+    """In words."""
+    return [*sorted(kind.needs), *(f"{name} >= {amount}" for name, amount in kind.amounts)]
 
 
 def _summary(job: Job, tasks: Sequence[TaskExplanation]) -> str:

@@ -1,5 +1,6 @@
 """A job's tasks as ordering sees them: what they need, and how much work they are."""
 
+from fanlight.contract.sizes import size_class
 from services.gateway.jobs.model import Job, Task
 from services.gateway.ordering.tasks import Kind
 
@@ -16,6 +17,7 @@ def kind_of(job: Job, task: Task) -> Kind:
         loras=facts.loras,
         width_px=facts.width_px,
         height_px=facts.height_px,
+        size_class=size_class(facts.width_px, facts.height_px),
         guided=facts.guided,
     )
 

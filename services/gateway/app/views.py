@@ -1,70 +1,77 @@
 """Workers as ordering sees them: what they hold and cost to fetch, and speeds that can be believed."""
 
-from collections.abc import Mapping
-
-from services.gateway.jobs.workers import REMOTE, Capabilities, WorkerRecord
+from services.gateway.app.capabilities import Group
+from services.gateway.jobs.workers import StepTime, Worker
 from services.gateway.ordering.pace import Mean, plausible
-from services.gateway.ordering.tasks import WorkerView
+from services.gateway.ordering.tasks import StepTimes, WorkerView
 
-# Where nobody has measured anything: a link that most homes have, and a small card.
+# Where nobody has measured anything: a link that most homes have.
 USUAL_LINK_BPS = 50e6
-USUAL_STEP_S = 0.3
 # What a task takes besides its steps, or of a stage without steps altogether.
 TASK_S = 0.5
 # No home link and no card is faster, and what is slower is of no use.
 LINK_MAX_BPS, LINK_MIN_BPS = 10e9, 0.1e6
 STEP_MIN_S, STEP_MAX_S = 1e-3, 600.0
-OFFERS_KEPT = 1_000
-
-# Sizes by model, and the models that cost nothing to fetch.
-_Offered = tuple[Mapping[str, int], frozenset[str]]
+# Of how many devices it is known what is usual, and for how many families and sizes of each.
+DEVICES_LIMIT = 1_000
+CLASSES_LIMIT = 256
+# What is usual is handed on again once it has moved by more than this part.
+USUAL_MOVED = 0.1
 
 
 class Views:
     def __init__(self) -> None:
-        # By digest of capabilities, which many workers share.
-        self._offered: dict[str, _Offered] = {}
-        self._usual_steps: dict[str, Mean] = {}
+        self._devices: dict[str, _Device] = {}
+        # By worker: its last report, and what of it can be believed.
+        self._step_times: dict[str, tuple[tuple[StepTime, ...], StepTimes]] = {}
         self._usual_link = Mean()
 
-    def of(self, record: WorkerRecord, offers: frozenset[str]) -> WorkerView:
+    def of(self, worker: Worker, group: Group, offers: frozenset[str]) -> WorkerView:
         """`offers`: what the worker may be given now."""
-        worker = record.worker
-        sizes, present = self._offered_by(record)
+        device = self._device(worker.device)
         return WorkerView(
             id=worker.id,
             node=worker.node,
             stage=worker.stage,
             offers=offers,
+            limits=group.limits,
             slots=max(1, worker.slots),
             vram=worker.vram_models,
             ram=worker.ram_models,
-            held=worker.held_models | present,
-            sizes=sizes,
+            held=worker.held_models,
+            sizes=group.sizes,
             link_bps=self._link_bps(worker.goodput_bps),
-            step_s=self._step_s(worker.device, worker.step_s),
+            step_times=self._believed(worker, device),
+            usual_times=device.usual_times,
             task_s=TASK_S,
             takes_fetches=worker.takes_fetches,
             disk_bytes=worker.disk_bytes,
             unfetched=worker.unfetched_models,
         )
 
-    def _offered_by(self, record: WorkerRecord) -> _Offered:
-        known = self._offered.get(record.capabilities_digest)
-        if known is None:
-            while len(self._offered) >= OFFERS_KEPT:
-                del self._offered[next(iter(self._offered))]
-            known = self._offered[record.capabilities_digest] = _offered(record.capabilities)
-        return known
+    def forget(self, worker_id: str) -> None:
+        self._step_times.pop(worker_id, None)
 
-    def _step_s(self, device: str, reported_s: float) -> float:
-        """Bounded by what is usual for the device, of which it becomes a part."""
-        usual = self._usual_steps.setdefault(device, Mean())
-        step_s = plausible(reported_s, usual.mean) or USUAL_STEP_S
-        step_s = min(max(step_s, STEP_MIN_S), STEP_MAX_S)
-        if reported_s:
-            usual.note(step_s)
-        return step_s
+    def _device(self, name: str) -> "_Device":
+        if name not in self._devices:
+            if len(self._devices) >= DEVICES_LIMIT:
+                del self._devices[next(iter(self._devices))]
+            self._devices[name] = _Device()
+        return self._devices[name]
+
+    def _believed(self, worker: Worker, device: "_Device") -> StepTimes:
+        """A report counts once, however often it is repeated."""
+        reported, believed = self._step_times.get(worker.id, ((), {}))
+        if reported != worker.step_times:
+            before = {(each.family, each.size_class): each for each in reported}
+            believed = {
+                (each.family, each.size_class): device.believe(
+                    each, is_new=before.get((each.family, each.size_class)) != each
+                )
+                for each in worker.step_times
+            }
+            self._step_times[worker.id] = worker.step_times, believed
+        return believed
 
     def _link_bps(self, reported_bps: float) -> float:
         link_bps = plausible(reported_bps, self._usual_link.mean) or USUAL_LINK_BPS
@@ -74,9 +81,31 @@ class Views:
         return link_bps
 
 
-def _offered(capabilities: Capabilities) -> _Offered:
-    sizes: dict[str, int] = {}
-    for model in capabilities.models:
-        # Models of several families may share an id, and tasks do not tell which: the largest counts.
-        sizes[model.id] = max(sizes.get(model.id, 0), model.size_bytes)
-    return sizes, frozenset(model.id for model in capabilities.models if model.residency != REMOTE)
+class _Device:
+    """What evaluations usually take on a device, by family and size class."""
+
+    def __init__(self) -> None:
+        self._means: dict[tuple[str, int], Mean] = {}
+        # As handed on; a new value where it changes, so that the same one means the same.
+        self.usual_times: StepTimes = {}
+
+    def believe(self, reported: StepTime, *, is_new: bool) -> float:
+        """Bounded by what is usual for the device, family and size, of which it becomes a part if it is new."""
+        which = (reported.family, reported.size_class)
+        usual = self._means.get(which)
+        time_s = plausible(reported.mean_s, usual.mean if usual else 0.0)
+        time_s = min(max(time_s, STEP_MIN_S), STEP_MAX_S)
+        if is_new:
+            self._note(which, time_s)
+        return time_s
+
+    def _note(self, which: tuple[str, int], time_s: float) -> None:
+        if which not in self._means and len(self._means) >= CLASSES_LIMIT:
+            oldest = next(iter(self._means))
+            del self._means[oldest]
+            self.usual_times = {each: mean_s for each, mean_s in self.usual_times.items() if each != oldest}
+        usual = self._means.setdefault(which, Mean())
+        usual.note(time_s)
+        handed_on = self.usual_times.get(which, 0.0)
+        if abs(usual.mean - handed_on) > USUAL_MOVED * handed_on:
+            self.usual_times = {**self.usual_times, which: usual.mean}

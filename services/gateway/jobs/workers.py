@@ -1,9 +1,19 @@
-"""What workers said about themselves, and the catalog of everything they offer together. Values only."""
+"""What workers said about themselves. Values only."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from services.kernel.parameters import Parameter
+
+CHECKPOINT = "checkpoint"
+CONTROLNET = "controlnet"
+LORA = "lora"
+VAE = "vae"
+EMBEDDING = "embedding"
+ANNOTATOR = "annotator"
+# Of a checkpoint, as the name of a limit: `text_encoder_layers:starter`.
+TEXT_ENCODER_LAYERS = "text_encoder_layers"
+# Where a model is, by the contract's numbers; REMOTE is known, and fetched when asked for.
+REMOTE, DISK, RAM, VRAM = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +23,6 @@ class Annotator:
     parameters: tuple[Parameter, ...] = ()
     deterministic: bool = False
     weight_bytes: int = 0
-    loaded: bool = False
     controlnets: tuple[str, ...] = ()
     version: str = ""
     device: str = ""
@@ -22,22 +31,11 @@ class Annotator:
     aliases: tuple[str, ...] = ()
 
 
-CHECKPOINT = "checkpoint"
-CONTROLNET = "controlnet"
-# The contract's number for a model that is known, and fetched when asked for.
-REMOTE = 1
-LORA = "lora"
-VAE = "vae"
-EMBEDDING = "embedding"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     id: str
     kind: str
     is_default: bool = False
-    # A number of the contract's enum.
-    residency: int = 0
     size_bytes: int = 0
     licence: str = ""
     pipelines: tuple[str, ...] = ()
@@ -47,24 +45,57 @@ class Model:
     family: str = ""
     schedulers: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    # Of a checkpoint; 0 where not known yet.
+    text_encoder_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
+    """What a worker can do, whatever it has loaded."""
+
     annotators: tuple[Annotator, ...] = ()
     models: tuple[Model, ...] = ()
+    # Such as `scheduler:euler_a`; sorted.
+    other_offers: tuple[str, ...] = ()
+    # The largest that it takes, by name, such as `pixels`; sorted.
+    limits: tuple[tuple[str, int], ...] = ()
 
     @property
     def offers(self) -> frozenset[str]:
-        """What tasks can need of a worker, such as `annotator:canny`, `checkpoint:starter`, `controlnet:canny`."""
+        """What tasks can need of a worker, such as `annotator:canny`, `checkpoint:starter`, `scheduler:euler_a`."""
         return frozenset(
-            [f"annotator:{annotator.id}" for annotator in self.annotators]
-            + [f"{model.kind}:{model.id}" for model in self.models]
+            [
+                *(f"{ANNOTATOR}:{annotator.id}" for annotator in self.annotators),
+                *(f"{model.kind}:{model.id}" for model in self.models),
+                *self.other_offers,
+            ]
         )
+
+    @property
+    def all_limits(self) -> tuple[tuple[str, int], ...]:
+        """Those of its checkpoints too: `clip_skip` is at most the layers of the text encoder; sorted."""
+        layers = {
+            f"{TEXT_ENCODER_LAYERS}:{model.id}": model.text_encoder_layers
+            for model in self.models
+            if model.text_encoder_layers
+        }
+        return tuple(sorted((layers | dict(self.limits)).items()))
 
     def annotator(self, annotator_id: str) -> Annotator:
         """One that is offered."""
         return next(annotator for annotator in self.annotators if annotator.id == annotator_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """How long one evaluation takes for images of one family and size class."""
+
+    # Empty where the checkpoint has none.
+    family: str
+    size_class: int
+    mean_s: float
+    # 0 where unknown.
+    deviation_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +110,11 @@ class Worker:
     ram_models: frozenset[str] = frozenset()
     disk_models: frozenset[str] = frozenset()
     goodput_bps: float = 0.0
-    step_s: float = 0.0
+    # As it measured them.
+    step_times: tuple[StepTime, ...] = ()
     draining: bool = False
     vram_bytes: int = 0
-    # How far the measured values stray from their means.
-    step_s_deviation: float = 0.0
+    # How far the measured goodput strays from its mean.
     goodput_deviation_bps: float = 0.0
     # It fetches models ahead when it is told to.
     takes_fetches: bool = False
@@ -101,9 +132,10 @@ class WorkerRecord:
     """A worker as the store keeps it. `last_poll_time_s` is written now and then, not with every poll."""
 
     worker: Worker
-    capabilities: Capabilities
-    # Hexadecimal sha256, chosen by the worker.
+    # Under which its capabilities are kept, once for all workers that announce the same.
     capabilities_digest: str
+    # What the worker calls them in its polls. It says nothing of their content: only the worker itself is asked by it.
+    announced_digest: str = ""
     last_poll_time_s: float
 
 
@@ -116,33 +148,3 @@ class WorkerStatus:
     tasks: tuple[str, ...]
     # Why the gateway gives it no more; empty while it does.
     draining_reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Catalog:
-    """All that the known workers offer; of two with the same id, and family, the first one counts."""
-
-    annotators: dict[str, Annotator] = field(default_factory=dict)
-    # By kind, id and family: several families have a ControlNet `canny`.
-    models: dict[tuple[str, str, str], Model] = field(default_factory=dict)
-    # Stages that some worker was ever seen for.
-    stages: frozenset[str] = frozenset()
-
-    def annotator(self, name: str) -> Annotator | None:
-        """The one of this id, else the first that has the name for an alias."""
-        by_alias = (each for each in self.annotators.values() if name in each.aliases)
-        return self.annotators.get(name) or next(by_alias, None)
-
-    def of_kind(self, kind: str) -> list[Model]:
-        return [model for model in self.models.values() if model.kind == kind]
-
-
-def catalog_of(stages: Iterable[str], capabilities: Sequence[Capabilities]) -> Catalog:
-    annotators: dict[str, Annotator] = {}
-    models: dict[tuple[str, str, str], Model] = {}
-    for each in capabilities:
-        for annotator in each.annotators:
-            annotators.setdefault(annotator.id, annotator)
-        for model in each.models:
-            models.setdefault((model.kind, model.id, model.family), model)
-    return Catalog(annotators=annotators, models=models, stages=frozenset(stages))

@@ -97,7 +97,7 @@ class Board(Plan):
         return chosen if ready else None
 
     def _first_for(self, post: Post, which: LineId) -> list[Waiting]:
-        """The first of a line; where it can do none of those, the first that it can: large images hide no small ones."""
+        """The first of a line; where it can do none of those, the first that it can do: large images hide no small."""
         first = self.lines.first(which, LOOK_TASKS)
         if any(post.view.can_do(task.kind) for task in first):
             return first

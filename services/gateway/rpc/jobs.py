@@ -85,16 +85,12 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     async def ListAnnotators(
         self, request: gateway_pb2.ListAnnotatorsRequest, context: Context
     ) -> gateway_pb2.ListAnnotatorsResponse:
-        catalog = self._gateway.workers.catalog()
-        return gateway_pb2.ListAnnotatorsResponse(
-            annotators=[answers.annotator(each) for each in catalog.annotators.values()]
-        )
+        return answers.annotators(self._gateway.workers)
 
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: Context
     ) -> gateway_pb2.ListModelsResponse:
-        catalog = self._gateway.workers.catalog()
-        return gateway_pb2.ListModelsResponse(models=[answers.model(each) for each in catalog.models.values()])
+        return answers.models(self._gateway.workers)
 
     async def ListWorkers(
         self, request: gateway_pb2.ListWorkersRequest, context: Context

@@ -1,6 +1,7 @@
 """What clients are told: domain to protobuf."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from google.protobuf import timestamp_pb2
 
@@ -10,8 +11,9 @@ from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.dead_letters import DeadLetter
 from services.gateway.app.hub import Fetching, Progress
+from services.gateway.jobs.catalog import Catalog
 from services.gateway.jobs.model import Attempt, ControlImage, Failure, Job, Task, TaskState
-from services.gateway.jobs.workers import Annotator, Model, WorkerStatus
+from services.gateway.jobs.workers import ANNOTATOR, RAM, VRAM, Annotator, Model, WorkerStatus
 from services.gateway.wire import stages
 from services.gateway.wire.blobs import blob
 from services.gateway.wire.explanations import estimate
@@ -178,14 +180,36 @@ def _failure(value: Failure | None) -> common_pb2.Failure | None:
     return common_pb2.Failure(reason=value.reason, message=value.message, field=value.field) if value else None
 
 
-def annotator(value: Annotator) -> preprocessor_pb2.Annotator:
+class Fleet(Protocol):
+    """What lists are made of; `app.workers.Workers` is one."""
+
+    def catalog(self) -> Catalog: ...
+    def residency_of(self, kind: str, name: str) -> int: ...
+
+
+def annotators(fleet: Fleet) -> gateway_pb2.ListAnnotatorsResponse:
+    known = fleet.catalog().annotators.values()
+    return gateway_pb2.ListAnnotatorsResponse(
+        annotators=[annotator(each, fleet.residency_of(ANNOTATOR, each.id)) for each in known]
+    )
+
+
+def models(fleet: Fleet) -> gateway_pb2.ListModelsResponse:
+    known = fleet.catalog().models.values()
+    return gateway_pb2.ListModelsResponse(
+        models=[model(each, fleet.residency_of(each.kind, each.id)) for each in known]
+    )
+
+
+def annotator(value: Annotator, residency: int = 0) -> preprocessor_pb2.Annotator:
+    """`residency`: the best place that a worker holds it in; 0 where that is not said, as among capabilities."""
     return preprocessor_pb2.Annotator(
         id=value.id,
         description=value.description,
         parameters=[description(each) for each in value.parameters],
         deterministic=value.deterministic,
         weight_bytes=value.weight_bytes,
-        loaded=value.loaded,
+        loaded=not value.weight_bytes or residency in (RAM, VRAM),
         controlnets=value.controlnets,
         version=value.version,
         device=value.device,
@@ -194,12 +218,13 @@ def annotator(value: Annotator) -> preprocessor_pb2.Annotator:
     )
 
 
-def model(value: Model) -> diffusion_pb2.Model:
+def model(value: Model, residency: int = 0) -> diffusion_pb2.Model:
+    """`residency`: as for `annotator`."""
     return diffusion_pb2.Model(
         id=value.id,
         kind=value.kind,
         is_default=value.is_default,
-        residency=diffusion_pb2.Model.Residency.ValueType(value.residency),
+        residency=diffusion_pb2.Model.Residency.ValueType(residency),
         size_bytes=value.size_bytes,
         licence=value.licence,
         pipelines=value.pipelines,
@@ -209,6 +234,7 @@ def model(value: Model) -> diffusion_pb2.Model:
         family=value.family,
         schedulers=value.schedulers,
         aliases=value.aliases,
+        text_encoder_layers=value.text_encoder_layers,
     )
 
 

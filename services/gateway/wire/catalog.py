@@ -1,15 +1,14 @@
 """Looks up what a request names among what workers offer."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from fanlight.contract.names import ANY, is_reference
-from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, REMOTE, Annotator, Catalog, Model
+from services.gateway.jobs.catalog import Catalog
+from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, Annotator, Model
 from services.kernel.errors import InvalidField, NotFound, Unavailable
 
 RETRY_AFTER_S = 5.0
-_BEHIND_A_NAME = re.compile(r"(\.(safetensors|ckpt|pth|pt|bin))?(\s*\[[0-9a-fA-F]{6,64}\])?$")
-# How many names an error tells.
+# How many names an error lists.
 NAMES_LIMIT = 20
 
 
@@ -29,68 +28,53 @@ def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotato
 
 def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:
     """Where none is named the default one, which is never one that would have to be fetched first."""
-    checkpoints = {model.id: model for model in catalog.of_kind(CHECKPOINT) if model.id != ANY}
-    if found := _meant(checkpoints, model_id):
-        return checkpoints[found]
+    found = catalog.model(CHECKPOINT, model_id) if model_id else catalog.default_checkpoint()
+    if found is not None:
+        return found
     if _is_fetched(catalog, CHECKPOINT, model_id):
         return Model(id=model_id, kind=CHECKPOINT)
+    there = _names(models_for(catalog, CHECKPOINT, Model(id="", kind=CHECKPOINT)))
     if model_id:
-        raise NotFound(f"there is no such model{_not_fetched(model_id)}; there are {_names(checkpoints)}", field=field)
-    held = [model for model in checkpoints.values() if model.residency != REMOTE]
-    if not held:
-        raise NotFound(f"no worker holds a model; name one of {_names(checkpoints)}", field=field)
-    return next((model for model in held if model.is_default), held[0])
+        raise NotFound(f"there is no such model{_not_fetched(model_id)}; there are {there}", field=field)
+    raise NotFound(f"no worker holds a model; name one of {there}", field=field)
 
 
 def controlnet_of(
     catalog: Catalog, controlnet_id: str, annotator: Annotator | None, model: Model, *, field: str
 ) -> str:
     """The named one, or the first that the annotator's control images are made for."""
-    fitting = models_for(catalog, CONTROLNET, model)
     if controlnet_id:
-        found = _meant(fitting, controlnet_id)
-        if not found and not _is_fetched(catalog, CONTROLNET, controlnet_id):
-            raise NotFound(f"{model.id} has no such ControlNet; it has {_names(fitting)}", field=field)
-        return found or controlnet_id
-    if annotator is None:
-        raise InvalidField(f"is missing, and no annotator tells it; {model.id} has {_names(fitting)}", field=field)
-    for each in annotator.controlnets:
-        if each in fitting:
+        found = catalog.model(CONTROLNET, controlnet_id, model.family)
+        if found is None and not _is_fetched(catalog, CONTROLNET, controlnet_id):
+            has = _names(models_for(catalog, CONTROLNET, model))
+            raise NotFound(f"{model.id} has no such ControlNet; it has {has}", field=field)
+        return found.id if found else controlnet_id
+    for each in annotator.controlnets if annotator else ():
+        found = catalog.model(CONTROLNET, each, model.family)
+        if found is not None and found.id == each:
             return each
-    raise InvalidField(f"no ControlNet of {model.id} is made for {annotator.id}; it has {_names(fitting)}", field=field)
+    has = _names(models_for(catalog, CONTROLNET, model))
+    if annotator is None:
+        raise InvalidField(f"is missing, and no annotator says it; {model.id} has {has}", field=field)
+    raise InvalidField(f"no ControlNet of {model.id} is made for {annotator.id}; it has {has}", field=field)
 
 
 def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field: str) -> str:
     """The id of the LoRA, VAE or embedding of that name that fits the checkpoint. NotFound tells those that do."""
-    fitting = models_for(catalog, kind, checkpoint)
-    found = _meant(fitting, name)
-    if not found and not _is_fetched(catalog, kind, name):
-        raise NotFound(
-            f"{checkpoint.id} has no {kind} {name[:80]!r}{_not_fetched(name)}; it has {_names(fitting)}", field=field
-        )
-    return found or name
-
-
-def _meant(known: Mapping[str, Model], name: str) -> str:
-    """The id of the model that has this name for its id or an alias; empty where there is none."""
-    if name in known:
-        return name
-    plain = plain_name(name)
-    return next((each.id for each in known.values() if plain in map(plain_name, each.aliases)), "") if plain else ""
-
-
-def plain_name(name: str) -> str:
-    """`canny` of `Canny.safetensors [d14c016b]`: without what A1111 writes behind a model's name."""
-    return _BEHIND_A_NAME.sub("", name.strip()).lower()
+    found = catalog.model(kind, name, checkpoint.family)
+    if found is None and not _is_fetched(catalog, kind, name):
+        has = _names(models_for(catalog, kind, checkpoint))
+        raise NotFound(f"{checkpoint.id} has no {kind} {name[:80]!r}{_not_fetched(name)}; it has {has}", field=field)
+    return found.id if found else name
 
 
 def _is_fetched(catalog: Catalog, kind: str, name: str) -> bool:
     """Whether the name is a reference, and some worker fetches any; what it leads to is seen when it is fetched."""
-    return is_reference(name) and any(model.id == ANY for model in catalog.of_kind(kind))
+    return is_reference(name) and catalog.fetches_any(kind)
 
 
 def models_for(catalog: Catalog, kind: str, checkpoint: Model) -> dict[str, Model]:
-    """By id, those of a kind that fit the checkpoint."""
+    """By id, those of a kind that fit the checkpoint. Linear in them: for messages."""
     return {each.id: each for each in catalog.of_kind(kind) if each.id != ANY and _fits(each, checkpoint)}
 
 

@@ -8,8 +8,8 @@ from google.protobuf.message import Message
 
 from fanlight.contract.needs import Needs
 from fanlight.contract.revision import REVISION, unknown_fields
+from services.gateway.jobs.catalog import Catalog
 from services.gateway.jobs.model import Facts
-from services.gateway.jobs.workers import Catalog
 from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField
 
 Amounts = tuple[tuple[str, int], ...]

@@ -2,21 +2,45 @@
 
 import math
 import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor
 
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.gateway.jobs.workers import Annotator, Capabilities, Model, Worker
+from services.gateway.jobs.workers import Annotator, Capabilities, Model, StepTime, Worker
 from services.gateway.wire import fields
 from services.kernel.errors import InvalidField
 from services.kernel.wire_parameters import described
 
 NAME_LIMIT_BYTES = 256
+# Annotators, models and other offers together.
 OFFERS_LIMIT = 10_000
+LIMITS_LIMIT = 256
+# Models in one place, or unfetched.
+HOLDINGS_LIMIT = 20_000
 SLOTS_LIMIT = 1_024
+# Aliases of a model, its schedulers and the like.
+NAMES_LIMIT = 256
+DESCRIPTION_LIMIT_BYTES = 4_096
+# Of a model's weights: more than any disk has.
+BYTES_LIMIT = 2**50
+STEP_TIMES_LIMIT = 64
+# Of an image's size; above it is nobody's image.
+SIZE_CLASS_LIMIT = 40
+TEXT_ENCODER_LAYERS_LIMIT = 1_000
+REVISION_LIMIT = 10_000
+KNOWN_MESSAGES_LIMIT = 256
+# A worker's fields that are newer than the gateway's, of one message.
+NEW_FIELDS_LIMIT = 64
+# What protobuf allows.
+FIELD_NUMBER_LIMIT = 2**29 - 1
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _STAGE = re.compile(r"[a-z0-9_-]{1,32}")
+_MESSAGE = re.compile(r"fanlight(\.[A-Za-z][A-Za-z0-9_]*){1,8}")
 
 
 def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
@@ -30,18 +54,17 @@ def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
         version=fields.text(message.version, NAME_LIMIT_BYTES, field="worker.version"),
         device=fields.text(message.device, NAME_LIMIT_BYTES, field="worker.device"),
         slots=fields.whole(message.slots, 0, SLOTS_LIMIT, field="worker.slots"),
-        vram_models=frozenset(message.vram_models),
-        ram_models=frozenset(message.ram_models),
-        disk_models=frozenset(message.disk_models),
+        vram_models=_models(message.vram_models, "worker.vram_models"),
+        ram_models=_models(message.ram_models, "worker.ram_models"),
+        disk_models=_models(message.disk_models, "worker.disk_models"),
         goodput_bps=_measured(message.goodput_bps),
-        step_s=_measured(message.step_s),
+        step_times=_step_times(message.step_times),
         draining=draining,
         vram_bytes=max(0, message.vram_bytes),
-        step_s_deviation=_measured(message.step_s_deviation),
         goodput_deviation_bps=_measured(message.goodput_deviation_bps),
         takes_fetches=message.takes_fetches,
         disk_bytes=max(0, message.disk_bytes),
-        unfetched_models=frozenset(message.unfetched_models),
+        unfetched_models=_models(message.unfetched_models, "worker.unfetched_models"),
     )
 
 
@@ -49,6 +72,32 @@ def worker_id(text: str, *, field: str) -> str:
     if not _ID.fullmatch(text):
         raise InvalidField("must be 1 to 128 of letters, digits, . _ : and -", field=field)
     return text
+
+
+def _models(names: Iterable[str], field: str) -> frozenset[str]:
+    found = frozenset(names)
+    if len(found) > HOLDINGS_LIMIT:
+        raise InvalidField(f"has {len(found)} models; at most {HOLDINGS_LIMIT} are taken", field=field)
+    for name in found:
+        fields.text(name, NAME_LIMIT_BYTES, field=field)
+    return found
+
+
+def _step_times(reported: Iterable[queue_pb2.StepTime]) -> tuple[StepTime, ...]:
+    """Those that can have been measured, up to a limit; of two for the same the first one."""
+    found: dict[tuple[str, int], StepTime] = {}
+    for each in reported:
+        mean_s = _measured(each.mean_s)
+        is_sound = mean_s and 0 < each.size_class <= SIZE_CLASS_LIMIT and len(each.family.encode()) <= NAME_LIMIT_BYTES
+        if is_sound and len(found) < STEP_TIMES_LIMIT:
+            time = StepTime(
+                family=each.family,
+                size_class=each.size_class,
+                mean_s=mean_s,
+                deviation_s=_measured(each.deviation_s),
+            )
+            found.setdefault((each.family, each.size_class), time)
+    return tuple(found.values())
 
 
 def _measured(value: float) -> float:
@@ -68,42 +117,111 @@ def worker(value: Worker) -> queue_pb2.Worker:
         ram_models=sorted(value.ram_models),
         disk_models=sorted(value.disk_models),
         goodput_bps=value.goodput_bps,
-        step_s=value.step_s,
         vram_bytes=value.vram_bytes,
-        step_s_deviation=value.step_s_deviation,
         goodput_deviation_bps=value.goodput_deviation_bps,
         takes_fetches=value.takes_fetches,
         disk_bytes=value.disk_bytes,
         unfetched_models=sorted(value.unfetched_models),
+        step_times=[
+            queue_pb2.StepTime(
+                family=each.family, size_class=each.size_class, mean_s=each.mean_s, deviation_s=each.deviation_s
+            )
+            for each in value.step_times
+        ],
     )
 
 
 def capabilities(message: queue_pb2.Capabilities) -> Capabilities:
-    if len(message.annotators) + len(message.models) > OFFERS_LIMIT:
-        raise InvalidField(f"has more than {OFFERS_LIMIT} annotators and models", field="capabilities")
+    if len(message.annotators) + len(message.models) + len(message.offers) > OFFERS_LIMIT:
+        raise InvalidField(f"has more than {OFFERS_LIMIT} annotators, models and offers", field="capabilities")
+    annotators = tuple(_annotator(each, f"capabilities.annotators[{i}]") for i, each in enumerate(message.annotators))
+    models = tuple(_model(each, f"capabilities.models[{i}]") for i, each in enumerate(message.models))
+    _require_unique((each.id for each in annotators), "capabilities.annotators[{}].id")
+    _require_unique(((each.kind, each.id, each.family) for each in models), "capabilities.models[{}].id")
+    offers = [
+        fields.some_text(each, NAME_LIMIT_BYTES, field=f"capabilities.offers[{i}]")
+        for i, each in enumerate(message.offers)
+    ]
+    _require_unique(offers, "capabilities.offers[{}]")
     return Capabilities(
-        annotators=tuple(
-            _annotator(each, f"capabilities.annotators[{i}]") for i, each in enumerate(message.annotators)
-        ),
-        models=tuple(_model(each, f"capabilities.models[{i}]") for i, each in enumerate(message.models)),
+        annotators=annotators,
+        models=models,
+        other_offers=tuple(sorted({*offers, *_new_fields(message.contract)})),
+        limits=_limits(message.limits),
     )
+
+
+def _require_unique(values: Iterable[Hashable], field: str) -> None:
+    """`field` has {} in the place of the number."""
+    first: dict[Hashable, int] = {}
+    for i, value in enumerate(values):
+        if first.setdefault(value, i) != i:
+            raise InvalidField(f"is the same as {field.format(first[value])}", field=field.format(i))
+
+
+def _limits(limits: Sequence[queue_pb2.Limit]) -> tuple[tuple[str, int], ...]:
+    if len(limits) > LIMITS_LIMIT:
+        raise InvalidField(f"has {len(limits)} entries; at most {LIMITS_LIMIT} are taken", field="capabilities.limits")
+    found = [
+        (fields.some_text(each.name, NAME_LIMIT_BYTES, field=f"capabilities.limits[{i}].name"), each.maximum)
+        for i, each in enumerate(limits)
+    ]
+    _require_unique((name for name, _ in found), "capabilities.limits[{}].name")
+    return tuple(sorted(found))
+
+
+def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
+    """What the worker knows of messages beyond this gateway, as needs such as `field:fanlight.common.v1.Picture:9`."""
+    where = "capabilities.contract"
+    fields.whole(contract.revision, 0, REVISION_LIMIT, field=f"{where}.revision")
+    if len(contract.messages) > KNOWN_MESSAGES_LIMIT:
+        raise InvalidField(
+            f"has {len(contract.messages)} entries; at most {KNOWN_MESSAGES_LIMIT} are taken", field=f"{where}.messages"
+        )
+    _require_unique((each.name for each in contract.messages), f"{where}.messages[{{}}].name")
+    for i, each in enumerate(contract.messages):
+        name, field = each.name, f"{where}.messages[{i}]"
+        if not _MESSAGE.fullmatch(fields.text(name, NAME_LIMIT_BYTES, field=f"{field}.name")):
+            raise InvalidField(
+                "must be a message of fanlight, such as fanlight.common.v1.Picture", field=f"{field}.name"
+            )
+        last = fields.whole(each.last_field, 0, FIELD_NUMBER_LIMIT, field=f"{field}.last_field")
+        # Of a message that this gateway does not know it never finds a field.
+        if (known := _last_field(name)) is not None:
+            yield from (
+                f"field:{name}:{number}" for number in range(known + 1, min(last, known + NEW_FIELDS_LIMIT) + 1)
+            )
+
+
+def _last_field(message: str) -> int | None:
+    """The gateway's own; None for a message that it does not know."""
+    try:
+        found: Descriptor = descriptor_pool.Default().FindMessageTypeByName(message)
+    except KeyError:
+        return None
+    return max((field.number for field in found.fields), default=0)
+
+
+def _names(names: Sequence[str], field: str) -> tuple[str, ...]:
+    if len(names) > NAMES_LIMIT:
+        raise InvalidField(f"has {len(names)} entries; at most {NAMES_LIMIT} are taken", field=field)
+    return tuple(fields.text(name, NAME_LIMIT_BYTES, field=f"{field}[{i}]") for i, name in enumerate(names))
 
 
 def _annotator(message: preprocessor_pb2.Annotator, field: str) -> Annotator:
     return Annotator(
         id=fields.some_text(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
-        description=message.description,
+        description=fields.text(message.description, DESCRIPTION_LIMIT_BYTES, field=f"{field}.description"),
         parameters=tuple(
             described(each, field=f"{field}.parameters[{i}]") for i, each in enumerate(message.parameters)
         ),
         deterministic=message.deterministic,
-        weight_bytes=message.weight_bytes,
-        loaded=message.loaded,
-        controlnets=tuple(message.controlnets),
+        weight_bytes=fields.whole(message.weight_bytes, 0, BYTES_LIMIT, field=f"{field}.weight_bytes"),
+        controlnets=_names(message.controlnets, f"{field}.controlnets"),
         version=message.version,
         device=message.device,
         licence=message.licence,
-        aliases=tuple(message.aliases),
+        aliases=_names(message.aliases, f"{field}.aliases"),
     )
 
 
@@ -112,14 +230,16 @@ def _model(message: diffusion_pb2.Model, field: str) -> Model:
         id=fields.some_text(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
         kind=fields.some_text(message.kind, NAME_LIMIT_BYTES, field=f"{field}.kind"),
         is_default=message.is_default,
-        residency=int(message.residency),
-        size_bytes=message.size_bytes,
+        size_bytes=fields.whole(message.size_bytes, 0, BYTES_LIMIT, field=f"{field}.size_bytes"),
         licence=message.licence,
-        pipelines=tuple(message.pipelines),
+        pipelines=_names(message.pipelines, f"{field}.pipelines"),
         width_px=message.width_px,
         height_px=message.height_px,
         size_step_px=message.size_step_px,
-        family=message.family,
-        schedulers=tuple(message.schedulers),
-        aliases=tuple(message.aliases),
+        family=fields.text(message.family, NAME_LIMIT_BYTES, field=f"{field}.family"),
+        schedulers=_names(message.schedulers, f"{field}.schedulers"),
+        aliases=_names(message.aliases, f"{field}.aliases"),
+        text_encoder_layers=fields.whole(
+            message.text_encoder_layers, 0, TEXT_ENCODER_LAYERS_LIMIT, field=f"{field}.text_encoder_layers"
+        ),
     )

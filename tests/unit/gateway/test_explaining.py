@@ -7,19 +7,22 @@ import pytest
 
 from services.gateway.app.explain import ESTIMATES_AT_A_TIME
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
+from services.gateway.jobs.workers import StepTime
 from services.gateway.ordering.explain import Verdict
 from services.gateway.ordering.replication import UNASKED_WORKERS_MIN
 from services.gateway.wire import explanations
 from services.kernel.errors import NotFound
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, control, generation
 
-REMOTE = 1
-FAR = replace(STARTER, id="far", residency=REMOTE, size_bytes=1_000_000_000)
+FAR = replace(STARTER, id="far", size_bytes=1_000_000_000)
+TENTH = (StepTime(family="starter", size_class=16, mean_s=0.1),)
+NOTHING: frozenset[str] = frozenset()
 
 
 async def test_a_jobs_estimate_counts_what_is_still_to_come_and_over_which_link(fleet: Fleet) -> None:
     painter = fleet.worker(DIFFUSION, "home", models=(FAR,))
-    painter.worker = replace(painter.worker, takes_fetches=True, goodput_bps=100e6, step_s=0.1)
+    painter.disk = NOTHING
+    painter.worker = replace(painter.worker, takes_fetches=True, goodput_bps=100e6, step_times=TENTH)
     await painter.come()
     job = await fleet.gateway.jobs.create(generation(model="far"))
     estimate = fleet.gateway.explanations.with_estimate(await fleet.get(job)).estimate
@@ -52,6 +55,7 @@ async def test_others_are_answered_while_many_jobs_are_estimated(fleet: Fleet, p
 
 async def test_a_worker_is_told_what_to_fetch_and_gets_the_task_once_it_has_it(fleet: Fleet) -> None:
     painter = fleet.worker(DIFFUSION, "home", models=(FAR,))
+    painter.disk = NOTHING
     painter.worker = replace(painter.worker, takes_fetches=True, goodput_bps=100e6)
     await fleet.gateway.jobs.create(generation(model="far"))
     answer = await fleet.gateway.polls.lease(painter.poll())
@@ -71,6 +75,7 @@ async def test_one_of_a_fleet_fetches_what_nobody_asked_for_where_its_disk_has_r
     answers = []
     for i in range(UNASKED_WORKERS_MIN):
         painter = fleet.worker(DIFFUSION, f"home{i}", models=(FAR,))
+        painter.disk = NOTHING
         painter.worker = replace(painter.worker, takes_fetches=True, disk_bytes=disk_bytes)
         answers.append(await fleet.gateway.polls.lease(painter.poll()))
     assert [fetch.model for answer in answers for fetch in answer.fetches or ()] == ["far"] * told
