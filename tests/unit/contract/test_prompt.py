@@ -57,6 +57,7 @@ def test_any_ascii_prompt_without_breaks_fits():
 @settings(deadline=None)
 @given(st.text(max_size=12))
 @example("\u0130\u0958\u00c5 \u212b \u0301a\u0301")
+@example("0\x1f")
 def test_no_text_has_more_tokens_than_bytes(text):
     text *= PART_TOKENS
     prompt = ReadPrompt(parts=((Segment(text, 1.0),),), loras=())

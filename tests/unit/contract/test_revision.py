@@ -42,6 +42,7 @@ def test_a_newer_field_is_found_at_the_top():
         UnknownField(path="", message_name=GENERATE, number=32),
         UnknownField(path="", message_name=GENERATE, number=2000),
     ]
+    assert unknown_fields(request)[0].need == f"field:{GENERATE}:32"
 
 
 def test_a_newer_field_is_found_below():
