@@ -186,9 +186,11 @@ class Catalog:
 
     def _names_of(self, model: Model) -> Iterator[tuple[_Index[ModelKey], str]]:
         yield self._ids, model.id
+        if model.id == ANY:
+            return
         yield self._plain_ids, plain_name(model.id)
         yield from ((self._aliases, alias) for alias in {plain_name(each) for each in model.aliases})
-        if model.is_default and model.id != ANY:
+        if model.is_default:
             yield self._defaults, ""
 
     def count_stage(self, stage: str, by: int) -> None:
