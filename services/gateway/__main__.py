@@ -18,6 +18,7 @@ from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.callers import Tenant, callers_of, read_tenants
 from services.gateway.app.gateway import Gateway
+from services.gateway.app.records import OtherForm
 from services.gateway.app.signing import key_of
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewaySettings
@@ -71,11 +72,27 @@ async def serve(settings: GatewaySettings, common: CommonSettings, stop: asyncio
             is_shared=settings.store != SQLITE,
         )
         gateway.tell_webhooks(_webhooks(settings, tenants))
-        await gateway.load()
+        try:
+            await gateway.load()
+        except OtherForm as error:
+            raise SettingsError(_other_form(settings, error)) from error
         async with asyncio.TaskGroup() as group:
             group.create_task(gateway.run())
             await gateway.wait_until_ready()
             await _listen(gateway, blobs, settings, common, tenants, stop, group)
+
+
+def _other_form(settings: GatewaySettings, error: OtherForm) -> str:
+    if settings.store == SQLITE:
+        place = str(settings.data_dir / STORE_FILE)
+        way = f"move it away (mv {place} {place}.old), or name another folder: FANLIGHT_GATEWAY_DATA_DIR"
+    else:
+        place = f"{settings.store}, prefix {settings.nats_prefix}"
+        way = "name another prefix: FANLIGHT_GATEWAY_NATS_PREFIX"
+    return (
+        f"{place}: another version of Fanlight wrote this store: its {error.message}."
+        f" Let that version finish its jobs; then {way}"
+    )
 
 
 def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[JobStore]:

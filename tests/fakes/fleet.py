@@ -7,15 +7,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fanlight.common.v1 import common_pb2
+from fanlight.contract.parameters import Parameter
+from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.gateway.v1 import gateway_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.new_job import NewAnnotation, NewControl, NewGeneration, NewJob, Picture
+from services.gateway.app.new_job import NewJob, SourceImage
 from services.gateway.app.polls import LeasedTask, Poll
 from services.gateway.app.queue import Made
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job
+from services.gateway.jobs.catalog import Catalog, catalog_of
+from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
+from services.gateway.jobs.plan import Plan
 from services.gateway.jobs.workers import Annotator, Capabilities, Model, Worker
-from services.kernel.parameters import Parameter
+from services.gateway.wire import requests
+from services.kernel.blobs import BlobInfo
+from services.kernel.digests import digest_of
 from tests.fakes.memory_blobs import MemoryBlobs
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -193,22 +202,56 @@ async def _once(data: bytes):
     yield data
 
 
-def picture(name: str = "photo", where: str = "generation.controls[0].picture") -> Picture:
-    return Picture(field=where, data=PNG + name.encode())
+@dataclass(frozen=True)
+class AbleFleet:
+    """Workers that can do anything, for requests whose workers are not what a test is about."""
+
+    models: tuple[Model, ...] = ()
+
+    def catalog(self) -> Catalog:
+        return catalog_of(OFFERS, [*OFFERS.values(), Capabilities(models=self.models)])
+
+    def can_any(self, needs: frozenset[str], amounts: Any = (), *, only_live: bool = False) -> bool:
+        return True
+
+    def offering(self, need: str) -> Sequence[str]:
+        return ()
+
+    def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
+        return ()
 
 
-def control(annotator: str = "canny", name: str = "photo", **changes: Any) -> NewControl:
-    values = {"annotator": annotator, "parameters": "{}", "controlnet": "canny", **changes}
-    return NewControl(picture=picture(name), **values)
+def photo(name: str = "photo") -> common_pb2.Picture:
+    return common_pb2.Picture(data=PNG + name.encode())
 
 
-def generation(count: int = 1, *controls: NewControl, **changes: Any) -> NewJob:
+def control(annotator: str = "canny", name: str = "photo", **changes: Any) -> diffusion_pb2.Control:
+    return diffusion_pb2.Control(image=photo(name), annotator=annotator, controlnet="canny", **changes)
+
+
+def generation(count: int = 1, *controls: diffusion_pb2.Control, **changes: Any) -> NewJob:
     job = {key: changes.pop(key) for key in ("request_id", "priority") if key in changes}
-    values = {"model": "starter", "pipeline": "text2img", "prompt": "a fox", **changes}
-    work = NewGeneration(count=count, controls=controls, **values)
-    return NewJob(work=work, content_digest=hashlib.sha256(repr(work).encode()).hexdigest(), **job)
+    values = {"model": "starter", "prompt": "a fox", **changes}
+    request = diffusion_pb2.GenerateRequest(count=count, controls=controls, **values)
+    known = AbleFleet((replace(STARTER, id=request.model),))
+    return requests.new_job(gateway_pb2.CreateJobRequest(generation=request, **job), known)
 
 
-def annotation(name: str = "photo", annotator: str = "canny", parameters: str = "{}", **job: Any) -> NewJob:
-    work = NewAnnotation(picture=picture(name, "annotation.picture"), annotator=annotator, parameters=parameters)
-    return NewJob(work=work, content_digest=hashlib.sha256(repr(work).encode()).hexdigest(), **job)
+def annotation(name: str = "photo", annotator: str = "canny", **given: Any) -> NewJob:
+    request = preprocessor_pb2.AnnotateRequest(annotator=annotator, picture=photo(name))
+    request.parameters.update(given)
+    return requests.new_job(gateway_pb2.CreateJobRequest(annotation=request), AbleFleet())
+
+
+def kept(image: SourceImage) -> BlobInfo:
+    """The image as a blob; its bytes are kept nowhere."""
+    digest = image.digest or digest_of(image.data)
+    return BlobInfo(scope=image.scope, digest=digest, size_bytes=len(image.data), media_type="image/png")
+
+
+def seed_of(task: Task) -> int:
+    return diffusion_pb2.GenerateRequest.FromString(task.patch).seed
+
+
+def plan_of(new: NewJob) -> Plan:
+    return new.draft.plan({image.field: kept(image) for image in new.draft.images}, lambda: 7)

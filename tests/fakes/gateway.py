@@ -5,20 +5,20 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fanlight.contract.parameters import Parameter
 from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.explain import JobExplanation
 from services.gateway.app.filters import EVERYTHING, Only
 from services.gateway.app.hub import Progress
 from services.gateway.app.jobs import Page
-from services.gateway.app.new_job import NewGeneration, NewJob, Picture
+from services.gateway.app.new_job import NewJob
 from services.gateway.app.statistics import QueueLine
-from services.gateway.jobs.model import Annotation, Generation, Job, JobState, Work
+from services.gateway.jobs import plan
 from services.gateway.jobs.catalog import Catalog, catalog_of
+from services.gateway.jobs.model import Job, JobState
 from services.gateway.jobs.workers import Annotator, Capabilities, Model, WorkerStatus
-from services.kernel.blobs import BlobInfo
-from services.kernel.digests import digest_of
 from services.kernel.errors import FanlightError, NotFound, Unavailable
-from services.kernel.parameters import Parameter
+from tests.fakes.fleet import annotation, plan_of
 
 CANNY = Annotator(
     id="canny",
@@ -68,7 +68,7 @@ class FakeJobs:
             if new.request_id and job.request_id == new.request_id:
                 return job
         self.created.append(new)
-        job = a_job(str(len(self.kept) + 1), work=_work(new), request_id=new.request_id, priority=new.priority)
+        job = a_job(str(len(self.kept) + 1), new=new, request_id=new.request_id, priority=new.priority)
         self.change(job)
         return job
 
@@ -158,6 +158,15 @@ class FakeWorkers:
     def catalog(self) -> Catalog:
         return catalog_of(["preprocess", "diffusion"], [self.capabilities])
 
+    def can_any(self, needs: frozenset[str], amounts: Any = (), *, only_live: bool = False) -> bool:
+        return needs <= self.capabilities.offers
+
+    def offering(self, need: str) -> Sequence[str]:
+        return ["node"] if need in self.capabilities.offers else []
+
+    def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
+        return [("node", None)]
+
     def residency_of(self, kind: str, name: str) -> int:
         return self.catalog().residency_of(kind, name)
 
@@ -204,43 +213,7 @@ class FakeGateway:
         self.ready = True
 
 
-def a_job(id_: str, *, work: Work | None = None, request_id: str = "", priority: int = 0) -> Job:
-    return Job(
-        id=id_,
-        state=JobState.QUEUED,
-        create_time_s=1_000.0,
-        priority=priority,
-        request_id=request_id,
-        work=work or Annotation(picture=_blob(b"picture"), annotator="canny", parameters="{}"),
-        tasks=(),
-        control_images=(),
-    )
-
-
-def _work(new: NewJob) -> Work:
-    work = new.work
-    if not isinstance(work, NewGeneration):
-        return Annotation(picture=_kept(work.picture), annotator=work.annotator, parameters=work.parameters)
-    return Generation(
-        model=work.model,
-        pipeline=work.pipeline,
-        prompt=work.prompt,
-        negative_prompt=work.negative_prompt,
-        width_px=work.width_px,
-        height_px=work.height_px,
-        steps=work.steps,
-        guidance_scale=work.guidance_scale,
-        scheduler=work.scheduler,
-        seed=work.seed,
-        count=work.count,
-        controls=(),
-        preview_every_steps=work.preview_every_steps,
-    )
-
-
-def _kept(picture: Picture) -> BlobInfo:
-    return BlobInfo(scope=picture.scope, digest=picture.digest, size_bytes=1) if picture.digest else _blob(picture.data)
-
-
-def _blob(data: bytes) -> BlobInfo:
-    return BlobInfo(scope="default", digest=digest_of(data), size_bytes=len(data))
+def a_job(id_: str, *, new: NewJob | None = None, request_id: str = "", priority: int = 0) -> Job:
+    """Without tasks."""
+    job = plan.create(plan_of(new or annotation()), job_id=id_, request_id=request_id, priority=priority, now_s=1_000.0)
+    return replace(job, tasks=())

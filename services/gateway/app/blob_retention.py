@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from services.gateway.app.ledger import Ledger
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.model import Generation, Job
+from services.gateway.jobs.model import Job
 from services.gateway.ports import Budgeted, Clock
 from services.kernel.blobs import BlobInfo, BlobStore
 from services.kernel.logs import get_logger
@@ -51,10 +51,6 @@ class BlobRetention:
 
 def blobs_of(job: Job) -> Iterator[BlobInfo]:
     """Every blob that the job's tasks read or made."""
-    if isinstance(job.work, Generation):
-        given = (job.work.image, job.work.mask, *(control.picture for control in job.work.controls))
-        yield from (blob for blob in given if blob is not None)
-    else:
-        yield job.work.picture
+    yield from job.blobs
     yield from (image.blob for image in job.control_images if image.blob is not None)
     yield from (output.blob for task in job.tasks for output in task.outputs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from services.gateway.app.records import Codec
 from services.gateway.app.uses import Uses
-from services.gateway.jobs.model import Annotation, ControlImage, Output
+from services.gateway.jobs.model import Output, StageRequest
 from services.gateway.jobs.workers import Annotator
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
 from services.kernel.blobs import BlobInfo, BlobStore
@@ -29,17 +29,9 @@ class CachedImage:
 IMAGES: Codec[CachedImage] = Codec(CachedImage)
 
 
-def cache_key(annotation: Annotation, annotator: Annotator) -> str:
-    parts = [
-        annotation.picture.scope,
-        annotation.picture.digest,
-        annotation.annotator,
-        annotation.parameters,
-        annotation.width_px,
-        annotation.height_px,
-        annotator.version,
-        annotator.device,
-    ]
+def cache_key(request: StageRequest, annotator: Annotator) -> str:
+    """The same for the same message, which names its image by digest, and the same code on the same device."""
+    parts = [request.stage, request.message.hex(), annotator.version, annotator.device]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -84,11 +76,11 @@ class ControlImages:
                 image = IMAGES.decode(change.value)
                 self._entries.note(change.key, image.blob.size_bytes, image.used_s)
 
-    async def find(self, annotation: Annotation, annotator: Annotator) -> ControlImage | None:
+    async def find(self, request: StageRequest, annotator: Annotator) -> Output | None:
         """What this annotator made of the same before, if its bytes are still there."""
         if not annotator.deterministic:
             return None
-        key = cache_key(annotation, annotator)
+        key = cache_key(request, annotator)
         record = await self._store.get(BUCKET, key)
         image = IMAGES.decode(record.value) if record else None
         if record is None or image is None or await self._blobs.stat(image.blob.scope, image.blob.digest) is None:
@@ -96,13 +88,7 @@ class ControlImages:
             return None
         self._hits += 1
         await self._note_use(record, image)
-        return ControlImage(
-            blob=image.blob,
-            annotator=annotation.annotator,
-            cached=True,
-            width_px=image.width_px,
-            height_px=image.height_px,
-        )
+        return Output(blob=image.blob, width_px=image.width_px, height_px=image.height_px)
 
     async def _note_use(self, record: Record, image: CachedImage) -> None:
         """Tell the other gateways now and then; nobody's job fails for that."""
@@ -113,11 +99,11 @@ class ControlImages:
                 value = IMAGES.encode(replace(image, used_s=now_s))
                 await self._store.put(BUCKET, record.key, value, revision=record.revision)
 
-    async def keep(self, annotation: Annotation, annotator: Annotator, made: Output) -> None:
+    async def keep(self, request: StageRequest, annotator: Annotator, made: Output) -> None:
         """Remember what was made."""
         if not annotator.deterministic:
             return
-        key, now_s = cache_key(annotation, annotator), self._clock.now_s()
+        key, now_s = cache_key(request, annotator), self._clock.now_s()
         image = CachedImage(blob=made.blob, width_px=made.width_px, height_px=made.height_px, used_s=now_s)
         await self._write(key, IMAGES.encode(image))
         self._entries.note(key, made.blob.size_bytes, now_s)

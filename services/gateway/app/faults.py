@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from services.gateway.app.records import Codec
 from services.gateway.jobs.faults import NodeFaults, after_failure, after_success
-from services.gateway.jobs.model import Annotation, Generation, Job
+from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore
 from services.kernel.errors import AlreadyExists, Conflict
 from services.kernel.logs import get_logger
@@ -21,12 +21,12 @@ Event = Callable[[NodeFaults], NodeFaults]
 
 
 def blamed_need(job: Job, number: int) -> str:
-    """What of a task its node is blamed for: the model or the annotator."""
-    work = job.tasks[number - 1].work
-    if isinstance(work, Annotation):
-        return f"annotator:{work.annotator}"
-    assert isinstance(job.work, Generation)
-    return f"checkpoint:{job.work.model}"
+    """What of a task its node is blamed for: the checkpoint, the annotator, or for other stages the stage itself."""
+    task = job.tasks[number - 1]
+    facts = job.request_of(task).facts
+    if facts.checkpoint:
+        return f"checkpoint:{facts.checkpoint}"
+    return f"annotator:{facts.annotator}" if facts.annotator else f"stage:{task.stage}"
 
 
 class Faults:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from services.gateway.jobs.model import Annotation, Generation, Job, JobState
+from services.gateway.jobs.model import Job, JobState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,8 @@ class Only:
         return (
             (self.state is None or job.state is self.state)
             and (not self.tenant or job.tenant == self.tenant)
-            and (not self.model or (isinstance(job.work, Generation) and job.work.model == self.model))
-            and (not self.annotator or (isinstance(job.work, Annotation) and job.work.annotator == self.annotator))
+            and (not self.model or job.asked.facts.checkpoint == self.model)
+            and (not self.annotator or job.asked.facts.annotator == self.annotator)
             and self.created_from_s <= job.create_time_s
             and (not self.created_before_s or job.create_time_s < self.created_before_s)
         )

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from services.gateway.app import cache, dead_letters, faults, idempotency, ledger, prefetches, webhooks, workers
 from services.gateway.app.blob_retention import BlobRetention
 from services.gateway.app.cache import CacheFigures, ControlImages
 from services.gateway.app.clock_jumps import ClockWatch
@@ -13,12 +14,13 @@ from services.gateway.app.dead_letters import DeadLetters
 from services.gateway.app.explain import Explanations
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.jobs import Jobs
-from services.gateway.app.new_work import WorkMaker
-from services.gateway.app.pictures import Pictures
+from services.gateway.app.new_work import Planner
+from services.gateway.app.pictures import SourceImages
 from services.gateway.app.polls import Polls
 from services.gateway.app.prefetches import Prefetches
 from services.gateway.app.probe import Probe
 from services.gateway.app.queue import Queue
+from services.gateway.app.records import refuse_other_form
 from services.gateway.app.redrives import Redrives
 from services.gateway.app.retention import Retention
 from services.gateway.app.tokens import RandomBytes
@@ -37,6 +39,17 @@ EXPIRY_INTERVAL_S = 1.0
 STANDSTILL_S = 2.0
 WEBHOOK_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 60.0
+# Those whose records have a form.
+BUCKETS = (
+    cache.BUCKET,
+    dead_letters.BUCKET,
+    faults.BUCKET,
+    idempotency.BUCKET,
+    ledger.BUCKET,
+    prefetches.BUCKET,
+    webhooks.BUCKET,
+    workers.BUCKET,
+)
 BLOB_SWEEP_INTERVAL_S = 3_600.0
 
 
@@ -55,20 +68,20 @@ class Gateway:
     ) -> None:
         """`is_shared`: other gateways work over the same store."""
         core = core_of(store, blobs, clock, random_bytes, settings, is_shared=is_shared)
-        self._core, self._is_shared = core, is_shared
+        self._core, self._is_shared, self._store = core, is_shared, store
         self._ledger, self._leases = core.ledger, core.leases
         self._cache = ControlImages(
             store, blobs, clock, limit=settings.cache_limit, budget_bytes=settings.cache_budget_bytes
         )
         requests = Requests(store)
-        pictures = Pictures(blobs, limit_bytes=settings.picture_limit_bytes)
+        images = SourceImages(blobs, limit_bytes=settings.picture_limit_bytes)
         self.probe = Probe(store, clock)
         self.workers = core.workers
         self.dead_letters = DeadLetters(store)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explanations(core)
         self._prefetches = Prefetches(store, core.board, clock)
-        self.jobs = Jobs(core, requests, WorkMaker(pictures, self._cache, core.workers, random_bytes))
+        self.jobs = Jobs(core, requests, Planner(images, self._cache, core.workers, random_bytes))
         self.queue = Queue(core, self._cache, self.dead_letters)
         self.polls = Polls(core, self.queue)
         self._retention = Retention(core.ledger, requests, core.webhooks, clock, settings)
@@ -94,9 +107,13 @@ class Gateway:
         self.jobs.drain()
 
     async def load(self) -> None:
-        """Read what the store holds besides jobs, however long the store takes to answer; before `run`."""
+        """Read what the store holds besides jobs, however long the store takes to answer; before `run`.
+
+        OtherForm for a store that an older or a newer Fanlight wrote.
+        """
         while True:
             try:
+                await refuse_other_form(self._store, BUCKETS)
                 return await self.workers.load()
             except Unavailable as error:
                 log.info("store_not_ready", message=error.message)

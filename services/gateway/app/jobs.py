@@ -11,15 +11,13 @@ from services.gateway.app.filters import EVERYTHING, Only
 from services.gateway.app.hub import News, Progress
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.ids import is_id, new_id
-from services.gateway.app.kinds import kind_of
 from services.gateway.app.new_job import NewJob
-from services.gateway.app.new_work import WorkMaker
+from services.gateway.app.new_work import Planner
 from services.gateway.jobs import machine, plan
 from services.gateway.jobs.deliveries import Delivery
 from services.gateway.jobs.model import Job
 from services.kernel.errors import (
     AlreadyExists,
-    FailedPrecondition,
     FanlightError,
     InvalidField,
     NotFound,
@@ -47,7 +45,7 @@ class Page:
 
 
 class Jobs:
-    def __init__(self, core: Core, requests: Requests, work: WorkMaker) -> None:
+    def __init__(self, core: Core, requests: Requests, planner: Planner) -> None:
         self._ledger = core.ledger
         self._leases = core.leases
         self._waiting = core.waiting
@@ -58,7 +56,7 @@ class Jobs:
         self._random_bytes = core.random_bytes
         self._settings = core.settings
         self._requests = requests
-        self._work = work
+        self._planner = planner
         self._reserved = 0
         self._draining = False
 
@@ -67,18 +65,17 @@ class Jobs:
         self._hub.wake_all()
 
     async def create(self, new: NewJob, caller: Caller = OPERATOR) -> Job:
-        """Keep the pictures, then the job; durable on return. The same request id and content gives the first job.
+        """Keep the images, then the job; durable on return. The same request id and content gives the first job.
 
         NotFound: no such blob. AlreadyExists: the request id was used for something else. ResourceExhausted: too
-        many tasks wait. FailedPrecondition: no worker has together what a task needs.
+        many tasks wait.
         """
         first = await self._requests.job_of(new.request_id, new.content_digest, caller.tenant)
         if first is not None and (job := await self._find(first)) is not None:
             return job
         self._webhooks.check(new.webhook_url, caller.tenant)
-        with self._room_for(new.tasks_limit):
+        with self._room_for(new.draft.tasks_limit):
             made = await self._plan(new, caller)
-            self._require_workers(made)
             claim = self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
                 job = await self._ledger.create(made, after=claim)
@@ -109,24 +106,16 @@ class Jobs:
         except FanlightError as error:
             return error
 
-    def _require_workers(self, job: Job) -> None:
-        """A checkpoint on one worker and its ControlNet on another would wait for ever."""
-        for needs in {kind_of(job, task).needs for task in job.tasks}:
-            each_is_there = all(self._workers.can_any(frozenset({need})) for need in needs)
-            if each_is_there and not self._workers.can_any(needs):
-                raise FailedPrecondition(f"no worker has all of these together: {', '.join(sorted(needs))}")
-
     async def _plan(self, new: NewJob, caller: Caller) -> Job:
-        work = await self._work.keep(new.work, caller)
+        draft = await self._planner.plan(new.draft, caller)
         now_s = self._clock.now_s()
         return plan.create(
+            draft,
             job_id=new_id(now_s, self._random_bytes),
             request_id=new.request_id,
             priority=new.priority,
-            work=work,
-            wanted=await self._work.look_up(plan.wanted_of(work)),
-            seeds=self._work.seeds_of(work),
             now_s=now_s,
+            made_before=await self._planner.made_before(draft),
             tenant=caller.tenant,
             deadline_s=now_s + new.deadline_s if new.deadline_s else 0.0,
             webhook_url=new.webhook_url,
@@ -175,9 +164,8 @@ class Jobs:
         limit = min(size, READ_LIMIT)
         while looked < LOOK_LIMIT:
             jobs = await self._ledger.page(before=before, limit=limit)
-            for job in jobs:
-                before = job.id
-                if caller.sees(job) and only.takes(job):
+            for before, job in jobs:
+                if job is not None and caller.sees(job) and only.takes(job):
                     found.append(self._leases.with_progress(job))
                 if len(found) == size:
                     return Page(jobs=found, next_token=before)

@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from services.gateway.app.records import JOBS
+from services.gateway.app.records import JOBS, Unreadable
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Deleted, JobStore, New, Record
 from services.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
+from services.kernel.logs import get_logger
+
+log = get_logger()
 
 BUCKET = "jobs"
 # Each round somebody else's change wins, so this many mean that something is wrong.
@@ -62,10 +65,10 @@ class Ledger:
         """As the store has it this moment; for those who would otherwise say no. NotFound."""
         return (await self._read(job_id)).job
 
-    async def page(self, *, before: str, limit: int) -> Sequence[Job]:
-        """Newest first, ids less than `before`."""
+    async def page(self, *, before: str, limit: int) -> Sequence[tuple[str, Job | None]]:
+        """By id, newest first, ids less than `before`; None where the record cannot be read."""
         records = await self._store.list(BUCKET, before=before, limit=limit)
-        return [self._decoded(record) for record in records]
+        return [(record.key, self._decoded(record)) for record in records]
 
     async def change(self, job_id: str, event: Event) -> Job:
         """The job after the event, which is tried again on what somebody else made of the job meanwhile."""
@@ -102,8 +105,8 @@ class Ledger:
                 self.caught_up.set()
             elif isinstance(change, Deleted):
                 self._drop(change.key)
-            elif change.revision > self._known_revision(change.key):
-                self._apply(JOBS.decode(change.value), change.revision)
+            elif change.revision > self._known_revision(change.key) and (job := _read(change)):
+                self._apply(job, change.revision)
 
     async def _find(self, job_id: str) -> _Held:
         return self._held.get(job_id) or await self._read(job_id)
@@ -134,9 +137,9 @@ class Ledger:
         if held is not None:
             self._tell(machine.cancel(held.job, now_s=held.job.create_time_s))
 
-    def _decoded(self, record: Record) -> Job:
+    def _decoded(self, record: Record) -> Job | None:
         held = self._held.get(record.key)
-        return held.job if held and held.revision >= record.revision else JOBS.decode(record.value)
+        return held.job if held and held.revision >= record.revision else _read(record)
 
     def _known_revision(self, job_id: str) -> int:
         if held := self._held.get(job_id):
@@ -157,3 +160,12 @@ class Ledger:
     def _tell(self, job: Job) -> None:
         for observer in self._observers:
             observer(job)
+
+
+def _read(record: Record) -> Job | None:
+    """A record that cannot be read is set aside: it ends no gateway and no list."""
+    try:
+        return JOBS.decode(record.value)
+    except Unreadable as error:
+        log.error("record_set_aside", bucket=BUCKET, key=record.key, why=error.message)
+        return None

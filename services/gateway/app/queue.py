@@ -16,11 +16,14 @@ from services.gateway.app.statistics import QueueLine, queue_lines
 from services.gateway.app.tokens import key_of
 from services.gateway.jobs import machine
 from services.gateway.jobs.machine import Standing
-from services.gateway.jobs.model import Annotation, Failure, Fault, Job, Output, Span, task_name
-from services.kernel.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound
+from services.gateway.jobs.model import Failure, Fault, Job, Output, Span, task_name
+from services.kernel.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, TooLarge
 from services.kernel.logs import get_logger
 
 log = get_logger()
+
+# What a sound node says that lacks what one request needs: another is tried, and the node goes on with all else.
+NOT_HERE = frozenset({NotFound.reason, FailedPrecondition.reason, TooLarge.reason})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +152,14 @@ class Queue:
         )
 
     async def _remember(self, job: Job, number: int) -> None:
-        task = job.task(number)
-        if task is None or task.lease is None or not isinstance(task.work, Annotation):
+        """Where the same annotation may be asked for again."""
+        task = job.tasks[number - 1]
+        request = job.request_of(task)
+        if task.lease is None or task.inputs or not request.facts.annotator:
             return
-        annotator = self._workers.annotator_of(task.lease.worker, task.work.annotator)
+        annotator = self._workers.annotator_of(task.lease.worker, request.facts.annotator)
         if annotator is not None:
-            await self._cache.keep(task.work, annotator, task.outputs[0])
+            await self._cache.keep(request, annotator, task.outputs[0])
 
     async def end_attempt(self, token: str, fault: Fault | None, failure: Failure) -> None:
         """Give a task up; without a fault it only goes back. LeaseLost."""
@@ -181,7 +186,7 @@ class Queue:
             job_state=job.state.value,
         )
         await self._dead_letters.keep(job)
-        if fault is Fault.NODE:
+        if fault is Fault.NODE and failure.reason not in NOT_HERE:
             await self._faults.note_failure(job.tasks[number - 1].attempts[-1].node, blamed_need(job, number))
 
     def _chance(self) -> float:

@@ -1,30 +1,74 @@
-"""Domain values as the bytes of records, and back. The format has a version; a reader knows the ones before its own."""
+"""Domain values as the bytes of records, and back. Records of another form are refused by its number."""
 
 import json
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from services.gateway.jobs.model import Job
 from services.gateway.jobs.workers import WorkerRecord
+from services.gateway.ports import JobStore
+from services.kernel.errors import FailedPrecondition
 
-VERSION = 1
+# 2: a job keeps its stages' request messages.
+FORM = 2
 
 T = TypeVar("T")
+
+
+class Unreadable(FailedPrecondition):
+    """A record that this gateway cannot read: of another form, or damaged. It harms nothing but itself."""
+
+    reason = "UNREADABLE_RECORD"
+
+
+class OtherForm(Unreadable):
+    """Written by an older or a newer Fanlight."""
 
 
 class Codec(Generic[T]):
     def __init__(self, kind: Any) -> None:
         self._adapter: TypeAdapter[T] = TypeAdapter(kind)
+        self._head = b'{"version":%d,"value":' % FORM
 
     def encode(self, value: T) -> bytes:
-        """Leaves defaults out, which therefore must never change within a version."""
-        return b'{"version":%d,"value":%b}' % (VERSION, self._adapter.dump_json(value, exclude_defaults=True))
+        """Leaves defaults out, which therefore must never change within a form."""
+        return b"%b%b}" % (self._head, self._adapter.dump_json(value, exclude_defaults=True))
 
     def decode(self, data: bytes) -> T:
-        envelope = json.loads(data)
-        assert envelope["version"] == VERSION, "written by a later version of Fanlight"
-        return self._adapter.validate_python(envelope["value"])
+        """OtherForm, Unreadable."""
+        if not data.startswith(self._head):
+            raise _not_ours(data)
+        try:
+            return self._adapter.validate_json(data[len(self._head) : -1])
+        except ValidationError as error:
+            where = error.errors(include_url=False, include_input=False)[0]
+            raise Unreadable(f"{'.'.join(map(str, where['loc']))}: {where['msg']}") from error
+
+
+async def refuse_other_form(store: JobStore, buckets: Iterable[str]) -> None:
+    """OtherForm where a record of the store has another form than those of this gateway."""
+    for bucket in buckets:
+        for record in await store.list(bucket, limit=1):
+            form = _form_of(record.value)
+            if form is not None and form != FORM:
+                raise OtherForm(f"{bucket} have form {form}; this gateway reads and writes form {FORM}")
+
+
+def _not_ours(data: bytes) -> Unreadable:
+    form = _form_of(data)
+    if form is None or form == FORM:
+        return Unreadable("it is no record of Fanlight")
+    return OtherForm(f"it has form {form}; this gateway reads form {FORM}")
+
+
+def _form_of(data: bytes) -> object:
+    """None where it says none."""
+    try:
+        return json.loads(data)["version"]  # type: ignore[no-any-return]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 JOBS: Codec[Job] = Codec(Job)

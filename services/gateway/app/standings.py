@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from services.gateway.jobs.model import Ending, Generation, Job, Task, TaskState
+from services.gateway.jobs.model import Ending, Job, Task, TaskState
 from services.gateway.ordering.pace import Paces
 from services.gateway.ports import Clock
 from services.kernel.logs import get_logger
@@ -75,7 +75,4 @@ class Standings:
 
 def _work_of(job: Job, task: Task) -> object:
     """What makes tasks alike."""
-    work = job.work
-    if not isinstance(work, Generation) or not hasattr(task.work, "seed"):
-        return task.stage, getattr(task.work, "annotator", "")
-    return work.model, work.width_px, work.height_px, work.steps, len(work.controls)
+    return task.stage, job.request_of(task).facts

@@ -8,7 +8,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.parameters import Parameter
 from fanlight.gateway.v1 import gateway_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.http import documents
 from services.gateway.http.blobs import blob_answer
@@ -19,7 +21,6 @@ from services.gateway.jobs.model import Job, JobState
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobInfo, BlobStore
 from services.kernel.errors import Cancelled, DeadlineExceeded, InvalidField
-from services.kernel.parameters import Parameter
 from services.kernel.wire_errors import of_reason
 
 # Query parameters that are not the annotator's.
@@ -50,12 +51,12 @@ class AnnotateRoutes:
         width_px: Size = 0,
         height_px: Size = 0,
     ) -> Response:
-        annotation = gateway_pb2.Annotation(annotator=annotator, width_px=width_px, height_px=height_px)
+        annotation = preprocessor_pb2.AnnotateRequest(annotator=annotator, width_px=width_px, height_px=height_px)
         annotation.parameters.update(self._parameters(annotator, request))
         info = await keep_body(request, self._blobs, self._options, scope=caller.tenant)
         annotation.picture.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
         message = gateway_pb2.CreateJobRequest(annotation=annotation)
-        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()), caller)
+        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers), caller)
         return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller))
 
     def _parameters(self, annotator: str, request: Request) -> dict[str, bool | float | str]:

@@ -14,7 +14,7 @@ _CANNY_JOB = {
         "prompt": "a red teapot on a wooden table",
         "count": 4,
         "seed": 7,
-        "controls": [{"annotator": "canny", "parameters": {"low_threshold": 100}, "picture": {"url": "part:photo"}}],
+        "controls": [{"annotator": "canny", "parameters": {"low_threshold": 100}, "image": {"url": "part:photo"}}],
     },
 }
 _DIGEST = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
@@ -24,7 +24,7 @@ _CREATE_EXAMPLES = {
         "value": {
             "generation": {
                 "prompt": "a red teapot",
-                "controls": [{"annotator": "canny", "picture": {"blob": {"digest": _DIGEST}}}],
+                "controls": [{"annotator": "canny", "image": {"blob": {"digest": _DIGEST}}}],
             }
         }
     },
@@ -73,8 +73,8 @@ CREATE_JOB = _document(
     "Create a job",
     {201: _json("Job", "The job. It is durable and will end.")},
     errors=(404, 409, 413, 429, 503),
-    description="Pictures come as blobs written before, as `data:` URLs, or as files of a form: then the form has a"
-    " part `job` with the JSON, and a picture's `url` is `part:NAME` for the file part of that name. No other URL is"
+    description="Images come as blobs written before, as `data:` URLs, or as files of a form: then the form has a"
+    " part `job` with the JSON, and an image's `url` is `part:NAME` for the file part of that name. No other URL is"
     " fetched. The same `request_id`, or `Idempotency-Key`, with the same content answers with the first job.",
     body={
         "application/json": {"schema": reference("CreateJobRequest"), "examples": _CREATE_EXAMPLES},
@@ -159,7 +159,7 @@ CREATE_JOBS = _document(
     "Create up to 100 jobs",
     {200: _json("CreateJobsResponse", "A job or why there is none, for each request in order.")},
     errors=(413,),
-    description="Each for itself: one that is refused leaves the others be. Pictures come as blobs or `data:` URLs.",
+    description="Each for itself: one that is refused leaves the others be. Images come as blobs or `data:` URLs.",
     body={"application/json": {"schema": reference("CreateJobsRequest")}},
 )
 GET_WEBHOOK = _document(

@@ -1,6 +1,5 @@
 """`/v1/jobs`: made, told, listed and cancelled."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -9,6 +8,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.images import images_of
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.callers import Caller
 from services.gateway.app.filters import Only
@@ -57,7 +57,7 @@ class JobRoutes:
         else:
             message = _parsed(await bodies.read_json(request, self._options))
         _identify(message, idempotency_key)
-        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.catalog()), caller)
+        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers), caller)
         if wait:
             job = await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller)
         return _answer(self._gateway.explanations.with_estimate(job), status=201)
@@ -65,7 +65,7 @@ class JobRoutes:
     async def create_each(self, request: Request, caller: Asking) -> Response:
         message = gateway_pb2.CreateJobsRequest()
         fill(message, await bodies.read_json(request, self._options))
-        news = requests.new_jobs(message, self._gateway.workers.catalog())
+        news = requests.new_jobs(message, self._gateway.workers)
         made = await self._gateway.jobs.create_each(news, caller)
         return answer(answers.results(await self._gateway.explanations.all_told(made)))
 
@@ -111,7 +111,7 @@ class JobRoutes:
         return _answer(await self._gateway.jobs.cancel(f"jobs/{job_id}", caller))
 
     async def _of_form(self, request: Request, caller: Caller) -> gateway_pb2.CreateJobRequest:
-        """The `job` part, its `part:NAME` pictures kept as blobs."""
+        """The `job` part, its `part:NAME` images kept as blobs."""
         form = await bodies.read_form(request, self._options)
         try:
             message = _parsed(bodies.parse_json(await self._job_part(form), field=JOB_PART))
@@ -133,41 +133,23 @@ class JobRoutes:
     async def _keep_parts(
         self, message: gateway_pb2.CreateJobRequest, files: dict[str, UploadFile], caller: Caller
     ) -> None:
-        wanted = {field: picture for field, picture in _pictures(message) if picture.url.startswith(PART)}
-        names = {field: picture.url.removeprefix(PART) for field, picture in wanted.items()}
+        wanted = {field: image for field, image in images_of(message) if image.url.startswith(PART)}
+        names = {field: image.url.removeprefix(PART) for field, image in wanted.items()}
         for field, name in names.items():
             if name not in files:
                 raise InvalidField(f"the form has no file named {name!r}", field=f"{field}.url")
         for name in files.keys() - names.values():
-            raise InvalidField(f"no picture's url is {PART}{name}", field=name)
+            raise InvalidField(f"no image's url is {PART}{name}", field=name)
         kept = {name: await keep_file(self._blobs, name, file, scope=caller.tenant) for name, file in files.items()}
-        for field, picture in wanted.items():
+        for field, image in wanted.items():
             info = kept[names[field]]
-            picture.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
+            image.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
 
 
 def _parsed(value: object) -> gateway_pb2.CreateJobRequest:
     message = gateway_pb2.CreateJobRequest()
     fill(message, value)
     return message
-
-
-def _pictures(message: gateway_pb2.CreateJobRequest) -> Iterator[tuple[str, common_pb2.Picture]]:
-    """Every picture of the request, with its field."""
-    if message.HasField("annotation"):
-        yield "annotation.picture", message.annotation.picture
-    if message.HasField("generation"):
-        yield from _pictures_of(message.generation)
-
-
-def _pictures_of(generation: gateway_pb2.Generation) -> Iterator[tuple[str, common_pb2.Picture]]:
-    if generation.HasField("image"):
-        yield "generation.image", generation.image
-    if generation.HasField("mask"):
-        yield "generation.mask", generation.mask
-    for index, control in enumerate(generation.controls):
-        if control.HasField("picture"):
-            yield f"generation.controls[{index}].picture", control.picture
 
 
 def _identify(message: gateway_pb2.CreateJobRequest, key: str) -> None:

@@ -1,5 +1,6 @@
 """JSON values to protobuf messages and back, in the protos' own words. An error names the field's whole path."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,8 @@ Field = Any
 
 # Messages that JSON writes in a way of their own.
 _WELL_KNOWN = "google.protobuf."
+# How many fields an error proposes in the place of an unknown one.
+NEAR_LIMIT = 3
 
 _KINDS = {
     FieldDescriptor.CPPTYPE_INT32: "a whole number from -2147483648 to 2147483647",
@@ -39,11 +42,17 @@ def fill(message: Message, value: object, *, path: str = "") -> None:
         where = f"{path}.{name}" if path else name
         field = fields.get(name)
         if field is None:
-            known = ", ".join(each.name for each in message.DESCRIPTOR.fields)
-            raise InvalidField(f"is not known; the fields are {known}", field=where)
+            raise InvalidField(f"is not known; {_near(name, message)}", field=where)
         if part is not None:
             _refuse_second(message, field, where)
             _fill_field(message, field, part, where)
+
+
+def _near(name: str, message: Message) -> str:
+    """What it may have meant to be; all fields where none is near."""
+    known = [each.name for each in message.DESCRIPTOR.fields]
+    near = difflib.get_close_matches(str(name).lower(), known, n=NEAR_LIMIT)
+    return f"perhaps {' or '.join(near)} is meant" if near else f"the fields are {', '.join(known)}"
 
 
 def _refuse_second(message: Message, field: Field, where: str) -> None:

@@ -26,13 +26,10 @@ class ListingRoutes:
         return router
 
     async def annotators(self) -> Response:
-        catalog = self._gateway.workers.catalog()
-        annotators = [answers.annotator(each) for each in catalog.annotators.values()]
-        return answer(gateway_pb2.ListAnnotatorsResponse(annotators=annotators))
+        return answer(answers.annotators(self._gateway.workers))
 
     async def models(self) -> Response:
-        catalog = self._gateway.workers.catalog()
-        return answer(gateway_pb2.ListModelsResponse(models=[answers.model(each) for each in catalog.models.values()]))
+        return answer(answers.models(self._gateway.workers))
 
     async def workers(self, caller: Asking) -> Response:
         statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]

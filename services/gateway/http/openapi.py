@@ -26,11 +26,6 @@ MESSAGES = (
     gateway_pb2.ListWorkersResponse,
     gateway_pb2.TaskProgress,
 )
-# Whose fields mean the same as the other's of the same name, and are told there.
-ALIKE = {
-    "fanlight.gateway.v1.Generation": "fanlight.diffusion.v1.GenerateRequest",
-    "fanlight.gateway.v1.ControlSource": "fanlight.diffusion.v1.Control",
-}
 DESCRIPTION = (
     "Stable Diffusion with ControlNet, served from many small machines. Bodies are the messages of the gRPC services "
     "as JSON, by the names of the protos: 64-bit numbers are texts, bytes are base64."
@@ -94,6 +89,6 @@ def _words() -> Words:
 
     def words(message: str, field: str) -> str:
         name = f".{field}" if field else ""
-        return said.get(message + name) or (said.get(ALIKE.get(message, "") + name, "") if field else "")
+        return said.get(message + name, "")
 
     return words

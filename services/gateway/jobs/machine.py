@@ -8,9 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from services.gateway.jobs.model import (
-    DIFFUSION,
     Attempt,
-    ControlImage,
     Ending,
     Failure,
     Fault,
@@ -74,18 +72,7 @@ def complete(
     done = replace(
         task, state=TaskState.SUCCEEDED, outputs=tuple(outputs), spans=tuple(spans), end_time_s=now_s, failure=None
     )
-    return _changed(_with_control_image(job, done), done, now_s=now_s)
-
-
-def _with_control_image(job: Job, done: Task) -> Job:
-    made = done.outputs[0]
-
-    def filled(image: ControlImage) -> ControlImage:
-        if image.task != done.number:
-            return image
-        return replace(image, blob=made.blob, width_px=made.width_px, height_px=made.height_px)
-
-    return replace(job, control_images=tuple(filled(image) for image in job.control_images))
+    return _changed(job, done, now_s=now_s)
 
 
 def fail(
@@ -145,8 +132,8 @@ def redrive(job: Job, *, now_s: float) -> Job:
     """
     if job.state is not JobState.FAILED or not any(task.dead for task in job.tasks):
         raise FailedPrecondition("only a job whose attempts are spent can be tried anew", field="name")
-    images_exist = not any(image.is_awaited for image in job.control_images)
-    tasks = tuple(_anew(task, images_exist=images_exist, now_s=now_s) for task in job.tasks)
+    done = succeeded(job.tasks)
+    tasks = tuple(_again(task, is_ready=has_inputs(task, done), now_s=now_s) for task in job.tasks)
     return replace(
         job,
         tasks=tasks,
@@ -159,14 +146,23 @@ def redrive(job: Job, *, now_s: float) -> Job:
     )
 
 
-def _anew(task: Task, *, images_exist: bool, now_s: float) -> Task:
+def succeeded(tasks: Sequence[Task]) -> frozenset[int]:
+    """The numbers of the tasks whose outputs are there."""
+    return frozenset(task.number for task in tasks if task.state is TaskState.SUCCEEDED)
+
+
+def has_inputs(task: Task, done: frozenset[int]) -> bool:
+    """Whether every task that it takes something from has succeeded."""
+    return all(not each.task or each.task in done for each in task.inputs)
+
+
+def _again(task: Task, *, is_ready: bool, now_s: float) -> Task:
     if task.state is TaskState.SUCCEEDED:
         return task
-    waits = task.stage == DIFFUSION and not images_exist
     return replace(
         task,
-        state=TaskState.BLOCKED if waits else TaskState.QUEUED,
-        queue_time_s=0.0 if waits else now_s,
+        state=TaskState.QUEUED if is_ready else TaskState.BLOCKED,
+        queue_time_s=now_s if is_ready else 0.0,
         end_time_s=0.0,
         not_before_s=0.0,
         lease=None,
@@ -230,8 +226,9 @@ def _changed(job: Job, task: Task, *, now_s: float) -> Job:
     tasks = tuple(task if each.number == task.number else each for each in job.tasks)
     if task.state is TaskState.FAILED:
         tasks = tuple(_cancelled(each, now_s) for each in tasks)
-    elif not any(image.is_awaited for image in job.control_images):
-        tasks = tuple(_unblocked(each, now_s) for each in tasks)
+    elif task.state is TaskState.SUCCEEDED:
+        done = succeeded(tasks)
+        tasks = tuple(_unblocked(each, done, now_s) for each in tasks)
     state = _state_of(tasks)
     return replace(
         job,
@@ -243,8 +240,10 @@ def _changed(job: Job, task: Task, *, now_s: float) -> Job:
     )
 
 
-def _unblocked(task: Task, now_s: float) -> Task:
-    return replace(task, state=TaskState.QUEUED, queue_time_s=now_s) if task.state is TaskState.BLOCKED else task
+def _unblocked(task: Task, done: frozenset[int], now_s: float) -> Task:
+    if task.state is not TaskState.BLOCKED or not has_inputs(task, done):
+        return task
+    return replace(task, state=TaskState.QUEUED, queue_time_s=now_s)
 
 
 def _state_of(tasks: Sequence[Task]) -> JobState:

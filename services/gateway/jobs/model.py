@@ -3,10 +3,10 @@
 Times are seconds since the epoch. When a lease expires is not in here: that is judged on a monotonic clock.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from services.gateway.jobs.painting import PaintOptions, loras_in, need
 from services.kernel.blobs import BlobInfo
 
 PREPROCESS = "preprocess"
@@ -16,6 +16,9 @@ DIFFUSION = "diffusion"
 TASKS_LIMIT = 64
 
 DEFAULT_TENANT = "default"
+
+# How records write bytes.
+BYTES_AS_BASE64 = {"ser_json_bytes": "base64", "val_json_bytes": "base64"}
 
 
 class TaskState(StrEnum):
@@ -64,96 +67,66 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ControlSource:
-    """Where one control image comes from, and what it conditions."""
+class Facts:
+    """What the scheduler orders a task by, taken from its request message."""
 
-    # None: the worker makes the control image of the image and its mask, as for inpaint.
-    picture: BlobInfo | None
-    # Empty: the picture is the control image.
-    annotator: str
-    # Canonical JSON, defaults filled in; `{}` without an annotator.
-    parameters: str
-    controlnet: str
-    scale: float | None = None
-    start: float | None = None
-    end: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """Pictures to paint, as asked, with model, pipeline and ControlNets resolved."""
-
-    model: str
-    pipeline: str
-    prompt: str
-    negative_prompt: str
-    # Both 0 where the model does not say its own.
-    width_px: int
-    height_px: int
-    steps: int | None
-    guidance_scale: float | None
-    scheduler: str
-    seed: int | None
-    count: int
-    controls: tuple[ControlSource, ...]
-    preview_every_steps: int
-    # The picture to start from, and which part of it is painted anew.
-    image: BlobInfo | None = None
-    mask: BlobInfo | None = None
-    options: PaintOptions = field(default_factory=PaintOptions)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What a worker must offer, such as `checkpoint:starter`, `lora:cyanotype`."""
-        return self.options.needs.union(
-            [need("checkpoint", self.model)],
-            [need("controlnet", each.controlnet) for each in self.controls],
-            [need("lora", name) for name in loras_in(self.prompt)],
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Annotation:
-    """One control image to make."""
-
-    picture: BlobInfo
-    annotator: str
-    parameters: str
-    # Both 0: the picture's own size.
+    # What a worker must offer, such as `checkpoint:starter`, `annotator:canny`, `safety_checker:block`.
+    needs: frozenset[str] = frozenset()
+    # What a worker must take at least, by name, such as `pixels`; sorted.
+    amounts: tuple[tuple[str, int], ...] = ()
+    # Empty for stages without.
+    checkpoint: str = ""
+    family: str = ""
+    annotator: str = ""
+    # Ids or references of all models that it takes, the checkpoint too, as workers report what they hold.
+    models: frozenset[str] = frozenset()
+    # LoRAs and their weights on the UNet; sorted.
+    loras: tuple[tuple[str, float], ...] = ()
+    # Both 0 where they are not known before the work begins.
     width_px: int = 0
     height_px: int = 0
-
-
-Work = Generation | Annotation
+    # Evaluations of the model, and whether each is one with guidance; 0 for stages without.
+    steps: int = 0
+    guided: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Paint:
-    """A diffusion task: one picture of the job's generation."""
+class StageRequest:
+    """The request message of a stage, checked and resolved: opaque here, but for its facts."""
 
-    seed: int
+    __pydantic_config__ = BYTES_AS_BASE64
+
+    stage: str
+    # Of the client's request, such as `generation`: errors name it.
+    field: str
+    message: bytes = dataclasses.field(repr=False)
+    facts: Facts = dataclasses.field(default_factory=Facts)
 
 
-TaskWork = Paint | Annotation
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """An image that a task takes: a blob, or what another task of the job makes."""
+
+    # Of the request message, such as `controls[0].image`.
+    field: str
+    # The number of the task that makes it; 0 where there is a blob.
+    task: int = 0
+    blob: BlobInfo | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlImage:
-    """The control image of the generation's control in the same place, or of the annotation."""
+    """A control image that the job's images are conditioned on, or for an annotation the image itself."""
 
-    # None until the task has made it, and where the worker makes it.
-    blob: BlobInfo | None
-    annotator: str
-    cached: bool = False
-    # The task that makes it; 0 where none has to.
+    # Empty where the client gave the control image.
+    annotator: str = ""
+    # The task that makes it; 0 where there is a blob.
     task: int = 0
+    blob: BlobInfo | None = None
+    cached: bool = False
     # 0 where unknown.
     width_px: int = 0
     height_px: int = 0
-
-    @property
-    def is_awaited(self) -> bool:
-        return self.blob is None and self.task != 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,10 +181,16 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
+    __pydantic_config__ = BYTES_AS_BASE64
+
     number: int
     stage: str
-    work: TaskWork
+    # Which of the job's requests it does.
+    request: int
     state: TaskState
+    # What it has of its own, such as its seed: a message of the same type, merged over the request.
+    patch: bytes = field(default=b"", repr=False)
+    inputs: tuple[Input, ...] = ()
     # Since when it could have been leased; 0 while blocked.
     queue_time_s: float = 0.0
     end_time_s: float = 0.0
@@ -265,9 +244,12 @@ class Job:
     create_time_s: float
     priority: int
     request_id: str
-    work: Work
+    # What was asked for comes first; then what its tasks do.
+    requests: tuple[StageRequest, ...]
     tasks: tuple[Task, ...]
-    control_images: tuple[ControlImage, ...]
+    control_images: tuple[ControlImage, ...] = ()
+    # What its requests read.
+    blobs: tuple[BlobInfo, ...] = ()
     end_time_s: float = 0.0
     failure: Failure | None = None
     # Counts the changes of the record, from 1.
@@ -288,8 +270,20 @@ class Job:
     def name(self) -> str:
         return f"jobs/{self.id}"
 
+    @property
+    def asked(self) -> StageRequest:
+        return self.requests[0]
+
     def task(self, number: int) -> Task | None:
         return self.tasks[number - 1] if 0 < number <= len(self.tasks) else None
+
+    def request_of(self, task: Task) -> StageRequest:
+        return self.requests[task.request]
+
+    def made_by(self, number: int) -> "Output | None":
+        """The first output of a task; None before it has succeeded."""
+        task = self.task(number)
+        return task.outputs[0] if task is not None and task.outputs else None
 
 
 def task_name(job_id: str, number: int) -> str:

@@ -21,14 +21,14 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         return caller_of(self._callers, context)
 
     async def CreateJob(self, request: gateway_pb2.CreateJobRequest, context: Context) -> gateway_pb2.Job:
-        new = requests.new_job(request, self._gateway.workers.catalog())
+        new = requests.new_job(request, self._gateway.workers)
         job = await self._gateway.jobs.create(new, self._caller(context))
         return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def CreateJobs(
         self, request: gateway_pb2.CreateJobsRequest, context: Context
     ) -> gateway_pb2.CreateJobsResponse:
-        news = requests.new_jobs(request, self._gateway.workers.catalog())
+        news = requests.new_jobs(request, self._gateway.workers)
         made = await self._gateway.jobs.create_each(news, self._caller(context))
         return answers.results(await self._gateway.explanations.all_told(made))
 
@@ -85,16 +85,12 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     async def ListAnnotators(
         self, request: gateway_pb2.ListAnnotatorsRequest, context: Context
     ) -> gateway_pb2.ListAnnotatorsResponse:
-        catalog = self._gateway.workers.catalog()
-        return gateway_pb2.ListAnnotatorsResponse(
-            annotators=[answers.annotator(each) for each in catalog.annotators.values()]
-        )
+        return answers.annotators(self._gateway.workers)
 
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: Context
     ) -> gateway_pb2.ListModelsResponse:
-        catalog = self._gateway.workers.catalog()
-        return gateway_pb2.ListModelsResponse(models=[answers.model(each) for each in catalog.models.values()])
+        return answers.models(self._gateway.workers)
 
     async def ListWorkers(
         self, request: gateway_pb2.ListWorkersRequest, context: Context

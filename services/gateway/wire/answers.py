@@ -1,6 +1,7 @@
 """What clients are told: domain to protobuf."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from google.protobuf import timestamp_pb2
 
@@ -10,21 +11,11 @@ from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.dead_letters import DeadLetter
 from services.gateway.app.hub import Fetching, Progress
-from services.gateway.jobs.model import (
-    Annotation,
-    Attempt,
-    ControlImage,
-    ControlSource,
-    Failure,
-    Generation,
-    Job,
-    Paint,
-    Task,
-    TaskState,
-)
-from services.gateway.jobs.workers import Annotator, Model, WorkerStatus
-from services.gateway.wire import painting, parameters
-from services.gateway.wire.blobs import blob, picture_of
+from services.gateway.jobs.catalog import Catalog
+from services.gateway.jobs.model import Attempt, ControlImage, Failure, Job, Task, TaskState
+from services.gateway.jobs.workers import ANNOTATOR, RAM, VRAM, Annotator, Model, WorkerStatus
+from services.gateway.wire import stages
+from services.gateway.wire.blobs import blob
 from services.gateway.wire.explanations import estimate
 from services.gateway.wire.workers import worker
 from services.kernel.errors import FanlightError
@@ -33,7 +24,7 @@ from services.kernel.wire_parameters import description
 
 
 def job(value: Job) -> gateway_pb2.Job:
-    return gateway_pb2.Job(
+    message = gateway_pb2.Job(
         name=value.name,
         state=gateway_pb2.Job.State.Value(f"STATE_{value.state.upper()}"),
         revision=value.revision,
@@ -46,13 +37,13 @@ def job(value: Job) -> gateway_pb2.Job:
         control_images=_control_images(value),
         tasks=[_task(task) for task in value.tasks],
         failure=_failure(value.failure),
-        generation=_generation(value.work) if isinstance(value.work, Generation) else None,
-        annotation=_annotation(value.work) if isinstance(value.work, Annotation) else None,
         tenant=value.tenant,
         deadline_time=moment(value.deadline_s),
         webhook_url=value.webhook_url,
         redrives=value.redrives,
     )
+    stages.show(value.asked, message)
+    return message
 
 
 def results(values: Iterable[Job | FanlightError]) -> gateway_pb2.CreateJobsResponse:
@@ -129,15 +120,15 @@ def moment(time_s: float) -> timestamp_pb2.Timestamp | None:
 
 
 def _images(value: Job) -> Iterator[gateway_pb2.Image]:
-    if isinstance(value.work, Annotation):
-        yield from (_control_as_image(image) for image in value.control_images if image.blob)
-        return
+    """What was asked for, as far as it is there."""
+    if not value.tasks:
+        yield from (_cached_image(image) for image in value.control_images if image.blob)
     for task in value.tasks:
-        if isinstance(task.work, Paint) and task.state is TaskState.SUCCEEDED:
+        if task.stage == value.asked.stage and task.state is TaskState.SUCCEEDED:
             for output in task.outputs:
                 yield gateway_pb2.Image(
                     blob=blob(output.blob),
-                    seed=task.work.seed if output.seed is None else output.seed,
+                    seed=output.seed,
                     width_px=output.width_px,
                     height_px=output.height_px,
                     task=task.number,
@@ -146,16 +137,21 @@ def _images(value: Job) -> Iterator[gateway_pb2.Image]:
                 )
 
 
-def _control_as_image(image: ControlImage) -> gateway_pb2.Image:
+def _cached_image(image: ControlImage) -> gateway_pb2.Image:
     assert image.blob is not None
-    return gateway_pb2.Image(blob=blob(image.blob), width_px=image.width_px, height_px=image.height_px, task=image.task)
+    return gateway_pb2.Image(blob=blob(image.blob), width_px=image.width_px, height_px=image.height_px)
 
 
 def _control_images(value: Job) -> Iterator[gateway_pb2.ControlImage]:
-    if isinstance(value.work, Generation):
-        for image in value.control_images:
-            if image.blob is not None:
-                yield gateway_pb2.ControlImage(blob=blob(image.blob), annotator=image.annotator, cached=image.cached)
+    """Those that are there; not what was asked for itself."""
+    for image in value.control_images:
+        task = value.task(image.task)
+        if not value.tasks or (task is not None and task.stage == value.asked.stage):
+            continue
+        made = value.made_by(image.task)
+        found = made.blob if made else image.blob
+        if found is not None:
+            yield gateway_pb2.ControlImage(blob=blob(found), annotator=image.annotator, cached=image.cached)
 
 
 def _task(task: Task) -> gateway_pb2.Task:
@@ -176,6 +172,7 @@ def _task(task: Task) -> gateway_pb2.Task:
         end_time=moment(task.end_time_s),
         not_before_time=moment(task.not_before_s),
         failed_attempts=[_attempt(each) for each in task.attempts],
+        inputs=[gateway_pb2.TaskInput(field=each.field, task=each.task) for each in task.inputs if each.task],
     )
 
 
@@ -183,58 +180,36 @@ def _failure(value: Failure | None) -> common_pb2.Failure | None:
     return common_pb2.Failure(reason=value.reason, message=value.message, field=value.field) if value else None
 
 
-def _generation(value: Generation) -> gateway_pb2.Generation:
-    message = gateway_pb2.Generation(
-        model=value.model,
-        pipeline=value.pipeline,
-        prompt=value.prompt,
-        negative_prompt=value.negative_prompt,
-        width_px=value.width_px,
-        height_px=value.height_px,
-        steps=value.steps,
-        guidance_scale=value.guidance_scale,
-        scheduler=value.scheduler,
-        seed=value.seed,
-        count=value.count,
-        controls=[_control(control) for control in value.controls],
-        preview_every_steps=value.preview_every_steps,
-        image=picture_of(value.image),
-        mask=picture_of(value.mask),
-    )
-    painting.fill(message, value.options)
-    return message
+class Fleet(Protocol):
+    """What lists are made of; `app.workers.Workers` is one."""
+
+    def catalog(self) -> Catalog: ...
+    def residency_of(self, kind: str, name: str) -> int: ...
 
 
-def _control(value: ControlSource) -> gateway_pb2.ControlSource:
-    return gateway_pb2.ControlSource(
-        picture=picture_of(value.picture),
-        annotator=value.annotator,
-        parameters=parameters.struct_of(value.parameters) if value.annotator else None,
-        controlnet=value.controlnet,
-        scale=value.scale,
-        start=value.start,
-        end=value.end,
+def annotators(fleet: Fleet) -> gateway_pb2.ListAnnotatorsResponse:
+    known = fleet.catalog().annotators.values()
+    return gateway_pb2.ListAnnotatorsResponse(
+        annotators=[annotator(each, fleet.residency_of(ANNOTATOR, each.id)) for each in known]
     )
 
 
-def _annotation(value: Annotation) -> gateway_pb2.Annotation:
-    return gateway_pb2.Annotation(
-        annotator=value.annotator,
-        picture=common_pb2.Picture(blob=blob(value.picture)),
-        parameters=parameters.struct_of(value.parameters),
-        width_px=value.width_px,
-        height_px=value.height_px,
+def models(fleet: Fleet) -> gateway_pb2.ListModelsResponse:
+    known = fleet.catalog().models.values()
+    return gateway_pb2.ListModelsResponse(
+        models=[model(each, fleet.residency_of(each.kind, each.id)) for each in known]
     )
 
 
-def annotator(value: Annotator) -> preprocessor_pb2.Annotator:
+def annotator(value: Annotator, residency: int = 0) -> preprocessor_pb2.Annotator:
+    """`residency`: the best place that a worker holds it in; 0 where that is not said, as among capabilities."""
     return preprocessor_pb2.Annotator(
         id=value.id,
         description=value.description,
         parameters=[description(each) for each in value.parameters],
         deterministic=value.deterministic,
         weight_bytes=value.weight_bytes,
-        loaded=value.loaded,
+        loaded=not value.weight_bytes or residency in (RAM, VRAM),
         controlnets=value.controlnets,
         version=value.version,
         device=value.device,
@@ -243,12 +218,13 @@ def annotator(value: Annotator) -> preprocessor_pb2.Annotator:
     )
 
 
-def model(value: Model) -> diffusion_pb2.Model:
+def model(value: Model, residency: int = 0) -> diffusion_pb2.Model:
+    """`residency`: as for `annotator`."""
     return diffusion_pb2.Model(
         id=value.id,
         kind=value.kind,
         is_default=value.is_default,
-        residency=diffusion_pb2.Model.Residency.ValueType(value.residency),
+        residency=diffusion_pb2.Model.Residency.ValueType(residency),
         size_bytes=value.size_bytes,
         licence=value.licence,
         pipelines=value.pipelines,
@@ -258,6 +234,7 @@ def model(value: Model) -> diffusion_pb2.Model:
         family=value.family,
         schedulers=value.schedulers,
         aliases=value.aliases,
+        text_encoder_layers=value.text_encoder_layers,
     )
 
 

@@ -10,6 +10,6 @@ def blob(value: BlobInfo) -> common_pb2.Blob:
     )
 
 
-def picture_of(info: BlobInfo | None) -> common_pb2.Picture | None:
-    """A kept picture by its digest."""
-    return common_pb2.Picture(blob=blob(info)) if info else None
+def picture_of(info: BlobInfo) -> common_pb2.Picture:
+    """A kept image by its digest."""
+    return common_pb2.Picture(blob=blob(info))

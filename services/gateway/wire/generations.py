@@ -1,180 +1,268 @@
-"""A generation as a client asks for it: its fields checked, model, pipeline and ControlNets resolved."""
+"""A generation as a client asks for it: checked, names resolved, one task for each control image and each image."""
 
-import re
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.app.new_job import NewControl, NewGeneration, Picture
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.jobs.workers import Catalog, Model
-from services.gateway.wire import fields, painting, parameters
-from services.gateway.wire.catalog import annotator_of, checkpoint_of, controlnet_of, names, require_stage
-from services.gateway.wire.pictures import picture
+from fanlight.contract import generation, schedulers
+from fanlight.contract.images import image_at
+from fanlight.contract.limits import EMBEDDINGS_LIMIT
+from fanlight.contract.needs import Needs, needs_of
+from fanlight.contract.prompt import loras_in, with_loras_renamed, words_in
+from fanlight.contract.sizes import check_size, size_step_px
+from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
+from services.gateway.app.new_job import SourceImage
+from services.gateway.jobs.model import DIFFUSION, ControlImage, Facts, Input, StageRequest
+from services.gateway.jobs.plan import NewTask, Plan
+from services.gateway.jobs.workers import EMBEDDING, LORA, VAE, Annotator, Model
+from services.gateway.wire import annotations
+from services.gateway.wire.blobs import picture_of
+from services.gateway.wire.catalog import checkpoint_of, controlnet_of, model_of, models_for, require_stage
+from services.gateway.wire.images import source_images
+from services.gateway.wire.needs import Fleet, amounts_of, facts_of, names_of, newer_fields, require, within
+from services.kernel.blobs import BlobInfo
 from services.kernel.errors import InvalidField, NotFound
 
-PROMPT_LIMIT_BYTES = 32_000
-NAME_LIMIT_BYTES = 512
-STEPS_LIMIT = 150
-COUNT_LIMIT = 32
-CONTROLS_LIMIT = 8
-GUIDANCE_LIMIT = 30.0
-SCALE_LIMIT = 2.0
-MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
-# For a model that does not say.
-SIZE_STEP_PX = 8
-
-# By whether there is an image to start from, a mask, and a control.
-_PIPELINES = {
-    (False, False, False): "text2img",
-    (False, False, True): "controlnet",
-    (True, False, False): "img2img",
-    (True, False, True): "controlnet_img2img",
-    (True, True, False): "inpaint",
-    (True, True, True): "controlnet_inpaint",
-}
-
-# A scheduler by its class name in diffusers, which the worker knows or not.
-_CLASS_NAME = re.compile(r"[A-Z][A-Za-z0-9]{0,80}Scheduler")
+FIELD = "generation"
 
 
-def new_generation(message: gateway_pb2.Generation, catalog: Catalog) -> NewGeneration:
-    require_stage(catalog, DIFFUSION)
-    fields.text(message.model, NAME_LIMIT_BYTES, field="generation.model")
-    model = checkpoint_of(catalog, message.model, field="generation.model")
-    width_px, height_px = _size(message, model)
-    fields.text(message.prompt, PROMPT_LIMIT_BYTES, field="generation.prompt")
-    fields.whole(message.preview_every_steps, 0, STEPS_LIMIT, field="generation.preview_every_steps")
-    options = painting.options(message, catalog, model)
-    return NewGeneration(
-        model=model.id,
-        pipeline=_pipeline(message, model),
-        prompt=painting.prompt_of(message, catalog, model),
-        negative_prompt=fields.text(message.negative_prompt, PROMPT_LIMIT_BYTES, field="generation.negative_prompt"),
-        width_px=width_px,
-        height_px=height_px,
-        steps=_steps(message),
-        guidance_scale=_guidance(message),
-        scheduler=_scheduler(message.scheduler, model),
-        seed=message.seed if message.HasField("seed") else None,
-        count=fields.whole(message.count, 1, COUNT_LIMIT, field="generation.count") if message.HasField("count") else 1,
-        controls=_controls(message, catalog, model),
-        preview_every_steps=message.preview_every_steps,
-        image=_start(message, "image"),
-        mask=_start(message, "mask"),
-        options=options,
-        words=painting.words(message, options.embeddings, catalog, model),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Annotation:
+    """How a control's image is made from its photo, which is not in it yet."""
+
+    control: int
+    request: preprocessor_pb2.AnnotateRequest
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDraft:
+    # With everything filled in that depends on the fleet.
+    request: diffusion_pb2.GenerateRequest
+    facts: Facts
+    annotations: Sequence[_Annotation]
+    images: Sequence[SourceImage]
+
+    @property
+    def tasks_limit(self) -> int:
+        return len(self.annotations) + generation.count_of(self.request)
+
+    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
+        """Annotations first, each distinct one once; then an image a task."""
+        asked = _copy(self.request)
+        for field, blob in kept.items():
+            image_at(asked, field.removeprefix(f"{FIELD}.")).CopyFrom(picture_of(blob))
+        # Control images are made at the size of what they condition: thin lines do not survive being scaled later.
+        made = {
+            each.control: annotations.stage_request(each.request, asked.controls[each.control].image, each.facts)
+            for each in self.annotations
+        }
+        makers = tuple(dict.fromkeys(made.values()))
+        numbers = {control: makers.index(maker) + 1 for control, maker in made.items()}
+        inputs = tuple(Input(field=_image_of(control), task=number) for control, number in numbers.items())
+        requests = [_stage_request(asked, self.facts), *makers]
+        if inputs:
+            requests.append(_stage_request(_with_made_images(asked, numbers), self.facts))
+        work = len(requests) - 1 if inputs else 0
+        images = [
+            NewTask(request=work, patch=patch.SerializeToString(deterministic=True), inputs=inputs)
+            for patch in generation.split(asked, draw)
+        ]
+        return Plan(
+            requests=tuple(requests),
+            tasks=(*(NewTask(request=place) for place in range(1, len(makers) + 1)), *images),
+            control_images=tuple(_control_images(asked, numbers, kept)),
+            blobs=tuple(dict.fromkeys(kept.values())),
+        )
+
+
+def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDraft:
+    """InvalidField, NotFound, TooLarge and FailedPrecondition name the field; Unavailable without any worker."""
+    with within(FIELD):
+        generation.check(message)
+        request = _resolved(message, fleet)
+        by_control = _annotators(request, fleet)
+        _resolve_controlnets(request, by_control, fleet)
+        generation.check_resolved(request)
+        newer = newer_fields(message)
+        for word in _words(request, newer, fleet):
+            request.embeddings.append(word)
+        needs = _joined(needs_of(request), newer)
+        require(fleet, needs)
+        annotated = [_annotation(request, index, annotator, fleet) for index, annotator in by_control.items()]
+    return GenerationDraft(
+        request=request,
+        facts=_facts(request, needs, fleet),
+        annotations=annotated,
+        images=source_images(message, FIELD),
     )
 
 
-def _start(message: gateway_pb2.Generation, name: Literal["image", "mask"]) -> Picture | None:
-    return picture(getattr(message, name), field=f"generation.{name}") if message.HasField(name) else None
+def _copy(message: diffusion_pb2.GenerateRequest) -> diffusion_pb2.GenerateRequest:
+    copy = diffusion_pb2.GenerateRequest()
+    copy.CopyFrom(message)
+    return copy
 
 
-def _size(message: gateway_pb2.Generation, model: Model) -> tuple[int, int]:
-    """The model's own where none is asked for; both 0 where the model does not say, and where the image tells."""
-    width_px, height_px = message.width_px, message.height_px
-    if not width_px and not height_px:
-        return (0, 0) if message.HasField("image") else (model.width_px, model.height_px)
-    step_px = model.size_step_px or SIZE_STEP_PX
-    for name, side_px in (("width_px", width_px), ("height_px", height_px)):
-        field = f"generation.{name}"
-        if not side_px:
-            raise InvalidField("is missing: give both sides or none", field=field)
-        if not MIN_SIDE_PX <= side_px <= MAX_SIDE_PX or side_px % step_px:
-            raise InvalidField(
-                f"is {side_px}; must be {MIN_SIDE_PX} to {MAX_SIDE_PX} and a multiple of {step_px}", field=field
-            )
-    return width_px, height_px
+def _joined(first: Needs, second: Needs) -> Needs:
+    return Needs(offers=(*first.offers, *second.offers), amounts=(*first.amounts, *second.amounts))
 
 
-def _steps(message: gateway_pb2.Generation) -> int | None:
-    if not message.HasField("steps"):
-        return None
-    return fields.whole(message.steps, 1, STEPS_LIMIT, field="generation.steps")
+def _model(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> Model:
+    return checkpoint_of(fleet.catalog(), request.model, field="model")
 
 
-def _guidance(message: gateway_pb2.Generation) -> float | None:
-    if not message.HasField("guidance_scale"):
-        return None
-    return fields.number(message.guidance_scale, 0.0, GUIDANCE_LIMIT, field="generation.guidance_scale")
-
-
-def _pipeline(message: gateway_pb2.Generation, model: Model) -> str:
-    has = (message.HasField("image"), message.HasField("mask"), bool(message.controls))
-    if has[1] and not has[0]:
-        raise InvalidField("is missing, and there is a mask for it", field="generation.image")
-    pipeline = message.pipeline or _PIPELINES[has]
-    known = model.pipelines or tuple(_PIPELINES.values())
-    if pipeline not in known:
-        raise NotFound(
-            f"{model.id} has no pipeline {pipeline[:80]!r}; it has {', '.join(known)}", field="generation.pipeline"
+def _resolved(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> diffusion_pb2.GenerateRequest:
+    """With models by their ids, the scheduler by its short name, pipeline and size filled in."""
+    catalog = fleet.catalog()
+    require_stage(catalog, DIFFUSION)
+    request = _copy(message)
+    model = _model(request, fleet)
+    request.model = model.id
+    request.pipeline = _pipeline(request, model)
+    _resolve_size(request, model)
+    if request.scheduler or request.noise_schedule:
+        request.scheduler, request.noise_schedule = schedulers.resolve(request.scheduler, request.noise_schedule)
+    if loras_in(request.prompt):
+        request.prompt = with_loras_renamed(
+            request.prompt, lambda name: model_of(catalog, LORA, name, model, field="prompt")
         )
-    wanted = next(parts for parts, name in _PIPELINES.items() if name == pipeline)
-    for name, is_there, is_wanted in zip(("image", "mask", "controls"), has, wanted, strict=True):
-        if is_wanted and not is_there:
-            raise InvalidField(f"is missing; the pipeline {pipeline} needs it", field=f"generation.{name}")
-        if is_there and not is_wanted:
-            raise InvalidField(f"{pipeline} takes no {name}; leave the pipeline out", field="generation.pipeline")
+    for i, use in enumerate(request.loras):
+        use.model = model_of(catalog, LORA, use.model, model, field=f"loras[{i}].model")
+    if request.vae:
+        request.vae = model_of(catalog, VAE, request.vae, model, field="vae")
+    request.embeddings[:] = [
+        model_of(catalog, EMBEDDING, name, model, field=f"embeddings[{i}]") for i, name in enumerate(request.embeddings)
+    ]
+    return request
+
+
+def _pipeline(request: diffusion_pb2.GenerateRequest, model: Model) -> str:
+    pipeline = generation.pipeline_of(request)
+    if model.pipelines and pipeline not in model.pipelines:
+        known = ", ".join(model.pipelines)
+        raise NotFound(f"{model.id} has no pipeline {pipeline}; it has {known}", field="pipeline")
     return pipeline
 
 
-def _scheduler(name: str, model: Model) -> str:
-    fields.text(name, NAME_LIMIT_BYTES, field="generation.scheduler")
-    if name and model.schedulers and name not in model.schedulers and not _CLASS_NAME.fullmatch(name):
-        raise NotFound(f"there is no such scheduler; there are {names(model.schedulers)}", field="generation.scheduler")
-    return name
+def _resolve_size(request: diffusion_pb2.GenerateRequest, model: Model) -> None:
+    """The model's own where none is asked for; left open where the model does not say, or an image tells."""
+    if request.width_px or request.height_px:
+        check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
+    elif not request.HasField("image"):
+        request.width_px, request.height_px = model.width_px, model.height_px
 
 
-def _controls(message: gateway_pb2.Generation, catalog: Catalog, model: Model) -> tuple[NewControl, ...]:
-    if len(message.controls) > CONTROLS_LIMIT:
+def _annotators(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> dict[int, Annotator]:
+    """Of the controls that have one, by their places."""
+    return {
+        index: annotations.annotator_for(control.annotator, fleet, field=f"controls[{index}].annotator")
+        for index, control in enumerate(request.controls)
+        if control.annotator
+    }
+
+
+def _resolve_controlnets(
+    request: diffusion_pb2.GenerateRequest, annotators: Mapping[int, Annotator], fleet: Fleet
+) -> None:
+    catalog, model = fleet.catalog(), _model(request, fleet)
+    for index, control in enumerate(request.controls):
+        field = f"controls[{index}].controlnet"
+        control.controlnet = controlnet_of(catalog, control.controlnet, annotators.get(index), model, field=field)
+
+
+def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -> Sequence[str]:
+    """Embeddings that the prompts name and that are not listed, if some worker has them together with all the rest.
+
+    One that lives, if any can generate it. The others stay words: no image waits for a worker that is away because of a
+    word. InvalidField for too many.
+    """
+    offered = sorted(models_for(fleet.catalog(), EMBEDDING, _model(request, fleet)))
+    named = words_in(f"{request.prompt}\n{request.negative_prompt}", offered)
+    words = [each for each in named if each not in request.embeddings]
+    if words and len(request.embeddings) + len(words) > EMBEDDINGS_LIMIT:
         raise InvalidField(
-            f"has {len(message.controls)} entries; at most {CONTROLS_LIMIT}", field="generation.controls"
+            f"names {len(words)} embeddings, {len(request.embeddings) + len(words)} with those listed;"
+            f" at most {EMBEDDINGS_LIMIT}",
+            field="prompt",
         )
-    return tuple(
-        _control(control, catalog, model, f"generation.controls[{i}]", has_mask=message.HasField("mask"))
-        for i, control in enumerate(message.controls)
+    needs = _joined(needs_of(request), newer)
+    names, amounts = names_of(needs), amounts_of(needs)
+    only_live = bool(words) and fleet.can_any(names, amounts, only_live=True)
+    found = []
+    for word in words:
+        more = names | {f"{EMBEDDING}:{word}"}
+        if fleet.can_any(more, amounts, only_live=only_live):
+            names = more
+            found.append(word)
+    return found
+
+
+def _annotation(request: diffusion_pb2.GenerateRequest, index: int, annotator: Annotator, fleet: Fleet) -> _Annotation:
+    """Fills in the control's parameters too."""
+    control = request.controls[index]
+    message = preprocessor_pb2.AnnotateRequest(
+        annotator=annotator.id,
+        parameters=control.parameters,
+        width_px=request.width_px,
+        height_px=request.height_px,
+    )
+    with within(f"controls[{index}]"):
+        resolved = annotations.resolved(message, annotator)
+        facts = annotations.facts_for(resolved, fleet)
+    control.annotator = annotator.id
+    control.parameters.CopyFrom(resolved.parameters)
+    return _Annotation(control=index, request=resolved, facts=facts)
+
+
+def _facts(request: diffusion_pb2.GenerateRequest, needs: Needs, fleet: Fleet) -> Facts:
+    loras = generation.lora_weights(request)
+    named = [request.model, request.vae, *request.embeddings, *(each.controlnet for each in request.controls), *loras]
+    return facts_of(
+        needs,
+        checkpoint=request.model,
+        family=_model(request, fleet).family,
+        models=frozenset(filter(None, named)),
+        loras=tuple(sorted((name, unet) for name, (unet, _) in loras.items())),
+        width_px=request.width_px,
+        height_px=request.height_px,
+        steps=generation.steps_of(request),
+        guided=generation.is_guided(request),
     )
 
 
-def _control(
-    message: gateway_pb2.ControlSource, catalog: Catalog, model: Model, field: str, *, has_mask: bool
-) -> NewControl:
-    annotator = None
-    given = "{}"
-    if message.annotator:
-        require_stage(catalog, PREPROCESS)
-        annotator = annotator_of(catalog, message.annotator, field=f"{field}.annotator")
-        given = parameters.given(message.parameters, annotator, field=f"{field}.parameters")
-    elif message.parameters.fields:
-        raise InvalidField("are for an annotator, and none is named", field=f"{field}.parameters")
-    start, end = _range(message, field)
-    return NewControl(
-        picture=_control_picture(message, field, is_made=has_mask),
-        annotator=annotator.id if annotator else "",
-        parameters=given,
-        controlnet=controlnet_of(catalog, message.controlnet, annotator, model, field=f"{field}.controlnet"),
-        scale=_scale(message, field),
-        start=start,
-        end=end,
-    )
+def _stage_request(request: diffusion_pb2.GenerateRequest, facts: Facts) -> StageRequest:
+    message = request.SerializeToString(deterministic=True)
+    return StageRequest(stage=DIFFUSION, field=FIELD, message=message, facts=facts)
 
 
-def _control_picture(message: gateway_pb2.ControlSource, field: str, *, is_made: bool) -> Picture | None:
-    """None where the worker makes the control image of the generation's own image and mask."""
-    if is_made and not message.annotator and not message.HasField("picture"):
-        return None
-    return picture(message.picture, field=f"{field}.picture")
+def _image_of(control: int) -> str:
+    return f"controls[{control}].image"
 
 
-def _scale(message: gateway_pb2.ControlSource, field: str) -> float | None:
-    if not message.HasField("scale"):
-        return None
-    return fields.number(message.scale, 0.0, SCALE_LIMIT, field=f"{field}.scale")
+def _with_made_images(
+    asked: diffusion_pb2.GenerateRequest, numbers: Mapping[int, int]
+) -> diffusion_pb2.GenerateRequest:
+    """What a diffusion worker gets: control images in the place of photos, and how they were made."""
+    request = _copy(asked)
+    for index in numbers:
+        control = request.controls[index]
+        control.made_by.annotator = control.annotator
+        control.made_by.parameters.CopyFrom(control.parameters)
+        for name in ("annotator", "parameters", "image"):
+            control.ClearField(name)  # type: ignore[arg-type]
+    return request
 
 
-def _range(message: gateway_pb2.ControlSource, field: str) -> tuple[float | None, float | None]:
-    start = fields.number(message.start, 0.0, 1.0, field=f"{field}.start") if message.HasField("start") else None
-    end = fields.number(message.end, 0.0, 1.0, field=f"{field}.end") if message.HasField("end") else None
-    if (start or 0.0) >= (1.0 if end is None else end):
-        raise InvalidField("must be after start", field=f"{field}.end")
-    return start, end
+def _control_images(
+    asked: diffusion_pb2.GenerateRequest, numbers: Mapping[int, int], kept: Mapping[str, BlobInfo]
+) -> Sequence[ControlImage]:
+    """In the controls' order; none for a control whose image the worker makes."""
+    images = []
+    for index, control in enumerate(asked.controls):
+        blob = kept.get(f"{FIELD}.{_image_of(index)}")
+        if index in numbers:
+            images.append(ControlImage(annotator=control.annotator, task=numbers[index]))
+        elif blob is not None:
+            images.append(ControlImage(annotator=control.made_by.annotator, blob=blob))
+    return images

@@ -1,30 +1,29 @@
 """What clients ask for: protobuf to domain, every field checked."""
 
 import hashlib
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from google.protobuf import timestamp_pb2
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.images import images_of
+from fanlight.contract.limits import (
+    BATCH_JOBS_LIMIT,
+    DEADLINE_LIMIT_S,
+    PRIORITY_LIMIT,
+    REQUEST_ID_CHARACTERS_LIMIT,
+    WEBHOOK_URL_LIMIT_BYTES,
+)
+from fanlight.contract.revision import refuse_unknown_fields
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.filters import Only
-from services.gateway.app.new_job import NewAnnotation, NewJob, NewWork
-from services.gateway.jobs.model import PREPROCESS, JobState
-from services.gateway.jobs.workers import Catalog
-from services.gateway.wire import fields, parameters
-from services.gateway.wire.catalog import annotator_of, require_stage
-from services.gateway.wire.generations import new_generation
-from services.gateway.wire.pictures import picture
+from services.gateway.app.new_job import NewJob
+from services.gateway.jobs.model import JobState
+from services.gateway.wire import fields
+from services.gateway.wire.needs import Fleet
+from services.gateway.wire.stages import draft_of
 from services.kernel.digests import DEFAULT_SCOPE
 from services.kernel.errors import FanlightError, InvalidField
-
-REQUEST_ID_LIMIT = 128
-PRIORITY_LIMIT = 100
-DEADLINE_LIMIT_S = 30 * 86_400.0
-URL_LIMIT_BYTES = 2_048
-BATCH_LIMIT = 100
-MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
 
 _STATES = {
     gateway_pb2.Job.STATE_QUEUED: JobState.QUEUED,
@@ -35,12 +34,15 @@ _STATES = {
 }
 
 
-def new_job(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewJob:
+def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
     """InvalidField and NotFound name the field; Unavailable when no worker was ever seen for a stage it needs."""
-    if len(request.request_id) > REQUEST_ID_LIMIT:
-        raise InvalidField(f"has {len(request.request_id)} characters; at most {REQUEST_ID_LIMIT}", field="request_id")
+    if len(request.request_id) > REQUEST_ID_CHARACTERS_LIMIT:
+        raise InvalidField(
+            f"has {len(request.request_id)} characters; at most {REQUEST_ID_CHARACTERS_LIMIT}", field="request_id"
+        )
+    _refuse_newer(request)
     return NewJob(
-        work=_work(request, catalog),
+        draft=draft_of(request, fleet),
         content_digest=_content_digest(request),
         request_id=request.request_id,
         priority=fields.whole(request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT, field="priority"),
@@ -50,25 +52,16 @@ def new_job(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewJob:
 
 
 def _content_digest(request: gateway_pb2.CreateJobRequest) -> str:
-    """The same for requests that mean the same: what a request tells of a blob beside its digest is ignored."""
+    """The same for requests that mean the same: what a request says of a blob beside its digest is ignored."""
     plain = gateway_pb2.CreateJobRequest.FromString(request.SerializeToString())
-    for blob in (each.blob for each in _pictures(plain) if each.HasField("blob")):
+    for blob in (image.blob for _, image in images_of(plain) if image.HasField("blob")):
         blob.CopyFrom(common_pb2.Blob(scope=blob.scope or DEFAULT_SCOPE, digest=blob.digest))
     return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _pictures(request: gateway_pb2.CreateJobRequest) -> Iterator[common_pb2.Picture]:
-    if request.HasField("annotation"):
-        yield request.annotation.picture
-    elif request.HasField("generation"):
-        generation = request.generation
-        yield from (getattr(generation, name) for name in ("image", "mask") if generation.HasField(name))
-        yield from (control.picture for control in generation.controls if control.HasField("picture"))
-
-
 def _webhook_url(url: str) -> str:
     """What can be told from the address alone; where it leads is looked at when it is called."""
-    fields.text(url, URL_LIMIT_BYTES, field="webhook_url")
+    fields.text(url, WEBHOOK_URL_LIMIT_BYTES, field="webhook_url")
     if not url:
         return ""
     try:
@@ -83,43 +76,24 @@ def _webhook_url(url: str) -> str:
     return url
 
 
-def _work(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewWork:
-    match request.WhichOneof("work"):
-        case "generation":
-            return new_generation(request.generation, catalog)
-        case "annotation":
-            return _annotation(request.annotation, catalog)
-    raise InvalidField("is missing: ask for a generation or an annotation", field="work")
+def _refuse_newer(request: gateway_pb2.CreateJobRequest) -> None:
+    """No worker sees the fields of the request itself. Those of what is asked for are the workers' matter."""
+    own = gateway_pb2.CreateJobRequest()
+    own.CopyFrom(request)
+    own.ClearField(request.WhichOneof("work") or "request")
+    refuse_unknown_fields(own)
 
 
-def _annotation(message: gateway_pb2.Annotation, catalog: Catalog) -> NewAnnotation:
-    require_stage(catalog, PREPROCESS)
-    annotator = annotator_of(catalog, message.annotator, field="annotation.annotator")
-    if (message.width_px == 0) != (message.height_px == 0):
-        missing = "height_px" if message.width_px else "width_px"
-        raise InvalidField("is missing: give both sides or none", field=f"annotation.{missing}")
-    if message.width_px:
-        fields.whole(message.width_px, MIN_SIDE_PX, MAX_SIDE_PX, field="annotation.width_px")
-        fields.whole(message.height_px, MIN_SIDE_PX, MAX_SIDE_PX, field="annotation.height_px")
-    return NewAnnotation(
-        picture=picture(message.picture, field="annotation.picture"),
-        annotator=annotator.id,
-        parameters=parameters.given(message.parameters, annotator, field="annotation.parameters"),
-        width_px=message.width_px,
-        height_px=message.height_px,
-    )
-
-
-def new_jobs(request: gateway_pb2.CreateJobsRequest, catalog: Catalog) -> list[NewJob | FanlightError]:
+def new_jobs(request: gateway_pb2.CreateJobsRequest, fleet: Fleet) -> list[NewJob | FanlightError]:
     """Each for itself, or why it cannot be. InvalidField for none or too many."""
-    if not 1 <= len(request.requests) <= BATCH_LIMIT:
-        raise InvalidField(f"has {len(request.requests)} entries; must be 1 to {BATCH_LIMIT}", field="requests")
-    return [_new_or_refused(each, catalog) for each in request.requests]
+    if not 1 <= len(request.requests) <= BATCH_JOBS_LIMIT:
+        raise InvalidField(f"has {len(request.requests)} entries; must be 1 to {BATCH_JOBS_LIMIT}", field="requests")
+    return [_new_or_refused(each, fleet) for each in request.requests]
 
 
-def _new_or_refused(request: gateway_pb2.CreateJobRequest, catalog: Catalog) -> NewJob | FanlightError:
+def _new_or_refused(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob | FanlightError:
     try:
-        return new_job(request, catalog)
+        return new_job(request, fleet)
     except FanlightError as error:
         return error
 

@@ -4,27 +4,14 @@ import math
 from collections.abc import Sequence
 
 from fanlight.common.v1 import common_pb2
-from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.app.hub import Fetching, Progress
 from services.gateway.app.polls import LeasedTask, Poll, PollAnswer, WantedModel
 from services.gateway.app.queue import Made, Renewal, Renewed
 from services.gateway.jobs.machine import Standing
-from services.gateway.jobs.model import (
-    Annotation,
-    ControlImage,
-    ControlSource,
-    Failure,
-    Fault,
-    Generation,
-    Job,
-    Paint,
-    Span,
-    task_name,
-)
-from services.gateway.wire import fields, painting, parameters
-from services.gateway.wire.blobs import blob, picture_of
+from services.gateway.jobs.model import Failure, Fault, Span, task_name
+from services.gateway.wire import fields
+from services.gateway.wire.stages import request_for
 from services.gateway.wire.workers import capabilities, polling_worker
 from services.kernel.digests import parse_digest, parse_scope
 from services.kernel.errors import InvalidField
@@ -92,54 +79,7 @@ def _leased(leased: LeasedTask) -> queue_pb2.LeasedTask:
         attempt=task.leases,
         alone=task.alone,
         scope=job.tenant,
-        annotate=_annotate(task.work) if isinstance(task.work, Annotation) else None,
-        generate=_generate(job, task.work) if isinstance(task.work, Paint) else None,
-    )
-
-
-def _annotate(work: Annotation) -> preprocessor_pb2.AnnotateRequest:
-    return preprocessor_pb2.AnnotateRequest(
-        annotator=work.annotator,
-        picture=common_pb2.Picture(blob=blob(work.picture)),
-        parameters=parameters.struct_of(work.parameters),
-        width_px=work.width_px,
-        height_px=work.height_px,
-    )
-
-
-def _generate(job: Job, paint: Paint) -> diffusion_pb2.GenerateRequest:
-    work = job.work
-    assert isinstance(work, Generation)
-    request = diffusion_pb2.GenerateRequest(
-        model=work.model,
-        pipeline=work.pipeline,
-        prompt=work.prompt,
-        negative_prompt=work.negative_prompt,
-        width_px=work.width_px,
-        height_px=work.height_px,
-        steps=work.steps,
-        guidance_scale=work.guidance_scale,
-        scheduler=work.scheduler,
-        seed=paint.seed,
-        controls=[_control(*each) for each in zip(work.controls, job.control_images, strict=True)],
-        preview_every_steps=work.preview_every_steps,
-        image=picture_of(work.image),
-        mask=picture_of(work.mask),
-    )
-    painting.fill(request, work.options)
-    return request
-
-
-def _control(source: ControlSource, image: ControlImage) -> diffusion_pb2.Control:
-    assert not image.is_awaited, "a picture is leased after its control images were made"
-    return diffusion_pb2.Control(
-        controlnet=source.controlnet,
-        image=picture_of(image.blob),
-        scale=source.scale,
-        start=source.start,
-        end=source.end,
-        annotator=source.annotator,
-        annotator_parameters=parameters.struct_of(source.parameters) if source.annotator else None,
+        request=request_for(job, task),
     )
 
 

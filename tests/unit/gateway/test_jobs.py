@@ -7,12 +7,12 @@ import pytest
 from services.gateway.app.callers import OPERATOR
 from services.gateway.app.filters import Only
 from services.gateway.app.hub import Progress
-from services.gateway.app.new_job import Picture
+from services.gateway.app.new_job import SourceImage
 from services.gateway.app.queue import Renewal
 from services.gateway.jobs.model import DIFFUSION, Job, JobState
 from services.kernel.digests import digest_of
 from services.kernel.errors import AlreadyExists, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
-from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation, picture
+from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation, photo, seed_of
 
 
 async def test_a_job_runs_from_picture_to_pictures(fleet: Fleet, annotator: FleetWorker, painter: FleetWorker) -> None:
@@ -36,14 +36,15 @@ async def test_jobs_that_came_later_have_greater_names(fleet: Fleet) -> None:
 
 async def test_seeds_count_up_from_the_one_asked_for(fleet: Fleet) -> None:
     job = await fleet.gateway.jobs.create(generation(3, seed=2**64 - 2))
-    assert [task.work.seed for task in job.tasks] == [2**64 - 2, 2**64 - 1, 0]
+    assert [seed_of(task) for task in job.tasks] == [2**64 - 2, 2**64 - 1, 0]
 
 
 async def test_seeds_nobody_asked_for_are_short_and_differ_between_jobs(fleet: Fleet) -> None:
     first = await fleet.gateway.jobs.create(generation())
     second = await fleet.gateway.jobs.create(generation())
-    assert first.tasks[0].work.seed != second.tasks[0].work.seed
-    assert max(first.tasks[0].work.seed, second.tasks[0].work.seed) < 2**32
+    seeds = [seed_of(job.tasks[0]) for job in (first, second)]
+    assert seeds[0] != seeds[1]
+    assert max(seeds) < 2**32
 
 
 async def test_the_same_request_id_gives_the_first_job(fleet: Fleet) -> None:
@@ -75,16 +76,16 @@ async def test_a_request_whose_gateway_died_before_the_job_was_made_gets_its_job
 
 
 async def test_what_is_no_picture_is_refused_by_its_field(fleet: Fleet) -> None:
-    bad = Picture(field="generation.controls[0].picture", data=b"<html>")
+    bad = SourceImage(field="generation.controls[0].image", data=b"<html>")
     with pytest.raises(InvalidField) as refused:
-        await fleet.gateway.jobs._work._pictures.keep(bad, OPERATOR)
+        await fleet.gateway.jobs._planner._images.keep(bad, OPERATOR)
     assert refused.value.field == bad.field
 
 
 async def test_a_digest_that_is_not_there_is_named(fleet: Fleet) -> None:
-    missing = Picture(field="annotation.picture", digest=digest_of(b"nothing"))
+    missing = SourceImage(field="annotation.picture", digest=digest_of(b"nothing"))
     with pytest.raises(NotFound) as refused:
-        await fleet.gateway.jobs._work._pictures.keep(missing, OPERATOR)
+        await fleet.gateway.jobs._planner._images.keep(missing, OPERATOR)
     assert refused.value.field == "annotation.picture.blob.digest"
 
 
@@ -238,11 +239,11 @@ async def test_an_annotation_is_a_job_too(fleet: Fleet, annotator: FleetWorker) 
     await annotator.work()
     done = await fleet.get(job)
     assert done.state is JobState.SUCCEEDED
-    assert done.control_images[0].blob is not None
+    assert done.made_by(done.control_images[0].task) is not None
 
 
-def test_a_picture_does_not_show_its_bytes() -> None:
-    assert "PNG" not in repr(picture())
+def test_an_image_does_not_show_its_bytes() -> None:
+    assert "PNG" not in repr(SourceImage(field="image", data=photo().data))
 
 
 async def test_a_page_token_that_no_page_gave_is_refused() -> None:

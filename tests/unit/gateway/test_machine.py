@@ -8,8 +8,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.gateway.jobs import machine, plan
 from services.gateway.jobs.machine import FAILURES_LIMIT, LOST_LEASES_LIMIT, Standing
 from services.gateway.jobs.model import (
-    Annotation,
-    ControlImage,
     Failure,
     Fault,
     Job,
@@ -19,23 +17,14 @@ from services.gateway.jobs.model import (
     TaskState,
 )
 from services.kernel.errors import Conflict, FailedPrecondition, LeaseLost
-from tests.fakes.jobs import blob, control, generation
+from tests.fakes.jobs import annotation_plan, blob, generation_plan
 
 CRASH = Failure(reason="NODE_FAULT", message="out of memory")
 WRONG = Failure(reason="INVALID_FIELD", message="no such layer", field="model")
 
 
 def job_of(count: int = 1, *annotators: str) -> Job:
-    work = generation(count=count, controls=tuple(control(annotator) for annotator in annotators))
-    return plan.create(
-        job_id="j",
-        request_id="",
-        priority=0,
-        work=work,
-        wanted=plan.wanted_of(work),
-        seeds=range(count),
-        now_s=0.0,
-    )
+    return plan.create(generation_plan(count, *annotators), job_id="j", request_id="", priority=0, now_s=0.0)
 
 
 def leased(job: Job, number: int = 1, token: str = "a", *, node: str = "n", batch_size: int = 1) -> Job:
@@ -73,14 +62,15 @@ def test_pictures_wait_for_the_last_of_their_control_images() -> None:
     assert states(job) == ["succeeded", "queued", "blocked", "blocked"]
     job = completed(leased(job, 2, "b"), 2, "b")
     assert states(job) == ["succeeded", "succeeded", "queued", "queued"]
-    assert [image.blob for image in job.control_images] == [blob("out-1-a"), blob("out-2-b")]
+    made = [job.made_by(image.task) for image in job.control_images]
+    assert [output and output.blob for output in made] == [blob("out-1-a"), blob("out-2-b")]
 
 
 def test_a_job_whose_images_all_exist_has_nothing_to_do() -> None:
-    image = ControlImage(blob=blob("map"), annotator="canny", cached=True)
-    work = Annotation(picture=blob("p"), annotator="canny", parameters="{}")
-    job = plan.create(job_id="j", request_id="", priority=0, work=work, wanted=[image], seeds=[], now_s=5.0)
+    made = {1: Output(blob=blob("map"), width_px=8, height_px=8)}
+    job = plan.create(annotation_plan(), job_id="j", request_id="", priority=0, now_s=5.0, made_before=made)
     assert (job.state, job.end_time_s, job.tasks) == (JobState.SUCCEEDED, 5.0, ())
+    assert [(image.blob, image.cached) for image in job.control_images] == [(blob("map"), True)]
 
 
 def test_a_leased_task_cannot_be_leased_again() -> None:

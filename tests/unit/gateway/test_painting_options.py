@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
+from services.gateway.jobs.painting import loras_in, words_in
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.jobs.model import ControlImage, ControlSource
-from services.gateway.jobs.painting import loras_in, words_in
 from services.gateway.jobs.workers import REMOTE, Capabilities, Model, catalog_of
 from services.gateway.wire import answers, requests, tasks
 from services.kernel.errors import FanlightError, NotFound

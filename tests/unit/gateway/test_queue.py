@@ -285,7 +285,7 @@ async def test_a_control_image_is_made_once(fleet: Fleet, annotator: FleetWorker
 
 @pytest.mark.parametrize(
     "new",
-    [annotation("other"), annotation(parameters='{"low":7}'), annotation(annotator="dream")],
+    [annotation("other"), annotation(low=7), annotation(annotator="dream")],
     ids=["picture", "parameters", "annotator"],
 )
 async def test_another_control_image_is_not_taken_for_it(fleet: Fleet, annotator: FleetWorker, new: object) -> None:

@@ -77,8 +77,8 @@ async def test_a_letter_whose_pictures_are_gone_cannot_be_redriven(
     job = await fleet.gateway.jobs.create(generation(1, control()))
     await annotator.work()
     name = await dead(fleet, painter, job)
-    picture = job.work.controls[0].picture
-    await fleet.blobs.delete(picture.scope, picture.digest)
+    (photo,) = job.blobs
+    await fleet.blobs.delete(photo.scope, photo.digest)
     with pytest.raises(FailedPrecondition):
         await fleet.gateway.redrives.redrive(name, OPERATOR)
 

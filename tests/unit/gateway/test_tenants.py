@@ -1,16 +1,18 @@
 """A tenant is the name that a token carries: it sees its own jobs, blobs and dead letters, and nobody else's."""
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fanlight.common.v1 import common_pb2
+from fanlight.gateway.v1 import gateway_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.callers import OPERATOR, Caller, Callers, callers_of, read_tenants
 from services.gateway.app.filters import Only
-from services.gateway.app.new_job import Picture
 from services.gateway.jobs.machine import FAILURES_LIMIT
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.gateway.wire import requests
 from services.kernel.config import SettingsError
 from services.kernel.errors import InvalidField, NotFound
 from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation
@@ -58,10 +60,10 @@ async def test_pictures_and_results_lie_in_the_tenants_scope(fleet: Fleet) -> No
     annotator = fleet.worker(PREPROCESS)
     await annotator.come()
     job = await fleet.gateway.jobs.create(annotation(), ACME)
-    assert job.work.picture.scope == "acme"
+    assert [blob.scope for blob in job.blobs] == ["acme"]
     await annotator.work()
     done = await fleet.gateway.jobs.get(job.name, ACME)
-    assert done.control_images[0].blob.scope == "acme"
+    assert done.tasks[0].outputs[0].blob.scope == "acme"
 
 
 async def test_a_control_image_of_one_tenant_is_not_given_to_another(fleet: Fleet, painter: FleetWorker) -> None:
@@ -75,14 +77,14 @@ async def test_a_control_image_of_one_tenant_is_not_given_to_another(fleet: Flee
 
 async def test_a_blob_of_another_scope_is_not_found(fleet: Fleet, painter: FleetWorker) -> None:
     written = fleet.blobs.put(b"\x89PNG\r\n\x1a\nsecret", scope="globex")
-    new = annotation()
-    stolen = Picture(field="annotation.picture", scope="globex", digest=written.digest)
+    stolen = preprocessor_pb2.AnnotateRequest(annotator="canny")
     annotator = fleet.worker(PREPROCESS)
     await annotator.come()
     for scope in ("globex", "default"):
-        work = replace(new.work, picture=replace(stolen, scope=scope))
+        stolen.picture.blob.CopyFrom(common_pb2.Blob(scope=scope, digest=written.digest))
+        new = requests.new_job(gateway_pb2.CreateJobRequest(annotation=stolen), fleet.gateway.workers)
         with pytest.raises(NotFound):
-            await fleet.gateway.jobs.create(replace(new, work=work), ACME)
+            await fleet.gateway.jobs.create(new, ACME)
 
 
 async def test_a_worker_that_writes_a_result_into_another_scope_is_refused(fleet: Fleet, painter: FleetWorker) -> None:

@@ -68,9 +68,9 @@ async def test_a_node_that_fails_a_model_twice_is_left_out_of_it_and_comes_back(
     await fleet.gateway.jobs.create(generation())
     assert await broken.lease() == []
     await fleet.gateway.jobs.create(generation(model="other"))
-    assert [task.job.work.model for task in await broken.lease()] == ["other"]
+    assert [task.job.asked.facts.checkpoint for task in await broken.lease()] == ["other"]
     fleet.rest(SKIP_FIRST_S)
-    assert [task.job.work.model for task in await broken.lease()] == ["starter"]
+    assert [task.job.asked.facts.checkpoint for task in await broken.lease()] == ["starter"]
 
 
 def test_each_further_failure_doubles_the_time_and_each_success_takes_one_back() -> None:

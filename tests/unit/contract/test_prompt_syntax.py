@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.diffusion.prompt.syntax import LESS, MORE, LoraTag, read_prompt
-from services.kernel.errors import InvalidField
+from fanlight.contract.prompt import LESS, MORE, LoraTag, read_prompt
+from fanlight.errors import InvalidField
 
 
 def _read(text):

@@ -1,0 +1,77 @@
+"""A control image as a client asks for it: checked, the annotator resolved, one task."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fanlight.common.v1 import common_pb2
+from fanlight.contract import annotation
+from fanlight.contract.needs import Needs
+from fanlight.preprocessor.v1 import preprocessor_pb2
+from services.gateway.app.new_job import SourceImage
+from services.gateway.jobs.model import PREPROCESS, ControlImage, Facts, StageRequest
+from services.gateway.jobs.plan import NewTask, Plan
+from services.gateway.jobs.workers import Annotator
+from services.gateway.wire.blobs import picture_of
+from services.gateway.wire.catalog import annotator_of, require_stage
+from services.gateway.wire.images import source_images
+from services.gateway.wire.needs import NOTHING, Fleet, facts_of, newer_fields, require, within
+from services.kernel.blobs import BlobInfo
+
+FIELD = "annotation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotationDraft:
+    request: preprocessor_pb2.AnnotateRequest
+    facts: Facts
+    images: Sequence[SourceImage]
+    tasks_limit: int = 1
+
+    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
+        blob = kept[f"{FIELD}.picture"]
+        asked = stage_request(self.request, picture_of(blob), self.facts)
+        image = ControlImage(annotator=self.facts.annotator, task=1)
+        return Plan(requests=(asked,), tasks=(NewTask(request=0),), control_images=(image,), blobs=(blob,))
+
+
+def draft(message: preprocessor_pb2.AnnotateRequest, fleet: Fleet) -> AnnotationDraft:
+    """InvalidField and NotFound name the field; Unavailable when no worker was ever seen for the stage."""
+    with within(FIELD):
+        annotation.check(message)
+        annotator = annotator_for(message.annotator, fleet, field="annotator")
+        request = resolved(message, annotator)
+        facts = facts_for(request, fleet, newer_fields(message))
+    return AnnotationDraft(request=request, facts=facts, images=source_images(message, FIELD))
+
+
+def annotator_for(name: str, fleet: Fleet, *, field: str) -> Annotator:
+    """NotFound and Unavailable as above."""
+    catalog = fleet.catalog()
+    require_stage(catalog, PREPROCESS)
+    return annotator_of(catalog, name, field=field)
+
+
+def resolved(message: preprocessor_pb2.AnnotateRequest, annotator: Annotator) -> preprocessor_pb2.AnnotateRequest:
+    """By the annotator's id, with all of its parameters. InvalidField."""
+    request = preprocessor_pb2.AnnotateRequest()
+    request.CopyFrom(message)
+    request.annotator = annotator.id
+    request.parameters.CopyFrom(annotation.check_parameters(message, annotator.parameters))
+    return request
+
+
+def facts_for(request: preprocessor_pb2.AnnotateRequest, fleet: Fleet, newer: Needs = NOTHING) -> Facts:
+    """What `needs.require` raises."""
+    needs = Needs(offers=((f"annotator:{request.annotator}", "annotator"), *newer.offers), amounts=())
+    require(fleet, needs)
+    return facts_of(needs, annotator=request.annotator)
+
+
+def stage_request(
+    request: preprocessor_pb2.AnnotateRequest, picture: common_pb2.Picture | None, facts: Facts
+) -> StageRequest:
+    whole = preprocessor_pb2.AnnotateRequest()
+    whole.CopyFrom(request)
+    whole.picture.CopyFrom(picture or common_pb2.Picture())
+    message = whole.SerializeToString(deterministic=True)
+    return StageRequest(stage=PREPROCESS, field=FIELD, message=message, facts=facts)

@@ -1,0 +1,23 @@
+"""The images of a request as the app keeps them: bytes, or the digest of a blob. Fetches nothing."""
+
+from google.protobuf.message import Message
+
+from fanlight.common.v1 import common_pb2
+from fanlight.contract.images import data_of, images_of
+from services.gateway.app.new_job import SourceImage
+from services.kernel.digests import parse_digest, parse_scope
+
+
+def source_images(message: Message, field: str) -> tuple[SourceImage, ...]:
+    """Every image of a stage's request, in the order of its fields. InvalidField names the client's field."""
+    return tuple(_source(image, f"{field}.{path}") for path, image in images_of(message))
+
+
+def _source(image: common_pb2.Picture, field: str) -> SourceImage:
+    if image.WhichOneof("source") != "blob":
+        return SourceImage(field=field, data=data_of(image, field))
+    return SourceImage(
+        field=field,
+        scope=parse_scope(image.blob.scope, field=f"{field}.blob.scope"),
+        digest=parse_digest(image.blob.digest, field=f"{field}.blob.digest"),
+    )
