@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameter_values import Parameter
 
 CHECKPOINT = "checkpoint"
 CONTROLNET = "controlnet"

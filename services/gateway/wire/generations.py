@@ -250,7 +250,7 @@ def _with_made_images(
         control.made_by.annotator = control.annotator
         control.made_by.parameters.CopyFrom(control.parameters)
         for name in ("annotator", "parameters", "image"):
-            control.ClearField(name)  # type: ignore[arg-type]
+            control.ClearField(name)
     return request
 
 

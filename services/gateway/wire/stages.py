@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf import any_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from fanlight.contract.images import image_at
 from fanlight.contract.needs import Needs
@@ -124,13 +124,11 @@ def draft_of(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> Draft:
 def _unpacked(packed: any_pb2.Any) -> tuple[Stage, Message]:
     """InvalidField for a message that no stage takes, or that cannot be read."""
     for stage in STAGES.values():
-        if packed.Is(stage.request_type.DESCRIPTOR):
-            message = stage.request_type()
+        if packed.TypeName() == stage.request_type.DESCRIPTOR.full_name:
             try:
-                packed.Unpack(message)
-            except Exception as error:
-                raise InvalidField(f"is no {packed.TypeName()}", field=OTHER) from error
-            return stage, message
+                return stage, stage.request_type.FromString(packed.value)
+            except DecodeError as error:
+                raise InvalidField(f"holds bytes that are no {packed.TypeName()}", field=OTHER) from error
     known = ", ".join(stage.request_type.DESCRIPTOR.full_name for stage in STAGES.values())
     raise InvalidField(f"is a {packed.TypeName()[:80]!r}; the stages take {known}", field=OTHER)
 
