@@ -115,7 +115,8 @@ async def test_two_tasks_that_want_the_same_share_one_download(settings, server,
 
 async def test_who_waits_for_anothers_download_sees_how_it_stands(settings, server, repository):
     path = next(path for path in server.files if path.startswith("/cdn/") and len(server.files[path]) > 2_000_000)
-    server.faults[path] = [Fault(stall_after=500_000)] * 8
+    # The first piece comes and begins the download; the others are held back until the second asker has seen it.
+    server.faults[path] = [Fault(), *[Fault(stall_after=0)] * 20]
     told, has_seen = [], asyncio.Event()
 
     def see(progress):
