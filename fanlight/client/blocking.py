@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, wait
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,9 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from fanlight.client.asynchronous import CONNECT_S, DEFAULT_ADDRESS, GOODBYE_S, TIMEOUT_S, AsyncClient
 from fanlight.gateway.v1.gateway_pb2 import JobEvent
+
+# A signal that arrives just before a wait, or at another thread, does not end the wait: Python handles it afterwards.
+SIGNAL_CHECK_S = 0.25
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -77,7 +81,7 @@ class Client:
 
         future = asyncio.run_coroutine_threadsafe(noted(), self._loop)
         try:
-            return future.result()
+            return _result(future)
         except KeyboardInterrupt:
             # The call ends too, and has the time to cancel the job that it waits for.
             future.cancel()
@@ -112,3 +116,11 @@ class Client:
     list_workers = _blocking(AsyncClient.list_workers)
     write_blob = _blocking(AsyncClient.write_blob)
     read_blob = _blocking(AsyncClient.read_blob)
+
+
+def _result(future: Future[Answer]) -> Answer:
+    """The result or error. On the main thread no wait is longer than SIGNAL_CHECK_S, so that Ctrl-C ends it."""
+    if threading.current_thread() is threading.main_thread():
+        while not wait([future], SIGNAL_CHECK_S).done:
+            pass
+    return future.result()
