@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from services.gateway.ordering.posts import Post
-from services.gateway.ordering.replication import DAY_S, FAILED_S, REST_S, Replication, Terms
+from services.gateway.ordering.replication import DAY_S, REST_S, Replication, Terms
 from tests.fakes.board import GB, a_view
 
 HALF_S = 100.0

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app import webhooks as module
+from services.gateway.app.records import JOBS
 from services.gateway.app.webhooks import SENDING_LIMIT, WebhookOptions, Webhooks
 from services.gateway.jobs import machine
 from services.gateway.jobs.deliveries import CLAIM_S, DeliveryState
 from services.gateway.jobs.model import Job
-from services.gateway.app.records import JOBS
 from tests.fakes.fleet import CountingBytes, FakeClock, Fleet, generation
 
 MORE = 5

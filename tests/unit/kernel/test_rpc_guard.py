@@ -45,9 +45,7 @@ async def answer_to(address, *metadata):
     """The status that a call with this metadata gets."""
     async with grpc.aio.insecure_channel(address) as channel:
         try:
-            await pb_grpc.PreprocessorServiceStub(channel).Annotate(
-                pb.AnnotateRequest(), metadata=metadata, timeout=10
-            )
+            await pb_grpc.PreprocessorServiceStub(channel).Annotate(pb.AnnotateRequest(), metadata=metadata, timeout=10)
         except grpc.aio.AioRpcError as error:
             return error.code()
     return grpc.StatusCode.OK
