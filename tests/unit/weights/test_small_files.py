@@ -14,7 +14,7 @@ from services.weights.objects import Objects
 from services.weights.pacing import Pacer
 from services.weights.plan import Holdings, make_plan
 from services.weights.selection import Wish
-from services.weights.targets import Limits, Tools
+from services.weights.targets import Limits, Progress, Tally, Tools
 
 BODY = b'{"a": 1}'
 FIRST, SECOND = "https://first/c.json", "https://second/c.json"
@@ -42,6 +42,7 @@ class AsItIs:
 def fetch(tmp_path):
     """Fetch a file of eight bytes from the sites, planned as `values` say; the bytes that are kept."""
     objects = Objects(tmp_path, budget_bytes=0, now_s=lambda: 1.0)
+    told: list[Progress] = []
 
     async def count(size_bytes: int) -> None:
         pass
@@ -61,11 +62,12 @@ def fetch(tmp_path):
                 count=count,
                 chance=random.Random(0),
             )
-            fetching = Fetching(objects=objects, tools=tools, resolver=AsItIs(), report=lambda progress: None)
+            tally = Tally(reference="it", fetch_bytes=plan.fetch_bytes, report=told.append)
+            fetching = Fetching(objects=objects, tools=tools, resolver=AsItIs(), report=tally.tell)
             placed = await fetching.fetch(plan, plan.files[0], wish)
         return [objects.path_of(sha256).read_bytes() for _, sha256 in placed.links]
 
-    start.objects = objects
+    start.objects, start.told = objects, told
     return start
 
 
@@ -100,3 +102,19 @@ async def test_a_source_with_a_file_of_another_length_is_left_for_the_next(fetch
 async def test_bytes_of_the_right_length_and_another_digest_are_refused(fetch):
     with pytest.raises(WrongBytes, match=r"c\.json: sha256 is"):
         await fetch(Web(first=(BODY[::-1], 8)), FIRST, sha256=hashlib.sha256(BODY).hexdigest())
+
+
+async def test_a_small_file_counts_in_what_is_told_of_the_whole(fetch):
+    await fetch(Web(first=(BODY, 8)), FIRST)
+    (last,) = fetch.told
+    assert (last.path, last.done_bytes, last.total_bytes, last.source) == ("c.json", 8, 8, "first")
+    assert (last.whole.done_bytes, last.whole.total_bytes) == (8, 8)
+
+
+async def test_a_file_that_another_asker_has_fetched_since_the_plan_counts_too(fetch):
+    web, sha256 = Web(first=(BODY, 8)), hashlib.sha256(BODY).hexdigest()
+    for _ in range(2):
+        await fetch(web, FIRST, sha256=sha256)
+    assert web.asked == [FIRST]
+    assert [(each.whole.done_bytes, each.whole.total_bytes) for each in fetch.told] == [(8, 8), (8, 8)]
+    assert fetch.told[-1].source == "another asker"
