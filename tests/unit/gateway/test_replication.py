@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from services.gateway.ordering.crowds import Crowds
 from services.gateway.ordering.posts import Post
-from services.gateway.ordering.replication import DAY_S, REST_S, Replication, Terms
-from tests.fakes.board import GB, a_view
+from services.gateway.ordering.replication import DAY_S, FAILED_S, REST_S, UNASKED_WORKERS_MIN, Replication, Terms
+from services.gateway.ordering.tasks import WorkerView
+from tests.fakes.board import GB, a_task, a_view, kind_of
 
 HALF_S = 100.0
 # Lone copies are owed nothing for their absence.
@@ -62,3 +64,30 @@ def test_a_workers_budget_for_fetches_ahead_is_full_again_after_a_day() -> None:
     assert post.fetched_bytes == 0
     post.fetched_bytes = 3 * GB
     assert not replication.has_budget(post, "b", 2 * DAY_S - 1.0)
+
+
+def a_crowd(*views: WorkerView) -> tuple[Crowds, list[Post]]:
+    crowds, posts = Crowds(), [Post(view, 0.0) for view in views]
+    for post in posts:
+        crowds.add(post)
+    return crowds, posts
+
+
+def test_only_the_quicker_half_of_a_fleet_fetches_unasked() -> None:
+    views = [
+        a_view(f"w{number}", step_s=0.1 * (number + 1), disk_bytes=100 * GB) for number in range(UNASKED_WORKERS_MIN)
+    ]
+    crowds, posts = a_crowd(*views)
+    found = [Replication().unasked(crowds, post, 0.0) for post in posts]
+    half = UNASKED_WORKERS_MIN // 2
+    assert found[:half] == ["b"] * half
+    assert found[half + 1 :] == [""] * (half - 1)
+
+
+def test_a_worker_that_could_not_fetch_a_small_model_is_not_asked_for_it_again_for_a_while() -> None:
+    crowds, (quick, slow) = a_crowd(a_view("quick", step_s=0.1), a_view("slow", step_s=0.3))
+    task = a_task("t", kind=kind_of("a", "l"))
+    assert Replication().small_target(crowds, task, "l", 0.0) is quick
+    quick.failed["l"] = 0.0
+    assert Replication().small_target(crowds, task, "l", FAILED_S - 1.0) is slow
+    assert Replication().small_target(crowds, task, "l", FAILED_S) is quick
