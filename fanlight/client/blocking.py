@@ -72,19 +72,35 @@ class Client:
 
     def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         ended = threading.Event()
+        task: asyncio.Task[Answer] | None = None
+        is_left = False
 
         async def noted() -> Answer:
+            nonlocal task
+            task = asyncio.current_task()
             try:
+                if is_left:
+                    work.close()
+                    raise asyncio.CancelledError
                 return await work
             finally:
                 ended.set()
 
-        future = asyncio.run_coroutine_threadsafe(noted(), self._loop)
+        def leave() -> None:
+            nonlocal is_left
+            is_left = True
+            if task is not None:
+                task.cancel()
+            else:
+                # Its first step, if it was started at all, comes before this.
+                self._loop.call_soon(ended.set)
+
+        # Starting the work belongs to what may be interrupted: the work runs from then on.
         try:
-            return _result(future)
+            return _result(asyncio.run_coroutine_threadsafe(noted(), self._loop))
         except KeyboardInterrupt:
             # The call ends too, and has the time to cancel the job that it waits for.
-            future.cancel()
+            self._loop.call_soon_threadsafe(leave)
             ended.wait(GOODBYE_S)
             raise
 

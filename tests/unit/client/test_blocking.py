@@ -1,5 +1,6 @@
 """The client for code without an event loop: the same calls, on a loop of its own."""
 
+import asyncio
 import signal
 import threading
 
@@ -91,6 +92,23 @@ def test_ctrl_c_that_does_not_wake_the_waiting_thread_cancels_the_job_too(addres
     signal.signal(signal.SIGTERM, before)
 
     assert is_late == []
+    assert service.jobs["jobs/j1"].state == Job.STATE_CANCELLED
+
+
+def test_ctrl_c_while_the_work_is_being_started_cancels_the_job_too(address, service, monkeypatch):
+    start, has_begun = asyncio.run_coroutine_threadsafe, threading.Event()
+
+    def start_and_be_interrupted(work, loop):
+        start(work, loop)
+        assert has_begun.wait(30)
+        raise KeyboardInterrupt
+
+    with Client(address) as client:
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", start_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.generate("forever", on_event=lambda event: has_begun.set())
+        monkeypatch.undo()
+
     assert service.jobs["jobs/j1"].state == Job.STATE_CANCELLED
 
 
