@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from services.gateway.app.records import Codec
 from services.gateway.jobs.catalog import Catalog, Rank, needs_by_id
-from services.gateway.jobs.workers import Capabilities
+from services.gateway.jobs.workers import Annotator, Capabilities
 from services.gateway.ordering.tasks import Amounts, can_do, limit_of
 from services.gateway.ports import Clock, JobStore
 from services.kernel.errors import AlreadyExists
@@ -51,6 +51,7 @@ class Group:
     offers: frozenset[str]
     limits: Amounts
     needs_by_id: Mapping[str, tuple[str, ...]]
+    annotators: Mapping[str, Annotator]
     # Bytes by model. Those of several families may share an id, and tasks do not say which: the largest counts.
     sizes: Mapping[str, int]
     # Worker id to node; and those of them that live.
@@ -81,6 +82,7 @@ def _group(digest: str, kept: KeptCapabilities, now_s: float) -> Group:
         offers=capabilities.offers,
         limits=capabilities.all_limits,
         needs_by_id=needs_by_id(capabilities),
+        annotators={each.id: each for each in reversed(capabilities.annotators)},
         sizes=sizes,
         unused_since_s=now_s,
     )

@@ -13,7 +13,7 @@ from services.gateway.app.views import Views
 from services.gateway.config import GatewaySettings
 from services.gateway.jobs.catalog import Catalog, held_by
 from services.gateway.jobs.model import Job, task_name
-from services.gateway.jobs.workers import ANNOTATOR, Annotator, Capabilities, Worker, WorkerRecord, WorkerStatus
+from services.gateway.jobs.workers import Annotator, Capabilities, Worker, WorkerRecord, WorkerStatus
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.tasks import Amounts
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
@@ -315,16 +315,14 @@ class Workers:
         self._look_who_lives()
         distinct: dict[tuple[str, str], Annotator] = {}
         for group in self._groups.with_annotator(annotator_id):
-            annotator = group.capabilities.annotator(annotator_id)
+            annotator = group.annotators[annotator_id]
             distinct.setdefault((annotator.version, annotator.device), annotator)
         return list(distinct.values())
 
     def annotator_of(self, worker_id: str, annotator_id: str) -> Annotator | None:
         """The annotator as that worker announced it."""
         known = self._known.get(worker_id)
-        if known is None or f"{ANNOTATOR}:{annotator_id}" not in known.group.offers:
-            return None
-        return known.group.capabilities.annotator(annotator_id)
+        return known.group.annotators.get(annotator_id) if known else None
 
     def model_kind(self, worker_id: str, model_id: str) -> str:
         """Such as `lora`; empty where the worker offers no such model."""

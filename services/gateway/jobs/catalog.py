@@ -5,6 +5,7 @@ announces goes before what only workers announce that are away; then the newest 
 So the same workers give the same catalog, in whatever order they came, and nothing is merged when somebody asks.
 """
 
+import re
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +32,8 @@ from services.gateway.jobs.workers import (
 ModelKey = tuple[str, str, str]
 # Of what workers announced alike: whether all of them are away; the negative time of the first; the digest.
 Rank = tuple[bool, float, str]
+
+_WORD = re.compile(r"\w+")
 
 K = TypeVar("K", str, ModelKey)
 V = TypeVar("V")
@@ -88,6 +91,7 @@ class Catalog:
         self._ids: _Index[ModelKey] = _Index()
         self._plain_ids: _Index[ModelKey] = _Index()
         self._aliases: _Index[ModelKey] = _Index()
+        self._first_words: _Index[ModelKey] = _Index()
         self._defaults: _Index[ModelKey] = _Index()
         self._stages: Counter[str] = Counter()
         self._holdings = _Holdings()
@@ -127,6 +131,15 @@ class Catalog:
             if each and each != ANY and (found := _fitting(index.of(kind, each), family)):
                 return self._models.chosen[found]
         return None
+
+    def mentioned(self, kind: str, text: str, family: str = "") -> list[str]:
+        """Ids of those that fit and may stand in the text, in order; none is missing that `words_in` would find.
+
+        Costs what looking up the text's words costs, whatever the number of models.
+        """
+        words = {"", *_WORD.findall(text.lower())}
+        keys = (key for word in words for key in self._first_words.of(kind, word))
+        return sorted({model_id for _, model_id, own in keys if not family or own in ("", family)})
 
     def fetches_any(self, kind: str) -> bool:
         """Some worker fetches whatever a reference names."""
@@ -186,9 +199,12 @@ class Catalog:
 
     def _names_of(self, model: Model) -> Iterator[tuple[_Index[ModelKey], str]]:
         yield self._ids, model.id
+        if model.id == ANY:
+            return
         yield self._plain_ids, plain_name(model.id)
+        yield self._first_words, next(iter(_WORD.findall(model.id.lower())), "")
         yield from ((self._aliases, alias) for alias in {plain_name(each) for each in model.aliases})
-        if model.is_default and model.id != ANY:
+        if model.is_default:
             yield self._defaults, ""
 
     def count_stage(self, stage: str, by: int) -> None:

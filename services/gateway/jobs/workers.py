@@ -81,10 +81,6 @@ class Capabilities:
         }
         return tuple(sorted((layers | dict(self.limits)).items()))
 
-    def annotator(self, annotator_id: str) -> Annotator:
-        """One that is offered."""
-        return next(annotator for annotator in self.annotators if annotator.id == annotator_id)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:

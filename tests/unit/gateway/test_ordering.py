@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from services.gateway.ordering.board import STICKY_LIMIT_S, Board
+from services.gateway.ordering.crowds import ABLE_LIMIT
 from services.gateway.ordering.estimate import PATCH_S, best_of, estimate, load_s
 from services.gateway.ordering.explain import Verdict, explain
 from services.gateway.ordering.fetches import FETCHES_LIMIT
@@ -375,6 +376,102 @@ def test_explaining_says_when_no_worker_has_all_of_it_together() -> None:
     explained = explain(board, task, 0.0)
     assert explained.place is None
     assert explained.why == "no worker offers all that it needs; 1 comes nearest and lacks lora:l"
+
+
+SMALL_IMAGE, LARGE_IMAGE = replace(A, amounts=(("pixels", 4_096),)), replace(A, amounts=(("pixels", 16_384),))
+
+
+def a_mixed_fleet() -> Board:
+    """One takes small images and is quick, one takes large ones, and one takes any but has too few layers."""
+    return a_board(
+        a_view("small", limits=(("pixels", 4_096),), step_s=0.01),
+        a_view("large", limits=(("images", 1), ("pixels", 16_384))),
+        a_view("odd", limits=(("text_encoder_layers:a", 10),), step_s=1.0),
+    )
+
+
+def test_in_a_fleet_of_unequal_workers_a_task_goes_to_one_that_takes_it() -> None:
+    board = a_mixed_fleet()
+    skipping = replace(LARGE_IMAGE, amounts=(("pixels", 20_000), ("text_encoder_layers:a", 11)))
+    add(
+        board,
+        a_task("large", kind=LARGE_IMAGE),
+        a_task("small", kind=SMALL_IMAGE, rank_s=1.0),
+        a_task("nobody", kind=skipping, rank_s=2.0),
+    )
+    assert got(board, "small", limit=8) == ["small"]
+    assert got(board, "large", limit=8) == ["large"]
+    assert board.planned_at(("nobody", 1)) is None
+    board.seen(a_view("new", limits=(("text_encoder_layers:a", 11),)), 1.0)
+    assert got(board, "new", now_s=1.0) == ["nobody"]
+
+
+def test_a_worker_whose_limits_fall_loses_what_it_takes_no_more() -> None:
+    board = a_board(a_view("first"), a_view("second", step_s=1.0))
+    add(board, a_task("t", kind=LARGE_IMAGE))
+    assert board.planned_at(("t", 1)).view.id == "first"
+    board.seen(a_view("first", limits=(("pixels", 4_096),)), 1.0)
+    assert board.planned_at(("t", 1)).view.id == "second"
+    board.seen(a_view("second", limits=(("pixels", 4_096),)), 2.0)
+    assert board.planned_at(("t", 1)) is None
+    board.seen(a_view("first"), 3.0)
+    assert got(board, "first", now_s=3.0) == ["t"]
+
+
+def test_large_images_at_the_head_of_a_line_hide_no_small_ones_from_a_worker_that_takes_only_those() -> None:
+    board = a_board(a_view("large"))
+    add(board, *(a_task(f"large{i}", kind=LARGE_IMAGE, rank_s=i) for i in range(20)))
+    add(board, a_task("small", kind=SMALL_IMAGE, rank_s=100.0))
+    assert board.planned_at(("small", 1)).view.id == "large"
+    small = a_view("small", limits=(("pixels", 4_096),))
+    board.seen(small, 1.0)
+    board.asks("small", 1.0)
+    assert got(board, "small", now_s=1.0) == ["small"]
+
+
+def test_no_worker_fetches_a_checkpoint_for_images_that_it_does_not_take() -> None:
+    board = a_board(
+        a_view("small", held=frozenset(), limits=(("pixels", 4_096),), step_s=0.01), a_view("large", held=frozenset())
+    )
+    add(board, a_task("t", kind=LARGE_IMAGE))
+    assert board.fetches("small") == []
+    assert [fetch.model for fetch in board.fetches("large")] == ["a"]
+
+
+def test_explaining_says_which_limits_are_too_low() -> None:
+    board = a_mixed_fleet()
+    task = a_task("t", kind=replace(kind_of("c"), amounts=(("pixels", 16_384), ("text_encoder_layers:a", 12))))
+    add(board, task)
+    explained = explain(board, task, 0.0)
+    missing = {each.worker: each.missing for each in explained.workers}
+    assert missing == {
+        "small": ("checkpoint:c", "pixels: takes 4096, 16384 needed"),
+        "large": ("checkpoint:c",),
+        "odd": ("checkpoint:c", "text_encoder_layers:a: takes 10, 12 needed"),
+    }
+    why = {each.worker: each.why for each in explained.workers}["small"]
+    assert why == "it does not offer checkpoint:c; its limits are too low (pixels: takes 4096, 16384 needed)"
+    assert {each.verdict for each in explained.workers} == {Verdict.OFFERS_TOO_LITTLE}
+    board.seen(a_view("small", offers=frozenset({"checkpoint:c"}), limits=(("pixels", 4_096),)), 1.0)
+    board.gone("large", 1.0)
+    board.gone("odd", 1.0)
+    assert "small comes nearest and lacks pixels: takes 4096, 16384 needed" in explain(board, task, 1.0).why
+
+
+def test_what_can_do_a_kind_is_known_of_so_many_kinds() -> None:
+    board = a_board(a_view())
+    for number in range(ABLE_LIMIT + 10):
+        board.crowds.able(replace(A, amounts=(("pixels", number),)))
+    assert len(board.crowds._able) == ABLE_LIMIT
+    assert list(board.crowds.able(A)) == [board.crowds.like(board.post("w"))]
+
+
+def test_of_many_groups_of_workers_some_are_looked_at_and_others_the_next_time() -> None:
+    board = a_board(*(a_view(f"w{i}", limits=(("pixels", 10_000 + i),)) for i in range(30)))
+    looks = [{post.view.id for post in board.crowds.some_able(A, 10)} for _ in range(3)]
+    assert [len(look) for look in looks] == [10, 10, 10]
+    assert len(set.union(*looks)) == 30
+    assert len(list(board.crowds.some_able(replace(A, amounts=(("pixels", 10_025),)), 10))) == 5
 
 
 def test_work_without_a_checkpoint_goes_to_whoever_is_free_first() -> None:
