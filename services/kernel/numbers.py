@@ -1,9 +1,5 @@
-"""Numbers as messages tell them."""
+"""Numbers in messages; see fanlight.contract.fields."""
 
-# Above it digits say less than an exponent.
-DIGITS_BELOW = 1e15
+from fanlight.contract.fields import format_number as told
 
-
-def told(number: float) -> str:
-    """Whole numbers with all of their digits."""
-    return f"{number:.0f}" if float(number).is_integer() and abs(number) < DIGITS_BELOW else f"{number:g}"
+__all__ = ["told"]

@@ -1,0 +1,350 @@
+"""A GenerateRequest, checked once: all that can be said about it without knowing a worker or a model.
+
+The client calls it before it sends anything, the gateway before a job exists, a worker before it decodes an image.
+Fields in errors are relative to the request, such as `controls[0].end`.
+"""
+
+from collections.abc import Callable, Mapping
+
+from fanlight.contract.fields import (
+    check_bytes,
+    check_choice,
+    check_count,
+    check_number,
+    check_whole,
+    format_number,
+)
+from fanlight.contract.images import check_source, images_of
+from fanlight.contract.limits import (
+    CLIP_SKIP_LIMIT,
+    CONTROL_SCALE_LIMIT,
+    CONTROLS_LIMIT,
+    COUNT_LIMIT,
+    DEFAULT_CONTROL_END,
+    DEFAULT_CONTROL_START,
+    DEFAULT_COUNT,
+    DEFAULT_GUIDANCE_SCALE,
+    DEFAULT_IMG2IMG_STRENGTH,
+    DEFAULT_INPAINT_STRENGTH,
+    DEFAULT_LORA_WEIGHT,
+    DEFAULT_STEPS,
+    DRAWN_SEED_LIMIT,
+    EMBEDDINGS_LIMIT,
+    ETA_LIMIT,
+    GUIDANCE_SCALE_LIMIT,
+    LORA_WEIGHT_LIMIT,
+    LORAS_LIMIT,
+    NAME_LIMIT_BYTES,
+    QUALITY_LIMIT,
+    SEED_LIMIT,
+    STEPS_LIMIT,
+)
+from fanlight.contract.parameters import check_struct
+from fanlight.contract.prompt import check_prompt, read_prompt
+from fanlight.contract.schedulers import resolve
+from fanlight.contract.sizes import check_size
+from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest, LoraUse
+from fanlight.errors import FanlightError, InvalidField, NotFound
+
+# By whether there is an image to start from, a mask, and a control.
+_PIPELINES: Mapping[tuple[bool, bool, bool], str] = {
+    (False, False, False): "text2img",
+    (True, False, False): "img2img",
+    (True, True, False): "inpaint",
+    (False, False, True): "controlnet",
+    (True, False, True): "controlnet_img2img",
+    (True, True, True): "controlnet_inpaint",
+}
+PIPELINES = tuple(_PIPELINES.values())
+STARTS_FROM_IMAGE = frozenset(name for (image, _, _), name in _PIPELINES.items() if image)
+HAS_MASK = frozenset(name for (_, mask, _), name in _PIPELINES.items() if mask)
+HAS_CONTROLS = frozenset(name for (_, _, controls), name in _PIPELINES.items() if controls)
+
+RESIZES = ("crop", "stretch", "pad")
+FORMATS = ("png", "webp", "jpeg")
+# Without a safety checker, and what becomes of images that it flags.
+OFF = "off"
+SAFETY_MODES = (OFF, "flag", "blur", "block")
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+# The ControlNet that makes its control image of the request's own image and mask.
+INPAINT_CONTROLNET = "inpaint"
+
+
+def check(request: GenerateRequest) -> None:
+    """InvalidField, NotFound or TooLarge about the first field that no worker could make an image of."""
+    _check_names(request)
+    _check_prompts(request)
+    check_size(request.width_px, request.height_px)
+    _check_numbers(request)
+    _check_choices(request)
+    resolve(request.scheduler, request.noise_schedule)
+    for path, image in images_of(request):
+        check_source(image, path)
+    _check_loras(request)
+    _check_embeddings(request)
+    check_count(len(request.controls), CONTROLS_LIMIT, field="controls")
+    for index, control in enumerate(request.controls):
+        try:
+            _check_control(control, request)
+        except FanlightError as error:
+            raise error.within(f"controls[{index}]") from error
+    _check_pipeline(request)
+    _check_strength(request)
+    _check_variation(request)
+
+
+def check_one_image(request: GenerateRequest) -> None:
+    """What a worker asks of a request beyond `check`: one image, its own images as bytes. InvalidField."""
+    if count_of(request) > 1:
+        raise InvalidField(f"is {request.count}; a worker makes one image a call, the gateway several", field="count")
+    for index, control in enumerate(request.controls):
+        if control.annotator:
+            raise InvalidField(
+                "is for the gateway; a diffusion worker takes the control image itself",
+                field=f"controls[{index}].annotator",
+            )
+    for path, image in images_of(request):
+        if image.WhichOneof("source") in ("blob", "url"):
+            raise InvalidField("must be data here; only the gateway takes a blob or a URL", field=path)
+
+
+def check_resolved(request: GenerateRequest) -> None:
+    """What can be said once ControlNets are named by their ids: which of them need an image. InvalidField."""
+    for index, control in enumerate(request.controls):
+        if not control.HasField("image") and not control.annotator and control.controlnet != INPAINT_CONTROLNET:
+            raise InvalidField(
+                f"is missing; the ControlNet {control.controlnet} conditions on an image",
+                field=f"controls[{index}].image",
+            )
+
+
+def pipeline_of(request: GenerateRequest) -> str:
+    """The pipeline that the request names, or the one of PIPELINES for what it has."""
+    if request.pipeline:
+        return request.pipeline
+    has_mask = request.HasField("mask")
+    return _PIPELINES[has_mask or request.HasField("image"), has_mask, bool(request.controls)]
+
+
+def steps_of(request: GenerateRequest) -> int:
+    """Model steps, 1 to 150."""
+    return request.steps if request.HasField("steps") else DEFAULT_STEPS
+
+
+def guidance_of(request: GenerateRequest) -> float:
+    """Scale of classifier-free guidance, 0 to 30."""
+    return request.guidance_scale if request.HasField("guidance_scale") else DEFAULT_GUIDANCE_SCALE
+
+
+def is_guided(request: GenerateRequest) -> bool:
+    """Whether each step evaluates the UNet for the negative prompt too; a scale of 1 and below means not."""
+    return guidance_of(request) > 1
+
+
+def strength_of(request: GenerateRequest) -> float | None:
+    """How much of the image is replaced, above 0 to 1; None for a pipeline that does not start from an image."""
+    pipeline = pipeline_of(request)
+    if pipeline not in STARTS_FROM_IMAGE:
+        return None
+    if request.HasField("strength"):
+        return request.strength
+    return DEFAULT_INPAINT_STRENGTH if pipeline in HAS_MASK else DEFAULT_IMG2IMG_STRENGTH
+
+
+def count_of(request: GenerateRequest) -> int:
+    """How many images, 1 to 32."""
+    return request.count if request.HasField("count") else DEFAULT_COUNT
+
+
+def lora_weights(request: GenerateRequest) -> dict[str, tuple[float, float]]:
+    """By LoRA, its weights on the UNet and on the text encoders: those of `loras` and of prompt tags, added up.
+
+    Names are compared as they are written. InvalidField for a prompt that cannot be read.
+    """
+    weights: dict[str, tuple[float, float]] = {}
+    listed = [(use.model, *_weights(use)) for use in request.loras]
+    tagged = [(tag.name, tag.unet_weight, tag.text_weight) for tag in read_prompt(request.prompt, "prompt").loras]
+    for name, unet, text in [*listed, *tagged]:
+        others = weights.get(name, (0.0, 0.0))
+        weights[name] = (others[0] + unet, others[1] + text)
+    return weights
+
+
+def split(request: GenerateRequest, draw: Callable[[], int]) -> list[GenerateRequest]:
+    """One small message per image, to be merged over the request: `count` 1, its seed, and its variation seed.
+
+    As in A1111 the seed counts up, or with a variation strength above 0 it stays and the variation seed counts up.
+    `draw` gives a random number of 32 bits, for a seed that is absent.
+    """
+    is_varied = request.variation_strength > 0
+    seed, seed_limit = _first(request, "seed", draw)
+    variation, variation_limit = _first(request, "variation_seed", draw) if is_varied else (0, SEED_LIMIT)
+    patches = []
+    for index in range(count_of(request)):
+        patch = GenerateRequest(count=1, seed=seed if is_varied else (seed + index) % seed_limit)
+        if is_varied:
+            patch.variation_seed = (variation + index) % variation_limit
+        patches.append(patch)
+    return patches
+
+
+def _first(request: GenerateRequest, name: str, draw: Callable[[], int]) -> tuple[int, int]:
+    """The first image's seed, and the number of seeds that it counts up among."""
+    if request.HasField(name):  # type: ignore[arg-type]  # one of two literals
+        return getattr(request, name), SEED_LIMIT
+    return draw() % DRAWN_SEED_LIMIT, DRAWN_SEED_LIMIT
+
+
+def _weights(use: LoraUse) -> tuple[float, float]:
+    unet = use.weight if use.HasField("weight") else DEFAULT_LORA_WEIGHT
+    return unet, use.text_encoder_weight if use.HasField("text_encoder_weight") else unet
+
+
+def _check_names(request: GenerateRequest) -> None:
+    for field in ("model", "vae", "scheduler"):
+        check_bytes(getattr(request, field), NAME_LIMIT_BYTES, field=field)
+
+
+def _check_prompts(request: GenerateRequest) -> None:
+    prompt = check_prompt(request.prompt, "prompt")
+    negative = check_prompt(request.negative_prompt, "negative_prompt")
+    if negative.loras:
+        at = negative.loras[0].at + 1
+        raise InvalidField(f"character {at}: a LoRA belongs in the prompt", field="negative_prompt")
+    for tag in prompt.loras:
+        check_bytes(tag.name, NAME_LIMIT_BYTES, field="prompt")
+    tagged, listed = len(prompt.loras), len(request.loras)
+    if tagged and listed <= LORAS_LIMIT < tagged + listed:
+        raise InvalidField(
+            f"names {tagged} LoRAs, {tagged + listed} with those listed; at most {LORAS_LIMIT} are taken",
+            field="prompt",
+        )
+
+
+def _check_numbers(request: GenerateRequest) -> None:
+    whole = {"steps": STEPS_LIMIT, "clip_skip": CLIP_SKIP_LIMIT, "quality": QUALITY_LIMIT, "count": COUNT_LIMIT}
+    for field, limit in whole.items():
+        if request.HasField(field):  # type: ignore[arg-type]  # names of optional fields
+            check_whole(getattr(request, field), 1, limit, field=field)
+    numbers = {"guidance_scale": GUIDANCE_SCALE_LIMIT, "eta": ETA_LIMIT, "variation_strength": 1.0}
+    for field, most in numbers.items():
+        check_number(getattr(request, field), 0.0, most, field=field)
+    check_whole(request.preview_every_steps, 0, STEPS_LIMIT, field="preview_every_steps")
+
+
+def _check_choices(request: GenerateRequest) -> None:
+    check_choice(request.resize, RESIZES, field="resize")
+    check_choice(request.format, FORMATS, field="format")
+    check_choice(request.safety_checker, SAFETY_MODES, field="safety_checker")
+    check_choice(request.precision, PRECISIONS, field="precision")
+    if request.pipeline and request.pipeline not in PIPELINES:
+        raise NotFound(
+            f"there is no pipeline {request.pipeline[:80]!r}; there are {', '.join(PIPELINES)}", field="pipeline"
+        )
+
+
+def _check_loras(request: GenerateRequest) -> None:
+    check_count(len(request.loras), LORAS_LIMIT, field="loras")
+    for index, use in enumerate(request.loras):
+        _check_named(use.model, "a LoRA", f"loras[{index}].model")
+        for field in ("weight", "text_encoder_weight"):
+            weight = getattr(use, field)
+            check_number(weight, -LORA_WEIGHT_LIMIT, LORA_WEIGHT_LIMIT, field=f"loras[{index}].{field}")
+
+
+def _check_embeddings(request: GenerateRequest) -> None:
+    check_count(len(request.embeddings), EMBEDDINGS_LIMIT, field="embeddings")
+    for index, name in enumerate(request.embeddings):
+        _check_named(name, "an embedding", f"embeddings[{index}]")
+
+
+def _check_named(name: str, what: str, field: str) -> None:
+    if not name:
+        raise InvalidField(f"is empty; name {what}", field=field)
+    check_bytes(name, NAME_LIMIT_BYTES, field=field)
+
+
+def _check_control(control: Control, request: GenerateRequest) -> None:
+    """Fields in errors are relative to the control."""
+    check_bytes(control.controlnet, NAME_LIMIT_BYTES, field="controlnet")
+    check_bytes(control.annotator, NAME_LIMIT_BYTES, field="annotator")
+    if not control.controlnet and not control.annotator:
+        raise InvalidField("is missing, and there is no annotator to choose one for", field="controlnet")
+    check_number(control.scale, 0.0, CONTROL_SCALE_LIMIT, field="scale")
+    _check_range(control)
+    _check_annotator(control)
+    if not control.HasField("image") and not _makes_its_image(control, request):
+        raise InvalidField("is missing; a ControlNet conditions on an image", field="image")
+
+
+def _check_range(control: Control) -> None:
+    check_number(control.start, 0.0, 1.0, field="start")
+    check_number(control.end, 0.0, 1.0, field="end")
+    start = control.start if control.HasField("start") else DEFAULT_CONTROL_START
+    end = control.end if control.HasField("end") else DEFAULT_CONTROL_END
+    if start >= end:
+        field = "end" if control.HasField("end") else "start"
+        order = f"above the start, {format_number(start)}" if field == "end" else f"below the end, {format_number(end)}"
+        raise InvalidField(f"is {format_number(getattr(control, field))}; must be {order}", field=field)
+
+
+def _check_annotator(control: Control) -> None:
+    """What an annotator is to do, or has done."""
+    if not control.annotator and control.parameters.fields:
+        raise InvalidField("are for an annotator, and none is named", field="parameters")
+    check_struct(control.parameters, field="parameters")
+    if control.annotator and control.HasField("made_by"):
+        raise InvalidField("is for an image that was made before; leave it or the annotator out", field="made_by")
+    check_bytes(control.made_by.annotator, NAME_LIMIT_BYTES, field="made_by.annotator")
+    check_struct(control.made_by.parameters, field="made_by.parameters")
+
+
+def _makes_its_image(control: Control, request: GenerateRequest) -> bool:
+    """Whether its control image may be made of the request's image and mask; it may still be called by an alias."""
+    return (
+        INPAINT_CONTROLNET in control.controlnet.lower()
+        and not control.annotator
+        and request.HasField("image")
+        and request.HasField("mask")
+    )
+
+
+def _check_pipeline(request: GenerateRequest) -> None:
+    if request.HasField("mask") and not request.HasField("image"):
+        raise InvalidField("is missing, and there is a mask for it", field="image")
+    pipeline = pipeline_of(request)
+    if pipeline in STARTS_FROM_IMAGE and not request.HasField("image"):
+        raise InvalidField(f"is missing; the pipeline {pipeline} starts from it", field="image")
+    if pipeline in HAS_MASK and not request.HasField("mask"):
+        raise InvalidField(f"is missing; the pipeline {pipeline} replaces what is white in it", field="mask")
+    if pipeline in HAS_CONTROLS and not request.controls:
+        raise InvalidField(f"is missing; the pipeline {pipeline} needs one", field="controls")
+    if pipeline not in HAS_CONTROLS and request.controls:
+        raise InvalidField(f"{pipeline} takes no controls; leave the pipeline out", field="pipeline")
+    # The ControlNet `inpaint` takes both for itself, whatever the pipeline does.
+    if not any(INPAINT_CONTROLNET in control.controlnet.lower() for control in request.controls):
+        for field, pipelines in (("image", STARTS_FROM_IMAGE), ("mask", HAS_MASK)):
+            if pipeline not in pipelines and request.HasField(field):  # type: ignore[arg-type]  # two literals
+                raise InvalidField(f"{pipeline} takes no {field}; leave the pipeline out", field="pipeline")
+
+
+def _check_strength(request: GenerateRequest) -> None:
+    strength = strength_of(request)
+    if strength is None:
+        if request.HasField("strength"):
+            raise InvalidField("is for an image to start from, and there is none", field="strength")
+        return
+    if not 0 < strength <= 1:
+        raise InvalidField(f"is {format_number(strength)}; must be above 0, to 1", field="strength")
+    if int(steps_of(request) * strength) < 1:
+        raise InvalidField(
+            f"is {format_number(strength)}; of {steps_of(request)} steps that leaves none", field="strength"
+        )
+
+
+def _check_variation(request: GenerateRequest) -> None:
+    if request.HasField("variation_seed") and not request.HasField("variation_strength"):
+        raise InvalidField(
+            "is missing, and there is a variation seed, which changes nothing without it", field="variation_strength"
+        )
