@@ -18,7 +18,7 @@ from services.diffusion.pictures.tensors import to_mask, to_vae
 # Above this mean cosine A1111 takes two noises for one.
 _SAME_NOISE_COSINE = 0.9995
 # Columns whose angle has a smaller sine are mixed linearly.
-_SINE_MIN = 1e-4
+_SINE_MIN = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -24,7 +24,9 @@ def read_options(request: diffusion_pb2.GenerateRequest, defaults: Mapping[str, 
 
 
 def is_set(request: diffusion_pb2.GenerateRequest, name: str) -> bool:
-    return request.HasField(name) if _FIELDS[name].has_presence else bool(getattr(request, name))
+    if _FIELDS[name].has_presence:
+        return request.HasField(name)  # type: ignore[arg-type]  # it has that field
+    return bool(getattr(request, name))
 
 
 def _typed(value: object, default: object) -> object:

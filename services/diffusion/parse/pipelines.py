@@ -11,7 +11,7 @@ from services.kernel.errors import InvalidField
 
 def pipelines_of(checkpoint: CheckpointEntry, *, has_controlnets: bool) -> list[Pipeline]:
     """Those that the checkpoint can run."""
-    can: Collection[str] = Pipeline
+    can: Collection[str] = tuple(Pipeline)
     if is_for_inpainting(checkpoint):
         can = contract.HAS_MASK
     elif checkpoint.wants_aesthetic_score:

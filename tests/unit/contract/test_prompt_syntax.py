@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.diffusion.prompt.syntax import LESS, MORE, LoraTag, read_prompt
+from fanlight.contract.prompt import LESS, MORE, LoraTag, read_prompt
 from services.kernel.errors import InvalidField
 
 
