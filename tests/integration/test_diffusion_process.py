@@ -21,7 +21,7 @@ from PIL import Image
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
-from services.kernel.errors import FailedPrecondition, InvalidField, NodeFault, NotFound, ResourceExhausted
+from services.kernel.errors import FailedPrecondition, InvalidField, NodeFault, NotFound, ResourceExhausted, TooLarge
 from services.kernel.wire_errors import from_rpc_error
 from tests.fakes.models import make_tiny_model
 
@@ -128,6 +128,18 @@ async def test_the_effective_request_paints_the_same_picture_again(service):
     assert again["image"][0].data == first["image"][0].data
 
 
+async def test_a_variation_is_in_the_effective_request_and_makes_another_image(service):
+    request = GenerateRequest(prompt="a cat", steps=3, seed=7)
+    plain = await generate(service, request)
+    request.variation_strength = 0.3
+    varied = await generate(service, request)
+    [done] = varied["done"]
+    assert done.effective.HasField("variation_seed")
+    again = await generate(service, done.effective)
+    assert again["image"][0].data == varied["image"][0].data
+    assert np.abs(pixels(varied) - pixels(plain)).max() > 0
+
+
 async def test_a_strict_picture_has_the_same_bits_in_another_process_among_strangers(service, models):
     request = GenerateRequest(prompt="a (cat:1.2)", steps=4, seed=3, scheduler="dpmpp_sde", strict=True)
     first = await generate(service, request)
@@ -178,7 +190,15 @@ async def test_mixed_calls_at_once_give_the_pictures_they_give_alone(service):
         (GenerateRequest(scheduler="nobody"), NotFound, "scheduler"),
         (GenerateRequest(model="damaged"), NodeFault, ""),
         (GenerateRequest(model="pickled"), FailedPrecondition, "model"),
-        (GenerateRequest(prompt="x" * 9000), InvalidField, "prompt"),
+        (GenerateRequest(prompt="猫" * 9000), InvalidField, "prompt"),
+        (GenerateRequest(prompt="x" * 10_001), TooLarge, "prompt"),
+        (GenerateRequest(width_px=2048, height_px=2048), TooLarge, "width_px"),
+        (GenerateRequest(clip_skip=12), FailedPrecondition, "clip_skip"),
+        (GenerateRequest(precision="bfloat16"), FailedPrecondition, "precision"),
+        (GenerateRequest(safety_checker="block"), FailedPrecondition, "safety_checker"),
+        (GenerateRequest(count=2), InvalidField, "count"),
+        # Field 99, which nothing has defined yet.
+        (GenerateRequest.FromString(b"\x98\x06\x01"), InvalidField, "99"),
     ],
 )
 async def test_a_bad_request_is_a_typed_error_and_the_next_one_works(request_, error, field, service):
