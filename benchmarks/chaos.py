@@ -62,7 +62,7 @@ async def send_jobs(client: AsyncClient, number: int, seen: Seen, stop: asyncio.
         while not stop.is_set():
             sent += 1
             count = chance.randint(1, 4)
-            control = Control(picture=PNG + chance.randbytes(500), annotator="cheap", controlnet="cheap")
+            control = Control(image=PNG + chance.randbytes(500), annotator="cheap", controlnet="cheap")
             work = requests.generation("chaos", count=count, controls=[control] if chance.random() < 0.7 else [])
             name = await insist(client, work, f"c{number}-{sent}", seen)
             seen.accepted[name] = count

@@ -72,14 +72,14 @@ class Stopwatch:
 async def show(client: AsyncClient, watch: Stopwatch) -> list[Tile]:
     """The walk itself: annotate, paint from the photo, paint from a drawn outline."""
     annotated = await watch.timed("annotate the photo", client.annotate(ANNOTATOR, PHOTO))
-    control = Control(picture=PHOTO, annotator=ANNOTATOR, scale=1.0)
+    control = Control(image=PHOTO, annotator=ANNOTATOR, scale=1.0)
     painting = asyncio.gather(
         *(client.generate(prompt, controls=[control], seed=SEED + number) for number, prompt in enumerate(PROMPTS))
     )
     jobs = await watch.timed(f"paint {len(PROMPTS)} pictures from it", painting)
     watch.add_spans(max(jobs, key=lambda job: job.end_time.ToNanoseconds()))
     # No annotator: the drawing is the control image already.
-    outline = Control(picture=OUTLINE, controlnet="canny")
+    outline = Control(image=OUTLINE, controlnet="canny")
     drawn = await watch.timed(
         "paint one from an outline", client.generate(OUTLINE_PROMPT, controls=[outline], seed=SEED)
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Parameters of the command that are options of a generation, under the same name.
 _AS_THEY_ARE = (
     *("model", "steps", "scheduler", "seed", "count", "image", "mask", "strength", "resize", "vae", "clip_skip"),
-    *("noise_schedule", "quality", "safety_checker", "strict"),
+    *("noise_schedule", "quality", "safety_checker", "strict", "variation_seed", "variation_strength", "precision"),
 )
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 
@@ -72,7 +72,7 @@ Guidance = Annotated[
     typer.Option(help="Classifier-free guidance, 0 to 30; 5 if left out, none at 1 and below.", show_default=False),
 ]
 Scheduler = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Such as euler_a or `DPM++ 2M Karras`; ddim if left out.")
+    str | None, typer.Option(metavar="NAME", help="Such as euler_a, `DPM++ 2M Karras` or dpmpp_2m; ddim if left out.")
 ]
 NoiseSchedule = Annotated[
     str | None,
@@ -85,6 +85,22 @@ SafetyChecker = Annotated[
 ]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The first picture's; the next ones count up. Random if left out.")
+]
+VariationSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="A second seed, mixed in by --variation-strength; the next images count it up. Random if left out.",
+        show_default=False,
+    ),
+]
+VariationStrength = Annotated[
+    float | None,
+    typer.Option(help="From 0, the seed alone, to 1, the variation seed alone; 0 if left out.", show_default=False),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What the UNet must compute in: float32, float16 or bfloat16; any if left out."),
 ]
 Count = Annotated[int | None, typer.Option("--count", "-n", min=0, help="How many pictures, 1 to 32; 1 if left out.")]
 
@@ -114,7 +130,10 @@ def generate(
     quality: Quality = None,
     safety_checker: SafetyChecker = None,
     strict: Annotated[bool, typer.Option("--strict", help="The same bits every time on one device.")] = False,
+    precision: Precision = None,
     seed: Seed = None,
+    variation_seed: VariationSeed = None,
+    variation_strength: VariationStrength = None,
     count: Count = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("."),
     priority: Priority = 0,

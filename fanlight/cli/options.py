@@ -44,7 +44,7 @@ def parse_control(text: str) -> "Control":
         )
     path, scale = _split_scale(source)
     annotator = "" if annotator == NO_ANNOTATOR else annotator
-    return Control(picture=path, annotator=annotator, controlnet=controlnet, scale=scale)
+    return Control(image=path, annotator=annotator, controlnet=controlnet, scale=scale)
 
 
 def parse_lora(text: str) -> "Lora":

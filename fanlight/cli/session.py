@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fanlight.errors import FanlightError, InvalidInput, advice
+from fanlight.errors import CallFailed, FanlightError, InvalidInput, JobFailed, advice
 
 if TYPE_CHECKING:
     from fanlight.client import AsyncClient
@@ -19,8 +19,14 @@ def talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> An
     try:
         return asyncio.run(_talk(gateway, work))
     except FanlightError as error:
-        error.message = advice(error, gateway=gateway)
+        error.message = _with_field(error, advice(error, gateway=gateway))
         raise
+
+
+def _with_field(error: FanlightError, text: str) -> str:
+    """What the client refuses names its field as the gateway's errors do."""
+    is_named = not error.field or isinstance(error, CallFailed | JobFailed)
+    return text if is_named else f"{error.field}: {text}"
 
 
 async def _talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> Answer:

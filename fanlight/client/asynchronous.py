@@ -1,4 +1,4 @@
-"""The gateway's services for asyncio: deadlines, safe retries, pictures as blobs."""
+"""The gateway's services for asyncio: requests checked before they are sent, safe retries, images as blobs."""
 
 import asyncio
 import contextlib
@@ -19,12 +19,13 @@ from fanlight.client.requests import GenerationOptions, ParameterValue, PictureS
 from fanlight.client.retry import Answer, Retry
 from fanlight.client.watch import Watch
 from fanlight.common.v1.common_pb2 import Blob, Picture
-from fanlight.diffusion.v1.diffusion_pb2 import Model
+from fanlight.contract.images import images_of
+from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest, Model
 from fanlight.errors import FanlightError, InvalidInput
 from fanlight.gateway.v1 import gateway_pb2 as gateway
-from fanlight.gateway.v1.gateway_pb2 import Annotation, Generation, Job, JobEvent
+from fanlight.gateway.v1.gateway_pb2 import Job, JobEvent
 from fanlight.gateway.v1.gateway_pb2_grpc import JobServiceStub
-from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator
+from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest, Annotator
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 # What a call may take with all its tries; a blob's transfer may take longer.
@@ -81,9 +82,10 @@ class AsyncClient:
         priority: int = 0,
         **options: Unpack[GenerationOptions],
     ) -> Job:
-        """Paints, waits, and returns the job with its images. Cancelling the wait cancels the job.
+        """Generates, waits, and returns the job with its images. Cancelling the wait cancels the job.
 
-        JobFailed where it ends otherwise.
+        InvalidField, NotFound or TooLarge where the request is wrong, before anything is sent; JobFailed where the job
+        ends otherwise.
         """
         work = await asyncio.to_thread(requests.generation, prompt, **options)
         job = await self.create_job(work, request_id=request_id, priority=priority)
@@ -117,24 +119,28 @@ class AsyncClient:
         require_success(job)
         return job
 
-    async def create_job(self, work: Generation | Annotation, *, request_id: str = "", priority: int = 0) -> Job:
-        """Hands a job in and returns at once. Pictures given as bytes are sent as blobs first.
+    async def create_job(
+        self, work: GenerateRequest | AnnotateRequest, *, request_id: str = "", priority: int = 0
+    ) -> Job:
+        """Hands a job in and returns at once. Images given as bytes are sent as blobs first.
 
         The same `request_id` gives the same job; without one each call makes its own, once, however often it is sent.
+        InvalidField, NotFound or TooLarge, with the gateway's words, for what it would refuse: nothing is sent then.
         """
+        await asyncio.to_thread(requests.check, work)
         work = await self._with_blobs(work)
         request = gateway.CreateJobRequest(request_id=request_id or uuid.uuid4().hex, priority=priority)
-        if isinstance(work, Generation):
+        if isinstance(work, GenerateRequest):
             request.generation.CopyFrom(work)
         else:
             request.annotation.CopyFrom(work)
         return await self._call(lambda left_s: self._jobs.CreateJob(request, timeout=left_s))
 
-    async def _with_blobs(self, work: Generation | Annotation) -> Generation | Annotation:
+    async def _with_blobs(self, work: GenerateRequest | AnnotateRequest) -> GenerateRequest | AnnotateRequest:
         work = type(work).FromString(work.SerializeToString())
-        for picture in _pictures(work):
-            if picture.HasField("data"):
-                picture.CopyFrom(Picture(blob=await self.write_blob(picture.data)))
+        for _, image in images_of(work):
+            if image.HasField("data"):
+                image.CopyFrom(Picture(blob=await self.write_blob(image.data)))
         return work
 
     async def wait_job(self, job: Job | str, *, on_event: Listener | None = None) -> Job:
@@ -247,15 +253,3 @@ def _open(address: str, *, token: str, ca_file: Path | None) -> grpc.aio.Channel
         raise InvalidInput(f"{address}: {error}") from error
     except OSError as error:
         raise InvalidInput(f"{ca_file}: cannot be read: {error.strerror}") from error
-
-
-def _pictures(work: Generation | Annotation) -> list[Picture]:
-    """Those that are set; setting one that is not would be a change."""
-    if isinstance(work, Annotation):
-        return [work.picture]
-    found = [control.picture for control in work.controls if control.HasField("picture")]
-    if work.HasField("image"):
-        found.append(work.image)
-    if work.HasField("mask"):
-        found.append(work.mask)
-    return found

@@ -1,4 +1,4 @@
-"""From Python values to the messages that a job is made of. Sends nothing."""
+"""From Python values to the requests that a job is made of, and their check. Sends nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,9 +8,12 @@ from typing import TypedDict, Unpack
 from google.protobuf.struct_pb2 import Struct
 
 from fanlight.common.v1.common_pb2 import Blob, Picture
-from fanlight.diffusion.v1.diffusion_pb2 import LoraUse
-from fanlight.errors import InvalidInput
-from fanlight.gateway.v1.gateway_pb2 import Annotation, ControlSource, Generation
+from fanlight.contract import annotation as annotation_contract
+from fanlight.contract import generation as generation_contract
+from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest, LoraUse
+from fanlight.errors import FanlightError, InvalidInput
+from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest
 
 PictureSource = bytes | Path | str | Blob
 ParameterValue = bool | int | float | str
@@ -18,11 +21,11 @@ ParameterValue = bool | int | float | str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """A picture that conditions the painting, through the annotator that makes its control image."""
+    """What an image is conditioned on: a control image, or a photo and the annotator that makes one from it."""
 
     # Encoded bytes, a file's path, or a blob that the gateway has; None for a ControlNet that takes the image and mask.
-    picture: PictureSource | None
-    # Empty: the picture is a control image already.
+    image: PictureSource | None
+    # Empty: the image is a control image already.
     annotator: str = ""
     # Empty: the first one that fits the annotator and the model.
     controlnet: str = ""
@@ -55,9 +58,12 @@ class GenerationOptions(TypedDict, total=False):
     steps: int | None
     guidance_scale: float | None
     scheduler: str | None
-    # The first picture's; the next ones count up.
+    # The first image's; the next ones count up, unless a variation strength is set.
     seed: int | None
     count: int | None
+    # A second seed, whose noise is mixed in by the strength, 0 to 1; it counts up from image to image.
+    variation_seed: int | None
+    variation_strength: float | None
     preview_every_steps: int | None
     controls: Sequence[Control]
     # The picture to start from, and what of it to paint anew: the mask's white part.
@@ -76,26 +82,28 @@ class GenerationOptions(TypedDict, total=False):
     quality: int | None
     safety_checker: str | None
     strict: bool | None
+    # What the UNet must compute in.
+    precision: str | None
 
 
-def generation(prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
-    """Reads the pictures' files. InvalidInput where one cannot be read or a number does not fit its field."""
+def generation(prompt: str, **options: Unpack[GenerationOptions]) -> GenerateRequest:
+    """Reads the images' files. InvalidInput where one cannot be read or a value does not fit its field."""
     image, mask = options.pop("image", None), options.pop("mask", None)
-    work = Generation(
-        prompt=prompt,
+    work = GenerateRequest(
         controls=[_control(control) for control in options.pop("controls", ())],
         loras=[_lora(lora) for lora in options.pop("loras", ())],
         embeddings=options.pop("embeddings", ()),
         image=None if image is None else to_picture(image),
         mask=None if mask is None else to_picture(mask),
     )
+    _set(work, "prompt", prompt)
     for name, value in options.items():
         if value is not None:
             _set(work, name, value)
     return work
 
 
-def _set(work: Generation, name: str, value: object) -> None:
+def _set(work: GenerateRequest, name: str, value: object) -> None:
     try:
         setattr(work, name, value)
     except (TypeError, ValueError) as error:
@@ -109,15 +117,26 @@ def annotation(
     parameters: Mapping[str, ParameterValue] | None = None,
     width_px: int = 0,
     height_px: int = 0,
-) -> Annotation:
+) -> AnnotateRequest:
     """A control image to make. InvalidInput where the picture's file cannot be read."""
-    return Annotation(
+    return AnnotateRequest(
         annotator=annotator,
         picture=to_picture(picture),
         parameters=_struct(parameters or {}),
         width_px=width_px,
         height_px=height_px,
     )
+
+
+def check(work: GenerateRequest | AnnotateRequest) -> None:
+    """InvalidField, NotFound or TooLarge, with the gateway's words, for what no worker could do."""
+    try:
+        if isinstance(work, GenerateRequest):
+            generation_contract.check(work)
+        else:
+            annotation_contract.check(work)
+    except FanlightError as error:
+        raise error.within("generation" if isinstance(work, GenerateRequest) else "annotation") from error
 
 
 def to_picture(source: PictureSource) -> Picture:
@@ -131,9 +150,9 @@ def to_picture(source: PictureSource) -> Picture:
         raise InvalidInput(f"{source}: cannot be read: {error.strerror}") from error
 
 
-def _control(control: Control) -> ControlSource:
-    return ControlSource(
-        picture=None if control.picture is None else to_picture(control.picture),
+def _control(control: Control) -> diffusion_pb2.Control:
+    return diffusion_pb2.Control(
+        image=None if control.image is None else to_picture(control.image),
         annotator=control.annotator,
         controlnet=control.controlnet,
         parameters=_struct(control.parameters),

@@ -48,6 +48,8 @@ def need(kind: str, name: str) -> str:
 
 def near_names(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """Up to so many of the known names that are like it, the nearest first; case does not count."""
-    by_lower = {each.lower(): each for each in known}
+    by_lower: dict[str, str] = {}
+    for each in known:
+        by_lower.setdefault(each.lower(), each)
     wanted = name.strip().lower()[:_NEAR_CHARACTERS]
     return [by_lower[each] for each in difflib.get_close_matches(wanted, by_lower, n=count, cutoff=0.5)]

@@ -1,19 +1,27 @@
-"""Named parameters with kinds, ranges and defaults: described once, checked wherever they arrive.
+"""Named parameters on the wire: values as a Struct, descriptions as preprocessor.v1.Parameter. Knows no annotator."""
 
-Values travel as a Struct, descriptions as preprocessor.v1.Parameter. Knows no annotator.
-"""
-
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from google.protobuf import struct_pb2
 
-from fanlight.contract.fields import format_number
 from fanlight.contract.limits import PARAMETERS_LIMIT_BYTES
+from fanlight.contract.parameter_values import Parameter, Value, canonical, fill
 from fanlight.errors import InvalidField, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2
+
+__all__ = [
+    "Parameter",
+    "Value",
+    "canonical",
+    "check_struct",
+    "described",
+    "description",
+    "fill",
+    "filled",
+    "plain",
+    "struct_of",
+]
 
 _Kind = preprocessor_pb2.Parameter
 _KIND_OF: dict[type, "preprocessor_pb2.Parameter.Kind.ValueType"] = {
@@ -22,75 +30,6 @@ _KIND_OF: dict[type, "preprocessor_pb2.Parameter.Kind.ValueType"] = {
     float: _Kind.KIND_NUMBER,
     str: _Kind.KIND_TEXT,
 }
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-
-Value = bool | int | float | str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
-    """The type of `default` is the parameter's kind: bool, int, float or str."""
-
-    name: str
-    default: Value
-    description: str = ""
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-
-    def parse(self, value: object, *, field: str) -> Value:
-        """The value in the parameter's kind, or InvalidField."""
-        typed = self._typed(value, field)
-        if isinstance(typed, str):
-            if self.choices and typed not in self.choices:
-                raise InvalidField(f"is {typed!r}; must be one of {', '.join(self.choices)}", field=field)
-        elif not isinstance(typed, bool) and not self._in_range(typed):
-            raise InvalidField(f"is {typed}; must be {self._range()}", field=field)
-        return typed
-
-    def _typed(self, value: object, field: str) -> Value:
-        kind = type(self.default)
-        if kind is bool or kind is str:
-            if isinstance(value, kind):
-                return value
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            if kind is float:
-                return float(value)
-            if value == int(value):
-                return int(value)
-        raise InvalidField(f"must be {_KINDS[kind]}", field=field)
-
-    def _in_range(self, value: float) -> bool:
-        return (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
-
-    def _range(self) -> str:
-        low, high = ("" if each is None else format_number(each) for each in (self.minimum, self.maximum))
-        if not high:
-            return f"{low} or more"
-        if not low:
-            return f"{high} or less"
-        return f"{low} to {high}"
-
-
-def fill(
-    parameters: Sequence[Parameter], given: Mapping[str, object], *, field: str = "parameters"
-) -> dict[str, Value]:
-    """Every parameter with its value or default, in the order of the description. InvalidField names the wrong one."""
-    known = {parameter.name: parameter for parameter in parameters}
-    for name in given:
-        if name not in known:
-            raise InvalidField(
-                f"is not known; the parameters are {', '.join(known) or 'none'}", field=f"{field}.{name}"
-            )
-    return {
-        name: parameter.parse(given[name], field=f"{field}.{name}") if name in given else parameter.default
-        for name, parameter in known.items()
-    }
-
-
-def canonical(values: Mapping[str, Value]) -> str:
-    """One text for the same values, whatever their order: part of cache keys."""
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def check_struct(values: struct_pb2.Struct, *, field: str) -> None:

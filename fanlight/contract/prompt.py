@@ -41,7 +41,8 @@ _TOKEN = re.compile(
 _EDITING = re.compile(r":\s*[\d.]+\s*$|\|")
 _PAIRS = {"(": ")", "[": "]"}
 _WORD = re.compile(r"\w+")
-_SPACES = re.compile(r"\s+")
+# As Unicode has them, which CLIP's tokenizer goes by; for Python four control characters are spaces too.
+_SPACES = re.compile(r"[^\S\x1c-\x1f]+")
 
 
 @dataclass(frozen=True, slots=True)

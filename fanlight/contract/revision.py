@@ -34,6 +34,16 @@ class UnknownField:
         """As errors name it: `31`, or `controls[0].9`."""
         return f"{self.path}.{self.number}" if self.path else str(self.number)
 
+    @property
+    def need(self) -> str:
+        """What a worker must offer for it, such as `field:fanlight.diffusion.v1.Control:9`."""
+        return field_need(self.message_name, self.number)
+
+
+def field_need(message_name: str, number: int) -> str:
+    """The need of a worker that knows this field of a message."""
+    return f"field:{message_name}:{number}"
+
 
 def contract_revision(*message_classes: type[Message]) -> ContractRevision:
     """What this side understands of these messages and all of Fanlight's below them, ordered by name."""
@@ -50,7 +60,7 @@ def contract_revision(*message_classes: type[Message]) -> ContractRevision:
 
 
 def _ours_below(descriptor: Descriptor) -> list[Descriptor]:
-    nested = (cast(Descriptor | None, field.message_type) for field in descriptor.fields)
+    nested = (field.message_type for field in descriptor.fields)
     return [each for each in nested if each is not None and each.full_name.startswith(_OURS)]
 
 

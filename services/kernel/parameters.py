@@ -1,5 +1,5 @@
-"""Named parameters; see fanlight.contract.parameters."""
+"""Named parameters; see fanlight.contract.parameter_values."""
 
-from fanlight.contract.parameters import Parameter, Value, canonical, fill
+from fanlight.contract.parameter_values import Parameter, Value, canonical, fill
 
 __all__ = ["Parameter", "Value", "canonical", "fill"]

@@ -89,6 +89,53 @@ def test_generate_sends_what_was_asked_for_and_no_more(said, service):
     assert not sent.HasField("count")
 
 
+def test_generate_sends_a_variation_and_a_precision(said, service):
+    said(
+        "generate",
+        "a cat",
+        "--seed",
+        "1",
+        "--variation-seed",
+        "2",
+        "--variation-strength",
+        "0.25",
+        "--precision",
+        "float16",
+    )
+
+    sent = service.requests["CreateJob"][0].generation
+    assert (sent.seed, sent.variation_seed, sent.variation_strength, sent.precision) == (1, 2, 0.25, "float16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps", "0"], "error: generation.steps: is 0; must be 1 to 150\n"),
+        (
+            ["--precision", "float8"],
+            "error: generation.precision: is 'float8'; must be float32, float16, bfloat16, or empty\n",
+        ),
+        (["--scheduler", "eulr"], "error: generation.scheduler: there is no scheduler 'eulr'; near it: euler"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_is_sent(refused, service, arguments, says):
+    code, text = refused("generate", "a cat", *arguments)
+
+    assert (code, text[: len(says)]) == (1, says)
+    assert "CreateJob" not in service.requests
+
+
+def test_what_is_wrong_is_named_as_json(refused):
+    told = json.loads(refused("generate", "a cat", "--count", "33", "--json")[1])["error"]
+
+    assert told == {
+        "code": "INVALID_ARGUMENT",
+        "reason": "INVALID_FIELD",
+        "field": "generation.count",
+        "message": "generation.count: is 33; must be 1 to 32",
+    }
+
+
 def test_annotate_writes_the_control_image_beside_where_it_runs(said, service):
     Path("photo.jpg").write_bytes(b"a picture")
 

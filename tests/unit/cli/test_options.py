@@ -23,13 +23,13 @@ def test_a_control_names_annotator_controlnet_picture_and_scale(text, annotator,
     control = parse_control(text)
 
     assert (control.annotator, control.controlnet) == (annotator, controlnet)
-    assert (control.picture, control.scale) == (Path(picture), scale)
+    assert (control.image, control.scale) == (Path(picture), scale)
 
 
 def test_what_names_a_file_is_no_scale(tmp_path):
     (tmp_path / "photo:2").touch()
 
-    assert parse_control(f"canny={tmp_path}/photo:2").picture == tmp_path / "photo:2"
+    assert parse_control(f"canny={tmp_path}/photo:2").image == tmp_path / "photo:2"
 
 
 @pytest.mark.parametrize("text", ["canny", "=photo.jpg", "canny=", ""])

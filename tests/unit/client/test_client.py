@@ -7,9 +7,12 @@ import pytest
 
 from fanlight.client import AsyncClient, Control, annotation, generation
 from fanlight.client.blobs import CHUNK_BYTES, digest_of
-from fanlight.errors import BrokenBlob, CallFailed, InvalidInput, JobFailed
+from fanlight.contract.images import images_of
+from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
+from fanlight.errors import BrokenBlob, CallFailed, FanlightError, InvalidInput, JobFailed
 from fanlight.gateway.v1.gateway_pb2 import Job
 from services.kernel.errors import InvalidField, ResourceExhausted, Unavailable
+from tests.fakes.corpus import CORPUS, IMAGE
 from tests.fakes.job_service import PICTURE, FakeJobService, serving
 
 
@@ -37,7 +40,7 @@ async def test_a_generation_ends_with_its_images(client):
 
 
 async def test_what_is_left_open_is_not_sent(client, service):
-    await client.create_job(generation("a cat", steps=None, width_px=64))
+    await client.create_job(generation("a cat", steps=None, width_px=64, height_px=64))
 
     sent = service.requests["CreateJob"][0].generation
     assert sent.width_px == 64
@@ -48,12 +51,12 @@ async def test_pictures_travel_as_blobs_and_only_once(client, service, tmp_path)
     picture = b"x" * (CHUNK_BYTES * 5 + 1)
     (tmp_path / "in.png").write_bytes(picture)
     for _ in range(2):
-        await client.generate("a cat", controls=[Control(picture=tmp_path / "in.png", annotator="canny", scale=0.5)])
+        await client.generate("a cat", controls=[Control(image=tmp_path / "in.png", annotator="canny", scale=0.5)])
 
     control = service.requests["CreateJob"][1].generation.controls[0]
-    assert control.picture.blob.digest == digest_of(picture)
+    assert control.image.blob.digest == digest_of(picture)
     assert (control.annotator, control.scale) == ("canny", 0.5)
-    assert not control.picture.HasField("data")
+    assert not control.image.HasField("data")
 
 
 async def test_the_image_and_its_mask_travel_as_blobs_too(client, service):
@@ -106,15 +109,55 @@ async def test_a_full_queue_is_not_waited_for_past_the_deadline(client, service)
 
 
 async def test_a_refusal_names_the_field_and_is_not_sent_again(client, service):
-    service.failures["CreateJob"] = deque([InvalidField("must be at least 1", field="generation.steps")] * 2)
+    service.failures["CreateJob"] = deque(
+        [InvalidField("is 72; must be a multiple of 64", field="generation.width_px")] * 2
+    )
 
     with pytest.raises(CallFailed) as caught:
-        await client.create_job(generation("a cat", steps=0))
+        await client.create_job(generation("a cat", width_px=72, height_px=72))
 
     error = caught.value
-    assert (error.code, error.reason, error.field) == ("INVALID_ARGUMENT", "INVALID_FIELD", "generation.steps")
-    assert error.message == "generation.steps: must be at least 1"
+    assert (error.code, error.reason, error.field) == ("INVALID_ARGUMENT", "INVALID_FIELD", "generation.width_px")
+    assert error.message == "generation.width_px: is 72; must be a multiple of 64"
     assert len(service.requests["CreateJob"]) == 1
+
+
+BAD = [case for case in CORPUS if case.expected is not None]
+
+
+@pytest.mark.parametrize("case", BAD, ids=[case.name for case in BAD])
+async def test_what_no_worker_can_do_is_refused_before_anything_is_sent(case, service):
+    work = case.build()
+    async with AsyncClient("127.0.0.1:1") as client:
+        with pytest.raises(FanlightError) as caught:
+            await client.create_job(work)
+
+    code, field, part = case.expected
+    prefix = "generation" if isinstance(work, GenerateRequest) else "annotation"
+    assert (caught.value.code, caught.value.field) == (code, f"{prefix}.{field}")
+    assert part in caught.value.message
+
+
+async def test_what_some_worker_can_do_is_sent_as_it_is(client, service):
+    good = [case for case in CORPUS if case.expected is None]
+    for case in good:
+        await client.create_job(case.build())
+
+    sent = service.requests["CreateJob"]
+    assert len(sent) == len(good)
+    for request, case in zip(sent, good, strict=True):
+        work = getattr(request, request.WhichOneof("work"))
+        for _, image in images_of(work):
+            image.CopyFrom(IMAGE)
+        assert work == case.build(), case.name
+
+
+async def test_the_new_options_are_sent(client, service):
+    await client.generate("a cat", seed=1, variation_seed=2, variation_strength=0.25, precision="float32", count=2)
+
+    sent = service.requests["CreateJob"][0].generation
+    assert (sent.seed, sent.variation_seed, sent.variation_strength) == (1, 2, 0.25)
+    assert (sent.precision, sent.count) == ("float32", 2)
 
 
 async def test_a_watch_goes_on_where_its_stream_broke(client, service):
@@ -213,7 +256,12 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
         annotation("canny", tmp_path / "none.png")
 
 
-@pytest.mark.parametrize("options", [{"seed": -1}, {"seed": 2**64}, {"steps": "many"}])
+@pytest.mark.parametrize("options", [{"seed": -1}, {"seed": 2**64}, {"steps": "many"}, {"variation_seed": -1}])
 def test_what_fits_no_field_is_refused_by_its_name(options):
     with pytest.raises(InvalidInput, match=f"^{next(iter(options))}: "):
         generation("a cat", **options)
+
+
+def test_a_prompt_that_no_message_takes_is_refused():
+    with pytest.raises(InvalidInput, match=r"^prompt: "):
+        generation("a \ud800 cat")

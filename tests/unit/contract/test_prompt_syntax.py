@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanlight.contract.prompt import LESS, MORE, LoraTag, read_prompt
-from services.kernel.errors import InvalidField
+from fanlight.errors import InvalidField
 
 
 def _read(text):
