@@ -23,6 +23,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from services.kernel.errors import FailedPrecondition, InvalidField, NodeFault, NotFound, ResourceExhausted, TooLarge
 from services.kernel.wire_errors import from_rpc_error
+from tests.fakes.corpus import CORPUS
 from tests.fakes.models import make_tiny_model
 
 GenerateRequest, Control = diffusion_pb2.GenerateRequest, diffusion_pb2.Control
@@ -240,3 +241,12 @@ async def test_health_and_sigterm(models):
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         started.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(started.wait, LIMIT_S) == 0
+
+
+async def test_a_direct_call_answers_every_bad_request_of_the_corpus_as_client_and_gateway_do(service):
+    cases = [case for case in CORPUS if case.expected and isinstance(case.build(), GenerateRequest)]
+    answers = {case.name: await failure(service, case.build()) for case in cases}
+    assert {name: (error.code, error.field) for name, error in answers.items()} == {
+        case.name: case.expected[:2] for case in cases
+    }
+    assert len(cases) > 40

@@ -54,9 +54,6 @@ async def test_a_lora_that_a_prompt_names_is_fetched_too(supplied, tmp_path):
     async with supply.provided(request, lambda progress: None):
         assert catalogue.lora("some/style", catalogue.checkpoint("sd15")).path == lora
         assert store.in_use == ["sd15", "some/style"]
-    broken = Request(model="sd15", prompt="a fox <lora:some/style:0.7")
-    async with supply.provided(broken, lambda progress: None):
-        assert store.in_use == ["sd15"]
 
 
 async def test_a_picture_to_start_from_asks_for_the_vaes_encoder_too(supplied):
