@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.kernel.numbers import told
+from fanlight.contract.fields import format_number
 
 _WORDS = {
     "missing": "is missing",
@@ -29,6 +29,7 @@ def in_our_words(problem: Any) -> str:
     if kind.startswith(("datetime", "timezone")):
         return "must be a time such as 2026-01-31T12:00:00Z"
     limits = {
-        name: told(each) if isinstance(each, int | float) else each for name, each in problem.get("ctx", {}).items()
+        name: format_number(each) if isinstance(each, int | float) else each
+        for name, each in problem.get("ctx", {}).items()
     }
     return _WORDS.get(kind, "cannot be read").format(**limits)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from services.kernel.parameters import Value
+from fanlight.contract.parameters import Value
 from services.kernel.pictures import PictureLimits
 from services.preprocessor import poses
 from services.preprocessor.annotator import Annotator, Drawn, Pixels

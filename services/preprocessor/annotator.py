@@ -15,7 +15,7 @@ import isal
 import PIL
 from cv2.typing import MatLike
 
-from services.kernel.parameters import Parameter, Value
+from fanlight.contract.parameters import Parameter, Value
 from services.preprocessor.poses import Person
 from services.preprocessor.sizing import SIZING, working_resolution
 from services.preprocessor.weights import Model

@@ -6,8 +6,8 @@ Which of the others there are depends on what is installed; nothing is imported 
 import importlib.util
 from collections.abc import Iterable, Iterator
 
+from fanlight.contract.names import ANNOTATOR_ALIASES, find_name
 from services.kernel.errors import NotFound
-from services.preprocessor.aliases import ALIASES
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.annotators.bodies import MEDIAPIPE_POSE
 from services.preprocessor.annotators.canny import CANNY
@@ -39,13 +39,14 @@ class Registry:
         self._by_id = {annotator.id: annotator for annotator in listed}
         self._missing = {annotator.id: annotator for annotator in missing}
         assert len(self._by_id) == len(listed)
+        self._names = {annotator_id: aliases_of(annotator_id) for annotator_id in (*self._by_id, *self._missing)}
 
     def __iter__(self) -> Iterator[Annotator]:
         return iter(self._by_id.values())
 
     def get(self, name: str) -> Annotator:
         """The annotator of this id or alias. NotFound where there is none, or where its packages are not installed."""
-        annotator_id = name if name in self._by_id or name in self._missing else ALIASES.get(name, name)
+        annotator_id = find_name(self._names, name)
         if annotator_id in self._by_id:
             return self._by_id[annotator_id]
         if annotator_id in self._missing:
@@ -59,7 +60,7 @@ class Registry:
 
 
 def aliases_of(annotator_id: str) -> list[str]:
-    return sorted(alias for alias, meant in ALIASES.items() if meant == annotator_id)
+    return sorted(alias for alias, meant in ANNOTATOR_ALIASES.items() if meant == annotator_id)
 
 
 def absent(annotator: Annotator) -> list[str]:

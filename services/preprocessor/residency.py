@@ -10,8 +10,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
+from fanlight.contract.parameters import canonical
 from services.kernel.logs import get_logger
-from services.kernel.parameters import canonical
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.annotator import Drawn, Pixels
 from services.preprocessor.device import CUDA, Device

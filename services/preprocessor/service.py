@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc.aio
 
+from fanlight.contract.revision import refuse_unknown_fields
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from services.kernel.errors import FanlightError, TooLarge
 from services.kernel.pictures import PictureLimits
@@ -44,17 +45,22 @@ class PreprocessorService(preprocessor_pb2_grpc.PreprocessorServiceServicer):
     async def ListAnnotators(
         self, request: preprocessor_pb2.ListAnnotatorsRequest, context: Context
     ) -> preprocessor_pb2.ListAnnotatorsResponse:
-        listed = [annotator_to_proto(annotator, self._engine) for annotator in self._registry]
+        listed = [
+            annotator_to_proto(annotator, self._engine, loaded=self._engine.holds(annotator))
+            for annotator in self._registry
+        ]
         return preprocessor_pb2.ListAnnotatorsResponse(annotators=listed)
 
     async def Annotate(
         self, request: preprocessor_pb2.AnnotateRequest, context: Context
     ) -> preprocessor_pb2.AnnotateResponse:
+        refuse_unknown_fields(request)
         return await self._annotate(parse_request(request, self._registry, self._limits))
 
     async def AnnotateMany(
         self, request: preprocessor_pb2.AnnotateManyRequest, context: Context
     ) -> AsyncIterator[preprocessor_pb2.AnnotateManyResponse]:
+        refuse_unknown_fields(request)
         asked = parse_many(request, self._registry, self._limits, at_most=self._annotations_limit)
         async with self._admission.enter():
             source = await self._engine.decode(asked)

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from cv2.typing import MatLike
 
-from services.kernel.errors import InvalidField, TooLarge
-from services.kernel.parameters import Parameter, Value
+from fanlight.contract.parameters import Parameter, Value
+from services.kernel.errors import TooLarge
 from services.kernel.pictures import PictureLimits
 
 # Width and height in pixels.
@@ -63,18 +63,8 @@ class Frame:
         return (self.outer[0] - self.inner[0]) // 2, (self.outer[1] - self.inner[1]) // 2
 
 
-def parse_size(width_px: int, height_px: int, limits: PictureLimits) -> Size | None:
-    """None where neither is given. InvalidField for one alone, TooLarge above the limits."""
-    if not width_px and not height_px:
-        return None
-    if not width_px or not height_px:
-        missing = "height_px" if width_px else "width_px"
-        raise InvalidField("is missing; give both width_px and height_px, or none of them", field=missing)
-    check_size((width_px, height_px), limits, fields=("width_px", "height_px"))
-    return width_px, height_px
-
-
 def check_size(size: Size, limits: PictureLimits, *, fields: tuple[str, str]) -> None:
+    """TooLarge above this worker's limits."""
     for name, side_px in zip(fields, size, strict=True):
         if side_px > limits.side_px:
             raise TooLarge(f"makes {side_px}; at most {limits.side_px} pixels a side are made", field=name)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from services.kernel.errors import FailedPrecondition, FanlightError
+from services.kernel.errors import FailedPrecondition, FanlightError, NodeFault
 from services.preprocessor.device import CPU, Device
 from services.weights.settings import WeightsSettings
 
@@ -121,7 +121,9 @@ class StoreWeights:
             async with (await self._opened()).obtain(model.entry, report=tell) as folder:
                 yield _whole(folder, model)
         except FanlightError as error:
-            raise type(error)(
+            # The request names an annotator and no weights: what is wrong with them is never its fault.
+            kind = NodeFault if error.is_request_fault else type(error)
+            raise kind(
                 f"{model.name} needs {told(model)}: {error.message}",
                 field="annotator",
                 retry_after_s=error.retry_after_s,

@@ -1,37 +1,50 @@
-"""Protobuf to domain and back. The only file here that knows both; decides nothing else."""
+"""Protobuf to domain and back. The only file here that knows both; the contract decides what is right."""
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.annotation import check
+from fanlight.contract.images import data_of
+from fanlight.contract.parameters import description, fill, plain
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.kernel.errors import FanlightError, InvalidField, TooLarge
-from services.kernel.parameters import fill
 from services.kernel.pictures import PictureLimits
-from services.kernel.wire_parameters import description, plain
 from services.preprocessor.annotation import Annotation, ControlImage
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.encoding import MEDIA_TYPE
 from services.preprocessor.engine import Engine
 from services.preprocessor.registry import Registry, aliases_of
-from services.preprocessor.sizing import parse_size
+from services.preprocessor.sizing import Size, check_size
 
 
 def parse_request(request: preprocessor_pb2.AnnotateRequest, registry: Registry, limits: PictureLimits) -> Annotation:
-    """NotFound, InvalidField and TooLarge name the request's field."""
+    """InvalidField as the contract says; NotFound and TooLarge for what this worker does not have or do."""
+    check(request)
+    return _annotation(request, _picture(request.picture), registry, limits)
+
+
+def _annotation(
+    request: preprocessor_pb2.AnnotateRequest, picture: bytes, registry: Registry, limits: PictureLimits
+) -> Annotation:
     annotator = registry.get(request.annotator)
     return Annotation(
         annotator=annotator,
         parameters=fill(annotator.all_parameters, plain(request.parameters)),
-        size=parse_size(request.width_px, request.height_px, limits),
-        picture=_picture(request.picture),
+        size=_size(request, limits),
+        picture=picture,
     )
 
 
+def _size(request: preprocessor_pb2.AnnotateRequest, limits: PictureLimits) -> Size | None:
+    if not request.width_px:
+        return None
+    size = (request.width_px, request.height_px)
+    check_size(size, limits, fields=("width_px", "height_px"))
+    return size
+
+
 def _picture(picture: common_pb2.Picture) -> bytes:
-    source = picture.WhichOneof("source")
-    if source is None:
-        raise InvalidField("is missing; send the encoded picture", field="picture")
-    if source != "data":
-        raise InvalidField("is not taken here; send the picture as data, or ask the gateway", field=f"picture.{source}")
-    return picture.data
+    if picture.HasField("blob"):
+        raise InvalidField("is not taken here; send the image's bytes, or ask the gateway", field="picture.blob")
+    return data_of(picture, "picture")
 
 
 def parse_many(
@@ -43,22 +56,19 @@ def parse_many(
     if len(request.annotations) > at_most:
         raise TooLarge(f"has {len(request.annotations)}; at most {at_most} are taken in one call", field="annotations")
     picture = _picture(request.picture)
-    return [_wanted(each, index, picture, registry, limits) for index, each in enumerate(request.annotations)]
-
-
-def _wanted(
-    wanted: preprocessor_pb2.WantedAnnotation, index: int, picture: bytes, registry: Registry, limits: PictureLimits
-) -> Annotation:
-    try:
-        annotator = registry.get(wanted.annotator)
-        return Annotation(
-            annotator=annotator,
-            parameters=fill(annotator.all_parameters, plain(wanted.parameters)),
-            size=parse_size(wanted.width_px, wanted.height_px, limits),
-            picture=picture,
-        )
-    except FanlightError as error:
-        raise error.within(f"annotations[{index}]") from error
+    # One for all, as it has a copy of the picture.
+    single = preprocessor_pb2.AnnotateRequest(picture=request.picture)
+    annotations = []
+    for index, wanted in enumerate(request.annotations):
+        single.annotator = wanted.annotator
+        single.parameters.CopyFrom(wanted.parameters)
+        single.width_px, single.height_px = wanted.width_px, wanted.height_px
+        try:
+            check(single)
+            annotations.append(_annotation(single, picture, registry, limits))
+        except FanlightError as error:
+            raise error.within(f"annotations[{index}]") from error
+    return annotations
 
 
 def answer(control: ControlImage, waited_s: float) -> preprocessor_pb2.AnnotateResponse:
@@ -78,14 +88,14 @@ def failure(error: FanlightError) -> common_pb2.Failure:
     return common_pb2.Failure(reason=error.reason, message=error.message, field=error.field)
 
 
-def annotator_to_proto(annotator: Annotator, engine: Engine) -> preprocessor_pb2.Annotator:
+def annotator_to_proto(annotator: Annotator, engine: Engine, *, loaded: bool = False) -> preprocessor_pb2.Annotator:
     return preprocessor_pb2.Annotator(
         id=annotator.id,
         description=annotator.description,
         parameters=[description(parameter) for parameter in annotator.all_parameters],
         deterministic=annotator.deterministic,
         weight_bytes=annotator.weight_bytes,
-        loaded=engine.holds(annotator),
+        loaded=loaded,
         controlnets=annotator.controlnets,
         version=annotator.version,
         device=engine.device_label(annotator),

@@ -37,9 +37,10 @@ class DailyCapReached(ResourceExhausted):
 
 
 class TokenRefused(Unauthenticated):
-    """The source wants a token, or another one."""
+    """The source wants a token, or another one than this node has; another node may have it."""
 
     reason = "TOKEN_REFUSED"
+    is_request_fault = False
 
 
 class SourceFailed(Unavailable):

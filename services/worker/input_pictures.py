@@ -1,15 +1,14 @@
-"""Puts the bytes of a task's input pictures in place of their blobs; keeps the latest for the next task."""
+"""Puts the bytes of a request's input images in place of their blobs; keeps the latest for the next task."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from google.protobuf.message import Message
 
 from fanlight.common.v1 import common_pb2
-from fanlight.queue.v1 import queue_pb2
+from fanlight.contract.images import images_of
 
 Key = tuple[str, str]
 
@@ -29,8 +28,9 @@ class InputPictures:
         self._kept_bytes = 0
         self._fetching: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
-    async def fill(self, task: queue_pb2.LeasedTask) -> None:
-        for picture in pictures_of(task):
+    async def fill(self, request: Message) -> None:
+        """Whatever the message is, and however deep its images lie."""
+        for _, picture in list(images_of(request)):
             if picture.HasField("blob"):
                 picture.data = await self._get(picture.blob)
 
@@ -53,16 +53,3 @@ class InputPictures:
         while self._kept_bytes > self._cache_bytes:
             _, dropped = self._kept.popitem(last=False)
             self._kept_bytes -= len(dropped)
-
-
-def pictures_of(message: Message) -> Iterator[common_pb2.Picture]:
-    """Every picture in the message, however deep, so that no stage needs to be known."""
-    if isinstance(message, common_pb2.Picture):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for each in [value] if isinstance(value, Message) else value:
-            if isinstance(each, Message):
-                yield from pictures_of(each)

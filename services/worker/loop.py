@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 
 import grpc.aio
 
@@ -30,7 +31,7 @@ NODE_IN_ID_MAX = 64
 
 
 async def work(
-    stage: Stage,
+    stage: Stage[Any],
     admission: Admission,
     settings: WorkerSettings,
     common: CommonSettings,
@@ -63,7 +64,7 @@ def _channel(settings: WorkerSettings, common: CommonSettings) -> grpc.aio.Chann
 
 
 def _wire(
-    stage: Stage,
+    stage: Stage[Any],
     admission: Admission,
     settings: WorkerSettings,
     channel: grpc.aio.Channel,

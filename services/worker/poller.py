@@ -2,8 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import Message
 
 from fanlight import __version__
+from fanlight.contract.revision import contract_revision
 from fanlight.queue.v1 import queue_pb2
 from services.worker.goodput import Goodput
 from services.worker.leases import Leases
@@ -15,7 +19,7 @@ from services.worker.queue_calls import QueueCalls
 class Poller:
     def __init__(
         self,
-        stage: Stage,
+        stage: Stage[Any],
         leases: Leases,
         queue: QueueCalls,
         goodput: Goodput,
@@ -33,13 +37,16 @@ class Poller:
         self._prefetcher = prefetcher
         self._node = node
         self._slots = slots
+        # What the stage gave last, what is sent of it, and that one's digest.
+        self._given: queue_pb2.Capabilities | None = None
+        self._sent = queue_pb2.Capabilities()
+        self._digest = b""
         # The digest of the capabilities that the gateway knows.
         self._known = b""
 
     async def poll(self, *, max_tasks: int, wait_s: float, draining: bool = False) -> Sequence[queue_pb2.LeasedTask]:
         self._prefetcher.came.clear()
-        capabilities = self._stage.capabilities()
-        digest = hashlib.sha256(capabilities.SerializeToString(deterministic=True)).digest()
+        capabilities, digest = self._capabilities()
         request = queue_pb2.LeaseTasksRequest(
             worker=self._worker(),
             capabilities_digest=digest,
@@ -55,6 +62,14 @@ class Poller:
             self._prefetcher.want(answer.fetches)
         return answer.tasks
 
+    def _capabilities(self) -> tuple[queue_pb2.Capabilities, bytes]:
+        given = self._stage.capabilities()
+        if given is not self._given:
+            self._given = given
+            self._sent = canonical(given, self._stage.request_type)
+            self._digest = hashlib.sha256(self._sent.SerializeToString(deterministic=True)).digest()
+        return self._sent, self._digest
+
     def _worker(self) -> queue_pb2.Worker:
         worker = queue_pb2.Worker()
         self._stage.describe(worker)
@@ -69,3 +84,15 @@ class Poller:
         worker.takes_fetches = self._prefetcher.is_able
         worker.unfetched_models[:] = self._prefetcher.unfetched
         return worker
+
+
+def canonical(capabilities: queue_pb2.Capabilities, request_type: type[Message]) -> queue_pb2.Capabilities:
+    """The same for all workers that can do the same, in whatever order they list it; with the contract's revision."""
+    result = queue_pb2.Capabilities()
+    result.CopyFrom(capabilities)
+    result.annotators.sort(key=lambda each: each.id)
+    result.models.sort(key=lambda each: (each.kind, each.id))
+    result.offers[:] = sorted(set(capabilities.offers))
+    result.limits.sort(key=lambda each: each.name)
+    result.contract.CopyFrom(contract_revision(request_type))
+    return result

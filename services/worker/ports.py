@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import Message
 
 from fanlight.queue.v1 import queue_pb2
 
@@ -60,25 +62,34 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-class Stage(Protocol):
-    """One kind of work, such as `preprocess`."""
+Request = TypeVar("Request", bound=Message)
+
+
+class Stage(Protocol[Request]):
+    """One kind of work, such as `preprocess`: a request message, and what does it."""
 
     name: str
+    # What its tasks carry, such as fanlight.preprocessor.v1.AnnotateRequest.
+    request_type: type[Request]
 
     def capabilities(self) -> queue_pb2.Capabilities:
-        """What it can do; asked again before every poll, so it must be cheap."""
+        """What it can do, whatever it has loaded; the loop adds the contract's revision and sorts the rest.
+
+        Asked before every poll: the same object until something changes, then another one.
+        """
         ...
 
     def describe(self, worker: queue_pb2.Worker) -> None:
-        """Fill in what changes: device, models held in VRAM, RAM and on disk, step time.
+        """Fill in what changes: device, models held in VRAM, RAM and on disk, times of a step.
 
         And the link's goodput, where the stage fetches weights itself; else the loop's own figure stands.
         """
         ...
 
-    async def run(self, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
-        """Do one task, whose pictures are `data` by now. Cancelling the call stops the work within a step.
+    async def run(self, request: Request, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
+        """Do one task. `request` is what `task.request` holds, with its images as `data` and no field unknown here.
 
-        Raises FanlightError; whether it is the request's fault says `is_request_fault`.
+        Cancelling the call stops the work within a step. Raises FanlightError: only one with `is_request_fault` ends
+        the task for good; for any other, another node is tried.
         """
         ...

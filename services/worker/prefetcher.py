@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.errors import FanlightError
@@ -25,7 +25,7 @@ class FetchesAhead(Protocol):
 
 
 class Prefetcher:
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage[Any]) -> None:
         self._stage = stage if isinstance(stage, FetchesAhead) else None
         self._wanted: list[tuple[str, str]] = []
         self._current: tuple[str, str] | None = None

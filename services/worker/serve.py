@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc.aio
 
@@ -31,7 +32,7 @@ class StageServer:
 
 
 async def serve_stage(
-    stage: Stage,
+    stage: Stage[Any],
     admission: Admission,
     server: StageServer,
     *,
@@ -62,7 +63,7 @@ async def serve_stage(
 
 
 async def _lease(
-    stage: Stage, admission: Admission, settings: WorkerSettings, common: CommonSettings, stop: asyncio.Event
+    stage: Stage[Any], admission: Admission, settings: WorkerSettings, common: CommonSettings, stop: asyncio.Event
 ) -> None:
     if settings.gateway is None:
         log.info("no_gateway", stage=stage.name)

@@ -1,13 +1,16 @@
-"""One leased task from its pictures to its result. Knows no stage; its failures end here."""
+"""One leased task from its request to its result. Knows no stage; its failures end here."""
 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import structlog
+from google.protobuf.message import DecodeError, Message
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.revision import unknown_fields
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.errors import FailedPrecondition, FanlightError, LeaseLost, NodeFault
 from services.kernel.logs import get_logger
@@ -26,12 +29,33 @@ Fault = queue_pb2.FailTaskRequest.Fault
 HAND_IN_TRIES = 2
 
 
+class UnknownTask(NodeFault):
+    """This worker was given a task that it does not understand; another one may."""
+
+    reason = "UNKNOWN_TASK"
+
+
+def request_of(task: queue_pb2.LeasedTask, request_type: type[Message]) -> Message:
+    """The request inside the task. UnknownTask for another type, broken bytes, and fields newer than this worker's."""
+    expected = request_type.DESCRIPTOR.full_name
+    given = task.request.type_url.rpartition("/")[2]
+    if given != expected:
+        raise UnknownTask(f"this worker takes {expected}; the task has {given or 'no request'}")
+    try:
+        request = request_type.FromString(task.request.value)
+    except DecodeError as error:
+        raise UnknownTask(f"the task's {expected} cannot be read") from error
+    for unknown in unknown_fields(request):
+        raise UnknownTask(f"field {unknown.number} of {unknown.message_name} is newer than this worker's contract")
+    return request
+
+
 class TaskRunner:
     """A task that is done frees its slot while its result goes up, but at most as many as run may be going up."""
 
     def __init__(
         self,
-        stage: Stage,
+        stage: Stage[Any],
         admission: Admission,
         leases: Leases,
         queue: QueueCalls,
@@ -71,8 +95,9 @@ class TaskRunner:
         async with AsyncExitStack() as until_handed_in:
             async with self._room(lease, slot):
                 log.info("task_started")
-                await self._pictures.fill(lease.task)
-                outcome = await self._stage.run(lease.task, self._report(lease))
+                request = request_of(lease.task, self._stage.request_type)
+                await self._pictures.fill(request)
+                outcome = await self._stage.run(request, lease.task, self._report(lease))
                 await until_handed_in.enter_async_context(self._going_up)
             await self._hand_in(lease, outcome)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.worker.ports import Outcome, Output, Progress, Report
 
@@ -13,12 +14,14 @@ class FakeStage:
     """Tasks end at once unless `holds`; then when `finish` names them."""
 
     name = "preprocess"
+    request_type = preprocessor_pb2.AnnotateRequest
 
     def __init__(self, *, holds: bool = False) -> None:
         self.holds = holds
         self.outputs = [b"an output"]
         self.failures: dict[str, Exception] = {}
         self.version = "1"
+        self.annotators = ["canny"]
         self.running: dict[str, Report] = {}
         self.beside: dict[str, int] = {}
         self.most_at_a_time = 0
@@ -29,15 +32,18 @@ class FakeStage:
 
     def capabilities(self) -> queue_pb2.Capabilities:
         capabilities = queue_pb2.Capabilities()
-        capabilities.annotators.add(id="canny", version=self.version)
+        for annotator in self.annotators:
+            capabilities.annotators.add(id=annotator, version=self.version)
         return capabilities
 
     def describe(self, worker: queue_pb2.Worker) -> None:
         worker.device = "cpu"
         worker.disk_models.append("starter")
 
-    async def run(self, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
-        self.pictures[task.name] = task.annotate.picture.data
+    async def run(
+        self, request: preprocessor_pb2.AnnotateRequest, task: queue_pb2.LeasedTask, report: Report
+    ) -> Outcome:
+        self.pictures[task.name] = request.picture.data
         self.running[task.name] = report
         self.most_at_a_time = max(self.most_at_a_time, len(self.running))
         for name in self.running:

@@ -6,6 +6,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.message import Message
+
+from fanlight.common.v1 import common_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.config import CommonSettings
 from services.worker.admission import Admission
@@ -33,7 +37,7 @@ class Working:
 @asynccontextmanager
 async def working(
     gateway: FakeGateway,
-    stage: Stage,
+    stage: Stage[Any],
     *,
     slots: int = 1,
     drain_grace_s: float = 0.0,
@@ -55,7 +59,13 @@ async def working(
         await asyncio.gather(task, return_exceptions=True)
 
 
-def task_named(name: str, *, alone: bool = False) -> queue_pb2.LeasedTask:
+def task_of(request: Message, name: str = "jobs/a/tasks/1", *, alone: bool = False) -> queue_pb2.LeasedTask:
     task = queue_pb2.LeasedTask(name=name, attempt=1, alone=alone)
-    task.annotate.annotator = "canny"
+    task.request.Pack(request)
     return task
+
+
+def task_named(name: str, *, alone: bool = False, blob: common_pb2.Blob | None = None) -> queue_pb2.LeasedTask:
+    """To annotate the image that is the blob, for stages that look at it."""
+    picture = common_pb2.Picture(blob=blob) if blob else None
+    return task_of(preprocessor_pb2.AnnotateRequest(annotator="canny", picture=picture), name, alone=alone)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.kernel import logs
 from services.kernel.config import CommonSettings, load
@@ -22,6 +23,7 @@ SLOTS = 3
 
 class Echo:
     name = "preprocess"
+    request_type = preprocessor_pb2.AnnotateRequest
 
     def __init__(self, *, holds: bool) -> None:
         self._may_end = asyncio.Event()
@@ -39,11 +41,13 @@ class Echo:
     def describe(self, worker: queue_pb2.Worker) -> None:
         worker.device = "cpu"
 
-    async def run(self, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
+    async def run(
+        self, request: preprocessor_pb2.AnnotateRequest, task: queue_pb2.LeasedTask, report: Report
+    ) -> Outcome:
         sys.stdout.write(f"running {task.name}\n")
         sys.stdout.flush()
         await self._may_end.wait()
-        return Outcome(outputs=[Output(data=task.annotate.picture.data, width_px=1, height_px=1)])
+        return Outcome(outputs=[Output(data=request.picture.data, width_px=1, height_px=1)])
 
 
 def main() -> int:

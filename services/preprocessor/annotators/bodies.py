@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Drawn, Pixels
 from services.preprocessor.annotators.faces import (
     DETECTOR,

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.device import Device
 from services.preprocessor.weights import Model

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.annotators.strokes import darkness
 

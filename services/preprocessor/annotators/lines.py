@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 
 # The detector needs a neighbourhood to look at.

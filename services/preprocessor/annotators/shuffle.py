@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from cv2.typing import MatLike
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 
 

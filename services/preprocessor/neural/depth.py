@@ -8,8 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fanlight.contract.parameters import Parameter
 from services.kernel.errors import NodeFault
-from services.kernel.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.device import Device
 from services.preprocessor.neural import defects

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Drawn, Pixels
 from services.preprocessor.device import Device
 from services.preprocessor.neural.onnx_session import open_session

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.device import CUDA, Device
 from services.preprocessor.neural import defects

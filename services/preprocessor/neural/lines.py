@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.annotators.lineart import line_parameters, lineart_standard
 from services.preprocessor.device import Device

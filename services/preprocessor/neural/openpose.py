@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Drawn, Pixels
 from services.preprocessor.device import Device
 from services.preprocessor.neural import defects

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from services.kernel.parameters import Parameter
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.device import Device
 from services.preprocessor.neural import defects

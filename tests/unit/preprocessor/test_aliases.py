@@ -2,8 +2,8 @@
 
 import pytest
 
+from fanlight.contract.names import ANNOTATOR_ALIASES
 from services.kernel.errors import NotFound
-from services.preprocessor.aliases import ALIASES
 from services.preprocessor.registry import NEURAL, PLAIN, Registry, aliases_of
 
 # The replaced service's processors, by their ids.
@@ -97,11 +97,16 @@ def test_the_names_of_others_are_known(name):
     assert ALL.get(name)
 
 
-@pytest.mark.parametrize(("alias", "annotator_id"), ALIASES.items())
+@pytest.mark.parametrize(("alias", "annotator_id"), ANNOTATOR_ALIASES.items())
 def test_every_alias_means_an_annotator_and_hides_none(alias, annotator_id):
     assert ALL.get(alias).id == annotator_id
     assert alias in aliases_of(annotator_id)
     assert alias not in {annotator.id for annotator in ALL}
+
+
+@pytest.mark.parametrize(("name", "annotator_id"), [("CANNY", "canny"), ("Depthzoe", "depth_zoe"), ("MLSD", "mlsd")])
+def test_case_does_not_matter(name, annotator_id):
+    assert ALL.get(name).id == annotator_id
 
 
 def test_an_annotator_whose_packages_are_absent_says_what_to_install():

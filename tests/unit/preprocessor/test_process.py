@@ -17,6 +17,7 @@ from fanlight.queue.v1 import queue_pb2
 from services.kernel.wire_errors import from_rpc_error
 from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.synthetic_pictures import decoded, encoded, scene
+from tests.fakes.worker import task_of
 
 END_LIMIT_S = 60
 
@@ -108,7 +109,7 @@ async def test_it_does_the_tasks_of_the_gateway_that_it_is_told_of(start):
 
 def _leased(job: str, blob: common_pb2.Blob) -> queue_pb2.LeasedTask:
     asked = preprocessor_pb2.AnnotateRequest(annotator="invert", picture=common_pb2.Picture(blob=blob))
-    return queue_pb2.LeasedTask(name=f"jobs/{job}/tasks/0", attempt=1, annotate=asked)
+    return task_of(asked, f"jobs/{job}/tasks/0")
 
 
 @pytest.mark.parametrize(

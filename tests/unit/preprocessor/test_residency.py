@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from services.kernel.errors import NodeFault
+from services.kernel.errors import FanlightError, InvalidField, NodeFault
 from services.preprocessor.device import Device, find_device
 from services.preprocessor.registry import NEURAL
 from services.preprocessor.residency import Residency, ResidencyLimits
 from services.preprocessor.weights import FolderWeights, Model, StoreWeights, tell_nobody, told
+from services.weights.errors import TokenRefused
+from services.weights.provision import Provision
 from services.weights.settings import WeightsSettings
 from services.weights.targets import Progress
 
@@ -133,6 +135,21 @@ async def test_weights_that_are_not_to_be_had_are_named_with_their_place(tmp_pat
     assert "sk_model.pth from hf:lllyasviel/Annotators" in raised.value.message
     assert "sk_model2.pth" in raised.value.message
     assert raised.value.field == "annotator"
+
+
+@pytest.mark.parametrize("error", [InvalidField("is malformed", field="manifest"), TokenRefused("wants a token")])
+async def test_what_is_wrong_with_weights_is_never_the_requests_fault(tmp_path, builder, monkeypatch, error):
+    @contextlib.asynccontextmanager
+    async def obtain(self, reference, pipeline="", *, report):
+        raise error
+        yield
+
+    monkeypatch.setattr(Provision, "obtain", obtain)
+    async with StoreWeights(WeightsSettings(dir=tmp_path)) as weights:
+        with pytest.raises(FanlightError, match=error.message) as raised:
+            async with weights.folder(builder.model(LINEART)):
+                pass
+    assert (raised.value.is_request_fault, raised.value.field) == (False, "annotator")
 
 
 @pytest.mark.parametrize("annotator", NEURAL, ids=lambda annotator: annotator.id)

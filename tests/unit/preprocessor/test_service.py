@@ -1,6 +1,7 @@
 """PreprocessorService over real gRPC on loopback."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Iterator
 
 import grpc.aio
@@ -152,6 +153,12 @@ async def test_a_picture_becomes_a_control_image(stub):
     assert all(span.duration_s >= 0 for span in answer.spans)
 
 
+async def test_a_picture_may_come_as_a_data_url(stub):
+    url = "data:image/png;base64," + base64.b64encode(encoded(scene())).decode()
+    answer = await stub.Annotate(request(picture=common_pb2.Picture(url=url)))
+    assert answer.image == (await stub.Annotate(request())).image
+
+
 async def test_parameters_and_size_are_used(stub):
     plain = await stub.Annotate(request())
     tuned = await stub.Annotate(request(parameters=parameters(low_threshold=20, high_threshold=60, gray=True)))
@@ -165,8 +172,8 @@ async def test_parameters_and_size_are_used(stub):
     ("fields", "kind", "field"),
     [
         ({"annotator": "openpose"}, NotFound, "annotator"),
-        ({"annotator": ""}, NotFound, "annotator"),
-        ({"annotator": "x" * 100_000}, NotFound, "annotator"),
+        ({"annotator": ""}, InvalidField, "annotator"),
+        ({"annotator": "x" * 100_000}, TooLarge, "annotator"),
         ({"parameters": parameters(low_threshold=-1)}, InvalidField, "parameters.low_threshold"),
         ({"parameters": parameters(low_threshold=100.5)}, InvalidField, "parameters.low_threshold"),
         ({"parameters": parameters(low_threshold="100")}, InvalidField, "parameters.low_threshold"),
@@ -180,7 +187,10 @@ async def test_parameters_and_size_are_used(stub):
         ({"parameters": parameters(seed=1)}, InvalidField, "parameters.seed"),
         ({"annotator": "shuffle", "parameters": parameters(seed=2**32)}, InvalidField, "parameters.seed"),
         ({"width_px": 64}, InvalidField, "height_px"),
-        ({"width_px": 5_001, "height_px": 8}, TooLarge, "width_px"),
+        ({"width_px": 8, "height_px": 64}, InvalidField, "width_px"),
+        ({"width_px": 64, "height_px": 8_193}, InvalidField, "height_px"),
+        ({"width_px": 5_001, "height_px": 64}, TooLarge, "width_px"),
+        ({"width_px": 2_048, "height_px": 2_048}, TooLarge, "width_px"),
         ({"picture": None}, InvalidField, "picture"),
         ({"picture": common_pb2.Picture(data=b"")}, InvalidField, "picture"),
         ({"picture": common_pb2.Picture(data=b"no picture")}, InvalidField, "picture"),
@@ -188,13 +198,24 @@ async def test_parameters_and_size_are_used(stub):
         ({"picture": common_pb2.Picture(data=huge_png())}, TooLarge, "picture"),
         ({"picture": common_pb2.Picture(data=bytes(MIB // 2 + 1))}, TooLarge, "picture"),
         ({"picture": common_pb2.Picture(url="http://127.0.0.1:1/")}, InvalidField, "picture.url"),
-        ({"picture": common_pb2.Picture(blob=common_pb2.Blob(digest="sha256:0"))}, InvalidField, "picture.blob"),
+        ({"picture": common_pb2.Picture(blob=common_pb2.Blob(digest=f"sha256:{0:064}"))}, InvalidField, "picture.blob"),
     ],
 )
 async def test_a_wrong_request_names_its_field_and_the_next_one_works(stub, fields, kind, field):
     error = await error_of(stub, request(**fields))
     assert (type(error), error.field) == (kind, field)
     assert (await stub.Annotate(request())).image
+
+
+async def test_a_field_newer_than_the_workers_contract_is_refused_by_its_number(stub):
+    # A varint of field 31, and one of field 30 in the picture.
+    for newer, number in (
+        (pb.AnnotateRequest.FromString(request().SerializeToString() + b"\xf8\x01\x01"), "field 31 of"),
+        (request(picture=common_pb2.Picture.FromString(b"\xf0\x01\x01")), "field 30 of"),
+    ):
+        error = await error_of(stub, newer)
+        assert isinstance(error, InvalidField)
+        assert number in error.message
 
 
 async def test_a_control_image_that_fits_no_answer_is_refused_with_a_way_out(stub):
@@ -316,7 +337,7 @@ async def test_one_that_fails_says_so_in_its_place_and_ends_no_other(stub):
         ([wanted("canny")] * 33, TooLarge, "annotations"),
         ([wanted("canny"), wanted("nonsense")], NotFound, "annotations[1].annotator"),
         ([wanted("canny", parameters=parameters(f=3))], InvalidField, "annotations[0].parameters.f"),
-        ([wanted("canny", width_px=3)], InvalidField, "annotations[0].height_px"),
+        ([wanted("canny", width_px=64)], InvalidField, "annotations[0].height_px"),
     ],
 )
 async def test_wrong_annotations_are_refused_before_anything_is_done(stub, annotations, kind, field):

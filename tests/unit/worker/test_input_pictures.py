@@ -2,9 +2,13 @@
 
 import asyncio
 
+from google.protobuf.message import Message
+
 from fanlight.common.v1 import common_pb2
-from fanlight.queue.v1 import queue_pb2
-from services.worker.input_pictures import InputPictures, pictures_of
+from fanlight.contract.images import images_of
+from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
+from services.worker.input_pictures import InputPictures
 
 
 class Blobs:
@@ -19,37 +23,37 @@ class Blobs:
         return blob.digest.encode()
 
 
-def painting(*digests: str, scope: str = "") -> queue_pb2.LeasedTask:
-    task = queue_pb2.LeasedTask(name="jobs/a/tasks/1")
+def generation(*digests: str, scope: str = "") -> diffusion_pb2.GenerateRequest:
+    request = diffusion_pb2.GenerateRequest()
     for digest in digests:
-        task.generate.controls.add(controlnet="canny").image.blob.CopyFrom(
+        request.controls.add(controlnet="canny").image.blob.CopyFrom(
             common_pb2.Blob(scope=scope, digest=digest, size_bytes=len(digest))
         )
-    return task
+    return request
 
 
-def data_of(task: queue_pb2.LeasedTask) -> list[bytes]:
-    return [picture.data for picture in pictures_of(task)]
+def data_of(request: Message) -> list[bytes]:
+    return [picture.data for _, picture in images_of(request)]
 
 
 async def test_every_control_image_is_filled_in() -> None:
-    task = painting("aaaa", "bbbb")
-    await InputPictures(Blobs(), cache_bytes=100).fill(task)
-    assert data_of(task) == [b"aaaa", b"bbbb"]
+    request = generation("aaaa", "bbbb")
+    await InputPictures(Blobs(), cache_bytes=100).fill(request)
+    assert data_of(request) == [b"aaaa", b"bbbb"]
 
 
-async def test_bytes_that_came_with_the_task_stay() -> None:
-    task = queue_pb2.LeasedTask()
-    task.annotate.picture.data = b"here already"
-    task.annotate.parameters["low"] = 1
-    await InputPictures(Blobs(), cache_bytes=100).fill(task)
-    assert data_of(task) == [b"here already"]
+async def test_bytes_that_came_with_the_request_stay() -> None:
+    request = preprocessor_pb2.AnnotateRequest()
+    request.picture.data = b"here already"
+    request.parameters["low"] = 1
+    await InputPictures(Blobs(), cache_bytes=100).fill(request)
+    assert data_of(request) == [b"here already"]
 
 
 async def test_tasks_that_want_the_same_picture_at_once_fetch_it_once() -> None:
     blobs = Blobs()
     pictures = InputPictures(blobs, cache_bytes=100)
-    await asyncio.gather(*(pictures.fill(painting("aaaa")) for _ in range(3)))
+    await asyncio.gather(*(pictures.fill(generation("aaaa")) for _ in range(3)))
     assert blobs.reads == ["aaaa"]
 
 
@@ -57,7 +61,7 @@ async def test_the_least_recently_used_picture_leaves_when_the_budget_is_used_up
     blobs = Blobs()
     pictures = InputPictures(blobs, cache_bytes=8)
     for digest in ("aaaa", "bbbb", "aaaa", "cccc", "aaaa", "bbbb"):
-        await pictures.fill(painting(digest))
+        await pictures.fill(generation(digest))
     assert blobs.reads == ["aaaa", "bbbb", "cccc", "bbbb"]
 
 
@@ -65,13 +69,13 @@ async def test_a_picture_larger_than_the_budget_is_not_kept_and_drives_no_other_
     blobs = Blobs()
     pictures = InputPictures(blobs, cache_bytes=5)
     for digest in ("aaaa", "bbbbbbbb", "bbbbbbbb", "aaaa"):
-        await pictures.fill(painting(digest))
+        await pictures.fill(generation(digest))
     assert blobs.reads == ["aaaa", "bbbbbbbb", "bbbbbbbb"]
 
 
 async def test_the_same_digest_in_another_scope_is_another_picture() -> None:
     blobs = Blobs()
     pictures = InputPictures(blobs, cache_bytes=100)
-    await pictures.fill(painting("aaaa", scope="one"))
-    await pictures.fill(painting("aaaa", scope="two"))
+    await pictures.fill(generation("aaaa", scope="one"))
+    await pictures.fill(generation("aaaa", scope="two"))
     assert blobs.reads == ["aaaa", "aaaa"]

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from fanlight.contract.revision import REVISION
 from services.kernel.errors import ResourceExhausted
 from services.worker.leasing import EARLY_PAUSE_S
 from services.worker.surroundings import Surroundings
@@ -77,6 +78,28 @@ async def test_capabilities_travel_once_then_when_asked_for_and_when_they_change
         stage.version = "2"
         await gateway.until(lambda: gateway.polls[-1].capabilities_digest != digest)
         assert gateway.polls[-1].capabilities.annotators[0].version == "2"
+
+
+async def test_workers_that_can_do_the_same_send_the_same_capabilities(gateway: FakeGateway) -> None:
+    stages = FakeStage(), FakeStage()
+    stages[0].annotators, stages[1].annotators = ["canny", "mlsd", "invert"], ["mlsd", "invert", "canny"]
+    for stage in stages:
+        async with working(gateway, stage):
+            await gateway.until(lambda: gateway.open_polls == 1)
+    first, second = {poll.worker.id: poll for poll in gateway.polls if poll.HasField("capabilities")}.values()
+    assert [annotator.id for annotator in first.capabilities.annotators] == ["canny", "invert", "mlsd"]
+    assert first.capabilities == second.capabilities
+    assert first.capabilities_digest == second.capabilities_digest
+
+
+async def test_a_worker_says_which_fields_it_knows(gateway: FakeGateway, stage: FakeStage) -> None:
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.open_polls == 1)
+    contract = gateway.polls[0].capabilities.contract
+    last_fields = {message.name: message.last_field for message in contract.messages}
+    assert contract.revision == REVISION
+    assert last_fields["fanlight.preprocessor.v1.AnnotateRequest"] == 5
+    assert last_fields["fanlight.common.v1.Picture"] == 3
 
 
 async def test_a_full_worker_still_reports_itself_and_what_it_holds(gateway: FakeGateway, stage: FakeStage) -> None:

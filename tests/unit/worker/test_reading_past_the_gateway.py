@@ -6,7 +6,7 @@ import pytest
 
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
-from services.kernel.digests import digest_of
+from fanlight.contract.digests import digest_of
 from services.worker.blob_calls import BlobCalls
 from services.worker.patience import Patience
 from services.worker.surroundings import Surroundings

@@ -1,26 +1,32 @@
-"""What becomes of one leased task: its pictures, its result, its failure."""
+"""What becomes of one leased task: its request, its images, its result, its failure."""
 
 import pytest
+from google.protobuf import wrappers_pb2
 
-from fanlight.common.v1 import common_pb2
+from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import InvalidField, NodeFault
+from services.kernel.errors import (
+    FailedPrecondition,
+    FanlightError,
+    InvalidField,
+    NodeFault,
+    NotFound,
+    ResourceExhausted,
+    TooLarge,
+    Unavailable,
+)
+from services.weights.errors import TokenRefused
 from tests.fakes.scripted_gateway import CHUNK_BYTES, FakeGateway
 from tests.fakes.stage import FakeStage
-from tests.fakes.worker import task_named, working
+from tests.fakes.worker import task_named, task_of, working
 
 NAME = "jobs/a/tasks/1"
 PICTURE = bytes(range(256)) * 1024
 
 
-def task_with(blob: common_pb2.Blob, name: str = NAME) -> queue_pb2.LeasedTask:
-    task = task_named(name)
-    task.annotate.picture.blob.CopyFrom(blob)
-    return task
-
-
 async def test_input_pictures_arrive_as_bytes(gateway: FakeGateway, stage: FakeStage) -> None:
-    await gateway.offer(task_with(gateway.keep(PICTURE)))
+    await gateway.offer(task_named(NAME, blob=gateway.keep(PICTURE)))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.results[NAME] == 1)
     assert stage.pictures[NAME] == PICTURE
@@ -28,7 +34,7 @@ async def test_input_pictures_arrive_as_bytes(gateway: FakeGateway, stage: FakeS
 
 async def test_a_picture_is_fetched_once_for_several_tasks(gateway: FakeGateway, stage: FakeStage) -> None:
     blob = gateway.keep(PICTURE)
-    await gateway.offer(*(task_with(blob, f"jobs/{n}/tasks/1") for n in range(4)))
+    await gateway.offer(*(task_named(f"jobs/{n}/tasks/1", blob=blob) for n in range(4)))
     async with working(gateway, stage, slots=2):
         await gateway.until(lambda: len(gateway.completed) == 4)
     assert gateway.calls["ReadBlob"] == 1
@@ -37,7 +43,7 @@ async def test_a_picture_is_fetched_once_for_several_tasks(gateway: FakeGateway,
 
 async def test_a_fetch_that_was_cut_goes_on_where_it_ended(gateway: FakeGateway, stage: FakeStage) -> None:
     gateway.cuts = 2
-    await gateway.offer(task_with(gateway.keep(PICTURE)))
+    await gateway.offer(task_named(NAME, blob=gateway.keep(PICTURE)))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.results[NAME] == 1)
     assert gateway.read_offsets == [0, CHUNK_BYTES, 2 * CHUNK_BYTES]
@@ -47,7 +53,7 @@ async def test_a_fetch_that_was_cut_goes_on_where_it_ended(gateway: FakeGateway,
 async def test_a_corrupted_picture_never_reaches_the_stage(gateway: FakeGateway, stage: FakeStage) -> None:
     blob = gateway.keep(PICTURE)
     gateway.corrupt.add(blob.digest)
-    await gateway.offer(task_with(blob))
+    await gateway.offer(task_named(NAME, blob=blob))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
     assert NAME not in stage.pictures
@@ -58,22 +64,22 @@ async def test_a_picture_that_the_gateway_lost_is_not_the_requests_fault(
 ) -> None:
     blob = gateway.keep(PICTURE)
     gateway.blobs.clear()
-    await gateway.offer(task_with(blob))
+    await gateway.offer(task_named(NAME, blob=blob))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
 
 
 async def test_a_picture_above_the_limit_is_refused_unfetched(gateway: FakeGateway, stage: FakeStage) -> None:
     blob = gateway.keep(bytes(2 * 1024 * 1024))
-    await gateway.offer(task_with(blob))
+    await gateway.offer(task_named(NAME, blob=blob))
     async with working(gateway, stage, input_bytes_max=1024 * 1024):
-        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_REQUEST"])
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
     assert gateway.failed[NAME][0].failure.reason == "TOO_LARGE"
     assert gateway.calls["ReadBlob"] == 0
 
 
 async def test_what_was_fetched_tells_how_fast_the_link_is(gateway: FakeGateway, stage: FakeStage) -> None:
-    await gateway.offer(task_with(gateway.keep(PICTURE)))
+    await gateway.offer(task_named(NAME, blob=gateway.keep(PICTURE)))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.results[NAME] == 1 and gateway.open_polls == 1)
         assert gateway.polls[0].worker.goodput_bps == 0
@@ -136,12 +142,55 @@ async def test_a_request_at_fault_fails_for_good_and_names_the_field(gateway: Fa
     assert (failure.reason, failure.message, failure.field) == ("INVALID_FIELD", "at least 1", "parameters.low")
 
 
-async def test_a_node_at_fault_lets_the_task_run_elsewhere(gateway: FakeGateway, stage: FakeStage) -> None:
-    stage.failures[NAME] = NodeFault("out of memory")
+@pytest.mark.parametrize(
+    "error", [NodeFault, FailedPrecondition, TooLarge, NotFound, ResourceExhausted, Unavailable, TokenRefused]
+)
+async def test_what_is_not_here_lets_the_task_run_elsewhere(
+    gateway: FakeGateway, stage: FakeStage, error: type[FanlightError]
+) -> None:
+    stage.failures[NAME] = error("is not here", field="annotator")
     await gateway.offer(task_named(NAME))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
-    assert gateway.failed[NAME][0].failure.message == "out of memory"
+    failure = gateway.failed[NAME][0].failure
+    assert (failure.reason, failure.message, failure.field) == (error.reason, "is not here", "annotator")
+
+
+def newer(number: int) -> preprocessor_pb2.AnnotateRequest:
+    """A request with a field that this revision of the contract does not have."""
+    request = preprocessor_pb2.AnnotateRequest(annotator="canny")
+    # A varint of the field, set to 1.
+    tag = number << 3
+    request.MergeFromString(bytes((tag & 0x7F | 0x80, tag >> 7, 1)))
+    return request
+
+
+def broken() -> queue_pb2.LeasedTask:
+    task = task_named(NAME)
+    task.request.value = b"\xff"
+    return task
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (queue_pb2.LeasedTask(name=NAME), "no request"),
+        (task_of(diffusion_pb2.GenerateRequest(prompt="a fox"), NAME), "fanlight.diffusion.v1.GenerateRequest"),
+        (task_of(wrappers_pb2.StringValue(value="a fox"), NAME), "google.protobuf.StringValue"),
+        (broken(), "cannot be read"),
+        (task_of(newer(500), NAME), "field 500 of fanlight.preprocessor.v1.AnnotateRequest is newer"),
+    ],
+)
+async def test_a_task_that_this_worker_does_not_understand_runs_elsewhere(
+    gateway: FakeGateway, stage: FakeStage, task: queue_pb2.LeasedTask, message: str
+) -> None:
+    await gateway.offer(task)
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+    failure = gateway.failed[NAME][0].failure
+    assert failure.reason == "UNKNOWN_TASK"
+    assert message in failure.message
+    assert NAME not in stage.pictures
 
 
 async def test_an_unknown_error_shows_nothing_of_itself_and_the_worker_goes_on(
