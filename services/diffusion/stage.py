@@ -1,8 +1,5 @@
 """The stage `diffusion` for the lease loop: one leased task is one picture."""
 
-from google.protobuf.message import DecodeError
-
-from fanlight.contract.revision import contract_revision, unknown_fields
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.queue.v1 import queue_pb2
 from services.diffusion.abilities import Abilities
@@ -15,15 +12,13 @@ from services.diffusion.models.library import Library, Residency
 from services.diffusion.painter import Painter
 from services.diffusion.supply import Supply
 from services.diffusion.wire import capable_models
-from services.kernel.errors import FailedPrecondition, InvalidField
 from services.weights.targets import Progress as Fetching
 from services.worker import ports
-
-_MESSAGE = GenerateRequest.DESCRIPTOR.full_name
 
 
 class DiffusionStage:
     name = "diffusion"
+    request_type = GenerateRequest
 
     def __init__(
         self,
@@ -57,7 +52,6 @@ class DiffusionStage:
             models=capable_models(self._catalogue, digest_of=self._digests.named, offers=self._supply.offers),
             offers=self._abilities.offers(),
             limits=[queue_pb2.Limit(name=name, maximum=maximum) for name, maximum in limits],
-            contract=contract_revision(GenerateRequest),
         )
 
     def describe(self, worker: queue_pb2.Worker) -> None:
@@ -76,8 +70,7 @@ class DiffusionStage:
     async def fetch_ahead(self, model: str, kind: str) -> None:
         await self._supply.fetch_ahead(model, kind)
 
-    async def run(self, task: queue_pb2.LeasedTask, report: ports.Report) -> ports.Outcome:
-        request = _request_of(task)
+    async def run(self, request: GenerateRequest, task: queue_pb2.LeasedTask, report: ports.Report) -> ports.Outcome:
         self._painter.check(request)
         async with self._supply.provided(request, lambda fetching: report(_fetching(fetching))):
             generation = await self._painter.parse(request, alone=task.alone)
@@ -91,23 +84,6 @@ class DiffusionStage:
             provenance=painted.provenance,
         )
         return ports.Outcome(outputs=[output], spans=painted.spans)
-
-
-def _request_of(task: queue_pb2.LeasedTask) -> GenerateRequest:
-    """InvalidField for another stage's message; FailedPrecondition for one with fields newer than this worker."""
-    request = GenerateRequest()
-    try:
-        is_ours = task.request.Unpack(request)
-    except DecodeError as error:
-        raise InvalidField(f"is no {_MESSAGE}, though it says so", field="request") from error
-    if not is_ours:
-        name = task.request.TypeName() or "empty"
-        raise InvalidField(f"is {name[:200]}; this worker takes {_MESSAGE}", field="request")
-    for unknown in unknown_fields(request):
-        raise FailedPrecondition(
-            f"field {unknown.number} of {unknown.message_name} is newer than this worker", field=unknown.path
-        )
-    return request
 
 
 def _step_time(time: StepTime) -> queue_pb2.StepTime:
