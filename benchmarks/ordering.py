@@ -86,7 +86,7 @@ def measure(workers: int, rounds: int) -> None:
 
     def floor(i: int) -> float:
         held = board.crowds.holders(tasks[i].kind.checkpoint)
-        return min((post.wait_s(now_s) + 20 * post.step_s_of("", USUAL_SIZE_CLASS) for post in held), default=0.0)
+        return min((post.wait_s(now_s) + 20 * post.step_s_of(("", USUAL_SIZE_CLASS)) for post in held), default=0.0)
 
     taken: list[Waiting] = []
     placed, floors = times_us(place, rounds), times_us(floor, rounds)

@@ -1,6 +1,6 @@
 """The workers by what they offer, take and hold, so that nobody looks at all of them."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 
 from services.gateway.ordering.posts import Crowd, Post
@@ -45,9 +45,11 @@ class Crowds:
         self.posts: dict[str, Post] = {}
         self.slots = 0
         self._alike: dict[_Which, _Alike] = {}
+        # How many of them each stage has.
+        self._groups_of: Counter[str] = Counter()
         # By worker, the one of these that it is in.
         self._of: dict[str, _Alike] = {}
-        self._able: dict[tuple[str, frozenset[str], Amounts], list[Crowd]] = {}
+        self._able: dict[tuple[str, frozenset[str], Amounts], dict[Crowd, None]] = {}
         # Counts the looks at crowds that were too many.
         self._turn = 0
         # By model: those that hold it or are fetching it.
@@ -87,6 +89,7 @@ class Crowds:
         alike = self._alike.get(which)
         if alike is None:
             alike = self._alike[which] = _Alike(which)
+            self._groups_of[alike.stage] += 1
             self._able.clear()
         alike.add(post)
         self._of[post.view.id] = alike
@@ -96,6 +99,7 @@ class Crowds:
         alike.remove(post.view.id)
         if not alike:
             del self._alike[alike.stage, alike.offers, alike.limits]
+            self._groups_of[alike.stage] -= 1
             self._able.clear()
 
     def _hold(self, post: Post, model: str) -> None:
@@ -124,19 +128,19 @@ class Crowds:
     def holders(self, model: str) -> Crowd:
         return self._holders.get(model) or Crowd()
 
-    def able(self, kind: Kind) -> list[Crowd]:
-        """Crowds of those that offer all that the kind needs, held or not, and take as much as it needs."""
+    def able(self, kind: Kind) -> dict[Crowd, None]:
+        """Crowds of those that offer all that the kind needs, held or not, and take as much as it needs; in order."""
         which = (kind.stage, kind.needs, kind.amounts)
         able = self._able.get(which)
         if able is None:
             if len(self._able) >= ABLE_LIMIT:
                 del self._able[next(iter(self._able))]
-            able = self._able[which] = [alike for alike in self._alike.values() if alike.can_do(kind)]
+            able = self._able[which] = {alike: None for alike in self._alike.values() if alike.can_do(kind)}
         return able
 
     def some_able(self, kind: Kind, count: int) -> Iterator[Post]:
         """Some of those that can do it: as many from each crowd, at least one from each of `count` crowds."""
-        able = self.able(kind)
+        able = list(self.able(kind))
         if len(able) > count:
             start = self._turn % len(able)
             self._turn += count
@@ -158,9 +162,15 @@ class Crowds:
         return frozenset(post.view.node for crowd in self.able(kind) for post in crowd)
 
     def near(self, kind: Kind, count: int) -> list[Post]:
-        """Some of those that need not fetch its checkpoint: those with its small models in front."""
+        """Some of those that can do it and need not fetch its checkpoint: those with its small models in front."""
         if not kind.checkpoint:
             return list(self.some_able(kind, count))
+        able, holding = self.able(kind), self._holding(kind, count)
+        if len(able) == self._groups_of[kind.stage]:
+            return holding
+        return [post for post in holding if self._of[post.view.id] in able]
+
+    def _holding(self, kind: Kind, count: int) -> list[Post]:
         holders = self._holders.get(kind.checkpoint)
         if holders is None:
             return []

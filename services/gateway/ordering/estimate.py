@@ -74,18 +74,22 @@ def best_of(posts: Iterable[Post], task: Waiting, now_s: float) -> Best | None:
     """The least `estimate(...).cost_s` of all posts, in a hurry; of two alike the one with the lesser id."""
     kind, steps = task.kind, task.steps
     checkpoint, models = kind.checkpoint, kind.models
-    family, size_class = kind.family, kind.size_class
+    which = kind.family, kind.size_class
     patch_s, combination = PATCH_S * len(kind.loras), kind.combination
     best: Post | None = None
     best_s = plain_best_s = float("inf")
     for post in posts:
         view = post.view
         wait_s = post.wait_s(now_s)
-        work_s = view.task_s + (steps * post.step_s_of(family, size_class) if steps else 0.0)
+        work_s = view.task_s
+        if steps:
+            step_s = post.step_times.get(which)
+            work_s += steps * (post.step_s_of(which) if step_s is None else step_s)
         if checkpoint and checkpoint not in view.vram and checkpoint not in post.lined:
             work_s += LOAD_WEIGHT * load_s(post, checkpoint)
         cost_s = wait_s + work_s
-        plain_best_s = min(plain_best_s, cost_s)
+        if cost_s < plain_best_s:
+            plain_best_s = cost_s
         if cost_s > best_s:
             continue
         if patch_s and (post.planned or post.combination != combination):

@@ -236,7 +236,7 @@ class Plan(Fetches):
 
     def _candidates(self, task: Waiting) -> list[Post]:
         """Without those that failed it, while there are others."""
-        able = [post for post in self.crowds.near(task.kind, LOOK_WORKERS) if post.view.can_do(task.kind)]
+        able = self.crowds.near(task.kind, LOOK_WORKERS)
         fresh = [post for post in able if post.view.node not in task.failed_nodes] if task.failed_nodes else able
         if fresh or not able:
             return fresh

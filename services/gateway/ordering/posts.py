@@ -20,7 +20,6 @@ class Post:
         "_extra_s",
         "_free_s",
         "_order",
-        "_step_s",
         "_taken_s",
         "_work_s",
         "asking",
@@ -33,6 +32,7 @@ class Post:
         "planned",
         "running",
         "since_s",
+        "step_times",
         "told",
         "view",
     )
@@ -51,7 +51,8 @@ class Post:
         self._extra_s: dict[Key, float] = {}
         # What each of them adds to the work.
         self._taken_s: dict[Key, float] = {}
-        self._step_s: dict[tuple[str, int], float] = {}
+        # One evaluation by family and size class, as far as it was asked for.
+        self.step_times: dict[tuple[str, int], float] = {}
         # Leased tasks, and when each one should end.
         self.running: dict[Key, float] = {}
         self._free_s = 0.0
@@ -108,7 +109,7 @@ class Post:
     def revise(self, view: WorkerView) -> None:
         """The worker says something else of itself now."""
         self.view = view
-        self._step_s.clear()
+        self.step_times.clear()
         self._work_s = 0.0
         for task in self.planned.values():
             self._take(task)
@@ -123,14 +124,15 @@ class Post:
 
     def step_s(self, kind: Kind) -> float:
         """One evaluation of its checkpoint at its size."""
-        return self.step_s_of(kind.family, kind.size_class)
+        return self.step_s_of((kind.family, kind.size_class))
 
-    def step_s_of(self, family: str, size_class: int) -> float:
-        known = self._step_s.get((family, size_class))
+    def step_s_of(self, which: tuple[str, int]) -> float:
+        """One evaluation for a family and a size class."""
+        known = self.step_times.get(which)
         if known is None:
-            if len(self._step_s) >= STEP_TIMES_LIMIT:
-                self._step_s.clear()
-            known = self._step_s[family, size_class] = step_s(self.view, family, size_class)
+            if len(self.step_times) >= STEP_TIMES_LIMIT:
+                self.step_times.clear()
+            known = self.step_times[which] = step_s(self.view, *which)
         return known
 
     def run(self, key: Key, end_s: float, now_s: float) -> None:

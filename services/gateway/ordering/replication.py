@@ -174,4 +174,4 @@ def _has_failed(post: Post, model: str, now_s: float) -> bool:
 
 
 def _unasked_cost_s(post: Post) -> float:
-    return UNASKED_STEPS * post.step_s_of("", USUAL_SIZE_CLASS) + UNASKED_BYTES * 8 / post.view.link_bps
+    return UNASKED_STEPS * post.step_s_of(("", USUAL_SIZE_CLASS)) + UNASKED_BYTES * 8 / post.view.link_bps

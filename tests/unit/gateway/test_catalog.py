@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanlight.contract.names import ANY, find_name, plain_name
+from fanlight.contract.prompt import words_in
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app.capabilities import Group, Groups
 from services.gateway.jobs.catalog import Catalog, held_by
@@ -219,6 +220,16 @@ def test_of_a_controlnet_in_several_families_the_checkpoints_own_is_meant() -> N
     assert found == "canny"
     with pytest.raises(InvalidField, match="no ControlNet of small is made for canny"):
         look_up.controlnet_of(catalog, "", replace(edges, controlnets=("depth",)), SMALL, field="f")
+
+
+@given(
+    st.lists(st.sampled_from(["bad hands", "bad", "Neg-1", "(-:", "neg", "hands"]), unique=True),
+    st.sampled_from(["bad hands, NEG-1", "badly (-:", "", "hands bad", "a neg-1 bad_hands"]),
+)
+def test_of_the_ids_that_may_stand_in_a_text_none_is_missing(ids: list[str], text: str) -> None:
+    catalog = a_catalog(Capabilities(models=tuple(Model(id=each, kind="embedding", family="sd1") for each in ids)))
+    assert words_in(text, catalog.mentioned("embedding", text, "sd1")) == words_in(text, sorted(ids))
+    assert catalog.mentioned("embedding", text, "sdxl") == []
 
 
 def test_a_reference_is_taken_where_a_worker_fetches_any_of_its_kind() -> None:

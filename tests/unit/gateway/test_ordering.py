@@ -463,7 +463,7 @@ def test_what_can_do_a_kind_is_known_of_so_many_kinds() -> None:
     for number in range(ABLE_LIMIT + 10):
         board.crowds.able(replace(A, amounts=(("pixels", number),)))
     assert len(board.crowds._able) == ABLE_LIMIT
-    assert board.crowds.able(A) == [board.crowds.like(board.post("w"))]
+    assert list(board.crowds.able(A)) == [board.crowds.like(board.post("w"))]
 
 
 def test_of_many_groups_of_workers_some_are_looked_at_and_others_the_next_time() -> None:

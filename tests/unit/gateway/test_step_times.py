@@ -16,7 +16,7 @@ from tests.fakes.board import A, a_task, a_view
 
 SMALL, LARGE = 18, 22
 KEPT = KeptCapabilities(capabilities=Capabilities(), time_s=0.0)
-NOTHING = Group(digest="", kept=KEPT, offers=frozenset(), limits=(), needs_by_id={}, sizes={})
+NOTHING = Group(digest="", kept=KEPT, offers=frozenset(), limits=(), needs_by_id={}, annotators={}, sizes={})
 
 
 def measured(times: dict[tuple[str, int], float], usual: dict[tuple[str, int], float] | None = None) -> WorkerView:
