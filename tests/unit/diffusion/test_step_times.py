@@ -48,7 +48,8 @@ def measured(asked):
         running.cancel()
         await asyncio.wait([running])
         thread.close()
-        return engine.step_s, engine.step_s_deviation
+        (time,) = engine.step_times
+        return time.mean_s, time.deviation_s
 
     return measure
 
