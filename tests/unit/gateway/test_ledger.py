@@ -152,7 +152,7 @@ async def test_a_page_shows_an_open_job_as_it_is_known_and_not_as_an_older_recor
         first = await store.get(BUCKET, job.id)
         changed = await ledger.change(job.id, leased)
         store._buckets[BUCKET][job.id] = first
-        assert list(await ledger.page(before="", limit=5)) == [changed]
+        assert list(await ledger.page(before="", limit=5)) == [(changed.id, changed)]
 
 
 async def test_a_page_shows_a_record_that_is_newer_than_what_is_known(store: LateStore, job: Job) -> None:
@@ -160,5 +160,5 @@ async def test_a_page_shows_a_record_that_is_newer_than_what_is_known(store: Lat
         await ledger.create(job)
         # Not heard of yet: nothing has run since.
         store._set(BUCKET, job.id, JOBS.encode(cancelled(job)))
-        (shown,) = await ledger.page(before="", limit=5)
-        assert shown.state is JobState.CANCELLED
+        ((_, shown),) = await ledger.page(before="", limit=5)
+        assert shown is not None and shown.state is JobState.CANCELLED
