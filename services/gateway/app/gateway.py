@@ -5,7 +5,17 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from services.gateway.app import cache, dead_letters, faults, idempotency, ledger, prefetches, webhooks, workers
+from services.gateway.app import (
+    cache,
+    capabilities,
+    dead_letters,
+    faults,
+    idempotency,
+    ledger,
+    prefetches,
+    webhooks,
+    workers,
+)
 from services.gateway.app.blob_retention import BlobRetention
 from services.gateway.app.cache import CacheFigures, ControlImages
 from services.gateway.app.clock_jumps import ClockWatch
@@ -42,6 +52,7 @@ SWEEP_INTERVAL_S = 60.0
 # Those whose records have a form.
 BUCKETS = (
     cache.BUCKET,
+    capabilities.BUCKET,
     dead_letters.BUCKET,
     faults.BUCKET,
     idempotency.BUCKET,

@@ -67,8 +67,8 @@ class Heartbeats:
                 self._revisions.pop(change.key, None)
             elif change.revision > self._revisions.get(change.key, 0):
                 self._revisions[change.key] = change.revision
-                if not is_old:
-                    self._take(change.key, BEATS.decode(change.value))
+                if not is_old and (beat := BEATS.read(BUCKET, change)):
+                    self._take(change.key, beat)
 
     def _take(self, worker_id: str, beat: Beat) -> None:
         self._workers.heard(worker_id)

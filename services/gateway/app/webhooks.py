@@ -95,8 +95,8 @@ class Webhooks:
                 self._caught_up = True
             elif isinstance(change, Deleted):
                 self._known.pop(change.key, None)
-            else:
-                self._take(change.key, DELIVERIES.decode(change.value), change.revision)
+            elif delivery := DELIVERIES.read(BUCKET, change):
+                self._take(change.key, delivery, change.revision)
 
     def _take(self, key: str, delivery: Delivery, revision: int) -> None:
         known = self._known.get(key)

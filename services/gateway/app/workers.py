@@ -224,7 +224,9 @@ class Workers:
         known = self._known.get(change.key)
         if known is not None and known.revision >= change.revision:
             return
-        record = WORKERS.decode(change.value)
+        record = WORKERS.read(BUCKET, change)
+        if record is None:
+            return
         group = await self._groups.get(record.capabilities_digest)
         if group is None:
             # Another gateway is just forgetting them. The worker is asked for them when it comes.

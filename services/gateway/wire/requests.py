@@ -4,6 +4,7 @@ import hashlib
 from urllib.parse import urlsplit
 
 from google.protobuf import timestamp_pb2
+from google.protobuf.message import Message
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
@@ -40,7 +41,7 @@ def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
         raise InvalidField(
             f"has {len(request.request_id)} characters; at most {REQUEST_ID_CHARACTERS_LIMIT}", field="request_id"
         )
-    _refuse_newer(request)
+    _refuse_newer(request, request.WhichOneof("work") or "request")
     return NewJob(
         draft=draft_of(request, fleet),
         content_digest=_content_digest(request),
@@ -76,11 +77,11 @@ def _webhook_url(url: str) -> str:
     return url
 
 
-def _refuse_newer(request: gateway_pb2.CreateJobRequest) -> None:
-    """No worker sees the fields of the request itself. Those of what is asked for are the workers' matter."""
-    own = gateway_pb2.CreateJobRequest()
-    own.CopyFrom(request)
-    own.ClearField(request.WhichOneof("work") or "request")
+def _refuse_newer(message: Message, but: str) -> None:
+    """No worker sees the fields of the message itself. Those of what is asked for, in the field `but`, are theirs."""
+    own = type(message)()
+    own.CopyFrom(message)
+    own.ClearField(but)
     refuse_unknown_fields(own)
 
 
@@ -88,6 +89,7 @@ def new_jobs(request: gateway_pb2.CreateJobsRequest, fleet: Fleet) -> list[NewJo
     """Each for itself, or why it cannot be. InvalidField for none or too many."""
     if not 1 <= len(request.requests) <= BATCH_JOBS_LIMIT:
         raise InvalidField(f"has {len(request.requests)} entries; must be 1 to {BATCH_JOBS_LIMIT}", field="requests")
+    _refuse_newer(request, "requests")
     return [_new_or_refused(each, fleet) for each in request.requests]
 
 

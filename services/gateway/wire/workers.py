@@ -40,7 +40,8 @@ FIELD_NUMBER_LIMIT = 2**29 - 1
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _STAGE = re.compile(r"[a-z0-9_-]{1,32}")
-_MESSAGE = re.compile(r"fanlight(\.[A-Za-z][A-Za-z0-9_]*){1,8}")
+# A stage's request may be a message of any package.
+_MESSAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*){1,8}")
 
 
 def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
@@ -183,7 +184,7 @@ def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
         name, field = each.name, f"{where}.messages[{i}]"
         if not _MESSAGE.fullmatch(fields.text(name, NAME_LIMIT_BYTES, field=f"{field}.name")):
             raise InvalidField(
-                "must be a message of fanlight, such as fanlight.common.v1.Picture", field=f"{field}.name"
+                "must be a message's full name, such as fanlight.common.v1.Picture", field=f"{field}.name"
             )
         last = fields.whole(each.last_field, 0, FIELD_NUMBER_LIMIT, field=f"{field}.last_field")
         # Of a message that this gateway does not know it never finds a field.

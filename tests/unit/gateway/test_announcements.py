@@ -99,7 +99,8 @@ LONG = "n" * 300
         ),
         (knowing(2**31), "capabilities.contract.messages[0].last_field"),
         (knowing(1, revision=2**31), "capabilities.contract.revision"),
-        (knowing(1, name="google.protobuf.Any"), "capabilities.contract.messages[0].name"),
+        (knowing(1, name="Picture"), "capabilities.contract.messages[0].name"),
+        (knowing(1, name="no message.at all"), "capabilities.contract.messages[0].name"),
         (
             announced(contract=queue_pb2.ContractRevision(messages=[queue_pb2.KnownMessage(name=GENERATE)] * 2)),
             "capabilities.contract.messages[1].name",
