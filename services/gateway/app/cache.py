@@ -5,13 +5,13 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
+from fanlight.errors import AlreadyExists, Conflict, FanlightError
 from services.gateway.app.records import Codec
 from services.gateway.app.uses import Uses
 from services.gateway.jobs.model import Output, StageRequest
 from services.gateway.jobs.workers import Annotator
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.errors import AlreadyExists, Conflict, FanlightError
 
 BUCKET = "control_images"
 TOLD_EVERY_S = 600.0

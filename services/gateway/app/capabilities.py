@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from fanlight.errors import AlreadyExists
 from services.gateway.app.records import Codec
 from services.gateway.jobs.catalog import Catalog, Rank, needs_by_id
 from services.gateway.jobs.workers import Annotator, Capabilities
 from services.gateway.ordering.tasks import Amounts, can_do, limit_of
 from services.gateway.ports import Clock, JobStore
-from services.kernel.errors import AlreadyExists
 
 BUCKET = "capabilities"
 PAGE = 20

@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fanlight.errors import AlreadyExists, InvalidField, NotFound
 from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.records import Codec
 from services.gateway.jobs.model import DEFAULT_TENANT, Attempt, Failure, Job, Task, task_name
 from services.gateway.ports import JobStore
-from services.kernel.errors import AlreadyExists, InvalidField, NotFound
 
 BUCKET = "dead_letters"
 # How many are kept, the newest ones.

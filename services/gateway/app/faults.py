@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
+from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.records import Codec
 from services.gateway.jobs.faults import NodeFaults, after_failure, after_success
 from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore
-from services.kernel.errors import AlreadyExists, Conflict
 from services.kernel.logs import get_logger
 
 log = get_logger()

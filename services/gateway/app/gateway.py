@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from fanlight.errors import FanlightError, Unavailable
 from services.gateway.app import (
     cache,
     capabilities,
@@ -39,7 +40,6 @@ from services.gateway.config import GatewaySettings
 from services.gateway.jobs.model import Job
 from services.gateway.ports import Clock, JobStore
 from services.kernel.blobs import BlobStore
-from services.kernel.errors import FanlightError, Unavailable
 from services.kernel.logs import get_logger
 
 log = get_logger()

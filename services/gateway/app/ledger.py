@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from fanlight.errors import Conflict, LeaseLost, NotFound, Unavailable
 from services.gateway.app.records import JOBS
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Deleted, JobStore, New, Record
-from services.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
 from services.kernel.logs import get_logger
 
 log = get_logger()

@@ -3,11 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 
+from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.records import Codec
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.fetches import Claim
 from services.gateway.ports import Clock, JobStore
-from services.kernel.errors import AlreadyExists, Conflict
 
 BUCKET = "prefetches"
 PAGE = 1_000

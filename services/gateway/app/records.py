@@ -6,10 +6,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from fanlight.errors import FailedPrecondition
 from services.gateway.jobs.model import Job
 from services.gateway.jobs.workers import WorkerRecord
 from services.gateway.ports import JobStore, Record
-from services.kernel.errors import FailedPrecondition
 from services.kernel.logs import get_logger
 
 log = get_logger()

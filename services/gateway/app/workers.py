@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
 from services.gateway.app.capabilities import Group, Groups
 from services.gateway.app.faults import Faults
 from services.gateway.app.leases import Leases
@@ -17,7 +18,6 @@ from services.gateway.jobs.workers import Annotator, Capabilities, Worker, Worke
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.tasks import Amounts
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
-from services.kernel.errors import AlreadyExists, Conflict, ResourceExhausted
 from services.kernel.logs import get_logger
 
 log = get_logger()

@@ -7,6 +7,8 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.message import Message
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.digests import DEFAULT_SCOPE
+from fanlight.contract.fields import check_bytes, check_number, check_whole
 from fanlight.contract.images import images_of
 from fanlight.contract.limits import (
     BATCH_JOBS_LIMIT,
@@ -16,15 +18,13 @@ from fanlight.contract.limits import (
     WEBHOOK_URL_LIMIT_BYTES,
 )
 from fanlight.contract.revision import refuse_unknown_fields
+from fanlight.errors import FanlightError, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.filters import Only
 from services.gateway.app.new_job import NewJob
 from services.gateway.jobs.model import JobState
-from services.gateway.wire import fields
 from services.gateway.wire.needs import Fleet
 from services.gateway.wire.stages import draft_of
-from services.kernel.digests import DEFAULT_SCOPE
-from services.kernel.errors import FanlightError, InvalidField
 
 _STATES = {
     gateway_pb2.Job.STATE_QUEUED: JobState.QUEUED,
@@ -46,8 +46,8 @@ def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
         draft=draft_of(request, fleet),
         content_digest=_content_digest(request),
         request_id=request.request_id,
-        priority=fields.whole(request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT, field="priority"),
-        deadline_s=fields.number(request.deadline_s, 0.0, DEADLINE_LIMIT_S, field="deadline_s"),
+        priority=check_whole(request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT, field="priority"),
+        deadline_s=check_number(request.deadline_s, 0.0, DEADLINE_LIMIT_S, field="deadline_s"),
         webhook_url=_webhook_url(request.webhook_url),
     )
 
@@ -62,7 +62,7 @@ def _content_digest(request: gateway_pb2.CreateJobRequest) -> str:
 
 def _webhook_url(url: str) -> str:
     """What can be told from the address alone; where it leads is looked at when it is called."""
-    fields.text(url, WEBHOOK_URL_LIMIT_BYTES, field="webhook_url")
+    check_bytes(url, WEBHOOK_URL_LIMIT_BYTES, field="webhook_url")
     if not url:
         return ""
     try:

@@ -10,13 +10,13 @@ from google.protobuf import any_pb2, wrappers_pb2
 from fanlight.channel import open_channel
 from fanlight.contract.needs import Needs
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FailedPrecondition, FanlightError, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app import workers
 from services.gateway.http.json_messages import to_json
 from services.gateway.ports import CaughtUp
 from services.gateway.wire import stages
 from services.gateway.wire.stages import Stage, one_task
-from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField
 from services.kernel.wire_errors import from_rpc_error
 from tests.fakes.fleet import Fleet
 from tests.fakes.gateway_process import jobs_of

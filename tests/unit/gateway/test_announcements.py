@@ -5,11 +5,11 @@ import math
 import pytest
 
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FanlightError
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.jobs.workers import Model, StepTime
 from services.gateway.wire import workers
-from services.kernel.errors import FanlightError
 
 GENERATE = "fanlight.diffusion.v1.GenerateRequest"
 LAST = max(field.number for field in diffusion_pb2.GenerateRequest.DESCRIPTOR.fields)

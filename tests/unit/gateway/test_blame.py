@@ -2,12 +2,12 @@
 
 import pytest
 
+from fanlight.errors import FailedPrecondition, NotFound, TooLarge
 from services.gateway.app.blame import in_words_of_job
 from services.gateway.app.queue import NOT_HERE
 from services.gateway.jobs import plan
 from services.gateway.jobs.machine import FAILURES_LIMIT
 from services.gateway.jobs.model import DIFFUSION, Failure, Fault, JobState
-from services.kernel.errors import FailedPrecondition, NotFound, TooLarge
 from tests.fakes.fleet import CRASH, Fleet, annotation, control, generation, plan_of
 
 LACKING = [

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from fanlight.errors import FailedPrecondition, FanlightError
 from services.gateway.app.new_job import NewJob
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.jobs.workers import Model
-from services.kernel.errors import FailedPrecondition, FanlightError
 from tests.fakes.fleet import STARTER, STARTER_CANNY, Fleet, FleetWorker, control, generation
 
 SMALL, LARGE = 128 * 128, 512 * 512

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fanlight.errors import FailedPrecondition
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.app.gateway import BUCKETS
 from services.gateway.app.ledger import BUCKET
 from services.gateway.app.records import FORM, JOBS, OtherForm, Unreadable
 from services.gateway.jobs import plan
 from services.gateway.jobs.model import DIFFUSION, JobState
-from services.kernel.errors import FailedPrecondition
 from tests.fakes.fleet import Fleet, generation
 from tests.fakes.jobs import generation_plan
 
