@@ -88,6 +88,7 @@ def _mixed_requests() -> list[diffusion_pb2.GenerateRequest]:
 
 
 def mixed(rounds: int) -> None:
+    from services.diffusion.abilities import Abilities
     from services.diffusion.digests import WeightDigests
     from services.diffusion.engine.engine import Engine
     from services.diffusion.engine.studio import TorchStudio
@@ -101,7 +102,8 @@ def mixed(rounds: int) -> None:
     from tests.fakes.diffusers_reference import Reference
 
     catalogue: Catalogue = scan([starter_folder()])
-    parser = Parser(catalogue=catalogue, pixels_limit=2**20, picture_limits=PictureLimits(), random_seed=lambda: 1)
+    abilities = Abilities(pixels_limit=2**20, has_safety_checker=False)
+    parser = Parser(catalogue=catalogue, abilities=abilities, picture_limits=PictureLimits(), random_seed=lambda: 1)
     requests = _mixed_requests()
     reference = Reference(starter_folder())
 

@@ -25,6 +25,7 @@ from PIL import Image
 from benchmarks.models import filled, make_pipeline
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
+from services.diffusion.abilities import Abilities
 from services.diffusion.digests import WeightDigests
 from services.diffusion.engine.engine import Engine
 from services.diffusion.engine.studio import TorchStudio
@@ -80,7 +81,8 @@ def make_sd15(root: Path, *, nets: int, small: bool = False) -> None:
 
 
 def parser_of(catalogue: Catalogue) -> Parser:
-    return Parser(catalogue=catalogue, pixels_limit=2**20, picture_limits=PictureLimits(), random_seed=lambda: 1)
+    abilities = Abilities(pixels_limit=2**20, has_safety_checker=False)
+    return Parser(catalogue=catalogue, abilities=abilities, picture_limits=PictureLimits(), random_seed=lambda: 1)
 
 
 @contextlib.contextmanager

@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from fanlight.client.requests import GenerationOptions
     from fanlight.gateway.v1.gateway_pb2 import Job
 
-# Parameters of the command that are options of a generation, under the same name.
-_AS_THEY_ARE = (
-    *("model", "steps", "scheduler", "seed", "count", "image", "mask", "strength", "resize", "vae", "clip_skip"),
-    *("noise_schedule", "quality", "safety_checker", "strict", "variation_seed", "variation_strength", "precision"),
-)
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
@@ -156,8 +151,10 @@ def generate(
 
 def _options(said: Mapping[str, Any]) -> "GenerationOptions":
     """`said`: the command's parameters by name. All that are not about the picture are left out."""
+    from fanlight.client.requests import GenerationOptions
+
     width_px, height_px = parse_size(said["size"])
-    others = {name: said[name] for name in _AS_THEY_ARE}
+    others = {name: said[name] for name in GenerationOptions.__annotations__.keys() & said.keys()}
     options = {
         **others,
         "negative_prompt": said["negative"],
@@ -190,13 +187,16 @@ async def paint(
 
 
 async def download(client: "AsyncClient", job: "Job", out: Path) -> list[dict[str, Any]]:
-    """Each image in a file named after the job and the seed."""
+    """Each image in a file named after the job and the seed; with its number where several have one seed."""
     from fanlight.cli.session import write_bytes
 
     pictures = await asyncio.gather(*(client.read_blob(image.blob) for image in job.images))
     told: list[dict[str, Any]] = []
-    for image, picture in zip(job.images, pictures, strict=True):
+    seeds = [image.seed for image in job.images]
+    for number, (image, picture) in enumerate(zip(job.images, pictures, strict=True), 1):
         stem = f"{job.name.removeprefix('jobs/')}-{image.seed}"
+        if seeds.count(image.seed) > 1:
+            stem += f"-{number}"
         path = out / f"{stem}{SUFFIXES.get(image.blob.media_type, '.png')}"
         write_bytes(path, picture)
         told.append({"path": str(path), "seed": image.seed, "digest": image.blob.digest})

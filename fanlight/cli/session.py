@@ -1,8 +1,13 @@
 """How a command talks to the gateway: who it is, what it may take, and what its errors say."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Awaitable, Callable
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +22,8 @@ Answer = TypeVar("Answer")
 def talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> Answer:
     """Runs the work with a client. Errors come out with advice for the person at the terminal."""
     try:
-        return asyncio.run(_talk(gateway, work))
+        with asyncio.Runner() as runner, _woken_by_signals(runner.get_loop()):
+            return runner.run(_talk(gateway, work))
     except FanlightError as error:
         error.message = _with_field(error, advice(error, gateway=gateway))
         raise
@@ -27,6 +33,30 @@ def _with_field(error: FanlightError, text: str) -> str:
     """What the client refuses names its field as the gateway's errors do."""
     is_named = not error.field or isinstance(error, CallFailed | JobFailed)
     return text if is_named else f"{error.field}: {text}"
+
+
+@contextlib.contextmanager
+def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Every signal wakes the loop, so that Ctrl-C ends a command at once.
+
+    asyncio.Runner handles SIGINT when the wait for the next event ends. A signal that arrives just before that wait
+    begins, or at another thread, does not end it: the command would go on waiting until the next event.
+    """
+    # On Windows the loop does this itself. Python handles signals on the main thread only.
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        loop.add_reader(reader, reader.recv, 4096)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(reader)
 
 
 async def _talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> Answer:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, wait
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,9 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from fanlight.client.asynchronous import CONNECT_S, DEFAULT_ADDRESS, GOODBYE_S, TIMEOUT_S, AsyncClient
 from fanlight.gateway.v1.gateway_pb2 import JobEvent
+
+# A signal that arrives just before a wait, or at another thread, does not end the wait: Python handles it afterwards.
+SIGNAL_CHECK_S = 0.25
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -68,19 +72,35 @@ class Client:
 
     def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         ended = threading.Event()
+        task: asyncio.Task[Answer] | None = None
+        is_left = False
 
         async def noted() -> Answer:
+            nonlocal task
+            task = asyncio.current_task()
             try:
+                if is_left:
+                    work.close()
+                    raise asyncio.CancelledError
                 return await work
             finally:
                 ended.set()
 
-        future = asyncio.run_coroutine_threadsafe(noted(), self._loop)
+        def leave() -> None:
+            nonlocal is_left
+            is_left = True
+            if task is not None:
+                task.cancel()
+            else:
+                # Its first step, if it was started at all, comes before this.
+                self._loop.call_soon(ended.set)
+
+        # Starting the work belongs to what may be interrupted: the work runs from then on.
         try:
-            return future.result()
+            return _result(asyncio.run_coroutine_threadsafe(noted(), self._loop))
         except KeyboardInterrupt:
             # The call ends too, and has the time to cancel the job that it waits for.
-            future.cancel()
+            self._loop.call_soon_threadsafe(leave)
             ended.wait(GOODBYE_S)
             raise
 
@@ -112,3 +132,11 @@ class Client:
     list_workers = _blocking(AsyncClient.list_workers)
     write_blob = _blocking(AsyncClient.write_blob)
     read_blob = _blocking(AsyncClient.read_blob)
+
+
+def _result(future: Future[Answer]) -> Answer:
+    """The result or error. On the main thread no wait is longer than SIGNAL_CHECK_S, so that Ctrl-C ends it."""
+    if threading.current_thread() is threading.main_thread():
+        while not wait([future], SIGNAL_CHECK_S).done:
+            pass
+    return future.result()

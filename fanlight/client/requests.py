@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 from google.protobuf.struct_pb2 import Struct
 
 from fanlight.common.v1.common_pb2 import Blob, Picture
 from fanlight.contract import annotation as annotation_contract
 from fanlight.contract import generation as generation_contract
+from fanlight.contract.generation import PlainOptions
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest, LoraUse
 from fanlight.errors import FanlightError, InvalidInput
@@ -47,43 +48,15 @@ class Lora:
     text_encoder_weight: float | None = None
 
 
-class GenerationOptions(TypedDict, total=False):
+class GenerationOptions(PlainOptions, total=False):
     """What may be asked of a generation besides its prompt; what is left out or None is the service's choice."""
 
-    model: str | None
-    pipeline: str | None
-    negative_prompt: str | None
-    width_px: int | None
-    height_px: int | None
-    steps: int | None
-    guidance_scale: float | None
-    scheduler: str | None
-    # The first image's; the next ones count up, unless a variation strength is set.
-    seed: int | None
-    count: int | None
-    # A second seed, whose noise is mixed in by the strength, 0 to 1; it counts up from image to image.
-    variation_seed: int | None
-    variation_strength: float | None
-    preview_every_steps: int | None
     controls: Sequence[Control]
-    # The picture to start from, and what of it to paint anew: the mask's white part.
+    # The image to start from, and what of it to replace: the mask's white part.
     image: PictureSource | None
     mask: PictureSource | None
-    strength: float | None
-    resize: str | None
-    guess_mode: bool | None
     loras: Sequence[Lora]
-    vae: str | None
     embeddings: Sequence[str]
-    clip_skip: int | None
-    noise_schedule: str | None
-    eta: float | None
-    format: str | None
-    quality: int | None
-    safety_checker: str | None
-    strict: bool | None
-    # What the UNet must compute in.
-    precision: str | None
 
 
 def generation(prompt: str, **options: Unpack[GenerationOptions]) -> GenerateRequest:

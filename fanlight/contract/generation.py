@@ -5,6 +5,7 @@ Fields in errors are relative to the request, such as `controls[0].end`.
 """
 
 from collections.abc import Callable, Mapping
+from typing import TypedDict
 
 from fanlight.contract.fields import (
     check_bytes,
@@ -69,6 +70,39 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 
 # The ControlNet that makes its control image of the request's own image and mask.
 INPAINT_CONTROLNET = "inpaint"
+
+
+class PlainOptions(TypedDict, total=False):
+    """The options that are one value each, as Python names them; None leaves one open."""
+
+    model: str | None
+    pipeline: str | None
+    negative_prompt: str | None
+    width_px: int | None
+    height_px: int | None
+    steps: int | None
+    guidance_scale: float | None
+    scheduler: str | None
+    noise_schedule: str | None
+    eta: float | None
+    # The first image's; the next ones count up, unless a variation strength is set.
+    seed: int | None
+    count: int | None
+    # A second seed, whose noise is mixed in by the strength, 0 to 1; it counts up from image to image.
+    variation_seed: int | None
+    variation_strength: float | None
+    preview_every_steps: int | None
+    strength: float | None
+    resize: str | None
+    guess_mode: bool | None
+    vae: str | None
+    clip_skip: int | None
+    format: str | None
+    quality: int | None
+    safety_checker: str | None
+    strict: bool | None
+    # What the UNet must compute in.
+    precision: str | None
 
 
 def check(request: GenerateRequest) -> None:

@@ -7,7 +7,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from fanlight.contract.limits import DRAWN_SEED_LIMIT
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
+from services.diffusion.abilities import Abilities
 from services.diffusion.config import DiffusionSettings
 from services.diffusion.digests import WeightDigests
 from services.diffusion.engine.engine import Engine
@@ -36,8 +38,6 @@ from services.worker.serve import StageServer, serve_stage
 
 log = logs.get_logger()
 
-# Seeds that are drawn here fit what other programs take.
-SEED_BITS = 32
 CODEC_THREADS = 3
 
 
@@ -75,9 +75,10 @@ async def serve_models(
 ) -> None:
     catalogue, supply = shared.catalogue, shared.supply
     library = make_library(settings, catalogue)
-    engine = make_engine(settings, library, shared.thread)
+    engine = make_engine(settings, library, shared.thread, catalogue)
     digests = WeightDigests()
-    parser = make_parser(settings, catalogue)
+    abilities = make_abilities(settings, library)
+    parser = make_parser(settings, catalogue, abilities)
     painter = Painter(engine, parser, codecs=shared.codecs, digests=digests, clock=time.monotonic)
     admission = Admission(slots=settings.slots, waiting_limit=settings.waiting_limit)
     service = DiffusionService(painter, admission, catalogue, library, digests, supply)
@@ -86,7 +87,7 @@ async def serve_models(
         add=lambda rpc: diffusion_pb2_grpc.add_DiffusionServiceServicer_to_server(service, rpc),
         listen=settings.grpc,
     )
-    stage = DiffusionStage(painter, engine, catalogue, library, digests, supply)
+    stage = DiffusionStage(painter, engine, catalogue, library, digests, supply, abilities)
     async with asyncio.TaskGroup() as group:
         beside = [group.create_task(engine.run())]
         if settings.preload and (catalogue.checkpoints or catalogue.default_id):
@@ -105,24 +106,32 @@ def make_library(settings: DiffusionSettings, catalogue: Catalogue) -> Library:
     )
 
 
-def make_engine(settings: DiffusionSettings, library: Library, thread: DeviceThread) -> Engine:
+def make_engine(settings: DiffusionSettings, library: Library, thread: DeviceThread, catalogue: Catalogue) -> Engine:
     return Engine(
         lambda: open_studio(settings, library),
         thread=thread,
         rows_limit=settings.slots,
         hold_limit_s=settings.hold_limit_s,
         clock=time.monotonic,
+        family_of=catalogue.family_of,
     )
 
 
-def make_parser(settings: DiffusionSettings, catalogue: Catalogue) -> Parser:
+def make_abilities(settings: DiffusionSettings, library: Library) -> Abilities:
+    return Abilities(
+        pixels_limit=settings.max_pixels,
+        has_safety_checker=settings.safety_checker_folder is not None,
+        precision_of_device=lambda: library.precision,
+    )
+
+
+def make_parser(settings: DiffusionSettings, catalogue: Catalogue, abilities: Abilities) -> Parser:
     return Parser(
         catalogue=catalogue,
-        pixels_limit=settings.max_pixels,
+        abilities=abilities,
         picture_limits=settings.picture_limits(),
-        random_seed=lambda: random.SystemRandom().getrandbits(SEED_BITS),
+        random_seed=lambda: random.SystemRandom().randrange(DRAWN_SEED_LIMIT),
         safety=settings.safety_checker,
-        has_safety_checker=settings.safety_checker_folder is not None,
     )
 
 

@@ -49,6 +49,14 @@ class WeightDigests:
         except OSError:
             return ""
 
+    def named(self, entry: Entry) -> str:
+        """Of a model in one file, where its name in the weight store says it: the answer never changes. Else empty."""
+        try:
+            files = weight_files(entry.path)
+            return _named(files[0]) if len(files) == 1 else ""
+        except OSError:
+            return ""
+
     def _of(self, file: Path) -> str:
         if named := _named(file):
             return named

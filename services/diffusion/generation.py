@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from PIL import Image
+
+from fanlight.contract import limits
 
 if TYPE_CHECKING:
     from services.diffusion.models.entries import (
@@ -78,25 +81,34 @@ class Control:
     # Parts of the steps, 0 <= start < end <= 1.
     start: float = 0.0
     end: float = 1.0
-    # Which annotator made the image, and with what parameters, as JSON; empty where nobody told.
+    # Which annotator made the image, and with what parameters, as JSON; empty where that is not known.
     annotator: str = ""
     annotator_parameters: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
+    """Options have the names of the request's fields: parse/options.py reads and wire.py writes them by these names.
+
+    A field with a default may be left open in a request.
+    """
+
     checkpoint: CheckpointEntry
     prompt: str = field(repr=False)
     negative_prompt: str = field(default="", repr=False)
     width_px: int
     height_px: int
-    steps: int
-    guidance_scale: float
+    steps: int = limits.DEFAULT_STEPS
+    guidance_scale: float = limits.DEFAULT_GUIDANCE_SCALE
+    # A short name, as fanlight.contract.schedulers has it.
     scheduler: str
     seed: int
-    # One of schedulers.names.NOISE_SCHEDULES; empty: the scheduler's own.
+    # Empty: the scheduler's own.
     noise_schedule: str = ""
-    eta: float = 0.0
+    eta: float = limits.DEFAULT_ETA
+    # None: the seed's noise alone; the strength is 0 then.
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
     start: Start | None = None
     controls: tuple[Control, ...] = ()
     guess_mode: bool = False
@@ -108,12 +120,13 @@ class Generation:
     vae: VaeEntry | None = None
     # Those that a prompt names, each once.
     embeddings: tuple[EmbeddingEntry, ...] = ()
-    # Counted from the text encoder's end, 1 is its last layer.
-    clip_skip: int = 1
+    clip_skip: int = limits.DEFAULT_CLIP_SKIP
     format: Format = Format.PNG
     # Of WebP and JPEG; WebP with 100 is lossless.
-    quality: int = 90
-    safety: Safety = Safety.OFF
+    quality: int = limits.DEFAULT_QUALITY
+    safety_checker: Safety = Safety.OFF
+    # What the UNet must compute in; empty takes any.
+    precision: str = ""
     # sha256 of the encoded pictures that came with the request, by field.
     pictures: tuple[tuple[str, str], ...] = ()
     preview_every_steps: int = 0
@@ -131,9 +144,42 @@ class Generation:
         return self.guidance_scale > 1 and not self.checkpoint.is_told_guidance
 
     @property
+    def model(self) -> str:
+        return self.checkpoint.id
+
+    @property
     def pipeline(self) -> Pipeline:
         if self.start is None:
             return Pipeline.CONTROLNET if self.controls else Pipeline.TEXT2IMG
         if self.start.mask is None:
             return Pipeline.CONTROLNET_IMG2IMG if self.controls else Pipeline.IMG2IMG
         return Pipeline.CONTROLNET_INPAINT if self.controls else Pipeline.INPAINT
+
+    @property
+    def strength(self) -> float | None:
+        """None where there is no image to start from."""
+        return self.start.strength if self.start else None
+
+    @property
+    def text_layer(self) -> int:
+        """Which of the text encoder's layers the prompt's states come from, counted from its end; 1 is the last."""
+        return self.clip_skip
+
+
+# By ControlNet, what a request that leaves it open gets: how its text encoder was used in training.
+DEFAULTS_WITH_CONTROLNET: Mapping[str, Mapping[str, int]] = {"lineart_anime": {"clip_skip": 2}}
+
+# What A1111 calls an option, in the order in which it writes them, and only where they are not the default.
+A1111_OPTIONS: Mapping[str, str] = {
+    "variation_seed": "Variation seed",
+    "variation_strength": "Variation seed strength",
+    "strength": "Denoising strength",
+    "clip_skip": "Clip skip",
+    "eta": "Eta",
+}
+
+
+def default_of(option: str) -> object:
+    """None for one without a default."""
+    own = Generation.__dataclass_fields__.get(option)
+    return None if own is None or own.default is MISSING else own.default

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 
+from fanlight.contract.schedulers import SCHEDULE_TITLES, SCHEDULERS
 from services.diffusion.digests import FileDigest
-from services.diffusion.generation import Generation
+from services.diffusion.generation import A1111_OPTIONS, Generation, default_of
 from services.diffusion.models.entries import Entry
-from services.diffusion.schedulers.names import SCHEDULE_TITLES, SCHEDULERS
 
 Digests = Callable[[Entry], tuple[FileDigest, ...]]
 
@@ -43,12 +43,10 @@ def _fields(generation: Generation, digests: Digests, version: str) -> Iterable[
     if generation.vae:
         yield "VAE hash", _short_hash(digests(generation.vae))
         yield "VAE", generation.vae.id
-    if generation.start:
-        yield "Denoising strength", f"{generation.start.strength:g}"
-    if generation.clip_skip > 1:
-        yield "Clip skip", str(generation.clip_skip)
-    if generation.eta:
-        yield "Eta", f"{generation.eta:g}"
+    for option, title in A1111_OPTIONS.items():
+        value = getattr(generation, option)
+        if value != default_of(option):
+            yield title, f"{value:g}" if isinstance(value, float) else str(value)
     for number, control in enumerate(generation.controls):
         yield f"ControlNet {number}", _control(generation, number, control.controlnet.id)
     if generation.loras:

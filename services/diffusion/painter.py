@@ -8,6 +8,7 @@ from functools import partial
 
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.digests import WeightDigests, entries_of
+from services.diffusion.effective import effective_to_proto
 from services.diffusion.engine.engine import Engine
 from services.diffusion.engine.ports import Painting, Report
 from services.diffusion.generation import Generation
@@ -15,7 +16,6 @@ from services.diffusion.infotext import infotext
 from services.diffusion.parse.parser import Parser
 from services.diffusion.pictures.encode import MEDIA_TYPES, PARAMETERS, PROVENANCE, encode
 from services.diffusion.provenance import provenance_json, version_of
-from services.diffusion.wire import effective_to_proto
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,10 @@ class Painter:
         self._codecs = codecs
         self._digests = digests
         self._clock = clock
+
+    def check(self, request: diffusion_pb2.GenerateRequest) -> None:
+        """What can be said before anything is fetched for it. Raises as Parser does."""
+        self._parser.check(request)
 
     async def parse(self, request: diffusion_pb2.GenerateRequest, *, alone: bool = False) -> Generation:
         """Raises as Parser does."""

@@ -7,8 +7,10 @@ from typing import Any
 import grpc.aio
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.revision import refuse_unknown_fields
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from services.diffusion.digests import WeightDigests
+from services.diffusion.effective import effective_to_proto
 from services.diffusion.engine.ports import Progress
 from services.diffusion.generation import Generation
 from services.diffusion.models.catalogue import Catalogue
@@ -16,7 +18,7 @@ from services.diffusion.models.library import Library
 from services.diffusion.painter import Painted, Painter
 from services.diffusion.pictures.png import MEDIA_TYPE as PREVIEW_MEDIA_TYPE
 from services.diffusion.supply import Supply
-from services.diffusion.wire import effective_to_proto, models_to_proto
+from services.diffusion.wire import models_to_proto
 from services.weights.targets import Progress as Fetching
 from services.worker.admission import Admission
 
@@ -75,6 +77,8 @@ class DiffusionService(diffusion_pb2_grpc.DiffusionServiceServicer):
             for response in _responses(progress):
                 tell(response)
 
+        refuse_unknown_fields(request)
+        self._painter.check(request)
         async with self._supply.provided(request, lambda fetching: tell(_Response(fetch=_fetching(fetching)))):
             generation = await self._painter.parse(request)
             tell(_Response(queued=diffusion_pb2.Queued(ahead=self._admission.waiting)))

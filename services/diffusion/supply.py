@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from fanlight.contract.prompt import read_prompt
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, Entry
 from services.diffusion.models.recipes import UnfitFolder
 from services.diffusion.models.scan import read_fetched
-from services.diffusion.parse.fields import PROMPT_CHARACTERS_LIMIT
-from services.diffusion.prompt.syntax import read_prompt
 from services.diffusion.provenance import KINDS
 from services.diffusion.remote import Remote, RemoteModel, is_here
-from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
+from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
 from services.kernel.logs import get_logger
 from services.weights.inventory import HeldModel
 from services.weights.targets import Progress
@@ -64,6 +63,11 @@ class Supply:
         self._readers = readers
         self._offers = remote.offers()
 
+    @property
+    def offers(self) -> Sequence[RemoteModel]:
+        """What may be fetched, whatever was."""
+        return self._offers
+
     def remote_models(self) -> list[RemoteModel]:
         """What could be fetched, or was fetched once and is not in use here yet."""
         held = {
@@ -84,7 +88,7 @@ class Supply:
 
     @contextlib.asynccontextmanager
     async def provided(self, request: diffusion_pb2.GenerateRequest, report: Report) -> AsyncIterator[None]:
-        """While this is open, all that the request names is in the catalogue and on this disk.
+        """While this is open, all that the request, which was checked, names is in the catalogue and on this disk.
 
         Names that mean nothing anywhere are left for the parser to refuse. Errors of fetching name the request's field.
         """
@@ -129,7 +133,7 @@ class Supply:
                 "embedding": catalogue.embedding,
             }
             return find[wanted.kind](wanted.name, checkpoint)
-        except (NotFound, InvalidField):
+        except (NotFound, FailedPrecondition):
             return None
 
     def _checkpoint(self, name: str) -> CheckpointEntry | None:
@@ -168,10 +172,8 @@ def _wanted(request: diffusion_pb2.GenerateRequest, default_id: str) -> Iterator
         yield Wanted(name=control.controlnet, kind="controlnet", field=f"controls[{number}].controlnet")
     for number, lora in enumerate(request.loras):
         yield Wanted(name=lora.model, kind="lora", field=f"loras[{number}].model")
-    # What is wrong with a prompt, the parser tells.
-    with contextlib.suppress(FanlightError):
-        for tag in read_prompt(request.prompt[:PROMPT_CHARACTERS_LIMIT], "prompt").loras:
-            yield Wanted(name=tag.name, kind="lora", field="prompt")
+    for tag in read_prompt(request.prompt, "prompt").loras:
+        yield Wanted(name=tag.name, kind="lora", field="prompt")
     if request.vae:
         yield Wanted(name=request.vae, kind="vae", field="vae")
     for number, name in enumerate(request.embeddings):

@@ -1,11 +1,10 @@
-"""What this service tells about its models and finished pictures, as protobuf messages."""
+"""What this service reports about its models, as protobuf messages."""
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from fanlight.contract.schedulers import SHORT_NAMES
 from fanlight.diffusion.v1 import diffusion_pb2
-from services.diffusion.generation import Control, Generation
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, Entry
 from services.diffusion.models.folders import checkpoint_entry
@@ -14,8 +13,7 @@ from services.diffusion.models.names import controlnet_aliases
 from services.diffusion.parse.pipelines import pipelines_of
 from services.diffusion.parse.sizes import size_step_px
 from services.diffusion.provenance import KINDS
-from services.diffusion.remote import RemoteModel
-from services.diffusion.schedulers.names import CLASSES, NOISE_SCHEDULES, SCHEDULE_TITLES, SHORT_NAMES
+from services.diffusion.remote import RemoteModel, is_here
 
 _Model = diffusion_pb2.Model
 _RESIDENCIES = {
@@ -34,7 +32,8 @@ def models_to_proto(
     remote: Iterable[RemoteModel] = (),
 ) -> list[_Model]:
     """`digest_of`: sha256, empty where it is not known yet. `remote`: what could be fetched."""
-    models = []
+    offers, models = list(remote), list[_Model]()
+    nets_to_fetch = {offer.family for offer in offers if offer.kind == "controlnet"}
     for entry in catalogue.entries:
         model = _Model(
             id=entry.id,
@@ -47,9 +46,29 @@ def models_to_proto(
             aliases=_aliases(entry.id, entry.reference, KINDS[type(entry)]),
         )
         if isinstance(entry, CheckpointEntry):
-            _tell_checkpoint(model, entry, catalogue)
+            _fill_checkpoint(model, entry)
+            model.is_default = entry is catalogue.default_or_none()
+            has_controlnets = model.family in nets_to_fetch or bool(catalogue.controlnets_of(entry))
+            model.pipelines[:] = pipelines_of(entry, has_controlnets=has_controlnets)
         models.append(model)
-    return [*models, *(_remote(model, catalogue.default_id) for model in remote)]
+    return [*models, *(_remote(model, catalogue.default_id) for model in offers)]
+
+
+def capable_models(
+    catalogue: Catalogue, *, digest_of: Callable[[Entry], str], offers: Sequence[RemoteModel]
+) -> list[_Model]:
+    """What a worker can do whatever it has loaded or fetched: an offer stays one when its model has been fetched.
+
+    `digest_of`: where it never changes.
+    """
+    offered = {offer.reference for offer in offers}
+    entries = [entry for entry in catalogue.entries if entry.reference.removeprefix("catalog:") not in offered]
+    own = Catalogue(entries, default_id=catalogue.default_id)
+    missing = [offer for offer in offers if not is_here(offer, own)]
+    models = models_to_proto(own, digest_of=digest_of, remote=missing)
+    for model in models:
+        model.ClearField("residency")
+    return models
 
 
 def _aliases(id_: str, reference: str, kind: str) -> list[str]:
@@ -61,7 +80,7 @@ def _aliases(id_: str, reference: str, kind: str) -> list[str]:
 
 
 def _remote(model: RemoteModel, default_id: str) -> _Model:
-    told = _Model(
+    message = _Model(
         id=model.id,
         kind=model.kind,
         size_bytes=model.size_bytes,
@@ -73,76 +92,13 @@ def _remote(model: RemoteModel, default_id: str) -> _Model:
     )
     if model.recipe is not None:
         likely = checkpoint_entry(Path(model.id), model.recipe, model.size_bytes)
-        told.pipelines[:] = pipelines_of(likely, has_controlnets=True)
-        told.width_px, told.height_px, told.size_step_px = likely.width_px, likely.height_px, size_step_px(likely)
-        told.schedulers[:] = scheduler_names()
-    return told
+        _fill_checkpoint(message, likely)
+        message.pipelines[:] = pipelines_of(likely, has_controlnets=True)
+    return message
 
 
-def scheduler_names() -> list[str]:
-    """What a client may choose from: our names, with a noise schedule at the end, A1111's alike, diffusers' classes."""
-    ours, theirs = [], []
-    for name, known in SHORT_NAMES.items():
-        can = CLASSES[known.cls][1]
-        ours += [f"{name}_{schedule}" for schedule in NOISE_SCHEDULES if schedule in can]
-        if known.a1111:
-            endings = ["", *(f" {SCHEDULE_TITLES[schedule]}" for schedule in NOISE_SCHEDULES if schedule in can)]
-            theirs += [known.a1111 + ending for ending in endings]
-    return [*SHORT_NAMES, *ours, *theirs, *CLASSES]
-
-
-def _tell_checkpoint(model: _Model, entry: CheckpointEntry, catalogue: Catalogue) -> None:
-    model.is_default = entry is catalogue.default_or_none()
-    model.pipelines[:] = pipelines_of(entry, has_controlnets=bool(catalogue.controlnets_of(entry)))
+def _fill_checkpoint(model: _Model, entry: CheckpointEntry) -> None:
     model.width_px, model.height_px = entry.width_px, entry.height_px
     model.size_step_px = size_step_px(entry)
-    model.schedulers[:] = scheduler_names()
-
-
-def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:
-    """The request with everything filled in; without pictures. LoRAs of the prompt are among the others."""
-    effective = diffusion_pb2.GenerateRequest(
-        model=generation.checkpoint.id,
-        pipeline=generation.pipeline,
-        prompt=generation.prompt,
-        negative_prompt=generation.negative_prompt,
-        width_px=generation.width_px,
-        height_px=generation.height_px,
-        steps=generation.steps,
-        guidance_scale=generation.guidance_scale,
-        scheduler=generation.scheduler,
-        noise_schedule=generation.noise_schedule,
-        eta=generation.eta,
-        seed=generation.seed,
-        controls=[_control(control) for control in generation.controls],
-        guess_mode=generation.guess_mode,
-        resize=generation.resize,
-        loras=[
-            diffusion_pb2.LoraUse(model=use.entry.id, weight=use.unet_weight, text_encoder_weight=use.text_weight)
-            for use in generation.loras
-        ],
-        vae=generation.vae.id if generation.vae else "",
-        embeddings=[entry.id for entry in generation.embeddings],
-        clip_skip=generation.clip_skip,
-        format=generation.format,
-        quality=generation.quality,
-        safety_checker=generation.safety,
-        preview_every_steps=generation.preview_every_steps,
-        strict=generation.strict,
-    )
-    if generation.start is not None:
-        effective.strength = generation.start.strength
-    return effective
-
-
-def _control(control: Control) -> diffusion_pb2.Control:
-    told = diffusion_pb2.Control(
-        controlnet=control.controlnet.id,
-        scale=control.scale,
-        start=control.start,
-        end=control.end,
-        annotator=control.annotator,
-    )
-    if control.annotator_parameters:
-        told.annotator_parameters.update(json.loads(control.annotator_parameters))
-    return told
+    model.schedulers[:] = SHORT_NAMES
+    model.text_encoder_layers = entry.text_encoder_layers

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
 from services.kernel.logs import get_logger
+from services.weights.answers import Remote
 from services.weights.chunks import Layout, Span, of_spans
 from services.weights.compose import digests_of, layout_of
 from services.weights.digesting import Digested
@@ -17,7 +18,7 @@ from services.weights.keeping import Keeping, Link, discard, key_of
 from services.weights.locks import locked
 from services.weights.manifest import WeightFile
 from services.weights.objects import Objects
-from services.weights.onlooking import Onlooker
+from services.weights.onlooking import SOURCE, Onlooker
 from services.weights.partial import Partial
 from services.weights.plan import Plan, PlannedFile
 from services.weights.resolve import Resolver
@@ -73,8 +74,7 @@ class Fetching:
         seen: list[Progress] = []
         async with locked(self.objects.lock_of(f"fetch-{key}"), self._looking(plan, item, key, seen)):
             if held := await self.tools.run(self._keeping.held, item):
-                for progress in seen[-1:]:
-                    self.report(replace(progress, done_bytes=progress.total_bytes))
+                self._report_held(plan, item, seen)
                 return Placed(links=held)
             with disk_errors(f"{plan.manifest.reference} ({item.file.path})"):
                 if item.tensors is not None:
@@ -85,11 +85,7 @@ class Fetching:
 
     def _looking(self, plan: Plan, item: PlannedFile, key: str, seen: list[Progress]) -> Callable[[], Awaitable[None]]:
         """Who waits for another's download tells how that stands; `seen` gets the latest."""
-        path = item.link if item.tensors is not None or item.frames else item.file.path
-        open_ = Progress(
-            reference=plan.manifest.reference, path=path, done_bytes=0, total_bytes=0, bytes_per_s=0.0, source=""
-        )
-        onlooker = Onlooker(self.objects.parts, key, open_)
+        onlooker = Onlooker(self.objects.parts, key, _progress(plan, item, size_bytes=0))
 
         async def look() -> None:
             now_s = self.tools.now_s()
@@ -98,6 +94,13 @@ class Fetching:
                 self.report(progress)
 
         return look
+
+    def _report_held(self, plan: Plan, item: PlannedFile, seen: Sequence[Progress]) -> None:
+        """Another asker has fetched the file, perhaps without a report: the planned bytes are all here now."""
+        if seen:
+            self.report(replace(seen[-1], done_bytes=seen[-1].total_bytes))
+        elif item.fetch_bytes:
+            self.report(_progress(plan, item, size_bytes=item.fetch_bytes, source=SOURCE))
 
     async def _urls(self, sources: Sequence[str]) -> tuple[str, ...]:
         if not sources:
@@ -108,17 +111,19 @@ class Fetching:
         failures: list[FanlightError] = []
         for number, url in enumerate(await self._urls(item.file.sources)):
             try:
-                body, etag = await self._small_body(url, item.file)
+                body, remote = await self._small_body(url, item.file)
             except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
                 failures.append(error)
                 continue
             await self.tools.count(len(body))
             path, digested = await self.tools.run(self._keeping.written, item, body)
-            got = Downloaded(path=path, digested=digested, source=number, etag=etag, downloaded_bytes=len(body))
-            return await self._keep(plan, item, wish, got)
+            got = Downloaded(path=path, digested=digested, source=number, etag=remote.etag, downloaded_bytes=len(body))
+            placed = await self._keep(plan, item, wish, got)
+            self.report(_progress(plan, item, size_bytes=len(body), source=remote.url.split("/")[2]))
+            return placed
         raise tell(f"{plan.manifest.reference} ({item.file.path})", failures)
 
-    async def _small_body(self, url: str, file: WeightFile) -> tuple[bytes, str]:
+    async def _small_body(self, url: str, file: WeightFile) -> tuple[bytes, Remote]:
         # Before anything has come nobody knows whether anybody is there.
         patience = self.tools.persist if self._has_come or self.tools.link.has_begun else self.tools.ask
         body, remote = await patience(lambda: self.tools.web.body(url, limit_bytes=MAX_SMALL_BYTES))
@@ -130,7 +135,7 @@ class Fetching:
         sha256 = hashlib.sha256(body).hexdigest()
         if file.sha256 and sha256 != file.sha256:
             raise WrongBytes(f"{file.path}: sha256 is {sha256} instead of {file.sha256}")
-        return body, remote.etag
+        return body, remote
 
     async def _fetch_whole(self, plan: Plan, item: PlannedFile, wish: Wish, key: str) -> Placed:
         file = item.file
@@ -235,6 +240,18 @@ class Fetching:
         await self.tools.run(discard, got.path)
         layout = of_spans(frame.span for frame in frames)
         return _Unpacked(path=out, layout=layout, digested=got.digested, downloaded_bytes=got.downloaded_bytes)
+
+
+def _progress(plan: Plan, item: PlannedFile, *, size_bytes: int, source: str = "") -> Progress:
+    """All of `size_bytes` of the file are here."""
+    return Progress(
+        reference=plan.manifest.reference,
+        path=item.link if item.tensors is not None or item.frames else item.file.path,
+        done_bytes=size_bytes,
+        total_bytes=size_bytes,
+        bytes_per_s=0.0,
+        source=source,
+    )
 
 
 def _chunk_digests(file: WeightFile) -> tuple[Digest, ...]:

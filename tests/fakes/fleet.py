@@ -22,6 +22,7 @@ from services.gateway.jobs.catalog import Catalog, catalog_of
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
 from services.gateway.jobs.plan import Plan
 from services.gateway.jobs.workers import Annotator, Capabilities, Model, Worker
+from services.gateway.ordering.tasks import Amounts, can_do, limit_of
 from services.gateway.wire import requests
 from services.kernel.blobs import BlobInfo
 from services.kernel.digests import digest_of
@@ -221,6 +222,31 @@ class AbleFleet:
         return ()
 
 
+@dataclass(frozen=True)
+class FixedFleet:
+    """Workers that announced these, each on a node of its own: `node-0` and so on."""
+
+    capabilities: Sequence[Capabilities]
+    stages: Sequence[str] = (PREPROCESS, DIFFUSION)
+
+    def catalog(self) -> Catalog:
+        return catalog_of(self.stages, self.capabilities)
+
+    def can_any(self, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
+        return any(can_do(each.offers, each.all_limits, needs, amounts) for each in self.capabilities)
+
+    def offering(self, need: str) -> Sequence[str]:
+        return [f"node-{i}" for i, each in enumerate(self.capabilities) if need in each.offers]
+
+    def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
+        able = [
+            (f"node-{i}", limit_of(each.all_limits, name))
+            for i, each in enumerate(self.capabilities)
+            if needs <= each.offers
+        ]
+        return sorted(able, key=lambda each: (each[1] is not None, -(each[1] or 0)))
+
+
 def photo(name: str = "photo") -> common_pb2.Picture:
     return common_pb2.Picture(data=PNG + name.encode())
 
@@ -229,16 +255,19 @@ def control(annotator: str = "canny", name: str = "photo", **changes: Any) -> di
     return diffusion_pb2.Control(image=photo(name), annotator=annotator, controlnet="canny", **changes)
 
 
-def generation(count: int = 1, *controls: diffusion_pb2.Control, **changes: Any) -> NewJob:
+def generation(count: int = 1, *controls: diffusion_pb2.Control, workers: Any = None, **changes: Any) -> NewJob:
+    """Checked against these workers; where none are given, against some that can do anything."""
     job = {key: changes.pop(key) for key in ("request_id", "priority") if key in changes}
     values = {"model": "starter", "prompt": "a fox", **changes}
     request = diffusion_pb2.GenerateRequest(count=count, controls=controls, **values)
-    known = AbleFleet((replace(STARTER, id=request.model),))
+    known = workers or AbleFleet((replace(STARTER, id=request.model),))
     return requests.new_job(gateway_pb2.CreateJobRequest(generation=request, **job), known)
 
 
-def annotation(name: str = "photo", annotator: str = "canny", **given: Any) -> NewJob:
-    request = preprocessor_pb2.AnnotateRequest(annotator=annotator, picture=photo(name))
+def annotation(name: str = "photo", annotator: str = "canny", *, side_px: int = 0, **given: Any) -> NewJob:
+    request = preprocessor_pb2.AnnotateRequest(
+        annotator=annotator, picture=photo(name), width_px=side_px, height_px=side_px
+    )
     request.parameters.update(given)
     return requests.new_job(gateway_pb2.CreateJobRequest(annotation=request), AbleFleet())
 
@@ -251,6 +280,11 @@ def kept(image: SourceImage) -> BlobInfo:
 
 def seed_of(task: Task) -> int:
     return diffusion_pb2.GenerateRequest.FromString(task.patch).seed
+
+
+def resolved(new: NewJob) -> Any:
+    """The stage's request with everything filled in that depends on the fleet."""
+    return new.draft.draft.request
 
 
 def plan_of(new: NewJob) -> Plan:

@@ -64,20 +64,34 @@ class GatewayProcess:
 class RpcWorker:
     """A worker that leases, and hands in a picture of its own for every task."""
 
-    def __init__(self, channel: grpc.aio.Channel, stage: str, name: str = "w") -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        stage: str,
+        name: str = "w",
+        *,
+        contract: queue_pb2.ContractRevision | None = None,
+    ) -> None:
         self.queue = queue_pb2_grpc.QueueServiceStub(channel)
         self.blobs = blobs_pb2_grpc.BlobServiceStub(channel)
-        self.stage, self.name = stage, name
+        self.stage, self.name, self.contract = stage, name, contract
         self.held: list[bytes] = []
 
     async def lease(self, limit: int = 8, wait_s: float = 0.0) -> list[queue_pb2.LeasedTask]:
         offers = OFFERS[self.stage]
         request = queue_pb2.LeaseTasksRequest(
-            worker=queue_pb2.Worker(id=f"{self.name}-{self.stage}", node=self.name, stage=self.stage, slots=8),
+            worker=queue_pb2.Worker(
+                id=f"{self.name}-{self.stage}",
+                node=self.name,
+                stage=self.stage,
+                slots=8,
+                disk_models=sorted({each.id for each in offers.models}),
+            ),
             capabilities_digest=self.stage.encode(),
             capabilities=queue_pb2.Capabilities(
                 annotators=[answers.annotator(each) for each in offers.annotators],
                 models=[answers.model(each) for each in offers.models],
+                contract=self.contract,
             ),
             max_tasks=limit,
             held_lease_tokens=self.held,

@@ -21,8 +21,9 @@ from PIL import Image
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
-from services.kernel.errors import FailedPrecondition, InvalidField, NodeFault, NotFound, ResourceExhausted
+from services.kernel.errors import FailedPrecondition, InvalidField, NodeFault, NotFound, ResourceExhausted, TooLarge
 from services.kernel.wire_errors import from_rpc_error
+from tests.fakes.corpus import CORPUS
 from tests.fakes.models import make_tiny_model
 
 GenerateRequest, Control = diffusion_pb2.GenerateRequest, diffusion_pb2.Control
@@ -128,6 +129,18 @@ async def test_the_effective_request_paints_the_same_picture_again(service):
     assert again["image"][0].data == first["image"][0].data
 
 
+async def test_a_variation_is_in_the_effective_request_and_makes_another_image(service):
+    request = GenerateRequest(prompt="a cat", steps=3, seed=7)
+    plain = await generate(service, request)
+    request.variation_strength = 0.3
+    varied = await generate(service, request)
+    [done] = varied["done"]
+    assert done.effective.HasField("variation_seed")
+    again = await generate(service, done.effective)
+    assert again["image"][0].data == varied["image"][0].data
+    assert np.abs(pixels(varied) - pixels(plain)).max() > 0
+
+
 async def test_a_strict_picture_has_the_same_bits_in_another_process_among_strangers(service, models):
     request = GenerateRequest(prompt="a (cat:1.2)", steps=4, seed=3, scheduler="dpmpp_sde", strict=True)
     first = await generate(service, request)
@@ -178,7 +191,15 @@ async def test_mixed_calls_at_once_give_the_pictures_they_give_alone(service):
         (GenerateRequest(scheduler="nobody"), NotFound, "scheduler"),
         (GenerateRequest(model="damaged"), NodeFault, ""),
         (GenerateRequest(model="pickled"), FailedPrecondition, "model"),
-        (GenerateRequest(prompt="x" * 9000), InvalidField, "prompt"),
+        (GenerateRequest(prompt="猫" * 9000), InvalidField, "prompt"),
+        (GenerateRequest(prompt="x" * 10_001), TooLarge, "prompt"),
+        (GenerateRequest(width_px=2048, height_px=2048), TooLarge, "width_px"),
+        (GenerateRequest(clip_skip=12), FailedPrecondition, "clip_skip"),
+        (GenerateRequest(precision="bfloat16"), FailedPrecondition, "precision"),
+        (GenerateRequest(safety_checker="block"), FailedPrecondition, "safety_checker"),
+        (GenerateRequest(count=2), InvalidField, "count"),
+        # Field 99, which nothing has defined yet.
+        (GenerateRequest.FromString(b"\x98\x06\x01"), InvalidField, "99"),
     ],
 )
 async def test_a_bad_request_is_a_typed_error_and_the_next_one_works(request_, error, field, service):
@@ -220,3 +241,12 @@ async def test_health_and_sigterm(models):
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         started.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(started.wait, LIMIT_S) == 0
+
+
+async def test_a_direct_call_answers_every_bad_request_of_the_corpus_as_client_and_gateway_do(service):
+    cases = [case for case in CORPUS if case.expected and isinstance(case.build(), GenerateRequest)]
+    answers = {case.name: await failure(service, case.build()) for case in cases}
+    assert {name: (error.code, error.field) for name, error in answers.items()} == {
+        case.name: case.expected[:2] for case in cases
+    }
+    assert len(cases) > 40

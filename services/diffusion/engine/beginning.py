@@ -14,7 +14,11 @@ from services.diffusion.engine.latents import encode
 from services.diffusion.generation import Generation, Start
 from services.diffusion.models.loading import Checkpoint
 from services.diffusion.pictures.tensors import to_mask, to_vae
-from services.kernel.errors import InvalidField
+
+# Above this mean cosine A1111 takes two noises for one.
+_SAME_NOISE_COSINE = 0.9995
+# Columns whose angle has a smaller sine are mixed linearly.
+_SINE_MIN = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,14 +47,11 @@ class Beginning:
 
 
 def first_step(generation: Generation) -> int:
-    """How many steps img2img leaves out. InvalidField where none is left."""
+    """How many steps img2img leaves out; at least one is left."""
     if generation.start is None:
         return 0
     count = min(int(generation.steps * generation.start.strength), generation.steps)
-    if count < 1:
-        raise InvalidField(
-            f"is {generation.start.strength:g}; of {generation.steps} steps that leaves none", field="strength"
-        )
+    assert count, "the contract refuses a strength that leaves no step"
     return generation.steps - count
 
 
@@ -59,11 +60,11 @@ def begin(
 ) -> Beginning:
     """`timestep`: the first one that is evaluated."""
     if generation.start is None:
-        noise = _draw(generation, checkpoint, generator)
+        noise = _first_noise(generation, checkpoint, generator)
         return Beginning(latents=noise * scheduler.init_noise_sigma)
     if generation.start.mask is None:
         original = encode(checkpoint, to_vae(generation.start.image), generator)
-        noise = _draw(generation, checkpoint, generator)
+        noise = _first_noise(generation, checkpoint, generator, after_encoding=True)
         return Beginning(latents=scheduler.add_noise(original, noise, timestep.reshape(1)))
     return _inpainting(generation, generation.start, checkpoint, scheduler, timestep, generator)
 
@@ -81,7 +82,7 @@ def _inpainting(
     is_made_for_it, is_all_noise = _is_inpainting(checkpoint), start.strength == 1.0
     needs_original = not (is_made_for_it and is_all_noise)
     original = encode(checkpoint, pixels, generator) if needs_original else None
-    noise = _draw(generation, checkpoint, generator)
+    noise = _first_noise(generation, checkpoint, generator, after_encoding=needs_original)
     if is_all_noise:
         latents = noise * scheduler.init_noise_sigma
     else:
@@ -107,7 +108,43 @@ def latent_shape(generation: Generation, checkpoint: Checkpoint) -> tuple[int, i
     return 1, shape.latent_channels, generation.height_px // factor, generation.width_px // factor
 
 
+def _first_noise(
+    generation: Generation, checkpoint: Checkpoint, generator: torch.Generator, *, after_encoding: bool = False
+) -> Tensor:
+    """The seed's noise, with the variation seed's mixed in; what is drawn later is the seed's alone, as in A1111.
+
+    `after_encoding`: the generator has drawn an image's latents before. The variation seed's generator draws them too,
+    so that at strength 1 the image begins as the variation seed's own.
+    """
+    noise = _draw(generation, checkpoint, generator)
+    if generation.variation_seed is None:
+        return noise.to(checkpoint.device)
+    other = torch.Generator("cpu").manual_seed(generation.variation_seed)
+    if after_encoding:
+        torch.randn(latent_shape(generation, checkpoint), generator=other, dtype=checkpoint.vae.dtype)
+    mixed = slerp(noise, _draw(generation, checkpoint, other), generation.variation_strength)
+    return mixed.to(checkpoint.device)
+
+
+def slerp(low: Tensor, high: Tensor, weight: float) -> Tensor:
+    """Spherical interpolation of noise (1, C, H, W), from `low` at 0 to `high` at 1, with an angle for each column.
+
+    As A1111's modules/rng.py, and like there linear where the two are the same; also for columns of opposite or equal
+    directions, where A1111 divides by zero.
+    """
+    low_, high_ = low.float(), high.float()
+    low_unit = low_ / torch.linalg.vector_norm(low_, dim=-2, keepdim=True)
+    high_unit = high_ / torch.linalg.vector_norm(high_, dim=-2, keepdim=True)
+    cosine = (low_unit * high_unit).sum(-2, keepdim=True)
+    linear = torch.lerp(low_, high_, weight)
+    if float(cosine.mean()) > _SAME_NOISE_COSINE:
+        return linear.to(low.dtype)
+    angle = torch.acos(cosine.clamp(-1, 1))
+    sine = torch.sin(angle)
+    mixed = torch.sin((1 - weight) * angle) / sine * low_ + torch.sin(weight * angle) / sine * high_
+    return torch.where(sine > _SINE_MIN, mixed, linear).to(low.dtype)
+
+
 def _draw(generation: Generation, checkpoint: Checkpoint, generator: torch.Generator) -> Tensor:
     """Noise of the latents' shape from the picture's own CPU generator: a seed means the same on every device."""
-    noise = torch.randn(latent_shape(generation, checkpoint), generator=generator, dtype=checkpoint.dtype)
-    return noise.to(checkpoint.device)
+    return torch.randn(latent_shape(generation, checkpoint), generator=generator, dtype=checkpoint.dtype)

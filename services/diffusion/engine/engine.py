@@ -2,21 +2,19 @@
 
 import asyncio
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from fanlight.contract.sizes import size_class
 from services.diffusion.engine.keys import key_of
 from services.diffusion.engine.ports import DeviceLost, Painting, Report, Studio
+from services.diffusion.engine.step_times import StepTimes
 from services.diffusion.engine.thread import DeviceThread
 from services.diffusion.engine.ticket import Ticket
 from services.diffusion.engine.turns import Turns
 from services.diffusion.generation import Generation
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.kernel.errors import ResourceExhausted
-
-# How much the latest evaluation's time counts against those before.
-_STEP_WEIGHT = 0.2
 
 Result = TypeVar("Result")
 
@@ -32,8 +30,12 @@ class Engine:
         rows_limit: int,
         hold_limit_s: float,
         clock: Callable[[], float],
+        family_of: Callable[[CheckpointEntry], str] = lambda entry: entry.base,
     ) -> None:
-        """`open_studio` is called on the device thread, at the latest for the first model; `clock` counts seconds."""
+        """`open_studio` is called on the device thread, at the latest for the first model; `clock` counts seconds.
+
+        `family_of`: as step times call a checkpoint's family.
+        """
         self._open_studio = open_studio
         self._opened: Studio | None = None
         self._thread = thread
@@ -43,9 +45,8 @@ class Engine:
         self._tickets: set[Ticket] = set()
         self._arrived = asyncio.Event()
         self._numbers = itertools.count()
-        # Seconds that an evaluation took lately, whatever the batch; 0 before the first.
-        self.step_s = 0.0
-        self._step_variance = 0.0
+        self._family_of = family_of
+        self.step_times = StepTimes()
 
     async def paint(self, generation: Generation, report: Report) -> Painting:
         """The finished picture. Cancelling the call takes it off the device before the next evaluation."""
@@ -120,7 +121,7 @@ class Engine:
             for ticket in batch:
                 ticket.fail(error)
             return
-        self._measure(self._clock() - began_s)
+        self._measure(batch[0].generation, self._clock() - began_s)
         for ticket, advance in zip(batch, done.result(), strict=True):
             if advance.error is not None:
                 ticket.fail(advance.error)
@@ -159,15 +160,10 @@ class Engine:
             self._opened = self._open_studio()
         return self._opened
 
-    def _measure(self, took_s: float) -> None:
-        strayed_s = took_s - self.step_s if self.step_s else 0.0
-        self._step_variance = (1 - _STEP_WEIGHT) * (self._step_variance + _STEP_WEIGHT * strayed_s * strayed_s)
-        self.step_s = self.step_s + _STEP_WEIGHT * strayed_s if self.step_s else took_s
-
-    @property
-    def step_s_deviation(self) -> float:
-        """How far evaluations stray from `step_s`."""
-        return math.sqrt(self._step_variance)
+    def _measure(self, generation: Generation, took_s: float) -> None:
+        """All of a batch have one checkpoint and size."""
+        size = size_class(generation.width_px, generation.height_px)
+        self.step_times.note(self._family_of(generation.checkpoint), size, took_s)
 
 
 def _unfinished(batch: Sequence[Ticket]) -> list[Ticket]:

@@ -87,8 +87,8 @@ class TorchStudio:
         with bits_repeat(row.generation.strict):
             pixels = decode(row)
         nsfw = None
-        if row.generation.safety is not Safety.OFF:
-            pixels, nsfw = self._safety.checked(pixels, row.generation.safety, self._library)
+        if row.generation.safety_checker is not Safety.OFF:
+            pixels, nsfw = self._safety.checked(pixels, row.generation.safety_checker, self._library)
         return Finished(pixels=pixels, nsfw=nsfw, device=self._library.device_name, dtype=str(checkpoint.dtype)[6:])
 
     def _release(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from fanlight.contract.names import find_name
 from services.diffusion.models.entries import (
     FAMILIES,
     CheckpointEntry,
@@ -13,8 +14,8 @@ from services.diffusion.models.entries import (
     Shape,
     VaeEntry,
 )
-from services.diffusion.models.names import controlnet_id, plain
-from services.kernel.errors import InvalidField, NotFound
+from services.diffusion.models.names import controlnet_aliases, controlnet_id
+from services.kernel.errors import FailedPrecondition, NotFound
 
 NO_FAMILY = "unknown"
 
@@ -31,6 +32,8 @@ class Catalogue:
         """`default_id`: empty for the first checkpoint."""
         self._entries: dict[tuple[object, ...], Entry] = {}
         self.default_id = default_id
+        # Counts what was added.
+        self.revision = 0
         for entry in entries:
             self.add(entry)
 
@@ -39,6 +42,7 @@ class Catalogue:
         key = _key(entry)
         if is_newer or key not in self._entries:
             self._entries[key] = entry
+            self.revision += 1
 
     @property
     def entries(self) -> Sequence[Entry]:
@@ -72,7 +76,7 @@ class Catalogue:
         return _the_one(self.checkpoints, model_id, kind="checkpoint", field="model")
 
     def controlnet(self, controlnet_id_: str, checkpoint: CheckpointEntry) -> ControlNetEntry:
-        """The ControlNet of that id that fits the checkpoint. NotFound; InvalidField where only others have it.
+        """The ControlNet of that id that fits the checkpoint. NotFound; FailedPrecondition where only others have it.
 
         It goes by its short id, its repository's name or the name that A1111 has for it.
         """
@@ -172,14 +176,14 @@ class Catalogue:
         kind: str,
         field: str,
     ) -> _Named:
-        """NotFound; InvalidField where that name is there for others only."""
+        """NotFound; FailedPrecondition where that name is there for others only; another node may have it."""
         entries = self._of(type_)
         named = _named(entries, name)
         if found := next((entry for entry in named if fits(entry)), None):
             return found
         if named:
             mine = self.family(checkpoint.shape)
-            raise InvalidField(
+            raise FailedPrecondition(
                 f"{kind} {named[0].id} is for {family(named[0])}, the checkpoint {checkpoint.id} is {mine}", field=field
             )
         return _the_one([entry for entry in entries if fits(entry)], name, kind=kind, field=field)
@@ -199,17 +203,18 @@ _KNOWN_LIMIT = 40
 
 
 def _named(entries: Sequence[_Named], name: str) -> list[_Named]:
-    """By reference, by id, by other programs' names, then without regard to case."""
-    short = plain(name)
-    for matches in (
-        [entry for entry in entries if name and entry.reference == name],
-        [entry for entry in entries if entry.id in (name, short)],
-        [entry for entry in entries if isinstance(entry, ControlNetEntry) and entry.id == controlnet_id(name)],
-        [entry for entry in entries if entry.id.lower() == short.lower()],
-    ):
-        if matches:
-            return matches
-    return []
+    """By reference, or as the contract reads names; ControlNets also by what else their files are called."""
+    if by_reference := [entry for entry in entries if name and entry.reference == name]:
+        return by_reference
+    known = {entry.id: _other_names(entry) for entry in entries}
+    id_ = find_name(known, name)
+    if not id_ and any(isinstance(entry, ControlNetEntry) for entry in entries):
+        id_ = find_name(known, controlnet_id(name))
+    return [entry for entry in entries if id_ and entry.id == id_]
+
+
+def _other_names(entry: Entry) -> Sequence[str]:
+    return controlnet_aliases(entry.id) if isinstance(entry, ControlNetEntry) else ()
 
 
 def _key(entry: Entry) -> tuple[object, ...]:

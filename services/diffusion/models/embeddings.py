@@ -13,7 +13,7 @@ from torch.nn.functional import embedding
 from services.diffusion.models.entries import EmbeddingEntry
 from services.diffusion.models.loading import TextPart
 from services.diffusion.models.shadow import doubled
-from services.kernel.errors import FanlightError, InvalidField, NodeFault
+from services.kernel.errors import FailedPrecondition, FanlightError, NodeFault
 from services.kernel.logs import get_logger
 from services.weights.loading import load_pickle, load_safetensors
 
@@ -78,10 +78,10 @@ def with_rows(text: TextPart, rows: Mapping[str, Tensor]) -> TextPart:
 
 
 def check_widths(entry: EmbeddingEntry, vectors: Sequence[Tensor], widths: Sequence[int], checkpoint_id: str) -> None:
-    """InvalidField where they are not one for each text encoder, of its width."""
+    """FailedPrecondition where they are not one for each text encoder, of its width."""
     own = tuple(each.shape[-1] for each in vectors)
     if own != tuple(widths):
-        raise InvalidField(
+        raise FailedPrecondition(
             f"embedding {entry.id} has vectors of {_listed(own)}, {checkpoint_id} takes {_listed(widths)}",
             field="embeddings",
         )

@@ -56,6 +56,12 @@ class CheckpointEntry(_Entry):
         return int(self.recipe.unet["in_channels"])
 
     @property
+    def text_encoder_layers(self) -> int:
+        """From how far before the end a prompt's states can come: 1 is the layer that it was trained with."""
+        before_last = 1 if self.recipe.looks_at_sizes else 0
+        return min(text.layers for text in self.recipe.texts) - before_last
+
+    @property
     def is_told_guidance(self) -> bool:
         """Its UNet was distilled to take the guidance scale itself, as LCM checkpoints are."""
         return self.recipe.unet.get("time_cond_proj_dim") is not None

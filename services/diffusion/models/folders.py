@@ -45,6 +45,8 @@ def checkpoint_entry(path: Path, recipe: Recipe, size_bytes: int, *, is_ldm: boo
         if unet["in_channels"] not in (shape.latent_channels, 2 * shape.latent_channels + 1):
             raise UnfitFolder(f"a UNet that takes {unet['in_channels']} channels is not supported")
         height, width = _pair(unet["sample_size"])
+        if min(text.layers for text in recipe.texts) < 1:
+            raise UnfitFolder("its text encoder has no layers")
     except (KeyError, TypeError, ValueError) as error:
         raise UnfitFolder("a config lacks what a Stable Diffusion has") from error
     return CheckpointEntry(

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from services.diffusion.models.folders import weight_bytes
 from services.diffusion.models.residency import Lease
+from services.kernel import gpus
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, Entry, VaeEntry
     from services.diffusion.models.loading import Checkpoint
     from services.diffusion.models.shelf import Shelf
+
+
+# As models/device.py has them; a test holds the two together.
+PRECISION_OF_CPU, PRECISION_OF_GPU = "float32", "float16"
 
 
 class Residency(IntEnum):
@@ -75,6 +81,19 @@ class Library:
         return 0 if opened is None or opened.device.is_host else self._vram_bytes or opened.device.memory_bytes()
 
     @property
+    def precision(self) -> str:
+        """What UNets compute in, such as `float16`; until the device is open, what it will be by all that is known."""
+        if self._opened is not None:
+            return str(self._opened.device.dtype).removeprefix("torch.")
+        return self._expected_precision
+
+    @cached_property
+    def _expected_precision(self) -> str:
+        """Told without importing torch."""
+        is_cpu = self._wanted == "cpu" or (self._wanted == "auto" and not gpus.count())
+        return PRECISION_OF_CPU if is_cpu else PRECISION_OF_GPU
+
+    @property
     def is_on_gpu(self) -> bool:
         return self._opened is not None and not self._opened.device.is_host
 
@@ -100,7 +119,9 @@ class Library:
         return self._shelf().checkpoint(entry, controlnets=controlnets)
 
     def assembled(self, generation: Generation) -> Checkpoint:
-        """The generation's checkpoint with its LoRAs, VAE, embeddings and ControlNets. InvalidField where one is unfit.
+        """The generation's checkpoint with its LoRAs, VAE, embeddings and ControlNets.
+
+        FailedPrecondition where one is unfit.
 
         What it holds stays in memory until the last reference to it is gone.
         """

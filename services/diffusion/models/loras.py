@@ -16,7 +16,7 @@ from torch import Tensor
 from services.diffusion.models.entries import LoraEntry
 from services.diffusion.models.headers import read_header
 from services.diffusion.models.recipes import UnfitFolder
-from services.kernel.errors import FailedPrecondition, InvalidField, NodeFault
+from services.kernel.errors import FailedPrecondition, NodeFault
 from services.kernel.logs import get_logger
 from services.weights.loading import load_safetensors
 from services.weights.tensors import BadHeader
@@ -163,10 +163,10 @@ def _peft_alphas(file: Path) -> Any:
     return alpha
 
 
-def unmatched(lora: Lora, names: Mapping[str, str], part: str, checkpoint_id: str) -> InvalidField:
+def unmatched(lora: Lora, names: Mapping[str, str], part: str, checkpoint_id: str) -> FailedPrecondition:
     """The LoRA has a layer that the checkpoint lacks."""
     layers = [layer.name for name, layer in lora.layers[part].items() if name not in names]
-    return InvalidField(
+    return FailedPrecondition(
         f"LoRA {lora.entry.id} is of another base than {checkpoint_id}: that has no {layers[0][:80]}"
         + (f" and lacks {len(layers) - 1} other of its layers" if len(layers) > 1 else ""),
         field="loras",

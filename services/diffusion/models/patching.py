@@ -12,7 +12,7 @@ from services.diffusion.models.deltas import add_delta, bias_delta
 from services.diffusion.models.loras import Layer, Lora, plain_name, unmatched
 from services.diffusion.models.shadow import doubled
 from services.diffusion.models.shortage import is_shortage
-from services.kernel.errors import InvalidField
+from services.kernel.errors import FailedPrecondition
 
 _RESNET = {
     "conv1": "in_layers.2",
@@ -49,7 +49,7 @@ class Patched:
 
 
 def patched(module: Any, part: str, doses: Sequence[Dose], checkpoint_id: str) -> Patched:
-    """InvalidField where a LoRA has layers that the module lacks, or of another shape."""
+    """FailedPrecondition where a LoRA has layers that the module lacks, or of another shape."""
     names = layer_names(module)
     work: dict[str, list[tuple[Layer, float]]] = {}
     for dose in doses:
@@ -69,7 +69,7 @@ def patched(module: Any, part: str, doses: Sequence[Dose], checkpoint_id: str) -
             if is_shortage(error):
                 raise
             ids = " and ".join(dose.lora.entry.id for dose in doses)
-            raise InvalidField(f"LoRA {ids} does not fit {checkpoint_id} at {path}", field="loras") from error
+            raise FailedPrecondition(f"LoRA {ids} does not fit {checkpoint_id} at {path}", field="loras") from error
     double = doubled(module, lambda name, tensor: copies.get(name, tensor))
     return Patched(module=double, size_bytes=sum(tensor.nbytes for tensor in copies.values()))
 

@@ -14,6 +14,8 @@ CONFIGS = Path(__file__).parent / "configs"
 MERGES = CONFIGS / "merges.txt"
 # SDXL's pipelines look for these two.
 TEXT_ENCODERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+# Of a config that does not say.
+CLIP_TEXT_LAYERS = 12
 
 Config = Mapping[str, Any]
 
@@ -31,6 +33,11 @@ class TextRecipe:
     config: Config
     # Of shipped tokenizers, which are all CLIP's.
     pad_token: str = "<|endoftext|>"
+
+    @property
+    def layers(self) -> int:
+        """ValueError or TypeError where its config has no number there."""
+        return int(self.config.get("num_hidden_layers") or CLIP_TEXT_LAYERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,7 +213,7 @@ class Shelf:
     def _with_embeddings(
         self, entry: CheckpointEntry, texts: Sequence[TextPart], embeddings: Sequence[EmbeddingEntry]
     ) -> tuple[TextPart, ...]:
-        """InvalidField for one of another width."""
+        """FailedPrecondition for one of another width."""
         widths = [text.encoder.config.hidden_size for text in texts]
         read = {}
         for each in embeddings:

@@ -6,41 +6,30 @@ from dataclasses import dataclass
 from google.protobuf.json_format import MessageToDict
 from PIL import Image
 
+from fanlight.contract import limits
+from fanlight.contract.generation import INPAINT_CONTROLNET
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.generation import Control
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
-from services.diffusion.parse.fields import number
 from services.diffusion.parse.pictures import Sources, decoded, decoded_with_hole
 from services.diffusion.pictures.fit import Resize, fit, fit_mask
-from services.kernel.errors import FanlightError, InvalidField, TooLarge
+from services.kernel.errors import FanlightError, InvalidField
 from services.kernel.pictures import PictureLimits
-
-CONTROLS_LIMIT = 8
-CONTROL_SCALE_LIMIT = 2.0
-# Of what is only told on.
-ANNOTATOR_CHARACTERS_LIMIT, PARAMETERS_LIMIT_BYTES = 100, 4096
-
-# Its control image is the picture with the masked pixels missing.
-INPAINT = "inpaint"
-# By ControlNet: how its text encoder was used in training.
-CLIP_SKIPS = {"lineart_anime": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlReader:
     catalogue: Catalogue
     checkpoint: CheckpointEntry
-    limits: PictureLimits
+    picture_limits: PictureLimits
     how: Resize
 
     def nets(self, request: diffusion_pb2.GenerateRequest) -> list[ControlNetEntry]:
-        if len(request.controls) > CONTROLS_LIMIT:
-            raise InvalidField(f"has {len(request.controls)} controls; at most {CONTROLS_LIMIT}", field="controls")
         nets = []
         for number_, control in enumerate(request.controls):
             try:
-                nets.append(self._net(control))
+                nets.append(self.catalogue.controlnet(control.controlnet, self.checkpoint))
             except FanlightError as error:
                 raise error.within(f"controls[{number_}]") from error
         return nets
@@ -60,64 +49,37 @@ class ControlReader:
                 raise error.within(f"controls[{number_}]") from error
         return tuple(controls)
 
-    def _net(self, control: diffusion_pb2.Control) -> ControlNetEntry:
-        if not control.controlnet:
-            raise InvalidField("is empty; name a ControlNet", field="controlnet")
-        return self.catalogue.controlnet(control.controlnet, self.checkpoint)
-
     def _control(
         self, control: diffusion_pb2.Control, net: ControlNetEntry, own: Sources, size_px: tuple[int, int]
     ) -> Control:
-        start = number(control.start if control.HasField("start") else 0.0, "start", 1.0)
-        end = number(control.end if control.HasField("end") else 1.0, "end", 1.0)
-        if start >= end:
-            raise InvalidField(f"is {start:g}; must be below the end, {end:g}", field="start")
-        scale = number(control.scale if control.HasField("scale") else 1.0, "scale", CONTROL_SCALE_LIMIT)
         image, hole = self._image(control, net, own)
         return Control(
             controlnet=net,
-            scale=scale,
-            start=start,
-            end=end,
+            scale=control.scale if control.HasField("scale") else limits.DEFAULT_CONTROL_SCALE,
+            start=control.start if control.HasField("start") else limits.DEFAULT_CONTROL_START,
+            end=control.end if control.HasField("end") else limits.DEFAULT_CONTROL_END,
             image=fit(image, size_px, self.how),
-            mask=fit_mask(_hole(image, hole, own), size_px, self.how) if net.id == INPAINT else None,
-            annotator=_short(control.annotator),
-            annotator_parameters=_parameters(control),
+            mask=fit_mask(_hole(image, hole, own), size_px, self.how) if net.id == INPAINT_CONTROLNET else None,
+            annotator=control.made_by.annotator,
+            annotator_parameters=_parameters(control.made_by),
         )
 
     def _image(
         self, control: diffusion_pb2.Control, net: ControlNetEntry, own: Sources
     ) -> tuple[Image.Image, Image.Image | None]:
         """The control image, and for the net that fills in what is missing: which of its pixels are transparent."""
-        if control.HasField("image") and net.id == INPAINT:
-            return decoded_with_hole(control.image, "image", self.limits)
+        if control.HasField("image") and net.id == INPAINT_CONTROLNET:
+            return decoded_with_hole(control.image, "image", self.picture_limits)
         if control.HasField("image"):
-            return decoded(control.image, "image", self.limits), None
-        if net.id == INPAINT and own.image is not None:
+            return decoded(control.image, "image", self.picture_limits), None
+        if net.id == INPAINT_CONTROLNET and own.image is not None:
             return own.image, None
         raise InvalidField("is missing; a ControlNet conditions on a picture", field="image")
 
 
-def _short(annotator: str) -> str:
-    if len(annotator) > ANNOTATOR_CHARACTERS_LIMIT:
-        raise TooLarge(f"has more than {ANNOTATOR_CHARACTERS_LIMIT} characters", field="annotator")
-    return annotator
-
-
-def _parameters(control: diffusion_pb2.Control) -> str:
-    if control.annotator_parameters.ByteSize() > PARAMETERS_LIMIT_BYTES:
-        raise TooLarge(f"is larger than {PARAMETERS_LIMIT_BYTES} bytes", field="annotator_parameters")
-    given = MessageToDict(control.annotator_parameters)
-    return json.dumps(given, sort_keys=True) if given else ""
-
-
-def wants_hole(nets: list[ControlNetEntry]) -> bool:
-    return any(net.id == INPAINT for net in nets)
-
-
-def clip_skip_of(nets: list[ControlNetEntry]) -> int:
-    """What a request that does not say gets."""
-    return max((CLIP_SKIPS.get(net.id, 1) for net in nets), default=1)
+def _parameters(use: diffusion_pb2.AnnotatorUse) -> str:
+    parameters = MessageToDict(use.parameters)
+    return json.dumps(parameters, sort_keys=True) if parameters else ""
 
 
 def _hole(image: Image.Image, hole: Image.Image | None, own: Sources) -> Image.Image:

@@ -1,93 +1,102 @@
-"""The whole request."""
+"""The whole request, which the contract has let pass: what it names is looked up, what it sends is decoded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from fanlight.contract import generation as contract
+from fanlight.contract import schedulers
 from fanlight.diffusion.v1 import diffusion_pb2
-from services.diffusion.generation import Format, Generation, Safety
+from services.diffusion.abilities import Abilities
+from services.diffusion.effective import effective_to_proto
+from services.diffusion.generation import DEFAULTS_WITH_CONTROLNET, Generation, Safety
 from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
-from services.diffusion.parse import fields
-from services.diffusion.parse.controls import ControlReader, clip_skip_of, wants_hole
+from services.diffusion.models.entries import CheckpointEntry
+from services.diffusion.parse.controls import ControlReader
+from services.diffusion.parse.options import read_options
 from services.diffusion.parse.pictures import Sources, digests_of_pictures, sources, start_of
-from services.diffusion.parse.pipelines import HAS_MASK, STARTS_FROM_IMAGE, pipeline_of
+from services.diffusion.parse.pipelines import pipeline_of
 from services.diffusion.parse.prompts import read_prompts
 from services.diffusion.parse.sizes import asked_size, size_of_picture
 from services.diffusion.pictures.fit import Resize
-from services.diffusion.schedulers import names
-from services.kernel.errors import FailedPrecondition
 from services.kernel.pictures import PictureLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parser:
     catalogue: Catalogue
-    pixels_limit: int
+    abilities: Abilities
     picture_limits: PictureLimits
     # Seeds for requests without one.
     random_seed: Callable[[], int]
     # For requests that do not say.
     safety: Safety = Safety.OFF
-    has_safety_checker: bool = False
+
+    def check(self, request: diffusion_pb2.GenerateRequest) -> None:
+        """What can be said before anything is looked up or fetched. Raises as the contract does."""
+        contract.check(request)
+        contract.check_one_image(request)
 
     def parse(self, request: diffusion_pb2.GenerateRequest, *, alone: bool = False) -> Generation:
-        """InvalidField, NotFound and TooLarge name the field. Decodes pictures, so it may take a while."""
+        """`check` comes first. Decodes pictures, so it may take a while.
+
+        InvalidField where no worker could ever do it; NotFound, FailedPrecondition and TooLarge where another may.
+        """
+        self.check(request)
         checkpoint = self.catalogue.checkpoint(request.model) if request.model else self.catalogue.default()
-        how = fields.choice(request.resize, Resize, Resize.CROP, "resize")
-        reader = ControlReader(catalogue=self.catalogue, checkpoint=checkpoint, limits=self.picture_limits, how=how)
+        how = Resize(request.resize or Resize.CROP)
+        reader = ControlReader(
+            catalogue=self.catalogue, checkpoint=checkpoint, picture_limits=self.picture_limits, how=how
+        )
         nets = reader.nets(request)
-        pipeline = pipeline_of(request, checkpoint, has_hole=wants_hole(nets))
+        pipeline = pipeline_of(request, checkpoint)
         prompts = read_prompts(request, self.catalogue, checkpoint)
-        scheduler, noise_schedule = names.resolve(request.scheduler, request.noise_schedule)
+        scheduler, noise_schedule = schedulers.resolve(request.scheduler, request.noise_schedule)
         own = sources(request, self.picture_limits)
-        size_px = self._size(request, checkpoint, own)
-        is_started = pipeline in STARTS_FROM_IMAGE
-        return Generation(
+        width_px, height_px = self._size(request, checkpoint, own)
+        size_px = (width_px, height_px)
+        is_started, is_masked = pipeline in contract.STARTS_FROM_IMAGE, pipeline in contract.HAS_MASK
+        defaults: dict[str, object] = {"safety_checker": self.safety}
+        for net in nets:
+            defaults.update(DEFAULTS_WITH_CONTROLNET.get(net.id, {}))
+        options: dict[str, Any] = {
+            **read_options(request, defaults),
+            **self._variation(request),
+            "noise_schedule": noise_schedule,
+            "resize": how if request.HasField("image") or nets else "",
+        }
+        generation = Generation(
             checkpoint=checkpoint,
             prompt=prompts.prompt,
-            negative_prompt=prompts.negative_prompt,
             loras=prompts.loras,
             embeddings=prompts.embeddings,
-            width_px=size_px[0],
-            height_px=size_px[1],
-            steps=fields.steps(request),
-            guidance_scale=fields.guidance(request),
+            width_px=width_px,
+            height_px=height_px,
             scheduler=scheduler,
-            noise_schedule=noise_schedule,
-            eta=fields.eta(request),
             seed=request.seed if request.HasField("seed") else self.random_seed(),
-            start=start_of(request, own, size_px, how, is_masked=pipeline in HAS_MASK) if is_started else None,
+            start=start_of(request, own, size_px, how, is_masked=is_masked) if is_started else None,
             controls=reader.controls(request, nets, own, size_px),
-            guess_mode=request.guess_mode,
-            resize=how if request.HasField("image") or nets else "",
             vae=self.catalogue.vae(request.vae, checkpoint) if request.vae else None,
-            clip_skip=_clip_skip(request, nets),
-            format=fields.choice(request.format, Format, Format.PNG, "format"),
-            quality=fields.quality(request),
-            safety=self._safety(request),
             pictures=tuple(digests_of_pictures(request)),
-            preview_every_steps=fields.preview_every(request),
-            strict=request.strict,
             alone=alone,
+            **options,
         )
+        self.abilities.check(effective_to_proto(generation), checkpoint)
+        return generation
 
     def _size(
         self, request: diffusion_pb2.GenerateRequest, checkpoint: CheckpointEntry, own: Sources
     ) -> tuple[int, int]:
+        limit = self.abilities.pixels_limit
         if request.width_px or request.height_px:
-            return asked_size(request.width_px, request.height_px, checkpoint, self.pixels_limit)
+            return asked_size(request.width_px, request.height_px, checkpoint, limit)
         if own.image is not None:
-            return size_of_picture(own.image.size, checkpoint, self.pixels_limit)
+            return size_of_picture(own.image.size, checkpoint, limit)
         return checkpoint.width_px, checkpoint.height_px
 
-    def _safety(self, request: diffusion_pb2.GenerateRequest) -> Safety:
-        mode = fields.choice(request.safety_checker, Safety, self.safety, "safety_checker")
-        if mode is not Safety.OFF and not self.has_safety_checker:
-            raise FailedPrecondition(f"is {mode}; this worker has no safety checker", field="safety_checker")
-        return mode
-
-
-def _clip_skip(request: diffusion_pb2.GenerateRequest, nets: list[ControlNetEntry]) -> int:
-    if request.HasField("clip_skip"):
-        return fields.whole(request.clip_skip, "clip_skip", fields.CLIP_SKIP_LIMIT)
-    return clip_skip_of(nets)
+    def _variation(self, request: diffusion_pb2.GenerateRequest) -> dict[str, object]:
+        """Nothing at a strength of 0: the seed's noise is not touched then."""
+        if not request.variation_strength:
+            return {"variation_seed": None}
+        seed = request.variation_seed if request.HasField("variation_seed") else self.random_seed()
+        return {"variation_seed": seed}

@@ -3,23 +3,20 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fanlight.contract.limits import DEFAULT_LORA_WEIGHT, EMBEDDINGS_LIMIT
+from fanlight.contract.prompt import LoraTag, ReadPrompt, read_prompt, without_loras
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.generation import LoraUse
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, EmbeddingEntry, LoraEntry
-from services.diffusion.parse.fields import number, text
-from services.diffusion.prompt.syntax import LORA_WEIGHT_LIMIT, LORAS_LIMIT, LoraTag, ReadPrompt, read_prompt
 from services.diffusion.prompt.words import embedding_pattern
 from services.kernel.errors import FanlightError, InvalidField
-
-EMBEDDINGS_LIMIT = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPrompts:
     # Without LoRA tags.
     prompt: str
-    negative_prompt: str
     loras: tuple[LoraUse, ...]
     embeddings: tuple[EmbeddingEntry, ...]
 
@@ -27,35 +24,19 @@ class ReadPrompts:
 def read_prompts(
     request: diffusion_pb2.GenerateRequest, catalogue: Catalogue, checkpoint: CheckpointEntry
 ) -> ReadPrompts:
-    prompt = read_prompt(text(request.prompt, "prompt"), "prompt")
-    negative = read_prompt(text(request.negative_prompt, "negative_prompt"), "negative_prompt")
-    if negative.loras:
-        at = negative.loras[0].at + 1
-        raise InvalidField(f"character {at}: a LoRA belongs in the prompt", field="negative_prompt")
+    prompt = read_prompt(request.prompt, "prompt")
+    negative = read_prompt(request.negative_prompt, "negative_prompt")
     return ReadPrompts(
-        prompt=_without_tags(request.prompt, prompt.loras),
-        negative_prompt=request.negative_prompt,
+        prompt=without_loras(request.prompt, prompt.loras),
         loras=_loras(request, prompt.loras, catalogue, checkpoint),
         embeddings=_embeddings(request, [prompt, negative], catalogue, checkpoint),
     )
-
-
-def _without_tags(prompt: str, tags: Iterable[LoraTag]) -> str:
-    parts, end = [], 0
-    for tag in tags:
-        parts.append(prompt[end : tag.at])
-        end = tag.end
-    return "".join([*parts, prompt[end:]]).strip() if end else prompt
 
 
 def _loras(
     request: diffusion_pb2.GenerateRequest, tags: tuple[LoraTag, ...], catalogue: Catalogue, checkpoint: CheckpointEntry
 ) -> tuple[LoraUse, ...]:
     """Named twice, its weights add up; what then weighs nothing is left out."""
-    if len(request.loras) + len(tags) > LORAS_LIMIT:
-        raise InvalidField(
-            f"are {len(request.loras) + len(tags)} with the prompt's; at most {LORAS_LIMIT}", field="loras"
-        )
     weights: dict[LoraEntry, tuple[float, float]] = {}
     for use in [*_listed(request, catalogue, checkpoint), *_tagged(tags, catalogue, checkpoint)]:
         unet, encoder = weights.get(use.entry, (0.0, 0.0))
@@ -72,12 +53,8 @@ def _listed(
 ) -> Iterable[LoraUse]:
     for place, lora in enumerate(request.loras):
         try:
-            if not lora.model:
-                raise InvalidField("is empty; name a LoRA", field="model")
-            unet = _weight(lora.weight, "weight") if lora.HasField("weight") else 1.0
-            encoder = unet
-            if lora.HasField("text_encoder_weight"):
-                encoder = _weight(lora.text_encoder_weight, "text_encoder_weight")
+            unet = lora.weight if lora.HasField("weight") else DEFAULT_LORA_WEIGHT
+            encoder = lora.text_encoder_weight if lora.HasField("text_encoder_weight") else unet
             yield LoraUse(entry=catalogue.lora(lora.model, checkpoint), unet_weight=unet, text_weight=encoder)
         except FanlightError as error:
             raise error.within(f"loras[{place}]") from error
@@ -92,16 +69,10 @@ def _tagged(tags: tuple[LoraTag, ...], catalogue: Catalogue, checkpoint: Checkpo
         yield LoraUse(entry=entry, unet_weight=tag.unet_weight, text_weight=tag.text_weight)
 
 
-def _weight(value: float, field: str) -> float:
-    return number(value, field, LORA_WEIGHT_LIMIT, lowest=-LORA_WEIGHT_LIMIT)
-
-
 def _embeddings(
     request: diffusion_pb2.GenerateRequest, prompts: list[ReadPrompt], catalogue: Catalogue, checkpoint: CheckpointEntry
 ) -> tuple[EmbeddingEntry, ...]:
     """Those that a prompt names, listed or not; a listed one must be there."""
-    if len(request.embeddings) > EMBEDDINGS_LIMIT:
-        raise InvalidField(f"are {len(request.embeddings)}; at most {EMBEDDINGS_LIMIT}", field="embeddings")
     listed = [catalogue.embedding(name, checkpoint) for name in request.embeddings]
     known = {entry.id.lower(): entry for entry in [*catalogue.embeddings_of(checkpoint), *listed]}
     if not known:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fanlight.contract.prompt import read_prompt
 from services.diffusion.models.clip import TextStates
 from services.diffusion.models.loading import Checkpoint, TextPart
-from services.diffusion.prompt.syntax import read_prompt
 from services.diffusion.prompt.tokens import Part, to_parts
-from services.kernel.errors import InvalidField
 
 # Of the numbers' size, what a mean must have to be one; CLIP's states have a hundredth and more.
 _MEAN_FLOOR = 1e-5
@@ -29,25 +28,25 @@ class Conditioning:
 
 
 def encode_pair(
-    checkpoint: Checkpoint, prompt: str, negative: str, *, clip_skip: int = 1
+    checkpoint: Checkpoint, prompt: str, negative: str, *, layer: int = 1
 ) -> tuple[Conditioning, Conditioning]:
     """The prompt and the negative one, of one length: the shorter is filled up with empty parts.
 
     Checkpoints that were trained with zeros for no prompt (SDXL base) get zeros for an empty negative one.
-    `clip_skip`: which layer counts from the end; 1 is the one that the checkpoint was trained with. As in diffusers'
+    `layer`: counted from the encoder's end; 1 is the one that the checkpoint was trained with. As in diffusers'
     pipelines it is the prompt's alone.
     """
     wanted, unwanted = _parts(checkpoint, prompt, "prompt"), _parts(checkpoint, negative, "negative_prompt")
     count = max(len(parts) for parts in (*wanted, *unwanted))
-    high, low = _encode(checkpoint, wanted, count, clip_skip), _encode(checkpoint, unwanted, count, 1)
+    high, low = _encode(checkpoint, wanted, count, layer), _encode(checkpoint, unwanted, count, 1)
     if checkpoint.entry.zeroes_empty_negative and not negative:
         low = Conditioning(torch.zeros_like(low.words), None if low.pooled is None else torch.zeros_like(low.pooled))
     return high, low
 
 
-def encode_one(checkpoint: Checkpoint, prompt: str, *, clip_skip: int = 1) -> Conditioning:
+def encode_one(checkpoint: Checkpoint, prompt: str, *, layer: int = 1) -> Conditioning:
     parts = _parts(checkpoint, prompt, "prompt")
-    return _encode(checkpoint, parts, max(len(own) for own in parts), clip_skip)
+    return _encode(checkpoint, parts, max(len(own) for own in parts), layer)
 
 
 def _parts(checkpoint: Checkpoint, words: str, field: str) -> list[list[Part]]:
@@ -56,7 +55,7 @@ def _parts(checkpoint: Checkpoint, words: str, field: str) -> list[list[Part]]:
     return [to_parts(text, prompt, field) for text in checkpoint.texts]
 
 
-def _encode(checkpoint: Checkpoint, parts: Sequence[list[Part]], count: int, clip_skip: int) -> Conditioning:
+def _encode(checkpoint: Checkpoint, parts: Sequence[list[Part]], count: int, layer: int) -> Conditioning:
     """The encoders' states lie side by side; the last one's pooled vector counts."""
     states: list[Tensor] = []
     pooled: Tensor | None = None
@@ -64,7 +63,7 @@ def _encode(checkpoint: Checkpoint, parts: Sequence[list[Part]], count: int, cli
         filled = own + [Part([], [])] * (count - len(own))
         ids = torch.tensor([_marked(text, part.ids) for part in filled], device=checkpoint.device)
         said: TextStates = text.encoder(ids)
-        state = _weighted(_state(text, said, clip_skip), filled)
+        state = _weighted(_state(text, said, layer), filled)
         states.append(state.reshape(1, -1, state.shape[-1]))
         # Of a prompt in several parts the first one's vector counts, as in A1111.
         if text.is_pooled:
@@ -73,16 +72,13 @@ def _encode(checkpoint: Checkpoint, parts: Sequence[list[Part]], count: int, cli
     return Conditioning(torch.cat(states, dim=-1).to(checkpoint.dtype), pooled)
 
 
-def _state(text: TextPart, said: TextStates, clip_skip: int) -> Tensor:
+def _state(text: TextPart, said: TextStates, layer: int) -> Tensor:
     """(parts, L, C) of the layer that counts; of earlier ones than the last, SD takes the normalised states."""
-    layer = clip_skip + 1 if text.is_penultimate else clip_skip
-    if layer >= len(said.hidden_states):
-        raise InvalidField(
-            f"is {clip_skip}; the text encoder has {len(said.hidden_states) - 1} layers", field="clip_skip"
-        )
-    if layer == 1:
+    place = layer + 1 if text.is_penultimate else layer
+    assert place < len(said.hidden_states), "a request's layer is checked against the checkpoint's recipe"
+    if place == 1:
         return said.last_hidden_state
-    state = said.hidden_states[-layer]
+    state = said.hidden_states[-place]
     if text.is_penultimate:
         return state
     normalised: Tensor = text.encoder.final_layer_norm(state)

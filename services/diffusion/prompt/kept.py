@@ -26,7 +26,7 @@ class Prompts:
             generation.checkpoint,
             tuple((use.entry, use.text_weight) for use in generation.loras),
             generation.embeddings,
-            generation.clip_skip,
+            generation.text_layer,
             generation.prompt,
             generation.negative_prompt if generation.is_guided else None,
             _marks(generation),
@@ -45,10 +45,10 @@ def _marks(generation: Generation) -> tuple[object, ...]:
 
 
 def _encode(generation: Generation, checkpoint: Checkpoint) -> Pair:
-    skip = generation.clip_skip
+    layer = generation.text_layer
     if generation.is_guided:
-        return encode_pair(checkpoint, generation.prompt, generation.negative_prompt, clip_skip=skip)
-    return encode_one(checkpoint, generation.prompt, clip_skip=skip), None
+        return encode_pair(checkpoint, generation.prompt, generation.negative_prompt, layer=layer)
+    return encode_one(checkpoint, generation.prompt, layer=layer), None
 
 
 def _size_bytes(pair: Pair) -> int:

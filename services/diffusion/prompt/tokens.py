@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from fanlight.contract.limits import PROMPT_PARTS_LIMIT
+from fanlight.contract.prompt import ReadPrompt, Segment
 from services.diffusion.models.loading import TextPart
-from services.diffusion.prompt.syntax import ReadPrompt, Segment
 from services.diffusion.prompt.words import embedding_pattern
 from services.kernel.errors import InvalidField
-
-PARTS_LIMIT = 16
 
 
 class Part(NamedTuple):
@@ -40,8 +39,10 @@ def to_parts(text: TextPart, prompt: ReadPrompt, field: str) -> list[Part]:
                 parts.append(Part([], []))
             parts[-1].ids.extend(piece.ids)
             parts[-1].weights.extend([piece.weight] * len(piece.ids))
-    if len(parts) > PARTS_LIMIT:
-        raise InvalidField(f"fills {len(parts)} parts of {room} tokens; at most {PARTS_LIMIT} are taken", field=field)
+    if len(parts) > PROMPT_PARTS_LIMIT:
+        raise InvalidField(
+            f"fills {len(parts)} parts of {room} tokens; at most {PROMPT_PARTS_LIMIT} are taken", field=field
+        )
     return parts
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fanlight.contract.schedulers import CLASSES
 from services.diffusion.lean import lean_module
-from services.diffusion.schedulers.names import CLASSES
 
 # Exact for polynomials of degree 7; a linear multistep of order 4 has degree 3.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)

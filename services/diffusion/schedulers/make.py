@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from fanlight.contract.schedulers import CLASSES, NOISE_SCHEDULES, SCHEDULERS
 from services.diffusion.generation import Generation
 from services.diffusion.schedulers.brownian import BrownianNoise
 from services.diffusion.schedulers.classes import scheduler_class
-from services.diffusion.schedulers.names import CLASSES, NOISE_SCHEDULES, SCHEDULERS
 
 
 def base_config(saved: Mapping[str, Any]) -> Mapping[str, Any]:

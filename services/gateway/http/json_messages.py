@@ -5,9 +5,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf import any_pb2, descriptor_pool
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from starlette.responses import Response
 
 from services.kernel.errors import InvalidField
@@ -17,6 +19,8 @@ Field = Any
 
 # Messages that JSON writes in a way of their own.
 _WELL_KNOWN = "google.protobuf."
+# A message that says itself which one it is, by its full name behind the last slash.
+_ANY, _TYPE = "google.protobuf.Any", "@type"
 # How many fields an error proposes in the place of an unknown one.
 NEAR_LIMIT = 3
 
@@ -64,6 +68,9 @@ def _refuse_second(message: Message, field: Field, where: str) -> None:
 
 def _fill_field(message: Message, field: Field, value: object, where: str) -> None:
     kind = field.message_type
+    if kind is not None and kind.full_name == _ANY:
+        _fill_any(getattr(message, field.name), value, where)
+        return
     if kind is None or kind.full_name.startswith(_WELL_KNOWN):
         _fill_leaf(message, field, value, where)
         return
@@ -76,6 +83,31 @@ def _fill_field(message: Message, field: Field, value: object, where: str) -> No
             fill(part.add(), item, path=f"{where}[{index}]")
     else:
         raise InvalidField("must be a list", field=where)
+
+
+def _fill_any(packed: any_pb2.Any, value: object, where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise InvalidField("must be an object", field=where)
+    message = _of_type(value.get(_TYPE), f"{where}.{_TYPE}")
+    parts = {name: part for name, part in value.items() if name != _TYPE}
+    if message.DESCRIPTOR.full_name.startswith(_WELL_KNOWN):
+        try:
+            ParseDict(dict(value), packed)
+        except (ParseError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            raise InvalidField(f"must be a {message.DESCRIPTOR.full_name}", field=where) from error
+    else:
+        fill(message, parts, path=where)
+        packed.Pack(message)
+
+
+def _of_type(name: object, where: str) -> Message:
+    """An empty message of that type. InvalidField for one that is not known here."""
+    if not isinstance(name, str) or "/" not in name:
+        raise InvalidField("must say the message, such as type.googleapis.com/ and its full name", field=where)
+    try:
+        return GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name.rpartition("/")[2]))()
+    except (KeyError, UnicodeEncodeError) as error:
+        raise InvalidField(f"is no message that this gateway knows: {name[:80]!r}", field=where) from error
 
 
 def _fill_leaf(message: Message, field: Field, value: object, where: str) -> None:

@@ -11,7 +11,7 @@ from services.gateway.app.new_job import SourceImage
 from services.gateway.jobs.model import PREPROCESS, ControlImage, Facts, StageRequest
 from services.gateway.jobs.plan import NewTask, Plan
 from services.gateway.jobs.workers import Annotator
-from services.gateway.wire.blobs import picture_of
+from services.gateway.wire.blobs import put
 from services.gateway.wire.catalog import annotator_of, require_stage
 from services.gateway.wire.images import source_images
 from services.gateway.wire.needs import NOTHING, Fleet, facts_of, newer_fields, require, within
@@ -29,9 +29,15 @@ class AnnotationDraft:
 
     def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
         blob = kept[f"{FIELD}.picture"]
-        asked = stage_request(self.request, picture_of(blob), self.facts)
-        image = ControlImage(annotator=self.facts.annotator, task=1)
-        return Plan(requests=(asked,), tasks=(NewTask(request=0),), control_images=(image,), blobs=(blob,))
+        image = common_pb2.Picture()
+        image.CopyFrom(self.request.picture)
+        put(image, blob)
+        return Plan(
+            requests=(stage_request(self.request, image, self.facts),),
+            tasks=(NewTask(request=0),),
+            control_images=(ControlImage(annotator=self.facts.annotator, task=1),),
+            blobs=(blob,),
+        )
 
 
 def draft(message: preprocessor_pb2.AnnotateRequest, fleet: Fleet) -> AnnotationDraft:
@@ -67,11 +73,9 @@ def facts_for(request: preprocessor_pb2.AnnotateRequest, fleet: Fleet, newer: Ne
     return facts_of(needs, annotator=request.annotator)
 
 
-def stage_request(
-    request: preprocessor_pb2.AnnotateRequest, picture: common_pb2.Picture | None, facts: Facts
-) -> StageRequest:
+def stage_request(request: preprocessor_pb2.AnnotateRequest, picture: common_pb2.Picture, facts: Facts) -> StageRequest:
     whole = preprocessor_pb2.AnnotateRequest()
     whole.CopyFrom(request)
-    whole.picture.CopyFrom(picture or common_pb2.Picture())
+    whole.picture.CopyFrom(picture)
     message = whole.SerializeToString(deterministic=True)
     return StageRequest(stage=PREPROCESS, field=FIELD, message=message, facts=facts)

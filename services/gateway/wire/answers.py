@@ -188,14 +188,14 @@ class Fleet(Protocol):
 
 
 def annotators(fleet: Fleet) -> gateway_pb2.ListAnnotatorsResponse:
-    known = fleet.catalog().annotators.values()
+    known = sorted(fleet.catalog().annotators.values(), key=lambda each: each.id)
     return gateway_pb2.ListAnnotatorsResponse(
         annotators=[annotator(each, fleet.residency_of(ANNOTATOR, each.id)) for each in known]
     )
 
 
 def models(fleet: Fleet) -> gateway_pb2.ListModelsResponse:
-    known = fleet.catalog().models.values()
+    known = sorted(fleet.catalog().models.values(), key=lambda each: (each.kind, each.id, each.family))
     return gateway_pb2.ListModelsResponse(
         models=[model(each, fleet.residency_of(each.kind, each.id)) for each in known]
     )

@@ -10,6 +10,6 @@ def blob(value: BlobInfo) -> common_pb2.Blob:
     )
 
 
-def picture_of(info: BlobInfo) -> common_pb2.Picture:
-    """A kept image by its digest."""
-    return common_pb2.Picture(blob=blob(info))
+def put(image: common_pb2.Picture, info: BlobInfo) -> None:
+    """The kept image, by its digest, in the place of its bytes. Fields that are newer than this gateway stay."""
+    image.blob.CopyFrom(blob(info))

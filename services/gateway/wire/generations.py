@@ -16,7 +16,7 @@ from services.gateway.jobs.model import DIFFUSION, ControlImage, Facts, Input, S
 from services.gateway.jobs.plan import NewTask, Plan
 from services.gateway.jobs.workers import EMBEDDING, LORA, VAE, Annotator, Model
 from services.gateway.wire import annotations
-from services.gateway.wire.blobs import picture_of
+from services.gateway.wire.blobs import put
 from services.gateway.wire.catalog import checkpoint_of, controlnet_of, model_of, models_for, require_stage
 from services.gateway.wire.images import source_images
 from services.gateway.wire.needs import Fleet, amounts_of, facts_of, names_of, newer_fields, require, within
@@ -51,7 +51,7 @@ class GenerationDraft:
         """Annotations first, each distinct one once; then an image a task."""
         asked = _copy(self.request)
         for field, blob in kept.items():
-            image_at(asked, field.removeprefix(f"{FIELD}.")).CopyFrom(picture_of(blob))
+            put(image_at(asked, field.removeprefix(f"{FIELD}.")), blob)
         # Control images are made at the size of what they condition: thin lines do not survive being scaled later.
         made = {
             each.control: annotations.stage_request(each.request, asked.controls[each.control].image, each.facts)

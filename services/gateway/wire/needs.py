@@ -1,16 +1,25 @@
 """What a request needs of a worker, and its refusal by the field where no worker of the fleet has that."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from google.protobuf.message import Message
 
-from fanlight.contract.needs import Needs
+from fanlight.contract.generation import PRECISIONS, SAFETY_MODES
+from fanlight.contract.needs import PRECISION, SAFETY_CHECKER, SCHEDULER, Needs
 from fanlight.contract.revision import REVISION, unknown_fields
+from fanlight.contract.schedulers import SCHEDULERS
 from services.gateway.jobs.catalog import Catalog
 from services.gateway.jobs.model import Facts
+from services.gateway.wire.catalog import names
 from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField
+
+_CHOICES: Mapping[str, Iterable[str]] = {
+    PRECISION: PRECISIONS,
+    SAFETY_CHECKER: SAFETY_MODES,
+    SCHEDULER: SCHEDULERS,
+}
 
 Amounts = tuple[tuple[str, int], ...]
 NOTHING = Needs(offers=(), amounts=())
@@ -45,45 +54,67 @@ def amounts_of(needs: Needs) -> Amounts:
 def newer_fields(message: Message) -> Needs:
     """Fields that this gateway's contract does not know: only a worker whose contract does may get them."""
     return Needs(
-        offers=tuple((f"field:{each.message_name}:{each.number}", each.path) for each in unknown_fields(message)),
+        offers=tuple((f"field:{each.message_name}:{each.number}", each.field) for each in unknown_fields(message)),
         amounts=(),
     )
 
 
 def require(fleet: Fleet, needs: Needs) -> None:
     """InvalidField or FailedPrecondition says which field asks for what no worker can, and who could do what."""
-    names, amounts = names_of(needs), amounts_of(needs)
-    if fleet.can_any(names, amounts):
+    if fleet.can_any(names_of(needs), amounts_of(needs)):
         return
     for need, field in needs.offers:
         if not fleet.can_any(frozenset({need})):
-            _refuse_need(need, field)
+            _refuse_need(fleet, need, field)
+    together: frozenset[str] = frozenset()
+    for need, field in needs.offers:
+        if not fleet.can_any(together | {need}):
+            raise FailedPrecondition(_no_worker_has(fleet, [*together, need]), field=field)
+        together |= {need}
+    amounts: Amounts = ()
     for name, amount, field in needs.amounts:
-        if not fleet.can_any(frozenset(), ((name, amount),)):
-            raise FailedPrecondition(f"needs {_amount(name, amount)}; {_limits(fleet, name)}", field=field)
-    together = [f"{need} ({', '.join(fleet.offering(need))})" for need in sorted(names)]
-    together += [f"{_amount(name, amount)} ({_limits(fleet, name)})" for name, amount in amounts]
-    raise FailedPrecondition(f"no worker has all of these together: {'; '.join(together)}", field="")
+        if not fleet.can_any(together, ((name, amount),)):
+            raise FailedPrecondition(f"needs {_amount(name, amount)}; {_limits(fleet, name, together)}", field=field)
+        amounts = (*amounts, (name, amount))
+        if not fleet.can_any(together, amounts):
+            each_of = "; ".join(f"{_amount(*each)}: {_limits(fleet, each[0], together)}" for each in amounts)
+            raise FailedPrecondition(f"no worker takes all of these together: {each_of}", field=field)
 
 
-def _refuse_need(need: str, field: str) -> None:
+def _no_worker_has(fleet: Fleet, needs: Sequence[str]) -> str:
+    each_of = "; ".join(f"{need} has {', '.join(fleet.offering(need))}" for need in sorted(needs))
+    return f"no worker has all of these together: {each_of}"
+
+
+def _refuse_need(fleet: Fleet, need: str, field: str) -> NoReturn:
     kind, _, name = need.partition(":")
     if kind == "field":
         message, _, number = name.partition(":")
         raise InvalidField(
-            f"has field {number} of {message}, which is newer than this gateway's contract, revision {REVISION};"
-            " no worker knows it either",
+            f"field {number} of {message} is newer than this gateway's contract, revision {REVISION}, and than that of"
+            " every worker: leave it out, or update a worker",
             field=field,
         )
-    raise FailedPrecondition(f"needs {kind.replace('_', ' ')} {name}, which no worker offers", field=field)
+    there = _offered(fleet, kind)
+    raise FailedPrecondition(
+        f"needs {kind.replace('_', ' ')} {name}, which no worker offers{f'; there are {there}' if there else ''}",
+        field=field,
+    )
+
+
+def _offered(fleet: Fleet, kind: str) -> str:
+    """What workers offer of a kind whose names the contract knows, and which nodes; empty for other kinds."""
+    nodes = {name: fleet.offering(f"{kind}:{name}") for name in _CHOICES.get(kind, ())}
+    return names([f"{name} ({', '.join(by)})" for name, by in nodes.items() if by]) if nodes else ""
 
 
 def _amount(name: str, amount: int) -> str:
     return f"{amount} {name.partition(':')[0].replace('_', ' ')}"
 
 
-def _limits(fleet: Fleet, name: str) -> str:
-    said = [f"{node} takes {'any' if limit is None else limit}" for node, limit in fleet.limits_of(name)]
+def _limits(fleet: Fleet, name: str, needs: frozenset[str]) -> str:
+    """What workers that have the rest take."""
+    said = [f"{node} takes {'any' if limit is None else limit}" for node, limit in fleet.limits_of(name, needs)]
     return ", ".join(said) or "no worker has a limit for it"
 
 

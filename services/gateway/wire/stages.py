@@ -15,7 +15,7 @@ from services.gateway.app.new_job import Draft, SourceImage
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Facts, Job, StageRequest, Task
 from services.gateway.jobs.plan import IMAGE, NewTask, Plan, check
 from services.gateway.wire import annotations, generations
-from services.gateway.wire.blobs import picture_of
+from services.gateway.wire.blobs import put
 from services.gateway.wire.catalog import require_stage
 from services.gateway.wire.images import source_images
 from services.gateway.wire.needs import Fleet, facts_of, newer_fields, require, within
@@ -53,7 +53,7 @@ class OneTask:
         whole = type(self.request)()
         whole.CopyFrom(self.request)
         for field, blob in kept.items():
-            image_at(whole, field.removeprefix(f"{OTHER}.")).CopyFrom(picture_of(blob))
+            put(image_at(whole, field.removeprefix(f"{OTHER}.")), blob)
         message = whole.SerializeToString(deterministic=True)
         request = StageRequest(stage=self.stage, field=OTHER, message=message, facts=self.facts)
         return Plan(requests=(request,), tasks=(NewTask(request=0),), blobs=tuple(dict.fromkeys(kept.values())))
@@ -151,8 +151,7 @@ def request_for(job: Job, task: Task) -> any_pb2.Any:
     # Messages that are written one after the other are read as merged.
     message = STAGES[asked.stage].request_type.FromString(asked.message + task.patch)
     for each in task.inputs:
-        made = each.blob or _made(job, each.task)
-        image_at(message, each.field).CopyFrom(picture_of(made))
+        put(image_at(message, each.field), each.blob or _made(job, each.task))
     packed = any_pb2.Any()
     packed.Pack(message, deterministic=True)
     return packed

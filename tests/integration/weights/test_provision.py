@@ -115,8 +115,13 @@ async def test_two_tasks_that_want_the_same_share_one_download(settings, server,
 
 async def test_who_waits_for_anothers_download_sees_how_it_stands(settings, server, repository):
     path = next(path for path in server.files if path.startswith("/cdn/") and len(server.files[path]) > 2_000_000)
-    server.faults[path] = [Fault(stall_after=500_000)] * 8
-    told, has_seen = [], asyncio.Event()
+    # The first piece comes and begins the download; the others are held back until the second asker has seen it.
+    server.faults[path] = [Fault(), *[Fault(stall_after=0)] * 20]
+    told, begun, has_seen = [], asyncio.Event(), asyncio.Event()
+
+    def begin(progress):
+        if progress.total_bytes == len(MODEL):
+            begun.set()
 
     def see(progress):
         told.append(progress)
@@ -128,8 +133,7 @@ async def test_who_waits_for_anothers_download_sees_how_it_stands(settings, serv
             return place
 
     async with Provision(settings()) as first, Provision(settings()) as second, asyncio.TaskGroup() as group:
-        begun = asyncio.Event()
-        one = group.create_task(ask(first, lambda progress: begun.set()))
+        one = group.create_task(ask(first, begin))
         await asyncio.wait_for(begun.wait(), 30)
         two = group.create_task(ask(second, see))
         await asyncio.wait_for(has_seen.wait(), 30)

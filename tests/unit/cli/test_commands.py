@@ -339,6 +339,30 @@ def test_ctrl_c_while_it_paints_cancels_the_job(refused, service):
     assert service.jobs["jobs/j1"].state == Job.STATE_CANCELLED
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_ctrl_c_that_does_not_wake_the_waiting_thread_cancels_the_job_too(refused, service):
+    """As one does that arrives just before the wait begins."""
+    has_ended = threading.Event()
+    was_in_time = []
+
+    def interrupt():
+        while "WatchJob" not in service.requests:
+            threading.Event().wait(0.01)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        was_in_time.append(has_ended.wait(30))
+        if not was_in_time[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+
+    assert refused("generate", "forever")[0] == 130
+    has_ended.set()
+    interrupting.join()
+    assert was_in_time == [True]
+    assert service.jobs["jobs/j1"].state == Job.STATE_CANCELLED
+
+
 def test_dead_letters_are_listed_shown_and_redriven(service, said):
     assert "jobs/j1/tasks/2" in said("dead", "list").splitlines()[1]
     assert said("dead", "list", "--json")[0]["tenant"] == "acme"

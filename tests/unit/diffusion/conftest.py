@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from services.diffusion.abilities import Abilities
 from services.diffusion.generation import Control, Generation
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.scan import scan
@@ -14,6 +15,7 @@ from services.diffusion.parse.parser import Parser
 from services.kernel.pictures import PictureLimits
 
 SIZE_PX = 64
+ABILITIES = Abilities(pixels_limit=256 * 256, has_safety_checker=False, precision_of_device=lambda: "float32")
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +33,7 @@ def catalogue(models: Path) -> Catalogue:
 
 @pytest.fixture(scope="session")
 def parser(catalogue: Catalogue) -> Parser:
-    return Parser(catalogue=catalogue, pixels_limit=256 * 256, picture_limits=PictureLimits(), random_seed=lambda: 42)
+    return Parser(catalogue=catalogue, abilities=ABILITIES, picture_limits=PictureLimits(), random_seed=lambda: 42)
 
 
 @pytest.fixture(scope="session")

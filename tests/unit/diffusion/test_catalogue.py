@@ -13,7 +13,7 @@ from services.diffusion.models.names import controlnet_id
 from services.diffusion.models.scan import scan
 from services.diffusion.wire import models_to_proto
 from services.kernel.config import SettingsError
-from services.kernel.errors import InvalidField, NotFound
+from services.kernel.errors import FailedPrecondition, NotFound
 
 
 def test_a_folder_of_models_is_listed_with_their_own_sizes(catalogue):
@@ -61,7 +61,7 @@ def test_a_controlnet_of_another_family_is_refused_by_name(models, tmp_path):
     config = json.loads((models / "controlnet-canny" / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "cross_attention_dim": 768}))
     catalogue = scan([tmp_path])
-    with pytest.raises(InvalidField, match="canny is for unknown"):
+    with pytest.raises(FailedPrecondition, match="canny is for unknown"):
         catalogue.controlnet("canny", catalogue.default())
 
 

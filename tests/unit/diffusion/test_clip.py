@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from fanlight.contract.schedulers import CLASSES
 from services.diffusion.lean import lean_module
 from services.diffusion.models.clip import ClipText
 from services.diffusion.models.tensors import text_tensors
-from services.diffusion.schedulers.names import CLASSES
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 99}
 # As the text encoders of SD 1, SD 2, SDXL (both; old configs call the end mark 2) and newer files are described.

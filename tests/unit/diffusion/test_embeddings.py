@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from services.diffusion.models.scan import scan
-from services.kernel.errors import InvalidField, NodeFault, NotFound
+from services.kernel.errors import FailedPrecondition, NodeFault, NotFound
 from tests.fakes.families import make_tiny_sdxl
 
 WIDTH = 16
@@ -107,7 +107,7 @@ def test_sdxls_pairs_go_to_both_encoders(folder, library, asked, tmp_path):
 def test_one_of_another_width_is_refused_by_name(folder, library, catalogue, asked):
     save_file({"emb_params": torch.randn(1, 768)}, folder / "large.safetensors")
     found = scan([folder.parent])
-    with pytest.raises(InvalidField, match="large is for sd1"):
+    with pytest.raises(FailedPrecondition, match="large is for sd1"):
         found.embedding("large", catalogue.default())
     assert found.embeddings_of(catalogue.default()) == []
     with pytest.raises(NotFound):
@@ -117,7 +117,7 @@ def test_one_of_another_width_is_refused_by_name(folder, library, catalogue, ask
 def test_a_pickle_of_another_width_is_refused_when_it_is_used(folder, library, asked):
     torch.save({"string_to_param": {"*": torch.randn(1, 768)}}, folder / "large.pt")
     [entry] = scan([folder.parent]).entries
-    with pytest.raises(InvalidField, match="large has vectors of 768, tiny takes 16"):
+    with pytest.raises(FailedPrecondition, match="large has vectors of 768, tiny takes 16"):
         library.assembled(asked(embeddings=(entry,)))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from services.diffusion.engine.engine import Engine
 from services.diffusion.engine.ports import DeviceLost
+from services.diffusion.engine.step_times import CLASSES_LIMIT, StepTimes
 from services.diffusion.engine.thread import DeviceThread
 from services.kernel.errors import NodeFault
 from tests.fakes.studio import FakeStudio
@@ -166,3 +167,72 @@ async def test_a_device_that_is_lost_over_one_picture_fails_all_who_wait_for_it_
     assert all(isinstance(error, DeviceLost) for error in errors)
     with pytest.raises(DeviceLost):
         await running
+
+
+class Clock:
+    """Each evaluation takes `takes_s`."""
+
+    def __init__(self) -> None:
+        self.takes_s = 0.0
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+async def timed(studio, monkeypatch):
+    """An engine's step times, and what generates an image whose evaluations take so long."""
+    clock, advance = Clock(), studio.advance
+
+    def slow(canvases):
+        clock.now_s += clock.takes_s
+        return advance(canvases)
+
+    monkeypatch.setattr(studio, "advance", slow)
+    thread = DeviceThread()
+    engine = Engine(
+        lambda: studio, thread=thread, rows_limit=4, hold_limit_s=0.0, clock=clock, family_of=lambda entry: "tiny"
+    )
+
+    async def generate(generation, takes_s: float) -> None:
+        clock.takes_s = takes_s
+        await engine.paint(generation, lambda progress: None)
+
+    running = asyncio.create_task(engine.run())
+    yield engine.step_times, generate
+    running.cancel()
+    await asyncio.wait([running])
+    thread.close()
+
+
+async def test_a_large_image_does_not_change_what_small_ones_take(asked, timed):
+    times, generate = timed
+    await generate(asked(steps=5), 0.5)
+    await generate(asked(steps=5, width_px=1024, height_px=1024), 20.0)
+    assert [(time.family, time.size_class, time.mean_s, time.deviation_s) for time in times] == [
+        ("tiny", 12, 0.5, 0.0),
+        ("tiny", 20, 20.0, 0.0),
+    ]
+
+
+async def test_a_step_time_is_a_mean_with_a_deviation(asked, timed):
+    times, generate = timed
+    await generate(asked(steps=1), 1.0)
+    await generate(asked(steps=1), 2.0)
+    [time] = times
+    # The latest counts a fifth: 1 + 0.2; the variance 0.8 x 0.2 x 1.
+    assert time.mean_s == pytest.approx(1.2)
+    assert time.deviation_s == pytest.approx(0.4)
+
+
+def test_so_many_classes_are_kept_and_the_oldest_is_dropped():
+    times = StepTimes()
+    for family in range(CLASSES_LIMIT):
+        times.note(f"family{family}", 12, 1.0)
+    times.note("family0", 12, 1.0)
+    times.note("one more", 12, 1.0)
+    families = {time.family for time in times}
+    assert len(families) == CLASSES_LIMIT
+    assert {"family0", "one more"} <= families
+    assert "family1" not in families

@@ -22,6 +22,7 @@ UNWANTED = (
 PAINTED = """
 import sys
 from services.diffusion import provenance
+from services.diffusion.abilities import Abilities
 from services.diffusion.engine.studio import TorchStudio
 from services.diffusion.generation import Generation
 from services.diffusion.models.library import Library
@@ -31,7 +32,8 @@ from services.kernel.pictures import PictureLimits
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 
 catalogue = scan([starter_folder()])
-parser = Parser(catalogue=catalogue, pixels_limit=2**20, picture_limits=PictureLimits(), random_seed=lambda: 1)
+abilities = Abilities(pixels_limit=2**20, has_safety_checker=False)
+parser = Parser(catalogue=catalogue, abilities=abilities, picture_limits=PictureLimits(), random_seed=lambda: 1)
 studio = TorchStudio(Library(device="cpu"), threads=1)
 
 def paint(scheduler):

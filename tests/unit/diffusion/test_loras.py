@@ -14,7 +14,7 @@ from services.diffusion.models.entries import LoraEntry
 from services.diffusion.models.library import Library
 from services.diffusion.models.patching import layer_names
 from services.diffusion.models.scan import scan
-from services.kernel.errors import FailedPrecondition, InvalidField, NodeFault
+from services.kernel.errors import FailedPrecondition, NodeFault
 
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 CONV = "down_blocks.0.resnets.0.conv1"
@@ -181,14 +181,14 @@ def test_a_lora_of_another_base_is_an_error_that_names_it(catalogue, written, pa
     wide = written(
         {f"{name}.lora_down.weight": numbers(1, 768), f"{name}.lora_up.weight": numbers(320, 1)}, "sd15style"
     )
-    with pytest.raises(InvalidField, match="sd15style is for sd1, the checkpoint tiny"):
+    with pytest.raises(FailedPrecondition, match="sd15style is for sd1, the checkpoint tiny"):
         scan([wide.path.parent]).lora("sd15style", catalogue.default())
-    with pytest.raises(InvalidField, match="sd15style"):
+    with pytest.raises(FailedPrecondition, match="sd15style"):
         patched(LoraUse(entry=wide))
     wide.path.unlink()
     unknown = f"lora_unet_{LINEAR.replace('.', '_').replace('blocks_0', 'blocks_9', 1)}"
     far = written({f"{unknown}.lora_down.weight": numbers(1, 16), f"{unknown}.lora_up.weight": numbers(16, 1)}, "far")
-    with pytest.raises(InvalidField, match="far is of another base than tiny"):
+    with pytest.raises(FailedPrecondition, match="far is of another base than tiny"):
         patched(LoraUse(entry=far))
 
 
@@ -205,7 +205,7 @@ def test_a_form_that_is_not_known_is_refused_by_name(written, patched):
 
 def test_a_bias_for_a_layer_without_one_is_told_as_what_does_not_fit(checkpoint, written, patched):
     entry = written({f"lora_unet_{LINEAR.replace('.', '_')}.diff_b": numbers(16)})
-    with pytest.raises(InvalidField, match=r"style does not fit .*attn2\.to_k"):
+    with pytest.raises(FailedPrecondition, match=r"style does not fit .*attn2\.to_k"):
         patched(LoraUse(entry=entry))
 
 

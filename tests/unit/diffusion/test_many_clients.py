@@ -89,7 +89,7 @@ def _kinds() -> list[diffusion_pb2.GenerateRequest]:
         {"controls": [canny], "image": image, "mask": mask},
         {"strict": True},
     ]
-    sizes = ((48, 48), (64, 32))
+    sizes = ((64, 64), (96, 64))
     return [
         diffusion_pb2.GenerateRequest(
             **{

@@ -14,7 +14,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from services.diffusion.generation import Start
 from services.diffusion.models.scan import scan
-from services.kernel.errors import InvalidField
 from tests.fakes.diffusers_reference import SCHEDULERS, Reference
 from tests.fakes.families import make_tiny_sd2, make_tiny_sdxl
 from tests.fakes.models import make_tiny_model
@@ -98,12 +97,6 @@ def test_what_is_not_masked_stays(asked, picture, mask, painted, studio):
     [other] = painted(asked(steps=3, prompt="something else", start=Start(image=picture, strength=1.0, mask=mask)))
     assert np.array_equal(kept, other.latents[..., :4, :])
     assert not np.array_equal(row.latents, other.latents)
-
-
-def test_a_strength_that_leaves_no_step_is_refused(asked, picture, studio):
-    with pytest.raises(InvalidField, match="leaves none") as caught:
-        studio.begin(asked(steps=5, start=Start(image=picture, strength=0.1)))
-    assert caught.value.field == "strength"
 
 
 def test_a_net_that_pools_globally_as_shuffle_equals_the_pipeline(tmp_path, models, asked, control, painted):

@@ -8,11 +8,14 @@ import pytest
 from PIL import Image
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract import generation as contract
 from fanlight.diffusion.v1 import diffusion_pb2
+from services.diffusion.effective import effective_to_proto
+from services.diffusion.generation import Format, Pipeline, Safety
 from services.diffusion.infotext import infotext
 from services.diffusion.models.catalogue import Catalogue
+from services.diffusion.pictures.fit import Resize
 from services.diffusion.pictures.png import encode_png
-from services.diffusion.wire import effective_to_proto
 from services.kernel.errors import FailedPrecondition, InvalidField, NotFound, TooLarge
 
 GenerateRequest, Control = diffusion_pb2.GenerateRequest, diffusion_pb2.Control
@@ -45,6 +48,7 @@ def test_what_is_left_open_is_filled_in(parser):
         guidance_scale=5.0,
         scheduler="ddim",
         eta=0.0,
+        variation_strength=0.0,
         seed=42,
         clip_skip=1,
         format="png",
@@ -62,8 +66,8 @@ def test_a_control_fills_in_its_pipeline_and_strength(parser, picture):
 
 
 def test_a_control_image_gets_the_pictures_size(parser, picture):
-    request = GenerateRequest(width_px=32, height_px=48, controls=[Control(controlnet="canny", image=picture)])
-    assert parser.parse(request).controls[0].image.size == (32, 48)
+    request = GenerateRequest(width_px=64, height_px=96, controls=[Control(controlnet="canny", image=picture)])
+    assert parser.parse(request).controls[0].image.size == (64, 96)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,7 @@ def test_a_control_image_gets_the_pictures_size(parser, picture):
     [
         ("steps", GenerateRequest(steps=0)),
         ("steps", GenerateRequest(steps=151)),
-        ("width_px", GenerateRequest(width_px=7, height_px=64)),
+        ("width_px", GenerateRequest(width_px=66, height_px=64)),
         ("height_px", GenerateRequest(width_px=64)),
         ("guidance_scale", GenerateRequest(guidance_scale=-0.1)),
         ("guidance_scale", GenerateRequest(guidance_scale=31)),
@@ -82,7 +86,7 @@ def test_a_control_image_gets_the_pictures_size(parser, picture):
         ("controls[0].image", GenerateRequest(controls=[Control(controlnet="canny")])),
         ("controls[0].scale", GenerateRequest(controls=[Control(controlnet="canny", scale=2.1)])),
         ("controls[0].scale", GenerateRequest(controls=[Control(controlnet="canny", scale=NAN)])),
-        ("controls[0].start", GenerateRequest(controls=[Control(controlnet="canny", start=0.5, end=0.5)])),
+        ("controls[0].end", GenerateRequest(controls=[Control(controlnet="canny", start=0.5, end=0.5)])),
         ("controls[0].end", GenerateRequest(controls=[Control(controlnet="canny", end=1.5)])),
         ("image", GenerateRequest(pipeline="img2img")),
         ("mask", GenerateRequest(pipeline="inpaint", image=PICTURE)),
@@ -107,6 +111,14 @@ def test_a_control_image_gets_the_pictures_size(parser, picture):
         ("loras", GenerateRequest(loras=[LoraUse(model="nobody")] * 17)),
         ("negative_prompt", GenerateRequest(negative_prompt="<lora:nobody:1>")),
         ("prompt", GenerateRequest(prompt="a (cat")),
+        ("resize", GenerateRequest(resize="squeeze")),
+        ("format", GenerateRequest(format="bmp")),
+        ("safety_checker", GenerateRequest(safety_checker="maybe")),
+        ("precision", GenerateRequest(precision="float8")),
+        ("variation_strength", GenerateRequest(variation_strength=1.1)),
+        ("variation_strength", GenerateRequest(variation_seed=1)),
+        ("count", GenerateRequest(count=2)),
+        ("controls[0].annotator", GenerateRequest(controls=[Control(annotator="canny", image=PICTURE)])),
     ],
 )
 def test_a_wrong_value_names_its_field(field, request_, parser):
@@ -122,14 +134,11 @@ def test_a_wrong_value_names_its_field(field, request_, parser):
         ("pipeline", GenerateRequest(pipeline="img2video")),
         ("scheduler", GenerateRequest(scheduler="DPM adaptive")),
         ("noise_schedule", GenerateRequest(noise_schedule="cosine")),
-        ("resize", GenerateRequest(resize="squeeze")),
-        ("format", GenerateRequest(format="bmp")),
-        ("safety_checker", GenerateRequest(safety_checker="maybe")),
         ("loras[0].model", GenerateRequest(loras=[LoraUse(model="nobody")])),
         ("prompt", GenerateRequest(prompt="a cat <lora:nobody:1>")),
         ("vae", GenerateRequest(vae="nobody")),
         ("embeddings", GenerateRequest(embeddings=["nobody"])),
-        ("controls[0].controlnet", GenerateRequest(controls=[Control(controlnet="nobody")])),
+        ("controls[0].controlnet", GenerateRequest(controls=[Control(controlnet="nobody", image=PICTURE)])),
     ],
 )
 def test_an_unknown_name_is_not_found(field, request_, parser):
@@ -138,17 +147,14 @@ def test_an_unknown_name_is_not_found(field, request_, parser):
     assert caught.value.field == field
 
 
-def test_how_a_control_image_was_made_is_told_on(parser, picture):
-    control = diffusion_pb2.Control(controlnet="canny", image=picture, annotator="canny")
-    control.annotator_parameters.update({"low": 100, "high": 200})
+def test_how_a_control_image_was_made_is_in_the_provenance(parser, picture):
+    control = diffusion_pb2.Control(controlnet="canny", image=picture)
+    control.made_by.annotator = "canny"
+    control.made_by.parameters.update({"low": 100, "high": 200})
     generation = parser.parse(diffusion_pb2.GenerateRequest(controls=[control]))
-    told = effective_to_proto(generation).controls[0]
-    assert (told.annotator, dict(told.annotator_parameters)) == ("canny", {"low": 100.0, "high": 200.0})
+    made_by = effective_to_proto(generation).controls[0].made_by
+    assert (made_by.annotator, dict(made_by.parameters)) == ("canny", {"low": 100.0, "high": 200.0})
     assert "Module: canny, Model: canny" in infotext(generation, lambda entry: (), version="1")
-    control.annotator = "x" * 101
-    with pytest.raises(TooLarge) as caught:
-        parser.parse(diffusion_pb2.GenerateRequest(controls=[control]))
-    assert caught.value.field == "controls[0].annotator"
 
 
 def test_text2img_with_a_control_is_refused(parser, picture):
@@ -173,8 +179,54 @@ def test_only_pictures_sent_as_bytes_are_taken(image, parser):
 
 
 def test_a_picture_above_the_limit_is_too_large(parser):
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLarge) as caught:
         parser.parse(GenerateRequest(width_px=256, height_px=260))
+    assert (caught.value.field, caught.value.is_request_fault) == ("width_px", False)
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        # The tiny model's text encoder has two layers.
+        ("clip_skip", GenerateRequest(clip_skip=3)),
+        ("precision", GenerateRequest(precision="bfloat16")),
+        ("safety_checker", GenerateRequest(safety_checker="flag")),
+    ],
+)
+def test_what_this_worker_lacks_is_no_fault_of_the_request(field, request_, parser):
+    with pytest.raises(FailedPrecondition) as caught:
+        parser.parse(request_)
+    assert (caught.value.field, caught.value.is_request_fault) == (field, False)
+
+
+def test_what_this_worker_has_is_taken(parser):
+    able = replace(parser, abilities=replace(parser.abilities, has_safety_checker=True))
+    effective = effective_to_proto(able.parse(GenerateRequest(clip_skip=2, precision="float32", safety_checker="flag")))
+    assert (effective.clip_skip, effective.precision, effective.safety_checker) == (2, "float32", "flag")
+
+
+def test_a_checkpoint_trained_with_the_layer_before_the_last_has_one_less_to_choose_from(parser):
+    entry = parser.catalogue.default()
+    recipe = replace(entry.recipe, unet={**entry.recipe.unet, "addition_embed_type": "text_time"})
+    assert (entry.text_encoder_layers, replace(entry, recipe=recipe).text_encoder_layers) == (2, 1)
+
+
+def test_a_variation_seed_that_is_left_open_is_drawn(parser):
+    effective = effective_to_proto(parser.parse(GenerateRequest(seed=1, variation_strength=0.25)))
+    assert (effective.seed, effective.variation_seed, effective.variation_strength) == (1, 42, 0.25)
+
+
+def test_a_variation_of_strength_0_is_none(parser):
+    generation = parser.parse(GenerateRequest(variation_seed=5, variation_strength=0))
+    assert (generation.variation_seed, generation.variation_strength) == (None, 0.0)
+    assert not effective_to_proto(generation).HasField("variation_seed")
+
+
+def test_the_choices_are_the_contracts():
+    assert tuple(Pipeline) == contract.PIPELINES
+    assert tuple(Safety) == contract.SAFETY_MODES
+    assert tuple(Format) == contract.FORMATS
+    assert tuple(Resize) == contract.RESIZES
 
 
 def test_an_endless_prompt_is_too_large(parser):
@@ -219,12 +271,6 @@ def test_an_effective_request_sent_again_is_the_same_request(parser):
     again.image.CopyFrom(PICTURE)
     again.mask.CopyFrom(PICTURE)
     assert effective_to_proto(parser.parse(again)) == first
-
-
-def test_a_safety_checker_that_is_not_there_is_said_to_be_missing(parser):
-    with pytest.raises(FailedPrecondition) as caught:
-        parser.parse(GenerateRequest(safety_checker="flag"))
-    assert caught.value.field == "safety_checker"
 
 
 @pytest.fixture

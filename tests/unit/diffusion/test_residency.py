@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from services.diffusion.models.device import CpuDevice, CudaDevice
 from services.diffusion.models.folders import read_vae
 from services.diffusion.models.library import Library, Residency
 from services.diffusion.models.residency import Lease, Tier
@@ -170,3 +171,21 @@ def test_a_file_that_was_replaced_is_loaded_anew(tmp_path):
     after = library.checkpoint(entry)
     assert after.unet is not before.unet
     assert after.vae is before.vae
+
+
+@pytest.mark.parametrize(("wanted", "gpus_found", "precision"), [("cpu", 1, "float32"), ("auto", 0, "float32")])
+def test_what_a_device_computes_in_is_known_before_it_is_open(wanted, gpus_found, precision, monkeypatch):
+    monkeypatch.setattr("services.kernel.gpus.count", lambda: gpus_found)
+    assert Library(device=wanted).precision == precision == str(CpuDevice.dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda", "cuda:1"])
+def test_where_there_is_a_gpu_it_computes_in_half_precision(wanted, monkeypatch):
+    monkeypatch.setattr("services.kernel.gpus.count", lambda: 2)
+    assert Library(device=wanted).precision == "float16" == str(CudaDevice.dtype).removeprefix("torch.")
+
+
+def test_once_a_device_is_open_it_says_itself_what_it_computes_in(two):
+    library = Library(device="auto", open_device=lambda wanted: FakeGpu())
+    library.checkpoint(two[0].default())
+    assert library.precision == "float32"

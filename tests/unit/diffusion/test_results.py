@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from services.diffusion.digests import WeightDigests, entries_of
+from services.diffusion.effective import effective_to_proto
 from services.diffusion.generation import Format, Start
 from services.diffusion.infotext import infotext
 from services.diffusion.pictures.encode import PARAMETERS, PROVENANCE, encode
 from services.diffusion.pictures.png import encode_png
 from services.diffusion.provenance import provenance_json
-from services.diffusion.wire import effective_to_proto
 
 USER_COMMENT, EXIF = 0x9286, 0x8769
 TEXTS = {PARAMETERS: "a cat, 猫\nSteps: 20", PROVENANCE: '{"seed":1}'}

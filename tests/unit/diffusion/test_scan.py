@@ -10,7 +10,7 @@ from services.diffusion.models.headers import LDM_UNET
 from services.diffusion.models.names import plain
 from services.diffusion.models.recipes import CONFIGS, shipped
 from services.diffusion.models.scan import scan, starter_folder
-from services.kernel.errors import InvalidField, NotFound
+from services.kernel.errors import FailedPrecondition, NotFound
 
 
 def ldm(width, context, channels=4):
@@ -102,7 +102,7 @@ def test_a1111s_folders_are_read_as_they_are(tmp_path):
     assert not catalogue.controlnet("canny", checkpoint).config["global_pool_conditions"]
     assert catalogue.embedding("EasyNegative", checkpoint).vectors == 8
     assert catalogue.tiny_vae_of(checkpoint).id == "taesd"
-    with pytest.raises(InvalidField, match="previews"):
+    with pytest.raises(FailedPrecondition, match="previews"):
         catalogue.vae("taesd", checkpoint)
     assert {catalogue.family_of(entry) for entry in catalogue.entries} == {"sd1"}
 

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.preprocessor.v1 import preprocessor_pb2
+from fanlight.contract.schedulers import SHORT_NAMES
+from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.queue.v1 import queue_pb2
 from services.diffusion.digests import WeightDigests
 from services.diffusion.engine.engine import Engine
 from services.diffusion.engine.thread import DeviceThread
-from services.diffusion.models.library import Library
+from services.diffusion.models.library import Library, Residency
 from services.diffusion.painter import Painter
 from services.diffusion.remote import Fetch, Remote
 from services.diffusion.stage import DiffusionStage
@@ -31,43 +31,82 @@ ROOM_BYTES = 50 * 10**9
 @pytest.fixture
 async def stage(catalogue, parser):
     thread, codecs = DeviceThread(), ThreadPoolExecutor(1)
-    engine = Engine(FakeStudio, thread=thread, rows_limit=4, hold_limit_s=10.0, clock=time.monotonic)
+    engine = Engine(
+        FakeStudio,
+        thread=thread,
+        rows_limit=4,
+        hold_limit_s=10.0,
+        clock=time.monotonic,
+        family_of=catalogue.family_of,
+    )
     running = asyncio.create_task(engine.run())
     digests = WeightDigests()
     painter = Painter(engine, parser, codecs=codecs, digests=digests, clock=time.monotonic)
     store = FakeStore({})
     store.room_bytes = ROOM_BYTES
     supply = Supply(catalogue, store, Remote(catalog=Catalog(), fetch=Fetch.OFF), readers=codecs)
-    yield DiffusionStage(painter, engine, catalogue, Library(device="cpu"), digests, supply)
+    yield DiffusionStage(painter, engine, catalogue, Library(device="cpu"), digests, supply, parser.abilities)
     running.cancel()
     await asyncio.wait([running])
     thread.close()
     codecs.shutdown()
 
 
+async def run(stage, request: GenerateRequest, report=lambda progress: None):
+    return await stage.run(request, queue_pb2.LeasedTask(), report)
+
+
 async def test_a_task_becomes_one_picture_with_its_seed_progress_and_spans(stage):
     heard: list[Progress] = []
-    task = queue_pb2.LeasedTask(generate=diffusion_pb2.GenerateRequest(steps=2, seed=9, width_px=32, height_px=48))
-    outcome = await stage.run(task, heard.append)
+    outcome = await run(stage, GenerateRequest(steps=2, seed=9, width_px=64, height_px=96), heard.append)
     [output] = outcome.outputs
-    assert (output.seed, output.width_px, output.height_px) == (9, 32, 48)
-    assert Image.open(io.BytesIO(output.data)).size == (32, 48)
+    assert (output.seed, output.width_px, output.height_px) == (9, 64, 96)
+    assert Image.open(io.BytesIO(output.data)).size == (64, 96)
     assert heard == [Progress(step=1, steps=2), Progress(step=2, steps=2)]
     assert [name for name, _ in outcome.spans] == ["wait", "load", "prepare", "denoise", "decode", "encode"]
 
 
-async def test_a_task_of_another_stage_is_refused(stage):
-    with pytest.raises(InvalidField):
-        await stage.run(queue_pb2.LeasedTask(annotate=preprocessor_pb2.AnnotateRequest()), lambda progress: None)
+async def test_what_the_contract_refuses_is_refused_before_anything_is_fetched(stage, monkeypatch):
+    def fetch(*arguments):
+        raise AssertionError("nothing is fetched")
+
+    monkeypatch.setattr(stage._supply, "provided", fetch)
+    with pytest.raises(InvalidField) as caught:
+        await run(stage, GenerateRequest(steps=151))
+    assert caught.value.field == "steps"
 
 
 async def test_the_worker_says_what_it_has_and_how_fast_it_is(stage):
     worker = queue_pb2.Worker()
     stage.describe(worker)
     assert list(worker.disk_models) == ["tiny", "canny", "depth"]
-    assert (list(worker.ram_models), worker.step_s, worker.device) == ([], 0, "")
+    assert (list(worker.ram_models), list(worker.step_times), worker.device) == ([], [], "")
     assert worker.disk_bytes == ROOM_BYTES
-    await stage.run(queue_pb2.LeasedTask(generate=diffusion_pb2.GenerateRequest(steps=1)), lambda progress: None)
+    await run(stage, GenerateRequest(steps=1))
+    worker = queue_pb2.Worker()
     stage.describe(worker)
-    assert worker.step_s > 0
-    assert [model.id for model in stage.capabilities().models] == ["tiny", "canny", "depth"]
+    [time_] = worker.step_times
+    assert (time_.family, time_.size_class, time_.mean_s > 0) == ("tiny", 12, True)
+
+
+async def test_capabilities_are_all_that_a_worker_can_do(stage):
+    capabilities = stage.capabilities()
+    assert [model.id for model in capabilities.models] == ["tiny", "canny", "depth"]
+    assert {model.family for model in capabilities.models} == {"tiny"}
+    [checkpoint, *_] = capabilities.models
+    assert checkpoint.text_encoder_layers == 2
+    assert list(checkpoint.schedulers) == list(SHORT_NAMES)
+    assert {"scheduler:euler_a", "precision:float32"} <= set(capabilities.offers)
+    assert not [offer for offer in capabilities.offers if offer.startswith("safety_checker:")]
+    assert [(limit.name, limit.maximum) for limit in capabilities.limits] == [("pixels", 256 * 256)]
+
+
+async def test_capabilities_do_not_change_with_what_is_loaded(stage, catalogue):
+    before = stage.capabilities()
+    assert stage.capabilities() is before
+    stage._library.checkpoint(catalogue.default())
+    stage._digests.of(catalogue.default())
+    stage._digests.of(catalogue.controlnets[0])
+    catalogue.revision += 1
+    assert stage._library.residency(catalogue.default()) is Residency.RAM
+    assert stage.capabilities() == before

@@ -12,7 +12,7 @@ from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.names import controlnet_id
 from services.diffusion.remote import Fetch, Remote
 from services.diffusion.supply import Supply
-from services.diffusion.wire import models_to_proto
+from services.diffusion.wire import capable_models, models_to_proto
 from services.kernel.errors import FailedPrecondition, NodeFault, NotFound
 from services.weights.catalog import shipped
 from services.weights.inventory import HeldModel
@@ -54,9 +54,6 @@ async def test_a_lora_that_a_prompt_names_is_fetched_too(supplied, tmp_path):
     async with supply.provided(request, lambda progress: None):
         assert catalogue.lora("some/style", catalogue.checkpoint("sd15")).path == lora
         assert store.in_use == ["sd15", "some/style"]
-    broken = Request(model="sd15", prompt="a fox <lora:some/style:0.7")
-    async with supply.provided(broken, lambda progress: None):
-        assert store.in_use == ["sd15"]
 
 
 async def test_a_picture_to_start_from_asks_for_the_vaes_encoder_too(supplied):
@@ -167,6 +164,25 @@ async def test_a_fetched_model_is_listed_once(supplied):
         pass
     listed = [model.id for model in models_to_proto(catalogue, remote=supply.remote_models())]
     assert listed.count("sd15") == 1
+
+
+async def test_what_a_worker_can_do_is_the_same_once_it_has_fetched_some_of_it(supplied):
+    catalogue, store, supply = supplied(Fetch.CATALOG)
+
+    def able() -> list[diffusion_pb2.Model]:
+        return capable_models(catalogue, digest_of=lambda entry: "", offers=supply.offers)
+
+    before = able()
+    assert {model.id for model in before} >= {"sd15", "sdxl", "canny"}
+    assert {model.residency for model in before} == {diffusion_pb2.Model.RESIDENCY_UNSPECIFIED}
+    layers = {model.id: model.text_encoder_layers for model in before if model.kind == "checkpoint"}
+    # SDXL was trained with the layer before the last of its smaller text encoder, which has 12.
+    assert (layers["sd15"], layers["sdxl"]) == (12, 11)
+    store.held = [HeldModel(name="a/b", size_bytes=1, is_pinned=False, used_s=0, references=("sdxl",))]
+    async with supply.provided(Request(model="sd15"), lambda progress: None):
+        pass
+    assert catalogue.checkpoint("sd15").reference == "sd15"
+    assert able() == before
 
 
 def test_where_any_reference_may_be_fetched_each_kind_says_so(supplied):

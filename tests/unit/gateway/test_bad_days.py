@@ -11,7 +11,7 @@ from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
 from services.kernel.digests import digest_of
 from services.kernel.errors import FailedPrecondition, LeaseLost, NotFound, Unavailable
 from services.kernel.wire_errors import http_status
-from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation
+from tests.fakes.fleet import STARTER, Fleet, FleetWorker, annotation, control, generation
 from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.moody_store import MoodyStore
 
@@ -118,7 +118,7 @@ async def test_the_cache_stays_within_its_bytes_and_tells_its_hits() -> None:
         annotator = fleet.worker(PREPROCESS)
         await annotator.come()
         for name in ("a", "b", "a", "c", "d"):
-            await fleet.gateway.jobs.create(annotation(name))
+            await fleet.gateway.jobs.create(annotation(name, side_px=STARTER.width_px))
             for task in await annotator.lease():
                 await annotator.complete(task, picture=name.encode() * 92)
         figures = fleet.gateway.cache_figures

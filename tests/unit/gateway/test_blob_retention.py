@@ -5,7 +5,7 @@ from pathlib import Path
 
 from services.gateway.app.blob_retention import GRACE_S, BlobRetention, blobs_of
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.model import Annotation, ControlImage, Job, Output, Task, TaskState
+from services.gateway.jobs.model import ControlImage, Job, Output, Task, TaskState
 from services.kernel.blobs import BlobInfo
 from tests.fakes.gateway import a_job
 from tests.fakes.memory_blobs import MemoryBlobs
@@ -30,11 +30,10 @@ class OpenJobs:
 
 
 def a_job_that_read(picture: BlobInfo, *made: BlobInfo) -> Job:
-    work = Annotation(picture=picture, annotator="canny", parameters="{}")
     outputs = tuple(Output(blob=blob, width_px=1, height_px=1) for blob in made)
-    task = Task(number=1, stage="preprocess", work=work, state=TaskState.LEASED, outputs=outputs)
+    task = Task(number=1, stage="preprocess", request=0, state=TaskState.LEASED, outputs=outputs)
     images = tuple(ControlImage(blob=blob, annotator="canny") for blob in made)
-    return dataclasses.replace(a_job("1", work=work), tasks=(task,), control_images=images)
+    return dataclasses.replace(a_job("1"), blobs=(picture,), tasks=(task,), control_images=images)
 
 
 async def test_blobs_of_open_jobs_stay_and_others_go_after_the_jobs_retention(tmp_path: Path) -> None:

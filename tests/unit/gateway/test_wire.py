@@ -11,24 +11,29 @@ from fanlight.common.v1 import common_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.gateway.jobs.workers import Capabilities, Catalog, Model, catalog_of
-from services.gateway.wire import answers, parameters, requests, tasks, workers
+from services.gateway.app.new_job import NewJob
+from services.gateway.jobs import plan
+from services.gateway.jobs.workers import Capabilities, Model, StepTime
+from services.gateway.wire import answers, requests, tasks, workers
+from services.gateway.wire.needs import Fleet
+from services.gateway.wire.stages import request_for
 from services.kernel.digests import digest_of
 from services.kernel.errors import FanlightError, InvalidField, NotFound, TooLarge, Unavailable
-from tests.fakes.fleet import CANNY, DREAM, OTHER, PNG, STARTER, STARTER_CANNY
+from tests.fakes.fleet import CANNY, DREAM, OTHER, PNG, STARTER, STARTER_CANNY, FixedFleet, plan_of, resolved
 
-CATALOG = catalog_of(
-    ["preprocess", "diffusion"],
-    [Capabilities(annotators=(CANNY, DREAM)), Capabilities(models=(OTHER, STARTER, STARTER_CANNY))],
-)
+FLEET = FixedFleet((Capabilities(annotators=(CANNY, DREAM)), Capabilities(models=(OTHER, STARTER, STARTER_CANNY))))
 DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 PHOTO = {"url": DATA_URL}
 
 
-def parsed(body: dict[str, Any], catalog: Catalog = CATALOG) -> Any:
+def parsed(body: dict[str, Any], fleet: Fleet = FLEET) -> NewJob:
     request = gateway_pb2.CreateJobRequest()
     json_format.ParseDict(body, request)
-    return requests.new_job(request, catalog)
+    return requests.new_job(request, fleet)
+
+
+def work_of(body: dict[str, Any], fleet: Fleet = FLEET) -> Any:
+    return resolved(parsed(body, fleet))
 
 
 def generation(**fields: Any) -> dict[str, Any]:
@@ -36,37 +41,41 @@ def generation(**fields: Any) -> dict[str, Any]:
 
 
 def controlled(**fields: Any) -> dict[str, Any]:
-    return generation(controls=[{"picture": PHOTO, "annotator": "canny", **fields}])
+    return generation(controls=[{"image": PHOTO, "annotator": "canny", **fields}])
 
 
 def annotation(**fields: Any) -> dict[str, Any]:
     return {"annotation": {"annotator": "canny", "picture": PHOTO, **fields}}
 
 
-def refused(body: dict[str, Any], catalog: Catalog = CATALOG) -> FanlightError:
+def refused(body: dict[str, Any], fleet: Fleet = FLEET) -> FanlightError:
     with pytest.raises(FanlightError) as caught:
-        parsed(body, catalog)
+        parsed(body, fleet)
     return caught.value
 
 
 def test_what_is_left_out_is_resolved_from_the_catalog() -> None:
-    work = parsed(generation()).work
-    assert (work.model, work.pipeline, work.count, work.seed) == ("starter", "text2img", 1, None)
-    work = parsed(controlled()).work
-    assert (work.pipeline, work.controls[0].controlnet, work.controls[0].parameters) == (
-        "controlnet",
-        "canny",
-        '{"low":100}',
-    )
+    work = work_of(generation())
+    assert (work.model, work.pipeline, work.width_px, work.height_px) == ("starter", "text2img", 256, 256)
+    assert not work.HasField("seed")
+    assert len(plan_of(parsed(generation())).tasks) == 1
+    work = work_of(controlled())
+    assert (work.pipeline, work.controls[0].controlnet) == ("controlnet", "canny")
+    assert dict(work.controls[0].parameters) == {"low": 100}
 
 
-def test_a_picture_may_be_bytes_a_data_url_or_a_blob() -> None:
+def test_an_image_may_be_bytes_a_data_url_or_a_blob() -> None:
     digest = "sha256:" + "a" * 64
-    assert parsed(controlled()).work.controls[0].picture.data == PNG
-    sent = base64.b64encode(PNG).decode()
-    assert parsed(controlled(picture={"data": sent})).work.controls[0].picture.data == PNG
-    assert parsed(controlled(picture={"url": "data:,%89PNG"})).work.controls[0].picture.data == b"\x89PNG"
-    blob = parsed(controlled(picture={"blob": {"digest": digest}})).work.controls[0].picture
+
+    def sent(image: dict[str, Any]) -> Any:
+        (source,) = parsed(controlled(image=image)).draft.images
+        assert source.field == "generation.controls[0].image"
+        return source
+
+    assert sent(PHOTO).data == PNG
+    assert sent({"data": base64.b64encode(PNG).decode()}).data == PNG
+    assert sent({"url": "data:,%89PNG"}).data == b"\x89PNG"
+    blob = sent({"blob": {"digest": digest}})
     assert (blob.scope, blob.digest) == ("default", digest)
 
 
@@ -85,15 +94,15 @@ INVALID = [
     (generation(guidance_scale=-1), "generation.guidance_scale"),
     (generation(preview_every_steps=151), "generation.preview_every_steps"),
     (generation(pipeline="controlnet"), "generation.controls"),
-    (generation(pipeline="text2img", controls=[{"picture": PHOTO, "annotator": "canny"}]), "generation.pipeline"),
-    (generation(controls=[{"picture": PHOTO, "annotator": "canny"}] * 9), "generation.controls"),
-    (controlled(picture={}), "generation.controls[0].picture"),
-    (controlled(picture={"data": ""}), "generation.controls[0].picture"),
-    (controlled(picture={"url": "https://example.com/a.png"}), "generation.controls[0].picture.url"),
-    (controlled(picture={"url": "file:///etc/passwd"}), "generation.controls[0].picture.url"),
-    (controlled(picture={"url": "data:image/png;base64,%%%"}), "generation.controls[0].picture.url"),
-    (controlled(picture={"url": "data:image/png"}), "generation.controls[0].picture.url"),
-    (controlled(picture={"blob": {"digest": "md5:1"}}), "generation.controls[0].picture.blob.digest"),
+    (generation(pipeline="text2img", controls=[{"image": PHOTO, "annotator": "canny"}]), "generation.pipeline"),
+    (generation(controls=[{"image": PHOTO, "annotator": "canny"}] * 9), "generation.controls"),
+    (controlled(image={}), "generation.controls[0].image"),
+    (controlled(image={"data": ""}), "generation.controls[0].image"),
+    (controlled(image={"url": "https://example.com/a.png"}), "generation.controls[0].image.url"),
+    (controlled(image={"url": "file:///etc/passwd"}), "generation.controls[0].image.url"),
+    (controlled(image={"url": "data:image/png;base64,%%%"}), "generation.controls[0].image.url"),
+    (controlled(image={"url": "data:image/png"}), "generation.controls[0].image.url"),
+    (controlled(image={"blob": {"digest": "md5:1"}}), "generation.controls[0].image.blob.digest"),
     (controlled(parameters={"low": 256}), "generation.controls[0].parameters.low"),
     (controlled(parameters={"low": 1.5}), "generation.controls[0].parameters.low"),
     (controlled(parameters={"low": None}), "generation.controls[0].parameters.low"),
@@ -103,7 +112,7 @@ INVALID = [
     (controlled(annotator=""), "generation.controls[0].controlnet"),
     (controlled(scale=2.1), "generation.controls[0].scale"),
     (controlled(start=0.5, end=0.5), "generation.controls[0].end"),
-    (controlled(start=1.0), "generation.controls[0].end"),
+    (controlled(start=1.0), "generation.controls[0].start"),
     (controlled(end=1.5), "generation.controls[0].end"),
     ({"annotation": {"annotator": "canny"}}, "annotation.picture"),
     ({"annotation": {"picture": PHOTO}}, "annotation.annotator"),
@@ -126,7 +135,7 @@ def test_a_wrong_field_is_named(body: dict[str, Any], field: str) -> None:
     [
         (generation(model="none"), "generation.model"),
         (generation(scheduler="none"), "generation.scheduler"),
-        (generation(pipeline="img2img"), "generation.pipeline"),
+        (generation(image=PHOTO), "generation.pipeline"),
         (controlled(annotator="none"), "generation.controls[0].annotator"),
         (controlled(controlnet="depth"), "generation.controls[0].controlnet"),
         ({"annotation": {"annotator": "none", "picture": PHOTO}}, "annotation.annotator"),
@@ -139,26 +148,33 @@ def test_what_nobody_offers_is_not_found_and_what_there_is_is_told(body: dict[st
     assert any(each in error.message for each in ("starter", "ddim", "canny", "text2img"))
 
 
-def test_a_scheduler_may_be_named_by_its_class() -> None:
-    assert parsed(generation(scheduler="HeunDiscreteScheduler")).work.scheduler == "HeunDiscreteScheduler"
+@pytest.mark.parametrize(
+    ("name", "resolved_to"),
+    [("HeunDiscreteScheduler", "HeunDiscreteScheduler"), ("Heun", "heun"), ("k_heun", "heun"), ("HEUN", "heun")],
+)
+def test_a_scheduler_may_be_named_by_its_class(name: str, resolved_to: str) -> None:
+    offers = ("scheduler:HeunDiscreteScheduler", "scheduler:heun")
+    fleet = FixedFleet((Capabilities(models=(STARTER,), other_offers=offers),))
+    assert work_of(generation(scheduler=name), fleet).scheduler == resolved_to
 
 
 def test_a_controlnet_of_another_family_does_not_fit() -> None:
-    error = refused(generation(model="other", controls=[{"picture": PHOTO, "annotator": "canny"}]))
+    error = refused(generation(model="other", controls=[{"image": PHOTO, "annotator": "canny"}]))
     assert isinstance(error, InvalidField)
     assert error.field == "generation.controls[0].controlnet"
 
 
-def test_a_prompt_has_a_limit_in_bytes() -> None:
-    assert parsed(generation(prompt="a" * 32_000))
-    error = refused(generation(prompt="ä" * 16_001))
+def test_a_prompt_has_a_limit_in_characters() -> None:
+    assert parsed(generation(prompt="a" * 10_000))
+    assert parsed(generation(prompt="ä" * 5_001))
+    error = refused(generation(prompt="a" * 10_001))
     assert isinstance(error, TooLarge)
     assert error.field == "generation.prompt"
 
 
 @pytest.mark.parametrize("stages", [[], ["preprocess"]])
 def test_without_any_worker_of_a_stage_a_client_is_asked_to_come_later(stages: list[str]) -> None:
-    error = refused(generation(), catalog_of(stages, []))
+    error = refused(generation(), FixedFleet((), stages))
     assert isinstance(error, Unavailable)
     assert error.retry_after_s
 
@@ -169,20 +185,21 @@ def test_only_the_same_content_has_the_same_digest() -> None:
 
 
 def test_a_model_that_does_not_say_what_it_can_is_taken_at_its_word() -> None:
-    catalog = catalog_of(["diffusion"], [Capabilities(models=(Model(id="m", kind="checkpoint"),))])
-    assert parsed(generation(scheduler="any", width_px=72, height_px=80), catalog).work.model == "m"
+    fleet = FixedFleet((Capabilities(models=(Model(id="m", kind="checkpoint"),)),))
+    work = work_of(generation(image=PHOTO, width_px=72, height_px=80, clip_skip=12), fleet)
+    assert (work.model, work.pipeline) == ("m", "img2img")
 
 
 @pytest.mark.parametrize(("asked", "size"), [({}, (64, 64)), ({"width_px": 72, "height_px": 80}, (72, 80))])
-def test_control_images_are_made_at_the_size_of_the_picture_to_paint(
+def test_control_images_are_made_at_the_size_of_the_image_to_generate(
     asked: dict[str, int], size: tuple[int, int]
 ) -> None:
     model = replace(STARTER, width_px=64, height_px=64)
-    catalog = catalog_of(
-        ["preprocess", "diffusion"], [Capabilities(annotators=(CANNY,), models=(model, STARTER_CANNY))]
-    )
-    work = parsed({"generation": {**controlled()["generation"], **asked}}, catalog).work
-    assert (work.width_px, work.height_px) == size
+    fleet = FixedFleet((Capabilities(annotators=(CANNY,), models=(model, STARTER_CANNY)),))
+    new = parsed({"generation": {**controlled()["generation"], **asked}}, fleet)
+    assert (resolved(new).width_px, resolved(new).height_px) == size
+    annotated = preprocessor_pb2.AnnotateRequest.FromString(plan_of(new).requests[1].message)
+    assert (annotated.width_px, annotated.height_px) == size
 
 
 def test_annotators_and_models_survive_the_wire_and_back() -> None:
@@ -194,12 +211,9 @@ def test_annotators_and_models_survive_the_wire_and_back() -> None:
 
 def test_another_services_name_for_an_annotator_means_the_annotator() -> None:
     named = replace(CANNY, aliases=("canny_edge",))
-    catalog = catalog_of(
-        ["preprocess", "diffusion"],
-        [Capabilities(annotators=(named,)), Capabilities(models=(STARTER, STARTER_CANNY))],
-    )
-    assert parsed(annotation(annotator="canny_edge"), catalog).work.annotator == "canny"
-    assert parsed(controlled(annotator="canny_edge"), catalog).work.controls[0].annotator == "canny"
+    fleet = FixedFleet((Capabilities(annotators=(named,)), Capabilities(models=(STARTER, STARTER_CANNY))))
+    assert work_of(annotation(annotator="canny_edge"), fleet).annotator == "canny"
+    assert work_of(controlled(annotator="canny_edge"), fleet).controls[0].annotator == "canny"
     assert workers.capabilities(queue_pb2.Capabilities(annotators=[answers.annotator(named)])).annotators == (named,)
 
 
@@ -230,16 +244,22 @@ def test_a_worker_without_a_proper_name_is_refused(changes: dict[str, str], fiel
 
 
 def test_absurd_measurements_count_as_unknown() -> None:
-    worker = queue_pb2.Worker(id="w", node="n", stage="s", goodput_bps=float("inf"), step_s=-1)
+    times = [
+        queue_pb2.StepTime(family="sd1", size_class=18, mean_s=mean_s) for mean_s in (float("nan"), float("inf"), -1, 2)
+    ]
+    worker = queue_pb2.Worker(id="w", node="n", stage="s", goodput_bps=float("inf"), step_times=times)
     polled = tasks.poll(queue_pb2.LeaseTasksRequest(worker=worker)).worker
-    assert (polled.goodput_bps, polled.step_s) == (0.0, 0.0)
+    assert polled.goodput_bps == 0.0
+    assert polled.step_times == (StepTime(family="sd1", size_class=18, mean_s=2.0),)
 
 
 def test_parameters_go_to_a_worker_as_they_were_given() -> None:
-    struct = struct_pb2.Struct()
-    struct.update({"low": 7})
-    assert parameters.given(struct, CANNY, field="parameters") == '{"low":7}'
-    assert parameters.struct_of('{"low":7}') == struct
+    new = parsed(annotation(parameters={"low": 7}))
+    job = plan.create(plan_of(new), job_id="1", request_id="", priority=0, now_s=1.0)
+    request = preprocessor_pb2.AnnotateRequest()
+    assert request_for(job, job.tasks[0]).Unpack(request)
+    assert (request.annotator, dict(request.parameters)) == ("canny", {"low": 7})
+    assert request.picture.blob.digest == digest_of(PNG)
 
 
 def test_what_a_worker_fetches_is_told_to_those_who_watch_the_job() -> None:
@@ -292,7 +312,7 @@ def test_requests_that_mean_the_same_have_the_same_content() -> None:
         request = gateway_pb2.CreateJobRequest(request_id="r")
         request.annotation.annotator = "canny"
         request.annotation.picture.blob.CopyFrom(blob)
-        told.append(requests.new_job(request, CATALOG).content_digest)
+        told.append(requests.new_job(request, FLEET).content_digest)
     assert told[0] == told[1] != told[2]
 
 
@@ -303,8 +323,8 @@ def test_requests_that_mean_the_same_have_the_same_content() -> None:
 def test_a_model_goes_by_its_other_names_too(name: str) -> None:
     aliases = ("lllyasviel/control_v11p_sd15_canny", "control_v11p_sd15_canny")
     models = (STARTER, replace(STARTER_CANNY, aliases=aliases))
-    catalog = catalog_of(["preprocess", "diffusion"], [Capabilities(annotators=(CANNY,)), Capabilities(models=models)])
-    (control,) = parsed(controlled(controlnet=name), catalog).work.controls
+    fleet = FixedFleet((Capabilities(annotators=(CANNY,)), Capabilities(models=models)))
+    (control,) = work_of(controlled(controlnet=name), fleet).controls
     assert control.controlnet == "canny"
     with pytest.raises(NotFound):
-        parsed(controlled(controlnet="control_v11p_sd15"), catalog)
+        parsed(controlled(controlnet="control_v11p_sd15"), fleet)

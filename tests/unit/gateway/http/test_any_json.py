@@ -8,14 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanlight.common.v1 import common_pb2
+from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.http.bodies import parse_json
 from services.gateway.http.json_messages import fill, to_json
 from services.gateway.wire import requests
 from services.kernel.errors import InvalidField, NotFound, TooLarge
 from tests.fakes.gateway import FakeWorkers
 
-MESSAGES = (gateway_pb2.CreateJobRequest, gateway_pb2.Generation, gateway_pb2.ControlSource, common_pb2.Picture)
+MESSAGES = (
+    gateway_pb2.CreateJobRequest,
+    diffusion_pb2.GenerateRequest,
+    diffusion_pb2.Control,
+    preprocessor_pb2.AnnotateRequest,
+    common_pb2.Picture,
+)
 WORDS = [field.name for message in MESSAGES for field in message.DESCRIPTOR.fields] + ["canny", "starter", "digest"]
 
 texts = st.sampled_from([*WORDS, "", "data:image/png;base64,iVBORw0KGgo=", "part:x", "\ud800", "\0"]) | st.text(
@@ -27,7 +35,7 @@ anything = st.recursive(
 )
 pictures = st.fixed_dictionaries({}, optional={"url": texts | leaves, "data": texts, "blob": anything})
 controls = st.fixed_dictionaries(
-    {"picture": pictures | anything},
+    {"image": pictures | anything},
     optional={"annotator": texts, "parameters": anything, "scale": leaves, "start": leaves, "end": leaves},
 )
 generations = st.fixed_dictionaries(
@@ -35,8 +43,17 @@ generations = st.fixed_dictionaries(
     optional=dict.fromkeys(("steps", "guidance_scale", "seed", "count", "width_px", "height_px", "scheduler"), leaves)
     | {"controls": st.lists(controls, max_size=2) | anything},
 )
-jobs = st.fixed_dictionaries({}, optional={"generation": generations | anything, "annotation": controls | anything})
-CATALOG = FakeWorkers().catalog()
+annotations = st.fixed_dictionaries(
+    {"picture": pictures | anything}, optional={"annotator": texts, "parameters": anything}
+)
+packed = st.fixed_dictionaries(
+    {"@type": texts | st.sampled_from([f"type.googleapis.com/{each.DESCRIPTOR.full_name}" for each in MESSAGES])},
+    optional={"prompt": texts, "picture": pictures, "annotator": texts, "value": anything},
+)
+jobs = st.fixed_dictionaries(
+    {}, optional={"generation": generations | anything, "annotation": annotations | anything}
+) | (st.fixed_dictionaries({"request": packed | anything}))
+FLEET = FakeWorkers()
 
 
 @given(jobs | anything)
@@ -45,7 +62,7 @@ def test_any_value_is_a_job_or_an_error_of_ours(value: Any) -> None:
     message = gateway_pb2.CreateJobRequest()
     try:
         fill(message, value)
-        requests.new_job(message, CATALOG)
+        requests.new_job(message, FLEET)
     except (InvalidField, NotFound, TooLarge):
         return
     again = gateway_pb2.CreateJobRequest()

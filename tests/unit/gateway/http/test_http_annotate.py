@@ -1,21 +1,19 @@
 """/v1/annotate/{annotator}"""
 
-import json
 from dataclasses import replace
 
 import httpx
 import pytest
 
-from services.gateway.app.new_job import NewAnnotation
 from services.gateway.http.annotate import typed
 from services.gateway.jobs.model import (
-    Annotation,
     Attempt,
     ControlImage,
     Ending,
     Failure,
     JobState,
     Lease,
+    Output,
     Span,
     Task,
     TaskState,
@@ -23,6 +21,7 @@ from services.gateway.jobs.model import (
 from services.kernel.blobs import BlobInfo
 from services.kernel.digests import digest_of
 from services.kernel.parameters import Parameter
+from tests.fakes.fleet import resolved
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.memory_blobs import MemoryBlobs
 
@@ -34,12 +33,12 @@ Client = httpx.AsyncClient
 def succeed(gateway: FakeGateway, blob: BlobInfo) -> None:
     """Let the next job that is waited for have made the blob."""
     queued = a_job("1")
-    assert isinstance(queued.work, Annotation)
     task = Task(
         number=1,
         stage="preprocess",
-        work=queued.work,
+        request=0,
         state=TaskState.SUCCEEDED,
+        outputs=(Output(blob=blob, width_px=1, height_px=1),),
         queue_time_s=1_000.0,
         lease=Lease(token="t", worker="w", node="n", time_s=1_000.5),
         spans=(Span(name="decode", duration_s=0.002), Span(name="edge, map", duration_s=0.25)),
@@ -49,7 +48,7 @@ def succeed(gateway: FakeGateway, blob: BlobInfo) -> None:
         state=JobState.SUCCEEDED,
         end_time_s=1_001.0,
         tasks=(task,),
-        control_images=(ControlImage(blob=blob, annotator="canny", task=1),),
+        control_images=(ControlImage(annotator="canny", task=1),),
     )
 
 
@@ -64,8 +63,8 @@ async def test_a_picture_goes_in_and_its_control_image_comes_out(
     assert response.headers["etag"] == f'"{info.digest}"'
     assert response.headers["fanlight-job"] == "jobs/1"
     (new,) = gateway.jobs.created
-    assert isinstance(new.work, NewAnnotation)
-    assert new.work.picture.digest == digest_of(PICTURE)
+    (source,) = new.draft.images
+    assert (source.field, source.digest) == ("annotation.picture", digest_of(PICTURE))
 
 
 async def test_the_timings_are_told(client: Client, gateway: FakeGateway, blobs: MemoryBlobs) -> None:
@@ -78,7 +77,8 @@ async def test_the_timings_are_told(client: Client, gateway: FakeGateway, blobs:
 async def test_a_cached_control_image_is_told(client: Client, gateway: FakeGateway, blobs: MemoryBlobs) -> None:
     succeed(gateway, blobs.put(MAP))
     assert gateway.jobs.ending is not None
-    gateway.jobs.ending = replace(gateway.jobs.ending, tasks=())
+    cached = ControlImage(annotator="canny", blob=blobs.put(MAP), cached=True)
+    gateway.jobs.ending = replace(gateway.jobs.ending, tasks=(), control_images=(cached,))
     response = await client.post("/v1/annotate/canny", content=PICTURE)
     assert response.headers["server-timing"] == 'cache;desc="hit", total;dur=1000.0'
 
@@ -90,16 +90,14 @@ async def test_query_parameters_are_the_annotators_in_its_kinds(
     query = {"low_threshold": "50", "gray": "true", "sigma": "1.5", "mode": "fine", "wait": "30"}
     assert (await client.post("/v1/annotate/canny", params=query, content=PICTURE)).status_code == 200
     (new,) = gateway.jobs.created
-    assert isinstance(new.work, NewAnnotation)
-    assert json.loads(new.work.parameters) == {"low_threshold": 50, "gray": True, "sigma": 1.5, "mode": "fine"}
+    assert dict(resolved(new).parameters) == {"low_threshold": 50, "gray": True, "sigma": 1.5, "mode": "fine"}
 
 
 async def test_a_size_is_asked_for(client: Client, gateway: FakeGateway, blobs: MemoryBlobs) -> None:
     succeed(gateway, blobs.put(MAP))
     await client.post("/v1/annotate/canny?width_px=64&height_px=32", content=PICTURE)
     (new,) = gateway.jobs.created
-    assert isinstance(new.work, NewAnnotation)
-    assert (new.work.width_px, new.work.height_px) == (64, 32)
+    assert (resolved(new).width_px, resolved(new).height_px) == (64, 32)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +140,7 @@ async def test_who_waits_for_too_long_is_told_how_the_last_attempt_failed(client
     queued = a_job("1")
     failure = Failure(reason="SOURCE_FAILED", message="pidinet needs a file that cannot be reached")
     attempt = Attempt(worker="w", node="n", lease_time_s=1.0, end_time_s=2.0, ending=Ending.FAILED, failure=failure)
-    task = Task(number=1, stage="preprocess", work=queued.work, state=TaskState.QUEUED, attempts=(attempt,))
+    task = Task(number=1, stage="preprocess", request=0, state=TaskState.QUEUED, attempts=(attempt,))
     gateway.jobs.ending = replace(queued, state=JobState.RUNNING, tasks=(task,))
     response = await client.post("/v1/annotate/canny", content=PICTURE)
     assert response.status_code == 504

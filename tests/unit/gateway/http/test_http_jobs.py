@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from services.gateway.app.new_job import NewAnnotation, NewGeneration
+from services.gateway.app.new_job import NewJob
 from services.gateway.jobs.model import JobState
 from services.kernel.digests import digest_of
+from tests.fakes.fleet import resolved
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.memory_blobs import MemoryBlobs
 
@@ -20,8 +21,12 @@ TEAPOT = {"generation": {"prompt": "a teapot", "seed": 7, "count": 2}}
 Client = httpx.AsyncClient
 
 
-def controlled(picture: dict[str, Any]) -> dict[str, Any]:
-    return {"generation": {"prompt": "a teapot", "controls": [{"annotator": "canny", "picture": picture}]}}
+def controlled(image: dict[str, Any]) -> dict[str, Any]:
+    return {"generation": {"prompt": "a teapot", "controls": [{"annotator": "canny", "image": image}]}}
+
+
+def sources_of(new: NewJob) -> list[tuple[str, bytes, str]]:
+    return [(each.field, each.data, each.digest) for each in new.draft.images]
 
 
 def error_of(response: httpx.Response) -> tuple[int, str, str]:
@@ -37,8 +42,7 @@ async def test_a_job_is_made_and_told(client: Client, gateway: FakeGateway) -> N
     assert made.json()["state"] == "STATE_QUEUED"
     assert made.json()["generation"]["prompt"] == "a teapot"
     (new,) = gateway.jobs.created
-    assert isinstance(new.work, NewGeneration)
-    assert (new.work.seed, new.work.count) == (7, 2)
+    assert (resolved(new).seed, resolved(new).count) == (7, 2)
     assert (await client.get("/v1/jobs/1")).json() == made.json()
 
 
@@ -106,16 +110,14 @@ async def test_jobs_are_listed_by_state(client: Client, state: str) -> None:
 async def test_a_data_url_is_the_picture(client: Client, gateway: FakeGateway) -> None:
     assert (await client.post("/v1/jobs", json=controlled({"url": DATA_URL}))).status_code == 201
     (new,) = gateway.jobs.created
-    assert isinstance(new.work, NewGeneration)
-    assert new.work.controls[0].picture.data == PNG
+    assert sources_of(new) == [("generation.controls[0].image", PNG, "")]
 
 
 async def test_base64_is_the_picture(client: Client, gateway: FakeGateway) -> None:
     body = {"annotation": {"annotator": "canny", "picture": {"data": base64.b64encode(PNG).decode()}}}
     assert (await client.post("/v1/jobs", json=body)).status_code == 201
     (new,) = gateway.jobs.created
-    assert isinstance(new.work, NewAnnotation)
-    assert new.work.picture.data == PNG
+    assert sources_of(new) == [("annotation.picture", PNG, "")]
 
 
 @pytest.mark.parametrize("as_file", [True, False])
@@ -126,19 +128,17 @@ async def test_a_form_brings_the_job_and_its_pictures(
     files: dict[str, Any] = {"photo": ("p.png", PNG), "job": ("job.json" if as_file else None, job)}
     assert (await client.post("/v1/jobs", files=files)).status_code == 201
     (new,) = gateway.jobs.created
-    assert isinstance(new.work, NewGeneration)
-    assert new.work.controls[0].picture.digest == digest_of(PNG)
+    assert sources_of(new) == [("generation.controls[0].image", b"", digest_of(PNG))]
     assert await blobs.stat("default", digest_of(PNG)) is not None
 
 
 async def test_one_part_may_be_the_picture_of_several_controls(client: Client, gateway: FakeGateway) -> None:
-    control = {"annotator": "canny", "picture": {"url": "part:photo"}}
+    control = {"annotator": "canny", "image": {"url": "part:photo"}}
     job = json.dumps({"generation": {"prompt": "a teapot", "controls": [control, control]}})
     response = await client.post("/v1/jobs", files={"photo": ("p.png", PNG), "job": (None, job)})
     assert response.status_code == 201
     (new,) = gateway.jobs.created
-    assert isinstance(new.work, NewGeneration)
-    assert [each.picture.digest for each in new.work.controls] == [digest_of(PNG)] * 2
+    assert [digest for _, _, digest in sources_of(new)] == [digest_of(PNG)] * 2
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ async def test_one_part_may_be_the_picture_of_several_controls(client: Client, g
     [
         ({"photo": ("p.png", PNG)}, "job"),
         ({"job": (None, "{")}, "job"),
-        ({"job": (None, json.dumps(controlled({"url": "part:photo"})))}, "generation.controls[0].picture.url"),
+        ({"job": (None, json.dumps(controlled({"url": "part:photo"})))}, "generation.controls[0].image.url"),
         ({"job": (None, json.dumps(TEAPOT)), "photo": ("p.png", PNG)}, "photo"),
         ({"job": (None, json.dumps({"promt": 1}))}, "promt"),
     ],
@@ -199,9 +199,9 @@ async def test_a_body_that_is_no_job_is_refused_and_the_next_one_works(
         ({"generation": {"prompt": "x", "width_px": 7, "height_px": 8}}, 400, "generation.width_px"),
         ({"generation": {"prompt": "x", "model": "none-such"}}, 404, "generation.model"),
         ({"annotation": {"annotator": "none-such", "picture": {"url": DATA_URL}}}, 404, "annotation.annotator"),
-        (controlled({"url": "https://example.org/x.png"}), 400, "generation.controls[0].picture.url"),
-        (controlled({"url": "part:photo"}), 400, "generation.controls[0].picture.url"),
-        (controlled({"blob": {"digest": "md5:1"}}), 400, "generation.controls[0].picture.blob.digest"),
+        (controlled({"url": "https://example.org/x.png"}), 400, "generation.controls[0].image.url"),
+        (controlled({"url": "part:photo"}), 400, "generation.controls[0].image.url"),
+        (controlled({"blob": {"digest": "md5:1"}}), 400, "generation.controls[0].image.blob.digest"),
     ],
 )
 async def test_a_job_that_cannot_be_is_refused_by_field(

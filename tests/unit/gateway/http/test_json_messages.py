@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 
+from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.http.bodies import parse_json
 from services.gateway.http.json_messages import fill, to_json
 from services.kernel.errors import InvalidField
+
+GENERATE = "type.googleapis.com/fanlight.diffusion.v1.GenerateRequest"
+STRUCT = "type.googleapis.com/google.protobuf.Struct"
 
 
 def filled(value: object) -> gateway_pb2.CreateJobRequest:
@@ -25,15 +29,15 @@ def test_a_whole_request_is_read_and_written_back() -> None:
             "seed": "18446744073709551615",
             "guidance_scale": 4.5,
             "controls": [
-                {"annotator": "canny", "parameters": {"low": 10.0, "gray": True}, "picture": {"data": "AAEC"}},
-                {"picture": {"blob": {"digest": "sha256:00"}}, "start": 0.0},
+                {"annotator": "canny", "parameters": {"low": 10.0, "gray": True}, "image": {"data": "AAEC"}},
+                {"image": {"blob": {"digest": "sha256:00"}}, "start": 0.0},
             ],
         },
     }
     message = filled(value)
     control = message.generation.controls[0]
     assert (message.generation.prompt, message.generation.seed) == ("häuser, 家", 18446744073709551615)
-    assert (control.picture.data, control.parameters["low"], control.parameters["gray"]) == (b"\0\1\2", 10.0, True)
+    assert (control.image.data, control.parameters["low"], control.parameters["gray"]) == (b"\0\1\2", 10.0, True)
     assert filled(to_json(message)) == message
 
 
@@ -62,7 +66,7 @@ def test_null_is_as_if_it_were_not_there() -> None:
         (None, "body"),
         ({"promt": "x"}, "promt"),
         ({"generation": {"promt": "x"}}, "generation.promt"),
-        ({"generation": {"controls": [{}, {"picture": {"nope": 1}}]}}, "generation.controls[1].picture.nope"),
+        ({"generation": {"controls": [{}, {"image": {"nope": 1}}]}}, "generation.controls[1].image.nope"),
         ({"generation": []}, "generation"),
         ({"generation": "x"}, "generation"),
         ({"generation": {"controls": {}}}, "generation.controls"),
@@ -81,6 +85,13 @@ def test_null_is_as_if_it_were_not_there() -> None:
         ({"annotation": {"picture": {"data": "AAEC", "url": "data:,"}}}, "annotation.picture.url"),
         ({"generation": {}, "annotation": {}}, "annotation"),
         ({"priority": 1e300}, "priority"),
+        ({"request": 5}, "request"),
+        ({"request": {"value": "x"}}, "request.@type"),
+        ({"request": {"@type": 5}}, "request.@type"),
+        ({"request": {"@type": "type.googleapis.com/fanlight.diffusion.v1.None"}}, "request.@type"),
+        ({"request": {"@type": GENERATE, "controls": [{"nope": 1}]}}, "request.controls[0].nope"),
+        ({"request": {"@type": STRUCT, "value": 5}}, "request"),
+        ({"generation": {}, "request": {"@type": GENERATE}}, "request"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_path(value: object, field: str) -> None:
@@ -89,9 +100,33 @@ def test_a_wrong_value_is_named_by_its_path(value: object, field: str) -> None:
     assert caught.value.field == field
 
 
-def test_an_unknown_field_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InvalidField, match="negative_prompt"):
-        filled({"generation": {"promt": "x"}})
+def test_a_request_of_any_stage_is_read_by_its_type_and_written_back() -> None:
+    message = filled({"request": {"@type": GENERATE, "prompt": "x", "image": {"data": "AAEC"}, "seed": 3}})
+    request = diffusion_pb2.GenerateRequest()
+    assert message.request.Unpack(request)
+    assert (request.prompt, request.image.data, request.seed) == ("x", b"\0\1\2", 3)
+    assert filled(to_json(message)) == message
+
+
+@pytest.mark.parametrize(
+    ("value", "field", "near"),
+    [
+        ({"generation": {"prommpt": "x"}}, "generation.prommpt", "perhaps prompt is meant"),
+        ({"generation": {"negativ_prompt": "x"}}, "generation.negativ_prompt", "perhaps negative_prompt or prompt is"),
+        ({"generation": {"Negative_Prompt": "x"}}, "generation.Negative_Prompt", "perhaps negative_prompt"),
+        ({"generation": {"controls": [{"imge": {}}]}}, "generation.controls[0].imge", "perhaps image is meant"),
+        ({"generatoin": {}}, "generatoin", "perhaps generation is meant"),
+    ],
+)
+def test_an_unknown_field_is_answered_with_near_ones(value: object, field: str, near: str) -> None:
+    with pytest.raises(InvalidField, match=near) as caught:
+        filled(value)
+    assert caught.value.field == field
+
+
+def test_an_unknown_field_that_is_near_to_none_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(InvalidField, match="the fields are model, pipeline, prompt, negative_prompt"):
+        filled({"generation": {"xyzzy": "x"}})
 
 
 def test_parameters_nested_without_end_are_refused() -> None:

@@ -37,11 +37,11 @@ async def test_every_schema_is_used(client: httpx.AsyncClient) -> None:
 
 async def test_messages_are_described_as_their_json_is(client: httpx.AsyncClient) -> None:
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
-    generation = schemas["Generation"]["properties"]
+    generation = schemas["GenerateRequest"]["properties"]
     assert generation["prompt"]["type"] == "string"
     assert (generation["seed"]["type"], generation["seed"]["format"]) == ("string", "uint64")
-    assert generation["controls"] == {"type": "array", "items": {"$ref": "#/components/schemas/ControlSource"}}
-    assert schemas["ControlSource"]["properties"]["parameters"]["type"] == "object"
+    assert generation["controls"] == {"type": "array", "items": {"$ref": "#/components/schemas/Control"}}
+    assert schemas["Control"]["properties"]["parameters"]["type"] == "object"
     assert "STATE_SUCCEEDED" in schemas["Job"]["properties"]["state"]["enum"]
     assert schemas["Job"]["properties"]["create_time"]["format"] == "date-time"
     assert schemas["Picture"]["properties"]["data"]["format"] == "byte"
@@ -49,9 +49,11 @@ async def test_messages_are_described_as_their_json_is(client: httpx.AsyncClient
 
 async def test_fields_are_told_in_the_words_of_the_protos(client: httpx.AsyncClient) -> None:
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
-    generation = schemas["Generation"]["properties"]
-    assert generation["count"]["description"] == "How many pictures, 1 to 32. Absent means 1."
-    # Said of the message that the gateway's is like.
+    generation = schemas["GenerateRequest"]["properties"]
+    assert (
+        generation["count"]["description"]
+        == "How many images, 1 to 32. Absent means 1. A call to a worker makes one image."
+    )
     assert "Absent means 20" in generation["steps"]["description"]
     assert "to start from" in generation["image"]["description"]
     assert schemas["Picture"]["properties"]["data"]["description"] == "The encoded bytes. Base64."

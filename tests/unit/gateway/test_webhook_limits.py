@@ -1,0 +1,108 @@
+"""Targets that take their time: so many tries at once, each delivery once, and the others when there is room."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from services.gateway.adapters.memory_store import MemoryStore
+from services.gateway.app import webhooks as module
+from services.gateway.app.records import JOBS
+from services.gateway.app.webhooks import SENDING_LIMIT, WebhookOptions, Webhooks
+from services.gateway.jobs import machine
+from services.gateway.jobs.deliveries import CLAIM_S, DeliveryState
+from services.gateway.jobs.model import Job
+from tests.fakes.fleet import CountingBytes, FakeClock, Fleet, generation
+
+MORE = 5
+COUNT = SENDING_LIMIT + MORE
+
+
+class SlowTarget:
+    """Answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.answers = asyncio.Event()
+        self.open = 0
+        self.most = 0
+        self.ids: list[str] = []
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
+        self.ids.append(headers["webhook-id"])
+        self.open += 1
+        self.most = max(self.most, self.open)
+        await self.answers.wait()
+        self.open -= 1
+        return 204
+
+
+async def settled() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def ended_jobs(store: MemoryStore, count: int) -> list[Job]:
+    async with Fleet().running() as fleet:
+        await fleet.worker("diffusion").come()
+        job = await fleet.gateway.jobs.create(generation())
+    ended = machine.cancel(replace(job, webhook_url="https://hooks.example/"), now_s=2.0)
+    jobs = [replace(ended, id=f"{job.id}-{number}") for number in range(count)]
+    for each in jobs:
+        await store.create("jobs", each.id, JOBS.encode(each))
+    return jobs
+
+
+@asynccontextmanager
+async def telling(store: MemoryStore, target: SlowTarget, clock: FakeClock) -> AsyncIterator[Webhooks]:
+    webhooks = Webhooks(store, clock, CountingBytes(0))
+    webhooks.use(WebhookOptions(sender=target, payload=lambda job: b"{}", default_key=b"k" * 32))
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(webhooks.follow())
+        await settled()
+        yield webhooks
+        store.close()
+
+
+async def test_no_more_tries_are_under_way_at_once_than_the_limit_and_the_others_follow() -> None:
+    store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
+    async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
+        jobs = await ended_jobs(store, COUNT)
+        for job in jobs:
+            webhooks.observe(job)
+        for _ in range(3):
+            await webhooks.run(group)
+            await settled()
+        assert (target.open, len(target.ids)) == (SENDING_LIMIT, SENDING_LIMIT)
+        target.answers.set()
+        await settled()
+        await webhooks.run(group)
+        await settled()
+        assert (target.most, len(target.ids), len(set(target.ids))) == (SENDING_LIMIT, COUNT, COUNT)
+        states = {(await webhooks.get(job)).state for job in jobs}
+        assert states == {DeliveryState.DELIVERED}
+
+
+async def test_a_try_under_way_is_not_made_a_second_time_though_its_claim_runs_out() -> None:
+    store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
+    async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
+        (job,) = await ended_jobs(store, 1)
+        webhooks.observe(job)
+        await webhooks.run(group)
+        await settled()
+        clock.advance(CLAIM_S + 1.0)
+        await webhooks.run(group)
+        await settled()
+        assert len(target.ids) == 1
+        target.answers.set()
+
+
+async def test_more_ended_jobs_than_may_wait_are_not_noted(monkeypatch) -> None:
+    monkeypatch.setattr(module, "NOTED_LIMIT", 2)
+    store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
+    target.answers.set()
+    async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
+        for job in await ended_jobs(store, 3):
+            webhooks.observe(job)
+        await webhooks.run(group)
+        await settled()
+        assert len(target.ids) == 2
