@@ -21,13 +21,13 @@ import psutil
 
 from benchmarks.gateway_bare import CHUNK_BYTES, SERVICE
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
+from fanlight.contract.digests import digest_of
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.app.ledger import Ledger
 from services.gateway.app.records import JOBS
 from services.gateway.jobs import machine, plan
 from services.gateway.jobs.model import Job, Lease
-from services.kernel.digests import digest_of
 from tests.fakes.gateway_process import GatewayProcess, RpcWorker, jobs_of
 from tests.fakes.jobs import generation
 

@@ -37,6 +37,13 @@ def check_bytes(value: str, limit_bytes: int, *, field: str) -> str:
     return value
 
 
+def check_some_bytes(value: str, limit_bytes: int, *, field: str) -> str:
+    """The text if it is not empty and has at most so many bytes in UTF-8; else InvalidField or TooLarge."""
+    if not value:
+        raise InvalidField("must not be empty", field=field)
+    return check_bytes(value, limit_bytes, field=field)
+
+
 def check_characters(value: str, limit: int, *, field: str) -> str:
     """The text if it has at most so many characters; else TooLarge."""
     if len(value) > limit:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fanlight.contract.limits import DRAWN_SEED_LIMIT
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
+from fanlight.errors import FanlightError
 from services.diffusion.abilities import Abilities
 from services.diffusion.config import DiffusionSettings
 from services.diffusion.digests import WeightDigests
@@ -26,7 +27,6 @@ from services.diffusion.stage import DiffusionStage
 from services.diffusion.supply import Supply
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
-from services.kernel.errors import FanlightError
 from services.kernel.gpus import check_device
 from services.kernel.process import leave, run
 from services.weights.catalog import shipped, with_folder

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from fanlight.contract import needs
 from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FailedPrecondition, TooLarge
 from services.diffusion.generation import Safety
 from services.diffusion.models.entries import CheckpointEntry
-from services.kernel.errors import FailedPrecondition, TooLarge
 
 # What a model offers is checked where it is found by its name.
 _KINDS = (needs.SCHEDULER, needs.SAFETY_CHECKER, needs.PRECISION)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fanlight.errors import NodeFault
 from services.diffusion.generation import Generation
 from services.diffusion.models.entries import Entry
-from services.kernel.errors import NodeFault
 from services.weights.files import sha256_of
 
 WEIGHTS = (".safetensors", ".pt", ".bin", ".ckpt")

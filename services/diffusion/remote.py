@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fanlight.errors import FailedPrecondition, InvalidField
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry
 from services.diffusion.models.names import controlnet_id
 from services.diffusion.models.recipes import Recipe, shipped
-from services.kernel.errors import FailedPrecondition, InvalidField
 from services.weights.catalog import Catalog
 from services.weights.manifest import Manifest
 from services.weights.references import AirRef, CatalogRef, HubRef, S3Ref, UrlRef, parse

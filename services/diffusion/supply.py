@@ -13,13 +13,13 @@ from typing import Protocol
 
 from fanlight.contract.prompt import read_prompt
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FailedPrecondition, FanlightError, NotFound
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, Entry
 from services.diffusion.models.recipes import UnfitFolder
 from services.diffusion.models.scan import read_fetched
 from services.diffusion.provenance import KINDS
 from services.diffusion.remote import Remote, RemoteModel, is_here
-from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
 from services.kernel.logs import get_logger
 from services.weights.inventory import HeldModel
 from services.weights.targets import Progress

@@ -11,7 +11,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from services.kernel.errors import FanlightError, InvalidField, Unauthenticated
+from fanlight.errors import FanlightError, InvalidField, Unauthenticated
 from services.kernel.logs import get_logger
 from services.kernel.wire_errors import to_status
 from services.kernel.wire_text import broken_text

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
-from services.kernel.errors import Cancelled
+from fanlight.errors import Cancelled
 from services.kernel.pictures import PictureLimits
 from services.kernel.threads import to_its_end
 from services.preprocessor.annotation import Annotation, ControlImage, Hand, Source, annotate

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 
 from fanlight.contract.names import ANNOTATOR_ALIASES, find_name
-from services.kernel.errors import NotFound
+from fanlight.errors import NotFound
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.annotators.bodies import MEDIAPIPE_POSE
 from services.preprocessor.annotators.canny import CANNY

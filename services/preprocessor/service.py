@@ -8,8 +8,8 @@ from typing import Any
 import grpc.aio
 
 from fanlight.contract.revision import refuse_unknown_fields
+from fanlight.errors import FanlightError, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
-from services.kernel.errors import FanlightError, TooLarge
 from services.kernel.pictures import PictureLimits
 from services.kernel.rpc_guard import known
 from services.preprocessor.annotation import Annotation, ControlImage, Source

@@ -9,7 +9,7 @@ import numpy as np
 from cv2.typing import MatLike
 
 from fanlight.contract.parameters import Parameter, Value
-from services.kernel.errors import TooLarge
+from fanlight.errors import TooLarge
 from services.kernel.pictures import PictureLimits
 
 # Width and height in pixels.

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from services.kernel.errors import FailedPrecondition, FanlightError, NodeFault
+from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
 from services.preprocessor.device import CPU, Device
 from services.weights.settings import WeightsSettings
 

@@ -4,8 +4,8 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract.annotation import check
 from fanlight.contract.images import data_of
 from fanlight.contract.parameters import description, fill, plain
+from fanlight.errors import FanlightError, InvalidField, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.kernel.errors import FanlightError, InvalidField, TooLarge
 from services.kernel.pictures import PictureLimits
 from services.preprocessor.annotation import Annotation, ControlImage
 from services.preprocessor.annotator import Annotator

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from services.kernel.errors import FailedPrecondition, NotFound
+from fanlight.errors import FailedPrecondition, NotFound
 from services.weights import packaged
 from services.weights.manifest import (
     Manifest,

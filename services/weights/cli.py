@@ -14,9 +14,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fanlight.errors import FanlightError
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
-from services.kernel.errors import FanlightError
 from services.weights.destinations import destination
 from services.weights.plan import Plan, report
 from services.weights.publishing import Published

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from services.kernel.errors import Conflict
+from fanlight.errors import Conflict
 from services.weights.chunks import Layout, Span, of_spans
 from services.weights.digesting import Digested
 from services.weights.errors import WrongBytes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.kernel.errors import InvalidField
+from fanlight.errors import InvalidField
 from services.weights import s3
 from services.weights.files import sync
 from services.weights.publishing import Destination

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from functools import partial as bind
 
-from services.kernel.errors import FanlightError, NotFound
+from fanlight.errors import FanlightError, NotFound
 from services.kernel.logs import get_logger
 from services.weights.answers import Remote
 from services.weights.checking import Follower, Following, drop_wrong

@@ -1,6 +1,6 @@
 """What goes wrong with weights, beside the kernel's errors. A source's failures make the next source be tried."""
 
-from services.kernel.errors import (
+from fanlight.errors import (
     FailedPrecondition,
     FanlightError,
     NodeFault,

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
+from fanlight.errors import FailedPrecondition, FanlightError, NotFound
 from services.kernel.logs import get_logger
 from services.weights.answers import Remote
 from services.weights.chunks import Layout, Span, of_spans

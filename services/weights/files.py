@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from services.kernel.errors import NodeFault
+from fanlight.errors import NodeFault
 from services.weights.errors import DiskFull
 from services.weights.manifest import TensorTable
 from services.weights.tensors import LENGTH_BYTES, header_length, parse_header

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from services.kernel.errors import NotFound
+from fanlight.errors import NotFound
 from services.weights.answers import Remote
 from services.weights.chunks import Layout, Span, piece_bytes
 from services.weights.errors import Refused, SourceFailed, TokenRefused, Transient

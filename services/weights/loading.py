@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.kernel.errors import FailedPrecondition
+from fanlight.errors import FailedPrecondition
 from services.weights.files import read_table, sha256_of
 from services.weights.manifest import TensorEntry
 from services.weights.readahead import read_ahead

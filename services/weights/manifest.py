@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from services.kernel.errors import InvalidField
+from fanlight.errors import InvalidField
 from services.weights.chunks import Span
 from services.weights.references import is_safe_path
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.kernel.errors import FanlightError
+from fanlight.errors import FanlightError
 from services.kernel.logs import get_logger
 from services.weights.catalog import MAX_CATALOG_BYTES, Catalog, catalog_of
 from services.weights.publishing import CATALOG_FILE, HERE

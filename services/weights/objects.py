@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from services.kernel.errors import NotFound
+from fanlight.errors import NotFound
 from services.kernel.logs import get_logger
 from services.weights.digesting import Digested
 from services.weights.errors import DiskFull

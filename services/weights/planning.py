@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from services.kernel.errors import FanlightError
+from fanlight.errors import FanlightError
 from services.kernel.logs import get_logger
 from services.weights import packaged
 from services.weights.catalog import Catalog

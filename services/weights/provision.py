@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from services.kernel.errors import NodeFault
+from fanlight.errors import NodeFault
 from services.kernel.logs import get_logger
 from services.weights.inventory import HeldModel, Inventory
 from services.weights.references import parse

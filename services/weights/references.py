@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from services.kernel.errors import InvalidField
+from fanlight.errors import InvalidField
 
 MAX_REFERENCE_CHARS = 2048
 # A suffix of an AIR URN is a format only when it is one of these; ids and versions may hold dots themselves.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from services.kernel.digests import digest_of
-from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
+from fanlight.contract.digests import digest_of
+from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
 from services.weights import packaged, s3
 from services.weights.catalog import Catalog
 from services.weights.errors import SourceFailed

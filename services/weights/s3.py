@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from services.kernel.errors import FailedPrecondition, FanlightError, NotFound
+from fanlight.errors import FailedPrecondition, FanlightError, NotFound
 from services.weights.errors import SourceFailed, TokenRefused
 from services.weights.references import S3Ref
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from services.kernel.errors import FailedPrecondition, InvalidField
+from fanlight.errors import FailedPrecondition, InvalidField
 from services.weights.manifest import Manifest, WeightFile
 
 PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")

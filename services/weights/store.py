@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.kernel.errors import Conflict, FanlightError
+from fanlight.errors import Conflict, FanlightError
 from services.kernel.logs import get_logger
 from services.weights import a1111
 from services.weights.catalog import Catalog, shipped, with_folder

@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from services.kernel.errors import FailedPrecondition
+from fanlight.errors import FailedPrecondition
 from services.weights.manifest import TensorEntry, TensorTable
 
 LENGTH_BYTES = 8

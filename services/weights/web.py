@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from socket import SO_RCVBUF, SOL_SOCKET
 
-from services.kernel.errors import FanlightError, NotFound
+from fanlight.errors import FanlightError, NotFound
 from services.kernel.without import without
 from services.weights.answers import Remote, check_piece, exactly, finish, host_of, read, remote_of
 from services.weights.chunks import Span

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.kernel.errors import ResourceExhausted
+from fanlight.errors import ResourceExhausted
 
 RETRY_AFTER_S = 2.0
 

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from urllib.parse import SplitResult, urlsplit
 
-from services.kernel.errors import NodeFault
+from fanlight.errors import NodeFault
 
 CONNECT_S = 10.0
 # Between two signs of life; a slow link may take long for the whole.

@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import FanlightError
 from services.kernel.logs import get_logger
 from services.worker.admission import Admission, Slots
 from services.worker.config import WorkerSettings

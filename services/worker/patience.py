@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from services.kernel.errors import FanlightError, LeaseLost
+from fanlight.errors import FanlightError, LeaseLost
 from services.kernel.logs import get_logger
 from services.worker.surroundings import Surroundings
 

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import FanlightError
 from services.kernel.logs import get_logger
 from services.worker.ports import Stage
 

@@ -1,7 +1,7 @@
 """Keeps the leases alive while their tasks run, and hears what the gateway says to them."""
 
+from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import FanlightError
 from services.kernel.logs import get_logger
 from services.worker.leases import Leases
 from services.worker.patience import Backoff

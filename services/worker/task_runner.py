@@ -11,8 +11,8 @@ from google.protobuf.message import DecodeError, Message
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.revision import unknown_fields
+from fanlight.errors import FailedPrecondition, FanlightError, LeaseLost, NodeFault
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import FailedPrecondition, FanlightError, LeaseLost, NodeFault
 from services.kernel.logs import get_logger
 from services.worker.admission import Admission, Slots
 from services.worker.blob_calls import BlobCalls

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.kernel.errors import Unavailable
+from fanlight.errors import Unavailable
 from services.kernel.pictures import PictureLimits
 from services.preprocessor.annotation import Annotation, ControlImage
 from services.preprocessor.engine import Engine

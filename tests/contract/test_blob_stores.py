@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from fanlight.contract.digests import digest_of
+from fanlight.errors import InvalidField, NotFound, OutOfRange, ResourceExhausted, TooLarge
 from services.gateway.adapters.disk_blobs import DiskBlobs
-from services.kernel.digests import digest_of
-from services.kernel.errors import InvalidField, NotFound, OutOfRange, ResourceExhausted, TooLarge
 from tests.fakes.bucket import Bucket
 from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.seaweed import seaweed, weed

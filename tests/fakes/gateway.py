@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fanlight.contract.parameters import Parameter
+from fanlight.errors import FanlightError, NotFound, Unavailable
 from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.explain import JobExplanation
 from services.gateway.app.filters import EVERYTHING, Only
@@ -17,7 +18,6 @@ from services.gateway.jobs import plan
 from services.gateway.jobs.catalog import Catalog, catalog_of
 from services.gateway.jobs.model import Job, JobState
 from services.gateway.jobs.workers import Annotator, Capabilities, Model, WorkerStatus
-from services.kernel.errors import FanlightError, NotFound, Unavailable
 from tests.fakes.fleet import annotation, plan_of
 
 CANNY = Annotator(

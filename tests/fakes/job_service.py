@@ -14,6 +14,7 @@ import grpc
 from fanlight.blobs.v1.blobs_pb2_grpc import add_BlobServiceServicer_to_server
 from fanlight.common.v1.common_pb2 import Blob, Failure, Span
 from fanlight.diffusion.v1.diffusion_pb2 import Model
+from fanlight.errors import FanlightError, NotFound
 from fanlight.gateway.v1 import gateway_pb2 as pb
 from fanlight.gateway.v1 import gateway_pb2_grpc
 from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator, Parameter
@@ -21,7 +22,6 @@ from fanlight.queue.v1.queue_pb2 import Worker
 from services.gateway.app.callers import Callers
 from services.gateway.rpc.blobs import BlobService
 from services.kernel.config import CommonSettings
-from services.kernel.errors import FanlightError, NotFound
 from services.kernel.rpc_server import RpcServer
 from tests.fakes.memory_blobs import MemoryBlobs
 

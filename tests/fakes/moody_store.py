@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+from fanlight.errors import Unavailable
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.ports import Change, New, Record
-from services.kernel.errors import Unavailable
 
 
 class MoodyStore(MemoryStore):

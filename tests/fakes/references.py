@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from services.kernel.errors import NodeFault
+from fanlight.errors import NodeFault
 from services.weights.inventory import HeldModel
 from services.weights.targets import Progress
 

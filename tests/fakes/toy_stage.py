@@ -2,8 +2,8 @@
 
 from google.protobuf import wrappers_pb2
 
+from fanlight.errors import InvalidField
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import InvalidField
 from services.worker.ports import Outcome, Output, Progress, Report
 
 LENGTH_MAX = 1_000

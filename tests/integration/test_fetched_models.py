@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import NotFound
 from services.diffusion.generation import LoraUse
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.library import Library, Residency
@@ -14,7 +15,6 @@ from services.diffusion.models.scan import scan
 from services.diffusion.remote import Fetch, Remote
 from services.diffusion.supply import Supply
 from services.diffusion.wire import models_to_proto
-from services.kernel.errors import NotFound
 from services.weights.catalog import shipped
 from services.weights.provision import Provision
 from services.weights.settings import WeightsSettings

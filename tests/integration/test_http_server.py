@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
+from fanlight.contract.digests import digest_of
 from services.gateway.http.factory import http_app
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.server import HEADER_LIMIT_BYTES, bind_http, port_of
 from services.kernel.config import SettingsError
-from services.kernel.digests import digest_of
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.http_serving import serving
 from tests.fakes.memory_blobs import MemoryBlobs

@@ -12,9 +12,9 @@ from fanlight.channel import open_channel
 from fanlight.client.blobs import Blobs
 from fanlight.client.retry import Retry
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.digests import digest_of
 from services.gateway.app.callers import Callers
 from services.gateway.rpc.blobs import BlobService
-from services.kernel.digests import digest_of
 from services.worker.blob_calls import BlobCalls
 from services.worker.patience import Patience
 from services.worker.surroundings import Surroundings

@@ -12,13 +12,13 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from fanlight.errors import FailedPrecondition, InvalidField, Unavailable
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.targets import is_allowed
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.jobs.deliveries import PAUSES_S, DeliveryState
 from services.gateway.jobs.model import DIFFUSION
 from services.gateway.wire.webhooks import payload
-from services.kernel.errors import FailedPrecondition, InvalidField, Unavailable
 from tests.fakes.fleet import Fleet, generation
 
 KEY = b"k" * 32

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from fanlight.errors import NodeFault
 from services.diffusion.engine import latents as vae
 from services.diffusion.engine.rows import Row
 from services.diffusion.models.loading import Checkpoint
 from services.diffusion.pictures.png import Pixels
-from services.kernel.errors import NodeFault
 
 # A preview's longest side: its PNG then has less than 64 KiB, whatever it shows.
 PREVIEW_SIDE_PX = 128

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fanlight.contract.sizes import size_class
+from fanlight.errors import ResourceExhausted
 from services.diffusion.engine.keys import key_of
 from services.diffusion.engine.ports import DeviceLost, Painting, Report, Studio
 from services.diffusion.engine.step_times import StepTimes
@@ -14,7 +15,6 @@ from services.diffusion.engine.ticket import Ticket
 from services.diffusion.engine.turns import Turns
 from services.diffusion.generation import Generation
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
-from services.kernel.errors import ResourceExhausted
 
 Result = TypeVar("Result")
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fanlight.errors import ResourceExhausted
 from services.diffusion.engine.controls import ControlRow, looking_at_conditions
 from services.diffusion.engine.rows import Row
 from services.diffusion.engine.shortage import Relief, no_room
 from services.diffusion.models.shortage import NoRoom, noticed
 from services.diffusion.prompt.encode import Conditioning
 from services.diffusion.prompt.time_ids import time_ids
-from services.kernel.errors import ResourceExhausted
 
 # What the model says of one row; or why the row must go.
 Said = Tensor | ResourceExhausted

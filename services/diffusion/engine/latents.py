@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fanlight.errors import FailedPrecondition
 from services.diffusion.models.loading import Checkpoint
 from services.diffusion.models.marks import TILE_SIDE_PX
 from services.diffusion.models.shortage import NoRoom, noticed
-from services.kernel.errors import FailedPrecondition
 
 Result = TypeVar("Result")
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fanlight.errors import NodeFault
 from services.diffusion.generation import Generation
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.pictures.png import Pixels
-from services.kernel.errors import NodeFault
 
 
 class DeviceLost(NodeFault):

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fanlight.errors import InvalidField
 from services.diffusion.engine.beginning import begin, first_step, latent_shape
 from services.diffusion.engine.controls import ControlRow
 from services.diffusion.generation import Generation
 from services.diffusion.models.loading import Checkpoint
 from services.diffusion.prompt.encode import Conditioning
 from services.diffusion.schedulers.make import make_scheduler
-from services.kernel.errors import InvalidField
 
 
 class Row:

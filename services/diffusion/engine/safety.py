@@ -11,13 +11,13 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.generation import Safety
 from services.diffusion.models.library import Library
 from services.diffusion.models.recipes import UnfitFolder
 from services.diffusion.models.safety_net import load_safety_net
 from services.diffusion.models.shortage import is_shortage
 from services.diffusion.pictures.png import Pixels
-from services.kernel.errors import FailedPrecondition, NodeFault
 from services.weights.tensors import BadHeader
 
 # As CLIP's own preprocessing: size, and mean and deviation of its pixels by channel.

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
+from fanlight.errors import ResourceExhausted
 from services.diffusion.models.shortage import NoRoom, noticed
-from services.kernel.errors import ResourceExhausted
 
 Result = TypeVar("Result")
 

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 
+from fanlight.errors import FanlightError
 from services.diffusion.engine.controls import Conditions, control_rows
 from services.diffusion.engine.decode import are_sound, decode, gave_nan, preview
 from services.diffusion.engine.evaluate import Said, predict
@@ -22,7 +23,6 @@ from services.diffusion.models.library import Library
 from services.diffusion.models.shortage import NoRoom, noticed
 from services.diffusion.pictures.png import encode_png
 from services.diffusion.prompt.kept import Prompts
-from services.kernel.errors import FanlightError
 
 
 @contextmanager

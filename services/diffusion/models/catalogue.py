@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from fanlight.contract.names import find_name
+from fanlight.errors import FailedPrecondition, NotFound
 from services.diffusion.models.entries import (
     FAMILIES,
     CheckpointEntry,
@@ -15,7 +16,6 @@ from services.diffusion.models.entries import (
     VaeEntry,
 )
 from services.diffusion.models.names import controlnet_aliases, controlnet_id
-from services.kernel.errors import FailedPrecondition, NotFound
 
 NO_FAMILY = "unknown"
 

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fanlight.errors import NodeFault
 from services.diffusion.models.shadow import doubled
 from services.diffusion.models.shortage import is_shortage
-from services.kernel.errors import NodeFault
 
 # Of the memory that is there, what models may fill when no setting says otherwise; the rest is for the work itself.
 _RAM_SHARE, _VRAM_SHARE, _FREE_SHARE = 0.6, 0.85, 0.9

@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
 from services.diffusion.models.entries import EmbeddingEntry
 from services.diffusion.models.loading import TextPart
 from services.diffusion.models.shadow import doubled
-from services.kernel.errors import FailedPrecondition, FanlightError, NodeFault
 from services.kernel.logs import get_logger
 from services.weights.loading import load_pickle, load_safetensors
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fanlight.errors import FanlightError, NodeFault
 from services.diffusion.models import tensors
 from services.diffusion.models.classes import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from services.diffusion.models.clip import ClipText
@@ -24,7 +25,6 @@ from services.diffusion.models.residency import Lease
 from services.diffusion.models.shadow import doubled
 from services.diffusion.models.shortage import is_shortage
 from services.diffusion.models.tokenizers import ClipTokenizer
-from services.kernel.errors import FanlightError, NodeFault
 from services.kernel.logs import get_logger
 from services.weights.tensors import BadHeader
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.models.entries import LoraEntry
 from services.diffusion.models.headers import read_header
 from services.diffusion.models.recipes import UnfitFolder
-from services.kernel.errors import FailedPrecondition, NodeFault
 from services.kernel.logs import get_logger
 from services.weights.loading import load_safetensors
 from services.weights.tensors import BadHeader

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fanlight.errors import FailedPrecondition
 from services.diffusion.models.deltas import add_delta, bias_delta
 from services.diffusion.models.loras import Layer, Lora, plain_name, unmatched
 from services.diffusion.models.shadow import doubled
 from services.diffusion.models.shortage import is_shortage
-from services.kernel.errors import FailedPrecondition
 
 _RESNET = {
     "conv1": "in_layers.2",

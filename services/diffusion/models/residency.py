@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
-from services.kernel.errors import ResourceExhausted
+from fanlight.errors import ResourceExhausted
 
 
 class Lease:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fanlight.errors import FailedPrecondition, NodeFault, ResourceExhausted
 from services.diffusion.generation import LoraUse
 from services.diffusion.models.device import Device
 from services.diffusion.models.device import ram_bytes as machine_bytes
@@ -34,7 +35,6 @@ from services.diffusion.models.residency import Lease, Tier
 from services.diffusion.models.shadow import size_bytes
 from services.diffusion.models.tokenizers import digest_of, load_tokenizer
 from services.diffusion.schedulers.make import base_config
-from services.kernel.errors import FailedPrecondition, NodeFault, ResourceExhausted
 from services.kernel.logs import get_logger
 
 log = get_logger()

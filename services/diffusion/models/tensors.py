@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fanlight.errors import FailedPrecondition
 from services.diffusion.lean import lean_module
 from services.diffusion.models.recipes import Config, TextRecipe
-from services.kernel.errors import FailedPrecondition
 from services.weights.loading import load_checkpoint, load_safetensors
 
 Tensors = dict[str, Tensor]

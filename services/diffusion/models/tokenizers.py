@@ -15,9 +15,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from fanlight.errors import NodeFault
 from services.diffusion.models.entries import CheckpointEntry
 from services.diffusion.models.recipes import MERGES, Config, TextRecipe, UnfitFolder, read_json
-from services.kernel.errors import NodeFault
 from services.kernel.logs import get_logger
 
 log = get_logger()

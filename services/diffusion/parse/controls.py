@@ -9,12 +9,12 @@ from PIL import Image
 from fanlight.contract import limits
 from fanlight.contract.generation import INPAINT_CONTROLNET
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.generation import Control
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.parse.pictures import Sources, decoded, decoded_with_hole
 from services.diffusion.pictures.fit import Resize, fit, fit_mask
-from services.kernel.errors import FanlightError, InvalidField
 from services.kernel.pictures import PictureLimits
 
 

@@ -10,9 +10,9 @@ from fanlight.contract.digests import digest_of
 from fanlight.contract.generation import strength_of
 from fanlight.contract.images import images_of
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import InvalidField
 from services.diffusion.generation import Start
 from services.diffusion.pictures.fit import MASK_THRESHOLD, Resize, fit, fit_mask
-from services.kernel.errors import InvalidField
 from services.kernel.pictures import PictureLimits, decode_rgb, decode_rgba
 
 

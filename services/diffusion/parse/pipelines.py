@@ -4,9 +4,9 @@ from collections.abc import Collection
 
 from fanlight.contract import generation as contract
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import InvalidField
 from services.diffusion.generation import Pipeline
 from services.diffusion.models.entries import CheckpointEntry
-from services.kernel.errors import InvalidField
 
 
 def pipelines_of(checkpoint: CheckpointEntry, *, has_controlnets: bool) -> list[Pipeline]:

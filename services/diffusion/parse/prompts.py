@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from fanlight.contract.limits import DEFAULT_LORA_WEIGHT, EMBEDDINGS_LIMIT
 from fanlight.contract.prompt import LoraTag, ReadPrompt, read_prompt, without_loras
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.generation import LoraUse
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.entries import CheckpointEntry, EmbeddingEntry, LoraEntry
 from services.diffusion.prompt.words import embedding_pattern
-from services.kernel.errors import FanlightError, InvalidField
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

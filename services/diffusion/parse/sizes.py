@@ -2,8 +2,8 @@
 
 import math
 
+from fanlight.errors import InvalidField, TooLarge
 from services.diffusion.models.entries import CheckpointEntry
-from services.kernel.errors import InvalidField, TooLarge
 
 
 def size_step_px(checkpoint: CheckpointEntry) -> int:

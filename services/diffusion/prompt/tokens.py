@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from fanlight.contract.limits import PROMPT_PARTS_LIMIT
 from fanlight.contract.prompt import ReadPrompt, Segment
+from fanlight.errors import InvalidField
 from services.diffusion.models.loading import TextPart
 from services.diffusion.prompt.words import embedding_pattern
-from services.kernel.errors import InvalidField
 
 
 class Part(NamedTuple):

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
+from fanlight.contract.digests import named, parse_digest, parse_scope
+from fanlight.errors import FanlightError, InvalidField, NodeFault, ResourceExhausted, Unavailable
 from services.kernel.blobs import BlobInfo, Keep
-from services.kernel.digests import named, parse_digest, parse_scope
-from services.kernel.errors import FanlightError, InvalidField, NodeFault, ResourceExhausted, Unavailable
 from services.kernel.media import media_type_of
 
 # No scope can have this name.

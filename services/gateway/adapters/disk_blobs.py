@@ -11,12 +11,12 @@ from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
+from fanlight.errors import FanlightError, NotFound, OutOfRange, TooLarge
 from services.gateway.adapters.blob_files import BlobFiles, translated
 from services.gateway.adapters.incoming_blob import IncomingBlob
 from services.gateway.adapters.recent_blobs import Key, RecentBlobs
 from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.config import SettingsError
-from services.kernel.errors import FanlightError, NotFound, OutOfRange, TooLarge
 from services.kernel.logs import get_logger
 
 log = get_logger()

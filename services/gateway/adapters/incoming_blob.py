@@ -8,10 +8,10 @@ import threading
 import uuid
 from io import FileIO
 
+from fanlight.contract.digests import named
+from fanlight.errors import Cancelled, FanlightError, NodeFault, TooLarge
 from services.gateway.adapters.blob_files import HEAD_BYTES, BlobFiles, check_announced, translated
 from services.kernel.blobs import BlobInfo
-from services.kernel.digests import named
-from services.kernel.errors import Cancelled, FanlightError, NodeFault, TooLarge
 from services.kernel.media import media_type_of
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import AsyncIterator, Sequence
 
+from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.adapters.watchers import Watchers
 from services.gateway.ports import CaughtUp, Change, Deleted, New, Record
-from services.kernel.errors import AlreadyExists, Conflict
 
 
 class MemoryStore:

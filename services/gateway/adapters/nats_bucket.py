@@ -14,10 +14,10 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import Header
 
+from fanlight.errors import AlreadyExists, Conflict, TooLarge, Unavailable
 from services.gateway.adapters.nats_feed import TROUBLES, Feed, Message
 from services.gateway.adapters.nats_keys import key_of, packed, token_of, unpacked
 from services.gateway.ports import CaughtUp, Change, Deleted, Record
-from services.kernel.errors import AlreadyExists, Conflict, TooLarge, Unavailable
 
 RETRY_AFTER_S = 2.0
 # How long the mark of a deletion stays for those who could not hear of it.

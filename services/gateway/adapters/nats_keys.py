@@ -2,7 +2,7 @@
 
 import zlib
 
-from services.kernel.errors import TooLarge
+from fanlight.errors import TooLarge
 
 # The server's default `max_payload`, less room for headers.
 VALUE_LIMIT_BYTES = 1024 * 1024 - 4096

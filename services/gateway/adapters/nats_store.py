@@ -15,11 +15,11 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
+from fanlight.errors import Unavailable
 from services.gateway.adapters.nats_bucket import RETRY_AFTER_S, Bucket
 from services.gateway.adapters.nats_feed import TROUBLES
 from services.gateway.ports import Change, New, Record
 from services.kernel.config import SettingsError
-from services.kernel.errors import Unavailable
 from services.kernel.logs import get_logger
 
 log = get_logger()

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
+from fanlight.errors import Unavailable
 from services.gateway.ports import Change, JobStore, New, Record
-from services.kernel.errors import Unavailable
 
 LIMIT_S = 10.0
 RETRY_AFTER_S = 5.0

@@ -18,13 +18,13 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
+from fanlight.contract.digests import named, parse_digest, parse_scope
+from fanlight.errors import NotFound, OutOfRange, TooLarge, Unavailable
 from services.gateway.adapters.blob_files import check_announced
 from services.gateway.adapters.s3_errors import ABSENT, BEYOND, PRESENT, RETRY_AFTER_S, code_of, our_errors
 from services.gateway.ports import Upload
 from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.config import SettingsError
-from services.kernel.digests import named, parse_digest, parse_scope
-from services.kernel.errors import NotFound, OutOfRange, TooLarge, Unavailable
 from services.kernel.media import media_type_of
 
 READ_CHUNK_BYTES = 256 * 1024

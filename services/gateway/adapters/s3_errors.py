@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
 
-from services.kernel.errors import Unavailable
+from fanlight.errors import Unavailable
 
 RETRY_AFTER_S = 2.0
 

@@ -4,9 +4,9 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fanlight.errors import AlreadyExists, Conflict, FanlightError, Unavailable
 from services.gateway.ports import Deleted, New, Record
 from services.kernel.config import SettingsError
-from services.kernel.errors import AlreadyExists, Conflict, FanlightError, Unavailable
 
 SCHEMA_VERSION = 1
 

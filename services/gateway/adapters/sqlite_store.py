@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from fanlight.errors import FanlightError, Unavailable
 from services.gateway.adapters.sqlite_file import Result, SqliteFile, Write, Written
 from services.gateway.adapters.watchers import Watchers
 from services.gateway.ports import CaughtUp, Change, New, Record
-from services.kernel.errors import FanlightError, Unavailable
 
 LIST_PAGE = 500
 

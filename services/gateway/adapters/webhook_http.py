@@ -12,8 +12,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import h11
 
+from fanlight.errors import FailedPrecondition, FanlightError, Unavailable
 from services.gateway.app.targets import Network, is_allowed
-from services.kernel.errors import FailedPrecondition, FanlightError, Unavailable
 
 LIMIT_S = 15.0
 ANSWER_LIMIT_BYTES = 16 * 1024

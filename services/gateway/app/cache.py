@@ -5,13 +5,13 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
+from fanlight.errors import AlreadyExists, Conflict, FanlightError
 from services.gateway.app.records import Codec
 from services.gateway.app.uses import Uses
 from services.gateway.jobs.model import Output, StageRequest
 from services.gateway.jobs.workers import Annotator
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.errors import AlreadyExists, Conflict, FanlightError
 
 BUCKET = "control_images"
 TOLD_EVERY_S = 600.0
@@ -73,8 +73,10 @@ class ControlImages:
             if isinstance(change, Deleted):
                 self._entries.drop(change.key)
             elif not isinstance(change, CaughtUp):
-                image = IMAGES.decode(change.value)
-                self._entries.note(change.key, image.blob.size_bytes, image.used_s)
+                image = IMAGES.read(BUCKET, change)
+                # One that cannot be read is the first to go.
+                size_bytes, used_s = (image.blob.size_bytes, image.used_s) if image else (0, 0.0)
+                self._entries.note(change.key, size_bytes, used_s)
 
     async def find(self, request: StageRequest, annotator: Annotator) -> Output | None:
         """What this annotator made of the same before, if its bytes are still there."""
@@ -82,7 +84,7 @@ class ControlImages:
             return None
         key = cache_key(request, annotator)
         record = await self._store.get(BUCKET, key)
-        image = IMAGES.decode(record.value) if record else None
+        image = IMAGES.read(BUCKET, record) if record else None
         if record is None or image is None or await self._blobs.stat(image.blob.scope, image.blob.digest) is None:
             self._misses += 1
             return None
@@ -114,7 +116,7 @@ class ControlImages:
         while len(entries) > self._limit or (entries.size_bytes > self._budget_bytes and len(entries) > 1):
             last = entries.oldest()
             record = await self._store.get(BUCKET, last.key)
-            image = IMAGES.decode(record.value) if record else None
+            image = IMAGES.read(BUCKET, record) if record else None
             if image is not None and image.used_s > last.time_s:
                 # Another gateway used it, and its word is still on the way.
                 entries.note(last.key, image.blob.size_bytes, image.used_s)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fanlight.contract.digests import DEFAULT_SCOPE, parse_scope
+from fanlight.errors import InvalidField, NotFound
 from services.gateway.jobs.model import DEFAULT_TENANT, Job
 from services.gateway.jobs.workers import WorkerStatus
 from services.kernel.config import SettingsError
-from services.kernel.digests import DEFAULT_SCOPE, parse_scope
-from services.kernel.errors import InvalidField, NotFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

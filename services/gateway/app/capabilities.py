@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from fanlight.errors import AlreadyExists
 from services.gateway.app.records import Codec
 from services.gateway.jobs.catalog import Catalog, Rank, needs_by_id
 from services.gateway.jobs.workers import Annotator, Capabilities
 from services.gateway.ordering.tasks import Amounts, can_do, limit_of
 from services.gateway.ports import Clock, JobStore
-from services.kernel.errors import AlreadyExists
 
 BUCKET = "capabilities"
 PAGE = 20
@@ -105,7 +105,8 @@ class Groups:
         page = await self._store.list(BUCKET, limit=PAGE)
         while page:
             for record in page:
-                self._remember(record.key, CAPABILITIES.decode(record.value)).checked_s = self._clock.monotonic_s()
+                if kept := CAPABILITIES.read(BUCKET, record):
+                    self._remember(record.key, kept).checked_s = self._clock.monotonic_s()
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
 
     def _remember(self, digest: str, kept: KeptCapabilities) -> Group:
@@ -122,7 +123,8 @@ class Groups:
         if known is not None:
             return known
         record = await self._store.get(BUCKET, digest)
-        return self._remember(digest, CAPABILITIES.decode(record.value)) if record else None
+        kept = CAPABILITIES.read(BUCKET, record) if record else None
+        return self._remember(digest, kept) if kept else None
 
     async def keep(self, capabilities: Capabilities) -> Group:
         """Those that a worker announces; durable on return."""

@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fanlight.errors import AlreadyExists, InvalidField, NotFound
 from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.records import Codec
 from services.gateway.jobs.model import DEFAULT_TENANT, Attempt, Failure, Job, Task, task_name
 from services.gateway.ports import JobStore
-from services.kernel.errors import AlreadyExists, InvalidField, NotFound
 
 BUCKET = "dead_letters"
 # How many are kept, the newest ones.
@@ -66,15 +66,19 @@ class DeadLetters:
         found: list[DeadLetter] = []
         key = _key(before) if before else ""
         while len(found) < limit and (records := await self._store.list(BUCKET, before=key, limit=limit)):
-            letters = [LETTERS.decode(record.value) for record in records]
-            found += [letter for letter in letters if caller.is_operator or letter.tenant == caller.tenant]
+            letters = [LETTERS.read(BUCKET, record) for record in records]
+            found += [
+                letter
+                for letter in letters
+                if letter is not None and (caller.is_operator or letter.tenant == caller.tenant)
+            ]
             key = records[-1].key
         return found[:limit]
 
     async def get(self, task: str, caller: Caller = OPERATOR) -> DeadLetter:
         """By the task's name. NotFound, also for another tenant's."""
         record = await self._store.get(BUCKET, _key(task))
-        letter = LETTERS.decode(record.value) if record else None
+        letter = LETTERS.read(BUCKET, record) if record else None
         if letter is None or not (caller.is_operator or letter.tenant == caller.tenant):
             raise NotFound("there is no such dead letter", field="task")
         return letter

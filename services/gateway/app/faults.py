@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
+from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.records import Codec
 from services.gateway.jobs.faults import NodeFaults, after_failure, after_success
 from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore
-from services.kernel.errors import AlreadyExists, Conflict
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -46,7 +46,7 @@ class Faults:
             if isinstance(change, Deleted):
                 self._known.pop(change.key, None)
             elif not isinstance(change, CaughtUp):
-                self._known[change.key] = FAULTS.decode(change.value)
+                self._known[change.key] = FAULTS.read(BUCKET, change) or _NONE
 
     async def note_failure(self, node: str, need: str) -> None:
         now_s = self._clock.now_s()
@@ -61,7 +61,7 @@ class Faults:
     async def _change(self, node: str, event: Event) -> NodeFaults:
         for _ in range(ROUNDS_LIMIT):
             record = await self._store.get(BUCKET, node)
-            before = FAULTS.decode(record.value) if record else _NONE
+            before = (FAULTS.read(BUCKET, record) if record else None) or _NONE
             after = event(before)
             try:
                 if after is not before and record is None:

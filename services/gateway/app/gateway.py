@@ -5,7 +5,18 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from services.gateway.app import cache, dead_letters, faults, idempotency, ledger, prefetches, webhooks, workers
+from fanlight.errors import FanlightError, Unavailable
+from services.gateway.app import (
+    cache,
+    capabilities,
+    dead_letters,
+    faults,
+    idempotency,
+    ledger,
+    prefetches,
+    webhooks,
+    workers,
+)
 from services.gateway.app.blob_retention import BlobRetention
 from services.gateway.app.cache import CacheFigures, ControlImages
 from services.gateway.app.clock_jumps import ClockWatch
@@ -29,7 +40,6 @@ from services.gateway.config import GatewaySettings
 from services.gateway.jobs.model import Job
 from services.gateway.ports import Clock, JobStore
 from services.kernel.blobs import BlobStore
-from services.kernel.errors import FanlightError, Unavailable
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -42,6 +52,7 @@ SWEEP_INTERVAL_S = 60.0
 # Those whose records have a form.
 BUCKETS = (
     cache.BUCKET,
+    capabilities.BUCKET,
     dead_letters.BUCKET,
     faults.BUCKET,
     idempotency.BUCKET,

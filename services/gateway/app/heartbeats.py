@@ -4,12 +4,12 @@ Renewing a lease writes no job. A gateway that a worker talks to writes down wha
 they had heard it themselves.
 """
 
+from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.leases import Leases
 from services.gateway.app.records import Codec
 from services.gateway.app.workers import Workers
 from services.gateway.jobs.model import Beat
 from services.gateway.ports import CaughtUp, Deleted, JobStore
-from services.kernel.errors import AlreadyExists, Conflict
 
 BUCKET = "heartbeats"
 # Several between two renewals that would be too late.
@@ -67,8 +67,8 @@ class Heartbeats:
                 self._revisions.pop(change.key, None)
             elif change.revision > self._revisions.get(change.key, 0):
                 self._revisions[change.key] = change.revision
-                if not is_old:
-                    self._take(change.key, BEATS.decode(change.value))
+                if not is_old and (beat := BEATS.read(BUCKET, change)):
+                    self._take(change.key, beat)
 
     def _take(self, worker_id: str, beat: Beat) -> None:
         self._workers.heard(worker_id)

@@ -3,10 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 
+from fanlight.errors import AlreadyExists
 from services.gateway.app.records import Codec
 from services.gateway.jobs.model import DEFAULT_TENANT
 from services.gateway.ports import JobStore, New
-from services.kernel.errors import AlreadyExists
 
 BUCKET = "requests"
 

@@ -5,6 +5,14 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from fanlight.errors import (
+    AlreadyExists,
+    FanlightError,
+    InvalidField,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.core import Core
 from services.gateway.app.filters import EVERYTHING, Only
@@ -16,14 +24,6 @@ from services.gateway.app.new_work import Planner
 from services.gateway.jobs import machine, plan
 from services.gateway.jobs.deliveries import Delivery
 from services.gateway.jobs.model import Job
-from services.kernel.errors import (
-    AlreadyExists,
-    FanlightError,
-    InvalidField,
-    NotFound,
-    ResourceExhausted,
-    Unavailable,
-)
 from services.kernel.logs import get_logger
 
 log = get_logger()

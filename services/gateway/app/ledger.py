@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from services.gateway.app.records import JOBS, Unreadable
+from fanlight.errors import Conflict, LeaseLost, NotFound, Unavailable
+from services.gateway.app.records import JOBS
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Deleted, JobStore, New, Record
-from services.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -105,7 +105,7 @@ class Ledger:
                 self.caught_up.set()
             elif isinstance(change, Deleted):
                 self._drop(change.key)
-            elif change.revision > self._known_revision(change.key) and (job := _read(change)):
+            elif change.revision > self._known_revision(change.key) and (job := JOBS.read(BUCKET, change)):
                 self._apply(job, change.revision)
 
     async def _find(self, job_id: str) -> _Held:
@@ -139,7 +139,7 @@ class Ledger:
 
     def _decoded(self, record: Record) -> Job | None:
         held = self._held.get(record.key)
-        return held.job if held and held.revision >= record.revision else _read(record)
+        return held.job if held and held.revision >= record.revision else JOBS.read(BUCKET, record)
 
     def _known_revision(self, job_id: str) -> int:
         if held := self._held.get(job_id):
@@ -160,12 +160,3 @@ class Ledger:
     def _tell(self, job: Job) -> None:
         for observer in self._observers:
             observer(job)
-
-
-def _read(record: Record) -> Job | None:
-    """A record that cannot be read is set aside: it ends no gateway and no list."""
-    try:
-        return JOBS.decode(record.value)
-    except Unreadable as error:
-        log.error("record_set_aside", bucket=BUCKET, key=record.key, why=error.message)
-        return None

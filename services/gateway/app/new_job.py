@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fanlight.contract.digests import DEFAULT_SCOPE
 from services.gateway.jobs.plan import Plan
 from services.kernel.blobs import BlobInfo
-from services.kernel.digests import DEFAULT_SCOPE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator
 
+from fanlight.errors import InvalidField, NotFound, TooLarge
 from services.gateway.app.callers import Caller
 from services.gateway.app.new_job import SourceImage
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.errors import InvalidField, NotFound, TooLarge
 from services.kernel.media import media_type_of
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fanlight.errors import NotFound, Unavailable
 from services.gateway.app.core import Core
 from services.gateway.app.queue import Queue
 from services.gateway.app.tokens import new_token
@@ -11,7 +12,6 @@ from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job, Lease, Task, TaskState, task_name
 from services.gateway.jobs.workers import CHECKPOINT, Capabilities, Worker
 from services.gateway.ordering.tasks import Key
-from services.kernel.errors import NotFound, Unavailable
 from services.kernel.logs import get_logger
 
 log = get_logger()

@@ -3,11 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 
+from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.records import Codec
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.fetches import Claim
-from services.gateway.ports import Clock, JobStore, Record
-from services.kernel.errors import AlreadyExists, Conflict
+from services.gateway.ports import Clock, JobStore
 
 BUCKET = "prefetches"
 PAGE = 1_000
@@ -56,13 +56,13 @@ class Prefetches:
         present = await self._store.get(BUCKET, key)
         if present is None:
             return claim.worker
-        before = PREFETCHES.decode(present.value)
-        if self._lives(before) and before.worker != claim.worker:
+        before = PREFETCHES.read(BUCKET, present)
+        if before is not None and self._lives(before) and before.worker != claim.worker:
             return before.worker
         try:
             await self._store.put(BUCKET, key, value, revision=present.revision)
         except Conflict:
-            return before.worker
+            return before.worker if before else claim.worker
         return claim.worker
 
     def _prefetch(self, claim: Claim) -> Prefetch:
@@ -82,13 +82,10 @@ class Prefetches:
         page = await self._store.list(BUCKET, limit=PAGE)
         while page:
             for record in page:
-                if not self._lives(_read(record)):
+                prefetch = PREFETCHES.read(BUCKET, record)
+                if prefetch is None or not self._lives(prefetch):
                     await self._store.delete(BUCKET, record.key)
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
-
-
-def _read(record: Record) -> Prefetch:
-    return PREFETCHES.decode(record.value)
 
 
 def _key(model: str) -> str:

@@ -1,7 +1,7 @@
 """Whether the store takes writes: a small record, written anew when somebody asks, but not too often."""
 
+from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.ports import Clock, JobStore
-from services.kernel.errors import AlreadyExists, Conflict
 
 BUCKET = "probes"
 KEY = "0"

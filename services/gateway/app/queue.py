@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, TooLarge
 from services.gateway.app.blame import in_words_of_job
 from services.gateway.app.cache import ControlImages
 from services.gateway.app.callers import OPERATOR, Caller
@@ -17,7 +18,6 @@ from services.gateway.app.tokens import key_of
 from services.gateway.jobs import machine
 from services.gateway.jobs.machine import Standing
 from services.gateway.jobs.model import Failure, Fault, Job, Output, Span, task_name
-from services.kernel.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, TooLarge
 from services.kernel.logs import get_logger
 
 log = get_logger()

@@ -6,10 +6,13 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from fanlight.errors import FailedPrecondition
 from services.gateway.jobs.model import Job
 from services.gateway.jobs.workers import WorkerRecord
-from services.gateway.ports import JobStore
-from services.kernel.errors import FailedPrecondition
+from services.gateway.ports import JobStore, Record
+from services.kernel.logs import get_logger
+
+log = get_logger()
 
 # 2: a job keeps its stages' request messages.
 FORM = 2
@@ -45,6 +48,14 @@ class Codec(Generic[T]):
         except ValidationError as error:
             where = error.errors(include_url=False, include_input=False)[0]
             raise Unreadable(f"{'.'.join(map(str, where['loc']))}: {where['msg']}") from error
+
+    def read(self, bucket: str, record: Record) -> T | None:
+        """None for one that cannot be read: it is set aside, and ends no gateway and no list."""
+        try:
+            return self.decode(record.value)
+        except Unreadable as error:
+            log.error("record_set_aside", bucket=bucket, key=record.key, why=error.message)
+            return None
 
 
 async def refuse_other_form(store: JobStore, buckets: Iterable[str]) -> None:

@@ -1,12 +1,12 @@
 """Dead letters tried anew."""
 
+from fanlight.errors import FailedPrecondition, NotFound
 from services.gateway.app.blob_retention import blobs_of
 from services.gateway.app.callers import Caller
 from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job
-from services.kernel.errors import FailedPrecondition, NotFound
 from services.kernel.logs import get_logger
 
 log = get_logger()

@@ -1,11 +1,11 @@
 """Ended jobs are kept for a time and up to a number, then they are forgotten with their request ids."""
 
+from fanlight.errors import NotFound
 from services.gateway.app.idempotency import Requests
 from services.gateway.app.ledger import Ledger
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.config import GatewaySettings
 from services.gateway.ports import Clock
-from services.kernel.errors import NotFound
 from services.kernel.logs import get_logger
 
 log = get_logger()

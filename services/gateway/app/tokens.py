@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from fanlight.errors import LeaseLost
 from services.gateway.ordering.tasks import Key
-from services.kernel.errors import LeaseLost
 
 SECRET_BYTES = 16
 

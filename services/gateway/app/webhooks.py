@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fanlight.errors import AlreadyExists, Conflict, FailedPrecondition, FanlightError, NotFound
 from services.gateway.app.ledger import BUCKET as JOBS_BUCKET
 from services.gateway.app.records import JOBS, Codec
 from services.gateway.app.signing import signed
@@ -15,7 +16,6 @@ from services.gateway.app.targets import Network, refuse_inward
 from services.gateway.jobs.deliveries import PAUSES_S, Delivery, DeliveryState, Try, claimed, tried
 from services.gateway.jobs.model import Job
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, WebhookSender
-from services.kernel.errors import AlreadyExists, Conflict, FailedPrecondition, FanlightError, NotFound
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -95,8 +95,8 @@ class Webhooks:
                 self._caught_up = True
             elif isinstance(change, Deleted):
                 self._known.pop(change.key, None)
-            else:
-                self._take(change.key, DELIVERIES.decode(change.value), change.revision)
+            elif delivery := DELIVERIES.read(BUCKET, change):
+                self._take(change.key, delivery, change.revision)
 
     def _take(self, key: str, delivery: Delivery, revision: int) -> None:
         known = self._known.get(key)

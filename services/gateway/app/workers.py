@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
 from services.gateway.app.capabilities import Group, Groups
 from services.gateway.app.faults import Faults
 from services.gateway.app.leases import Leases
@@ -17,7 +18,6 @@ from services.gateway.jobs.workers import Annotator, Capabilities, Worker, Worke
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.tasks import Amounts
 from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
-from services.kernel.errors import AlreadyExists, Conflict, ResourceExhausted
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -224,7 +224,9 @@ class Workers:
         known = self._known.get(change.key)
         if known is not None and known.revision >= change.revision:
             return
-        record = WORKERS.decode(change.value)
+        record = WORKERS.read(BUCKET, change)
+        if record is None:
+            return
         group = await self._groups.get(record.capabilities_digest)
         if group is None:
             # Another gateway is just forgetting them. The worker is asked for them when it comes.

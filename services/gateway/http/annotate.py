@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.parameters import Parameter
+from fanlight.errors import Cancelled, DeadlineExceeded, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.gateway import Gateway
@@ -20,7 +21,6 @@ from services.gateway.http.uploads import keep_body
 from services.gateway.jobs.model import Job, JobState
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.errors import Cancelled, DeadlineExceeded, InvalidField
 from services.kernel.wire_errors import of_reason
 
 # Query parameters that are not the annotator's.

@@ -6,6 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
+from fanlight.contract.digests import parse_digest
+from fanlight.errors import NotFound, OutOfRange
 from services.gateway.http import documents
 from services.gateway.http.json_messages import answer, of_value
 from services.gateway.http.options import HttpOptions
@@ -15,8 +17,6 @@ from services.gateway.http.uploads import keep_body
 from services.gateway.ports import Bypass
 from services.gateway.wire.blobs import blob
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.digests import parse_digest
-from services.kernel.errors import NotFound, OutOfRange
 from services.kernel.wire_errors import to_body
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"

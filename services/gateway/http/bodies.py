@@ -11,8 +11,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
 from services.gateway.http.options import HttpOptions
-from services.kernel.errors import DeadlineExceeded, InvalidField, TooLarge
 
 FORM = "multipart/form-data"
 # As many pictures as a job can have, and some room.

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.kernel.errors import FanlightError, InvalidField, Unauthenticated
+from fanlight.errors import FanlightError, InvalidField, Unauthenticated
 from services.kernel.invalid import in_our_words
 from services.kernel.logs import get_logger
 from services.kernel.wire_errors import http_status, to_body

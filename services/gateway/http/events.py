@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header
 from starlette.responses import Response, StreamingResponse
 
+from fanlight.errors import FanlightError, InvalidField, Unavailable
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.hub import Progress
@@ -19,7 +20,6 @@ from services.gateway.http.options import HttpOptions
 from services.gateway.http.parameters import Asking, refuse_unknown
 from services.gateway.jobs.model import Job
 from services.gateway.wire import answers
-from services.kernel.errors import FanlightError, InvalidField, Unavailable
 from services.kernel.wire_errors import to_body
 
 MEDIA_TYPE = "text/event-stream"

@@ -3,9 +3,9 @@
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fanlight.errors import FanlightError, ResourceExhausted, Unauthenticated
 from services.gateway.app.callers import Callers
 from services.gateway.http.errors import answer
-from services.kernel.errors import FanlightError, ResourceExhausted, Unauthenticated
 
 # Asked by machines that hold no token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})

@@ -5,10 +5,10 @@ import asyncio
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from fanlight.errors import Unavailable
 from services.gateway.app.gateway import Gateway
 from services.gateway.http import documents
 from services.gateway.http.json_messages import of_value
-from services.kernel.errors import Unavailable
 
 STORE_PATIENCE_S = 2.0
 RETRY_AFTER_S = 1.0

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
+from fanlight.errors import InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.callers import Caller
 from services.gateway.app.filters import Only
@@ -21,7 +22,6 @@ from services.gateway.http.uploads import keep_file
 from services.gateway.jobs.model import Job
 from services.gateway.wire import answers, explanations, requests, webhooks
 from services.kernel.blobs import BlobStore
-from services.kernel.errors import InvalidField
 
 PART = "part:"
 JOB_PART = "job"

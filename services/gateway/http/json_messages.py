@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from starlette.responses import Response
 
-from services.kernel.errors import InvalidField
+from fanlight.errors import InvalidField
 
 # Its two implementations have no type in common.
 Field = Any

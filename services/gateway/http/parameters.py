@@ -4,9 +4,9 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from fanlight.contract.digests import parse_scope
+from fanlight.errors import InvalidField
 from services.gateway.app.callers import Caller
-from services.kernel.digests import parse_scope
-from services.kernel.errors import InvalidField
 
 # How long a client may let an answer wait.
 WAIT_LIMIT_S = 60.0

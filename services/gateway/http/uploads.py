@@ -3,10 +3,10 @@
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
+from fanlight.errors import InvalidField, TooLarge
 from services.gateway.http import bodies
 from services.gateway.http.options import HttpOptions
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.errors import InvalidField, TooLarge
 
 
 async def keep_body(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 
+from fanlight.errors import Conflict, FailedPrecondition, LeaseLost
 from services.gateway.jobs.model import (
     Attempt,
     Ending,
@@ -20,7 +21,6 @@ from services.gateway.jobs.model import (
     Task,
     TaskState,
 )
-from services.kernel.errors import Conflict, FailedPrecondition, LeaseLost
 
 FAILURES_LIMIT = 3
 LOST_LEASES_LIMIT = 10

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fanlight.errors import InvalidField
 from services.gateway.jobs.machine import has_inputs, succeeded
 from services.gateway.jobs.model import (
     DEFAULT_TENANT,
@@ -17,7 +18,6 @@ from services.gateway.jobs.model import (
     TaskState,
 )
 from services.kernel.blobs import BlobInfo
-from services.kernel.errors import InvalidField
 
 # What tasks make and take.
 IMAGE = "image"

@@ -3,13 +3,13 @@
 from collections.abc import AsyncIterator
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
+from fanlight.contract.digests import parse_digest, parse_scope
+from fanlight.errors import InvalidField, NotFound, OutOfRange, TooLarge
 from services.gateway.app.callers import Callers
 from services.gateway.ports import Bypass
 from services.gateway.rpc.callers import Context, caller_of
 from services.gateway.wire.blobs import blob
 from services.kernel.blobs import BlobStore
-from services.kernel.digests import parse_digest, parse_scope
-from services.kernel.errors import InvalidField, NotFound, OutOfRange, TooLarge
 
 CHUNK_OUT_BYTES = 512 * 1024
 CHUNK_IN_LIMIT_BYTES = 1024 * 1024

@@ -4,8 +4,8 @@ from typing import Any
 
 import grpc.aio
 
+from fanlight.errors import Unauthenticated
 from services.gateway.app.callers import Caller, Callers
-from services.kernel.errors import Unauthenticated
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncIterator
 
+from fanlight.contract.fields import check_whole
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from services.gateway.app.callers import Caller, Callers
 from services.gateway.app.gateway import Gateway
 from services.gateway.rpc.callers import Context, caller_of
-from services.gateway.wire import answers, explanations, fields, requests, webhooks
+from services.gateway.wire import answers, explanations, requests, webhooks
 
 PAGE_SIZE = 50
 PAGE_SIZE_LIMIT = 1_000
@@ -42,7 +43,7 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
 
     async def ListJobs(self, request: gateway_pb2.ListJobsRequest, context: Context) -> gateway_pb2.ListJobsResponse:
         page = await self._gateway.jobs.list(
-            page_size=fields.whole(request.page_size, 0, PAGE_SIZE_LIMIT, field="page_size"),
+            page_size=check_whole(request.page_size, 0, PAGE_SIZE_LIMIT, field="page_size"),
             page_token=request.page_token,
             only=requests.only(request),
             caller=self._caller(context),
@@ -66,7 +67,7 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     async def ListDeadLetters(
         self, request: gateway_pb2.ListDeadLettersRequest, context: Context
     ) -> gateway_pb2.ListDeadLettersResponse:
-        size = fields.whole(request.page_size, 0, PAGE_SIZE_LIMIT, field="page_size") or PAGE_SIZE
+        size = check_whole(request.page_size, 0, PAGE_SIZE_LIMIT, field="page_size") or PAGE_SIZE
         caller = self._caller(context)
         letters = await self._gateway.dead_letters.page(before=request.page_token, limit=size, caller=caller)
         return answers.dead_letters(letters, size)

@@ -6,7 +6,9 @@ from typing import Protocol
 from google.protobuf import timestamp_pb2
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.parameters import description
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.dead_letters import DeadLetter
@@ -18,9 +20,7 @@ from services.gateway.wire import stages
 from services.gateway.wire.blobs import blob
 from services.gateway.wire.explanations import estimate
 from services.gateway.wire.workers import worker
-from services.kernel.errors import FanlightError
 from services.kernel.media import media_type_of
-from services.kernel.wire_parameters import description
 
 
 def job(value: Job) -> gateway_pb2.Job:

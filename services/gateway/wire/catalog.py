@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from fanlight.contract.names import ANY, is_reference
+from fanlight.errors import InvalidField, NotFound, Unavailable
 from services.gateway.jobs.catalog import Catalog
 from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, Annotator, Model
-from services.kernel.errors import InvalidField, NotFound, Unavailable
 
 RETRY_AFTER_S = 5.0
 # How many names an error lists.

@@ -10,6 +10,7 @@ from fanlight.contract.needs import Needs, needs_of
 from fanlight.contract.prompt import loras_in, with_loras_renamed, words_in
 from fanlight.contract.sizes import check_size, size_step_px
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import InvalidField, NotFound
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.new_job import SourceImage
 from services.gateway.jobs.model import DIFFUSION, ControlImage, Facts, Input, StageRequest
@@ -21,7 +22,6 @@ from services.gateway.wire.catalog import checkpoint_of, controlnet_of, model_of
 from services.gateway.wire.images import source_images
 from services.gateway.wire.needs import Fleet, amounts_of, facts_of, names_of, newer_fields, require, within
 from services.kernel.blobs import BlobInfo
-from services.kernel.errors import InvalidField, NotFound
 
 FIELD = "generation"
 

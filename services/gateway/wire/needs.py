@@ -10,10 +10,10 @@ from fanlight.contract.generation import PRECISIONS, SAFETY_MODES
 from fanlight.contract.needs import PRECISION, SAFETY_CHECKER, SCHEDULER, Needs
 from fanlight.contract.revision import REVISION, unknown_fields
 from fanlight.contract.schedulers import SCHEDULERS
+from fanlight.errors import FailedPrecondition, FanlightError, InvalidField
 from services.gateway.jobs.catalog import Catalog
 from services.gateway.jobs.model import Facts
 from services.gateway.wire.catalog import names
-from services.kernel.errors import FailedPrecondition, FanlightError, InvalidField
 
 _CHOICES: Mapping[str, Iterable[str]] = {
     PRECISION: PRECISIONS,

@@ -4,8 +4,11 @@ import hashlib
 from urllib.parse import urlsplit
 
 from google.protobuf import timestamp_pb2
+from google.protobuf.message import Message
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.digests import DEFAULT_SCOPE
+from fanlight.contract.fields import check_bytes, check_number, check_whole
 from fanlight.contract.images import images_of
 from fanlight.contract.limits import (
     BATCH_JOBS_LIMIT,
@@ -15,15 +18,13 @@ from fanlight.contract.limits import (
     WEBHOOK_URL_LIMIT_BYTES,
 )
 from fanlight.contract.revision import refuse_unknown_fields
+from fanlight.errors import FanlightError, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.filters import Only
 from services.gateway.app.new_job import NewJob
 from services.gateway.jobs.model import JobState
-from services.gateway.wire import fields
 from services.gateway.wire.needs import Fleet
 from services.gateway.wire.stages import draft_of
-from services.kernel.digests import DEFAULT_SCOPE
-from services.kernel.errors import FanlightError, InvalidField
 
 _STATES = {
     gateway_pb2.Job.STATE_QUEUED: JobState.QUEUED,
@@ -40,13 +41,13 @@ def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
         raise InvalidField(
             f"has {len(request.request_id)} characters; at most {REQUEST_ID_CHARACTERS_LIMIT}", field="request_id"
         )
-    _refuse_newer(request)
+    _refuse_newer(request, request.WhichOneof("work") or "request")
     return NewJob(
         draft=draft_of(request, fleet),
         content_digest=_content_digest(request),
         request_id=request.request_id,
-        priority=fields.whole(request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT, field="priority"),
-        deadline_s=fields.number(request.deadline_s, 0.0, DEADLINE_LIMIT_S, field="deadline_s"),
+        priority=check_whole(request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT, field="priority"),
+        deadline_s=check_number(request.deadline_s, 0.0, DEADLINE_LIMIT_S, field="deadline_s"),
         webhook_url=_webhook_url(request.webhook_url),
     )
 
@@ -61,7 +62,7 @@ def _content_digest(request: gateway_pb2.CreateJobRequest) -> str:
 
 def _webhook_url(url: str) -> str:
     """What can be told from the address alone; where it leads is looked at when it is called."""
-    fields.text(url, WEBHOOK_URL_LIMIT_BYTES, field="webhook_url")
+    check_bytes(url, WEBHOOK_URL_LIMIT_BYTES, field="webhook_url")
     if not url:
         return ""
     try:
@@ -76,11 +77,11 @@ def _webhook_url(url: str) -> str:
     return url
 
 
-def _refuse_newer(request: gateway_pb2.CreateJobRequest) -> None:
-    """No worker sees the fields of the request itself. Those of what is asked for are the workers' matter."""
-    own = gateway_pb2.CreateJobRequest()
-    own.CopyFrom(request)
-    own.ClearField(request.WhichOneof("work") or "request")
+def _refuse_newer(message: Message, but: str) -> None:
+    """No worker sees the fields of the message itself. Those of what is asked for, in the field `but`, are theirs."""
+    own = type(message)()
+    own.CopyFrom(message)
+    own.ClearField(but)
     refuse_unknown_fields(own)
 
 
@@ -88,6 +89,7 @@ def new_jobs(request: gateway_pb2.CreateJobsRequest, fleet: Fleet) -> list[NewJo
     """Each for itself, or why it cannot be. InvalidField for none or too many."""
     if not 1 <= len(request.requests) <= BATCH_JOBS_LIMIT:
         raise InvalidField(f"has {len(request.requests)} entries; must be 1 to {BATCH_JOBS_LIMIT}", field="requests")
+    _refuse_newer(request, "requests")
     return [_new_or_refused(each, fleet) for each in request.requests]
 
 

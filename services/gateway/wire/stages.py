@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError, Message
 from fanlight.contract.images import image_at
 from fanlight.contract.needs import Needs
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.new_job import Draft, SourceImage
@@ -20,7 +21,6 @@ from services.gateway.wire.catalog import require_stage
 from services.gateway.wire.images import source_images
 from services.gateway.wire.needs import Fleet, facts_of, newer_fields, require, within
 from services.kernel.blobs import BlobInfo
-from services.kernel.errors import InvalidField
 
 # The field of a job for the request of a stage that has none of its own.
 OTHER = "request"

@@ -4,17 +4,17 @@ import math
 from collections.abc import Sequence
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.digests import parse_digest, parse_scope
+from fanlight.contract.fields import check_bytes, check_number, check_whole
+from fanlight.errors import InvalidField
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.app.hub import Fetching, Progress
 from services.gateway.app.polls import LeasedTask, Poll, PollAnswer, WantedModel
 from services.gateway.app.queue import Made, Renewal, Renewed
 from services.gateway.jobs.machine import Standing
 from services.gateway.jobs.model import Failure, Fault, Span, task_name
-from services.gateway.wire import fields
 from services.gateway.wire.stages import request_for
 from services.gateway.wire.workers import capabilities, polling_worker
-from services.kernel.digests import parse_digest, parse_scope
-from services.kernel.errors import InvalidField
 
 BATCH_LIMIT = 64
 WAIT_LIMIT_S = 60.0
@@ -46,9 +46,9 @@ def poll(request: queue_pb2.LeaseTasksRequest) -> Poll:
         worker=polling_worker(request.worker, draining=request.draining),
         capabilities_digest=request.capabilities_digest.hex(),
         capabilities=capabilities(request.capabilities) if request.HasField("capabilities") else None,
-        max_tasks=fields.whole(request.max_tasks, 0, BATCH_LIMIT, field="max_tasks"),
+        max_tasks=check_whole(request.max_tasks, 0, BATCH_LIMIT, field="max_tasks"),
         held_tokens=frozenset(token(each) for each in request.held_lease_tokens),
-        wait_s=fields.number(request.wait_s, 0.0, WAIT_LIMIT_S, field="wait_s"),
+        wait_s=check_number(request.wait_s, 0.0, WAIT_LIMIT_S, field="wait_s"),
     )
 
 
@@ -135,7 +135,7 @@ def _made(output: queue_pb2.Output, field: str) -> Made:
         height_px=output.height_px,
         seed=output.seed if output.HasField("seed") else None,
         nsfw=output.nsfw if output.HasField("nsfw") else None,
-        provenance=fields.text(output.provenance_json, PROVENANCE_LIMIT_BYTES, field=f"{field}.provenance_json"),
+        provenance=check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field=f"{field}.provenance_json"),
     )
 
 

@@ -7,13 +7,13 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 
+from fanlight.contract.fields import check_bytes, check_some_bytes, check_whole
+from fanlight.contract.parameters import described
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.jobs.workers import Annotator, Capabilities, Model, StepTime, Worker
-from services.gateway.wire import fields
-from services.kernel.errors import InvalidField
-from services.kernel.wire_parameters import described
 
 NAME_LIMIT_BYTES = 256
 # Annotators, models and other offers together.
@@ -40,7 +40,8 @@ FIELD_NUMBER_LIMIT = 2**29 - 1
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _STAGE = re.compile(r"[a-z0-9_-]{1,32}")
-_MESSAGE = re.compile(r"fanlight(\.[A-Za-z][A-Za-z0-9_]*){1,8}")
+# A stage's request may be a message of any package.
+_MESSAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*){1,8}")
 
 
 def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
@@ -49,11 +50,11 @@ def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
         raise InvalidField("must be 1 to 32 of a-z, 0-9, _ and -, such as preprocess", field="worker.stage")
     return Worker(
         id=message.id,
-        node=fields.some_text(message.node, NAME_LIMIT_BYTES, field="worker.node"),
+        node=check_some_bytes(message.node, NAME_LIMIT_BYTES, field="worker.node"),
         stage=message.stage,
-        version=fields.text(message.version, NAME_LIMIT_BYTES, field="worker.version"),
-        device=fields.text(message.device, NAME_LIMIT_BYTES, field="worker.device"),
-        slots=fields.whole(message.slots, 0, SLOTS_LIMIT, field="worker.slots"),
+        version=check_bytes(message.version, NAME_LIMIT_BYTES, field="worker.version"),
+        device=check_bytes(message.device, NAME_LIMIT_BYTES, field="worker.device"),
+        slots=check_whole(message.slots, 0, SLOTS_LIMIT, field="worker.slots"),
         vram_models=_models(message.vram_models, "worker.vram_models"),
         ram_models=_models(message.ram_models, "worker.ram_models"),
         disk_models=_models(message.disk_models, "worker.disk_models"),
@@ -79,7 +80,7 @@ def _models(names: Iterable[str], field: str) -> frozenset[str]:
     if len(found) > HOLDINGS_LIMIT:
         raise InvalidField(f"has {len(found)} models; at most {HOLDINGS_LIMIT} are taken", field=field)
     for name in found:
-        fields.text(name, NAME_LIMIT_BYTES, field=field)
+        check_bytes(name, NAME_LIMIT_BYTES, field=field)
     return found
 
 
@@ -139,7 +140,7 @@ def capabilities(message: queue_pb2.Capabilities) -> Capabilities:
     _require_unique((each.id for each in annotators), "capabilities.annotators[{}].id")
     _require_unique(((each.kind, each.id, each.family) for each in models), "capabilities.models[{}].id")
     offers = [
-        fields.some_text(each, NAME_LIMIT_BYTES, field=f"capabilities.offers[{i}]")
+        check_some_bytes(each, NAME_LIMIT_BYTES, field=f"capabilities.offers[{i}]")
         for i, each in enumerate(message.offers)
     ]
     _require_unique(offers, "capabilities.offers[{}]")
@@ -163,7 +164,7 @@ def _limits(limits: Sequence[queue_pb2.Limit]) -> tuple[tuple[str, int], ...]:
     if len(limits) > LIMITS_LIMIT:
         raise InvalidField(f"has {len(limits)} entries; at most {LIMITS_LIMIT} are taken", field="capabilities.limits")
     found = [
-        (fields.some_text(each.name, NAME_LIMIT_BYTES, field=f"capabilities.limits[{i}].name"), each.maximum)
+        (check_some_bytes(each.name, NAME_LIMIT_BYTES, field=f"capabilities.limits[{i}].name"), each.maximum)
         for i, each in enumerate(limits)
     ]
     _require_unique((name for name, _ in found), "capabilities.limits[{}].name")
@@ -173,7 +174,7 @@ def _limits(limits: Sequence[queue_pb2.Limit]) -> tuple[tuple[str, int], ...]:
 def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
     """What the worker knows of messages beyond this gateway, as needs such as `field:fanlight.common.v1.Picture:9`."""
     where = "capabilities.contract"
-    fields.whole(contract.revision, 0, REVISION_LIMIT, field=f"{where}.revision")
+    check_whole(contract.revision, 0, REVISION_LIMIT, field=f"{where}.revision")
     if len(contract.messages) > KNOWN_MESSAGES_LIMIT:
         raise InvalidField(
             f"has {len(contract.messages)} entries; at most {KNOWN_MESSAGES_LIMIT} are taken", field=f"{where}.messages"
@@ -181,11 +182,11 @@ def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
     _require_unique((each.name for each in contract.messages), f"{where}.messages[{{}}].name")
     for i, each in enumerate(contract.messages):
         name, field = each.name, f"{where}.messages[{i}]"
-        if not _MESSAGE.fullmatch(fields.text(name, NAME_LIMIT_BYTES, field=f"{field}.name")):
+        if not _MESSAGE.fullmatch(check_bytes(name, NAME_LIMIT_BYTES, field=f"{field}.name")):
             raise InvalidField(
-                "must be a message of fanlight, such as fanlight.common.v1.Picture", field=f"{field}.name"
+                "must be a message's full name, such as fanlight.common.v1.Picture", field=f"{field}.name"
             )
-        last = fields.whole(each.last_field, 0, FIELD_NUMBER_LIMIT, field=f"{field}.last_field")
+        last = check_whole(each.last_field, 0, FIELD_NUMBER_LIMIT, field=f"{field}.last_field")
         # Of a message that this gateway does not know it never finds a field.
         if (known := _last_field(name)) is not None:
             yield from (
@@ -205,18 +206,18 @@ def _last_field(message: str) -> int | None:
 def _names(names: Sequence[str], field: str) -> tuple[str, ...]:
     if len(names) > NAMES_LIMIT:
         raise InvalidField(f"has {len(names)} entries; at most {NAMES_LIMIT} are taken", field=field)
-    return tuple(fields.text(name, NAME_LIMIT_BYTES, field=f"{field}[{i}]") for i, name in enumerate(names))
+    return tuple(check_bytes(name, NAME_LIMIT_BYTES, field=f"{field}[{i}]") for i, name in enumerate(names))
 
 
 def _annotator(message: preprocessor_pb2.Annotator, field: str) -> Annotator:
     return Annotator(
-        id=fields.some_text(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
-        description=fields.text(message.description, DESCRIPTION_LIMIT_BYTES, field=f"{field}.description"),
+        id=check_some_bytes(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
+        description=check_bytes(message.description, DESCRIPTION_LIMIT_BYTES, field=f"{field}.description"),
         parameters=tuple(
             described(each, field=f"{field}.parameters[{i}]") for i, each in enumerate(message.parameters)
         ),
         deterministic=message.deterministic,
-        weight_bytes=fields.whole(message.weight_bytes, 0, BYTES_LIMIT, field=f"{field}.weight_bytes"),
+        weight_bytes=check_whole(message.weight_bytes, 0, BYTES_LIMIT, field=f"{field}.weight_bytes"),
         controlnets=_names(message.controlnets, f"{field}.controlnets"),
         version=message.version,
         device=message.device,
@@ -227,19 +228,19 @@ def _annotator(message: preprocessor_pb2.Annotator, field: str) -> Annotator:
 
 def _model(message: diffusion_pb2.Model, field: str) -> Model:
     return Model(
-        id=fields.some_text(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
-        kind=fields.some_text(message.kind, NAME_LIMIT_BYTES, field=f"{field}.kind"),
+        id=check_some_bytes(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
+        kind=check_some_bytes(message.kind, NAME_LIMIT_BYTES, field=f"{field}.kind"),
         is_default=message.is_default,
-        size_bytes=fields.whole(message.size_bytes, 0, BYTES_LIMIT, field=f"{field}.size_bytes"),
+        size_bytes=check_whole(message.size_bytes, 0, BYTES_LIMIT, field=f"{field}.size_bytes"),
         licence=message.licence,
         pipelines=_names(message.pipelines, f"{field}.pipelines"),
         width_px=message.width_px,
         height_px=message.height_px,
         size_step_px=message.size_step_px,
-        family=fields.text(message.family, NAME_LIMIT_BYTES, field=f"{field}.family"),
+        family=check_bytes(message.family, NAME_LIMIT_BYTES, field=f"{field}.family"),
         schedulers=_names(message.schedulers, f"{field}.schedulers"),
         aliases=_names(message.aliases, f"{field}.aliases"),
-        text_encoder_layers=fields.whole(
+        text_encoder_layers=check_whole(
             message.text_encoder_layers, 0, TEXT_ENCODER_LAYERS_LIMIT, field=f"{field}.text_encoder_layers"
         ),
     )

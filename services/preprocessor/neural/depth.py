@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from fanlight.contract.parameters import Parameter
-from services.kernel.errors import NodeFault
+from fanlight.errors import NodeFault
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.device import Device
 from services.preprocessor.neural import defects

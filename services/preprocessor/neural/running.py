@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from services.kernel.errors import NodeFault
+from fanlight.errors import NodeFault
 from services.preprocessor.annotator import Pixels
 from services.preprocessor.device import CUDA, Device
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.kernel.errors import FailedPrecondition, FanlightError, NodeFault, NotFound
+from fanlight.errors import FailedPrecondition, FanlightError, NodeFault, NotFound
 from services.weights.chunks import Span
 from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, TokenRefused, WrongBytes
 from services.weights.manifest import ChunkDigests, Manifest, WeightFile

@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 import pytest
 
-from services.kernel.errors import InvalidField, NodeFault
+from fanlight.errors import InvalidField, NodeFault
 from services.weights.errors import NotHeld
 from services.weights.onlooking import SOURCE
 from services.weights.provision import Provision

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from services.kernel.errors import FailedPrecondition, InvalidField, NotFound
+from fanlight.errors import FailedPrecondition, InvalidField, NotFound
 from services.weights import keeping, planning
 from services.weights.errors import TokenRefused
 from services.weights.store import WeightStore

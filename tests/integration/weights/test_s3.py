@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from services.kernel.errors import FanlightError, NotFound
+from fanlight.errors import FanlightError, NotFound
 from services.weights import s3 as s3_calls
 from services.weights.destinations import destination
 from services.weights.errors import TokenRefused

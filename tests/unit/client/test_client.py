@@ -9,9 +9,17 @@ from fanlight.client import AsyncClient, Control, annotation, generation
 from fanlight.client.blobs import CHUNK_BYTES, digest_of
 from fanlight.contract.images import images_of
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
-from fanlight.errors import BrokenBlob, CallFailed, FanlightError, InvalidInput, JobFailed
+from fanlight.errors import (
+    BrokenBlob,
+    CallFailed,
+    FanlightError,
+    InvalidField,
+    InvalidInput,
+    JobFailed,
+    ResourceExhausted,
+    Unavailable,
+)
 from fanlight.gateway.v1.gateway_pb2 import Job
-from services.kernel.errors import InvalidField, ResourceExhausted, Unavailable
 from tests.fakes.corpus import CORPUS, IMAGE
 from tests.fakes.job_service import PICTURE, FakeJobService, serving
 

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
+from fanlight.errors import FailedPrecondition, NotFound
 from services.diffusion.config import DiffusionSettings
 from services.diffusion.generation import Pipeline
 from services.diffusion.models.names import controlnet_id
 from services.diffusion.models.scan import scan
 from services.diffusion.wire import models_to_proto
 from services.kernel.config import SettingsError
-from services.kernel.errors import FailedPrecondition, NotFound
 
 
 def test_a_folder_of_models_is_listed_with_their_own_sizes(catalogue):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fanlight.errors import FailedPrecondition, NodeFault, NotFound
 from services.diffusion.models.scan import scan
-from services.kernel.errors import FailedPrecondition, NodeFault, NotFound
 from tests.fakes.families import make_tiny_sdxl
 
 WIDTH = 16

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from fanlight.errors import NodeFault
 from services.diffusion.engine.engine import Engine
 from services.diffusion.engine.ports import DeviceLost
 from services.diffusion.engine.step_times import CLASSES_LIMIT, StepTimes
 from services.diffusion.engine.thread import DeviceThread
-from services.kernel.errors import NodeFault
 from tests.fakes.studio import FakeStudio
 
 LIMIT_S = 30

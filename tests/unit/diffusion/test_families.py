@@ -14,9 +14,9 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.generation import LoraUse, Start
 from services.diffusion.models.scan import read_path, scan
-from services.kernel.errors import FailedPrecondition, NodeFault
 from tests.fakes.families import make_tiny_refiner, make_tiny_sd2, make_tiny_sdxl
 from tests.fakes.ldm_files import write_ldm_file, write_parts
 

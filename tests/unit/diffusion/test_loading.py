@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.models.library import Library
 from services.diffusion.models.scan import scan
-from services.kernel.errors import FailedPrecondition, NodeFault
 
 
 @pytest.fixture

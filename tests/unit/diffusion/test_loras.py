@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.generation import LoraUse
 from services.diffusion.models import patching
 from services.diffusion.models.entries import LoraEntry
 from services.diffusion.models.library import Library
 from services.diffusion.models.patching import layer_names
 from services.diffusion.models.scan import scan
-from services.kernel.errors import FailedPrecondition, NodeFault
 
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 CONV = "down_blocks.0.resnets.0.conv1"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fanlight.errors import ResourceExhausted
 from services.diffusion.engine.studio import TorchStudio
 from services.diffusion.generation import Start
 from services.diffusion.models.library import Library
-from services.kernel.errors import ResourceExhausted
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")]
 

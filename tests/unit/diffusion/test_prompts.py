@@ -5,10 +5,10 @@ import torch
 from transformers import CLIPTokenizer
 
 from fanlight.contract.limits import PROMPT_PARTS_LIMIT
+from fanlight.errors import InvalidField
 from services.diffusion.engine.byte_cache import ByteCache
 from services.diffusion.prompt.encode import encode_one, encode_pair
 from services.diffusion.prompt.kept import Prompts
-from services.kernel.errors import InvalidField
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from PIL import Image
 from fanlight.common.v1 import common_pb2
 from fanlight.contract import generation as contract
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FailedPrecondition, InvalidField, NotFound, TooLarge
 from services.diffusion.effective import effective_to_proto
 from services.diffusion.generation import Format, Pipeline, Safety
 from services.diffusion.infotext import infotext
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.pictures.fit import Resize
 from services.diffusion.pictures.png import encode_png
-from services.kernel.errors import FailedPrecondition, InvalidField, NotFound, TooLarge
 
 GenerateRequest, Control = diffusion_pb2.GenerateRequest, diffusion_pb2.Control
 LoraUse = diffusion_pb2.LoraUse

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fanlight.errors import ResourceExhausted
 from services.diffusion.models.device import CpuDevice, CudaDevice
 from services.diffusion.models.folders import read_vae
 from services.diffusion.models.library import Library, Residency
 from services.diffusion.models.residency import Lease, Tier
 from services.diffusion.models.scan import scan
-from services.kernel.errors import ResourceExhausted
 from tests.fakes.device import FakeGpu
 from tests.fakes.models import make_tiny_model
 

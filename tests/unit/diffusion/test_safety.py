@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
+from fanlight.errors import NodeFault
 from services.diffusion.engine.safety import SafetyChecker
 from services.diffusion.generation import Safety
 from services.diffusion.models.library import Library
 from services.diffusion.models.safety_net import load_safety_net
-from services.kernel.errors import NodeFault
 from tests.fakes.device import FakeGpu
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fanlight.errors import FailedPrecondition, NotFound
 from services.diffusion.models.headers import LDM_UNET
 from services.diffusion.models.names import plain
 from services.diffusion.models.recipes import CONFIGS, shipped
 from services.diffusion.models.scan import scan, starter_folder
-from services.kernel.errors import FailedPrecondition, NotFound
 
 
 def ldm(width, context, channels=4):

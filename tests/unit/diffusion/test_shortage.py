@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fanlight.errors import ResourceExhausted
 from services.diffusion.engine import evaluate, latents, studio
 from services.diffusion.engine.engine import Engine
 from services.diffusion.engine.ports import DeviceLost
@@ -17,7 +18,6 @@ from services.diffusion.models.classes import AutoencoderKL, UNet2DConditionMode
 from services.diffusion.models.library import Library
 from services.diffusion.models.marks import work_bytes
 from services.diffusion.models.recipes import shipped
-from services.kernel.errors import ResourceExhausted
 from tests.fakes.device import FakeGpu
 from tests.fakes.memory import FakeMemory
 

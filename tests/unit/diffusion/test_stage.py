@@ -10,6 +10,7 @@ from PIL import Image
 
 from fanlight.contract.schedulers import SHORT_NAMES
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
+from fanlight.errors import InvalidField
 from fanlight.queue.v1 import queue_pb2
 from services.diffusion.digests import WeightDigests
 from services.diffusion.engine.engine import Engine
@@ -19,7 +20,6 @@ from services.diffusion.painter import Painter
 from services.diffusion.remote import Fetch, Remote
 from services.diffusion.stage import DiffusionStage
 from services.diffusion.supply import Supply
-from services.kernel.errors import InvalidField
 from services.weights.catalog import Catalog
 from services.worker.ports import Progress
 from tests.fakes.references import FakeStore

@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from PIL import Image
 
 from fanlight.contract.schedulers import CLASSES
+from fanlight.errors import InvalidField, ResourceExhausted
 from services.diffusion.engine import decode, evaluate, latents, rows
 from services.diffusion.engine.decode import PREVIEW_SIDE_PX, ModelGaveNaN, are_sound
 from services.diffusion.engine.studio import TorchStudio
@@ -18,7 +19,6 @@ from services.diffusion.models.device import CpuDevice
 from services.diffusion.models.entries import VaeEntry
 from services.diffusion.models.library import Library
 from services.diffusion.models.scan import scan
-from services.kernel.errors import InvalidField, ResourceExhausted
 from tests.fakes.models import make_tiny_model
 
 

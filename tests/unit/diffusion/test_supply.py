@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FailedPrecondition, NodeFault, NotFound
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.names import controlnet_id
 from services.diffusion.remote import Fetch, Remote
 from services.diffusion.supply import Supply
 from services.diffusion.wire import capable_models, models_to_proto
-from services.kernel.errors import FailedPrecondition, NodeFault, NotFound
 from services.weights.catalog import shipped
 from services.weights.inventory import HeldModel
 from tests.fakes.references import FakeStore

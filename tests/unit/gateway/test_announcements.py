@@ -5,11 +5,11 @@ import math
 import pytest
 
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FanlightError
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.jobs.workers import Model, StepTime
 from services.gateway.wire import workers
-from services.kernel.errors import FanlightError
 
 GENERATE = "fanlight.diffusion.v1.GenerateRequest"
 LAST = max(field.number for field in diffusion_pb2.GenerateRequest.DESCRIPTOR.fields)
@@ -99,7 +99,8 @@ LONG = "n" * 300
         ),
         (knowing(2**31), "capabilities.contract.messages[0].last_field"),
         (knowing(1, revision=2**31), "capabilities.contract.revision"),
-        (knowing(1, name="google.protobuf.Any"), "capabilities.contract.messages[0].name"),
+        (knowing(1, name="Picture"), "capabilities.contract.messages[0].name"),
+        (knowing(1, name="no message.at all"), "capabilities.contract.messages[0].name"),
         (
             announced(contract=queue_pb2.ContractRevision(messages=[queue_pb2.KnownMessage(name=GENERATE)] * 2)),
             "capabilities.contract.messages[1].name",

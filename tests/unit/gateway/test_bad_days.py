@@ -2,14 +2,14 @@
 
 import pytest
 
+from fanlight.contract.digests import digest_of
+from fanlight.errors import FailedPrecondition, LeaseLost, NotFound, Unavailable
 from services.gateway.adapters.patient_store import PatientStore
 from services.gateway.app.cache import BUCKET
 from services.gateway.app.probe import EVERY_S
 from services.gateway.app.queue import Made, Renewal
 from services.gateway.jobs.machine import Standing
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
-from services.kernel.digests import digest_of
-from services.kernel.errors import FailedPrecondition, LeaseLost, NotFound, Unavailable
 from services.kernel.wire_errors import http_status
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, annotation, control, generation
 from tests.fakes.memory_blobs import MemoryBlobs

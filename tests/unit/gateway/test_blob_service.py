@@ -6,14 +6,14 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from fanlight import errors
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
+from fanlight.contract.digests import digest_of
 from services.gateway.app.callers import Callers, Tenant, callers_of
 from services.gateway.ports import Upload
 from services.gateway.rpc.blobs import CHUNK_OUT_BYTES, BlobService
-from services.kernel import errors
 from services.kernel.config import CommonSettings
-from services.kernel.digests import digest_of
 from services.kernel.rpc_server import RpcServer
 from services.kernel.wire_errors import from_rpc_error
 from tests.fakes.memory_blobs import MemoryBlobs

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from fanlight.contract.names import ANY, find_name, plain_name
 from fanlight.contract.prompt import words_in
+from fanlight.errors import InvalidField, NotFound
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app.capabilities import Group, Groups
 from services.gateway.jobs.catalog import Catalog, held_by
 from services.gateway.jobs.workers import DISK, RAM, REMOTE, VRAM, Annotator, Capabilities, Model, Worker
 from services.gateway.ordering.tasks import can_do
 from services.gateway.wire import catalog as look_up
-from services.kernel.errors import InvalidField, NotFound
 from tests.fakes.fleet import FakeClock
 
 FAMILIES = ("", "sd1", "sdxl")

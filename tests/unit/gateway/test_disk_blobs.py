@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from fanlight.contract.digests import digest_of
+from fanlight.errors import InvalidField, NodeFault, Unavailable
 from services.gateway.adapters import blob_files, disk_blobs
 from services.gateway.adapters.disk_blobs import DiskBlobs
 from services.kernel.blobs import BlobInfo
-from services.kernel.digests import digest_of
-from services.kernel.errors import InvalidField, NodeFault, Unavailable
 
 SCOPE = "default"
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from fanlight.errors import NotFound
 from services.gateway.app.explain import ESTIMATES_AT_A_TIME
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.jobs.workers import StepTime
 from services.gateway.ordering.explain import Verdict
 from services.gateway.ordering.replication import UNASKED_WORKERS_MIN
 from services.gateway.wire import explanations
-from services.kernel.errors import NotFound
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, control, generation
 
 FAR = replace(STARTER, id="far", size_bytes=1_000_000_000)

@@ -9,13 +9,13 @@ from google.protobuf import json_format
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.prompt import loras_in, words_in
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FanlightError, NotFound
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.polls import LeasedTask
 from services.gateway.jobs.catalog import catalog_of
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Job
 from services.gateway.jobs.workers import Capabilities, Model
 from services.gateway.wire import answers, requests, tasks
-from services.kernel.errors import FanlightError, NotFound
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, FixedFleet, Fleet, resolved
 
 PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")

@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
+from fanlight.contract.digests import digest_of
+from fanlight.errors import AlreadyExists, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
 from services.gateway.app.callers import OPERATOR
 from services.gateway.app.filters import Only
 from services.gateway.app.hub import Progress
 from services.gateway.app.new_job import SourceImage
 from services.gateway.app.queue import Renewal
 from services.gateway.jobs.model import DIFFUSION, Job, JobState
-from services.kernel.digests import digest_of
-from services.kernel.errors import AlreadyExists, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
 from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation, photo, seed_of
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from fanlight.errors import Unavailable
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app import ledger as ledgers
 from services.gateway.app.ledger import BUCKET, LAGS_LIMIT, Ledger
@@ -13,7 +14,6 @@ from services.gateway.app.records import JOBS
 from services.gateway.jobs import machine
 from services.gateway.jobs.model import Job, JobState, Lease
 from services.gateway.ports import Record
-from services.kernel.errors import Unavailable
 from tests.fakes.fleet import Fleet, generation
 
 
@@ -161,4 +161,5 @@ async def test_a_page_shows_a_record_that_is_newer_than_what_is_known(store: Lat
         # Not heard of yet: nothing has run since.
         store._set(BUCKET, job.id, JOBS.encode(cancelled(job)))
         ((_, shown),) = await ledger.page(before="", limit=5)
-        assert shown is not None and shown.state is JobState.CANCELLED
+        assert shown is not None
+        assert shown.state is JobState.CANCELLED

@@ -5,6 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from fanlight.errors import Conflict, FailedPrecondition, LeaseLost
 from services.gateway.jobs import machine, plan
 from services.gateway.jobs.machine import FAILURES_LIMIT, LOST_LEASES_LIMIT, Standing
 from services.gateway.jobs.model import (
@@ -16,7 +17,6 @@ from services.gateway.jobs.model import (
     Output,
     TaskState,
 )
-from services.kernel.errors import Conflict, FailedPrecondition, LeaseLost
 from tests.fakes.jobs import annotation_plan, blob, generation_plan
 
 CRASH = Failure(reason="NODE_FAULT", message="out of memory")

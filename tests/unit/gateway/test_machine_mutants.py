@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from fanlight.errors import Conflict, LeaseLost
 from services.gateway.jobs import machine
 from services.gateway.jobs.machine import Standing
 from services.gateway.jobs.model import Job, Lease, Task, TaskState
-from services.kernel.errors import Conflict, LeaseLost
 from tests.unit.gateway.test_machine import Life
 
 TRIES = settings(

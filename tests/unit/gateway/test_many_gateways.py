@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from fanlight.errors import LeaseLost
 from services.gateway.app.hub import Progress
 from services.gateway.app.queue import Renewal
 from services.gateway.jobs.machine import Standing
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
-from services.kernel.errors import LeaseLost
 from tests.fakes.fleet import Fleet, FleetWorker, control, generation
 
 Pair = tuple[Fleet, Fleet]

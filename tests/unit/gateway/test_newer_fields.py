@@ -165,3 +165,9 @@ async def test_in_a_batch_only_the_newer_one_is_refused(channel: grpc.aio.Channe
     answer = await jobs_of(channel).CreateJobs(gateway_pb2.CreateJobsRequest(requests=batch))
     assert [each.WhichOneof("result") for each in answer.results] == ["job", "failure"]
     assert answer.results[1].failure.field == "generation.99"
+
+
+async def test_a_field_of_the_batch_itself_is_refused(channel: grpc.aio.Channel, old: RpcWorker) -> None:
+    batch = with_field(gateway_pb2.CreateJobsRequest(requests=[of_generation(plain())]), 60)
+    with pytest.raises(grpc.aio.AioRpcError, match=r"field 60 of fanlight\.gateway\.v1\.CreateJobsRequest"):
+        await jobs_of(channel).CreateJobs(batch)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fanlight.errors import FanlightError, InvalidField
 from services.gateway.jobs import machine
 from services.gateway.jobs.machine import FAILURES_LIMIT
 from services.gateway.jobs.model import TASKS_LIMIT, Failure, Fault, Input, Job, JobState, Lease, Output, TaskState
 from services.gateway.jobs.plan import IMAGE, NewTask, Plan, check, create
-from services.kernel.errors import FanlightError, InvalidField
 from tests.fakes.jobs import annotation, blob, generation
 
 MAKES = {"preprocess": IMAGE, "diffusion": IMAGE, "tag": "text"}

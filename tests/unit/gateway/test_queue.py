@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from fanlight.contract.digests import digest_of
+from fanlight.errors import FailedPrecondition, LeaseLost, Unavailable
 from services.gateway.app.queue import Made, Renewal
 from services.gateway.jobs.machine import FAILURES_LIMIT, Standing
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, JobState
 from services.gateway.jobs.workers import Capabilities
-from services.kernel.digests import digest_of
-from services.kernel.errors import FailedPrecondition, LeaseLost, Unavailable
 from tests.fakes.fleet import OTHER, STARTER, Fleet, FleetWorker, annotation, control, generation
 
 

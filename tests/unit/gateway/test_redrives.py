@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from fanlight.errors import FailedPrecondition, LeaseLost, NotFound
 from services.gateway.app.callers import OPERATOR
 from services.gateway.app.queue import Renewal
 from services.gateway.jobs.machine import FAILURES_LIMIT, Standing
 from services.gateway.jobs.model import DIFFUSION, Job, JobState, TaskState
-from services.kernel.errors import FailedPrecondition, LeaseLost, NotFound
 from tests.fakes.fleet import STARTER, STARTER_CANNY, Fleet, FleetWorker, control, generation
 
 

@@ -11,9 +11,9 @@ pytest.importorskip("aiobotocore")
 import aiohttp
 from botocore.exceptions import ClientError
 
+from fanlight.contract.digests import digest_of
+from fanlight.errors import NotFound, Unavailable
 from services.gateway.adapters.s3_blobs import S3Blobs
-from services.kernel.digests import digest_of
-from services.kernel.errors import NotFound, Unavailable
 
 OLD = datetime(2026, 1, 1, tzinfo=UTC)
 DATA = b"data"

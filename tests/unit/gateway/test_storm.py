@@ -5,9 +5,9 @@ import random
 
 import pytest
 
+from fanlight.errors import LeaseLost
 from services.gateway.app.polls import LeasedTask
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
-from services.kernel.errors import LeaseLost
 from tests.fakes.fleet import Fleet, FleetWorker, control, generation
 
 JOBS = 12

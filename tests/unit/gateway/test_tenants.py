@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fanlight.common.v1 import common_pb2
+from fanlight.errors import InvalidField, NotFound
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.callers import OPERATOR, Caller, Callers, callers_of, read_tenants
@@ -14,7 +15,6 @@ from services.gateway.jobs.machine import FAILURES_LIMIT
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
 from services.gateway.wire import requests
 from services.kernel.config import SettingsError
-from services.kernel.errors import InvalidField, NotFound
 from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation
 
 ACME, GLOBEX = Caller(tenant="acme"), Caller(tenant="globex")

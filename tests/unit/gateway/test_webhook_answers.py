@@ -7,8 +7,8 @@ from ipaddress import ip_network
 
 import pytest
 
+from fanlight.errors import Unavailable
 from services.gateway.adapters.webhook_http import ANSWER_LIMIT_BYTES, WebhookHttp
-from services.kernel.errors import Unavailable
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 

@@ -8,6 +8,8 @@ import pytest
 from google.protobuf import json_format, struct_pb2
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.digests import digest_of
+from fanlight.errors import FanlightError, InvalidField, NotFound, TooLarge, Unavailable
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
@@ -17,8 +19,6 @@ from services.gateway.jobs.workers import Capabilities, Model, StepTime
 from services.gateway.wire import answers, requests, tasks, workers
 from services.gateway.wire.needs import Fleet
 from services.gateway.wire.stages import request_for
-from services.kernel.digests import digest_of
-from services.kernel.errors import FanlightError, InvalidField, NotFound, TooLarge, Unavailable
 from tests.fakes.fleet import CANNY, DREAM, OTHER, PNG, STARTER, STARTER_CANNY, FixedFleet, plan_of, resolved
 
 FLEET = FixedFleet((Capabilities(annotators=(CANNY, DREAM)), Capabilities(models=(OTHER, STARTER, STARTER_CANNY))))

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from fanlight.errors import ResourceExhausted
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.jobs.workers import Capabilities
-from services.kernel.errors import ResourceExhausted
 from tests.fakes.fleet import CANNY, STARTER, Fleet, FleetWorker, generation
 
 

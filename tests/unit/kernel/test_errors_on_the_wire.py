@@ -4,7 +4,7 @@ import grpc.aio
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from services.kernel import errors
+from fanlight import errors
 from services.kernel.wire_errors import from_rpc_error, http_status, to_body, to_status
 
 

@@ -7,9 +7,9 @@ import grpc.aio
 import pytest
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
+from fanlight.errors import ResourceExhausted
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.config import CommonSettings
-from services.kernel.errors import ResourceExhausted
 from services.kernel.rpc_server import RpcServer
 from services.kernel.wire_errors import from_rpc_error
 from services.kernel.wire_text import broken_text

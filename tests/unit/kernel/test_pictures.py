@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.kernel.errors import FanlightError, InvalidField, TooLarge
+from fanlight.errors import FanlightError, InvalidField, TooLarge
 from services.kernel.pictures import PictureLimits, decode_rgb
 from tests.fakes.broken_pictures import exif_that_is_broken, huge_gif, huge_png, png_16_bit_rgb
 from tests.fakes.synthetic_pictures import encoded, saved, scene

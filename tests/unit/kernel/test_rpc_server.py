@@ -8,10 +8,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fanlight.channel import open_channel
+from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2 as pb
 from fanlight.preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from services.kernel.config import MIB, CommonSettings, SettingsError
-from services.kernel.errors import InvalidField
 from services.kernel.listen import is_loopback, require_tokens
 from services.kernel.rpc_server import RpcServer
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fanlight.contract.names import ANNOTATOR_ALIASES
-from services.kernel.errors import NotFound
+from fanlight.errors import NotFound
 from services.preprocessor.registry import NEURAL, PLAIN, Registry, aliases_of
 
 # The replaced service's processors, by their ids.

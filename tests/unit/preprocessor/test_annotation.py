@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.kernel.errors import Cancelled, InvalidField, TooLarge
+from fanlight.errors import Cancelled, InvalidField, TooLarge
 from services.kernel.pictures import PictureLimits
 from services.preprocessor.annotation import Annotation, annotate
 from services.preprocessor.registry import core

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.kernel.errors import InvalidField, TooLarge
+from fanlight.errors import InvalidField, TooLarge
 from services.kernel.pictures import PictureLimits, decode_rgb
 from services.preprocessor.decoding import decode
 from tests.fakes.synthetic_pictures import saved, scene

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from services.kernel.errors import InvalidField, TooLarge
+from fanlight.errors import InvalidField, TooLarge
 from services.kernel.pictures import PictureLimits, decode_rgb
 from services.preprocessor import decoding
 from services.preprocessor.decoding import decode

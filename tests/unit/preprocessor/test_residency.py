@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.kernel.errors import FanlightError, InvalidField, NodeFault
+from fanlight.errors import FanlightError, InvalidField, NodeFault
 from services.preprocessor.device import Device, find_device
 from services.preprocessor.registry import NEURAL
 from services.preprocessor.residency import Residency, ResidencyLimits

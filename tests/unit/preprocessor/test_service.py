@@ -12,10 +12,10 @@ from PIL import Image
 
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
+from fanlight.errors import FanlightError, InvalidField, NotFound, ResourceExhausted, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2 as pb
 from fanlight.preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from services.kernel.config import MIB, CommonSettings
-from services.kernel.errors import FanlightError, InvalidField, NotFound, ResourceExhausted, TooLarge
 from services.kernel.pictures import PictureLimits
 from services.kernel.rpc_server import RpcServer
 from services.kernel.wire_errors import from_rpc_error

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fanlight.contract.parameters import fill
-from services.kernel.errors import TooLarge
+from fanlight.errors import TooLarge
 from services.kernel.pictures import PictureLimits
 from services.preprocessor.annotation import Annotation, ControlImage, annotate
 from services.preprocessor.annotator import Drawn

@@ -5,9 +5,9 @@ import pytest
 from google.protobuf import struct_pb2
 
 from fanlight.common.v1 import common_pb2
+from fanlight.errors import FanlightError, InvalidField, NodeFault, NotFound, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import FanlightError, InvalidField, NodeFault, NotFound, TooLarge
 from services.kernel.pictures import PictureLimits
 from services.preprocessor.annotators.faces import MEDIAPIPE_FACE
 from services.preprocessor.engine import Engine

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from services.kernel.errors import FailedPrecondition, NotFound
+from fanlight.errors import FailedPrecondition, NotFound
 from services.weights.catalog import shipped, with_folder
 from services.weights.plan import Holdings, make_plan
 from services.weights.references import parse

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from services.kernel.errors import FailedPrecondition
+from fanlight.errors import FailedPrecondition
 from services.weights import readahead
 from services.weights.loading import load_checkpoint, load_pickle, load_safetensors
 from services.weights.tensors import BadHeader

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from services.kernel.errors import NotFound
+from fanlight.errors import NotFound
 from services.weights.digesting import FileDigests
 from services.weights.errors import DiskFull
 from services.weights.locks import try_lock

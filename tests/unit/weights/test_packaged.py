@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
+from fanlight.errors import InvalidField
 from services.diffusion.models.scan import starter_folder
-from services.kernel.errors import InvalidField
 from services.weights import packaged
 from services.weights.catalog import shipped
 from services.weights.references import PackageRef, parse

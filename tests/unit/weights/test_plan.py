@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.kernel.errors import FailedPrecondition, InvalidField
+from fanlight.errors import FailedPrecondition, InvalidField
 from services.weights.manifest import (
     Manifest,
     TensorEntry,

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.kernel.errors import InvalidField
+from fanlight.errors import InvalidField
 from services.weights.references import (
     AirRef,
     CatalogRef,

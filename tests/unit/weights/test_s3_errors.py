@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.kernel.errors import NotFound
+from fanlight.errors import NotFound
 from services.weights import s3
 from services.weights.errors import SourceFailed, TokenRefused
 from services.weights.references import S3Ref

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.kernel.errors import ResourceExhausted
+from fanlight.errors import ResourceExhausted
 from services.worker.admission import Admission, Slots
 
 TURNS = 5

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from services.kernel.errors import NodeFault
+from fanlight.errors import NodeFault
 from services.worker.bypass import get, put
 
 DATA = b"bytes" * 1000

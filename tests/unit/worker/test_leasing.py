@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fanlight.contract.revision import REVISION
-from services.kernel.errors import ResourceExhausted
+from fanlight.errors import ResourceExhausted
 from services.worker.leasing import EARLY_PAUSE_S
 from services.worker.surroundings import Surroundings
 from tests.fakes.scripted_gateway import FakeGateway

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from services.kernel.errors import FanlightError, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
+from fanlight.errors import FanlightError, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
 from services.worker.goodput import MEASURED_BYTES_MIN, Goodput
 from services.worker.patience import Backoff, Patience
 from services.worker.surroundings import Surroundings

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from fanlight.errors import Unavailable
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import Unavailable
 from services.worker.prefetcher import WANTED_LIMIT, Prefetcher
 from tests.fakes.stage import FakeStage
 

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from fanlight.errors import Unavailable
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import Unavailable
 from services.worker.prefetcher import Prefetcher
 from tests.fakes.stage import FakeStage
 

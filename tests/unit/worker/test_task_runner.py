@@ -4,9 +4,7 @@ import pytest
 from google.protobuf import wrappers_pb2
 
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.preprocessor.v1 import preprocessor_pb2
-from fanlight.queue.v1 import queue_pb2
-from services.kernel.errors import (
+from fanlight.errors import (
     FailedPrecondition,
     FanlightError,
     InvalidField,
@@ -16,6 +14,8 @@ from services.kernel.errors import (
     TooLarge,
     Unavailable,
 )
+from fanlight.preprocessor.v1 import preprocessor_pb2
+from fanlight.queue.v1 import queue_pb2
 from services.weights.errors import TokenRefused
 from tests.fakes.scripted_gateway import CHUNK_BYTES, FakeGateway
 from tests.fakes.stage import FakeStage

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import InvalidField, NotFound, TooLarge
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.http.bodies import parse_json
 from services.gateway.http.json_messages import fill, to_json
 from services.gateway.wire import requests
-from services.kernel.errors import InvalidField, NotFound, TooLarge
 from tests.fakes.gateway import FakeWorkers
 
 MESSAGES = (

@@ -5,6 +5,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from fanlight.contract.digests import digest_of
+from fanlight.contract.parameter_values import Parameter
 from services.gateway.http.annotate import typed
 from services.gateway.jobs.model import (
     Attempt,
@@ -19,8 +21,6 @@ from services.gateway.jobs.model import (
     TaskState,
 )
 from services.kernel.blobs import BlobInfo
-from services.kernel.digests import digest_of
-from services.kernel.parameters import Parameter
 from tests.fakes.fleet import resolved
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.memory_blobs import MemoryBlobs

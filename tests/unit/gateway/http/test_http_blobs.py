@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from fanlight.contract.digests import digest_of
 from services.gateway.http.factory import http_app
 from services.gateway.http.options import HttpOptions
-from services.kernel.digests import digest_of
 from tests.fakes.gateway import FakeGateway
 from tests.fakes.memory_blobs import MemoryBlobs
 

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from fanlight import errors
 from services.gateway.app.callers import Caller, callers_of
 from services.gateway.http.factory import http_app
 from services.gateway.http.options import HttpOptions
-from services.kernel import errors
 from tests.fakes.gateway import FakeGateway
 from tests.fakes.memory_blobs import MemoryBlobs
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.http.bodies import parse_json
 from services.gateway.http.json_messages import fill, to_json
-from services.kernel.errors import InvalidField
 
 GENERATE = "type.googleapis.com/fanlight.diffusion.v1.GenerateRequest"
 STRUCT = "type.googleapis.com/google.protobuf.Struct"

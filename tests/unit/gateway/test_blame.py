@@ -1,0 +1,102 @@
+"""What a node lacks is the node's: another one is tried, and the node goes on with all else."""
+
+import pytest
+
+from fanlight.errors import FailedPrecondition, NotFound, TooLarge
+from services.gateway.app.blame import in_words_of_job
+from services.gateway.app.queue import NOT_HERE
+from services.gateway.jobs import plan
+from services.gateway.jobs.machine import FAILURES_LIMIT
+from services.gateway.jobs.model import DIFFUSION, Failure, Fault, JobState
+from tests.fakes.fleet import CRASH, Fleet, annotation, control, generation, plan_of
+
+LACKING = [
+    Failure(reason=NotFound.reason, message="there is no file of the VAE", field="vae"),
+    Failure(reason=FailedPrecondition.reason, message="no safety checker here", field="safety_checker"),
+    Failure(reason=TooLarge.reason, message="needs 20 GB of 12", field="width_px"),
+]
+
+
+def test_what_a_node_may_lack_is_known_by_its_reason() -> None:
+    assert {failure.reason for failure in LACKING} == NOT_HERE
+    assert CRASH.reason not in NOT_HERE
+
+
+@pytest.mark.parametrize("failure", LACKING, ids=[each.reason for each in LACKING])
+async def test_what_one_node_lacks_another_is_tried_for(fleet: Fleet, failure: Failure) -> None:
+    poor, rich = fleet.worker(DIFFUSION, "poor"), fleet.worker(DIFFUSION, "rich")
+    await poor.come()
+    job = await fleet.gateway.jobs.create(generation())
+    (task,) = await poor.lease()
+    await poor.fail(task, Fault.NODE, failure)
+    told = await fleet.get(job)
+    assert told.state is JobState.QUEUED
+    assert told.tasks[0].failure.field == f"generation.{failure.field}"
+    await rich.come()
+    fleet.clock.advance(10.0)
+    fleet.gateway._core.waiting.release_due()
+    await rich.come()
+    assert await poor.lease() == [], "not again while another live one can"
+    assert await rich.work() == 1
+    assert (await fleet.get(job)).state is JobState.SUCCEEDED
+
+
+async def left_out(fleet: Fleet, failure: Failure) -> bool:
+    """Whether a node gets no more of a checkpoint after it has failed so with two jobs."""
+    node = fleet.worker(DIFFUSION, "node")
+    await node.come()
+    for _ in range(2):
+        job = await fleet.gateway.jobs.create(generation())
+        (task,) = await node.lease()
+        await node.fail(task, Fault.NODE, failure)
+        await fleet.gateway.jobs.cancel(job.name)
+    await fleet.gateway.jobs.create(generation())
+    return await node.lease() == []
+
+
+@pytest.mark.parametrize("failure", LACKING, ids=[each.reason for each in LACKING])
+async def test_a_node_that_lacks_what_one_request_needs_is_not_left_out_of_the_checkpoint(
+    fleet: Fleet, failure: Failure
+) -> None:
+    assert not await left_out(fleet, failure)
+
+
+async def test_a_node_that_breaks_is(fleet: Fleet) -> None:
+    assert await left_out(fleet, CRASH)
+
+
+async def test_what_all_nodes_lack_ends_the_job_with_the_last_reason(fleet: Fleet) -> None:
+    job = await fleet.gateway.jobs.create(generation())
+    for number in range(FAILURES_LIMIT):
+        node = fleet.worker(DIFFUSION, f"node-{number}")
+        await node.come()
+        (task,) = await node.lease()
+        await node.fail(task, Fault.NODE, LACKING[0])
+        fleet.rest()
+    done = await fleet.get(job)
+    assert (done.state, done.failure.reason, done.failure.field) == (JobState.FAILED, "NOT_FOUND", "generation.vae")
+    assert done.tasks[0].failed_nodes == {"node-0", "node-1", "node-2"}
+
+
+IN_A_GENERATION = plan_of(generation(2, control(), control(name="other")))
+IN_AN_ANNOTATION = plan_of(annotation())
+
+
+@pytest.mark.parametrize(
+    ("of", "number", "field", "clients"),
+    [
+        (IN_AN_ANNOTATION, 1, "parameters.low", "annotation.parameters.low"),
+        (IN_AN_ANNOTATION, 1, "picture.data", "annotation.picture.data"),
+        (IN_A_GENERATION, 1, "parameters.low", "generation.controls[0].parameters.low"),
+        (IN_A_GENERATION, 2, "annotator", "generation.controls[1].annotator"),
+        (IN_A_GENERATION, 2, "picture", "generation.controls[1].image"),
+        (IN_A_GENERATION, 1, "picture.data", "generation.controls[0].image.data"),
+        (IN_A_GENERATION, 3, "controls[0].image", "generation.controls[0].image"),
+        (IN_A_GENERATION, 4, "model", "generation.model"),
+        (IN_A_GENERATION, 4, "", ""),
+    ],
+)
+def test_a_fields_name_is_the_clients(of: plan.Plan, number: int, field: str, clients: str) -> None:
+    job = plan.create(of, job_id="j", request_id="", priority=0, now_s=1.0)
+    failure = Failure(reason="INVALID_FIELD", message="is wrong", field=field)
+    assert in_words_of_job(failure, job, number).field == clients
