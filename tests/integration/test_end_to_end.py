@@ -31,7 +31,7 @@ def blob(http: str, data: bytes) -> dict:
 def job(prompt: str = "a red apple", *, control: dict | None = None, **fields) -> dict:
     generation = {"prompt": prompt, "steps": 4, **fields}
     if control:
-        generation["controls"] = [{"annotator": "canny", "picture": {"blob": {"digest": control["digest"]}}}]
+        generation["controls"] = [{"annotator": "canny", "image": {"blob": {"digest": control["digest"]}}}]
     return {"generation": generation}
 
 
