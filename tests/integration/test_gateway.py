@@ -12,7 +12,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fanlight.common.v1 import common_pb2
+from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.kernel.wire_errors import from_rpc_error
 from tests.fakes.fleet import PNG
@@ -36,8 +38,8 @@ async def channel(gateway: GatewayProcess) -> AsyncIterator[grpc.aio.Channel]:
 
 
 def generation(count: int, *, request_id: str = "") -> gateway_pb2.CreateJobRequest:
-    source = gateway_pb2.ControlSource(annotator="canny", picture=common_pb2.Picture(data=PNG + b"photo"))
-    work = gateway_pb2.Generation(prompt="a fox", count=count, seed=7, controls=[source])
+    source = diffusion_pb2.Control(annotator="canny", image=common_pb2.Picture(data=PNG + b"photo"))
+    work = diffusion_pb2.GenerateRequest(prompt="a fox", count=count, seed=7, controls=[source])
     return gateway_pb2.CreateJobRequest(generation=work, request_id=request_id)
 
 
@@ -59,13 +61,14 @@ async def test_a_picture_and_a_prompt_become_pictures(channel: grpc.aio.Channel)
     assert all(each.estimate.ready_s > 0 for each in (job, first.job, *open_jobs.jobs))
 
     (annotate,) = await annotator.lease()
-    assert annotate.annotate.annotator == "canny"
-    assert annotate.annotate.parameters["low"] == 100
+    request = preprocessor_pb2.AnnotateRequest.FromString(annotate.request.value)
+    assert (request.annotator, request.parameters["low"]) == ("canny", 100)
     await annotator.complete(annotate)
     paints = await painter.lease()
-    assert [task.generate.seed for task in paints] == [7, 8, 9]
-    assert paints[0].generate.controls[0].controlnet == "canny"
-    assert paints[0].generate.controls[0].image.blob.size_bytes > 0
+    made = [diffusion_pb2.GenerateRequest.FromString(task.request.value) for task in paints]
+    assert [request.seed for request in made] == [7, 8, 9]
+    assert made[0].controls[0].controlnet == "canny"
+    assert made[0].controls[0].image.blob.size_bytes > 0
     for task in paints:
         await painter.complete(task)
 

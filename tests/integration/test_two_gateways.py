@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fanlight.client import AsyncClient
-from fanlight.gateway.v1 import gateway_pb2
+from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1.gateway_pb2 import Job
 from tests.fakes.fleet import PNG
 from tests.fakes.gateway_process import GatewayProcess, RpcWorker
@@ -38,10 +38,10 @@ async def pair(tmp_path: Path) -> AsyncIterator[list[GatewayProcess]]:
                 await each.stop(signal.SIGKILL)
 
 
-def a_job(count: int) -> gateway_pb2.Generation:
-    work = gateway_pb2.Generation(prompt="a fox", count=count)
+def a_job(count: int) -> diffusion_pb2.GenerateRequest:
+    work = diffusion_pb2.GenerateRequest(prompt="a fox", count=count)
     control = work.controls.add(annotator="canny")
-    control.picture.data = PNG + b"a photo"
+    control.image.data = PNG + b"a photo"
     return work
 
 

@@ -128,7 +128,7 @@ def _images(value: Job) -> Iterator[gateway_pb2.Image]:
             for output in task.outputs:
                 yield gateway_pb2.Image(
                     blob=blob(output.blob),
-                    seed=output.seed,
+                    seed=stages.seed_of(task) if output.seed is None else output.seed,
                     width_px=output.width_px,
                     height_px=output.height_px,
                     task=task.number,

@@ -145,6 +145,13 @@ def show(asked: StageRequest, job: gateway_pb2.Job) -> None:
         getattr(job, stage.field).CopyFrom(message)
 
 
+def seed_of(task: Task) -> int:
+    """The one that the task was given, for a worker that does not say which it took; 0 for stages without seeds."""
+    stage = STAGES.get(task.stage)
+    seed = getattr(stage.request_type.FromString(task.patch), "seed", 0) if stage else 0
+    return seed if isinstance(seed, int) else 0
+
+
 def request_for(job: Job, task: Task) -> any_pb2.Any:
     """The message that a worker of the task's stage gets: with what is the task's own, and its inputs."""
     asked = job.request_of(task)

@@ -103,6 +103,18 @@ async def test_every_option_reaches_the_worker_and_is_told_to_clients() -> None:
             assert (list(said) if isinstance(value, list) else said) == value, name
 
 
+async def test_the_seed_is_told_where_the_worker_does_not_say_it() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        worker = fleet.worker("diffusion")
+        await worker.come()
+        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(seed=7, count=2), fleet.gateway.workers))
+        await worker.work()
+        done = await fleet.get(job)
+    assert [output.seed for task in done.tasks for output in task.outputs] == [None, None]
+    assert [image.seed for image in answers.job(done).images] == [7, 8]
+
+
 async def test_options_left_open_stay_open() -> None:
     request, told = await leased()
     for message in (request, told):

@@ -252,7 +252,7 @@ async def test_a_fault_of_the_request_is_told_in_the_words_of_the_job(
     wrong = Failure(reason="INVALID_FIELD", message="is cut short", field="picture")
     await annotator.fail(tasks[2], Fault.REQUEST, wrong)
     done = await fleet.get(job)
-    assert done.failure.field == "generation.controls[1].picture"
+    assert done.failure.field == "generation.controls[1].image"
     assert await fleet.gateway.dead_letters.page(limit=10) == []
     assert (await fleet.gateway.queue.renew("w", [Renewal(token=tasks[1].token)]))[0].standing is Standing.CANCELLED
 
