@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from fanlight.errors import AlreadyExists
+from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.records import Codec
 from services.gateway.jobs.catalog import Catalog, Rank, needs_by_id
 from services.gateway.jobs.workers import Annotator, Capabilities
@@ -140,9 +140,12 @@ class Groups:
         now_s = self._clock.monotonic_s()
         if group.workers and group.checked_s and now_s - group.checked_s < CHECK_INTERVAL_S:
             return
-        if await self._store.get(BUCKET, group.digest) is None:
-            with contextlib.suppress(AlreadyExists):
-                await self._store.create(BUCKET, group.digest, CAPABILITIES.encode(group.kept))
+        record, value = await self._store.get(BUCKET, group.digest), CAPABILITIES.encode(group.kept)
+        with contextlib.suppress(AlreadyExists, Conflict):
+            if record is None:
+                await self._store.create(BUCKET, group.digest, value)
+            elif CAPABILITIES.read(BUCKET, record) is None:
+                await self._store.put(BUCKET, group.digest, value, revision=record.revision)
         group.checked_s = now_s
 
     async def sweep(self) -> None:

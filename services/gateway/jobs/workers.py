@@ -73,7 +73,7 @@ class Capabilities:
 
     @property
     def all_limits(self) -> tuple[tuple[str, int], ...]:
-        """Those of its checkpoints too: `clip_skip` is at most the layers of the text encoder; sorted."""
+        """Those of its checkpoints too, such as the layers of the text encoder; sorted."""
         layers = {
             f"{TEXT_ENCODER_LAYERS}:{model.id}": model.text_encoder_layers
             for model in self.models

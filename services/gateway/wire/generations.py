@@ -18,7 +18,7 @@ from services.gateway.jobs.plan import NewTask, Plan
 from services.gateway.jobs.workers import EMBEDDING, LORA, VAE, Annotator, Model
 from services.gateway.wire import annotations
 from services.gateway.wire.blobs import put
-from services.gateway.wire.catalog import checkpoint_of, controlnet_of, model_of, models_for, require_stage
+from services.gateway.wire.catalog import checkpoint_of, controlnet_of, model_of, require_stage
 from services.gateway.wire.images import source_images
 from services.gateway.wire.needs import Fleet, amounts_of, facts_of, names_of, newer_fields, require, within
 from services.kernel.blobs import BlobInfo
@@ -177,8 +177,8 @@ def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -
     One that lives, if any can generate it. The others stay words: no image waits for a worker that is away because of a
     word. InvalidField for too many.
     """
-    offered = sorted(models_for(fleet.catalog(), EMBEDDING, _model(request, fleet)))
-    named = words_in(f"{request.prompt}\n{request.negative_prompt}", offered)
+    text, family = f"{request.prompt}\n{request.negative_prompt}", _model(request, fleet).family
+    named = words_in(text, fleet.catalog().mentioned(EMBEDDING, text, family))
     words = [each for each in named if each not in request.embeddings]
     if words and len(request.embeddings) + len(words) > EMBEDDINGS_LIMIT:
         raise InvalidField(

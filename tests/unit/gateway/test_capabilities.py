@@ -106,6 +106,18 @@ async def test_what_another_gateway_swept_by_mistake_is_kept_again(fleet: Fleet)
         assert ids(again) == {"starter"}
 
 
+async def test_a_damaged_record_is_written_again_when_a_worker_announces_it(fleet: Fleet) -> None:
+    await come(fleet, "1", ONE)
+    (record,) = await fleet.store.list(BUCKET, limit=2)
+    await fleet.store.put(BUCKET, record.key, b"damaged", revision=record.revision)
+    async with fleet.restarted().running() as again:
+        assert ids(again) == set()
+        await come(again, "1", ONE)
+        assert ids(again) == {"starter"}
+    async with fleet.restarted().running() as again:
+        assert ids(again) == {"starter"}
+
+
 @pytest.mark.parametrize(
     ("places", "residency"),
     [((), REMOTE), (("disk",), DISK), (("disk", "ram"), RAM), (("vram", "disk"), VRAM)],

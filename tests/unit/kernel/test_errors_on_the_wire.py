@@ -8,8 +8,13 @@ from fanlight import errors
 from services.kernel.wire_errors import from_rpc_error, http_status, to_body, to_status
 
 
+# What clients raise of themselves, and no service sends.
+CLIENTS_OWN = (errors.CallFailed, errors.JobFailed, errors.InvalidInput, errors.BrokenBlob)
+
+
 def all_errors() -> list[errors.FanlightError]:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    kinds = [kind for kind in kinds if kind not in CLIENTS_OWN]
     return [kind("is wrong", field="controls[0].annotator") for kind in kinds]
 
 
