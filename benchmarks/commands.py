@@ -30,6 +30,10 @@ class Command:
     # Takes more than some minutes: `make benchmarks LONG=1` runs it.
     is_long: bool = False
 
+    @property
+    def words(self) -> list[str]:
+        return [self.module, *self.arguments]
+
     def missing(self, *, smoke: bool) -> str:
         """Why it cannot run here; empty where it can."""
         needs = self.needs if smoke else (*self.needs, *self.full_needs)

@@ -163,7 +163,7 @@ def mixed(rounds: int, report: Report, *, smoke: bool) -> None:
     kinds = [(name, 1, guidance) for name, _, guidance in MIXED[:3]] if smoke else MIXED
     peer = Peer(starter() / "model")
     with served(*SERVICE, **GRPC) as (pid, address), grpc.insecure_channel(address) as channel:
-        against_diffusers(report, Service(pid, channel), peer, kinds, rounds, goal=1.5)
+        against_diffusers(report, Service(pid, channel), peer, kinds, rounds, goal=1.5, cores=int(smoke))
 
 
 def against_diffusers(
@@ -175,10 +175,14 @@ def against_diffusers(
     *,
     goal: float,
     side_px: int = 0,
+    cores: int = 0,
 ) -> None:
     """Images per CPU second, against diffusers on one thread; and per second, against its better number of threads."""
-    cores = os.cpu_count() or 1
-    ours, one, several = [], [], []
+    cores = cores or os.cpu_count() or 1
+    # CPU seconds and seconds of each turn.
+    ours: list[tuple[float, float]] = []
+    one: list[tuple[float, float]] = []
+    several: list[tuple[float, float]] = []
     for turn in range(rounds + 1):
         requests = mixed_requests(turn, kinds, side_px=side_px)
         found = service.generate(requests), peer.generate(requests, 1), peer.generate(requests, cores)

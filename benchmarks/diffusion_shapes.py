@@ -139,7 +139,9 @@ def shapes(rounds: int, keep: Path | None, report: Report, *, size: Size) -> Non
         with served(*SERVICE, **settings) as (pid, address), grpc.insecure_channel(address) as channel:
             side_px = SMALL_SIDE_PX if size != "full" else MIXED_SIDE_PX
             service, peer = Service(pid, channel), Peer(root / "sd15" / "model")
-            against_diffusers(report, service, peer, kinds, rounds, goal=1.0, side_px=side_px)
+            against_diffusers(
+                report, service, peer, kinds, rounds, goal=1.0, side_px=side_px, cores=int(size == "tiny")
+            )
 
 
 def gpu(rounds: int, keep: Path | None, report: Report, *, device: str, size: Size) -> None:
@@ -154,7 +156,7 @@ def gpu(rounds: int, keep: Path | None, report: Report, *, device: str, size: Si
         parser = parser_of(scan([root]))
         for net in (False, True):
             for batch in BATCHES[:1] if size == "tiny" else BATCHES:
-                with painting(Library(device=device), parser, threads=0) as ours:
+                with painting(Library(device=device), parser, threads=int(size == "tiny")) as ours:
                     ours(_requests(batch, side_px, steps, net="net0" if net else ""))
                     turns = [_requests(batch, side_px, steps, net="net0" if net else "", turn=n) for n in range(rounds)]
                     ours_s = [_wall_s(partial(ours, requests)) for requests in turns]

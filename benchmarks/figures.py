@@ -21,7 +21,7 @@ class Figure:
 
     what: str
     value: float
-    unit: str
+    unit: str = ""
     against: str = ""
     column: str = ""
     low: float | None = None
@@ -55,7 +55,8 @@ class Figure:
 
     def to_json(self) -> dict[str, Any]:
         """Without what says nothing; with `met`, so that a reader of the file need not know the rule."""
-        values = {name: value for name, value in asdict(self).items() if value not in (None, "", False)}
+        values = {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+        values = {name: value for name, value in values.items() if value != ""}
         return values | ({} if self.met is None else {"met": self.met})
 
     @classmethod

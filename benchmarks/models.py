@@ -2,9 +2,9 @@
 
 Random weights in fp16 as people share them, on the CPU in float32. CPU seconds are counted, as machines are busy; ours
 and diffusers' take turns, and the median of the rounds' ratios counts: diffusers' own loading takes one of two times,
-so that the range says more than the least. `--small` is a UNet of a fifth of SD 1.5's width, in float32. diffusers needs
-peft for LoRAs: without it ours run alone. SD 1.5's own shapes take 9 GB of disk and 10 of memory; `--keep FOLDER` makes
-the models once, for several runs of `--only`.
+so that the range says more than the least. `--small` is a UNet of a fifth of SD 1.5's width, in float32. diffusers
+needs peft for LoRAs: without it ours run alone. SD 1.5's own shapes take 9 GB of disk and 10 of memory; `--keep FOLDER`
+makes the models once, for several runs of `--only`.
 Run: `python -m benchmarks.models [--small] [--rounds 7] [--only lora inversion switch cold trace] [--keep FOLDER]`.
 """
 
@@ -236,7 +236,8 @@ def run(root: Path, rounds: int, trace: int, only: Sequence[str], report: Report
 def compare_lora(root: Path, rounds: int, report: Report, *, has_peft: bool) -> None:
     ours = _ours_with(root, "single0")
     if not has_peft:
-        report.add("LoRA on UNet and text encoder, ours alone", *in_turns(rounds, cpu_of(lambda: _our_lora(ours))), "s")
+        [alone] = in_turns(rounds, cpu_of(lambda: _our_lora(ours)))
+        report.add("LoRA on UNet and text encoder, ours alone", alone, "s")
         return
     pipeline = from_single_file(root, 0)
     compare(
