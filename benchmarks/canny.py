@@ -46,6 +46,7 @@ runpy.run_module("services.preprocessor", run_name="__main__")
 """
 # The image, and what the service says that it took from decoding to encoding, in seconds.
 Answer: TypeAlias = tuple[bytes, float]
+Ask: TypeAlias = Callable[[bytes], Answer]
 
 
 def photo(kind: str = "JPEG") -> bytes:
@@ -59,15 +60,16 @@ class Side:
     """One service, and what was measured of it: a value for every turn of calls."""
 
     pid: int
-    # A connection of its own for each caller.
-    connect: Callable[[], Callable[[bytes], Answer]]
+    # A connection of its own for each caller, closed with the stack.
+    connect: Callable[[ExitStack], Ask]
+    kept: ExitStack
     waited_s: list[float] = field(default_factory=list)
     inside_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     per_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.ask = self.connect()
+        self.ask = self.connect(self.kept)
 
     def turn(self, data: bytes) -> None:
         """One client, one call after another."""
@@ -84,22 +86,25 @@ class Side:
 
     def crowd(self, data: bytes) -> None:
         """Several clients at once, each on its own connection."""
-        asks = [self.connect() for _ in range(CLIENTS)]
 
-        def calls(ask: Callable[[bytes], Answer]) -> None:
+        def calls(ask: Ask) -> None:
             for _ in range(TURN_CALLS):
                 ask(data)
 
-        begin_s = time.perf_counter()
-        with ThreadPoolExecutor(CLIENTS) as threads:
+        # Closed again: waitress takes no more than a hundred connections.
+        with ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as threads:
+            asks = [self.connect(stack) for _ in range(CLIENTS)]
+            for ask in asks:
+                ask(data)
+            begin_s = time.perf_counter()
             list(threads.map(calls, asks))
-        self.per_s.append(CLIENTS * TURN_CALLS / (time.perf_counter() - begin_s))
+            self.per_s.append(CLIENTS * TURN_CALLS / (time.perf_counter() - begin_s))
 
 
 def ours(stack: ExitStack, *what: str) -> Side:
     pid, address = stack.enter_context(served(*what, FANLIGHT_PREPROCESSOR_GRPC="127.0.0.1:0"))
 
-    def connect() -> Callable[[bytes], Answer]:
+    def connect(stack: ExitStack) -> Ask:
         # Channels with equal options would share one connection.
         options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
         channel = stack.enter_context(grpc.insecure_channel(address, options=options))
@@ -112,13 +117,13 @@ def ours(stack: ExitStack, *what: str) -> Side:
 
         return ask
 
-    return Side(pid=pid, connect=connect)
+    return Side(pid=pid, connect=connect, kept=stack)
 
 
 def replaced(stack: ExitStack) -> Side:
     pid, address = stack.enter_context(served("-m", "benchmarks.replaced_preprocessor"))
 
-    def connect() -> Callable[[bytes], Answer]:
+    def connect(stack: ExitStack) -> Ask:
         connection = http.client.HTTPConnection(address)
         stack.callback(connection.close)
 
@@ -130,7 +135,7 @@ def replaced(stack: ExitStack) -> Side:
 
         return ask
 
-    return Side(pid=pid, connect=connect)
+    return Side(pid=pid, connect=connect, kept=stack)
 
 
 def services(data: bytes, rounds: int, kind: str, report: Report, *, on_asyncio: bool) -> None:

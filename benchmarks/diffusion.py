@@ -183,11 +183,12 @@ def against_diffusers(
     ours: list[tuple[float, float]] = []
     one: list[tuple[float, float]] = []
     several: list[tuple[float, float]] = []
-    for turn in range(rounds + 1):
+    # The first turn imports and loads, and counts only where it is the only one.
+    first = int(rounds > 1)
+    for turn in range(rounds + first):
         requests = mixed_requests(turn, kinds, side_px=side_px)
         found = service.generate(requests), peer.generate(requests, 1), peer.generate(requests, cores)
-        # The first turn imports and loads.
-        if turn:
+        if turn >= first:
             for side, times in zip((ours, one, several), found, strict=True):
                 side.append(times)
     what = f"{len(kinds)} mixed requests at once"

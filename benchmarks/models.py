@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     report = Report()
-    rounds, trace = (1, 2) if asked.smoke else (asked.rounds, asked.trace)
+    rounds, trace = (1, 1) if asked.smoke else (asked.rounds, asked.trace)
     with tempfile.TemporaryDirectory() as folder:
         root = asked.keep or Path(folder)
         if not (root / "mint.safetensors").exists():
