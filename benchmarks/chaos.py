@@ -5,7 +5,6 @@ alone until all jobs have ended. Fails when a job is lost or does not end, when 
 when an image was delivered twice or cannot be fetched.
 """
 
-import argparse
 import asyncio
 import contextlib
 import random
@@ -14,10 +13,12 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.chaos_house import House, Member
+from benchmarks.figures import Report, arguments
 from fanlight.client import AsyncClient, requests
 from fanlight.client.requests import Control
 from fanlight.errors import FanlightError
@@ -30,6 +31,8 @@ DOWN_S = (0.5, 3.0)
 CUT_EVERY_S = (3.0, 8.0)
 CUT_S = (0.5, 4.0)
 SETTLE_S = 480.0
+# Less than until the first kill: a smoke run shows that the house stands and that jobs end.
+SMOKE_MINUTES = 0.03
 SEND_EVERY_S = (0.5, 2.0)
 PNG = b"\x89PNG\r\n\x1a\n"
 OPEN = (Job.STATE_QUEUED, Job.STATE_RUNNING)
@@ -149,7 +152,7 @@ async def all_come(client: AsyncClient, job: Job) -> bool:
     return True
 
 
-def judge(seen: Seen, members: list[Member]) -> int:
+def judge(seen: Seen, members: list[Member], report: Report, seed: int) -> int:
     states = Counter(Job.State.Name(seen.ended[name].state) for name in seen.accepted if name in seen.ended)
     lost = [name for name in seen.accepted if name not in seen.ended]
     twice = [where for where, digests in seen.images.items() if len(digests) > 1]
@@ -163,23 +166,31 @@ def judge(seen: Seen, members: list[Member]) -> int:
     unwatched = [name for name in seen.accepted if name not in seen.watched]
     attempts = sum(task.attempts for job in seen.ended.values() for task in job.tasks)
     tasks = sum(len(job.tasks) for job in seen.ended.values())
-    print(f"jobs accepted {len(seen.accepted)}, ended {dict(states)}, not ended or lost {len(lost)}")
-    print(f"images delivered {len(seen.images)}, twice {len(twice)}, jobs short of images {len(short)}")
-    print(f"watches that told no end {len(unwatched)}, jobs with images that do not come {len(seen.unreadable)}")
-    print(f"leases a task {attempts / max(1, tasks):.2f}, refused or broken calls {dict(seen.refusals)}")
-    print(f"kills {dict(Counter(member.name.split('-')[0] for member in members for _ in range(member.kills)))}")
-    return 1 if lost or twice or short or unwatched or seen.unreadable or not seen.accepted else 0
+    kills = Counter(member.name.split("-")[0] for member in members for _ in range(member.kills))
+    row = f"seed {seed}"
+    report.add(row, len(seen.accepted), "", column="jobs accepted", goal=1, at_least=True)
+    report.add(row, len(lost), "", column="not ended or lost", goal=0)
+    report.add(row, len(seen.images), "", column="images")
+    report.add(row, len(twice), "", column="images delivered twice", goal=0)
+    report.add(row, len(short), "", column="jobs short of images", goal=0)
+    report.add(row, len(unwatched), "", column="watches without an end", goal=0)
+    report.add(row, len(seen.unreadable), "", column="jobs with images that do not come", goal=0)
+    for name in ("nats", "gateway", "worker"):
+        report.add(row, kills[name], "", column=f"kills of a {name}")
+    report.add(row, attempts / max(1, tasks), "", column="leases for a task")
+    print(f"ended {dict(states)}, refused or broken calls {dict(seen.refusals)}")
+    return 1 if any(figure.met is False for figure in report.figures) else 0
 
 
-async def main(minutes: float, seed: int, keep: bool) -> int:
+async def run(minutes: float, seed: int, report: Report, *, gateways: int, workers: int, keep: bool) -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    house = House(folder, gateways=GATEWAYS, workers=WORKERS)
+    house = House(folder, gateways=gateways, workers=workers)
     begin_s = time.monotonic()
     try:
         async with asyncio.timeout(240):
             await house.start()
         print(f"started in {time.monotonic() - begin_s:.0f} s, seed {seed}", flush=True)
-        return judge(await rage(house, minutes, seed), house.members)
+        return judge(await rage(house, minutes, seed), house.members, report, seed)
     finally:
         await house.end()
         if keep:
@@ -188,10 +199,18 @@ async def main(minutes: float, seed: int, keep: bool) -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", action="store_true", help="leave the logs")
-    given = parser.parse_args()
-    sys.exit(asyncio.run(main(given.minutes, given.seed, given.keep)))
+    asked = parser.parse_args(argv)
+    minutes, gateways, workers = (SMOKE_MINUTES, 1, 2) if asked.smoke else (asked.minutes, GATEWAYS, WORKERS)
+    report = Report()
+    code = asyncio.run(run(minutes, asked.seed, report, gateways=gateways, workers=workers, keep=asked.keep))
+    report.save(asked.json)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,6 +8,10 @@ import os
 import random
 import sys
 
+from google.protobuf.message import Message
+
+from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.kernel import logs
 from services.kernel.config import CommonSettings, load
@@ -27,6 +31,9 @@ PICTURE_BYTES = 2_000
 class Cheap:
     def __init__(self, name: str) -> None:
         self.name = name
+        self.request_type: type[Message] = (
+            preprocessor_pb2.AnnotateRequest if name == "preprocess" else diffusion_pb2.GenerateRequest
+        )
 
     def capabilities(self) -> queue_pb2.Capabilities:
         capabilities = queue_pb2.Capabilities()
@@ -40,7 +47,7 @@ class Cheap:
     def describe(self, worker: queue_pb2.Worker) -> None:
         worker.device = "cpu"
 
-    async def run(self, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
+    async def run(self, request: Message, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
         for step in range(STEPS):
             report(Progress(step=step, steps=STEPS))
             await asyncio.sleep(random.uniform(*STEP_S))

@@ -1,6 +1,6 @@
-"""SD 1.5's own shapes with random weights: mixed requests on a CPU, and pictures a second and memory on a GPU.
+"""SD 1.5's own shapes with random weights: mixed requests on a CPU, and images per second and memory on a GPU.
 
-Both sides paint from one folder, and diffusers' pipeline is used as its documentation shows it.
+Both sides read one folder, and diffusers' pipeline is used as its documentation shows it.
 """
 
 import asyncio
@@ -12,9 +12,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import structlog
 import torch
@@ -22,15 +24,18 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 
-from benchmarks.models import filled, make_pipeline
+from benchmarks.diffusion import GRPC, SERVICE, Peer, Request, Service, against_diffusers
+from benchmarks.figures import Report
+from benchmarks.models import Size, filled, make_pipeline
+from benchmarks.serving import served
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.abilities import Abilities
+from services.diffusion.config import DiffusionSettings
 from services.diffusion.digests import WeightDigests
 from services.diffusion.engine.engine import Engine
 from services.diffusion.engine.studio import TorchStudio
 from services.diffusion.engine.thread import DeviceThread
-from services.diffusion.generation import Generation
 from services.diffusion.models.catalogue import Catalogue
 from services.diffusion.models.library import Library
 from services.diffusion.models.scan import scan
@@ -39,22 +44,21 @@ from services.diffusion.painter import Painter
 from services.diffusion.parse.parser import Parser
 from services.kernel.pictures import PictureLimits
 from tests.fakes.device import FakeGpu
-from tests.fakes.diffusers_reference import Reference
 
-Request = diffusion_pb2.GenerateRequest
-
-# Text2img in one batch and with guidance, otherwise as they come: by scheduler and steps.
-MIXED = (
-    ("ddim", 3),
-    ("euler_a", 2),
-    ("DPM++ 2M Karras", 3),
-    ("euler", 2),
-    ("ddim", 2),
-    ("unipc", 3),
-    ("euler_a", 3),
-    ("DPM++ 2M Karras", 2),
+MIXED: tuple[tuple[str, int, float | None], ...] = (
+    ("ddim", 3, None),
+    ("euler_a", 2, None),
+    ("DPM++ 2M Karras", 3, None),
+    ("euler", 2, None),
+    ("ddim", 2, None),
+    ("unipc", 3, None),
+    ("euler_a", 3, None),
+    ("DPM++ 2M Karras", 2, None),
 )
-MIXED_SIDE_PX = 256
+MIXED_SIDE_PX, SMALL_SIDE_PX = 256, 64
+# As the service itself has them where nothing is set.
+ROWS_LIMIT = DiffusionSettings.model_fields["slots"].default
+HOLD_LIMIT_S = DiffusionSettings.model_fields["hold_limit_s"].default
 STEPS = 20
 BATCHES = (1, 4, 8)
 NETS = 14
@@ -63,12 +67,12 @@ CARD_BYTES = 12 << 30
 CARD_MODELS_BYTES = int(CARD_BYTES * 0.85)
 
 
-def make_sd15(root: Path, *, nets: int, small: bool = False) -> None:
+def make_sd15(root: Path, *, nets: int, size: Size) -> None:
     """`sd15/model` and so many ControlNets, all in fp16; the nets' files are one file by many names."""
     folder = root / "sd15"
     if (folder / "model" / "model_index.json").exists():
         return
-    pipeline = make_pipeline(folder / "model", small=small, seed=0).to(dtype=torch.float16)
+    pipeline = make_pipeline(folder / "model", size=size, seed=0).to(dtype=torch.float16)
     pipeline.save_pretrained(folder / "model", safe_serialization=True)
     with torch.device("meta"):
         empty = ControlNetModel.from_unet(pipeline.unet, load_weights_from_unet=False)
@@ -93,7 +97,9 @@ def painting(library: Library, parser: Parser, *, threads: int) -> Iterator[Call
     with asyncio.Runner() as runner:
 
         async def started() -> tuple[Painter, asyncio.Task[None]]:
-            engine = Engine(lambda: studio, thread=thread, rows_limit=8, hold_limit_s=20.0, clock=time.monotonic)
+            engine = Engine(
+                lambda: studio, thread=thread, rows_limit=ROWS_LIMIT, hold_limit_s=HOLD_LIMIT_S, clock=time.monotonic
+            )
             painter = Painter(engine, parser, codecs=codecs, digests=WeightDigests(), clock=time.monotonic)
             return painter, asyncio.create_task(engine.run())
 
@@ -115,79 +121,79 @@ def quiet() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 
-def shapes(rounds: int, keep: Path | None, *, small: bool = False) -> None:
-    """CPU seconds for MIXED, ours at once and diffusers' one after another, in float32."""
-    torch.set_num_threads(1)
+def measure(what: str, rounds: int, keep: Path | None, report: Report, *, device: str, size: Size) -> None:
+    """`what`: shapes, gpu or residency."""
+    quiet()
+    if what == "shapes":
+        shapes(rounds, keep, report, size=size)
+    elif what == "gpu":
+        gpu(rounds, keep, report, device=device, size=size)
+    else:
+        residency(keep, report, size=size)
+
+
+def shapes(rounds: int, keep: Path | None, report: Report, *, size: Size) -> None:
+    """MIXED at once, and one after another through diffusers, in float32."""
+    kinds = [(name, 1, guidance) for name, _, guidance in MIXED[:2]] if size == "tiny" else MIXED
     with _folder(keep) as root:
-        make_sd15(root, nets=1, small=small)
-        parser, reference = parser_of(scan([root])), Reference(root / "sd15")
-        requests = [
-            Request(prompt=f"an apple number {seed}", seed=seed, scheduler=name, steps=steps, **_sides(MIXED_SIDE_PX))
-            for seed, (name, steps) in enumerate(MIXED)
-        ]
-
-        def theirs(parsed: Sequence[Generation]) -> None:
-            for generation in parsed:
-                _save(reference.pixels(generation))
-
-        with painting(Library(device="cpu"), parser, threads=1) as ours:
-            short = Request(prompt="warm", steps=1, **_sides(64))
-            ours([short])
-            theirs([parser.parse(short)])
-            works = (lambda: ours(requests), lambda: theirs([parser.parse(each) for each in requests]))
-            times = [[_cpu_s(work) for work in works] for _ in range(rounds)]
-    ours_s, theirs_s = (min(column) for column in zip(*times, strict=True))
-    print(
-        f"{len(MIXED)} mixed requests, SD 1.5 shapes, {MIXED_SIDE_PX} x {MIXED_SIDE_PX}: diffusers loop"
-        f" {theirs_s:.1f} s CPU; Fanlight {ours_s:.1f} s; {theirs_s / ours_s:.2f}x (goal 1.0)"
-    )
+        make_sd15(root, nets=1, size=size)
+        settings = {**GRPC, "FANLIGHT_DIFFUSION_MODELS": str(root), "FANLIGHT_DIFFUSION_THREADS": "1"}
+        with served(*SERVICE, **settings) as (pid, address), grpc.insecure_channel(address) as channel:
+            side_px = SMALL_SIDE_PX if size != "full" else MIXED_SIDE_PX
+            service, peer = Service(pid, channel), Peer(root / "sd15" / "model")
+            against_diffusers(
+                report, service, peer, kinds, rounds, goal=1.0, side_px=side_px, cores=int(size == "tiny")
+            )
 
 
-def gpu(rounds: int, keep: Path | None, *, device: str = "cuda", small: bool = False) -> None:
-    """Pictures a second, 512 x 512, fp16, 20 steps; then the memory with 14 ControlNets in turns on a card of 12 GB."""
+def gpu(rounds: int, keep: Path | None, report: Report, *, device: str, size: Size) -> None:
+    """Images per second, 512 x 512, fp16, 20 steps; then the memory with 14 ControlNets in turns on a card of 12 GB."""
     is_cuda = device.startswith("cuda")
     if is_cuda and not torch.cuda.is_available():
         print("skipped: torch finds no CUDA device on this machine; nothing was measured")
         return
-    side_px, steps = (64, 2) if small else (512, STEPS)
+    side_px, steps = (512, STEPS) if size == "full" else (64, 2)
     with _folder(keep) as root:
-        make_sd15(root, nets=NETS, small=small)
+        make_sd15(root, nets=1 if size == "tiny" else NETS, size=size)
         parser = parser_of(scan([root]))
         for net in (False, True):
-            for batch in BATCHES:
-                requests = _requests(batch, side_px, steps, net="net0" if net else "")
-                theirs_s = _theirs_s(root, rounds, batch, side_px, steps, device, with_net=net)
-                with painting(Library(device=device), parser, threads=0) as ours:
-                    ours(requests)
-                    ours_s = min(_wall_s(lambda: ours(requests)) for _ in range(rounds))  # noqa: B023 - called at once
+            for batch in BATCHES[:1] if size == "tiny" else BATCHES:
+                with painting(Library(device=device), parser, threads=int(size == "tiny")) as ours:
+                    ours(_requests(batch, side_px, steps, net="net0" if net else ""))
+                    turns = [_requests(batch, side_px, steps, net="net0" if net else "", turn=n) for n in range(rounds)]
+                    ours_s = [_wall_s(partial(ours, requests)) for requests in turns]
                 _free(device)
-                print(
-                    f"batch {batch}, {'one ControlNet' if net else 'no ControlNet'}: Fanlight {batch / ours_s:.2f}"
-                    f" pictures/s, diffusers {batch / theirs_s:.2f}; {theirs_s / ours_s:.2f}x (stretch 1.8)",
-                    flush=True,
+                theirs_s = _theirs_s(root, rounds, batch, side_px, steps, device, with_net=net)
+                report.ratio(
+                    f"batch {batch}, {'one ControlNet' if net else 'no ControlNet'}, images per second",
+                    theirs_s,
+                    ours_s,
+                    against="diffusers' pipeline with the same batch",
+                    goal=1.8,
+                    at_least=True,
                 )
         if is_cuda:
-            _tell_memory(parser, device, side_px, steps)
+            _tell_memory(parser, device, side_px, steps, report)
 
 
-def residency(keep: Path | None) -> None:
+def residency(keep: Path | None, report: Report, *, size: Size) -> None:
     """What residency holds on a card of 12 GB, counted without one: 14 ControlNets in turns, each copy a mere shape."""
+    nets = 2 if size == "tiny" else NETS
     with _folder(keep) as root:
-        make_sd15(root, nets=NETS)
+        make_sd15(root, nets=nets, size=size)
         card = _Card(memory_bytes=CARD_MODELS_BYTES)
         library = Library(open_device=lambda wanted: card)
-        parser, most_bytes, times = parser_of(scan([root])), 0, []
+        parser, most_bytes, uploads = parser_of(scan([root])), 0, []
         for turn in range(3):
-            for number in range(NETS):
+            for number in range(nets):
                 before = card.uploads
                 library.assembled(parser.parse(_requests(1, 512, 1, net=f"net{number}")[0]))
                 shelf: Any = library._opened
                 most_bytes = max(most_bytes, shelf._vram.used_bytes)
-                times += [card.uploads - before] if turn else []
-    print(
-        f"{NETS} ControlNets in turns, VRAM for models {CARD_MODELS_BYTES / 1e9:.1f} GB: at most"
-        f" {most_bytes / 1e9:.2f} GB held; a change of net uploads {sum(times) / len(times):.2f} models from RAM"
-    )
+                uploads += [card.uploads - before] if turn else []
+    what = f"{nets} ControlNets in turns"
+    report.add(f"{what}, most held in VRAM", most_bytes / 1e9, "GB", goal=CARD_MODELS_BYTES / 1e9)
+    report.add(f"{what}, models brought from RAM for a change", sum(uploads) / len(uploads), "")
 
 
 class _Card(FakeGpu):
@@ -200,7 +206,7 @@ class _Card(FakeGpu):
         return doubled(module, lambda name, tensor: tensor.to("meta"))
 
 
-def _tell_memory(parser: Parser, device: str, side_px: int, steps: int) -> None:
+def _tell_memory(parser: Parser, device: str, side_px: int, steps: int, report: Report) -> None:
     """As on a card of 12 GB: torch gets no more, and models fill the share of that which the service gives them."""
     torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_BYTES / torch.cuda.mem_get_info()[1]))
     torch.cuda.reset_peak_memory_stats()
@@ -208,13 +214,15 @@ def _tell_memory(parser: Parser, device: str, side_px: int, steps: int) -> None:
     with painting(library, parser, threads=0) as ours:
         for number in [*range(NETS), *range(NETS)]:
             ours(_requests(1, side_px, steps, net=f"net{number}"))
-    print(
-        f"{NETS} ControlNets in turns, twice: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB allocated at most,"
-        f" {torch.cuda.max_memory_reserved() / 1e9:.2f} GB reserved, of {CARD_BYTES / 1e9:.1f}"
-    )
+    what = f"{NETS} ControlNets in turns, twice"
+    report.add(f"{what}, most allocated", torch.cuda.max_memory_allocated() / 1e9, "GB", goal=CARD_BYTES / 1e9)
+    report.add(f"{what}, most reserved", torch.cuda.max_memory_reserved() / 1e9, "GB", goal=CARD_BYTES / 1e9)
 
 
-def _theirs_s(root: Path, rounds: int, batch: int, side_px: int, steps: int, device: str, *, with_net: bool) -> float:
+def _theirs_s(
+    root: Path, rounds: int, batch: int, side_px: int, steps: int, device: str, *, with_net: bool
+) -> list[float]:
+    """Of the rounds, on one pipeline that was made before them."""
     dtype = torch.float16 if device.startswith("cuda") else torch.float32
     folder = root / "sd15"
     if with_net:
@@ -228,9 +236,9 @@ def _theirs_s(root: Path, rounds: int, batch: int, side_px: int, steps: int, dev
     pipeline.set_progress_bar_config(disable=True)
     control = {"image": [Image.open(io.BytesIO(_control(side_px)))] * batch} if with_net else {}
 
-    def work() -> None:
+    def work(turn: int) -> None:
         made = pipeline(
-            prompt=[f"an apple number {seed}" for seed in range(batch)],
+            prompt=[f"apple {seed} of basket {turn}" for seed in range(batch)],
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in range(batch)],
             width=side_px,
@@ -240,18 +248,19 @@ def _theirs_s(root: Path, rounds: int, batch: int, side_px: int, steps: int, dev
         for image in made.images:
             image.save(io.BytesIO(), "PNG")
 
-    work()
-    best_s = min(_wall_s(work) for _ in range(rounds))
+    work(rounds)
+    taken_s = [_wall_s(partial(work, turn)) for turn in range(rounds)]
     pipeline.to("cpu")
     _free(device)
-    return best_s
+    return taken_s
 
 
-def _requests(count: int, side_px: int, steps: int, *, net: str) -> list[Request]:
+def _requests(count: int, side_px: int, steps: int, *, net: str, turn: int = -1) -> list[Request]:
+    """Prompts of their own in every turn."""
     control = diffusion_pb2.Control(controlnet=net, image=common_pb2.Picture(data=_control(side_px))) if net else None
     return [
         Request(
-            prompt=f"an apple number {seed}",
+            prompt=f"apple {seed} of basket {turn}",
             seed=seed,
             steps=steps,
             scheduler="pndm",
@@ -274,10 +283,6 @@ def _control(side_px: int) -> bytes:
     return out.getvalue()
 
 
-def _save(pixels: np.ndarray) -> None:
-    Image.fromarray((pixels * 255).round().astype("uint8")).save(io.BytesIO(), "PNG")
-
-
 def _free(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -290,12 +295,6 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
-
-
-def _cpu_s(work: Callable[[], None]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def _wall_s(work: Callable[[], None]) -> float:

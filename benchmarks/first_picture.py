@@ -4,7 +4,7 @@ The store is empty. A repository in SD 1.5's file layout (random fp16 weights, i
 `--full` as wide as SD 1.5) is served as a hub does at the far end of benchmarks.link_emulator. The process preloads it;
 a client in the same network asks for a picture of two steps, 64 x 64, as soon as the port answers. The goal is at most
 1.1 times what the link takes for the bytes at its rate, plus 5 s. Needs root.
-Run: `python -m benchmarks.first_picture [--full] [--mbps 100] [--rtt-ms 20] [--rounds 1] [--keep FOLDER]`.
+Run: `python -m benchmarks.first_picture [--full] [--mbps 100] [--rtt-ms 20] [--rounds 2] [--keep FOLDER]`.
 """
 
 import argparse
@@ -17,27 +17,33 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
+from benchmarks.figures import Report, arguments
 from benchmarks.link_emulator import LinkEmulator, Shape, why_not
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
+
+if TYPE_CHECKING:
+    from benchmarks.models import Size
 
 ROOT = Path(__file__).parent.parent
 PORT = 8080
 GRPC = "127.0.0.1:50053"
 REPO = "bench/model"
 PATIENCE_S = 300.0
+SMOKE_MBPS = 2_000.0
 GOAL_TIMES, GOAL_MORE_S = 1.1, 5.0
 
 
-def make(folder: Path, *, full: bool) -> None:
+def make(folder: Path, *, size: "Size") -> None:
     """The repository's files, as save_pretrained writes them."""
     import torch
 
     from benchmarks.models import make_pipeline
 
-    pipeline = make_pipeline(folder, small=not full, seed=0)
+    pipeline = make_pipeline(folder, size=size, seed=0)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True, variant="fp16")
 
@@ -68,6 +74,7 @@ def ask() -> None:
         at["port"] = time.perf_counter()
         for answer in stub.Generate(request, timeout=PATIENCE_S):
             event = answer.WhichOneof("event")
+            assert event is not None
             at["bytes" if event == "fetch" else event] = time.perf_counter()
             if event == "fetch":
                 fetched = answer.fetch.total_bytes
@@ -99,7 +106,8 @@ def self_with(place: Sequence[str], *words: str) -> list[str]:
     return [*place, sys.executable, "-m", "benchmarks.first_picture", *words]
 
 
-def measure(folder: Path, shape: Shape) -> None:
+def measure(folder: Path, shape: Shape) -> dict[str, float]:
+    """Seconds after exec of what happened, and `fetched` bytes."""
     with LinkEmulator(shape) as link, tempfile.TemporaryDirectory() as store:
         host = link.SERVER_ADDRESS
         settings = {
@@ -124,32 +132,23 @@ def measure(folder: Path, shape: Shape) -> None:
                 asker.stdin.write("\n")
                 asker.stdin.flush()
                 told = json.loads(asker.stdout.readline())
-        tell(told, begin_s, link.first_s, link.passed_bytes, shape)
-
-
-def tell(told: dict, begin_s: float, first_s: float, passed_bytes: int, shape: Shape) -> None:
     at = {name: when - begin_s for name, when in told["at"].items()}
-    link_s = told["fetched"] * 8 / (shape.mbps * 1e6)
-    allowed_s = GOAL_TIMES * link_s + GOAL_MORE_S
-    print(f"{told['fetched']:,} bytes, {link_s:.1f} s of the link; {passed_bytes:,} came")
-    print(f"first byte {first_s - begin_s:.2f} s, port {at['port']:.2f} s, last byte {at['bytes']:.2f} s after exec")
-    spans = ", ".join(f"{name} {took_s:.2f} s" for name, took_s in told["spans"].items())
-    print(f"first picture {at['image']:.2f} s; of it {spans}")
-    print(f"goal {allowed_s:.1f} s; over the link's own time: {at['image'] - link_s:.2f} s", flush=True)
+    print(", ".join(f"{name} {took_s:.2f} s" for name, took_s in told["spans"].items()), flush=True)
+    return {**at, "first byte": link.first_s - begin_s, "fetched": told["fetched"]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--mbps", type=float, default=100)
     parser.add_argument("--rtt-ms", type=float, default=20)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="a folder for the repository, used again where it has it")
     parser.add_argument("-v", action="store_true", help="show what the processes say")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--host", default="127.0.0.1", help=argparse.SUPPRESS)
     parser.add_argument("--ask", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     if asked.serve:
         serve(asked.serve, asked.host)
     elif asked.ask:
@@ -157,14 +156,29 @@ def main() -> None:
     elif reason := why_not():
         sys.exit(f"skipped: the link emulator {reason}")
     else:
-        shape = Shape(mbps=asked.mbps, delay_s=asked.rtt_ms / 2000, loss=0.0)
+        report = Report()
+        mbps, rounds = (SMOKE_MBPS, 1) if asked.smoke else (asked.mbps, asked.rounds)
+        size: Size = "tiny" if asked.smoke else "full" if asked.full else "small"
         with tempfile.TemporaryDirectory() as name:
             folder = (asked.keep or Path(name)) / "repository"
             if not folder.exists():
-                make(folder, full=asked.full)
-            for _ in range(asked.rounds):
-                measure(folder, shape)
+                make(folder, size=size)
+            shape = Shape(mbps=mbps, delay_s=asked.rtt_ms / 2000, loss=0.0)
+            add(report, [measure(folder, shape) for _ in range(rounds)], mbps)
+        report.save(asked.json)
+    return 0
+
+
+def add(report: Report, runs: Sequence[dict[str, float]], mbps: float) -> None:
+    fetched = runs[0]["fetched"]
+    link_s = fetched * 8 / (mbps * 1e6)
+    what = f"{fetched / 1e6:,.0f} MB of weights"
+    report.add(what, link_s, "s", column="the link at its rate")
+    for name in ("first byte", "port", "bytes"):
+        report.add(what, [run[name] for run in runs], "s", column="last byte" if name == "bytes" else name)
+    goal = GOAL_TIMES * link_s + GOAL_MORE_S
+    report.add(what, [run["image"] for run in runs], "s", column="first image", goal=goal)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,11 +9,13 @@ import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from benchmarks.figures import RATIO, Report, arguments
 from benchmarks.fleet.product import Fanlight
 from benchmarks.fleet.run import Policy, Result, Simulation
 from benchmarks.fleet.simple import AffinityWithSpill, LeastLoaded, Oracle, Random
@@ -74,7 +76,9 @@ def run(name: str, options: Options, seed: int) -> Result:
     return simulation.run(MAKERS[name](simulation, seed), seed)
 
 
-def runs(names: Sequence[str], rates: Sequence[float], seeds: Sequence[int], path: Path | None) -> Iterator[Result]:
+def runs(
+    names: Sequence[str], rates: Sequence[float], seeds: Sequence[int], path: Path | None, shape: Options
+) -> Iterator[Result]:
     done = {(r.policy, r.rate_per_s, r.seed): r for r in (load(path) if path and path.exists() else [])}
     yield from done.values()
     for seed in seeds:
@@ -82,7 +86,7 @@ def runs(names: Sequence[str], rates: Sequence[float], seeds: Sequence[int], pat
             for name in names:
                 if (name, rate, seed) not in done:
                     began_s = time.process_time()
-                    result = run(name, Options(rate_per_s=rate), seed)
+                    result = run(name, replace(shape, rate_per_s=rate), seed)
                     print(line(result), f"[{time.process_time() - began_s:.0f} s of CPU]", flush=True)
                     if path:
                         keep(result, path)
@@ -120,54 +124,93 @@ def median_of(results: Sequence[Result], name: str, rate: float) -> Result | Non
     return replace(found[0], seed=len(found), latencies_s=(), **medians)
 
 
-def report(results: Sequence[Result], rates: Sequence[float]) -> None:
+# Goals of Fanlight's medians over another policy's, by the policy, the figure and the rate; 0: at every rate.
+GOALS: dict[tuple[str, str, float], float] = {
+    (LEAST, "p95", 2.0): 0.01,
+    (LEAST, "bytes", 2.0): 0.15,
+    (SPILL, "p95", 0.0): 0.6,
+    (SPILL, "p99", 0.0): 0.2,
+    (SPILL, "bytes", 0.0): 1.8,
+    (ORACLE, "p50", 0.0): 1.5,
+    (ORACLE, "p95", 0.0): 4.0,
+}
+
+
+def add(results: Sequence[Result], rates: Sequence[float], report: Report) -> None:
+    """Of each policy the medians over seeds with the least and the most, then Fanlight's over the others'."""
     for rate in rates:
-        print(f"\nmedians at {rate:.0f} jobs a second (seed: how many)")
-        medians = {name: found for name in MAKERS if (found := median_of(results, name, rate))}
-        for found in medians.values():
-            print(line(found))
-        for ours in (FANLIGHT, ASKED):
-            for other in (ORACLE, SPILL, OURS, LEAST):
-                if ours in medians and other in medians:
-                    print(ratios(medians[ours], medians[other]))
+        for name in MAKERS:
+            found = [each for each in results if each.policy == name and each.rate_per_s == rate]
+            if found:
+                row = f"{rate:.0f} jobs a second, {name}, {len(found)} seeds"
+                for share in ("p50", "p95", "p99"):
+                    report.add(row, [getattr(each, f"{share}_s") for each in found], "s", column=share)
+                report.add(row, [each.gb_per_1000 for each in found], "GB", column="for 1,000 jobs")
+                report.add(row, statistics.median(each.done for each in found), "", column="share that was done")
+    for rate in rates:
+        ours = median_of(results, FANLIGHT, rate)
+        for other in (ORACLE, SPILL, OURS, LEAST):
+            theirs = median_of(results, other, rate)
+            if ours and theirs:
+                add_ratios(ours, theirs, report)
 
 
-def ratios(ours: Result, other: Result) -> str:
-    parts = [f"{name} {getattr(ours, f'{name}_s') / getattr(other, f'{name}_s'):.3f}" for name in ("p50", "p95", "p99")]
-    if other.gb_per_1000:
-        parts.append(f"bytes {ours.gb_per_1000 / other.gb_per_1000:.2f}")
-    return f"  {ours.policy} / {other.policy}: {', '.join(parts)}"
+def add_ratios(ours: Result, theirs: Result, report: Report) -> None:
+    ratios = {name: getattr(ours, f"{name}_s") / getattr(theirs, f"{name}_s") for name in ("p50", "p95", "p99")}
+    if theirs.gb_per_1000:
+        ratios["bytes"] = ours.gb_per_1000 / theirs.gb_per_1000
+    for name, ratio in ratios.items():
+        goal = GOALS.get((theirs.policy, name, 0.0), GOALS.get((theirs.policy, name, ours.rate_per_s)))
+        row = f"{ours.rate_per_s:.0f} jobs a second, {ours.policy} over {theirs.policy}"
+        report.add(row, ratio, RATIO, column="for 1,000 jobs" if name == "bytes" else name, goal=goal)
 
 
-def large() -> None:
+def large(report: Report, *, smoke: bool) -> None:
     options = Options(nodes=10_000, rate_per_s=600.0, duration_s=600.0, warm_up_s=300.0, drain_s=300.0)
+    if smoke:
+        options = replace(options, nodes=100, rate_per_s=6.0, duration_s=60.0, warm_up_s=30.0, drain_s=30.0)
     began_s, used_s = time.perf_counter(), time.process_time()
     result = run(FANLIGHT, options, FIRST_SEED)
-    print(line(result))
-    print(f"{time.perf_counter() - began_s:.0f} s, {time.process_time() - used_s:.0f} s of CPU,", end=" ")
-    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB at most")
+    what = f"{options.nodes:,} nodes, {options.duration_s * options.rate_per_s:,.0f} jobs"
+    report.add(f"{what}, simulated in", time.perf_counter() - began_s, "s")
+    report.add(f"{what}, of CPU", time.process_time() - used_s, "s")
+    report.add(f"{what}, memory at most", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "GB")
+    report.add(f"{what}, share done {options.drain_s:.0f} s after the last one came", result.done, "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--rates", type=lambda text: [float(each) for each in text.split(",")], default=list(RATES))
     parser.add_argument("--policies", type=lambda text: text.split(";"), default=list(MAKERS))
     parser.add_argument("--results", type=Path)
     parser.add_argument("--plots", type=Path)
     parser.add_argument("--large", action="store_true")
-    options = parser.parse_args()
-    if options.large:
-        large()
-        return
-    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
-    results = list(runs(options.policies, options.rates, seeds, options.results))
-    report(results, options.rates)
-    if options.plots:
+    asked = parser.parse_args(argv)
+    report = Report()
+    if asked.large:
+        large(report, smoke=asked.smoke)
+    else:
+        simulate(asked, report)
+    report.save(asked.json)
+    return 0
+
+
+def simulate(asked: argparse.Namespace, report: Report) -> None:
+    seeds, rates, shape = range(FIRST_SEED, FIRST_SEED + asked.seeds), asked.rates, Options()
+    if asked.smoke:
+        seeds, rates, shape = (
+            seeds[:1],
+            rates[:1],
+            replace(shape, nodes=20, duration_s=120.0, warm_up_s=30.0, drain_s=60.0),
+        )
+    results = list(runs(asked.policies, rates, seeds, asked.results, shape))
+    add(results, rates, report)
+    if asked.plots:
         from benchmarks.fleet.plots import draw
 
-        draw(results, options.rates, options.plots)
+        draw(results, rates, asked.plots)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,9 +1,8 @@
 """What the gateway costs: over SQLite's own commits, over a bare grpc.aio server, and in memory.
 
-usage: python -m benchmarks.gateway sqlite|lease|image|memory [--rounds N]. Ours and the other take turns in one run.
+usage: python -m benchmarks.gateway sqlite|lease|image|memory [--rounds 5]. Ours and the other take turns in one run.
 """
 
-import argparse
 import asyncio
 import os
 import sqlite3
@@ -11,17 +10,22 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import psutil
 
+from benchmarks.figures import RATIO, Report, arguments
 from benchmarks.gateway_bare import CHUNK_BYTES, SERVICE
+from benchmarks.serving import cpu_s
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
+from fanlight.client import requests
 from fanlight.contract.digests import digest_of
+from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.app.ledger import Ledger
@@ -37,14 +41,20 @@ CONTROL_BYTES = 425_000
 QUEUED = 1_000
 AT_A_TIME = 16
 IMAGES_A_TURN = 10
+# Of a run, for the range of its medians.
+PARTS = 5
 
 
 def a_job(number: int) -> Job:
-    work = generation(prompt="a red teapot on a wooden table, morning light " * 4)
-    return plan.create(job_id=f"{number:06}", request_id="", priority=0, work=work, wanted=[], seeds=[1], now_s=1.0)
+    request = diffusion_pb2.GenerateRequest(
+        model="starter", prompt="a red teapot on a wooden table, morning light " * 4
+    )
+    patch = diffusion_pb2.GenerateRequest(seed=1, count=1).SerializeToString()
+    work = plan.Plan(requests=(generation(request.SerializeToString()),), tasks=(plan.NewTask(request=0, patch=patch),))
+    return plan.create(work, job_id=f"{number:06}", request_id="", priority=0, now_s=1.0)
 
 
-async def sqlite(rounds: int) -> None:
+async def sqlite(rounds: int, report: Report, *, smoke: bool) -> None:
     """Transitions of jobs, one and sixteen at a time, and commits of records of the same size."""
     with tempfile.TemporaryDirectory() as folder:
         async with open_sqlite_store(Path(folder) / "ours.sqlite") as store:
@@ -54,18 +64,17 @@ async def sqlite(rounds: int) -> None:
             raw = Raw(Path(folder) / "raw.sqlite", len(value))
             figures: dict[str, list[float]] = {"raw": [], "one": [], "many": []}
             # Short turns and many: a disk's own mood changes within seconds.
-            for _ in range(10 * rounds):
+            for _ in range(1 if smoke else 10 * rounds):
                 figures["raw"].append(raw.rate(20))
                 figures["one"].append(await rate(20, lambda n: turn(ledger, jobs[0].id, n), at_a_time=1))
                 figures["many"].append(
                     await rate(80, lambda n: turn(ledger, jobs[n % AT_A_TIME].id, n), at_a_time=AT_A_TIME)
                 )
-    base = statistics.median(figures["raw"])
-    print(f"records of {len(value)} bytes; raw commits {base:.0f}/s")
-    for name, words in (("one", "one transition at a time"), ("many", f"{AT_A_TIME} at a time")):
-        ours = statistics.median(figures[name])
-        ratio = statistics.median(mine / other for mine, other in zip(figures[name], figures["raw"], strict=True))
-        print(f"{words}: {ours:.0f}/s, {ratio:.2f}x of raw commits (goal 0.5)")
+    against = "raw SQLite commits of records of that size, per second"
+    for name, words in (("one", "one at a time"), ("many", f"{AT_A_TIME} at a time, sharing commits")):
+        what = f"job transitions, {words}, durable, per second"
+        report.ratio(what, figures[name], figures["raw"], against=against, goal=0.5, at_least=True)
+    report.add(f"raw commits of {len(value)} bytes", figures["raw"], "per second")
 
 
 class Raw:
@@ -124,9 +133,9 @@ class House:
     bare: asyncio.subprocess.Process
 
     @property
-    def gateway_cpu(self) -> psutil.Process:
+    def gateway_pid(self) -> int:
         assert self.gateway._process is not None
-        return psutil.Process(self.gateway._process.pid)
+        return self.gateway._process.pid
 
 
 @asynccontextmanager
@@ -158,19 +167,20 @@ async def both() -> AsyncIterator[House]:
             await gateway.stop()
 
 
-async def lease(rounds: int) -> None:
+async def lease(rounds: int, report: Report, *, smoke: bool) -> None:
     """From sending a job to its task in a waiting worker's hands, and an echo of the same bytes.
 
     Without a request id, and with one: that is one more write that is on the disk before the answer.
     """
     async with both() as house:
-        jobs, worker = jobs_of(house.ours), RpcWorker(house.ours, "diffusion")
+        jobs: Any = jobs_of(house.ours)
+        worker = RpcWorker(house.ours, "diffusion")
         await worker.lease(0)
-        echo = house.theirs.unary_unary(f"/{SERVICE}/Echo")
-        request = gateway_pb2.CreateJobRequest(generation=gateway_pb2.Generation(prompt="a red teapot"))
+        echo: Any = house.theirs.unary_unary(f"/{SERVICE}/Echo")
+        request = gateway_pb2.CreateJobRequest(generation=requests.generation("a red teapot"))
         data, echoes = request.SerializeToString(), []
         leases: tuple[list[float], list[float]] = ([], [])
-        for number in range(rounds * 40):
+        for number in range(4 if smoke else rounds * 40):
             polling = asyncio.ensure_future(worker.lease(1, wait_s=20.0))
             await asyncio.sleep(0.01)
             request.request_id = str(number) if number % 2 else ""
@@ -183,11 +193,11 @@ async def lease(rounds: int) -> None:
             begin_s = time.perf_counter()
             await echo(data)
             echoes.append(time.perf_counter() - begin_s)
-    told(leases[0], echoes, "submit to lease", "echo", goal=5.0)
-    told(leases[1], echoes, "submit to lease with a request id", "echo", goal=5.0)
+    for times, how in zip(leases, ("", " with a request id"), strict=True):
+        compare(report, times, echoes, f"submit to lease{how}, p50", "an echo by bare grpc.aio", goal=5.0)
 
 
-async def image(rounds: int) -> None:
+async def image(rounds: int, report: Report, *, smoke: bool) -> None:
     """An image from a worker to a client: up to the gateway, durable there, and down again.
 
     Beside it the same bytes in the same chunks through a bare forwarder: over it to another server, whose answer comes
@@ -195,30 +205,26 @@ async def image(rounds: int) -> None:
     in the middle.
     """
     async with both() as house:
-        gateway, bare = house.gateway_cpu, psutil.Process(house.bare.pid)
+        gateway, bare = house.gateway_pid, house.bare.pid
         walls: dict[str, list[float]] = {"ours": [], "forward": [], "kept": []}
         spent: dict[str, list[float]] = {"ours": [], "forward": [], "kept": []}
-        for turn_number in range(rounds * 4 + 1):
-            for name, process, carry in (
+        for turn_number in range(2 if smoke else rounds * 4 + 1):
+            for name, pid, carry in (
                 ("ours", gateway, ours_carries),
                 ("forward", bare, forwards),
                 ("kept", bare, keeps),
             ):
-                before_s = cpu_s(process)
+                before_s = cpu_s(pid)
                 turn_walls = [await carry(house) for _ in range(IMAGES_A_TURN)]
                 # The first turn makes connections and folders.
                 if turn_number:
                     walls[name] += turn_walls
-                    spent[name].append((cpu_s(process) - before_s) / IMAGES_A_TURN)
-    for other in ("forward", "kept"):
-        told(walls["ours"], walls[other], "467 kB image through the gateway", f"bare {other}", goal=1.7)
-        mine, base = statistics.mean(spent["ours"]), statistics.mean(spent[other])
-        print(f"  CPU of the process in the middle: {mine * 1e3:.2f} ms; {base * 1e3:.2f} ms; {mine / base:.2f}x")
-
-
-def cpu_s(process: psutil.Process) -> float:
-    """All its threads, to the nanosecond; what psutil tells is counted in hundredths of seconds."""
-    return time.clock_gettime(~process.pid << 3 | 2)
+                    spent[name].append((cpu_s(pid) - before_s) / IMAGES_A_TURN)
+    for other, goal in (("forward", 1.7), ("kept", None)):
+        what = "a 467 kB image from a worker to a client"
+        compare(report, walls["ours"], walls[other], f"{what}, wall, p50", f"bare {other}", goal=goal)
+        report.ratio(f"{what}, CPU in the middle", spent["ours"], spent[other], against=f"bare {other}")
+    report.add("CPU of the gateway for an image", [each * 1e3 for each in spent["ours"]], "ms")
 
 
 async def ours_carries(house: House) -> float:
@@ -237,7 +243,7 @@ async def ours_carries(house: House) -> float:
 
 
 async def forwards(house: House) -> float:
-    forward = house.theirs.stream_unary(f"/{SERVICE}/Forward")
+    forward: Any = house.theirs.stream_unary(f"/{SERVICE}/Forward")
     data = PNG + os.urandom(IMAGE_BYTES)
     begin_s = time.perf_counter()
     await forward(iter(chunks_of(data)))
@@ -245,7 +251,8 @@ async def forwards(house: House) -> float:
 
 
 async def keeps(house: House) -> float:
-    take, give = house.theirs.stream_unary(f"/{SERVICE}/Take"), house.theirs.unary_stream(f"/{SERVICE}/Give")
+    take: Any = house.theirs.stream_unary(f"/{SERVICE}/Take")
+    give: Any = house.theirs.unary_stream(f"/{SERVICE}/Give")
     data = PNG + os.urandom(IMAGE_BYTES)
     name = data[:40]
     begin_s = time.perf_counter()
@@ -259,39 +266,58 @@ def chunks_of(data: bytes) -> list[bytes]:
     return [data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
 
 
-def told(ours: list[float], theirs: list[float], what: str, other: str, *, goal: float) -> None:
-    mine, base = statistics.median(ours), statistics.median(theirs)
-    print(f"{what}: p50 {mine * 1e3:.2f} ms; {other}: p50 {base * 1e3:.2f} ms; {mine / base:.2f}x (goal {goal})")
+def compare(
+    report: Report, ours: list[float], theirs: list[float], what: str, against: str, *, goal: float | None
+) -> None:
+    """The ratio of medians, in each part of the run: their median and their range."""
+    count = min(PARTS, len(ours), len(theirs))
+    report.ratio(what, _medians(ours, count), _medians(theirs, count), against=against, goal=goal)
 
 
-async def memory(rounds: int) -> None:
-    """How much a gateway grows by jobs that wait with their pictures."""
+def _medians(times: list[float], count: int) -> list[float]:
+    return [statistics.median(times[len(times) * n // count : len(times) * (n + 1) // count]) for n in range(count)]
+
+
+async def memory(rounds: int, report: Report, *, smoke: bool) -> None:
+    """How much a gateway grows by jobs that wait with their images."""
+    queued = 20 if smoke else QUEUED
     async with both() as house:
-        process, jobs = house.gateway_cpu, jobs_of(house.ours)
+        jobs: Any = jobs_of(house.ours)
+        process = psutil.Process(house.gateway_pid)
         await RpcWorker(house.ours, "preprocess").lease(0)
         for number in range(20):
             await jobs.CreateJob(annotation(number))
         before = process.memory_info().rss
-        for number in range(QUEUED):
+        for number in range(queued):
             await jobs.CreateJob(annotation(number + 20))
         grown = process.memory_info().rss - before
-    pictures = QUEUED * CONTROL_BYTES
-    print(f"{QUEUED} jobs, {pictures / 1e6:.0f} MB of pictures: grown by {grown / 1e6:.1f} MB,", end=" ")
-    print(f"{grown / pictures:.3f}x (goal 0.1)")
+    what, sent = f"memory for {queued:,} queued jobs with 425 kB images", queued * CONTROL_BYTES
+    report.add(what, grown / sent, RATIO, against="the images' bytes", goal=0.1)
 
 
 def annotation(number: int) -> gateway_pb2.CreateJobRequest:
-    request = gateway_pb2.CreateJobRequest(request_id=str(number))
-    request.annotation.annotator = "canny"
-    request.annotation.picture.data = PNG + os.urandom(CONTROL_BYTES)
-    return request
+    work = requests.annotation("canny", PNG + os.urandom(CONTROL_BYTES))
+    return gateway_pb2.CreateJobRequest(request_id=str(number), annotation=work)
 
 
-WHAT = {"sqlite": sqlite, "lease": lease, "image": image, "memory": memory}
+WHAT: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+    "sqlite": sqlite,
+    "lease": lease,
+    "image": image,
+    "memory": memory,
+}
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    asyncio.run(WHAT[given.what](given.rounds))
+    asked = parser.parse_args(argv)
+    report = Report()
+    asyncio.run(WHAT[asked.what](asked.rounds, report, smoke=asked.smoke))
+    report.save(asked.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

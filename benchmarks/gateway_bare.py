@@ -18,7 +18,7 @@ SERVICE = "bare.Bare"
 class Bare:
     def __init__(self, onward: grpc.aio.Channel | None) -> None:
         self.kept: dict[bytes, list[bytes]] = {}
-        self.drain = onward.stream_unary(f"/{SERVICE}/Drain") if onward else None
+        self.drain: Any = onward.stream_unary(f"/{SERVICE}/Drain") if onward else None
 
     async def forward(self, requests: Any, context: Any) -> bytes:
         """Every chunk goes on as it comes; the answer comes back from the other end."""
@@ -46,7 +46,7 @@ class Bare:
 async def main(onward: str) -> None:
     bare = Bare(grpc.aio.insecure_channel(f"127.0.0.1:{onward}") if onward else None)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 1 << 26)])
-    methods = {
+    methods: dict[str, Any] = {
         "Echo": grpc.unary_unary_rpc_method_handler(bare.echo),
         "Forward": grpc.stream_unary_rpc_method_handler(bare.forward),
         "Drain": grpc.stream_unary_rpc_method_handler(bare.swallow),

@@ -6,9 +6,9 @@ capabilities: once other models each, once the same models and a limit of its ow
 usage: python -m benchmarks.gateway_submit [--workers 200] [--models 1000] [--rounds 20]
 """
 
-import argparse
 import asyncio
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +20,8 @@ from typing import Any
 import grpc.aio
 import psutil
 
+from benchmarks.figures import RATIO, Report, arguments
+from benchmarks.serving import cpu_s
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
@@ -105,11 +107,6 @@ async def house(workers: int, models: int, *, shared: bool) -> AsyncIterator[Hou
             await gateway.stop()
 
 
-def cpu_s(process: psutil.Process) -> float:
-    """All its threads, to the nanosecond."""
-    return time.clock_gettime(~process.pid << 3 | 2)
-
-
 async def submit_costs(workers: int, models: int, rounds: int, *, shared: bool) -> tuple[Costs, Costs]:
     """With one worker, and with that many."""
     walls: tuple[list[float], list[float]] = ([], [])
@@ -117,12 +114,12 @@ async def submit_costs(workers: int, models: int, rounds: int, *, shared: bool) 
     async with house(1, models, shared=shared) as one, house(workers, models, shared=shared) as many:
         for turn in range(rounds + 1):
             for which, each in enumerate((one, many)):
-                before_s = cpu_s(each.process)
+                before_s = cpu_s(each.process.pid)
                 taken = [await each.submit(turn * TURN + i) for i in range(TURN)]
                 # The first turn warms up.
                 if turn:
                     walls[which].extend(taken)
-                    spent[which].append((cpu_s(each.process) - before_s) / TURN)
+                    spent[which].append((cpu_s(each.process.pid) - before_s) / TURN)
     first, second = (
         Costs(wall_s=statistics.median(wall), cpu_s=statistics.median(cpu))
         for wall, cpu in zip(walls, spent, strict=True)
@@ -130,21 +127,24 @@ async def submit_costs(workers: int, models: int, rounds: int, *, shared: bool) 
     return first, second
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--workers", type=int, default=200)
     parser.add_argument("--models", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=20)
-    asked = parser.parse_args()
-    for shared in (False, True):
-        one, many = asyncio.run(submit_costs(asked.workers, asked.models, asked.rounds, shared=shared))
-        what = "the same models" if shared else "other models each"
-        print(
-            f"submit with {asked.workers} workers of {asked.models} models, {what}: {many.wall_s * 1e3:.2f} ms;"
-            f" with one {one.wall_s * 1e3:.2f} ms; {many.wall_s / one.wall_s:.2f}x (goal {GOAL});"
-            f" CPU {many.cpu_s * 1e3:.2f} ms; {one.cpu_s * 1e3:.2f} ms; {many.cpu_s / one.cpu_s:.2f}x"
-        )
+    asked = parser.parse_args(argv)
+    workers, models, rounds = (3, 20, 2) if asked.smoke else (asked.workers, asked.models, asked.rounds)
+    report = Report()
+    for shared in (False,) if asked.smoke else (False, True):
+        one, many = asyncio.run(submit_costs(workers, models, rounds, shared=shared))
+        what = f"submit beside {workers} workers of {models:,} {'equal models' if shared else 'models of their own'}"
+        against = "one worker"
+        report.add(f"{what}, what a client waits", many.wall_s / one.wall_s, RATIO, against=against, goal=GOAL)
+        report.add(f"{what}, CPU", many.cpu_s / one.cpu_s, RATIO, against=against, goal=GOAL)
+        report.add(f"{what}, what a client waits", many.wall_s * 1e3, "ms")
+    report.save(asked.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

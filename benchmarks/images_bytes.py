@@ -11,7 +11,10 @@ with all its annotators, a diffusion image with every ControlNet.
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from benchmarks.figures import RATIO, Report, arguments
 
 ROOT = Path(__file__).parent.parent
 OURS, REPLACED = ROOT / "dist" / "images", ROOT / "dist" / "replaced"
@@ -29,30 +32,30 @@ CONTROLNETS, CONTROLNET_FP16, CONTROLNET_FP32 = 12, 722_598_642, 1_445_157_124
 FORMS = {"fp32 ControlNets, as published": CONTROLNET_FP32, "fp16 ControlNets, its last form": CONTROLNET_FP16}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    asked = arguments(__doc__).parse_args(argv)
     if missing := [str(path) for path in (OURS, REPLACED) if not (path / "index.json").exists()]:
         print(f"{', '.join(missing)}: not there; see {__name__}", file=sys.stderr)
         return 2
+    report = Report()
     done = subprocess.run([sys.executable, "-m", "fanlight.cli.main", *PLAN], cwd=ROOT, capture_output=True, check=True)
     images = sum((layers_of(OURS, "preprocessor") | layers_of(OURS, "diffusion")).values())
     base = next(iter(layers_of(OURS, "base").values()))
     others = sum(sum(list(layers_of(REPLACED, name).values())[1:]) for name in ("preprocessor", "diffusion"))
-    print(f"images: ours {gigabytes(images)}, replaced {gigabytes(base + others)}")
     weights = {
-        "from the hub": json.loads(done.stdout)["fetch_bytes"],
-        "with tensor digests": WITH_DIGESTS,
-        "from a mirror": FROM_A_MIRROR,
+        "weights from the hub": json.loads(done.stdout)["fetch_bytes"],
+        "from the hub, tensor digests known": WITH_DIGESTS,
+        "from a mirror of one's own": FROM_A_MIRROR,
     }
-    for name, controlnet in FORMS.items():
+    for source, size in weights.items():
+        report.add(source, (images + size) / 1e9, "GB", column="GB")
+    for form, controlnet in FORMS.items():
         theirs = base + others + ANNOTATORS + SAFETY_CHECKER + STABLE_DIFFUSION_FP32 + CONTROLNETS * controlnet
-        print(f"replaced, {name}: {gigabytes(theirs)}")
         for source, size in weights.items():
-            print(f"  ours, weights {source}: {gigabytes(images + size)}, 1/{theirs / (images + size):.2f}")
+            column = f"of the replaced, {form}, {theirs / 1e9:.2f} GB"
+            report.add(source, (images + size) / theirs, RATIO, column=column, goal=1 / 8)
+    report.save(asked.json)
     return 0
-
-
-def gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.2f} GB"
 
 
 def layers_of(layout: Path, tag: str) -> dict[str, int]:

@@ -19,13 +19,13 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     layout: Path
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         self._answer(with_body=True)
 
-    def do_HEAD(self):
+    def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
         pass
 
     def _answer(self, *, with_body: bool) -> None:
@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             return found["reference"]
         index = json.loads((self.layout / "index.json").read_text())
         tags = {each.get("annotations", {}).get(TAG): each["digest"] for each in index["manifests"]}
-        return tags.get(found["name"], "")
+        return str(tags.get(found["name"], ""))
 
     def _head(self, status: int, kind: str, digest: str, size: int) -> None:
         self.send_response(status)

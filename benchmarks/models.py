@@ -1,13 +1,13 @@
 """Switching models: LoRAs, textual inversions, checkpoints and 100 combinations of them, against diffusers.
 
-Random weights in fp16 as people share them, on the CPU in float32. CPU seconds are told, as machines are busy; ours and
-diffusers' take turns, and the least of the rounds counts. `--small` is a UNet of a fifth of SD 1.5's width, in float32.
-diffusers needs peft for LoRAs: without it they are left out. SD 1.5's own shapes take 9 GB of disk and 10 of memory;
-`--keep FOLDER` makes the models once, for several runs of `--only`.
-Run: `python -m benchmarks.models [--small] [--rounds 3] [--only lora inversion switch cold trace] [--keep FOLDER]`.
+Random weights in fp16 as people share them, on the CPU in float32. CPU seconds are counted, as machines are busy; ours
+and diffusers' take turns, and the median of the rounds' ratios counts: diffusers' own loading takes one of two times,
+so that the range says more than the least. `--small` is a UNet of a fifth of SD 1.5's width, in float32. diffusers
+needs peft for LoRAs: without it ours run alone. SD 1.5's own shapes take 9 GB of disk and 10 of memory; `--keep FOLDER`
+makes the models once, for several runs of `--only`.
+Run: `python -m benchmarks.models [--small] [--rounds 7] [--only lora inversion switch cold trace] [--keep FOLDER]`.
 """
 
-import argparse
 import contextlib
 import gc
 import itertools
@@ -15,11 +15,12 @@ import json
 import logging
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import structlog
 import torch
@@ -29,8 +30,9 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import is_peft_available
 
+from benchmarks.figures import Report, arguments, in_turns
 from services.diffusion.generation import Generation, LoraUse
-from services.diffusion.models.entries import LoraEntry
+from services.diffusion.models.entries import EmbeddingEntry, LoraEntry
 from services.diffusion.models.library import Library
 from services.diffusion.models.recipes import MERGES, shipped
 from services.diffusion.models.scan import scan
@@ -39,17 +41,21 @@ from tests.fakes.ldm_files import write_ldm_file
 
 CHECKPOINTS, LORAS = 2, 8
 RANK = 16
+TOKENS = 77
+Size: TypeAlias = Literal["full", "small", "tiny"]
+# By how much narrower than SD 1.5's the UNet and the VAE are, and the text encoder's layers; `tiny` is for smoke runs.
+SIZES: dict[Size, tuple[int, int, int]] = {"full": (1, 1, 12), "small": (5, 4, 3), "tiny": (10, 4, 1)}
 PARTS = ("lora", "inversion", "switch", "cold", "trace")
 # What our models may fill: two checkpoints in float32, and some combinations beside them.
 RAM_BYTES = 10 << 30
 
 
-def make_models(root: Path, *, small: bool) -> None:
+def make_models(root: Path, *, size: Size) -> None:
     """Checkpoints as folders and single files, LoRAs in diffusers' form, one textual inversion."""
     for number in range(CHECKPOINTS):
         folder = root / f"model{number}"
-        pipeline = make_pipeline(folder, small=small, seed=number)
-        if not small:
+        pipeline = make_pipeline(folder, size=size, seed=number)
+        if size == "full":
             pipeline.to(dtype=torch.float16)
         pipeline.save_pretrained(folder, safe_serialization=True)
         config = json.loads((folder / "unet" / "config.json").read_text())
@@ -60,9 +66,10 @@ def make_models(root: Path, *, small: bool) -> None:
     save_file({"<mint>": torch.randn(4, width)}, root / "mint.safetensors")
 
 
-def make_pipeline(folder: Path, *, small: bool, seed: int) -> Any:
+def make_pipeline(folder: Path, *, size: Size, seed: int) -> Any:
+    """SD 1.5's pipeline with random weights in float32; only its tokenizer is saved."""
     torch.manual_seed(seed)
-    shrink, thin, layers = (5, 4, 3) if small else (1, 1, 12)
+    shrink, thin, layers = SIZES[size]
     recipe = shipped("sd1")
     unet = {**recipe.unet, "block_out_channels": [width // shrink for width in recipe.unet["block_out_channels"]]}
     vae = {**recipe.vae, "block_out_channels": [width // thin for width in recipe.vae["block_out_channels"]]}
@@ -83,7 +90,7 @@ def _saved_tokenizer(folder: Path) -> Any:
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary(MERGES)))
     shutil.copy(MERGES, folder / "merges.txt")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
 
 
 def made(kind: Any, config: Any) -> Any:
@@ -148,84 +155,150 @@ class Ours:
 
     def forget_loras(self) -> None:
         """So that the next use of one makes its copies again, from a file that is read again."""
+        self.forget(lambda part: isinstance(part, LoraEntry | EmbeddingEntry))
+
+    def forget(self, is_meant: Callable[[object], bool]) -> None:
+        """Drop from memory whatever was made of a part that is meant; what others share with it stays."""
         shelf: Any = self.library._opened
-        shelf._vram.drop(lambda key: any(isinstance(part, LoraEntry) for part in _parts(key)))
-        shelf._small = {key: value for key, value in shelf._small.items() if key[0] not in ("lora", "embedding")}
+        for tier in (shelf._ram, shelf._vram):
+            for key in [key for key in tier.keys if any(map(is_meant, _parts(key)))]:
+                tier._held.pop(key, None)
+        shelf._small = {key: value for key, value in shelf._small.items() if not any(map(is_meant, _parts(key)))}
 
 
 def _parts(key: Any) -> list[object]:
     return [each for part in key for each in (part if isinstance(part, tuple) else (part,))]
 
 
-def least(rounds: int, *works: Callable[[], object]) -> list[float]:
-    """CPU seconds of each, in turns."""
-    times = [[] for _ in works]  # type: list[list[float]]
-    for _ in range(rounds):
-        for work, taken in zip(works, times, strict=True):
-            begin_s = time.process_time()
-            work()
-            taken.append(time.process_time() - begin_s)
-    return [min(taken) for taken in times]
+def cpu_of(work: Callable[[], object]) -> Callable[[], float]:
+    """Measures its CPU seconds."""
+
+    def measured() -> float:
+        begin_s = time.process_time()
+        work()
+        return time.process_time() - begin_s
+
+    return measured
 
 
-def tell(what: str, ours_s: float, theirs_s: float, goal: float) -> None:
-    print(f"{what}: {ours_s:.4f} s against {theirs_s:.4f} s, ratio {ours_s / theirs_s:.3f} (goal {goal})", flush=True)
+def compare(
+    report: Report,
+    what: str,
+    against: str,
+    goal: float,
+    rounds: int,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+) -> None:
+    """CPU seconds, in turns. A first turn is not counted where there are several."""
+    mine, other = in_turns(rounds + (rounds > 1), cpu_of(ours), cpu_of(theirs))
+    first = int(rounds > 1)
+    report.ratio(what, mine[first:], other[first:], against=against, goal=goal)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--trace", type=int, default=100, help="how many combinations are drawn")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--keep", type=Path, help="a folder for the models, used again where it has them")
-    arguments = parser.parse_args()
+    asked = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    report = Report()
+    rounds, trace = (1, 1) if asked.smoke else (asked.rounds, asked.trace)
     with tempfile.TemporaryDirectory() as folder:
-        root = arguments.keep or Path(folder)
+        root = asked.keep or Path(folder)
         if not (root / "mint.safetensors").exists():
-            make_models(root, small=arguments.small)
-        run(root, arguments.rounds, arguments.trace, arguments.only)
+            make_models(root, size="tiny" if asked.smoke else "small" if asked.small else "full")
+        run(root, rounds, trace, asked.only, report)
+    report.save(asked.json)
+    return 0
 
 
-def run(root: Path, rounds: int, trace: int, only: Sequence[str]) -> None:
+def run(root: Path, rounds: int, trace: int, only: Sequence[str], report: Report) -> None:
+    has_peft = is_peft_available()
+    if not has_peft:
+        print("peft is not installed: LoRAs are not compared, ours run alone")
     works: dict[str, Callable[[], None]] = {
-        "lora": lambda: tell_lora(root, rounds),
-        "inversion": lambda: tell_inversion(root, rounds),
-        "switch": lambda: tell_switch(root, rounds),
-        "cold": lambda: tell_cold(root, rounds),
-        "trace": lambda: tell_trace(root, trace),
+        "lora": lambda: compare_lora(root, rounds, report, has_peft=has_peft),
+        "inversion": lambda: compare_inversion(root, rounds, report),
+        "switch": lambda: compare_switch(root, rounds, report),
+        "cold": lambda: compare_cold(root, rounds, report),
+        "trace": lambda: compare_trace(root, trace, report, has_peft=has_peft),
     }
     for name in only:
-        if name not in ("lora", "trace") or is_peft_available():
-            works[name]()
+        works[name]()
+        gc.collect()
 
 
-def tell_lora(root: Path, rounds: int) -> None:
+def compare_lora(root: Path, rounds: int, report: Report, *, has_peft: bool) -> None:
+    ours = _ours_with(root, "single0")
+    if not has_peft:
+        [alone] = in_turns(rounds, cpu_of(lambda: _our_lora(ours)))
+        report.add("LoRA on UNet and text encoder, ours alone", alone, "s")
+        return
+    pipeline = from_single_file(root, 0)
+    compare(
+        report,
+        "LoRA on UNet and text encoder, applied and reverted",
+        "load, fuse, unfuse, unload",
+        0.35,
+        rounds,
+        lambda: _our_lora(ours),
+        lambda: _their_lora(pipeline, root),
+    )
+
+
+def compare_inversion(root: Path, rounds: int, report: Report) -> None:
     ours, pipeline = _ours_with(root, "single0"), from_single_file(root, 0)
-    tell("LoRA apply and revert", *least(rounds, lambda: _our_lora(ours), lambda: _their_lora(pipeline, root)), 0.35)
+    theirs = _their_inversion(pipeline, root)
+    compare(
+        report,
+        "textual inversion",
+        "`load_textual_inversion`",
+        0.02,
+        rounds,
+        lambda: _our_inversion(ours),
+        theirs,
+    )
 
 
-def tell_inversion(root: Path, rounds: int) -> None:
-    ours, pipeline = _ours_with(root, "single0"), from_single_file(root, 0)
-    their_mint = _their_inversion(pipeline, root)
-    tell("textual inversion", *least(rounds, lambda: _our_inversion(ours), their_mint), 0.02)
-
-
-def tell_switch(root: Path, rounds: int) -> None:
+def compare_switch(root: Path, rounds: int, report: Report) -> None:
     ours = _ours_with(root, "single0", "single1")
-    turns = iter(range(10_000))
-    switch = least(rounds, lambda: ours.use(f"single{next(turns) % 2}"), lambda: from_single_file(root, 1))
-    tell("switch between two checkpoints in RAM", *switch, 0.1)
+    turns = itertools.count()
+    compare(
+        report,
+        "switch between two checkpoints in RAM",
+        "`from_single_file`",
+        0.1,
+        rounds,
+        lambda: ours.use(f"single{next(turns) % 2}"),
+        lambda: from_single_file(root, 1),
+    )
 
 
-def tell_cold(root: Path, rounds: int) -> None:
-    cold = least(rounds, lambda: _cold(root), lambda: StableDiffusionPipeline.from_pretrained(root / "model0"))
-    tell("disk to modules, files cached, first checkpoint of a process", *cold, 0.45)
+def compare_cold(root: Path, rounds: int, report: Report) -> None:
+    compare(
+        report,
+        "disk to modules, files cached, first checkpoint of a process",
+        "`from_pretrained`",
+        0.45,
+        rounds,
+        lambda: _cold(root),
+        lambda: StableDiffusionPipeline.from_pretrained(root / "model0"),
+    )
     known = _ours_with(root, "model0")
-    cold = least(rounds, lambda: _next(known), lambda: StableDiffusionPipeline.from_pretrained(root / "model1"))
-    tell("disk to modules, files cached, next checkpoint of a family", *cold, 0.45)
+    compare(
+        report,
+        "the same, next checkpoint of a family",
+        "`from_pretrained`",
+        0.45,
+        rounds,
+        lambda: _next(known),
+        lambda: StableDiffusionPipeline.from_pretrained(root / "model1"),
+    )
 
 
 def _ours_with(root: Path, *names: str) -> Ours:
@@ -279,15 +352,13 @@ def _cold(root: Path) -> None:
 
 
 def _next(ours: Ours) -> None:
-    """Its weights and configs are read anew; what all of a family share stays."""
-    shelf: Any = ours.library._opened
+    """Its weights and configs are read again; what all of a family share stays."""
     entry = ours.catalogue.checkpoint("model1")
-    shelf._ram.drop(lambda key: entry in key)
-    shelf._small = {key: value for key, value in shelf._small.items() if entry not in key}
+    ours.forget(lambda part: part == entry)
     ours.use("model1")
 
 
-def tell_trace(root: Path, count: int) -> None:
+def compare_trace(root: Path, count: int, report: Report, *, has_peft: bool) -> None:
     """Combinations of a checkpoint and up to two LoRAs, drawn by Zipf; the peer loads when the checkpoint changes."""
     draw = random.Random(1)
     kinds = [(c, tuple(sorted(draw.sample(range(LORAS), draw.randint(0, 2))))) for c in (0, 1) for _ in range(12)]
@@ -295,7 +366,11 @@ def tell_trace(root: Path, count: int) -> None:
     ours_s = _our_trace(root, trace)
     # One side's models at a time.
     gc.collect()
-    tell(f"trace of {count} combinations by Zipf", ours_s, _their_trace(root, trace), 0.15)
+    what = f"{count} combinations of a checkpoint and up to two LoRAs, drawn by Zipf"
+    if has_peft:
+        report.ratio(what, [ours_s], [_their_trace(root, trace)], against="the same with diffusers", goal=0.15)
+    else:
+        report.add(f"{what}, ours alone", ours_s, "s")
 
 
 def _our_trace(root: Path, trace: list[tuple[int, tuple[int, ...]]]) -> float:
@@ -326,4 +401,4 @@ def _their_trace(root: Path, trace: list[tuple[int, tuple[int, ...]]]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

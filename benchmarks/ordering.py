@@ -1,15 +1,16 @@
 """What a decision costs: placing a task, and a worker's asking, at 100 and 1,000 workers with 10,000 tasks waiting.
 
-Beside each time the floor: a plain sum over as many workers as hold the checkpoint, in the same run. Prints CPU time in
-microseconds and ratios. Run: `python -m benchmarks.ordering [--rounds 2000]`.
+Beside each time the floor: a plain sum over as many workers as hold the checkpoint, in the same run. CPU time in
+microseconds, and ratios. Run: `python -m benchmarks.ordering [--rounds 2000]`.
 """
 
-import argparse
 import random
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from benchmarks.figures import RATIO, Report, arguments
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.tasks import USUAL_SIZE_CLASS, Kind, Waiting, WorkerView
 
@@ -49,13 +50,13 @@ def a_task(number: int, random_: random.Random) -> Waiting:
     return Waiting(key=(f"{number:08}", 1), kind=kind, rank_s=float(number), queue_time_s=0.0, steps=20)
 
 
-def filled(workers: int, random_: random.Random) -> Board:
+def filled(workers: int, waiting: int, random_: random.Random) -> Board:
     board = Board()
     for i in range(workers):
         view = a_worker(i, random_)
         board.seen(view, 0.0)
         board.asks(view.id, 0.0)
-    for i in range(WAITING):
+    for i in range(waiting):
         board.add(a_task(i, random_), i * 0.001)
     return board
 
@@ -69,10 +70,10 @@ def times_us(do: Callable[[int], object], rounds: int) -> list[float]:
     return found
 
 
-def measure(workers: int, rounds: int) -> None:
+def measure(workers: int, rounds: int, waiting: int, goal_us: float, report: Report) -> None:
     random_ = random.Random(workers)
-    board = filled(workers, random_)
-    tasks = [a_task(WAITING + i, random_) for i in range(rounds)]
+    board = filled(workers, waiting, random_)
+    tasks = [a_task(waiting + i, random_) for i in range(rounds)]
     posts = list(board.crowds.posts.values())
     now_s = 20.0
 
@@ -94,20 +95,25 @@ def measure(workers: int, rounds: int) -> None:
         board.remove(task.key)
     asked = times_us(take, rounds)
     base = statistics.mean(floors)
-    print(f"{workers} workers, {len(board)} tasks waiting, a look at all holders takes {base:.0f} us")
-    for name, found in (("place", placed), ("ask", asked)):
+    place_name, ask_name = f"{workers:,} workers, place a task that comes", f"{workers:,} workers, answer one that asks"
+    for name, found in ((place_name, placed), (ask_name, asked)):
         found.sort()
-        middle, high, mean = found[len(found) // 2], found[len(found) * 99 // 100], statistics.mean(found)
-        print(f"  {name:6} p50 {middle:7.0f}  p99 {high:7.0f}  mean {mean:7.0f} us, {mean / base:5.1f} x the look")
+        report.add(name, found[len(found) // 2], "us", column="p50")
+        report.add(name, found[len(found) * 99 // 100], "us", column="p99", goal=goal_us)
+        report.add(name, statistics.mean(found) / base, RATIO, column="mean over a look at all holders")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=2_000)
-    options = parser.parse_args()
-    for workers in (100, 1_000):
-        measure(workers, options.rounds)
+    asked = parser.parse_args(argv)
+    rounds, waiting = (20, 100) if asked.smoke else (asked.rounds, WAITING)
+    report = Report()
+    for workers, goal_us in ((100, 200.0),) if asked.smoke else ((100, 200.0), (1_000, 2_000.0)):
+        measure(workers, rounds, waiting, goal_us, report)
+    report.save(asked.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,11 +4,11 @@ The calls are measured on the CPU with the same 264 layers, so thin that their a
 takes is counted, not measured. Run: `python -m benchmarks.patching [--rank 128] [--rounds 20]`.
 """
 
-import argparse
 import logging
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.figures import Report, arguments
 from benchmarks.models import filled, made
 from services.diffusion.models.entries import LoraEntry
 from services.diffusion.models.loras import read_lora
@@ -53,15 +54,14 @@ def layers(of: Parts) -> Iterator[tuple[str, torch.Size]]:
                 yield head + path.replace(".", "_"), each.weight.shape
 
 
-def tell_sizes(rank: int) -> None:
+def count_sizes(rank: int, report: Report) -> None:
     shapes = [(shape[0], shape[1:].numel()) for _, shape in layers(parts(thin=False))]
     weights = sum(rows * columns for rows, columns in shapes)
-    file_mb = 2 * rank * sum(rows + columns for rows, columns in shapes) / 1e6
-    print(
-        f"{len(shapes)} layers, {weights / 1e6:.0f} million weights; rank {rank}: a file of {file_mb:.0f} MB in fp16,"
-    )
+    what = f"rank {rank} on {len(shapes)} layers with {weights / 1e6:.0f} million weights"
+    report.add(f"{what}, the file in fp16", 2 * rank * sum(rows + columns for rows, columns in shapes) / 1e6, "MB")
+    report.add(f"{what}, arithmetic", 2 * rank * weights / 1e9, "GFLOP")
     # fp16 read and float32 written; read and written by the sum; read, and fp16 written.
-    print(f"{2 * rank * weights / 1e9:.0f} GFLOP, {20 * weights / 1e9:.1f} GB read and written on the device")
+    report.add(f"{what}, read and written on the device", 20 * weights / 1e9, "GB")
 
 
 def write_thin(path: Path, of: Parts) -> None:
@@ -73,7 +73,7 @@ def write_thin(path: Path, of: Parts) -> None:
     save_file(out, path)
 
 
-def tell_calls(rounds: int, folder: Path) -> None:
+def measure_calls(rounds: int, folder: Path, report: Report) -> None:
     thin = parts(thin=True)
     entry = LoraEntry(id="thin", path=folder / "thin.safetensors", cross_attention_dim=64, size_bytes=0)
     write_thin(entry.path, thin)
@@ -86,21 +86,24 @@ def tell_calls(rounds: int, folder: Path) -> None:
             for part, (_, module) in thin.items():
                 patched(module, part, [dose], "sd15")
         taken_s.append((time.perf_counter() - began_s, read_s))
-    whole_s, read_s = min(taken_s)
-    print(f"the calls: {whole_s * 1e3:.0f} ms, {read_s * 1e3:.0f} of them for the file's table")
+    report.add("the calls of thin layers", [whole_s * 1e3 for whole_s, _ in taken_s], "ms")
+    report.add("of them for the file's table", [read_s * 1e3 for _, read_s in taken_s], "ms")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args()
+    asked = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    tell_sizes(arguments.rank)
+    report = Report()
+    count_sizes(asked.rank, report)
     with tempfile.TemporaryDirectory() as folder:
-        tell_calls(arguments.rounds, Path(folder))
+        measure_calls(1 if asked.smoke else asked.rounds, Path(folder), report)
+    report.save(asked.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,6 @@ loopback, and lets Fanlight, diffusers and huggingface_hub each fetch what they 
 Run: `python -m benchmarks.weights_bytes [--divide 256]`.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -13,11 +12,12 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figures import RATIO, Report, arguments
 from services.weights.catalog import shipped
 from services.weights.destinations import FolderDestination
 from services.weights.publishing import publish
@@ -38,6 +38,7 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+SMOKE_DIVIDE = 65_536
 DECODER_SHARE = 99.0 / 167.3
 # DreamShaper 8 in one file: bytes of its parts in fp16.
 PARTS = {"model.diffusion_model": 1_719_049_000, "cond_stage_model": 246_120_000, "first_stage_model": 167_310_000}
@@ -81,11 +82,15 @@ def _checkpoint(seed: str, divide: int, shared: Mapping[str, bytes]) -> bytes:
     return safetensors({"model.diffusion_model.w": unet, **shared})
 
 
+def _settings(server: RangeServer, folder: Path, **values: object) -> WeightsSettings:
+    """Everything else at its default, whatever this machine's environment says."""
+    return WeightsSettings.model_validate({"dir": folder, "hf_endpoint": server.url, **values})
+
+
 async def _ours(server: RangeServer, folder: Path, references: list[str], pipeline: str, **values: object) -> int:
     """Bytes that the server sent for files; listings are not weights and are left out, as for the others."""
     before = _file_bytes(server)
-    settings = WeightsSettings(dir=folder, hf_endpoint=server.url, **values)  # type: ignore[arg-type]
-    async with WeightStore.open(settings) as store:
+    async with WeightStore.open(_settings(server, folder, **values)) as store:
         for reference in references:
             await store.ensure(reference, pipeline)
     return _file_bytes(server) - before
@@ -120,7 +125,7 @@ snapshot_download("{CANNY}")
 
 async def _digests(server: RangeServer, folder: Path, references: list[str]) -> str:
     """What a node that fetched the whole files publishes for the next."""
-    async with WeightStore.open(WeightsSettings(dir=folder, hf_endpoint=server.url)) as store:
+    async with WeightStore.open(_settings(server, folder)) as store:
         for reference in references:
             await store.ensure(reference, "img2img")
         tables = [store.objects.tables_of(model.name) for model in await store.inventory()]
@@ -130,7 +135,7 @@ async def _digests(server: RangeServer, folder: Path, references: list[str]) -> 
 
 async def _mirror(server: RangeServer, folder: Path, views: list[str], mirror: Path) -> str:
     """The address of a mirror with what a node holds."""
-    async with WeightStore.open(WeightsSettings(dir=folder, hf_endpoint=server.url)) as store:
+    async with WeightStore.open(_settings(server, folder)) as store:
         await store.run(publish, store.objects, views, FolderDestination(mirror))
     return _serve_folder(server, mirror)
 
@@ -141,10 +146,11 @@ def _serve_folder(server: RangeServer, mirror: Path) -> str:
     return f"{server.url}/mirror"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--divide", type=int, default=256, help="real sizes are divided by this")
-    divide = parser.parse_args().divide
+    asked = parser.parse_args(argv)
+    divide, report = SMOKE_DIVIDE if asked.smoke else asked.divide, Report()
     with RangeServer() as server, tempfile.TemporaryDirectory() as name:
         folder, catalog = Path(name), Path(name) / "catalog"
         catalog.mkdir()
@@ -161,7 +167,10 @@ def main() -> None:
         checkpoints = [_checkpoint(seed, divide, shared) for seed in ("one", "two")]
         for number, body in enumerate(checkpoints, start=1):
             put_repository(server, f"someone/checkpoint{number}", {"file.safetensors": body})
-        _report(asyncio.run(_measure(server, folder, catalog)), divide, len(checkpoints[1]), _total(server))
+        ours = asyncio.run(_measure(server, folder, catalog))
+        _compare(report, ours, len(checkpoints[1]), _total(server))
+    report.save(asked.json)
+    return 0
 
 
 def _total(server: RangeServer) -> dict[str, int]:
@@ -192,24 +201,22 @@ async def _measure(server: RangeServer, folder: Path, catalog: Path) -> dict[str
     }
 
 
-def _report(ours: Mapping[str, int], divide: int, single_file: int, others: Mapping[str, int]) -> None:
-    print(f"Sizes divided by {divide}; bytes sent by the server.")
-    print("| what | bytes | against | ratio | at most |")
-    print("|---|---|---|---|---|")
-    fp16 = ("diffusers variant=fp16 with safety checker + ControlNet", others["diffusers"])
-    all_files = ("snapshot_download of both", others["snapshot"])
-    rows = [
-        ("controlnet", *fp16, "0.82"),
-        ("controlnet, no digests", *fp16, ""),
-        ("controlnet, from a mirror", *fp16, "0.72"),
-        ("controlnet", *all_files, "1/18 = 0.0556"),
-        ("text2img", *all_files, "1/22 = 0.0455"),
-        ("text2img, no digests", *all_files, ""),
-        ("next checkpoint", "its single file", single_file, "0.85"),
+def _compare(report: Report, ours: Mapping[str, int], single_file: int, others: Mapping[str, int]) -> None:
+    """Ratios of bytes that the server sent."""
+    fp16 = ('diffusers `variant="fp16"` with safety checker + ControlNet', others["diffusers"])
+    everything = ("`snapshot_download` of both", others["snapshot"])
+    rows: list[tuple[str, str, str, int, float | None]] = [
+        ("SD 1.5 + one ControlNet, with digests", "controlnet", *fp16, 0.82),
+        ("the same without digests", "controlnet, no digests", *fp16, None),
+        ("the same from a mirror", "controlnet, from a mirror", *fp16, 0.72),
+        ("SD 1.5 + one ControlNet, with digests", "controlnet", *everything, 1 / 18),
+        ("SD 1.5, text2img, with digests", "text2img", *everything, 1 / 22),
+        ("the same without digests", "text2img, no digests", *everything, None),
+        ("next checkpoint of the family, text encoder and VAE held", "next checkpoint", "its file", single_file, 0.85),
     ]
-    for what, against, other, most in rows:
-        print(f"| {what} | {ours[what]:,} | {against}: {other:,} | {ours[what] / other:.4f} | {most} |")
+    for what, which, against, other, goal in rows:
+        report.add(what, ours[which] / other, RATIO, against=against, goal=goal)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

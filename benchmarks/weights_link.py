@@ -7,7 +7,6 @@ On a machine that is busy with other things, give all of it their time: `chrt -f
 Run: `python -m benchmarks.weights_link [--bytes 250000000] [--mbps 100] [--rtt-ms 20] [--loss 0.005] [--cut-s 5]`.
 """
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -15,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.figures import RATIO, Report, arguments
 from benchmarks.link_emulator import LinkEmulator, Shape, why_not
 from benchmarks.link_server import PATH
 from benchmarks.noise import noise
@@ -27,6 +27,7 @@ from benchmarks.noise import noise
 PORT = 8080
 # A client that takes so many times what the link would is not waited for.
 PATIENCE = 3
+SMOKE_BYTES = 2_000_000
 REPO, FILE = "org/m", "model.bin"
 HUB = "from huggingface_hub import hf_hub_download as d; print(d({repo!r}, {file!r}, cache_dir={folder!r}))"
 
@@ -107,12 +108,13 @@ def serving(link: LinkEmulator, body: Path, sha256: str, cut_s: float) -> Iterat
             server.kill()
 
 
-def measure(client: str, shape: Shape, body: Path, sha256: str, cut_s: float) -> None:
+def measure(client: str, shape: Shape, body: Path, sha256: str, cut_s: float, report: Report) -> None:
     title, fetch, program = CLIENTS[client]
     if program and not shutil.which(program):
-        print(f"| {title} | skipped: {program} is not installed | | |", flush=True)
+        print(f"{title}: skipped, {program} is not installed", flush=True)
         return
     size = body.stat().st_size
+    sent = f"{size / 1e6:,.1f} MB"
     rate = shape.mbps * 1e6 / 8
     with (
         LinkEmulator(shape) as link,
@@ -123,35 +125,38 @@ def measure(client: str, shape: Shape, body: Path, sha256: str, cut_s: float) ->
         try:
             path = fetch(Job(link=link, url=url, sha256=sha256, folder=Path(name), give_up_s=give_up_s))
         except GaveUp:
-            print(f"| {title} | not whole after {PATIENCE * size / rate:.0f} | | {link.passed_bytes:,} |", flush=True)
+            report.add(f"{title}, never whole", link.passed_bytes / 1e6, "MB", column=f"came in vain, {sent}")
             return
         took_s = time.perf_counter() - link.first_s
         with path.open("rb") as file:
             assert hashlib.file_digest(file, "sha256").hexdigest() == sha256
         beyond = link.passed_bytes - size
-        print(f"| {title} | {took_s:.1f} | {size / took_s / rate:.3f} | {beyond:,} |", flush=True)
+        goal, share = 0.93 if client == "ours" else None, size / took_s / rate
+        report.add(title, share, RATIO, column=f"share of the link's rate, {sent}", goal=goal, at_least=True)
+        report.add(title, beyond / 1e6, "MB", column=f"beyond the file, {sent}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--bytes", type=int, default=250_000_000)
     parser.add_argument("--mbps", type=float, default=100)
     parser.add_argument("--rtt-ms", type=float, default=20)
     parser.add_argument("--loss", type=float, default=0.005)
     parser.add_argument("--cut-s", type=float, default=5)
     parser.add_argument("--clients", default=",".join(CLIENTS))
-    arguments = parser.parse_args()
+    asked = parser.parse_args(argv)
     if reason := why_not():
         sys.exit(f"skipped: the link emulator {reason}")
-    shape = Shape(mbps=arguments.mbps, delay_s=arguments.rtt_ms / 2000, loss=arguments.loss)
-    print("| who | seconds from the first byte | share of the link's rate | bytes beyond the file |")
-    print("|---|---|---|---|")
+    report, shape = Report(), Shape(mbps=asked.mbps, delay_s=asked.rtt_ms / 2000, loss=asked.loss)
+    size, clients = (SMOKE_BYTES, "ours,curl") if asked.smoke else (asked.bytes, asked.clients)
     with tempfile.TemporaryDirectory() as folder:
         body = Path(folder) / "body"
-        sha256 = noise(body, arguments.bytes)
-        for client in arguments.clients.split(","):
-            measure(client, shape, body, sha256, arguments.cut_s)
+        sha256 = noise(body, size)
+        for client in clients.split(","):
+            measure(client, shape, body, sha256, asked.cut_s, report)
+    report.save(asked.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

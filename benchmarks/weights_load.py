@@ -3,23 +3,24 @@
 Random fp16 weights in the shapes of SD 1.5 (`--small`: a fifth as wide). All end with every page touched; the page
 cache is dropped for all files before each round, and the share of it that stayed is told; they take turns, in one
 process that has imported everything. `the disk alone` reads the UNet's file past the page cache with 16 requests at a
-time and makes nothing of it: nobody can be quicker. Prints the least of the rounds, as machines are busy.
+time and makes nothing of it: nothing can be quicker. The median of the rounds counts, with their range.
 As root also with the disk's read-ahead at Linux's default of 128 kB, put back afterwards.
-Run: `python -m benchmarks.weights_load [--small] [--rounds 3] [--keep FOLDER]`.
+Run: `python -m benchmarks.weights_load [--small] [--rounds 5] [--keep FOLDER]`.
 """
 
-import argparse
 import contextlib
 import ctypes
 import gc
 import logging
 import mmap
 import os
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.models import make_pipeline
+from benchmarks.figures import RATIO, Report, arguments, in_turns
+from benchmarks.models import Size, make_pipeline
 from services.diffusion.models.loading import Room, load_text, load_unet, load_vae
 from services.diffusion.models.scan import scan
 from services.weights.loading import load_safetensors
@@ -40,14 +42,15 @@ HUGE_BYTES = 2 * 1024 * 1024
 DIRECT_BYTES = 1024 * 1024
 REQUESTS = 16
 DEFAULT_READ_AHEAD_KB = 128
+GOAL = 0.45
 
 Load = Callable[[Path], list[torch.Tensor]]
 
 
-def _make(root: Path, *, small: bool) -> Path:
+def _make(root: Path, *, size: Size) -> Path:
     folder = root / "model"
     if not folder.exists():
-        pipeline = make_pipeline(folder, small=small, seed=0)
+        pipeline = make_pipeline(folder, size=size, seed=0)
         pipeline.to(dtype=torch.float16)
         pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
@@ -175,44 +178,48 @@ def _read_ahead(file: Path, kilobytes: int) -> Iterator[None]:
         file.write_text(before)
 
 
-def measure(folder: Path, rounds: int, title: str) -> None:
+def measure(folder: Path, rounds: int, how: str, report: Report, *, goal: float | None) -> None:
     for load, _ in WAYS.values():
         _timed(load, folder)
     _drop_cache(folder)
     stayed = _share_cached(_weights(folder))
-    taken = [[_timed(load, folder) for load, _ in WAYS.values()] for _ in range(rounds)]
-    least = dict(zip(WAYS, (min(times) for times in zip(*taken, strict=True)), strict=True))
-    print(f"\n{title}; least of {rounds} rounds that took turns; {stayed:.1%} of the file stayed in memory")
-    print("| what | seconds | of from_pretrained's |\n|---|---|---|")
+    print(f"{how}: {rounds} rounds in turns; {stayed:.1%} of the file stayed in memory")
+    times = in_turns(rounds, *(partial(_timed, load, folder) for load, _ in WAYS.values()))
+    taken = dict(zip(WAYS, times, strict=True))
     for name, (_, peer) in WAYS.items():
-        print(f"| {name} | {least[name]:.2f} | {least[name] / least[PEERS[peer]]:.2f} |", flush=True)
+        report.add(name, taken[name], "s", column=f"s, {how}")
+        if name not in PEERS.values():
+            ratios = [mine / other for mine, other in zip(taken[name], taken[PEERS[peer]], strict=True)]
+            own_goal = goal if name.startswith("our") else None
+            report.add(name, ratios, RATIO, column=f"of `from_pretrained`'s, {how}", goal=own_goal)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="a folder for the model, used again where it has it")
-    arguments = parser.parse_args()
+    asked = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     for each in (diffusers_logging, transformers_logging):
         each.disable_progress_bar()
+    size: Size = "tiny" if asked.smoke else "small" if asked.small else "full"
+    report, rounds, goal = Report(), 1 if asked.smoke else asked.rounds, GOAL if size == "full" else None
     with tempfile.TemporaryDirectory() as name:
-        folder = _make(arguments.keep or Path(name), small=arguments.small)
-        print(f"UNet {_weights(folder).stat().st_size:,} bytes")
+        folder = _make(asked.keep or Path(name), size=size)
         file = _read_ahead_file(folder)
-        if not file.exists():
-            measure(folder, arguments.rounds, "as the machine is")
-            return
-        measure(folder, arguments.rounds, f"read-ahead {file.read_text().strip()} kB, as the machine is")
-        if not os.access(file, os.W_OK):
+        now = f"read-ahead {file.read_text().strip()} kB" if file.exists() else "as the machine is"
+        measure(folder, rounds, now, report, goal=goal)
+        if file.exists() and os.access(file, os.W_OK) and not asked.smoke:
+            with _read_ahead(file, DEFAULT_READ_AHEAD_KB):
+                measure(folder, rounds, f"read-ahead {DEFAULT_READ_AHEAD_KB} kB, Linux's default", report, goal=goal)
+        else:
             print(f"skipped: read-ahead of {DEFAULT_READ_AHEAD_KB} kB, only root may set it")
-            return
-        with _read_ahead(file, DEFAULT_READ_AHEAD_KB):
-            measure(folder, arguments.rounds, f"read-ahead {DEFAULT_READ_AHEAD_KB} kB, Linux's default")
+    report.save(asked.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

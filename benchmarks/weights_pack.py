@@ -4,14 +4,16 @@ On the weights that ship with Fanlight, which were really trained, and on fp16 d
 so that a busy machine changes little. Run: `python -m benchmarks.weights_pack [--bytes 200000000]`.
 """
 
-import argparse
 import hashlib
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figures import RATIO, Report, arguments
 from services.weights.files import read_table, sha256_of
 from services.weights.packing import unpack
 from services.weights.publishing import pack_file
@@ -19,7 +21,7 @@ from services.weights.publishing import pack_file
 STARTER = Path(__file__).parent.parent / "fanlight" / "starter"
 
 
-def measure(name: str, files: list[Path], folder: Path) -> None:
+def measure(name: str, files: list[Path], folder: Path, report: Report, *, goals: bool) -> None:
     original = packed = 0
     pack_s = unpack_s = 0.0
     for path in files:
@@ -36,8 +38,11 @@ def measure(name: str, files: list[Path], folder: Path) -> None:
         unpack_s += time.process_time() - begin_s
         assert digest.hexdigest() == sha256
         original, packed = original + path.stat().st_size, packed + len(body)
-    gbps = original * 8e-9
-    print(f"| {name} | {packed / original:.3f} | {gbps / pack_s:.1f} | {gbps / unpack_s:.1f} |")
+    gbit = original * 8e-9
+    report.add(name, packed / original, RATIO, column="packed to", goal=0.87 if goals else None)
+    report.add(name, gbit / pack_s, "Gbit/s", column="packs, of a core")
+    goal = 1.0 if goals else None
+    report.add(name, gbit / unpack_s, "Gbit/s", column="unpacks and checks, of a core", goal=goal, at_least=True)
 
 
 def drawn(folder: Path, size: int) -> Path:
@@ -49,17 +54,21 @@ def drawn(folder: Path, size: int) -> Path:
     return path
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--bytes", type=int, default=200_000_000)
-    size = parser.parse_args().bytes
-    print("| weights | packed to | packs, Gbit/s of a core | unpacks and checks, Gbit/s of a core |")
-    print("|---|---|---|---|")
+    asked = parser.parse_args(argv)
+    report, files = Report(), sorted(STARTER.rglob("*.safetensors"))
+    if asked.smoke:
+        files = sorted(files, key=lambda path: path.stat().st_size)[:1]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        measure("the starter model and what goes with it", sorted(STARTER.rglob("*.safetensors")), folder)
-        measure("fp16 drawn around 0", [drawn(folder, size)], folder)
+        measure("the starter model, its ControlNet, LoRA and VAEs", files, folder, report, goals=not asked.smoke)
+        random = drawn(folder, 1_000_000 if asked.smoke else asked.bytes)
+        measure("fp16 drawn around 0", [random], folder, report, goals=False)
+    report.save(asked.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """Builds our images with podman: `python docker/build.py IMAGE... [--build-arg NAME=VALUE]...`.
 
-IMAGE: wheels or wheels-cuda (what the others are made of), or gateway, preprocessor, preprocessor-neural, diffusion;
+IMAGE: wheels or wheels-cuda (what the others are made of), wheels-plain (what an image without our layers is made of,
+for `benchmarks.cold_start`), or gateway, preprocessor, preprocessor-neural, diffusion;
 preprocessor-neural-cuda, diffusion-cuda. Build arguments are those of docker/Dockerfile. WEIGHTS names references or
 profiles: the files of their plan are fetched here and become a layer each, on top of the image.
 """
@@ -14,8 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lock
 import repack
 import weights_layers
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 WHEELS = ROOT / "dist" / "wheels"
@@ -47,6 +50,8 @@ def main() -> int:
             export(image, asked.export)
         elif image in ("wheels", "wheels-cuda"):
             make_wheels(cuda=image == "wheels-cuda")
+        elif image == "wheels-plain":
+            make_plain_wheels()
         else:
             print(build(image, arguments, tag=asked.tag))
     return 0
@@ -64,6 +69,20 @@ def make_wheels(*, cuda: bool = False) -> None:
     _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(WHEELS), str(ROOT))
     if list(WHEELS.glob("fanlight-*-none-any.whl")):
         raise SystemExit("error: canny's loop was not compiled: apt-get install gcc libc6-dev, or set CC")
+
+
+def make_plain_wheels() -> None:
+    """Beside those, everything that `pip install` of the diffusion service asks for, needed or not."""
+    make_wheels()
+    if missing := [line for line in plain_pins() if not _is_here(line)]:
+        _download(*missing)
+
+
+def plain_pins() -> list[str]:
+    """`name==version` of what `fanlight[diffusion]` and each of its packages ask for, as they ask for it."""
+    pins = lock._pins(ROOT / "constraints.txt")
+    names = lock.closure([Requirement(f"{lock.PROJECT}[diffusion]")]) - {lock.PROJECT}
+    return [f"{name}=={pins[name]}" for name in sorted(names)]
 
 
 def _is_here(line: str) -> bool:

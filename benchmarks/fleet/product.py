@@ -1,5 +1,7 @@
 """Workers that ask the gateway's own ordering: `services.gateway.ordering.board`, told the simulated time."""
 
+from functools import partial
+
 from benchmarks.fleet.run import Simulation
 from benchmarks.fleet.world import STEPS, Job, Node, size_of
 from services.gateway.ordering.board import Board
@@ -25,7 +27,7 @@ class Fanlight:
         self._views: dict[str, tuple[int, WorkerView]] = {}
         self._kinds: dict[tuple[str, str], Kind] = {}
         for node in simulation.nodes:
-            node.needed = lambda node=node: self._needed(node)
+            node.needed = partial(self._needed, node)
 
     # What the gateway does
 

@@ -7,6 +7,7 @@ too, but still fetch while they paint.
 
 import random
 from collections import deque
+from functools import partial
 
 from benchmarks.fleet.run import Simulation
 from benchmarks.fleet.world import Job, Node
@@ -24,7 +25,11 @@ class Pushed:
         self.live: dict[str, Node] = {}
         self._homeless: deque[Job] = deque()
         for node in simulation.nodes:
-            node.needed = lambda node=node: {m for job in self.queues.get(node.name, ())[:8] for m in job.models}
+            node.needed = partial(self._needed, node)
+
+    def _needed(self, node: Node) -> set[str]:
+        """Models of the jobs that it runs next."""
+        return {model for job in self.queues.get(node.name, [])[:8] for model in job.models}
 
     def pick(self, job: Job) -> Node:
         raise NotImplementedError

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway.app.callers import Tenant, callers_of
 from services.gateway.app.webhooks import WebhookOptions
@@ -137,9 +138,12 @@ async def test_a_webhooks_log_is_shown_to_its_tenant(fleet: Fleet, http: httpx.A
 async def test_metrics_are_prometheus_text(fleet: Fleet, http: httpx.AsyncClient) -> None:
     await fleet.gateway.jobs.create(replace(generation()))
     text = (await http.get("/metrics", headers=by(OPERATOR))).text
-    assert "fanlight_cache_hits_total 0\n" in text
-    assert 'fanlight_queue_waiting{stage="diffusion",checkpoint="starter"} 1\n' in text
-    assert 'fanlight_workers_live{stage="diffusion"} 1\n' in text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    found = {(each.name, *each.labels.values()): each.value for each in samples}
+    assert found["fanlight_cache_hits_total",] == 0
+    assert found["fanlight_workers_live", "diffusion"] == 1
+    [waiting] = [each for each in samples if each.name == "fanlight_queue_waiting"]
+    assert (waiting.labels, waiting.value) == ({"stage": "diffusion", "checkpoint": "starter"}, 1)
 
 
 async def test_a_waiting_job_is_explained_to_its_tenant_and_estimated_wherever_it_is_told(
