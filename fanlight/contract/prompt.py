@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NoReturn
 
 from fanlight.contract.fields import check_characters, format_number
@@ -79,6 +80,11 @@ class _Open:
         self.first = first
 
 
+# A prompt is read several times between a request and its tasks; each kept one may take a megabyte.
+READ_PROMPTS_KEPT = 16
+
+
+@lru_cache(maxsize=READ_PROMPTS_KEPT)
 def read_prompt(text: str, field: str) -> ReadPrompt:
     """InvalidField about the field, which names the character, counted from 1."""
     return _Reader(text, field).read()

@@ -180,15 +180,17 @@ def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -
     text, family = f"{request.prompt}\n{request.negative_prompt}", _model(request, fleet).family
     named = words_in(text, fleet.catalog().mentioned(EMBEDDING, text, family))
     words = [each for each in named if each not in request.embeddings]
-    if words and len(request.embeddings) + len(words) > EMBEDDINGS_LIMIT:
+    if len(request.embeddings) + len(words) > EMBEDDINGS_LIMIT:
         raise InvalidField(
             f"names {len(words)} embeddings, {len(request.embeddings) + len(words)} with those listed;"
             f" at most {EMBEDDINGS_LIMIT}",
             field="prompt",
         )
+    if not words:
+        return []
     needs = _joined(needs_of(request), newer)
     names, amounts = names_of(needs), amounts_of(needs)
-    only_live = bool(words) and fleet.can_any(names, amounts, only_live=True)
+    only_live = fleet.can_any(names, amounts, only_live=True)
     found = []
     for word in words:
         more = names | {f"{EMBEDDING}:{word}"}
