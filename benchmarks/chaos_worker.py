@@ -46,6 +46,7 @@ class Cheap:
 
     def describe(self, worker: queue_pb2.Worker) -> None:
         worker.device = "cpu"
+        worker.disk_models[:] = [] if self.name == "preprocess" else ["cheap"]
 
     async def run(self, request: Message, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
         for step in range(STEPS):
