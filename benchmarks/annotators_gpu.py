@@ -93,7 +93,7 @@ async def _all(root: Path, report: Report) -> None:
 
 async def _timed(engine: Engine, annotator: Annotator) -> tuple[float, str]:
     values = {each.name: each.default for each in annotator.all_parameters}
-    asked = Annotation(annotator=annotator, parameters=values, picture=_photo())
+    asked = Annotation(annotator=annotator, parameters=values, image=_photo())
     times = []
     for _ in range(WARM_UP_ROUNDS + ROUNDS):
         start_s = time.perf_counter()

@@ -111,7 +111,7 @@ def ours(stack: ExitStack, *what: str) -> Side:
         stub = preprocessor_pb2_grpc.PreprocessorServiceStub(channel)
 
         def ask(data: bytes) -> Answer:
-            request = preprocessor_pb2.AnnotateRequest(annotator="canny", picture=common_pb2.Picture(data=data))
+            request = preprocessor_pb2.AnnotateRequest(annotator="canny", image=common_pb2.ImageSource(data=data))
             answer = stub.Annotate(request)
             return answer.image, sum(span.duration_s for span in answer.spans)
 

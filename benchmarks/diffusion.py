@@ -232,7 +232,7 @@ def answer(rounds: int, report: Report) -> None:
 
         def Generate(self, request: Any, context: Any) -> Any:
             data = encode(pixels, texts, format=Format.PNG, quality=90)
-            yield diffusion_pb2.GenerateResponse(image=diffusion_pb2.Image(data=data, media_type="image/png"))
+            yield diffusion_pb2.GenerateResponse(image=diffusion_pb2.GeneratedImage(data=data, media_type="image/png"))
 
     def in_base64() -> None:
         out = io.BytesIO()

@@ -257,7 +257,9 @@ def _theirs_s(
 
 def _requests(count: int, side_px: int, steps: int, *, net: str, turn: int = -1) -> list[Request]:
     """Prompts of their own in every turn."""
-    control = diffusion_pb2.Control(controlnet=net, image=common_pb2.Picture(data=_control(side_px))) if net else None
+    control = (
+        diffusion_pb2.Control(controlnet=net, image=common_pb2.ImageSource(data=_control(side_px))) if net else None
+    )
     return [
         Request(
             prompt=f"apple {seed} of basket {turn}",

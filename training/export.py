@@ -53,7 +53,7 @@ def describe(path: Path) -> dict:
         "path": path.relative_to(STARTER).as_posix(),
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "licence": LICENCE,
+        "license": LICENCE,
     }
 
 

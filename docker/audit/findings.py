@@ -76,7 +76,7 @@ def tests(image: Image, root: RootFs) -> Iterator[Finding]:
     sites = {f"{site}/" if site else "" for site in package_folders(root)}
 
     def tests_of(path: str) -> str:
-        # Licences keep the places that they had in the sources.
+        # Licenses keep the places that they had in the sources.
         if ".dist-info/" in path:
             return ""
         found = _first(_TESTS, path)

@@ -77,7 +77,7 @@ def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
         mebibytes = f"{model.size_bytes / MIB:.1f} MiB" if model.size_bytes else "-"
         default = "default" if model.is_default else ""
         where = _WHERE.get(model.residency, "-")
-        return model.id, model.kind, model.family or "-", size, mebibytes, where, model.licence or "-", default
+        return model.id, model.kind, model.family or "-", size, mebibytes, where, model.license or "-", default
 
     titles = ("MODEL", "KIND", "FAMILY", "SIZE", "BYTES", "WHERE", "LICENCE", "")
     _list(gateway, lambda client: client.list_models(), titles, row, as_json=as_json)

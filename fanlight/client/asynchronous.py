@@ -18,7 +18,7 @@ from fanlight.client.jobs import require_success
 from fanlight.client.requests import GenerationOptions, ParameterValue, PictureSource
 from fanlight.client.retry import Answer, Retry
 from fanlight.client.watch import Watch
-from fanlight.common.v1.common_pb2 import Blob, Picture
+from fanlight.common.v1.common_pb2 import Blob, ImageSource
 from fanlight.contract.images import images_of
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest, Model
 from fanlight.errors import FanlightError, InvalidInput
@@ -140,7 +140,7 @@ class AsyncClient:
         work = type(work).FromString(work.SerializeToString())
         for _, image in images_of(work):
             if image.HasField("data"):
-                image.CopyFrom(Picture(blob=await self.write_blob(image.data)))
+                image.CopyFrom(ImageSource(blob=await self.write_blob(image.data)))
         return work
 
     async def wait_job(self, job: Job | str, *, on_event: Listener | None = None) -> Job:

@@ -7,7 +7,7 @@ from typing import Unpack
 
 from google.protobuf.struct_pb2 import Struct
 
-from fanlight.common.v1.common_pb2 import Blob, Picture
+from fanlight.common.v1.common_pb2 import Blob, ImageSource
 from fanlight.contract import annotation as annotation_contract
 from fanlight.contract import generation as generation_contract
 from fanlight.contract.generation import PlainOptions
@@ -94,7 +94,7 @@ def annotation(
     """A control image to make. InvalidInput where the picture's file cannot be read."""
     return AnnotateRequest(
         annotator=annotator,
-        picture=to_picture(picture),
+        image=to_picture(picture),
         parameters=_struct(parameters or {}),
         width_px=width_px,
         height_px=height_px,
@@ -112,13 +112,13 @@ def check(work: GenerateRequest | AnnotateRequest) -> None:
         raise error.within("generation" if isinstance(work, GenerateRequest) else "annotation") from error
 
 
-def to_picture(source: PictureSource) -> Picture:
+def to_picture(source: PictureSource) -> ImageSource:
     if isinstance(source, Blob):
-        return Picture(blob=source)
+        return ImageSource(blob=source)
     if isinstance(source, bytes):
-        return Picture(data=source)
+        return ImageSource(data=source)
     try:
-        return Picture(data=Path(source).read_bytes())
+        return ImageSource(data=Path(source).read_bytes())
     except OSError as error:
         raise InvalidInput(f"{source}: cannot be read: {error.strerror}") from error
 

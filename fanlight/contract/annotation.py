@@ -20,7 +20,7 @@ def check(request: AnnotateRequest) -> None:
     if not request.annotator:
         raise InvalidField("is missing; name an annotator", field="annotator")
     check_bytes(request.annotator, NAME_LIMIT_BYTES, field="annotator")
-    check_source(request.picture, "picture")
+    check_source(request.image, "image")
     check_struct(request.parameters, field="parameters")
     check_size(request.width_px, request.height_px)
 

@@ -14,16 +14,16 @@ from urllib.parse import unquote_to_bytes
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from fanlight.common.v1.common_pb2 import Picture
+from fanlight.common.v1.common_pb2 import ImageSource
 from fanlight.contract.digests import parse_digest, parse_scope
 from fanlight.errors import InvalidField
 
 _SCHEME = "data:"
 _STEP = re.compile(r"([a-z][a-z0-9_]*)(?:\[(\d{1,4})\])?")
-_IMAGE = Picture.DESCRIPTOR.full_name
+_IMAGE = ImageSource.DESCRIPTOR.full_name
 
 
-def images_of(message: Message) -> Iterator[tuple[str, Picture]]:
+def images_of(message: Message) -> Iterator[tuple[str, ImageSource]]:
     """Every image that is set, with its path, in the order of field numbers. The messages themselves, not copies.
 
     Looks through nested and repeated messages, not into an Any or a map.
@@ -38,8 +38,8 @@ def images_of(message: Message) -> Iterator[tuple[str, Picture]]:
                 yield from _images_at(f"{field.name}[{index}]", each)
 
 
-def _images_at(path: str, message: Message) -> Iterator[tuple[str, Picture]]:
-    if isinstance(message, Picture):
+def _images_at(path: str, message: Message) -> Iterator[tuple[str, ImageSource]]:
+    if isinstance(message, ImageSource):
         yield path, message
     else:
         yield from ((f"{path}.{rest}", image) for rest, image in images_of(message))
@@ -64,12 +64,12 @@ def _holds_images(descriptor: Descriptor) -> bool:
     return False
 
 
-def image_at(message: Message, path: str) -> Picture:
+def image_at(message: Message, path: str) -> ImageSource:
     """The image at a path, set (and empty) if it was absent. InvalidField about the path where it leads to no image."""
     found: Any = message
     for step in path.split("."):
         found = _step(found, step, message, path)
-    if not isinstance(found, Picture):
+    if not isinstance(found, ImageSource):
         raise _no_image(message, path)
     found.SetInParent()
     return found
@@ -92,7 +92,7 @@ def _no_image(message: Message, path: str) -> InvalidField:
     return InvalidField(f"leads to no image of {message.DESCRIPTOR.full_name}", field=path)
 
 
-def check_source(picture: Picture, field: str) -> None:
+def check_source(picture: ImageSource, field: str) -> None:
     """InvalidField, at or below the field, unless it has bytes, the digest of a blob, or a `data:` URL with bytes."""
     if picture.WhichOneof("source") == "blob":
         parse_scope(picture.blob.scope, field=f"{field}.blob.scope")
@@ -101,7 +101,7 @@ def check_source(picture: Picture, field: str) -> None:
         data_of(picture, field)
 
 
-def data_of(picture: Picture, field: str) -> bytes:
+def data_of(picture: ImageSource, field: str) -> bytes:
     """The bytes in the request, as `data` or in a `data:` URL. InvalidField, at or below the field, for none."""
     match picture.WhichOneof("source"):
         case "data":

@@ -38,7 +38,7 @@ class RemoteModel:
     kind: str
     family: str
     size_bytes: int
-    licence: str
+    license: str
     recipe: Recipe | None = None
     # All of it was fetched before.
     is_held: bool = False
@@ -103,7 +103,7 @@ class Remote:
 
 # Stands for every reference that may be written.
 _ANYTHING = [
-    RemoteModel(id="*", reference="*", kind=kind, family="", size_bytes=0, licence="") for kind in sorted(_KINDS)
+    RemoteModel(id="*", reference="*", kind=kind, family="", size_bytes=0, license="") for kind in sorted(_KINDS)
 ]
 
 
@@ -114,7 +114,7 @@ def _told(entry: Manifest) -> RemoteModel:
         kind=entry.kind,
         family=entry.family,
         size_bytes=_needed_bytes(entry),
-        licence=entry.licence,
+        license=entry.license,
         recipe=shipped(entry.family) if entry.kind == "checkpoint" and entry.family in _RECIPES else None,
     )
 

@@ -108,7 +108,7 @@ def _responses(progress: Progress) -> Iterator[diffusion_pb2.GenerateResponse]:
 def _image(painted: Painted) -> diffusion_pb2.GenerateResponse:
     generation: Generation = painted.generation
     return _Response(
-        image=diffusion_pb2.Image(
+        image=diffusion_pb2.GeneratedImage(
             data=painted.data,
             media_type=painted.media_type,
             seed=generation.seed,

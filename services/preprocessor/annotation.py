@@ -25,7 +25,7 @@ class Annotation:
 
     annotator: Annotator
     parameters: Mapping[str, Value]
-    picture: bytes = field(repr=False)
+    image: bytes = field(repr=False)
     # Width and height in pixels; None for the picture's own.
     size: Size | None = None
 
@@ -106,7 +106,7 @@ def annotate(
     spans, hand = Spans(clock), hand or BareHand()
     go_on()
     with spans.measure("decode"):
-        pixels = (source or Source(asked.picture, limits)).pixels(keeps_alpha=asked.annotator.keeps_alpha)
+        pixels = (source or Source(asked.image, limits)).pixels(keeps_alpha=asked.annotator.keeps_alpha)
         frame = frame_of((pixels.shape[1], pixels.shape[0]), asked.size, asked.parameters, limits)
         short_px = int(asked.parameters.get("detect_resolution", 0))
         size = working_size(frame.inner, short_px, in_steps=asked.annotator.works_in_steps)

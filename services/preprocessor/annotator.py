@@ -51,7 +51,7 @@ class Annotator:
     # Short ids of the ControlNets that the map is made for.
     controlnets: tuple[str, ...] = ()
     deterministic: bool = True
-    licence: str = "Apache-2.0"
+    license: str = "Apache-2.0"
     # The first is the default; with several, the parameter `model` chooses.
     models: tuple[Model, ...] = ()
     # Python packages that it cannot do without, by the name they are imported by.

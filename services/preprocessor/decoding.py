@@ -48,10 +48,10 @@ Decoder: TypeAlias = Callable[[bytes, PictureLimits], Pixels | None]
 def decode(data: bytes, *, keeps_alpha: bool, limits: PictureLimits) -> Pixels:
     """(H, W, 3), or (H, W, 4) with its transparency. InvalidField and TooLarge about `picture`."""
     if keeps_alpha:
-        return np.asarray(decode_rgba(data, field="picture", limits=limits))
+        return np.asarray(decode_rgba(data, field="image", limits=limits))
     quick: Decoder = _png if data.startswith(PNG_START) else _jpeg
     pixels = quick(data, limits)
-    return np.asarray(decode_rgb(data, field="picture", limits=limits)) if pixels is None else pixels
+    return np.asarray(decode_rgb(data, field="image", limits=limits)) if pixels is None else pixels
 
 
 def _jpeg(data: bytes, limits: PictureLimits) -> Pixels | None:
@@ -80,7 +80,7 @@ def _is_plain_jpeg(data: bytes, limits: PictureLimits) -> bool:
 
 
 def _is_upright(data: bytes, limits: PictureLimits) -> bool:
-    header = read_header(data, field="picture", limits=limits)
+    header = read_header(data, field="image", limits=limits)
     return (header.kind, header.mode) == ("JPEG", "RGB") and header.is_upright
 
 

@@ -46,7 +46,7 @@ class Engine:
 
     async def decode(self, asked: Sequence[Annotation]) -> Source:
         """The one picture of several annotations, decoded for each way in which they look at it."""
-        source = Source(asked[0].picture, self._limits)
+        source = Source(asked[0].image, self._limits)
         ways = {each.annotator.keeps_alpha for each in asked}
 
         def decode(go_on: GoOn) -> None:

@@ -114,5 +114,5 @@ class PreprocessorService(preprocessor_pb2_grpc.PreprocessorServiceServicer):
             raise TooLarge(
                 f"makes a control image of {size_bytes} bytes; at most {self._max_image_bytes} fit an answer: "
                 "ask for a smaller width_px and height_px",
-                field="picture",
+                field="image",
             )

@@ -18,7 +18,7 @@ from services.preprocessor.sizing import Size, check_size
 def parse_request(request: preprocessor_pb2.AnnotateRequest, registry: Registry, limits: PictureLimits) -> Annotation:
     """InvalidField as the contract says; NotFound and TooLarge for what this worker does not have or do."""
     check(request)
-    return _annotation(request, _picture(request.picture), registry, limits)
+    return _annotation(request, _picture(request.image), registry, limits)
 
 
 def _annotation(
@@ -29,7 +29,7 @@ def _annotation(
         annotator=annotator,
         parameters=fill(annotator.all_parameters, plain(request.parameters)),
         size=_size(request, limits),
-        picture=picture,
+        image=picture,
     )
 
 
@@ -41,10 +41,10 @@ def _size(request: preprocessor_pb2.AnnotateRequest, limits: PictureLimits) -> S
     return size
 
 
-def _picture(picture: common_pb2.Picture) -> bytes:
+def _picture(picture: common_pb2.ImageSource) -> bytes:
     if picture.HasField("blob"):
-        raise InvalidField("is not taken here; send the image's bytes, or ask the gateway", field="picture.blob")
-    return data_of(picture, "picture")
+        raise InvalidField("is not taken here; send the image's bytes, or ask the gateway", field="image.blob")
+    return data_of(picture, "image")
 
 
 def parse_many(
@@ -55,9 +55,9 @@ def parse_many(
         raise InvalidField("is empty; name at least one annotator", field="annotations")
     if len(request.annotations) > at_most:
         raise TooLarge(f"has {len(request.annotations)}; at most {at_most} are taken in one call", field="annotations")
-    picture = _picture(request.picture)
+    picture = _picture(request.image)
     # One for all, as it has a copy of the picture.
-    single = preprocessor_pb2.AnnotateRequest(picture=request.picture)
+    single = preprocessor_pb2.AnnotateRequest(image=request.image)
     annotations = []
     for index, wanted in enumerate(request.annotations):
         single.annotator = wanted.annotator
@@ -99,6 +99,6 @@ def annotator_to_proto(annotator: Annotator, engine: Engine, *, loaded: bool = F
         controlnets=annotator.controlnets,
         version=annotator.version,
         device=engine.device_label(annotator),
-        licence=annotator.licence,
+        license=annotator.license,
         aliases=aliases_of(annotator.id),
     )

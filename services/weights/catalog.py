@@ -157,7 +157,7 @@ def _entry(row: Mapping[str, Any]) -> Manifest:
         view=row["view"],
         files=tuple(_file(data, row) for data in listed),
         revision=row.get("revision", ""),
-        licence=packaged.licence(listed) if place else row.get("licence", ""),
+        license=packaged.license_of(listed) if place else row.get("license", ""),
         kind=row["kind"],
         family=row.get("family", ""),
         needed_by=tuple(row.get("needed_by", ())),

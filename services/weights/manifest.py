@@ -153,7 +153,7 @@ class Manifest:
     view: str
     files: tuple[WeightFile, ...]
     revision: str = ""
-    licence: str = ""
+    license: str = ""
     kind: str = ""
     family: str = ""
     needed_by: tuple[str, ...] = ()
@@ -178,7 +178,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "reference": manifest.reference,
         "view": manifest.view,
         "revision": manifest.revision,
-        "licence": manifest.licence,
+        "license": manifest.license,
         "kind": manifest.kind,
         "family": manifest.family,
         "needed_by": list(manifest.needed_by),
@@ -233,7 +233,7 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
             view=data["view"],
             files=tuple(file_from_json(f) for f in data["files"]),
             revision=data.get("revision", ""),
-            licence=data.get("licence", ""),
+            license=data.get("license", ""),
             kind=data.get("kind", ""),
             family=data.get("family", ""),
             needed_by=tuple(data.get("needed_by", ())),

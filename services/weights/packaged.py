@@ -1,6 +1,6 @@
 """Models that come with the `fanlight` package, as the MANIFEST.json beside them lists them. None is ever fetched.
 
-Their bytes, digests and licences stand in that file only; the catalog says what they are called and are for.
+Their bytes, digests and licenses stand in that file only; the catalog says what they are called and are for.
 """
 
 import json
@@ -28,9 +28,9 @@ def rows(place: str) -> list[dict[str, Any]]:
     ]
 
 
-def licence(listed: Iterable[Mapping[str, Any]]) -> str:
+def license_of(listed: Iterable[Mapping[str, Any]]) -> str:
     """SPDX of all the rows together."""
-    return " AND ".join(sorted({row["licence"] for row in listed}))
+    return " AND ".join(sorted({row["license"] for row in listed}))
 
 
 def place_of(manifest: Manifest) -> Path | None:

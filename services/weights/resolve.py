@@ -96,7 +96,7 @@ class Resolver:
         rows = [row for row in data["siblings"][: MAX_FILES + 1] if _is_below(row, reference.subfolder)]
         if not rows:
             raise NotFound(f"{reference} has no such folder or file", field="reference")
-        return _hub_manifest(reference, commit, rows, _licence(data))
+        return _hub_manifest(reference, commit, rows, _license(data))
 
     async def _ask_civitai(self, reference: AirRef) -> Manifest:
         version = reference.version or await self._newest_version(reference)
@@ -191,12 +191,12 @@ def _s3_file(folder: S3Ref, key: str, size_bytes: int, etag: str) -> WeightFile:
     )
 
 
-def _licence(data: Mapping[str, Any]) -> str:
+def _license(data: Mapping[str, Any]) -> str:
     tags = [tag for tag in data.get("tags") or () if isinstance(tag, str) and tag.startswith("license:")]
     return tags[0].removeprefix("license:") if tags else ""
 
 
-def _hub_manifest(reference: HubRef, commit: str, rows: list[Mapping[str, Any]], licence: str) -> Manifest:
+def _hub_manifest(reference: HubRef, commit: str, rows: list[Mapping[str, Any]], license_id: str) -> Manifest:
     subfolder = reference.subfolder
     is_file = len(rows) == 1 and rows[0]["rfilename"] == subfolder
     cut = len(subfolder.rpartition("/")[0] if is_file else subfolder)
@@ -207,7 +207,7 @@ def _hub_manifest(reference: HubRef, commit: str, rows: list[Mapping[str, Any]],
         view=view if is_default else f"{view}@{reference.revision.replace('/', '_')}",
         files=tuple(_hub_file(reference.repo, commit, row, cut) for row in rows),
         revision=commit,
-        licence=licence,
+        license=license_id,
         is_chosen=is_file,
     )
 

@@ -75,6 +75,6 @@ def annotate(engine, weights) -> Iterator[Annotate]:
         model = annotator.model(values)
         if model is not None:
             weights(model.name)
-        return await engine.run(Annotation(annotator=annotator, parameters=values, picture=picture, size=size))
+        return await engine.run(Annotation(annotator=annotator, parameters=values, image=picture, size=size))
 
     return annotate

@@ -64,7 +64,7 @@ async def test_a_map_in_half_precision_is_nearly_that_in_full(annotate, weights,
     full = decoded((await annotate(annotator_id, stream.getvalue(), **wanted)).data).astype(int)
     engine = Engine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()), device=device)
     values = {each.name: each.default for each in annotator.all_parameters} | wanted
-    half = await engine.run(Annotation(annotator=annotator, parameters=values, picture=stream.getvalue()))
+    half = await engine.run(Annotation(annotator=annotator, parameters=values, image=stream.getvalue()))
     engine.close()
     assert half.device == f"{device.kind}/float16"
     # Random networks are no smooth ones: what is cut at a threshold, or a label, may be anything.

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fanlight.common.v1.common_pb2 import Blob, Picture
+from fanlight.common.v1.common_pb2 import Blob, ImageSource
 from fanlight.diffusion.v1.diffusion_pb2 import AnnotatorUse, Control, GenerateRequest, LoraUse
 from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest
 
@@ -42,7 +42,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-IMAGE = Picture(data=png())
+IMAGE = ImageSource(data=png())
 
 
 def photo(**fields: Any) -> Control:
@@ -69,7 +69,7 @@ def _annotate(
     name: str, expected: Refusal | None = None, *, parameters: dict[str, float | str] | None = None, **fields: Any
 ) -> Case:
     def build() -> AnnotateRequest:
-        request = AnnotateRequest(**{"annotator": "canny", "picture": IMAGE, **fields})
+        request = AnnotateRequest(**{"annotator": "canny", "image": IMAGE, **fields})
         request.parameters.update(parameters or {})
         return request
 
@@ -202,18 +202,24 @@ IMAGES = [
     _generate("a strength of nan", (INVALID, "strength", "above 0, to 1"), image=IMAGE, strength=NAN),
     _generate("a strength that leaves no step", (INVALID, "strength", "leaves none"), image=IMAGE, strength=0.04),
     _generate("0.8 of one step", (INVALID, "strength", "leaves none"), image=IMAGE, steps=1),
-    _generate("an image without bytes", (INVALID, "image", "has no bytes"), image=Picture(data=b"")),
-    _generate("an image without source", (INVALID, "image", "is missing"), image=Picture()),
-    _generate("an image on the web", (INVALID, "image.url", "data: URL"), image=Picture(url="https://example.com/a")),
-    _generate("a data: URL without comma", (INVALID, "image.url", "comma"), image=Picture(url="data:image/png")),
+    _generate("an image without bytes", (INVALID, "image", "has no bytes"), image=ImageSource(data=b"")),
+    _generate("an image without source", (INVALID, "image", "is missing"), image=ImageSource()),
     _generate(
-        "a data: URL that is not base64", (INVALID, "image.url", "base64"), image=Picture(url="data:image/png;base64,*")
+        "an image on the web", (INVALID, "image.url", "data: URL"), image=ImageSource(url="https://example.com/a")
     ),
-    _generate("a blob without digest", (INVALID, "image.blob.digest", "sha256:"), image=Picture(blob=Blob(digest="a"))),
+    _generate("a data: URL without comma", (INVALID, "image.url", "comma"), image=ImageSource(url="data:image/png")),
+    _generate(
+        "a data: URL that is not base64",
+        (INVALID, "image.url", "base64"),
+        image=ImageSource(url="data:image/png;base64,*"),
+    ),
+    _generate(
+        "a blob without digest", (INVALID, "image.blob.digest", "sha256:"), image=ImageSource(blob=Blob(digest="a"))
+    ),
     _generate(
         "a blob of a strange scope",
         (INVALID, "image.blob.scope", "1 to 63"),
-        image=Picture(blob=Blob(scope="A B", digest=f"sha256:{'0' * 64}")),
+        image=ImageSource(blob=Blob(scope="A B", digest=f"sha256:{'0' * 64}")),
     ),
 ]
 
@@ -350,7 +356,7 @@ ANNOTATIONS = [
     _annotate("an annotation with parameters and size", parameters={"low_threshold": 50}, width_px=64, height_px=96),
     _annotate("no annotator", (INVALID, "annotator", "is missing"), annotator=""),
     _annotate("an annotator of 600 bytes", (TOO_LARGE, "annotator", "at most 512"), annotator="c" * 600),
-    _annotate("no image to annotate", (INVALID, "picture", "is missing"), picture=None),
+    _annotate("no image to annotate", (INVALID, "image", "is missing"), image=None),
     _annotate("a width of 8", (INVALID, "width_px", "16 to 8192"), width_px=8, height_px=64),
     _annotate("a height of 8193", (INVALID, "height_px", "16 to 8192"), width_px=64, height_px=8193),
     _annotate("an annotation's width alone", (INVALID, "height_px", "both sides or none"), width_px=64),

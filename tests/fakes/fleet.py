@@ -247,8 +247,8 @@ class FixedFleet:
         return sorted(able, key=lambda each: (each[1] is not None, -(each[1] or 0)))
 
 
-def photo(name: str = "photo") -> common_pb2.Picture:
-    return common_pb2.Picture(data=PNG + name.encode())
+def photo(name: str = "photo") -> common_pb2.ImageSource:
+    return common_pb2.ImageSource(data=PNG + name.encode())
 
 
 def control(annotator: str = "canny", name: str = "photo", **changes: Any) -> diffusion_pb2.Control:
@@ -266,7 +266,7 @@ def generation(count: int = 1, *controls: diffusion_pb2.Control, workers: Any = 
 
 def annotation(name: str = "photo", annotator: str = "canny", *, side_px: int = 0, **given: Any) -> NewJob:
     request = preprocessor_pb2.AnnotateRequest(
-        annotator=annotator, picture=photo(name), width_px=side_px, height_px=side_px
+        annotator=annotator, image=photo(name), width_px=side_px, height_px=side_px
     )
     request.parameters.update(given)
     return requests.new_job(gateway_pb2.CreateJobRequest(annotation=request), AbleFleet())

@@ -43,7 +43,7 @@ class FakeStage:
     async def run(
         self, request: preprocessor_pb2.AnnotateRequest, task: queue_pb2.LeasedTask, report: Report
     ) -> Outcome:
-        self.pictures[task.name] = request.picture.data
+        self.pictures[task.name] = request.image.data
         self.running[task.name] = report
         self.most_at_a_time = max(self.most_at_a_time, len(self.running))
         for name in self.running:

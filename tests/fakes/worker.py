@@ -67,5 +67,5 @@ def task_of(request: Message, name: str = "jobs/a/tasks/1", *, alone: bool = Fal
 
 def task_named(name: str, *, alone: bool = False, blob: common_pb2.Blob | None = None) -> queue_pb2.LeasedTask:
     """To annotate the image that is the blob, for stages that look at it."""
-    picture = common_pb2.Picture(blob=blob) if blob else None
-    return task_of(preprocessor_pb2.AnnotateRequest(annotator="canny", picture=picture), name, alone=alone)
+    picture = common_pb2.ImageSource(blob=blob) if blob else None
+    return task_of(preprocessor_pb2.AnnotateRequest(annotator="canny", image=picture), name, alone=alone)

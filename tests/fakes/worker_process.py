@@ -47,7 +47,7 @@ class Echo:
         sys.stdout.write(f"running {task.name}\n")
         sys.stdout.flush()
         await self._may_end.wait()
-        return Outcome(outputs=[Output(data=request.picture.data, width_px=1, height_px=1)])
+        return Outcome(outputs=[Output(data=request.image.data, width_px=1, height_px=1)])
 
 
 def main() -> int:

@@ -38,7 +38,7 @@ async def annotated(models_dir: Path, annotator_id: str) -> np.ndarray:
     engine = Engine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, store))
     annotator = installed().get(annotator_id)
     values = {each.name: each.default for each in annotator.all_parameters} | {"detect_resolution": RESOLUTION}
-    control = await engine.run(Annotation(annotator=annotator, parameters=values, picture=PHOTO.read_bytes()))
+    control = await engine.run(Annotation(annotator=annotator, parameters=values, image=PHOTO.read_bytes()))
     engine.close()
     return np.asarray(Image.open(io.BytesIO(control.data)).convert("RGB"))
 

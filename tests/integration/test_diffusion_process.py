@@ -82,10 +82,10 @@ async def service(address: str) -> AsyncIterator[diffusion_pb2_grpc.DiffusionSer
         yield diffusion_pb2_grpc.DiffusionServiceStub(channel)
 
 
-def picture() -> common_pb2.Picture:
+def picture() -> common_pb2.ImageSource:
     out = io.BytesIO()
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (80, 50, 3), dtype=np.uint8)).save(out, "PNG")
-    return common_pb2.Picture(data=out.getvalue())
+    return common_pb2.ImageSource(data=out.getvalue())
 
 
 async def generate(service, request) -> dict[str, list]:

@@ -38,7 +38,7 @@ async def channel(gateway: GatewayProcess) -> AsyncIterator[grpc.aio.Channel]:
 
 
 def generation(count: int, *, request_id: str = "") -> gateway_pb2.CreateJobRequest:
-    source = diffusion_pb2.Control(annotator="canny", image=common_pb2.Picture(data=PNG + b"photo"))
+    source = diffusion_pb2.Control(annotator="canny", image=common_pb2.ImageSource(data=PNG + b"photo"))
     work = diffusion_pb2.GenerateRequest(prompt="a fox", count=count, seed=7, controls=[source])
     return gateway_pb2.CreateJobRequest(generation=work, request_id=request_id)
 

@@ -124,7 +124,7 @@ async def create(jobs: Any, number: int) -> str:
     """A job for the stage that the worker process has; waits for that to be announced."""
     request = gateway_pb2.CreateJobRequest(request_id=f"job {number}")
     request.annotation.annotator = "echo"
-    request.annotation.picture.data = picture(number)
+    request.annotation.image.data = picture(number)
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:

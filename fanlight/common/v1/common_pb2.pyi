@@ -46,8 +46,8 @@ class Blob(google.protobuf.message.Message):
 Global___Blob: typing_extensions.TypeAlias = Blob
 
 @typing.final
-class Picture(google.protobuf.message.Message):
-    """An encoded picture: PNG, JPEG, WebP, BMP, GIF (first frame) or TIFF."""
+class ImageSource(google.protobuf.message.Message):
+    """Where an encoded image comes from: PNG, JPEG, WebP, BMP, GIF (first frame) or TIFF."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -73,7 +73,7 @@ class Picture(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["blob", b"blob", "data", b"data", "source", b"source", "url", b"url"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["data", "blob", "url"] | None: ...
 
-Global___Picture: typing_extensions.TypeAlias = Picture
+Global___ImageSource: typing_extensions.TypeAlias = ImageSource
 
 @typing.final
 class Failure(google.protobuf.message.Message):

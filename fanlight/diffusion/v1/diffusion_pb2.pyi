@@ -77,7 +77,7 @@ class Model(google.protobuf.message.Message):
     IS_DEFAULT_FIELD_NUMBER: builtins.int
     RESIDENCY_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
-    LICENCE_FIELD_NUMBER: builtins.int
+    LICENSE_FIELD_NUMBER: builtins.int
     PIPELINES_FIELD_NUMBER: builtins.int
     WIDTH_PX_FIELD_NUMBER: builtins.int
     HEIGHT_PX_FIELD_NUMBER: builtins.int
@@ -96,7 +96,7 @@ class Model(google.protobuf.message.Message):
     residency: Global___Model.Residency.ValueType
     """Only in the answers of ListModels: what a worker can do does not change with what it has loaded."""
     size_bytes: builtins.int
-    licence: builtins.str
+    license: builtins.str
     width_px: builtins.int
     height_px: builtins.int
     size_step_px: builtins.int
@@ -124,7 +124,7 @@ class Model(google.protobuf.message.Message):
         is_default: builtins.bool = ...,
         residency: Global___Model.Residency.ValueType = ...,
         size_bytes: builtins.int = ...,
-        licence: builtins.str = ...,
+        license: builtins.str = ...,
         pipelines: collections.abc.Iterable[builtins.str] | None = ...,
         width_px: builtins.int = ...,
         height_px: builtins.int = ...,
@@ -135,7 +135,7 @@ class Model(google.protobuf.message.Message):
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
         text_encoder_layers: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "licence", b"licence", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "text_encoder_layers", b"text_encoder_layers", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "license", b"license", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "text_encoder_layers", b"text_encoder_layers", "width_px", b"width_px"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 
@@ -247,11 +247,11 @@ class GenerateRequest(google.protobuf.message.Message):
     @property
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Control]: ...
     @property
-    def image(self) -> fanlight.common.v1.common_pb2.Picture:
+    def image(self) -> fanlight.common.v1.common_pb2.ImageSource:
         """The picture to start from, for img2img and inpaint."""
 
     @property
-    def mask(self) -> fanlight.common.v1.common_pb2.Picture:
+    def mask(self) -> fanlight.common.v1.common_pb2.ImageSource:
         """For inpaint: what is white is painted anew, what is black stays. Scaled and cut as `image` is."""
 
     @property
@@ -275,8 +275,8 @@ class GenerateRequest(google.protobuf.message.Message):
         seed: builtins.int | None = ...,
         controls: collections.abc.Iterable[Global___Control] | None = ...,
         preview_every_steps: builtins.int = ...,
-        image: fanlight.common.v1.common_pb2.Picture | None = ...,
-        mask: fanlight.common.v1.common_pb2.Picture | None = ...,
+        image: fanlight.common.v1.common_pb2.ImageSource | None = ...,
+        mask: fanlight.common.v1.common_pb2.ImageSource | None = ...,
         strength: builtins.float | None = ...,
         resize: builtins.str = ...,
         guess_mode: builtins.bool = ...,
@@ -377,7 +377,7 @@ class Control(google.protobuf.message.Message):
     annotator: builtins.str
     """Makes the control image from `image`; only the gateway takes it. Empty: `image` is the control image."""
     @property
-    def image(self) -> fanlight.common.v1.common_pb2.Picture:
+    def image(self) -> fanlight.common.v1.common_pb2.ImageSource:
         """The control image, or with `annotator` the photo that it is made from. It comes to the image's size as `resize` says.
         Absent for the ControlNet `inpaint`, whose control image is made of the request's `image` and `mask`.
         """
@@ -394,7 +394,7 @@ class Control(google.protobuf.message.Message):
         self,
         *,
         controlnet: builtins.str = ...,
-        image: fanlight.common.v1.common_pb2.Picture | None = ...,
+        image: fanlight.common.v1.common_pb2.ImageSource | None = ...,
         scale: builtins.float | None = ...,
         start: builtins.float | None = ...,
         end: builtins.float | None = ...,
@@ -452,7 +452,7 @@ class GenerateResponse(google.protobuf.message.Message):
     @property
     def preview(self) -> Global___Preview: ...
     @property
-    def image(self) -> Global___Image: ...
+    def image(self) -> Global___GeneratedImage: ...
     @property
     def done(self) -> Global___Done: ...
     @property
@@ -465,7 +465,7 @@ class GenerateResponse(google.protobuf.message.Message):
         queued: Global___Queued | None = ...,
         step: Global___Step | None = ...,
         preview: Global___Preview | None = ...,
-        image: Global___Image | None = ...,
+        image: Global___GeneratedImage | None = ...,
         done: Global___Done | None = ...,
         fetch: fanlight.common.v1.common_pb2.FetchProgress | None = ...,
     ) -> None: ...
@@ -531,7 +531,7 @@ class Preview(google.protobuf.message.Message):
 Global___Preview: typing_extensions.TypeAlias = Preview
 
 @typing.final
-class Image(google.protobuf.message.Message):
+class GeneratedImage(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DATA_FIELD_NUMBER: builtins.int
@@ -566,7 +566,7 @@ class Image(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "data", b"data", "height_px", b"height_px", "media_type", b"media_type", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "width_px", b"width_px"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
 
-Global___Image: typing_extensions.TypeAlias = Image
+Global___GeneratedImage: typing_extensions.TypeAlias = GeneratedImage
 
 @typing.final
 class Done(google.protobuf.message.Message):

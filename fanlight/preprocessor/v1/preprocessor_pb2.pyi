@@ -60,7 +60,7 @@ class Annotator(google.protobuf.message.Message):
     CONTROLNETS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     DEVICE_FIELD_NUMBER: builtins.int
-    LICENCE_FIELD_NUMBER: builtins.int
+    LICENSE_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
     id: builtins.str
     description: builtins.str
@@ -74,7 +74,7 @@ class Annotator(google.protobuf.message.Message):
     """Changes whenever the same input may give other bytes; part of the cache key."""
     device: builtins.str
     """What its output depends on besides the version, such as `cpu/uint8`; part of the cache key."""
-    licence: builtins.str
+    license: builtins.str
     @property
     def parameters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Parameter]: ...
     @property
@@ -97,10 +97,10 @@ class Annotator(google.protobuf.message.Message):
         controlnets: collections.abc.Iterable[builtins.str] | None = ...,
         version: builtins.str = ...,
         device: builtins.str = ...,
-        licence: builtins.str = ...,
+        license: builtins.str = ...,
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "controlnets", b"controlnets", "description", b"description", "deterministic", b"deterministic", "device", b"device", "id", b"id", "licence", b"licence", "loaded", b"loaded", "parameters", b"parameters", "version", b"version", "weight_bytes", b"weight_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "controlnets", b"controlnets", "description", b"description", "deterministic", b"deterministic", "device", b"device", "id", b"id", "license", b"license", "loaded", b"loaded", "parameters", b"parameters", "version", b"version", "weight_bytes", b"weight_bytes"]) -> None: ...
 
 Global___Annotator: typing_extensions.TypeAlias = Annotator
 
@@ -171,7 +171,7 @@ class AnnotateRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ANNOTATOR_FIELD_NUMBER: builtins.int
-    PICTURE_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
     WIDTH_PX_FIELD_NUMBER: builtins.int
     HEIGHT_PX_FIELD_NUMBER: builtins.int
@@ -180,7 +180,7 @@ class AnnotateRequest(google.protobuf.message.Message):
     """Size of the control image. Both 0 give the picture's own size."""
     height_px: builtins.int
     @property
-    def picture(self) -> fanlight.common.v1.common_pb2.Picture: ...
+    def image(self) -> fanlight.common.v1.common_pb2.ImageSource: ...
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
         """By name; what is left out has its default."""
@@ -189,13 +189,13 @@ class AnnotateRequest(google.protobuf.message.Message):
         self,
         *,
         annotator: builtins.str = ...,
-        picture: fanlight.common.v1.common_pb2.Picture | None = ...,
+        image: fanlight.common.v1.common_pb2.ImageSource | None = ...,
         parameters: google.protobuf.struct_pb2.Struct | None = ...,
         width_px: builtins.int = ...,
         height_px: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["parameters", b"parameters", "picture", b"picture"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotator", b"annotator", "height_px", b"height_px", "parameters", b"parameters", "picture", b"picture", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["image", b"image", "parameters", b"parameters"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotator", b"annotator", "height_px", b"height_px", "image", b"image", "parameters", b"parameters", "width_px", b"width_px"]) -> None: ...
 
 Global___AnnotateRequest: typing_extensions.TypeAlias = AnnotateRequest
 
@@ -242,25 +242,25 @@ Global___AnnotateResponse: typing_extensions.TypeAlias = AnnotateResponse
 class AnnotateManyRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PICTURE_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
     ANNOTATIONS_FIELD_NUMBER: builtins.int
     @property
-    def picture(self) -> fanlight.common.v1.common_pb2.Picture: ...
+    def image(self) -> fanlight.common.v1.common_pb2.ImageSource: ...
     @property
-    def annotations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WantedAnnotation]: ...
+    def annotations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RequestedAnnotation]: ...
     def __init__(
         self,
         *,
-        picture: fanlight.common.v1.common_pb2.Picture | None = ...,
-        annotations: collections.abc.Iterable[Global___WantedAnnotation] | None = ...,
+        image: fanlight.common.v1.common_pb2.ImageSource | None = ...,
+        annotations: collections.abc.Iterable[Global___RequestedAnnotation] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["picture", b"picture"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotations", b"annotations", "picture", b"picture"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["image", b"image"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["annotations", b"annotations", "image", b"image"]) -> None: ...
 
 Global___AnnotateManyRequest: typing_extensions.TypeAlias = AnnotateManyRequest
 
 @typing.final
-class WantedAnnotation(google.protobuf.message.Message):
+class RequestedAnnotation(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ANNOTATOR_FIELD_NUMBER: builtins.int
@@ -286,7 +286,7 @@ class WantedAnnotation(google.protobuf.message.Message):
     def HasField(self, field_name: typing.Literal["parameters", b"parameters"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["annotator", b"annotator", "height_px", b"height_px", "parameters", b"parameters", "width_px", b"width_px"]) -> None: ...
 
-Global___WantedAnnotation: typing_extensions.TypeAlias = WantedAnnotation
+Global___RequestedAnnotation: typing_extensions.TypeAlias = RequestedAnnotation
 
 @typing.final
 class AnnotateManyResponse(google.protobuf.message.Message):

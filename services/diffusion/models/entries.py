@@ -29,7 +29,7 @@ class _Entry:
     path: Path
     size_bytes: int
     # SPDX, from the manifest beside it; empty where there is none.
-    licence: str = ""
+    license: str = ""
     # What a request named that was fetched for it; empty for what lies on this machine.
     reference: str = ""
 

@@ -58,7 +58,7 @@ def checkpoint_entry(path: Path, recipe: Recipe, size_bytes: int, *, is_ldm: boo
         width_px=width * shape.latent_factor,
         height_px=height * shape.latent_factor,
         size_bytes=size_bytes,
-        licence=licence_of(path),
+        license=license_of(path),
     )
 
 
@@ -78,7 +78,7 @@ def controlnet_entry(path: Path, config: Config, size_bytes: int) -> ControlNetE
         config=config,
         shape=shape,
         size_bytes=size_bytes,
-        licence=licence_of(path),
+        license=license_of(path),
     )
 
 
@@ -102,7 +102,7 @@ def read_vae(folder: Path) -> VaeEntry:
         latent_channels=channels,
         is_tiny=is_tiny,
         size_bytes=weight_bytes(folder),
-        licence=licence_of(folder),
+        license=license_of(folder),
     )
 
 
@@ -121,7 +121,7 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
-def licence_of(path: Path) -> str:
+def license_of(path: Path) -> str:
     """As a MANIFEST.json beside it says of it, or of the files in it."""
     manifest = next((each / "MANIFEST.json" for each in path.parents[:2] if (each / "MANIFEST.json").is_file()), None)
     if manifest is None:
@@ -130,7 +130,7 @@ def licence_of(path: Path) -> str:
     try:
         files = read_json(manifest).get("files", [])
         own = [file for file in files if file["path"] == name or file["path"].startswith(f"{name}/")]
-        return " AND ".join(sorted({file["licence"] for file in own}))
+        return " AND ".join(sorted({file["license"] for file in own}))
     except (UnfitFolder, KeyError, TypeError, AttributeError):
         return ""
 

@@ -14,7 +14,7 @@ from services.diffusion.models.entries import (
     LoraEntry,
     VaeEntry,
 )
-from services.diffusion.models.folders import checkpoint_entry, controlnet_entry, licence_of
+from services.diffusion.models.folders import checkpoint_entry, controlnet_entry, license_of
 from services.diffusion.models.headers import LDM_FIRST, LDM_UNET, Header, Kind, kind_of, read_header
 from services.diffusion.models.names import part_id
 from services.diffusion.models.recipes import Config, Recipe, UnfitFolder, for_file, from_folder, shipped
@@ -142,7 +142,7 @@ def _lora(path: Path, header: Header) -> LoraEntry:
         path=path,
         cross_attention_dim=widths[0] if widths else 0,
         size_bytes=path.stat().st_size,
-        licence=licence_of(path),
+        license=license_of(path),
     )
 
 
@@ -159,7 +159,7 @@ def _vae(path: Path, header: Header) -> VaeEntry:
         latent_channels=channels,
         is_tiny=is_tiny,
         size_bytes=path.stat().st_size,
-        licence=licence_of(path),
+        license=license_of(path),
     )
 
 
@@ -175,5 +175,5 @@ def _embedding(path: Path, header: Header) -> EmbeddingEntry:
         widths=tuple(shape[-1] for shape in shapes),
         vectors=shapes[0][0] if len(shapes[0]) == 2 else 1,
         size_bytes=path.stat().st_size,
-        licence=licence_of(path),
+        license=license_of(path),
     )

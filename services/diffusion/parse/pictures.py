@@ -16,12 +16,12 @@ from services.diffusion.pictures.fit import MASK_THRESHOLD, Resize, fit, fit_mas
 from services.kernel.pictures import PictureLimits, decode_rgb, decode_rgba
 
 
-def decoded(picture: common_pb2.Picture, field: str, limits: PictureLimits) -> Image.Image:
+def decoded(picture: common_pb2.ImageSource, field: str, limits: PictureLimits) -> Image.Image:
     return decode_rgb(picture.data, field=field, limits=limits)
 
 
 def decoded_with_hole(
-    picture: common_pb2.Picture, field: str, limits: PictureLimits
+    picture: common_pb2.ImageSource, field: str, limits: PictureLimits
 ) -> tuple[Image.Image, Image.Image | None]:
     """RGB, and a mask that is white where the picture is transparent; None where it nowhere is."""
     whole = decode_rgba(picture.data, field=field, limits=limits)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from services.gateway.jobs.model import Failure, Job, Task
 
 # The field of a request that is all about one image, such as AnnotateRequest's.
-PICTURE = "picture"
+IMAGE = "image"
 
 
 def in_words_of_job(failure: Failure, job: Job, number: int) -> Failure:
@@ -22,7 +22,7 @@ def _clients_field(field: str, job: Job, task: Task) -> str:
     if task.stage == job.asked.stage or not taken_at:
         return f"{asked}.{field}"
     first, dot, rest = field.partition(".")
-    if first == PICTURE:
+    if first == IMAGE:
         return f"{asked}.{taken_at}{dot}{rest}"
     parent, is_below, _ = taken_at.rpartition(".")
     return f"{asked}.{parent}.{field}" if is_below else f"{asked}.{field}"

@@ -54,7 +54,7 @@ class AnnotateRoutes:
         annotation = preprocessor_pb2.AnnotateRequest(annotator=annotator, width_px=width_px, height_px=height_px)
         annotation.parameters.update(self._parameters(annotator, request))
         info = await keep_body(request, self._blobs, self._options, scope=caller.tenant)
-        annotation.picture.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
+        annotation.image.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
         message = gateway_pb2.CreateJobRequest(annotation=annotation)
         job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers), caller)
         return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller))

@@ -29,7 +29,7 @@ _CREATE_EXAMPLES = {
         }
     },
     "a data URL": {
-        "value": {"annotation": {"annotator": "canny", "picture": {"url": "data:image/png;base64,iVBORw0KGgo..."}}}
+        "value": {"annotation": {"annotator": "canny", "image": {"url": "data:image/png;base64,iVBORw0KGgo..."}}}
     },
 }
 _BYTES = {"schema": {"type": "string", "format": "binary"}}

@@ -26,7 +26,7 @@ class Annotator:
     controlnets: tuple[str, ...] = ()
     version: str = ""
     device: str = ""
-    licence: str = ""
+    license: str = ""
     # Other services' names for it.
     aliases: tuple[str, ...] = ()
 
@@ -37,7 +37,7 @@ class Model:
     kind: str
     is_default: bool = False
     size_bytes: int = 0
-    licence: str = ""
+    license: str = ""
     pipelines: tuple[str, ...] = ()
     width_px: int = 0
     height_px: int = 0

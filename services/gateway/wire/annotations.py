@@ -28,9 +28,9 @@ class AnnotationDraft:
     tasks_limit: int = 1
 
     def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
-        blob = kept[f"{FIELD}.picture"]
-        image = common_pb2.Picture()
-        image.CopyFrom(self.request.picture)
+        blob = kept[f"{FIELD}.image"]
+        image = common_pb2.ImageSource()
+        image.CopyFrom(self.request.image)
         put(image, blob)
         return Plan(
             requests=(stage_request(self.request, image, self.facts),),
@@ -73,9 +73,11 @@ def facts_for(request: preprocessor_pb2.AnnotateRequest, fleet: Fleet, newer: Ne
     return facts_of(needs, annotator=request.annotator)
 
 
-def stage_request(request: preprocessor_pb2.AnnotateRequest, picture: common_pb2.Picture, facts: Facts) -> StageRequest:
+def stage_request(
+    request: preprocessor_pb2.AnnotateRequest, image: common_pb2.ImageSource, facts: Facts
+) -> StageRequest:
     whole = preprocessor_pb2.AnnotateRequest()
     whole.CopyFrom(request)
-    whole.picture.CopyFrom(picture)
+    whole.image.CopyFrom(image)
     message = whole.SerializeToString(deterministic=True)
     return StageRequest(stage=PREPROCESS, field=FIELD, message=message, facts=facts)

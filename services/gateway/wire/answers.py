@@ -213,7 +213,7 @@ def annotator(value: Annotator, residency: int = 0) -> preprocessor_pb2.Annotato
         controlnets=value.controlnets,
         version=value.version,
         device=value.device,
-        licence=value.licence,
+        license=value.license,
         aliases=value.aliases,
     )
 
@@ -226,7 +226,7 @@ def model(value: Model, residency: int = 0) -> diffusion_pb2.Model:
         is_default=value.is_default,
         residency=diffusion_pb2.Model.Residency.ValueType(residency),
         size_bytes=value.size_bytes,
-        licence=value.licence,
+        license=value.license,
         pipelines=value.pipelines,
         width_px=value.width_px,
         height_px=value.height_px,

@@ -10,6 +10,6 @@ def blob(value: BlobInfo) -> common_pb2.Blob:
     )
 
 
-def put(image: common_pb2.Picture, info: BlobInfo) -> None:
+def put(image: common_pb2.ImageSource, info: BlobInfo) -> None:
     """The kept image, by its digest, in the place of its bytes. Fields that are newer than this gateway stay."""
     image.blob.CopyFrom(blob(info))

@@ -13,7 +13,7 @@ def source_images(message: Message, field: str) -> tuple[SourceImage, ...]:
     return tuple(_source(image, f"{field}.{path}") for path, image in images_of(message))
 
 
-def _source(image: common_pb2.Picture, field: str) -> SourceImage:
+def _source(image: common_pb2.ImageSource, field: str) -> SourceImage:
     if image.WhichOneof("source") != "blob":
         return SourceImage(field=field, data=data_of(image, field))
     return SourceImage(

@@ -172,7 +172,7 @@ def _limits(limits: Sequence[queue_pb2.Limit]) -> tuple[tuple[str, int], ...]:
 
 
 def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
-    """What the worker knows of messages beyond this gateway, as needs such as `field:fanlight.common.v1.Picture:9`."""
+    """What the worker knows of messages beyond this gateway, as needs such as `field:fanlight.common.v1.Blob:9`."""
     where = "capabilities.contract"
     check_whole(contract.revision, 0, REVISION_LIMIT, field=f"{where}.revision")
     if len(contract.messages) > KNOWN_MESSAGES_LIMIT:
@@ -184,7 +184,7 @@ def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
         name, field = each.name, f"{where}.messages[{i}]"
         if not _MESSAGE.fullmatch(check_bytes(name, NAME_LIMIT_BYTES, field=f"{field}.name")):
             raise InvalidField(
-                "must be a message's full name, such as fanlight.common.v1.Picture", field=f"{field}.name"
+                "must be a message's full name, such as fanlight.common.v1.ImageSource", field=f"{field}.name"
             )
         last = check_whole(each.last_field, 0, FIELD_NUMBER_LIMIT, field=f"{field}.last_field")
         # Of a message that this gateway does not know it never finds a field.
@@ -221,7 +221,7 @@ def _annotator(message: preprocessor_pb2.Annotator, field: str) -> Annotator:
         controlnets=_names(message.controlnets, f"{field}.controlnets"),
         version=message.version,
         device=message.device,
-        licence=message.licence,
+        license=message.license,
         aliases=_names(message.aliases, f"{field}.aliases"),
     )
 
@@ -232,7 +232,7 @@ def _model(message: diffusion_pb2.Model, field: str) -> Model:
         kind=check_some_bytes(message.kind, NAME_LIMIT_BYTES, field=f"{field}.kind"),
         is_default=message.is_default,
         size_bytes=check_whole(message.size_bytes, 0, BYTES_LIMIT, field=f"{field}.size_bytes"),
-        licence=message.licence,
+        license=message.license,
         pipelines=_names(message.pipelines, f"{field}.pipelines"),
         width_px=message.width_px,
         height_px=message.height_px,

@@ -163,7 +163,7 @@ ANNOTATORS = (
         controlnets=("depth",),
         models=(MIDAS,),
         needs=TIMM,
-        licence="MIT",
+        license="MIT",
         detect_resolution=512,
     ),
     Annotator(
@@ -177,7 +177,7 @@ ANNOTATORS = (
         controlnets=("normal",),
         models=(MIDAS,),
         needs=TIMM,
-        licence="MIT",
+        license="MIT",
         detect_resolution=512,
     ),
     Annotator(
@@ -188,7 +188,7 @@ ANNOTATORS = (
         controlnets=("depth",),
         models=(ZOE,),
         needs=TIMM,
-        licence="MIT",
+        license="MIT",
         detect_resolution=512,
     ),
     Annotator(
@@ -207,7 +207,7 @@ ANNOTATORS = (
         controlnets=("normal",),
         models=(NORMAL_BAE,),
         needs=TIMM,
-        licence="MIT; trained on ScanNet, whose terms allow research only",
+        license="MIT; trained on ScanNet, whose terms allow research only",
         detect_resolution=512,
     ),
 )

@@ -99,7 +99,7 @@ def _annotator(annotator_id: str, description: str, *, boost: bool) -> Annotator
         controlnets=("depth",),
         models=(LERES,),
         needs=(*TORCH, "torchvision", "skimage"),
-        licence="non-commercial: see the licence of AdelaiDepth",
+        license="non-commercial: see the license of AdelaiDepth",
         detect_resolution=512,
     )
 

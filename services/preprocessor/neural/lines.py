@@ -148,7 +148,7 @@ TEED = Model(name="teed", entry="annotator-teed", build=partial(build_teed, file
 MTEED = Model(name="anyline", entry="annotator-anyline", build=partial(build_teed, file="MTEED.pth"))
 MLSD = Model(name="mlsd", entry="annotator-mlsd", build=build_mlsd)
 
-PIDINET_LICENCE = "research only: see the licence of PiDiNet"
+PIDINET_LICENCE = "research only: see the license of PiDiNet"
 FILTER = Parameter(name="apply_filter", default=False, description="Black and white, cut at one half")
 
 
@@ -161,7 +161,7 @@ def _pidinet(annotator_id: str, description: str, *, scribble: bool, safe: bool)
         controlnets=("scribble" if scribble else "softedge",),
         models=(PIDINET,),
         needs=TORCH,
-        licence=PIDINET_LICENCE,
+        license=PIDINET_LICENCE,
         detect_resolution=512,
         is_bilevel=scribble,
     )
@@ -175,7 +175,7 @@ def _lineart(annotator_id: str, description: str, *, coarse: bool) -> Annotator:
         controlnets=("lineart",),
         models=(LINEART,),
         needs=TORCH,
-        licence="MIT",
+        license="MIT",
         detect_resolution=512,
     )
 
@@ -194,7 +194,7 @@ ANNOTATORS = (
         controlnets=("lineart_anime",),
         models=(LINEART_ANIME,),
         needs=TORCH,
-        licence="MIT",
+        license="MIT",
         detect_resolution=512,
     ),
     Annotator(
@@ -209,7 +209,7 @@ ANNOTATORS = (
         controlnets=("softedge",),
         models=(TEED,),
         needs=TORCH,
-        licence="MIT",
+        license="MIT",
         detect_resolution=512,
     ),
     Annotator(
@@ -220,7 +220,7 @@ ANNOTATORS = (
         controlnets=("softedge", "lineart"),
         models=(MTEED,),
         needs=TORCH,
-        licence="OpenRAIL++-M",
+        license="OpenRAIL++-M",
         detect_resolution=1280,
     ),
     Annotator(

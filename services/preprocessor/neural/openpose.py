@@ -89,7 +89,7 @@ def _annotator(annotator_id: str, description: str, parts: tuple[bool, bool, boo
         controlnets=("openpose",),
         models=(OPENPOSE,),
         needs=(*TORCH, "torchvision", "scipy", "skimage"),
-        licence="non-commercial: see the licence of OpenPose",
+        license="non-commercial: see the license of OpenPose",
         detect_resolution=512,
     )
 

@@ -104,7 +104,7 @@ def _annotator(annotator_id: str, description: str, model: Model, needs: tuple[s
         controlnets=("seg",),
         models=(model,),
         needs=("torch", "transformers", *needs),
-        licence="MIT",
+        license="MIT",
         detect_resolution=512,
         has_labels=True,
     )

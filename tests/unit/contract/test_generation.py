@@ -2,7 +2,7 @@
 
 import pytest
 
-from fanlight.common.v1.common_pb2 import Picture
+from fanlight.common.v1.common_pb2 import ImageSource
 from fanlight.contract.generation import (
     PIPELINES,
     check,
@@ -20,7 +20,7 @@ from fanlight.contract.generation import (
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest, LoraUse
 from fanlight.errors import InvalidField
 
-IMAGE = Picture(data=b"image")
+IMAGE = ImageSource(data=b"image")
 CANNY = Control(controlnet="canny", image=IMAGE)
 
 
@@ -104,8 +104,11 @@ def test_the_weights_of_a_lora_add_up():
     [
         (GenerateRequest(count=2), "count"),
         (GenerateRequest(controls=[CANNY, Control(annotator="canny", image=IMAGE)]), "controls[1].annotator"),
-        (GenerateRequest(image=Picture(url="data:,a")), "image"),
-        (GenerateRequest(controls=[Control(controlnet="canny", image=Picture(url="data:,a"))]), "controls[0].image"),
+        (GenerateRequest(image=ImageSource(url="data:,a")), "image"),
+        (
+            GenerateRequest(controls=[Control(controlnet="canny", image=ImageSource(url="data:,a"))]),
+            "controls[0].image",
+        ),
     ],
 )
 def test_a_worker_makes_one_image_of_what_it_was_sent(request_, field):

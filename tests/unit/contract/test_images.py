@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from fanlight.common.v1.common_pb2 import Blob, Picture
+from fanlight.common.v1.common_pb2 import Blob, ImageSource
 from fanlight.contract.images import check_source, data_of, image_at, images_of
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest
 from fanlight.errors import InvalidField
@@ -14,8 +14,8 @@ from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest
 DIGEST = f"sha256:{'a' * 64}"
 
 
-def image(name: str) -> Picture:
-    return Picture(data=name.encode())
+def image(name: str) -> ImageSource:
+    return ImageSource(data=name.encode())
 
 
 def found_in(message) -> dict[str, bytes]:
@@ -32,11 +32,11 @@ def test_every_image_that_is_set_is_found_with_its_path():
 
 
 def test_images_are_found_in_what_encloses_a_request():
-    annotation = CreateJobRequest(annotation=AnnotateRequest(picture=image("photo")))
+    annotation = CreateJobRequest(annotation=AnnotateRequest(image=image("photo")))
     generation = CreateJobRequest(generation=GenerateRequest(controls=[Control(image=image("edges"))]))
 
     assert found_in(CreateJobsRequest(requests=[annotation, generation])) == {
-        "requests[0].annotation.picture": b"photo",
+        "requests[0].annotation.image": b"photo",
         "requests[1].generation.controls[0].image": b"edges",
     }
 
@@ -44,7 +44,7 @@ def test_images_are_found_in_what_encloses_a_request():
 def test_images_are_the_messages_themselves():
     request = GenerateRequest(image=image("start"))
     for _, found in images_of(request):
-        found.CopyFrom(Picture(blob=Blob(digest=DIGEST)))
+        found.CopyFrom(ImageSource(blob=Blob(digest=DIGEST)))
 
     assert request.image.blob.digest == DIGEST
 
@@ -61,8 +61,8 @@ def test_the_image_at_a_path_is_the_one_there():
     request = GenerateRequest(image=image("start"))
     assert image_at(request, "image").data == b"start"
     enclosing = CreateJobRequest()
-    image_at(enclosing, "annotation.picture").data = b"photo"
-    assert enclosing.annotation.picture.data == b"photo"
+    image_at(enclosing, "annotation.image").data = b"photo"
+    assert enclosing.annotation.image.data == b"photo"
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_a_path_that_is_none_is_refused(path):
 @pytest.mark.parametrize(
     ("picture", "data"),
     [
-        (Picture(data=b"bytes"), b"bytes"),
-        (Picture(url=f"data:image/png;base64,{base64.b64encode(b'bytes').decode()}"), b"bytes"),
-        (Picture(url="DATA:,by%74es"), b"bytes"),
+        (ImageSource(data=b"bytes"), b"bytes"),
+        (ImageSource(url=f"data:image/png;base64,{base64.b64encode(b'bytes').decode()}"), b"bytes"),
+        (ImageSource(url="DATA:,by%74es"), b"bytes"),
     ],
 )
 def test_bytes_come_as_they_are_or_in_a_url(picture, data):
@@ -97,13 +97,13 @@ def test_bytes_come_as_they_are_or_in_a_url(picture, data):
 
 
 BROKEN = [
-    (Picture(), "image", "give its bytes"),
-    (Picture(data=b""), "image", "no bytes"),
-    (Picture(url="data:,"), "image", "no bytes"),
-    (Picture(url=""), "image.url", "data: URL"),
-    (Picture(url="http://127.0.0.1/a.png"), "image.url", "nothing is fetched"),
-    (Picture(url="data:image/png;base64"), "image.url", "comma"),
-    (Picture(url="data:image/png;base64,a"), "image.url", "not base64"),
+    (ImageSource(), "image", "give its bytes"),
+    (ImageSource(data=b""), "image", "no bytes"),
+    (ImageSource(url="data:,"), "image", "no bytes"),
+    (ImageSource(url=""), "image.url", "data: URL"),
+    (ImageSource(url="http://127.0.0.1/a.png"), "image.url", "nothing is fetched"),
+    (ImageSource(url="data:image/png;base64"), "image.url", "comma"),
+    (ImageSource(url="data:image/png;base64,a"), "image.url", "not base64"),
 ]
 
 
@@ -116,9 +116,9 @@ def test_what_has_no_bytes_is_refused(picture, field, says):
 
 
 def test_a_blob_is_named_by_its_digest_and_has_no_bytes_here():
-    check_source(Picture(blob=Blob(digest=DIGEST)), "image")
+    check_source(ImageSource(blob=Blob(digest=DIGEST)), "image")
     with pytest.raises(InvalidField, match="is a blob"):
-        data_of(Picture(blob=Blob(digest=DIGEST)), "image")
+        data_of(ImageSource(blob=Blob(digest=DIGEST)), "image")
     with pytest.raises(InvalidField) as caught:
-        check_source(Picture(blob=Blob(digest=DIGEST.upper())), "image")
+        check_source(ImageSource(blob=Blob(digest=DIGEST.upper())), "image")
     assert caught.value.field == "image.blob.digest"

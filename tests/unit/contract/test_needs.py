@@ -1,6 +1,6 @@
 """What a worker must offer for a request."""
 
-from fanlight.common.v1.common_pb2 import Picture
+from fanlight.common.v1.common_pb2 import ImageSource
 from fanlight.contract.needs import Needs, needs_of, scheduler_need
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest, LoraUse
 
@@ -10,7 +10,7 @@ def test_every_need_has_the_field_that_asks_for_it():
         model="starter",
         prompt="a <lora:cyanotype:0.5> cup",
         scheduler="DPM++ 2M Karras",
-        controls=[Control(controlnet="depth"), Control(controlnet="canny", image=Picture(data=b"image"))],
+        controls=[Control(controlnet="depth"), Control(controlnet="canny", image=ImageSource(data=b"image"))],
         loras=[LoraUse(model="fur")],
         vae="sharp",
         embeddings=["mint"],

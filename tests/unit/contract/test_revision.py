@@ -3,7 +3,7 @@
 import pytest
 from google.protobuf.message import Message
 
-from fanlight.common.v1.common_pb2 import Picture
+from fanlight.common.v1.common_pb2 import ImageSource
 from fanlight.contract.revision import (
     REVISION,
     UnknownField,
@@ -30,7 +30,7 @@ def with_field(message: Message, number: int, value: bytes = b"new") -> Message:
 
 
 def test_a_message_of_this_contract_has_none():
-    request = GenerateRequest(prompt="a cup", controls=[Control(image=Picture(data=b"image"))])
+    request = GenerateRequest(prompt="a cup", controls=[Control(image=ImageSource(data=b"image"))])
     request.controls[0].parameters.update({"low": 1})
     assert unknown_fields(request) == []
     refuse_unknown_fields(request)
@@ -46,11 +46,11 @@ def test_a_newer_field_is_found_at_the_top():
 
 
 def test_a_newer_field_is_found_below():
-    control = with_field(Control(image=with_field(Picture(data=b"image"), 9)), 40)
+    control = with_field(Control(image=with_field(ImageSource(data=b"image"), 9)), 40)
     request = CreateJobRequest(generation=GenerateRequest(controls=[Control(), control]))
     assert [(each.field, each.message_name) for each in unknown_fields(request)] == [
         ("generation.controls[1].40", CONTROL),
-        ("generation.controls[1].image.9", "fanlight.common.v1.Picture"),
+        ("generation.controls[1].image.9", "fanlight.common.v1.ImageSource"),
     ]
 
 
@@ -77,6 +77,6 @@ def test_a_side_says_the_last_field_of_every_message_below():
     assert list(last) == sorted(last)
     assert set(last) == {
         *(GENERATE, CONTROL, "fanlight.diffusion.v1.LoraUse", "fanlight.diffusion.v1.AnnotatorUse"),
-        *("fanlight.preprocessor.v1.AnnotateRequest", "fanlight.common.v1.Picture", "fanlight.common.v1.Blob"),
+        *("fanlight.preprocessor.v1.AnnotateRequest", "fanlight.common.v1.ImageSource", "fanlight.common.v1.Blob"),
     }
     assert last[GENERATE] == max(field.number for field in GenerateRequest.DESCRIPTOR.fields)

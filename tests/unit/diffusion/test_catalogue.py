@@ -26,12 +26,12 @@ def test_a_folder_of_models_is_listed_with_their_own_sizes(catalogue):
     assert {each.family for each in (checkpoint, *controlnets)} == {"tiny"}
 
 
-def test_the_licence_is_the_manifests(models, tmp_path):
+def test_the_license_is_the_manifests(models, tmp_path):
     (tmp_path / "model").symlink_to(models / "model")
-    files = [{"path": "model/unet/x.safetensors", "licence": "MIT"}, {"path": "lora/x.safetensors", "licence": "other"}]
+    files = [{"path": "model/unet/x.safetensors", "license": "MIT"}, {"path": "lora/x.safetensors", "license": "other"}]
     (tmp_path / "MANIFEST.json").write_text(json.dumps({"files": files}))
     [model] = models_to_proto(scan([tmp_path]))
-    assert model.licence == "MIT"
+    assert model.license == "MIT"
 
 
 def test_a_checkpoint_alone_offers_no_controlnet(models):

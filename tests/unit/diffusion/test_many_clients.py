@@ -108,6 +108,6 @@ def _kinds() -> list[diffusion_pb2.GenerateRequest]:
     ]
 
 
-def _picture(seed: int) -> common_pb2.Picture:
+def _picture(seed: int) -> common_pb2.ImageSource:
     pixels = np.random.RandomState(seed).randint(0, 256, (64, 64, 3), dtype=np.uint8)
-    return common_pb2.Picture(data=encode_png(pixels))
+    return common_pb2.ImageSource(data=encode_png(pixels))

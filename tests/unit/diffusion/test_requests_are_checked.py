@@ -23,8 +23,8 @@ LoraUse = diffusion_pb2.LoraUse
 NAN = float("nan")
 
 
-def _picture(width: int, height: int) -> common_pb2.Picture:
-    return common_pb2.Picture(data=encode_png(np.zeros((height, width, 3), dtype=np.uint8)))
+def _picture(width: int, height: int) -> common_pb2.ImageSource:
+    return common_pb2.ImageSource(data=encode_png(np.zeros((height, width, 3), dtype=np.uint8)))
 
 
 PICTURE, OTHER_SIZE = _picture(96, 64), _picture(64, 64)
@@ -32,7 +32,7 @@ CANNY = Control(controlnet="canny", image=PICTURE)
 
 
 @pytest.fixture(scope="module")
-def picture() -> common_pb2.Picture:
+def picture() -> common_pb2.ImageSource:
     return _picture(16, 8)
 
 
@@ -167,9 +167,9 @@ def test_text2img_with_a_control_is_refused(parser, picture):
 @pytest.mark.parametrize(
     "image",
     [
-        common_pb2.Picture(url="data:image/png;base64,AAAA"),
-        common_pb2.Picture(blob=common_pb2.Blob(digest="sha256:" + "0" * 64)),
-        common_pb2.Picture(data=b"no picture"),
+        common_pb2.ImageSource(url="data:image/png;base64,AAAA"),
+        common_pb2.ImageSource(blob=common_pb2.Blob(digest="sha256:" + "0" * 64)),
+        common_pb2.ImageSource(data=b"no picture"),
     ],
 )
 def test_only_pictures_sent_as_bytes_are_taken(image, parser):
@@ -305,7 +305,7 @@ def test_the_controlnet_inpaint_takes_what_its_control_image_leaves_transparent(
     pixels[:, :32] = 0
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    controls = [Control(controlnet="inpaint", image=common_pb2.Picture(data=file.getvalue()))]
+    controls = [Control(controlnet="inpaint", image=common_pb2.ImageSource(data=file.getvalue()))]
     generation = with_nets("inpaint").parse(GenerateRequest(width_px=96, height_px=64, controls=controls))
     [control] = generation.controls
     assert generation.pipeline == "controlnet"

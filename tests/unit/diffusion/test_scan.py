@@ -111,7 +111,7 @@ def test_the_starters_parts_are_all_found():
     catalogue = scan([starter_folder()])
     starter = catalogue.default()
     assert starter.id == "starter"
-    assert catalogue.lora("cyanotype", starter).licence
+    assert catalogue.lora("cyanotype", starter).license
     assert catalogue.vae("vivid", starter).latent_factor == starter.shape.latent_factor
     assert catalogue.embedding("mint", starter).vectors == 1
     assert catalogue.controlnet("canny", starter).id == "canny"

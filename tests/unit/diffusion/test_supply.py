@@ -58,7 +58,7 @@ async def test_a_lora_that_a_prompt_names_is_fetched_too(supplied, tmp_path):
 
 async def test_a_picture_to_start_from_asks_for_the_vaes_encoder_too(supplied):
     _, store, supply = supplied(Fetch.CATALOG)
-    request = Request(model="sd15", image=common_pb2.Picture(data=b"x"))
+    request = Request(model="sd15", image=common_pb2.ImageSource(data=b"x"))
     async with supply.provided(request, lambda progress: None):
         assert store.asked == [("sd15", "img2img")]
 

@@ -30,7 +30,7 @@ MODELS = (
 )
 OFFERS = ("precision:float16", "safety_checker:blur", "scheduler:dpmpp_2m")
 ANYTHING = (Model(id="*", kind="checkpoint"), Model(id="*", kind="lora"))
-SENT = common_pb2.Picture(data=PNG)
+SENT = common_pb2.ImageSource(data=PNG)
 # With values that are no defaults.
 OPTIONS: dict[str, Any] = {
     "strength": 0.5,
@@ -326,7 +326,7 @@ REFUSED = [
     ({"image": SENT, "pipeline": "inpaint"}, "generation.mask"),
     ({"pipeline": "img2img"}, "generation.image"),
     ({"pipeline": "controlnet_img2img", "image": SENT}, "generation.controls"),
-    ({"image": common_pb2.Picture(data=b"")}, "generation.image"),
+    ({"image": common_pb2.ImageSource(data=b"")}, "generation.image"),
     ({"resize": "squeeze"}, "generation.resize"),
     ({"loras": [diffusion_pb2.LoraUse(model="nobody")]}, "generation.loras[0].model"),
     ({"loras": [diffusion_pb2.LoraUse(model="sd-lora")]}, "generation.loras[0].model"),

@@ -83,10 +83,10 @@ async def test_what_is_no_picture_is_refused_by_its_field(fleet: Fleet) -> None:
 
 
 async def test_a_digest_that_is_not_there_is_named(fleet: Fleet) -> None:
-    missing = SourceImage(field="annotation.picture", digest=digest_of(b"nothing"))
+    missing = SourceImage(field="annotation.image", digest=digest_of(b"nothing"))
     with pytest.raises(NotFound) as refused:
         await fleet.gateway.jobs._planner._images.keep(missing, OPERATOR)
-    assert refused.value.field == "annotation.picture.blob.digest"
+    assert refused.value.field == "annotation.image.blob.digest"
 
 
 async def test_too_many_waiting_tasks_are_refused_with_a_delay_and_not_for_ever() -> None:

@@ -31,7 +31,7 @@ class Planned:
         facts = Facts(annotator="dream", needs=frozenset({"annotator:dream"}))
         request = StageRequest(stage=PREPROCESS, field="annotation", message=message, facts=facts)
         tasks = [
-            NewTask(request=0, inputs=tuple(Input(field="picture", task=number) for number in of)) for of in self.graph
+            NewTask(request=0, inputs=tuple(Input(field="image", task=number) for number in of)) for of in self.graph
         ]
         return Plan(requests=(request,), tasks=tuple(tasks))
 
@@ -45,7 +45,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, fleet: Fleet, graph: list[list[int]
         makes=makes,
     )
     monkeypatch.setitem(stages.STAGES, PREPROCESS, entry)
-    asked = preprocessor_pb2.AnnotateRequest(annotator="dream", picture=photo())
+    asked = preprocessor_pb2.AnnotateRequest(annotator="dream", image=photo())
     return requests.new_job(gateway_pb2.CreateJobRequest(annotation=asked), fleet.gateway.workers)
 
 
@@ -79,15 +79,15 @@ async def test_outputs_go_from_task_to_task_of_any_stage(monkeypatch: pytest.Mon
         assert task.task.number == number
         request = preprocessor_pb2.AnnotateRequest.FromString(request_for(task.job, task.task).value)
         before = task.job.made_by(number - 1)
-        assert request.picture.blob.digest == (before.blob.digest if before else "")
+        assert request.image.blob.digest == (before.blob.digest if before else "")
         await worker.complete(task, picture=b"made by %d" % number)
     done = await fleet.get(job)
     assert done.state is JobState.SUCCEEDED
     told = answers.job(done)
     assert [[(each.field, each.task) for each in task.inputs] for task in told.tasks] == [
         [],
-        [("picture", 1)],
-        [("picture", 2)],
+        [("image", 1)],
+        [("image", 2)],
     ]
 
 

@@ -249,7 +249,7 @@ async def test_a_fault_of_the_request_is_told_in_the_words_of_the_job(
 ) -> None:
     job = await fleet.gateway.jobs.create(generation(1, control("dream"), control("canny")))
     tasks = {task.task.number: task for task in await annotator.lease() + await annotator.lease()}
-    wrong = Failure(reason="INVALID_FIELD", message="is cut short", field="picture")
+    wrong = Failure(reason="INVALID_FIELD", message="is cut short", field="image")
     await annotator.fail(tasks[2], Fault.REQUEST, wrong)
     done = await fleet.get(job)
     assert done.failure.field == "generation.controls[1].image"
@@ -286,7 +286,7 @@ async def test_a_control_image_is_made_once(fleet: Fleet, annotator: FleetWorker
 @pytest.mark.parametrize(
     "new",
     [annotation("other"), annotation(low=7), annotation(annotator="dream")],
-    ids=["picture", "parameters", "annotator"],
+    ids=["image", "parameters", "annotator"],
 )
 async def test_another_control_image_is_not_taken_for_it(fleet: Fleet, annotator: FleetWorker, new: object) -> None:
     await fleet.gateway.jobs.create(annotation())

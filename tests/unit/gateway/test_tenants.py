@@ -81,7 +81,7 @@ async def test_a_blob_of_another_scope_is_not_found(fleet: Fleet, painter: Fleet
     annotator = fleet.worker(PREPROCESS)
     await annotator.come()
     for scope in ("globex", "default"):
-        stolen.picture.blob.CopyFrom(common_pb2.Blob(scope=scope, digest=written.digest))
+        stolen.image.blob.CopyFrom(common_pb2.Blob(scope=scope, digest=written.digest))
         new = requests.new_job(gateway_pb2.CreateJobRequest(annotation=stolen), fleet.gateway.workers)
         with pytest.raises(NotFound):
             await fleet.gateway.jobs.create(new, ACME)

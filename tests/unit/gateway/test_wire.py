@@ -45,7 +45,7 @@ def controlled(**fields: Any) -> dict[str, Any]:
 
 
 def annotation(**fields: Any) -> dict[str, Any]:
-    return {"annotation": {"annotator": "canny", "picture": PHOTO, **fields}}
+    return {"annotation": {"annotator": "canny", "image": PHOTO, **fields}}
 
 
 def refused(body: dict[str, Any], fleet: Fleet = FLEET) -> FanlightError:
@@ -114,8 +114,8 @@ INVALID = [
     (controlled(start=0.5, end=0.5), "generation.controls[0].end"),
     (controlled(start=1.0), "generation.controls[0].start"),
     (controlled(end=1.5), "generation.controls[0].end"),
-    ({"annotation": {"annotator": "canny"}}, "annotation.picture"),
-    ({"annotation": {"picture": PHOTO}}, "annotation.annotator"),
+    ({"annotation": {"annotator": "canny"}}, "annotation.image"),
+    ({"annotation": {"image": PHOTO}}, "annotation.annotator"),
     (annotation(width_px=64), "annotation.height_px"),
     (annotation(width_px=64, height_px=9999), "annotation.height_px"),
     (generation() | {"priority": 101}, "priority"),
@@ -138,7 +138,7 @@ def test_a_wrong_field_is_named(body: dict[str, Any], field: str) -> None:
         (generation(image=PHOTO), "generation.pipeline"),
         (controlled(annotator="none"), "generation.controls[0].annotator"),
         (controlled(controlnet="depth"), "generation.controls[0].controlnet"),
-        ({"annotation": {"annotator": "none", "picture": PHOTO}}, "annotation.annotator"),
+        ({"annotation": {"annotator": "none", "image": PHOTO}}, "annotation.annotator"),
     ],
 )
 def test_what_nobody_offers_is_not_found_and_what_there_is_is_told(body: dict[str, Any], field: str) -> None:
@@ -259,7 +259,7 @@ def test_parameters_go_to_a_worker_as_they_were_given() -> None:
     request = preprocessor_pb2.AnnotateRequest()
     assert request_for(job, job.tasks[0]).Unpack(request)
     assert (request.annotator, dict(request.parameters)) == ("canny", {"low": 7})
-    assert request.picture.blob.digest == digest_of(PNG)
+    assert request.image.blob.digest == digest_of(PNG)
 
 
 def test_what_a_worker_fetches_is_told_to_those_who_watch_the_job() -> None:
@@ -311,7 +311,7 @@ def test_requests_that_mean_the_same_have_the_same_content() -> None:
     ):
         request = gateway_pb2.CreateJobRequest(request_id="r")
         request.annotation.annotator = "canny"
-        request.annotation.picture.blob.CopyFrom(blob)
+        request.annotation.image.blob.CopyFrom(blob)
         told.append(requests.new_job(request, FLEET).content_digest)
     assert told[0] == told[1] != told[2]
 

@@ -47,7 +47,7 @@ def test_tests_headers_static_libraries_and_stubs_are_taken_out(install, tmp_pat
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {"a/x.py", "a/test.py"}
 
 
-def test_of_the_starter_model_its_manifest_and_licences_stay(install, tmp_path):
+def test_of_the_starter_model_its_manifest_and_licenses_stay(install, tmp_path):
     put(tmp_path, *(f"fanlight/starter/{name}" for name in ("MANIFEST.json", "NOTICE", "LICENSES/x", "model/x.bin")))
     put(tmp_path, "botocore/data/s3/x.json", "botocore/data/ec2/x.json", "botocore/data/endpoints.json")
     for path in install.unneeded(tmp_path):

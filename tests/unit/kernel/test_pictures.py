@@ -19,7 +19,7 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def decode(data: bytes, limits: PictureLimits = LIMITS) -> np.ndarray:
-    picture = decode_rgb(data, field="picture", limits=limits)
+    picture = decode_rgb(data, field="image", limits=limits)
     assert picture.mode == "RGB"
     return np.asarray(picture)
 
@@ -112,7 +112,7 @@ def test_of_an_animation_the_first_picture_is_taken(kind):
 def test_what_is_no_picture_is_refused(data):
     with pytest.raises(InvalidField) as raised:
         decode(data)
-    assert raised.value.field == "picture"
+    assert raised.value.field == "image"
 
 
 def test_floating_point_pixels_are_refused():
@@ -131,7 +131,7 @@ def test_a_truncated_picture_is_refused(kind):
 def test_more_pixels_than_the_limits_are_refused_from_the_header(data):
     with pytest.raises(TooLarge) as raised:
         decode(data)
-    assert raised.value.field == "picture"
+    assert raised.value.field == "image"
 
 
 def test_the_limits_themselves_are_taken():

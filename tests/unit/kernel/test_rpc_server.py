@@ -25,7 +25,7 @@ class Servicer(pb_grpc.PreprocessorServiceServicer):
     async def Annotate(self, request, context):
         if request.annotator == "unknown":
             raise InvalidField("is not known", field="annotator")
-        return pb.AnnotateResponse(image=request.picture.data)
+        return pb.AnnotateResponse(image=request.image.data)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_an_unknown_exception_leaves_nothing_but_a_reference(serve):
     [
         (b"\xff\xff\xff", "request: cannot be read"),
         (b"\x0a\x02\xc3\x28", "annotator: must be UTF-8"),
-        (b"\x12\x04\x1a\x02\xc3\x28", "picture.url: must be UTF-8"),
+        (b"\x12\x04\x1a\x02\xc3\x28", "image.url: must be UTF-8"),
     ],
 )
 async def test_bytes_that_are_no_message_are_an_invalid_argument(serve, garbage, message):
@@ -131,7 +131,7 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(serve, garbage,
 async def test_a_message_above_the_limit_is_refused_and_the_next_one_served(serve):
     address = await serve(max_message_bytes=MIB)
     large = pb.AnnotateRequest(annotator="canny")
-    large.picture.data = bytes(2 * MIB)
+    large.image.data = bytes(2 * MIB)
 
     assert await code_of(call(address, large)) == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await call(address) == pb.AnnotateResponse()

@@ -21,7 +21,7 @@ LIMITS = PictureLimits(pixels=1_000_000, side_px=5_000)
 def annotation(picture: bytes, annotator_id: str = "canny", size: tuple[int, int] | None = None) -> Annotation:
     annotator = core().get(annotator_id)
     values = {parameter.name: parameter.default for parameter in annotator.parameters}
-    return Annotation(annotator=annotator, parameters=values, picture=picture, size=size)
+    return Annotation(annotator=annotator, parameters=values, image=picture, size=size)
 
 
 @pytest.mark.parametrize("annotator", [each for each in core() if not each.keeps_alpha], ids=lambda each: each.id)
@@ -69,7 +69,7 @@ def test_transparency_is_white_to_the_annotator():
 def test_what_is_no_whole_picture_is_the_requests_fault(data):
     with pytest.raises(InvalidField) as raised:
         annotate(annotation(data), limits=LIMITS)
-    assert raised.value.field == "picture"
+    assert raised.value.field == "image"
 
 
 def test_a_huge_header_is_refused_before_it_is_decoded():

@@ -82,7 +82,7 @@ def test_the_parameters_that_are_described_are_those_that_are_taken(annotator):
 @every_annotator
 def test_an_annotator_says_what_it_is(annotator):
     assert annotator.description
-    assert annotator.licence == "Apache-2.0"
+    assert annotator.license == "Apache-2.0"
     assert annotator.controlnets
     assert annotator.version.startswith("4+opencv-")
     assert all(parameter.description for parameter in annotator.parameters)

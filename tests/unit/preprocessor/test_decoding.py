@@ -41,7 +41,7 @@ def turned() -> bytes:
     ids=["usual", "coarse", "422", "progressive", "1x1", "grey", "cmyk", "turned", "trailing", "png"],
 )
 def test_pixels_are_pillows(data):
-    expected = np.asarray(decode_rgb(data, field="picture", limits=LIMITS))
+    expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
     assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
 
 
@@ -62,7 +62,7 @@ def test_what_a_jpeg_says_of_itself_counts_wherever_it_stands(segment, before):
     # Without JFIF's segment, which would have the last word about colours.
     bare = jpeg()[:2] + jpeg()[20:]
     data = with_segment(bare, segment, before=before)
-    expected = np.asarray(decode_rgb(data, field="picture", limits=LIMITS))
+    expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
     assert not np.array_equal(expected, decode(bare, keeps_alpha=False, limits=LIMITS))
     assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
 
@@ -71,7 +71,7 @@ def test_what_a_jpeg_says_of_itself_counts_wherever_it_stands(segment, before):
 def test_half_a_jpeg_is_refused(data):
     with pytest.raises(InvalidField) as raised:
         decode(data, keeps_alpha=False, limits=LIMITS)
-    assert raised.value.field == "picture"
+    assert raised.value.field == "image"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1_001, 1), (400, 400)])

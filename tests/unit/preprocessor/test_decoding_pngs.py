@@ -77,14 +77,14 @@ OTHERS = {
 
 @pytest.mark.parametrize("data", PLAIN.values(), ids=PLAIN)
 def test_a_plain_png_has_pillows_pixels_without_pillow(data, monkeypatch):
-    expected = np.asarray(decode_rgb(data, field="picture", limits=LIMITS))
+    expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
     monkeypatch.delattr(decoding, "decode_rgb")
     assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
 
 
 @pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS)
 def test_of_any_other_png_pillow_is_the_judge(data, monkeypatch):
-    expected = np.asarray(decode_rgb(data, field="picture", limits=LIMITS))
+    expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
     assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
     monkeypatch.delattr(decoding, "decode_rgb")
     with pytest.raises(NameError):
@@ -118,7 +118,7 @@ def damaged(data: bytes) -> bytes:
 def test_a_damaged_png_is_refused(data):
     with pytest.raises(InvalidField) as raised:
         decode(data, keeps_alpha=False, limits=LIMITS)
-    assert raised.value.field == "picture"
+    assert raised.value.field == "image"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1_001, 1), (400, 400)])
@@ -133,7 +133,7 @@ def test_a_png_of_countless_chunks_is_not_walked_to_its_end(monkeypatch):
     for _ in range(60):
         crowded = put(crowded, b"tIME", bytes(7), at=HEADER_BYTES)
     assert zlib.crc32(b"tIME" + bytes(7)).to_bytes(4, "big") in crowded
-    expected = np.asarray(decode_rgb(crowded, field="picture", limits=LIMITS))
+    expected = np.asarray(decode_rgb(crowded, field="image", limits=LIMITS))
     assert np.array_equal(decode(crowded, keeps_alpha=False, limits=LIMITS), expected)
     monkeypatch.delattr(decoding, "decode_rgb")
     with pytest.raises(NameError):

@@ -29,7 +29,7 @@ def engine():
 
 
 def asked(gate: Gate) -> Annotation:
-    return Annotation(annotator=gate.annotator(), parameters={}, picture=encoded(scene(8, 8)))
+    return Annotation(annotator=gate.annotator(), parameters={}, image=encoded(scene(8, 8)))
 
 
 async def started(gate: Gate) -> None:

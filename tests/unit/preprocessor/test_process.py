@@ -67,9 +67,9 @@ async def test_it_says_when_it_is_ready_annotates_and_ends_on_sigterm(start):
     ready = re.fullmatch(r"ready grpc=(127\.0\.0\.1:\d+)\n", process.stdout.readline())
     assert ready
     async with open_channel(ready[1]) as channel:
-        picture = common_pb2.Picture(data=encoded(scene()))
+        picture = common_pb2.ImageSource(data=encoded(scene()))
         answer = await preprocessor_pb2_grpc.PreprocessorServiceStub(channel).Annotate(
-            preprocessor_pb2.AnnotateRequest(annotator="canny", picture=picture), timeout=END_LIMIT_S
+            preprocessor_pb2.AnnotateRequest(annotator="canny", image=picture), timeout=END_LIMIT_S
         )
     assert decoded(answer.image).shape == scene().shape
     process.send_signal(signal.SIGTERM)
@@ -81,8 +81,8 @@ async def test_weights_that_are_not_to_be_had_are_named_with_their_place(start, 
     process = start(FANLIGHT_WEIGHTS_DIR=str(tmp_path), FANLIGHT_WEIGHTS_OFFLINE="true")
     address = process.stdout.readline().removeprefix("ready grpc=").strip()
     async with open_channel(address) as channel:
-        picture = common_pb2.Picture(data=encoded(scene()))
-        asked = preprocessor_pb2.AnnotateRequest(annotator="mediapipe-face", picture=picture)
+        picture = common_pb2.ImageSource(data=encoded(scene()))
+        asked = preprocessor_pb2.AnnotateRequest(annotator="mediapipe-face", image=picture)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await preprocessor_pb2_grpc.PreprocessorServiceStub(channel).Annotate(asked, timeout=END_LIMIT_S)
     error = from_rpc_error(raised.value)
@@ -103,12 +103,12 @@ async def test_it_does_the_tasks_of_the_gateway_that_it_is_told_of(start):
     assert np.array_equal(decoded(gateway.blobs[output.blob.digest]), 255 - scene())
     assert not output.HasField("seed")
     assert gateway.faults(broken.name) == ["FAULT_REQUEST"]
-    assert gateway.failed[broken.name][0].failure.field == "picture"
+    assert gateway.failed[broken.name][0].failure.field == "image"
     await gateway.stop()
 
 
 def _leased(job: str, blob: common_pb2.Blob) -> queue_pb2.LeasedTask:
-    asked = preprocessor_pb2.AnnotateRequest(annotator="invert", picture=common_pb2.Picture(blob=blob))
+    asked = preprocessor_pb2.AnnotateRequest(annotator="invert", image=common_pb2.ImageSource(blob=blob))
     return task_of(asked, f"jobs/{job}/tasks/0")
 
 

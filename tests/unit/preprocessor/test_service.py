@@ -98,8 +98,8 @@ async def stub(service, gate) -> AsyncIterator[pb_grpc.PreprocessorServiceStub]:
 
 
 def request(annotator: str = "canny", data: bytes | None = None, **fields: object) -> pb.AnnotateRequest:
-    picture = common_pb2.Picture(data=encoded(scene()) if data is None else data)
-    return pb.AnnotateRequest(**{"annotator": annotator, "picture": picture, **fields})
+    picture = common_pb2.ImageSource(data=encoded(scene()) if data is None else data)
+    return pb.AnnotateRequest(**{"annotator": annotator, "image": picture, **fields})
 
 
 def parameters(**values: object) -> struct_pb2.Struct:
@@ -118,7 +118,7 @@ async def test_every_annotator_is_listed_with_all_it_says(stub):
     listed = await stub.ListAnnotators(pb.ListAnnotatorsRequest())
     canny = listed.annotators[0]
     assert (canny.id, canny.deterministic, canny.loaded, canny.weight_bytes) == ("canny", True, True, 0)
-    assert (canny.device, canny.licence, list(canny.controlnets)) == ("cpu/uint8", "Apache-2.0", ["canny"])
+    assert (canny.device, canny.license, list(canny.controlnets)) == ("cpu/uint8", "Apache-2.0", ["canny"])
     low, _, gray, *_ = canny.parameters
     assert list(canny.aliases) == ["Canny", "canny_edge"]
     assert [each.name for each in canny.parameters][3:] == ["detect_resolution", "resize_mode", "short_side_px"]
@@ -155,7 +155,7 @@ async def test_a_picture_becomes_a_control_image(stub):
 
 async def test_a_picture_may_come_as_a_data_url(stub):
     url = "data:image/png;base64," + base64.b64encode(encoded(scene())).decode()
-    answer = await stub.Annotate(request(picture=common_pb2.Picture(url=url)))
+    answer = await stub.Annotate(request(image=common_pb2.ImageSource(url=url)))
     assert answer.image == (await stub.Annotate(request())).image
 
 
@@ -191,14 +191,14 @@ async def test_parameters_and_size_are_used(stub):
         ({"width_px": 64, "height_px": 8_193}, InvalidField, "height_px"),
         ({"width_px": 5_001, "height_px": 64}, TooLarge, "width_px"),
         ({"width_px": 2_048, "height_px": 2_048}, TooLarge, "width_px"),
-        ({"picture": None}, InvalidField, "picture"),
-        ({"picture": common_pb2.Picture(data=b"")}, InvalidField, "picture"),
-        ({"picture": common_pb2.Picture(data=b"no picture")}, InvalidField, "picture"),
-        ({"picture": common_pb2.Picture(data=encoded(scene())[:5_000])}, InvalidField, "picture"),
-        ({"picture": common_pb2.Picture(data=huge_png())}, TooLarge, "picture"),
-        ({"picture": common_pb2.Picture(data=bytes(MIB // 2 + 1))}, TooLarge, "picture"),
-        ({"picture": common_pb2.Picture(url="http://127.0.0.1:1/")}, InvalidField, "picture.url"),
-        ({"picture": common_pb2.Picture(blob=common_pb2.Blob(digest=f"sha256:{0:064}"))}, InvalidField, "picture.blob"),
+        ({"image": None}, InvalidField, "image"),
+        ({"image": common_pb2.ImageSource(data=b"")}, InvalidField, "image"),
+        ({"image": common_pb2.ImageSource(data=b"no picture")}, InvalidField, "image"),
+        ({"image": common_pb2.ImageSource(data=encoded(scene())[:5_000])}, InvalidField, "image"),
+        ({"image": common_pb2.ImageSource(data=huge_png())}, TooLarge, "image"),
+        ({"image": common_pb2.ImageSource(data=bytes(MIB // 2 + 1))}, TooLarge, "image"),
+        ({"image": common_pb2.ImageSource(url="http://127.0.0.1:1/")}, InvalidField, "image.url"),
+        ({"image": common_pb2.ImageSource(blob=common_pb2.Blob(digest=f"sha256:{0:064}"))}, InvalidField, "image.blob"),
     ],
 )
 async def test_a_wrong_request_names_its_field_and_the_next_one_works(stub, fields, kind, field):
@@ -211,7 +211,7 @@ async def test_a_field_newer_than_the_workers_contract_is_refused_by_its_number(
     # A varint of field 31, and one of field 30 in the picture.
     for newer, number in (
         (pb.AnnotateRequest.FromString(request().SerializeToString() + b"\xf8\x01\x01"), "field 31 of"),
-        (request(picture=common_pb2.Picture.FromString(b"\xf0\x01\x01")), "field 30 of"),
+        (request(image=common_pb2.ImageSource.FromString(b"\xf0\x01\x01")), "field 30 of"),
     ):
         error = await error_of(stub, newer)
         assert isinstance(error, InvalidField)
@@ -258,13 +258,13 @@ async def test_a_call_that_its_client_cancels_frees_its_slot(stub, gate):
     assert (await stub.Annotate(request(), timeout=PATIENCE_S)).image
 
 
-def wanted(annotator: str, **fields: object) -> pb.WantedAnnotation:
-    return pb.WantedAnnotation(annotator=annotator, **fields)
+def wanted(annotator: str, **fields: object) -> pb.RequestedAnnotation:
+    return pb.RequestedAnnotation(annotator=annotator, **fields)
 
 
-async def many(stub: pb_grpc.PreprocessorServiceStub, *annotations: pb.WantedAnnotation, data: bytes | None = None):
-    picture = common_pb2.Picture(data=encoded(scene()) if data is None else data)
-    asked = pb.AnnotateManyRequest(picture=picture, annotations=annotations)
+async def many(stub: pb_grpc.PreprocessorServiceStub, *annotations: pb.RequestedAnnotation, data: bytes | None = None):
+    picture = common_pb2.ImageSource(data=encoded(scene()) if data is None else data)
+    asked = pb.AnnotateManyRequest(image=picture, annotations=annotations)
     return [answer async for answer in stub.AnnotateMany(asked, timeout=PATIENCE_S)]
 
 
@@ -278,8 +278,8 @@ async def test_one_picture_is_annotated_in_several_ways_each_as_if_alone(stub):
 
 
 async def test_answers_come_as_they_are_ready(stub, gate):
-    picture = common_pb2.Picture(data=encoded(scene()))
-    asked = pb.AnnotateManyRequest(picture=picture, annotations=[wanted("invert"), wanted("gated")])
+    picture = common_pb2.ImageSource(data=encoded(scene()))
+    asked = pb.AnnotateManyRequest(image=picture, annotations=[wanted("invert"), wanted("gated")])
     call = stub.AnnotateMany(asked, timeout=PATIENCE_S)
     first = await call.read()
     assert (first.index, first.answer.width_px) == (0, 192)
@@ -310,8 +310,8 @@ async def test_a_picture_waits_for_its_turn_before_it_is_decoded_for_several(stu
 
 
 async def test_a_client_that_goes_away_between_two_answers_leaves_nothing_behind(service, gate):
-    picture = common_pb2.Picture(data=encoded(scene()))
-    asked = pb.AnnotateManyRequest(picture=picture, annotations=[wanted("invert"), wanted("gated"), wanted("gated")])
+    picture = common_pb2.ImageSource(data=encoded(scene()))
+    asked = pb.AnnotateManyRequest(image=picture, annotations=[wanted("invert"), wanted("gated"), wanted("gated")])
     answers = service.AnnotateMany(asked, None)
     assert (await anext(answers)).index == 0
     closing = asyncio.create_task(answers.aclose())
@@ -350,7 +350,7 @@ async def test_wrong_annotations_are_refused_before_anything_is_done(stub, annot
 async def test_a_picture_that_is_none_ends_the_call(stub):
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await many(stub, wanted("canny"), data=b"no picture")
-    assert from_rpc_error(raised.value).field == "picture"
+    assert from_rpc_error(raised.value).field == "image"
 
 
 async def test_other_services_names_are_taken(stub):

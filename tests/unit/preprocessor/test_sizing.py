@@ -25,7 +25,7 @@ def annotated(
 ) -> ControlImage:
     annotator = core().get(annotator_id)
     values = fill(annotator.all_parameters, parameters)
-    asked = Annotation(annotator=annotator, parameters=values, picture=encoded(picture), size=size)
+    asked = Annotation(annotator=annotator, parameters=values, image=encoded(picture), size=size)
     return annotate(asked, limits=LIMITS)
 
 
@@ -116,7 +116,7 @@ def test_poses_are_told_in_pixels_of_the_control_image_inside_and_beside_the_png
 
     annotator = core().get("ip2p")
     values = fill(annotator.all_parameters, {"resize_mode": "pad"})
-    asked = Annotation(annotator=annotator, parameters=values, picture=encoded(scene(200, 100)), size=(100, 100))
+    asked = Annotation(annotator=annotator, parameters=values, image=encoded(scene(200, 100)), size=(100, 100))
     control = annotate(asked, limits=LIMITS, hand=Finder())
     told = json.loads(control.pose_json)
     assert told["people"][0]["pose_keypoints_2d"][:6] == [50, 37.5, 0.75, 0, 0, 0]

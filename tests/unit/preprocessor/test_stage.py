@@ -40,8 +40,8 @@ def parameters(**values: object) -> struct_pb2.Struct:
 
 
 def request(annotator: str = "invert", data: bytes = b"", **fields: object) -> preprocessor_pb2.AnnotateRequest:
-    picture = common_pb2.Picture(data=data or encoded(scene()))
-    return preprocessor_pb2.AnnotateRequest(annotator=annotator, picture=picture, **fields)
+    picture = common_pb2.ImageSource(data=data or encoded(scene()))
+    return preprocessor_pb2.AnnotateRequest(annotator=annotator, image=picture, **fields)
 
 
 async def run(stage: PreprocessStage, asked: preprocessor_pb2.AnnotateRequest) -> Outcome:
@@ -67,8 +67,8 @@ async def test_the_same_task_gives_the_same_bytes(stage):
     [
         (request("openpose"), NotFound, "annotator"),
         (request("mediapipe_face"), NodeFault, "annotator"),
-        (request(data=encoded(scene(1_200, 900), "JPEG", quality=1)), TooLarge, "picture"),
-        (request(data=bytes(LIMITS.size_bytes + 1)), TooLarge, "picture"),
+        (request(data=encoded(scene(1_200, 900), "JPEG", quality=1)), TooLarge, "image"),
+        (request(data=bytes(LIMITS.size_bytes + 1)), TooLarge, "image"),
         (request(width_px=1_024, height_px=1_024), TooLarge, "width_px"),
     ],
 )
@@ -82,8 +82,8 @@ async def test_what_is_not_here_or_too_much_for_this_worker_is_not_the_requests_
 @pytest.mark.parametrize(
     ("asked", "field"),
     [
-        (request(data=b"no picture"), "picture"),
-        (preprocessor_pb2.AnnotateRequest(annotator="invert"), "picture"),
+        (request(data=b"no picture"), "image"),
+        (preprocessor_pb2.AnnotateRequest(annotator="invert"), "image"),
         (request(width_px=64), "height_px"),
         (request(width_px=20_000, height_px=64), "width_px"),
         (request(parameters=parameters(low_threshold=1)), "parameters.low_threshold"),

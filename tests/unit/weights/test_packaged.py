@@ -29,7 +29,7 @@ def test_what_the_catalog_says_of_a_file_is_true_of_the_shipped_one(name):
     for file in entry.files:
         body = (place / file.path if place.is_dir() else place).read_bytes()
         assert (len(body), hashlib.sha256(body).hexdigest()) == (file.size_bytes, file.sha256)
-    assert entry.licence == "MIT AND Apache-2.0"
+    assert entry.license == "MIT AND Apache-2.0"
 
 
 def test_every_shipped_weight_file_is_in_the_catalog():

@@ -44,7 +44,7 @@ async def test_every_control_image_is_filled_in() -> None:
 
 async def test_bytes_that_came_with_the_request_stay() -> None:
     request = preprocessor_pb2.AnnotateRequest()
-    request.picture.data = b"here already"
+    request.image.data = b"here already"
     request.parameters["low"] = 1
     await InputPictures(Blobs(), cache_bytes=100).fill(request)
     assert data_of(request) == [b"here already"]

@@ -99,7 +99,7 @@ async def test_a_worker_says_which_fields_it_knows(gateway: FakeGateway, stage: 
     last_fields = {message.name: message.last_field for message in contract.messages}
     assert contract.revision == REVISION
     assert last_fields["fanlight.preprocessor.v1.AnnotateRequest"] == 5
-    assert last_fields["fanlight.common.v1.Picture"] == 3
+    assert last_fields["fanlight.common.v1.ImageSource"] == 3
 
 
 async def test_a_full_worker_still_reports_itself_and_what_it_holds(gateway: FakeGateway, stage: FakeStage) -> None:

@@ -22,7 +22,7 @@ MESSAGES = (
     diffusion_pb2.GenerateRequest,
     diffusion_pb2.Control,
     preprocessor_pb2.AnnotateRequest,
-    common_pb2.Picture,
+    common_pb2.ImageSource,
 )
 WORDS = [field.name for message in MESSAGES for field in message.DESCRIPTOR.fields] + ["canny", "starter", "digest"]
 
@@ -44,11 +44,11 @@ generations = st.fixed_dictionaries(
     | {"controls": st.lists(controls, max_size=2) | anything},
 )
 annotations = st.fixed_dictionaries(
-    {"picture": pictures | anything}, optional={"annotator": texts, "parameters": anything}
+    {"image": pictures | anything}, optional={"annotator": texts, "parameters": anything}
 )
 packed = st.fixed_dictionaries(
     {"@type": texts | st.sampled_from([f"type.googleapis.com/{each.DESCRIPTOR.full_name}" for each in MESSAGES])},
-    optional={"prompt": texts, "picture": pictures, "annotator": texts, "value": anything},
+    optional={"prompt": texts, "image": pictures, "annotator": texts, "value": anything},
 )
 jobs = st.fixed_dictionaries(
     {}, optional={"generation": generations | anything, "annotation": annotations | anything}

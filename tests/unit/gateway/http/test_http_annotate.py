@@ -64,7 +64,7 @@ async def test_a_picture_goes_in_and_its_control_image_comes_out(
     assert response.headers["fanlight-job"] == "jobs/1"
     (new,) = gateway.jobs.created
     (source,) = new.draft.images
-    assert (source.field, source.digest) == ("annotation.picture", digest_of(PICTURE))
+    assert (source.field, source.digest) == ("annotation.image", digest_of(PICTURE))
 
 
 async def test_the_timings_are_told(client: Client, gateway: FakeGateway, blobs: MemoryBlobs) -> None:
@@ -123,7 +123,7 @@ async def test_what_is_wrong_is_named(client: Client, gateway: FakeGateway, path
 
 
 async def test_a_job_that_fails_for_the_requests_fault_is_answered_so(client: Client, gateway: FakeGateway) -> None:
-    failure = Failure(reason="INVALID_FIELD", message="is not a picture", field="picture.data")
+    failure = Failure(reason="INVALID_FIELD", message="is not a picture", field="image.data")
     gateway.jobs.ending = replace(a_job("1"), state=JobState.FAILED, failure=failure)
     response = await client.post("/v1/annotate/canny", content=PICTURE)
     assert response.status_code == 400

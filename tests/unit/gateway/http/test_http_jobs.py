@@ -114,10 +114,10 @@ async def test_a_data_url_is_the_picture(client: Client, gateway: FakeGateway) -
 
 
 async def test_base64_is_the_picture(client: Client, gateway: FakeGateway) -> None:
-    body = {"annotation": {"annotator": "canny", "picture": {"data": base64.b64encode(PNG).decode()}}}
+    body = {"annotation": {"annotator": "canny", "image": {"data": base64.b64encode(PNG).decode()}}}
     assert (await client.post("/v1/jobs", json=body)).status_code == 201
     (new,) = gateway.jobs.created
-    assert sources_of(new) == [("annotation.picture", PNG, "")]
+    assert sources_of(new) == [("annotation.image", PNG, "")]
 
 
 @pytest.mark.parametrize("as_file", [True, False])
@@ -198,7 +198,7 @@ async def test_a_body_that_is_no_job_is_refused_and_the_next_one_works(
         ({"generation": {"prompt": "x", "steps": 0}}, 400, "generation.steps"),
         ({"generation": {"prompt": "x", "width_px": 7, "height_px": 8}}, 400, "generation.width_px"),
         ({"generation": {"prompt": "x", "model": "none-such"}}, 404, "generation.model"),
-        ({"annotation": {"annotator": "none-such", "picture": {"url": DATA_URL}}}, 404, "annotation.annotator"),
+        ({"annotation": {"annotator": "none-such", "image": {"url": DATA_URL}}}, 404, "annotation.annotator"),
         (controlled({"url": "https://example.org/x.png"}), 400, "generation.controls[0].image.url"),
         (controlled({"url": "part:photo"}), 400, "generation.controls[0].image.url"),
         (controlled({"blob": {"digest": "md5:1"}}), 400, "generation.controls[0].image.blob.digest"),

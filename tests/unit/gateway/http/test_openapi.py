@@ -44,7 +44,7 @@ async def test_messages_are_described_as_their_json_is(client: httpx.AsyncClient
     assert schemas["Control"]["properties"]["parameters"]["type"] == "object"
     assert "STATE_SUCCEEDED" in schemas["Job"]["properties"]["state"]["enum"]
     assert schemas["Job"]["properties"]["create_time"]["format"] == "date-time"
-    assert schemas["Picture"]["properties"]["data"]["format"] == "byte"
+    assert schemas["ImageSource"]["properties"]["data"]["format"] == "byte"
 
 
 async def test_fields_are_told_in_the_words_of_the_protos(client: httpx.AsyncClient) -> None:
@@ -56,8 +56,8 @@ async def test_fields_are_told_in_the_words_of_the_protos(client: httpx.AsyncCli
     )
     assert "Absent means 20" in generation["steps"]["description"]
     assert "to start from" in generation["image"]["description"]
-    assert schemas["Picture"]["properties"]["data"]["description"] == "The encoded bytes. Base64."
-    assert "At most one of" in schemas["Picture"]["description"]
+    assert schemas["ImageSource"]["properties"]["data"]["description"] == "The encoded bytes. Base64."
+    assert "At most one of" in schemas["ImageSource"]["description"]
 
 
 async def test_every_operation_tells_its_answers_and_our_shape_of_errors(client: httpx.AsyncClient) -> None:
