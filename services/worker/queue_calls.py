@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
-from services.kernel.wire_errors import from_rpc_error
+from services.kernel.errors_wire import from_rpc_error
 
 CALL_DEADLINE_S = 10.0
 # Short, so that there is time for another try before a lease ends.

@@ -8,9 +8,8 @@ from typing import Any
 import grpc.aio
 
 from services.kernel.config import CommonSettings
-from services.kernel.listen import require_tokens
+from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.logs import get_logger
-from services.kernel.rpc_server import RpcServer, address_of
 from services.worker.admission import Admission
 from services.worker.config import WorkerSettings
 from services.worker.loop import work

@@ -16,7 +16,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract.digests import digest_of
 from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, Unavailable
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
-from services.kernel.rpc_guard import ErrorInterceptor, TokenInterceptor
+from services.kernel.grpc_server import ErrorInterceptor, TokenInterceptor
 
 PATIENCE_S = 20.0
 CHUNK_BYTES = 32 * 1024

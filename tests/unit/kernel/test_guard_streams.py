@@ -10,9 +10,8 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.errors import ResourceExhausted
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.config import CommonSettings
-from services.kernel.rpc_server import RpcServer
-from services.kernel.wire_errors import from_rpc_error
-from services.kernel.wire_text import broken_text
+from services.kernel.errors_wire import find_broken_string, from_rpc_error
+from services.kernel.grpc_server import RpcServer
 
 SERVICE = "fanlight.blobs.v1.BlobService"
 
@@ -68,7 +67,7 @@ def test_a_text_that_is_not_utf_8_is_named_by_its_place_among_its_like(place):
     descriptor = queue_pb2.Worker.DESCRIPTOR
     field = next(each for each in descriptor.fields if each.is_repeated and each.type == each.TYPE_STRING)
     data = b"".join(_tag(field.number) + bytes([len(name)]) + name for name in names)
-    assert broken_text(descriptor, data) == f"{field.name}[{place}]"
+    assert find_broken_string(descriptor, data) == f"{field.name}[{place}]"
 
 
 def _tag(number: int) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from fanlight.preprocessor.v1 import preprocessor_pb2 as pb
 from fanlight.preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from services.kernel.config import CommonSettings
-from services.kernel.rpc_server import RpcServer
+from services.kernel.grpc_server import RpcServer
 
 SERVICE = "fanlight.preprocessor.v1.PreprocessorService"
 

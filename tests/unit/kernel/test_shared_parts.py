@@ -4,7 +4,7 @@ import pytest
 
 from fanlight.backoff import backoff_s
 from services.kernel.averages import MovingAverage
-from services.kernel.byte_lru import ByteLru
+from services.kernel.blobs import ByteLru
 
 
 def test_a_pause_doubles_up_to_the_longest_and_chance_halves_it_at_most() -> None:

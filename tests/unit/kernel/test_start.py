@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.kernel.without import unless_set, without
+from services.kernel.isolation import environment_defaults, without
 
 TASKS = Path("/proc/self/task")
 
@@ -67,7 +67,7 @@ def test_the_preprocessor_imports_without_threads_that_spin():
 def test_the_environment_says_for_a_while_what_nobody_has_set(monkeypatch):
     monkeypatch.setenv("FANLIGHT_TEST_SET", "theirs")
     monkeypatch.delenv("FANLIGHT_TEST_UNSET", raising=False)
-    with unless_set(FANLIGHT_TEST_SET="ours", FANLIGHT_TEST_UNSET="ours"):
+    with environment_defaults(FANLIGHT_TEST_SET="ours", FANLIGHT_TEST_UNSET="ours"):
         assert (os.environ["FANLIGHT_TEST_SET"], os.environ["FANLIGHT_TEST_UNSET"]) == ("theirs", "ours")
     assert os.environ["FANLIGHT_TEST_SET"] == "theirs"
     assert "FANLIGHT_TEST_UNSET" not in os.environ
