@@ -42,7 +42,7 @@ class Running:
 
 
 def until(condition, limit_s: float = WAIT_LIMIT_S):
-    """The condition's first true value; fails loudly rather than waiting for ever."""
+    """The condition's first true value; fails instead of waiting forever."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if value := condition():

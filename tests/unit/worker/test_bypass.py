@@ -1,4 +1,4 @@
-"""Bytes past the gateway: which answers of a storage mean that it has them."""
+"""Direct uploads and downloads: which answers of a storage mean that it has the bytes."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from fanlight.errors import NodeFault
-from services.worker.bypass import get, put
+from services.worker.blobs import download, upload
 
 DATA = b"bytes" * 1000
 
@@ -47,17 +47,17 @@ def storage() -> Iterator[Callable[[int], str]]:
 
 @pytest.mark.parametrize("status", [200, 201, 204])
 async def test_bytes_that_the_storage_took_are_there(storage: Callable[[int], str], status: int) -> None:
-    await put(storage(status), {}, DATA)
+    await upload(storage(status), {}, DATA)
 
 
 async def test_bytes_that_the_storage_has_already_are_there_too(storage: Callable[[int], str]) -> None:
-    await put(storage(412), {"if-none-match": "*"}, DATA)
+    await upload(storage(412), {"if-none-match": "*"}, DATA)
 
 
 @pytest.mark.parametrize("status", [301, 400, 403, 409, 411, 413, 500, 503])
 async def test_any_other_answer_means_that_they_are_not(storage: Callable[[int], str], status: int) -> None:
     with pytest.raises(NodeFault, match=f"refused with {status}"):
-        await put(storage(status), {}, DATA)
+        await upload(storage(status), {}, DATA)
 
 
 @pytest.mark.parametrize("status", [201, 206, 304, 403, 404, 500])
@@ -66,11 +66,11 @@ async def test_nothing_is_taken_from_an_answer_that_is_not_the_whole_blob(
 ) -> None:
     taken: list[bytes] = []
     with pytest.raises(NodeFault, match=f"refused with {status}"):
-        await get(storage(status), taken.append)
+        await download(storage(status), taken.append)
     assert taken == []
 
 
 async def test_a_whole_blob_comes_as_it_is(storage: Callable[[int], str]) -> None:
     taken: list[bytes] = []
-    await get(storage(200), taken.append)
+    await download(storage(200), taken.append)
     assert b"".join(taken) == DATA

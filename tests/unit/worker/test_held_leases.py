@@ -3,14 +3,14 @@
 import math
 
 from fanlight.queue.v1 import queue_pb2
-from services.worker.leases import Lease, Leases
-from services.worker.ports import Progress
+from services.worker.leases import WorkerLease, WorkerLeases
+from services.worker.ports import StageProgress
 
 Status = queue_pb2.RenewedLease
 
 
-def held(*, now_s: float = 0.0) -> tuple[Leases, Lease]:
-    leases = Leases(progress_every_s=1.0)
+def held(*, now_s: float = 0.0) -> tuple[WorkerLeases, WorkerLease]:
+    leases = WorkerLeases(progress_every_s=1.0)
     task = queue_pb2.LeasedTask(name="jobs/a/tasks/1", lease_token=b"token", ttl_s=30.0)
     return leases, leases.add(task, now_s=now_s)
 
@@ -41,17 +41,17 @@ def test_a_renewal_that_was_not_answered_stays_due() -> None:
 
 def test_progress_goes_soon_but_not_at_once_after_the_last() -> None:
     leases, lease = held()
-    leases.report(lease, Progress(step=1, steps=9))
+    leases.report(lease, StageProgress(step=1, steps=9))
     assert leases.due_s < 0
     leases.take_renewals(now_s=2.0)
     leases.note(answer(Status.STATUS_RENEWED), now_s=2.0)
-    leases.report(lease, Progress(step=2, steps=9))
+    leases.report(lease, StageProgress(step=2, steps=9))
     assert leases.due_s == 3.0
 
 
 def test_progress_is_sent_once() -> None:
     leases, lease = held()
-    leases.report(lease, Progress(step=1, steps=9))
+    leases.report(lease, StageProgress(step=1, steps=9))
     first, second = leases.take_renewals(now_s=1.0)[0], leases.take_renewals(now_s=2.0)[0]
     assert (first.progress.step, first.progress.steps) == (1, 9)
     assert not second.HasField("progress")

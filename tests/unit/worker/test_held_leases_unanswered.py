@@ -1,7 +1,7 @@
 """What a gateway leaves out of its answer, and a token that comes a second time."""
 
 from fanlight.queue.v1 import queue_pb2
-from services.worker.leases import Leases
+from services.worker.leases import WorkerLeases
 
 RENEWED = queue_pb2.RenewedLease.STATUS_RENEWED
 
@@ -11,7 +11,7 @@ def task(token: bytes, ttl_s: float = 30.0) -> queue_pb2.LeasedTask:
 
 
 def test_a_lease_that_an_answer_leaves_out_is_held_and_asked_about_later_and_not_without_end() -> None:
-    leases = Leases(progress_every_s=1.0)
+    leases = WorkerLeases(progress_every_s=1.0)
     for token in (b"answered", b"left out"):
         leases.add(task(token), now_s=0.0)
     leases.take_renewals(now_s=10.0)
@@ -21,7 +21,7 @@ def test_a_lease_that_an_answer_leaves_out_is_held_and_asked_about_later_and_not
 
 
 def test_the_end_of_an_earlier_lease_does_not_drop_a_later_one_under_the_same_token() -> None:
-    leases = Leases(progress_every_s=1.0)
+    leases = WorkerLeases(progress_every_s=1.0)
     earlier = leases.add(task(b"t"), now_s=0.0)
     later = leases.add(task(b"t"), now_s=5.0)
     leases.remove(earlier)

@@ -4,7 +4,7 @@ import asyncio
 
 from fanlight.errors import Unavailable
 from fanlight.queue.v1 import queue_pb2
-from services.worker.prefetcher import WANTED_LIMIT, Prefetcher
+from services.worker.prefetch import WANTED_LIMIT, Prefetcher
 from tests.fakes.stage import FakeStage
 
 MORE = 10

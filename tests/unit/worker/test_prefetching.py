@@ -7,7 +7,7 @@ import pytest
 
 from fanlight.errors import Unavailable
 from fanlight.queue.v1 import queue_pb2
-from services.worker.prefetcher import Prefetcher
+from services.worker.prefetch import Prefetcher
 from tests.fakes.stage import FakeStage
 
 
@@ -46,15 +46,17 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_one_model_comes_after_the_other_and_is_told(stage: FetchingStage, prefetcher: Prefetcher) -> None:
+async def test_models_are_fetched_one_after_the_other_and_reported(
+    stage: FetchingStage, prefetcher: Prefetcher
+) -> None:
     prefetcher.want(fetches("a", "b"))
     await turns()
     assert stage.asked == ["a"]
-    assert not prefetcher.came.is_set()
+    assert not prefetcher.finished.is_set()
     stage.may_come.release()
     await turns()
     assert stage.asked == ["a", "b"]
-    assert prefetcher.came.is_set()
+    assert prefetcher.finished.is_set()
 
 
 async def test_what_is_more_urgent_interrupts_what_is_under_way(stage: FetchingStage, prefetcher: Prefetcher) -> None:
@@ -75,7 +77,7 @@ async def test_what_is_wanted_no_more_is_dropped(stage: FetchingStage, prefetche
     stage.may_come.release()
     await turns()
     assert stage.asked == ["a"]
-    assert not prefetcher.came.is_set()
+    assert not prefetcher.finished.is_set()
 
 
 async def test_a_fetch_that_fails_is_given_up_and_the_next_one_begun(

@@ -1,4 +1,4 @@
-"""Input pictures come from the gateway's storage itself; whatever goes wrong there, they come through the gateway."""
+"""Input images come directly from the gateway's storage; if anything goes wrong there, through the gateway."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -7,9 +7,8 @@ import pytest
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.digests import digest_of
-from services.worker.blob_calls import BlobCalls
-from services.worker.patience import Patience
-from services.worker.surroundings import Surroundings
+from services.worker.blobs import BlobCalls
+from services.worker.retry import Env, RetryPolicy
 from tests.fakes.range_server import Fault, RangeServer
 from tests.fakes.scripted_gateway import FakeGateway
 
@@ -27,10 +26,10 @@ def storage() -> Iterator[RangeServer]:
 async def calls(gateway: FakeGateway, storage: RangeServer) -> AsyncIterator[BlobCalls]:
     gateway.blobs[BLOB.digest] = DATA
     gateway.addresses[BLOB.digest] = storage.put("/blob", DATA)
-    surroundings = Surroundings()
+    env = Env()
     async with open_channel(gateway.address) as channel:
-        patience = Patience(surroundings, delay_max_s=0.1, limit_s=10.0)
-        yield BlobCalls(channel, patience, surroundings, read_bytes_max=1 << 20)
+        retry = RetryPolicy(env, delay_max_s=0.1, limit_s=10.0)
+        yield BlobCalls(channel, retry, env, read_bytes_max=1 << 20)
 
 
 async def test_a_blob_comes_from_the_storage_itself(calls: BlobCalls, gateway: FakeGateway) -> None:
@@ -47,7 +46,7 @@ async def test_what_breaks_off_there_goes_on_through_the_gateway(
 
 
 @pytest.mark.parametrize("instead", [Fault(instead=b"<html>log in"), Fault(instead=DATA + DATA), Fault(flip_at=5)])
-async def test_what_somebody_else_answers_in_its_stead_is_thrown_away(
+async def test_wrong_bytes_from_something_in_between_are_discarded(
     calls: BlobCalls, gateway: FakeGateway, storage: RangeServer, instead: Fault
 ) -> None:
     storage.faults["/blob"] = [instead]
