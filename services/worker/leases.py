@@ -57,31 +57,31 @@ class WorkerLeases:
 
     def __init__(self, *, progress_every_s: float) -> None:
         self._progress_every_s = progress_every_s
-        self._held: dict[bytes, WorkerLease] = {}
+        self._by_token: dict[bytes, WorkerLease] = {}
         self._sent_s = -math.inf
         # Set when `due_s` may have become earlier.
         self.changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._by_token)
 
     def __iter__(self) -> Iterator[WorkerLease]:
-        return iter(list(self._held.values()))
+        return iter(list(self._by_token.values()))
 
     @property
     def tokens(self) -> list[bytes]:
-        return list(self._held)
+        return list(self._by_token)
 
     def add(self, task: queue_pb2.LeasedTask, *, now_s: float) -> WorkerLease:
         after_s = _renew_after_s(task.ttl_s)
         lease = WorkerLease(task=task, renew_after_s=after_s, renew_at_s=now_s + after_s)
-        self._held[lease.token] = lease
+        self._by_token[lease.token] = lease
         self.changed.set()
         return lease
 
     def remove(self, lease: WorkerLease) -> None:
-        if self._held.get(lease.token) is lease:
-            del self._held[lease.token]
+        if self._by_token.get(lease.token) is lease:
+            del self._by_token[lease.token]
 
     def report(self, lease: WorkerLease, progress: StageProgress) -> None:
         """Keep the progress for the next renewal, in place of an older one."""
@@ -94,19 +94,19 @@ class WorkerLeases:
     @property
     def due_s(self) -> float:
         """When to renew next; infinite without leases."""
-        renew_s = min((lease.renew_at_s for lease in self._held.values()), default=math.inf)
-        has_progress = any(lease.progress for lease in self._held.values())
+        renew_s = min((lease.renew_at_s for lease in self._by_token.values()), default=math.inf)
+        has_progress = any(lease.progress for lease in self._by_token.values())
         return min(renew_s, self._sent_s + self._progress_every_s) if has_progress else renew_s
 
     def take_renewals(self, *, now_s: float) -> list[queue_pb2.Renewal]:
         """One renewal for each lease, with the progress that was not sent yet."""
         self._sent_s = now_s
-        return [_renewal(lease) for lease in self._held.values()]
+        return [_renewal(lease) for lease in self._by_token.values()]
 
     def note(self, answers: list[queue_pb2.RenewedLease], *, now_s: float) -> None:
         """Apply the gateway's answer to the renewals that were sent at `now_s`."""
         for answer in answers:
-            lease = self._held.get(answer.lease_token)
+            lease = self._by_token.get(answer.lease_token)
             if lease is None:
                 continue
             if answer.status == queue_pb2.RenewedLease.STATUS_RENEWED:

@@ -219,7 +219,7 @@ class LeaseLoop:
         slots = self._admission.take(len(tasks))
         for task, slot in zip(tasks, slots, strict=False):
             self._start_one(group, task, slot)
-        await asyncio.gather(*(self._runner.give_back(task) for task in tasks[len(slots) :]))
+        await asyncio.gather(*(self._runner.return_task(task) for task in tasks[len(slots) :]))
 
     def _start_one(self, group: asyncio.TaskGroup, task: queue_pb2.LeasedTask, slot: Slots) -> None:
         lease = self._leases.add(task, now_s=self._env.now_s())
@@ -242,7 +242,7 @@ class LeaseLoop:
             lease.stop()
         try:
             async with asyncio.timeout(RETURN_DEADLINE_S):
-                await asyncio.gather(*(self._runner.give_back(lease.task) for lease in left))
+                await asyncio.gather(*(self._runner.return_task(lease.task) for lease in left))
         except TimeoutError:
             log.warning("tasks_not_returned", tasks=len(left))
 

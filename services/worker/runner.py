@@ -199,7 +199,7 @@ class TaskRunner:
             provenance_json=output.provenance,
         )
 
-    async def give_back(self, task: queue_pb2.LeasedTask) -> None:
+    async def return_task(self, task: queue_pb2.LeasedTask) -> None:
         """Return the task to the queue; not counted as a failure. Without retry: its lease would expire anyway."""
         request = queue_pb2.FailTaskRequest(lease_token=task.lease_token, fault=Fault.FAULT_RETURNED)
         try:

@@ -1,4 +1,4 @@
-"""A stage that makes text upper case: what it takes to add a stage to a worker is a request message and this."""
+"""A stage that makes a string upper case: adding a stage to a worker takes a request message and such a class."""
 
 from google.protobuf import wrappers_pb2
 

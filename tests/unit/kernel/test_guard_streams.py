@@ -1,4 +1,4 @@
-"""What stands around a handler: streams are closed with their call, retries of no seconds are told, texts by place."""
+"""Around a handler: streams end with their call, a retry after 0 s is sent, broken strings are named by place."""
 
 import asyncio
 
@@ -54,7 +54,7 @@ async def test_a_stream_whose_caller_has_gone_is_closed(served):
     await asyncio.wait_for(servicer.closed.wait(), 30)
 
 
-async def test_a_retry_at_once_is_told_as_one(served):
+async def test_a_retry_after_0_seconds_is_sent(served):
     _, stub = served
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ReadBlob(blobs_pb2.ReadBlobRequest(digest="full"), timeout=30).read()
@@ -62,7 +62,7 @@ async def test_a_retry_at_once_is_told_as_one(served):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_text_that_is_not_utf_8_is_named_by_its_place_among_its_like(place):
+def test_a_string_that_is_not_utf_8_is_named_with_its_index(place):
     names = [b"\xc3\x28" if number == place else b"good" for number in range(3)]
     descriptor = queue_pb2.Worker.DESCRIPTOR
     field = next(each for each in descriptor.fields if each.is_repeated and each.type == each.TYPE_STRING)

@@ -77,7 +77,7 @@ def test_transparency_is_put_on_white():
     assert decode(encoded(pixels)).tolist() == [[[255, 0, 0]] * 2, [[255, 255, 255], [255, 127, 127]]]
 
 
-def test_a_palette_with_a_transparent_colour_is_put_on_white():
+def test_a_palette_with_a_transparent_color_is_put_on_white():
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 0, *RED])
     image.putdata([0, 1])
@@ -103,13 +103,13 @@ def test_cmyk_becomes_rgb():
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_image_is_taken(kind):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, WHITE)]
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, WHITE)]
     data = saved(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
     assert decode(data)[0, 0].tolist() == list(RED)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%PDF-1.7", b"\x00" * 64, b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_image_is_refused(data):
+def test_bytes_that_are_not_an_image_are_refused(data):
     with pytest.raises(InvalidField) as raised:
         decode(data)
     assert raised.value.field == "image"

@@ -47,7 +47,7 @@ async def test_work_gives_its_result_or_its_error(executor):
         await run_blocking(executor, failing)
 
 
-async def test_who_is_cancelled_goes_on_only_when_the_work_has_ended(executor):
+async def test_a_cancelled_caller_waits_for_the_running_work(executor):
     work = Work()
     asker = asyncio.create_task(run_blocking(executor, work))
     await begun(work)
@@ -61,7 +61,7 @@ async def test_who_is_cancelled_goes_on_only_when_the_work_has_ended(executor):
     assert work.has_ended
 
 
-async def test_cancelling_may_hasten_the_end(executor):
+async def test_on_cancel_may_end_the_work_sooner(executor):
     work = Work()
     asker = asyncio.create_task(run_blocking(executor, work, on_cancel=work.may_end.set))
     await begun(work)
@@ -71,7 +71,7 @@ async def test_cancelling_may_hasten_the_end(executor):
     assert work.has_ended
 
 
-async def test_work_that_waits_for_a_thread_never_begins_once_it_is_cancelled(executor):
+async def test_work_that_waits_for_a_thread_is_cancelled_before_it_starts(executor):
     first, second = Work(), Work()
     running = asyncio.create_task(run_blocking(executor, first))
     await begun(first)
@@ -85,7 +85,7 @@ async def test_work_that_waits_for_a_thread_never_begins_once_it_is_cancelled(ex
     assert not second.begun.is_set()
 
 
-async def test_nobody_complains_of_work_that_fails_when_nobody_waits_for_it(executor):
+async def test_the_error_of_work_that_fails_after_a_cancellation_is_not_logged(executor):
     complaints = []
     asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
     work = Work(error=OSError("too late"))

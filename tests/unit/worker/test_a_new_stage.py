@@ -1,4 +1,4 @@
-"""A stage that nothing here knows is leased, run and handed in like any other."""
+"""A stage that the worker's code does not know is leased, run and completed like any other."""
 
 from google.protobuf import wrappers_pb2
 

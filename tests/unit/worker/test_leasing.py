@@ -1,4 +1,4 @@
-"""How a worker gets its tasks: what it offers, what it says of itself, and what it makes of a bad line."""
+"""How a worker gets its tasks: what it offers, what it reports, and how it copes with a bad connection."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, working
 
 
-async def test_leased_tasks_run_and_their_outputs_are_handed_in(gateway: FakeGateway, stage: FakeStage) -> None:
+async def test_leased_tasks_run_and_their_outputs_are_sent(gateway: FakeGateway, stage: FakeStage) -> None:
     await gateway.offer(*(task_named(f"jobs/{n}/tasks/1") for n in range(5)))
     async with working(gateway, stage, slots=2):
         await gateway.until(lambda: len(gateway.completed) == 5)
@@ -112,7 +112,7 @@ async def test_a_full_worker_still_reports_itself_and_what_it_holds(gateway: Fak
     assert not gateway.taken_back
 
 
-async def test_an_answer_that_was_lost_costs_nothing(gateway: FakeGateway, stage: FakeStage) -> None:
+async def test_a_lost_answer_loses_no_task(gateway: FakeGateway, stage: FakeStage) -> None:
     gateway.lost_answers["LeaseTasks"] = 1
     await gateway.offer(task_named("jobs/a/tasks/1"))
     async with working(gateway, stage):

@@ -1,4 +1,4 @@
-"""Who is let in over real gRPC: only a bearer's token, only one that the called service takes."""
+"""Authentication over real gRPC: only a bearer token that the called service accepts."""
 
 import grpc
 import grpc.aio

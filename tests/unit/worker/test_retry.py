@@ -31,7 +31,7 @@ def failing(*errors: FanlightError) -> Callable[[], object]:
     return attempt
 
 
-def test_pauses_double_up_to_the_longest() -> None:
+def test_back_off_doubles_up_to_the_longest_pause() -> None:
     backoff = Backoff(Time(random=lambda: 1.0).env, max_s=1.0)
     assert [round(backoff.next_s(), 2) for _ in range(5)] == [0.2, 0.4, 0.8, 1.0, 1.0]
     backoff.reset()
