@@ -1,1 +1,4 @@
-"""What every service stands on: errors, settings, logs, gRPC, digests. Knows no other room, no torch, no numpy."""
+"""What every service is built on: errors on the wire, settings, logs, gRPC, images.
+
+Knows no other room, no torch, no numpy.
+"""

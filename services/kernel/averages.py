@@ -1,4 +1,4 @@
-"""The exponentially weighted moving average of measurements, and how far they stray from it. Knows no unit.
+"""The exponentially weighted moving average (EWMA) of measurements, and their deviation from it. Knows no unit.
 
 Mean and variance as in T. Finch, Incremental calculation of weighted mean and variance, 2009, section 9.
 """
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class MovingAverage:
-    """`weight`: how much the latest value counts against all before it, above 0 to 1. The first value counts whole."""
+    """`weight`: how much the latest value counts against all before it, above 0 to 1. The first value counts fully."""
 
     weight: float
     mean: float = 0.0
     variance: float = 0.0
     count: int = 0
-    # Whether the first values all count the same, until they are so many that `weight` counts them.
+    # Whether the first values all count the same, until there are enough for `weight`.
     warms_up: bool = False
 
     @property
@@ -29,6 +29,6 @@ class MovingAverage:
             self.mean = value
             return
         weight = max(self.weight, 1 / self.count) if self.warms_up else self.weight
-        strayed = value - self.mean
-        self.mean += weight * strayed
-        self.variance = (1 - weight) * (self.variance + weight * strayed * strayed)
+        difference = value - self.mean
+        self.mean += weight * difference
+        self.variance = (1 - weight) * (self.variance + weight * difference * difference)

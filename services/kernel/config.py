@@ -1,22 +1,22 @@
-"""Settings from the environment. Common ones are `FANLIGHT_*`, a service's own `FANLIGHT_<SERVICE>_*`.
+"""Settings from the environment: common ones are `FANLIGHT_*`, a service's own are `FANLIGHT_<SERVICE>_*`.
 
-A name that starts right and means nothing is an error: it is a typing mistake that would go unseen.
+An unknown name with one of these prefixes is an error, because it is probably a typing mistake.
 """
 
 import os
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanlight.channel import target_of
-from services.kernel.invalid import in_our_words
+from fanlight.contract.fields import format_number
 
 PREFIX = "FANLIGHT_"
-# Each service refuses what it does not know under its own prefix and leaves the others' alone.
+# Each service refuses unknown names under its own prefix and ignores those of the others.
 SERVICES = ("GATEWAY", "PREPROCESSOR", "DIFFUSION", "WEIGHTS", "WORKER")
 # Read by the command line only.
 CLIENT_NAMES = ("FANLIGHT_GATEWAY", "FANLIGHT_TOKEN", "FANLIGHT_TOKEN_FILE")
@@ -28,63 +28,65 @@ class SettingsError(Exception):
     """A setting is wrong or unknown; the message names it and says what would be right."""
 
 
-def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65_535 or (":" in host and not host.startswith("[")):
         raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051 or [::]:50051")
-    return text
+    return value
 
 
 Address = Annotated[str, AfterValidator(_address)]
 
 
-def _addresses(text: str) -> str:
-    for each in text.split(","):
+def _addresses(value: str) -> str:
+    for each in value.split(","):
         _address(each)
     try:
-        target_of(text)
+        target_of(value)
     except ValueError as error:
         raise ValueError(f"{error}, such as 10.0.0.1:50051,10.0.0.2:50051") from error
-    return text
+    return value
 
 
-# One, or several of the same service with commas between.
+# One address, or several of the same service separated by commas.
 Addresses = Annotated[str, AfterValidator(_addresses)]
 
 
 def _readable(path: Path | None) -> Path | None:
     if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
-        raise ValueError(f"{path} is no file that can be read")
+        raise ValueError(f"{path} is not a readable file")
     return path
 
 
-# An empty text is none, as files of settings often leave it.
+# An empty string means unset, as settings files often have it.
 PemFile = Annotated[Path | None, BeforeValidator(lambda value: value or None), AfterValidator(_readable)]
 
 
 class CommonSettings(BaseSettings):
-    """What every service takes."""
+    """The settings of every service."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level of the log events that are written."
+    )
     log_format: Literal["console", "json"] = Field("json", description="How log events are written.")
-    client_token: SecretStr | None = Field(None, description="What clients must send as a bearer token.")
-    client_token_file: Path | None = Field(None, description="A file with the clients' token.")
-    worker_token: SecretStr | None = Field(None, description="What workers must send as a bearer token.")
-    worker_token_file: Path | None = Field(None, description="A file with the workers' token.")
+    client_token: SecretStr | None = Field(None, description="The bearer token that clients must send.")
+    client_token_file: Path | None = Field(None, description="A file with the client token.")
+    worker_token: SecretStr | None = Field(None, description="The bearer token that workers must send.")
+    worker_token_file: Path | None = Field(None, description="A file with the worker token.")
     tls_cert_file: PemFile = Field(None, description="PEM certificate chain of the servers.")
     tls_key_file: PemFile = Field(None, description="PEM private key of the servers.")
-    tls_client_ca_file: PemFile = Field(None, description="PEM roots that clients must be signed by.")
-    tls_ca_file: PemFile = Field(None, description="PEM roots that a worker trusts a gateway by.")
-    max_message_bytes: int = Field(64 * MIB, ge=MIB, description="Largest gRPC message that is taken.")
-    drain_grace_s: float = Field(30.0, ge=0, description="How long running calls may take on SIGTERM.")
-    lifeline_fd: int | None = Field(None, description="A pipe whose end tells that the starting process died.")
+    tls_client_ca_file: PemFile = Field(None, description="PEM root certificates that clients must be signed by.")
+    tls_ca_file: PemFile = Field(None, description="PEM root certificates that a worker trusts.")
+    max_message_bytes: int = Field(64 * MIB, ge=MIB, description="The largest gRPC message that is accepted.")
+    drain_grace_s: float = Field(30.0, ge=0, description="How long running calls may continue after SIGTERM.")
+    lifeline_fd: int | None = Field(None, description="A pipe; when it closes, the process stops.")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("FANLIGHT_TLS_CERT_FILE and FANLIGHT_TLS_KEY_FILE go together")
+            raise ValueError("FANLIGHT_TLS_CERT_FILE and FANLIGHT_TLS_KEY_FILE go together: set both or none")
         return self
 
     def token_of_clients(self) -> str:
@@ -95,14 +97,14 @@ class CommonSettings(BaseSettings):
 
 
 def secret_of(value: SecretStr | None, file: Path | None) -> str:
-    """The secret itself, or the file's only line; empty where neither is set.
+    """The secret itself, or the file's only line; empty if neither is set.
 
-    SettingsError for a file that cannot be read, and for what no header takes.
+    SettingsError for a file that cannot be read, and for a secret that does not fit into a header.
     """
     if value is not None:
         secret, place = value.get_secret_value(), "a token or secret"
     elif file is not None:
-        secret, place = _text_of(file), f"{file}: what is in it"
+        secret, place = _read_secret(file), f"{file}: its content"
     else:
         return ""
     if not (secret.isascii() and secret.isprintable()):
@@ -110,7 +112,7 @@ def secret_of(value: SecretStr | None, file: Path | None) -> str:
     return secret
 
 
-def _text_of(file: Path) -> str:
+def _read_secret(file: Path) -> str:
     try:
         return file.read_text(errors="replace").strip()
     except OSError as error:
@@ -121,7 +123,7 @@ Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 def load(kind: type[Settings]) -> Settings:
-    """The settings in force, or SettingsError with one line for each that is wrong."""
+    """The settings from the environment, or SettingsError with one line for each wrong one."""
     try:
         return kind()
     except ValidationError as error:
@@ -132,7 +134,7 @@ def _explain(kind: type[BaseSettings], error: ValidationError) -> Iterator[str]:
     prefix = kind.model_config.get("env_prefix", "")
     for problem in error.errors(include_url=False, include_input=False):
         name = ".".join(str(part) for part in problem["loc"])
-        words = in_our_words(problem)
+        words = describe_problem(problem)
         yield f"{prefix}{name.upper()}: {words}" if name else words
 
 
@@ -142,7 +144,7 @@ def names_of(kind: type[BaseSettings]) -> set[str]:
 
 
 def refuse_unknown(*kinds: type[BaseSettings], environ: Mapping[str, str] = os.environ) -> None:
-    """SettingsError when the environment has a FANLIGHT_ name that none of the kinds knows."""
+    """SettingsError if the environment has a FANLIGHT_ name that none of the kinds knows."""
     known = set(CLIENT_NAMES).union(*(names_of(kind) for kind in kinds))
     prefixes = {kind.model_config.get("env_prefix", "") for kind in kinds}
     foreign = tuple(f"{PREFIX}{name}_" for name in SERVICES if f"{PREFIX}{name}_" not in prefixes)
@@ -150,10 +152,44 @@ def refuse_unknown(*kinds: type[BaseSettings], environ: Mapping[str, str] = os.e
         name for name in environ if name.startswith(PREFIX) and name not in known and not name.startswith(foreign)
     )
     if unknown:
-        told = ", ".join(f"{name}{_nearest(name, known)}" for name in unknown)
-        raise SettingsError(f"unknown settings: {told}; docs/settings.md lists those there are")
+        names = ", ".join(f"{name}{_nearest(name, known)}" for name in unknown)
+        raise SettingsError(f"unknown settings: {names}; docs/settings.md lists all settings")
 
 
 def _nearest(name: str, known: set[str]) -> str:
     near = get_close_matches(name, sorted(known), n=1, cutoff=0.85)
-    return f" (is {near[0]} meant?)" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+_PROBLEMS = {
+    "missing": "is missing",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be {expected}",
+    "value_error": "{error}",
+}
+
+
+def describe_problem(problem: Any) -> str:
+    """What pydantic found wrong with a value, in our words, without the field's name.
+
+    `problem`: one of a ValidationError's `errors()`.
+    """
+    kind = str(problem["type"])
+    if kind.startswith(("datetime", "timezone")):
+        return "must be a time such as 2026-01-31T12:00:00Z"
+    limits = {
+        name: format_number(each) if isinstance(each, int | float) else each
+        for name, each in problem.get("ctx", {}).items()
+    }
+    return _PROBLEMS.get(kind, "cannot be read").format(**limits)

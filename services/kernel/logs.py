@@ -1,20 +1,20 @@
-"""Log events: a name and values, one line each on standard error. No prompts, no image bytes, no secrets."""
+"""Log events: a name and values, one line each on standard error. Never prompts, image bytes or secrets."""
 
 import logging
 import sys
 
-from services.kernel.without import without
+from services.kernel.isolation import without
 
-# With rich its import takes more than twice as long, for tracebacks that nobody prints here.
+# Importing rich takes more than twice as long, for tracebacks that are not used here.
 with without("rich"):
     import structlog
 
-# Without local variables, which hold prompts, image bytes and tokens.
+# Without local variables, which contain prompts, image bytes and tokens.
 _TRACEBACKS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
 
 def configure(*, level: str, style: str, service: str) -> None:
-    """`style` is `json` or `console`. Libraries' own logs come through the same way, from warnings up."""
+    """`style` is `json` or `console`. Libraries' own logs are written to the same place, from warnings up."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -1,26 +1,32 @@
-"""The frame of a service's process: its event loop, signals, the lifeline to whoever started it, errors as one line."""
+"""A service's process: its event loop, signals, the lifeline to its parent, blocking work on threads, and its GPUs.
+
+Errors in settings end it with one line each. Knows no service, and loads no network library to count GPUs.
+"""
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from concurrent.futures import Executor
+from typing import NoReturn, TypeVar
 
 import uvloop
 
 from services.kernel.config import SettingsError
-from services.kernel.logs import get_logger
-
-log = get_logger()
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
 
+Result = TypeVar("Result")
+
+_CUDA = "cuda"
+
 
 def run(main: Main, *, lifeline_fd: int | None = None) -> int:
-    """Run `main` until it ends; its event is set by SIGTERM, SIGINT or a broken lifeline. The exit code."""
+    """Run `main` until it ends and return the exit code. SIGTERM, SIGINT or a broken lifeline set its event."""
     code = 0
     try:
         uvloop.run(_run(main, lifeline_fd))
@@ -32,7 +38,7 @@ def run(main: Main, *, lifeline_fd: int | None = None) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process now: `main` has ended all that is worth an end, and taking gRPC or torch apart takes seconds."""
+    """End the process now: `main` has cleaned up all that matters, and unloading gRPC or torch takes seconds."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -49,7 +55,7 @@ async def _run(main: Main, lifeline_fd: int | None) -> None:
 
 
 def _watch(fd: int, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """Stop when the other end of the pipe closes, which the system does when that process dies in any way."""
+    """Stop when the other end of the pipe closes: the system closes it when that process ends in any way."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):
@@ -59,3 +65,47 @@ def _watch(fd: int, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Non
             loop.call_soon_threadsafe(stop.set)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+async def run_blocking(
+    executor: Executor, work: Callable[[], Result], *, on_cancel: Callable[[], None] = lambda: None
+) -> Result:
+    """Run blocking work on a thread of the executor.
+
+    On cancellation, waits for the running work to finish (or cancels it before it starts), because the thread still
+    uses its arguments. `on_cancel` is called first and may speed that up. The work's own error is then dropped.
+    """
+    job = executor.submit(work)
+    working = asyncio.wrap_future(job)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        on_cancel()
+        if not job.cancel():
+            await asyncio.wait([working])
+            working.exception()  # marks it as retrieved, so that asyncio does not log it
+        raise
+
+
+def count_gpus() -> int:
+    """How many GPUs NVIDIA's driver shows to this process; 0 if there is no driver, or none that works."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    found = ctypes.c_int()
+    works = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(found)) == 0
+    return found.value if works else 0
+
+
+def check_device(device: str, *, setting: str) -> None:
+    """SettingsError if the device is a GPU, as `cuda` or `cuda:N`, that does not exist: no work would ever succeed."""
+    kind, _, number = device.partition(":")
+    if kind != _CUDA:
+        return
+    found = count_gpus()
+    if int(number or 0) >= found:
+        raise SettingsError(
+            f"{setting} is {device}, and NVIDIA's driver shows {found} GPUs to this process; set auto or cpu, or make"
+            " the GPU visible to it"
+        )

@@ -1,1 +1,1 @@
-"""The lease loop that every stage shares. Knows the queue's protos and no stage."""
+"""The lease loop that all stages share. Knows the queue's protos and no stage."""

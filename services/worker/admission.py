@@ -1,4 +1,4 @@
-"""The one queue before a stage: leased tasks and direct calls share its slots, first come first served."""
+"""Admission control: leased tasks and direct calls share a stage's slots, first come, first served."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ RETRY_AFTER_S = 2.0
 
 
 class Slots:
-    """Some slots that somebody holds. Releasing them again does nothing."""
+    """Slots that a caller holds. Releasing them twice does nothing."""
 
     def __init__(self, admission: "Admission", count: int) -> None:
         self._admission = admission
@@ -24,7 +24,7 @@ class Slots:
 class Admission:
     """`slots` run at a time; at most `waiting_limit` direct calls wait for one.
 
-    For one event loop, whose turns make every step atomic.
+    For one event loop: no step is interrupted by another.
     """
 
     def __init__(self, *, slots: int, waiting_limit: int) -> None:
@@ -32,69 +32,69 @@ class Admission:
         self.slots = slots
         self._free = slots
         self._waiting_limit = waiting_limit
-        # Who waits, in order, and how many slots each needs. A cancelled one stays until its task runs again.
-        self._turns: dict[asyncio.Future[None], int] = {}
+        # The waiting callers, in order, and how many slots each needs. A cancelled one stays until its task runs again.
+        self._waiters: dict[asyncio.Future[None], int] = {}
         self._freed = asyncio.Event()
         self._freed.set()
 
     @property
     def free(self) -> int:
-        """How many slots `take` would give now."""
-        return 0 if self._turns else self._free
+        """How many slots `take` would return now."""
+        return 0 if self._waiters else self._free
 
     @property
     def waiting(self) -> int:
-        return len(self._turns)
+        return len(self._waiters)
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
-        """Wait for a slot and hold it. ResourceExhausted when too many wait already."""
+        """Wait for a slot and hold it. ResourceExhausted if too many calls wait already."""
         if self.waiting >= self._waiting_limit and not self.free:
             raise ResourceExhausted(
                 f"{self._waiting_limit} calls are waiting already; try again later", retry_after_s=RETRY_AFTER_S
             )
-        held = await self._acquire(1)
+        slots = await self._acquire(1)
         try:
             yield
         finally:
-            held.release()
+            slots.release()
 
     @asynccontextmanager
     async def enter_alone(self) -> AsyncIterator[None]:
-        """Wait for all slots and hold them. The caller must hold none, else it waits for itself."""
-        held = await self._acquire(self.slots)
+        """Wait for all slots and hold them. The caller must hold none, else it would wait for itself."""
+        slots = await self._acquire(self.slots)
         try:
             yield
         finally:
-            held.release()
+            slots.release()
 
     def take(self, at_most: int) -> list[Slots]:
-        """The slots that are free now, one by one; none while somebody waits."""
+        """The slots that are free now, each separately; none while other callers wait."""
         taken = [Slots(self, 1) for _ in range(min(self.free, at_most))]
         self._free -= len(taken)
         self._note()
         return taken
 
     async def wait_for_free(self) -> None:
-        """Return once `take` would give a slot; it may be gone again by then."""
+        """Return once a slot is free; by then it may be taken again."""
         while not self.free:
             await self._freed.wait()
 
     async def _acquire(self, count: int) -> Slots:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._turns[turn] = count
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = count
         self._serve()
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            self._leave(turn, count)
+            self._leave(waiter, count)
             raise
         return Slots(self, count)
 
-    def _leave(self, turn: asyncio.Future[None], count: int) -> None:
-        """Its turn may have come in the same moment; then the slots go on to the next."""
-        self._turns.pop(turn, None)
-        if not turn.cancelled():
+    def _leave(self, waiter: asyncio.Future[None], count: int) -> None:
+        """Remove a cancelled caller. If it got its slots in the same moment, they go to the next one."""
+        self._waiters.pop(waiter, None)
+        if not waiter.cancelled():
             self._free += count
         self._serve()
 
@@ -104,15 +104,15 @@ class Admission:
         self._serve()
 
     def _serve(self) -> None:
-        """Let those in front have their slots, as long as there are enough."""
-        while self._turns:
-            turn, count = next(iter(self._turns.items()))
-            if not turn.done() and count > self._free:
+        """Give slots to the first waiters, as long as there are enough."""
+        while self._waiters:
+            waiter, count = next(iter(self._waiters.items()))
+            if not waiter.done() and count > self._free:
                 break
-            del self._turns[turn]
-            if not turn.done():
+            del self._waiters[waiter]
+            if not waiter.done():
                 self._free -= count
-                turn.set_result(None)
+                waiter.set_result(None)
         self._note()
 
     def _note(self) -> None:

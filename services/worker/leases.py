@@ -1,32 +1,46 @@
-"""The leases that a worker holds: what to renew and when, and what to report with it. Calls nobody."""
+"""A worker's leases: the calls about them, when they are renewed, and the heartbeat that renews them.
+
+Knows no stage.
+"""
 
 import asyncio
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import grpc.aio
+
 from fanlight.common.v1 import common_pb2
-from fanlight.queue.v1 import queue_pb2
+from fanlight.errors import FanlightError
+from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.kernel.logs import get_logger
-from services.worker.ports import Fetching, Progress
+from services.worker.ports import DownloadStatus, StageProgress
+from services.worker.prefetch import Prefetcher
+from services.worker.retry import CALL_DEADLINE_S, Backoff, Env, our_errors, race
 
 log = get_logger()
 
-# Room for two more tries before the lease ends.
+# Leaves time for two retries before the lease ends.
 RENEWALS_PER_TTL = 3
 RENEW_AFTER_MIN_S = 0.05
 PREVIEW_BYTES_MAX = 64 * 1024
+# Short, so that there is time for a retry before a lease ends.
+RENEW_DEADLINE_S = 5.0
+# How long to sleep without leases; a new lease ends the sleep.
+IDLE_S = 60.0
+# While the gateway is away, each renewal waits for the connection by itself.
+PAUSE_MAX_S = 1.0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Lease:
+class WorkerLease:
     task: queue_pb2.LeasedTask
     renew_after_s: float
     renew_at_s: float
     runner: "asyncio.Task[None] | None" = None
-    # The latest that was not sent yet.
-    progress: Progress | None = field(default=None, repr=False)
-    # The result is on its way: the answer to that decides, not a renewal that crosses it.
+    # The latest progress that was not sent yet.
+    progress: StageProgress | None = field(default=None, repr=False)
+    # The result is being sent: its answer decides, not a renewal at the same time.
     is_settled: bool = False
 
     @property
@@ -38,59 +52,61 @@ class Lease:
             self.runner.cancel()
 
 
-class Leases:
+class WorkerLeases:
+    """The leases that this worker holds, by token. For one event loop; calls no one."""
+
     def __init__(self, *, progress_every_s: float) -> None:
         self._progress_every_s = progress_every_s
-        self._held: dict[bytes, Lease] = {}
+        self._by_token: dict[bytes, WorkerLease] = {}
         self._sent_s = -math.inf
         # Set when `due_s` may have become earlier.
-        self.stirred = asyncio.Event()
+        self.changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._by_token)
 
-    def __iter__(self) -> Iterator[Lease]:
-        return iter(list(self._held.values()))
+    def __iter__(self) -> Iterator[WorkerLease]:
+        return iter(list(self._by_token.values()))
 
     @property
     def tokens(self) -> list[bytes]:
-        return list(self._held)
+        return list(self._by_token)
 
-    def add(self, task: queue_pb2.LeasedTask, *, now_s: float) -> Lease:
+    def add(self, task: queue_pb2.LeasedTask, *, now_s: float) -> WorkerLease:
         after_s = _renew_after_s(task.ttl_s)
-        lease = Lease(task=task, renew_after_s=after_s, renew_at_s=now_s + after_s)
-        self._held[lease.token] = lease
-        self.stirred.set()
+        lease = WorkerLease(task=task, renew_after_s=after_s, renew_at_s=now_s + after_s)
+        self._by_token[lease.token] = lease
+        self.changed.set()
         return lease
 
-    def remove(self, lease: Lease) -> None:
-        if self._held.get(lease.token) is lease:
-            del self._held[lease.token]
+    def remove(self, lease: WorkerLease) -> None:
+        if self._by_token.get(lease.token) is lease:
+            del self._by_token[lease.token]
 
-    def report(self, lease: Lease, progress: Progress) -> None:
+    def report(self, lease: WorkerLease, progress: StageProgress) -> None:
         """Keep the progress for the next renewal, in place of an older one."""
         if len(progress.preview) > PREVIEW_BYTES_MAX:
             log.warning("preview_too_large", task=lease.task.name, size_bytes=len(progress.preview))
-            progress = Progress(step=progress.step, steps=progress.steps)
+            progress = StageProgress(step=progress.step, steps=progress.steps)
         lease.progress = progress
-        self.stirred.set()
+        self.changed.set()
 
     @property
     def due_s(self) -> float:
-        """When to renew next; infinite while nothing is held."""
-        renew_s = min((lease.renew_at_s for lease in self._held.values()), default=math.inf)
-        has_news = any(lease.progress for lease in self._held.values())
-        return min(renew_s, self._sent_s + self._progress_every_s) if has_news else renew_s
+        """When to renew next; infinite without leases."""
+        renew_s = min((lease.renew_at_s for lease in self._by_token.values()), default=math.inf)
+        has_progress = any(lease.progress for lease in self._by_token.values())
+        return min(renew_s, self._sent_s + self._progress_every_s) if has_progress else renew_s
 
     def take_renewals(self, *, now_s: float) -> list[queue_pb2.Renewal]:
-        """One for every lease, with the progress that was not sent yet."""
+        """One renewal for each lease, with the progress that was not sent yet."""
         self._sent_s = now_s
-        return [_renewal(lease) for lease in self._held.values()]
+        return [_renewal(lease) for lease in self._by_token.values()]
 
     def note(self, answers: list[queue_pb2.RenewedLease], *, now_s: float) -> None:
-        """What the gateway answered to renewals sent at `now_s`."""
+        """Apply the gateway's answer to the renewals that were sent at `now_s`."""
         for answer in answers:
-            lease = self._held.get(answer.lease_token)
+            lease = self._by_token.get(answer.lease_token)
             if lease is None:
                 continue
             if answer.status == queue_pb2.RenewedLease.STATUS_RENEWED:
@@ -99,12 +115,12 @@ class Leases:
                 self._abandon(lease, "lost")
             elif answer.status == queue_pb2.RenewedLease.STATUS_CANCELLED:
                 self._abandon(lease, "cancelled")
-        # Also those that are settled, or were not answered.
+        # Also leases that are settled or that the answer leaves out.
         for lease in self:
             lease.renew_at_s = now_s + lease.renew_after_s
 
-    def _abandon(self, lease: Lease, why: str) -> None:
-        """Nobody wants its result any more."""
+    def _abandon(self, lease: WorkerLease, why: str) -> None:
+        """Stop the work: its result is no longer wanted."""
         if not lease.is_settled:
             log.info("task_abandoned", task=lease.task.name, why=why)
             self.remove(lease)
@@ -115,25 +131,99 @@ def _renew_after_s(ttl_s: float) -> float:
     return max(RENEW_AFTER_MIN_S, ttl_s / RENEWALS_PER_TTL)
 
 
-def _renewal(lease: Lease) -> queue_pb2.Renewal:
+def _renewal(lease: WorkerLease) -> queue_pb2.Renewal:
     progress, lease.progress = lease.progress, None
     if progress is None:
         return queue_pb2.Renewal(lease_token=lease.token)
-    news = queue_pb2.Progress(
+    report = queue_pb2.Progress(
         step=progress.step,
         steps=progress.steps,
         preview=progress.preview,
         fetch=_fetch(progress.fetch) if progress.fetch else None,
     )
-    return queue_pb2.Renewal(lease_token=lease.token, progress=news)
+    return queue_pb2.Renewal(lease_token=lease.token, progress=report)
 
 
-def _fetch(fetching: Fetching) -> common_pb2.FetchProgress:
+def _fetch(download: DownloadStatus) -> common_pb2.FetchProgress:
     return common_pb2.FetchProgress(
-        reference=fetching.reference,
-        done_bytes=fetching.done_bytes,
-        total_bytes=fetching.total_bytes,
-        goodput_bps=fetching.bytes_per_s * 8,
-        seconds_left=fetching.seconds_left,
-        source=fetching.source,
+        reference=download.reference,
+        done_bytes=download.done_bytes,
+        total_bytes=download.total_bytes,
+        goodput_bps=download.bytes_per_s * 8,
+        seconds_left=download.seconds_left,
+        source=download.source,
     )
+
+
+class QueueCalls:
+    """Calls to the gateway's queue, each with a deadline. Raise FanlightError."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub: queue_pb2_grpc.QueueServiceAsyncStub = queue_pb2_grpc.QueueServiceStub(channel)
+
+    async def lease(self, request: queue_pb2.LeaseTasksRequest) -> queue_pb2.LeaseTasksResponse:
+        with our_errors():
+            return await self._stub.LeaseTasks(request, timeout=request.wait_s + CALL_DEADLINE_S)
+
+    async def renew(self, request: queue_pb2.RenewLeasesRequest) -> queue_pb2.RenewLeasesResponse:
+        # Leases expire: this is sent the moment the connection is back, not after a pause.
+        with our_errors():
+            return await self._stub.RenewLeases(request, timeout=RENEW_DEADLINE_S, wait_for_ready=True)
+
+    async def complete(self, request: queue_pb2.CompleteTaskRequest) -> None:
+        with our_errors():
+            await self._stub.CompleteTask(request, timeout=CALL_DEADLINE_S)
+
+    async def fail(self, request: queue_pb2.FailTaskRequest) -> None:
+        with our_errors():
+            await self._stub.FailTask(request, timeout=CALL_DEADLINE_S)
+
+
+class Renewer:
+    """The worker's heartbeat: renews all leases in one call, with progress, and applies the answer.
+
+    A gateway that does not answer stops no work: once it is back, it decides who has the task.
+    """
+
+    def __init__(
+        self,
+        queue: QueueCalls,
+        leases: WorkerLeases,
+        prefetcher: Prefetcher,
+        env: Env,
+        *,
+        worker_id: str,
+        retry_delay_max_s: float,
+    ) -> None:
+        self._prefetcher = prefetcher
+        self._queue = queue
+        self._leases = leases
+        self._env = env
+        self._worker_id = worker_id
+        self._backoff = Backoff(env, max_s=min(PAUSE_MAX_S, retry_delay_max_s))
+
+    async def run(self) -> None:
+        """Renew until cancelled."""
+        while True:
+            await self._until_due()
+            try:
+                await self._renew()
+            except FanlightError as error:
+                pause_s = self._backoff.next_s(error)
+                log.warning("renewal_failed", reason=error.reason, leases=len(self._leases), pause_s=round(pause_s, 2))
+                await self._env.sleep(pause_s)
+            else:
+                self._backoff.reset()
+
+    async def _until_due(self) -> None:
+        while (wait_s := self._leases.due_s - self._env.now_s()) > 0:
+            self._leases.changed.clear()
+            await race(self._env.sleep(min(wait_s, IDLE_S)), self._leases.changed.wait())
+
+    async def _renew(self) -> None:
+        sent_s = self._env.now_s()
+        renewals = self._leases.take_renewals(now_s=sent_s)
+        answer = await self._queue.renew(queue_pb2.RenewLeasesRequest(worker_id=self._worker_id, renewals=renewals))
+        self._leases.note(list(answer.leases), now_s=sent_s)
+        if answer.has_fetches:
+            self._prefetcher.want(answer.fetches)

@@ -1,88 +1,258 @@
-"""The lease loop, wired: leasing, renewing and running over one channel to the gateway. Knows no stage."""
+"""The lease loop: its settings, the poll for tasks, and how a worker starts what it gets and drains. Knows no stage."""
 
 import asyncio
-import re
+import hashlib
+import socket
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
-import grpc.aio
+from google.protobuf.message import Message
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fanlight.channel import open_channel
-from services.kernel.config import CommonSettings
+from fanlight import __version__
+from fanlight.contract.revision import contract_revision
+from fanlight.errors import FanlightError
+from fanlight.queue.v1 import queue_pb2
+from services.kernel.config import MIB, Addresses
 from services.kernel.logs import get_logger
-from services.worker.admission import Admission
-from services.worker.blob_calls import BlobCalls
-from services.worker.config import WorkerSettings
-from services.worker.input_pictures import InputPictures
-from services.worker.leases import Leases
-from services.worker.leasing import Leasing
-from services.worker.patience import Patience
-from services.worker.poller import Poller
+from services.worker.admission import Admission, Slots
+from services.worker.blobs import Goodput
+from services.worker.leases import QueueCalls, WorkerLeases
 from services.worker.ports import Stage
-from services.worker.prefetcher import Prefetcher
-from services.worker.queue_calls import QueueCalls
-from services.worker.renewer import Renewer
-from services.worker.surroundings import Surroundings
-from services.worker.task_runner import TaskRunner
+from services.worker.prefetch import Prefetcher
+from services.worker.retry import Backoff, Env, race
+from services.worker.runner import TaskRunner
 
 log = get_logger()
 
-_NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]")
-NODE_IN_ID_MAX = 64
+# The most tasks that a gateway returns for one poll.
+BATCH_TASKS_MAX = 64
+# The longest that a gateway holds a poll open.
+POLL_WAIT_MAX_S = 60.0
+# After an answer without tasks that came long before the wait was over, so that no gateway can make a worker spin.
+EARLY_PAUSE_S = 0.2
+# For returning the tasks that are left after the grace period.
+RETURN_DEADLINE_S = 5.0
 
 
-async def work(
-    stage: Stage[Any],
-    admission: Admission,
-    settings: WorkerSettings,
-    common: CommonSettings,
-    stop: asyncio.Event,
-    *,
-    surroundings: Surroundings | None = None,
-) -> None:
-    """Lease tasks and do them until `stop` is set; then finish or give back what is left."""
-    async with _channel(settings, common) as channel:
-        prefetcher = Prefetcher(stage)
-        wired = _wire(stage, admission, settings, channel, stop, surroundings or Surroundings(), prefetcher)
-        leasing, renewer = wired
-        async with asyncio.TaskGroup() as group:
-            renewing = group.create_task(renewer.run())
-            fetching = group.create_task(prefetcher.run())
-            await leasing.run(group)
-            fetching.cancel()
-            await leasing.drain(grace_s=common.drain_grace_s)
-            renewing.cancel()
+class WorkerSettings(BaseSettings):
+    """The settings of the lease loop, the same for every stage: `FANLIGHT_WORKER_*`."""
 
+    model_config = SettingsConfigDict(env_prefix="FANLIGHT_WORKER_", extra="ignore", frozen=True)
 
-def _channel(settings: WorkerSettings, common: CommonSettings) -> grpc.aio.Channel:
-    assert settings.gateway is not None
-    return open_channel(
-        settings.gateway,
-        token=common.token_of_workers(),
-        ca_file=common.tls_ca_file,
-        max_message_bytes=common.max_message_bytes,
+    gateway: Addresses | None = Field(
+        None,
+        description="HOST:PORT of the gateway to lease tasks from; or several IP addresses of gateways with one store,"
+        " separated by commas. Unset: direct calls only.",
     )
-
-
-def _wire(
-    stage: Stage[Any],
-    admission: Admission,
-    settings: WorkerSettings,
-    channel: grpc.aio.Channel,
-    stop: asyncio.Event,
-    surroundings: Surroundings,
-    prefetcher: Prefetcher,
-) -> tuple[Leasing, Renewer]:
-    worker_id = f"{_NOT_IN_IDS.sub('-', settings.node)[:NODE_IN_ID_MAX]}-{stage.name}-{surroundings.new_id()}"
-    log.info("worker_started", worker=worker_id, gateway=settings.gateway, slots=admission.slots)
-    delay_max_s = settings.retry_delay_max_s
-    queue = QueueCalls(channel)
-    leases = Leases(progress_every_s=settings.progress_every_s)
-    patience = Patience(surroundings, delay_max_s=delay_max_s, limit_s=settings.hand_in_limit_s)
-    blobs = BlobCalls(channel, patience, surroundings, read_bytes_max=settings.input_bytes_max)
-    pictures = InputPictures(blobs, cache_bytes=settings.input_cache_bytes)
-    runner = TaskRunner(stage, admission, leases, queue, blobs, pictures, patience)
-    poller = Poller(
-        stage, leases, queue, blobs.goodput, prefetcher, worker_id=worker_id, node=settings.node, slots=admission.slots
+    node: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=128,
+        description="The machine's name, the same for all its workers. Unset: the host name.",
     )
-    leasing = Leasing(admission, leases, poller, runner, settings, prefetcher, surroundings, stop)
-    return leasing, Renewer(queue, leases, prefetcher, surroundings, worker_id=worker_id, retry_delay_max_s=delay_max_s)
+    poll_wait_s: float = Field(
+        20.0, ge=0, le=POLL_WAIT_MAX_S, description="How long the gateway may hold a poll open until a task arrives."
+    )
+    batch_tasks: int = Field(16, ge=1, le=BATCH_TASKS_MAX, description="How many tasks to lease at most in one poll.")
+    report_every_s: float = Field(10.0, gt=0, description="How often a worker without a free slot polls, to report.")
+    progress_every_s: float = Field(0.5, gt=0, description="Shortest time between two progress reports.")
+    retry_delay_max_s: float = Field(5.0, gt=0, description="The longest back-off before a failed call is retried.")
+    hand_in_limit_s: float = Field(900.0, gt=0, description="How long sending a finished task's result is retried.")
+    input_bytes_max: int = Field(64 * MIB, ge=MIB, description="The largest input image that is fetched.")
+    input_cache_bytes: int = Field(64 * MIB, ge=0, description="Size of the cache of input images in memory.")
+
+
+class Poller:
+    """One poll: reports this worker, its capabilities and its leases, and returns the tasks that it gets."""
+
+    def __init__(
+        self,
+        stage: Stage[Any],
+        leases: WorkerLeases,
+        queue: QueueCalls,
+        goodput: Goodput,
+        prefetcher: Prefetcher,
+        *,
+        worker_id: str,
+        node: str,
+        slots: int,
+    ) -> None:
+        self.worker_id = worker_id
+        self._stage = stage
+        self._leases = leases
+        self._queue = queue
+        self._goodput = goodput
+        self._prefetcher = prefetcher
+        self._node = node
+        self._slots = slots
+        # What the stage returned last, the canonical form that is sent, and the digest of that.
+        self._latest: queue_pb2.Capabilities | None = None
+        self._sent = queue_pb2.Capabilities()
+        self._digest = b""
+        # The digest of the capabilities that the gateway has.
+        self._known = b""
+
+    async def poll(self, *, max_tasks: int, wait_s: float, draining: bool = False) -> Sequence[queue_pb2.LeasedTask]:
+        self._prefetcher.finished.clear()
+        capabilities, digest = self._capabilities()
+        request = queue_pb2.LeaseTasksRequest(
+            worker=self._worker(),
+            capabilities_digest=digest,
+            capabilities=None if digest == self._known else capabilities,
+            max_tasks=max_tasks,
+            held_lease_tokens=self._leases.tokens,
+            wait_s=wait_s,
+            draining=draining,
+        )
+        answer = await self._queue.lease(request)
+        self._known = b"" if answer.wants_capabilities else digest
+        if answer.has_fetches:
+            self._prefetcher.want(answer.fetches)
+        return answer.tasks
+
+    def _capabilities(self) -> tuple[queue_pb2.Capabilities, bytes]:
+        latest = self._stage.capabilities()
+        if latest is not self._latest:
+            self._latest = latest
+            self._sent = canonical(latest, self._stage.request_type)
+            self._digest = hashlib.sha256(self._sent.SerializeToString(deterministic=True)).digest()
+        return self._sent, self._digest
+
+    def _worker(self) -> queue_pb2.Worker:
+        worker = queue_pb2.Worker()
+        self._stage.describe(worker)
+        worker.id = self.worker_id
+        worker.node = self._node
+        worker.stage = self._stage.name
+        worker.version = __version__
+        worker.slots = self._slots
+        if not worker.goodput_bps:
+            worker.goodput_bps = self._goodput.bps
+            worker.goodput_deviation_bps = self._goodput.deviation_bps
+        worker.takes_fetches = self._prefetcher.is_able
+        worker.unfetched_models[:] = self._prefetcher.unfetched
+        return worker
+
+
+def canonical(capabilities: queue_pb2.Capabilities, request_type: type[Message]) -> queue_pb2.Capabilities:
+    """Sorted, so that workers with equal capabilities send equal bytes; with the contract's revision added."""
+    result = queue_pb2.Capabilities()
+    result.CopyFrom(capabilities)
+    result.annotators.sort(key=lambda each: each.id)
+    result.models.sort(key=lambda each: (each.kind, each.id))
+    result.offers[:] = sorted(set(capabilities.offers))
+    result.limits.sort(key=lambda each: each.name)
+    result.contract.CopyFrom(contract_revision(request_type))
+    return result
+
+
+class LeaseLoop:
+    """Polls for tasks while slots are free, one poll at a time, and starts what it gets.
+
+    A poll offers the free slots and reserves none: a direct call may take one while the poll is open. A task that
+    arrives for a slot that is gone is returned at once, which does not count as a failure. (Ending the poll instead
+    would lose a task that is on its way, which counts as a lost lease.)
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        leases: WorkerLeases,
+        poller: Poller,
+        runner: TaskRunner,
+        settings: WorkerSettings,
+        prefetcher: Prefetcher,
+        env: Env,
+        stop: asyncio.Event,
+    ) -> None:
+        self._prefetcher = prefetcher
+        self._admission = admission
+        self._leases = leases
+        self._poller = poller
+        self._runner = runner
+        self._settings = settings
+        self._env = env
+        self._stop = stop
+        self._backoff = Backoff(env, max_s=settings.retry_delay_max_s)
+        # Whether the last poll was answered; else the gateway may believe that we have more leases than we do.
+        self._is_reported = False
+
+    async def run(self, group: asyncio.TaskGroup) -> None:
+        """Poll until `stop` is set; the tasks run in the group."""
+        while not self._stop.is_set():
+            if self._is_reported:
+                events = self._admission.wait_for_free(), self._prefetcher.finished.wait()
+                await self._until(*events, limit_s=self._settings.report_every_s)
+            pause_s = await self._poll(group)
+            if pause_s:
+                await self._until(limit_s=pause_s)
+
+    async def _until(self, *events: Coroutine[Any, Any, object], limit_s: float) -> None:
+        await race(self._env.sleep(limit_s), *events, self._stop.wait())
+
+    async def _poll(self, group: asyncio.TaskGroup) -> float:
+        """Offer the free slots, or only report if there are none; start the tasks. Returns how long to pause then."""
+        start_s = self._env.now_s()
+        count = min(self._admission.free, self._settings.batch_tasks)
+        wait_s = self._settings.poll_wait_s if count else 0.0
+        self._is_reported = False
+        try:
+            # A task may wait for a model that was just prefetched. A task that is on its way meanwhile is returned.
+            polling = self._poller.poll(max_tasks=count, wait_s=wait_s)
+            tasks = await race(polling, self._prefetcher.finished.wait(), self._stop.wait())
+        except FanlightError as error:
+            pause_s = self._backoff.next_s(error)
+            log.warning("poll_failed", reason=error.reason, error=error.message, pause_s=round(pause_s, 2))
+            return pause_s
+        if tasks is None:
+            return 0.0
+        self._is_reported = True
+        self._backoff.reset()
+        await self._start(group, tasks)
+        is_early = not tasks and self._env.now_s() - start_s < wait_s / 2
+        return EARLY_PAUSE_S if is_early else 0.0
+
+    async def _start(self, group: asyncio.TaskGroup, tasks: Sequence[queue_pb2.LeasedTask]) -> None:
+        """Run as many as there are slots now; the others are returned before this ends."""
+        slots = self._admission.take(len(tasks))
+        for task, slot in zip(tasks, slots, strict=False):
+            self._start_one(group, task, slot)
+        await asyncio.gather(*(self._runner.return_task(task) for task in tasks[len(slots) :]))
+
+    def _start_one(self, group: asyncio.TaskGroup, task: queue_pb2.LeasedTask, slot: Slots) -> None:
+        lease = self._leases.add(task, now_s=self._env.now_s())
+        lease.runner = group.create_task(self._runner.run(lease, slot), name=task.name)
+
+        def end(_: object) -> None:
+            # Also for a task that was cancelled before it began.
+            slot.release()
+            self._leases.remove(lease)
+
+        lease.runner.add_done_callback(end)
+
+    async def drain(self, *, grace_s: float) -> None:
+        """Let running tasks finish within the grace period, then stop the rest and return them to the queue."""
+        log.info("worker_draining", tasks=len(self._leases), grace_s=grace_s)
+        await asyncio.gather(self._report_draining(), self._finish(grace_s))
+        left = list(self._leases)
+        for lease in left:
+            self._leases.remove(lease)
+            lease.stop()
+        try:
+            async with asyncio.timeout(RETURN_DEADLINE_S):
+                await asyncio.gather(*(self._runner.return_task(lease.task) for lease in left))
+        except TimeoutError:
+            log.warning("tasks_not_returned", tasks=len(left))
+
+    async def _finish(self, grace_s: float) -> None:
+        runners = [lease.runner for lease in self._leases if lease.runner]
+        if runners:
+            await race(asyncio.wait(runners), self._env.sleep(grace_s))
+
+    async def _report_draining(self) -> None:
+        try:
+            await self._poller.poll(max_tasks=0, wait_s=0.0, draining=True)
+        except FanlightError as error:
+            log.warning("draining_not_reported", reason=error.reason)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from google.protobuf.message import Message
 
@@ -10,29 +10,29 @@ from fanlight.queue.v1 import queue_pb2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """One finished picture, encoded. `seed` is what it was painted with; None for a control image."""
+class StageOutput:
+    """One finished image, encoded. `seed`: what it was generated with; None for a control image."""
 
     data: bytes
     width_px: int
     height_px: int
     seed: int | None = None
-    # What a safety checker said; None where there was none.
+    # What the safety checker found; None if there is no safety checker.
     nsfw: bool | None = None
-    # JSON with all that it takes to make it again; may be empty.
+    # JSON with everything that is needed to generate it again; may be empty.
     provenance: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a task came to. `spans`: name and seconds of each stretch of the work."""
+    """The result of a task. `spans`: name and seconds of each phase of the work."""
 
-    outputs: Sequence[Output]
+    outputs: Sequence[StageOutput]
     spans: Sequence[tuple[str, float]] = ()
 
 
-class Fetching(Protocol):
-    """How a download stands, whoever does it."""
+class DownloadStatus(Protocol):
+    """The state of a download of weights."""
 
     @property
     def reference(self) -> str: ...
@@ -49,47 +49,55 @@ class Fetching(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class StageProgress:
     step: int = 0
     steps: int = 0
-    # An encoded small picture; empty where there is none.
+    # A small encoded image; empty if there is none.
     preview: bytes = field(default=b"", repr=False)
-    # Weights that the task needs, while they come.
-    fetch: Fetching | None = None
+    # Weights that the task needs, while they are downloaded.
+    fetch: DownloadStatus | None = None
 
 
 # May be called from any thread.
-Report = Callable[[Progress], None]
-
+Report = Callable[[StageProgress], None]
 
 Request = TypeVar("Request", bound=Message)
 
 
 class Stage(Protocol[Request]):
-    """One kind of work, such as `preprocess`: a request message, and what does it."""
+    """One kind of work, such as `preprocess`: its request message and the code that serves it."""
 
     name: str
-    # What its tasks carry, such as fanlight.preprocessor.v1.AnnotateRequest.
+    # The type of its tasks' requests, such as fanlight.preprocessor.v1.AnnotateRequest.
     request_type: type[Request]
 
     def capabilities(self) -> queue_pb2.Capabilities:
-        """What it can do, whatever it has loaded; the loop adds the contract's revision and sorts the rest.
+        """What it can do, whether loaded or not; the loop sorts it and adds the contract's revision.
 
-        Asked before every poll: the same object until something changes, then another one.
+        Called before every poll: returns the same object until something changes, then another one.
         """
         ...
 
     def describe(self, worker: queue_pb2.Worker) -> None:
         """Fill in what changes: device, models held in VRAM, RAM and on disk, times of a step.
 
-        And the link's goodput, where the stage fetches weights itself; else the loop's own figure stands.
+        Also the link's goodput if the stage fetches weights itself; else the loop fills in its own measurement.
         """
         ...
 
     async def run(self, request: Request, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
-        """Do one task. `request` is what `task.request` holds, with its images as `data` and no field unknown here.
+        """Run one task. `request` is the message in `task.request`, its images as `data`, without unknown fields.
 
-        Cancelling the call stops the work within a step. Raises FanlightError: only one with `is_request_fault` ends
-        the task for good; for any other, another node is tried.
+        Cancelling the call stops the work within a step. Raises FanlightError: one with `is_request_fault` fails the
+        task for good; after any other error it is retried on another node.
         """
+        ...
+
+
+@runtime_checkable
+class FetchesAhead(Protocol):
+    """A stage that can fetch models to this machine before a task needs them."""
+
+    async def fetch_ahead(self, model: str, kind: str) -> None:
+        """Return once the model is on disk. After a cancellation the next call may resume. Raises FanlightError."""
         ...

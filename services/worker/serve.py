@@ -1,27 +1,38 @@
-"""A stage's process: its gRPC server for direct calls, and the lease loop beside it. Knows no stage."""
+"""A stage's process: its gRPC server for direct calls, and beside it the lease loop with all its parts.
+
+The worker's composition root. Knows no stage.
+"""
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 
+from fanlight.channel import open_channel
 from services.kernel.config import CommonSettings
-from services.kernel.listen import require_tokens
+from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.logs import get_logger
-from services.kernel.rpc_server import RpcServer, address_of
 from services.worker.admission import Admission
-from services.worker.config import WorkerSettings
-from services.worker.loop import work
+from services.worker.blobs import BlobCalls
+from services.worker.leases import QueueCalls, Renewer, WorkerLeases
+from services.worker.loop import LeaseLoop, Poller, WorkerSettings
 from services.worker.ports import Stage
+from services.worker.prefetch import Prefetcher
+from services.worker.retry import Env, RetryPolicy
+from services.worker.runner import InputImages, TaskRunner
 
 log = get_logger()
+
+_NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]")
+NODE_IN_ID_MAX = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageServer:
-    """What of a stage's server is not the same for every stage."""
+    """The part of a stage's server that differs between stages."""
 
     # The full name of its service, such as `fanlight.preprocessor.v1.PreprocessorService`.
     service: str
@@ -42,7 +53,7 @@ async def serve_stage(
 ) -> None:
     """Answer direct calls and lease tasks until `stop` is set, then drain both.
 
-    Prints `ready grpc=HOST:PORT` once calls are answered. SettingsError where it must not or cannot listen.
+    Prints `ready grpc=HOST:PORT` once calls are answered. SettingsError if it must not or cannot listen there.
     """
     token = common.token_of_clients()
     mutual_tls = common.tls_client_ca_file is not None
@@ -69,3 +80,60 @@ async def _lease(
         log.info("no_gateway", stage=stage.name)
         return
     await work(stage, admission, settings, common, stop)
+
+
+async def work(
+    stage: Stage[Any],
+    admission: Admission,
+    settings: WorkerSettings,
+    common: CommonSettings,
+    stop: asyncio.Event,
+    *,
+    env: Env | None = None,
+) -> None:
+    """Lease tasks and run them until `stop` is set; then let them finish, or return them to the queue."""
+    async with _channel(settings, common) as channel:
+        prefetcher = Prefetcher(stage)
+        leasing, renewer = _wire(stage, admission, settings, channel, stop, env or Env(), prefetcher)
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(renewer.run())
+            prefetching = group.create_task(prefetcher.run())
+            await leasing.run(group)
+            prefetching.cancel()
+            await leasing.drain(grace_s=common.drain_grace_s)
+            renewing.cancel()
+
+
+def _channel(settings: WorkerSettings, common: CommonSettings) -> grpc.aio.Channel:
+    assert settings.gateway is not None
+    return open_channel(
+        settings.gateway,
+        token=common.token_of_workers(),
+        ca_file=common.tls_ca_file,
+        max_message_bytes=common.max_message_bytes,
+    )
+
+
+def _wire(
+    stage: Stage[Any],
+    admission: Admission,
+    settings: WorkerSettings,
+    channel: grpc.aio.Channel,
+    stop: asyncio.Event,
+    env: Env,
+    prefetcher: Prefetcher,
+) -> tuple[LeaseLoop, Renewer]:
+    worker_id = f"{_NOT_IN_IDS.sub('-', settings.node)[:NODE_IN_ID_MAX]}-{stage.name}-{env.new_id()}"
+    log.info("worker_started", worker=worker_id, gateway=settings.gateway, slots=admission.slots)
+    delay_max_s = settings.retry_delay_max_s
+    queue = QueueCalls(channel)
+    leases = WorkerLeases(progress_every_s=settings.progress_every_s)
+    retry = RetryPolicy(env, delay_max_s=delay_max_s, limit_s=settings.hand_in_limit_s)
+    blobs = BlobCalls(channel, retry, env, read_bytes_max=settings.input_bytes_max)
+    images = InputImages(blobs, cache_bytes=settings.input_cache_bytes)
+    runner = TaskRunner(stage, admission, leases, queue, blobs, images, retry)
+    poller = Poller(
+        stage, leases, queue, blobs.goodput, prefetcher, worker_id=worker_id, node=settings.node, slots=admission.slots
+    )
+    leasing = LeaseLoop(admission, leases, poller, runner, settings, prefetcher, env, stop)
+    return leasing, Renewer(queue, leases, prefetcher, env, worker_id=worker_id, retry_delay_max_s=delay_max_s)

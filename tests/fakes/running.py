@@ -1,4 +1,4 @@
-"""A whole Fanlight, started as a user starts it: processes, addresses, and how to kill one."""
+"""A complete Fanlight, started as a user starts it: its processes, addresses, and how to kill one."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ WAIT_LIMIT_S = 240
 
 @dataclass
 class Running:
-    """A `fanlight up` and what it started."""
+    """A `fanlight up` and the processes that it started."""
 
     process: subprocess.Popen
     grpc: str
@@ -26,7 +26,7 @@ class Running:
     data: Path
 
     def child(self, service: str) -> psutil.Process:
-        """The present process of a service; waits for one to be there."""
+        """A service's current process; waits until there is one."""
         return until(lambda: next(iter(self._children(service)), None))
 
     def _children(self, service: str) -> list[psutil.Process]:
@@ -42,7 +42,7 @@ class Running:
 
 
 def until(condition, limit_s: float = WAIT_LIMIT_S):
-    """The condition's first true value; fails loudly rather than waiting for ever."""
+    """The condition's first true value; fails instead of waiting forever."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if value := condition():

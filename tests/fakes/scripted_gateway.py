@@ -16,7 +16,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract.digests import digest_of
 from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, Unavailable
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
-from services.kernel.rpc_guard import ErrorInterceptor, TokenInterceptor
+from services.kernel.grpc_server import ErrorInterceptor, TokenInterceptor
 
 PATIENCE_S = 20.0
 CHUNK_BYTES = 32 * 1024
@@ -28,7 +28,7 @@ class FakeGateway:
         self.ttl_s = ttl_s
         self.token = token
         self.port = 0
-        # Tasks nobody has, and the leases by token.
+        # Tasks without a lease, and the leased tasks by token.
         self.waiting: list[queue_pb2.LeasedTask] = []
         self.leased: dict[bytes, queue_pb2.LeasedTask] = {}
         self.completed: dict[bytes, queue_pb2.CompleteTaskRequest] = {}
@@ -49,7 +49,7 @@ class FakeGateway:
         self.calls: Counter[str] = Counter()
         self.blobs: dict[str, bytes] = {}
         self.corrupt: set[str] = set()
-        # Where blobs are to be read from past this gateway, by digest.
+        # Addresses to read blobs from directly, by digest.
         self.addresses: dict[str, str] = {}
         # How many of the next reads are cut, and after how many bytes.
         self.cuts = 0
@@ -95,7 +95,7 @@ class FakeGateway:
             self._changed.notify_all()
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until it holds; TimeoutError when that takes far too long."""
+        """Wait until the condition holds; TimeoutError if that takes far too long."""
         async with asyncio.timeout(PATIENCE_S), self._changed:
             await self._changed.wait_for(holds)
 

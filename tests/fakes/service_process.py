@@ -1,4 +1,4 @@
-"""A service's process that only says what happens to it. Started as `python service_process.py NAME DIARY [HOW]`.
+"""A service's process that only records what happens to it. Started as `python service_process.py NAME DIARY [HOW]`.
 
 HOW: `deaf` takes no SIGTERM, `wrong` ends at once as for a wrong setting, `broken` ends at once with a traceback.
 """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.worker.ports import Outcome, Output, Progress, Report
+from services.worker.ports import Outcome, Report, StageOutput, StageProgress
 
 PATIENCE_S = 20.0
 
@@ -25,7 +25,7 @@ class FakeStage:
         self.running: dict[str, Report] = {}
         self.beside: dict[str, int] = {}
         self.most_at_a_time = 0
-        self.pictures: dict[str, bytes] = {}
+        self.images: dict[str, bytes] = {}
         self.cancelled: list[str] = []
         self._finished: set[str] = set()
         self._changed = asyncio.Condition()
@@ -43,7 +43,7 @@ class FakeStage:
     async def run(
         self, request: preprocessor_pb2.AnnotateRequest, task: queue_pb2.LeasedTask, report: Report
     ) -> Outcome:
-        self.pictures[task.name] = request.image.data
+        self.images[task.name] = request.image.data
         self.running[task.name] = report
         self.most_at_a_time = max(self.most_at_a_time, len(self.running))
         for name in self.running:
@@ -61,7 +61,7 @@ class FakeStage:
             await self._change()
         if task.name in self.failures:
             raise self.failures[task.name]
-        outputs = [Output(data=data, width_px=8, height_px=6) for data in self.outputs]
+        outputs = [StageOutput(data=data, width_px=8, height_px=6) for data in self.outputs]
         return Outcome(outputs=outputs, spans=[("annotate", 0.25)])
 
     async def finish(self, *names: str) -> None:
@@ -81,7 +81,7 @@ class FakeStage:
         await self.until(lambda: set(names) <= set(self.running))
 
     def report(self, name: str, step: int, *, preview: bytes = b"") -> None:
-        self.running[name](Progress(step=step, steps=10, preview=preview))
+        self.running[name](StageProgress(step=step, steps=10, preview=preview))
 
     async def _change(self) -> None:
         async with self._changed:

@@ -1,10 +1,10 @@
-"""A stage that makes text upper case: what it takes to add a stage to a worker is a request message and this."""
+"""A stage that makes a string upper case: adding a stage to a worker takes a request message and such a class."""
 
 from google.protobuf import wrappers_pb2
 
 from fanlight.errors import InvalidField
 from fanlight.queue.v1 import queue_pb2
-from services.worker.ports import Outcome, Output, Progress, Report
+from services.worker.ports import Outcome, Report, StageOutput, StageProgress
 
 LENGTH_MAX = 1_000
 
@@ -27,5 +27,5 @@ class UppercaseStage:
     async def run(self, request: wrappers_pb2.StringValue, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
         if not request.value:
             raise InvalidField("is empty; send the text", field="value")
-        report(Progress(step=1, steps=1))
-        return Outcome(outputs=[Output(data=request.value.upper().encode(), width_px=0, height_px=0)])
+        report(StageProgress(step=1, steps=1))
+        return Outcome(outputs=[StageOutput(data=request.value.upper().encode(), width_px=0, height_px=0)])

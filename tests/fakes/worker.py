@@ -13,10 +13,10 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.config import CommonSettings
 from services.worker.admission import Admission
-from services.worker.config import WorkerSettings
-from services.worker.loop import work
+from services.worker.loop import WorkerSettings
 from services.worker.ports import Stage
-from services.worker.surroundings import Surroundings
+from services.worker.retry import Env
+from services.worker.serve import work
 from tests.fakes.scripted_gateway import FakeGateway
 
 PATIENCE_S = 20.0
@@ -42,14 +42,14 @@ async def working(
     slots: int = 1,
     drain_grace_s: float = 0.0,
     token: str = "",
-    surroundings: Surroundings | None = None,
+    env: Env | None = None,
     **settings: Any,
 ) -> AsyncIterator[Working]:
     admission, stop = Admission(slots=slots, waiting_limit=4), asyncio.Event()
     quick = {"node": "node-1", "poll_wait_s": 5.0, "retry_delay_max_s": 0.02, "progress_every_s": 0.01}
     own = WorkerSettings(gateway=gateway.address, **(quick | settings))
     common = CommonSettings(drain_grace_s=drain_grace_s, worker_token=token or None)
-    task = asyncio.create_task(work(stage, admission, own, common, stop, surroundings=surroundings))
+    task = asyncio.create_task(work(stage, admission, own, common, stop, env=env))
     worker = Working(admission=admission, stop=stop, task=task)
     try:
         yield worker
@@ -67,5 +67,5 @@ def task_of(request: Message, name: str = "jobs/a/tasks/1", *, alone: bool = Fal
 
 def task_named(name: str, *, alone: bool = False, blob: common_pb2.Blob | None = None) -> queue_pb2.LeasedTask:
     """To annotate the image that is the blob, for stages that look at it."""
-    picture = common_pb2.ImageSource(blob=blob) if blob else None
-    return task_of(preprocessor_pb2.AnnotateRequest(annotator="canny", image=picture), name, alone=alone)
+    image = common_pb2.ImageSource(blob=blob) if blob else None
+    return task_of(preprocessor_pb2.AnnotateRequest(annotator="canny", image=image), name, alone=alone)

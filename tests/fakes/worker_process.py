@@ -1,6 +1,6 @@
 """A worker in a process of its own, to be killed: `python -m tests.fakes.worker_process`, settings as any worker's.
 
-Its stage gives each picture back as its control image. With FANLIGHT_TEST_HOLD its tasks end only after SIGUSR1.
+Its stage returns each image as its control image. With FANLIGHT_TEST_HOLD its tasks end only after SIGUSR1.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from services.kernel import logs
 from services.kernel.config import CommonSettings, load
 from services.kernel.process import run
 from services.worker.admission import Admission
-from services.worker.config import WorkerSettings
-from services.worker.loop import work
-from services.worker.ports import Outcome, Output, Report
+from services.worker.loop import WorkerSettings
+from services.worker.ports import Outcome, Report, StageOutput
+from services.worker.serve import work
 
 SLOTS = 3
 
@@ -47,7 +47,7 @@ class Echo:
         sys.stdout.write(f"running {task.name}\n")
         sys.stdout.flush()
         await self._may_end.wait()
-        return Outcome(outputs=[Output(data=request.image.data, width_px=1, height_px=1)])
+        return Outcome(outputs=[StageOutput(data=request.image.data, width_px=1, height_px=1)])
 
 
 def main() -> int:

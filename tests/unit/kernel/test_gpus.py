@@ -2,7 +2,7 @@ import ctypes
 
 import pytest
 
-from services.kernel import gpus
+from services.kernel import process
 from services.kernel.config import SettingsError
 
 
@@ -29,27 +29,27 @@ def absent(name: str) -> Driver:
     ("driver", "found"), [(absent, 0), (lambda name: Driver(2), 2), (lambda name: Driver(2, error=100), 0)]
 )
 def test_gpus_are_those_that_a_working_driver_shows(driver, found, monkeypatch):
-    monkeypatch.setattr(gpus.ctypes, "CDLL", driver)
-    assert gpus.count() == found
+    monkeypatch.setattr(process.ctypes, "CDLL", driver)
+    assert process.count_gpus() == found
 
 
-@pytest.mark.parametrize("wanted", ["auto", "cpu", "cuda", "cuda:1"])
-def test_a_device_that_is_there_may_be_wanted(wanted, monkeypatch):
-    monkeypatch.setattr(gpus, "count", lambda: 2)
-    gpus.check_device(wanted, setting="FANLIGHT_X_DEVICE")
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_a_device_that_exists_is_accepted(device, monkeypatch):
+    monkeypatch.setattr(process, "count_gpus", lambda: 2)
+    process.check_device(device, setting="FANLIGHT_X_DEVICE")
 
 
-@pytest.mark.parametrize(("wanted", "found"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
-def test_a_gpu_that_is_not_there_is_told_at_once(wanted, found, monkeypatch):
-    monkeypatch.setattr(gpus, "count", lambda: found)
-    with pytest.raises(SettingsError, match=f"FANLIGHT_X_DEVICE is {wanted}, .* shows {found} GPUs .*set auto or cpu"):
-        gpus.check_device(wanted, setting="FANLIGHT_X_DEVICE")
+@pytest.mark.parametrize(("device", "found"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
+def test_a_missing_gpu_is_reported_at_once(device, found, monkeypatch):
+    monkeypatch.setattr(process, "count_gpus", lambda: found)
+    with pytest.raises(SettingsError, match=f"FANLIGHT_X_DEVICE is {device}, .* shows {found} GPUs .*set auto or cpu"):
+        process.check_device(device, setting="FANLIGHT_X_DEVICE")
 
 
 @pytest.mark.parametrize("service", ["diffusion", "preprocessor"])
 def test_no_service_starts_for_a_gpu_that_is_not_there(service, monkeypatch, capsys):
     main = pytest.importorskip(f"services.{service}.__main__").main
-    monkeypatch.setattr(gpus, "count", lambda: 0)
+    monkeypatch.setattr(process, "count_gpus", lambda: 0)
     monkeypatch.setenv(f"FANLIGHT_{service.upper()}_DEVICE", "cuda")
     assert main() == 2
     assert f"error: FANLIGHT_{service.upper()}_DEVICE is cuda" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What stands around a handler: streams are closed with their call, retries of no seconds are told, texts by place."""
+"""Around a handler: streams end with their call, a retry after 0 s is sent, broken strings are named by place."""
 
 import asyncio
 
@@ -10,9 +10,8 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.errors import ResourceExhausted
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.config import CommonSettings
-from services.kernel.rpc_server import RpcServer
-from services.kernel.wire_errors import from_rpc_error
-from services.kernel.wire_text import broken_text
+from services.kernel.errors_wire import find_broken_string, from_rpc_error
+from services.kernel.grpc_server import RpcServer
 
 SERVICE = "fanlight.blobs.v1.BlobService"
 
@@ -55,7 +54,7 @@ async def test_a_stream_whose_caller_has_gone_is_closed(served):
     await asyncio.wait_for(servicer.closed.wait(), 30)
 
 
-async def test_a_retry_at_once_is_told_as_one(served):
+async def test_a_retry_after_0_seconds_is_sent(served):
     _, stub = served
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ReadBlob(blobs_pb2.ReadBlobRequest(digest="full"), timeout=30).read()
@@ -63,12 +62,12 @@ async def test_a_retry_at_once_is_told_as_one(served):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_text_that_is_not_utf_8_is_named_by_its_place_among_its_like(place):
+def test_a_string_that_is_not_utf_8_is_named_with_its_index(place):
     names = [b"\xc3\x28" if number == place else b"good" for number in range(3)]
     descriptor = queue_pb2.Worker.DESCRIPTOR
     field = next(each for each in descriptor.fields if each.is_repeated and each.type == each.TYPE_STRING)
     data = b"".join(_tag(field.number) + bytes([len(name)]) + name for name in names)
-    assert broken_text(descriptor, data) == f"{field.name}[{place}]"
+    assert find_broken_string(descriptor, data) == f"{field.name}[{place}]"
 
 
 def _tag(number: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A service's process ends when it is told to, and when whoever started it is gone."""
+"""A service's process ends on a signal, and when its parent process is gone."""
 
 import os
 import signal

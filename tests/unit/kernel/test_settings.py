@@ -66,7 +66,7 @@ def test_a_wrong_setting_says_what_would_be_right(monkeypatch, name, value, word
         ("REPLICAS", "6", "must be below 6"),
     ],
 )
-def test_every_kind_of_limit_is_told(monkeypatch, name, value, words):
+def test_every_kind_of_limit_is_explained(monkeypatch, name, value, words):
     monkeypatch.setenv(f"FANLIGHT_GATEWAY_{name}", value)
 
     with pytest.raises(SettingsError) as caught:
@@ -88,8 +88,10 @@ def test_an_unknown_setting_is_an_error(name):
         refuse_unknown(CommonSettings, OwnSettings, environ={name: "1"})
 
 
-def test_an_unknown_setting_that_is_nearly_a_known_one_is_told_with_it():
-    with pytest.raises(SettingsError, match=r"FANLIGHT_GATEWAY_LEASE_TLL_S \(is FANLIGHT_GATEWAY_LEASE_TTL_S meant"):
+def test_an_unknown_setting_is_reported_with_the_nearest_known_one():
+    with pytest.raises(
+        SettingsError, match=r"FANLIGHT_GATEWAY_LEASE_TLL_S \(did you mean FANLIGHT_GATEWAY_LEASE_TTL_S\?"
+    ):
         refuse_unknown(CommonSettings, OwnSettings, environ={"FANLIGHT_GATEWAY_LEASE_TLL_S": "1"})
 
 
@@ -115,11 +117,11 @@ def test_a_token_never_shows_in_the_settings_text(monkeypatch):
 def test_a_file_for_tls_that_is_not_there_is_named(monkeypatch, name):
     monkeypatch.setenv(f"FANLIGHT_TLS_{name}_FILE", "none.pem")
 
-    with pytest.raises(SettingsError, match=rf"^FANLIGHT_TLS_{name}_FILE: none\.pem is no file"):
+    with pytest.raises(SettingsError, match=rf"^FANLIGHT_TLS_{name}_FILE: none\.pem is not a readable file"):
         load(CommonSettings)
 
 
-def test_an_empty_name_of_a_file_for_tls_is_none(monkeypatch):
+def test_an_empty_name_of_a_tls_file_means_unset(monkeypatch):
     monkeypatch.setenv("FANLIGHT_TLS_CA_FILE", "")
 
     assert load(CommonSettings).tls_ca_file is None

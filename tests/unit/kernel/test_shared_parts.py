@@ -1,10 +1,10 @@
-"""The parts that several rooms share: back-off, moving averages, the cache bounded by bytes."""
+"""What several rooms share: back-off, moving averages, the cache bounded by bytes."""
 
 import pytest
 
 from fanlight.backoff import backoff_s
 from services.kernel.averages import MovingAverage
-from services.kernel.byte_lru import ByteLru
+from services.kernel.blobs import ByteLru
 
 
 def test_a_pause_doubles_up_to_the_longest_and_chance_halves_it_at_most() -> None:
@@ -33,43 +33,43 @@ def cache(**limits: int) -> ByteLru[str, bytes]:
 
 
 def test_the_least_recently_used_entry_is_evicted_first() -> None:
-    kept = cache()
-    kept.put("a", b"1234")
-    kept.put("b", b"1234")
-    assert kept.get("a") == b"1234"
-    kept.put("c", b"1234")
-    assert (list(kept), kept.size_bytes) == (["a", "c"], 8)
+    cached = cache()
+    cached.put("a", b"1234")
+    cached.put("b", b"1234")
+    assert cached.get("a") == b"1234"
+    cached.put("c", b"1234")
+    assert (list(cached), cached.size_bytes) == (["a", "c"], 8)
 
 
-def test_looking_without_touching_is_no_use() -> None:
-    kept = cache()
-    kept.put("a", b"1234")
-    kept.put("b", b"1234")
-    kept.get("a", touch=False)
-    kept.put("c", b"1234")
-    assert list(kept) == ["b", "c"]
+def test_a_get_without_touch_does_not_count_as_a_use() -> None:
+    cached = cache()
+    cached.put("a", b"1234")
+    cached.put("b", b"1234")
+    cached.get("a", touch=False)
+    cached.put("c", b"1234")
+    assert list(cached) == ["b", "c"]
 
 
-def test_what_is_larger_than_the_cache_is_not_kept_and_takes_no_place() -> None:
-    kept = cache()
-    kept.put("a", b"12345678901")
-    assert (len(kept), kept.size_bytes, "a" in kept) == (0, 0, False)
+def test_a_value_larger_than_the_cache_is_not_cached() -> None:
+    cached = cache()
+    cached.put("a", b"12345678901")
+    assert (len(cached), cached.size_bytes, "a" in cached) == (0, 0, False)
 
 
 def test_putting_again_replaces_the_bytes_too() -> None:
-    kept = cache()
-    kept.put("a", b"12345678")
-    kept.put("a", b"1")
-    assert kept.size_bytes == 1
-    kept.drop("a")
-    kept.drop("a")
-    assert (len(kept), kept.size_bytes) == (0, 0)
+    cached = cache()
+    cached.put("a", b"12345678")
+    cached.put("a", b"1")
+    assert cached.size_bytes == 1
+    cached.drop("a")
+    cached.drop("a")
+    assert (len(cached), cached.size_bytes) == (0, 0)
 
 
-def test_entries_have_a_limit_of_their_own() -> None:
-    kept = cache(count_limit=2)
+def test_the_number_of_entries_has_its_own_limit() -> None:
+    cached = cache(count_limit=2)
     for key in "abc":
-        kept.put(key, b"1")
-    assert list(kept) == ["b", "c"]
-    kept.clear()
-    assert (len(kept), kept.size_bytes) == (0, 0)
+        cached.put(key, b"1")
+    assert list(cached) == ["b", "c"]
+    cached.clear()
+    assert (len(cached), cached.size_bytes) == (0, 0)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from services.kernel.threads import to_its_end
+from services.kernel.process import run_blocking
 
 PATIENCE_S = 10.0
 
@@ -40,16 +40,16 @@ async def begun(work: Work) -> None:
 async def test_work_gives_its_result_or_its_error(executor):
     work = Work()
     work.may_end.set()
-    assert await to_its_end(executor, work) == "done"
+    assert await run_blocking(executor, work) == "done"
     failing = Work(error=OSError("no"))
     failing.may_end.set()
     with pytest.raises(OSError, match="no"):
-        await to_its_end(executor, failing)
+        await run_blocking(executor, failing)
 
 
-async def test_who_is_cancelled_goes_on_only_when_the_work_has_ended(executor):
+async def test_a_cancelled_caller_waits_for_the_running_work(executor):
     work = Work()
-    asker = asyncio.create_task(to_its_end(executor, work))
+    asker = asyncio.create_task(run_blocking(executor, work))
     await begun(work)
     asker.cancel()
     for _ in range(5):
@@ -61,9 +61,9 @@ async def test_who_is_cancelled_goes_on_only_when_the_work_has_ended(executor):
     assert work.has_ended
 
 
-async def test_cancelling_may_hasten_the_end(executor):
+async def test_on_cancel_may_end_the_work_sooner(executor):
     work = Work()
-    asker = asyncio.create_task(to_its_end(executor, work, on_cancel=work.may_end.set))
+    asker = asyncio.create_task(run_blocking(executor, work, on_cancel=work.may_end.set))
     await begun(work)
     asker.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -71,11 +71,11 @@ async def test_cancelling_may_hasten_the_end(executor):
     assert work.has_ended
 
 
-async def test_work_that_waits_for_a_thread_never_begins_once_it_is_cancelled(executor):
+async def test_work_that_waits_for_a_thread_is_cancelled_before_it_starts(executor):
     first, second = Work(), Work()
-    running = asyncio.create_task(to_its_end(executor, first))
+    running = asyncio.create_task(run_blocking(executor, first))
     await begun(first)
-    waiting = asyncio.create_task(to_its_end(executor, second))
+    waiting = asyncio.create_task(run_blocking(executor, second))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -85,11 +85,11 @@ async def test_work_that_waits_for_a_thread_never_begins_once_it_is_cancelled(ex
     assert not second.begun.is_set()
 
 
-async def test_nobody_complains_of_work_that_fails_when_nobody_waits_for_it(executor):
+async def test_the_error_of_work_that_fails_after_a_cancellation_is_not_logged(executor):
     complaints = []
     asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
     work = Work(error=OSError("too late"))
-    asker = asyncio.create_task(to_its_end(executor, work, on_cancel=work.may_end.set))
+    asker = asyncio.create_task(run_blocking(executor, work, on_cancel=work.may_end.set))
     await begun(work)
     asker.cancel()
     await asyncio.wait([asker])

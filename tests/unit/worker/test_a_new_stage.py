@@ -1,4 +1,4 @@
-"""A stage that nothing here knows is leased, run and handed in like any other."""
+"""A stage that the worker's code does not know is leased, run and completed like any other."""
 
 from google.protobuf import wrappers_pb2
 
@@ -9,12 +9,12 @@ from tests.fakes.worker import task_named, task_of, working
 NAME = "jobs/a/tasks/1"
 
 
-def text(value: str, name: str = NAME):
+def shout(value: str, name: str = NAME):
     return task_of(wrappers_pb2.StringValue(value=value), name)
 
 
 async def test_a_stage_is_a_message_and_a_worker(gateway: FakeGateway) -> None:
-    await gateway.offer(text("a fox in the snow"))
+    await gateway.offer(shout("a fox in the snow"))
     async with working(gateway, UppercaseStage()):
         await gateway.until(lambda: gateway.results[NAME] == 1)
     (completed,) = gateway.completed.values()
@@ -26,8 +26,8 @@ async def test_a_stage_is_a_message_and_a_worker(gateway: FakeGateway) -> None:
     assert [(limit.name, limit.maximum) for limit in poll.capabilities.limits] == [("characters", 1_000)]
 
 
-async def test_its_requests_own_faults_and_tasks_of_other_stages_are_told_apart(gateway: FakeGateway) -> None:
-    await gateway.offer(text(""), task_named("jobs/b/tasks/1"))
+async def test_its_requests_own_faults_and_tasks_of_other_stages_are_distinguished(gateway: FakeGateway) -> None:
+    await gateway.offer(shout(""), task_named("jobs/b/tasks/1"))
     async with working(gateway, UppercaseStage()):
         await gateway.until(lambda: len(gateway.failed) == 2)
     assert gateway.faults(NAME) == ["FAULT_REQUEST"]

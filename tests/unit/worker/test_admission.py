@@ -1,4 +1,4 @@
-"""The slots before a stage: none is ever lost, none is used twice, and who came first goes first."""
+"""A stage's slots: none is lost, none is used twice, and callers are served in order."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ async def settle() -> None:
 
 @dataclass
 class Caller:
-    """One that enters, and leaves when told."""
+    """A caller that enters, and leaves on request."""
 
     admission: Admission
     count: int = 1

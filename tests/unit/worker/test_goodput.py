@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from services.worker.goodput import MEASURED_BYTES_MIN, Goodput
+from services.worker.blobs import MEASURED_BYTES_MIN, Goodput
 
 # How much the latest measurement counts.
 WEIGHT = 0.3

@@ -5,7 +5,7 @@ import asyncio
 from fanlight.queue.v1 import queue_pb2
 from services.weights.targets import Progress as Download
 from services.worker.leases import PREVIEW_BYTES_MAX
-from services.worker.ports import Progress
+from services.worker.ports import StageProgress
 from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, working
@@ -63,11 +63,11 @@ async def test_the_fetching_of_weights_goes_up_as_progress(gateway: FakeGateway,
     coming = Download(reference="sd15", path="", done_bytes=40, total_bytes=100, bytes_per_s=10.0, source="hub.example")
     async with working(gateway, stage):
         await stage.until_running(NAME)
-        stage.running[NAME](Progress(fetch=coming))
+        stage.running[NAME](StageProgress(fetch=coming))
         await gateway.until(lambda: bool(gateway.progress.get(NAME)))
-    said = gateway.progress[NAME][0].fetch
-    assert (said.reference, said.done_bytes, said.total_bytes) == ("sd15", 40, 100)
-    assert (said.goodput_bps, said.seconds_left, said.source) == (80.0, 6.0, "hub.example")
+    sent = gateway.progress[NAME][0].fetch
+    assert (sent.reference, sent.done_bytes, sent.total_bytes) == ("sd15", 40, 100)
+    assert (sent.goodput_bps, sent.seconds_left, sent.source) == (80.0, 6.0, "hub.example")
 
 
 async def test_a_cancel_comes_down_and_stops_only_its_task(gateway: FakeGateway, stage: FakeStage) -> None:

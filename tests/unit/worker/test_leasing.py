@@ -1,4 +1,4 @@
-"""How a worker gets its tasks: what it offers, what it says of itself, and what it makes of a bad line."""
+"""How a worker gets its tasks: what it offers, what it reports, and how it copes with a bad connection."""
 
 import asyncio
 import re
@@ -7,14 +7,14 @@ import pytest
 
 from fanlight.contract.revision import REVISION
 from fanlight.errors import ResourceExhausted
-from services.worker.leasing import EARLY_PAUSE_S
-from services.worker.surroundings import Surroundings
+from services.worker.loop import EARLY_PAUSE_S
+from services.worker.retry import Env
 from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, working
 
 
-async def test_leased_tasks_run_and_their_outputs_are_handed_in(gateway: FakeGateway, stage: FakeStage) -> None:
+async def test_leased_tasks_run_and_their_outputs_are_sent(gateway: FakeGateway, stage: FakeStage) -> None:
     await gateway.offer(*(task_named(f"jobs/{n}/tasks/1") for n in range(5)))
     async with working(gateway, stage, slots=2):
         await gateway.until(lambda: len(gateway.completed) == 5)
@@ -112,7 +112,7 @@ async def test_a_full_worker_still_reports_itself_and_what_it_holds(gateway: Fak
     assert not gateway.taken_back
 
 
-async def test_an_answer_that_was_lost_costs_nothing(gateway: FakeGateway, stage: FakeStage) -> None:
+async def test_a_lost_answer_loses_no_task(gateway: FakeGateway, stage: FakeStage) -> None:
     gateway.lost_answers["LeaseTasks"] = 1
     await gateway.offer(task_named("jobs/a/tasks/1"))
     async with working(gateway, stage):
@@ -184,7 +184,7 @@ async def test_a_task_that_must_run_alone_waits_for_the_others_and_holds_back_th
     assert stage.beside["jobs/b/tasks/1"] == 0
 
 
-async def test_two_tasks_that_must_run_alone_do_not_wait_for_each_other_for_ever(
+async def test_two_tasks_that_must_run_alone_do_not_wait_for_each_other_forever(
     gateway: FakeGateway, stage: FakeStage
 ) -> None:
     await gateway.offer(*(task_named(f"jobs/{n}/tasks/1", alone=True) for n in range(4)))
@@ -207,7 +207,7 @@ async def test_a_gateway_that_answers_early_with_nothing_does_not_make_the_worke
 ) -> None:
     pauses: list[float] = []
 
-    async def pause(duration_s: float) -> None:
+    async def sleep(duration_s: float) -> None:
         pauses.append(duration_s)
         await asyncio.sleep(min(duration_s, 0.01))
 
@@ -215,7 +215,7 @@ async def test_a_gateway_that_answers_early_with_nothing_does_not_make_the_worke
         pass
 
     gateway.wait_for_tasks = answer_at_once  # type: ignore[method-assign]
-    async with working(gateway, stage, surroundings=Surroundings(pause=pause)):
+    async with working(gateway, stage, env=Env(sleep=sleep)):
         await gateway.until(lambda: len(gateway.polls) >= 4)
     assert pauses.count(EARLY_PAUSE_S) >= 3
 

@@ -14,7 +14,7 @@ from fanlight.channel import open_channel
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from services.kernel.config import CommonSettings, SettingsError
 from services.worker.admission import Admission
-from services.worker.config import WorkerSettings
+from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
 from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage

@@ -1,4 +1,4 @@
-"""Who is let in over real gRPC: only a bearer's token, only one that the called service takes."""
+"""Authentication over real gRPC: only a bearer token that the called service accepts."""
 
 import grpc
 import grpc.aio
@@ -7,7 +7,7 @@ import pytest
 from fanlight.preprocessor.v1 import preprocessor_pb2 as pb
 from fanlight.preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from services.kernel.config import CommonSettings
-from services.kernel.rpc_server import RpcServer
+from services.kernel.grpc_server import RpcServer
 
 SERVICE = "fanlight.preprocessor.v1.PreprocessorService"
 

@@ -1,4 +1,4 @@
-"""Every picture comes out upright, in RGB and at its size, or as an error that says what is wrong with it."""
+"""Every image comes out upright, in RGB and at its size, or as an error that says what is wrong with it."""
 
 import contextlib
 import random
@@ -8,20 +8,20 @@ import pytest
 from PIL import Image
 
 from fanlight.errors import FanlightError, InvalidField, TooLarge
-from services.kernel.pictures import PictureLimits, decode_rgb
+from services.kernel.images import ImageLimits, decode_rgb
 from tests.fakes.broken_pictures import exif_that_is_broken, huge_gif, huge_png, png_16_bit_rgb
 from tests.fakes.synthetic_pictures import encoded, saved, scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
-LIMITS = PictureLimits(size_bytes=1_000_000, pixels=100_000, side_px=5_000)
+LIMITS = ImageLimits(size_bytes=1_000_000, pixels=100_000, side_px=5_000)
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
-def decode(data: bytes, limits: PictureLimits = LIMITS) -> np.ndarray:
-    picture = decode_rgb(data, field="image", limits=limits)
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+def decode(data: bytes, limits: ImageLimits = LIMITS) -> np.ndarray:
+    image = decode_rgb(data, field="image", limits=limits)
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -32,7 +32,7 @@ def exif(orientation: int) -> Image.Exif:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (7, 3)])
-def test_a_picture_of_any_kind_and_shape_keeps_its_size(kind, size):
+def test_a_image_of_any_kind_and_shape_keeps_its_size(kind, size):
     assert decode(encoded(scene(*size), kind)).shape == (size[1], size[0], 3)
 
 
@@ -42,7 +42,7 @@ def test_pixels_are_not_changed_on_the_way():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_a_picture_is_turned_as_its_exif_says(kind, orientation):
+def test_a_image_is_turned_as_its_exif_says(kind, orientation):
     upright = scene(48, 32)
     # What a camera would have stored, by the definition of the tag.
     stored = {
@@ -77,12 +77,12 @@ def test_transparency_is_put_on_white():
     assert decode(encoded(pixels)).tolist() == [[[255, 0, 0]] * 2, [[255, 255, 255], [255, 127, 127]]]
 
 
-def test_a_palette_with_a_transparent_colour_is_put_on_white():
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([0, 0, 0, *RED])
-    picture.putdata([0, 1])
+def test_a_palette_with_a_transparent_color_is_put_on_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, *RED])
+    image.putdata([0, 1])
     for kind in ("PNG", "GIF"):
-        data = saved(picture, kind, transparency=0)
+        data = saved(image, kind, transparency=0)
         assert decode(data).tolist() == [[list(WHITE), list(RED)]]
 
 
@@ -102,14 +102,14 @@ def test_cmyk_becomes_rgb():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_picture_is_taken(kind):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, WHITE)]
+def test_of_an_animation_the_first_image_is_taken(kind):
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, WHITE)]
     data = saved(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
     assert decode(data)[0, 0].tolist() == list(RED)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%PDF-1.7", b"\x00" * 64, b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_picture_is_refused(data):
+def test_bytes_that_are_not_an_image_are_refused(data):
     with pytest.raises(InvalidField) as raised:
         decode(data)
     assert raised.value.field == "image"
@@ -121,7 +121,7 @@ def test_floating_point_pixels_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
-def test_a_truncated_picture_is_refused(kind):
+def test_a_truncated_image_is_refused(kind):
     data = encoded(scene(), kind)
     with pytest.raises(InvalidField, match="damaged or truncated"):
         decode(data[: len(data) // 2])
@@ -142,12 +142,12 @@ def test_the_limits_themselves_are_taken():
 def test_more_bytes_than_the_limit_are_refused():
     data = encoded(scene())
     with pytest.raises(TooLarge):
-        decode(data, PictureLimits(size_bytes=len(data) - 1))
-    assert decode(data, PictureLimits(size_bytes=len(data))).shape == scene().shape
+        decode(data, ImageLimits(size_bytes=len(data) - 1))
+    assert decode(data, ImageLimits(size_bytes=len(data))).shape == scene().shape
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_damaged_bytes_give_a_picture_or_one_of_our_errors(kind):
+def test_damaged_bytes_give_a_image_or_one_of_our_errors(kind):
     sound = encoded(scene(32, 24), kind, **({} if kind in ("GIF", "BMP") else {"exif": exif(6)}))
     dice = random.Random(kind)
     for _ in range(300):

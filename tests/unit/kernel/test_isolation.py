@@ -1,4 +1,4 @@
-"""A service's process imports nothing at its start that it has no use for then."""
+"""A service's process imports nothing at its start that it does not need then."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.kernel.without import unless_set, without
+from services.kernel.isolation import environment_defaults, without
 
 TASKS = Path("/proc/self/task")
 
@@ -42,11 +42,11 @@ def test_a_service_starts_without_what_it_may_never_need(service, unwanted):
     assert loaded_by(f"import services.{service}.__main__") & unwanted == set()
 
 
-def test_what_was_kept_away_can_be_imported_afterwards():
+def test_a_hidden_package_can_be_imported_afterwards():
     assert "rich.console" in loaded_by("import services.kernel.logs\nimport rich.console")
 
 
-def test_what_is_imported_already_stays():
+def test_a_package_that_is_imported_already_stays():
     with without("sys", "no_such_package"):
         assert sys.modules["sys"] is sys
         with pytest.raises(ImportError):
@@ -54,7 +54,7 @@ def test_what_is_imported_already_stays():
     assert "no_such_package" not in sys.modules
 
 
-@pytest.mark.skipif(not TASKS.exists(), reason="tells a process's threads on Linux only")
+@pytest.mark.skipif(not TASKS.exists(), reason="lists a process's threads on Linux only")
 def test_the_preprocessor_imports_without_threads_that_spin():
     code = f"import os, services.preprocessor.__main__\nprint(len(os.listdir({str(TASKS)!r})))"
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
@@ -64,10 +64,10 @@ def test_the_preprocessor_imports_without_threads_that_spin():
     assert done.stdout.strip() == "1"
 
 
-def test_the_environment_says_for_a_while_what_nobody_has_set(monkeypatch):
+def test_environment_defaults_apply_only_inside_and_only_if_unset(monkeypatch):
     monkeypatch.setenv("FANLIGHT_TEST_SET", "theirs")
     monkeypatch.delenv("FANLIGHT_TEST_UNSET", raising=False)
-    with unless_set(FANLIGHT_TEST_SET="ours", FANLIGHT_TEST_UNSET="ours"):
+    with environment_defaults(FANLIGHT_TEST_SET="ours", FANLIGHT_TEST_UNSET="ours"):
         assert (os.environ["FANLIGHT_TEST_SET"], os.environ["FANLIGHT_TEST_UNSET"]) == ("theirs", "ours")
     assert os.environ["FANLIGHT_TEST_SET"] == "theirs"
     assert "FANLIGHT_TEST_UNSET" not in os.environ

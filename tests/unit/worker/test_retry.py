@@ -1,23 +1,22 @@
-"""Trying again: how long between tries, how long in all, and when not at all."""
+"""Retries: how long to pause between attempts, how long to retry in all, and which errors are not retried."""
 
 from collections.abc import Callable
 
 import pytest
 
 from fanlight.errors import FanlightError, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
-from services.worker.goodput import MEASURED_BYTES_MIN, Goodput
-from services.worker.patience import Backoff, Patience
-from services.worker.surroundings import Surroundings
+from services.worker.blobs import MEASURED_BYTES_MIN, Goodput
+from services.worker.retry import Backoff, Env, RetryPolicy
 
 
 class Time:
-    """Time that passes only in pauses."""
+    """Time that passes only while something sleeps."""
 
     def __init__(self, *, random: Callable[[], float] = lambda: 0.0) -> None:
         self.now_s = 0.0
-        self.surroundings = Surroundings(now_s=lambda: self.now_s, pause=self.pause, random=random)
+        self.env = Env(now_s=lambda: self.now_s, sleep=self.sleep, random=random)
 
-    async def pause(self, duration_s: float) -> None:
+    async def sleep(self, duration_s: float) -> None:
         self.now_s += duration_s
 
 
@@ -32,41 +31,41 @@ def failing(*errors: FanlightError) -> Callable[[], object]:
     return attempt
 
 
-def test_pauses_double_up_to_the_longest() -> None:
-    backoff = Backoff(Time(random=lambda: 1.0).surroundings, max_s=1.0)
+def test_back_off_doubles_up_to_the_longest_pause() -> None:
+    backoff = Backoff(Time(random=lambda: 1.0).env, max_s=1.0)
     assert [round(backoff.next_s(), 2) for _ in range(5)] == [0.2, 0.4, 0.8, 1.0, 1.0]
     backoff.reset()
     assert backoff.next_s() == pytest.approx(0.2)
 
 
 def test_chance_shortens_a_pause_by_half_at_most() -> None:
-    shortest, longest = (Backoff(Time(random=lambda r=r: r).surroundings, max_s=1.0).next_s() for r in (0.0, 1.0))
+    shortest, longest = (Backoff(Time(random=lambda r=r: r).env, max_s=1.0).next_s() for r in (0.0, 1.0))
     assert (shortest, longest) == (pytest.approx(0.1), pytest.approx(0.2))
 
 
 def test_a_pause_is_at_least_what_the_error_asks_for() -> None:
-    backoff = Backoff(Time().surroundings, max_s=1.0)
+    backoff = Backoff(Time().env, max_s=1.0)
     assert backoff.next_s(ResourceExhausted("later", retry_after_s=7.0)) == 7.0
 
 
-async def test_what_may_pass_is_tried_again() -> None:
-    patience = Patience(Time().surroundings, delay_max_s=1.0, limit_s=60.0)
+async def test_a_retryable_error_is_retried() -> None:
+    retry = RetryPolicy(Time().env, delay_max_s=1.0, limit_s=60.0)
     attempt = failing(Unavailable("down"), ResourceExhausted("full"), Unavailable("down"))
-    assert await patience.insist(attempt, doing="test") == "done"
+    assert await retry.call(attempt, doing="test") == "done"
 
 
 @pytest.mark.parametrize("error", [InvalidField("wrong", field="a"), NotFound("no such blob"), LeaseLost("gone")])
-async def test_what_cannot_pass_is_not_tried_again(error: FanlightError) -> None:
-    patience = Patience(Time().surroundings, delay_max_s=1.0, limit_s=60.0)
+async def test_a_final_error_is_not_retried(error: FanlightError) -> None:
+    retry = RetryPolicy(Time().env, delay_max_s=1.0, limit_s=60.0)
     with pytest.raises(type(error)):
-        await patience.insist(failing(error), doing="test")
+        await retry.call(failing(error), doing="test")
 
 
-async def test_patience_ends_at_its_limit() -> None:
+async def test_retries_end_at_the_limit() -> None:
     time = Time()
-    patience = Patience(time.surroundings, delay_max_s=1.0, limit_s=10.0)
+    retry = RetryPolicy(time.env, delay_max_s=1.0, limit_s=10.0)
     with pytest.raises(Unavailable):
-        await patience.insist(failing(*[Unavailable("down")] * 1_000), doing="test")
+        await retry.call(failing(*[Unavailable("down")] * 1_000), doing="test")
     assert 8.0 < time.now_s <= 10.0
 
 

@@ -1,4 +1,4 @@
-"""Imports without what a library would take along, or start, where it is installed. Knows no library."""
+"""Imports a library without optional packages that it would load, or settings it would read. Knows no library."""
 
 import os
 import sys
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def without(*packages: str) -> Iterator[None]:
-    """Inside, those that are not imported yet seem not to be installed, to all threads: for imports at the start."""
+    """Inside, packages that are not imported yet look as if they were not installed, in all threads.
+
+    For imports at the start of a process.
+    """
     absent = [name for name in packages if name not in sys.modules]
     for name in absent:
         sys.modules[name] = None  # type: ignore[assignment]  # how Python itself marks what cannot be imported
@@ -20,10 +23,10 @@ def without(*packages: str) -> Iterator[None]:
 
 
 @contextmanager
-def unless_set(**variables: str) -> Iterator[None]:
-    """Inside, the environment has these where it has nothing by their name: for what a library reads as it is imported.
+def environment_defaults(**variables: str) -> Iterator[None]:
+    """Inside, environment variables that are not set have these values: for what a library reads while it is imported.
 
-    Other libraries that read the same name later, and processes started from here, never see it.
+    Libraries that read the same variable later, and child processes, never see these values.
     """
     absent = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(absent)

@@ -22,54 +22,52 @@ from tests.fakes.stage import FakeStage
 from tests.fakes.worker import task_named, task_of, working
 
 NAME = "jobs/a/tasks/1"
-PICTURE = bytes(range(256)) * 1024
+IMAGE = bytes(range(256)) * 1024
 
 
-async def test_input_pictures_arrive_as_bytes(gateway: FakeGateway, stage: FakeStage) -> None:
-    await gateway.offer(task_named(NAME, blob=gateway.keep(PICTURE)))
+async def test_input_images_arrive_as_bytes(gateway: FakeGateway, stage: FakeStage) -> None:
+    await gateway.offer(task_named(NAME, blob=gateway.keep(IMAGE)))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.results[NAME] == 1)
-    assert stage.pictures[NAME] == PICTURE
+    assert stage.images[NAME] == IMAGE
 
 
-async def test_a_picture_is_fetched_once_for_several_tasks(gateway: FakeGateway, stage: FakeStage) -> None:
-    blob = gateway.keep(PICTURE)
+async def test_an_image_is_fetched_once_for_several_tasks(gateway: FakeGateway, stage: FakeStage) -> None:
+    blob = gateway.keep(IMAGE)
     await gateway.offer(*(task_named(f"jobs/{n}/tasks/1", blob=blob) for n in range(4)))
     async with working(gateway, stage, slots=2):
         await gateway.until(lambda: len(gateway.completed) == 4)
     assert gateway.calls["ReadBlob"] == 1
-    assert set(stage.pictures.values()) == {PICTURE}
+    assert set(stage.images.values()) == {IMAGE}
 
 
 async def test_a_fetch_that_was_cut_goes_on_where_it_ended(gateway: FakeGateway, stage: FakeStage) -> None:
     gateway.cuts = 2
-    await gateway.offer(task_named(NAME, blob=gateway.keep(PICTURE)))
+    await gateway.offer(task_named(NAME, blob=gateway.keep(IMAGE)))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.results[NAME] == 1)
     assert gateway.read_offsets == [0, CHUNK_BYTES, 2 * CHUNK_BYTES]
-    assert stage.pictures[NAME] == PICTURE
+    assert stage.images[NAME] == IMAGE
 
 
-async def test_a_corrupted_picture_never_reaches_the_stage(gateway: FakeGateway, stage: FakeStage) -> None:
-    blob = gateway.keep(PICTURE)
+async def test_a_corrupted_image_never_reaches_the_stage(gateway: FakeGateway, stage: FakeStage) -> None:
+    blob = gateway.keep(IMAGE)
     gateway.corrupt.add(blob.digest)
     await gateway.offer(task_named(NAME, blob=blob))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
-    assert NAME not in stage.pictures
+    assert NAME not in stage.images
 
 
-async def test_a_picture_that_the_gateway_lost_is_not_the_requests_fault(
-    gateway: FakeGateway, stage: FakeStage
-) -> None:
-    blob = gateway.keep(PICTURE)
+async def test_an_image_that_the_gateway_lost_is_not_the_requests_fault(gateway: FakeGateway, stage: FakeStage) -> None:
+    blob = gateway.keep(IMAGE)
     gateway.blobs.clear()
     await gateway.offer(task_named(NAME, blob=blob))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
 
 
-async def test_a_picture_above_the_limit_is_refused_unfetched(gateway: FakeGateway, stage: FakeStage) -> None:
+async def test_an_image_above_the_limit_is_refused_unfetched(gateway: FakeGateway, stage: FakeStage) -> None:
     blob = gateway.keep(bytes(2 * 1024 * 1024))
     await gateway.offer(task_named(NAME, blob=blob))
     async with working(gateway, stage, input_bytes_max=1024 * 1024):
@@ -79,7 +77,7 @@ async def test_a_picture_above_the_limit_is_refused_unfetched(gateway: FakeGatew
 
 
 async def test_what_was_fetched_tells_how_fast_the_link_is(gateway: FakeGateway, stage: FakeStage) -> None:
-    await gateway.offer(task_named(NAME, blob=gateway.keep(PICTURE)))
+    await gateway.offer(task_named(NAME, blob=gateway.keep(IMAGE)))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.results[NAME] == 1 and gateway.open_polls == 1)
         assert gateway.polls[0].worker.goodput_bps == 0
@@ -190,7 +188,7 @@ async def test_a_task_that_this_worker_does_not_understand_runs_elsewhere(
     failure = gateway.failed[NAME][0].failure
     assert failure.reason == "UNKNOWN_TASK"
     assert message in failure.message
-    assert NAME not in stage.pictures
+    assert NAME not in stage.images
 
 
 async def test_an_unknown_error_shows_nothing_of_itself_and_the_worker_goes_on(
@@ -206,7 +204,7 @@ async def test_an_unknown_error_shows_nothing_of_itself_and_the_worker_goes_on(
     assert "secret" not in str(failure)
 
 
-async def test_a_failure_whose_answer_was_lost_is_told_again(gateway: FakeGateway, stage: FakeStage) -> None:
+async def test_a_failure_whose_answer_was_lost_is_reported_again(gateway: FakeGateway, stage: FakeStage) -> None:
     stage.failures[NAME] = NodeFault("out of memory")
     gateway.refusals["FailTask"] = 2
     await gateway.offer(task_named(NAME))
@@ -219,7 +217,7 @@ async def test_a_slot_is_free_again_while_a_result_goes_up(gateway: FakeGateway,
     await gateway.offer(task_named(NAME), task_named("jobs/b/tasks/1"), task_named("jobs/c/tasks/1"))
     async with working(gateway, stage):
         await gateway.until(lambda: len(gateway.leased) == 2)
-        await stage.until(lambda: {NAME, "jobs/b/tasks/1"} <= set(stage.pictures))
+        await stage.until(lambda: {NAME, "jobs/b/tasks/1"} <= set(stage.images))
         tries = gateway.calls["WriteBlob"]
         await gateway.until(lambda: gateway.calls["WriteBlob"] > tries + 10)
         assert len(gateway.waiting) == 1

@@ -5,7 +5,7 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 
 from fanlight import errors
-from services.kernel.wire_errors import from_rpc_error, http_status, to_body, to_status
+from services.kernel.errors_wire import from_rpc_error, http_status, to_body, to_status
 
 # What clients raise of themselves, and no service sends.
 CLIENTS_OWN = (errors.CallFailed, errors.JobFailed, errors.InvalidInput, errors.BrokenBlob)

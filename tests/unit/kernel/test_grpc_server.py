@@ -12,8 +12,7 @@ from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2 as pb
 from fanlight.preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from services.kernel.config import MIB, CommonSettings, SettingsError
-from services.kernel.listen import is_loopback, require_tokens
-from services.kernel.rpc_server import RpcServer
+from services.kernel.grpc_server import RpcServer, is_loopback, require_tokens
 
 SERVICE = "fanlight.preprocessor.v1.PreprocessorService"
 
@@ -157,7 +156,7 @@ async def test_a_certificate_and_key_of_two_are_a_settings_error(serve, tmp_path
     authority.issue_cert("localhost").private_key_pem.write_to_path(str(tmp_path / "key"))
     authority.issue_cert("localhost").cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
 
-    with pytest.raises(SettingsError, match="no PEM certificate chain with its key"):
+    with pytest.raises(SettingsError, match="not a PEM certificate chain and its key"):
         await serve(tls_cert_file=tmp_path / "cert", tls_key_file=tmp_path / "key")
 
 

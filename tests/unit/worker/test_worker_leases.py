@@ -1,16 +1,16 @@
-"""The leases that a worker holds: when the next renewal is due and what goes with it."""
+"""The leases that a worker holds: when the next renewal is due, what is sent with it, and what the answer changes."""
 
 import math
 
 from fanlight.queue.v1 import queue_pb2
-from services.worker.leases import Lease, Leases
-from services.worker.ports import Progress
+from services.worker.leases import WorkerLease, WorkerLeases
+from services.worker.ports import StageProgress
 
 Status = queue_pb2.RenewedLease
 
 
-def held(*, now_s: float = 0.0) -> tuple[Leases, Lease]:
-    leases = Leases(progress_every_s=1.0)
+def held(*, now_s: float = 0.0) -> tuple[WorkerLeases, WorkerLease]:
+    leases = WorkerLeases(progress_every_s=1.0)
     task = queue_pb2.LeasedTask(name="jobs/a/tasks/1", lease_token=b"token", ttl_s=30.0)
     return leases, leases.add(task, now_s=now_s)
 
@@ -41,17 +41,17 @@ def test_a_renewal_that_was_not_answered_stays_due() -> None:
 
 def test_progress_goes_soon_but_not_at_once_after_the_last() -> None:
     leases, lease = held()
-    leases.report(lease, Progress(step=1, steps=9))
+    leases.report(lease, StageProgress(step=1, steps=9))
     assert leases.due_s < 0
     leases.take_renewals(now_s=2.0)
     leases.note(answer(Status.STATUS_RENEWED), now_s=2.0)
-    leases.report(lease, Progress(step=2, steps=9))
+    leases.report(lease, StageProgress(step=2, steps=9))
     assert leases.due_s == 3.0
 
 
 def test_progress_is_sent_once() -> None:
     leases, lease = held()
-    leases.report(lease, Progress(step=1, steps=9))
+    leases.report(lease, StageProgress(step=1, steps=9))
     first, second = leases.take_renewals(now_s=1.0)[0], leases.take_renewals(now_s=2.0)[0]
     assert (first.progress.step, first.progress.steps) == (1, 9)
     assert not second.HasField("progress")
@@ -76,3 +76,30 @@ def test_a_gateway_that_gives_no_time_does_not_make_the_worker_spin() -> None:
     leases, _ = held()
     leases.note(answer(Status.STATUS_RENEWED, ttl_s=0.0), now_s=10.0)
     assert leases.due_s > 10.0
+
+
+RENEWED = queue_pb2.RenewedLease.STATUS_RENEWED
+
+
+def task(token: bytes, ttl_s: float = 30.0) -> queue_pb2.LeasedTask:
+    return queue_pb2.LeasedTask(name="jobs/a/tasks/1", lease_token=token, ttl_s=ttl_s)
+
+
+def test_a_lease_that_an_answer_leaves_out_is_held_and_asked_about_later_and_not_without_end() -> None:
+    leases = WorkerLeases(progress_every_s=1.0)
+    for token in (b"answered", b"left out"):
+        leases.add(task(token), now_s=0.0)
+    leases.take_renewals(now_s=10.0)
+    leases.note([queue_pb2.RenewedLease(lease_token=b"answered", status=RENEWED, ttl_s=60.0)], now_s=10.0)
+    assert leases.tokens == [b"answered", b"left out"]
+    assert leases.due_s == 20.0
+
+
+def test_the_end_of_an_earlier_lease_does_not_drop_a_later_one_under_the_same_token() -> None:
+    leases = WorkerLeases(progress_every_s=1.0)
+    earlier = leases.add(task(b"t"), now_s=0.0)
+    later = leases.add(task(b"t"), now_s=5.0)
+    leases.remove(earlier)
+    assert list(leases) == [later]
+    leases.remove(later)
+    assert list(leases) == []

@@ -1,4 +1,4 @@
-"""Input pictures: found wherever they are, fetched once, kept within a budget."""
+"""Input images: found at any depth, fetched once (single flight), cached within a budget."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.worker.input_pictures import InputPictures
+from services.worker.runner import InputImages
 
 
 class Blobs:
@@ -33,12 +33,12 @@ def generation(*digests: str, scope: str = "") -> diffusion_pb2.GenerateRequest:
 
 
 def data_of(request: Message) -> list[bytes]:
-    return [picture.data for _, picture in images_of(request)]
+    return [image.data for _, image in images_of(request)]
 
 
 async def test_every_control_image_is_filled_in() -> None:
     request = generation("aaaa", "bbbb")
-    await InputPictures(Blobs(), cache_bytes=100).fill(request)
+    await InputImages(Blobs(), cache_bytes=100).fill(request)
     assert data_of(request) == [b"aaaa", b"bbbb"]
 
 
@@ -46,36 +46,36 @@ async def test_bytes_that_came_with_the_request_stay() -> None:
     request = preprocessor_pb2.AnnotateRequest()
     request.image.data = b"here already"
     request.parameters["low"] = 1
-    await InputPictures(Blobs(), cache_bytes=100).fill(request)
+    await InputImages(Blobs(), cache_bytes=100).fill(request)
     assert data_of(request) == [b"here already"]
 
 
-async def test_tasks_that_want_the_same_picture_at_once_fetch_it_once() -> None:
+async def test_tasks_that_want_the_same_image_at_once_fetch_it_once() -> None:
     blobs = Blobs()
-    pictures = InputPictures(blobs, cache_bytes=100)
-    await asyncio.gather(*(pictures.fill(generation("aaaa")) for _ in range(3)))
+    images = InputImages(blobs, cache_bytes=100)
+    await asyncio.gather(*(images.fill(generation("aaaa")) for _ in range(3)))
     assert blobs.reads == ["aaaa"]
 
 
-async def test_the_least_recently_used_picture_leaves_when_the_budget_is_used_up() -> None:
+async def test_the_least_recently_used_image_leaves_when_the_budget_is_used_up() -> None:
     blobs = Blobs()
-    pictures = InputPictures(blobs, cache_bytes=8)
+    images = InputImages(blobs, cache_bytes=8)
     for digest in ("aaaa", "bbbb", "aaaa", "cccc", "aaaa", "bbbb"):
-        await pictures.fill(generation(digest))
+        await images.fill(generation(digest))
     assert blobs.reads == ["aaaa", "bbbb", "cccc", "bbbb"]
 
 
-async def test_a_picture_larger_than_the_budget_is_not_kept_and_drives_no_other_out() -> None:
+async def test_a_image_larger_than_the_budget_is_not_kept_and_drives_no_other_out() -> None:
     blobs = Blobs()
-    pictures = InputPictures(blobs, cache_bytes=5)
+    images = InputImages(blobs, cache_bytes=5)
     for digest in ("aaaa", "bbbbbbbb", "bbbbbbbb", "aaaa"):
-        await pictures.fill(generation(digest))
+        await images.fill(generation(digest))
     assert blobs.reads == ["aaaa", "bbbbbbbb", "bbbbbbbb"]
 
 
-async def test_the_same_digest_in_another_scope_is_another_picture() -> None:
+async def test_the_same_digest_in_another_scope_is_another_image() -> None:
     blobs = Blobs()
-    pictures = InputPictures(blobs, cache_bytes=100)
-    await pictures.fill(generation("aaaa", scope="one"))
-    await pictures.fill(generation("aaaa", scope="two"))
+    images = InputImages(blobs, cache_bytes=100)
+    await images.fill(generation("aaaa", scope="one"))
+    await images.fill(generation("aaaa", scope="two"))
     assert blobs.reads == ["aaaa", "aaaa"]

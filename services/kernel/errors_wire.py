@@ -1,18 +1,25 @@
-"""Our errors on the wire and back: google.rpc.Status with details for gRPC, a status and a body for HTTP."""
+"""Our errors on the wire and back: google.rpc.Status with details for gRPC, a status and a body for HTTP.
 
-from typing import cast
+Also finds the string that makes a protobuf message unreadable. Knows no server and no call.
+"""
+
+from typing import Any, cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from fanlight import errors
 
 DOMAIN = "fanlight"
+_LENGTH_DELIMITED = 2
 
-# Error class: (google.rpc code, HTTP status). A subclass that is not named has its base's row.
+# Error class: (google.rpc code, HTTP status). A subclass that is not listed has its base's row.
 _WIRE: dict[type[errors.FanlightError], tuple[int, int]] = {
     errors.FanlightError: (code_pb2.INTERNAL, 500),
     errors.InvalidField: (code_pb2.INVALID_ARGUMENT, 400),
@@ -33,7 +40,7 @@ _WIRE: dict[type[errors.FanlightError], tuple[int, int]] = {
 
 _BY_REASON = {error.reason: error for error in _WIRE}
 
-# What a peer that speaks plain gRPC, or gRPC itself, may have meant.
+# The nearest error of ours for a peer that sends plain gRPC statuses, and for gRPC's own.
 _BY_CODE: dict[int, type[errors.FanlightError]] = {
     code_pb2.INVALID_ARGUMENT: errors.InvalidField,
     code_pb2.NOT_FOUND: errors.NotFound,
@@ -58,7 +65,7 @@ def http_status(error: errors.FanlightError) -> int:
 
 
 def to_status(error: errors.FanlightError) -> status_pb2.Status:
-    """ErrorInfo always; BadRequest where a field is named; RetryInfo where waiting helps."""
+    """ErrorInfo always; BadRequest if a field is named; RetryInfo if a retry may help."""
     details: list[Message] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason, domain=DOMAIN, metadata={"field": error.field} if error.field else {}
@@ -71,10 +78,10 @@ def to_status(error: errors.FanlightError) -> status_pb2.Status:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_pb2.Status(code=_row(error)[0], message=_line(error), details=[_packed(d) for d in details])
+    return status_pb2.Status(code=_row(error)[0], message=_message(error), details=[_packed(d) for d in details])
 
 
-def _line(error: errors.FanlightError) -> str:
+def _message(error: errors.FanlightError) -> str:
     return f"{error.field}: {error.message}" if error.field else error.message
 
 
@@ -106,7 +113,7 @@ def from_rpc_error(error: grpc.RpcError) -> errors.FanlightError:
 
 
 def of_reason(reason: str, message: str, *, field: str = "") -> errors.FanlightError:
-    """The error that a failure's reason names; one of the node's where the reason is not ours."""
+    """The error that a failure's reason names; NodeFault if the reason is not one of ours."""
     return _BY_REASON.get(reason, errors.NodeFault)(message, field=field)
 
 
@@ -115,10 +122,44 @@ def _of_code(code: int, message: str) -> errors.FanlightError:
 
 
 def to_body(error: errors.FanlightError) -> dict[str, dict[str, object]]:
-    """The JSON body of an HTTP answer."""
+    """The JSON body of an HTTP response."""
     body: dict[str, object] = {"reason": error.reason, "message": error.message}
     if error.field:
         body["field"] = error.field
     if error.retry_after_s is not None:
         body["retry_after_s"] = error.retry_after_s
     return {"error": body}
+
+
+def find_broken_string(descriptor: Descriptor, data: bytes) -> str:
+    """The path of the first string field that is not UTF-8, such as `generation.prompt`; empty if there is none.
+
+    Reads the bytes by the message's descriptor, after parsing them has failed.
+    """
+    try:
+        # Iterable by its sequence protocol, which its type stub does not say.
+        fields: Any = UnknownFieldSet(Empty.FromString(data))
+    except DecodeError:
+        return ""
+    counts: dict[int, int] = {}
+    for found in fields:
+        field = descriptor.fields_by_number.get(found.field_number)
+        index = counts.get(found.field_number, 0)
+        counts[found.field_number] = index + 1
+        if field is None or found.wire_type != _LENGTH_DELIMITED:
+            continue
+        if path := _broken_string_in(field, found.data, index):
+            return path
+    return ""
+
+
+def _broken_string_in(field: FieldDescriptor, data: bytes, index: int) -> str:
+    name = f"{field.name}[{index}]" if field.is_repeated else field.name
+    if field.type == FieldDescriptor.TYPE_STRING:
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            return name
+    elif field.message_type is not None and (rest := find_broken_string(field.message_type, data)):
+        return f"{name}.{rest}"
+    return ""
