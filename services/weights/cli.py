@@ -6,28 +6,33 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+from rich.table import Column, Table
 
 from fanlight.errors import FanlightError
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
-from services.weights.destinations import destination
-from services.weights.plan import Plan, report
-from services.weights.publishing import Published
-from services.weights.publishing import publish as publish_models
+from services.weights.mirror.mirrors import Published, destination
+from services.weights.mirror.mirrors import publish as publish_models
+from services.weights.planning.plan import LINK_RATES_MBPS, FetchPlan, report
 from services.weights.settings import WeightsSettings
-from services.weights.showing import bar_reporter, bars, console, json_reporter, show_plans
-from services.weights.store import Fetched, WeightStore
+from services.weights.store.store import Fetched, WeightStore
+from services.weights.transfer.download import DownloadProgress
+
+REPORT_EVERY_S = 0.5
+PIPED_CHARS = 250
 
 app = typer.Typer(name="weights", help="Plan, fetch and keep model weights.", no_args_is_help=True)
-T = TypeVar("T")
 
+T = TypeVar("T")
 References = Annotated[list[str], typer.Argument(help="hf:ORG/REPO, urn:air:..., https://..., a path, or a name.")]
 Dir = Annotated[Path | None, typer.Option("--dir", help="The store; else FANLIGHT_WEIGHTS_DIR.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -36,6 +41,85 @@ Checker = Annotated[bool, typer.Option("--safety-checker", help="With the safety
 Precision = Annotated[str, typer.Option(help="fp16 or fp32.")]
 Sha256 = Annotated[str, typer.Option(help="What the one file must have.")]
 Names = Annotated[list[str], typer.Argument(help="AUTHOR/NAME of a view, or a sha256, AutoV2 or AutoV3.")]
+
+
+def console() -> Console:
+    """As wide as its lines where nobody looks at it on a screen."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_CHARS)
+
+
+def show_plans(plans: Sequence[FetchPlan]) -> None:
+    data = report(plans)
+    out = console()
+    table = Table("of", Column("file", overflow="fold"), "bytes", "over the link", "why", box=None)
+    for plan in plans:
+        for item in plan.files:
+            row = (f"{item.size_bytes:,}", f"{item.fetch_bytes:,}", escape(item.why))
+            table.add_row(escape(plan.manifest.reference), escape(item.link), *row)
+    for plan in plans:
+        for skip in plan.skipped:
+            row = (f"{skip.size_bytes:,}", "-", escape(skip.why))
+            table.add_row(escape(plan.manifest.reference), escape(skip.path), *row, style="dim")
+    out.print(table)
+    out.print(
+        f"fetch {data['fetch_bytes']:,} bytes, held {data['held_bytes']:,}, left out {data['skipped_bytes']:,}"
+        + (f", packed away {data['packed_away_bytes']:,}" if data["packed_away_bytes"] else "")
+    )
+    seconds = ", ".join(f"{data['seconds'][str(rate)]:,} s at {rate} Mbit/s" for rate in LINK_RATES_MBPS)
+    out.print(seconds)
+    for caveat in data["caveats"]:
+        out.print(f"[yellow]note:[/yellow] {escape(caveat)}")
+
+
+def json_reporter(say: Callable[[dict[str, Any]], None]) -> Callable[[DownloadProgress], None]:
+    last_s = 0.0
+
+    def tell(progress: DownloadProgress) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s < REPORT_EVERY_S:
+            return
+        last_s = now_s
+        say(_progress_row(progress))
+
+    return tell
+
+
+def _progress_row(progress: DownloadProgress) -> dict[str, Any]:
+    return {
+        "event": "progress",
+        "reference": progress.reference,
+        "file": progress.path,
+        "done_bytes": progress.done_bytes,
+        "total_bytes": progress.total_bytes,
+        "bytes_per_s": round(progress.bytes_per_s),
+        "seconds_left": progress.seconds_left and round(progress.seconds_left, 1),
+        "source": progress.source,
+    }
+
+
+def bars() -> Bars:
+    return Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[source]}"),
+        console=Console(stderr=True),
+    )
+
+
+def bar_reporter(shown: Bars) -> Callable[[DownloadProgress], None]:
+    tasks: dict[tuple[str, str], TaskID] = {}
+
+    def tell(progress: DownloadProgress) -> None:
+        key = (progress.reference, progress.path)
+        if key not in tasks:
+            tasks[key] = shown.add_task(progress.path, total=progress.total_bytes, source=progress.source)
+        shown.update(tasks[key], completed=progress.done_bytes, source=progress.source)
+
+    return tell
 
 
 def _run(work: Callable[[WeightStore], Awaitable[T]], folder: Path | None) -> T:
@@ -78,7 +162,7 @@ def plan(
 ) -> None:
     """Say which files would be fetched, which not and why, and how many bytes that is."""
 
-    async def work(store: WeightStore) -> list[Plan]:
+    async def work(store: WeightStore) -> list[FetchPlan]:
         wish = store.wish(pipeline, safety_checker=safety_checker, precision=precision)
         return await store.plan(references, wish)
 

@@ -13,13 +13,45 @@ from typing import Self
 
 from fanlight.errors import NodeFault
 from services.kernel.logs import get_logger
-from services.weights.inventory import HeldModel, Inventory
-from services.weights.references import parse
+from services.weights.references.references import parse
 from services.weights.settings import WeightsSettings
-from services.weights.store import WeightStore
-from services.weights.targets import Progress
+from services.weights.store.index import INDEX_FILE, HeldModel, Index, held_models
+from services.weights.store.store import WeightStore
+from services.weights.transfer.download import DownloadProgress
 
 log = get_logger()
+
+
+class Inventory:
+    """Read again only when the store's index has changed, by whichever process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / INDEX_FILE
+        self._held: Sequence[HeldModel] = ()
+        self._seen: tuple[object, ...] = ()
+
+    def look(self) -> Sequence[HeldModel]:
+        """What is held now; nothing where no store was ever opened."""
+        seen = self._stamps()
+        if seen != self._seen:
+            try:
+                self._held = held_models(Index(self._path)) if self._path.exists() else ()
+            except sqlite3.Error as error:
+                # Better an old answer than no poll.
+                log.warning("weights_index_unreadable", why=str(error))
+            self._seen = seen
+        return self._held
+
+    def _stamps(self) -> tuple[object, ...]:
+        return tuple(_stamp(path) for path in (self._path, self._path.with_name(f"{INDEX_FILE}-wal")))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 class Provision:
@@ -51,7 +83,7 @@ class Provision:
 
     @contextlib.asynccontextmanager
     async def obtain(
-        self, reference: str, pipeline: str = "", *, report: Callable[[Progress], None] = lambda progress: None
+        self, reference: str, pipeline: str = "", *, report: Callable[[DownloadProgress], None] = lambda progress: None
     ) -> AsyncIterator[Path]:
         """The path to load the reference from; fetched first where it is not held, and not evicted while this is open.
 

@@ -10,11 +10,10 @@ from dataclasses import replace
 import pytest
 
 from fanlight.errors import FailedPrecondition, FanlightError, NodeFault, NotFound
-from services.weights.chunks import Span
 from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, TokenRefused, WrongBytes
-from services.weights.manifest import ChunkDigests, Manifest, WeightFile
-from services.weights.store import WeightStore
-from services.weights.targets import KNOCKS
+from services.weights.references.manifest import ByteSpan, ChunkDigests, Manifest, WeightFile
+from services.weights.store.store import WeightStore
+from services.weights.transfer.pacing import MAX_UNREACHABLE_RETRIES
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
 
@@ -162,7 +161,7 @@ async def test_where_nobody_is_there_it_is_said_soon(settings, body):
             waits.clear()
             with pytest.raises(SourceFailed, match="cannot be reached"):
                 await store.fetch(name, store.wish())
-            assert len(waits) == KNOCKS
+            assert len(waits) == MAX_UNREACHABLE_RETRIES
 
 
 async def test_retry_after_is_waited_for(server, settings, body):
@@ -313,7 +312,7 @@ async def test_a_days_cap_stops_the_download_and_the_next_day_goes_on(server, se
 
 @pytest.mark.parametrize("said", ["database or disk is full", "disk I/O error"])
 async def test_an_index_on_a_full_disk_is_an_error_that_names_the_reference(server, settings, body, monkeypatch, said):
-    from services.weights.index import Index
+    from services.weights.store.index import Index
 
     def fail(*_):
         raise sqlite3.OperationalError(said)
@@ -327,7 +326,7 @@ async def test_an_index_on_a_full_disk_is_an_error_that_names_the_reference(serv
 
 @pytest.mark.parametrize("method", ["set_links", "remember_manifest", "touch"])
 async def test_a_disk_that_is_full_when_a_model_is_shown_is_said_too(server, store, body, monkeypatch, method):
-    from services.weights.index import Index
+    from services.weights.store.index import Index
 
     def fail(*_):
         raise sqlite3.OperationalError("database or disk is full")
@@ -338,7 +337,7 @@ async def test_a_disk_that_is_full_when_a_model_is_shown_is_said_too(server, sto
 
 
 async def test_a_disk_without_room_is_said_before_the_download(server, settings, body, monkeypatch):
-    from services.weights import objects
+    from services.weights.store import objects
 
     url = server.put(PATH, body)
     async with WeightStore.open(settings()) as store:
@@ -362,7 +361,7 @@ async def test_a_disk_that_fills_up_in_the_middle_is_said_and_no_half_file_stand
 
     async with WeightStore.open(settings()) as store:
         with monkeypatch.context() as patched:
-            patched.setattr("services.weights.partial.os.pwrite", full)
+            patched.setattr("services.weights.transfer.partial.os.pwrite", full)
             with pytest.raises(DiskFull, match=PATH):
                 await _fetch(store, url, _sha(body))
         assert not list(store.objects.views.rglob("*.bin"))
@@ -464,7 +463,7 @@ async def test_a_host_that_a_redirect_led_to_cannot_lead_on_to_others_later(serv
         remote = await web.probe(url)
         server.files["/there"].redirect = "http://127.0.0.2:9/inside"
         with pytest.raises(FailedPrecondition, match=r"127\.0\.0\.2 is none of FANLIGHT_WEIGHTS_URL_HOSTS"):
-            async with web.piece(remote.url, Span(0, 1), remote):
+            async with web.piece(remote.url, ByteSpan(0, 1), remote):
                 pass
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.weights.destinations import FolderDestination
 from services.weights.errors import SourceFailed
-from services.weights.publishing import publish
-from services.weights.store import WeightStore
+from services.weights.mirror.mirrors import FolderDestination, publish
+from services.weights.store.store import WeightStore
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
 

@@ -5,8 +5,8 @@ import pytest
 
 from fanlight.errors import InvalidField, NodeFault
 from services.weights.errors import NotHeld
-from services.weights.onlooking import SOURCE
 from services.weights.provision import Provision
+from services.weights.store.fetching import SOURCE
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
 

@@ -7,10 +7,11 @@ import random
 import pytest
 
 from fanlight.errors import FailedPrecondition, InvalidField, NotFound
-from services.weights import keeping, planning
 from services.weights.errors import TokenRefused
-from services.weights.store import WeightStore
-from services.weights.tensors import BadHeader
+from services.weights.planning import planner
+from services.weights.references.tensors import BadHeader
+from services.weights.store import keeping
+from services.weights.store.store import WeightStore
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import COMMIT, put_civitai_version, put_repository, safetensors
 
@@ -46,7 +47,7 @@ def _checkpoint(unet: bytes, *, with_ema: bool = False) -> bytes:
 
 
 async def test_who_has_an_older_answer_does_not_wait_long_for_a_hub_in_trouble(server, settings, monkeypatch):
-    monkeypatch.setattr(planning, "OLDER_S", 0.2)
+    monkeypatch.setattr(planner, "OLDER_S", 0.2)
     put_repository(server, "org/m", {"model.safetensors": safetensors({"a": b"1234"})})
     async with WeightStore.open(settings()) as store:
         before = await store.fetch("hf:org/m", store.wish())

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from fanlight.errors import FanlightError, NotFound
-from services.weights import s3 as s3_calls
-from services.weights.destinations import destination
 from services.weights.errors import TokenRefused
-from services.weights.publishing import publish
-from services.weights.store import WeightStore
+from services.weights.mirror.mirrors import destination, publish
+from services.weights.store.store import WeightStore
+from services.weights.transfer import s3 as s3_calls
 from tests.fakes.seaweed import seaweed, weed
 from tests.fakes.weight_sites import put_repository, safetensors
 

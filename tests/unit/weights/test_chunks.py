@@ -2,10 +2,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.weights.chunks import ChunkMap, Span, of_spans, whole
+from services.weights.references.manifest import ByteSpan
+from services.weights.transfer.partial import ChunkMap, of_spans, whole
 
 SIZE = 200
-_SPANS = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: Span(min(pair), max(pair)))
+_SPANS = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: ByteSpan(min(pair), max(pair)))
 
 
 class ChunkMapAgainstASet(RuleBasedStateMachine):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.weights.pacing import IDLE_S, LinkRate
+from services.weights.transfer.pacing import IDLE_S, LinkRate
 
 
 def test_a_link_that_becomes_quicker_is_believed_bit_by_bit() -> None:

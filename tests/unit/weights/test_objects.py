@@ -4,10 +4,9 @@ import os
 import pytest
 
 from fanlight.errors import NotFound
-from services.weights.digesting import FileDigests
 from services.weights.errors import DiskFull
-from services.weights.locks import try_lock
-from services.weights.objects import Objects
+from services.weights.references.tensors import FileDigests
+from services.weights.store.objects import Objects, try_lock
 from tests.fakes.weight_sites import safetensors
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from fanlight.errors import NotFound
-from services.weights import s3
 from services.weights.errors import SourceFailed, TokenRefused
-from services.weights.references import S3Ref
+from services.weights.references.references import S3Ref
+from services.weights.transfer import s3
 
 pytest.importorskip("aiobotocore")
 FOLDER = S3Ref(bucket="weights", key="a/")

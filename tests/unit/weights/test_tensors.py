@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.weights.manifest import TensorEntry
-from services.weights.tensors import (
+from services.weights.references.manifest import TensorEntry
+from services.weights.references.tensors import (
     MAX_HEADER_BYTES,
     BadHeader,
     canonical_header,
