@@ -1,6 +1,7 @@
-"""From held files to tensors: headers checked first, pages read ahead, no second copy in memory. torch only on use.
+"""Load tensors from files: header checked first, pages read ahead, no second copy in memory. Imports torch on use.
 
-Pickles are loaded only where the catalog pins their sha256 or the operator allows them, and never run code.
+Pickles are loaded only if the catalog pins their sha256 or the operator allows them, and never run code.
+Knows no store.
 """
 
 import ctypes
@@ -17,17 +18,17 @@ from services.weights.references.manifest import TensorEntry
 from services.weights.references.tensors import BadHeader, read_table, sha256_of
 
 WILLNEED, HUGEPAGE, POPULATE_READ = 3, 14, 22
-# So much at a time that the threads seldom have to wait for the interpreter between two of them.
+# Large enough that the threads seldom wait for the interpreter lock between two steps.
 STEP_BYTES = 16 * 1024 * 1024
 READERS = 8
 HUGE_BYTES = 2 * 1024 * 1024
-# The kernel silently cuts what one WILLNEED asks for to the disk's largest request, or its read-ahead.
+# The kernel silently cuts one WILLNEED to the disk's largest request or its read-ahead.
 WILLNEED_BYTES = 128 * 1024
 
 
 @cache
 def _madvise() -> Any:
-    """The C library's; None where the numbers above may mean something else."""
+    """The C library's madvise; None on systems where the constants above may differ."""
     if not sys.platform.startswith("linux"):
         return None
     call = ctypes.CDLL(None).madvise
@@ -36,15 +37,16 @@ def _madvise() -> Any:
 
 
 def read_ahead(mapped: mmap.mmap, begin: int, end: int) -> list[threading.Thread]:
-    """Have these bytes read by threads of their own, from the front on; they keep the mapping alive until they end.
+    """Read these bytes into memory on background threads, in order; they keep the mapping alive until they end.
 
-    Several, as a disk is quick only with several requests before it, and each waits for its own.
+    Several threads, because a disk is fast only with several requests queued. Calls madvise through ctypes: Python's
+    own mmap.madvise holds the interpreter lock for as long as the disk takes. Does nothing on systems without it.
     """
     if _madvise() is None or begin >= end:
         return []
     start = begin - begin % HUGE_BYTES
     anchor = ctypes.c_char.from_buffer(mapped, start)
-    # A fault then reads 4 MiB, whatever the disk's own read-ahead is; systems that cannot do that go on in small pages.
+    # With huge pages a fault reads 4 MiB, whatever the disk's read-ahead; other systems use small pages.
     _madvise()(ctypes.addressof(anchor), end - start, HUGEPAGE)
     steps = iter(range(0, end - start, STEP_BYTES))
     count = min(READERS, -(-(end - start) // STEP_BYTES))
@@ -58,9 +60,9 @@ def read_ahead(mapped: mmap.mmap, begin: int, end: int) -> list[threading.Thread
 
 
 def _read(anchor: ctypes.c_char, length: int, steps: Iterator[int]) -> None:
-    """Map one step after the other of those that all readers share; ask for them where the kernel maps none."""
+    """Populate one step after another, shared by all readers; only request them if the kernel cannot populate."""
     address, call = ctypes.addressof(anchor), _madvise()
-    # A range's iterator gives each step to one thread only.
+    # The range iterator hands each step to one thread only.
     for at in steps:
         size = min(STEP_BYTES, length - at)
         if call(address + at, size, POPULATE_READ):
@@ -73,9 +75,10 @@ if TYPE_CHECKING:
 
 
 def load_safetensors(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[str, "torch.Tensor"]:
-    """The tensors whose names begin so, as views of one private mapping: writing to them changes no file. BadHeader.
+    """The tensors with these name prefixes: name to tensor, in the file's shapes and dtypes. BadHeader.
 
-    Returns at once; threads read the file into memory meanwhile. Build the module that they go into after this call.
+    They are views of one private mapping: writing to them does not change the file. Returns at once, while threads read
+    the file into memory; build the module that takes them after this call.
     """
     import torch
 
@@ -90,20 +93,20 @@ def load_safetensors(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[s
 
 
 def load_checkpoint(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[str, "torch.Tensor"]:
-    """A checkpoint as a store shows it: one file, or the folder of its parts; the tensors under their own names.
+    """Load a checkpoint from a store: one file, or the folder of its parts.
 
-    `prefixes`: only those whose names begin so.
+    Returns the tensors with these name prefixes: name to tensor, in the file's shapes and dtypes.
     """
     if path.is_file():
         return load_safetensors(path, prefixes=prefixes)
     parts = sorted(path.glob("*.safetensors"))
     if not parts:
-        raise FailedPrecondition(f"{path} holds no safetensors")
+        raise FailedPrecondition(f"{path} has no safetensors")
     return {name: tensor for part in parts for name, tensor in load_safetensors(part, prefixes=prefixes).items()}
 
 
 def load_pickle(path: Path, *, pinned: frozenset[str], allow: bool = False) -> Mapping[str, Any]:
-    """What a pickle of weights holds, loaded with `weights_only=True`. FailedPrecondition where it is not allowed."""
+    """Load a pickle of weights with `weights_only=True`. FailedPrecondition if it is not allowed."""
     if not allow and sha256_of(path) not in pinned:
         raise FailedPrecondition(f"{path.name} is a pickle that no catalog entry pins by its sha256")
     import torch
@@ -137,7 +140,7 @@ def _dtypes(torch: Any) -> dict[str, Any]:
 
 def _view(torch: Any, mapped: mmap.mmap, entry: TensorEntry, dtypes: Mapping[str, Any]) -> Any:
     if entry.dtype not in dtypes:
-        raise BadHeader(f"{entry.name!r} has the dtype {entry.dtype}, which torch cannot hold")
+        raise BadHeader(f"{entry.name!r} has the dtype {entry.dtype}, which torch does not support")
     dtype = dtypes[entry.dtype]
     if not entry.size_bytes:
         return torch.empty(entry.shape, dtype=dtype)

@@ -1,6 +1,8 @@
-"""Held models written to a mirror: each file once, packed where that is smaller, and a catalog that says what is there.
+"""Mirrors: publishing held models to one, and reading mirrors' catalogs.
 
-A mirror is a folder that any HTTP server can serve, or a place in S3; other nodes name it in FANLIGHT_WEIGHTS_MIRRORS.
+A mirror is a folder that any HTTP server can serve, or a prefix in S3; nodes list it in FANLIGHT_WEIGHTS_MIRRORS. It
+has each file once, packed if that is smaller, and a catalog. A mirror adds forms and sources of files named by sha256,
+and models of its own; it never allows a pickle. Knows of the store only what publishing asks of it.
 """
 
 import asyncio
@@ -30,20 +32,20 @@ from services.weights.transfer.web import Web
 log = get_logger()
 
 CATALOG_FILE = "catalog.json"
-# Where a mirror keeps what a catalog's relative source names.
+# Prefix of a catalog's sources that are relative to the mirror.
 HERE = "./"
 T = TypeVar("T")
 
 
 class Destination(Protocol):
-    """Where a mirror is written. Blocking."""
+    """A place to write a mirror to. Blocking."""
 
     def read(self, name: str) -> bytes | None: ...
 
     def has(self, name: str, size_bytes: int) -> bool: ...
 
     def put(self, name: str, path: Path) -> None:
-        """Keep a copy of the file under the name, whole or not at all."""
+        """Copy the file to the name, atomically."""
         ...
 
 
@@ -64,7 +66,7 @@ class PublishedObjects(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """`size_bytes` of the models stand at the mirror as `mirror_bytes`, of which `written_bytes` are new there."""
+    """The models' `size_bytes` take `mirror_bytes` at the mirror, of which `written_bytes` are new."""
 
     names: tuple[str, ...]
     size_bytes: int
@@ -73,7 +75,7 @@ class Published:
 
 
 def publish(objects: PublishedObjects, names: Sequence[str], to: Destination) -> Published:
-    """Write these models and add them to the mirror's catalog. NotFound, WrongBytes for a damaged object."""
+    """Write these models to the mirror and add them to its catalog. NotFound; WrongBytes for a damaged object."""
     work = _Publisher(objects, to)
     document: dict[str, Any] = {"entries": [], "packed": {}, "tensor_tables": {}}
     for name in names:
@@ -94,7 +96,7 @@ class _Publisher:
         self.size_bytes = self.mirror_bytes = self.written_bytes = 0
 
     def model(self, name: str, document: dict[str, Any]) -> dict[str, Any]:
-        """The catalog's entry for a view of the store; its files are at the mirror then."""
+        """Write a view's files to the mirror; returns its catalog entry."""
         links = self._objects.links_of(name)
         with self._objects.using(sha for _, sha in links):
             files = [self._file(link, sha, document) for link, sha in links]
@@ -116,7 +118,7 @@ class _Publisher:
         return row
 
     def _packed(self, path: Path, sha: str, table: TensorTable) -> Packed | None:
-        """The packed form, at the mirror; None where that would not be smaller."""
+        """Write the packed form to the mirror; None if it is not smaller."""
         part = self._objects.parts / f"publish-{sha}.part"
         try:
             frames = pack_file(path, sha, table, part)
@@ -137,7 +139,7 @@ class _Publisher:
 
 
 def entry_name(view: str) -> str:
-    """A view as a name of the catalog: `org/Model_1` is `org-model_1`."""
+    """The catalog name of a view: `org/Model_1` becomes `org-model_1`."""
     return re.sub(r"[^a-z0-9._-]", "-", view.lower()).strip("-._")[:64]
 
 
@@ -180,7 +182,7 @@ class FolderDestination:
 
 
 class S3Destination:
-    """Below s3://BUCKET/KEY. Its calls run on the loop that `run` gives them to."""
+    """Below s3://BUCKET/KEY. Called off the event loop; its requests run on `loop`."""
 
     def __init__(self, place: S3Ref, settings: WeightsSettings, loop: asyncio.AbstractEventLoop) -> None:
         self._place = place
@@ -205,7 +207,7 @@ class S3Destination:
 
 
 def destination(text: str, settings: WeightsSettings, loop: asyncio.AbstractEventLoop) -> Destination:
-    """The mirror that `text` names: a path, or s3://BUCKET/PREFIX."""
+    """Parse the place of a mirror: a path or s3://BUCKET/PREFIX."""
     match parse(text):
         case LocalRef(path=path):
             return FolderDestination(local_path(path))
@@ -222,7 +224,10 @@ async def read_mirrors(
     cache: Path,
     is_offline: bool,
 ) -> Catalog:
-    """All mirrors' catalogs together. One that cannot be reached, or is no catalog, costs a warning and its forms."""
+    """All mirrors' catalogs combined. One that is unreachable or malformed is logged and left out.
+
+    Catalogs are cached in the folder `cache` and used from there if the mirror cannot be reached.
+    """
     found = Catalog()
     for base in reversed(bases):
         try:
@@ -252,7 +257,7 @@ async def _text(
 
 
 def _local(document: dict[str, Any], base: str) -> dict[str, Any]:
-    """The mirror's catalog with its relative sources made whole, and without pickles."""
+    """The mirror's catalog with absolute sources, and without pickles."""
     entries = [row for row in document.get("entries", ()) if not _has_pickle(row)]
     for row in entries:
         for file in row["files"]:

@@ -1,8 +1,8 @@
-"""Weights in fewer bytes without loss: the bytes of each number sorted into planes, and those compressed that can be.
+"""Lossless packing of weights: the bytes of each number sorted into planes, each plane compressed if that helps.
 
-Trained fp16 numbers differ little in sign and exponent: the plane of the high bytes shrinks to about two thirds, the
-low bytes are noise and stay as they are. A packed file is a row of frames, each on its own. Pure; knows no manifest's
-names and no network.
+Byte planes as in Blosc's shuffle filter: trained fp16 numbers have similar signs and exponents, so the plane of the
+high bytes shrinks to about two thirds; the low bytes are noise. A packed file is a sequence of independent frames.
+Knows no network.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from services.weights.references.tensors import DTYPE_BITS, Digested, FileDigest
 from services.weights.transfer.pacing import DownloadTools
 from services.weights.transfer.partial import Partial, begin_writing
 
-# Frames end with a part of a model, else hold about so many bytes of the original.
+# Frames have about this many bytes of the original, and end where a part of the model ends.
 FRAME_BYTES = 4 * 1024 * 1024
 FRAME_MIN_BYTES = 1024 * 1024
 LEVEL = 1
-# What compresses less than this is left as it is.
+# A plane that does not compress below this fraction stays uncompressed.
 WORTH = 0.98
 _RAW, _ZSTD = 0, 1
 _PLANE = struct.Struct("<BI")
@@ -32,14 +32,14 @@ _PLANE = struct.Struct("<BI")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Bytes of the original that make one frame; `width` is how many bytes one number has."""
+    """Bytes of the original that become one frame; `width`: bytes of one number."""
 
     span: ByteSpan
     width: int
 
 
 def blocks_of(size_bytes: int, table: TensorTable | None) -> Iterator[Block]:
-    """How a file is cut into frames: the header, then tensors, so that no frame holds two parts of a model."""
+    """Cut a file into frames: the header, then tensors, so that no frame contains two parts of a model."""
     if table is None:
         yield from _cut(0, size_bytes, 1)
         return
@@ -65,7 +65,7 @@ def _cut(begin: int, end: int, width: int) -> Iterator[Block]:
 
 
 def pack(data: bytes, width: int) -> bytes:
-    """One frame."""
+    """Pack one frame."""
     import numpy as np
     import zstandard
 
@@ -74,10 +74,10 @@ def pack(data: bytes, width: int) -> bytes:
     else:
         numbers = np.frombuffer(data, np.uint8).reshape(-1, width)
         planes = [numbers[:, plane].tobytes() for plane in range(width)]
-    squeezer = zstandard.ZstdCompressor(level=LEVEL, write_content_size=False, write_checksum=False)
+    compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=False, write_checksum=False)
     head, bodies = bytearray([len(planes)]), []
     for plane in planes:
-        small = squeezer.compress(plane)
+        small = compressor.compress(plane)
         is_worth = len(small) < WORTH * len(plane)
         bodies.append(small if is_worth else plane)
         head += _PLANE.pack(_ZSTD if is_worth else _RAW, len(bodies[-1]))
@@ -85,7 +85,7 @@ def pack(data: bytes, width: int) -> bytes:
 
 
 def unpack(frame: bytes, size_bytes: int) -> bytes:
-    """The bytes that the frame was made of, of which there are `size_bytes`. WrongBytes where it is no such frame."""
+    """Unpack a frame to its original `size_bytes` bytes. WrongBytes if it is not such a frame."""
     import numpy as np
 
     planes = list(_planes(frame, size_bytes))
@@ -102,26 +102,26 @@ def _planes(frame: bytes, size_bytes: int) -> Iterator[bytes]:
 
     count = frame[0] if frame else 0
     if not count or size_bytes % count or len(frame) < 1 + count * _PLANE.size:
-        raise WrongBytes("a packed frame has a bad head")
+        raise WrongBytes("a packed frame has an invalid header")
     each, at = size_bytes // count, 1 + count * _PLANE.size
-    squeezed: Any = zstandard.ZstdDecompressor()
+    decompressor: Any = zstandard.ZstdDecompressor()
     for number in range(count):
         kind, length = _PLANE.unpack_from(frame, 1 + number * _PLANE.size)
         body = frame[at : at + length]
         at += length
         try:
-            plane = squeezed.decompress(body, max_output_size=each) if kind == _ZSTD else body
+            plane = decompressor.decompress(body, max_output_size=each) if kind == _ZSTD else body
         except zstandard.ZstdError as error:
-            raise WrongBytes(f"a packed frame does not unpack: {error}") from error
+            raise WrongBytes(f"a packed frame cannot be decompressed: {error}") from error
         if len(plane) != each:
             raise WrongBytes(f"a plane of a packed frame has {len(plane)} bytes instead of {each}")
         yield plane
     if at != len(frame):
-        raise WrongBytes("a packed frame has bytes left over")
+        raise WrongBytes("a packed frame has extra bytes")
 
 
 def pack_file(path: Path, sha256: str, table: TensorTable | None, out: Path) -> tuple[PackedFrame, ...]:
-    """Write the packed form of the file at `out`. WrongBytes when the file is not what its name says."""
+    """Write the packed form of the file to `out`. WrongBytes if the file does not have this sha256."""
     frames, at, digest = [], 0, hashlib.sha256()
     with path.open("rb") as source, out.open("wb") as target:
         for block in blocks_of(path.stat().st_size, table):
@@ -137,9 +137,9 @@ def pack_file(path: Path, sha256: str, table: TensorTable | None, out: Path) -> 
 
 
 class StreamingUnpacker:
-    """Follows a download of these frames, one behind the other; writes what is in them, likewise, to `out`.
+    """Unpacks a download of contiguous frames to `out`, frame by frame, while the rest still arrives.
 
-    `is_safetensors` is None where the frames are not all of the file: then nothing is digested as a whole.
+    `is_safetensors` is None if the frames are not the whole file; then the file is not digested.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class StreamingUnpacker:
         self._digests = None if is_safetensors is None else FileDigests(size_bytes=size, is_safetensors=is_safetensors)
         self._file = out.open("wb", buffering=0)
         self._next = 0
-        # Where the next frame begins in the download, and its bytes in the file.
+        # Offset of the next frame in the download, and of its bytes in the file.
         self._at = 0
         self._written = 0
         self._bad: list[ByteSpan] = []
@@ -166,18 +166,18 @@ class StreamingUnpacker:
 
     def advance(self) -> None:
         is_idle = self._task is None or self._task.done()
-        if is_idle and not self._bad and self._is_there(self._part.map.frontier):
-            self._task = asyncio.create_task(self._go_on(self._part.map.frontier))
+        if is_idle and not self._bad and self._has_arrived(self._part.map.frontier):
+            self._task = asyncio.create_task(self._unpack_until(self._part.map.frontier))
 
-    def _is_there(self, frontier: int) -> bool:
+    def _has_arrived(self, frontier: int) -> bool:
         return self._next < len(self._frames) and self._at + len(self._frames[self._next].packed) <= frontier
 
-    async def _go_on(self, frontier: int) -> None:
-        while self._is_there(frontier):
+    async def _unpack_until(self, frontier: int) -> None:
+        while self._has_arrived(frontier):
             await self._tools.run(self._one)
 
     def _one(self) -> None:
-        """Unpack the next frame; after a wrong one the others are only looked at."""
+        """Unpack the next frame; after a wrong one, the others are only checked."""
         frame = self._frames[self._next]
         place = ByteSpan(self._at, self._at + len(frame.packed))
         data = self._part.read(place.begin, len(place))
@@ -197,18 +197,18 @@ class StreamingUnpacker:
             self._digests.update(data)
 
     async def finish(self) -> Digested | None:
-        """WrongBytes when frames were wrong; they count as missing again."""
+        """WrongBytes if frames were wrong; they are marked as missing again."""
         if self._task is not None:
             await self._task
-        await self._go_on(self._part.map.size)
+        await self._unpack_until(self._part.map.size)
         for place in self._bad:
             self._part.drop(place)
         if self._bad:
-            raise WrongBytes(f"{len(self._bad)} of {len(self._frames)} packed frames came wrong")
+            raise WrongBytes(f"{len(self._bad)} of {len(self._frames)} packed frames have wrong bytes")
         return self._digests.finish() if self._digests else None
 
     async def stop(self) -> None:
-        """Let no thread read the download any more."""
+        """Wait until no thread reads the download."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
         self._file.close()

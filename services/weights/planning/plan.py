@@ -1,6 +1,6 @@
-"""The plan: which files and which tensors of them are fetched, which are not and why, and how many bytes that is.
+"""The plan: which files and which of their tensors are fetched, which are not and why, and how many bytes that is.
 
-Pure: what a node holds and what a repository lists come in as values.
+Pure: the node's holdings and the repository's manifest are arguments.
 """
 
 import re
@@ -36,7 +36,7 @@ _VARIANT = re.compile(r"\.(fp16|bf16|fp32)(?=\.safetensors$)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """What a store has: whole files by sha256, sets of tensors by component key, single tensors by sha256."""
+    """Contents of a store: files by sha256, sets of tensors by component key, single tensors by sha256."""
 
     objects: frozenset[str] = frozenset()
     components: frozenset[str] = frozenset()
@@ -45,9 +45,9 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFile:
-    """One file that will stand at `link` in the view.
+    """One file to appear at `link` in the view.
 
-    `tensors` are those of `file` that it is made of; None is the whole file, whatever is in it.
+    `tensors`: the tensors of `file` that it consists of; None: the whole file.
     """
 
     file: WeightFile
@@ -56,11 +56,11 @@ class PlannedFile:
     size_bytes: int
     held_bytes: int = 0
     tensors: tuple[TensorEntry, ...] | None = None
-    # Of these tensors, those that must come over the link.
+    # The tensors that must be downloaded.
     missing: tuple[TensorEntry, ...] = ()
-    # The original file is made again, byte for byte, from its header and its tensors.
+    # Whether the original file is rebuilt, byte for byte, from its header and its tensors.
     is_rebuilt: bool = False
-    # What comes in packed form instead, from a mirror: frames of the file, fewer bytes than what they hold.
+    # Frames of the file to download in packed form from a mirror instead: fewer bytes.
     frames: tuple[PackedFrame, ...] = ()
 
     @property
@@ -71,7 +71,7 @@ class PlannedFile:
 
     @property
     def wanted_spans(self) -> list[ByteSpan]:
-        """What of the file must come over the link."""
+        """The bytes of the file that must be downloaded."""
         if self.tensors is None:
             return [ByteSpan(0, self.size_bytes)] if self.fetch_bytes else []
         spans = [ByteSpan(t.begin, t.end) for t in self.missing]
@@ -90,9 +90,9 @@ class SkippedBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchPlan:
-    """What one manifest comes to.
+    """The plan for one manifest.
 
-    `fetch_bytes + held_bytes + skipped_bytes + packed_away_bytes` are all bytes that it lists.
+    `fetch_bytes + held_bytes + skipped_bytes + packed_away_bytes` is the sum of all files in the manifest.
     """
 
     manifest: Manifest
@@ -109,7 +109,7 @@ class FetchPlan:
 
     @property
     def packed_away_bytes(self) -> int:
-        """What need not come because a mirror has it in packed form."""
+        """Bytes saved because a mirror has the packed form."""
         return sum(f.size_bytes - f.held_bytes - f.fetch_bytes for f in self.files)
 
     @property
@@ -117,21 +117,21 @@ class FetchPlan:
         return sum(s.size_bytes for s in self.skipped)
 
 
-def make_plan(manifest: Manifest, wish: Selection, holdings: Holdings) -> FetchPlan:
-    """FailedPrecondition when the manifest has nothing that may be loaded."""
+def make_plan(manifest: Manifest, selection: Selection, holdings: Holdings) -> FetchPlan:
+    """Plan the files that the selection needs. FailedPrecondition if nothing in the manifest can be loaded."""
     files: list[PlannedFile] = []
     skipped: list[SkippedBytes] = []
-    for choice in choose(manifest, wish):
+    for choice in choose(manifest, selection):
         if choice.is_wanted:
-            _plan_file(choice, wish, holdings, files, skipped)
+            _plan_file(choice, selection, holdings, files, skipped)
         else:
             skipped.append(SkippedBytes(path=choice.file.path, size_bytes=choice.file.size_bytes, why=choice.why))
-    files = [_packed(item) for item in _without_twins(files)]
+    files = [_packed(item) for item in _without_duplicates(files)]
     return FetchPlan(manifest=manifest, files=tuple(files), skipped=tuple(skipped))
 
 
 def _packed(item: PlannedFile) -> PlannedFile:
-    """In packed form, where a mirror has it so and that is less."""
+    """The file in packed form, if a mirror has that and it is smaller."""
     packed = item.file.packed
     if packed is None or not packed.sources or packed.frames[-1].span.end != item.file.size_bytes:
         return item
@@ -143,7 +143,7 @@ def _packed(item: PlannedFile) -> PlannedFile:
 
 
 def _plan_file(
-    choice: Choice, wish: Selection, holdings: Holdings, files: list[PlannedFile], skipped: list[SkippedBytes]
+    choice: Choice, selection: Selection, holdings: Holdings, files: list[PlannedFile], skipped: list[SkippedBytes]
 ) -> None:
     file = choice.file
     if file.sha256 in holdings.objects:
@@ -153,9 +153,9 @@ def _plan_file(
         files.append(_whole(choice, why=choice.why))
         return
     names = [t.name for t in file.tensors.tensors]
-    if wish.pipeline and is_single_file(names):
-        _plan_parts(choice, wish, holdings, files, skipped)
-    elif not wish.encodes and is_vae(names):
+    if selection.pipeline and is_single_file(names):
+        _plan_parts(choice, selection, holdings, files, skipped)
+    elif not selection.encodes and is_vae(names):
         _plan_decoder(choice, holdings, files, skipped)
     else:
         files.append(_rebuilt(choice, holdings))
@@ -169,7 +169,7 @@ def _whole(choice: Choice, *, held_bytes: int = 0, why: str) -> PlannedFile:
 
 
 def _rebuilt(choice: Choice, holdings: Holdings) -> PlannedFile:
-    """The whole file, of which some tensors are held in others: only the rest and the header come over the link."""
+    """A whole file that shares tensors with held files: only the header and the other tensors are downloaded."""
     file = choice.file
     assert file.tensors is not None
     tensors = file.tensors.tensors
@@ -190,11 +190,11 @@ def _rebuilt(choice: Choice, holdings: Holdings) -> PlannedFile:
 
 
 def _plan_parts(
-    choice: Choice, wish: Selection, holdings: Holdings, files: list[PlannedFile], skipped: list[SkippedBytes]
+    choice: Choice, selection: Selection, holdings: Holdings, files: list[PlannedFile], skipped: list[SkippedBytes]
 ) -> None:
     file = choice.file
     assert file.tensors is not None
-    unneeded = _unneeded_parts(wish)
+    unneeded = _unneeded_parts(selection)
     parts = by_part(file.tensors.tensors)
     for part, tensors in parts.items():
         size = sum(t.size_bytes for t in tensors)
@@ -205,10 +205,10 @@ def _plan_parts(
     skipped.append(_known_header(file))
 
 
-def _unneeded_parts(wish: Selection) -> dict[str, str]:
-    unneeded = {EMA: "averaged weights, which only training needs"}
-    if not wish.encodes:
-        unneeded[VAE_ENCODER] = f"{wish.pipeline} turns no picture into latents"
+def _unneeded_parts(selection: Selection) -> dict[str, str]:
+    unneeded = {EMA: "EMA weights, needed only for training"}
+    if not selection.encodes:
+        unneeded[VAE_ENCODER] = f"{selection.pipeline} encodes no image to latents"
     return unneeded
 
 
@@ -219,7 +219,7 @@ def _plan_decoder(choice: Choice, holdings: Holdings, files: list[PlannedFile], 
     wanted = tuple(t for t in tensors if part_of_vae(t.name) != VAE_ENCODER)
     rest = sum(t.size_bytes for t in tensors) - sum(t.size_bytes for t in wanted)
     files.append(_subset(file, plain_link(file.path), f"{choice.why}; decoder only", wanted, holdings))
-    why = "the pipeline turns no picture into latents"
+    why = "the pipeline encodes no image to latents"
     skipped.append(SkippedBytes(path=f"{file.path}#{VAE_ENCODER}", size_bytes=rest, why=why))
     skipped.append(_known_header(file))
 
@@ -227,7 +227,7 @@ def _plan_decoder(choice: Choice, holdings: Holdings, files: list[PlannedFile], 
 def _known_header(file: WeightFile) -> SkippedBytes:
     assert file.tensors is not None
     return SkippedBytes(
-        path=f"{file.path}#header", size_bytes=file.tensors.header_bytes, why="the manifest has the tensors' places"
+        path=f"{file.path}#header", size_bytes=file.tensors.header_bytes, why="the manifest has the tensors' offsets"
     )
 
 
@@ -247,31 +247,31 @@ def _subset(file: WeightFile, link: str, why: str, tensors: tuple[TensorEntry, .
     )
 
 
-def _without_twins(files: Sequence[PlannedFile]) -> Iterable[PlannedFile]:
-    """Of two whole files with one sha256 only the first is fetched."""
+def _without_duplicates(files: Sequence[PlannedFile]) -> Iterable[PlannedFile]:
+    """Of several whole files with the same sha256, fetch only the first."""
     seen: set[str] = set()
     for item in files:
         sha = item.file.sha256
         if item.tensors is None and sha and sha in seen and item.fetch_bytes:
-            yield _as_twin(item)
+            yield _as_duplicate(item)
         else:
             yield item
         if item.tensors is None:
             seen.add(sha)
 
 
-def _as_twin(item: PlannedFile) -> PlannedFile:
+def _as_duplicate(item: PlannedFile) -> PlannedFile:
     return PlannedFile(
         file=item.file,
         link=item.link,
-        why="the same bytes as another file of the plan",
+        why="same bytes as another file of the plan",
         size_bytes=item.size_bytes,
         held_bytes=item.size_bytes,
     )
 
 
 def plain_link(path: str) -> str:
-    """The name that loaders look for when no variant is asked for; a sharded file keeps its own."""
+    """The file name that loaders expect, without a variant; a sharded file keeps its name."""
     return _VARIANT.sub("", path)
 
 
@@ -279,8 +279,8 @@ def part_link(path: str, part: str) -> str:
     return f"{path.removesuffix('.safetensors')}/{part}.safetensors"
 
 
-def report(plans: Sequence[FetchPlan]) -> dict[str, Any]:
-    """The plan as `--json` writes it; its keys are promised."""
+def plan_to_json(plans: Sequence[FetchPlan]) -> dict[str, Any]:
+    """The plan as `--json` prints it; the keys are a stable interface."""
     fetch = sum(p.fetch_bytes for p in plans)
     return {
         "references": [p.manifest.reference for p in plans],

@@ -1,4 +1,7 @@
-"""From a reference to a plan: what its source, the catalog, the mirrors and the store know of it, put together."""
+"""From a reference to a plan: combines its source, the catalog, the mirrors and what the store has.
+
+Knows the store and the mirrors only through what it is given.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,13 +23,12 @@ from services.weights.transfer.pacing import DownloadTools
 
 log = get_logger()
 
-# How long a hub's answer stands before it is asked again, and for how many references.
-ANSWER_S = 300.0
-MAX_ANSWERS = 256
-# Who has an older answer does not wait longer for a newer one.
-OLDER_S = 10.0
-OFFLINE = "FANLIGHT_WEIGHTS_OFFLINE forbids to fetch it"
-
+# How long a hub's manifest is cached before it is requested again, and for how many references.
+MANIFEST_TTL_S = 300.0
+MAX_RECENT = 256
+# With an older manifest in the store, wait no longer than this for a newer one.
+STALE_WAIT_S = 10.0
+OFFLINE = "FANLIGHT_WEIGHTS_OFFLINE forbids fetching it"
 
 Address = Callable[[str], Awaitable[str]]
 
@@ -44,7 +46,7 @@ class HeldWeights(Protocol):
 
 
 class FetchPlanner:
-    """`catalog` grows by the mirrors' catalogs, which `read_mirrors` reads at the first plan.
+    """Mirrors' catalogs, read by `read_mirrors` before the first plan, are added to `catalog`.
 
     `size_of` returns the size of a held object, None where it is not held.
     """
@@ -66,75 +68,75 @@ class FetchPlanner:
         self._held = held
         self._size_of = size_of
         self._read_mirrors = read_mirrors
-        # What hubs answered lately, and when.
-        self._answers: dict[str, tuple[float, Manifest]] = {}
-        self._asking = asyncio.Lock()
-        self._knows_mirrors = not settings.mirrors
+        # Manifests that hubs returned recently, and when.
+        self._recent: dict[str, tuple[float, Manifest]] = {}
+        self._mirrors_lock = asyncio.Lock()
+        self._has_mirrors = not settings.mirrors
 
-    async def plan(self, text: str, wish: Selection, sha256: str = "") -> FetchPlan:
-        """What fetching it comes to now."""
-        await self._ask_mirrors()
+    async def plan(self, text: str, selection: Selection, sha256: str = "") -> FetchPlan:
+        """What fetching the reference would download now."""
+        await self._load_mirrors()
         manifest = await self._manifest(text)
         if sha256:
             manifest = with_sha256(manifest, sha256)
-        return await self._tools.run(self._make_plan, text, manifest, wish)
+        return await self._tools.run(self._make_plan, text, manifest, selection)
 
-    async def _ask_mirrors(self) -> None:
-        """Once: know what mirrors have."""
-        async with self._asking:
-            if self._knows_mirrors:
+    async def _load_mirrors(self) -> None:
+        """Read the mirrors' catalogs, once."""
+        async with self._mirrors_lock:
+            if self._has_mirrors:
                 return
             found = await self._read_mirrors(self.resolver.address)
             self.catalog = found.under(self.catalog)
             self.resolver.add(found)
-            self._knows_mirrors = True
+            self._has_mirrors = True
 
     async def _manifest(self, text: str) -> Manifest:
         if self._settings.offline and not self.resolver.is_known(text):
-            return await self._held_manifest(text)
-        known = self._answers.get(text)
-        if known and self._tools.now_s() - known[0] < ANSWER_S:
+            return await self._stored_manifest(text)
+        known = self._recent.get(text)
+        if known and self._tools.now_s() - known[0] < MANIFEST_TTL_S:
             return known[1]
         if self.resolver.is_known(text):
             return await self.resolver.manifest(text)
         held = await self._tools.run(self._held.recall_manifest, text)
         try:
-            async with asyncio.timeout(OLDER_S if held else None):
+            async with asyncio.timeout(STALE_WAIT_S if held else None):
                 return self._remembered(text, await self.resolver.manifest(text))
         except (FanlightError, TimeoutError) as error:
             if held is None or not (isinstance(error, TimeoutError) or is_offline(error)):
                 raise
-            # A query may hold a signature.
+            # A query may contain a signature.
             log.warning("weights_source_offline", reference=text.split("?")[0])
             return self._remembered(text, held)
 
     def _remembered(self, text: str, manifest: Manifest) -> Manifest:
-        """A worker that paints one picture after the other does not ask the hub for each."""
+        """Cache the manifest, so that a worker does not query the hub for every image."""
         if isinstance(parse(text), HubRef | AirRef):
-            if len(self._answers) >= MAX_ANSWERS:
-                self._answers.clear()
-            self._answers[text] = (self._tools.now_s(), manifest)
+            if len(self._recent) >= MAX_RECENT:
+                self._recent.clear()
+            self._recent[text] = (self._tools.now_s(), manifest)
         return manifest
 
-    async def _held_manifest(self, text: str) -> Manifest:
+    async def _stored_manifest(self, text: str) -> Manifest:
         held = await self._tools.run(self._held.recall_manifest, text)
         if held is None:
             raise NotHeld(f"{text.split('?')[0]} was never fetched here, and {OFFLINE}", field="reference")
         return held
 
-    def _make_plan(self, text: str, manifest: Manifest, wish: Selection) -> FetchPlan:
+    def _make_plan(self, text: str, manifest: Manifest, selection: Selection) -> FetchPlan:
         manifest = replace(manifest, files=tuple(self._recalled(manifest, f) for f in manifest.files))
         known = self.catalog.tables
         shas = [f.sha256 for f in manifest.files if f.sha256]
         tables = {sha: table for sha in shas if (table := known.get(sha) or self._held.table(sha))}
         manifest = with_packed(with_tables(manifest, tables), self.catalog.packed)
-        plan = make_plan(manifest, wish, self._held.holdings())
+        plan = make_plan(manifest, selection, self._held.holdings())
         if local_path_of(text, manifest):
             return replace(plan, files=tuple(replace(f, held_bytes=f.size_bytes) for f in plan.files))
         return plan
 
     def _recalled(self, manifest: Manifest, file: WeightFile) -> WeightFile:
-        """The file with the digest that it had when it was fetched before, if it is still the same there."""
+        """The file with its digest from an earlier fetch, if the source still has the same version."""
         if file.sha256 or not file.sources:
             return file
         known = next((k for source in file.sources if (k := self._held.recall_source(source))), None)
@@ -149,7 +151,7 @@ class FetchPlanner:
 
 
 def local_path_of(text: str, manifest: Manifest) -> Path | None:
-    """Where a model lies that is used in place; None for one that the store keeps."""
+    """The path of a model that is used in place (local or packaged); None for models kept in the store."""
     match parse(text):
         case LocalRef(path=path):
             return local_path(path)
@@ -159,7 +161,7 @@ def local_path_of(text: str, manifest: Manifest) -> Path | None:
 
 
 def require_held(text: str, plan: FetchPlan) -> None:
-    """NotHeld, naming the first file that is missing and where it could be had."""
+    """NotHeld with the first missing file and its source, unless everything is held."""
     missing = next((item for item in plan.files if item.fetch_bytes), None)
     if missing is not None:
         source = missing.file.sources[0].split("?")[0] if missing.file.sources else "nowhere"

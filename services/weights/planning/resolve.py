@@ -1,4 +1,4 @@
-"""References to manifests: from the catalog where it knows, else by asking the hub, Civitai, a server or the disk."""
+"""Resolve references to manifests: from the catalog, else from the hub, Civitai, an HTTP server, S3 or the disk."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,13 +41,13 @@ class Resolver:
         self._civitai = settings.civitai_endpoint
 
     async def manifest(self, text: str) -> Manifest:
-        """What the reference stands for; errors name it. NotFound, TokenRefused, Unavailable, InvalidField."""
+        """Resolve the reference; errors name it. NotFound, TokenRefused, Unavailable, InvalidField."""
         reference = parse(text)
         entry = self._catalog.find(reference)
         if entry is not None:
             return entry
         try:
-            return await self._ask(reference)
+            return await self._resolve(reference)
         except FanlightError as error:
             if text in error.message:
                 raise
@@ -56,49 +56,49 @@ class Resolver:
             ) from error
 
     def add(self, catalog: Catalog) -> None:
-        """Know this catalog too; what is known already wins."""
+        """Add a catalog; existing entries win."""
         self._catalog = catalog.under(self._catalog)
 
     def is_known(self, text: str) -> bool:
-        """Whether no network is needed to tell what it is."""
+        """Whether it resolves without a network."""
         reference = parse(text)
         return isinstance(reference, LocalRef | PackageRef | CatalogRef) or self._catalog.find(reference) is not None
 
-    async def _ask(self, reference: Reference) -> Manifest:
+    async def _resolve(self, reference: Reference) -> Manifest:
         match reference:
             case CatalogRef(name=name):
                 return self._catalog.require(name)
             case HubRef():
-                return await self._ask_hub(reference)
+                return await self._resolve_hub(reference)
             case AirRef(source="civitai"):
-                return await self._ask_civitai(reference)
+                return await self._resolve_civitai(reference)
             case UrlRef(url=url):
-                return await self._ask_server(url)
+                return await self._resolve_url(url)
             case LocalRef(path=path):
-                return _look(local_path(path))
+                return _local_manifest(local_path(path))
             case PackageRef(path=path):
-                return _look(packaged_path(path))
+                return _local_manifest(packaged_path(path))
             case AirRef(source=source):
-                raise FailedPrecondition(f"nothing is fetched from {source}", field="reference")
+                raise FailedPrecondition(f"the source {source} is not supported", field="reference")
             case S3Ref():
-                return await self._ask_s3(reference)
+                return await self._resolve_s3(reference)
 
     async def _json(self, url: str) -> object:
         data, _ = await self._tools.retry_probe(lambda: self._web.json(url))
         return data
 
-    async def _ask_hub(self, reference: HubRef) -> Manifest:
+    async def _resolve_hub(self, reference: HubRef) -> Manifest:
         revision = quote(reference.revision or "main", safe="")
         data = await self._json(f"{self._hub}/api/models/{reference.repo}/revision/{revision}?blobs=true")
         if not isinstance(data, dict) or not isinstance(data.get("siblings"), list):
-            raise SourceFailed("the hub's answer lists no files")
+            raise SourceFailed("the hub's response lists no files")
         commit = str(data.get("sha") or reference.revision or "main")
         rows = [row for row in data["siblings"][: MAX_FILES + 1] if _is_below(row, reference.subfolder)]
         if not rows:
             raise NotFound(f"{reference} has no such folder or file", field="reference")
         return _hub_manifest(reference, commit, rows, _license(data))
 
-    async def _ask_civitai(self, reference: AirRef) -> Manifest:
+    async def _resolve_civitai(self, reference: AirRef) -> Manifest:
         version = reference.version or await self._newest_version(reference)
         data = await self._json(f"{self._civitai}/api/v1/model-versions/{version}")
         answer: dict[str, Any] = data if isinstance(data, dict) else {}
@@ -120,7 +120,7 @@ class Resolver:
             raise NotFound(f"{reference} has no version", field="reference")
         return str(versions[0]["id"])
 
-    async def _ask_server(self, url: str) -> Manifest:
+    async def _resolve_url(self, url: str) -> Manifest:
         parts = urlsplit(url)
         self._web.guard(url)
         remote = await self._tools.retry_probe(lambda: self._web.probe_ahead(url))
@@ -139,7 +139,7 @@ class Resolver:
             is_chosen=True,
         )
 
-    async def _ask_s3(self, reference: S3Ref) -> Manifest:
+    async def _resolve_s3(self, reference: S3Ref) -> Manifest:
         if reference.key.endswith("/"):
             return await self._list_s3(reference)
         url = await self.address(str(reference))
@@ -162,7 +162,7 @@ class Resolver:
         return Manifest(reference=str(reference), view=f"{reference.bucket}/{reference.key.rstrip('/')}", files=files)
 
     async def address(self, source: str) -> str:
-        """The address that a manifest's source is fetched from."""
+        """The URL to fetch a manifest's source from."""
         match parse(source):
             case HubRef(repo=repo, revision=revision, subfolder=path) if path:
                 return f"{self._hub}/{repo}/resolve/{quote(revision or 'main', safe='')}/{quote(path)}"
@@ -174,7 +174,7 @@ class Resolver:
                 return await s3.presigned(
                     reference, endpoint=self._settings.s3_endpoint, region=self._settings.s3_region
                 )
-        raise InvalidField(f"{source!r} is no source of one file", field="sources")
+        raise InvalidField(f"{source!r} is not a source of one file", field="sources")
 
 
 def _is_below(row: Any, subfolder: str) -> bool:
@@ -213,7 +213,7 @@ def _hub_manifest(reference: HubRef, commit: str, rows: list[Mapping[str, Any]],
 
 
 def _hub_file(repo: str, commit: str, row: Mapping[str, Any], cut: int) -> WeightFile:
-    """A file as the hub lists it. Only LFS files come with a sha256; a path that leaves the folder is refused."""
+    """Parse a file of the hub's list. Only LFS files have a sha256; a path that escapes the folder is refused."""
     name, lfs = row["rfilename"], row.get("lfs") or {}
     size = lfs.get("size", row.get("size"))
     sha256 = str(lfs.get("sha256") or lfs.get("oid") or "").removeprefix("sha256:")
@@ -227,7 +227,7 @@ def _hub_file(repo: str, commit: str, row: Mapping[str, Any], cut: int) -> Weigh
 
 
 def _pick_civitai_file(files: Sequence[Mapping[str, Any]], reference: AirRef) -> WeightFile:
-    """The file that was asked for, else the smallest safetensors that makes images."""
+    """The requested file, else the smallest safetensors model file."""
     if reference.file_id:
         files = [f for f in files if str(f.get("id")) == reference.file_id]
     models = [f for f in files if f.get("type", "Model") in ("Model", "Pruned Model", "VAE", "Negative")] or files
@@ -238,7 +238,7 @@ def _pick_civitai_file(files: Sequence[Mapping[str, Any]], reference: AirRef) ->
     name, size = str(best.get("name", "")), float(best.get("sizeKB") or 0) * 1024
     url = str(best.get("downloadUrl", ""))
     if not is_safe_path(name) or "/" in name or not url.startswith(("https://", "http://")):
-        raise SourceFailed(f"{reference}: the answer names a file that cannot be")
+        raise SourceFailed(f"{reference}: the response has an invalid file name or address")
     sha256 = str((best.get("hashes") or {}).get("SHA256") or "").lower()
     return WeightFile(
         path=name,
@@ -253,13 +253,13 @@ def local_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _look(path: Path) -> Manifest:
-    """What lies at a path, file by file; nothing of it is fetched or copied."""
+def _local_manifest(path: Path) -> Manifest:
+    """The manifest of a local file or folder; nothing is downloaded or copied."""
     if path.is_file():
         files = (WeightFile(path=path.name, size_bytes=path.stat().st_size, sources=(str(path.absolute()),)),)
         return Manifest(reference=str(path), view=f"local/{path.name}", files=files, kind=PLAIN_FILE, is_chosen=True)
     if not path.is_dir():
-        raise NotFound(f"{path} is not there", field="reference")
+        raise NotFound(f"{path} does not exist", field="reference")
     found = [p for p in sorted(path.rglob("*")) if p.is_file()]
     if len(found) > MAX_LOCAL_FILES:
         raise FailedPrecondition(f"{path} has more than {MAX_LOCAL_FILES} files", field="reference")
@@ -271,15 +271,15 @@ def _look(path: Path) -> Manifest:
 
 
 def is_offline(error: FanlightError) -> bool:
-    """Whether an answer from an earlier time may stand in: nobody could be reached."""
+    """Whether the source is unreachable, so that an earlier manifest may be used."""
     return isinstance(error, Unavailable)
 
 
 def with_sha256(manifest: Manifest, sha256: str) -> Manifest:
-    """The manifest of one file, pinned by the digest that somebody gave."""
+    """The manifest of one file, pinned to the given digest."""
     wanted = sha256.lower().removeprefix("sha256:")
     if len(manifest.files) != 1:
-        raise InvalidField(f"{manifest.reference} is more than one file: no single sha256 fits", field="sha256")
+        raise InvalidField(f"{manifest.reference} has more than one file; sha256 needs a single file", field="sha256")
     if len(wanted) != 64 or any(c not in "0123456789abcdef" for c in wanted):
         raise InvalidField(f"{manifest.reference}: the sha256 must be 64 hexadecimal digits", field="sha256")
     file = manifest.files[0]

@@ -1,6 +1,7 @@
-"""The catalog: models that Fanlight knows without asking anybody, and profiles of them. Data files beside this module.
+"""The catalog: models known without a network, and profiles of them; read from `services/weights/catalog_data/`.
 
-A file here with a pinned sha256 is the permission to load it even if it is a pickle.
+An entry's file with a pinned sha256 may be loaded even if it is a pickle. Models shipped in the `fanlight` package are
+never fetched: the MANIFEST.json beside them has their sizes, digests and licenses.
 """
 
 import json
@@ -31,7 +32,7 @@ NEAR = 6
 
 
 def packaged_rows(place: str) -> list[dict[str, Any]]:
-    """Catalog rows of the files in the folder `place` of the package, or of the one file that it names."""
+    """Catalog rows of the files in the package folder `place`, or of the single file that it names."""
     model, _, below = place.partition("/")
     listed = [row for row in _listed(model) if row["path"] == below or row["path"].startswith(f"{below}/")]
     cut = len(below.rpartition("/")[0]) if _is_file(listed, below) else len(below)
@@ -42,12 +43,12 @@ def packaged_rows(place: str) -> list[dict[str, Any]]:
 
 
 def packaged_license(listed: Iterable[Mapping[str, Any]]) -> str:
-    """SPDX of all the rows together."""
+    """One SPDX expression for all rows."""
     return " AND ".join(sorted({row["license"] for row in listed}))
 
 
 def packaged_place(manifest: Manifest) -> Path | None:
-    """Where the model lies: its folder, or its only file. None for a model that is not packaged."""
+    """The path of a packaged model: its folder or its only file. None for other models."""
     first = manifest.files[0] if manifest.files else None
     source = parse(first.sources[0]) if first and first.sources else None
     if first is None or not isinstance(source, PackageRef):
@@ -56,7 +57,7 @@ def packaged_place(manifest: Manifest) -> Path | None:
 
 
 def packaged_path(path: str) -> Path:
-    """Where a path below the package is on this machine."""
+    """The path on this machine of a path relative to the package."""
     return Path(str(files(PACKAGE))) / path
 
 
@@ -72,7 +73,7 @@ def _is_file(listed: list[dict[str, Any]], below: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
-    """`entries` by name; `aliases` from a repository or an AIR id to the name; `profiles` to names."""
+    """`entries` by name; `aliases`: repository or AIR id to entry name; `profiles`: profile to references."""
 
     entries: Mapping[str, Manifest] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -82,11 +83,11 @@ class Catalog:
     packed: Mapping[str, Packed] = field(default_factory=dict)
 
     def under(self, over: "Catalog") -> "Catalog":
-        """This catalog with another one over it, which wins where both have a name."""
+        """This catalog overlaid by another one, which wins where both have a name."""
         return _join(self, over)
 
     def find(self, reference: Reference) -> Manifest | None:
-        """The entry for exactly this reference, or None; a revision that is not the entry's pin is not the entry."""
+        """The entry for exactly this reference, or None. A revision other than the pinned one does not match."""
         if isinstance(reference, CatalogRef):
             return self.entries.get(self.aliases.get(reference.name, reference.name))
         if isinstance(reference, HubRef):
@@ -103,7 +104,7 @@ class Catalog:
         return entry
 
     def expand(self, texts: Iterable[str]) -> list[str]:
-        """References with each profile replaced by what is in it, each once, in order."""
+        """References with each profile replaced by its contents, in order and without duplicates."""
         out: dict[str, None] = {}
         for text in texts:
             for name in self.profiles.get(text.removeprefix("catalog:"), (text,)):
@@ -114,14 +115,14 @@ class Catalog:
         entry = self.find(CatalogRef(name=name))
         if entry is None:
             known = sorted([*self.entries, *self.profiles])
-            # The nearest first: the list may be longer than an error may be.
+            # Closest names first: the error text may be truncated.
             near = get_close_matches(name, known, n=NEAR, cutoff=0.0)
-            told = ", ".join(dict.fromkeys([*near, *known]))
-            raise NotFound(f"the catalog has no {name!r}; it has {told}", field="reference")
+            listed = ", ".join(dict.fromkeys([*near, *known]))
+            raise NotFound(f"the catalog has no {name!r}; it has {listed}", field="reference")
         return entry
 
     def pinned_pickles(self) -> frozenset[str]:
-        """sha256 of every pickle that an entry allows."""
+        """sha256 of every pickle that an entry pins."""
         return frozenset(
             f.sha256
             for entry in self.entries.values()
@@ -137,7 +138,7 @@ def shipped() -> Catalog:
 
 
 def with_folder(catalog: Catalog, folder: Path) -> Catalog:
-    """The catalog with the operator's own files over it; FailedPrecondition names what cannot be read."""
+    """The catalog overlaid by the operator's catalog files. FailedPrecondition names an unreadable one."""
     if not folder.is_dir():
         raise FailedPrecondition(f"{folder} is not a folder")
     more = Catalog()
@@ -147,7 +148,7 @@ def with_folder(catalog: Catalog, folder: Path) -> Catalog:
         try:
             more = _join(more, _merge([json.loads(path.read_text())]))
         except (ValueError, KeyError, TypeError) as error:
-            raise FailedPrecondition(f"{path} is no catalog file: {error}") from error
+            raise FailedPrecondition(f"{path} is not a catalog file: {error}") from error
     return _join(catalog, more)
 
 
@@ -168,7 +169,7 @@ def _join(under: Catalog, over: Catalog) -> Catalog:
 
 
 def catalog_of(document: Mapping[str, Any]) -> Catalog:
-    """One catalog file's content. KeyError, TypeError, ValueError, FanlightError where it is malformed."""
+    """Parse one catalog file. KeyError, TypeError, ValueError, FanlightError where it is malformed."""
     return _merge([document])
 
 
@@ -190,7 +191,7 @@ def _merge(documents: Iterable[Mapping[str, Any]]) -> Catalog:
 
 
 def _entry(row: Mapping[str, Any]) -> Manifest:
-    """An entry as a catalog file writes it; one with `packaged` has its files from the package's own list."""
+    """Parse an entry of a catalog file; an entry with `packaged` takes its files from the package's MANIFEST.json."""
     place = row.get("packaged", "")
     listed = packaged_rows(place) if place else row["files"]
     return Manifest(
@@ -208,7 +209,7 @@ def _entry(row: Mapping[str, Any]) -> Manifest:
 
 
 def _file(data: Mapping[str, Any], row: Mapping[str, Any]) -> WeightFile:
-    """A file row; `{path}` in the entry's own sources stands for the file's path there."""
+    """Parse a file row; without sources of its own, its path is appended to the entry's sources."""
     file = file_from_json(data)
     at = data.get("at", file.path)
     return file if file.sources else replace(file, sources=tuple(_sources(row.get("sources", ()), at)))

@@ -1,4 +1,4 @@
-"""Manifests: the files of a model, pinned by size and digest, and where each can be had. Pure; knows no network."""
+"""Manifests: the files of a model, pinned by size and digest, and the sources of each. Pure; knows no network."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def merge(spans: Iterable[ByteSpan]) -> list[ByteSpan]:
 
 
 def covering(frames: Iterable[ByteSpan], wanted: Iterable[ByteSpan]) -> list[int]:
-    """The numbers of the frames that hold any of the wanted bytes. Both in order and without overlaps."""
+    """Indices of the frames that contain any of the wanted bytes. Both are sorted and do not overlap."""
     spans, found = [span for span in wanted if len(span)], []
     at = 0
     for number, frame in enumerate(frames):
@@ -47,7 +47,7 @@ def covering(frames: Iterable[ByteSpan], wanted: Iterable[ByteSpan]) -> list[int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """One tensor of a safetensors file; begin and end are byte offsets in the whole file."""
+    """One tensor of a safetensors file; `begin` and `end` are byte offsets in the whole file."""
 
     name: str
     dtype: str
@@ -71,7 +71,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorTable:
-    """The tensors of one file in the order of their bytes; the header is what comes before the first."""
+    """The tensors of one file in byte order; the header is everything before the first one."""
 
     header_bytes: int
     tensors: tuple[TensorEntry, ...]
@@ -91,11 +91,13 @@ class TensorTable:
         return table
 
     def check(self) -> None:
-        """InvalidField unless the tensors lie one behind the other and name their digests rightly."""
+        """InvalidField unless the tensors are contiguous and their digests well formed."""
         at = self.header_bytes
         for tensor in self.tensors:
             if tensor.begin != at or tensor.end < tensor.begin:
-                raise InvalidField(f"tensor {tensor.name!r} does not begin where the one before ends", field="tensors")
+                raise InvalidField(
+                    f"tensor {tensor.name!r} does not begin where the previous one ends", field="tensors"
+                )
             if tensor.sha256 and not _SHA256.fullmatch(tensor.sha256):
                 raise InvalidField(f"tensor {tensor.name!r} has a bad digest", field="tensors")
             at = tensor.end
@@ -103,7 +105,7 @@ class TensorTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkDigests:
-    """sha256 of each `chunk_bytes` of a file; the last chunk may be shorter."""
+    """sha256 of every chunk of `chunk_bytes` of a file; the last chunk may be shorter."""
 
     chunk_bytes: int
     sha256s: tuple[str, ...]
@@ -111,7 +113,7 @@ class ChunkDigests:
 
 @dataclass(frozen=True, slots=True)
 class PackedFrame:
-    """Bytes of a file, and where their packed form lies in the packed file; the digest is the packed form's."""
+    """Bytes of a file and the place of their packed form in the packed file; `sha256` is of the packed form."""
 
     span: ByteSpan
     packed: ByteSpan
@@ -120,7 +122,7 @@ class PackedFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """A file in the smaller form of `packing`, at a mirror; its frames lie one behind the other in both."""
+    """The packed form of a file, at a mirror; its frames are contiguous in the file and in the packed file."""
 
     frames: tuple[PackedFrame, ...]
     sources: tuple[str, ...] = ()
@@ -138,7 +140,7 @@ class Packed:
         frames, at, packed_at = [], 0, 0
         for size, packed_size, sha256 in data["frames"]:
             if not 0 < size <= MAX_FRAME_BYTES or not 0 < packed_size <= 2 * MAX_FRAME_BYTES:
-                raise InvalidField(f"a frame of {size} bytes in {packed_size}", field="frames")
+                raise InvalidField(f"a frame of {size} bytes packed into {packed_size}", field="frames")
             if not _SHA256.fullmatch(sha256):
                 raise InvalidField("a frame has a bad digest", field="frames")
             frames.append(PackedFrame(ByteSpan(at, at + size), ByteSpan(packed_at, packed_at + packed_size), sha256))
@@ -148,25 +150,25 @@ class Packed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile:
-    """One file. `size_bytes` is approximate, and never relied on, where `is_exact` is false."""
+    """One file. Where `is_exact` is false, `size_bytes` is an estimate that no check relies on."""
 
     path: str
     size_bytes: int
     sha256: str = ""
-    # In the order in which they are tried: `hf:ORG/REPO@REVISION/PATH`, `https://...`, `s3://...` or a local path.
+    # In the order of attempts: `hf:ORG/REPO@REVISION/PATH`, `https://...`, `s3://...` or a local path.
     sources: tuple[str, ...] = ()
     is_exact: bool = True
-    # What the source calls this version of the file, where it has no revision for all its files.
+    # The source's own version of this file (an ETag), where the source has no revision for all files.
     version: str = ""
     tensors: TensorTable | None = None
     chunks: ChunkDigests | None = None
     packed: Packed | None = None
-    # What the file is not needed for, in words; such a file is listed to be counted as skipped.
+    # Why the file is not needed; a file with this set is listed only to be counted as skipped.
     skip: str = ""
 
     def __post_init__(self) -> None:
         if not is_safe_path(self.path):
-            raise InvalidField(f"the path {self.path!r} leaves its folder", field="path")
+            raise InvalidField(f"the path {self.path!r} escapes its folder", field="path")
         if self.size_bytes < 0 or (self.sha256 and not _SHA256.fullmatch(self.sha256)):
             raise InvalidField(f"{self.path!r} has a bad size or sha256", field="files")
 
@@ -177,7 +179,7 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a reference resolved to. `view` is the folder, AUTHOR/NAME, that it is shown under."""
+    """The model that a reference resolves to. `view` is its folder in the store, AUTHOR/NAME."""
 
     reference: str
     view: str
@@ -188,7 +190,7 @@ class Manifest:
     family: str = ""
     needed_by: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
-    # Every file listed is wanted, whatever its name: an operator or the catalog has chosen.
+    # Every listed file is needed, whatever its name: the reference, the operator or the catalog chose it.
     is_chosen: bool = False
 
     def __post_init__(self) -> None:
@@ -237,7 +239,7 @@ def _file_to_json(file: WeightFile) -> dict[str, Any]:
 
 
 def file_from_json(data: Mapping[str, Any]) -> WeightFile:
-    """A file as manifests and catalogs write it; InvalidField says which is wrong."""
+    """Parse a file as manifests and catalogs write it. InvalidField says what is malformed."""
     chunks = data.get("chunks")
     try:
         return WeightFile(
@@ -275,11 +277,11 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
 
 
 def with_tables(manifest: Manifest, tables: Mapping[str, TensorTable]) -> Manifest:
-    """The manifest with tensor digests put in for the files whose sha256 is in `tables`."""
+    """The manifest with tensor tables added to the files whose sha256 is in `tables`."""
     files = tuple(replace(f, tensors=tables.get(f.sha256)) if f.tensors is None else f for f in manifest.files)
     return replace(manifest, files=files)
 
 
 def with_packed(manifest: Manifest, packed: Mapping[str, Packed]) -> Manifest:
-    """The manifest with the packed form put in for the files whose sha256 is in `packed`."""
+    """The manifest with packed forms added to the files whose sha256 is in `packed`."""
     return replace(manifest, files=tuple(replace(f, packed=packed.get(f.sha256, f.packed)) for f in manifest.files))

@@ -1,4 +1,4 @@
-"""What people write to name weights, parsed once. Pure: no network, no disk, no settings."""
+"""References: the strings that name weights, parsed once. Pure: no network, no disk, no settings."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from fanlight.errors import InvalidField
 MAX_REFERENCE_CHARS = 2048
 
 
-# A suffix of an AIR URN is a format only when it is one of these; ids and versions may hold dots themselves.
+# A suffix of an AIR URN is a format only if it is one of these; ids and versions may contain dots themselves.
 FORMATS = frozenset({"safetensors", "ckpt", "pt", "pth", "bin", "gguf", "onnx", "tar", "diffusers", "zip", "json"})
 
 
@@ -29,7 +29,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,62}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubRef:
-    """A repository of a hub that speaks the Hugging Face API, or a folder or file in it."""
+    """A repository of a hub with the Hugging Face API, or a folder or file in it."""
 
     repo: str
     revision: str = ""
@@ -41,7 +41,7 @@ class HubRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AirRef:
-    """An AIR URN; `version` is empty where none was written."""
+    """An AIR URN; `version` is empty where the URN has no version."""
 
     source: str
     id: str
@@ -58,7 +58,7 @@ class AirRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Ref:
-    """An object; or, where the key ends with a slash, all objects below it."""
+    """An object; or all objects below the key where it ends with a slash."""
 
     bucket: str
     key: str
@@ -85,7 +85,7 @@ class LocalRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageRef:
-    """A file that came with Fanlight itself; `path` is below the package."""
+    """A file of the fanlight package; `path` is relative to the package."""
 
     path: str
 
@@ -107,9 +107,9 @@ Reference = HubRef | AirRef | S3Ref | UrlRef | LocalRef | PackageRef | CatalogRe
 
 
 def parse(text: str) -> Reference:
-    """The reference that `text` writes, or InvalidField that repeats the text."""
+    """Parse a reference. InvalidField repeats the text and says what is wrong."""
     if not text or len(text) > MAX_REFERENCE_CHARS or not text.isprintable() or text != text.strip():
-        raise _bad(text[:80], f"must be 1 to {MAX_REFERENCE_CHARS} printable characters without blanks around them")
+        raise _bad(text[:80], f"must be 1 to {MAX_REFERENCE_CHARS} printable characters without surrounding spaces")
     lowered = text.lower()
     for prefix, read in _SCHEMES:
         if lowered.startswith(prefix):
@@ -122,12 +122,12 @@ def _parse_bare(text: str) -> Reference:
     if ":" in text and (source in AIR_SOURCES or text.split(":")[0].lower() in AIR_SOURCES):
         return _parse_air(text)
     if ":" in text:
-        raise _bad(text, "starts with nothing known; write hf:, urn:air:, s3://, https://, a path or a catalog's name")
+        raise _bad(text, "has an unknown prefix; write hf:, urn:air:, s3://, https://, a path or a catalog name")
     if _NAME.fullmatch(text) and "/" not in text:
         return CatalogRef(name=text)
     if "/" in text:
         return _parse_hub(f"hf:{text}")
-    raise _bad(text, "is no name of the catalog's form and no reference")
+    raise _bad(text, "is neither a catalog name nor a reference")
 
 
 def _parse_hub(text: str) -> Reference:
@@ -136,9 +136,9 @@ def _parse_hub(text: str) -> Reference:
     name, revision, subfolder = _split_hub(rest)
     for part in (org, name, *revision.split("/"), *subfolder.split("/")):
         if part and not _is_segment(part):
-            raise _bad(text, f"has a part that no repository can have: {part!r}")
+            raise _bad(text, f"has an invalid part: {part!r}")
     if not org or not name or "//" in body or body.endswith(("/", "@")):
-        raise _bad(text, "must be hf:ORG/REPO, then @REVISION and /SUBFOLDER where wanted")
+        raise _bad(text, "must be hf:ORG/REPO, optionally followed by @REVISION and /SUBFOLDER")
     return HubRef(repo=f"{org}/{name}", revision=revision, subfolder=subfolder)
 
 
@@ -165,7 +165,7 @@ def _parse_air(text: str) -> Reference:
     *kinds, source, tail = parts
     ecosystem, kind = (["", "", *kinds])[-2:]
     if source.lower() not in AIR_SOURCES or any(k and not _WORD.fullmatch(k) for k in (ecosystem, kind)):
-        raise _bad(text, f"names no known source; there are {', '.join(sorted(AIR_SOURCES))}")
+        raise _bad(text, f"names an unknown source; known sources: {', '.join(sorted(AIR_SOURCES))}")
     return _finish_air(text, _air(source.lower(), ecosystem.lower(), kind.lower(), tail, digest))
 
 
@@ -192,7 +192,7 @@ def _split_format(tail: str) -> tuple[str, str]:
 def _finish_air(text: str, ref: AirRef) -> Reference:
     parts = [*ref.id.split("/"), *([] if ref.version.startswith("sha256:") else ref.version.split("/"))]
     if not ref.id or any(part and not _is_segment(part) for part in parts) or "" in ref.id.split("/"):
-        raise _bad(text, "has an id or a version that no source can have")
+        raise _bad(text, "has an invalid id or version")
     if ref.source == "civitai" and not (ref.id.isdigit() and (not ref.version or ref.version.isdigit())):
         raise _bad(text, "must name a Civitai model and version by number")
     if ref.source != "huggingface":
@@ -228,7 +228,7 @@ def _parse_local(text: str) -> Reference:
 def _parse_package(text: str) -> Reference:
     path = text.split(":", 1)[1]
     if not is_safe_path(path):
-        raise _bad(text, "must be package:PATH below Fanlight's own files")
+        raise _bad(text, "must be package:PATH inside the fanlight package")
     return PackageRef(path=path)
 
 
@@ -257,7 +257,7 @@ _SCHEMES = (
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether the path stays below the folder it is put in, on any system."""
+    """Whether a relative path stays inside its folder, on any system."""
     parts = path.split("/")
     return (
         len(path) <= 1024

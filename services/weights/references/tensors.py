@@ -1,6 +1,7 @@
-"""The safetensors format: its header read with suspicion, and written in one canonical form. Pure; needs no torch.
+"""The safetensors format: header parsed strictly, canonical header, digests of a file in one pass. Needs no torch.
 
-Layout: 8 bytes little-endian length, a JSON header, the tensors' bytes without gaps.
+File layout: 8 bytes little-endian header length, a JSON header, the tensors' bytes without gaps.
+Knows no network and no store.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 16
-# Tensors of a canonical file begin on a multiple of this.
+# The first tensor of a canonical file begins at a multiple of this.
 ALIGNMENT_BYTES = 64
 DTYPE_BITS = {
     "BOOL": 8,
@@ -47,7 +48,7 @@ READ_BYTES = 4 * 1024 * 1024
 
 
 class BadHeader(FailedPrecondition):
-    """The file is no sound safetensors file; the message says in what."""
+    """The file is not a valid safetensors file; the message says why."""
 
     reason = "BAD_WEIGHTS"
 
@@ -55,26 +56,26 @@ class BadHeader(FailedPrecondition):
 def header_length(first: bytes) -> int:
     """The length of the JSON header from the first 8 bytes of a file."""
     if len(first) < LENGTH_BYTES:
-        raise BadHeader("shorter than the 8 bytes that every safetensors file begins with")
+        raise BadHeader("shorter than the 8-byte header length of every safetensors file")
     length = int.from_bytes(first[:LENGTH_BYTES], "little")
     if not 2 <= length <= MAX_HEADER_BYTES:
-        raise BadHeader(f"a header of {length} bytes; it must have 2 to {MAX_HEADER_BYTES}")
+        raise BadHeader(f"the header has {length} bytes; it must have 2 to {MAX_HEADER_BYTES}")
     return length
 
 
 def parse_header(first: bytes, header: bytes, *, size_bytes: int) -> TensorTable:
-    """The table of a file of `size_bytes` whose first 8 bytes and JSON header are given, in the order of its bytes.
+    """The tensor table, in byte order, of a file of `size_bytes` with these first 8 bytes and this JSON header.
 
-    BadHeader on overlaps, gaps, unknown dtypes, sizes that do not fit shapes, or a file too short or too long.
+    BadHeader on overlaps, gaps, unknown dtypes, sizes that contradict shapes, or a file too short or too long.
     """
     length = header_length(first)
     if len(header) != length:
-        raise BadHeader(f"the header has {len(header)} of its {length} bytes")
+        raise BadHeader(f"the header is cut off: {len(header)} of {length} bytes")
     start = LENGTH_BYTES + length
     rows = _load(header)
     rows.pop("__metadata__", None)
     if len(rows) > MAX_TENSORS:
-        raise BadHeader(f"{len(rows)} tensors; at most {MAX_TENSORS} are taken")
+        raise BadHeader(f"{len(rows)} tensors; the limit is {MAX_TENSORS}")
     tensors = sorted((_entry(name, row, start) for name, row in rows.items()), key=lambda t: (t.begin, t.end, t.name))
     _check_layout(tensors, start=start, size_bytes=size_bytes)
     return TensorTable(header_bytes=start, tensors=tuple(tensors))
@@ -82,21 +83,21 @@ def parse_header(first: bytes, header: bytes, *, size_bytes: int) -> TensorTable
 
 def _load(header: bytes) -> dict[str, Any]:
     try:
-        rows = json.loads(header, object_pairs_hook=_no_twice)
+        rows = json.loads(header, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
-        raise BadHeader("the header is no JSON") from error
+        raise BadHeader("the header is not JSON") from error
     if not isinstance(rows, dict):
-        raise BadHeader("the header is no JSON object")
+        raise BadHeader("the header is not a JSON object")
     metadata = rows.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise BadHeader("__metadata__ must hold texts")
+        raise BadHeader("__metadata__ must map to strings")
     return rows
 
 
-def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        raise BadHeader("a name stands twice in the header")
+        raise BadHeader("a name occurs twice in the header")
     return out
 
 
@@ -130,9 +131,9 @@ def _check_layout(tensors: Sequence[TensorEntry], *, start: int, size_bytes: int
 
 
 def canonical_header(tensors: Iterable[TensorEntry]) -> tuple[bytes, TensorTable]:
-    """The one header for these tensors, and where each goes: wide dtypes first, then by name; no metadata.
+    """The canonical header for these tensors and their places: wide dtypes first, then by name; no metadata.
 
-    Equal tensors thus make equal files, whoever wrote the file that they came from, and every tensor lies aligned.
+    Equal tensors give equal files, whatever file they came from, and every tensor is aligned.
     """
     ordered = sorted(tensors, key=lambda t: (-DTYPE_BITS[t.dtype], t.name))
     rows, at = {}, 0
@@ -154,7 +155,7 @@ def canonical_header(tensors: Iterable[TensorEntry]) -> tuple[bytes, TensorTable
 
 
 def component_key(tensors: Iterable[TensorEntry]) -> str:
-    """What a set of tensors with digests is called: the same for every file that holds just these."""
+    """The digest of a set of tensors: the same for every file with exactly these tensors."""
     rows = sorted((t.name, t.dtype, list(t.shape), t.sha256) for t in tensors)
     assert all(row[3] for row in rows)
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
@@ -165,7 +166,7 @@ def with_digests(table: TensorTable, digests: Mapping[str, str]) -> TensorTable:
 
 
 def read_table(path: Path) -> TensorTable:
-    """The tensors of a safetensors file, checked against its size; BadHeader."""
+    """The tensor table of a safetensors file, checked against its size. BadHeader. Blocking."""
     with path.open("rb") as file:
         first = file.read(LENGTH_BYTES)
         header = file.read(header_length(first))
@@ -192,17 +193,17 @@ def _digest(read: Callable[[int], bytes], count: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digested:
-    """`table` has the digests of every tensor; None where the file is no safetensors or, says `fault`, no sound one."""
+    """Digests of one file. `table` has every tensor's; None if it is not safetensors, or not valid: see `fault`."""
 
     sha256: str
     table: TensorTable | None = None
-    # sha256 of what follows the header; empty without one.
+    # sha256 of the bytes after the header (AutoV3); empty for other formats.
     autov3: str = ""
     fault: BadHeader | None = None
 
 
 class FileDigests:
-    """Blocking; give it the file's bytes in order."""
+    """All digests of a file in one pass: its own, its tensors' and AutoV3. Feed it the bytes in order."""
 
     def __init__(self, *, size_bytes: int, is_safetensors: bool) -> None:
         self._size_bytes = size_bytes
@@ -225,7 +226,7 @@ class FileDigests:
                 self._fault = error
 
     def _read_header(self, block: bytes) -> bytes:
-        """Keep bytes until the header is whole; what follows it."""
+        """Buffer bytes until the header is complete; return the bytes after it."""
         self._head += block
         if len(self._head) < LENGTH_BYTES:
             return b""
@@ -251,7 +252,7 @@ class FileDigests:
             self._end_tensors()
 
     def _end_tensors(self) -> None:
-        """Close every tensor that ends here; empty ones end where they begin."""
+        """Finish the digest of every tensor that ends here; empty tensors end where they begin."""
         assert self._table is not None
         tensors = self._table.tensors
         while len(self._digests) < len(tensors) and tensors[len(self._digests)].end == self._at:

@@ -1,6 +1,6 @@
-"""What the store knows about its objects, in one SQLite file shared by all processes.
+"""The index of the store's objects, in one SQLite file shared by all processes.
 
-The objects themselves are the truth: whatever the index loses is found again by looking at them.
+The objects on disk are the truth: what the index loses is found again from them.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class ObjectRow:
 
 
 class Index:
-    """Every method is one transaction and may block for BUSY_TIMEOUT_S; call it off the event loop."""
+    """Every method is one transaction and may block for BUSY_TIMEOUT_S; do not call it on the event loop."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -73,7 +73,7 @@ class Index:
             db.execute("INSERT OR REPLACE INTO objects VALUES (?,?,?,?,?,?,?)", values)
 
     def forget(self, sha256: str) -> list[tuple[str, str]]:
-        """Drop the object and what leans on it; the links, as (view, link), that now lead nowhere."""
+        """Drop the object and its rows; returns its links, as (view, link), which are now broken."""
         with self._open() as db:
             links = db.execute("SELECT view, link FROM links WHERE object=?", (sha256,)).fetchall()
             for statement in (
@@ -95,7 +95,7 @@ class Index:
         ]
 
     def find(self, digest: str) -> str | None:
-        """The object that a sha256, AutoV2 or AutoV3 names, an alias followed."""
+        """The object of a sha256, AutoV2 or AutoV3, with aliases resolved."""
         wanted = digest.lower()
         with self._open() as db:
             row = (
@@ -124,7 +124,7 @@ class Index:
             db.executemany("UPDATE objects SET is_pinned=? WHERE sha256=?", [(is_pinned, sha) for sha in shas])
 
     def add_table(self, file_sha256: str, held_in: str, table: TensorTable) -> None:
-        """Record the tensors of an object, and the digests of the file that it is, for the next plan."""
+        """Record the tensors of an object, and the file's tensor table for later plans."""
         rows = [(t.sha256, held_in, t.begin, t.size_bytes) for t in table.tensors if t.sha256]
         with self._open() as db:
             if file_sha256:
@@ -138,19 +138,19 @@ class Index:
         return TensorTable.from_json(json.loads(row[0])) if row else None
 
     def files_of(self, sha256: str) -> list[str]:
-        """The files, by sha256, that the object is, stands for, or is a part of."""
+        """sha256 of the files that the object is, is an alias of, or is a part of."""
         with self._open() as db:
             aliases = db.execute("SELECT sha256 FROM aliases WHERE object=?", (sha256,)).fetchall()
             origins = db.execute("SELECT file FROM origins WHERE object=?", (sha256,)).fetchall()
         return [sha256, *(str(row[0]) for row in [*aliases, *origins])]
 
     def add_origin(self, sha256: str, file_sha256: str) -> None:
-        """Remember which file the tensors of an object came from."""
+        """Record which file the tensors of an object came from."""
         with self._open() as db:
             db.execute("INSERT OR IGNORE INTO origins VALUES (?,?)", (sha256, file_sha256))
 
     def tensor_at(self, sha256: str, size_bytes: int) -> tuple[str, int] | None:
-        """An object that holds the tensor, and where in it."""
+        """An object that contains the tensor, and the offset."""
         with self._open() as db:
             row = db.execute(
                 "SELECT object, begin FROM tensors WHERE sha256=? AND size_bytes=? LIMIT 1", (sha256, size_bytes)
@@ -173,12 +173,12 @@ class Index:
             db.execute("DELETE FROM links WHERE view=?", (view,))
 
     def add_other_name(self, path: str, view: str, sha256: str) -> None:
-        """A model's object stands at this path too, for programs that look there."""
+        """Record another path of a model's object, where other programs expect it."""
         with self._open() as db:
             db.execute("INSERT OR REPLACE INTO other_names VALUES (?,?,?)", (path, view, sha256))
 
     def drop_other_names(self, *, view: str = "", sha256: str = "") -> list[str]:
-        """Forget those of the view or the object; their paths."""
+        """Drop the other paths of the view or the object; returns them."""
         with self._open() as db:
             rows = db.execute("SELECT path FROM other_names WHERE view=? OR object=?", (view, sha256)).fetchall()
             db.execute("DELETE FROM other_names WHERE view=? OR object=?", (view, sha256))
@@ -195,7 +195,7 @@ class Index:
             db.execute("INSERT OR REPLACE INTO sources VALUES (?,?,?)", (source, sha256, etag))
 
     def recall_source(self, source: str) -> tuple[str, str] | None:
-        """sha256 and ETag of what came from there last."""
+        """sha256 and ETag of the last fetch from this source."""
         with self._open() as db:
             row = db.execute("SELECT sha256, etag FROM sources WHERE source=?", (source,)).fetchone()
         return (str(row[0]), str(row[1])) if row else None
@@ -217,7 +217,7 @@ class Index:
         return manifest_from_json(json.loads(row[0])) if row else None
 
     def add_traffic(self, day: str, count: int) -> int:
-        """Count bytes to the day; how many it has now."""
+        """Add bytes to the day; returns its total."""
         with self._open() as db:
             db.execute(
                 "INSERT INTO traffic VALUES (?,?) ON CONFLICT (day) DO UPDATE SET bytes = bytes + excluded.bytes",
@@ -228,7 +228,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldModel:
-    """A view that has all its files; `references` are those that it was fetched by."""
+    """A view with all its files; `references`: those that it was fetched by."""
 
     name: str
     size_bytes: int
@@ -238,7 +238,7 @@ class HeldModel:
 
 
 def held_models(index: Index) -> list[HeldModel]:
-    """Every view that has all its files. Blocking, for milliseconds."""
+    """Every view with all its files. Blocks for milliseconds."""
     rows = {row.sha256: row for row in index.objects()}
     views: dict[str, list[str]] = defaultdict(list)
     for view, _, sha in index.links():

@@ -1,6 +1,6 @@
-"""From bytes that lie on the disk to objects in the store: whole files, files of tensors, checkpoints as their parts.
+"""From downloaded bytes to objects in the store: whole files, files composed of tensors, checkpoints split into parts.
 
-Blocking; knows no network.
+Blocking; every byte is verified; knows no network.
 """
 
 import contextlib
@@ -26,21 +26,21 @@ from services.weights.references.tensors import (
 )
 from services.weights.store.objects import Objects
 from services.weights.transfer.download import SpanDigest
-from services.weights.transfer.partial import Layout, of_spans
+from services.weights.transfer.partial import Layout, layout_of_spans
 
 log = get_logger()
 
-# Where an object stands in a view, and its sha256.
+# A path in a view, and the sha256 of its object.
 Link = tuple[str, str]
 
 
-def layout_of(item: PlannedFile) -> Layout:
-    """What of the source must be fetched for the file: its missing tensors, and its header where it is rebuilt."""
+def missing_layout(item: PlannedFile) -> Layout:
+    """The parts of the source to download for the file: its missing tensors, and its header if it is rebuilt."""
     assert item.tensors is not None
-    return of_spans(item.wanted_spans)
+    return layout_of_spans(item.wanted_spans)
 
 
-def digests_of(item: PlannedFile, layout: Layout) -> tuple[SpanDigest, ...]:
+def missing_digests(item: PlannedFile, layout: Layout) -> tuple[SpanDigest, ...]:
     return tuple(
         SpanDigest(span=ByteSpan(at, at + t.size_bytes), sha256=t.sha256)
         for t in item.missing
@@ -50,7 +50,7 @@ def digests_of(item: PlannedFile, layout: Layout) -> tuple[SpanDigest, ...]:
 
 
 def compose(objects: Objects, item: PlannedFile, packed: Path | None, layout: Layout, out: Path) -> Digested:
-    """Write the file at `out`. Conflict when a tensor that was held is gone; WrongBytes when one is not what it was."""
+    """Compose the file at `out`. Conflict if a held tensor was evicted; WrongBytes if one is damaged."""
     assert item.tensors is not None
     missing = {t.name for t in item.missing}
     header, table = _header(item, packed, layout)
@@ -69,7 +69,7 @@ def compose(objects: Objects, item: PlannedFile, packed: Path | None, layout: La
                 target.write(block)
     if item.is_rebuilt and digest.hexdigest() != item.file.sha256:
         out.unlink()
-        raise WrongBytes(f"{item.file.path}: rebuilt from its tensors, its sha256 is {digest.hexdigest()}")
+        raise WrongBytes(f"{item.file.path}: the sha256 after rebuilding it from its tensors is {digest.hexdigest()}")
     return Digested(sha256=digest.hexdigest(), table=table, autov3=body.hexdigest())
 
 
@@ -111,10 +111,12 @@ def _copied(place: tuple[Path, int], tensor: TensorEntry) -> Iterable[bytes]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectWriter:
+    """Writes downloads into the store as objects."""
+
     objects: Objects
 
-    def held(self, item: PlannedFile) -> tuple[Link, ...]:
-        """The file's object; none where it is not here."""
+    def find(self, item: PlannedFile) -> tuple[Link, ...]:
+        """The link to the file's object; empty if it is not held."""
         index = self.objects.index
         if item.tensors is not None and not item.is_rebuilt:
             found = index.find_component(component_key(item.tensors))
@@ -124,8 +126,8 @@ class ObjectWriter:
             return ()
         return ((item.link, found),)
 
-    def written(self, item: PlannedFile, body: bytes) -> tuple[Path, Digested]:
-        """A small file's bytes as a part."""
+    def write_small(self, item: PlannedFile, body: bytes) -> tuple[Path, Digested]:
+        """Write a small file's bytes to a part."""
         part = self.objects.parts / f"{key_of(item)}.part"
         self.objects.reserve(len(body))
         part.write_bytes(body)
@@ -133,9 +135,9 @@ class ObjectWriter:
         digests.update(body)
         return part, digests.finish()
 
-    def whole(self, plan: FetchPlan, item: PlannedFile, path: Path, digested: Digested) -> str:
-        """The part becomes an object. BadHeader where it is no sound safetensors file, and then it is gone."""
-        # Bytes named by their address are kept whatever they are; loading them asks again.
+    def publish_file(self, plan: FetchPlan, item: PlannedFile, path: Path, digested: Digested) -> str:
+        """Publish the part as an object. BadHeader, and the part is removed, if it is not valid safetensors."""
+        # A file named by its address is kept whatever it is; loading checks it.
         if digested.fault is not None and plan.manifest.kind != PLAIN_FILE:
             discard(path)
             raise BadHeader(f"{plan.manifest.reference} ({item.file.path}): {digested.fault.message}")
@@ -144,10 +146,10 @@ class ObjectWriter:
         path.with_suffix(".map").unlink(missing_ok=True)
         return sha256
 
-    def composed(self, item: PlannedFile, fetched: Path | None, layout: Layout, key: str) -> str:
-        """The file made of its tensors becomes an object. `fetched`: those that were not held, as `layout` says.
+    def publish_composed(self, item: PlannedFile, fetched: Path | None, layout: Layout, key: str) -> str:
+        """Compose the file of its tensors and publish it. `fetched`: the downloaded tensors, arranged as `layout`.
 
-        `key`: whose lock is held, for what is in the making not to be taken for abandoned.
+        `key`: the download whose lock the caller holds, so that the file is not removed as abandoned.
         """
         assert item.tensors is not None
         out = self.objects.parts / f"{key}.whole"
@@ -158,19 +160,19 @@ class ObjectWriter:
             self.objects.index.add_origin(sha256, item.file.sha256)
         return sha256
 
-    def split(self, plan: FetchPlan, item: PlannedFile, wish: Selection, key: str) -> tuple[Link, ...]:
-        """A checkpoint fetched whole for a pipeline is kept as its parts, each once for all checkpoints.
+    def split(self, plan: FetchPlan, item: PlannedFile, selection: Selection, key: str) -> tuple[Link, ...]:
+        """Split a checkpoint that was fetched whole for a pipeline into its parts, which checkpoints share.
 
-        `key` as for `composed`. None where it stays whole: it is no such checkpoint, or there is no room for both.
+        `key` as for `publish_composed`. Empty if it stays whole: not such a checkpoint, or no disk space for both.
         """
         table = self.objects.index.table(item.file.sha256)
-        if not wish.pipeline or table is None or not is_single_file(t.name for t in table.tensors):
+        if not selection.pipeline or table is None or not is_single_file(t.name for t in table.tensors):
             return ()
         manifest = replace(plan.manifest, files=(replace(item.file, tensors=table),), is_chosen=True)
         tensors = frozenset(t.sha256 for t in table.tensors)
         holdings = Holdings(tensors=tensors, components=self.objects.index.holdings().components)
         try:
-            links = self._parts(make_plan(manifest, wish, holdings), item.file.sha256, key)
+            links = self._parts(make_plan(manifest, selection, holdings), item.file.sha256, key)
         except DiskFull as error:
             log.info("weights_kept_whole", path=item.file.path, why=error.message)
             return ()
@@ -178,19 +180,19 @@ class ObjectWriter:
         return links
 
     def _parts(self, plan: FetchPlan, whole: str, key: str) -> tuple[Link, ...]:
-        """Room for one is not made by evicting another, nor what all are made of."""
+        """Compose each part; neither earlier parts nor the whole file are evicted to make space."""
         links: list[Link] = []
         with contextlib.ExitStack() as in_use:
             in_use.enter_context(self.objects.using([whole]))
             for part in plan.files:
-                made = self.held(part) or ((part.link, self.composed(part, None, Layout(segments=()), key)),)
+                made = self.find(part) or ((part.link, self.publish_composed(part, None, Layout(segments=()), key)),)
                 in_use.enter_context(self.objects.using(sha256 for _, sha256 in made))
                 links.extend(made)
         return tuple(links)
 
 
 def key_of(item: PlannedFile) -> str:
-    """The name of a download: the same for all who want the same bytes, whatever they call them."""
+    """The key of a download for single flight: equal for equal bytes, whatever the reference."""
     file = item.file
     base = file.sha256 or hashlib.sha256(" ".join(file.sources).encode()).hexdigest()
     if item.tensors is None:

@@ -1,10 +1,10 @@
-"""The store's files: objects named by their sha256, downloads under way, and views of links to objects.
+"""The store's files: objects named by their sha256, running downloads, views of links to objects; locks, LRU eviction.
 
-objects/ab/abcd...      bytes whose sha256 is the name; never changed
-parts/KEY.part, .map    a download and what of it is there
-locks/NAME.lock         who downloads KEY; who uses an object
-models/AUTHOR/NAME/...  links, in the layout that loaders read
-a1111/models/..., a1111/embeddings/...  links, in that of the A1111 web UI
+objects/ab/abcd...      bytes whose sha256 is the name; immutable
+parts/KEY.part, .map    a download and its journal
+locks/NAME.lock         locked by whoever downloads KEY or uses an object
+models/AUTHOR/NAME/...  links, in the layout that loaders expect
+a1111/models/..., a1111/embeddings/...  links, in the layout of the A1111 web UI
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from services.weights.errors import DiskFull
 from services.weights.references.manifest import TensorTable
 from services.weights.references.tensors import Digested, component_key, sha256_from, sha256_of
 from services.weights.store.index import INDEX_FILE, Index, ObjectRow
-from services.weights.transfer.partial import bytes_in, sync
+from services.weights.transfer.partial import sync
 
 POLL_S = 0.1
 
 log = get_logger()
 
-# Left free on the disk whatever is fetched.
+# Disk space that is always left free.
 SPARE_BYTES = 64 * 1024 * 1024
 AUTOV2_CHARS = 10
 
 
 def try_lock(path: Path, *, is_shared: bool = False) -> int | None:
-    """A descriptor that holds the lock until it is closed, or None when somebody else has it."""
+    """A file descriptor that holds the lock until it is closed; None if another process has it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -45,11 +45,11 @@ def try_lock(path: Path, *, is_shared: bool = False) -> int | None:
 
 
 @contextlib.asynccontextmanager
-async def locked(path: Path, look: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
-    """Alone with the file, among all processes of this machine. `look` is called now and then while another has it."""
+async def locked(path: Path, on_wait: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
+    """Hold the lock exclusively, among all processes of this machine. `on_wait` is called repeatedly while waiting."""
     while (fd := try_lock(path)) is None:
-        if look is not None:
-            await look()
+        if on_wait is not None:
+            await on_wait()
         await asyncio.sleep(POLL_S)
     try:
         yield
@@ -59,7 +59,7 @@ async def locked(path: Path, look: Callable[[], Awaitable[None]] | None = None) 
 
 @contextlib.contextmanager
 def shared(paths: Iterable[Path]) -> Iterator[bool]:
-    """Holds all of them, together with whoever else does; False when somebody has one alone."""
+    """Hold all these locks, shared; yields False if another process has one of them exclusively."""
     with contextlib.ExitStack() as stack:
         fds = []
         for path in paths:
@@ -104,8 +104,8 @@ class Objects:
         return self.folder / "models"
 
     def _reconcile(self) -> None:
-        """Believe the disk: what lies there is held, what does not is not."""
-        # The index first: what is published meanwhile may be indexed twice, but never forgotten.
+        """Make the index agree with the disk: the files there are the truth."""
+        # Read the index first: an object published meanwhile may be indexed twice, but never dropped.
         known = {row.sha256 for row in self.index.objects()}
         there = {path.name: path for path in (self.folder / "objects").glob("??/*")}
         for sha in known - there.keys():
@@ -114,17 +114,17 @@ class Objects:
             self._index_object(sha, there[sha])
 
     def publish(self, part: Path, digested: Digested, *, may_alias: bool = False) -> str:
-        """Make the part an object, durably, and tell its name.
+        """Make the part an object, durably, and return its sha256.
 
-        With `may_alias` that is another object's where one holds the same tensors behind another header.
+        With `may_alias`, return an existing object with the same tensors and another header, if there is one.
         """
         sha256, table = digested.sha256, digested.table
         if may_alias and table is not None and table.has_digests:
-            twin = self.index.find_component(component_key(table.tensors))
-            if twin and twin != sha256 and self.path_of(twin).exists():
-                self.index.add_alias(sha256, twin)
+            same = self.index.find_component(component_key(table.tensors))
+            if same and same != sha256 and self.path_of(same).exists():
+                self.index.add_alias(sha256, same)
                 part.unlink()
-                return twin
+                return same
         path = self.path_of(sha256)
         path.parent.mkdir(exist_ok=True)
         sync(part)
@@ -151,15 +151,15 @@ class Objects:
             self.index.add_table(sha256, sha256, table)
 
     def reserve(self, need_bytes: int) -> None:
-        """Room for so many more bytes, by evicting where a budget says so. DiskFull when there is none."""
+        """Make space for more bytes, by LRU eviction if there is a budget. DiskFull if that is not enough."""
         if self._budget_bytes:
-            used = sum(row.size_bytes for row in self.index.objects()) + bytes_in(self.parts)
+            used = sum(row.size_bytes for row in self.index.objects()) + _allocated_bytes(self.parts)
             left = self.evict(used + need_bytes - self._budget_bytes)
             left -= self._drop_abandoned() if left > 0 else 0
             if left > 0:
                 raise DiskFull(
-                    f"{need_bytes} more bytes do not fit the budget: with what is held and half fetched, "
-                    f"{left} over the {self._budget_bytes} of it are pinned or in use",
+                    f"{need_bytes} more bytes exceed the budget: with held objects and partial downloads, "
+                    f"{left} bytes above the limit of {self._budget_bytes} are pinned or in use",
                     retry_after_s=60.0,
                 )
         free = shutil.disk_usage(self.folder).free - SPARE_BYTES
@@ -170,7 +170,7 @@ class Objects:
             )
 
     def evict(self, excess_bytes: int) -> int:
-        """Remove the least recently used until so many bytes are gone; how many too many are still there."""
+        """LRU eviction of so many bytes, except pinned objects and those in use; returns the bytes still in excess."""
         for row in self.index.objects():
             if excess_bytes <= 0:
                 break
@@ -180,7 +180,7 @@ class Objects:
         return excess_bytes
 
     def remove(self, sha256: str) -> bool:
-        """Remove the object unless somebody uses it."""
+        """Remove the object unless it is in use."""
         fd = try_lock(self.lock_of(sha256))
         if fd is None:
             return False
@@ -194,13 +194,13 @@ class Objects:
 
     @contextlib.contextmanager
     def using(self, shas: Iterable[str]) -> Iterator[bool]:
-        """While this is open, none of the objects is evicted; False when one is gone already."""
+        """Protect the objects from eviction while this is open; yields False if one does not exist."""
         names = sorted(set(shas))
         with shared(self.lock_of(name) for name in names) as has_all:
             yield has_all and all(self.path_of(name).exists() for name in names)
 
     def link(self, view: str, links: Iterable[tuple[str, str]]) -> Path:
-        """Let each (link, object) stand in the view; each appears at once and whole."""
+        """Create each (link, object) in the view, atomically."""
         folder, rows = self.views / view, list(links)
         for link, sha in rows:
             self._point(folder / link, sha)
@@ -208,8 +208,8 @@ class Objects:
         self.index.touch({sha for _, sha in rows}, self._now_s())
         return folder
 
-    def link_also(self, path: str, view: str, sha256: str) -> None:
-        """Let the view's object stand at another path of the store too, for as long as the view has it."""
+    def link_alias(self, path: str, view: str, sha256: str) -> None:
+        """Link the view's object at another path of the store as well, for as long as the view has it."""
         self._point(self.folder / path, sha256)
         self.index.add_other_name(path, view, sha256)
 
@@ -229,20 +229,20 @@ class Objects:
             (self.views / view / link).unlink(missing_ok=True)
 
     def drop_view(self, view: str) -> None:
-        """Remove the view; its objects stay until they are evicted or collected."""
+        """Remove the view; its objects stay until eviction or garbage collection."""
         self.index.drop_view(view)
         self._drop_other_names(self.index.drop_other_names(view=view))
         shutil.rmtree(self.views / view, ignore_errors=True)
 
     def verify(self, sha256: str) -> bool:
-        """Read the object again; one whose bytes are not its name is removed when nobody uses it."""
+        """Check the object's sha256; a damaged one is removed unless it is in use."""
         if sha256_of(self.path_of(sha256)) == sha256:
             return True
         self.remove(sha256)
         return False
 
     def verify_all(self) -> list[str]:
-        """The objects that were damaged."""
+        """Check all objects; returns the damaged ones."""
         return [row.sha256 for row in self.index.objects() if not self.verify(row.sha256)]
 
     def size_of(self, sha256: str) -> int | None:
@@ -254,19 +254,19 @@ class Objects:
         return self.index.table(sha256)
 
     def links_of(self, name: str) -> list[tuple[str, str]]:
-        """Each (link, object) of a view, or the one object that a digest names. NotFound."""
+        """Each (link, object) of a view, or of the single object of a digest. NotFound."""
         found = [(link, sha) for view, link, sha in self.index.links() if view == name]
         one = self.index.find(name) if not found else None
         if not found and one is None:
-            raise NotFound(f"the store has no {name!r}; `fanlight weights ls` lists what it has", field="name")
+            raise NotFound(f"the store has no {name!r}; `fanlight weights ls` lists its models", field="name")
         return found or [(f"{one}.safetensors", str(one))]
 
     def objects_of(self, name: str) -> list[str]:
-        """The objects of a view, or the one that a digest names. NotFound."""
+        """The objects of a view, or the single object of a digest. NotFound."""
         return [sha for _, sha in self.links_of(name)]
 
     def tables_of(self, name: str) -> dict[str, TensorTable]:
-        """The tensor digests of a model's files by the files' sha256, for other nodes' catalogs."""
+        """Tensor tables of a model's files by sha256 of the file, for other nodes' catalogs."""
         shas = {row for sha in self.objects_of(name) for row in self.index.files_of(sha)}
         return {sha: table for sha in sorted(shas) if (table := self.index.table(sha))}
 
@@ -274,7 +274,7 @@ class Objects:
         self.index.pin(self.objects_of(name), is_pinned)
 
     def remove_model(self, name: str) -> int:
-        """Remove the view and what no other has, or the object that a digest names; nothing in use. The bytes freed."""
+        """Remove a view and the objects only it has, or a digest's object; not those in use. Returns bytes freed."""
         shas = set(self.objects_of(name))
         if not any(view == name for view, _, _ in self.index.links()):
             sizes = {row.sha256: row.size_bytes for row in self.index.objects()}
@@ -283,19 +283,19 @@ class Objects:
         return self._remove_unlinked(shas)
 
     def collect(self) -> int:
-        """Remove objects that no view has and downloads that nobody is at; the bytes freed."""
+        """Garbage collection: remove objects without a view and abandoned downloads. Returns the bytes freed."""
         freed = self._remove_unlinked({row.sha256 for row in self.index.objects() if not row.is_pinned})
         return freed + self._drop_abandoned()
 
     def _drop_abandoned(self) -> int:
-        """Remove downloads that nobody is at; the bytes freed."""
+        """Remove downloads that no process continues. Returns the bytes freed."""
         freed = 0
         for path in self.parts.iterdir():
             fd = try_lock(self.lock_of(f"fetch-{path.stem}"))
             if fd is None:
                 continue
             try:
-                # Who was at it may have ended it meanwhile.
+                # Its process may have finished it meanwhile.
                 with contextlib.suppress(FileNotFoundError):
                     freed += path.stat().st_blocks * 512
                     path.unlink()
@@ -307,3 +307,12 @@ class Objects:
         linked = {sha for _, _, sha in self.index.links()}
         sizes = {row.sha256: row.size_bytes for row in self.index.objects()}
         return sum(sizes.get(sha, 0) for sha in sorted(set(shas) - linked) if self.remove(sha))
+
+
+def _allocated_bytes(folder: Path) -> int:
+    """Bytes on disk of the files in the folder."""
+    total = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total

@@ -1,4 +1,4 @@
-"""The one entry for workers and the command line: references in, paths to load from out."""
+"""The weight store: references in, paths to load from out. The entry for workers and the command line."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from typing import Any
 
 from fanlight.errors import Conflict, FanlightError
 from services.kernel.logs import get_logger
+from services.weights.errors import disk_errors
 from services.weights.mirror.mirrors import read_mirrors
 from services.weights.planning.plan import FetchPlan, PlannedFile
 from services.weights.planning.planner import FetchPlanner, local_path_of, require_held
@@ -20,12 +21,11 @@ from services.weights.planning.selection import PICKLES, VAE_DECODER, Selection,
 from services.weights.references.catalog import Catalog, shipped, with_folder
 from services.weights.references.manifest import Manifest
 from services.weights.settings import WeightsSettings
-from services.weights.store.fetching import FileFetcher, Placed
+from services.weights.store.fetching import FileFetcher, PlacedFile
 from services.weights.store.index import HeldModel, held_models
 from services.weights.store.objects import Objects
 from services.weights.transfer.download import DownloadProgress, ProgressTally
 from services.weights.transfer.pacing import DownloadLimits, DownloadTools, Pacer, Traffic
-from services.weights.transfer.partial import disk_errors
 from services.weights.transfer.web import Web
 
 A1111_FOLDER = "a1111"
@@ -46,20 +46,20 @@ _FOLDER_OF_KIND = {
 _LORA_MARKS = (".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1")
 _CONTROL_MARKS = ("control_model.", "controlnet_cond_embedding.", "controlnet_down_blocks.")
 _EMBEDDING_NAMES = frozenset({"emb_params", "clip_l", "clip_g", "string_to_param"})
-# What diffusers calls every model alike; the model's own name says more.
+# Names that diffusers gives to every model; the view's name says more.
 _PLAIN_STEMS = frozenset({"diffusion_pytorch_model", "model", "pytorch_lora_weights", "learned_embeds"})
 
 log = get_logger()
 
 IO_THREADS = 4
-# Files of one model that are fetched at the same time; each has several connections of its own.
+# Files of one model fetched at the same time; each has several connections of its own.
 FILES_AT_ONCE = 3
 MAX_PLANS = 3
 ANNOTATOR = "annotator"
 
 
 def a1111_path(kind: str, view: str, link: str, tensors: Sequence[str]) -> str:
-    """The path of a model that is one file, below A1111_FOLDER; empty where it is none that has a place there."""
+    """The path, below A1111_FOLDER, where the A1111 web UI looks for a model of one file; empty if there is none."""
     folder = _a1111_folder(kind, tensors)
     stem, _, ending = link.rpartition("/")[2].rpartition(".")
     name = view.rpartition("/")[2] if stem in _PLAIN_STEMS else stem
@@ -67,7 +67,7 @@ def a1111_path(kind: str, view: str, link: str, tensors: Sequence[str]) -> str:
 
 
 def _a1111_folder(kind: str, tensors: Iterable[str]) -> str:
-    """By what is in it; what the source calls it is asked where that says nothing."""
+    """Determined by the tensor names; by the source's kind if they do not tell."""
     names = set(tensors)
     if is_single_file(names):
         return CHECKPOINTS
@@ -84,7 +84,7 @@ def _a1111_folder(kind: str, tensors: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """`path` is the view's folder, or the file where the reference comes to one file (never for annotators)."""
+    """`path` is the view's folder, or the file if the reference is a single file (never for annotators)."""
 
     reference: str
     path: Path
@@ -151,14 +151,14 @@ class WeightStore:
             try:
                 yield cls(settings, objects, tools, catalog)
             finally:
-                await _flushed(traffic)
+                await _flush_traffic(traffic)
                 await web.close()
 
     @property
     def catalog(self) -> Catalog:
         return self._planner.catalog
 
-    def wish(self, pipeline: str = "", *, safety_checker: bool = False, precision: str = "fp16") -> Selection:
+    def selection(self, pipeline: str = "", *, safety_checker: bool = False, precision: str = "fp16") -> Selection:
         return Selection(
             pipeline=pipeline,
             safety_checker=safety_checker,
@@ -167,70 +167,70 @@ class WeightStore:
             pinned_pickles=self.catalog.pinned_pickles(),
         )
 
-    async def plan(self, texts: Sequence[str], wish: Selection, *, sha256: str = "") -> list[FetchPlan]:
-        """What would be fetched for these references and profiles, and why. Nothing is fetched."""
+    async def plan(self, texts: Sequence[str], selection: Selection, *, sha256: str = "") -> list[FetchPlan]:
+        """Plan what fetching these references and profiles would download, and why. Nothing is downloaded."""
         names = self.catalog.expand(texts)
-        return [await self._planner.plan(name, wish, sha256 if len(names) == 1 else "") for name in names]
+        return [await self._planner.plan(name, selection, sha256 if len(names) == 1 else "") for name in names]
 
     async def ensure(
         self, text: str, pipeline: str = "", *, report: Callable[[DownloadProgress], None] = lambda progress: None
     ) -> Path:
-        """The path to load the reference from, for this pipeline; fetched first where it is not held."""
-        return (await self.fetch(text, self.wish(pipeline), report=report)).path
+        """The path to load the reference from, for this pipeline; fetched first if it is not held."""
+        return (await self.fetch(text, self.selection(pipeline), report=report)).path
 
     @contextlib.asynccontextmanager
     async def acquire(
         self, text: str, pipeline: str = "", *, report: Callable[[DownloadProgress], None] = lambda progress: None
     ) -> AsyncIterator[Path]:
-        """As `ensure`, and nothing of it is evicted while this is open."""
+        """As `ensure`, protected from eviction while this is open."""
         for _ in range(MAX_PLANS):
-            fetched = await self.fetch(text, self.wish(pipeline), report=report)
+            fetched = await self.fetch(text, self.selection(pipeline), report=report)
             with self.objects.using(fetched.objects) as is_whole:
                 if is_whole:
                     yield fetched.path
                     return
-        raise Conflict(f"{text} was evicted as often as it was fetched")
+        raise Conflict(f"{text} was evicted {MAX_PLANS} times, right after each fetch")
 
     async def fetch(
         self,
         text: str,
-        wish: Selection,
+        selection: Selection,
         *,
         sha256: str = "",
         report: Callable[[DownloadProgress], None] = lambda progress: None,
     ) -> Fetched:
-        """As `ensure`, and tells what it took."""
+        """As `ensure`, and returns what was downloaded."""
         for _ in range(MAX_PLANS):
-            plan = await self._planner.plan(text, wish, sha256)
+            plan = await self._planner.plan(text, selection, sha256)
             if place := local_path_of(text, plan.manifest):
                 return Fetched(reference=text, path=place, size_bytes=plan.held_bytes, downloaded_bytes=0)
             if self._settings.offline:
                 require_held(text, plan)
             with contextlib.suppress(Conflict):
-                return await self._carry_out(text, plan, wish, report)
-        raise Conflict(f"{text}: what was held was evicted {MAX_PLANS} times while it was fetched")
+                return await self._carry_out(text, plan, selection, report)
+        raise Conflict(f"{text}: objects were evicted {MAX_PLANS} times during the fetch")
 
     async def _carry_out(
-        self, text: str, plan: FetchPlan, wish: Selection, report: Callable[[DownloadProgress], None]
+        self, text: str, plan: FetchPlan, selection: Selection, report: Callable[[DownloadProgress], None]
     ) -> Fetched:
         tally = ProgressTally(reference=text, fetch_bytes=plan.fetch_bytes, report=report)
         fetching = FileFetcher(
-            objects=self.objects, tools=self._tools, resolver=self._planner.resolver, report=tally.tell
+            objects=self.objects, tools=self._tools, resolver=self._planner.resolver, report=tally.update
         )
         gate = asyncio.Semaphore(FILES_AT_ONCE)
         with contextlib.ExitStack() as in_use:
 
-            async def place(item: PlannedFile) -> Placed:
+            async def place(item: PlannedFile) -> PlacedFile:
                 async with gate:
-                    placed = await fetching.fetch(plan, item, wish)
-                # From now on, room for the plan's other files is not made by evicting this one.
+                    placed = await fetching.fetch(plan, item, selection)
+                # From now on, this file is not evicted to make space for the plan's other files.
                 if not in_use.enter_context(self.objects.using(sha for _, sha in placed.links)):
-                    raise Conflict(f"{item.file.path} was evicted as soon as it was there")
+                    raise Conflict(f"{item.file.path} was evicted right after its fetch")
                 return placed
 
             held = [item.file.sha256 for item in plan.files if item.tensors is None and not item.fetch_bytes]
             in_use.enter_context(self.objects.using(await self._tools.run(self._names, held)))
-            placed = await _gather(place(item) for item in plan.files)
+            placed = await _all_or_first_error(place(item) for item in plan.files)
             links = [link for p in placed for link in p.links]
             with disk_errors(text):
                 path = await self._tools.run(self._link, text, plan, links)
@@ -251,7 +251,7 @@ class WeightStore:
         self.objects.index.remember_manifest(text, plan.manifest)
         self._link_for_a1111(plan.manifest, links)
         first = folder / links[0][0]
-        # Annotators are loaded by their folder, however many files they have.
+        # Annotators are loaded from their folder, however many files they have.
         if plan.manifest.kind == ANNOTATOR:
             return folder
         if plan.manifest.is_chosen and len(links) == 1:
@@ -261,49 +261,49 @@ class WeightStore:
         return first.parent if is_one_checkpoint else folder
 
     def _link_for_a1111(self, manifest: Manifest, links: list[tuple[str, str]]) -> None:
-        """A model that is one file stands where the A1111 web UI looks, too."""
+        """Link a model of one file where the A1111 web UI looks for it, too."""
         models = [(link, sha) for link, sha in links if link.endswith((".safetensors", *PICKLES))]
         if len(models) != 1 or manifest.kind == ANNOTATOR:
             return
         (link, sha), table = models[0], self.objects.index.table(models[0][1])
         place = a1111_path(manifest.kind, manifest.view, link, [t.name for t in table.tensors] if table else ())
         if place:
-            self.objects.link_also(f"{A1111_FOLDER}/{place}", manifest.view, sha)
+            self.objects.link_alias(f"{A1111_FOLDER}/{place}", manifest.view, sha)
 
     @property
     def link_bps(self) -> float:
-        """What the link has lately given, in bits a second; 0 until something large was fetched."""
+        """Measured goodput of the link, in bits per second; 0 until something large was fetched."""
         return self._tools.link.bps
 
     async def inventory(self) -> list[HeldModel]:
-        """Every view that has all its files."""
+        """Every view with all its files."""
         return await self._tools.run(held_models, self.objects.index)
 
     async def run(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Blocking work on the objects, off the event loop."""
+        """Run blocking work on the objects, off the event loop."""
         return await self._tools.run(work, *args)
 
 
-async def _flushed(traffic: Traffic) -> None:
-    """On a disk that is full the count is lost, and not the error that says so."""
+async def _flush_traffic(traffic: Traffic) -> None:
+    """On a full disk the count is lost, rather than the error that reports the full disk."""
     try:
         await traffic.flush()
     except sqlite3.Error as error:
         log.warning("weights_traffic_lost", why=str(error))
 
 
-async def _gather(works: Iterable[Coroutine[Any, Any, Placed]]) -> list[Placed]:
-    """All of them, or the first error once the others have been let go."""
+async def _all_or_first_error(works: Iterable[Coroutine[Any, Any, PlacedFile]]) -> list[PlacedFile]:
+    """All results, or the first error after the others were cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]
     except BaseExceptionGroup as errors:
-        raise _first(errors) from errors
+        raise _first_error(errors) from errors
     return [task.result() for task in tasks]
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first of our own errors; the whole group where there is none."""
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of our own errors; the whole group if there is none."""
     ours, _ = group.split(FanlightError)
     error: BaseException = ours or group
     while ours and isinstance(error, BaseExceptionGroup):

@@ -1,11 +1,11 @@
-"""One file from one of its sources into a part on disk: ranges in parallel, resumed, checked. Knows no manifest."""
+"""Download one file from one of its sources: parallel ranges, resume, digests checked. Knows no manifest, no store."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial as bind
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from fanlight.errors import FanlightError, NotFound
 from services.kernel.logs import get_logger
@@ -16,18 +16,17 @@ from services.weights.errors import (
     TokenRefused,
     Transient,
     WrongBytes,
-    tell,
+    combine_failures,
 )
 from services.weights.references.manifest import ByteSpan
 from services.weights.references.tensors import Digested, FileDigests
 from services.weights.transfer.pacing import DownloadTools, Meter
 from services.weights.transfer.parallel import ParallelDownload
-from services.weights.transfer.partial import FileSegment, Layout, Partial, whole
+from services.weights.transfer.partial import FileSegment, Layout, Partial, whole_file_layout
 from services.weights.transfer.web import RemoteFile
 
 log = get_logger()
 
-T = TypeVar("T")
 STEP_BYTES = 8 * 1024 * 1024
 FLUSH_BYTES = 256 * 1024
 MAX_RESTARTS = 3
@@ -35,7 +34,7 @@ MAX_RESTARTS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadProgress:
-    """How a download stands; `seconds_left` is None while unknown. `whole` is all files of the reference together."""
+    """Progress of one file; `seconds_left` is None while unknown. `whole`: all files of the reference together."""
 
     reference: str
     path: str
@@ -52,7 +51,7 @@ class DownloadProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpanDigest:
-    """sha256 of bytes of the download: a tensor's or a chunk's."""
+    """sha256 of a span of the download: a tensor or a chunk."""
 
     span: ByteSpan
     sha256: str
@@ -60,9 +59,9 @@ class SpanDigest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadTarget:
-    """What is downloaded. `segments` are the wanted parts of the source, None is all of it.
+    """What to download. `segments`: the needed parts of the source file, None for all of it.
 
-    `size_bytes` is the source's whole size, None where only the source knows it; `sha256` is empty where nobody does.
+    `size_bytes` is the size of the source file, None if only the source knows it; `sha256` is empty if unknown.
     """
 
     reference: str
@@ -72,7 +71,7 @@ class DownloadTarget:
     size_bytes: int | None
     sha256: str = ""
     segments: tuple[FileSegment, ...] | None = None
-    # Tells downloads of the same thing in different forms apart.
+    # Distinguishes downloads of the same file in different forms.
     form: str = ""
     digests: tuple[SpanDigest, ...] = ()
 
@@ -83,9 +82,9 @@ class DownloadTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Downloaded:
-    """`source` is the source's place in the list, `etag` its own; `downloaded_bytes` came over the link this time.
+    """`source` is the index of the source, `etag` its ETag; `downloaded_bytes` excludes bytes of earlier attempts.
 
-    `digested` is None where only parts of a file were wanted.
+    `digested` is None if only parts of a file were downloaded.
     """
 
     path: Path
@@ -97,14 +96,14 @@ class Downloaded:
 
 @dataclass(slots=True, kw_only=True)
 class ProgressTally:
-    """Adds up the downloads of one reference; each report is passed on with the sum as its `whole`."""
+    """Sums the progress of all files of one reference; passes each report on with the sum as its `whole`."""
 
     reference: str
     fetch_bytes: int
     report: Callable[[DownloadProgress], None]
     _files: dict[str, DownloadProgress] = field(default_factory=dict)
 
-    def tell(self, progress: DownloadProgress) -> None:
+    def update(self, progress: DownloadProgress) -> None:
         self._files[progress.path] = progress
         files = self._files.values()
         active = [f for f in files if f.done_bytes < f.total_bytes]
@@ -120,7 +119,7 @@ class ProgressTally:
 
 
 class DownloadFollower(Protocol):
-    """What goes along behind a download, and says at its end whether the bytes are right."""
+    """Reads a download's bytes while it runs, and checks them at its end."""
 
     def advance(self) -> None: ...
 
@@ -130,7 +129,7 @@ class DownloadFollower(Protocol):
 
 
 class StreamingHasher:
-    """Digests what is there without a gap from the first byte, and has it written, while the rest is still coming."""
+    """Digests the contiguous bytes from the start while the rest still arrives, and starts writing them to disk."""
 
     def __init__(self, part: Partial, tools: DownloadTools, *, is_safetensors: bool) -> None:
         self._part = part
@@ -157,13 +156,13 @@ class StreamingHasher:
         return self._digests.finish()
 
     async def stop(self) -> None:
-        """Let no thread read the part any more."""
+        """Wait until no thread reads the part."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
 
 def drop_wrong(part: Partial, digests: Sequence[SpanDigest]) -> int:
-    """Count the spans whose bytes are not those of their digests as missing again; how many there were."""
+    """Mark spans with a wrong digest as missing again; returns how many."""
     bad = [d.span for d in digests if part.digest(d.span) != d.sha256]
     for span in bad:
         part.drop(span)
@@ -181,7 +180,7 @@ class Download:
         *,
         follow: Callable[[Partial], DownloadFollower] | None = None,
     ) -> None:
-        """`follow` makes what checks the bytes in place of the target's own digests."""
+        """`follow` creates a follower that checks the bytes instead of the target's digests."""
         self._target = target
         self._tools = tools
         self._report = report
@@ -192,7 +191,7 @@ class Download:
         self._follower: DownloadFollower | None = None
 
     async def run(self) -> Downloaded:
-        """A verified part, or one error that tells why no source gave it."""
+        """A verified part, or one error with the reasons of all sources."""
         failures: list[FanlightError] = []
         for number, url in enumerate(self._target.urls):
             is_last = number == len(self._target.urls) - 1
@@ -201,15 +200,15 @@ class Download:
             except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
                 log.warning("weights_source_failed", path=self._target.path, why=error.message, is_last=is_last)
                 failures.append(error)
-        raise tell(self._target.reference, failures)
+        raise combine_failures(self._target.reference, failures)
 
     async def _from_source(self, url: str, number: int, *, is_last: bool) -> Downloaded:
-        """A source may change under the download, or have spoilt a part begun elsewhere: then all of it again."""
+        """Restarts if the file changes at the source, or if bytes resumed from another source turn out wrong."""
         for attempt in range(MAX_RESTARTS):
-            ask = self._tools.web.probe if attempt else self._tools.web.probed
-            # Before a byte has come nobody knows whether anybody is there.
-            patience = self._tools.retry if self._downloaded else self._tools.retry_probe
-            remote = await patience(bind(ask, url))
+            probe = self._tools.web.probe if attempt else self._tools.web.probed
+            # Before the first byte, give up soon on a server that cannot be reached.
+            retry = self._tools.retry if self._downloaded else self._tools.retry_probe
+            remote = await retry(bind(probe, url))
             layout = self._check(remote)
             part = await self._tools.run(self._open, layout, self._identity(remote))
             try:
@@ -233,20 +232,20 @@ class Download:
                 if self._follower:
                     await self._follower.stop()
                 part.close()
-        raise SourceFailed(f"{self._source} changed or was wrong {MAX_RESTARTS} times")
+        raise SourceFailed(f"{self._source} changed or sent wrong bytes {MAX_RESTARTS} times")
 
     def _check(self, remote: RemoteFile) -> Layout:
         target, host = self._target, remote.url.split("/")[2]
         if remote.size_bytes is None:
-            raise SourceFailed(f"{host} tells no length")
+            raise SourceFailed(f"{host} sends no length")
         if target.size_bytes is not None and remote.size_bytes != target.size_bytes:
             raise WrongBytes(f"{host} has {remote.size_bytes} bytes instead of {target.size_bytes}")
         if target.sha256 and remote.sha256 and remote.sha256 != target.sha256:
-            raise WrongBytes(f"{host} says itself that it has another file: sha256 {remote.sha256}")
-        return Layout(segments=target.segments) if target.segments else whole(remote.size_bytes)
+            raise WrongBytes(f"{host} has a different file: sha256 {remote.sha256}")
+        return Layout(segments=target.segments) if target.segments else whole_file_layout(remote.size_bytes)
 
     def _identity(self, remote: RemoteFile) -> str:
-        """Without a digest, only bytes of one and the same version may be put together."""
+        """Without a digest, only bytes of the same version of the file may be combined."""
         if self._target.is_pinned:
             return f"{self._target.key}{self._target.form}"
         return f"{remote.url.split('?')[0]} {remote.etag}"
@@ -259,19 +258,19 @@ class Download:
 
     async def _fill(self, part: Partial, layout: Layout, url: str, remote: RemoteFile, *, is_last: bool) -> None:
         self._source, self._meter = remote.url.split("/")[2], Meter()
-        self._follower = self._following(part)
+        self._follower = self._make_follower(part)
         if not self._target.is_pinned and not remote.etag and part.resumed_bytes:
-            # Nothing tells whether it is still the same file.
+            # There is no way to know whether it is still the same file.
             await self._tools.run(part.restart)
         if not remote.has_ranges:
             await self._stream(part, url, remote)
             return
         try:
-            await self._filling(part, layout, url, remote, is_last=is_last).run()
+            await self._parallel(part, layout, url, remote, is_last=is_last).run()
         except NoRanges:
             await self._stream(part, url, remote)
 
-    def _filling(
+    def _parallel(
         self, part: Partial, layout: Layout, url: str, remote: RemoteFile, *, is_last: bool
     ) -> ParallelDownload:
         limits = self._tools.limits
@@ -283,16 +282,16 @@ class Download:
             url=url,
             remote=remote,
             meter=self._meter,
-            most_connections=limits.connections,
-            most_piece_bytes=limits.piece_bytes,
+            max_connections=limits.connections,
+            max_piece_bytes=limits.piece_bytes,
             slow_bps=0 if is_last else limits.slow_bps,
             now_s=self._tools.now_s,
         )
 
     async def _stream(self, part: Partial, url: str, remote: RemoteFile) -> None:
-        """From the first byte on, over and over until it is all there."""
+        """Download from the first byte in one request, retried until complete."""
         if self._target.segments:
-            raise SourceFailed(f"{self._source} sends no ranges, and only a part of the file is wanted")
+            raise SourceFailed(f"{self._source} does not support ranges, and only a part of the file is needed")
 
         async def once() -> None:
             async with self._tools.web.stream(url, remote) as blocks:
@@ -302,7 +301,7 @@ class Download:
             await self._tools.retry(once, lambda: part.map.done_bytes)
 
     async def write(self, part: Partial, span: ByteSpan, blocks: AsyncIterator[bytes]) -> None:
-        """Write what comes for the span, leaving out what is there already; also what came before a failure."""
+        """Write the arriving bytes of the span, except those already there; also those before a failure."""
         at, buffer = span.begin, bytearray()
         try:
             async for block in blocks:
@@ -328,11 +327,11 @@ class Download:
         self._tools.link.note(len(buffer), now_s)
         if self._follower:
             self._follower.advance()
-        self._tell(part, now_s)
+        self._report_progress(part, now_s)
         await self._tools.count(len(buffer))
         return end
 
-    def _tell(self, part: Partial, now_s: float) -> None:
+    def _report_progress(self, part: Partial, now_s: float) -> None:
         target = self._target
         self._report(
             DownloadProgress(
@@ -345,28 +344,29 @@ class Download:
             )
         )
 
-    async def pause(self, failures: int, error: Transient) -> None:
+    async def back_off(self, failures: int, error: Transient) -> None:
         await self._tools.back_off(failures, error)
 
-    def _following(self, part: Partial) -> DownloadFollower | None:
+    def _make_follower(self, part: Partial) -> DownloadFollower | None:
         if self._follow is not None:
             return self._follow(part)
         if self._target.segments is not None:
             return None
         return StreamingHasher(part, self._tools, is_safetensors=self._target.path.endswith(".safetensors"))
 
-    async def _verify(self, part: Partial, said_sha256: str) -> Digested | None:
-        """The digests of the part; what is wrong is dropped. Where nothing is pinned, the source's own word is held
-        against it. WrongBytes.
+    async def _verify(self, part: Partial, reported_sha256: str) -> Digested | None:
+        """The digests of the part. WrongBytes, after wrong spans are dropped.
+
+        Without a pinned sha256, the one that the source itself reports is compared.
         """
         digests = self._target.digests if self._follow is None else ()
         bad = await self._tools.run(drop_wrong, part, digests)
         if bad:
-            raise WrongBytes(f"{self._source} sent {bad} of {len(digests)} chunks or tensors wrong")
+            raise WrongBytes(f"{self._source} sent {bad} of {len(digests)} chunks or tensors with wrong bytes")
         if self._follower is None:
             return None
         digested = await self._follower.finish()
-        expected = self._target.sha256 or said_sha256
+        expected = self._target.sha256 or reported_sha256
         if digested and self._follow is None and expected and digested.sha256 != expected:
             raise WrongBytes(f"sha256 is {digested.sha256} instead of {expected} ({self._source})")
         return digested

@@ -1,4 +1,7 @@
-"""How fast and how much may be fetched. The arithmetic is pure; clocks and sleeping are passed in."""
+"""How fast and how much may be downloaded, and how often it is retried. Clocks, sleep and randomness are passed in.
+
+Token buckets cap the link across processes, a daily cap the bytes; retries use exponential back-off.
+"""
 
 import asyncio
 import fcntl
@@ -25,11 +28,11 @@ from services.weights.transfer.web import Web
 BURST_S = 0.25
 _BUCKET = struct.Struct("<dd")
 MAX_BACKOFF_S = 30.0
-# The link is measured in stretches of so long; after a pause of IDLE_S a new one begins.
+# The link is measured in stretches of WINDOW_S; a new one begins after a pause of IDLE_S.
 WINDOW_S = 1.0
 IDLE_S = 5.0
 LATEST_WEIGHT = 0.2
-# A server may ask to be left alone; longer than this the next source is tried.
+# With a longer Retry-After than this, the next source is tried.
 MAX_RETRY_AFTER_S = 120.0
 COUNT_STEP_BYTES = 4 * 1024 * 1024
 DAY_S = 86_400
@@ -37,22 +40,22 @@ DAY_S = 86_400
 log = get_logger()
 
 T = TypeVar("T")
-# Bytes that must have come between two failures for the second to count as a first one.
+# After this many bytes of progress, the next failure counts as the first one again.
 ENOUGH_BYTES = 16 * 1024
-# How often somebody is asked again who cannot be reached, before anything of a file has come.
+# Retries of a server that cannot be reached, before any byte of a file has arrived.
 MAX_UNREACHABLE_RETRIES = 3
 
 
 @dataclass(slots=True)
 class TokenBucket:
-    """Tokens that refill at `rate` a second, at most `BURST_S` worth of them; a debt is waited for."""
+    """Bytes refill at `rate` per second, up to a burst of `BURST_S`; a negative level is waited for."""
 
     rate: float
     level: float = 0.0
     at_s: float = 0.0
 
     def take(self, count: int, now_s: float) -> float:
-        """Take so many tokens; the seconds to wait for it."""
+        """Take `count` bytes; returns the seconds to wait."""
         self.level = min(self.rate * BURST_S, self.level + (now_s - self.at_s) * self.rate)
         self.at_s = now_s
         self.level -= count
@@ -61,19 +64,19 @@ class TokenBucket:
 
 @dataclass(slots=True)
 class SharedTokenBucket:
-    """A bucket in a file, for all processes of a machine. `now_s` must be a clock that they share."""
+    """A token bucket in a file, shared by all processes of a machine. `now_s` must be a clock that they share."""
 
     rate: float
     path: Path
 
     def take(self, count: int, now_s: float) -> float:
-        """As Bucket.take. Blocks for as long as another process reads and writes two numbers."""
+        """As TokenBucket.take. Blocks while another process reads and writes two numbers."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             data = os.pread(fd, _BUCKET.size, 0)
             level, at_s = _BUCKET.unpack(data) if len(data) == _BUCKET.size else (0.0, now_s)
-            # A clock that went back has begun anew with the machine.
+            # The clock restarts with the machine: an earlier time than the file's means a restart.
             bucket = (
                 TokenBucket(rate=self.rate, level=level, at_s=at_s)
                 if at_s <= now_s
@@ -88,7 +91,7 @@ class SharedTokenBucket:
 
 @dataclass(slots=True)
 class Pacer:
-    """A cap on the bytes of all processes that share the file. No cap when `bits_per_s` is 0."""
+    """A bandwidth cap for all processes that share the file. No cap if `bits_per_s` is 0."""
 
     bits_per_s: int
     now_s: Callable[[], float]
@@ -127,7 +130,7 @@ class Meter:
         return (self._total - self._marks[0][1]) / (now_s - self._marks[0][0])
 
     def is_slower(self, bits_per_s: float, now_s: float) -> bool:
-        """Whether a full window has passed and less came than that."""
+        """Whether the rate over a full window was lower."""
         if not self._marks or now_s - self._marks[0][0] < self.window_s * 0.8:
             return False
         return self.bytes_per_s(now_s) * 8 < bits_per_s
@@ -207,7 +210,7 @@ class DownloadLimits:
 
 @dataclass(slots=True, kw_only=True)
 class DownloadTools:
-    """What every download shares. `count` counts bytes off the link, and raises when a day's are used up."""
+    """What all downloads share. `count` counts downloaded bytes and raises DailyCapReached at the daily cap."""
 
     web: Web
     io: Executor

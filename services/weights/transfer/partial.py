@@ -1,16 +1,14 @@
-"""A download on disk: `KEY.part` holds its bytes, `KEY.map` says which of them are there. Blocking.
+"""A resumable download on disk: `KEY.part` has its bytes, `KEY.map` is the journal of which bytes are there. Blocking.
 
-The map is a journal: a line that says what is downloaded, then fixed records, each with a checksum, appended after
-the bytes they speak of. A process killed at any moment leaves both files usable; a torn last record is ignored.
+The journal is one header line, then fixed-size records with checksums, each appended after the bytes that it is about.
+A process killed at any moment leaves both files usable for resume; a torn last record is ignored. Knows no network.
 """
 
-import contextlib
 import ctypes
 import errno
 import hashlib
 import json
 import os
-import sqlite3
 import struct
 import zlib
 from bisect import bisect_right
@@ -19,8 +17,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from fanlight.errors import NodeFault
-from services.weights.errors import DiskFull
 from services.weights.references.manifest import ByteSpan, merge
 from services.weights.references.tensors import READ_BYTES
 
@@ -34,7 +30,7 @@ _ADD, _DROP = 1, 2
 
 @dataclass(slots=True)
 class ChunkMap:
-    """Bytes 0 to `size` as done, in flight, or missing. `done` are disjoint, sorted spans that never touch."""
+    """Which bytes of 0 to `size` are done, in flight or missing. `done`: sorted, disjoint spans that never touch."""
 
     size: int
     done: list[ByteSpan] = field(default_factory=list)
@@ -45,8 +41,8 @@ class ChunkMap:
         return sum(map(len, self.done))
 
     @property
-    def unasked_bytes(self) -> int:
-        """What is neither done nor in flight."""
+    def unrequested_bytes(self) -> int:
+        """Bytes neither done nor in flight."""
         return sum(map(len, self.missing()))
 
     @property
@@ -55,13 +51,13 @@ class ChunkMap:
 
     @property
     def frontier(self) -> int:
-        """The first byte that is not here."""
+        """The offset of the first byte that is not done."""
         return self.done[0].end if self.done and self.done[0].begin == 0 else 0
 
     def add(self, begin: int, end: int) -> None:
-        """Count these bytes as done; once more does no harm."""
+        """Mark these bytes as done; idempotent."""
         if not 0 <= begin <= end <= self.size:
-            raise ValueError(f"{begin}..{end} is not within {self.size}")
+            raise ValueError(f"{begin}..{end} is outside 0..{self.size}")
         if begin == end:
             return
         first = bisect_right(self.done, begin, key=lambda s: s.end)
@@ -74,7 +70,7 @@ class ChunkMap:
         self.done[first:last] = [ByteSpan(begin, end)]
 
     def drop(self, begin: int, end: int) -> None:
-        """Count these bytes as missing: they were wrong."""
+        """Mark these bytes as missing: they were wrong."""
         if begin >= end:
             return
         kept: list[ByteSpan] = []
@@ -84,11 +80,11 @@ class ChunkMap:
         self.done = [span for span in kept if span.begin < span.end]
 
     def missing(self) -> Iterator[ByteSpan]:
-        """What is neither done nor in flight, from the front."""
+        """Spans neither done nor in flight, in order."""
         yield from gaps(merge([*self.done, *self.flights]), self.size)
 
     def take(self, wanted_bytes: int, borders: Iterable[int] = ()) -> ByteSpan | None:
-        """The next piece to fetch, now in flight; None when there is none. It crosses none of the borders."""
+        """Take the next piece to fetch and mark it in flight; None if nothing is missing. It crosses no border."""
         span = next(self.missing(), None)
         if span is None:
             return None
@@ -97,13 +93,13 @@ class ChunkMap:
         self.flights.append(piece)
         return piece
 
-    def land(self, piece: ByteSpan) -> None:
-        """The piece is no longer in flight; what of it was done has been added, the rest is missing again."""
+    def release(self, piece: ByteSpan) -> None:
+        """The piece is no longer in flight; bytes of it that were not added are missing again."""
         self.flights.remove(piece)
 
 
 def gaps(spans: Iterable[ByteSpan], size: int) -> Iterator[ByteSpan]:
-    """What of 0 to `size` the sorted spans leave out."""
+    """The spans of 0 to `size` that the sorted spans do not cover."""
     at = 0
     for span in spans:
         if span.begin > at:
@@ -114,9 +110,9 @@ def gaps(spans: Iterable[ByteSpan], size: int) -> Iterator[ByteSpan]:
 
 
 def piece_bytes(*, left: int, connections: int, bytes_per_s: float, largest: int) -> int:
-    """How much one request asks for, of `left` bytes that nobody has asked for.
+    """Bytes to request at once, of `left` bytes that are not requested yet.
 
-    What a connection gets in PIECE_S; the less is left the smaller, so that all connections end together.
+    What one connection receives in PIECE_S; smaller towards the end, so that all connections finish together.
     """
     by_rate = int(PIECE_S * bytes_per_s / connections)
     return max(MIN_PIECE_BYTES, min(largest, by_rate, left // (2 * connections)))
@@ -124,7 +120,7 @@ def piece_bytes(*, left: int, connections: int, bytes_per_s: float, largest: int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSegment:
-    """Bytes `begin` to `end` of the source, which lie at `at` in the download."""
+    """Bytes `begin` to `end` of the source file, at offset `at` of the download."""
 
     at: int
     begin: int
@@ -133,7 +129,7 @@ class FileSegment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How the bytes of a download lie in its source: one segment for a whole file, several for single tensors."""
+    """Where a download's bytes are in its source file: one segment for a whole file, several for single tensors."""
 
     segments: tuple[FileSegment, ...]
 
@@ -146,23 +142,23 @@ class Layout:
         return tuple(s.at for s in self.segments[1:])
 
     def to_source(self, offset: int) -> int:
-        """Where in the source the byte at `offset` of the download lies."""
+        """The source offset of the byte at `offset` of the download."""
         index = bisect_right(self.segments, offset, key=lambda s: s.at) - 1
         segment = self.segments[index]
         return segment.begin + offset - segment.at
 
     def to_download(self, begin: int) -> int:
-        """Where in the download the source's byte `begin` lies."""
+        """The download offset of the source's byte `begin`."""
         segment = next(s for s in self.segments if s.begin <= begin < s.end or s.begin == begin)
         return segment.at + begin - segment.begin
 
 
-def whole(size: int) -> Layout:
+def whole_file_layout(size: int) -> Layout:
     return Layout(segments=(FileSegment(at=0, begin=0, end=size),))
 
 
-def of_spans(spans: Iterable[ByteSpan]) -> Layout:
-    """The layout for these parts of a source, neighbours joined."""
+def layout_of_spans(spans: Iterable[ByteSpan]) -> Layout:
+    """The layout for these spans of a source, adjacent spans joined."""
     segments, at = [], 0
     for span in merge(spans):
         segments.append(FileSegment(at=at, begin=span.begin, end=span.end))
@@ -170,15 +166,8 @@ def of_spans(spans: Iterable[ByteSpan]) -> Layout:
     return Layout(segments=tuple(segments))
 
 
-def bytes_in(folder: Path) -> int:
-    total = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_blocks * 512
-    return total
-
-
 def sync(path: Path) -> None:
+    """fsync a file or a folder."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -188,7 +177,7 @@ def sync(path: Path) -> None:
 
 @cache
 def _sync_file_range() -> Callable[..., int] | None:
-    """Linux's; None elsewhere."""
+    """The Linux system call; None on other systems."""
     found = getattr(ctypes.CDLL(None), "sync_file_range", None)
     if found is not None:
         found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -196,27 +185,10 @@ def _sync_file_range() -> Callable[..., int] | None:
 
 
 def begin_writing(fd: int, offset: int, count: int) -> None:
-    """Ask the system to write the bytes to the disk from now on; waits for nothing, promises nothing."""
+    """Start writing the bytes to the disk; does not wait and guarantees nothing."""
     call = _sync_file_range()
     if call is not None:
         call(fd, offset, count, SYNC_FILE_RANGE_WRITE)
-
-
-@contextlib.contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Tell a full disk apart from a broken one, and say for what it was too full."""
-    try:
-        yield
-    except DiskFull as error:
-        raise DiskFull(f"{what}: {error.message}", retry_after_s=error.retry_after_s) from error
-    except sqlite3.OperationalError as error:
-        if "full" in str(error):
-            raise DiskFull(f"the disk is full while fetching {what}") from error
-        raise NodeFault(f"{what}: the store's index cannot be written ({error}); is the disk full?") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"the disk is full while fetching {what}") from error
-        raise
 
 
 def journal_of(folder: Path, key: str) -> Path:
@@ -224,7 +196,7 @@ def journal_of(folder: Path, key: str) -> Path:
 
 
 def replay(map_: ChunkMap, record: bytes) -> bool:
-    """Do to the map what the record says; False for one that is torn or wrong."""
+    """Apply a journal record to the map; False if the record is torn or invalid."""
     kind, begin, end, checksum = _RECORD.unpack(record)
     if checksum != zlib.crc32(record[:-4]) or not 0 <= begin <= end <= map_.size:
         return False
@@ -233,6 +205,8 @@ def replay(map_: ChunkMap, record: bytes) -> bool:
 
 
 class Partial:
+    """The part file and journal of one download. `identity`: bytes are resumed only if it is the same as before."""
+
     def __init__(self, folder: Path, key: str, *, size: int, identity: str) -> None:
         self.path = folder / f"{key}.part"
         self._journal_path = journal_of(folder, key)
@@ -262,7 +236,7 @@ class Partial:
         self.resumed_bytes = self.map.done_bytes
 
     def _allocate(self, size: int) -> None:
-        """Take the room now: a disk that fills up says so before the download, not in its middle."""
+        """Allocate the space now: a full disk fails before the download, not in the middle."""
         if not size:
             return
         try:
@@ -273,7 +247,7 @@ class Partial:
             os.ftruncate(self._fd, size)
 
     def restart(self) -> None:
-        """Forget all bytes."""
+        """Discard all bytes."""
         os.ftruncate(self._journal, 0)
         os.write(self._journal, self._head)
         self.map.done = []
@@ -288,7 +262,7 @@ class Partial:
         self._record(_ADD, begin, at)
 
     def note(self, begin: int, end: int) -> None:
-        """The event loop's side of `write`: the map is changed by one thread only."""
+        """Mark written bytes as done. On the event loop: only one thread changes the map."""
         self.map.add(begin, end)
 
     def drop(self, span: ByteSpan) -> None:
@@ -305,7 +279,7 @@ class Partial:
         return digest.hexdigest()
 
     def feed(self, take: Callable[[bytes], object], span: ByteSpan) -> None:
-        """Give the bytes of the span to `take`, block by block."""
+        """Pass the bytes of the span to `take`, block by block."""
         at = span.begin
         while at < span.end:
             block = os.pread(self._fd, min(READ_BYTES, span.end - at), at)
@@ -315,7 +289,7 @@ class Partial:
             at += len(block)
 
     def begin_writing(self, span: ByteSpan) -> None:
-        """Let the disk take these bytes now, so that making them durable at the end takes no time."""
+        """Start writing these bytes to disk now, so that the final fsync is quick."""
         if span.begin < span.end:
             begin_writing(self._fd, span.begin, len(span))
 
@@ -327,7 +301,7 @@ class Partial:
         os.close(self._journal)
 
     def forget(self) -> None:
-        """Remove the map; the part has been published, or is of no use."""
+        """Remove the journal; the part was published or is useless."""
         self._journal_path.unlink(missing_ok=True)
 
     def discard(self) -> None:

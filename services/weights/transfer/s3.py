@@ -1,5 +1,6 @@
-"""S3: addresses that are presigned, so that the same ranges, retries and checks serve them as any other source; listing
-and uploading. Keys come from where AWS tools take them: environment, profile, or the machine's role.
+"""S3: presigned addresses, downloaded like any other source with ranges, retries and checks; listing and uploading.
+
+Credentials come from where AWS tools find them: environment, profile, or the machine's role.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from fanlight.errors import FailedPrecondition, FanlightError, NotFound
 from services.weights.errors import SourceFailed, TokenRefused
 from services.weights.references.references import S3Ref
 
-# Longer than any download that makes sense; one that outlives it is asked for again and goes on.
+# Longer than a sensible download; a download that outlives it gets a new address and continues.
 EXPIRES_S = 12 * 3600
 PART_BYTES = 16 * 1024 * 1024
 MAX_PARTS = 10_000
@@ -29,7 +30,7 @@ async def _client(reference: S3Ref, endpoint: str, region: str) -> AsyncIterator
         from botocore.exceptions import ConnectionError as NoConnection
     except ImportError as error:
         raise FailedPrecondition(f"{reference} needs aiobotocore: pip install 'fanlight[s3]'") from error
-    # Path style: a bucket's name need not be a host's.
+    # Path style: a bucket name need not be a valid host name.
     config = AioConfig(signature_version="s3v4", s3={"addressing_style": "path"} if endpoint else {})
     try:
         async with get_session().create_client(
@@ -55,7 +56,7 @@ def _code(error: Any) -> str:
 
 
 async def presigned(reference: S3Ref, *, endpoint: str, region: str) -> str:
-    """An address that anybody may read the object from for EXPIRES_S. TokenRefused without keys."""
+    """A URL to read the object from without credentials for EXPIRES_S. TokenRefused without keys."""
     async with _client(reference, endpoint, region) as client:
         parameters = {"Bucket": reference.bucket, "Key": reference.key}
         address: str = await client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=EXPIRES_S)
@@ -63,7 +64,7 @@ async def presigned(reference: S3Ref, *, endpoint: str, region: str) -> str:
 
 
 async def listing(reference: S3Ref, *, endpoint: str, region: str, limit: int) -> list[tuple[str, int, str]]:
-    """Key, size and ETag of the objects below the reference's key, at most `limit` and one."""
+    """Key, size and ETag of the objects below the reference's key, at most `limit` + 1."""
     prefix, found = f"{reference.key.rstrip('/')}/", []
     async with _client(reference, endpoint, region) as client:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=reference.bucket, Prefix=prefix)
@@ -75,7 +76,7 @@ async def listing(reference: S3Ref, *, endpoint: str, region: str, limit: int) -
 
 
 async def read(reference: S3Ref, *, endpoint: str, region: str) -> bytes | None:
-    """The object's bytes; None where there is none."""
+    """The object's bytes; None if there is no such object."""
     from botocore.exceptions import ClientError
 
     async with _client(reference, endpoint, region) as client:

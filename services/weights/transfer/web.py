@@ -1,4 +1,4 @@
-"""HTTP for weights: redirects by hand, tokens for their own origin only, answers turned into our errors."""
+"""HTTP client for weights: follows redirects, sends tokens to their own origin only, translates responses to errors."""
 
 import contextlib
 import ssl
@@ -13,7 +13,7 @@ from services.kernel.without import without
 from services.weights.errors import (
     NoRanges,
     NotAllowed,
-    Refused,
+    ServerBusy,
     SourceChanged,
     SourceFailed,
     TokenRefused,
@@ -26,12 +26,12 @@ from services.weights.references.manifest import ByteSpan
 with without("click"):
     import httpx
 
-# A body that is read to its end rather than that its connection is given up.
+# A body up to this size is read to its end, so that the connection can be reused.
 SHORT_BYTES = 16 * 1024
 MAX_REDIRECTS = 6
 MAX_PROBED = 256
 MAX_JSON_BYTES = 64 * 1024 * 1024
-# What lies in a socket's buffer is lost when the process is killed.
+# Bytes in a socket's buffer are lost when the process is killed.
 RECEIVE_BUFFER_BYTES = 256 * 1024
 CONNECT_TIMEOUT_S = 10.0
 USER_AGENT = "fanlight"
@@ -41,9 +41,9 @@ _GONE = (404, 410, 451)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """What a server said of a file: `etag` only where it promises equal bytes; `url` is behind all redirects.
+    """A server's metadata of a file: `etag` only if it is a strong one; `url` is the address after all redirects.
 
-    `is_guarded`: neither this address nor what it leads to may be just any host.
+    `is_guarded`: this address and its redirects may only use allowed hosts.
     """
 
     url: str
@@ -58,20 +58,24 @@ class RemoteFile:
 def check_piece(response: httpx.Response, span: ByteSpan, known: RemoteFile) -> None:
     now, host = remote_of(response), host_of(response.url)
     if response.status_code == 416 or (known.etag and now.etag and now.etag != known.etag):
-        raise SourceChanged(f"{host} has another file than before")
+        raise SourceChanged(f"{host} has a different file than before")
     if response.status_code == 200:
         same = now.etag == known.etag and now.size_bytes == known.size_bytes
-        raise NoRanges(f"{host} sends no ranges") if same else SourceChanged(f"{host} has another file than before")
+        raise (
+            NoRanges(f"{host} does not support ranges")
+            if same
+            else SourceChanged(f"{host} has a different file than before")
+        )
     begin = response.headers.get("content-range", "").removeprefix("bytes").strip().split("-")[0]
     length = response.headers.get("content-length", str(len(span)))
     is_whole = begin == str(span.begin) and length == str(len(span))
     if response.status_code != 206 or not is_whole or now.size_bytes != known.size_bytes:
-        raise SourceFailed(f"{host} answers a range with other bytes than were asked for")
+        raise SourceFailed(f"{host} sends other bytes than the requested range")
 
 
 def remote_of(response: httpx.Response) -> RemoteFile:
     headers = response.headers
-    # 416 answers a question about the first byte of an empty file.
+    # 416 is the response to a range of an empty file.
     is_range = response.status_code in (206, 416)
     total = headers.get("content-range", "").rpartition("/")[2] if is_range else headers.get("content-length", "")
     etag = headers.get("etag", "")
@@ -87,9 +91,9 @@ def remote_of(response: httpx.Response) -> RemoteFile:
 
 
 async def exactly(response: httpx.Response, count: int | None) -> AsyncIterator[bytes]:
-    """The body up to `count` bytes; Transient when it ends before.
+    """The body up to `count` bytes; Transient if it ends early.
 
-    Read to its end where it ends there, for only then the connection serves the next request.
+    Reads to the end of the body if it ends there: only then the connection can be reused.
     """
     is_all = response.headers.get("content-length") == str(count)
     async for block in response.aiter_raw():
@@ -105,7 +109,7 @@ async def exactly(response: httpx.Response, count: int | None) -> AsyncIterator[
 
 
 async def finish(response: httpx.Response) -> None:
-    """Read a short body to its end, so that the connection can be used again; a long one is let go."""
+    """Read a short body to its end, so that the connection can be reused; close a long one."""
     length = response.headers.get("content-length", "")
     if length.isdigit() and int(length) <= SHORT_BYTES:
         async for _ in response.aiter_raw():
@@ -124,12 +128,12 @@ async def read(response: httpx.Response, limit_bytes: int) -> bytes:
 
 
 def host_of(url: httpx.URL) -> str:
-    """What may be shown and logged of an address: never its query, which can hold a signature."""
+    """The host of an address, for errors and logs; the query is never shown, as it may contain a signature."""
     return url.host or "the source"
 
 
 class Web:
-    """`tokens` by endpoint, such as `https://hub.example`; used where scheme, host and port are the same."""
+    """`tokens` by endpoint, such as `https://hub.example`; sent only to the same scheme, host and port."""
 
     def __init__(
         self,
@@ -145,14 +149,14 @@ class Web:
         self._stall_s = stall_s
         self._limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=2 * connections)
         self._opened: httpx.AsyncClient | None = None
-        # What probes were told that nobody has used yet.
+        # Results of probes that no download has used yet.
         self._probed: dict[str, RemoteFile] = {}
         self._allows = allows
-        # Addresses that somebody named himself.
+        # Addresses that a request named.
         self._guarded: set[str] = set()
 
     def guard(self, url: str) -> None:
-        """From now on this address is followed to hosts that are allowed only."""
+        """Restrict this address and its redirects to allowed hosts."""
         self._guarded.add(str(httpx.URL(url)))
 
     def _is_guarded(self, url: str) -> bool:
@@ -160,7 +164,7 @@ class Web:
 
     @property
     def _client(self) -> httpx.AsyncClient:
-        """Made on first use: a plan out of the catalog needs none."""
+        """Created on first use: a plan from the catalog needs no client."""
         if self._opened is None:
             self._opened = httpx.AsyncClient(
                 timeout=httpx.Timeout(self._stall_s, connect=CONNECT_TIMEOUT_S, pool=None),
@@ -181,7 +185,7 @@ class Web:
     async def open(
         self, url: str, headers: Mapping[str, str] | None = None, *, is_guarded: bool = False
     ) -> AsyncIterator[httpx.Response]:
-        """The answer behind all redirects, its body not yet read. Transient when the network fails."""
+        """The response after all redirects, its body not read yet. Transient if the network fails."""
         async with contextlib.AsyncExitStack() as stack:
             with _network_errors(url):
                 is_guarded = is_guarded or self._is_guarded(url)
@@ -195,7 +199,7 @@ class Web:
         linked: dict[str, str] = {}
         for _ in range(MAX_REDIRECTS):
             if is_guarded and not self._allows(url.host):
-                raise NotAllowed(f"{url.host} is none of FANLIGHT_WEIGHTS_URL_HOSTS", field="reference")
+                raise NotAllowed(f"{url.host} is not in FANLIGHT_WEIGHTS_URL_HOSTS", field="reference")
             token = self._tokens.get(_origin(url))
             sent = {**headers, "authorization": f"Bearer {token}"} if token else headers
             response = await stack.enter_async_context(self._client.stream("GET", url, headers=sent))
@@ -212,11 +216,11 @@ class Web:
         if status < 400 or status == 416:
             return
         if status in (401, 403):
-            raise TokenRefused(f"{host} answers {status}: it wants a token, or refuses the one that is set")
+            raise TokenRefused(f"{host} answers {status}: it requires a token, or rejects the configured one")
         if status in _GONE:
-            raise NotFound(f"{host} has it not ({status})")
+            raise NotFound(f"{host} does not have it ({status})")
         if status in _BUSY or status >= 500 or status == 408:
-            raise Refused(f"{host} answers {status}", retry_after_s=self._retry_after_s(response))
+            raise ServerBusy(f"{host} answers {status}", retry_after_s=self._retry_after_s(response))
         raise SourceFailed(f"{host} answers {status}")
 
     def _retry_after_s(self, response: httpx.Response) -> float | None:
@@ -233,33 +237,33 @@ class Web:
             try:
                 return httpx.Response(200, content=body).json(), response.headers
             except ValueError as error:
-                raise SourceFailed(f"{host_of(response.url)} answers something that is no JSON") from error
+                raise SourceFailed(f"{host_of(response.url)} answers with something that is not JSON") from error
 
     async def body(self, url: str, *, limit_bytes: int) -> tuple[bytes, RemoteFile]:
-        """The whole body, at most so many bytes."""
+        """The whole body; SourceFailed if it is larger than `limit_bytes`."""
         async with self.open(url) as response:
             return await read(response, limit_bytes), remote_of(response)
 
     async def probe(self, url: str) -> RemoteFile:
-        """What the server says of the file, by asking for its first byte."""
+        """The file's metadata, from a request for its first byte."""
         async with self.open(url, {"range": "bytes=0-0"}) as response:
             await finish(response)
             return replace(remote_of(response), is_guarded=self._is_guarded(url))
 
     async def probe_ahead(self, url: str) -> RemoteFile:
-        """As `probe`, for a download that is likely to follow: it need not ask again."""
+        """As `probe`, and keep the result for the download that probably follows."""
         if len(self._probed) >= MAX_PROBED:
             self._probed.clear()
         self._probed[url] = await self.probe(url)
         return self._probed[url]
 
     async def probed(self, url: str) -> RemoteFile:
-        """What was told ahead, once; else what the server says now."""
+        """The result of `probe_ahead`, once; else a new probe."""
         return self._probed.pop(url, None) or await self.probe(url)
 
     @contextlib.asynccontextmanager
     async def piece(self, url: str, span: ByteSpan, known: RemoteFile) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Exactly the bytes of the span, if the file is still the one that is known; NoRanges, SourceChanged."""
+        """Exactly the bytes of the span, if the file is unchanged. NoRanges, SourceChanged."""
         headers = {"range": f"bytes={span.begin}-{span.end - 1}"}
         if known.etag:
             headers["if-range"] = known.etag
@@ -269,17 +273,17 @@ class Web:
 
     @contextlib.asynccontextmanager
     async def stream(self, url: str, known: RemoteFile) -> AsyncIterator[AsyncIterator[bytes]]:
-        """All bytes from the first, for servers without ranges."""
+        """All bytes from the start, for servers without ranges."""
         async with self.open(url) as response:
             now = remote_of(response)
             if now.etag != known.etag or now.size_bytes != known.size_bytes:
-                raise SourceChanged(f"{host_of(response.url)} has another file than before")
+                raise SourceChanged(f"{host_of(response.url)} has a different file than before")
             yield exactly(response, known.size_bytes)
 
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Reading the roots takes long enough to do it once."""
+    """Loaded once: reading the root certificates is slow."""
     return httpx.create_ssl_context()
 
 
@@ -292,18 +296,18 @@ def _network_errors(url: str) -> Iterator[None]:
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise Unreachable(f"{host_of(httpx.URL(url))} cannot be reached") from error
     except httpx.TimeoutException as error:
-        raise Transient(f"{host_of(httpx.URL(url))} has gone silent") from error
+        raise Transient(f"{host_of(httpx.URL(url))} timed out: no data") from error
     except (httpx.TransportError, httpx.StreamError) as error:
         raise Transient(f"{host_of(httpx.URL(url))}: the connection broke") from error
     except httpx.InvalidURL as error:
-        raise SourceFailed(f"no address: {error}") from error
+        raise SourceFailed(f"not a valid address: {error}") from error
 
 
 def _next(url: httpx.URL, location: str) -> httpx.URL:
     try:
         target = url.join(location)
     except httpx.InvalidURL as error:
-        raise SourceFailed(f"{host_of(url)} redirects to no address") from error
+        raise SourceFailed(f"{host_of(url)} redirects to an invalid address") from error
     if target.scheme not in ("http", "https") or (url.scheme == "https" and target.scheme != "https"):
         raise SourceFailed(f"{host_of(url)} redirects to {target.scheme or 'nowhere'}")
     return target.copy_with(username=None, password=None) if target.userinfo else target

@@ -94,7 +94,7 @@ async def test_offline_the_missing_file_and_its_source_are_named(settings, serve
 
 async def test_a_reference_that_parses_to_nothing_opens_no_store(settings, tmp_path):
     async with Provision(settings()) as provision:
-        with pytest.raises(InvalidField, match="nothing known"):
+        with pytest.raises(InvalidField, match="unknown prefix"):
             async with provision.obtain("what:is/this"):
                 pass
     assert not (tmp_path / "store").exists()

@@ -39,8 +39,8 @@ def test_every_shipped_weight_file_is_in_the_catalog():
 
 
 async def test_nothing_of_the_starter_model_is_fetched_and_it_is_used_where_it_lies(store):
-    [plan] = await store.plan(["fanlight/starter"], store.wish("text2img"))
-    fetched = await store.fetch("fanlight/starter", store.wish("text2img"))
+    [plan] = await store.plan(["fanlight/starter"], store.selection("text2img"))
+    fetched = await store.fetch("fanlight/starter", store.selection("text2img"))
     assert (plan.fetch_bytes, plan.held_bytes) == (0, plan.manifest.total_bytes)
     assert fetched.path == starter_folder() / "model"
     assert fetched.downloaded_bytes == 0

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.weights.errors import Refused, Transient
+from services.weights.errors import ServerBusy, Transient
 from services.weights.transfer.pacing import Meter
 from services.weights.transfer.parallel import ParallelDownload
-from services.weights.transfer.partial import ChunkMap, whole
+from services.weights.transfer.partial import ChunkMap, whole_file_layout
 from services.weights.transfer.web import RemoteFile
 
 CONNECTIONS = 8
@@ -23,7 +23,7 @@ class _Writer:
     async def write(self, part, span, blocks):
         part.map.add(span.begin, span.end)
 
-    async def pause(self, failures, error):
+    async def back_off(self, failures, error):
         self.pauses.append(failures)
 
 
@@ -50,20 +50,20 @@ def _filling(writer, web, part):
     return ParallelDownload(
         writer=writer,
         part=part,
-        layout=whole(SIZE),
+        layout=whole_file_layout(SIZE),
         web=web,
         url="http://a/b",
         remote=RemoteFile(url="http://a/b", size_bytes=SIZE),
         meter=Meter(),
-        most_connections=CONNECTIONS,
-        most_piece_bytes=SIZE,
+        max_connections=CONNECTIONS,
+        max_piece_bytes=SIZE,
         slow_bps=0,
         now_s=lambda: 0.0,
         _allowed=CONNECTIONS,
     )
 
 
-@pytest.mark.parametrize("error", [Transient("cut"), Refused("busy")])
+@pytest.mark.parametrize("error", [Transient("cut"), ServerBusy("busy")])
 async def test_a_trouble_that_hits_all_connections_at_once_counts_once(error):
     writer, web = _Writer(), _Web(error)
     part = SimpleNamespace(map=ChunkMap(SIZE))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanlight.errors import FailedPrecondition, InvalidField
-from services.weights.planning.plan import Holdings, make_plan, report
+from services.weights.planning.plan import Holdings, make_plan, plan_to_json
 from services.weights.planning.selection import PIPELINES, Selection
 from services.weights.references.manifest import (
     Manifest,
@@ -217,15 +217,15 @@ _PATHS = st.builds(lambda *parts: "".join(parts), _FOLDERS, _STEMS, _VARIANTS, _
 def test_fetched_held_and_skipped_bytes_are_all_bytes_and_each_path_stands_once(paths, pipeline, checker, data):
     manifest = _manifest(*sorted(paths))
     held = data.draw(st.sets(st.sampled_from([_sha(p) for p in sorted(paths)])))
-    wish = Selection(pipeline=pipeline, safety_checker=checker, allow_pickle=True)
+    selection = Selection(pipeline=pipeline, safety_checker=checker, allow_pickle=True)
     try:
-        plan = make_plan(manifest, wish, Holdings(objects=frozenset(held)))
+        plan = make_plan(manifest, selection, Holdings(objects=frozenset(held)))
     except FailedPrecondition:
         return
     assert plan.fetch_bytes + plan.held_bytes + plan.skipped_bytes == manifest.total_bytes
     named = [i.file.path for i in plan.files] + [s.path for s in plan.skipped]
     assert sorted(named) == sorted(paths)
-    assert make_plan(manifest, wish, Holdings(objects=frozenset(held))) == plan
+    assert make_plan(manifest, selection, Holdings(objects=frozenset(held))) == plan
 
 
 _PARTS = st.sampled_from([f"{name.rsplit('.', 1)[0]}.{i}" for name in WHOLE for i in range(4)])
@@ -241,7 +241,7 @@ def test_with_tensors_too_no_byte_is_counted_twice_or_lost(sizes, pipeline, data
 
 
 def test_the_report_has_the_promised_keys():
-    data = report([make_plan(_manifest("config.json", "m.safetensors", "m.bin"), Selection(), Holdings())])
+    data = plan_to_json([make_plan(_manifest("config.json", "m.safetensors", "m.bin"), Selection(), Holdings())])
     assert {"fetch_bytes", "held_bytes", "skipped_bytes", "files", "skipped"} <= set(data)
     assert {"path", "bytes", "sha256", "source", "why"} <= set(data["files"][0])
     assert set(data["skipped"][0]) == {"path", "bytes", "why"}
@@ -255,5 +255,5 @@ def test_a_manifest_survives_being_written_and_read():
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a//b"])
 def test_a_manifest_whose_paths_leave_the_folder_is_refused(path):
-    with pytest.raises(InvalidField, match="leaves"):
+    with pytest.raises(InvalidField, match="escapes"):
         _manifest(path)

@@ -42,7 +42,7 @@ class AsItIs:
 def fetch(tmp_path):
     """Fetch a file of eight bytes from the sites, planned as `values` say; the bytes that are kept."""
     objects = Objects(tmp_path, budget_bytes=0, now_s=lambda: 1.0)
-    told: list[DownloadProgress] = []
+    reported: list[DownloadProgress] = []
 
     async def count(size_bytes: int) -> None:
         pass
@@ -50,7 +50,7 @@ def fetch(tmp_path):
     async def start(web: Web, *sources: str, **values):
         file = WeightFile(path="c.json", sources=sources, **{"size_bytes": len(BODY), **values})
         manifest = Manifest(reference="it", view="me/it", files=(file,), is_chosen=True)
-        plan, wish = make_plan(manifest, Selection(), Holdings()), Selection()
+        plan, selection = make_plan(manifest, Selection(), Holdings()), Selection()
         with ThreadPoolExecutor(1) as io:
             tools = DownloadTools(
                 web=web,
@@ -62,12 +62,12 @@ def fetch(tmp_path):
                 count=count,
                 chance=random.Random(0),
             )
-            tally = ProgressTally(reference="it", fetch_bytes=plan.fetch_bytes, report=told.append)
-            fetching = FileFetcher(objects=objects, tools=tools, resolver=AsItIs(), report=tally.tell)
-            placed = await fetching.fetch(plan, plan.files[0], wish)
+            tally = ProgressTally(reference="it", fetch_bytes=plan.fetch_bytes, report=reported.append)
+            fetching = FileFetcher(objects=objects, tools=tools, resolver=AsItIs(), report=tally.update)
+            placed = await fetching.fetch(plan, plan.files[0], selection)
         return [objects.path_of(sha256).read_bytes() for _, sha256 in placed.links]
 
-    start.objects, start.told = objects, told
+    start.objects, start.reported = objects, reported
     return start
 
 
@@ -104,9 +104,9 @@ async def test_bytes_of_the_right_length_and_another_digest_are_refused(fetch):
         await fetch(Web(first=(BODY[::-1], 8)), FIRST, sha256=hashlib.sha256(BODY).hexdigest())
 
 
-async def test_a_small_file_counts_in_what_is_told_of_the_whole(fetch):
+async def test_a_small_file_counts_in_what_is_reported_of_the_whole(fetch):
     await fetch(Web(first=(BODY, 8)), FIRST)
-    (last,) = fetch.told
+    (last,) = fetch.reported
     assert (last.path, last.done_bytes, last.total_bytes, last.source) == ("c.json", 8, 8, "first")
     assert (last.whole.done_bytes, last.whole.total_bytes) == (8, 8)
 
@@ -116,5 +116,5 @@ async def test_a_file_that_another_asker_has_fetched_since_the_plan_counts_too(f
     for _ in range(2):
         await fetch(web, FIRST, sha256=sha256)
     assert web.asked == [FIRST]
-    assert [(each.whole.done_bytes, each.whole.total_bytes) for each in fetch.told] == [(8, 8), (8, 8)]
-    assert fetch.told[-1].source == "another asker"
+    assert [(each.whole.done_bytes, each.whole.total_bytes) for each in fetch.reported] == [(8, 8), (8, 8)]
+    assert fetch.reported[-1].source == "another download"
