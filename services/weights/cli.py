@@ -192,12 +192,12 @@ def fetch(
 
     fetched = _run(work, folder)
     if as_json:
-        _print(_took(fetched, time.monotonic() - begin_s))
+        _print(_fetch_summary(fetched, time.monotonic() - begin_s))
     else:
         print("\n".join(str(f.path) for f in fetched))
 
 
-def _took(fetched: list[Fetched], seconds: float) -> dict[str, Any]:
+def _fetch_summary(fetched: list[Fetched], seconds: float) -> dict[str, Any]:
     """The last line of `fetch --json`; its keys are a stable interface. `path` is the last reference's."""
     return {
         "path": str(fetched[-1].path),

@@ -17,7 +17,7 @@ class WeightsSettings(BaseSettings):
         0, ge=0, description="Size limit of the store; the least recently used objects are evicted first. 0: no limit."
     )
     bandwidth_bps: int = Field(
-        0, ge=0, description="Download limit in bits per second, all processes of the machine together. 0: no limit."
+        0, ge=0, description="Download limit in bits per second, all processes of the store together. 0: no limit."
     )
     daily_bytes: int = Field(
         0, ge=0, description="Download limit in bytes per day (UTC), all processes of the store together. 0: no limit."

@@ -102,15 +102,15 @@ class FetchPlanner:
         held = await self._tools.run(self._held.recall_manifest, text)
         try:
             async with asyncio.timeout(STALE_WAIT_S if held else None):
-                return self._remembered(text, await self.resolver.manifest(text))
+                return self._cached(text, await self.resolver.manifest(text))
         except (FanlightError, TimeoutError) as error:
             if held is None or not (isinstance(error, TimeoutError) or is_offline(error)):
                 raise
             # A query may contain a signature.
             log.warning("weights_source_offline", reference=text.split("?")[0])
-            return self._remembered(text, held)
+            return self._cached(text, held)
 
-    def _remembered(self, text: str, manifest: Manifest) -> Manifest:
+    def _cached(self, text: str, manifest: Manifest) -> Manifest:
         """Cache the manifest, so that a worker does not query the hub for every image."""
         if isinstance(parse(text), HubRef | AirRef):
             if len(self._recent) >= MAX_RECENT:
@@ -125,7 +125,7 @@ class FetchPlanner:
         return held
 
     def _make_plan(self, text: str, manifest: Manifest, selection: Selection) -> FetchPlan:
-        manifest = replace(manifest, files=tuple(self._recalled(manifest, f) for f in manifest.files))
+        manifest = replace(manifest, files=tuple(self._with_known_digest(manifest, f) for f in manifest.files))
         known = self.catalog.tables
         shas = [f.sha256 for f in manifest.files if f.sha256]
         tables = {sha: table for sha in shas if (table := known.get(sha) or self._held.table(sha))}
@@ -135,7 +135,7 @@ class FetchPlanner:
             return replace(plan, files=tuple(replace(f, held_bytes=f.size_bytes) for f in plan.files))
         return plan
 
-    def _recalled(self, manifest: Manifest, file: WeightFile) -> WeightFile:
+    def _with_known_digest(self, manifest: Manifest, file: WeightFile) -> WeightFile:
         """The file with its digest from an earlier fetch, if the source still has the same version."""
         if file.sha256 or not file.sources:
             return file

@@ -155,7 +155,7 @@ class Objects:
         if self._budget_bytes:
             used = sum(row.size_bytes for row in self.index.objects()) + _allocated_bytes(self.parts)
             left = self.evict(used + need_bytes - self._budget_bytes)
-            left -= self._drop_abandoned() if left > 0 else 0
+            left -= self._remove_abandoned() if left > 0 else 0
             if left > 0:
                 raise DiskFull(
                     f"{need_bytes} more bytes exceed the budget: with held objects and partial downloads, "
@@ -285,9 +285,9 @@ class Objects:
     def collect(self) -> int:
         """Garbage collection: remove objects without a view and abandoned downloads. Returns the bytes freed."""
         freed = self._remove_unlinked({row.sha256 for row in self.index.objects() if not row.is_pinned})
-        return freed + self._drop_abandoned()
+        return freed + self._remove_abandoned()
 
-    def _drop_abandoned(self) -> int:
+    def _remove_abandoned(self) -> int:
         """Remove downloads that no process continues. Returns the bytes freed."""
         freed = 0
         for path in self.parts.iterdir():

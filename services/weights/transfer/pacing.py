@@ -91,7 +91,7 @@ class SharedTokenBucket:
 
 @dataclass(slots=True)
 class Pacer:
-    """A bandwidth cap for all processes that share the file. No cap if `bits_per_s` is 0."""
+    """A bandwidth cap for all processes that share the bucket file. No cap if `bits_per_s` is 0."""
 
     bits_per_s: int
     now_s: Callable[[], float]

@@ -127,7 +127,7 @@ async def test_a_server_without_ranges_that_always_ends_too_early_is_left(server
         await _fetch(store, url, _sha(body))
 
 
-async def test_a_file_that_changes_its_size_in_the_middle_is_fetched_anew(server, store, body):
+async def test_a_file_that_changes_its_size_in_the_middle_is_fetched_again(server, store, body):
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(cut_after=500_000), Fault(body=body + b"more", etag='"new"')]
     fetched = await _fetch(store, url)
@@ -146,7 +146,7 @@ async def test_a_hub_that_lies_about_a_small_files_size_is_refused(server, store
         await store.fetch("hf:org/m", store.selection())
 
 
-async def test_where_nobody_is_there_it_is_said_soon(settings, body):
+async def test_an_unreachable_server_fails_soon(settings, body):
     waits = []
 
     async def sleep(wait_s):
@@ -187,7 +187,7 @@ async def test_wrong_bytes_are_refused_and_nothing_stands_where_a_whole_file_is_
     assert store.objects.index.objects() == []
 
 
-async def test_a_file_that_changes_in_the_middle_is_fetched_anew(server, store, body):
+async def test_a_file_that_changes_in_the_middle_is_fetched_again(server, store, body):
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(cut_after=500_000), Fault(etag='"new"')]
     fetched = await _fetch(store, url)
@@ -287,11 +287,11 @@ async def test_an_address_that_runs_out_behind_a_redirect_is_asked_for_again(ser
     assert (await _fetch(store, url, _sha(body))).path.read_bytes() == body
 
 
-async def test_several_askers_share_one_download(server, settings, body):
+async def test_several_processes_share_one_download(server, settings, body):
     url = server.put(PATH, body)
     async with WeightStore.open(settings()) as one, WeightStore.open(settings()) as two:
         fetched = await asyncio.gather(*(_fetch(s, url, _sha(body)) for s in (one, two, one, two)))
-    # Each asker's question costs one byte; the download has an answer already.
+    # Each caller's question costs one byte; the download has an answer already.
     assert server.sent_bytes[PATH] == len(body) + 4
     assert sum(f.downloaded_bytes for f in fetched) == len(body)
 
@@ -370,7 +370,7 @@ async def test_a_disk_that_fills_up_in_the_middle_is_said_and_no_half_file_stand
     assert fetched.downloaded_bytes < len(body)
 
 
-async def test_what_a_hub_says_of_a_files_sha256_is_held_against_it_where_nobody_pinned_one(server, store, body):
+async def test_without_a_pinned_sha256_the_one_that_the_hub_reports_is_checked(server, store, body):
     url = server.put(PATH, body, headers={"X-Linked-Etag": f'"{"0" * 64}"'})
     with pytest.raises(WrongBytes, match="0000"):
         await _fetch(store, url)
@@ -406,7 +406,7 @@ async def test_a_budget_too_small_for_one_model_is_said_and_nothing_of_it_is_evi
         assert small.exists()
 
 
-async def test_many_askers_in_one_process_get_one_view(server, store):
+async def test_many_callers_in_one_process_get_one_view(server, store):
     put_repository(server, "org/m", {"config.json": b"{}", "model.safetensors": safetensors({"w": b"1" * 3_000_000})})
     paths = await asyncio.gather(*(store.ensure("hf:org/m") for _ in range(8)))
     assert len(set(paths)) == 1
@@ -435,12 +435,12 @@ async def test_an_inventory_names_the_models_that_are_whole(server, store):
     assert await store.inventory() == [] or (await store.inventory())[0].size_bytes < held.size_bytes
 
 
-async def test_progress_tells_bytes_rate_and_source(server, store, body):
-    told = []
-    await store.ensure(server.put(PATH, body), report=told.append)
-    assert told[-1].done_bytes == told[-1].total_bytes == len(body)
-    assert all(p.source == server.url.removeprefix("http://") for p in told)
-    assert [p.done_bytes for p in told] == sorted(p.done_bytes for p in told)
+async def test_progress_reports_bytes_rate_and_source(server, store, body):
+    reports = []
+    await store.ensure(server.put(PATH, body), report=reports.append)
+    assert reports[-1].done_bytes == reports[-1].total_bytes == len(body)
+    assert all(p.source == server.url.removeprefix("http://") for p in reports)
+    assert [p.done_bytes for p in reports] == sorted(p.done_bytes for p in reports)
 
 
 async def test_a_redirect_to_a_host_that_is_not_allowed_is_not_followed(server, settings, body):

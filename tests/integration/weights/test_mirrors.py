@@ -91,7 +91,7 @@ async def test_where_the_mirror_is_gone_the_source_itself_is_asked(server, setti
         assert (path / "unet/diffusion_pytorch_model.safetensors").read_bytes() == UNET
 
 
-async def test_a_mirror_that_packs_something_else_under_the_name_is_not_believed(server, settings, mirror, tmp_path):
+async def test_a_mirror_that_packs_something_else_under_the_name_is_not_trusted(server, settings, mirror, tmp_path):
     document = json.loads((tmp_path / "mirror/catalog.json").read_text())
     (unet, vae) = [row["sha256"] for row in document["entries"][0]["files"] if row["path"].endswith("safetensors")]
     document["packed"][unet], document["packed"][vae] = document["packed"][vae], document["packed"][unet]

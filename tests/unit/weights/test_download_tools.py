@@ -40,7 +40,7 @@ def tools(tmp_path: Path, pauses_s: list[float]):
         )
 
 
-async def test_who_is_cancelled_goes_on_only_when_his_thread_has_ended(tools):
+async def test_on_cancellation_a_run_waits_until_its_thread_has_ended(tools):
     """Else files are closed and locks let go of while it still writes."""
     begun, may_end, ended = threading.Event(), threading.Event(), []
 
@@ -49,15 +49,15 @@ async def test_who_is_cancelled_goes_on_only_when_his_thread_has_ended(tools):
         may_end.wait(10)
         ended.append(True)
 
-    asker = asyncio.create_task(tools.run(work))
+    caller = asyncio.create_task(tools.run(work))
     await asyncio.to_thread(begun.wait, 10)
-    asker.cancel()
+    caller.cancel()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert not asker.done()
+    assert not caller.done()
     may_end.set()
     with pytest.raises(asyncio.CancelledError):
-        await asker
+        await caller
     assert ended
 
 

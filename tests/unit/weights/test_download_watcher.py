@@ -27,7 +27,7 @@ def test_what_has_come_since_the_last_look_is_seen_with_its_rate(watcher, tmp_pa
     assert later.seconds_left == 5.0
 
 
-def test_a_download_that_begins_anew_is_seen_from_its_beginning(watcher, tmp_path):
+def test_a_download_that_restarts_is_watched_from_its_beginning(watcher, tmp_path):
     part = Partial(tmp_path, "key", size=1000, identity="v1")
     part.write(0, bytes(900))
     part.write(900, bytes(50))

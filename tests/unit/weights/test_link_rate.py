@@ -5,7 +5,7 @@ import pytest
 from services.weights.transfer.pacing import IDLE_S, LinkRate
 
 
-def test_a_link_that_becomes_quicker_is_believed_bit_by_bit() -> None:
+def test_a_link_that_becomes_faster_changes_the_average_gradually() -> None:
     rate = LinkRate()
     rate.note(123, 0.0)
     rate.note(1_000_000, 1.0)

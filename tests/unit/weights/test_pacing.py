@@ -18,7 +18,7 @@ def test_a_bucket_never_lets_more_through_than_its_rate_and_one_burst(takes):
         now_s += pause_s
 
 
-def test_a_meter_tells_the_rate_of_its_window():
+def test_a_meter_reports_the_rate_of_its_window():
     meter = Meter(window_s=10.0)
     for second in range(21):
         meter.count(1000, float(second))
@@ -62,11 +62,11 @@ def test_two_processes_that_share_a_bucket_get_its_rate_together(tmp_path):
     assert waits_s == pytest.approx([0.5 * taken for taken in range(1, 9)])
 
 
-def test_a_bucket_from_before_the_machine_was_started_anew_holds_nobody_up(tmp_path):
+def test_a_bucket_from_before_the_machine_was_restarted_delays_no_download(tmp_path):
     (tmp_path / "bucket").write_bytes(struct.pack("<dd", -1e9, 1e6))
     assert SharedTokenBucket(rate=1000.0, path=tmp_path / "bucket").take(100, 5.0) == pytest.approx(0.1)
 
 
-def test_a_bucket_that_was_torn_begins_anew(tmp_path):
+def test_a_torn_bucket_starts_again(tmp_path):
     (tmp_path / "bucket").write_bytes(b"torn")
     assert SharedTokenBucket(rate=1000.0, path=tmp_path / "bucket").take(100, 5.0) == pytest.approx(0.1)

@@ -59,7 +59,7 @@ def test_a_torn_record_is_left_out(tmp_path):
     assert _open(tmp_path).map.done == [ByteSpan(0, 100)]
 
 
-def test_another_version_of_the_file_begins_anew(tmp_path):
+def test_another_version_of_the_file_starts_again(tmp_path):
     part = _open(tmp_path)
     part.write(0, BODY[:100])
     part.close()

@@ -97,7 +97,7 @@ def test_all_shards_of_the_chosen_copy_are_taken():
     assert {i.link for i in plan.files} == {"model_index.json", *shards}
 
 
-def test_other_formats_and_pictures_are_left_out_with_reasons():
+def test_other_formats_and_images_are_skipped_with_reasons():
     manifest = _manifest(
         "config.json", "model.safetensors", "model.onnx", "flax_model.msgpack", "sample.png", "README.md"
     )

@@ -104,14 +104,14 @@ async def test_bytes_of_the_right_length_and_another_digest_are_refused(fetch):
         await fetch(Web(first=(BODY[::-1], 8)), FIRST, sha256=hashlib.sha256(BODY).hexdigest())
 
 
-async def test_a_small_file_counts_in_what_is_reported_of_the_whole(fetch):
+async def test_a_small_file_counts_in_the_progress_of_the_whole(fetch):
     await fetch(Web(first=(BODY, 8)), FIRST)
     (last,) = fetch.reported
     assert (last.path, last.done_bytes, last.total_bytes, last.source) == ("c.json", 8, 8, "first")
     assert (last.whole.done_bytes, last.whole.total_bytes) == (8, 8)
 
 
-async def test_a_file_that_another_asker_has_fetched_since_the_plan_counts_too(fetch):
+async def test_a_file_that_another_caller_fetched_since_the_plan_counts_too(fetch):
     web, sha256 = Web(first=(BODY, 8)), hashlib.sha256(BODY).hexdigest()
     for _ in range(2):
         await fetch(web, FIRST, sha256=sha256)

@@ -53,7 +53,7 @@ def test_a_sound_header_gives_the_tensors_in_the_order_of_their_bytes():
         ([], 0, "not a JSON object"),
     ],
 )
-def test_an_unsound_header_is_refused_and_says_why(rows, data_bytes, says):
+def test_an_invalid_header_is_refused_with_the_reason(rows, data_bytes, says):
     with pytest.raises(BadHeader, match=says):
         _parse(rows, data_bytes)
 

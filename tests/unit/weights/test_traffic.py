@@ -20,7 +20,7 @@ def traffic(tmp_path: Path):
         )
 
 
-async def test_a_cap_that_is_reached_says_when_the_next_day_begins(traffic) -> None:
+async def test_a_reached_cap_reports_when_the_next_day_begins(traffic) -> None:
     with pytest.raises(DailyCapReached, match=r"the cap is 1048576") as caught:
         await traffic(MIB, 10 * DAY_S + 82_800.0).count(MIB)
     assert caught.value.retry_after_s == 3_600.0
