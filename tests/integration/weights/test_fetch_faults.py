@@ -337,7 +337,7 @@ async def test_a_disk_that_is_full_when_a_model_is_shown_is_said_too(server, sto
 
 
 async def test_a_disk_without_room_is_said_before_the_download(server, settings, body, monkeypatch):
-    from services.weights.store import objects
+    import services.weights.store.objects as objects
 
     url = server.put(PATH, body)
     async with WeightStore.open(settings()) as store:

@@ -6,11 +6,11 @@ import random
 
 import pytest
 
+import services.weights.planning.planner as planner
+import services.weights.store.keeping as keeping
 from fanlight.errors import FailedPrecondition, InvalidField, NotFound
 from services.weights.errors import TokenRefused
-from services.weights.planning import planner
 from services.weights.references.tensors import BadHeader
-from services.weights.store import keeping
 from services.weights.store.store import WeightStore
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import COMMIT, put_civitai_version, put_repository, safetensors
