@@ -75,7 +75,9 @@ if TYPE_CHECKING:
 
 
 def load_safetensors(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[str, "torch.Tensor"]:
-    """The tensors with these name prefixes: name to tensor, in the file's shapes and dtypes. BadHeader.
+    """The tensors with these name prefixes: name to tensor. BadHeader.
+
+    Shapes, dtypes and values are the file's: (O, I) for a linear layer, (O, I, KH, KW) for a convolution, unscaled.
 
     They are views of one private mapping: writing to them does not change the file. Returns at once, while threads read
     the file into memory; build the module that takes them after this call.
@@ -95,7 +97,8 @@ def load_safetensors(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[s
 def load_checkpoint(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[str, "torch.Tensor"]:
     """Load a checkpoint from a store: one file, or the folder of its parts.
 
-    Returns the tensors with these name prefixes: name to tensor, in the file's shapes and dtypes.
+    Returns the tensors with these name prefixes: name to tensor. Shapes, dtypes and values are the file's: (O, I) for a
+    linear layer, (O, I, KH, KW) for a convolution, unscaled.
     """
     if path.is_file():
         return load_safetensors(path, prefixes=prefixes)

@@ -73,13 +73,13 @@ class FetchPlanner:
         self._mirrors_lock = asyncio.Lock()
         self._has_mirrors = not settings.mirrors
 
-    async def plan(self, text: str, selection: Selection, sha256: str = "") -> FetchPlan:
+    async def plan(self, reference: str, selection: Selection, sha256: str = "") -> FetchPlan:
         """What fetching the reference would download now."""
         await self._load_mirrors()
-        manifest = await self._manifest(text)
+        manifest = await self._manifest(reference)
         if sha256:
             manifest = with_sha256(manifest, sha256)
-        return await self._tools.run(self._make_plan, text, manifest, selection)
+        return await self._tools.run(self._make_plan, reference, manifest, selection)
 
     async def _load_mirrors(self) -> None:
         """Read the mirrors' catalogs, once."""
@@ -91,47 +91,47 @@ class FetchPlanner:
             self.resolver.add(found)
             self._has_mirrors = True
 
-    async def _manifest(self, text: str) -> Manifest:
-        if self._settings.offline and not self.resolver.is_known(text):
-            return await self._stored_manifest(text)
-        known = self._recent.get(text)
+    async def _manifest(self, reference: str) -> Manifest:
+        if self._settings.offline and not self.resolver.is_known(reference):
+            return await self._stored_manifest(reference)
+        known = self._recent.get(reference)
         if known and self._tools.now_s() - known[0] < MANIFEST_TTL_S:
             return known[1]
-        if self.resolver.is_known(text):
-            return await self.resolver.manifest(text)
-        held = await self._tools.run(self._held.recall_manifest, text)
+        if self.resolver.is_known(reference):
+            return await self.resolver.manifest(reference)
+        held = await self._tools.run(self._held.recall_manifest, reference)
         try:
             async with asyncio.timeout(STALE_WAIT_S if held else None):
-                return self._cached(text, await self.resolver.manifest(text))
+                return self._cached(reference, await self.resolver.manifest(reference))
         except (FanlightError, TimeoutError) as error:
             if held is None or not (isinstance(error, TimeoutError) or is_offline(error)):
                 raise
             # A query may contain a signature.
-            log.warning("weights_source_offline", reference=text.split("?")[0])
-            return self._cached(text, held)
+            log.warning("weights_source_offline", reference=reference.split("?")[0])
+            return self._cached(reference, held)
 
-    def _cached(self, text: str, manifest: Manifest) -> Manifest:
+    def _cached(self, reference: str, manifest: Manifest) -> Manifest:
         """Cache the manifest, so that a worker does not query the hub for every image."""
-        if isinstance(parse(text), HubRef | AirRef):
+        if isinstance(parse(reference), HubRef | AirRef):
             if len(self._recent) >= MAX_RECENT:
                 self._recent.clear()
-            self._recent[text] = (self._tools.now_s(), manifest)
+            self._recent[reference] = (self._tools.now_s(), manifest)
         return manifest
 
-    async def _stored_manifest(self, text: str) -> Manifest:
-        held = await self._tools.run(self._held.recall_manifest, text)
+    async def _stored_manifest(self, reference: str) -> Manifest:
+        held = await self._tools.run(self._held.recall_manifest, reference)
         if held is None:
-            raise NotHeld(f"{text.split('?')[0]} was never fetched here, and {OFFLINE}", field="reference")
+            raise NotHeld(f"{reference.split('?')[0]} was never fetched here, and {OFFLINE}", field="reference")
         return held
 
-    def _make_plan(self, text: str, manifest: Manifest, selection: Selection) -> FetchPlan:
+    def _make_plan(self, reference: str, manifest: Manifest, selection: Selection) -> FetchPlan:
         manifest = replace(manifest, files=tuple(self._with_known_digest(manifest, f) for f in manifest.files))
         known = self.catalog.tables
         shas = [f.sha256 for f in manifest.files if f.sha256]
         tables = {sha: table for sha in shas if (table := known.get(sha) or self._held.table(sha))}
         manifest = with_packed(with_tables(manifest, tables), self.catalog.packed)
         plan = make_plan(manifest, selection, self._held.holdings())
-        if local_path_of(text, manifest):
+        if local_path_of(reference, manifest):
             return replace(plan, files=tuple(replace(f, held_bytes=f.size_bytes) for f in plan.files))
         return plan
 
@@ -150,9 +150,9 @@ class FetchPlanner:
         return replace(file, sha256=sha256, size_bytes=file.size_bytes if size_bytes is None else size_bytes)
 
 
-def local_path_of(text: str, manifest: Manifest) -> Path | None:
+def local_path_of(reference: str, manifest: Manifest) -> Path | None:
     """The path of a model that is used in place (local or packaged); None for models kept in the store."""
-    match parse(text):
+    match parse(reference):
         case LocalRef(path=path):
             return local_path(path)
         case PackageRef(path=path):
@@ -160,12 +160,12 @@ def local_path_of(text: str, manifest: Manifest) -> Path | None:
     return packaged_place(manifest)
 
 
-def require_held(text: str, plan: FetchPlan) -> None:
+def require_held(reference: str, plan: FetchPlan) -> None:
     """NotHeld with the first missing file and its source, unless everything is held."""
     missing = next((item for item in plan.files if item.fetch_bytes), None)
     if missing is not None:
         source = missing.file.sources[0].split("?")[0] if missing.file.sources else "nowhere"
         raise NotHeld(
-            f"{text.split('?')[0]}: {missing.file.path} is not held, {OFFLINE}; it comes from {source}",
+            f"{reference.split('?')[0]}: {missing.file.path} is not held, {OFFLINE}; it comes from {source}",
             field="reference",
         )

@@ -24,9 +24,9 @@ from services.weights.references.tensors import Digested, component_key, sha256_
 from services.weights.store.index import INDEX_FILE, Index, ObjectRow
 from services.weights.transfer.partial import sync
 
-POLL_S = 0.1
-
 log = get_logger()
+
+POLL_S = 0.1
 
 # Disk space that is always left free.
 SPARE_BYTES = 64 * 1024 * 1024

@@ -28,6 +28,8 @@ from services.weights.transfer.download import DownloadProgress, ProgressTally
 from services.weights.transfer.pacing import DownloadLimits, DownloadTools, Pacer, Traffic
 from services.weights.transfer.web import Web
 
+log = get_logger()
+
 A1111_FOLDER = "a1111"
 CHECKPOINTS, LORAS, VAES, CONTROLNETS = (f"models/{name}" for name in ("Stable-diffusion", "Lora", "VAE", "ControlNet"))
 EMBEDDINGS = "embeddings"
@@ -48,8 +50,6 @@ _CONTROL_MARKS = ("control_model.", "controlnet_cond_embedding.", "controlnet_do
 _EMBEDDING_NAMES = frozenset({"emb_params", "clip_l", "clip_g", "string_to_param"})
 # Names that diffusers gives to every model; the view's name says more.
 _PLAIN_STEMS = frozenset({"diffusion_pytorch_model", "model", "pytorch_lora_weights", "learned_embeds"})
-
-log = get_logger()
 
 IO_THREADS = 4
 # Files of one model fetched at the same time; each has several connections of its own.
@@ -167,33 +167,33 @@ class WeightStore:
             pinned_pickles=self.catalog.pinned_pickles(),
         )
 
-    async def plan(self, texts: Sequence[str], selection: Selection, *, sha256: str = "") -> list[FetchPlan]:
+    async def plan(self, references: Sequence[str], selection: Selection, *, sha256: str = "") -> list[FetchPlan]:
         """Plan what fetching these references and profiles would download, and why. Nothing is downloaded."""
-        names = self.catalog.expand(texts)
+        names = self.catalog.expand(references)
         return [await self._planner.plan(name, selection, sha256 if len(names) == 1 else "") for name in names]
 
     async def ensure(
-        self, text: str, pipeline: str = "", *, report: Callable[[DownloadProgress], None] = lambda progress: None
+        self, reference: str, pipeline: str = "", *, report: Callable[[DownloadProgress], None] = lambda progress: None
     ) -> Path:
         """The path to load the reference from, for this pipeline; fetched first if it is not held."""
-        return (await self.fetch(text, self.selection(pipeline), report=report)).path
+        return (await self.fetch(reference, self.selection(pipeline), report=report)).path
 
     @contextlib.asynccontextmanager
     async def acquire(
-        self, text: str, pipeline: str = "", *, report: Callable[[DownloadProgress], None] = lambda progress: None
+        self, reference: str, pipeline: str = "", *, report: Callable[[DownloadProgress], None] = lambda progress: None
     ) -> AsyncIterator[Path]:
         """As `ensure`, protected from eviction while this is open."""
         for _ in range(MAX_PLANS):
-            fetched = await self.fetch(text, self.selection(pipeline), report=report)
+            fetched = await self.fetch(reference, self.selection(pipeline), report=report)
             with self.objects.using(fetched.objects) as is_whole:
                 if is_whole:
                     yield fetched.path
                     return
-        raise Conflict(f"{text} was evicted {MAX_PLANS} times, right after each fetch")
+        raise Conflict(f"{reference} was evicted {MAX_PLANS} times, right after each fetch")
 
     async def fetch(
         self,
-        text: str,
+        reference: str,
         selection: Selection,
         *,
         sha256: str = "",
@@ -201,19 +201,19 @@ class WeightStore:
     ) -> Fetched:
         """As `ensure`, and returns what was downloaded."""
         for _ in range(MAX_PLANS):
-            plan = await self._planner.plan(text, selection, sha256)
-            if place := local_path_of(text, plan.manifest):
-                return Fetched(reference=text, path=place, size_bytes=plan.held_bytes, downloaded_bytes=0)
+            plan = await self._planner.plan(reference, selection, sha256)
+            if place := local_path_of(reference, plan.manifest):
+                return Fetched(reference=reference, path=place, size_bytes=plan.held_bytes, downloaded_bytes=0)
             if self._settings.offline:
-                require_held(text, plan)
+                require_held(reference, plan)
             with contextlib.suppress(Conflict):
-                return await self._carry_out(text, plan, selection, report)
-        raise Conflict(f"{text}: objects were evicted {MAX_PLANS} times during the fetch")
+                return await self._carry_out(reference, plan, selection, report)
+        raise Conflict(f"{reference}: objects were evicted {MAX_PLANS} times during the fetch")
 
     async def _carry_out(
-        self, text: str, plan: FetchPlan, selection: Selection, report: Callable[[DownloadProgress], None]
+        self, reference: str, plan: FetchPlan, selection: Selection, report: Callable[[DownloadProgress], None]
     ) -> Fetched:
-        tally = ProgressTally(reference=text, fetch_bytes=plan.fetch_bytes, report=report)
+        tally = ProgressTally(reference=reference, fetch_bytes=plan.fetch_bytes, report=report)
         fetching = FileFetcher(
             objects=self.objects, tools=self._tools, resolver=self._planner.resolver, report=tally.update
         )
@@ -232,11 +232,11 @@ class WeightStore:
             in_use.enter_context(self.objects.using(await self._tools.run(self._names, held)))
             placed = await _all_or_first_error(place(item) for item in plan.files)
             links = [link for p in placed for link in p.links]
-            with disk_errors(text):
-                path = await self._tools.run(self._link, text, plan, links)
+            with disk_errors(reference):
+                path = await self._tools.run(self._link, reference, plan, links)
             size_bytes = await self._tools.run(self.objects.bytes_of, [sha for _, sha in links])
         return Fetched(
-            reference=text,
+            reference=reference,
             path=path,
             size_bytes=size_bytes,
             downloaded_bytes=sum(p.downloaded_bytes for p in placed),
@@ -246,9 +246,9 @@ class WeightStore:
     def _names(self, shas: Iterable[str]) -> list[str]:
         return [found for sha in shas if (found := self.objects.index.find(sha))]
 
-    def _link(self, text: str, plan: FetchPlan, links: list[tuple[str, str]]) -> Path:
+    def _link(self, reference: str, plan: FetchPlan, links: list[tuple[str, str]]) -> Path:
         folder = self.objects.link(plan.manifest.view, links)
-        self.objects.index.remember_manifest(text, plan.manifest)
+        self.objects.index.remember_manifest(reference, plan.manifest)
         self._link_for_a1111(plan.manifest, links)
         first = folder / links[0][0]
         # Annotators are loaded from their folder, however many files they have.

@@ -25,6 +25,8 @@ from services.kernel.threads import to_its_end
 from services.weights.errors import DailyCapReached, SourceFailed, Transient, Unreachable
 from services.weights.transfer.web import Web
 
+log = get_logger()
+
 BURST_S = 0.25
 _BUCKET = struct.Struct("<dd")
 MAX_BACKOFF_S = 30.0
@@ -36,8 +38,6 @@ LATEST_WEIGHT = 0.2
 MAX_RETRY_AFTER_S = 120.0
 COUNT_STEP_BYTES = 4 * 1024 * 1024
 DAY_S = 86_400
-
-log = get_logger()
 
 T = TypeVar("T")
 # After this many bytes of progress, the next failure counts as the first one again.
