@@ -1,1 +1,1 @@
-"""See docs/walk.md."""
+"""Model weights: resolved, planned, downloaded, stored and loaded. See docs/walk.md."""

@@ -1,4 +1,4 @@
-"""`fanlight weights`: plan, fetch, publish and look after models. Prints; decides nothing."""
+"""`fanlight weights`: plan, fetch, publish and manage models. Prints; decides nothing."""
 
 import asyncio
 import contextlib
@@ -6,36 +6,120 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+from rich.table import Column, Table
 
 from fanlight.errors import FanlightError
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
-from services.weights.destinations import destination
-from services.weights.plan import Plan, report
-from services.weights.publishing import Published
-from services.weights.publishing import publish as publish_models
+from services.weights.mirror.mirrors import Published, destination
+from services.weights.mirror.mirrors import publish as publish_models
+from services.weights.planning.plan import LINK_RATES_MBPS, FetchPlan, plan_to_json
 from services.weights.settings import WeightsSettings
-from services.weights.showing import bar_reporter, bars, console, json_reporter, show_plans
-from services.weights.store import Fetched, WeightStore
+from services.weights.store.store import Fetched, WeightStore
+from services.weights.transfer.download import DownloadProgress
+
+REPORT_EVERY_S = 0.5
+PIPED_CHARS = 250
 
 app = typer.Typer(name="weights", help="Plan, fetch and keep model weights.", no_args_is_help=True)
-T = TypeVar("T")
 
-References = Annotated[list[str], typer.Argument(help="hf:ORG/REPO, urn:air:..., https://..., a path, or a name.")]
-Dir = Annotated[Path | None, typer.Option("--dir", help="The store; else FANLIGHT_WEIGHTS_DIR.")]
+T = TypeVar("T")
+References = Annotated[list[str], typer.Argument(help="hf:ORG/REPO, urn:air:..., https:..., a path or a catalog name.")]
+Dir = Annotated[Path | None, typer.Option("--dir", help="Folder of the store. Default: FANLIGHT_WEIGHTS_DIR.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Pipeline = Annotated[str, typer.Option(help="Only what this pipeline needs, such as text2img.")]
-Checker = Annotated[bool, typer.Option("--safety-checker", help="With the safety checker.")]
+Pipeline = Annotated[str, typer.Option(help="Only the files that this pipeline needs, such as text2img.")]
+Checker = Annotated[bool, typer.Option("--safety-checker", help="Include the safety checker.")]
 Precision = Annotated[str, typer.Option(help="fp16 or fp32.")]
-Sha256 = Annotated[str, typer.Option(help="What the one file must have.")]
-Names = Annotated[list[str], typer.Argument(help="AUTHOR/NAME of a view, or a sha256, AutoV2 or AutoV3.")]
+Sha256 = Annotated[str, typer.Option(help="Required sha256 of the single file.")]
+Names = Annotated[list[str], typer.Argument(help="AUTHOR/NAME as listed by `ls`, or a sha256, AutoV2 or AutoV3.")]
+
+
+def console() -> Console:
+    """A console; wide enough for every line if the output is not a terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_CHARS)
+
+
+def show_plans(plans: Sequence[FetchPlan]) -> None:
+    data = plan_to_json(plans)
+    out = console()
+    table = Table("of", Column("file", overflow="fold"), "bytes", "over the link", "why", box=None)
+    for plan in plans:
+        for item in plan.files:
+            row = (f"{item.size_bytes:,}", f"{item.fetch_bytes:,}", escape(item.why))
+            table.add_row(escape(plan.manifest.reference), escape(item.link), *row)
+    for plan in plans:
+        for skip in plan.skipped:
+            row = (f"{skip.size_bytes:,}", "-", escape(skip.why))
+            table.add_row(escape(plan.manifest.reference), escape(skip.path), *row, style="dim")
+    out.print(table)
+    out.print(
+        f"fetch {data['fetch_bytes']:,} bytes, held {data['held_bytes']:,}, left out {data['skipped_bytes']:,}"
+        + (f", packed away {data['packed_away_bytes']:,}" if data["packed_away_bytes"] else "")
+    )
+    seconds = ", ".join(f"{data['seconds'][str(rate)]:,} s at {rate} Mbit/s" for rate in LINK_RATES_MBPS)
+    out.print(seconds)
+    for caveat in data["caveats"]:
+        out.print(f"[yellow]note:[/yellow] {escape(caveat)}")
+
+
+def json_reporter(say: Callable[[dict[str, Any]], None]) -> Callable[[DownloadProgress], None]:
+    last_s = 0.0
+
+    def show(progress: DownloadProgress) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s < REPORT_EVERY_S:
+            return
+        last_s = now_s
+        say(_progress_row(progress))
+
+    return show
+
+
+def _progress_row(progress: DownloadProgress) -> dict[str, Any]:
+    return {
+        "event": "progress",
+        "reference": progress.reference,
+        "file": progress.path,
+        "done_bytes": progress.done_bytes,
+        "total_bytes": progress.total_bytes,
+        "bytes_per_s": round(progress.bytes_per_s),
+        "seconds_left": progress.seconds_left and round(progress.seconds_left, 1),
+        "source": progress.source,
+    }
+
+
+def bars() -> Bars:
+    return Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[source]}"),
+        console=Console(stderr=True),
+    )
+
+
+def bar_reporter(shown: Bars) -> Callable[[DownloadProgress], None]:
+    tasks: dict[tuple[str, str], TaskID] = {}
+
+    def show(progress: DownloadProgress) -> None:
+        key = (progress.reference, progress.path)
+        if key not in tasks:
+            tasks[key] = shown.add_task(progress.path, total=progress.total_bytes, source=progress.source)
+        shown.update(tasks[key], completed=progress.done_bytes, source=progress.source)
+
+    return show
 
 
 def _run(work: Callable[[WeightStore], Awaitable[T]], folder: Path | None) -> T:
@@ -76,14 +160,14 @@ def plan(
     as_json: Json = False,
     folder: Dir = None,
 ) -> None:
-    """Say which files would be fetched, which not and why, and how many bytes that is."""
+    """Show which files would be downloaded, which not and why, and how many bytes that is."""
 
-    async def work(store: WeightStore) -> list[Plan]:
-        wish = store.wish(pipeline, safety_checker=safety_checker, precision=precision)
-        return await store.plan(references, wish)
+    async def work(store: WeightStore) -> list[FetchPlan]:
+        selection = store.selection(pipeline, safety_checker=safety_checker, precision=precision)
+        return await store.plan(references, selection)
 
     plans = _run(work, folder)
-    _print(report(plans)) if as_json else show_plans(plans)
+    _print(plan_to_json(plans)) if as_json else show_plans(plans)
 
 
 @app.command()
@@ -96,25 +180,25 @@ def fetch(
     as_json: Json = False,
     folder: Dir = None,
 ) -> None:
-    """Fetch what is not held yet; several processes share one download."""
+    """Download what is not in the store yet; several processes share one download."""
     begin_s = time.monotonic()
 
     async def work(store: WeightStore) -> list[Fetched]:
-        wish = store.wish(pipeline, safety_checker=safety_checker, precision=precision)
+        selection = store.selection(pipeline, safety_checker=safety_checker, precision=precision)
         with contextlib.nullcontext() if as_json else bars() as shown:
-            tell = bar_reporter(shown) if shown else json_reporter(_print)
+            report = bar_reporter(shown) if shown else json_reporter(_print)
             names = store.catalog.expand(references)
-            return [await store.fetch(name, wish, sha256=sha256, report=tell) for name in names]
+            return [await store.fetch(name, selection, sha256=sha256, report=report) for name in names]
 
     fetched = _run(work, folder)
     if as_json:
-        _print(_took(fetched, time.monotonic() - begin_s))
+        _print(_fetch_summary(fetched, time.monotonic() - begin_s))
     else:
         print("\n".join(str(f.path) for f in fetched))
 
 
-def _took(fetched: list[Fetched], seconds: float) -> dict[str, Any]:
-    """The last line of `fetch --json`; its keys are promised. `path` is the last reference's."""
+def _fetch_summary(fetched: list[Fetched], seconds: float) -> dict[str, Any]:
+    """The last line of `fetch --json`; its keys are a stable interface. `path` is the last reference's."""
     return {
         "path": str(fetched[-1].path),
         "bytes": sum(f.size_bytes for f in fetched),
@@ -126,7 +210,7 @@ def _took(fetched: list[Fetched], seconds: float) -> dict[str, Any]:
 
 @app.command()
 def ls(as_json: Json = False, folder: Dir = None) -> None:
-    """List the models held, the least recently used last."""
+    """List the models in the store, most recently used first."""
     held = sorted(_run(lambda store: store.inventory(), folder), key=lambda m: -m.used_s)
     rows = [
         {"name": m.name, "bytes": m.size_bytes, "is_pinned": m.is_pinned, "used_time": _iso(m.used_s)} for m in held
@@ -147,19 +231,19 @@ def _iso(now_s: float) -> str:
 
 @app.command()
 def verify(as_json: Json = False, folder: Dir = None) -> None:
-    """Read every object again; damaged ones are removed, to be fetched anew. Exit code 1 where there were any."""
+    """Check the sha256 of every object and remove damaged ones. Exit code 1 if there were any."""
     damaged = _run(lambda store: store.run(store.objects.verify_all), folder)
     if as_json:
         _print({"damaged": damaged})
     else:
-        print("\n".join(damaged) or "all objects are sound")
+        print("\n".join(damaged) or "all objects are intact")
     if damaged:
         raise typer.Exit(1)
 
 
 @app.command()
 def gc(as_json: Json = False, folder: Dir = None) -> None:
-    """Remove what no model uses: objects without a view, and downloads that nobody is at."""
+    """Garbage collection: remove objects that no model uses, and abandoned downloads."""
     freed = _run(lambda store: store.run(store.objects.collect), folder)
     _print({"freed_bytes": freed}) if as_json else print(f"freed {freed:,} bytes")
 
@@ -167,10 +251,10 @@ def gc(as_json: Json = False, folder: Dir = None) -> None:
 @app.command()
 def pin(
     names: Names,
-    off: Annotated[bool, typer.Option("--off", help="Let it be evicted again.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Allow eviction again.")] = False,
     folder: Dir = None,
 ) -> None:
-    """Never evict these."""
+    """Protect models from eviction."""
 
     def each(store: WeightStore) -> None:
         for name in names:
@@ -197,7 +281,7 @@ def publish(
     as_json: Json = False,
     folder: Dir = None,
 ) -> None:
-    """Write held models to a mirror, packed without loss; other nodes name it in FANLIGHT_WEIGHTS_MIRRORS."""
+    """Write models of the store to a mirror, packed without loss; other nodes list it in FANLIGHT_WEIGHTS_MIRRORS."""
 
     async def work(store: WeightStore) -> Published:
         place = destination(to, load(WeightsSettings), asyncio.get_running_loop())
@@ -220,6 +304,6 @@ def publish(
 
 @app.command()
 def rm(names: Names, folder: Dir = None) -> None:
-    """Remove models, and whatever only they used."""
+    """Remove models, and the objects that only they use."""
     freed = _run(lambda store: store.run(lambda: sum(store.objects.remove_model(name) for name in names)), folder)
     print(f"freed {freed:,} bytes")

@@ -1,4 +1,9 @@
-"""What goes wrong with weights, beside the kernel's errors. A source's failures make the next source be tried."""
+"""Errors of weights, in addition to fanlight.errors. A failure of one source leads to the next source."""
+
+import contextlib
+import errno
+import sqlite3
+from collections.abc import Iterator
 
 from fanlight.errors import (
     FailedPrecondition,
@@ -11,19 +16,19 @@ from fanlight.errors import (
 
 
 class WrongBytes(NodeFault):
-    """The bytes are not those that the manifest pins; they were thrown away."""
+    """The bytes do not match the manifest's digest or size; they were discarded."""
 
     reason = "WRONG_BYTES"
 
 
 class NotAllowed(FailedPrecondition):
-    """The operator has not allowed to fetch from that host."""
+    """FANLIGHT_WEIGHTS_URL_HOSTS does not allow this host."""
 
     reason = "HOST_NOT_ALLOWED"
 
 
 class NotHeld(NodeFault):
-    """The weights are not on this node, which may fetch nothing; another may have them."""
+    """The weights are not on this node, and it is offline; another node may have them."""
 
     reason = "NOT_HELD"
 
@@ -37,42 +42,61 @@ class DailyCapReached(ResourceExhausted):
 
 
 class TokenRefused(Unauthenticated):
-    """The source wants a token, or another one than this node has; another node may have it."""
+    """The source requires a token, or rejects this node's; another node may have a valid one."""
 
     reason = "TOKEN_REFUSED"
     is_request_fault = False
 
 
 class SourceFailed(Unavailable):
-    """A source that does not do: gone, slow, broken, changing or wrong. Another may."""
+    """This source failed: unavailable, slow, broken, changed or wrong. Another source may work."""
 
     reason = "SOURCE_FAILED"
 
 
 class SourceChanged(SourceFailed):
-    """What is behind the address is no longer what it was when the download began."""
+    """The file at the address changed since the download began."""
 
 
 class NoRanges(SourceFailed):
-    """The server sends whole files only."""
+    """The server does not support ranges."""
 
 
 class Transient(SourceFailed):
-    """Worth another try of the same source, after `retry_after_s` where it said so."""
+    """A retry of the same source may work, after `retry_after_s` where the server set it."""
 
 
 class Unreachable(Transient):
-    """Nobody is there, for now."""
+    """The server cannot be reached for now."""
 
 
-class Refused(Transient):
-    """The server is there and does not want to, for now: asking at once would make it worse."""
+class ServerBusy(Transient):
+    """The server is overloaded or throttles us (429, 503, 5xx): retry only after a back-off."""
 
 
-# What is worth telling of several failures: the last that says more than that a source failed.
-def tell(reference: str, failures: list[FanlightError]) -> FanlightError:
-    """One error for a file that no source gave, naming the reference and each source's reason."""
+def combine_failures(reference: str, failures: list[FanlightError]) -> FanlightError:
+    """One error for a file that no source delivered, with the reference and each source's reason.
+
+    Its type is that of the last failure that is more specific than SourceFailed.
+    """
     assert failures
     last = next((f for f in reversed(failures) if not isinstance(f, SourceFailed)), failures[-1])
     reasons = "; ".join(dict.fromkeys(f.message for f in failures))
     return type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s)
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Translate errors of the disk and of SQLite: a full disk becomes DiskFull that names `what` was fetched."""
+    try:
+        yield
+    except DiskFull as error:
+        raise DiskFull(f"{what}: {error.message}", retry_after_s=error.retry_after_s) from error
+    except sqlite3.OperationalError as error:
+        if "full" in str(error):
+            raise DiskFull(f"the disk is full while fetching {what}") from error
+        raise NodeFault(f"{what}: the store's index cannot be written ({error}); is the disk full?") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"the disk is full while fetching {what}") from error
+        raise

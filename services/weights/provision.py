@@ -1,6 +1,6 @@
-"""Weights for a worker: fetched when a task needs them, kept while it uses them. Knows no stage and no wire.
+"""Weights for a worker: fetched when a task needs them, protected from eviction while in use.
 
-One for each process. The store is opened when something is asked for, so a worker that asks for nothing opens nothing.
+One per process. The store is opened on first use. Knows no stage and no wire format.
 """
 
 import asyncio
@@ -13,17 +13,49 @@ from typing import Self
 
 from fanlight.errors import NodeFault
 from services.kernel.logs import get_logger
-from services.weights.inventory import HeldModel, Inventory
-from services.weights.references import parse
+from services.weights.references.references import parse
 from services.weights.settings import WeightsSettings
-from services.weights.store import WeightStore
-from services.weights.targets import Progress
+from services.weights.store.index import INDEX_FILE, HeldModel, Index, held_models
+from services.weights.store.store import WeightStore
+from services.weights.transfer.download import DownloadProgress
 
 log = get_logger()
 
 
+class Inventory:
+    """The models in a store, read again only after its index changed, by any process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / INDEX_FILE
+        self._held: Sequence[HeldModel] = ()
+        self._seen: tuple[object, ...] = ()
+
+    def read(self) -> Sequence[HeldModel]:
+        """The models held now; empty if no store was ever opened there."""
+        seen = self._stamps()
+        if seen != self._seen:
+            try:
+                self._held = held_models(Index(self._path)) if self._path.exists() else ()
+            except sqlite3.Error as error:
+                # A stale inventory is better than no poll.
+                log.warning("weights_index_unreadable", why=str(error))
+            self._seen = seen
+        return self._held
+
+    def _stamps(self) -> tuple[object, ...]:
+        return tuple(_stamp(path) for path in (self._path, self._path.with_name(f"{INDEX_FILE}-wal")))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 class Provision:
-    """Use as an async context manager, on the event loop that asks."""
+    """Use as an async context manager, on the event loop of its callers."""
 
     def __init__(self, settings: WeightsSettings) -> None:
         self._settings = settings
@@ -39,7 +71,7 @@ class Provision:
         await self._stack.aclose()
 
     async def store(self) -> WeightStore:
-        """The process's store, opened on first use. NodeFault where its folder cannot be used."""
+        """The process's store, opened on first use. NodeFault if its folder cannot be used."""
         async with self._opening:
             if self._store is None:
                 try:
@@ -51,11 +83,11 @@ class Provision:
 
     @contextlib.asynccontextmanager
     async def obtain(
-        self, reference: str, pipeline: str = "", *, report: Callable[[Progress], None] = lambda progress: None
+        self, reference: str, pipeline: str = "", *, report: Callable[[DownloadProgress], None] = lambda progress: None
     ) -> AsyncIterator[Path]:
-        """The path to load the reference from; fetched first where it is not held, and not evicted while this is open.
+        """The path to load the reference from; fetched first if it is not held, not evicted while this is open.
 
-        `report` is called on the event loop while bytes come, its `whole` over all files. Askers share one download.
+        `report` is called on the event loop as bytes arrive; its `whole` is over all files. Callers share one download.
         NotHeld when nothing may be fetched; InvalidField, NotFound, SourceFailed, WrongBytes, TokenRefused, DiskFull.
         """
         parse(reference)
@@ -63,14 +95,14 @@ class Provision:
             yield path
 
     def inventory(self) -> Sequence[HeldModel]:
-        """What is on this node's disk and whole; cheap enough for every poll. Opens nothing where nothing is."""
-        return self._inventory.look()
+        """Complete models on this node's disk; cheap enough for every poll. Does not create a store."""
+        return self._inventory.read()
 
     @property
     def room_bytes(self) -> int:
-        """What may be filled with weights that nobody has asked for; 0 where the operator has capped the link.
+        """Disk space that prefetched weights may fill; 0 if offline or if the operator capped the link.
 
-        The budget, or where there is none, what is held and what is free.
+        The budget; without one, held bytes plus free disk space.
         """
         settings = self._settings
         if settings.offline or settings.bandwidth_bps or settings.daily_bytes:
@@ -79,16 +111,16 @@ class Provision:
 
     @property
     def link_bps(self) -> float:
-        """What the link has lately given, in bits a second; 0 until something large was fetched."""
+        """Measured goodput of the link, in bits per second; 0 until something large was fetched."""
         return self._store.link_bps if self._store else 0.0
 
 
 def _held_bytes(models: Sequence[HeldModel]) -> int:
-    """At most: what two models share counts twice."""
+    """An upper bound: objects shared by two models count twice."""
     return sum(model.size_bytes for model in models)
 
 
 def _free_bytes(folder: Path) -> int:
-    """Of the disk that the folder is on, or will be on."""
+    """Free space of the disk that the folder is on, or will be on."""
     there = next(each for each in (folder, *folder.parents) if each.exists())
     return shutil.disk_usage(there).free

@@ -1,4 +1,4 @@
-"""Settings of the weights' store and fetch: `FANLIGHT_WEIGHTS_*`."""
+"""Settings of the weight store and its downloads: `FANLIGHT_WEIGHTS_*`."""
 
 from pathlib import Path
 
@@ -11,29 +11,42 @@ MIB = 1024 * 1024
 class WeightsSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FANLIGHT_WEIGHTS_", extra="ignore", frozen=True)
 
-    dir: Path = Field(Path("~/.cache/fanlight/weights"), description="Where weights are kept.")
-    offline: bool = Field(False, description="Fetch nothing: what is not held is an error.")
-    budget_bytes: int = Field(0, ge=0, description="Most bytes kept; the least recently used go first. 0: no limit.")
-    bandwidth_bps: int = Field(0, ge=0, description="Most bits a second fetched, all processes together. 0: no limit.")
-    daily_bytes: int = Field(0, ge=0, description="Most bytes fetched in a day (UTC), all processes. 0: no limit.")
-    connections: int = Field(8, ge=1, le=64, description="Most connections for one file.")
-    piece_bytes: int = Field(16 * MIB, ge=64 * 1024, description="Most bytes that one request asks for.")
-    stall_s: float = Field(15.0, gt=0, description="How long a connection may send nothing.")
-    slow_bps: int = Field(500_000, ge=0, description="A slower source is left for the next one, if there is one.")
-    retries: int = Field(8, ge=0, description="Failures in a row, without a byte between, before a source is left.")
-    allow_pickle: bool = Field(False, description="Take pickles that no catalog entry pins by sha256.")
-    catalog_dir: Path | None = Field(None, description="A folder of the operator's own catalog files (*.json).")
-    mirrors: str = Field(
-        "", description="Where `fanlight weights publish` has written, as https:// or s3:// addresses with commas."
+    dir: Path = Field(Path("~/.cache/fanlight/weights"), description="Folder of the weight store.")
+    offline: bool = Field(False, description="Download nothing; weights that are not in the store are an error.")
+    budget_bytes: int = Field(
+        0, ge=0, description="Size limit of the store; the least recently used objects are evicted first. 0: no limit."
     )
-    url_hosts: str = Field("", description="Hosts, with commas, that https:// references may name. Empty: any.")
-    hf_endpoint: str = Field("https://huggingface.co", description="The hub that hf: references name.")
+    bandwidth_bps: int = Field(
+        0, ge=0, description="Download limit in bits per second, all processes of the store together. 0: no limit."
+    )
+    daily_bytes: int = Field(
+        0, ge=0, description="Download limit in bytes per day (UTC), all processes of the store together. 0: no limit."
+    )
+    connections: int = Field(8, ge=1, le=64, description="Maximum parallel connections for one file.")
+    piece_bytes: int = Field(16 * MIB, ge=64 * 1024, description="Maximum bytes of one range request.")
+    stall_s: float = Field(15.0, gt=0, description="Seconds without data before a connection times out.")
+    slow_bps: int = Field(
+        500_000,
+        ge=0,
+        description="A source slower than this many bits per second is replaced by the next source, if there is one.",
+    )
+    retries: int = Field(8, ge=0, description="Retries without progress before a source is given up.")
+    allow_pickle: bool = Field(False, description="Allow pickles that no catalog entry pins by sha256.")
+    catalog_dir: Path | None = Field(None, description="Folder with additional catalog files (*.json).")
+    mirrors: str = Field(
+        "",
+        description="Mirrors written by `fanlight weights publish`: https:// or s3:// addresses, separated by commas.",
+    )
+    url_hosts: str = Field(
+        "", description="Hosts that https:// references may use, separated by commas. Empty: any host."
+    )
+    hf_endpoint: str = Field("https://huggingface.co", description="Hub for hf: references.")
     hf_token: SecretStr | None = Field(None, description="Token for the hub; sent to no other host.")
-    civitai_endpoint: str = Field("https://civitai.com", description="The site that civitai references name.")
+    civitai_endpoint: str = Field("https://civitai.com", description="Civitai API for urn:air:...:civitai references.")
     civitai_token: SecretStr | None = Field(None, description="Token for Civitai; sent to no other host.")
 
-    s3_endpoint: str = Field("", description="The server that s3:// references name. Empty: Amazon's.")
-    s3_region: str = Field("", description="Its region. Empty: what the AWS settings of the machine say.")
+    s3_endpoint: str = Field("", description="S3 server for s3:// references. Empty: AWS.")
+    s3_region: str = Field("", description="S3 region. Empty: the AWS settings of the machine.")
 
     @field_validator("hf_endpoint", "civitai_endpoint")
     @classmethod

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 
 from services.weights.settings import WeightsSettings
-from services.weights.store import WeightStore
+from services.weights.store.store import WeightStore
 from tests.fakes.range_server import RangeServer
 
 

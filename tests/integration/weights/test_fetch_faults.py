@@ -10,11 +10,10 @@ from dataclasses import replace
 import pytest
 
 from fanlight.errors import FailedPrecondition, FanlightError, NodeFault, NotFound
-from services.weights.chunks import Span
 from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, TokenRefused, WrongBytes
-from services.weights.manifest import ChunkDigests, Manifest, WeightFile
-from services.weights.store import WeightStore
-from services.weights.targets import KNOCKS
+from services.weights.references.manifest import ByteSpan, ChunkDigests, Manifest, WeightFile
+from services.weights.store.store import WeightStore
+from services.weights.transfer.pacing import MAX_UNREACHABLE_RETRIES
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
 
@@ -26,7 +25,7 @@ def _sha(body: bytes) -> str:
 
 
 async def _fetch(store, url, sha256=""):
-    return await store.fetch(url, store.wish(), sha256=sha256)
+    return await store.fetch(url, store.selection(), sha256=sha256)
 
 
 def _use_manifest(store, urls, body, **values):
@@ -101,13 +100,13 @@ async def test_retry_after_is_waited_for_before_the_first_byte_too(server, store
 async def test_a_hub_that_is_busy_is_asked_again(server, store):
     put_repository(server, "org/m", {"model.safetensors": safetensors({"a": b"1234"})})
     server.faults["/api/models/org/m/revision/main"] = [Fault(status=503, retry_after="0"), Fault(status=500)]
-    assert (await store.fetch("hf:org/m", store.wish())).path.exists()
+    assert (await store.fetch("hf:org/m", store.selection())).path.exists()
 
 
 async def test_a_page_in_place_of_a_range_is_refused_at_once(server, store, body):
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(instead=b"<html>login</html>")] * 50
-    with pytest.raises(SourceFailed, match="other bytes than were asked for"):
+    with pytest.raises(SourceFailed, match="other bytes than the requested range"):
         await _fetch(store, url, _sha(body))
     assert server.sent_bytes[PATH] < 10_000
 
@@ -128,7 +127,7 @@ async def test_a_server_without_ranges_that_always_ends_too_early_is_left(server
         await _fetch(store, url, _sha(body))
 
 
-async def test_a_file_that_changes_its_size_in_the_middle_is_fetched_anew(server, store, body):
+async def test_a_file_that_changes_its_size_in_the_middle_is_fetched_again(server, store, body):
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(cut_after=500_000), Fault(body=body + b"more", etag='"new"')]
     fetched = await _fetch(store, url)
@@ -144,10 +143,10 @@ async def test_a_hub_that_lies_about_a_small_files_size_is_refused(server, store
         row.get("lfs", {})["size"] = row["size"]
     server.put_json("/api/models/org/m/revision/main", answer)
     with pytest.raises(WrongBytes, match=r"hf:org/m.*bytes instead of"):
-        await store.fetch("hf:org/m", store.wish())
+        await store.fetch("hf:org/m", store.selection())
 
 
-async def test_where_nobody_is_there_it_is_said_soon(settings, body):
+async def test_an_unreachable_server_fails_soon(settings, body):
     waits = []
 
     async def sleep(wait_s):
@@ -161,8 +160,8 @@ async def test_where_nobody_is_there_it_is_said_soon(settings, body):
             name = _use_manifest(store, [nowhere], held) if held else nowhere
             waits.clear()
             with pytest.raises(SourceFailed, match="cannot be reached"):
-                await store.fetch(name, store.wish())
-            assert len(waits) == KNOCKS
+                await store.fetch(name, store.selection())
+            assert len(waits) == MAX_UNREACHABLE_RETRIES
 
 
 async def test_retry_after_is_waited_for(server, settings, body):
@@ -188,7 +187,7 @@ async def test_wrong_bytes_are_refused_and_nothing_stands_where_a_whole_file_is_
     assert store.objects.index.objects() == []
 
 
-async def test_a_file_that_changes_in_the_middle_is_fetched_anew(server, store, body):
+async def test_a_file_that_changes_in_the_middle_is_fetched_again(server, store, body):
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(cut_after=500_000), Fault(etag='"new"')]
     fetched = await _fetch(store, url)
@@ -288,11 +287,11 @@ async def test_an_address_that_runs_out_behind_a_redirect_is_asked_for_again(ser
     assert (await _fetch(store, url, _sha(body))).path.read_bytes() == body
 
 
-async def test_several_askers_share_one_download(server, settings, body):
+async def test_several_processes_share_one_download(server, settings, body):
     url = server.put(PATH, body)
     async with WeightStore.open(settings()) as one, WeightStore.open(settings()) as two:
         fetched = await asyncio.gather(*(_fetch(s, url, _sha(body)) for s in (one, two, one, two)))
-    # Each asker's question costs one byte; the download has an answer already.
+    # Each caller's question costs one byte; the download has an answer already.
     assert server.sent_bytes[PATH] == len(body) + 4
     assert sum(f.downloaded_bytes for f in fetched) == len(body)
 
@@ -313,7 +312,7 @@ async def test_a_days_cap_stops_the_download_and_the_next_day_goes_on(server, se
 
 @pytest.mark.parametrize("said", ["database or disk is full", "disk I/O error"])
 async def test_an_index_on_a_full_disk_is_an_error_that_names_the_reference(server, settings, body, monkeypatch, said):
-    from services.weights.index import Index
+    from services.weights.store.index import Index
 
     def fail(*_):
         raise sqlite3.OperationalError(said)
@@ -327,7 +326,7 @@ async def test_an_index_on_a_full_disk_is_an_error_that_names_the_reference(serv
 
 @pytest.mark.parametrize("method", ["set_links", "remember_manifest", "touch"])
 async def test_a_disk_that_is_full_when_a_model_is_shown_is_said_too(server, store, body, monkeypatch, method):
-    from services.weights.index import Index
+    from services.weights.store.index import Index
 
     def fail(*_):
         raise sqlite3.OperationalError("database or disk is full")
@@ -338,7 +337,7 @@ async def test_a_disk_that_is_full_when_a_model_is_shown_is_said_too(server, sto
 
 
 async def test_a_disk_without_room_is_said_before_the_download(server, settings, body, monkeypatch):
-    from services.weights import objects
+    import services.weights.store.objects as objects
 
     url = server.put(PATH, body)
     async with WeightStore.open(settings()) as store:
@@ -362,7 +361,7 @@ async def test_a_disk_that_fills_up_in_the_middle_is_said_and_no_half_file_stand
 
     async with WeightStore.open(settings()) as store:
         with monkeypatch.context() as patched:
-            patched.setattr("services.weights.partial.os.pwrite", full)
+            patched.setattr("services.weights.transfer.partial.os.pwrite", full)
             with pytest.raises(DiskFull, match=PATH):
                 await _fetch(store, url, _sha(body))
         assert not list(store.objects.views.rglob("*.bin"))
@@ -371,7 +370,7 @@ async def test_a_disk_that_fills_up_in_the_middle_is_said_and_no_half_file_stand
     assert fetched.downloaded_bytes < len(body)
 
 
-async def test_what_a_hub_says_of_a_files_sha256_is_held_against_it_where_nobody_pinned_one(server, store, body):
+async def test_without_a_pinned_sha256_the_one_that_the_hub_reports_is_checked(server, store, body):
     url = server.put(PATH, body, headers={"X-Linked-Etag": f'"{"0" * 64}"'})
     with pytest.raises(WrongBytes, match="0000"):
         await _fetch(store, url)
@@ -407,7 +406,7 @@ async def test_a_budget_too_small_for_one_model_is_said_and_nothing_of_it_is_evi
         assert small.exists()
 
 
-async def test_many_askers_in_one_process_get_one_view(server, store):
+async def test_many_callers_in_one_process_get_one_view(server, store):
     put_repository(server, "org/m", {"config.json": b"{}", "model.safetensors": safetensors({"w": b"1" * 3_000_000})})
     paths = await asyncio.gather(*(store.ensure("hf:org/m") for _ in range(8)))
     assert len(set(paths)) == 1
@@ -436,19 +435,19 @@ async def test_an_inventory_names_the_models_that_are_whole(server, store):
     assert await store.inventory() == [] or (await store.inventory())[0].size_bytes < held.size_bytes
 
 
-async def test_progress_tells_bytes_rate_and_source(server, store, body):
-    told = []
-    await store.ensure(server.put(PATH, body), report=told.append)
-    assert told[-1].done_bytes == told[-1].total_bytes == len(body)
-    assert all(p.source == server.url.removeprefix("http://") for p in told)
-    assert [p.done_bytes for p in told] == sorted(p.done_bytes for p in told)
+async def test_progress_reports_bytes_rate_and_source(server, store, body):
+    reports = []
+    await store.ensure(server.put(PATH, body), report=reports.append)
+    assert reports[-1].done_bytes == reports[-1].total_bytes == len(body)
+    assert all(p.source == server.url.removeprefix("http://") for p in reports)
+    assert [p.done_bytes for p in reports] == sorted(p.done_bytes for p in reports)
 
 
 async def test_a_redirect_to_a_host_that_is_not_allowed_is_not_followed(server, settings, body):
     server.put("/there", body)
     url = server.put(PATH, b"", redirect=server.url.replace("127.0.0.1", "localhost") + "/there")
     async with WeightStore.open(settings(url_hosts="127.0.0.1")) as store:
-        with pytest.raises(FailedPrecondition, match=r"localhost is none of FANLIGHT_WEIGHTS_URL_HOSTS"):
+        with pytest.raises(FailedPrecondition, match=r"localhost is not in FANLIGHT_WEIGHTS_URL_HOSTS"):
             await store.ensure(url)
     assert server.sent_bytes["/there"] == 0
     async with WeightStore.open(settings(url_hosts="127.0.0.1,localhost")) as store:
@@ -463,8 +462,8 @@ async def test_a_host_that_a_redirect_led_to_cannot_lead_on_to_others_later(serv
         web.guard(url)
         remote = await web.probe(url)
         server.files["/there"].redirect = "http://127.0.0.2:9/inside"
-        with pytest.raises(FailedPrecondition, match=r"127\.0\.0\.2 is none of FANLIGHT_WEIGHTS_URL_HOSTS"):
-            async with web.piece(remote.url, Span(0, 1), remote):
+        with pytest.raises(FailedPrecondition, match=r"127\.0\.0\.2 is not in FANLIGHT_WEIGHTS_URL_HOSTS"):
+            async with web.piece(remote.url, ByteSpan(0, 1), remote):
                 pass
 
 

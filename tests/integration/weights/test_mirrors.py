@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.weights.destinations import FolderDestination
 from services.weights.errors import SourceFailed
-from services.weights.publishing import publish
-from services.weights.store import WeightStore
+from services.weights.mirror.mirrors import FolderDestination, publish
+from services.weights.store.store import WeightStore
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
 
@@ -56,7 +55,7 @@ async def test_the_packed_form_is_fetched_and_the_file_is_the_same_bit_by_bit(se
 
 async def test_only_the_frames_of_the_tensors_that_are_wanted_come(server, settings, mirror):
     async with WeightStore.open(settings(mirrors=mirror)) as store:
-        (plan,) = await store.plan(["hf:org/model"], store.wish("text2img"))
+        (plan,) = await store.plan(["hf:org/model"], store.selection("text2img"))
         path = await store.ensure("hf:org/model", "text2img")
         assert (path / "vae/diffusion_pytorch_model.safetensors").stat().st_size < 1_400_000 + 1000
     packed = sum(count for path, count in server.sent_bytes.items() if path.endswith(".packed"))
@@ -92,7 +91,7 @@ async def test_where_the_mirror_is_gone_the_source_itself_is_asked(server, setti
         assert (path / "unet/diffusion_pytorch_model.safetensors").read_bytes() == UNET
 
 
-async def test_a_mirror_that_packs_something_else_under_the_name_is_not_believed(server, settings, mirror, tmp_path):
+async def test_a_mirror_that_packs_something_else_under_the_name_is_not_trusted(server, settings, mirror, tmp_path):
     document = json.loads((tmp_path / "mirror/catalog.json").read_text())
     (unet, vae) = [row["sha256"] for row in document["entries"][0]["files"] if row["path"].endswith("safetensors")]
     document["packed"][unet], document["packed"][vae] = document["packed"][vae], document["packed"][unet]
@@ -115,7 +114,7 @@ async def test_a_mirror_allows_no_pickle(server, settings, mirror):
     entry["files"] = [{"path": "m.bin", "bytes": 3, "sha256": "0" * 64, "sources": ["./m"]}]
     server.put_json("/mirror/catalog.json", {"entries": [entry]})
     async with WeightStore.open(settings(mirrors=mirror)) as store:
-        await store.plan(["sd15"], store.wish())
+        await store.plan(["sd15"], store.selection())
         assert "evil" not in store.catalog.entries
         assert "0" * 64 not in store.catalog.pinned_pickles()
 

@@ -5,8 +5,8 @@ import pytest
 
 from fanlight.errors import InvalidField, NodeFault
 from services.weights.errors import NotHeld
-from services.weights.onlooking import SOURCE
 from services.weights.provision import Provision
+from services.weights.store.fetching import SOURCE
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
 
@@ -94,7 +94,7 @@ async def test_offline_the_missing_file_and_its_source_are_named(settings, serve
 
 async def test_a_reference_that_parses_to_nothing_opens_no_store(settings, tmp_path):
     async with Provision(settings()) as provision:
-        with pytest.raises(InvalidField, match="nothing known"):
+        with pytest.raises(InvalidField, match="unknown prefix"):
             async with provision.obtain("what:is/this"):
                 pass
     assert not (tmp_path / "store").exists()
@@ -115,16 +115,16 @@ async def test_two_tasks_that_want_the_same_share_one_download(settings, server,
 
 async def test_who_waits_for_anothers_download_sees_how_it_stands(settings, server, repository):
     path = next(path for path in server.files if path.startswith("/cdn/") and len(server.files[path]) > 2_000_000)
-    # The first piece comes and begins the download; the others are held back until the second asker has seen it.
+    # The first piece comes and begins the download; the others are held back until the second caller has seen it.
     server.faults[path] = [Fault(), *[Fault(stall_after=0)] * 20]
-    told, begun, has_seen = [], asyncio.Event(), asyncio.Event()
+    reports, begun, has_seen = [], asyncio.Event(), asyncio.Event()
 
     def begin(progress):
         if progress.total_bytes == len(MODEL):
             begun.set()
 
     def see(progress):
-        told.append(progress)
+        reports.append(progress)
         if progress.source == SOURCE and progress.done_bytes:
             has_seen.set()
 
@@ -140,7 +140,7 @@ async def test_who_waits_for_anothers_download_sees_how_it_stands(settings, serv
         server.faults[path].clear()
         server.release.set()
     assert one.result() == two.result()
-    last = told[-1].whole
+    last = reports[-1].whole
     assert last.done_bytes == last.total_bytes > 2_000_000
     assert server.sent_bytes[path] <= len(MODEL) + 1
 
@@ -149,16 +149,16 @@ async def test_progress_adds_up_over_the_files_of_a_reference(settings, server):
     put_repository(
         server, "org/two", {"a/model.safetensors": MODEL, "b/model.safetensors": safetensors({"b": b"b" * 2_000_000})}
     )
-    told = []
-    async with Provision(settings()) as provision, provision.obtain("hf:org/two", report=told.append):
+    reports = []
+    async with Provision(settings()) as provision, provision.obtain("hf:org/two", report=reports.append):
         pass
-    last = told[-1].whole
+    last = reports[-1].whole
     assert last.done_bytes == last.total_bytes > 5_000_000
-    assert [t.whole.done_bytes for t in told] == sorted(t.whole.done_bytes for t in told)
+    assert [t.whole.done_bytes for t in reports] == sorted(t.whole.done_bytes for t in reports)
     assert last.reference == "hf:org/two"
 
 
-async def test_a_hub_is_not_asked_again_for_every_picture(settings, server, repository):
+async def test_a_hub_is_not_queried_again_for_every_image(settings, server, repository):
     async with Provision(settings()) as provision:
         for _ in range(3):
             async with provision.obtain(repository):
@@ -175,7 +175,7 @@ async def test_a_folder_that_cannot_be_used_is_named(settings, tmp_path, reposit
         assert list(provision.inventory()) == []
 
 
-async def test_a_worker_tells_how_much_weights_may_fill_unasked_which_is_nothing_where_its_link_is_capped(
+async def test_a_worker_reports_how_much_prefetched_weights_may_fill_which_is_nothing_where_its_link_is_capped(
     settings, repository
 ):
     async with Provision(settings(budget_bytes=10**12)) as provision:

@@ -6,11 +6,12 @@ import random
 
 import pytest
 
+import services.weights.planning.planner as planner
+import services.weights.store.keeping as keeping
 from fanlight.errors import FailedPrecondition, InvalidField, NotFound
-from services.weights import keeping, planning
 from services.weights.errors import TokenRefused
-from services.weights.store import WeightStore
-from services.weights.tensors import BadHeader
+from services.weights.references.tensors import BadHeader
+from services.weights.store.store import WeightStore
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import COMMIT, put_civitai_version, put_repository, safetensors
 
@@ -46,13 +47,13 @@ def _checkpoint(unet: bytes, *, with_ema: bool = False) -> bytes:
 
 
 async def test_who_has_an_older_answer_does_not_wait_long_for_a_hub_in_trouble(server, settings, monkeypatch):
-    monkeypatch.setattr(planning, "OLDER_S", 0.2)
+    monkeypatch.setattr(planner, "STALE_WAIT_S", 0.2)
     put_repository(server, "org/m", {"model.safetensors": safetensors({"a": b"1234"})})
     async with WeightStore.open(settings()) as store:
-        before = await store.fetch("hf:org/m", store.wish())
+        before = await store.fetch("hf:org/m", store.selection())
     server.faults["/api/models/org/m/revision/main"] = [Fault(status=503, retry_after="100")] * 9
     async with WeightStore.open(settings()) as store:
-        assert (await store.fetch("hf:org/m", store.wish())).path == before.path
+        assert (await store.fetch("hf:org/m", store.selection())).path == before.path
 
 
 async def test_a_repository_becomes_a_view_with_the_names_that_loaders_look_for(server, store):
@@ -73,9 +74,9 @@ async def test_a_repository_becomes_a_view_with_the_names_that_loaders_look_for(
 
 async def test_only_the_planned_bytes_go_over_the_link(server, store):
     put_repository(server, "org/sd", REPOSITORY)
-    (plan,) = await store.plan(["hf:org/sd"], store.wish("text2img"))
+    (plan,) = await store.plan(["hf:org/sd"], store.selection("text2img"))
     api = server.total_sent()
-    fetched = await store.fetch("hf:org/sd", store.wish("text2img"))
+    fetched = await store.fetch("hf:org/sd", store.selection("text2img"))
     assert fetched.downloaded_bytes == plan.fetch_bytes
     assert server.total_sent() - 2 * api <= plan.fetch_bytes + len(plan.files)
     assert plan.manifest.revision == COMMIT
@@ -86,7 +87,7 @@ async def test_without_a_network_what_is_held_is_found_again(server, store):
     path = await store.ensure("hf:org/sd", "text2img")
     server.faults["/api/models/org/sd/revision/main"] = [Fault(status=500)]
     assert await store.ensure("hf:org/sd", "text2img") == path
-    (plan,) = await store.plan(["hf:org/sd"], store.wish("text2img"))
+    (plan,) = await store.plan(["hf:org/sd"], store.selection("text2img"))
     assert plan.fetch_bytes == 0
 
 
@@ -167,8 +168,8 @@ async def test_of_the_next_checkpoint_only_what_is_new_is_fetched_where_another_
         tables = {sha: table.to_json() for sha, table in another.objects.tables_of("org/b").items()}
     (catalog_dir / "digests.json").write_text(json.dumps({"tensor_tables": tables}))
     async with WeightStore.open(settings(catalog_dir=catalog_dir)) as store:
-        first = await store.fetch("hf:org/a/a.safetensors", store.wish("text2img"))
-        second = await store.fetch("hf:org/b/b.safetensors", store.wish("text2img"))
+        first = await store.fetch("hf:org/a/a.safetensors", store.selection("text2img"))
+        second = await store.fetch("hf:org/b/b.safetensors", store.selection("text2img"))
     assert second.downloaded_bytes == 86_000
     assert {p.name for p in second.path.iterdir()} == {
         "unet.safetensors",
@@ -187,7 +188,7 @@ async def test_a_checkpoint_fetched_whole_for_a_pipeline_is_kept_as_its_parts(se
         "text_encoder.safetensors",
         "vae_decoder.safetensors",
     }
-    again = await store.fetch("hf:org/a/a.safetensors", store.wish("img2img"))
+    again = await store.fetch("hf:org/a/a.safetensors", store.selection("img2img"))
     assert again.downloaded_bytes == len(ENCODER)
     assert (again.path / "vae_encoder.safetensors").exists()
 
@@ -209,8 +210,8 @@ async def test_a_checkpoint_whose_parts_do_not_fit_beside_it_stays_whole(server,
     body = _checkpoint(UNET)
     put_repository(server, "org/a", {"a.safetensors": body})
     async with WeightStore.open(settings(budget_bytes=len(body) * 3 // 2)) as store:
-        fetched = await store.fetch("hf:org/a/a.safetensors", store.wish("text2img"))
-        again = await store.fetch("hf:org/a/a.safetensors", store.wish("text2img"))
+        fetched = await store.fetch("hf:org/a/a.safetensors", store.selection("text2img"))
+        again = await store.fetch("hf:org/a/a.safetensors", store.selection("text2img"))
     assert fetched.downloaded_bytes == len(body)
     assert again.downloaded_bytes == 0
     assert fetched.path.read_bytes() == body
@@ -223,7 +224,7 @@ async def test_two_components_that_differ_in_their_header_only_are_kept_once(ser
         put_repository(server, f"org/{name}", {"config.json": b"{}", "model.safetensors": body})
     one, two = [await store.ensure(f"hf:org/{name}") / "model.safetensors" for name in "ab"]
     assert one.resolve() == two.resolve()
-    again = await store.fetch("hf:org/b", store.wish())
+    again = await store.fetch("hf:org/b", store.selection())
     assert again.downloaded_bytes == 0
 
 
@@ -234,7 +235,7 @@ async def test_an_index_that_is_lost_is_made_again_from_what_lies_there(server, 
     for path in (tmp_path / "store").glob("index.sqlite*"):
         path.unlink()
     async with WeightStore.open(settings()) as store:
-        fetched = await store.fetch("hf:org/sd", store.wish("text2img"))
+        fetched = await store.fetch("hf:org/sd", store.selection("text2img"))
     assert fetched.downloaded_bytes < 100
 
 
@@ -242,7 +243,7 @@ async def test_a_local_path_is_used_where_it_lies(store, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "model.safetensors").write_bytes(safetensors({"w": b"123"}))
     assert await store.ensure(str(tmp_path / "mine")) == tmp_path / "mine"
-    (plan,) = await store.plan([str(tmp_path / "mine")], store.wish())
+    (plan,) = await store.plan([str(tmp_path / "mine")], store.selection())
     assert plan.fetch_bytes == 0
     with pytest.raises(NotFound, match="nowhere"):
         await store.ensure(str(tmp_path / "nowhere"))

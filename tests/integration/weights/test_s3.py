@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from fanlight.errors import FanlightError, NotFound
-from services.weights import s3 as s3_calls
-from services.weights.destinations import destination
 from services.weights.errors import TokenRefused
-from services.weights.publishing import publish
-from services.weights.store import WeightStore
+from services.weights.mirror.mirrors import destination, publish
+from services.weights.store.store import WeightStore
+from services.weights.transfer import s3 as s3_calls
 from tests.fakes.seaweed import seaweed, weed
 from tests.fakes.weight_sites import put_repository, safetensors
 
@@ -68,8 +67,8 @@ def _open(settings, s3):
 async def test_an_object_comes_by_ranges_and_is_checked(settings, s3, keys):
     async with _open(settings, s3) as store:
         reference = "s3://weights/a/model.safetensors.bin"
-        fetched = await store.fetch(reference, store.wish(), sha256=hashlib.sha256(BODY).hexdigest())
-        again = await store.fetch(reference, store.wish())
+        fetched = await store.fetch(reference, store.selection(), sha256=hashlib.sha256(BODY).hexdigest())
+        again = await store.fetch(reference, store.selection())
     assert fetched.path.read_bytes() == BODY
     assert fetched.downloaded_bytes == len(BODY)
     assert again.downloaded_bytes == 0
@@ -105,8 +104,8 @@ async def test_a_folder_is_chosen_from_like_a_repository_and_not_fetched_twice(s
         for name, body in (("unet/m.fp16.safetensors", MODEL), ("unet/m.bin", BODY), ("unet/config.json", b"{}")):
             (tmp_path / "file").write_bytes(body)
             await store.run(place.put, name, tmp_path / "file")
-        first = await store.fetch("s3://weights/folder/", store.wish())
-        again = await store.fetch("s3://weights/folder/", store.wish())
+        first = await store.fetch("s3://weights/folder/", store.selection())
+        again = await store.fetch("s3://weights/folder/", store.selection())
     assert (first.path / "unet/m.safetensors").read_bytes() == MODEL
     assert not (first.path / "unet/m.bin").exists()
     assert again.downloaded_bytes == 0

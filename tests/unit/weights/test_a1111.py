@@ -1,6 +1,6 @@
 import pytest
 
-from services.weights.a1111 import place_of
+from services.weights.store.store import a1111_path
 
 CONTROL = "controlnet_cond_embedding.x"
 UNET, VAE = "model.diffusion_model.x", "first_stage_model.decoder.x"
@@ -27,4 +27,4 @@ UNET, VAE = "model.diffusion_model.x", "first_stage_model.decoder.x"
     ],
 )
 def test_a_model_of_one_file_stands_where_the_web_ui_looks(kind, link, tensors, place):
-    assert place_of(kind, "author/name", link, tensors) == place
+    assert a1111_path(kind, "author/name", link, tensors) == place

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from fanlight.errors import FailedPrecondition, NotFound
-from services.weights.catalog import shipped, with_folder
-from services.weights.plan import Holdings, make_plan
-from services.weights.references import parse
-from services.weights.selection import Wish
+from services.weights.planning.plan import Holdings, make_plan
+from services.weights.planning.selection import Selection
+from services.weights.references.catalog import shipped, with_folder
+from services.weights.references.references import parse
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def catalog():
 
 
 def _wish(catalog, pipeline=""):
-    return Wish(pipeline=pipeline, pinned_pickles=catalog.pinned_pickles())
+    return Selection(pipeline=pipeline, pinned_pickles=catalog.pinned_pickles())
 
 
 def test_every_entry_can_be_planned_and_every_source_is_a_reference(catalog):
@@ -72,7 +72,7 @@ def test_the_annotators_pickles_are_allowed_because_they_are_pinned(catalog):
     plan = make_plan(catalog.require("annotator-openpose"), _wish(catalog), Holdings())
     assert [item.link for item in plan.files] == ["body_pose_model.pth", "hand_pose_model.pth", "facenet.pth"]
     with pytest.raises(FailedPrecondition, match="pickle"):
-        make_plan(catalog.require("annotator-openpose"), Wish(), Holdings())
+        make_plan(catalog.require("annotator-openpose"), Selection(), Holdings())
 
 
 def test_an_operators_folder_adds_entries_and_tensor_tables(catalog, tmp_path):

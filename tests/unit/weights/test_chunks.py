@@ -2,10 +2,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.weights.chunks import ChunkMap, Span, of_spans, whole
+from services.weights.references.manifest import ByteSpan
+from services.weights.transfer.partial import ChunkMap, layout_of_spans, whole_file_layout
 
 SIZE = 200
-_SPANS = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: Span(min(pair), max(pair)))
+_SPANS = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: ByteSpan(min(pair), max(pair)))
 
 
 class ChunkMapAgainstASet(RuleBasedStateMachine):
@@ -46,7 +47,7 @@ class ChunkMapAgainstASet(RuleBasedStateMachine):
         got = data.draw(st.integers(0, len(piece)))
         self.map.add(piece.begin, piece.begin + got)
         self.done |= set(range(piece.begin, piece.begin + got))
-        self.map.land(piece)
+        self.map.release(piece)
 
     @invariant()
     def the_map_says_what_the_set_says(self):
@@ -61,7 +62,7 @@ TestChunkMap = ChunkMapAgainstASet.TestCase
 
 @given(st.lists(_SPANS, max_size=8))
 def test_a_layout_maps_every_byte_of_the_download_to_its_place_in_the_source(spans):
-    layout = of_spans(spans)
+    layout = layout_of_spans(spans)
     wanted = sorted({b for s in spans for b in range(s.begin, s.end)})
     assert layout.size == len(wanted)
     assert [layout.to_source(i) for i in range(layout.size)] == wanted
@@ -69,5 +70,5 @@ def test_a_layout_maps_every_byte_of_the_download_to_its_place_in_the_source(spa
 
 
 def test_a_whole_file_is_one_segment():
-    assert whole(10).to_source(7) == 7
-    assert whole(10).borders == ()
+    assert whole_file_layout(10).to_source(7) == 7
+    assert whole_file_layout(10).borders == ()

@@ -130,7 +130,7 @@ def test_a_sha256_that_is_none_names_the_reference(run, server):
     assert f"{server.url}/m.bin: the sha256 must be 64 hexadecimal digits" in result.stderr
 
 
-def test_a_plan_tells_whole_paths_and_whose_they_are(run):
+def test_a_plan_prints_whole_paths_and_their_references(run):
     result = run("plan", "controlnet-canny", "controlnet-depth")
     assert "…" not in result.stdout
     assert result.stdout.count("diffusion_pytorch_model.safetensors") >= 2

@@ -4,7 +4,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.weights.digesting import FileDigests
+from services.weights.references.tensors import FileDigests
 from tests.fakes.weight_sites import safetensors
 
 

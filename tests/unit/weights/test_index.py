@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.weights.index import Index, ObjectRow
-from services.weights.manifest import TensorEntry, TensorTable
+from services.weights.references.manifest import TensorEntry, TensorTable
+from services.weights.store.index import Index, ObjectRow
 
 SHA, ALIAS, TENSOR = "a" * 64, "b" * 64, "c" * 64
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from services.weights.pacing import IDLE_S, LinkRate
+from services.weights.transfer.pacing import IDLE_S, LinkRate
 
 
-def test_a_link_that_becomes_quicker_is_believed_bit_by_bit() -> None:
+def test_a_link_that_becomes_faster_changes_the_average_gradually() -> None:
     rate = LinkRate()
     rate.note(123, 0.0)
     rate.note(1_000_000, 1.0)

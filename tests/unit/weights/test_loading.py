@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 
 from fanlight.errors import FailedPrecondition
-from services.weights import readahead
+from services.weights import loading
 from services.weights.loading import load_checkpoint, load_pickle, load_safetensors
-from services.weights.tensors import BadHeader
+from services.weights.references.tensors import BadHeader
 from tests.fakes.weight_sites import safetensors
 
 torch = pytest.importorskip("torch")
@@ -59,17 +59,17 @@ def test_a_file_that_is_too_short_is_refused_before_it_is_mapped(tmp_path):
 
 
 def test_threads_read_every_page_of_the_wanted_part_and_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(readahead, "STEP_BYTES", 64 * 1024)
+    monkeypatch.setattr(loading, "STEP_BYTES", 64 * 1024)
     path = tmp_path / "m"
     path.write_bytes(bytes(range(256)) * 4096)
-    asked, real = [], readahead._madvise()
-    monkeypatch.setattr(readahead, "_madvise", lambda: lambda *call: asked.append(call) or real(*call))
+    asked, real = [], loading._madvise()
+    monkeypatch.setattr(loading, "_madvise", lambda: lambda *call: asked.append(call) or real(*call))
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     base = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-    for thread in readahead.read_ahead(mapped, 100_000, 1_000_000):
+    for thread in loading.read_ahead(mapped, 100_000, 1_000_000):
         thread.join()
-    spans = sorted((at - base, at - base + size) for at, size, advice in asked if advice == readahead.POPULATE_READ)
+    spans = sorted((at - base, at - base + size) for at, size, advice in asked if advice == loading.POPULATE_READ)
     assert spans[0][0] <= 100_000
     assert spans[-1][1] == 1_000_000
     assert all(before[1] == after[0] for before, after in pairwise(spans))
@@ -83,16 +83,16 @@ def test_a_kernel_that_maps_no_pages_ahead_is_asked_for_them_in_small_pieces(tmp
 
     def old(address, size, advice):
         asked.append((address, size, advice))
-        return -1 if advice == readahead.POPULATE_READ else 0
+        return -1 if advice == loading.POPULATE_READ else 0
 
-    monkeypatch.setattr(readahead, "_madvise", lambda: old)
+    monkeypatch.setattr(loading, "_madvise", lambda: old)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    for thread in readahead.read_ahead(mapped, 0, len(mapped)):
+    for thread in loading.read_ahead(mapped, 0, len(mapped)):
         thread.join()
-    pieces = [size for _, size, advice in asked if advice == readahead.WILLNEED]
+    pieces = [size for _, size, advice in asked if advice == loading.WILLNEED]
     assert sum(pieces) == 1_000_000
-    assert max(pieces) <= readahead.WILLNEED_BYTES
+    assert max(pieces) <= loading.WILLNEED_BYTES
 
 
 def test_a_pickle_needs_a_pin_or_leave_and_runs_no_code(tmp_path):

@@ -4,10 +4,9 @@ import os
 import pytest
 
 from fanlight.errors import NotFound
-from services.weights.digesting import FileDigests
 from services.weights.errors import DiskFull
-from services.weights.locks import try_lock
-from services.weights.objects import Objects
+from services.weights.references.tensors import FileDigests
+from services.weights.store.objects import Objects, try_lock
 from tests.fakes.weight_sites import safetensors
 
 
@@ -110,7 +109,7 @@ def test_an_object_can_be_removed_by_its_digest_with_its_links(objects):
     assert not (objects.views / "me/a/m.bin").is_symlink()
 
 
-def test_collecting_removes_what_no_view_has_and_downloads_that_nobody_is_at(objects):
+def test_garbage_collection_removes_objects_without_a_view_and_abandoned_downloads(objects):
     lost, kept = _add(objects, b"lost"), _add(objects, b"kept", "me/k")
     (objects.parts / "left.part").write_bytes(b"1" * 5000)
     assert objects.collect() >= 4

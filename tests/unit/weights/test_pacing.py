@@ -1,17 +1,16 @@
-import random
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.weights.pacing import MAX_BACKOFF_S, Bucket, LinkRate, Meter, SharedBucket, backoff_s
+from services.weights.transfer.pacing import LinkRate, Meter, SharedTokenBucket, TokenBucket
 
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 2)), min_size=1, max_size=60))
 def test_a_bucket_never_lets_more_through_than_its_rate_and_one_burst(takes):
     rate, now_s, taken = 1000.0, 0.0, 0
-    bucket = Bucket(rate=rate)
+    bucket = TokenBucket(rate=rate)
     for count, pause_s in takes:
         now_s += bucket.take(count, now_s)
         taken += count
@@ -19,7 +18,7 @@ def test_a_bucket_never_lets_more_through_than_its_rate_and_one_burst(takes):
         now_s += pause_s
 
 
-def test_a_meter_tells_the_rate_of_its_window():
+def test_a_meter_reports_the_rate_of_its_window():
     meter = Meter(window_s=10.0)
     for second in range(21):
         meter.count(1000, float(second))
@@ -32,13 +31,6 @@ def test_a_meter_says_nothing_before_its_window_is_full():
     meter = Meter(window_s=10.0)
     meter.count(1, 0.0)
     assert not meter.is_slower(1e9, 5.0)
-
-
-def test_waiting_grows_and_stays_bounded_and_the_server_is_obeyed():
-    chance = random.Random(1)
-    assert backoff_s(1, 37.0, chance) == 37.0
-    assert backoff_s(1, None, chance) < 1.0
-    assert backoff_s(50, None, chance) <= MAX_BACKOFF_S
 
 
 def test_the_link_is_measured_over_all_downloads_together():
@@ -65,16 +57,16 @@ def test_little_that_came_at_once_measures_no_link():
 
 
 def test_two_processes_that_share_a_bucket_get_its_rate_together(tmp_path):
-    ours, theirs = (SharedBucket(rate=1000.0, path=tmp_path / "bucket") for _ in range(2))
+    ours, theirs = (SharedTokenBucket(rate=1000.0, path=tmp_path / "bucket") for _ in range(2))
     waits_s = [bucket.take(500, 0.0) for _ in range(4) for bucket in (ours, theirs)]
     assert waits_s == pytest.approx([0.5 * taken for taken in range(1, 9)])
 
 
-def test_a_bucket_from_before_the_machine_was_started_anew_holds_nobody_up(tmp_path):
+def test_a_bucket_from_before_the_machine_was_restarted_delays_no_download(tmp_path):
     (tmp_path / "bucket").write_bytes(struct.pack("<dd", -1e9, 1e6))
-    assert SharedBucket(rate=1000.0, path=tmp_path / "bucket").take(100, 5.0) == pytest.approx(0.1)
+    assert SharedTokenBucket(rate=1000.0, path=tmp_path / "bucket").take(100, 5.0) == pytest.approx(0.1)
 
 
-def test_a_bucket_that_was_torn_begins_anew(tmp_path):
+def test_a_torn_bucket_starts_again(tmp_path):
     (tmp_path / "bucket").write_bytes(b"torn")
-    assert SharedBucket(rate=1000.0, path=tmp_path / "bucket").take(100, 5.0) == pytest.approx(0.1)
+    assert SharedTokenBucket(rate=1000.0, path=tmp_path / "bucket").take(100, 5.0) == pytest.approx(0.1)

@@ -6,11 +6,10 @@ import pytest
 
 from fanlight.errors import InvalidField
 from services.diffusion.models.scan import starter_folder
-from services.weights import packaged
-from services.weights.catalog import shipped
-from services.weights.references import PackageRef, parse
+from services.weights.references.catalog import packaged_place, shipped
+from services.weights.references.references import PackageRef, parse
 from services.weights.settings import WeightsSettings
-from services.weights.store import WeightStore
+from services.weights.store.store import WeightStore
 
 NAMES = shipped().expand(["starter-all"])
 
@@ -25,7 +24,7 @@ async def store(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_catalog_says_of_a_file_is_true_of_the_shipped_one(name):
     entry = shipped().require(name)
-    place = packaged.place_of(entry)
+    place = packaged_place(entry)
     for file in entry.files:
         body = (place / file.path if place.is_dir() else place).read_bytes()
         assert (len(body), hashlib.sha256(body).hexdigest()) == (file.size_bytes, file.sha256)
@@ -40,8 +39,8 @@ def test_every_shipped_weight_file_is_in_the_catalog():
 
 
 async def test_nothing_of_the_starter_model_is_fetched_and_it_is_used_where_it_lies(store):
-    [plan] = await store.plan(["fanlight/starter"], store.wish("text2img"))
-    fetched = await store.fetch("fanlight/starter", store.wish("text2img"))
+    [plan] = await store.plan(["fanlight/starter"], store.selection("text2img"))
+    fetched = await store.fetch("fanlight/starter", store.selection("text2img"))
     assert (plan.fetch_bytes, plan.held_bytes) == (0, plan.manifest.total_bytes)
     assert fetched.path == starter_folder() / "model"
     assert fetched.downloaded_bytes == 0

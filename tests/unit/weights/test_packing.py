@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.weights.chunks import Span
 from services.weights.errors import WrongBytes
-from services.weights.manifest import TensorEntry, TensorTable
-from services.weights.packing import FRAME_BYTES, blocks_of, covering, pack, unpack
+from services.weights.mirror.packing import FRAME_BYTES, blocks_of, pack, unpack
+from services.weights.references.manifest import ByteSpan, TensorEntry, TensorTable, covering
 
 
 @given(st.binary(max_size=3000), st.sampled_from([1, 2, 4, 8]))
@@ -78,11 +77,11 @@ def test_frames_lie_one_behind_the_other_and_hold_numbers_of_one_width(table_and
 def test_frames_that_cover_are_those_that_share_a_byte(sizes, wanted):
     frames, at = [], 0
     for size in sizes:
-        frames.append(Span(at, at + size))
+        frames.append(ByteSpan(at, at + size))
         at += size
     spans, begin = [], 0
     for gap, size in wanted:
-        spans.append(Span(begin + gap, begin + gap + size))
+        spans.append(ByteSpan(begin + gap, begin + gap + size))
         begin += gap + size
     share = [n for n, f in enumerate(frames) if any(max(f.begin, s.begin) < min(f.end, s.end) for s in spans)]
     assert covering(frames, spans) == share

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.weights.chunks import Span
-from services.weights.partial import Partial
+from services.weights.references.manifest import ByteSpan
+from services.weights.transfer.partial import Partial
 
 SIZE = 1000
 BODY = bytes(i % 251 for i in range(SIZE))
-_SPANS = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: Span(min(pair), max(pair)))
+_SPANS = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: ByteSpan(min(pair), max(pair)))
 
 
 def _open(folder: Path, identity: str = "v1") -> Partial:
@@ -56,10 +56,10 @@ def test_a_torn_record_is_left_out(tmp_path):
     data = bytearray(journal.read_bytes())
     data[-1] ^= 0xFF
     journal.write_bytes(data)
-    assert _open(tmp_path).map.done == [Span(0, 100)]
+    assert _open(tmp_path).map.done == [ByteSpan(0, 100)]
 
 
-def test_another_version_of_the_file_begins_anew(tmp_path):
+def test_another_version_of_the_file_starts_again(tmp_path):
     part = _open(tmp_path)
     part.write(0, BODY[:100])
     part.close()
@@ -76,7 +76,7 @@ def test_a_disk_without_room_leaves_no_file_open(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr("services.weights.partial.os.posix_fallocate", full)
+    monkeypatch.setattr("services.weights.transfer.partial.os.posix_fallocate", full)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="no space left"):
         _open(tmp_path)

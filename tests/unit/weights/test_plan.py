@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanlight.errors import FailedPrecondition, InvalidField
-from services.weights.manifest import (
+from services.weights.planning.plan import Holdings, make_plan, plan_to_json
+from services.weights.planning.selection import PIPELINES, Selection
+from services.weights.references.manifest import (
     Manifest,
     TensorEntry,
     TensorTable,
@@ -13,9 +15,7 @@ from services.weights.manifest import (
     manifest_from_json,
     manifest_to_json,
 )
-from services.weights.plan import Holdings, make_plan, report
-from services.weights.selection import PIPELINES, Wish
-from services.weights.tensors import component_key
+from services.weights.references.tensors import component_key
 
 
 def _sha(text: str) -> str:
@@ -64,7 +64,7 @@ def test_safetensors_are_preferred_and_fp16_before_fp32():
             "text_encoder/pytorch_model.bin",
             "text_encoder/model.safetensors",
         ),
-        Wish(),
+        Selection(),
         Holdings(),
     )
     assert {i.file.path for i in plan.files} == {
@@ -79,27 +79,29 @@ def test_fp32_is_taken_when_it_is_asked_for():
     manifest = _manifest(
         "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors", "config.json"
     )
-    plan = make_plan(manifest, Wish(precision="fp32"), Holdings())
+    plan = make_plan(manifest, Selection(precision="fp32"), Holdings())
     assert "diffusion_pytorch_model.safetensors" in {i.file.path for i in plan.files}
 
 
 def test_the_view_has_the_names_that_loaders_look_for():
     manifest = _manifest("config.json", "diffusion_pytorch_model.fp16.safetensors")
-    links = {i.link for i in make_plan(manifest, Wish(), Holdings()).files}
+    links = {i.link for i in make_plan(manifest, Selection(), Holdings()).files}
     assert links == {"config.json", "diffusion_pytorch_model.safetensors"}
 
 
 def test_all_shards_of_the_chosen_copy_are_taken():
     shards = [f"unet/diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    plan = make_plan(_manifest("model_index.json", "unet/diffusion_pytorch_model.bin", *shards), Wish(), Holdings())
+    plan = make_plan(
+        _manifest("model_index.json", "unet/diffusion_pytorch_model.bin", *shards), Selection(), Holdings()
+    )
     assert {i.link for i in plan.files} == {"model_index.json", *shards}
 
 
-def test_other_formats_and_pictures_are_left_out_with_reasons():
+def test_other_formats_and_images_are_skipped_with_reasons():
     manifest = _manifest(
         "config.json", "model.safetensors", "model.onnx", "flax_model.msgpack", "sample.png", "README.md"
     )
-    plan = make_plan(manifest, Wish(), Holdings())
+    plan = make_plan(manifest, Selection(), Holdings())
     reasons = {s.path: s.why for s in plan.skipped}
     assert reasons["model.onnx"] == "another format: ONNX"
     assert set(reasons) == {"model.onnx", "flax_model.msgpack", "sample.png", "README.md"}
@@ -107,45 +109,47 @@ def test_other_formats_and_pictures_are_left_out_with_reasons():
 
 def test_the_safety_checker_comes_only_when_it_is_on():
     manifest = _manifest("model_index.json", "unet/m.safetensors", "safety_checker/model.safetensors")
-    assert len(make_plan(manifest, Wish(), Holdings()).files) == 2
-    assert len(make_plan(manifest, Wish(safety_checker=True), Holdings()).files) == 3
+    assert len(make_plan(manifest, Selection(), Holdings()).files) == 2
+    assert len(make_plan(manifest, Selection(safety_checker=True), Holdings()).files) == 3
 
 
 def test_a_repository_of_pickles_is_refused_unless_allowed_or_pinned():
     manifest = _manifest("config.json", "diffusion_pytorch_model.bin")
     with pytest.raises(FailedPrecondition, match=r"hf:a/b.*pickle"):
-        make_plan(manifest, Wish(), Holdings())
-    assert make_plan(manifest, Wish(allow_pickle=True), Holdings()).fetch_bytes == 200
+        make_plan(manifest, Selection(), Holdings())
+    assert make_plan(manifest, Selection(allow_pickle=True), Holdings()).fetch_bytes == 200
     pinned = frozenset({_sha("diffusion_pytorch_model.bin")})
-    assert make_plan(manifest, Wish(pinned_pickles=pinned), Holdings()).fetch_bytes == 200
+    assert make_plan(manifest, Selection(pinned_pickles=pinned), Holdings()).fetch_bytes == 200
 
 
 def test_a_component_that_has_only_a_pickle_is_not_left_out_in_silence():
     with pytest.raises(FailedPrecondition, match=r"unet/diffusion_pytorch_model\.bin"):
         make_plan(
-            _manifest("model_index.json", "unet/diffusion_pytorch_model.bin", "vae/m.safetensors"), Wish(), Holdings()
+            _manifest("model_index.json", "unet/diffusion_pytorch_model.bin", "vae/m.safetensors"),
+            Selection(),
+            Holdings(),
         )
 
 
 def test_an_empty_repository_is_refused():
     with pytest.raises(FailedPrecondition, match="no weights"):
-        make_plan(_manifest("README.md"), Wish(), Holdings())
+        make_plan(_manifest("README.md"), Selection(), Holdings())
 
 
 def test_a_repository_of_several_checkpoints_asks_for_a_name():
     with pytest.raises(FailedPrecondition, match="name one"):
-        make_plan(_manifest("v7.safetensors", "v8.safetensors"), Wish(), Holdings())
+        make_plan(_manifest("v7.safetensors", "v8.safetensors"), Selection(), Holdings())
 
 
 def test_what_is_held_is_not_fetched_again():
     manifest = _manifest("config.json", "diffusion_pytorch_model.safetensors")
     holdings = Holdings(objects=frozenset({_sha("diffusion_pytorch_model.safetensors")}))
-    plan = make_plan(manifest, Wish(), holdings)
+    plan = make_plan(manifest, Selection(), holdings)
     assert (plan.fetch_bytes, plan.held_bytes) == (100, 100)
 
 
 def test_a_checkpoint_with_digests_gives_only_the_parts_that_a_pipeline_needs():
-    plan = make_plan(_checkpoint(WHOLE), Wish(pipeline="text2img"), Holdings())
+    plan = make_plan(_checkpoint(WHOLE), Selection(pipeline="text2img"), Holdings())
     assert {i.link: i.size_bytes for i in plan.files} == {
         "m/unet.safetensors": 860,
         "m/text_encoder.safetensors": 123,
@@ -159,23 +163,25 @@ def test_a_checkpoint_with_digests_gives_only_the_parts_that_a_pipeline_needs():
 
 
 def test_a_pipeline_that_encodes_gets_the_encoder_too():
-    plan = make_plan(_checkpoint(WHOLE), Wish(pipeline="img2img"), Holdings())
+    plan = make_plan(_checkpoint(WHOLE), Selection(pipeline="img2img"), Holdings())
     assert plan.fetch_bytes == 860 + 123 + 50 + 34
 
 
 def test_of_the_next_checkpoint_only_the_unet_is_fetched_when_the_rest_is_held():
-    first = make_plan(_checkpoint(WHOLE), Wish(pipeline="text2img"), Holdings())
+    first = make_plan(_checkpoint(WHOLE), Selection(pipeline="text2img"), Holdings())
     components = frozenset(component_key(i.tensors) for i in first.files if "unet" not in i.link)
     second = {("next." + name if "diffusion" in name else name): size for name, size in WHOLE.items()}
     second = {name.replace("next.model", "model") + ("2" if "next" in name else ""): s for name, s in second.items()}
-    plan = make_plan(_checkpoint(second, "n.safetensors"), Wish(pipeline="text2img"), Holdings(components=components))
+    plan = make_plan(
+        _checkpoint(second, "n.safetensors"), Selection(pipeline="text2img"), Holdings(components=components)
+    )
     assert plan.fetch_bytes == 860
     assert plan.held_bytes == 173
 
 
 def test_a_file_of_which_tensors_are_held_is_rebuilt_from_them():
     holdings = Holdings(tensors=frozenset({_sha("cond_stage_model.w")}))
-    (item,) = make_plan(_checkpoint(WHOLE), Wish(), holdings).files
+    (item,) = make_plan(_checkpoint(WHOLE), Selection(), holdings).files
     assert item.is_rebuilt
     assert item.held_bytes == 123
     assert item.fetch_bytes == item.size_bytes - 123
@@ -186,18 +192,18 @@ def test_a_vae_gives_its_decoder_only_where_nothing_is_encoded():
     path = "vae/diffusion_pytorch_model.fp16.safetensors"
     file = WeightFile(path=path, size_bytes=table.tensors[-1].end, sha256=_sha("v"), tensors=table)
     manifest = Manifest(reference="hf:a/b", view="a/b", files=(file,), is_chosen=True)
-    assert make_plan(manifest, Wish(pipeline="text2img"), Holdings()).fetch_bytes == 51
-    assert make_plan(manifest, Wish(pipeline="img2img"), Holdings()).fetch_bytes == file.size_bytes
+    assert make_plan(manifest, Selection(pipeline="text2img"), Holdings()).fetch_bytes == 51
+    assert make_plan(manifest, Selection(pipeline="img2img"), Holdings()).fetch_bytes == file.size_bytes
 
 
 def test_without_digests_the_whole_file_is_fetched():
-    plan = make_plan(_manifest("config.json", "m.safetensors"), Wish(pipeline="text2img"), Holdings())
+    plan = make_plan(_manifest("config.json", "m.safetensors"), Selection(pipeline="text2img"), Holdings())
     assert plan.fetch_bytes == 200
 
 
 def test_an_unknown_pipeline_is_an_invalid_field():
     with pytest.raises(InvalidField, match="text2img"):
-        Wish(pipeline="video")
+        Selection(pipeline="video")
 
 
 _FOLDERS = st.sampled_from(["", "unet/", "vae/", "text_encoder/", "safety_checker/", "onnx/", "tokenizer/"])
@@ -211,15 +217,15 @@ _PATHS = st.builds(lambda *parts: "".join(parts), _FOLDERS, _STEMS, _VARIANTS, _
 def test_fetched_held_and_skipped_bytes_are_all_bytes_and_each_path_stands_once(paths, pipeline, checker, data):
     manifest = _manifest(*sorted(paths))
     held = data.draw(st.sets(st.sampled_from([_sha(p) for p in sorted(paths)])))
-    wish = Wish(pipeline=pipeline, safety_checker=checker, allow_pickle=True)
+    selection = Selection(pipeline=pipeline, safety_checker=checker, allow_pickle=True)
     try:
-        plan = make_plan(manifest, wish, Holdings(objects=frozenset(held)))
+        plan = make_plan(manifest, selection, Holdings(objects=frozenset(held)))
     except FailedPrecondition:
         return
     assert plan.fetch_bytes + plan.held_bytes + plan.skipped_bytes == manifest.total_bytes
     named = [i.file.path for i in plan.files] + [s.path for s in plan.skipped]
     assert sorted(named) == sorted(paths)
-    assert make_plan(manifest, wish, Holdings(objects=frozenset(held))) == plan
+    assert make_plan(manifest, selection, Holdings(objects=frozenset(held))) == plan
 
 
 _PARTS = st.sampled_from([f"{name.rsplit('.', 1)[0]}.{i}" for name in WHOLE for i in range(4)])
@@ -229,13 +235,13 @@ _PARTS = st.sampled_from([f"{name.rsplit('.', 1)[0]}.{i}" for name in WHOLE for 
 def test_with_tensors_too_no_byte_is_counted_twice_or_lost(sizes, pipeline, data):
     manifest = _checkpoint(sizes)
     held = frozenset(data.draw(st.sets(st.sampled_from([_sha(name) for name in sorted(sizes)]))))
-    plan = make_plan(manifest, Wish(pipeline=pipeline), Holdings(tensors=held))
+    plan = make_plan(manifest, Selection(pipeline=pipeline), Holdings(tensors=held))
     assert plan.fetch_bytes + plan.held_bytes + plan.skipped_bytes == manifest.total_bytes
     assert all(t.sha256 not in held for i in plan.files for t in i.missing)
 
 
 def test_the_report_has_the_promised_keys():
-    data = report([make_plan(_manifest("config.json", "m.safetensors", "m.bin"), Wish(), Holdings())])
+    data = plan_to_json([make_plan(_manifest("config.json", "m.safetensors", "m.bin"), Selection(), Holdings())])
     assert {"fetch_bytes", "held_bytes", "skipped_bytes", "files", "skipped"} <= set(data)
     assert {"path", "bytes", "sha256", "source", "why"} <= set(data["files"][0])
     assert set(data["skipped"][0]) == {"path", "bytes", "why"}
@@ -249,5 +255,5 @@ def test_a_manifest_survives_being_written_and_read():
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a//b"])
 def test_a_manifest_whose_paths_leave_the_folder_is_refused(path):
-    with pytest.raises(InvalidField, match="leaves"):
+    with pytest.raises(InvalidField, match="escapes"):
         _manifest(path)

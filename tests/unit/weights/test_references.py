@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanlight.errors import InvalidField
-from services.weights.references import (
+from services.weights.references.references import (
     AirRef,
     CatalogRef,
     HubRef,

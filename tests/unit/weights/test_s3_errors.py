@@ -3,9 +3,9 @@
 import pytest
 
 from fanlight.errors import NotFound
-from services.weights import s3
 from services.weights.errors import SourceFailed, TokenRefused
-from services.weights.references import S3Ref
+from services.weights.references.references import S3Ref
+from services.weights.transfer import s3
 
 pytest.importorskip("aiobotocore")
 FOLDER = S3Ref(bucket="weights", key="a/")
@@ -27,7 +27,7 @@ async def test_a_server_that_cannot_be_reached_is_no_refused_token():
 @pytest.mark.parametrize(
     ("code", "kind"), [("NoSuchBucket", NotFound), ("AccessDenied", TokenRefused), ("SlowDown", SourceFailed)]
 )
-async def test_what_the_server_answers_is_told_apart(code, kind):
+async def test_error_codes_of_the_server_become_our_errors(code, kind):
     from botocore.exceptions import ClientError
 
     with pytest.raises(kind, match=f"s3://weights/a/.*{code}"):

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from services.weights.answers import Remote
 from services.weights.errors import SourceFailed, WrongBytes
-from services.weights.fetching import Fetching
-from services.weights.manifest import Manifest, WeightFile
-from services.weights.objects import Objects
-from services.weights.pacing import Pacer
-from services.weights.plan import Holdings, make_plan
-from services.weights.selection import Wish
-from services.weights.targets import Limits, Progress, Tally, Tools
+from services.weights.planning.plan import Holdings, make_plan
+from services.weights.planning.selection import Selection
+from services.weights.references.manifest import Manifest, WeightFile
+from services.weights.store.fetching import FileFetcher
+from services.weights.store.objects import Objects
+from services.weights.transfer.download import DownloadProgress, ProgressTally
+from services.weights.transfer.pacing import DownloadLimits, DownloadTools, Pacer
+from services.weights.transfer.web import RemoteFile
 
 BODY = b'{"a": 1}'
 FIRST, SECOND = "https://first/c.json", "https://second/c.json"
@@ -27,10 +27,10 @@ class Web:
         self._sites = {f"https://{host}/c.json": site for host, site in sites.items()}
         self.asked: list[str] = []
 
-    async def body(self, url: str, *, limit_bytes: int) -> tuple[bytes, Remote]:
+    async def body(self, url: str, *, limit_bytes: int) -> tuple[bytes, RemoteFile]:
         self.asked.append(url)
         body, said_bytes = self._sites[url]
-        return body, Remote(url=url, size_bytes=said_bytes, etag="e")
+        return body, RemoteFile(url=url, size_bytes=said_bytes, etag="e")
 
 
 class AsItIs:
@@ -42,7 +42,7 @@ class AsItIs:
 def fetch(tmp_path):
     """Fetch a file of eight bytes from the sites, planned as `values` say; the bytes that are kept."""
     objects = Objects(tmp_path, budget_bytes=0, now_s=lambda: 1.0)
-    told: list[Progress] = []
+    reported: list[DownloadProgress] = []
 
     async def count(size_bytes: int) -> None:
         pass
@@ -50,24 +50,24 @@ def fetch(tmp_path):
     async def start(web: Web, *sources: str, **values):
         file = WeightFile(path="c.json", sources=sources, **{"size_bytes": len(BODY), **values})
         manifest = Manifest(reference="it", view="me/it", files=(file,), is_chosen=True)
-        plan, wish = make_plan(manifest, Wish(), Holdings()), Wish()
+        plan, selection = make_plan(manifest, Selection(), Holdings()), Selection()
         with ThreadPoolExecutor(1) as io:
-            tools = Tools(
+            tools = DownloadTools(
                 web=web,
                 io=io,
                 pacer=Pacer(0, lambda: 0.0, tmp_path / "bandwidth"),
-                limits=Limits(connections=1, piece_bytes=1, slow_bps=0, retries=0),
+                limits=DownloadLimits(connections=1, piece_bytes=1, slow_bps=0, retries=0),
                 parts=objects.parts,
                 reserve=objects.reserve,
                 count=count,
                 chance=random.Random(0),
             )
-            tally = Tally(reference="it", fetch_bytes=plan.fetch_bytes, report=told.append)
-            fetching = Fetching(objects=objects, tools=tools, resolver=AsItIs(), report=tally.tell)
-            placed = await fetching.fetch(plan, plan.files[0], wish)
+            tally = ProgressTally(reference="it", fetch_bytes=plan.fetch_bytes, report=reported.append)
+            fetching = FileFetcher(objects=objects, tools=tools, resolver=AsItIs(), report=tally.update)
+            placed = await fetching.fetch(plan, plan.files[0], selection)
         return [objects.path_of(sha256).read_bytes() for _, sha256 in placed.links]
 
-    start.objects, start.told = objects, told
+    start.objects, start.reported = objects, reported
     return start
 
 
@@ -104,17 +104,17 @@ async def test_bytes_of_the_right_length_and_another_digest_are_refused(fetch):
         await fetch(Web(first=(BODY[::-1], 8)), FIRST, sha256=hashlib.sha256(BODY).hexdigest())
 
 
-async def test_a_small_file_counts_in_what_is_told_of_the_whole(fetch):
+async def test_a_small_file_counts_in_the_progress_of_the_whole(fetch):
     await fetch(Web(first=(BODY, 8)), FIRST)
-    (last,) = fetch.told
+    (last,) = fetch.reported
     assert (last.path, last.done_bytes, last.total_bytes, last.source) == ("c.json", 8, 8, "first")
     assert (last.whole.done_bytes, last.whole.total_bytes) == (8, 8)
 
 
-async def test_a_file_that_another_asker_has_fetched_since_the_plan_counts_too(fetch):
+async def test_a_file_that_another_caller_fetched_since_the_plan_counts_too(fetch):
     web, sha256 = Web(first=(BODY, 8)), hashlib.sha256(BODY).hexdigest()
     for _ in range(2):
         await fetch(web, FIRST, sha256=sha256)
     assert web.asked == [FIRST]
-    assert [(each.whole.done_bytes, each.whole.total_bytes) for each in fetch.told] == [(8, 8), (8, 8)]
-    assert fetch.told[-1].source == "another asker"
+    assert [(each.whole.done_bytes, each.whole.total_bytes) for each in fetch.reported] == [(8, 8), (8, 8)]
+    assert fetch.reported[-1].source == "another download"

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.weights.manifest import TensorEntry
-from services.weights.tensors import (
+from services.weights.references.manifest import TensorEntry
+from services.weights.references.tensors import (
     MAX_HEADER_BYTES,
     BadHeader,
     canonical_header,
@@ -49,11 +49,11 @@ def test_a_sound_header_gives_the_tensors_in_the_order_of_their_bytes():
         ({"a": _row(0, 4, "U8", [True, 4])}, 4, "bad shape"),
         ({"a": {"dtype": "U8", "shape": [1]}}, 1, "must have"),
         ({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}}, 1, "bad"),
-        ({"__metadata__": {"x": 1}}, 0, "texts"),
-        ([], 0, "no JSON object"),
+        ({"__metadata__": {"x": 1}}, 0, "strings"),
+        ([], 0, "not a JSON object"),
     ],
 )
-def test_an_unsound_header_is_refused_and_says_why(rows, data_bytes, says):
+def test_an_invalid_header_is_refused_with_the_reason(rows, data_bytes, says):
     with pytest.raises(BadHeader, match=says):
         _parse(rows, data_bytes)
 
@@ -66,7 +66,7 @@ def test_a_name_that_stands_twice_is_refused():
 
 @pytest.mark.parametrize("length", [0, 1, MAX_HEADER_BYTES + 1, 2**63])
 def test_a_header_too_long_or_too_short_is_refused_before_it_is_read(length):
-    with pytest.raises(BadHeader, match="header of"):
+    with pytest.raises(BadHeader, match="the header has"):
         header_length(length.to_bytes(8, "little"))
 
 

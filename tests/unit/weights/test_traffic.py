@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from services.weights.errors import DailyCapReached
-from services.weights.index import Index
-from services.weights.traffic import COUNT_STEP_BYTES, DAY_S, Traffic
+from services.weights.store.index import Index
+from services.weights.transfer.pacing import COUNT_STEP_BYTES, DAY_S, Traffic
 
 MIB = 1024 * 1024
 
@@ -15,10 +15,12 @@ MIB = 1024 * 1024
 @pytest.fixture
 def traffic(tmp_path: Path):
     with ThreadPoolExecutor(1) as io:
-        yield lambda daily_bytes, now_s: Traffic(Index(tmp_path / "index.sqlite"), io, daily_bytes, lambda: now_s)
+        yield lambda daily_bytes, now_s: Traffic(
+            Index(tmp_path / "index.sqlite").add_traffic, io, daily_bytes, lambda: now_s
+        )
 
 
-async def test_a_cap_that_is_reached_says_when_the_next_day_begins(traffic) -> None:
+async def test_a_reached_cap_reports_when_the_next_day_begins(traffic) -> None:
     with pytest.raises(DailyCapReached, match=r"the cap is 1048576") as caught:
         await traffic(MIB, 10 * DAY_S + 82_800.0).count(MIB)
     assert caught.value.retry_after_s == 3_600.0

@@ -1,0 +1,1 @@
+"""Mirrors: the packed form of weights, publishing to a mirror, reading mirrors' catalogs."""
