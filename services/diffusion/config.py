@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.diffusion.generation import Safety
-from services.diffusion.remote import Fetch
+from services.diffusion.engine.generation import Safety
+from services.diffusion.supply import FetchMode
 from services.kernel.config import Address, SettingsError
 from services.kernel.pictures import PictureLimits
 
@@ -25,7 +25,7 @@ class DiffusionSettings(BaseSettings):
     default_model: str = Field(
         "", description="The checkpoint for requests that name none. Empty: the first one found."
     )
-    preload: bool = Field(True, description="Load the default checkpoint when started, not when first asked for.")
+    preload: bool = Field(True, description="Load the default checkpoint at the start, not at the first request.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     threads: int = Field(
         0,
@@ -33,37 +33,35 @@ class DiffusionSettings(BaseSettings):
         le=1024,
         description="Threads that torch computes with. 0: one for small models, one a core for others.",
     )
-    slots: int = Field(4, ge=1, le=64, description="How many pictures are painted at a time, as one batch if they fit.")
+    slots: int = Field(4, ge=1, le=64, description="How many images are generated at a time, as one batch if they fit.")
     waiting_limit: int = Field(64, ge=0, description="How many direct calls may wait for a slot.")
     hold_limit_s: float = Field(
-        20.0, ge=0, description="After how long pictures that fit the running batch queue up behind others that wait."
+        20.0, ge=0, description="After how long images that fit the running batch queue behind others that wait."
     )
-    fetch: Fetch = Field(
-        Fetch.CATALOG,
-        description="Which models requests may have fetched: off, catalog (what `fanlight weights` knows by name), or"
-        " any reference.",
+    fetch: FetchMode = Field(
+        FetchMode.CATALOG,
+        description="Which models a request may have fetched: off, catalog (those that `fanlight weights` lists),"
+        " or any reference.",
     )
     ram_bytes: int = Field(
-        0, ge=0, description="The most bytes of models that stay in RAM. 0: a part of what the machine has."
+        0, ge=0, description="Bytes of models that are cached in RAM. 0: a part of the machine's memory."
     )
-    vram_bytes: int = Field(
-        0, ge=0, description="The most bytes of models that stay on a GPU. 0: a part of what it has."
-    )
+    vram_bytes: int = Field(0, ge=0, description="Bytes of models that are cached on a GPU. 0: a part of its memory.")
     safety_checker: Safety = Field(
         Safety.OFF,
-        description="For requests that do not say: off, flag, blur or block. Its model is loaded only when on.",
+        description="The default for requests: off, flag, blur or block. Its model is loaded only when on.",
     )
     safety_checker_folder: Path | None = Field(
         None, description="The safety checker in diffusers' layout, with safetensors. Empty: there is none."
     )
-    max_pixels: int = Field(1024 * 1024, ge=1, description="The most pixels that a picture may have.")
+    max_pixels: int = Field(1024 * 1024, ge=1, description="The most pixels that a generated image may have.")
     max_picture_bytes: int = Field(
-        PictureLimits().size_bytes, ge=1, description="The largest encoded control image that is taken."
+        PictureLimits().size_bytes, ge=1, description="The most bytes of an encoded input image."
     )
-    max_picture_pixels: int = Field(PictureLimits().pixels, ge=1, description="The most pixels of a control image.")
+    max_picture_pixels: int = Field(PictureLimits().pixels, ge=1, description="The most pixels of an input image.")
 
     def folders(self) -> Sequence[Path]:
-        """Where models lie; none: only the starter model. SettingsError for one that is not there."""
+        """Where models are; empty: only the starter model. SettingsError for a folder that does not exist."""
         folders = [Path(name) for name in self.models.split(os.pathsep) if name]
         for folder in folders:
             if not folder.is_dir():

@@ -1,32 +1,111 @@
-"""All that it takes to paint a picture again, as JSON. Loads no torch."""
+"""What an image was made from: the weights' digests, all parameters as JSON, and A1111's infotext. Loads no torch."""
 
 import json
-from collections.abc import Mapping
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from importlib import metadata
+from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
+from fanlight.contract.schedulers import SCHEDULE_TITLES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
-from services.diffusion.generation import Generation
-from services.diffusion.infotext import Digests
-from services.diffusion.models.entries import (
-    CheckpointEntry,
-    ControlNetEntry,
-    EmbeddingEntry,
-    Entry,
-    LoraEntry,
-    VaeEntry,
-)
+from fanlight.errors import NodeFault
+from services.diffusion.engine.generation import Generation
+from services.diffusion.models.entries import KINDS, Entry
+from services.weights.files import sha256_of
+
+WEIGHTS = (".safetensors", ".pt", ".bin", ".ckpt")
+# The weight store names its objects by their digest, and its views are links to them.
+_OBJECT = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileDigest:
+    # Within the model, such as `unet/diffusion_pytorch_model.safetensors`.
+    path: str
+    sha256: str
+
+
+Digests = Callable[[Entry], tuple[FileDigest, ...]]
+
+
+class WeightDigests:
+    """sha256 of weight files: read from the weight store's names, else computed once.
+
+    For any thread. A file is read again when its size or time has changed.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, int, int], str] = {}
+        self._read_lock = threading.Lock()
+
+    def of(self, entry: Entry) -> tuple[FileDigest, ...]:
+        """Of all files; reads those that are new, which may take a while. NodeFault where one cannot be read."""
+        root = entry.path
+        try:
+            return tuple(
+                FileDigest(path=file.relative_to(root).as_posix() if file != root else file.name, sha256=self._of(file))
+                for file in weight_files(root)
+            )
+        except OSError as error:
+            raise NodeFault(f"the weights of {entry.id} cannot be read") from error
+
+    def known(self, entry: Entry) -> str:
+        """Of a model in one file, where it costs nothing to get; else empty."""
+        try:
+            files = weight_files(entry.path)
+            return (_digest_in_name(files[0]) or self._known.get(_stat_key(files[0]), "")) if len(files) == 1 else ""
+        except OSError:
+            return ""
+
+    def named(self, entry: Entry) -> str:
+        """Of a model in one file that the weight store names by its digest, so that it never changes; else empty."""
+        try:
+            files = weight_files(entry.path)
+            return _digest_in_name(files[0]) if len(files) == 1 else ""
+        except OSError:
+            return ""
+
+    def _of(self, file: Path) -> str:
+        if named := _digest_in_name(file):
+            return named
+        key = _stat_key(file)
+        with self._read_lock:
+            if key not in self._known:
+                self._known[key] = sha256_of(file)
+            return self._known[key]
+
+
+def entries_of(generation: Generation) -> Sequence[Entry]:
+    """Every model that the image is made with, once."""
+    entries: list[Entry] = [generation.checkpoint]
+    entries += [control.controlnet for control in generation.controls]
+    entries += [use.entry for use in generation.loras]
+    entries += generation.embeddings
+    entries += [generation.vae] if generation.vae else []
+    return list(dict.fromkeys(entries))
+
+
+def weight_files(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root]
+    return sorted(file for file in root.rglob("*") if file.suffix in WEIGHTS and file.is_file())
+
+
+def _digest_in_name(file: Path) -> str:
+    name = file.resolve().name
+    return name if _OBJECT.fullmatch(name) else ""
+
+
+def _stat_key(file: Path) -> tuple[Path, int, int]:
+    stat = file.stat()
+    return file, stat.st_size, stat.st_mtime_ns
+
 
 PACKAGES = ("fanlight", "torch", "diffusers", "tokenizers", "safetensors", "numpy")
-
-KINDS: Mapping[type, str] = {
-    CheckpointEntry: "checkpoint",
-    ControlNetEntry: "controlnet",
-    LoraEntry: "lora",
-    VaeEntry: "vae",
-    EmbeddingEntry: "embedding",
-}
 
 
 def provenance_json(
@@ -38,10 +117,10 @@ def provenance_json(
     device: str,
     dtype: str,
 ) -> str:
-    """`effective`: the request with everything filled in; sent again with the same pictures it paints the same."""
+    """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image."""
     content = {
         "parameters": MessageToDict(effective, preserving_proto_field_name=True),
-        "pictures": dict(generation.pictures),
+        "pictures": dict(generation.image_digests),
         "weights": [
             {
                 "kind": KINDS[type(entry)],
@@ -63,8 +142,96 @@ def versions() -> dict[str, str]:
 
 
 def version_of(package: str) -> str:
-    """Empty where the package is not installed as one."""
+    """Empty where the package is not installed as a distribution."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
+
+
+# A1111's titles of options, in the order in which it writes them; only values that are not the default are written.
+A1111_OPTIONS: Mapping[str, str] = {
+    "variation_seed": "Variation seed",
+    "variation_strength": "Variation seed strength",
+    "strength": "Denoising strength",
+    "clip_skip": "Clip skip",
+    "eta": "Eta",
+}
+
+
+def default_of(option: str) -> object:
+    """None for one without a default."""
+    own = Generation.__dataclass_fields__.get(option)
+    return None if own is None or own.default is MISSING else own.default
+
+
+# The digits of sha256 by which A1111 names a file.
+_SHORT_HASH_LENGTH = 10
+
+
+def infotext(generation: Generation, digests: Digests, *, version: str) -> str:
+    """The parameters as A1111 writes them, for its tools, Civitai and others."""
+    lines = [_prompt_with_tags(generation)]
+    if generation.negative_prompt:
+        lines.append(f"Negative prompt: {generation.negative_prompt}")
+    fields = [f"{name}: {_quoted(value)}" for name, value in _infotext_fields(generation, digests, version)]
+    return "\n".join([*lines, ", ".join(fields)])
+
+
+def _prompt_with_tags(generation: Generation) -> str:
+    tags = []
+    for use in generation.loras:
+        weights = [use.unet_weight] if use.unet_weight == use.text_weight else [use.unet_weight, use.text_weight]
+        tags.append(f"<lora:{use.entry.id}:{':'.join(f'{weight:g}' for weight in weights)}>")
+    return " ".join(part for part in (generation.prompt, *tags) if part)
+
+
+def _infotext_fields(generation: Generation, digests: Digests, version: str) -> Iterable[tuple[str, str]]:
+    yield "Steps", str(generation.steps)
+    yield "Sampler", SCHEDULERS[generation.scheduler].a1111 or generation.scheduler
+    if generation.noise_schedule:
+        yield "Schedule type", SCHEDULE_TITLES[generation.noise_schedule]
+    yield "CFG scale", f"{generation.guidance_scale:g}"
+    yield "Seed", str(generation.seed)
+    yield "Size", f"{generation.width_px}x{generation.height_px}"
+    yield "Model hash", _short_hash(digests(generation.checkpoint))
+    yield "Model", generation.checkpoint.id
+    if generation.vae:
+        yield "VAE hash", _short_hash(digests(generation.vae))
+        yield "VAE", generation.vae.id
+    for option, title in A1111_OPTIONS.items():
+        value = getattr(generation, option)
+        if value != default_of(option):
+            yield title, f"{value:g}" if isinstance(value, float) else str(value)
+    for number, control in enumerate(generation.controls):
+        yield f"ControlNet {number}", _control_field(generation, number, control.controlnet.id)
+    if generation.loras:
+        yield "Lora hashes", _hashes({use.entry.id: digests(use.entry) for use in generation.loras})
+    if generation.embeddings:
+        yield "TI hashes", _hashes({entry.id: digests(entry) for entry in generation.embeddings})
+    yield "Version", f"Fanlight {version}"
+
+
+def _control_field(generation: Generation, number: int, net: str) -> str:
+    control = generation.controls[number]
+    mode = "ControlNet is more important" if generation.guess_mode else "Balanced"
+    return (
+        f"Module: {control.annotator or 'none'}, Model: {net}, Weight: {control.scale:g},"
+        f" Guidance Start: {control.start:g}, Guidance End: {control.end:g}, Control Mode: {mode}"
+    )
+
+
+def _hashes(files: Mapping[str, tuple[FileDigest, ...]]) -> str:
+    return ", ".join(f"{name}: {_short_hash(digests)}" for name, digests in files.items())
+
+
+def _short_hash(digests: tuple[FileDigest, ...]) -> str:
+    """Of a model in several files, the UNet's."""
+    unet = next((digest for digest in digests if digest.path.startswith("unet/")), None)
+    main = unet or (digests[0] if digests else None)
+    return main.sha256[:_SHORT_HASH_LENGTH] if main else ""
+
+
+def _quoted(value: str) -> str:
+    """Quoted, as A1111 does, where it would read as several fields."""
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",\n:") else value

@@ -1,4 +1,4 @@
-"""DiffusionService: pictures for those who call directly."""
+"""DiffusionService: images for clients that call this worker directly. Translates, calls, translates."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,21 +9,20 @@ import grpc.aio
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.revision import refuse_unknown_fields
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
-from services.diffusion.digests import WeightDigests
-from services.diffusion.effective import effective_to_proto
-from services.diffusion.engine.ports import Progress
-from services.diffusion.generation import Generation
-from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.library import Library
-from services.diffusion.painter import Painted, Painter
-from services.diffusion.pictures.png import MEDIA_TYPE as PREVIEW_MEDIA_TYPE
+from services.diffusion.engine.generation import Generation
+from services.diffusion.engine.ports import StepProgress
+from services.diffusion.generator import ImageGenerator, ImageResult
+from services.diffusion.images import PNG_MEDIA_TYPE as PREVIEW_MEDIA_TYPE
+from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.model_manager import ModelManager
+from services.diffusion.parse.parser import effective_to_proto
+from services.diffusion.provenance import WeightDigests
 from services.diffusion.supply import Supply
 from services.diffusion.wire import models_to_proto
-from services.weights.targets import Progress as Fetching
+from services.weights.targets import Progress as FetchProgress
 from services.worker.admission import Admission
 
 NAME = diffusion_pb2.DESCRIPTOR.services_by_name["DiffusionService"].full_name
-
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Response = diffusion_pb2.GenerateResponse
 
@@ -31,62 +30,62 @@ _Response = diffusion_pb2.GenerateResponse
 class DiffusionService(diffusion_pb2_grpc.DiffusionServiceServicer):
     def __init__(
         self,
-        painter: Painter,
+        generator: ImageGenerator,
         admission: Admission,
-        catalogue: Catalogue,
-        library: Library,
+        catalog: ModelCatalog,
+        models: ModelManager,
         digests: WeightDigests,
         supply: Supply,
     ) -> None:
         self._digests = digests
         self._supply = supply
-        self._painter = painter
+        self._generator = generator
         self._admission = admission
-        self._catalogue = catalogue
-        self._library = library
+        self._catalog = catalog
+        self._models = models
 
     async def ListModels(
         self, request: diffusion_pb2.ListModelsRequest, context: _Context
     ) -> diffusion_pb2.ListModelsResponse:
-        models = models_to_proto(
-            self._catalogue,
-            residency_of=self._library.residency,
+        listed = models_to_proto(
+            self._catalog,
+            residency_of=self._models.residency,
             digest_of=self._digests.known,
             remote=self._supply.remote_models(),
         )
-        return diffusion_pb2.ListModelsResponse(models=models)
+        return diffusion_pb2.ListModelsResponse(models=listed)
 
     async def Generate(
         self, request: diffusion_pb2.GenerateRequest, context: _Context
     ) -> AsyncIterator[diffusion_pb2.GenerateResponse]:
         events: asyncio.Queue[_Response | None] = asyncio.Queue()
-        painting = asyncio.create_task(self._paint(request, events.put_nowait))
-        painting.add_done_callback(lambda _: events.put_nowait(None))
+        generating = asyncio.create_task(self._generate(request, events.put_nowait))
+        generating.add_done_callback(lambda _: events.put_nowait(None))
         try:
             while (response := await events.get()) is not None:
                 yield response
-            painted = painting.result()
+            result = generating.result()
         finally:
-            painting.cancel()
-            await asyncio.wait([painting])
-        yield _image(painted)
-        yield _Response(done=_done(painted))
+            generating.cancel()
+            await asyncio.wait([generating])
+        yield _image(result)
+        yield _Response(done=_done(result))
 
-    async def _paint(self, request: diffusion_pb2.GenerateRequest, tell: Callable[[_Response], None]) -> Painted:
-        def told(progress: Progress) -> None:
+    async def _generate(self, request: diffusion_pb2.GenerateRequest, send: Callable[[_Response], None]) -> ImageResult:
+        def report(progress: StepProgress) -> None:
             for response in _responses(progress):
-                tell(response)
+                send(response)
 
         refuse_unknown_fields(request)
-        self._painter.check(request)
-        async with self._supply.provided(request, lambda fetching: tell(_Response(fetch=_fetching(fetching)))):
-            generation = await self._painter.parse(request)
-            tell(_Response(queued=diffusion_pb2.Queued(ahead=self._admission.waiting)))
+        self._generator.check(request)
+        async with self._supply.provided(request, lambda fetching: send(_Response(fetch=_fetching(fetching)))):
+            generation = await self._generator.parse(request)
+            send(_Response(queued=diffusion_pb2.Queued(ahead=self._admission.waiting)))
             async with self._admission.enter():
-                return await self._painter.paint(generation, told)
+                return await self._generator.generate(generation, report)
 
 
-def _fetching(progress: Fetching) -> common_pb2.FetchProgress:
+def _fetching(progress: FetchProgress) -> common_pb2.FetchProgress:
     whole = progress.whole or progress
     return common_pb2.FetchProgress(
         reference=whole.reference,
@@ -98,30 +97,30 @@ def _fetching(progress: Fetching) -> common_pb2.FetchProgress:
     )
 
 
-def _responses(progress: Progress) -> Iterator[diffusion_pb2.GenerateResponse]:
+def _responses(progress: StepProgress) -> Iterator[diffusion_pb2.GenerateResponse]:
     yield _Response(step=diffusion_pb2.Step(step=progress.step, steps=progress.steps))
     if progress.preview:
         preview = diffusion_pb2.Preview(step=progress.step, image=progress.preview, media_type=PREVIEW_MEDIA_TYPE)
         yield _Response(preview=preview)
 
 
-def _image(painted: Painted) -> diffusion_pb2.GenerateResponse:
-    generation: Generation = painted.generation
+def _image(result: ImageResult) -> diffusion_pb2.GenerateResponse:
+    generation: Generation = result.generation
     return _Response(
         image=diffusion_pb2.GeneratedImage(
-            data=painted.data,
-            media_type=painted.media_type,
+            data=result.data,
+            media_type=result.media_type,
             seed=generation.seed,
             width_px=generation.width_px,
             height_px=generation.height_px,
-            nsfw=painted.nsfw,
-            provenance_json=painted.provenance,
+            nsfw=result.nsfw,
+            provenance_json=result.provenance,
         )
     )
 
 
-def _done(painted: Painted) -> diffusion_pb2.Done:
+def _done(result: ImageResult) -> diffusion_pb2.Done:
     return diffusion_pb2.Done(
-        spans=[common_pb2.Span(name=name, duration_s=duration_s) for name, duration_s in painted.spans],
-        effective=effective_to_proto(painted.generation),
+        spans=[common_pb2.Span(name=name, duration_s=duration_s) for name, duration_s in result.spans],
+        effective=effective_to_proto(result.generation),
     )

@@ -1,18 +1,18 @@
-"""The stage `diffusion` for the lease loop: one leased task is one picture."""
+"""The stage `diffusion` for the lease loop: one leased task is one image."""
 
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.queue.v1 import queue_pb2
-from services.diffusion.abilities import Abilities
-from services.diffusion.digests import WeightDigests
-from services.diffusion.engine.engine import Engine
-from services.diffusion.engine.ports import Progress
-from services.diffusion.engine.step_times import StepTime
-from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.library import Library, Residency
-from services.diffusion.painter import Painter
+from services.diffusion.engine.engine import DiffusionEngine, MeasuredStepTime
+from services.diffusion.engine.ports import StepProgress
+from services.diffusion.generator import ImageGenerator
+from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.model_manager import ModelManager
+from services.diffusion.models.tiers import Residency
+from services.diffusion.parse.abilities import Abilities
+from services.diffusion.provenance import WeightDigests
 from services.diffusion.supply import Supply
 from services.diffusion.wire import capable_models
-from services.weights.targets import Progress as Fetching
+from services.weights.targets import Progress as FetchProgress
 from services.worker import ports
 
 
@@ -22,46 +22,46 @@ class DiffusionStage:
 
     def __init__(
         self,
-        painter: Painter,
-        engine: Engine,
-        catalogue: Catalogue,
-        library: Library,
+        generator: ImageGenerator,
+        engine: DiffusionEngine,
+        catalog: ModelCatalog,
+        models: ModelManager,
         digests: WeightDigests,
         supply: Supply,
         abilities: Abilities,
     ) -> None:
         self._digests = digests
         self._supply = supply
-        self._painter = painter
+        self._generator = generator
         self._engine = engine
-        self._catalogue = catalogue
-        self._library = library
+        self._catalog = catalog
+        self._models = models
         self._abilities = abilities
-        # What they were made of, and the capabilities.
+        # The capabilities, and the state that they were made from.
         self._capabilities: tuple[object, queue_pb2.Capabilities] = (None, queue_pb2.Capabilities())
 
     def capabilities(self) -> queue_pb2.Capabilities:
-        state = (self._catalogue.revision, self._library.precision)
+        state = (self._catalog.revision, self._models.precision)
         if self._capabilities[0] != state:
-            self._capabilities = (state, self._able())
+            self._capabilities = (state, self._make_capabilities())
         return self._capabilities[1]
 
-    def _able(self) -> queue_pb2.Capabilities:
+    def _make_capabilities(self) -> queue_pb2.Capabilities:
         limits = self._abilities.limits().items()
         return queue_pb2.Capabilities(
-            models=capable_models(self._catalogue, digest_of=self._digests.named, offers=self._supply.offers),
+            models=capable_models(self._catalog, digest_of=self._digests.named, offers=self._supply.offers),
             offers=self._abilities.offers(),
             limits=[queue_pb2.Limit(name=name, maximum=maximum) for name, maximum in limits],
         )
 
     def describe(self, worker: queue_pb2.Worker) -> None:
-        levels = {entry.id: self._library.residency(entry) for entry in self._catalogue.entries}
-        worker.device = self._library.device_name
-        worker.vram_bytes = self._library.vram_bytes
+        levels = {entry.id: self._models.residency(entry) for entry in self._catalog.entries}
+        worker.device = self._models.device_name
+        worker.vram_bytes = self._models.vram_bytes
         worker.disk_bytes = self._supply.room_bytes
         worker.step_times.extend(_step_time(time) for time in self._engine.step_times if time.mean_s)
         here = [name for name, level in levels.items() if level is not Residency.REMOTE]
-        worker.disk_models[:] = [*here, *(model.id for model in self._supply.remote_models() if model.is_held)]
+        worker.disk_models[:] = [*here, *(model.id for model in self._supply.remote_models() if model.is_on_disk)]
         worker.ram_models[:] = [name for name, level in levels.items() if level is Residency.RAM]
         worker.vram_models[:] = [name for name, level in levels.items() if level is Residency.VRAM]
         if link_bps := self._supply.link_bps:
@@ -71,30 +71,30 @@ class DiffusionStage:
         await self._supply.fetch_ahead(model, kind)
 
     async def run(self, request: GenerateRequest, task: queue_pb2.LeasedTask, report: ports.Report) -> ports.Outcome:
-        self._painter.check(request)
+        self._generator.check(request)
         async with self._supply.provided(request, lambda fetching: report(_fetching(fetching))):
-            generation = await self._painter.parse(request, alone=task.alone)
-            painted = await self._painter.paint(generation, lambda progress: report(_to_report(progress)))
+            generation = await self._generator.parse(request, alone=task.alone)
+            result = await self._generator.generate(generation, lambda progress: report(_to_report(progress)))
         output = ports.Output(
-            data=painted.data,
+            data=result.data,
             width_px=generation.width_px,
             height_px=generation.height_px,
             seed=generation.seed,
-            nsfw=painted.nsfw,
-            provenance=painted.provenance,
+            nsfw=result.nsfw,
+            provenance=result.provenance,
         )
-        return ports.Outcome(outputs=[output], spans=painted.spans)
+        return ports.Outcome(outputs=[output], spans=result.spans)
 
 
-def _step_time(time: StepTime) -> queue_pb2.StepTime:
+def _step_time(time: MeasuredStepTime) -> queue_pb2.StepTime:
     return queue_pb2.StepTime(
         family=time.family, size_class=time.size_class, mean_s=time.mean_s, deviation_s=time.deviation_s
     )
 
 
-def _fetching(progress: Fetching) -> ports.Progress:
+def _fetching(progress: FetchProgress) -> ports.Progress:
     return ports.Progress(fetch=progress.whole or progress)
 
 
-def _to_report(progress: Progress) -> ports.Progress:
+def _to_report(progress: StepProgress) -> ports.Progress:
     return ports.Progress(step=progress.step, steps=progress.steps, preview=progress.preview)

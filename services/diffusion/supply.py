@@ -1,6 +1,6 @@
-"""Brings what a request names to this machine before it is parsed, and keeps it there while it is painted.
+"""Models that are not on this machine: which of them a request may name, and fetching them before it is parsed.
 
-Downloads run beside the device's work; only what lies here whole is ever loaded. Knows no gRPC and no torch.
+Downloads run beside the device's work; only what is on disk whole is loaded. Knows no gRPC and no torch.
 """
 
 import asyncio
@@ -8,21 +8,160 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from fanlight.contract.prompt import read_prompt
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import FailedPrecondition, FanlightError, NotFound
-from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, Entry
-from services.diffusion.models.recipes import UnfitFolder
+from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
+from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.entries import KINDS, CheckpointEntry, ControlNetEntry, Entry, controlnet_id
+from services.diffusion.models.recipes import Recipe, UnfitFolder, shipped
 from services.diffusion.models.scan import read_fetched
-from services.diffusion.provenance import KINDS
-from services.diffusion.remote import Remote, RemoteModel, is_here
 from services.kernel.logs import get_logger
+from services.weights.catalog import Catalog
 from services.weights.inventory import HeldModel
+from services.weights.manifest import Manifest
+from services.weights.references import AirRef, CatalogRef, HubRef, S3Ref, UrlRef, parse
+from services.weights.selection import Wish, choose
 from services.weights.targets import Progress
+
+_FETCHABLE_KINDS = frozenset({"checkpoint", "controlnet", "lora", "vae", "embedding"})
+_PACKAGED = "package:"
+
+
+class FetchMode(StrEnum):
+    """What a request may make this worker fetch."""
+
+    OFF = "off"
+    # What Fanlight's catalog names, and the operator's own catalog files.
+    CATALOG = "catalog"
+    # Any reference to a hub, a Civitai model or a bucket; a server by its address only where hosts are allowed by name.
+    ANY = "any"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteModel:
+    """`recipe`: a checkpoint's, as single files of its family have it; its default size follows from it."""
+
+    id: str
+    # Its name in the catalog; a ControlNet's id is shorter.
+    reference: str
+    kind: str
+    family: str
+    size_bytes: int
+    license: str
+    recipe: Recipe | None = None
+    # All of it is on disk.
+    is_on_disk: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteModels:
+    """What may be fetched. `allows_hosts`: whether the operator has listed the hosts that may be contacted."""
+
+    catalog: Catalog
+    fetch: FetchMode
+    allows_hosts: bool = False
+
+    def offers(self) -> Sequence[RemoteModel]:
+        """All models of the catalog, and `*` for each kind of which any reference may be fetched."""
+        if self.fetch is FetchMode.OFF:
+            return []
+        offers = [_remote_model(entry) for entry in self._entries()]
+        return [*offers, *_ANYTHING] if self.fetch is FetchMode.ANY else offers
+
+    def reference(self, name: str, kind: str, family: str | None = None) -> str:
+        """What to fetch for a name; empty for a name that is unknown, or that may not be fetched.
+
+        `family`: what it must fit; None where that is not known yet.
+        """
+        if self.fetch is FetchMode.OFF:
+            return ""
+        if kind == "controlnet" and (short := self._controlnet(name, family)):
+            return short
+        try:
+            parsed = parse(name)
+        except InvalidField:
+            return ""
+        known = self.catalog.find(parsed)
+        if known is not None:
+            fits = known.kind == kind and (family is None or known.family in ("", family))
+            return name if fits and not _is_packaged(known) else ""
+        if self.fetch is not FetchMode.ANY or isinstance(parsed, CatalogRef):
+            return ""
+        is_allowed = isinstance(parsed, HubRef | AirRef | S3Ref) or (isinstance(parsed, UrlRef) and self.allows_hosts)
+        return name if is_allowed else ""
+
+    def _controlnet(self, name: str, family: str | None) -> str:
+        """By short id, repository or A1111's name."""
+        short = controlnet_id(name)
+        return next(
+            (
+                _name(entry)
+                for entry in self._entries()
+                if entry.kind == "controlnet"
+                and controlnet_id(_name(entry)) == short
+                and family in (None, entry.family)
+            ),
+            "",
+        )
+
+    def _entries(self) -> Iterator[Manifest]:
+        for entry in self.catalog.entries.values():
+            if entry.kind in _FETCHABLE_KINDS and not _is_packaged(entry):
+                yield entry
+
+
+# Any reference at all.
+_ANYTHING = [
+    RemoteModel(id="*", reference="*", kind=kind, family="", size_bytes=0, license="")
+    for kind in sorted(_FETCHABLE_KINDS)
+]
+
+
+def _remote_model(entry: Manifest) -> RemoteModel:
+    return RemoteModel(
+        reference=_name(entry),
+        id=controlnet_id(_name(entry)) if entry.kind == "controlnet" else _name(entry),
+        kind=entry.kind,
+        family=entry.family,
+        size_bytes=_needed_bytes(entry),
+        license=entry.license,
+        recipe=shipped(entry.family) if entry.kind == "checkpoint" and entry.family in _RECIPES else None,
+    )
+
+
+_RECIPES = frozenset({"sd1", "sd2", "sdxl", "refiner"})
+
+
+def _needed_bytes(entry: Manifest) -> int:
+    """About what is fetched for images with ControlNets if nothing is on disk."""
+    try:
+        chosen = choose(entry, Wish(pipeline="controlnet", allow_pickle=True))
+    except FailedPrecondition:
+        return 0
+    return sum(choice.file.size_bytes or 0 for choice in chosen if choice.is_wanted)
+
+
+def is_here(model: RemoteModel, catalog: ModelCatalog) -> bool:
+    """Found on this machine, or fetched by this process already."""
+    return any(
+        model.id in (entry.id, entry.reference)
+        and (isinstance(entry, CheckpointEntry) or catalog.family_of(entry) == model.family)
+        for entry in catalog.entries
+    )
+
+
+def _name(entry: Manifest) -> str:
+    return entry.reference.removeprefix("catalog:")
+
+
+def _is_packaged(entry: Manifest) -> bool:
+    """It ships with Fanlight and is on every machine."""
+    return any(source.startswith(_PACKAGED) for file in entry.files for source in file.sources)
+
 
 log = get_logger()
 
@@ -46,8 +185,8 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """A model that a request names."""
+class NamedModel:
+    """A model that a request names, and the request's field that names it."""
 
     name: str
     kind: str
@@ -55,9 +194,9 @@ class Wanted:
 
 
 class Supply:
-    def __init__(self, catalogue: Catalogue, store: Store, remote: Remote, *, readers: Executor) -> None:
-        """`readers` do what blocks: headers and configs are read on them."""
-        self._catalogue = catalogue
+    def __init__(self, catalog: ModelCatalog, store: Store, remote: RemoteModels, *, readers: Executor) -> None:
+        """`readers` run what blocks: reading headers and configs."""
+        self._catalog = catalog
         self._store = store
         self._remote = remote
         self._readers = readers
@@ -65,99 +204,99 @@ class Supply:
 
     @property
     def offers(self) -> Sequence[RemoteModel]:
-        """What may be fetched, whatever was."""
+        """What may be fetched, whether or not it was."""
         return self._offers
 
     def remote_models(self) -> list[RemoteModel]:
-        """What could be fetched, or was fetched once and is not in use here yet."""
-        held = {
+        """What could be fetched, or is on disk and was not used by this process yet."""
+        on_disk = {
             reference.removeprefix("catalog:") for model in self._store.inventory() for reference in model.references
         }
-        missing = (offer for offer in self._offers if not is_here(offer, self._catalogue))
-        return [replace(offer, is_held=offer.reference in held) for offer in missing]
+        missing = (offer for offer in self._offers if not is_here(offer, self._catalog))
+        return [replace(offer, is_on_disk=offer.reference in on_disk) for offer in missing]
 
     @property
     def link_bps(self) -> float:
-        """What the link has lately given; 0 until something large was fetched."""
+        """The link's recent goodput in bits per second; 0 until something large was fetched."""
         return self._store.link_bps
 
     @property
     def room_bytes(self) -> int:
-        """What of this disk weights may fill that nobody has asked for; 0 where nothing should come unasked."""
+        """Bytes of this disk for prefetched weights that no request has named; 0 where nothing should be prefetched."""
         return self._store.room_bytes
 
     @contextlib.asynccontextmanager
     async def provided(self, request: diffusion_pb2.GenerateRequest, report: Report) -> AsyncIterator[None]:
-        """While this is open, all that the request, which was checked, names is in the catalogue and on this disk.
+        """While the context is open, all models that the checked request names are in the catalog and on this disk.
 
-        Names that mean nothing anywhere are left for the parser to refuse. Errors of fetching name the request's field.
+        Unknown names are left for the parser to refuse. Errors of fetching name the request's field.
         """
         pipeline = _pipeline(request)
-        async with contextlib.AsyncExitStack() as kept:
+        async with contextlib.AsyncExitStack() as stack:
             checkpoint: CheckpointEntry | None = None
-            for wanted in _wanted(request, self._catalogue.default_id):
-                if reference := self._missing(wanted, checkpoint):
+            for model in _named_models(request, self._catalog.default_id):
+                if reference := self._missing(model, checkpoint):
                     try:
-                        await self._bring(kept, reference, wanted, pipeline, report)
+                        await self._fetch(stack, reference, model, pipeline, report)
                     except FanlightError as error:
-                        raise _within(error, wanted.field) from error
-                if wanted.kind == "checkpoint":
-                    checkpoint = self._checkpoint(wanted.name)
+                        raise _within(error, model.field) from error
+                if model.kind == "checkpoint":
+                    checkpoint = self._checkpoint(model.name)
             yield
 
     async def fetch_ahead(self, name: str, kind: str) -> None:
-        """Bring a model to this disk before anybody asks for it here. What nobody offers is left alone."""
-        reference = self._missing(Wanted(name=name, kind=kind or "checkpoint", field="model"), None)
+        """Prefetch a model to this disk before a request names it. Does nothing for a model that cannot be fetched."""
+        reference = self._missing(NamedModel(name=name, kind=kind or "checkpoint", field="model"), None)
         if reference:
             async with self._store.obtain(reference):
-                log.info("model_fetched_ahead", kind=kind, id=name)
+                log.info("model_prefetched", kind=kind, id=name)
 
-    def _missing(self, wanted: Wanted, checkpoint: CheckpointEntry | None) -> str:
-        """The reference to fetch; empty for what is this machine's own, or unknown everywhere."""
-        known = self._known(wanted, checkpoint)
+    def _missing(self, model: NamedModel, checkpoint: CheckpointEntry | None) -> str:
+        """The reference to fetch; empty for a local model, or an unknown name."""
+        known = self._known(model, checkpoint)
         if known is not None:
             return known.reference
-        return self._remote.reference(wanted.name, wanted.kind, checkpoint.base if checkpoint else None)
+        return self._remote.reference(model.name, model.kind, checkpoint.base if checkpoint else None)
 
-    def _known(self, wanted: Wanted, checkpoint: CheckpointEntry | None) -> Entry | None:
-        catalogue = self._catalogue
+    def _known(self, model: NamedModel, checkpoint: CheckpointEntry | None) -> Entry | None:
+        catalog = self._catalog
         try:
-            if wanted.kind == "checkpoint":
-                return catalogue.checkpoint(wanted.name) if wanted.name else catalogue.default()
+            if model.kind == "checkpoint":
+                return catalog.checkpoint(model.name) if model.name else catalog.default()
             if checkpoint is None:
                 return None
             find: dict[str, Callable[[str, CheckpointEntry], Entry]] = {
-                "controlnet": catalogue.controlnet,
-                "lora": catalogue.lora,
-                "vae": catalogue.vae,
-                "embedding": catalogue.embedding,
+                "controlnet": catalog.controlnet,
+                "lora": catalog.lora,
+                "vae": catalog.vae,
+                "embedding": catalog.embedding,
             }
-            return find[wanted.kind](wanted.name, checkpoint)
+            return find[model.kind](model.name, checkpoint)
         except (NotFound, FailedPrecondition):
             return None
 
     def _checkpoint(self, name: str) -> CheckpointEntry | None:
-        known = self._known(Wanted(name=name, kind="checkpoint", field="model"), None)
+        known = self._known(NamedModel(name=name, kind="checkpoint", field="model"), None)
         return known if isinstance(known, CheckpointEntry) else None
 
-    async def _bring(
-        self, kept: contextlib.AsyncExitStack, reference: str, wanted: Wanted, pipeline: str, report: Report
+    async def _fetch(
+        self, stack: contextlib.AsyncExitStack, reference: str, model: NamedModel, pipeline: str, report: Report
     ) -> None:
-        path = await kept.enter_async_context(self._store.obtain(reference, pipeline, report=report))
+        path = await stack.enter_async_context(self._store.obtain(reference, pipeline, report=report))
         loop = asyncio.get_running_loop()
         try:
             entry = await loop.run_in_executor(self._readers, read_fetched, path)
         except UnfitFolder as error:
             raise FailedPrecondition(f"{reference} cannot be used: {error}") from error
-        if entry is None or KINDS[type(entry)] != wanted.kind:
-            raise FailedPrecondition(f"{reference} is no {wanted.kind} that this service can use")
-        # A ControlNet keeps the short name that everybody has for it.
-        id_ = entry.id if isinstance(entry, ControlNetEntry) else wanted.name or entry.id
-        self._catalogue.add(replace(entry, id=id_, reference=reference), is_newer=True)
+        if entry is None or KINDS[type(entry)] != model.kind:
+            raise FailedPrecondition(f"{reference} is no {model.kind} that this service can use")
+        # A ControlNet keeps its usual short name.
+        id_ = entry.id if isinstance(entry, ControlNetEntry) else model.name or entry.id
+        self._catalog.add(replace(entry, id=id_, reference=reference), is_newer=True)
 
 
 def _pipeline(request: diffusion_pb2.GenerateRequest) -> str:
-    """As far as it tells which files are needed: a picture to start from takes the VAE's encoder."""
+    """As far as it decides which files are needed: a start image needs the VAE's encoder."""
     if request.HasField("mask"):
         return "inpaint"
     if request.HasField("image"):
@@ -165,21 +304,21 @@ def _pipeline(request: diffusion_pb2.GenerateRequest) -> str:
     return "controlnet" if request.controls else "text2img"
 
 
-def _wanted(request: diffusion_pb2.GenerateRequest, default_id: str) -> Iterator[Wanted]:
+def _named_models(request: diffusion_pb2.GenerateRequest, default_id: str) -> Iterator[NamedModel]:
     """The checkpoint first: what else is fetched depends on its family."""
-    yield Wanted(name=request.model or default_id, kind="checkpoint", field="model")
+    yield NamedModel(name=request.model or default_id, kind="checkpoint", field="model")
     for number, control in enumerate(request.controls):
-        yield Wanted(name=control.controlnet, kind="controlnet", field=f"controls[{number}].controlnet")
+        yield NamedModel(name=control.controlnet, kind="controlnet", field=f"controls[{number}].controlnet")
     for number, lora in enumerate(request.loras):
-        yield Wanted(name=lora.model, kind="lora", field=f"loras[{number}].model")
+        yield NamedModel(name=lora.model, kind="lora", field=f"loras[{number}].model")
     for tag in read_prompt(request.prompt, "prompt").loras:
-        yield Wanted(name=tag.name, kind="lora", field="prompt")
+        yield NamedModel(name=tag.name, kind="lora", field="prompt")
     if request.vae:
-        yield Wanted(name=request.vae, kind="vae", field="vae")
+        yield NamedModel(name=request.vae, kind="vae", field="vae")
     for number, name in enumerate(request.embeddings):
-        yield Wanted(name=name, kind="embedding", field=f"embeddings[{number}]")
+        yield NamedModel(name=name, kind="embedding", field=f"embeddings[{number}]")
 
 
 def _within(error: FanlightError, field: str) -> FanlightError:
-    """The store's errors are about its own argument."""
+    """The store's error names its own argument; this one names the request's field."""
     return type(error)(error.message, field=field, retry_after_s=error.retry_after_s)

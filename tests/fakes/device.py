@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from services.diffusion.models.shadow import doubled
+from services.diffusion.models.device import shallow_copy_module
 
 
 class FakeGpu:
@@ -21,12 +21,12 @@ class FakeGpu:
     def memory_bytes(self) -> int:
         return self._memory_bytes
 
-    def kept(self, module: Any) -> Any:
+    def pin_in_ram(self, module: Any) -> Any:
         return module
 
-    def uploaded(self, module: Any) -> Any:
+    def upload(self, module: Any) -> Any:
         self.uploads += 1
-        return doubled(module, lambda name, tensor: tensor.clone())
+        return shallow_copy_module(module, lambda name, tensor: tensor.clone())
 
-    def freed(self) -> None:
+    def after_eviction(self) -> None:
         self.frees += 1

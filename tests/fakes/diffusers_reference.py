@@ -1,4 +1,4 @@
-"""The diffusers pipelines, which Fanlight's pictures must equal."""
+"""The diffusers pipelines, which Fanlight's images must equal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
 
-from services.diffusion.generation import Generation, Pipeline
+from services.diffusion.engine.generation import Generation, Pipeline
 
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 # By our names: the class, and the options that diffusers' table gives for A1111's name.
@@ -136,7 +136,7 @@ def _give_lms_an_integral() -> None:
 
 
 def _size(generation: Generation) -> dict[str, object]:
-    """img2img pipelines take the picture's."""
+    """img2img pipelines take the image's."""
     if generation.pipeline is Pipeline.IMG2IMG:
         return {}
     return {"width": generation.width_px, "height": generation.height_px}

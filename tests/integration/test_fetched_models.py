@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import NotFound
-from services.diffusion.generation import LoraUse
-from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.library import Library, Residency
+from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.entries import LoraUse
+from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.scan import scan
-from services.diffusion.remote import Fetch, Remote
-from services.diffusion.supply import Supply
+from services.diffusion.models.tiers import Residency
+from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.diffusion.wire import models_to_proto
 from services.weights.catalog import shipped
 from services.weights.provision import Provision
@@ -53,24 +53,24 @@ async def test_checkpoint_controlnet_and_lora_come_from_a_hub_and_are_used(hub, 
         controls=[diffusion_pb2.Control(controlnet="hf:org/tiny-canny")],
         loras=[diffusion_pb2.LoraUse(model="hf:org/style")],
     )
-    catalogue, library = Catalogue(), Library(device="cpu")
+    catalog, manager = ModelCatalog(), ModelManager(device="cpu")
     with ThreadPoolExecutor(1) as readers:
         async with Provision(settings) as provision:
-            supply = Supply(catalogue, provision, Remote(catalog=shipped(), fetch=Fetch.ANY), readers=readers)
+            supply = Supply(catalog, provision, RemoteModels(catalog=shipped(), fetch=FetchMode.ANY), readers=readers)
             async with supply.provided(request, lambda progress: None):
-                entry = catalogue.checkpoint("hf:org/tiny")
-                net = catalogue.controlnet("hf:org/tiny-canny", entry)
-                lora = catalogue.lora("hf:org/style", entry)
-                loaded = library.checkpoint(entry, [net])
+                entry = catalog.checkpoint("hf:org/tiny")
+                net = catalog.controlnet("hf:org/tiny-canny", entry)
+                lora = catalog.lora("hf:org/style", entry)
+                loaded = manager.checkpoint(entry, [net])
                 assert LoraUse(entry=lora)
-            local = library.checkpoint(scan([tiny]).default())
+            local = manager.checkpoint(scan([tiny]).default())
             states = loaded.unet.state_dict(), local.unet.state_dict()
             assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
             hub.seen.clear()
             async with supply.provided(request, lambda progress: None):
                 pass
             assert not [seen for seen in hub.seen if "safetensors" in str(seen) and "GET" in str(seen)]
-    listed = {model.id: model for model in models_to_proto(catalogue)}
+    listed = {model.id: model for model in models_to_proto(catalog)}
     assert {"hf:org/tiny", "hf:org/style"} <= set(listed)
     assert listed["hf:org/tiny"].residency == diffusion_pb2.Model.RESIDENCY_DISK
 
@@ -78,30 +78,32 @@ async def test_checkpoint_controlnet_and_lora_come_from_a_hub_and_are_used(hub, 
 async def test_what_was_evicted_in_whole_or_in_part_is_told_as_remote_again(hub, tmp_path):
     settings = WeightsSettings(dir=tmp_path / "store", hf_endpoint=hub.url, retries=2)
     request = diffusion_pb2.GenerateRequest(model="hf:org/tiny", loras=[diffusion_pb2.LoraUse(model="hf:org/style")])
-    catalogue, library = Catalogue(), Library(device="cpu")
+    catalog, manager = ModelCatalog(), ModelManager(device="cpu")
     with ThreadPoolExecutor(1) as readers:
         async with Provision(settings) as provision:
-            supply = Supply(catalogue, provision, Remote(catalog=shipped(), fetch=Fetch.ANY), readers=readers)
+            supply = Supply(catalog, provision, RemoteModels(catalog=shipped(), fetch=FetchMode.ANY), readers=readers)
             async with supply.provided(request, lambda progress: None):
                 pass
-            entry = catalogue.checkpoint("hf:org/tiny")
-            lora = catalogue.lora("hf:org/style", entry)
-            assert {library.residency(each) for each in (entry, lora)} == {Residency.DISK}
+            entry = catalog.checkpoint("hf:org/tiny")
+            lora = catalog.lora("hf:org/style", entry)
+            assert {manager.residency(each) for each in (entry, lora)} == {Residency.DISK}
             store = await provision.store()
             [unet] = (entry.path / "unet").glob("*.safetensors")
             store.objects.remove(unet.resolve().name)
-            assert (library.residency(entry), library.residency(lora)) == (Residency.REMOTE, Residency.DISK)
+            assert (manager.residency(entry), manager.residency(lora)) == (Residency.REMOTE, Residency.DISK)
             store.objects.evict(1 << 60)
-            assert {library.residency(each) for each in (entry, lora)} == {Residency.REMOTE}
+            assert {manager.residency(each) for each in (entry, lora)} == {Residency.REMOTE}
             async with supply.provided(request, lambda progress: None):
-                assert library.residency(catalogue.checkpoint("hf:org/tiny")) is Residency.DISK
+                assert manager.residency(catalog.checkpoint("hf:org/tiny")) is Residency.DISK
 
 
 async def test_what_no_hub_has_is_an_error_that_names_it(hub, tmp_path):
     settings = WeightsSettings(dir=tmp_path / "store", hf_endpoint=hub.url, retries=1)
     with ThreadPoolExecutor(1) as readers:
         async with Provision(settings) as provision:
-            supply = Supply(Catalogue(), provision, Remote(catalog=shipped(), fetch=Fetch.ANY), readers=readers)
+            supply = Supply(
+                ModelCatalog(), provision, RemoteModels(catalog=shipped(), fetch=FetchMode.ANY), readers=readers
+            )
             with pytest.raises(NotFound, match="org/nothing") as caught:
                 async with supply.provided(diffusion_pb2.GenerateRequest(model="hf:org/nothing"), print):
                     pass

@@ -1,1 +1,1 @@
-"""Paints many pictures at once on one device. Knows no gRPC and no protobuf."""
+"""Generates many images at once on one device. Knows no gRPC and no protobuf."""

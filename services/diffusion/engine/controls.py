@@ -1,4 +1,4 @@
-"""ControlNets' parts in one picture: what they look at, and how strongly they condition when. For the device thread."""
+"""ControlNets in one image: their control images, and how strongly they condition when. For the device thread."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,37 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.diffusion.engine.byte_cache import ByteCache
-from services.diffusion.generation import Control, Generation
-from services.diffusion.models.loading import Checkpoint
-from services.diffusion.models.marks import mark
-from services.diffusion.pictures.tensors import to_condition
+from services.diffusion.engine.generation import ControlInput, Generation
+from services.diffusion.engine.vae import to_condition
+from services.diffusion.models.entries import fingerprint
+from services.diffusion.models.model_cache import Checkpoint
+from services.kernel.byte_lru import ByteLru
 
-CONDITIONS_LIMIT_BYTES = 256 * 2**20
+CACHE_LIMIT_BYTES = 256 * 2**20
+_IDENTITY = torch.nn.Identity()
 
-_AS_IT_IS = torch.nn.Identity()
 
-
-class Conditions:
-    """Control images as the nets look at them, kept: the pictures of a job, and of the next one, share them."""
+class ControlCache:
+    """Byte-bounded LRU cache of embedded control images, which the images of a job share. For one thread."""
 
     def __init__(self) -> None:
-        self._cache: ByteCache[Tensor] = ByteCache(limit_bytes=CONDITIONS_LIMIT_BYTES, size_of=lambda each: each.nbytes)
+        self._cache: ByteLru[tuple[object, ...], Tensor] = ByteLru(
+            limit_bytes=CACHE_LIMIT_BYTES, size_of=lambda each: each.nbytes
+        )
 
     def clear(self) -> None:
         self._cache.clear()
 
-    def get(self, control: Control, net: Any, checkpoint: Checkpoint) -> Tensor:
+    def get(self, control: ControlInput, net: Any, checkpoint: Checkpoint) -> Tensor:
+        """The net's embedding of the control image, (1, C, H/f, W/f).
+
+        For a net that takes its channels as BGR it is the image itself, (1, 3, H, W) in [0, 1].
+        """
         entry = control.controlnet
-        key = (entry, mark(entry.path, ""), str(checkpoint.dtype), *_digests(control))
-        return self._cache.get(key, lambda: _look_at(control, net, checkpoint))
+        key = (entry, fingerprint(entry.path, ""), str(checkpoint.dtype), *_digests(control))
+        condition = self._cache.get(key)
+        if condition is None:
+            condition = _embed(control, net, checkpoint)
+            self._cache.put(key, condition)
+        return condition
 
 
 class ControlRow:
-    """One ControlNet's part in one picture."""
+    """One ControlNet's part in one image."""
 
-    def __init__(self, control: Control, net: Any, condition: Tensor, *, guess_mode: bool) -> None:
-        """`condition`: as Conditions gives it."""
+    def __init__(self, control: ControlInput, net: Any, condition: Tensor, *, guess_mode: bool) -> None:
+        """`condition`: as ControlCache gives it."""
         self.net = net
         self.condition = condition
         self._control = control
@@ -53,7 +62,7 @@ class ControlRow:
 
     @property
     def is_one_sided(self) -> bool:
-        """It conditions the prompt's side alone. So do nets that pool their residuals globally, such as shuffle."""
+        """It adds to the conditional half alone. So do nets that pool their residuals globally, such as shuffle."""
         return self._guess_mode or bool(self.net.config.global_pool_conditions)
 
     @property
@@ -63,29 +72,29 @@ class ControlRow:
 
 
 def control_rows(
-    generation: Generation, checkpoint: Checkpoint, nets: list[Any], conditions: Conditions
+    generation: Generation, checkpoint: Checkpoint, nets: list[Any], cache: ControlCache
 ) -> list[ControlRow]:
     return [
-        ControlRow(control, net, conditions.get(control, net, checkpoint), guess_mode=generation.guess_mode)
+        ControlRow(control, net, cache.get(control, net, checkpoint), guess_mode=generation.guess_mode)
         for control, net in zip(generation.controls, nets, strict=True)
     ]
 
 
 @contextmanager
-def looking_at_conditions(net: Any) -> Iterator[None]:
-    """Inside, the net takes conditions for what its own embedding made of the control image."""
+def takes_embedded_images(net: Any) -> Iterator[None]:
+    """Inside, the net takes its own embedding of the control image in place of the control image."""
     if not _is_embedded_once(net):
         yield
         return
     embedding = net.controlnet_cond_embedding
-    net.controlnet_cond_embedding = _AS_IT_IS
+    net.controlnet_cond_embedding = _IDENTITY
     try:
         yield
     finally:
         net.controlnet_cond_embedding = embedding
 
 
-def _look_at(control: Control, net: Any, checkpoint: Checkpoint) -> Tensor:
+def _embed(control: ControlInput, net: Any, checkpoint: Checkpoint) -> Tensor:
     """The embedding, which is the same in every step and up to 5 % of a net's work."""
     pixels = to_condition(control.image, control.mask).to(checkpoint.device, checkpoint.dtype)
     condition: Tensor = net.controlnet_cond_embedding(pixels) if _is_embedded_once(net) else pixels
@@ -93,10 +102,10 @@ def _look_at(control: Control, net: Any, checkpoint: Checkpoint) -> Tensor:
 
 
 def _is_embedded_once(net: Any) -> bool:
-    """A net that wants its channels in another order turns them itself, before it embeds them."""
+    """A net that takes its channels in another order swaps them itself, before it embeds them."""
     return bool(net.config.controlnet_conditioning_channel_order == "rgb")
 
 
-def _digests(control: Control) -> list[bytes]:
+def _digests(control: ControlInput) -> list[bytes]:
     images = [image for image in (control.image, control.mask) if image is not None]
     return [hashlib.sha256(image.tobytes()).digest() + repr(image.size).encode() for image in images]

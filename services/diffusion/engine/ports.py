@@ -1,23 +1,23 @@
-"""What the engine asks of those that do the work on the device, and what it gives back. Loads no torch."""
+"""What the engine needs from a backend that works on the device, and what it returns. Loads no torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from fanlight.errors import NodeFault
-from services.diffusion.generation import Generation
+from services.diffusion.engine.generation import Generation
+from services.diffusion.images import Pixels
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
-from services.diffusion.pictures.png import Pixels
 
 
 class DeviceLost(NodeFault):
-    """The device failed in a way that only another process gets over, as a GPU's context does after a bad access."""
+    """The device failed so that only a new process can use it, as a GPU's context does after a bad access."""
 
     reason = "DEVICE_LOST"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class StepProgress:
     """Counts evaluations of the model. `preview` is a PNG; empty where none is due."""
 
     step: int
@@ -25,12 +25,12 @@ class Progress:
     preview: bytes = field(default=b"", repr=False)
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[StepProgress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """What the device made. `nsfw`: None where nobody asked; `device` and `dtype` as torch calls them."""
+class DeviceResult:
+    """`nsfw`: None where no check was requested; `device` and `dtype` as torch names them."""
 
     pixels: Pixels
     nsfw: bool | None = None
@@ -39,38 +39,40 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Painting(Finished):
-    # Name and seconds of each stretch of the work.
+class TimedResult(DeviceResult):
+    # Name and seconds of each span of the work.
     spans: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
-    """What one evaluation did for one picture."""
+    """What one evaluation did for one image."""
 
-    progress: Progress
+    progress: StepProgress
     is_finished: bool
-    # What went wrong with this picture alone.
+    # What went wrong with this image alone.
     error: Exception | None = None
 
 
-# A picture in the making, on the device; only its studio knows what it is.
-Canvas = object
+# One image's state on the device; only its backend knows what it is.
+RequestState = object
 
 
-class Studio(Protocol):
+class Backend(Protocol):
     """Does the work; every call is made on the device thread."""
 
     def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
-        """Bring models into memory; those that are there already cost nothing."""
+        """Load models into memory; those that are cached cost nothing."""
         ...
 
-    def begin(self, generation: Generation) -> Canvas:
-        """Noise, embeddings, scheduler: all that the first evaluation needs."""
+    def begin(self, generation: Generation) -> RequestState:
+        """Prepare all that the first evaluation needs: noise, conditioning, scheduler."""
         ...
 
-    def advance(self, canvases: Sequence[Canvas]) -> Sequence[Advance]:
-        """One evaluation for pictures of one BatchKey, in order."""
+    def advance(self, states: Sequence[RequestState]) -> Sequence[Advance]:
+        """One evaluation for images of one BatchKey, in order."""
         ...
 
-    def finish(self, canvas: Canvas) -> Finished: ...
+    def finish(self, state: RequestState) -> DeviceResult:
+        """Decode the finished latents."""
+        ...

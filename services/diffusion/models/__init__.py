@@ -1,1 +1,4 @@
-"""Which models lie on this machine, and how they come into memory. Knows no requests and no gRPC."""
+"""The models on this machine: the catalog of their files, loading, adapters, and their residency in memory.
+
+Knows no requests and no gRPC.
+"""

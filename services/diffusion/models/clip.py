@@ -1,6 +1,6 @@
-"""CLIP (Radford et al. 2021) with transformers' names of its tensors: the text encoder, and the safety checker's eye.
+"""CLIP (Radford et al. 2021) with transformers' names of tensors: text encoder, vision encoder, safety checker.
 
-Written here because to import transformers for these two hundred lines takes longer than to import torch.
+Written here because importing transformers for these 300 lines takes longer than importing torch.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -27,14 +27,13 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": _tanh_gelu,
 }
 
-
-# What old configs call the end mark, and mean the highest id.
+# The end token's id in old configs, where it means the highest id.
 _OLD_END = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipConfig:
-    """What is told of either half, with transformers' defaults for the text's."""
+    """The config of either encoder, with transformers' defaults for the text encoder."""
 
     hidden_size: int = 512
     intermediate_size: int = 2048
@@ -43,11 +42,11 @@ class ClipConfig:
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     projection_dim: int = 512
-    # The text's.
+    # The text encoder's.
     vocab_size: int = 49_408
     max_position_embeddings: int = 77
     eos_token_id: int = 49_407
-    # The eye's.
+    # The vision encoder's.
     image_size: int = 224
     patch_size: int = 32
 
@@ -58,23 +57,24 @@ class ClipConfig:
             raise ValueError("CLIP's width is no multiple of its heads")
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Self:
+    def of(cls, saved: Mapping[str, Any]) -> Self:
+        """`saved`: a config.json of transformers."""
         known = {each.name for each in fields(cls)}
-        return cls(**{name: value for name, value in told.items() if name in known and value is not None})
+        return cls(**{name: value for name, value in saved.items() if name in known and value is not None})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TextStates:
-    """`hidden_states`: what the first layer takes and what each gives, (B, L, C); `last_hidden_state`: normalised."""
+    """`hidden_states`: the first layer's input and each layer's output, (B, L, C); `last_hidden_state`: normalized."""
 
     hidden_states: tuple[Tensor, ...]
     last_hidden_state: Tensor
-    # (B, P) of the end mark; None where the encoder has no projection.
+    # (B, P), of the end token; None where the encoder has no projection.
     text_embeds: Tensor | None = None
 
 
 class ClipText(nn.Module):
-    """Ids (B, L) to their states. `eos_token_id` says which one ends a prompt."""
+    """CLIP's text encoder. `eos_token_id`: of the token that ends a prompt."""
 
     def __init__(self, config: ClipConfig, *, projects: bool = False) -> None:
         super().__init__()
@@ -86,10 +86,11 @@ class ClipText(nn.Module):
         self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False) if projects else None
 
     @classmethod
-    def from_config(cls, told: Mapping[str, Any]) -> Self:
-        return cls(ClipConfig.of(told), projects="CLIPTextModelWithProjection" in told.get("architectures", ()))
+    def from_config(cls, saved: Mapping[str, Any]) -> Self:
+        return cls(ClipConfig.of(saved), projects="CLIPTextModelWithProjection" in saved.get("architectures", ()))
 
     def forward(self, ids: Tensor) -> TextStates:
+        """Token ids (B, L), 0 to vocab_size - 1, to their states (B, L, C)."""
         states = self.encoder(self.embeddings(ids), is_causal=True)
         last = self.final_layer_norm(states[-1])
         if self.text_projection is None:
@@ -100,19 +101,20 @@ class ClipText(nn.Module):
         return TextStates(hidden_states=states, last_hidden_state=last, text_embeds=self.text_projection(pooled))
 
 
-class ClipEye(nn.Module):
-    """Pictures (B, 3, H, W), normalised, to one vector (B, C) each."""
+class ClipVision(nn.Module):
+    """CLIP's vision encoder."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.embeddings = _PatchEmbeddings(config)
-        # The name is a slip of OpenAI's, which all files have.
+        # OpenAI's typing error, which all files have.
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.encoder = _Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        states = self.encoder(self.pre_layrnorm(self.embeddings(pictures)), is_causal=False)
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalized to mean 0 and deviation 1, to one vector (B, C) each."""
+        states = self.encoder(self.pre_layrnorm(self.embeddings(images)), is_causal=False)
         seen: Tensor = self.post_layernorm(states[-1][:, 0])
         return seen
 
@@ -136,8 +138,8 @@ class _PatchEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, width)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        patches = self.patch_embedding(pictures).flatten(2).transpose(1, 2)
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(len(patches), 1, -1)
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight
 
@@ -148,7 +150,7 @@ class _Encoder(nn.Module):
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, states: Tensor, *, is_causal: bool) -> tuple[Tensor, ...]:
-        """The states before the first layer and after each."""
+        """(B, L, C) to the states before the first layer and after each."""
         after = [states]
         for layer in self.layers:
             after.append(layer(after[-1], is_causal=is_causal))
@@ -197,3 +199,44 @@ class _Mlp(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         out: Tensor = self.fc2(self._activation(self.fc1(states)))
         return out
+
+
+CONCEPTS, SPECIAL_CONCEPTS = 17, 3
+
+# How much a special concept lowers the thresholds.
+_ADJUSTMENT = 0.01
+_DIGITS = 3
+
+
+class SafetyNet(nn.Module):
+    """Stable Diffusion's safety checker: whether an image is near to what it knows as unsafe.
+
+    As diffusers' StableDiffusionSafetyChecker, from the same files.
+    """
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        width = config.projection_dim
+        self.vision_model = ClipVision(config)
+        self.visual_projection = nn.Linear(config.hidden_size, width, bias=False)
+        self.concept_embeds = nn.Parameter(torch.zeros(CONCEPTS, width))
+        self.special_care_embeds = nn.Parameter(torch.zeros(SPECIAL_CONCEPTS, width))
+        self.concept_embeds_weights = nn.Parameter(torch.zeros(CONCEPTS))
+        self.special_care_embeds_weights = nn.Parameter(torch.zeros(SPECIAL_CONCEPTS))
+
+    @torch.inference_mode()
+    def forward(self, image: Tensor) -> bool:
+        """Whether an image (1, 3, H, W), normalized as CLIP takes it, is unsafe."""
+        seen = normalize(self.visual_projection(self.vision_model(image)))
+        adjustment = 0.0
+        for score in _scores(seen, self.special_care_embeds, self.special_care_embeds_weights):
+            adjustment = _ADJUSTMENT if round(score + adjustment, _DIGITS) > 0 else adjustment
+        scores = _scores(seen, self.concept_embeds, self.concept_embeds_weights)
+        return any(round(score + adjustment, _DIGITS) > 0 for score in scores)
+
+
+def _scores(seen: Tensor, concepts: Tensor, thresholds: Tensor) -> list[float]:
+    """How much nearer than its threshold the image (1, P) is to each concept (n, P)."""
+    near = (seen @ normalize(concepts).t()).float()[0]
+    scores: list[float] = (near - thresholds.float()).tolist()
+    return scores

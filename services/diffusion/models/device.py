@@ -1,20 +1,22 @@
-"""The device that models run on: what is particular to it is here and nowhere else."""
+"""The device that models run on, and copies of modules for it. What is particular to a device is only here."""
 
 import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fanlight.errors import NodeFault
-from services.diffusion.models.shadow import doubled
-from services.diffusion.models.shortage import is_shortage
+from services.diffusion.models.out_of_memory import is_out_of_memory
 
-# Of the memory that is there, what models may fill when no setting says otherwise; the rest is for the work itself.
+# The part of the memory that models may fill when no setting says otherwise; the rest is for the work itself.
 _RAM_SHARE, _VRAM_SHARE, _FREE_SHARE = 0.6, 0.85, 0.9
 
 
-class Device(Protocol):
+class TorchDevice(Protocol):
+    """Where models run."""
+
     torch_device: torch.device
     # Such as `cpu` or `cuda:NVIDIA GeForce RTX 3060`.
     name: str
@@ -26,16 +28,16 @@ class Device(Protocol):
         """What models may fill of its own memory."""
         ...
 
-    def kept(self, module: Any) -> Any:
-        """The module in RAM, where this device reaches it quickly."""
+    def pin_in_ram(self, module: Any) -> Any:
+        """The module in RAM from which the device can copy it quickly."""
         ...
 
-    def uploaded(self, module: Any) -> Any:
+    def upload(self, module: Any) -> Any:
         """The module on the device; the one in RAM stays as it is."""
         ...
 
-    def freed(self) -> None:
-        """Things on the device were dropped."""
+    def after_eviction(self) -> None:
+        """Called when things on the device were evicted."""
         ...
 
 
@@ -48,13 +50,13 @@ class CpuDevice:
     def memory_bytes(self) -> int:
         return ram_bytes()
 
-    def kept(self, module: Any) -> Any:
+    def pin_in_ram(self, module: Any) -> Any:
         return module
 
-    def uploaded(self, module: Any) -> Any:
+    def upload(self, module: Any) -> Any:
         return module
 
-    def freed(self) -> None:
+    def after_eviction(self) -> None:
         pass
 
 
@@ -63,45 +65,45 @@ class CudaDevice:
     is_host = False
 
     def __init__(self, device: torch.device) -> None:
-        # Without it sums in cuBLAS come in another order every time; it is read when the first is made.
+        # Without it cuBLAS sums in a different order every time; it is read at the first sum.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.torch_device = device
         self.name = f"cuda:{torch.cuda.get_device_name(device)}"
         free_bytes, whole_bytes = torch.cuda.mem_get_info(device)
-        # Asked once: later, what is free depends on what was loaded. Others' windows and models may fill a part.
+        # Measured once: later, what is free depends on what was loaded. Other programs may fill a part.
         self._memory_bytes = int(min(whole_bytes * _VRAM_SHARE, free_bytes * _FREE_SHARE))
 
     def memory_bytes(self) -> int:
         return self._memory_bytes
 
-    def kept(self, module: Any) -> Any:
-        """Pinned, so that copies run at the link's full rate and beside other work."""
-        return doubled(module, lambda name, tensor: _pinned(tensor))
+    def pin_in_ram(self, module: Any) -> Any:
+        """In pinned memory, so that copies run at the link's full rate and beside other work."""
+        return shallow_copy_module(module, lambda name, tensor: _pinned(tensor))
 
-    def uploaded(self, module: Any) -> Any:
-        uploaded = doubled(module, lambda name, tensor: tensor.to(self.torch_device, non_blocking=True))
-        # Pageable tensors must not go before they are copied.
+    def upload(self, module: Any) -> Any:
+        uploaded = shallow_copy_module(module, lambda name, tensor: tensor.to(self.torch_device, non_blocking=True))
+        # Pageable tensors must live until they are copied.
         torch.cuda.synchronize(self.torch_device)
         return uploaded
 
-    def freed(self) -> None:
-        """The allocator keeps what it got; the driver needs it back for larger pieces."""
+    def after_eviction(self) -> None:
+        """The allocator caches what it got; the driver needs it back for larger pieces."""
         torch.cuda.empty_cache()
 
 
-def open_device(wanted: str) -> Device:
-    """`wanted`: `auto`, `cpu`, `cuda` or `cuda:N`. NodeFault where there is none such."""
+def open_device(name: str) -> TorchDevice:
+    """`name`: `auto`, `cpu`, `cuda` or `cuda:N`. NodeFault where there is no such device."""
     has_cuda = torch.cuda.is_available()
-    if wanted == "cpu" or (wanted == "auto" and not has_cuda):
+    if name == "cpu" or (name == "auto" and not has_cuda):
         return CpuDevice()
-    device = torch.device("cuda" if wanted == "auto" else wanted)
+    device = torch.device("cuda" if name == "auto" else name)
     if not has_cuda or (device.index or 0) >= torch.cuda.device_count():
-        raise NodeFault(f"torch finds no device {wanted}")
+        raise NodeFault(f"torch finds no device {name}")
     return CudaDevice(device)
 
 
 def ram_bytes() -> int:
-    """What models may fill of the machine's memory, or of what its container may have."""
+    """What models may fill of the machine's memory, or of its container's limit."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -113,10 +115,44 @@ def ram_bytes() -> int:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """As it is where the machine has no more memory to pin."""
+    """Not pinned where the machine has no more memory to pin; any shape and type."""
     try:
         return tensor if tensor.is_pinned() else tensor.pin_memory()
     except RuntimeError as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
         return tensor
+
+
+# From a tensor and its full name to the tensor that replaces it.
+Replace = Callable[[str, Tensor], Tensor]
+# The dicts in which a module keeps its members.
+_OWN = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+
+
+def shallow_copy_module(module: Any, replace: Replace, prefix: str = "") -> Any:
+    """Its own tree of modules over the same tensors, some of them replaced; the original stays as it is."""
+    copy = object.__new__(type(module))
+    copy.__dict__.update(module.__dict__)
+    for name in _OWN:
+        copy.__dict__[name] = module.__dict__[name].copy()
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            replaced = replace(prefix + name, parameter)
+            is_same = replaced is parameter
+            copy._parameters[name] = parameter if is_same else nn.Parameter(replaced, requires_grad=False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            copy._buffers[name] = replace(prefix + name, buffer)
+    for name, child in module._modules.items():
+        if child is not None:
+            copy._modules[name] = shallow_copy_module(child, replace, f"{prefix}{name}.")
+    return copy
+
+
+def module_bytes(module: Any) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(module))
+
+
+def _tensors(module: Any) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

@@ -1,4 +1,4 @@
-"""Textual inversions: from their files to text encoders that know a few more tokens. Tokenizers are not touched."""
+"""Textual inversions: from their files to text encoders with a few more tokens. Tokenizers are not changed."""
 
 import pickle
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
+from services.diffusion.models.device import shallow_copy_module
 from services.diffusion.models.entries import EmbeddingEntry
-from services.diffusion.models.loading import TextPart
-from services.diffusion.models.shadow import doubled
+from services.diffusion.prompt import TextPart
 from services.kernel.logs import get_logger
 from services.weights.loading import load_pickle, load_safetensors
 
@@ -22,8 +22,8 @@ log = get_logger()
 _SDXL = ("clip_l", "clip_g")
 
 
-class WiderTable(nn.Module):
-    """A table of tokens with some rows behind its end. The table itself is shared."""
+class ExtendedEmbedding(nn.Module):
+    """An embedding table with more rows behind its end. The table itself is shared."""
 
     def __init__(self, table: Any, rows: Tensor) -> None:
         super().__init__()
@@ -32,10 +32,12 @@ class WiderTable(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """The shared table, (tokens, width)."""
         weight: Tensor = self._table.weight
         return weight
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Ids (B, L), 0 to tokens + rows - 1, to their vectors (B, L, width)."""
         count = self.weight.shape[0]
         known = embedding(ids.clamp(max=count - 1), self.weight)
         added = embedding((ids - count).clamp(min=0), self.rows)  # type: ignore[arg-type]
@@ -43,12 +45,15 @@ class WiderTable(nn.Module):
 
 
 def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
-    """(vectors, width) for each text encoder. NodeFault for a damaged file; pickles give tensors or nothing."""
+    """Vectors (n, width) of float32 for each text encoder, as Gal et al. 2022. NodeFault for a damaged file.
+
+    Of a pickle only tensors are loaded.
+    """
     try:
         if entry.path.suffix == ".safetensors":
             found: Mapping[str, Any] = load_safetensors(entry.path)
         else:
-            # Only tensors are ever made of a pickle here, so none needs to be pinned.
+            # Only tensors are loaded of a pickle here, so its digest need not be pinned.
             found = load_pickle(entry.path, pinned=frozenset(), allow=True)
         vectors = [_rows(tensor) for tensor in _tensors(found)]
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, AttributeError) as error:
@@ -58,27 +63,27 @@ def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
     return tuple(vectors)
 
 
-def widened(encoder: Any, rows: Sequence[Tensor]) -> Any:
-    """The encoder with these rows, (n, width) each, behind its table; the one given is not touched."""
-    double = doubled(encoder, lambda name, tensor: tensor)
-    table = double.embeddings.token_embedding
+def add_rows(encoder: Any, rows: Sequence[Tensor]) -> Any:
+    """A shallow copy of the encoder with these rows, (n, width) each, behind its table."""
+    copy = shallow_copy_module(encoder, lambda name, tensor: tensor)
+    table = copy.embeddings.token_embedding
     more = torch.cat([each.to(table.weight.device, table.weight.dtype) for each in rows])
-    double.embeddings.token_embedding = WiderTable(table, more)
-    return double
+    copy.embeddings.token_embedding = ExtendedEmbedding(table, more)
+    return copy
 
 
 def with_rows(text: TextPart, rows: Mapping[str, Tensor]) -> TextPart:
-    """The text encoder that knows these vectors, by the names of their embeddings."""
+    """The text encoder with these vectors, (n, width) by the name of their embedding."""
     start = text.encoder.embeddings.token_embedding.weight.shape[0]
     added = {}
     for name, vectors in rows.items():
         added[name] = tuple(range(start, start + len(vectors)))
         start += len(vectors)
-    return replace(text, encoder=widened(text.encoder, list(rows.values())), added=added)
+    return replace(text, encoder=add_rows(text.encoder, list(rows.values())), added=added)
 
 
 def check_widths(entry: EmbeddingEntry, vectors: Sequence[Tensor], widths: Sequence[int], checkpoint_id: str) -> None:
-    """FailedPrecondition where they are not one for each text encoder, of its width."""
+    """FailedPrecondition where the vectors (n, width) are not one tensor for each text encoder, of its width."""
     own = tuple(each.shape[-1] for each in vectors)
     if own != tuple(widths):
         raise FailedPrecondition(
@@ -88,7 +93,7 @@ def check_widths(entry: EmbeddingEntry, vectors: Sequence[Tensor], widths: Seque
 
 
 def _tensors(found: Mapping[str, Any]) -> list[Tensor]:
-    """Of A1111's `.pt` (string_to_param), of `emb_params`, of SDXL's pairs, or of one token and its vectors."""
+    """Vectors (n, width): A1111's `.pt` (string_to_param), `emb_params`, SDXL's pairs, or one token and its vectors."""
     if "string_to_param" in found:
         return [next(iter(found["string_to_param"].values()))]
     if set(_SDXL) <= set(found):

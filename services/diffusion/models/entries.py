@@ -1,11 +1,17 @@
-"""The models that a service can name: what they are, where they lie and what they fit. Reads nothing."""
+"""The models that a service can name: what they are, where they are, what they are called and what they fit.
 
+Reads JSON and file sizes, never weights. Loads no torch.
+"""
+
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
-from services.diffusion.models.recipes import Config, Recipe
+from services.diffusion.models.recipes import Config, Recipe, UnfitFolder, read_json
 
-# Families that everybody knows, by the width of their prompt embeddings.
+# Known families, by the width of their prompt embeddings.
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "refiner"}
 
 
@@ -22,7 +28,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """What is told of every model."""
+    """What every model has."""
 
     id: str
     # A folder in diffusers' layout, or a single file.
@@ -30,7 +36,7 @@ class _Entry:
     size_bytes: int
     # SPDX, from the manifest beside it; empty where there is none.
     license: str = ""
-    # What a request named that was fetched for it; empty for what lies on this machine.
+    # The request's name for a fetched model; empty for a local one.
     reference: str = ""
 
 
@@ -56,14 +62,19 @@ class CheckpointEntry(_Entry):
         return int(self.recipe.unet["in_channels"])
 
     @property
+    def is_inpainting(self) -> bool:
+        """Its UNet was made for inpainting: it takes mask and masked image beside the latents, and needs them."""
+        return self.unet_channels != self.shape.latent_channels
+
+    @property
     def text_encoder_layers(self) -> int:
-        """From how far before the end a prompt's states can come: 1 is the layer that it was trained with."""
-        before_last = 1 if self.recipe.looks_at_sizes else 0
+        """How many layers can be counted back for a prompt's states: 1 is the layer that it was trained with."""
+        before_last = 1 if self.recipe.is_sdxl else 0
         return min(text.layers for text in self.recipe.texts) - before_last
 
     @property
-    def is_told_guidance(self) -> bool:
-        """Its UNet was distilled to take the guidance scale itself, as LCM checkpoints are."""
+    def has_guidance_embedding(self) -> bool:
+        """Its UNet was distilled to take the guidance scale as an input, as LCM checkpoints are."""
         return self.recipe.unet.get("time_cond_proj_dim") is not None
 
     @property
@@ -72,20 +83,24 @@ class CheckpointEntry(_Entry):
         return bool(self.recipe.index.get("force_zeros_for_empty_prompt", False))
 
     @property
-    def wants_aesthetic_score(self) -> bool:
-        """A refiner: it looks at a score of beauty, and only goes on from a picture."""
+    def takes_aesthetic_score(self) -> bool:
+        """A refiner: it takes an aesthetic score, and always starts from an image."""
         return bool(self.recipe.index.get("requires_aesthetics_score", False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlNetEntry(_Entry):
+    """It fits checkpoints of the same shape."""
+
     config: Config = field(compare=False, repr=False)
     shape: Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraEntry(_Entry):
-    # The width of the prompt embeddings that it was trained on; 0 where it does not tell.
+    """It fits checkpoints of the same width."""
+
+    # The width of the prompt embeddings that it was trained on; 0 where its file does not show it.
     cross_attention_dim: int
 
 
@@ -103,10 +118,183 @@ class VaeEntry(_Entry):
 class EmbeddingEntry(_Entry):
     """A textual inversion: prompts name it by its id."""
 
-    # Of its vectors, one for each text encoder that it is for; none for a pickle, which is read when it is used.
+    # Its vectors' width for each text encoder; empty for a pickle, which is read when it is used.
     widths: tuple[int, ...]
     # How many tokens it takes up in a prompt; 0 for a pickle.
     vectors: int
 
 
 Entry = CheckpointEntry | ControlNetEntry | LoraEntry | VaeEntry | EmbeddingEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraUse:
+    """A LoRA and how strongly it is applied, on the UNet and on the text encoders."""
+
+    entry: LoraEntry
+    unet_weight: float = 1.0
+    text_weight: float = 1.0
+
+
+KINDS: Mapping[type, str] = {
+    CheckpointEntry: "checkpoint",
+    ControlNetEntry: "controlnet",
+    LoraEntry: "lora",
+    VaeEntry: "vae",
+    EmbeddingEntry: "embedding",
+}
+
+
+def checkpoint_entry(path: Path, recipe: Recipe, size_bytes: int, *, is_ldm: bool = False) -> CheckpointEntry:
+    """UnfitFolder where the parts of the recipe do not fit together."""
+    unet, vae = recipe.unet, recipe.vae
+    try:
+        shape = shape_of(unet, 2 ** (len(vae["block_out_channels"]) - 1))
+        if shape.latent_channels != vae["latent_channels"]:
+            raise UnfitFolder(
+                f"its UNet makes {shape.latent_channels} channels, its VAE takes {vae['latent_channels']}"
+            )
+        if unet["in_channels"] not in (shape.latent_channels, 2 * shape.latent_channels + 1):
+            raise UnfitFolder(f"a UNet that takes {unet['in_channels']} channels is not supported")
+        height, width = _pair(unet["sample_size"])
+        if min(text.layers for text in recipe.texts) < 1:
+            raise UnfitFolder("its text encoder has no layers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnfitFolder("a config lacks what a Stable Diffusion has") from error
+    return CheckpointEntry(
+        id=checkpoint_id(path),
+        path=path,
+        recipe=recipe,
+        is_ldm=is_ldm,
+        shape=shape,
+        width_px=width * shape.latent_factor,
+        height_px=height * shape.latent_factor,
+        size_bytes=size_bytes,
+        license=license_of(path),
+    )
+
+
+def controlnet_entry(path: Path, config: Config, size_bytes: int) -> ControlNetEntry:
+    try:
+        shape = shape_of(config, 2 ** (len(config["conditioning_embedding_out_channels"]) - 1))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnfitFolder("its config lacks what a ControlNet has") from error
+    return ControlNetEntry(
+        id=controlnet_id(path.name),
+        path=path,
+        config=config,
+        shape=shape,
+        size_bytes=size_bytes,
+        license=license_of(path),
+    )
+
+
+def shape_of(config: Mapping[str, Any], latent_factor: int) -> Shape:
+    return Shape(
+        latent_factor=latent_factor,
+        # A ControlNet has no output of its own; it takes the latents as they are.
+        latent_channels=int(config.get("out_channels", config["in_channels"])),
+        cross_attention_dim=int(config["cross_attention_dim"]),
+        block_out_channels=tuple(config["block_out_channels"]),
+        layers_per_block=int(config["layers_per_block"]),
+    )
+
+
+def weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+def license_of(path: Path) -> str:
+    """SPDX, from a MANIFEST.json beside the model; empty where there is none."""
+    manifest = next((each / "MANIFEST.json" for each in path.parents[:2] if (each / "MANIFEST.json").is_file()), None)
+    if manifest is None:
+        return ""
+    name = path.relative_to(manifest.parent).as_posix()
+    try:
+        files = read_json(manifest).get("files", [])
+        own = [file for file in files if file["path"] == name or file["path"].startswith(f"{name}/")]
+        return " AND ".join(sorted({file["license"] for file in own}))
+    except (UnfitFolder, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    """Height and width of diffusers' `sample_size`."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def fingerprint(path: Path, part: str) -> object:
+    """Changes when the files of a part do: names, sizes and times. A file that was replaced is loaded again."""
+    folder = path / part if part and (path / part).is_dir() else path
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
+    try:
+        return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
+    except FileNotFoundError:
+        return ()
+
+
+# `name.safetensors [d14c016b]`, as A1111 writes it.
+_HASH = re.compile(r"\s*\[[0-9a-fA-F]{6,64}\]$")
+_ENDINGS = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$")
+_PRECISION = re.compile(r"[_.-](fp16|bf16|fp32)$")
+# Names that many files have; such a file is called by its folder.
+_COMMON = frozenset({"pytorch_lora_weights", "diffusion_pytorch_model", "model", "learned_embeds"})
+_KIND_PREFIX = re.compile(r"^(lora|vae|controlnet|embedding)[-_]")
+_CONTROLNET_MARKS = ("controlnet-", "controlnet_", "_sd15_", "_sd15s2_", "_sd21_", "_sd14_")
+# The usual ones, by short id: author and repository, which is A1111's name for them too.
+_REPOSITORIES = {
+    "canny": "lllyasviel/control_v11p_sd15_canny",
+    "depth": "lllyasviel/control_v11f1p_sd15_depth",
+    "inpaint": "lllyasviel/control_v11p_sd15_inpaint",
+    "ip2p": "lllyasviel/control_v11e_sd15_ip2p",
+    "lineart": "lllyasviel/control_v11p_sd15_lineart",
+    "lineart_anime": "lllyasviel/control_v11p_sd15s2_lineart_anime",
+    "mlsd": "lllyasviel/control_v11p_sd15_mlsd",
+    "normal": "lllyasviel/control_v11p_sd15_normalbae",
+    "openpose": "lllyasviel/control_v11p_sd15_openpose",
+    "qr": "DionTimmer/controlnet_qrcode",
+    "scribble": "lllyasviel/control_v11p_sd15_scribble",
+    "seg": "lllyasviel/control_v11p_sd15_seg",
+    "shuffle": "lllyasviel/control_v11e_sd15_shuffle",
+    "softedge": "lllyasviel/control_v11p_sd15_softedge",
+    "tile": "lllyasviel/control_v11f1e_sd15_tile",
+}
+
+# Parts of ControlNets' names that differ from the short id.
+_CONTROLNETS = {"normalbae": "normal", "qrcode": "qr", "qr_code": "qr", "v1p_sd15_qrcode": "qr"}
+
+
+def plain(name: str) -> str:
+    """A name from a request without hash and ending."""
+    return _ENDINGS.sub("", _HASH.sub("", name.strip()))
+
+
+def checkpoint_id(path: PurePath) -> str:
+    """The folder's name; a folder that is only called `model` is called by its parent."""
+    return path.parent.name if path.name == "model" else plain(path.name)
+
+
+def controlnet_id(name: str) -> str:
+    """`canny` of `controlnet-canny`, `lllyasviel/control_v11p_sd15_canny`, `control_v11p_sd15_canny [d14c016b]`."""
+    short = _PRECISION.sub("", plain(name).rpartition("/")[2])
+    for mark in _CONTROLNET_MARKS:
+        _, found, rest = short.partition(mark)
+        if found and rest:
+            short = rest
+            break
+    return _CONTROLNETS.get(short, short)
+
+
+def controlnet_aliases(short: str) -> list[str]:
+    """Other names of the ControlNet of that id, which `controlnet_id` understands."""
+    repository = _REPOSITORIES.get(short, "")
+    names = [repository, repository.rpartition("/")[2]] if repository else []
+    names += [name for name, meant in _CONTROLNETS.items() if meant == short]
+    return [*names, *(f"{name}_fp16" for name in names[1:])]
+
+
+def part_id(path: PurePath) -> str:
+    """Of a LoRA, VAE or embedding: the file's name, or its folder's where many files have that name."""
+    stem = plain(path.name)
+    return _KIND_PREFIX.sub("", path.parent.name if stem in _COMMON else stem)

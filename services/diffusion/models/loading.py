@@ -1,221 +1,181 @@
-"""From a model's files to its modules in memory: offline, built empty and given the files' own tensors.
+"""From a model's files to its modules in RAM: offline, built empty and given the files' own tensors.
 
-The modules lie in RAM; which of them are on a device, and for how long, is not decided here.
+Which modules are on a device, and for how long, is not decided here. Of pickles nothing but tensors is taken.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from fanlight.errors import FanlightError, NodeFault
-from services.diffusion.models import tensors
-from services.diffusion.models.classes import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
+from services.diffusion.diffusers_import import ROOT, import_diffusers_module
 from services.diffusion.models.clip import ClipText
-from services.diffusion.models.empty import built_empty
+from services.diffusion.models.device import shallow_copy_module
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, VaeEntry
+from services.diffusion.models.out_of_memory import is_out_of_memory
 from services.diffusion.models.recipes import Config, TextRecipe, UnfitFolder, read_json
-from services.diffusion.models.residency import Lease
-from services.diffusion.models.shadow import doubled
-from services.diffusion.models.shortage import is_shortage
-from services.diffusion.models.tokenizers import ClipTokenizer
 from services.kernel.logs import get_logger
+from services.weights.loading import load_checkpoint, load_safetensors
 from services.weights.tensors import BadHeader
+
+# It warns of options that configs of newer classes have.
+logging.getLogger(f"{ROOT}.configuration_utils").setLevel(logging.ERROR)
+
+AutoencoderKL = import_diffusers_module("models.autoencoders.autoencoder_kl").AutoencoderKL
+AutoencoderTiny = import_diffusers_module("models.autoencoders.autoencoder_tiny").AutoencoderTiny
+ControlNetModel = import_diffusers_module("models.controlnets.controlnet").ControlNetModel
+UNet2DConditionModel = import_diffusers_module("models.unets.unet_2d_condition").UNet2DConditionModel
 
 log = get_logger()
 
-# Models of so many configs are kept built and empty.
+# For how many configs empty modules are cached.
 EMPTY_LIMIT = 32
-
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, UnfitFolder)
+Tensors = dict[str, Tensor]
+# Names of attention layers in older VAE files.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_VARIANT = re.compile(r"[._](fp16|bf16|non_ema|ema)[._-]")
+_FIRST_STAGE = "first_stage_model."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """Where a model is loaded to: as what numbers, and what is asked for its bytes before they are there."""
+class LoadTarget:
+    """The type that a model is loaded as, and what is called with its size before its bytes are allocated."""
 
     dtype: torch.dtype
     reserve: Callable[[int], None] = lambda size_bytes: None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextPart:
-    """One of a checkpoint's text encoders, and what the checkpoint takes from it."""
-
-    tokenizer: ClipTokenizer
-    encoder: Any
-    # The states before the last layer, not normalised (SDXL), instead of the last ones.
-    is_penultimate: bool = False
-    # Its `text_embeds` are the prompt's pooled vector (the last encoder of SDXL).
-    is_pooled: bool = False
-    # Which ids of its table the textual inversions added, by name.
-    added: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    @property
-    def positions(self) -> int:
-        """How many tokens it takes at once, its two marks included."""
-        positions: int = self.encoder.config.max_position_embeddings
-        return positions
+class NoWeights(FileNotFoundError):
+    """The folder has no weights in it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
-class Checkpoint:
-    """A checkpoint in memory with what one picture adds to it. Changed by none; what it holds stays while it lives."""
-
-    entry: CheckpointEntry
-    # One, or two for SDXL base.
-    texts: tuple[TextPart, ...]
-    unet: Any
-    vae: Any
-    # The ControlNets of the picture, in order.
-    nets: tuple[Any, ...] = ()
-    # A TAESD for previews, where one is held.
-    tiny_vae: Any = None
-    # How many numbers the UNet has.
-    weights: int
-    # As the scheduler that the checkpoint was saved with understands it.
-    scheduler_config: Mapping[str, Any]
-    # Keeps all of this in memory.
-    lease: Lease
-
-    @property
-    def can_encode(self) -> bool:
-        """Whether its VAE turns pictures into latents too; one that was fetched for text2img alone does not."""
-        return self.vae.encoder is not None
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.unet.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.unet.dtype
-        return dtype
-
-
-def load_unet(entry: CheckpointEntry, room: Room) -> Any:
-    """NodeFault where a file is damaged, FailedPrecondition where only pickles are there; so for all of these."""
+def load_unet(entry: CheckpointEntry, target: LoadTarget) -> Any:
+    """NodeFault for a damaged file, FailedPrecondition where there are only pickles; so for all loaders here."""
     name, config = f"{entry.id}/unet", entry.recipe.unet
-    with _reported(name):
-        found = (
-            tensors.ldm_unet(entry.path, config) if entry.is_ldm else tensors.folder_tensors(entry.path / "unet", name)
-        )
-        return filled(_empty(UNet2DConditionModel, config), found, room)
+    with _translate_damage(name):
+        found = _ldm_unet_tensors(entry.path, config) if entry.is_ldm else folder_tensors(entry.path / "unet", name)
+        return fill_module(_empty(UNet2DConditionModel, config), found, target)
 
 
-def load_vae(entry: CheckpointEntry, room: Room) -> Any:
+def load_vae(entry: CheckpointEntry, target: LoadTarget) -> Any:
     name, config = f"{entry.id}/vae", entry.recipe.vae
-    with _reported(name):
+    with _translate_damage(name):
         if entry.is_ldm:
-            found = tensors.ldm_vae(entry.path, config)
+            found = _ldm_vae_tensors(entry.path, config)
         else:
-            found = tensors.vae_tensors(tensors.folder_tensors(entry.path / "vae", name))
-        return _filled_vae(config, found, room)
+            found = _vae_names(folder_tensors(entry.path / "vae", name))
+        return _filled_vae(config, found, target)
 
 
 def vae_config(entry: VaeEntry, own: Config) -> Config:
     """`own`: the config of the checkpoint's VAE, for a file that comes without one."""
-    with _reported(f"vae {entry.id}"):
+    with _translate_damage(f"vae {entry.id}"):
         return read_json(entry.path / "config.json") if entry.path.is_dir() else own
 
 
-def load_separate_vae(entry: VaeEntry, config: Config, room: Room) -> Any:
-    with _reported(f"vae {entry.id}"):
+def load_separate_vae(entry: VaeEntry, config: Config, target: LoadTarget) -> Any:
+    with _translate_damage(f"vae {entry.id}"):
         if entry.is_tiny:
-            return _tiny_vae(entry, config, room)
+            return _tiny_vae(entry, config, target)
         if entry.path.is_dir():
-            found = tensors.vae_tensors(tensors.folder_tensors(entry.path, f"vae {entry.id}"))
+            found = _vae_names(folder_tensors(entry.path, f"vae {entry.id}"))
         else:
-            found = tensors.vae_file(entry.path, config)
-        return _filled_vae(config, found, room)
+            found = _vae_file_tensors(entry.path, config)
+        return _filled_vae(config, found, target)
 
 
-def load_text(entry: CheckpointEntry, recipe: TextRecipe, room: Room) -> Any:
+def load_text(entry: CheckpointEntry, recipe: TextRecipe, target: LoadTarget) -> Any:
     name = f"{entry.id}/{recipe.part}"
-    with _reported(name):
+    with _translate_damage(name):
         model = _empty(ClipText, recipe.config)
         if entry.is_ldm:
-            found = tensors.ldm_text(entry.path, recipe, model)
+            found = _ldm_text_tensors(entry.path, recipe, model)
         else:
-            found = tensors.text_tensors(tensors.folder_tensors(entry.path / recipe.part, name))
-        return filled(model, found, room)
+            found = text_tensors(folder_tensors(entry.path / recipe.part, name))
+        return fill_module(model, found, target)
 
 
-def load_controlnet(entry: ControlNetEntry, room: Room) -> Any:
+def load_controlnet(entry: ControlNetEntry, target: LoadTarget) -> Any:
     name = f"controlnet {entry.id}"
-    with _reported(name):
+    with _translate_damage(name):
         if entry.path.is_dir():
-            found = tensors.folder_tensors(entry.path, name)
+            found = folder_tensors(entry.path, name)
         else:
-            found = tensors.control_file(entry.path, entry.config)
-        return filled(_empty(ControlNetModel, entry.config), found, room)
+            found = _control_file_tensors(entry.path, entry.config)
+        return fill_module(_empty(ControlNetModel, entry.config), found, target)
 
 
-def filled(model: Any, found: Mapping[str, Tensor], room: Room) -> Any:
-    """The empty model's double with these tensors in it, not copied where they fit the type.
+def fill_module(model: Any, found: Mapping[str, Tensor], target: LoadTarget) -> Any:
+    """A shallow copy of the empty model with these tensors in it, which are not copied where they have the type.
 
-    ValueError where one is missing or of another shape. Raises as `room.reserve` does before anything is copied.
+    `found`: by parameter name, each of its parameter's shape; ValueError where one is missing or of another shape.
+    Raises as `target.reserve` does before anything is copied.
     """
     lacking = [name for name, _ in model.named_parameters() if name not in found]
     if lacking:
         raise ValueError(f"{len(lacking)} tensors are missing, such as {lacking[0]}")
 
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    room.reserve(numbers * room.dtype.itemsize)
+    target.reserve(numbers * target.dtype.itemsize)
 
     def put(name: str, empty: Tensor) -> Tensor:
         if not empty.is_floating_point():
-            return _computed(name, empty)
+            return _position_ids(name, empty)
         if found[name].shape != empty.shape:
             raise ValueError(f"{name} has another shape")
-        return found[name].to(room.dtype)
+        return found[name].to(target.dtype)
 
-    return doubled(model, put)
+    return shallow_copy_module(model, put)
 
 
-def _computed(name: str, empty: Tensor) -> Tensor:
-    """CLIP's numbers of positions, which newer files lack."""
+def _position_ids(name: str, empty: Tensor) -> Tensor:
+    """CLIP's position ids, 0 to L - 1, which newer files lack."""
     assert name.endswith("position_ids"), name
     return torch.arange(empty.shape[-1]).expand(empty.shape)
 
 
 def _empty(kind: Any, config: Config) -> Any:
-    """To be filled; the same one for all of its kind, as building one costs more than filling it."""
-    return _built(kind, json.dumps(config, sort_keys=True))
+    """To be filled; cached by class and config, as building one costs more than filling it."""
+    return _build(kind, json.dumps(config, sort_keys=True))
 
 
 @lru_cache(maxsize=EMPTY_LIMIT)
-def _built(kind: Any, config: str) -> Any:
-    told = json.loads(config)
-    with built_empty():
-        made = kind.from_config(told)
+def _build(kind: Any, config: str) -> Any:
+    options = json.loads(config)
+    with build_empty():
+        made = kind.from_config(options)
     return made.eval()
 
 
-def _filled_vae(config: Config, found: Mapping[str, Tensor], room: Room) -> Any:
-    """Without its encoder where the files have none, as a store that fetched for text2img alone has them."""
-    vae = doubled(_empty(AutoencoderKL, config), lambda name, tensor: tensor)
+def _filled_vae(config: Config, found: Mapping[str, Tensor], target: LoadTarget) -> Any:
+    """Without an encoder where the files have none, as those that were fetched for text2img alone."""
+    vae = shallow_copy_module(_empty(AutoencoderKL, config), lambda name, tensor: tensor)
     if not any(name.startswith("encoder.") for name in found):
         vae.encoder = vae.quant_conv = None
-    return filled(vae, found, room)
+    return fill_module(vae, found, target)
 
 
-def _tiny_vae(entry: VaeEntry, config: Config, room: Room) -> Any:
+def _tiny_vae(entry: VaeEntry, config: Config, target: LoadTarget) -> Any:
     if entry.path.is_dir():
-        return filled(_empty(AutoencoderTiny, config), tensors.folder_tensors(entry.path, entry.id), room)
-    return filled(_empty(AutoencoderTiny, {}), tensors.tiny_vae_file(entry.path), room)
+        return fill_module(_empty(AutoencoderTiny, config), folder_tensors(entry.path, entry.id), target)
+    return fill_module(_empty(AutoencoderTiny, {}), tiny_vae_file(entry.path), target)
 
 
 @contextmanager
-def _reported(name: str) -> Iterator[None]:
-    """Errors of files as ours. A cause may name paths, so only the log gets it."""
+def _translate_damage(name: str) -> Iterator[None]:
+    """Errors of files as ours. A cause may name paths, so it is only logged."""
     try:
         yield
     except BadHeader as error:
@@ -223,7 +183,7 @@ def _reported(name: str) -> Iterator[None]:
     except FanlightError:
         raise
     except _DAMAGE as error:
-        if is_shortage(error):
+        if is_out_of_memory(error):
             raise
         raise _damaged(name, error) from error
 
@@ -231,3 +191,114 @@ def _reported(name: str) -> Iterator[None]:
 def _damaged(name: str, cause: Exception) -> NodeFault:
     log.warning("load_failed", model=name, cause=repr(cause))
     return NodeFault(f"{name} cannot be loaded: a file is missing, damaged or of another model")
+
+
+@contextmanager
+def build_empty() -> Iterator[None]:
+    """Inside, modules are built without memory and without initial values, as files are about to provide them."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Skips torch.nn.init, which does nothing on the meta device but imports torch._dynamo for it."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def folder_tensors(folder: Path, name: str) -> Tensors:
+    """Of one part's folder; fp16 only where there is nothing else. FailedPrecondition where there are only pickles."""
+    files = sorted(folder.glob("*.safetensors"))
+    whole = [file for file in files if not _VARIANT.search(file.name)]
+    if not files and (any(folder.glob("*.bin")) or any(folder.glob("*.ckpt"))):
+        raise FailedPrecondition(
+            f"{name} has pickles only, which are not loaded; give it as safetensors", field="model"
+        )
+    if not files:
+        raise NoWeights("no safetensors")
+    chosen = whole or [file for file in files if ".fp16" in file.name] or files
+    return {key: tensor for file in chosen for key, tensor in load_safetensors(file).items()}
+
+
+def _ldm_unet_tensors(path: Path, config: Config) -> Tensors:
+    return _converted(
+        _conversions().convert_ldm_unet_checkpoint, load_checkpoint(path, prefixes=("model.diffusion_model.",)), config
+    )
+
+
+def _ldm_vae_tensors(path: Path, config: Config) -> Tensors:
+    return _converted(
+        _conversions().convert_ldm_vae_checkpoint, load_checkpoint(path, prefixes=(_FIRST_STAGE,)), config
+    )
+
+
+def _ldm_text_tensors(path: Path, recipe: TextRecipe, model: Any) -> Tensors:
+    """`model`: the empty text encoder, whose layers' width the conversion needs."""
+    found = load_checkpoint(path, prefixes=("cond_stage_model.", "conditioner.embedders."))
+    for prefix in ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."):
+        if recipe.part == "text_encoder" and any(name.startswith(prefix) for name in found):
+            return text_tensors({n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)})
+    for prefix in ("cond_stage_model.model.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model."):
+        if any(name.startswith(prefix) for name in found):
+            return text_tensors(_conversions().convert_open_clip_checkpoint(model, found, prefix=prefix))
+    raise NoWeights("no text encoder")
+
+
+def _control_file_tensors(path: Path, config: Config) -> Tensors:
+    found = load_safetensors(path)
+    if any(name.startswith("controlnet_cond_embedding.") for name in found):
+        return found
+    return _converted(_conversions().convert_controlnet_checkpoint, found, config)
+
+
+def _vae_file_tensors(path: Path, config: Config) -> Tensors:
+    """A separate VAE's file, in diffusers' names or the LDM layout's."""
+    found = load_safetensors(path)
+    if any(".mid_block." in name for name in found):
+        return _vae_names(found)
+    return _converted(_conversions().convert_ldm_vae_checkpoint, found, config)
+
+
+def tiny_vae_file(path: Path) -> Tensors:
+    return load_safetensors(path)
+
+
+def _vae_names(found: Mapping[str, Tensor]) -> Tensors:
+    """Tensors of any shape, with the names of diffusers' present classes."""
+    return {_attention_name(name): tensor for name, tensor in found.items()}
+
+
+def text_tensors(found: Mapping[str, Tensor]) -> Tensors:
+    """Tensors of any shape without the prefix `text_model.`, which some files have before the names."""
+    return {name.removeprefix("text_model."): tensor for name, tensor in found.items()}
+
+
+def _attention_name(name: str) -> str:
+    if ".attentions." not in name:
+        return name
+    for old, new in _OLD_ATTENTION.items():
+        name = name.replace(f".{old}.", f".{new}.")
+    return name
+
+
+def _conversions() -> Any:
+    """diffusers' conversions from the LDM layout's names."""
+    return import_diffusers_module("loaders.single_file_utils")
+
+
+def _converted(convert: Any, found: Tensors, config: Config) -> Tensors:
+    """diffusers' conversion, which removes from its argument what it converts."""
+    if not found:
+        raise NoWeights("nothing of this part is in the file")
+    converted: Mapping[str, Tensor] = convert(dict(found), dict(config))
+    return {name: tensor for name, tensor in converted.items() if isinstance(tensor, torch.Tensor)}

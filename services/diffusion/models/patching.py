@@ -1,4 +1,7 @@
-"""Modules with LoRAs in them: the sum of their deltas on private copies of the weights; the pristine ones stay."""
+"""Patches LoRAs into modules: the sum of their deltas on private copies of the weights; the original weights stay.
+
+Formulas as in kohya-ss/sd-scripts and KohakuBlueleaf/LyCORIS.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fanlight.errors import FailedPrecondition
-from services.diffusion.models.deltas import add_delta, bias_delta
-from services.diffusion.models.loras import Layer, Lora, plain_name, unmatched
-from services.diffusion.models.shadow import doubled
-from services.diffusion.models.shortage import is_shortage
+from services.diffusion.models.device import shallow_copy_module
+from services.diffusion.models.lora_files import LoraLayer, LoraWeights, plain_name, unmatched
+from services.diffusion.models.out_of_memory import is_out_of_memory
 
 _RESNET = {
     "conv1": "in_layers.2",
@@ -22,6 +24,7 @@ _RESNET = {
     "norm1": "in_layers.0",
     "norm2": "out_layers.0",
 }
+
 _LDM_TOPS = {
     "conv_in": "input_blocks.0.0",
     "conv_out": "out.2",
@@ -34,48 +37,50 @@ _LDM_TOPS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dose:
-    """A LoRA and how strongly it is applied to the module at hand."""
+class LoraStrength:
+    """A LoRA and how strongly it is applied to a module."""
 
-    lora: Lora
+    lora: LoraWeights
     strength: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patched:
+class PatchedModule:
+    """A shallow copy of a module, with its own tensors where LoRAs change them."""
+
     module: Any
-    # Of the private copies alone.
+    # Of its own tensors alone.
     size_bytes: int
 
 
-def patched(module: Any, part: str, doses: Sequence[Dose], checkpoint_id: str) -> Patched:
+def patch_loras(module: Any, part: str, strengths: Sequence[LoraStrength], checkpoint_id: str) -> PatchedModule:
     """FailedPrecondition where a LoRA has layers that the module lacks, or of another shape."""
     names = layer_names(module)
-    work: dict[str, list[tuple[Layer, float]]] = {}
-    for dose in doses:
-        for name, layer in dose.lora.layers.get(part, {}).items():
+    work: dict[str, list[tuple[LoraLayer, float]]] = {}
+    for each in strengths:
+        for name, layer in each.lora.layers.get(part, {}).items():
             if name not in names:
-                raise unmatched(dose.lora, names, part, checkpoint_id)
-            work.setdefault(names[name], []).append((layer, dose.strength))
+                raise unmatched(each.lora, names, part, checkpoint_id)
+            work.setdefault(names[name], []).append((layer, each.strength))
     modules = dict(module.named_modules())
     copies: dict[str, Tensor] = {}
     for path, layers in work.items():
         try:
             copies.update(_copies(path, modules[path], layers))
         except torch.AcceleratorError:
-            # The device's fault, which is told from the LoRA's above.
+            # The device's fault, not the LoRA's.
             raise
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
-            if is_shortage(error):
+            if is_out_of_memory(error):
                 raise
-            ids = " and ".join(dose.lora.entry.id for dose in doses)
+            ids = " and ".join(each.lora.entry.id for each in strengths)
             raise FailedPrecondition(f"LoRA {ids} does not fit {checkpoint_id} at {path}", field="loras") from error
-    double = doubled(module, lambda name, tensor: copies.get(name, tensor))
-    return Patched(module=double, size_bytes=sum(tensor.nbytes for tensor in copies.values()))
+    copy = shallow_copy_module(module, lambda name, tensor: copies.get(name, tensor))
+    return PatchedModule(module=copy, size_bytes=sum(tensor.nbytes for tensor in copies.values()))
 
 
 def layer_names(module: Any) -> Mapping[str, str]:
-    """From the names that LoRAs may have for a layer, as `plain_name` writes them, to its path in the module."""
+    """From each name that LoRAs may have for a layer, as `plain_name` writes it, to its path in the module."""
     paths = [path for path, each in module.named_modules() if isinstance(getattr(each, "weight", None), nn.Parameter)]
     names = {plain_name(path): path for path in paths}
     layers = getattr(module.config, "layers_per_block", None)
@@ -86,7 +91,7 @@ def layer_names(module: Any) -> Mapping[str, str]:
 
 
 def ldm_names(path: str, layers: int) -> Sequence[str]:
-    """What the LDM layout calls a UNet's layer; none where it has no such."""
+    """The LDM layout's names of a UNet's layer; empty where it has none."""
     if path in _LDM_TOPS:
         return [_LDM_TOPS[path]]
     if found := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", path):
@@ -111,7 +116,7 @@ def _inner(kind: str, rest: str) -> str:
     return _RESNET.get(rest, rest) if kind == "resnets" else rest
 
 
-def _copies(path: str, module: Any, layers: Sequence[tuple[Layer, float]]) -> dict[str, Tensor]:
+def _copies(path: str, module: Any, layers: Sequence[tuple[LoraLayer, float]]) -> dict[str, Tensor]:
     """Private copies of the module's tensors with the layers' deltas added, in float32 until they are whole."""
     copies = {}
     weighing = [(layer, strength) for layer, strength in layers if set(layer.tensors) - {"diff_b", "alpha"}]
@@ -129,3 +134,117 @@ def _copies(path: str, module: Any, layers: Sequence[tuple[Layer, float]]) -> di
             total.add_(delta.to(total.device, total.dtype), alpha=strength)
         copies[f"{path}.bias"] = total.to(module.bias.dtype)
     return copies
+
+
+Pieces = dict[str, Tensor]
+
+
+def add_delta(total: Tensor, weight: Tensor, layer: LoraLayer, strength: float) -> None:
+    """`total` += strength * delta, in place; ValueError where the shapes do not fit.
+
+    `total`: float32 (out, in) or (out, in, kh, kw); `weight`: the original one, of the same shape. LoRA as in Hu et al.
+    2021, LoHa and LoKr as in LyCORIS, DoRA as in Liu et al. 2024.
+    """
+    # Moved in the file's type, which is half the bytes, and converted to float32 on the device.
+    pieces = {name: tensor.to(total.device).to(total.dtype) for name, tensor in layer.tensors.items()}
+    if "magnitude" in pieces:
+        total.add_(
+            _decomposed(weight.to(total.dtype), _delta(pieces, layer, weight.shape), pieces["magnitude"]),
+            alpha=strength,
+        )
+    elif _is_plain(pieces):
+        up, down = pieces["up"].flatten(1), pieces["down"].flatten(1)
+        flat = total.view(total.shape[0], -1)
+        if (up.shape[0], down.shape[1]) != flat.shape:
+            raise ValueError(f"{layer.name} is for a weight of another shape")
+        flat.addmm_(up, down, alpha=strength * _scale(pieces, layer, up.shape[1]))
+    else:
+        total.add_(_delta(pieces, layer, weight.shape), alpha=strength)
+
+
+def bias_delta(layer: LoraLayer) -> Tensor | None:
+    """What the layer adds to the bias, (out,); None for most layers."""
+    return layer.tensors.get("diff_b")
+
+
+def _is_plain(pieces: Pieces) -> bool:
+    """A product of two matrices: a convolution's `up` must be 1 x 1."""
+    return "up" in pieces and "mid" not in pieces and pieces["up"][0, 0].numel() == 1
+
+
+def _delta(pieces: Pieces, layer: LoraLayer, shape: torch.Size) -> Tensor:
+    if "up" in pieces:
+        delta, rank = _locon(pieces), pieces["down"].shape[0]
+    elif "hada_w1_a" in pieces:
+        delta, rank = _loha(pieces), pieces["hada_w1_b"].shape[0]
+    elif "lokr_w1" in pieces or "lokr_w1_a" in pieces:
+        delta, rank = _lokr(pieces)
+    elif "diff" in pieces:
+        delta, rank = pieces["diff"], 0
+    else:
+        raise ValueError(f"{layer.name} lacks a part")
+    if delta.numel() != shape.numel():
+        raise ValueError(f"{layer.name} is for a weight of another shape")
+    return delta.reshape(shape) * _scale(pieces, layer, rank)
+
+
+def _scale(pieces: Pieces, layer: LoraLayer, rank: int) -> float:
+    """alpha / rank; 1 without an alpha. `rank` 0: the delta is whole, and alpha has no meaning."""
+    alpha = float(pieces["alpha"]) if "alpha" in pieces else layer.alpha
+    return 1.0 if alpha is None or not rank else alpha / rank
+
+
+def _locon(pieces: Pieces) -> Tensor:
+    up, down = pieces["up"], pieces["down"]
+    if "mid" in pieces:
+        return torch.einsum("nmkl,in,mj->ijkl", pieces["mid"], up.flatten(1), down.flatten(1))
+    return up.flatten(1) @ down.flatten(1)
+
+
+def _loha(pieces: Pieces) -> Tensor:
+    return _half(pieces, "hada_w1", "hada_t1") * _half(pieces, "hada_w2", "hada_t2")
+
+
+def _half(pieces: Pieces, name: str, core: str) -> Tensor:
+    a, b = pieces[f"{name}_a"], pieces[f"{name}_b"]
+    if core in pieces:
+        return _tucker(pieces[core], a, b)
+    return a @ b
+
+
+def _lokr(pieces: Pieces) -> tuple[Tensor, int]:
+    """The Kronecker product of two matrices, each whole or of low rank, and the rank: 0 where both are whole."""
+    rank = 0
+    if "lokr_w1" in pieces:
+        one = pieces["lokr_w1"]
+    else:
+        one, rank = pieces["lokr_w1_a"] @ pieces["lokr_w1_b"], pieces["lokr_w1_b"].shape[0]
+    if "lokr_w2" in pieces:
+        two = pieces["lokr_w2"]
+    elif "lokr_t2" in pieces:
+        two, rank = _tucker(pieces["lokr_t2"], pieces["lokr_w2_a"], pieces["lokr_w2_b"]), pieces["lokr_w2_b"].shape[0]
+    else:
+        two, rank = pieces["lokr_w2_a"] @ pieces["lokr_w2_b"].flatten(1), pieces["lokr_w2_b"].shape[0]
+    one = one.reshape(*one.shape, *(1,) * (two.dim() - one.dim()))
+    return torch.kron(one, two.contiguous()), rank
+
+
+def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.einsum("ijkl,jr,ip->prkl", core, b, a)
+
+
+def _decomposed(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
+    """DoRA (Liu et al. 2024): the patched weight's direction with a trained length, minus the weight.
+
+    Lengths are of columns (LyCORIS: one a number of inputs) or of rows (PEFT: one a number of outputs).
+    """
+    merged = weight + delta
+    is_of_rows = magnitude.numel() == weight.shape[0] and magnitude.shape[:1] != (1,)
+    axis = 0 if is_of_rows else 1
+    lengths = merged.transpose(0, axis).flatten(1).norm(dim=1)
+    if lengths.numel() != magnitude.numel():
+        raise ValueError("the magnitudes are for a weight of another shape")
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    difference: Tensor = merged * (magnitude.flatten() / lengths).view(shape) - weight
+    return difference

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of, as its JSON says: from its own folder, or for a single file from those shipped here.
+"""The configs of a checkpoint's parts: from its own folder, or for a single file those shipped here.
 
 Reads no weights and loads no torch.
 """
@@ -12,16 +12,15 @@ from typing import Any
 
 CONFIGS = Path(__file__).parent / "configs"
 MERGES = CONFIGS / "merges.txt"
-# SDXL's pipelines look for these two.
+# SDXL's pipelines have these two.
 TEXT_ENCODERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
-# Of a config that does not say.
+# transformers' default.
 CLIP_TEXT_LAYERS = 12
-
 Config = Mapping[str, Any]
 
 
 class UnfitFolder(Exception):
-    """What looks like a model and is none that can be used; the message says why."""
+    """A model that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +30,12 @@ class TextRecipe:
     part: str
     tokenizer: str
     config: Config
-    # Of shipped tokenizers, which are all CLIP's.
+    # Of the shipped tokenizer, which is CLIP's.
     pad_token: str = "<|endoftext|>"
 
     @property
     def layers(self) -> int:
-        """ValueError or TypeError where its config has no number there."""
+        """ValueError or TypeError where the config has no number there."""
         return int(self.config.get("num_hidden_layers") or CLIP_TEXT_LAYERS)
 
 
@@ -48,12 +47,12 @@ class Recipe:
     vae: Config
     texts: tuple[TextRecipe, ...]
     scheduler: Config = field(default_factory=dict)
-    # Where the tokenizers lie; None: the shipped one.
+    # The folder of the tokenizers; None: the shipped one.
     folder: Path | None = None
 
     @property
-    def looks_at_sizes(self) -> bool:
-        """SDXL and its refiner."""
+    def is_sdxl(self) -> bool:
+        """SDXL or its refiner, which take the image's size as an input."""
         return bool(self.unet.get("addition_embed_type") == "text_time")
 
     @property
@@ -85,7 +84,7 @@ def shipped(name: str) -> Recipe:
 
 
 def for_file(name: str, *, unet_channels: int, prediction_type: str, is_small: bool) -> Recipe:
-    """The shipped recipe as a single file needs it. `is_small`: a model of 512 pixels where its family has more."""
+    """The shipped recipe, changed for a single file. `is_small`: a model of 512 pixels in a family that has more."""
     recipe = shipped(name)
     unet = {**recipe.unet, "in_channels": unet_channels}
     if is_small:
@@ -95,7 +94,7 @@ def for_file(name: str, *, unet_channels: int, prediction_type: str, is_small: b
 
 
 def from_folder(folder: Path) -> Recipe:
-    """UnfitFolder where a file of it cannot be read."""
+    """UnfitFolder where one of its files cannot be read."""
     texts = [
         TextRecipe(part=part, tokenizer=tokenizer, config=read_json(folder / part / "config.json"))
         for part, tokenizer in TEXT_ENCODERS

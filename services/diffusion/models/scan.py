@@ -1,20 +1,25 @@
-"""Finds the models in folders: diffusers' layout, single files, folders of parts; as A1111 sorts them or otherwise."""
+"""Finds models in folders: diffusers' layout, single files, folders of parts; in A1111's folders or others.
+
+Reads no weights, loads no torch.
+"""
 
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
-from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.entries import Entry
-from services.diffusion.models.folders import (
-    class_of,
-    is_checkpoint,
-    is_vae,
-    read_checkpoint,
-    read_controlnet,
-    read_vae,
+from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.entries import (
+    CheckpointEntry,
+    ControlNetEntry,
+    Entry,
+    VaeEntry,
+    checkpoint_entry,
+    controlnet_entry,
+    license_of,
+    part_id,
+    weight_bytes,
 )
-from services.diffusion.models.recipes import UnfitFolder
+from services.diffusion.models.recipes import UnfitFolder, from_folder, read_json
 from services.diffusion.models.single_files import (
     EMBEDDING_PICKLES,
     read_embedding_pickle,
@@ -25,23 +30,23 @@ from services.kernel.logs import get_logger
 
 log = get_logger()
 
-# Folders of models are looked through this deep: `<root>/models/Lora/<author>/<name>`.
+# How deep folders are searched: `<root>/models/Lora/<author>/<name>`.
 DEPTH_LIMIT = 4
 FILES_LIMIT = 20_000
-# The only folders where pickles are looked at; what is loaded of them is tensors alone.
-_EMBEDDINGS = "embeddings"
+# The only folders where pickles are read; nothing but tensors is loaded from them.
+_EMBEDDINGS_FOLDER = "embeddings"
 _PARTS_OF_MODELS = frozenset({"unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"})
 
 
 def starter_folder() -> Path:
-    """Where the model that ships with Fanlight lies."""
+    """The folder of the model that ships with Fanlight."""
     return Path(str(resources.files("fanlight"))) / "starter"
 
 
-def scan(roots: Iterable[Path], *, default_id: str = "") -> Catalogue:
-    """All models at or under the roots; of several with one id the first. What is unfit is logged and left out."""
+def scan(roots: Iterable[Path], *, default_id: str = "") -> ModelCatalog:
+    """All models at or under the roots; of several with one id the first. Unusable ones are logged and skipped."""
     entries = [entry for root in roots for entry in _entries(root, DEPTH_LIMIT)]
-    return Catalogue(entries, default_id=default_id)
+    return ModelCatalog(entries, default_id=default_id)
 
 
 def read_path(path: Path) -> Entry | None:
@@ -58,7 +63,7 @@ def read_path(path: Path) -> Entry | None:
 
 
 def read_fetched(path: Path) -> Entry | None:
-    """As `read_path`, also where a repository's folder holds one file of weights and nothing that says what it is."""
+    """As `read_path`, also for a repository's folder with one file of weights and no config."""
     entry = read_path(path)
     files = list(path.glob("*.safetensors")) if path.is_dir() else []
     return read_path(files[0]) if entry is None and len(files) == 1 else entry
@@ -69,7 +74,7 @@ def _entries(path: Path, depth: int) -> Iterator[Entry]:
         entry = _read(path)
         children = _children(path) if entry is None and depth and path.is_dir() else []
     except (UnfitFolder, OSError) as reason:
-        log.warning("model_left_out", folder=path.name, reason=str(reason))
+        log.warning("model_skipped", folder=path.name, reason=str(reason))
         return
     if entry is not None:
         yield entry
@@ -78,7 +83,7 @@ def _entries(path: Path, depth: int) -> Iterator[Entry]:
 
 
 def _read(path: Path) -> Entry | None:
-    """None also for a folder that only looks like a model's part: there may be models in it."""
+    """None also for a folder that looks like a model but is not: there may be models in it."""
     try:
         return read_path(path)
     except UnfitFolder:
@@ -88,10 +93,10 @@ def _read(path: Path) -> Entry | None:
 
 
 def _children(folder: Path) -> list[Path]:
-    """What may be a model; folders of configs and of parts of models are none."""
+    """What may be a model: not folders of configs, nor of parts of models."""
     children = sorted(folder.iterdir())
     if len(children) > FILES_LIMIT:
-        log.warning("folder_cut", folder=folder.name, files=len(children), limit=FILES_LIMIT)
+        log.warning("folder_truncated", folder=folder.name, files=len(children), limit=FILES_LIMIT)
     return [child for child in children[:FILES_LIMIT] if _may_be_model(child)]
 
 
@@ -101,5 +106,60 @@ def _may_be_model(path: Path) -> bool:
     if path.is_dir():
         return path.suffix != ".config" and path.name not in _PARTS_OF_MODELS
     return path.suffix == ".safetensors" or (
-        path.suffix in EMBEDDING_PICKLES and path.parent.name.lower() == _EMBEDDINGS
+        path.suffix in EMBEDDING_PICKLES and path.parent.name.lower() == _EMBEDDINGS_FOLDER
+    )
+
+
+PIPELINE_CLASSES = frozenset(
+    f"StableDiffusion{name}Pipeline"
+    for name in ("", "ControlNet", "Img2Img", "Inpaint", "XL", "XLImg2Img", "XLInpaint", "XLControlNet")
+)
+
+_VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()
+
+
+def class_of(folder: Path) -> str:
+    """The class that the folder's config.json names; empty where there is none."""
+    file = folder / "config.json"
+    return str(read_json(file).get("_class_name", "")) if file.is_file() else ""
+
+
+def read_checkpoint(folder: Path) -> CheckpointEntry:
+    """UnfitFolder where it is not a Stable Diffusion that this service can run."""
+    pipeline = read_json(folder / "model_index.json").get("_class_name")
+    if pipeline not in PIPELINE_CLASSES:
+        raise UnfitFolder(f"{pipeline} is not supported")
+    return checkpoint_entry(folder, from_folder(folder), weight_bytes(folder))
+
+
+def read_controlnet(folder: Path) -> ControlNetEntry:
+    """UnfitFolder where its config is not a ControlNet's."""
+    return controlnet_entry(folder, read_json(folder / "config.json"), weight_bytes(folder))
+
+
+def is_vae(folder: Path) -> bool:
+    return class_of(folder) in _VAE_CLASSES
+
+
+def read_vae(folder: Path) -> VaeEntry:
+    """UnfitFolder where its config is not a VAE's."""
+    config = read_json(folder / "config.json")
+    is_tiny = config["_class_name"] == "AutoencoderTiny"
+    blocks = config.get("decoder_block_out_channels" if is_tiny else "block_out_channels")
+    try:
+        channels, factor = int(config.get("latent_channels", 4)), 2 ** (len(blocks) - 1) if blocks else 8
+    except (TypeError, ValueError) as error:
+        raise UnfitFolder("its config lacks what a VAE has") from error
+    return VaeEntry(
+        id=part_id(folder / "model"),
+        path=folder,
+        latent_factor=factor,
+        latent_channels=channels,
+        is_tiny=is_tiny,
+        size_bytes=weight_bytes(folder),
+        license=license_of(folder),
     )

@@ -1,56 +1,52 @@
-"""The whole request, which the contract has let pass: what it names is looked up, what it sends is decoded."""
+"""From a GenerateRequest to a Generation and back: looks up what it names, decodes what it sends, fills in defaults."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from fanlight.contract import generation as contract
 from fanlight.contract import schedulers
 from fanlight.diffusion.v1 import diffusion_pb2
-from services.diffusion.abilities import Abilities
-from services.diffusion.effective import effective_to_proto
-from services.diffusion.generation import DEFAULTS_WITH_CONTROLNET, Generation, Safety
-from services.diffusion.models.catalogue import Catalogue
+from services.diffusion.engine.generation import DEFAULTS_WITH_CONTROLNET, ControlInput, Generation, Safety
+from services.diffusion.images import Resize
+from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.entries import CheckpointEntry
-from services.diffusion.parse.controls import ControlReader
-from services.diffusion.parse.options import read_options
-from services.diffusion.parse.pictures import Sources, digests_of_pictures, sources, start_of
-from services.diffusion.parse.pipelines import pipeline_of
+from services.diffusion.parse.abilities import Abilities, checked_size, pipeline_of, size_of_image
+from services.diffusion.parse.images import ControlReader, Sources, digests_of_images, sources, start_of
 from services.diffusion.parse.prompts import read_prompts
-from services.diffusion.parse.sizes import asked_size, size_of_picture
-from services.diffusion.pictures.fit import Resize
 from services.kernel.pictures import PictureLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parser:
-    catalogue: Catalogue
+    """From a GenerateRequest to a Generation."""
+
+    catalog: ModelCatalog
     abilities: Abilities
     picture_limits: PictureLimits
     # Seeds for requests without one.
     random_seed: Callable[[], int]
-    # For requests that do not say.
+    # The default.
     safety: Safety = Safety.OFF
 
     def check(self, request: diffusion_pb2.GenerateRequest) -> None:
-        """What can be said before anything is looked up or fetched. Raises as the contract does."""
+        """Refuse what can be refused before anything is looked up or fetched. Raises as the contract does."""
         contract.check(request)
         contract.check_one_image(request)
 
     def parse(self, request: diffusion_pb2.GenerateRequest, *, alone: bool = False) -> Generation:
-        """`check` comes first. Decodes pictures, so it may take a while.
+        """Includes `check`. Decodes images, so it may take a while.
 
         InvalidField where no worker could ever do it; NotFound, FailedPrecondition and TooLarge where another may.
         """
         self.check(request)
-        checkpoint = self.catalogue.checkpoint(request.model) if request.model else self.catalogue.default()
+        checkpoint = self.catalog.checkpoint(request.model) if request.model else self.catalog.default()
         how = Resize(request.resize or Resize.CROP)
-        reader = ControlReader(
-            catalogue=self.catalogue, checkpoint=checkpoint, picture_limits=self.picture_limits, how=how
-        )
+        reader = ControlReader(catalog=self.catalog, checkpoint=checkpoint, picture_limits=self.picture_limits, how=how)
         nets = reader.nets(request)
         pipeline = pipeline_of(request, checkpoint)
-        prompts = read_prompts(request, self.catalogue, checkpoint)
+        prompts = read_prompts(request, self.catalog, checkpoint)
         scheduler, noise_schedule = schedulers.resolve(request.scheduler, request.noise_schedule)
         own = sources(request, self.picture_limits)
         width_px, height_px = self._size(request, checkpoint, own)
@@ -76,8 +72,8 @@ class Parser:
             seed=request.seed if request.HasField("seed") else self.random_seed(),
             start=start_of(request, own, size_px, how, is_masked=is_masked) if is_started else None,
             controls=reader.controls(request, nets, own, size_px),
-            vae=self.catalogue.vae(request.vae, checkpoint) if request.vae else None,
-            pictures=tuple(digests_of_pictures(request)),
+            vae=self.catalog.vae(request.vae, checkpoint) if request.vae else None,
+            image_digests=tuple(digests_of_images(request)),
             alone=alone,
             **options,
         )
@@ -89,14 +85,79 @@ class Parser:
     ) -> tuple[int, int]:
         limit = self.abilities.pixels_limit
         if request.width_px or request.height_px:
-            return asked_size(request.width_px, request.height_px, checkpoint, limit)
+            return checked_size(request.width_px, request.height_px, checkpoint, limit)
         if own.image is not None:
-            return size_of_picture(own.image.size, checkpoint, limit)
+            return size_of_image(own.image.size, checkpoint, limit)
         return checkpoint.width_px, checkpoint.height_px
 
     def _variation(self, request: diffusion_pb2.GenerateRequest) -> dict[str, object]:
-        """Nothing at a strength of 0: the seed's noise is not touched then."""
+        """None at a strength of 0, where the seed's noise is used alone."""
         if not request.variation_strength:
             return {"variation_seed": None}
         seed = request.variation_seed if request.HasField("variation_seed") else self.random_seed()
         return {"variation_seed": seed}
+
+
+_FIELDS = diffusion_pb2.GenerateRequest.DESCRIPTOR.fields_by_name
+# Options with a default, by name. Models have no default in the request's own type.
+_DEFAULTS = {
+    own.name: own.default
+    for own in fields(Generation)
+    if own.default is not MISSING and own.name in _FIELDS and own.name != "vae" and not _FIELDS[own.name].is_repeated
+}
+
+
+def read_options(request: diffusion_pb2.GenerateRequest, defaults: Mapping[str, object]) -> dict[str, object]:
+    """By name. `defaults`: in place of a Generation's own, for options that are unset in the request."""
+    return {
+        name: _typed(getattr(request, name), default) if is_set(request, name) else defaults.get(name, default)
+        for name, default in _DEFAULTS.items()
+    }
+
+
+def is_set(request: diffusion_pb2.GenerateRequest, name: str) -> bool:
+    if _FIELDS[name].has_presence:
+        return request.HasField(name)  # type: ignore[arg-type]  # it has that field
+    return bool(getattr(request, name))
+
+
+def _typed(value: object, default: object) -> object:
+    """As an enum where the default is one; the contract has checked the value."""
+    return value if default is None else type(default)(value)  # type: ignore[call-arg]  # enums and numbers take one
+
+
+# The request's options that a Generation has under the same name.
+_SHARED_OPTIONS = [
+    field.name
+    for field in diffusion_pb2.GenerateRequest.DESCRIPTOR.fields
+    if field.message_type is None and not field.is_repeated and hasattr(Generation, field.name) and field.name != "vae"
+]
+
+
+def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:
+    """The request with all defaults filled in, without images. LoRAs of the prompt are among the others."""
+    effective = diffusion_pb2.GenerateRequest(
+        controls=[_control_to_proto(control) for control in generation.controls],
+        loras=[
+            diffusion_pb2.LoraUse(model=use.entry.id, weight=use.unet_weight, text_encoder_weight=use.text_weight)
+            for use in generation.loras
+        ],
+        vae=generation.vae.id if generation.vae else "",
+        embeddings=[entry.id for entry in generation.embeddings],
+    )
+    for option in _SHARED_OPTIONS:
+        value = getattr(generation, option)
+        if value is not None:
+            setattr(effective, option, value)
+    return effective
+
+
+def _control_to_proto(control: ControlInput) -> diffusion_pb2.Control:
+    effective = diffusion_pb2.Control(
+        controlnet=control.controlnet.id, scale=control.scale, start=control.start, end=control.end
+    )
+    if control.annotator:
+        effective.made_by.annotator = control.annotator
+        if control.annotator_parameters:
+            effective.made_by.parameters.update(json.loads(control.annotator_parameters))
+    return effective

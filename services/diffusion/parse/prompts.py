@@ -7,14 +7,15 @@ from fanlight.contract.limits import DEFAULT_LORA_WEIGHT, EMBEDDINGS_LIMIT
 from fanlight.contract.prompt import LoraTag, ReadPrompt, read_prompt, without_loras
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
-from services.diffusion.generation import LoraUse
-from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.entries import CheckpointEntry, EmbeddingEntry, LoraEntry
-from services.diffusion.prompt.words import embedding_pattern
+from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.entries import CheckpointEntry, EmbeddingEntry, LoraEntry, LoraUse
+from services.diffusion.prompt import embedding_pattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPrompts:
+    """The prompt, and the models that both prompts and the request's fields name."""
+
     # Without LoRA tags.
     prompt: str
     loras: tuple[LoraUse, ...]
@@ -22,23 +23,26 @@ class ReadPrompts:
 
 
 def read_prompts(
-    request: diffusion_pb2.GenerateRequest, catalogue: Catalogue, checkpoint: CheckpointEntry
+    request: diffusion_pb2.GenerateRequest, catalog: ModelCatalog, checkpoint: CheckpointEntry
 ) -> ReadPrompts:
     prompt = read_prompt(request.prompt, "prompt")
     negative = read_prompt(request.negative_prompt, "negative_prompt")
     return ReadPrompts(
         prompt=without_loras(request.prompt, prompt.loras),
-        loras=_loras(request, prompt.loras, catalogue, checkpoint),
-        embeddings=_embeddings(request, [prompt, negative], catalogue, checkpoint),
+        loras=_loras(request, prompt.loras, catalog, checkpoint),
+        embeddings=_embeddings(request, [prompt, negative], catalog, checkpoint),
     )
 
 
 def _loras(
-    request: diffusion_pb2.GenerateRequest, tags: tuple[LoraTag, ...], catalogue: Catalogue, checkpoint: CheckpointEntry
+    request: diffusion_pb2.GenerateRequest,
+    tags: tuple[LoraTag, ...],
+    catalog: ModelCatalog,
+    checkpoint: CheckpointEntry,
 ) -> tuple[LoraUse, ...]:
-    """Named twice, its weights add up; what then weighs nothing is left out."""
+    """The weights of a LoRA that is named twice add up; LoRAs of weight 0 are left out."""
     weights: dict[LoraEntry, tuple[float, float]] = {}
-    for use in [*_listed(request, catalogue, checkpoint), *_tagged(tags, catalogue, checkpoint)]:
+    for use in [*_listed(request, catalog, checkpoint), *_tagged(tags, catalog, checkpoint)]:
         unet, encoder = weights.get(use.entry, (0.0, 0.0))
         weights[use.entry] = (unet + use.unet_weight, encoder + use.text_weight)
     return tuple(
@@ -49,32 +53,35 @@ def _loras(
 
 
 def _listed(
-    request: diffusion_pb2.GenerateRequest, catalogue: Catalogue, checkpoint: CheckpointEntry
+    request: diffusion_pb2.GenerateRequest, catalog: ModelCatalog, checkpoint: CheckpointEntry
 ) -> Iterable[LoraUse]:
     for place, lora in enumerate(request.loras):
         try:
             unet = lora.weight if lora.HasField("weight") else DEFAULT_LORA_WEIGHT
             encoder = lora.text_encoder_weight if lora.HasField("text_encoder_weight") else unet
-            yield LoraUse(entry=catalogue.lora(lora.model, checkpoint), unet_weight=unet, text_weight=encoder)
+            yield LoraUse(entry=catalog.lora(lora.model, checkpoint), unet_weight=unet, text_weight=encoder)
         except FanlightError as error:
             raise error.within(f"loras[{place}]") from error
 
 
-def _tagged(tags: tuple[LoraTag, ...], catalogue: Catalogue, checkpoint: CheckpointEntry) -> Iterable[LoraUse]:
+def _tagged(tags: tuple[LoraTag, ...], catalog: ModelCatalog, checkpoint: CheckpointEntry) -> Iterable[LoraUse]:
     for tag in tags:
         try:
-            entry = catalogue.lora(tag.name, checkpoint)
+            entry = catalog.lora(tag.name, checkpoint)
         except FanlightError as error:
             raise type(error)(f"character {tag.at + 1}: {error.message}", field="prompt") from error
         yield LoraUse(entry=entry, unet_weight=tag.unet_weight, text_weight=tag.text_weight)
 
 
 def _embeddings(
-    request: diffusion_pb2.GenerateRequest, prompts: list[ReadPrompt], catalogue: Catalogue, checkpoint: CheckpointEntry
+    request: diffusion_pb2.GenerateRequest,
+    prompts: list[ReadPrompt],
+    catalog: ModelCatalog,
+    checkpoint: CheckpointEntry,
 ) -> tuple[EmbeddingEntry, ...]:
-    """Those that a prompt names, listed or not; a listed one must be there."""
-    listed = [catalogue.embedding(name, checkpoint) for name in request.embeddings]
-    known = {entry.id.lower(): entry for entry in [*catalogue.embeddings_of(checkpoint), *listed]}
+    """Those that a prompt names, listed or not; a listed one must exist."""
+    listed = [catalog.embedding(name, checkpoint) for name in request.embeddings]
+    known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]}
     if not known:
         return ()
     pattern = embedding_pattern(list(known))

@@ -1,4 +1,4 @@
-"""The tiny model, and what the tests of the engine paint with it."""
+"""The tiny model, and what the tests of the engine generate with it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.diffusion.abilities import Abilities
-from services.diffusion.generation import Control, Generation
-from services.diffusion.models.catalogue import Catalogue
+from services.diffusion.engine.generation import ControlInput, Generation
+from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.scan import scan
+from services.diffusion.parse.abilities import Abilities
 from services.diffusion.parse.parser import Parser
 from services.kernel.pictures import PictureLimits
 
@@ -27,31 +27,31 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def catalogue(models: Path) -> Catalogue:
+def catalog(models: Path) -> ModelCatalog:
     return scan([models])
 
 
 @pytest.fixture(scope="session")
-def parser(catalogue: Catalogue) -> Parser:
-    return Parser(catalogue=catalogue, abilities=ABILITIES, picture_limits=PictureLimits(), random_seed=lambda: 42)
+def parser(catalog: ModelCatalog) -> Parser:
+    return Parser(catalog=catalog, abilities=ABILITIES, picture_limits=PictureLimits(), random_seed=lambda: 42)
 
 
 @pytest.fixture(scope="session")
-def library():
-    from services.diffusion.models.library import Library
+def manager():
+    from services.diffusion.models.model_manager import ModelManager
 
-    return Library(device="cpu")
-
-
-@pytest.fixture(scope="session")
-def studio(library):
-    from services.diffusion.engine.studio import TorchStudio
-
-    return TorchStudio(library, threads=1)
+    return ModelManager(device="cpu")
 
 
 @pytest.fixture(scope="session")
-def asked(catalogue: Catalogue) -> Callable[..., Generation]:
+def backend(manager):
+    from services.diffusion.engine.backend import TorchBackend
+
+    return TorchBackend(manager, threads=1)
+
+
+@pytest.fixture(scope="session")
+def asked(catalog: ModelCatalog) -> Callable[..., Generation]:
     """A Generation for the tiny model with what the test leaves open filled in."""
 
     def ask(**fields) -> Generation:
@@ -65,33 +65,33 @@ def asked(catalogue: Catalogue) -> Callable[..., Generation]:
             "scheduler": "ddim",
             "seed": 7,
         }
-        return Generation(checkpoint=catalogue.default(), **{**defaults, **fields})
+        return Generation(checkpoint=catalog.default(), **{**defaults, **fields})
 
     return ask
 
 
 @pytest.fixture(scope="session")
-def control(catalogue: Catalogue) -> Callable[..., Control]:
-    def make(name: str, *, size_px: tuple[int, int] = (SIZE_PX, SIZE_PX), **fields) -> Control:
+def control(catalog: ModelCatalog) -> Callable[..., ControlInput]:
+    def make(name: str, *, size_px: tuple[int, int] = (SIZE_PX, SIZE_PX), **fields) -> ControlInput:
         pixels = np.random.RandomState(len(name)).randint(0, 256, (size_px[1], size_px[0], 3), dtype=np.uint8)
-        entry = catalogue.controlnet(name, catalogue.default())
-        return Control(controlnet=entry, image=Image.fromarray(pixels), **fields)
+        entry = catalog.controlnet(name, catalog.default())
+        return ControlInput(controlnet=entry, image=Image.fromarray(pixels), **fields)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def painted(studio):
-    """Paints generations in one batch; each joins after so many evaluations. The rows at their ends, in order."""
+def generated(backend):
+    """Generates generations in one batch; each joins after so many evaluations. The rows at their ends, in order."""
 
-    def paint(*generations: Generation, joins: tuple[int, ...] = ()):
+    def generate(*generations: Generation, joins: tuple[int, ...] = ()):
         joins = joins or (0,) * len(generations)
-        rows = [studio.begin(generation) for generation in generations]
+        rows = [backend.begin(generation) for generation in generations]
         for turn in range(max(joins) + max(row.evaluations for row in rows)):
             batch = [row for row, join in zip(rows, joins, strict=True) if join <= turn and not row.is_finished]
-            for advance in studio.advance(batch) if batch else []:
+            for advance in backend.advance(batch) if batch else []:
                 assert advance.error is None
         assert all(row.is_finished for row in rows)
         return rows
 
-    return paint
+    return generate

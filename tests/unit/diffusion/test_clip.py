@@ -5,9 +5,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fanlight.contract.schedulers import CLASSES
-from services.diffusion.lean import lean_module
+from services.diffusion.diffusers_import import import_diffusers_module
 from services.diffusion.models.clip import ClipText
-from services.diffusion.models.tensors import text_tensors
+from services.diffusion.models.loading import text_tensors
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 99}
 # As the text encoders of SD 1, SD 2, SDXL (both; old configs call the end mark 2) and newer files are described.
@@ -83,7 +83,7 @@ def test_a_model_gives_what_it_gives_in_diffusers(name):
     module, _, cls = name.rpartition(".")
     torch.manual_seed(4)
     theirs = getattr(diffusers, cls)(**MODELS[name]).eval()
-    ours = getattr(lean_module(f"models.{module}"), cls)(**MODELS[name]).eval()
+    ours = getattr(import_diffusers_module(f"models.{module}"), cls)(**MODELS[name]).eval()
     ours.load_state_dict(theirs.state_dict())
     assert ours.config == theirs.config
     assert torch.equal(answered(name, ours), answered(name, theirs))
@@ -97,7 +97,7 @@ ELSEWHERE = {"DPMSolverSDEScheduler", "LMSDiscreteScheduler"}
 def test_a_scheduler_walks_as_in_diffusers(cls):
     import diffusers
 
-    ours, theirs = getattr(lean_module(f"schedulers.{CLASSES[cls][0]}"), cls)(), getattr(diffusers, cls)()
+    ours, theirs = getattr(import_diffusers_module(f"schedulers.{CLASSES[cls][0]}"), cls)(), getattr(diffusers, cls)()
     for each in (ours, theirs):
         each.set_timesteps(7)
     assert torch.equal(ours.timesteps, theirs.timesteps)

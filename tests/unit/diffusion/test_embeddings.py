@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from fanlight.errors import FailedPrecondition, NodeFault, NotFound
+from services.diffusion.engine.backend import assemble
 from services.diffusion.models.scan import scan
 from tests.fakes.families import make_tiny_sdxl
 
@@ -40,11 +41,11 @@ def forms(vectors):
 
 
 @pytest.mark.parametrize("name", ["a1111.safetensors", "diffusers.safetensors", "a1111.pt", "diffusers.bin"])
-def test_each_form_puts_its_vectors_behind_the_tables_end(name, vectors, folder, library, catalogue, asked):
+def test_each_form_puts_its_vectors_behind_the_tables_end(name, vectors, folder, manager, catalog, asked):
     forms(vectors)[name](folder / name)
     [entry] = scan([folder.parent]).entries
-    base = library.checkpoint(catalogue.default())
-    made = library.assembled(asked(embeddings=(entry,)))
+    base = manager.checkpoint(catalog.default())
+    made = assemble(manager, asked(embeddings=(entry,)))
     [text] = made.texts
     ids = text.added[entry.id]
     count = base.texts[0].encoder.embeddings.token_embedding.weight.shape[0]
@@ -54,32 +55,32 @@ def test_each_form_puts_its_vectors_behind_the_tables_end(name, vectors, folder,
     assert torch.equal(table(torch.tensor([5])), base.texts[0].encoder.embeddings.token_embedding(torch.tensor([5])))
 
 
-def test_the_pristine_encoder_and_tokenizer_know_nothing_of_it(vectors, folder, library, catalogue, asked):
+def test_the_pristine_encoder_and_tokenizer_know_nothing_of_it(vectors, folder, manager, catalog, asked):
     save_file({"emb_params": vectors}, folder / "mint.safetensors")
     [entry] = scan([folder.parent]).entries
-    before = library.checkpoint(catalogue.default()).texts[0]
+    before = manager.checkpoint(catalog.default()).texts[0]
     size = len(before.tokenizer), before.encoder.embeddings.token_embedding.weight.shape
-    library.assembled(asked(embeddings=(entry,)))
-    after = library.checkpoint(catalogue.default()).texts[0]
+    assemble(manager, asked(embeddings=(entry,)))
+    after = manager.checkpoint(catalog.default()).texts[0]
     assert after.added == {}
     assert after.encoder is before.encoder
     assert (len(after.tokenizer), after.encoder.embeddings.token_embedding.weight.shape) == size
 
 
-def test_two_embeddings_have_ids_of_their_own(vectors, folder, library, asked):
+def test_two_embeddings_have_ids_of_their_own(vectors, folder, manager, asked):
     for name in ("one", "two"):
         save_file({"emb_params": vectors}, folder / f"{name}.safetensors")
     entries = tuple(scan([folder.parent]).entries)
-    [text] = library.assembled(asked(embeddings=entries)).texts
+    [text] = assemble(manager, asked(embeddings=entries)).texts
     assert sorted(sum(text.added.values(), ())) == list(range(min(text.added["one"]), min(text.added["one"]) + 4))
 
 
-def test_a_prompt_with_the_vectors_is_the_prompt_with_a_table_that_has_them(vectors, folder, library, catalogue, asked):
+def test_a_prompt_with_the_vectors_is_the_prompt_with_a_table_that_has_them(vectors, folder, manager, catalog, asked):
     """Against an encoder whose own table was made longer, as diffusers does it."""
     save_file({"emb_params": vectors}, folder / "mint.safetensors")
     [entry] = scan([folder.parent]).entries
-    [text] = library.assembled(asked(embeddings=(entry,))).texts
-    [own] = library.checkpoint(catalogue.default()).texts
+    [text] = assemble(manager, asked(embeddings=(entry,))).texts
+    [own] = manager.checkpoint(catalog.default()).texts
     import copy
 
     resized = copy.deepcopy(own.encoder)
@@ -90,35 +91,35 @@ def test_a_prompt_with_the_vectors_is_the_prompt_with_a_table_that_has_them(vect
     assert torch.equal(text.encoder(row).last_hidden_state, resized(row).last_hidden_state)
 
 
-def test_sdxls_pairs_go_to_both_encoders(folder, library, asked, tmp_path):
+def test_sdxls_pairs_go_to_both_encoders(folder, manager, asked, tmp_path):
     from dataclasses import replace
 
     narrow, wide = torch.randn(3, 16), torch.randn(3, 24)
     save_file({"clip_g": wide, "clip_l": narrow}, folder / "pair.safetensors")
-    catalogue = scan([make_tiny_sdxl(tmp_path / "xl"), folder])
-    entry = catalogue.embedding("PAIR", catalogue.default())
+    catalog = scan([make_tiny_sdxl(tmp_path / "xl"), folder])
+    entry = catalog.embedding("PAIR", catalog.default())
     assert (entry.widths, entry.vectors) == ((16, 24), 3)
-    made = library.assembled(replace(asked(embeddings=(entry,)), checkpoint=catalogue.default()))
+    made = assemble(manager, replace(asked(embeddings=(entry,)), checkpoint=catalog.default()))
     first, second = (text.encoder for text in made.texts)
     assert torch.equal(first.embeddings.token_embedding.rows, narrow)
     assert torch.equal(second.embeddings.token_embedding.rows, wide)
 
 
-def test_one_of_another_width_is_refused_by_name(folder, library, catalogue, asked):
+def test_one_of_another_width_is_refused_by_name(folder, manager, catalog, asked):
     save_file({"emb_params": torch.randn(1, 768)}, folder / "large.safetensors")
     found = scan([folder.parent])
     with pytest.raises(FailedPrecondition, match="large is for sd1"):
-        found.embedding("large", catalogue.default())
-    assert found.embeddings_of(catalogue.default()) == []
+        found.embedding("large", catalog.default())
+    assert found.embeddings_of(catalog.default()) == []
     with pytest.raises(NotFound):
-        found.embedding("none", catalogue.default())
+        found.embedding("none", catalog.default())
 
 
-def test_a_pickle_of_another_width_is_refused_when_it_is_used(folder, library, asked):
+def test_a_pickle_of_another_width_is_refused_when_it_is_used(folder, manager, asked):
     torch.save({"string_to_param": {"*": torch.randn(1, 768)}}, folder / "large.pt")
     [entry] = scan([folder.parent]).entries
     with pytest.raises(FailedPrecondition, match="large has vectors of 768, tiny takes 16"):
-        library.assembled(asked(embeddings=(entry,)))
+        assemble(manager, asked(embeddings=(entry,)))
 
 
 class Evil:
@@ -134,11 +135,11 @@ class Evil:
         lambda file: torch.save({"a": torch.zeros(1, 16), "b": torch.zeros(1, 16)}, file),
     ],
 )
-def test_what_is_no_textual_inversion_is_a_typed_error_and_runs_no_code(save, folder, library, asked, capsys):
+def test_what_is_no_textual_inversion_is_a_typed_error_and_runs_no_code(save, folder, manager, asked, capsys):
     save(folder / "bad.pt")
     [entry] = scan([folder.parent]).entries
     with pytest.raises(NodeFault, match="embedding bad"):
-        library.assembled(asked(embeddings=(entry,)))
+        assemble(manager, asked(embeddings=(entry,)))
     assert "ran code" not in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Pictures join, leave, fail and are cancelled, each for itself."""
+"""Images join, leave, fail and are cancelled, each for itself."""
 
 import asyncio
 import threading
@@ -7,40 +7,38 @@ from collections.abc import AsyncIterator
 import pytest
 
 from fanlight.errors import NodeFault
-from services.diffusion.engine.engine import Engine
+from services.diffusion.engine.engine import CLASSES_LIMIT, DeviceThread, DiffusionEngine, StepTimes
 from services.diffusion.engine.ports import DeviceLost
-from services.diffusion.engine.step_times import CLASSES_LIMIT, StepTimes
-from services.diffusion.engine.thread import DeviceThread
-from tests.fakes.studio import FakeStudio
+from tests.fakes.backend import FakeBackend
 
 LIMIT_S = 30
 
 
 @pytest.fixture
-def studio() -> FakeStudio:
-    return FakeStudio()
+def backend() -> FakeBackend:
+    return FakeBackend()
 
 
 @pytest.fixture
-async def engine(studio: FakeStudio) -> AsyncIterator[Engine]:
+async def engine(backend: FakeBackend) -> AsyncIterator[DiffusionEngine]:
     thread = DeviceThread()
-    engine = Engine(lambda: studio, thread=thread, rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
+    engine = DiffusionEngine(lambda: backend, thread=thread, rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
     running = asyncio.create_task(engine.run())
     yield engine
     running.cancel()
     await asyncio.wait([running])
-    if studio.gate is not None:
-        studio.gate.release(1000)
+    if backend.gate is not None:
+        backend.gate.release(1000)
     thread.close()
 
 
 @pytest.fixture
-def paint(engine):
-    """Starts painting; the task has its progress in `.heard`."""
+def generate(engine):
+    """Starts generating; the task has its progress in `.heard`."""
 
     def start(generation):
         heard = []
-        task = asyncio.create_task(engine.paint(generation, heard.append))
+        task = asyncio.create_task(engine.generate(generation, heard.append))
         task.heard = heard
         return task
 
@@ -53,117 +51,119 @@ async def until(condition) -> None:
             await asyncio.sleep(0)
 
 
-async def test_every_step_is_told_and_every_stretch_of_time(asked, paint):
-    task = paint(asked(steps=3))
-    painting = await task
+async def test_every_step_is_told_and_every_stretch_of_time(asked, generate):
+    task = generate(asked(steps=3))
+    generating = await task
     assert [(each.step, each.steps) for each in task.heard] == [(1, 3), (2, 3), (3, 3)]
-    assert painting.pixels.shape == (64, 64, 3)
-    assert [name for name, _ in painting.spans] == ["wait", "load", "prepare", "denoise", "decode"]
+    assert generating.pixels.shape == (64, 64, 3)
+    assert [name for name, _ in generating.spans] == ["wait", "load", "prepare", "denoise", "decode"]
 
 
-async def test_a_newcomer_joins_between_two_evaluations_and_each_leaves_when_done(asked, paint, studio):
-    studio.gate = threading.Semaphore(0)
-    first = paint(asked(seed=1, steps=2))
-    studio.gate.release()
+async def test_a_newcomer_joins_between_two_evaluations_and_each_leaves_when_done(asked, generate, backend):
+    backend.gate = threading.Semaphore(0)
+    first = generate(asked(seed=1, steps=2))
+    backend.gate.release()
     await until(lambda: len(first.heard) == 1)
-    second = paint(asked(seed=2, steps=3))
-    studio.gate.release(10)
+    second = generate(asked(seed=2, steps=3))
+    backend.gate.release(10)
     await asyncio.gather(first, second)
     # The device may have begun the first's second evaluation before the second came.
-    assert studio.batches in ([[1], [1, 2], [2], [2]], [[1], [1], [2], [2], [2]])
-    assert studio.loaded == ["tiny", "tiny"]
+    assert backend.batches in ([[1], [1, 2], [2], [2]], [[1], [1], [2], [2], [2]])
+    assert backend.loaded == ["tiny", "tiny"]
 
 
-async def test_pictures_that_wait_together_are_painted_together(asked, paint, studio):
-    tasks = [paint(asked(seed=seed, steps=1)) for seed in range(6)]
+async def test_images_that_wait_together_are_generated_together(asked, generate, backend):
+    tasks = [generate(asked(seed=seed, steps=1)) for seed in range(6)]
     await asyncio.gather(*tasks)
-    assert studio.batches == [[0, 1, 2, 3], [4, 5]]
+    assert backend.batches == [[0, 1, 2, 3], [4, 5]]
 
 
-async def test_one_that_must_be_alone_is(asked, paint, studio):
-    tasks = [paint(asked(seed=seed, steps=1, alone=seed == 1)) for seed in range(3)]
+async def test_one_that_must_be_alone_is(asked, generate, backend):
+    tasks = [generate(asked(seed=seed, steps=1, alone=seed == 1)) for seed in range(3)]
     await asyncio.gather(*tasks)
-    assert studio.batches == [[0, 2], [1]]
+    assert backend.batches == [[0, 2], [1]]
 
 
-async def test_cancelling_takes_a_picture_off_the_device_within_a_step(asked, paint, studio):
-    studio.gate = threading.Semaphore(0)
-    long, other = paint(asked(seed=1, steps=150)), paint(asked(seed=2, steps=3))
-    studio.gate.release()
+async def test_cancelling_takes_an_image_off_the_device_within_a_step(asked, generate, backend):
+    backend.gate = threading.Semaphore(0)
+    long, other = generate(asked(seed=1, steps=150)), generate(asked(seed=2, steps=3))
+    backend.gate.release()
     await until(lambda: other.heard)
     long.cancel()
-    studio.gate.release(10)
+    backend.gate.release(10)
     await other
     assert long.cancelled()
-    assert studio.batches[0] == [1, 2]
-    assert studio.batches.count([1, 2]) <= 2
-    assert studio.batches[-1] == [2]
+    assert backend.batches[0] == [1, 2]
+    assert backend.batches.count([1, 2]) <= 2
+    assert backend.batches[-1] == [2]
 
 
-async def test_cancelling_one_that_waits_leaves_the_others(asked, paint, studio):
-    studio.gate = threading.Semaphore(0)
-    first, second, third = (paint(asked(seed=seed, steps=1, width_px=32 + 4 * seed)) for seed in range(3))
+async def test_cancelling_one_that_waits_leaves_the_others(asked, generate, backend):
+    backend.gate = threading.Semaphore(0)
+    first, second, third = (generate(asked(seed=seed, steps=1, width_px=32 + 4 * seed)) for seed in range(3))
     await asyncio.sleep(0)
     second.cancel()
-    studio.gate.release(10)
+    backend.gate.release(10)
     await asyncio.gather(first, third)
-    assert studio.batches == [[0], [2]]
+    assert backend.batches == [[0], [2]]
 
 
-async def test_a_picture_that_fails_leaves_its_neighbours(asked, paint, studio):
-    studio.errors[1] = NodeFault("the model gave NaN")
-    bad, good = paint(asked(seed=1)), paint(asked(seed=2))
+async def test_an_image_that_fails_leaves_its_neighbors(asked, generate, backend):
+    backend.errors[1] = NodeFault("the model gave NaN")
+    bad, good = generate(asked(seed=1)), generate(asked(seed=2))
     with pytest.raises(NodeFault, match="NaN"):
         await bad
     await good
-    assert studio.batches[0] == [1, 2]
-    assert studio.batches[-1] == [2]
+    assert backend.batches[0] == [1, 2]
+    assert backend.batches[-1] == [2]
 
 
-async def test_a_batch_that_breaks_fails_and_the_next_one_is_painted(asked, paint, studio):
-    studio.batch_errors = [RuntimeError("device lost")]
-    tasks = [paint(asked(seed=seed)) for seed in (1, 2)]
+async def test_a_batch_that_breaks_fails_and_the_next_one_is_generated(asked, generate, backend):
+    backend.batch_errors = [RuntimeError("device lost")]
+    tasks = [generate(asked(seed=seed)) for seed in (1, 2)]
     for task in tasks:
         with pytest.raises(RuntimeError):
             await task
-    await paint(asked(seed=3))
-    assert studio.batches[-1] == [3]
+    await generate(asked(seed=3))
+    assert backend.batches[-1] == [3]
 
 
-async def test_a_device_that_is_lost_fails_who_is_on_it_and_ends_the_engine(asked, studio):
-    engine = Engine(lambda: studio, thread=DeviceThread(), rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
-    studio.batch_errors.append(DeviceLost("gone"))
+async def test_a_device_that_is_lost_fails_who_is_on_it_and_ends_the_engine(asked, backend):
+    engine = DiffusionEngine(lambda: backend, thread=DeviceThread(), rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
+    backend.batch_errors.append(DeviceLost("gone"))
     running = asyncio.create_task(engine.run())
     with pytest.raises(DeviceLost):
-        await engine.paint(asked(), lambda progress: None)
+        await engine.generate(asked(), lambda progress: None)
     with pytest.raises(DeviceLost):
         await running
 
 
-async def test_a_model_that_cannot_be_loaded_fails_its_picture_alone(asked, paint, studio, monkeypatch):
+async def test_a_model_that_cannot_be_loaded_fails_its_image_alone(asked, generate, backend, monkeypatch):
     def broken(checkpoint, controlnets):
         raise NodeFault("tiny/unet cannot be loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr(studio, "load", broken)
+        patch.setattr(backend, "load", broken)
         with pytest.raises(NodeFault):
-            await paint(asked())
-    await paint(asked())
+            await generate(asked())
+    await generate(asked())
 
 
-async def test_a_device_that_is_lost_over_one_picture_fails_all_who_wait_for_it_too(asked, studio, monkeypatch):
+async def test_a_device_that_is_lost_over_one_image_fails_all_who_wait_for_it_too(asked, backend, monkeypatch):
     """None would be told otherwise: they would wait for as long as the process lets running calls end."""
 
-    def lost(canvas):
+    def lost(state):
         raise DeviceLost("gone")
 
-    monkeypatch.setattr(studio, "finish", lost)
-    engine = Engine(lambda: studio, thread=DeviceThread(), rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
+    monkeypatch.setattr(backend, "finish", lost)
+    engine = DiffusionEngine(lambda: backend, thread=DeviceThread(), rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
     sizes = (64, 64, 32)
-    paints = [engine.paint(asked(seed=seed, steps=seed + 1, width_px=size), print) for seed, size in enumerate(sizes)]
+    generates = [
+        engine.generate(asked(seed=seed, steps=seed + 1, width_px=size), print) for seed, size in enumerate(sizes)
+    ]
     running = asyncio.create_task(engine.run())
     async with asyncio.timeout(LIMIT_S):
-        errors = await asyncio.gather(*paints, return_exceptions=True)
+        errors = await asyncio.gather(*generates, return_exceptions=True)
     assert all(isinstance(error, DeviceLost) for error in errors)
     with pytest.raises(DeviceLost):
         await running
@@ -181,23 +181,23 @@ class Clock:
 
 
 @pytest.fixture
-async def timed(studio, monkeypatch):
+async def timed(backend, monkeypatch):
     """An engine's step times, and what generates an image whose evaluations take so long."""
-    clock, advance = Clock(), studio.advance
+    clock, advance = Clock(), backend.advance
 
-    def slow(canvases):
+    def slow(states):
         clock.now_s += clock.takes_s
-        return advance(canvases)
+        return advance(states)
 
-    monkeypatch.setattr(studio, "advance", slow)
+    monkeypatch.setattr(backend, "advance", slow)
     thread = DeviceThread()
-    engine = Engine(
-        lambda: studio, thread=thread, rows_limit=4, hold_limit_s=0.0, clock=clock, family_of=lambda entry: "tiny"
+    engine = DiffusionEngine(
+        lambda: backend, thread=thread, rows_limit=4, hold_limit_s=0.0, clock=clock, family_of=lambda entry: "tiny"
     )
 
     async def generate(generation, takes_s: float) -> None:
         clock.takes_s = takes_s
-        await engine.paint(generation, lambda progress: None)
+        await engine.generate(generation, lambda progress: None)
 
     running = asyncio.create_task(engine.run())
     yield engine.step_times, generate

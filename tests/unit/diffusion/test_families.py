@@ -1,4 +1,4 @@
-"""SDXL, its refiner and SD 2: painted as diffusers paints them, and a single file is its folder."""
+"""SDXL, its refiner and SD 2: generated as diffusers generates them, and a single file is its folder."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fanlight.errors import FailedPrecondition, NodeFault
-from services.diffusion.generation import LoraUse, Start
+from services.diffusion.engine.backend import assemble
+from services.diffusion.engine.generation import Start
+from services.diffusion.models.entries import LoraUse
 from services.diffusion.models.scan import read_path, scan
 from tests.fakes.families import make_tiny_refiner, make_tiny_sd2, make_tiny_sdxl
 from tests.fakes.ldm_files import write_ldm_file, write_parts
@@ -49,8 +51,8 @@ def of(families, asked):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["files", "parts"])
-def test_a_single_file_and_its_parts_hold_the_folders_very_weights(name, kind, families, library):
-    ours, theirs = (library.checkpoint(scan([families / where]).checkpoint(name)) for where in (kind, "folders"))
+def test_a_single_file_and_its_parts_hold_the_folders_very_weights(name, kind, families, manager):
+    ours, theirs = (manager.checkpoint(scan([families / where]).checkpoint(name)) for where in (kind, "folders"))
     modules = [(one.unet, one.vae, *(text.encoder for text in one.texts)) for one in (ours, theirs)]
     for one, other in zip(*modules, strict=True):
         states = one.state_dict(), other.state_dict()
@@ -59,40 +61,40 @@ def test_a_single_file_and_its_parts_hold_the_folders_very_weights(name, kind, f
 
 
 @pytest.mark.parametrize("negative", ["", "blurry"])
-def test_sdxl_equals_the_pipeline(negative, families, of, painted):
+def test_sdxl_equals_the_pipeline(negative, families, of, generated):
     generation = of("base", negative_prompt=negative)
     pipeline = StableDiffusionXLPipeline.from_pretrained(families / "folders" / "base", add_watermarker=False)
     # Without a negative prompt the pipeline looks at zeros, as the model was trained.
     wanted = _run(pipeline, generation, negative_prompt=negative or None, height=64, width=64)
-    [row] = painted(generation)
+    [row] = generated(generation)
     assert float((row.latents - wanted).abs().max()) <= LIMIT
 
 
-def test_the_refiner_goes_on_from_a_picture_as_the_pipeline_does(families, of, painted):
-    picture = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
-    generation = of("refiner", steps=6, start=Start(image=picture, strength=0.5))
+def test_the_refiner_goes_on_from_an_image_as_the_pipeline_does(families, of, generated):
+    image = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+    generation = of("refiner", steps=6, start=Start(image=image, strength=0.5))
     pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(families / "folders" / "refiner", add_watermarker=False)
-    wanted = _run(pipeline, generation, negative_prompt="blurry", image=picture, strength=0.5)
-    [row] = painted(generation)
+    wanted = _run(pipeline, generation, negative_prompt="blurry", image=image, strength=0.5)
+    [row] = generated(generation)
     assert float((row.latents - wanted).abs().max()) <= LIMIT
 
 
-def test_sd2_in_a_single_file_equals_the_pipeline(families, of, painted):
+def test_sd2_in_a_single_file_equals_the_pipeline(families, of, generated):
     generation = of("second", kind="files", scheduler="ddim")
     pipeline = StableDiffusionPipeline.from_pretrained(families / "folders" / "second")
     wanted = _run(pipeline, generation, negative_prompt="blurry", height=64, width=64)
-    [row] = painted(generation)
+    [row] = generated(generation)
     assert float((row.latents - wanted).abs().max()) <= LIMIT
 
 
-def test_the_refiner_offers_only_what_goes_on_from_a_picture(families):
+def test_the_refiner_offers_only_what_goes_on_from_an_image(families):
     entry = scan([families / "folders"]).checkpoint("refiner")
-    assert entry.wants_aesthetic_score
-    assert not scan([families / "folders"]).checkpoint("base").wants_aesthetic_score
+    assert entry.takes_aesthetic_score
+    assert not scan([families / "folders"]).checkpoint("base").takes_aesthetic_score
 
 
 def test_a_view_without_the_vaes_encoder_decodes_and_says_that_it_cannot_encode(
-    families, library, tmp_path, painted, of
+    families, manager, tmp_path, generated, of
 ):
     parts = tmp_path / "second"
     parts.mkdir()
@@ -101,22 +103,22 @@ def test_a_view_without_the_vaes_encoder_decodes_and_says_that_it_cannot_encode(
             (parts / file.name).symlink_to(file)
     (tmp_path / "second.config").symlink_to(families / "parts" / "second.config")
     generation = replace(of("second"), checkpoint=scan([tmp_path]).checkpoint("second"), steps=2)
-    assert not library.checkpoint(generation.checkpoint).can_encode
-    [row] = painted(generation)
+    assert not manager.checkpoint(generation.checkpoint).can_encode
+    [row] = generated(generation)
     assert row.is_finished
     started = replace(generation, start=Start(image=Image.new("RGB", (64, 64)), strength=1.0))
     with pytest.raises(FailedPrecondition):
-        painted(started)
+        generated(started)
 
 
 @pytest.mark.parametrize("lacking", ["model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_in.weight"])
-def test_a_single_file_that_lacks_a_tensor_is_a_typed_error(lacking, families, library, tmp_path):
+def test_a_single_file_that_lacks_a_tensor_is_a_typed_error(lacking, families, manager, tmp_path):
     tensors = load_file(families / "files" / "second.safetensors")
     del tensors[lacking]
     save_file(tensors, tmp_path / "second.safetensors")
     (tmp_path / "second.config").symlink_to(families / "files" / "second.config")
     with pytest.raises(NodeFault, match="second/"):
-        library.checkpoint(scan([tmp_path]).checkpoint("second"))
+        manager.checkpoint(scan([tmp_path]).checkpoint("second"))
 
 
 def _run(pipeline, generation, **arguments):
@@ -155,20 +157,20 @@ def sdxl_lora(families, tmp_path):
     return tmp_path
 
 
-def test_sdxl_loras_go_to_the_unet_and_both_text_encoders_in_either_form(sdxl_lora, of, library):
+def test_sdxl_loras_go_to_the_unet_and_both_text_encoders_in_either_form(sdxl_lora, of, manager):
     made = []
     for file in ("kohya", "peft"):
         entry = read_path(sdxl_lora / f"{file}.safetensors")
-        checkpoint = library.assembled(of("base", loras=(LoraUse(entry=entry, unet_weight=0.5, text_weight=0.5),)))
+        checkpoint = assemble(manager, of("base", loras=(LoraUse(entry=entry, unet_weight=0.5, text_weight=0.5),)))
         made.append([checkpoint.unet, *(text.encoder for text in checkpoint.texts)])
-    plain = library.checkpoint(of("base").checkpoint)
+    plain = manager.checkpoint(of("base").checkpoint)
     for one, other, pristine in zip(*made, [plain.unet, *(text.encoder for text in plain.texts)], strict=True):
         states = [module.state_dict() for module in (one, other, pristine)]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
         assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
-def test_a_lora_on_all_parts_of_sdxl_equals_diffusers_fused(sdxl_lora, families, of, painted):
+def test_a_lora_on_all_parts_of_sdxl_equals_diffusers_fused(sdxl_lora, families, of, generated):
     pytest.importorskip("peft")
     entry = read_path(sdxl_lora / "kohya.safetensors")
     generation = of("base", loras=(LoraUse(entry=entry, unet_weight=0.5, text_weight=0.5),))
@@ -176,5 +178,5 @@ def test_a_lora_on_all_parts_of_sdxl_equals_diffusers_fused(sdxl_lora, families,
     pipeline.load_lora_weights(sdxl_lora, weight_name="kohya.safetensors")
     pipeline.fuse_lora(lora_scale=0.5)
     wanted = _run(pipeline, generation, negative_prompt="blurry", height=64, width=64)
-    [row] = painted(generation)
+    [row] = generated(generation)
     assert float((row.latents - wanted).abs().max()) <= 1e-3

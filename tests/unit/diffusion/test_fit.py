@@ -1,12 +1,12 @@
-"""Pictures come to the size that is painted without distortion, unless somebody asks for it."""
+"""Images come to the size that is generated without distortion, unless somebody asks for it."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from services.diffusion.pictures.fit import Resize, fit, fit_mask
-from services.diffusion.pictures.tensors import to_condition, to_mask
+from services.diffusion.engine.vae import to_condition, to_mask
+from services.diffusion.images import Resize, fit, fit_mask
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def test_a_mask_is_black_or_white_and_white_where_there_was_nothing():
 
 
 @pytest.mark.parametrize("how", Resize)
-def test_mask_and_picture_are_cut_alike(how):
-    picture = Image.new("RGB", (90, 64))
-    picture.paste("white", (30, 20, 70, 50))
-    fitted, mask = fit(picture, (64, 64), how), fit_mask(picture, (64, 64), how)
+def test_mask_and_image_are_cut_alike(how):
+    image = Image.new("RGB", (90, 64))
+    image.paste("white", (30, 20, 70, 50))
+    fitted, mask = fit(image, (64, 64), how), fit_mask(image, (64, 64), how)
     inside = slice(14, 50)
     agree = (np.asarray(fitted)[inside, 2:-2, 0] >= 128) == (np.asarray(mask)[inside, 2:-2] == 255)
     assert agree.all()

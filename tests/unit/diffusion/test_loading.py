@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fanlight.errors import FailedPrecondition, NodeFault
-from services.diffusion.models.library import Library
+from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.scan import scan
 
 
@@ -20,7 +20,7 @@ def copied(models, tmp_path):
 
 @pytest.fixture
 def load(copied):
-    return lambda: Library(device="cpu").checkpoint(scan([copied]).default())
+    return lambda: ModelManager(device="cpu").checkpoint(scan([copied]).default())
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -119,20 +119,20 @@ def _replaced(name, words):
 
 
 def test_after_a_failed_load_the_next_one_tries_again(copied):
-    library, entry = Library(device="cpu"), scan([copied]).default()
+    manager, entry = ModelManager(device="cpu"), scan([copied]).default()
     [weights] = (copied / "model" / "unet").glob("*.safetensors")
     saved = weights.read_bytes()
     weights.write_bytes(saved[:-1])
     with pytest.raises(NodeFault):
-        library.checkpoint(entry)
+        manager.checkpoint(entry)
     weights.write_bytes(saved)
-    assert library.checkpoint(entry).entry == entry
-    assert library.held == {entry}
-    assert library.device_name == "cpu"
+    assert manager.checkpoint(entry).entry == entry
+    assert manager.cached == {entry}
+    assert manager.device_name == "cpu"
 
 
-def test_a_device_that_is_not_there_is_a_typed_error(catalogue):
+def test_a_device_that_is_not_there_is_a_typed_error(catalog):
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     with pytest.raises(NodeFault, match="cuda:3"):
-        Library(device="cuda:3").checkpoint(catalogue.default())
+        ModelManager(device="cuda:3").checkpoint(catalog.default())

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from fanlight.errors import FailedPrecondition, NodeFault
-from services.diffusion.generation import LoraUse
+from services.diffusion.engine.backend import assemble
 from services.diffusion.models import patching
-from services.diffusion.models.entries import LoraEntry
-from services.diffusion.models.library import Library
+from services.diffusion.models.entries import LoraEntry, LoraUse
+from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.patching import layer_names
 from services.diffusion.models.scan import scan
 
@@ -23,8 +23,8 @@ RANK, ALPHA = 3, 2.0
 
 
 @pytest.fixture(scope="module")
-def checkpoint(library, catalogue):
-    return library.checkpoint(catalogue.default())
+def checkpoint(manager, catalog):
+    return manager.checkpoint(catalog.default())
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def written(tmp_path):
 
 
 @pytest.fixture
-def patched(library, asked):
+def patched(manager, asked):
     """The tiny model with LoRAs at these weights."""
 
     def patch(*uses):
-        return library.assembled(asked(loras=tuple(uses)))
+        return assemble(manager, asked(loras=tuple(uses)))
 
     return patch
 
@@ -176,13 +176,13 @@ def test_two_loras_add_up_and_what_neither_touches_is_shared(checkpoint, written
     assert weight(made, CONV).data_ptr() == weight(checkpoint, CONV).data_ptr()
 
 
-def test_a_lora_of_another_base_is_an_error_that_names_it(catalogue, written, patched):
+def test_a_lora_of_another_base_is_an_error_that_names_it(catalog, written, patched):
     name = f"lora_unet_{LINEAR.replace('.', '_')}"
     wide = written(
         {f"{name}.lora_down.weight": numbers(1, 768), f"{name}.lora_up.weight": numbers(320, 1)}, "sd15style"
     )
     with pytest.raises(FailedPrecondition, match="sd15style is for sd1, the checkpoint tiny"):
-        scan([wide.path.parent]).lora("sd15style", catalogue.default())
+        scan([wide.path.parent]).lora("sd15style", catalog.default())
     with pytest.raises(FailedPrecondition, match="sd15style"):
         patched(LoraUse(entry=wide))
     wide.path.unlink()
@@ -227,13 +227,13 @@ def test_metadata_that_is_damaged_is_a_typed_error(config, written, patched):
         patched(LoraUse(entry=written(tensors, metadata={"lora_adapter_metadata": config})))
 
 
-def test_a_damaged_lora_is_a_typed_error_and_the_next_picture_is_painted(catalogue, written, patched, asked, library):
+def test_a_damaged_lora_is_a_typed_error_and_the_next_image_is_generated(catalog, written, patched, asked, manager):
     name = f"lora_unet_{LINEAR.replace('.', '_')}"
     entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.lora_up.weight": numbers(16, 1)})
     entry.path.write_bytes(entry.path.read_bytes()[:-3])
     with pytest.raises(NodeFault, match="LoRA style"):
         patched(LoraUse(entry=entry))
-    assert library.assembled(asked()).unet is library.checkpoint(catalogue.default()).unet
+    assert assemble(manager, asked()).unet is manager.checkpoint(catalog.default()).unet
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -264,23 +264,23 @@ def test_every_layer_of_the_unet_has_its_ldm_name(layers):
     assert set(unet.state_dict()) <= set(converted)
 
 
-def test_after_500_random_loras_the_weights_are_the_same_bits_and_memory_is_flat(catalogue, asked, written):
+def test_after_500_random_loras_the_weights_are_the_same_bits_and_memory_is_flat(catalog, asked, written):
     """In both parts, at random weights, in a memory with room for few of the combinations."""
     tensors = {}
     for name in (f"unet.{LINEAR}", f"text_encoder.text_model.{TEXT}"):
         tensors |= {f"{name}.lora_A.weight": numbers(RANK, 16), f"{name}.lora_B.weight": numbers(16, RANK)}
     entry = written(tensors)
-    library = Library(device="cpu")
-    before = digest(library.checkpoint(catalogue.default()))
-    limit_bytes = library.used_bytes + 20_000
-    library = Library(device="cpu", ram_bytes=limit_bytes)
+    manager = ModelManager(device="cpu")
+    before = digest(manager.checkpoint(catalog.default()))
+    limit_bytes = manager.used_bytes + 20_000
+    manager = ModelManager(device="cpu", ram_bytes=limit_bytes)
     draw = random.Random(5)
     for _ in range(500):
         strengths = draw.uniform(-2, 2), draw.uniform(-2, 2)
         uses = (LoraUse(entry=entry, unet_weight=strengths[0], text_weight=strengths[1]),)
-        library.assembled(asked(loras=uses, width_px=4, height_px=4))
-        assert library.used_bytes <= limit_bytes
-    assert digest(library.checkpoint(catalogue.default())) == before
+        assemble(manager, asked(loras=uses, width_px=4, height_px=4))
+        assert manager.used_bytes <= limit_bytes
+    assert digest(manager.checkpoint(catalog.default())) == before
 
 
 def digest(checkpoint) -> str:

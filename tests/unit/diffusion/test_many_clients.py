@@ -1,4 +1,4 @@
-"""Many clients at once with all kinds of jobs: each gets the picture that it would have got alone."""
+"""Many clients at once with all kinds of jobs: each gets the image that it would have got alone."""
 
 import asyncio
 import io
@@ -12,11 +12,10 @@ from PIL import Image
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
-from services.diffusion.digests import WeightDigests
-from services.diffusion.engine.engine import Engine
-from services.diffusion.engine.thread import DeviceThread
-from services.diffusion.painter import Painter
-from services.diffusion.pictures.png import encode_png
+from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
+from services.diffusion.generator import ImageGenerator
+from services.diffusion.images import encode_png
+from services.diffusion.provenance import WeightDigests
 
 CLIENTS = 8
 # Less than 1e-3 apart before they were rounded, two pixels may be one apart after it.
@@ -24,11 +23,11 @@ BYTES_LIMIT = 1
 
 
 @pytest.fixture
-async def painter(studio, parser):
+async def generator(backend, parser):
     thread, codecs = DeviceThread(), ThreadPoolExecutor(2)
-    engine = Engine(lambda: studio, thread=thread, rows_limit=CLIENTS, hold_limit_s=0.2, clock=time.monotonic)
+    engine = DiffusionEngine(lambda: backend, thread=thread, rows_limit=CLIENTS, hold_limit_s=0.2, clock=time.monotonic)
     running = asyncio.create_task(engine.run())
-    yield Painter(engine, parser, codecs=codecs, digests=WeightDigests(), clock=time.monotonic)
+    yield ImageGenerator(engine, parser, codecs=codecs, digests=WeightDigests(), clock=time.monotonic)
     running.cancel()
     await asyncio.wait([running])
     thread.close()
@@ -36,26 +35,26 @@ async def painter(studio, parser):
 
 
 @pytest.mark.parametrize("jobs", [32, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
-async def test_mixed_jobs_of_eight_clients_equal_their_solo_results(jobs, painter):
+async def test_mixed_jobs_of_eight_clients_equal_their_solo_results(jobs, generator):
     kinds = _kinds()
-    solo = [_pixels(await _paint(painter, request)) for request in kinds]
+    solo = [_pixels(await _generate(generator, request)) for request in kinds]
     drawn = random.Random(1).choices(range(len(kinds)), k=jobs)
 
     async def client(mine: list[int]) -> None:
         for kind in mine:
-            picture = _pixels(await _paint(painter, kinds[kind]))
-            assert np.abs(picture - solo[kind]).max() <= BYTES_LIMIT, kinds[kind]
+            image = _pixels(await _generate(generator, kinds[kind]))
+            assert np.abs(image - solo[kind]).max() <= BYTES_LIMIT, kinds[kind]
 
     async with asyncio.TaskGroup() as group:
         for number in range(CLIENTS):
             group.create_task(client(drawn[number::CLIENTS]))
 
 
-async def test_those_who_leave_on_the_way_disturb_nobody(painter):
+async def test_those_who_leave_on_the_way_disturb_nobody(generator):
     kinds = _kinds()[:4]
-    solo = [_pixels(await _paint(painter, request)) for request in kinds]
-    leaving = [asyncio.create_task(_paint(painter, request)) for request in kinds]
-    staying = [asyncio.create_task(_paint(painter, request)) for request in kinds]
+    solo = [_pixels(await _generate(generator, request)) for request in kinds]
+    leaving = [asyncio.create_task(_generate(generator, request)) for request in kinds]
+    staying = [asyncio.create_task(_generate(generator, request)) for request in kinds]
     await asyncio.sleep(0)
     for task in leaving:
         task.cancel()
@@ -63,17 +62,17 @@ async def test_those_who_leave_on_the_way_disturb_nobody(painter):
         assert np.abs(_pixels(await task) - alone).max() <= BYTES_LIMIT
 
 
-async def _paint(painter: Painter, request: diffusion_pb2.GenerateRequest):
-    return await painter.paint(await painter.parse(request), lambda progress: None)
+async def _generate(generator: ImageGenerator, request: diffusion_pb2.GenerateRequest):
+    return await generator.generate(await generator.parse(request), lambda progress: None)
 
 
-def _pixels(painted) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(painted.data))).astype(int)
+def _pixels(generated) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(generated.data))).astype(int)
 
 
 def _kinds() -> list[diffusion_pb2.GenerateRequest]:
     """One of each sort, at two sizes."""
-    image, mask = _picture(5), _picture(6)
+    image, mask = _image(5), _image(6)
     canny = diffusion_pb2.Control(controlnet="canny", image=image, scale=0.8)
     depth = diffusion_pb2.Control(controlnet="depth", image=mask, end=0.6)
     sorts = [
@@ -108,6 +107,6 @@ def _kinds() -> list[diffusion_pb2.GenerateRequest]:
     ]
 
 
-def _picture(seed: int) -> common_pb2.ImageSource:
+def _image(seed: int) -> common_pb2.ImageSource:
     pixels = np.random.RandomState(seed).randint(0, 256, (64, 64, 3), dtype=np.uint8)
     return common_pb2.ImageSource(data=encode_png(pixels))

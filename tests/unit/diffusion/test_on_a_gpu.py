@@ -9,41 +9,41 @@ import torch
 from PIL import Image
 
 from fanlight.errors import ResourceExhausted
-from services.diffusion.engine.studio import TorchStudio
-from services.diffusion.generation import Start
-from services.diffusion.models.library import Library
+from services.diffusion.engine.backend import TorchBackend
+from services.diffusion.engine.generation import Start
+from services.diffusion.models.model_manager import ModelManager
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")]
 
 
 @pytest.fixture(scope="module")
-def library():
-    return Library(device="cuda")
+def manager():
+    return ModelManager(device="cuda")
 
 
 @pytest.fixture(scope="module")
-def on_gpu(library):
-    return TorchStudio(library, threads=1)
+def on_gpu(manager):
+    return TorchBackend(manager, threads=1)
 
 
-def finished(studio, *generations):
-    rows = [studio.begin(generation) for generation in generations]
+def finished(backend, *generations):
+    rows = [backend.begin(generation) for generation in generations]
     while left := [row for row in rows if not row.is_finished]:
-        for advance in studio.advance(left):
+        for advance in backend.advance(left):
             if advance.error:
                 raise advance.error
-    return [studio.finish(row) for row in rows]
+    return [backend.finish(row) for row in rows]
 
 
-def pixels(studio, *generations):
-    return [each.pixels.astype(int) for each in finished(studio, *generations)]
+def pixels(backend, *generations):
+    return [each.pixels.astype(int) for each in finished(backend, *generations)]
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpmpp_2m", "dpmpp_sde", "lcm", "unipc"])
-def test_a_seed_gives_about_the_picture_of_the_cpu(scheduler, asked, control, studio, on_gpu):
+def test_a_seed_gives_about_the_image_of_the_cpu(scheduler, asked, control, backend, on_gpu):
     """Half precision apart: noise of every step comes from the CPU's generator."""
     generation = asked(scheduler=scheduler, steps=4, controls=(control("canny"),))
-    [here], [there] = pixels(studio, generation), pixels(on_gpu, generation)
+    [here], [there] = pixels(backend, generation), pixels(on_gpu, generation)
     assert np.abs(here - there).mean() < 8
 
 
@@ -54,7 +54,7 @@ def test_strangers_in_the_batch_change_nothing_that_is_seen(asked, on_gpu):
         assert np.abs(one - other).mean() < 4
 
 
-def test_a_strict_picture_has_the_same_bits_every_time(asked, control, on_gpu):
+def test_a_strict_image_has_the_same_bits_every_time(asked, control, on_gpu):
     start = Start(image=Image.new("RGB", (64, 64), "red"), strength=0.9, mask=Image.new("L", (64, 64), 255))
     generation = asked(strict=True, controls=(control("canny"),), start=start)
     first, second = (pixels(on_gpu, generation)[0] for _ in range(2))
@@ -67,14 +67,14 @@ def test_previews_come_off_the_gpu(asked, on_gpu):
     assert Image.open(io.BytesIO(advance.progress.preview)).size == (64, 64)
 
 
-def test_it_says_what_it_is_and_counts_what_it_holds(asked, library, on_gpu):
+def test_it_says_what_it_is_and_counts_what_it_holds(asked, manager, on_gpu):
     [made] = finished(on_gpu, asked())
     assert (made.device.split(":")[0], made.dtype) == ("cuda", "float16")
-    assert library.is_on_gpu
+    assert manager.is_on_gpu
     assert 0 < torch.cuda.memory_allocated() <= torch.cuda.mem_get_info()[1]
 
 
-def test_a_gpu_that_is_full_is_a_typed_error_and_paints_again_once_it_is_not(asked, on_gpu):
+def test_a_gpu_that_is_full_is_a_typed_error_and_generates_again_once_it_is_not(asked, on_gpu):
     small, large = asked(steps=1), replace(asked(steps=1), width_px=512, height_px=512)
     [before] = pixels(on_gpu, small)
     torch.cuda.empty_cache()

@@ -6,14 +6,14 @@ from transformers import CLIPTokenizer
 
 from fanlight.contract.limits import PROMPT_PARTS_LIMIT
 from fanlight.errors import InvalidField
-from services.diffusion.engine.byte_cache import ByteCache
-from services.diffusion.prompt.encode import encode_one, encode_pair
-from services.diffusion.prompt.kept import Prompts
+from services.diffusion.engine import conditioning
+from services.diffusion.engine.conditioning import ConditioningCache, encode_one, encode_pair
+from services.kernel.byte_lru import ByteLru
 
 
 @pytest.fixture(scope="module")
-def checkpoint(library, catalogue):
-    return library.checkpoint(catalogue.default())
+def checkpoint(manager, catalog):
+    return manager.checkpoint(catalog.default())
 
 
 @pytest.mark.parametrize("prompt", ["", "a cat", "x" * 75, "Ünïcödé, 猫"])
@@ -22,20 +22,20 @@ def test_a_short_prompt_is_encoded_as_the_tokenizer_pads_it(prompt, checkpoint):
     plain = CLIPTokenizer.from_pretrained(checkpoint.entry.path / "tokenizer")
     ids = plain(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
     assert ids.shape == (1, 77)
-    assert torch.equal(encode_one(checkpoint, prompt).words, text.encoder(ids).last_hidden_state)
+    assert torch.equal(encode_one(checkpoint, prompt).embeds, text.encoder(ids).last_hidden_state)
 
 
 def test_the_end_of_a_long_prompt_counts(checkpoint):
-    one, other = (encode_one(checkpoint, "x" * 100 + end).words for end in ("a", "b"))
+    one, other = (encode_one(checkpoint, "x" * 100 + end).embeds for end in ("a", "b"))
     assert one.shape == (1, 154, 16)
     assert torch.equal(one[:, :77], other[:, :77])
     assert not torch.equal(one[:, 77:], other[:, 77:])
 
 
 def test_a_short_negative_prompt_is_filled_up_to_a_long_prompts_length(checkpoint):
-    wanted, unwanted = encode_pair(checkpoint, "x" * 100, "bad")
-    assert wanted.words.shape == unwanted.words.shape
-    assert torch.equal(unwanted.words[:, 77:], encode_one(checkpoint, "").words)
+    positive, negative = encode_pair(checkpoint, "x" * 100, "bad")
+    assert positive.embeds.shape == negative.embeds.shape
+    assert torch.equal(negative.embeds[:, 77:], encode_one(checkpoint, "").embeds)
 
 
 def test_a_prompt_of_too_many_tokens_is_refused_and_not_cut(checkpoint):
@@ -48,45 +48,58 @@ def test_weights_where_states_add_up_to_nothing_leave_them_sound(checkpoint):
     [text] = checkpoint.texts
     text.encoder.final_layer_norm.bias.data.zero_()
     try:
-        words = encode_one(checkpoint, "a (cat:1.5)").words
+        embeds = encode_one(checkpoint, "a (cat:1.5)").embeds
     finally:
         text.encoder.final_layer_norm.bias.data.fill_(0.1)
-    assert 0.1 < float(words.abs().mean()) < 10
+    assert 0.1 < float(embeds.abs().mean()) < 10
 
 
 def test_weights_change_states_as_a1111_does(checkpoint):
     [text] = checkpoint.texts
-    plain = encode_one(checkpoint, "a cat").words[0]
-    weighted = encode_one(checkpoint, "a (cat:1.5)").words[0]
+    plain = encode_one(checkpoint, "a cat").embeds[0]
+    weighted = encode_one(checkpoint, "a (cat:1.5)").embeds[0]
     column = torch.ones(77, 1)
     column[1 + len(text.tokenizer.ids("a")) :][: len("cat")] = 1.5
     scaled = plain * column
     assert torch.allclose(weighted, scaled * (plain.mean() / scaled.mean()), atol=1e-6)
 
 
-def test_words_that_are_not_weighted_are_tokens_as_ever(checkpoint):
-    assert torch.equal(encode_one(checkpoint, r"a \(cat\)").words, encode_one(checkpoint, "a (cat:1.0)").words) is False
-    assert torch.equal(encode_one(checkpoint, "a (cat:1.0)").words, encode_one(checkpoint, "a cat").words)
+def test_words_without_weights_are_tokens_as_usual(checkpoint):
+    assert (
+        torch.equal(encode_one(checkpoint, r"a \(cat\)").embeds, encode_one(checkpoint, "a (cat:1.0)").embeds) is False
+    )
+    assert torch.equal(encode_one(checkpoint, "a (cat:1.0)").embeds, encode_one(checkpoint, "a cat").embeds)
 
 
-def test_break_fills_up_a_part(checkpoint):
-    words = encode_one(checkpoint, "a cat BREAK a dog").words
-    assert torch.equal(words, torch.cat([encode_one(checkpoint, each).words for each in ("a cat", "a dog")], dim=1))
+def test_break_fills_up_a_chunk(checkpoint):
+    embeds = encode_one(checkpoint, "a cat BREAK a dog").embeds
+    assert torch.equal(embeds, torch.cat([encode_one(checkpoint, each).embeds for each in ("a cat", "a dog")], dim=1))
 
 
 def test_a_prompt_is_encoded_once_for_all_who_say_the_same(checkpoint, asked):
-    prompts = Prompts()
+    prompts = ConditioningCache()
     first = prompts.get(asked(seed=1), checkpoint)
     assert prompts.get(asked(seed=2, steps=3), checkpoint) is first
     assert prompts.get(asked(clip_skip=2), checkpoint) is not first
     assert prompts.get(asked(negative_prompt="ugly"), checkpoint) is not first
 
 
-def test_what_is_kept_is_bounded():
-    cache = ByteCache(limit_bytes=10, size_of=len)
+def test_the_cache_evicts_the_least_recently_used_beyond_its_bytes():
+    cache = ByteLru(limit_bytes=10, size_of=len)
     for word in ("aaaa", "bbbb", "cccc"):
-        cache.get(word, lambda word=word: word)
+        cache.put(word, word)
     assert cache.size_bytes == 8
-    assert cache.get("aaaa", lambda: "made again") == "made again"
-    assert cache.get("far too long", lambda: "x" * 11) == "x" * 11
+    assert cache.get("aaaa") is None
+    assert cache.get("bbbb") == "bbbb"
+    cache.put("far too long", "x" * 11)
+    assert cache.get("far too long") is None
     assert cache.size_bytes <= 10
+
+
+def test_an_evicted_prompt_is_encoded_again(checkpoint, asked, monkeypatch):
+    monkeypatch.setattr(conditioning, "CACHE_LIMIT_BYTES", 1)
+    prompts = ConditioningCache()
+    first = prompts.get(asked(seed=1), checkpoint)
+    again = prompts.get(asked(seed=1), checkpoint)
+    assert again is not first
+    assert torch.equal(again[0].embeds, first[0].embeds)

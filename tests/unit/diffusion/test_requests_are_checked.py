@@ -11,29 +11,28 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract import generation as contract
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, InvalidField, NotFound, TooLarge
-from services.diffusion.effective import effective_to_proto
-from services.diffusion.generation import Format, Pipeline, Safety
-from services.diffusion.infotext import infotext
-from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.pictures.fit import Resize
-from services.diffusion.pictures.png import encode_png
+from services.diffusion.engine.generation import Pipeline, Safety
+from services.diffusion.images import Format, Resize, encode_png
+from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.parse.parser import effective_to_proto
+from services.diffusion.provenance import infotext
 
 GenerateRequest, Control = diffusion_pb2.GenerateRequest, diffusion_pb2.Control
 LoraUse = diffusion_pb2.LoraUse
 NAN = float("nan")
 
 
-def _picture(width: int, height: int) -> common_pb2.ImageSource:
+def _image(width: int, height: int) -> common_pb2.ImageSource:
     return common_pb2.ImageSource(data=encode_png(np.zeros((height, width, 3), dtype=np.uint8)))
 
 
-PICTURE, OTHER_SIZE = _picture(96, 64), _picture(64, 64)
-CANNY = Control(controlnet="canny", image=PICTURE)
+IMAGE, OTHER_SIZE = _image(96, 64), _image(64, 64)
+CANNY = Control(controlnet="canny", image=IMAGE)
 
 
 @pytest.fixture(scope="module")
-def picture() -> common_pb2.ImageSource:
-    return _picture(16, 8)
+def image() -> common_pb2.ImageSource:
+    return _image(16, 8)
 
 
 def test_what_is_left_open_is_filled_in(parser):
@@ -57,16 +56,16 @@ def test_what_is_left_open_is_filled_in(parser):
     )
 
 
-def test_a_control_fills_in_its_pipeline_and_strength(parser, picture):
-    request = GenerateRequest(controls=[Control(controlnet="canny", image=picture)], seed=2**64 - 1)
+def test_a_control_fills_in_its_pipeline_and_strength(parser, image):
+    request = GenerateRequest(controls=[Control(controlnet="canny", image=image)], seed=2**64 - 1)
     effective = effective_to_proto(parser.parse(request))
     assert effective.pipeline == "controlnet"
     assert effective.seed == 2**64 - 1
     assert list(effective.controls) == [Control(controlnet="canny", scale=1.0, start=0.0, end=1.0)]
 
 
-def test_a_control_image_gets_the_pictures_size(parser, picture):
-    request = GenerateRequest(width_px=64, height_px=96, controls=[Control(controlnet="canny", image=picture)])
+def test_a_control_image_gets_the_images_size(parser, image):
+    request = GenerateRequest(width_px=64, height_px=96, controls=[Control(controlnet="canny", image=image)])
     assert parser.parse(request).controls[0].image.size == (64, 96)
 
 
@@ -89,17 +88,17 @@ def test_a_control_image_gets_the_pictures_size(parser, picture):
         ("controls[0].end", GenerateRequest(controls=[Control(controlnet="canny", start=0.5, end=0.5)])),
         ("controls[0].end", GenerateRequest(controls=[Control(controlnet="canny", end=1.5)])),
         ("image", GenerateRequest(pipeline="img2img")),
-        ("mask", GenerateRequest(pipeline="inpaint", image=PICTURE)),
-        ("image", GenerateRequest(mask=PICTURE)),
-        ("mask", GenerateRequest(image=PICTURE, mask=OTHER_SIZE)),
-        ("pipeline", GenerateRequest(pipeline="text2img", image=PICTURE)),
-        ("pipeline", GenerateRequest(pipeline="img2img", image=PICTURE, mask=PICTURE)),
-        ("pipeline", GenerateRequest(pipeline="inpaint", image=PICTURE, mask=PICTURE, controls=[CANNY])),
-        ("pipeline", GenerateRequest(pipeline="controlnet", image=PICTURE, controls=[CANNY])),
+        ("mask", GenerateRequest(pipeline="inpaint", image=IMAGE)),
+        ("image", GenerateRequest(mask=IMAGE)),
+        ("mask", GenerateRequest(image=IMAGE, mask=OTHER_SIZE)),
+        ("pipeline", GenerateRequest(pipeline="text2img", image=IMAGE)),
+        ("pipeline", GenerateRequest(pipeline="img2img", image=IMAGE, mask=IMAGE)),
+        ("pipeline", GenerateRequest(pipeline="inpaint", image=IMAGE, mask=IMAGE, controls=[CANNY])),
+        ("pipeline", GenerateRequest(pipeline="controlnet", image=IMAGE, controls=[CANNY])),
         ("strength", GenerateRequest(strength=0.5)),
-        ("strength", GenerateRequest(image=PICTURE, strength=1.1)),
-        ("strength", GenerateRequest(image=PICTURE, strength=0.04)),
-        ("strength", GenerateRequest(image=PICTURE, strength=NAN)),
+        ("strength", GenerateRequest(image=IMAGE, strength=1.1)),
+        ("strength", GenerateRequest(image=IMAGE, strength=0.04)),
+        ("strength", GenerateRequest(image=IMAGE, strength=NAN)),
         ("clip_skip", GenerateRequest(clip_skip=0)),
         ("clip_skip", GenerateRequest(clip_skip=13)),
         ("eta", GenerateRequest(eta=1.5)),
@@ -118,7 +117,7 @@ def test_a_control_image_gets_the_pictures_size(parser, picture):
         ("variation_strength", GenerateRequest(variation_strength=1.1)),
         ("variation_strength", GenerateRequest(variation_seed=1)),
         ("count", GenerateRequest(count=2)),
-        ("controls[0].annotator", GenerateRequest(controls=[Control(annotator="canny", image=PICTURE)])),
+        ("controls[0].annotator", GenerateRequest(controls=[Control(annotator="canny", image=IMAGE)])),
     ],
 )
 def test_a_wrong_value_names_its_field(field, request_, parser):
@@ -138,7 +137,7 @@ def test_a_wrong_value_names_its_field(field, request_, parser):
         ("prompt", GenerateRequest(prompt="a cat <lora:nobody:1>")),
         ("vae", GenerateRequest(vae="nobody")),
         ("embeddings", GenerateRequest(embeddings=["nobody"])),
-        ("controls[0].controlnet", GenerateRequest(controls=[Control(controlnet="nobody", image=PICTURE)])),
+        ("controls[0].controlnet", GenerateRequest(controls=[Control(controlnet="nobody", image=IMAGE)])),
     ],
 )
 def test_an_unknown_name_is_not_found(field, request_, parser):
@@ -147,8 +146,8 @@ def test_an_unknown_name_is_not_found(field, request_, parser):
     assert caught.value.field == field
 
 
-def test_how_a_control_image_was_made_is_in_the_provenance(parser, picture):
-    control = diffusion_pb2.Control(controlnet="canny", image=picture)
+def test_how_a_control_image_was_made_is_in_the_provenance(parser, image):
+    control = diffusion_pb2.Control(controlnet="canny", image=image)
     control.made_by.annotator = "canny"
     control.made_by.parameters.update({"low": 100, "high": 200})
     generation = parser.parse(diffusion_pb2.GenerateRequest(controls=[control]))
@@ -157,8 +156,8 @@ def test_how_a_control_image_was_made_is_in_the_provenance(parser, picture):
     assert "Module: canny, Model: canny" in infotext(generation, lambda entry: (), version="1")
 
 
-def test_text2img_with_a_control_is_refused(parser, picture):
-    request = GenerateRequest(pipeline="text2img", controls=[Control(controlnet="canny", image=picture)])
+def test_text2img_with_a_control_is_refused(parser, image):
+    request = GenerateRequest(pipeline="text2img", controls=[Control(controlnet="canny", image=image)])
     with pytest.raises(InvalidField) as caught:
         parser.parse(request)
     assert caught.value.field == "pipeline"
@@ -172,13 +171,13 @@ def test_text2img_with_a_control_is_refused(parser, picture):
         common_pb2.ImageSource(data=b"no picture"),
     ],
 )
-def test_only_pictures_sent_as_bytes_are_taken(image, parser):
+def test_only_images_sent_as_bytes_are_taken(image, parser):
     with pytest.raises(InvalidField) as caught:
         parser.parse(GenerateRequest(controls=[Control(controlnet="canny", image=image)]))
     assert caught.value.field == "controls[0].image"
 
 
-def test_a_picture_above_the_limit_is_too_large(parser):
+def test_an_image_above_the_limit_is_too_large(parser):
     with pytest.raises(TooLarge) as caught:
         parser.parse(GenerateRequest(width_px=256, height_px=260))
     assert (caught.value.field, caught.value.is_request_fault) == ("width_px", False)
@@ -206,7 +205,7 @@ def test_what_this_worker_has_is_taken(parser):
 
 
 def test_a_checkpoint_trained_with_the_layer_before_the_last_has_one_less_to_choose_from(parser):
-    entry = parser.catalogue.default()
+    entry = parser.catalog.default()
     recipe = replace(entry.recipe, unet={**entry.recipe.unet, "addition_embed_type": "text_time"})
     assert (entry.text_encoder_layers, replace(entry, recipe=recipe).text_encoder_layers) == (2, 1)
 
@@ -238,38 +237,36 @@ def test_an_endless_prompt_is_too_large(parser):
 @pytest.mark.parametrize(
     ("request_", "pipeline"),
     [
-        (GenerateRequest(image=PICTURE), "img2img"),
-        (GenerateRequest(image=PICTURE, mask=PICTURE), "inpaint"),
-        (GenerateRequest(image=PICTURE, controls=[CANNY]), "controlnet_img2img"),
-        (GenerateRequest(image=PICTURE, mask=PICTURE, controls=[CANNY]), "controlnet_inpaint"),
+        (GenerateRequest(image=IMAGE), "img2img"),
+        (GenerateRequest(image=IMAGE, mask=IMAGE), "inpaint"),
+        (GenerateRequest(image=IMAGE, controls=[CANNY]), "controlnet_img2img"),
+        (GenerateRequest(image=IMAGE, mask=IMAGE, controls=[CANNY]), "controlnet_inpaint"),
         (GenerateRequest(controls=[CANNY]), "controlnet"),
     ],
 )
-def test_the_pipeline_is_told_from_what_is_set(request_, pipeline, parser):
+def test_the_pipeline_is_told_apart_from_what_is_set(request_, pipeline, parser):
     assert effective_to_proto(parser.parse(request_)).pipeline == pipeline
 
 
-def test_a_picture_to_start_from_gives_its_own_size_and_strength(parser):
-    generation = parser.parse(GenerateRequest(image=_picture(99, 65)))
+def test_an_image_to_start_from_gives_its_own_size_and_strength(parser):
+    generation = parser.parse(GenerateRequest(image=_image(99, 65)))
     assert (generation.width_px, generation.height_px) == (96, 64)
     assert generation.start.image.size == (96, 64)
     assert generation.start.strength == 0.8
 
 
-def test_a_large_picture_to_start_from_is_scaled_down_to_what_is_painted(parser):
-    generation = parser.parse(GenerateRequest(image=_picture(1024, 512)))
+def test_a_large_image_to_start_from_is_scaled_down_to_what_is_generated(parser):
+    generation = parser.parse(GenerateRequest(image=_image(1024, 512)))
     assert (generation.width_px, generation.height_px) == (360, 180)
 
 
 def test_an_effective_request_sent_again_is_the_same_request(parser):
-    request = GenerateRequest(
-        prompt="a (cat:1.2)", scheduler="DPM++ 2M Karras", image=PICTURE, mask=PICTURE, strict=True
-    )
+    request = GenerateRequest(prompt="a (cat:1.2)", scheduler="DPM++ 2M Karras", image=IMAGE, mask=IMAGE, strict=True)
     first = effective_to_proto(parser.parse(request))
     again = diffusion_pb2.GenerateRequest()
     again.CopyFrom(first)
-    again.image.CopyFrom(PICTURE)
-    again.mask.CopyFrom(PICTURE)
+    again.image.CopyFrom(IMAGE)
+    again.mask.CopyFrom(IMAGE)
     assert effective_to_proto(parser.parse(again)) == first
 
 
@@ -278,22 +275,20 @@ def with_nets(parser):
     """The parser with `canny` under another id as well."""
 
     def named(name):
-        catalogue = Catalogue([*parser.catalogue.entries, replace(parser.catalogue.controlnets[0], id=name)])
-        return replace(parser, catalogue=catalogue)
+        catalog = ModelCatalog([*parser.catalog.entries, replace(parser.catalog.controlnets[0], id=name)])
+        return replace(parser, catalog=catalog)
 
     return named
 
 
-def test_the_controlnet_inpaint_takes_picture_and_mask_of_the_request(with_nets):
-    request = GenerateRequest(image=PICTURE, mask=PICTURE, controls=[Control(controlnet="inpaint")])
+def test_the_controlnet_inpaint_takes_image_and_mask_of_the_request(with_nets):
+    request = GenerateRequest(image=IMAGE, mask=IMAGE, controls=[Control(controlnet="inpaint")])
     [control] = with_nets("inpaint").parse(request).controls
     assert (control.image.size, control.mask.size) == ((96, 64), (96, 64))
 
 
 def test_the_controlnet_inpaint_conditions_pure_noise_too(with_nets):
-    request = GenerateRequest(
-        pipeline="controlnet", image=PICTURE, mask=PICTURE, controls=[Control(controlnet="inpaint")]
-    )
+    request = GenerateRequest(pipeline="controlnet", image=IMAGE, mask=IMAGE, controls=[Control(controlnet="inpaint")])
     generation = with_nets("inpaint").parse(request)
     assert generation.start is None
     assert generation.controls[0].mask is not None
@@ -314,23 +309,23 @@ def test_the_controlnet_inpaint_takes_what_its_control_image_leaves_transparent(
 
 
 def test_the_controlnet_inpaint_without_a_mask_is_refused(with_nets):
-    request = GenerateRequest(controls=[Control(controlnet="inpaint", image=PICTURE)])
+    request = GenerateRequest(controls=[Control(controlnet="inpaint", image=IMAGE)])
     with pytest.raises(InvalidField, match="needs a mask"):
         with_nets("inpaint").parse(request)
 
 
 def test_lineart_anime_was_trained_on_the_layer_before_the_last(with_nets):
-    request = GenerateRequest(controls=[Control(controlnet="lineart_anime", image=PICTURE)])
+    request = GenerateRequest(controls=[Control(controlnet="lineart_anime", image=IMAGE)])
     assert with_nets("lineart_anime").parse(request).clip_skip == 2
     request.clip_skip = 1
     assert with_nets("lineart_anime").parse(request).clip_skip == 1
 
 
 def test_a_checkpoint_made_for_inpainting_does_nothing_else(parser):
-    entry = parser.catalogue.default()
+    entry = parser.catalog.default()
     recipe = replace(entry.recipe, unet={**entry.recipe.unet, "in_channels": 9})
-    only = replace(parser, catalogue=Catalogue([replace(entry, recipe=recipe)]))
-    assert effective_to_proto(only.parse(GenerateRequest(image=PICTURE, mask=PICTURE))).pipeline == "inpaint"
+    only = replace(parser, catalog=ModelCatalog([replace(entry, recipe=recipe)]))
+    assert effective_to_proto(only.parse(GenerateRequest(image=IMAGE, mask=IMAGE))).pipeline == "inpaint"
     with pytest.raises(InvalidField, match="inpaint") as caught:
         only.parse(GenerateRequest(prompt="a cat"))
     assert caught.value.field == "pipeline"

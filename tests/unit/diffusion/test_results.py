@@ -1,4 +1,4 @@
-"""Finished pictures: read by others, with what they were painted from inside."""
+"""Finished images: read by others, with what they were generated from inside."""
 
 import io
 import json
@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.diffusion.digests import WeightDigests, entries_of
-from services.diffusion.effective import effective_to_proto
-from services.diffusion.generation import Format, Start
-from services.diffusion.infotext import infotext
-from services.diffusion.pictures.encode import PARAMETERS, PROVENANCE, encode
-from services.diffusion.pictures.png import encode_png
-from services.diffusion.provenance import provenance_json
+from services.diffusion.engine.generation import Start
+from services.diffusion.images import PARAMETERS, PROVENANCE, Format, encode, encode_png
+from services.diffusion.parse.parser import effective_to_proto
+from services.diffusion.provenance import WeightDigests, entries_of, infotext, provenance_json
 
 USER_COMMENT, EXIF = 0x9286, 0x8769
 TEXTS = {PARAMETERS: "a cat, 猫\nSteps: 20", PROVENANCE: '{"seed":1}'}
@@ -41,13 +38,13 @@ def test_opencv_reads_the_png_too(pixels):
     assert np.array_equal(read[..., ::-1], pixels)
 
 
-def test_a_picture_with_grain_is_about_as_small_as_pillows(pixels):
+def test_an_image_with_grain_is_about_as_small_as_pillows(pixels):
     smooth = np.asarray(Image.fromarray(pixels).resize((512, 512), Image.Resampling.BICUBIC)).astype(int)
     grain = np.random.RandomState(2).randint(-4, 5, smooth.shape)
-    picture = np.clip(smooth + grain, 0, 255).astype(np.uint8)
+    image = np.clip(smooth + grain, 0, 255).astype(np.uint8)
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, "PNG")
-    assert len(encode_png(picture)) < 1.1 * len(out.getvalue())
+    Image.fromarray(image).save(out, "PNG")
+    assert len(encode_png(image)) < 1.1 * len(out.getvalue())
 
 
 def test_png_texts_are_where_a1111s_readers_look(pixels):
@@ -78,7 +75,7 @@ def test_webp_of_quality_100_is_lossless(pixels):
     assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
 
 
-def test_a_prompt_too_long_for_exif_is_left_out_and_the_picture_stays(pixels):
+def test_a_prompt_too_long_for_exif_is_left_out_and_the_image_stays(pixels):
     texts = {PARAMETERS: "x" * 40_000, PROVENANCE: "{}"}
     Image.open(io.BytesIO(encode(pixels, texts, format=Format.JPEG, quality=90))).load()
 
@@ -102,8 +99,8 @@ def test_a1111s_text_has_a1111s_fields(asked, control):
     )
 
 
-def test_provenance_says_all_that_it_takes_to_paint_it_again(asked, control):
-    generation = asked(controls=(control("canny"),), pictures=(("controls[0].image", "sha256:00"),))
+def test_provenance_says_all_that_it_takes_to_generate_it_again(asked, control):
+    generation = asked(controls=(control("canny"),), image_digests=(("controls[0].image", "sha256:00"),))
     effective = effective_to_proto(generation)
     entries = tuple(entries_of(generation))
     content = json.loads(
@@ -120,19 +117,19 @@ def test_provenance_says_all_that_it_takes_to_paint_it_again(asked, control):
     assert (content["device"], content["dtype"]) == ("cpu", "float32")
 
 
-def test_a_digest_is_read_off_the_weight_stores_names(tmp_path, catalogue):
+def test_a_digest_is_read_off_the_weight_stores_names(tmp_path, catalog):
     store, view = tmp_path / ("ab" * 32), tmp_path / "model.safetensors"
     store.write_bytes(b"whatever")
     view.symlink_to(store)
-    entry = replace(catalogue.controlnets[0], path=view)
+    entry = replace(catalog.controlnets[0], path=view)
     assert WeightDigests().known(entry) == "ab" * 32
     assert [file.sha256 for file in WeightDigests().of(entry)] == ["ab" * 32]
 
 
-def test_a_file_that_changes_is_digested_again(tmp_path, catalogue):
+def test_a_file_that_changes_is_digested_again(tmp_path, catalog):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"one")
-    digests, entry = WeightDigests(), replace(catalogue.controlnets[0], path=file)
+    digests, entry = WeightDigests(), replace(catalog.controlnets[0], path=file)
     assert digests.known(entry) == ""
     [one] = digests.of(entry)
     assert digests.known(entry) == one.sha256

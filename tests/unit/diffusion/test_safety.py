@@ -9,10 +9,9 @@ import torch
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from fanlight.errors import NodeFault
-from services.diffusion.engine.safety import SafetyChecker
-from services.diffusion.generation import Safety
-from services.diffusion.models.library import Library
-from services.diffusion.models.safety_net import load_safety_net
+from services.diffusion.engine.generation import Safety
+from services.diffusion.engine.safety import SafetyChecker, load_safety_net
+from services.diffusion.models.model_manager import ModelManager
 from tests.fakes.device import FakeGpu
 
 
@@ -39,30 +38,30 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.RandomState(0).randint(0, 256, (64, 96, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("mode", [Safety.FLAG, Safety.BLUR, Safety.BLOCK])
-def test_what_it_does_not_like_is_treated_as_asked(mode, folder, picture):
-    pixels, is_unsafe = SafetyChecker(folder).checked(picture, mode, Library(device="cpu"))
+def test_what_it_does_not_like_is_treated_as_asked(mode, folder, image):
+    pixels, is_unsafe = SafetyChecker(folder).check(image, mode, ModelManager(device="cpu"))
     assert is_unsafe
     if mode is Safety.FLAG:
-        assert np.array_equal(pixels, picture)
+        assert np.array_equal(pixels, image)
     elif mode is Safety.BLUR:
-        assert pixels.std() < picture.std() / 4
+        assert pixels.std() < image.std() / 4
     else:
         assert not pixels.any()
 
 
-def test_what_it_likes_stays_as_it_is(folder, picture):
-    checker, library = SafetyChecker(folder), Library(device="cpu")
-    checker.checked(picture, Safety.FLAG, library)
-    with library.holding("safety_checker", lambda dtype: None) as model:
+def test_what_it_likes_stays_as_it_is(folder, image):
+    checker, manager = SafetyChecker(folder), ModelManager(device="cpu")
+    checker.check(image, Safety.FLAG, manager)
+    with manager.pinned("safety_checker", lambda dtype: None) as model:
         model.concept_embeds_weights.data.fill_(2.0)
-    pixels, is_unsafe = checker.checked(picture, Safety.BLOCK, library)
+    pixels, is_unsafe = checker.check(image, Safety.BLOCK, manager)
     assert not is_unsafe
-    assert np.array_equal(pixels, picture)
+    assert np.array_equal(pixels, image)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.4])
@@ -76,38 +75,38 @@ def test_it_judges_as_diffusers_does(threshold, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = load_safety_net(tmp_path, torch.float32)
     for _ in range(4):
-        picture = torch.randn(1, 3, 224, 224)
-        assert torch.allclose(ours.vision_model(picture), theirs.vision_model(picture)[1], atol=1e-5)
-        assert ours(picture) == theirs(clip_input=picture, images=np.zeros((1, 8, 8, 3)))[1][0]
+        image = torch.randn(1, 3, 224, 224)
+        assert torch.allclose(ours.vision_model(image), theirs.vision_model(image)[1], atol=1e-5)
+        assert ours(image) == theirs(clip_input=image, images=np.zeros((1, 8, 8, 3)))[1][0]
 
 
 @pytest.mark.parametrize("kept", [None, "nothing"])
-def test_without_its_weights_it_says_so(kept, tmp_path, picture):
+def test_without_its_weights_it_says_so(kept, tmp_path, image):
     with pytest.raises(NodeFault, match="safety checker"):
-        SafetyChecker(tmp_path if kept else None).checked(picture, Safety.FLAG, Library(device="cpu"))
+        SafetyChecker(tmp_path if kept else None).check(image, Safety.FLAG, ModelManager(device="cpu"))
 
 
-def test_on_a_gpu_it_takes_its_part_of_the_memory_and_goes_when_others_need_it(folder, picture):
+def test_on_a_gpu_it_takes_its_part_of_the_memory_and_goes_when_others_need_it(folder, image):
     gpu = FakeGpu()
-    library = Library(open_device=lambda wanted: gpu, vram_bytes=1 << 20)
-    SafetyChecker(folder).checked(picture, Safety.FLAG, library)
-    assert library.used_bytes > 0
+    manager = ModelManager(open_device=lambda wanted: gpu, vram_bytes=1 << 20)
+    SafetyChecker(folder).check(image, Safety.FLAG, manager)
+    assert manager.used_bytes > 0
     assert gpu.uploads == 1
-    library.release()
-    SafetyChecker(folder).checked(picture, Safety.FLAG, library)
+    manager.release()
+    SafetyChecker(folder).check(image, Safety.FLAG, manager)
     assert gpu.uploads == 2
 
 
-def test_a_picture_that_is_not_checked_says_nothing_of_it(asked, painted, studio):
-    [row] = painted(asked(steps=1))
-    assert studio.finish(row).nsfw is None
+def test_an_image_that_is_not_checked_says_nothing_of_it(asked, generated, backend):
+    [row] = generated(asked(steps=1))
+    assert backend.finish(row).nsfw is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_where_the_gpu_has_no_room_for_it_a_painted_picture_is_looked_at_from_ram(folder, picture, dtype):
+def test_where_the_gpu_has_no_room_for_it_a_generated_image_is_looked_at_from_ram(folder, image, dtype):
     gpu = FakeGpu()
     gpu.dtype = dtype
-    library = Library(open_device=lambda wanted: gpu, vram_bytes=1)
-    _, is_unsafe = SafetyChecker(folder).checked(picture, Safety.FLAG, library)
+    manager = ModelManager(open_device=lambda wanted: gpu, vram_bytes=1)
+    _, is_unsafe = SafetyChecker(folder).check(image, Safety.FLAG, manager)
     assert gpu.uploads == 0
-    assert is_unsafe == SafetyChecker(folder).checked(picture, Safety.FLAG, Library(device="cpu"))[1]
+    assert is_unsafe == SafetyChecker(folder).check(image, Safety.FLAG, ModelManager(device="cpu"))[1]

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from fanlight.errors import FailedPrecondition, NotFound
-from services.diffusion.models.headers import LDM_UNET
-from services.diffusion.models.names import plain
+from services.diffusion.models.entries import plain
 from services.diffusion.models.recipes import CONFIGS, shipped
 from services.diffusion.models.scan import scan, starter_folder
+from services.diffusion.models.single_files import LDM_UNET
 
 
 def ldm(width, context, channels=4):
@@ -91,31 +91,31 @@ def test_a1111s_folders_are_read_as_they_are(tmp_path):
     for name, tensors in save.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, tmp_path / name)
-    catalogue = scan([tmp_path])
-    checkpoint = catalogue.default()
+    catalog = scan([tmp_path])
+    checkpoint = catalog.default()
     assert checkpoint.id == "dream"
-    assert catalogue.checkpoint("dream.safetensors [879db523c3]") == checkpoint
-    assert catalogue.vae("mse.safetensors", checkpoint).latent_factor == 8
-    assert catalogue.lora("style", checkpoint).cross_attention_dim == 768
-    assert catalogue.controlnet("control_v11p_sd15_canny [d14c016b]", checkpoint).id == "canny"
-    assert catalogue.controlnet("lllyasviel/control_v11e_sd15_shuffle", checkpoint).config["global_pool_conditions"]
-    assert not catalogue.controlnet("canny", checkpoint).config["global_pool_conditions"]
-    assert catalogue.embedding("EasyNegative", checkpoint).vectors == 8
-    assert catalogue.tiny_vae_of(checkpoint).id == "taesd"
+    assert catalog.checkpoint("dream.safetensors [879db523c3]") == checkpoint
+    assert catalog.vae("mse.safetensors", checkpoint).latent_factor == 8
+    assert catalog.lora("style", checkpoint).cross_attention_dim == 768
+    assert catalog.controlnet("control_v11p_sd15_canny [d14c016b]", checkpoint).id == "canny"
+    assert catalog.controlnet("lllyasviel/control_v11e_sd15_shuffle", checkpoint).config["global_pool_conditions"]
+    assert not catalog.controlnet("canny", checkpoint).config["global_pool_conditions"]
+    assert catalog.embedding("EasyNegative", checkpoint).vectors == 8
+    assert catalog.tiny_vae_of(checkpoint).id == "taesd"
     with pytest.raises(FailedPrecondition, match="previews"):
-        catalogue.vae("taesd", checkpoint)
-    assert {catalogue.family_of(entry) for entry in catalogue.entries} == {"sd1"}
+        catalog.vae("taesd", checkpoint)
+    assert {catalog.family_of(entry) for entry in catalog.entries} == {"sd1"}
 
 
 def test_the_starters_parts_are_all_found():
-    catalogue = scan([starter_folder()])
-    starter = catalogue.default()
+    catalog = scan([starter_folder()])
+    starter = catalog.default()
     assert starter.id == "starter"
-    assert catalogue.lora("cyanotype", starter).license
-    assert catalogue.vae("vivid", starter).latent_factor == starter.shape.latent_factor
-    assert catalogue.embedding("mint", starter).vectors == 1
-    assert catalogue.controlnet("canny", starter).id == "canny"
-    assert {catalogue.family_of(entry) for entry in catalogue.entries} == {"starter"}
+    assert catalog.lora("cyanotype", starter).license
+    assert catalog.vae("vivid", starter).latent_factor == starter.shape.latent_factor
+    assert catalog.embedding("mint", starter).vectors == 1
+    assert catalog.controlnet("canny", starter).id == "canny"
+    assert {catalog.family_of(entry) for entry in catalog.entries} == {"starter"}
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x10\0\0\0\0\0\0\0{}"])
@@ -156,9 +156,9 @@ def test_a_folder_that_may_not_be_read_is_left_out_and_the_rest_is_found(tmp_pat
 
 def test_a_name_that_nobody_has_tells_those_there_are(tmp_path):
     save_file(ldm(320, 768), tmp_path / "good.safetensors")
-    catalogue = scan([tmp_path])
+    catalog = scan([tmp_path])
     with pytest.raises(NotFound, match="no LoRA is called 'x'; there are none"):
-        catalogue.lora("x", catalogue.default())
+        catalog.lora("x", catalog.default())
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "refiner"])
@@ -169,7 +169,7 @@ def test_the_shipped_configs_are_whole(name):
 
 
 def test_the_shipped_tokenizer_counts_as_clips_does():
-    from services.diffusion.models.tokenizers import shipped as tokenizer
+    from services.diffusion.models.tokenizer import shipped as tokenizer
 
     made = tokenizer("!")
     assert made.ids("a photo of a cat") == [320, 1125, 539, 320, 2368]

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fanlight.contract.schedulers import CLASSES
-from services.diffusion.schedulers.brownian import BrownianNoise
-from services.diffusion.schedulers.classes import scheduler_class
+from services.diffusion.schedulers import BrownianNoise, scheduler_class
 
 
 @pytest.mark.parametrize("name", CLASSES)

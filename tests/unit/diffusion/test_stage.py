@@ -12,40 +12,39 @@ from fanlight.contract.schedulers import SHORT_NAMES
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import InvalidField
 from fanlight.queue.v1 import queue_pb2
-from services.diffusion.digests import WeightDigests
-from services.diffusion.engine.engine import Engine
-from services.diffusion.engine.thread import DeviceThread
-from services.diffusion.models.library import Library, Residency
-from services.diffusion.painter import Painter
-from services.diffusion.remote import Fetch, Remote
+from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
+from services.diffusion.generator import ImageGenerator
+from services.diffusion.models.model_manager import ModelManager
+from services.diffusion.models.tiers import Residency
+from services.diffusion.provenance import WeightDigests
 from services.diffusion.stage import DiffusionStage
-from services.diffusion.supply import Supply
+from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.weights.catalog import Catalog
 from services.worker.ports import Progress
+from tests.fakes.backend import FakeBackend
 from tests.fakes.references import FakeStore
-from tests.fakes.studio import FakeStudio
 
 ROOM_BYTES = 50 * 10**9
 
 
 @pytest.fixture
-async def stage(catalogue, parser):
+async def stage(catalog, parser):
     thread, codecs = DeviceThread(), ThreadPoolExecutor(1)
-    engine = Engine(
-        FakeStudio,
+    engine = DiffusionEngine(
+        FakeBackend,
         thread=thread,
         rows_limit=4,
         hold_limit_s=10.0,
         clock=time.monotonic,
-        family_of=catalogue.family_of,
+        family_of=catalog.family_of,
     )
     running = asyncio.create_task(engine.run())
     digests = WeightDigests()
-    painter = Painter(engine, parser, codecs=codecs, digests=digests, clock=time.monotonic)
+    generator = ImageGenerator(engine, parser, codecs=codecs, digests=digests, clock=time.monotonic)
     store = FakeStore({})
     store.room_bytes = ROOM_BYTES
-    supply = Supply(catalogue, store, Remote(catalog=Catalog(), fetch=Fetch.OFF), readers=codecs)
-    yield DiffusionStage(painter, engine, catalogue, Library(device="cpu"), digests, supply, parser.abilities)
+    supply = Supply(catalog, store, RemoteModels(catalog=Catalog(), fetch=FetchMode.OFF), readers=codecs)
+    yield DiffusionStage(generator, engine, catalog, ModelManager(device="cpu"), digests, supply, parser.abilities)
     running.cancel()
     await asyncio.wait([running])
     thread.close()
@@ -56,7 +55,7 @@ async def run(stage, request: GenerateRequest, report=lambda progress: None):
     return await stage.run(request, queue_pb2.LeasedTask(), report)
 
 
-async def test_a_task_becomes_one_picture_with_its_seed_progress_and_spans(stage):
+async def test_a_task_becomes_one_image_with_its_seed_progress_and_spans(stage):
     heard: list[Progress] = []
     outcome = await run(stage, GenerateRequest(steps=2, seed=9, width_px=64, height_px=96), heard.append)
     [output] = outcome.outputs
@@ -101,12 +100,12 @@ async def test_capabilities_are_all_that_a_worker_can_do(stage):
     assert [(limit.name, limit.maximum) for limit in capabilities.limits] == [("pixels", 256 * 256)]
 
 
-async def test_capabilities_do_not_change_with_what_is_loaded(stage, catalogue):
+async def test_capabilities_do_not_change_with_what_is_loaded(stage, catalog):
     before = stage.capabilities()
     assert stage.capabilities() is before
-    stage._library.checkpoint(catalogue.default())
-    stage._digests.of(catalogue.default())
-    stage._digests.of(catalogue.controlnets[0])
-    catalogue.revision += 1
-    assert stage._library.residency(catalogue.default()) is Residency.RAM
+    stage._models.checkpoint(catalog.default())
+    stage._digests.of(catalog.default())
+    stage._digests.of(catalog.controlnets[0])
+    catalog.revision += 1
+    assert stage._models.residency(catalog.default()) is Residency.RAM
     assert stage.capabilities() == before

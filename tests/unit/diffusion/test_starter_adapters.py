@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from services.diffusion.generation import LoraUse
-from services.diffusion.models.entries import LoraEntry
+from services.diffusion.engine.backend import assemble
+from services.diffusion.models.entries import LoraEntry, LoraUse
 from services.diffusion.models.scan import read_path, scan, starter_folder
 
 LIMIT = 1e-3
@@ -38,8 +38,8 @@ def of_starter(starters, asked):
     return ask
 
 
-def picture(studio, row):
-    return torch.from_numpy(studio.finish(row).pixels).float() / 255
+def generated_pixels(backend, row):
+    return torch.from_numpy(backend.finish(row).pixels).float() / 255
 
 
 def wanted_of(pipeline, generation):
@@ -55,7 +55,7 @@ def wanted_of(pipeline, generation):
 
 
 @pytest.mark.parametrize("file", ["pytorch_lora_weights", "kohya"])
-def test_its_lora_in_both_forms_equals_diffusers_fused(file, pipeline, of_starter, painted):
+def test_its_lora_in_both_forms_equals_diffusers_fused(file, pipeline, of_starter, generated):
     pytest.importorskip("peft")
     path = STARTER / "lora-cyanotype" / f"{file}.safetensors"
     entry = read_path(path)
@@ -63,24 +63,24 @@ def test_its_lora_in_both_forms_equals_diffusers_fused(file, pipeline, of_starte
     generation = of_starter(loras=(LoraUse(entry=entry, unet_weight=0.8, text_weight=0.8),))
     pipeline.load_lora_weights(path.parent, weight_name=path.name)
     pipeline.fuse_lora(lora_scale=0.8)
-    [row] = painted(generation)
+    [row] = generated(generation)
     assert float((row.latents - wanted_of(pipeline, generation)).abs().max()) <= LIMIT
 
 
-def test_its_two_forms_of_the_lora_are_the_same_picture(of_starter, painted):
+def test_its_two_forms_of_the_lora_are_the_same_image(of_starter, generated):
     entries = [read_path(file) for file in sorted((STARTER / "lora-cyanotype").glob("*.safetensors"))]
-    one, other = painted(*(of_starter(loras=(LoraUse(entry=entry),)) for entry in entries))
+    one, other = generated(*(of_starter(loras=(LoraUse(entry=entry),)) for entry in entries))
     assert float((one.latents - other.latents).abs().max()) <= LIMIT
-    [plain] = painted(of_starter())
+    [plain] = generated(of_starter())
     assert float((one.latents - plain.latents).abs().max()) > 0.05
 
 
 @pytest.mark.parametrize("file", ["mint", "mint.a1111"])
-def test_its_textual_inversion_equals_diffusers(file, starters, pipeline, of_starter, library):
+def test_its_textual_inversion_equals_diffusers(file, starters, pipeline, of_starter, manager):
     """The states of a prompt with its token."""
     [entry] = [each for each in starters.embeddings_of(starters.default()) if each.id == file]
     pipeline.load_textual_inversion(STARTER / "embeddings" / f"{file}.safetensors", token="<it>")
-    [text] = library.assembled(of_starter(embeddings=(entry,))).texts
+    [text] = assemble(manager, of_starter(embeddings=(entry,))).texts
     words = text.tokenizer.ids("a  apple")
     ids = [text.tokenizer.bos_token_id, words[0], *text.added[entry.id], *words[1:], text.tokenizer.eos_token_id]
     row = torch.tensor([ids + [text.tokenizer.pad_token_id] * (text.positions - len(ids))])
@@ -90,14 +90,14 @@ def test_its_textual_inversion_equals_diffusers(file, starters, pipeline, of_sta
     assert float((ours - wanted).abs().max()) <= LIMIT
 
 
-def test_its_second_vae_equals_diffusers(starters, pipeline, of_starter, painted, studio):
+def test_its_second_vae_equals_diffusers(starters, pipeline, of_starter, generated, backend):
     generation = of_starter(vae=starters.vae("vivid", starters.default()))
-    [row] = painted(generation)
+    [row] = generated(generation)
     vae = AutoencoderKL.from_pretrained(STARTER / "vae-vivid", torch_dtype=torch.float32)
     with torch.inference_mode():
         pixels = vae.decode(row.latents / vae.config.scaling_factor).sample[0].permute(1, 2, 0)
     wanted = (pixels * 0.5 + 0.5).clamp(0, 1)
     # A pixel of 8 bits may be one apart.
-    assert float((picture(studio, row) - wanted).abs().max()) <= 1 / 255
-    [plain] = painted(of_starter())
-    assert float((picture(studio, plain) - picture(studio, row)).abs().max()) > 0.02
+    assert float((generated_pixels(backend, row) - wanted).abs().max()) <= 1 / 255
+    [plain] = generated(of_starter())
+    assert float((generated_pixels(backend, plain) - generated_pixels(backend, row)).abs().max()) > 0.02

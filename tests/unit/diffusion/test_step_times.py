@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from services.diffusion.engine.engine import Engine
+from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.engine.ports import Advance
-from services.diffusion.engine.thread import DeviceThread
-from tests.fakes.studio import FakeCanvas, FakeStudio
+from tests.fakes.backend import FakeBackend, FakeRequestState
 
 # How much the latest evaluation counts against those before.
 WEIGHT = 0.2
 
 
-class TimedStudio(FakeStudio):
+class TimedStudio(FakeBackend):
     """Its evaluations take as long as the test says, on a clock that nothing else moves."""
 
     def __init__(self, durations_s: Sequence[float]) -> None:
@@ -23,9 +22,9 @@ class TimedStudio(FakeStudio):
         self.now_s = 0.0
         self._left_s = list(durations_s)
 
-    def advance(self, canvases: Sequence[FakeCanvas]) -> list[Advance]:
+    def advance(self, states: Sequence[FakeRequestState]) -> list[Advance]:
         self.now_s += self._left_s.pop(0)
-        return super().advance(canvases)
+        return super().advance(states)
 
 
 @pytest.fixture
@@ -33,18 +32,20 @@ def measured(asked):
     """The mean and the deviation after evaluations that took so long; `broken`: the first batch fails."""
 
     async def measure(*durations_s: float, broken: bool = False) -> tuple[float, float]:
-        studio, thread = TimedStudio(durations_s), DeviceThread()
+        backend, thread = TimedStudio(durations_s), DeviceThread()
         if broken:
-            studio.batch_errors.append(RuntimeError("broken"))
-        engine = Engine(lambda: studio, thread=thread, rows_limit=4, hold_limit_s=0.0, clock=lambda: studio.now_s)
+            backend.batch_errors.append(RuntimeError("broken"))
+        engine = DiffusionEngine(
+            lambda: backend, thread=thread, rows_limit=4, hold_limit_s=0.0, clock=lambda: backend.now_s
+        )
         running = asyncio.create_task(engine.run())
         async with asyncio.timeout(30):
             if broken:
                 with pytest.raises(RuntimeError, match="broken"):
-                    await engine.paint(asked(steps=1), lambda progress: None)
+                    await engine.generate(asked(steps=1), lambda progress: None)
             steps = len(durations_s) - broken
             if steps:
-                await engine.paint(asked(steps=steps), lambda progress: None)
+                await engine.generate(asked(steps=steps), lambda progress: None)
         running.cancel()
         await asyncio.wait([running])
         thread.close()

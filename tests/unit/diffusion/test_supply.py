@@ -1,4 +1,4 @@
-"""What a request names is fetched before it is parsed, where that is allowed, and kept while it is painted."""
+"""What a request names is fetched before it is parsed, where that is allowed, and kept while it is generated."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,10 +9,9 @@ from safetensors.torch import save_file
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, NodeFault, NotFound
-from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.names import controlnet_id
-from services.diffusion.remote import Fetch, Remote
-from services.diffusion.supply import Supply
+from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.entries import controlnet_id
+from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.diffusion.wire import capable_models, models_to_proto
 from services.weights.catalog import shipped
 from services.weights.inventory import HeldModel
@@ -23,23 +22,23 @@ Request = diffusion_pb2.GenerateRequest
 
 @pytest.fixture
 def supplied(models):
-    """A catalogue, its store and its supply, by what may be fetched."""
+    """A catalog, its store and its supply, by what may be fetched."""
     readers = ThreadPoolExecutor(1)
 
     def supply(fetch, **paths):
-        catalogue = Catalogue()
+        catalog = ModelCatalog()
         store = FakeStore({"sd15": models / "model", "hf:some/one": models / "model", **paths})
-        return catalogue, store, Supply(catalogue, store, Remote(catalog=shipped(), fetch=fetch), readers=readers)
+        return catalog, store, Supply(catalog, store, RemoteModels(catalog=shipped(), fetch=fetch), readers=readers)
 
     yield supply
     readers.shutdown()
 
 
 async def test_a_checkpoint_of_the_catalog_is_there_while_the_request_runs(supplied):
-    catalogue, store, supply = supplied(Fetch.CATALOG)
+    catalog, store, supply = supplied(FetchMode.CATALOG)
     heard = []
     async with supply.provided(Request(model="sd15"), heard.append):
-        entry = catalogue.checkpoint("sd15")
+        entry = catalog.checkpoint("sd15")
         assert (entry.id, entry.reference, store.in_use) == ("sd15", "sd15", ["sd15"])
     assert store.in_use == []
     assert store.asked == [("sd15", "text2img")]
@@ -49,47 +48,47 @@ async def test_a_checkpoint_of_the_catalog_is_there_while_the_request_runs(suppl
 async def test_a_lora_that_a_prompt_names_is_fetched_too(supplied, tmp_path):
     lora = tmp_path / "style.safetensors"
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(4, 8)}, lora)
-    catalogue, store, supply = supplied(Fetch.ANY, **{"some/style": lora})
+    catalog, store, supply = supplied(FetchMode.ANY, **{"some/style": lora})
     request = Request(model="sd15", prompt="a fox <lora:some/style:0.7>")
     async with supply.provided(request, lambda progress: None):
-        assert catalogue.lora("some/style", catalogue.checkpoint("sd15")).path == lora
+        assert catalog.lora("some/style", catalog.checkpoint("sd15")).path == lora
         assert store.in_use == ["sd15", "some/style"]
 
 
-async def test_a_picture_to_start_from_asks_for_the_vaes_encoder_too(supplied):
-    _, store, supply = supplied(Fetch.CATALOG)
+async def test_an_image_to_start_from_asks_for_the_vaes_encoder_too(supplied):
+    _, store, supply = supplied(FetchMode.CATALOG)
     request = Request(model="sd15", image=common_pb2.ImageSource(data=b"x"))
     async with supply.provided(request, lambda progress: None):
         assert store.asked == [("sd15", "img2img")]
 
 
 async def test_the_catalog_alone_is_asked_unless_any_reference_is_allowed(supplied):
-    catalogue, store, supply = supplied(Fetch.CATALOG)
+    catalog, store, supply = supplied(FetchMode.CATALOG)
     async with supply.provided(Request(model="hf:some/one"), lambda progress: None):
         assert store.asked == []
         with pytest.raises(NotFound):
-            catalogue.checkpoint("hf:some/one")
-    catalogue, store, supply = supplied(Fetch.ANY)
+            catalog.checkpoint("hf:some/one")
+    catalog, store, supply = supplied(FetchMode.ANY)
     async with supply.provided(Request(model="hf:some/one"), lambda progress: None):
-        assert catalogue.checkpoint("hf:some/one").reference == "hf:some/one"
+        assert catalog.checkpoint("hf:some/one").reference == "hf:some/one"
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "file:///x", "~/x", "https://host/x.safetensors", "nothing-known"])
 async def test_no_path_of_this_machine_and_no_unnamed_server_is_read_on_a_clients_word(name, supplied):
-    _, store, supply = supplied(Fetch.ANY)
+    _, store, supply = supplied(FetchMode.ANY)
     async with supply.provided(Request(model=name), lambda progress: None):
         assert store.asked == []
 
 
 async def test_with_fetching_off_nothing_is_asked_for_or_offered(supplied):
-    _, store, supply = supplied(Fetch.OFF)
+    _, store, supply = supplied(FetchMode.OFF)
     async with supply.provided(Request(model="sd15"), lambda progress: None):
         assert store.asked == []
     assert supply.remote_models() == []
 
 
 async def test_what_cannot_be_fetched_is_an_error_that_names_field_and_reference(supplied):
-    _, _, supply = supplied(Fetch.CATALOG)
+    _, _, supply = supplied(FetchMode.CATALOG)
     with pytest.raises(NodeFault, match="sdxl") as caught:
         async with supply.provided(Request(model="sdxl"), lambda progress: None):
             pass
@@ -97,7 +96,7 @@ async def test_what_cannot_be_fetched_is_an_error_that_names_field_and_reference
 
 
 async def test_a_reference_to_another_kind_of_model_is_refused(supplied, models):
-    _, _, supply = supplied(Fetch.ANY, **{"hf:net/canny": models / "controlnet-canny"})
+    _, _, supply = supplied(FetchMode.ANY, **{"hf:net/canny": models / "controlnet-canny"})
     with pytest.raises(FailedPrecondition, match="no checkpoint"):
         async with supply.provided(Request(model="hf:net/canny"), lambda progress: None):
             pass
@@ -117,14 +116,14 @@ async def test_a_reference_to_another_kind_of_model_is_refused(supplied, models)
     ],
 )
 def test_every_controlnet_goes_by_short_id_repository_and_a1111s_name(name, reference):
-    remote = Remote(catalog=shipped(), fetch=Fetch.CATALOG)
+    remote = RemoteModels(catalog=shipped(), fetch=FetchMode.CATALOG)
     assert remote.reference(name, "controlnet", "sd1") == reference
     assert remote.reference(name, "controlnet", "sdxl") == ""
 
 
 def test_all_14_controlnets_and_the_qr_one_are_offered_with_the_checkpoints_they_fit(supplied):
-    catalogue, _, supply = supplied(Fetch.CATALOG)
-    offered = {(model.kind, model.id): model for model in models_to_proto(catalogue, remote=supply.remote_models())}
+    catalog, _, supply = supplied(FetchMode.CATALOG)
+    offered = {(model.kind, model.id): model for model in models_to_proto(catalog, remote=supply.remote_models())}
     nets = "canny mlsd depth normal seg inpaint lineart lineart_anime openpose scribble softedge shuffle ip2p tile qr"
     for name in nets.split():
         assert offered["controlnet", name].family == "sd1"
@@ -138,8 +137,8 @@ def test_all_14_controlnets_and_the_qr_one_are_offered_with_the_checkpoints_they
 
 
 def test_each_controlnet_tells_its_other_names(supplied):
-    catalogue, _, supply = supplied(Fetch.CATALOG)
-    models = models_to_proto(catalogue, remote=supply.remote_models())
+    catalog, _, supply = supplied(FetchMode.CATALOG)
+    models = models_to_proto(catalog, remote=supply.remote_models())
     nets = {model.id: model.aliases for model in models if model.kind == "controlnet"}
     assert {"lllyasviel/control_v11p_sd15_canny", "control_v11p_sd15_canny", "control_v11p_sd15_canny_fp16"} <= set(
         nets["canny"]
@@ -151,26 +150,26 @@ def test_each_controlnet_tells_its_other_names(supplied):
 
 
 def test_what_the_store_holds_is_on_disk(supplied):
-    catalogue, store, supply = supplied(Fetch.CATALOG)
+    catalog, store, supply = supplied(FetchMode.CATALOG)
     store.held = [HeldModel(name="a/b", size_bytes=1, is_pinned=False, used_s=0, references=("sd15",))]
-    offered = {model.id: model for model in models_to_proto(catalogue, remote=supply.remote_models())}
+    offered = {model.id: model for model in models_to_proto(catalog, remote=supply.remote_models())}
     assert offered["sd15"].residency == diffusion_pb2.Model.RESIDENCY_DISK
     assert offered["sdxl"].residency == diffusion_pb2.Model.RESIDENCY_REMOTE
 
 
 async def test_a_fetched_model_is_listed_once(supplied):
-    catalogue, _, supply = supplied(Fetch.CATALOG)
+    catalog, _, supply = supplied(FetchMode.CATALOG)
     async with supply.provided(Request(model="sd15"), lambda progress: None):
         pass
-    listed = [model.id for model in models_to_proto(catalogue, remote=supply.remote_models())]
+    listed = [model.id for model in models_to_proto(catalog, remote=supply.remote_models())]
     assert listed.count("sd15") == 1
 
 
 async def test_what_a_worker_can_do_is_the_same_once_it_has_fetched_some_of_it(supplied):
-    catalogue, store, supply = supplied(Fetch.CATALOG)
+    catalog, store, supply = supplied(FetchMode.CATALOG)
 
     def able() -> list[diffusion_pb2.Model]:
-        return capable_models(catalogue, digest_of=lambda entry: "", offers=supply.offers)
+        return capable_models(catalog, digest_of=lambda entry: "", offers=supply.offers)
 
     before = able()
     assert {model.id for model in before} >= {"sd15", "sdxl", "canny"}
@@ -181,12 +180,12 @@ async def test_what_a_worker_can_do_is_the_same_once_it_has_fetched_some_of_it(s
     store.held = [HeldModel(name="a/b", size_bytes=1, is_pinned=False, used_s=0, references=("sdxl",))]
     async with supply.provided(Request(model="sd15"), lambda progress: None):
         pass
-    assert catalogue.checkpoint("sd15").reference == "sd15"
+    assert catalog.checkpoint("sd15").reference == "sd15"
     assert able() == before
 
 
 def test_where_any_reference_may_be_fetched_each_kind_says_so(supplied):
-    catalogue, _, supply = supplied(Fetch.ANY)
-    offered = [model for model in models_to_proto(catalogue, remote=supply.remote_models()) if model.id == "*"]
+    catalog, _, supply = supplied(FetchMode.ANY)
+    offered = [model for model in models_to_proto(catalog, remote=supply.remote_models()) if model.id == "*"]
     assert [model.kind for model in offered] == ["checkpoint", "controlnet", "embedding", "lora", "vae"]
     assert {model.residency for model in offered} == {diffusion_pb2.Model.RESIDENCY_REMOTE}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from services.diffusion.models.recipes import MERGES
-from services.diffusion.models.tokenizers import END, START, from_folder, shipped, vocabulary
+from services.diffusion.models.tokenizer import END, START, from_folder, shipped, vocabulary
 
 PIECES = st.one_of(
     st.sampled_from(

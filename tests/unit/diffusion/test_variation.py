@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from services.diffusion.engine.beginning import slerp
-from services.diffusion.generation import Start
-from services.diffusion.infotext import infotext
+from services.diffusion.engine.generation import Start
+from services.diffusion.engine.row import slerp
+from services.diffusion.provenance import infotext
 
 
 def a1111_slerp(weight, low, high):
@@ -26,7 +26,7 @@ def noise(seed, *, height=8, width=8):
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.effect_noise((64, 64), 60).convert("RGB")
 
 
@@ -67,40 +67,40 @@ def test_half_precision_is_mixed_in_single():
 
 @pytest.mark.parametrize("starts", ["noise", "image", "masked image"])
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_at_strength_1_the_image_is_the_variation_seeds_own(starts, strength, asked, painted, picture):
+def test_at_strength_1_the_image_is_the_variation_seeds_own(starts, strength, asked, generated, image):
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 64, 40))
     start = {
         "noise": None,
-        "image": Start(image=picture, strength=strength),
-        "masked image": Start(image=picture, strength=strength, mask=mask),
+        "image": Start(image=image, strength=strength),
+        "masked image": Start(image=image, strength=strength, mask=mask),
     }[starts]
-    [own] = painted(asked(seed=9, start=start))
-    [varied] = painted(asked(seed=9, start=start, variation_seed=9, variation_strength=1.0))
+    [own] = generated(asked(seed=9, start=start))
+    [varied] = generated(asked(seed=9, start=start, variation_seed=9, variation_strength=1.0))
     assert torch.equal(varied.latents, own.latents)
     if starts == "noise":
-        [varied] = painted(asked(seed=1, start=start, variation_seed=9, variation_strength=1.0))
+        [varied] = generated(asked(seed=1, start=start, variation_seed=9, variation_strength=1.0))
         assert torch.equal(varied.latents, own.latents)
 
 
-def test_the_first_noise_after_an_image_is_the_variation_seeds_own(asked, studio, picture):
+def test_the_first_noise_after_an_image_is_the_variation_seeds_own(asked, backend, image):
     """Its generator draws the image's latents before, as the seed's does; those themselves stay the seed's."""
-    start = Start(image=picture, strength=1.0)
-    own = studio.begin(asked(seed=9, scheduler="ddim", start=start))
-    varied = studio.begin(asked(seed=1, scheduler="ddim", start=start, variation_seed=9, variation_strength=1.0))
-    seeds = studio.begin(asked(seed=1, scheduler="ddim", start=start))
+    start = Start(image=image, strength=1.0)
+    own = backend.begin(asked(seed=9, scheduler="ddim", start=start))
+    varied = backend.begin(asked(seed=1, scheduler="ddim", start=start, variation_seed=9, variation_strength=1.0))
+    seeds = backend.begin(asked(seed=1, scheduler="ddim", start=start))
     difference = (varied.latents - own.latents).abs().max()
     assert difference < 0.1 * (seeds.latents - own.latents).abs().max()
 
 
-def test_without_a_variation_seed_not_a_bit_changes(asked, painted):
-    [plain], [zero] = painted(asked()), painted(asked(variation_seed=None, variation_strength=0.0))
+def test_without_a_variation_seed_not_a_bit_changes(asked, generated):
+    [plain], [zero] = generated(asked()), generated(asked(variation_seed=None, variation_strength=0.0))
     assert torch.equal(plain.latents, zero.latents)
 
 
-def test_a_weak_variation_is_near_the_seeds_image_and_a_strong_one_is_not(asked, painted):
+def test_a_weak_variation_is_near_the_seeds_image_and_a_strong_one_is_not(asked, generated):
     [plain], [weak], [strong] = (
-        painted(asked(**options))
+        generated(asked(**options))
         for options in (
             {},
             {"variation_seed": 5, "variation_strength": 0.05},
@@ -110,10 +110,10 @@ def test_a_weak_variation_is_near_the_seeds_image_and_a_strong_one_is_not(asked,
     assert 0 < (weak.latents - plain.latents).norm() < 0.3 * (strong.latents - plain.latents).norm()
 
 
-def test_images_of_one_batch_vary_each_by_its_own_seed(asked, painted):
+def test_images_of_one_batch_vary_each_by_its_own_seed(asked, generated):
     options = [{"variation_seed": seed, "variation_strength": 0.5} for seed in (1, 2)]
-    together = painted(*(asked(**each) for each in options))
-    alone = [painted(asked(**each))[0] for each in options]
+    together = generated(*(asked(**each) for each in options))
+    alone = [generated(asked(**each))[0] for each in options]
     for one, other in zip(together, alone, strict=True):
         assert torch.allclose(one.latents, other.latents, atol=1e-4)
     assert not torch.allclose(together[0].latents, together[1].latents, atol=0.1)

@@ -1,0 +1,188 @@
+"""The engine's work on the device, with torch. For the device thread."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import cast
+
+import torch
+
+from fanlight.errors import FanlightError
+from services.diffusion.engine.conditioning import ConditioningCache
+from services.diffusion.engine.controls import ControlCache, control_rows
+from services.diffusion.engine.generation import Generation, Safety
+from services.diffusion.engine.memory import OomRetry, out_of_memory_error, vram_estimate_bytes
+from services.diffusion.engine.ports import Advance, DeviceLost, DeviceResult, RequestState, StepProgress
+from services.diffusion.engine.row import Row, are_finite, nan_error
+from services.diffusion.engine.safety import SafetyChecker
+from services.diffusion.engine.unet_step import NoisePrediction, predict
+from services.diffusion.engine.vae import decode_image, preview
+from services.diffusion.images import encode_png
+from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+from services.diffusion.models.model_cache import Checkpoint
+from services.diffusion.models.model_manager import ModelManager
+from services.diffusion.models.out_of_memory import DeviceOutOfMemory, translate_oom
+
+# Below so many weights times latent pixels an evaluation is too short for several threads: measured on two cores, a
+# second thread saves nothing for 5 million weights on 16 x 16 latents, and costs a multiple beside other work.
+_MANY_THREADS_ABOVE = 2e10
+
+
+@contextmanager
+def _translate_device_loss() -> Iterator[None]:
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost("the worker's device failed; its process starts again") from error
+
+
+class TorchBackend:
+    def __init__(self, models: ModelManager, *, threads: int, safety: SafetyChecker | None = None) -> None:
+        """`threads`: 0 chooses by the work, see `ThreadCount`."""
+        self._safety = safety or SafetyChecker(None)
+        self._models = models
+        self._threads = ThreadCount(threads)
+        self._conditioning = ConditioningCache()
+        self._controls = ControlCache()
+        self._oom = OomRetry(self._release)
+
+    @_translate_device_loss()
+    def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
+        work = partial(self._models.checkpoint, checkpoint, controlnets)
+        self._oom.retry_after_release(work, "load these models", field="model")
+
+    @_translate_device_loss()
+    @torch.inference_mode()
+    def begin(self, generation: Generation) -> Row:
+        return self._oom.retry_after_release(lambda: self._begin(generation), "begin this image")
+
+    def _begin(self, generation: Generation) -> Row:
+        checkpoint = assemble(self._models, generation)
+        self._threads.set_for(generation, checkpoint)
+        with deterministic(generation.strict):
+            prompts = self._conditioning.get(generation, checkpoint)
+            controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._controls)
+            return Row(generation, checkpoint, prompts, controls)
+
+    @_translate_device_loss()
+    @torch.inference_mode()
+    def advance(self, states: Sequence[RequestState]) -> list[Advance]:
+        rows = cast(Sequence[Row], states)
+        self._threads.set_for(rows[0].generation, rows[0].checkpoint)
+        with deterministic(rows[0].generation.strict):
+            errors = [_step(*pair) for pair in zip(rows, predict(rows, self._oom), strict=True)]
+            left = [row for row, error in zip(rows, errors, strict=True) if error is None]
+            checked = self._oom.retry_after_release(lambda: are_finite(left), "check these images")
+            finite = dict(zip(map(id, left), checked, strict=True))
+            return [
+                _advanced(row, error or (None if finite[id(row)] else nan_error(row)))
+                for row, error in zip(rows, errors, strict=True)
+            ]
+
+    @_translate_device_loss()
+    @torch.inference_mode()
+    def finish(self, state: RequestState) -> DeviceResult:
+        row = cast(Row, state)
+        return self._oom.retry_after_release(lambda: self._finish(row), "finish an image of this size")
+
+    def _finish(self, row: Row) -> DeviceResult:
+        checkpoint = row.checkpoint
+        with deterministic(row.generation.strict):
+            pixels = decode_image(checkpoint, row.latents)
+        nsfw = None
+        if row.generation.safety_checker is not Safety.OFF:
+            pixels, nsfw = self._safety.check(pixels, row.generation.safety_checker, self._models)
+        return DeviceResult(pixels=pixels, nsfw=nsfw, device=self._models.device_name, dtype=str(checkpoint.dtype)[6:])
+
+    def _release(self) -> None:
+        """Drop from the device all that no running image uses."""
+        self._conditioning.clear()
+        self._controls.clear()
+        self._models.release()
+
+
+def assemble(models: ModelManager, generation: Generation) -> Checkpoint:
+    """The generation's checkpoint with its LoRAs, VAE, embeddings and ControlNets, pinned while it is referenced.
+
+    FailedPrecondition where one does not fit; ResourceExhausted where there is no memory for the image.
+    """
+    return models.checkpoint(
+        generation.checkpoint,
+        [control.controlnet for control in generation.controls],
+        loras=generation.loras,
+        vae=generation.vae,
+        embeddings=generation.embeddings,
+        has_previews=bool(generation.preview_every_steps),
+        work_bytes=vram_estimate_bytes(generation, models.number_bytes),
+    )
+
+
+def _step(row: Row, prediction: NoisePrediction) -> FanlightError | None:
+    """What keeps this row from going on. A step that ran out of memory half way cannot be retried."""
+    if isinstance(prediction, FanlightError):
+        return prediction
+    try:
+        with translate_oom():
+            row.advance(prediction)
+    except DeviceOutOfMemory:
+        return out_of_memory_error("take a step of this image")
+    return None
+
+
+def _advanced(row: Row, error: FanlightError | None) -> Advance:
+    image = b""
+    try:
+        with translate_oom():
+            if error is None and _preview_is_due(row):
+                image = encode_png(preview(row.checkpoint, row.predicted_original))
+    except DeviceOutOfMemory:
+        # An image without a preview is better than none.
+        pass
+    except FanlightError as reason:
+        error = reason
+    progress = StepProgress(step=row.index, steps=row.evaluations, preview=image)
+    return Advance(progress=progress, is_finished=row.is_finished, error=error)
+
+
+def _preview_is_due(row: Row) -> bool:
+    every = row.generation.preview_every_steps
+    return bool(every) and row.index % every == 0 and not row.is_finished
+
+
+class ThreadCount:
+    """How many threads torch computes with on a CPU. For the device thread, which sets its own number."""
+
+    def __init__(self, count: int) -> None:
+        """`count` 0: one thread for small work, for the rest torch's default, which is one a core."""
+        self._count = count
+        self._most = torch.get_num_threads()
+
+    def set_for(self, generation: Generation, checkpoint: Checkpoint) -> None:
+        count = self._count or (self._most if _work(generation, checkpoint) >= _MANY_THREADS_ABOVE else 1)
+        if torch.get_num_threads() != count:
+            torch.set_num_threads(count)
+
+
+def _work(generation: Generation, checkpoint: Checkpoint) -> float:
+    """Weights times latent pixels."""
+    pixels = generation.width_px * generation.height_px / checkpoint.entry.shape.latent_factor**2
+    weights: int = checkpoint.weights
+    return pixels * weights
+
+
+@contextmanager
+def deterministic(is_strict: bool) -> Iterator[None]:
+    """Inside, torch avoids kernels that sum in a different order every time, where it has others."""
+    if not is_strict:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    # As use_deterministic_algorithms, which would also import torch's compiler and take seconds.
+    torch.set_deterministic_debug_mode("warn")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode("default")
+        cudnn.deterministic, cudnn.benchmark = before

@@ -1,0 +1,149 @@
+"""One image to generate, with all options filled in. Knows no protobuf and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from PIL import Image
+
+from fanlight.contract import limits
+from services.diffusion.images import Format
+from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, EmbeddingEntry, LoraUse, VaeEntry
+
+
+class Pipeline(StrEnum):
+    TEXT2IMG = "text2img"
+    IMG2IMG = "img2img"
+    INPAINT = "inpaint"
+    CONTROLNET = "controlnet"
+    CONTROLNET_IMG2IMG = "controlnet_img2img"
+    CONTROLNET_INPAINT = "controlnet_inpaint"
+
+
+class Safety(StrEnum):
+    """What is done with an image that the safety checker finds unsafe."""
+
+    # Images are not checked.
+    OFF = "off"
+    # It is flagged.
+    FLAG = "flag"
+    # It is flagged and blurred beyond recognition.
+    BLUR = "blur"
+    # It is flagged and replaced by a black image.
+    BLOCK = "block"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What img2img and inpaint start from."""
+
+    # RGB, of the generated image's size.
+    image: Image.Image = field(repr=False, compare=False)
+    # The part of the steps that run on it, above 0 to 1; at 1 nothing of the image is left.
+    strength: float
+    # Grayscale, of the generated image's size; pixels from 128 on are generated again. None: all are, as in img2img.
+    mask: Image.Image | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlInput:
+    """A ControlNet, its control image, and how strongly it conditions when."""
+
+    controlnet: ControlNetEntry
+    # RGB, of the generated image's size.
+    image: Image.Image = field(repr=False, compare=False)
+    # Grayscale, of the generated image's size; pixels from 128 on are marked as missing for the net.
+    mask: Image.Image | None = field(default=None, repr=False, compare=False)
+    scale: float = 1.0
+    # Parts of the steps, 0 <= start < end <= 1.
+    start: float = 0.0
+    end: float = 1.0
+    # Which annotator made the image, and with what parameters, as JSON; empty where that is not known.
+    annotator: str = ""
+    annotator_parameters: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """Options have the names of the request's fields: parse/parser.py reads and writes them by these names.
+
+    A field with a default may be unset in a request.
+    """
+
+    checkpoint: CheckpointEntry
+    prompt: str = field(repr=False)
+    negative_prompt: str = field(default="", repr=False)
+    width_px: int
+    height_px: int
+    steps: int = limits.DEFAULT_STEPS
+    guidance_scale: float = limits.DEFAULT_GUIDANCE_SCALE
+    # A short name, as fanlight.contract.schedulers has it.
+    scheduler: str
+    seed: int
+    # Empty: the scheduler's own.
+    noise_schedule: str = ""
+    eta: float = limits.DEFAULT_ETA
+    # None: the seed's noise alone; the strength is 0 then.
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
+    start: Start | None = None
+    controls: tuple[ControlInput, ...] = ()
+    guess_mode: bool = False
+    # How images were fitted to the size: crop, stretch or pad; empty without images.
+    resize: str = ""
+    # Those of the prompt's `<lora:name:weight>` are among them.
+    loras: tuple[LoraUse, ...] = ()
+    # None: the checkpoint's own.
+    vae: VaeEntry | None = None
+    # Those that a prompt names, each once.
+    embeddings: tuple[EmbeddingEntry, ...] = ()
+    clip_skip: int = limits.DEFAULT_CLIP_SKIP
+    format: Format = Format.PNG
+    # Of WebP and JPEG; WebP with 100 is lossless.
+    quality: int = limits.DEFAULT_QUALITY
+    safety_checker: Safety = Safety.OFF
+    # What the UNet must compute in; empty takes any.
+    precision: str = ""
+    # sha256 of the encoded images that came with the request, by field.
+    image_digests: tuple[tuple[str, str], ...] = ()
+    preview_every_steps: int = 0
+    # The same device gives the same bits every time.
+    strict: bool = False
+    # No other image may share its batch.
+    alone: bool = False
+
+    @property
+    def is_guided(self) -> bool:
+        """Classifier-free guidance doubles the batch; a scale of 1 and below means none, as in diffusers.
+
+        A checkpoint that was distilled to take the scale as an input (LCM) does not need it.
+        """
+        return self.guidance_scale > 1 and not self.checkpoint.has_guidance_embedding
+
+    @property
+    def model(self) -> str:
+        return self.checkpoint.id
+
+    @property
+    def pipeline(self) -> Pipeline:
+        if self.start is None:
+            return Pipeline.CONTROLNET if self.controls else Pipeline.TEXT2IMG
+        if self.start.mask is None:
+            return Pipeline.CONTROLNET_IMG2IMG if self.controls else Pipeline.IMG2IMG
+        return Pipeline.CONTROLNET_INPAINT if self.controls else Pipeline.INPAINT
+
+    @property
+    def strength(self) -> float | None:
+        """None where there is no image to start from."""
+        return self.start.strength if self.start else None
+
+    @property
+    def text_layer(self) -> int:
+        """Which of the text encoder's layers the prompt's states come from, counted from its end; 1 is the last."""
+        return self.clip_skip
+
+
+# By ControlNet, other defaults for unset options: how its text encoder was used in training.
+DEFAULTS_WITH_CONTROLNET: Mapping[str, Mapping[str, int]] = {"lineart_anime": {"clip_skip": 2}}

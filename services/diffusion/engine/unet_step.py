@@ -1,0 +1,222 @@
+"""One evaluation of the UNet for many images at once: noise prediction with guidance. For the device thread.
+
+Changes no row. If the device is out of memory for a batch, the batch is evaluated in parts.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fanlight.errors import ResourceExhausted
+from services.diffusion.engine.conditioning import Conditioning, time_ids
+from services.diffusion.engine.controls import ControlRow, takes_embedded_images
+from services.diffusion.engine.memory import OomRetry, out_of_memory_error
+from services.diffusion.engine.row import Row
+from services.diffusion.models.out_of_memory import DeviceOutOfMemory, translate_oom
+
+# The model's prediction for one row, (1, C, H/f, W/f); or why there is none for it.
+NoisePrediction = Tensor | ResourceExhausted
+
+
+class Residuals(NamedTuple):
+    """What ControlNets add to the UNet: one tensor for each of its down blocks' outputs, one for the middle."""
+
+    down: list[Tensor]
+    middle: Tensor
+
+
+class UNetInputs(NamedTuple):
+    """A batch for the UNet; with guidance the unconditional half comes first.
+
+    `sample`: (B, C, h, w); `timesteps`: (B,); `embeds`: (B, L, C).
+    """
+
+    sample: Tensor
+    timesteps: Tensor
+    embeds: Tensor
+    # SDXL's further inputs: `text_embeds` (B, P) and `time_ids` (B, 6); None for the others.
+    added: dict[str, Tensor] | None = None
+
+    def at(self, places: Tensor) -> "UNetInputs":
+        """Those places of the batch alone. `places`: indices (n,) from 0 to B - 1."""
+        added = {name: value[places] for name, value in self.added.items()} if self.added else None
+        return UNetInputs(self.sample[places], self.timesteps[places], self.embeds[places], added)
+
+
+def predict(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
+    """One prediction for each row, in order. Rows have one BatchKey; prompts of one length run together.
+
+    If the device is out of memory for all, they are evaluated in parts; a row that does not even fit alone gets an
+    error in place of its prediction.
+    """
+    predictions: dict[int, NoisePrediction] = {}
+    order = sorted(range(len(rows)), key=lambda number: rows[number].conditioning.embeds.shape[1])
+    for _, same in groupby(order, key=lambda number: rows[number].conditioning.embeds.shape[1]):
+        numbers = list(same)
+        predictions.update(zip(numbers, _predict_in_parts([rows[number] for number in numbers], retry), strict=True))
+    return [predictions[number] for number in range(len(rows))]
+
+
+def _predict_in_parts(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
+    """In parts of as many as fitted lately; if that is too much, after a release, then half as many each time."""
+    first = rows[0]
+    kind = (id(first.checkpoint.unet), first.conditioning.embeds.shape[1], len(first.controls), first.latents.shape)
+    limit = retry.rows_limit(kind) or len(rows)
+    predictions = _predict(rows[:limit])
+    if predictions is None:
+        retry.release()
+        predictions = _predict(rows[:limit])
+    while predictions is None and limit > 1:
+        limit //= 2
+        retry.learn(kind, limit)
+        predictions = _predict(rows[:limit])
+    if predictions is None:
+        predictions = [out_of_memory_error("generate an image of this size")]
+    return predictions if limit >= len(rows) else predictions + _predict_in_parts(rows[limit:], retry)
+
+
+def _predict(rows: Sequence[Row]) -> list[NoisePrediction] | None:
+    """None if the device is out of memory."""
+    try:
+        with translate_oom():
+            return [*_evaluate(rows)]
+    except DeviceOutOfMemory:
+        torch.cuda.empty_cache()
+        return None
+
+
+def _evaluate(rows: Sequence[Row]) -> list[Tensor]:
+    inputs = _inputs(rows)
+    residuals = _residuals(rows, inputs)
+    output: Tensor = rows[0].checkpoint.unet(
+        _with_extra_channels(rows, inputs.sample),
+        inputs.timesteps,
+        encoder_hidden_states=inputs.embeds,
+        timestep_cond=_guidance_embedding(rows),
+        added_cond_kwargs=inputs.added,
+        down_block_additional_residuals=residuals.down if residuals else None,
+        mid_block_additional_residual=residuals.middle if residuals else None,
+        return_dict=False,
+    )[0]
+    if not rows[0].generation.is_guided:
+        return list(torch.split(output, 1))
+    unconditional, conditional = (torch.split(half, 1) for half in output.chunk(2))
+    # Classifier-free guidance, Ho and Salimans 2022.
+    return [
+        low + row.generation.guidance_scale * (high - low)
+        for row, low, high in zip(rows, unconditional, conditional, strict=True)
+    ]
+
+
+def _inputs(rows: Sequence[Row]) -> UNetInputs:
+    sample = torch.cat([row.model_input() for row in rows])
+    timesteps = torch.stack([row.timestep.float() for row in rows]).to(sample.device)
+    unconditional = [row.unconditional for row in rows if row.unconditional is not None]
+    prompts = [*unconditional, *(row.conditioning for row in rows)]
+    halves = len(prompts) // len(rows)
+    embeds = torch.cat([prompt.embeds for prompt in prompts])
+    return UNetInputs(torch.cat([sample] * halves), torch.cat([timesteps] * halves), embeds, _added_cond(rows, prompts))
+
+
+def _with_extra_channels(rows: Sequence[Row], sample: Tensor) -> Tensor:
+    """(B, more C, h, w) for a UNet made for inpainting; ControlNets take the latents alone."""
+    extra = [row.extra_channels for row in rows if row.extra_channels is not None]
+    if not extra:
+        return sample
+    return torch.cat([sample, torch.cat(extra * (len(sample) // len(rows)))], dim=1)
+
+
+def _guidance_embedding(rows: Sequence[Row]) -> Tensor | None:
+    """(B, C) for UNets that take the guidance scale as an input (LCM): its sines and cosines.
+
+    As in VDM (arXiv 2107.00630).
+    """
+    size: int | None = rows[0].checkpoint.unet.config.time_cond_proj_dim
+    if size is None:
+        return None
+    scales = torch.tensor([(row.generation.guidance_scale - 1) * 1000.0 for row in rows])
+    frequencies = torch.exp(torch.arange(size // 2) * (-math.log(10_000.0) / (size // 2 - 1)))
+    angles = scales[:, None] * frequencies[None]
+    embedding = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, size % 2))
+    return embedding.to(rows[0].latents)
+
+
+def _added_cond(rows: Sequence[Row], prompts: Sequence[Conditioning]) -> dict[str, Tensor] | None:
+    """`prompts`: the unconditional ones first, as in UNetInputs."""
+    pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
+    if not pooled:
+        return None
+    halves = [True, False] if rows[0].unconditional is not None else [False]
+    ids = [time_ids(row.checkpoint, row.generation, is_unconditional=half) for half in halves for row in rows]
+    return {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(ids)}
+
+
+def _residuals(rows: Sequence[Row], inputs: UNetInputs) -> Residuals | None:
+    """The sum of all ControlNets' residuals; None if none conditions this evaluation."""
+    scales = [row.control_scales() for row in rows]
+    total: Residuals | None = None
+    for number in range(len(rows[0].controls)):
+        net_scales = [row_scales[number] for row_scales in scales]
+        if any(net_scales):
+            total = _added(total, _one_net([row.controls[number] for row in rows], net_scales, inputs))
+    return total
+
+
+def _one_net(controls: list[ControlRow], scales: list[float], inputs: UNetInputs) -> Residuals:
+    """One ControlNet for those places of the batch that it conditions now; the others get zeros."""
+    net, count, last_half = controls[0].net, len(controls), len(inputs.sample) // len(controls) - 1
+    places = [
+        (half, row)
+        for half in range(last_half + 1)
+        for row, scale in enumerate(scales)
+        if scale and (half == last_half or not controls[row].is_one_sided)
+    ]
+    at = torch.tensor([half * count + row for half, row in places], device=inputs.sample.device)
+    here = inputs.at(at)
+    with takes_embedded_images(net):
+        down, middle = net(
+            here.sample,
+            here.timesteps,
+            encoder_hidden_states=here.embeds,
+            added_cond_kwargs=here.added,
+            controlnet_cond=torch.cat([controls[row].condition for _, row in places]),
+            conditioning_scale=_column(here.sample, [scales[row] for _, row in places]),
+            return_dict=False,
+        )
+    residuals = _graded(Residuals(list(down), middle), [controls[row].is_graded for _, row in places])
+    if len(places) == len(inputs.sample):
+        return residuals
+    total = len(inputs.sample)
+    return Residuals([_spread(part, at, total) for part in residuals.down], _spread(residuals.middle, at, total))
+
+
+def _graded(residuals: Residuals, is_graded: list[bool]) -> Residuals:
+    """Residuals weighted from a tenth at the full size to 1 in the middle, as in ControlNet's guess mode."""
+    if not any(is_graded):
+        return residuals
+    factors = torch.logspace(-1, 0, len(residuals.down) + 1).tolist()
+    down = [
+        part * _column(part, [factor if graded else 1.0 for graded in is_graded])
+        for part, factor in zip(residuals.down, factors[:-1], strict=True)
+    ]
+    return Residuals(down, residuals.middle)
+
+
+def _column(like: Tensor, values: list[float]) -> Tensor:
+    """(len(values), 1, 1, 1), to multiply a batch by."""
+    return like.new_tensor(values).view(-1, 1, 1, 1)
+
+
+def _spread(part: Tensor, at: Tensor, count: int) -> Tensor:
+    """(len(at), ...) to (count, ...), zeros elsewhere."""
+    return part.new_zeros((count, *part.shape[1:])).index_copy(0, at, part)
+
+
+def _added(total: Residuals | None, more: Residuals) -> Residuals:
+    if total is None:
+        return more
+    return Residuals([a + b for a, b in zip(total.down, more.down, strict=True)], total.middle + more.middle)

@@ -1,0 +1,174 @@
+"""Between images and latents with a checkpoint's VAE: image tensors, tiles where memory is short, previews.
+
+For the device thread.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from fanlight.errors import FailedPrecondition, NodeFault
+from services.diffusion.engine.memory import TILE_SIDE_PX
+from services.diffusion.images import MASK_THRESHOLD, Pixels
+from services.diffusion.models.model_cache import Checkpoint
+from services.diffusion.models.out_of_memory import DeviceOutOfMemory, translate_oom
+
+Result = TypeVar("Result")
+# What the ControlNet `inpaint` reads as a missing pixel.
+MISSING = -1.0
+# Larger images go through the VAE in tiles: it needs some gigabytes for each megapixel.
+TILED_ABOVE_PIXELS = 1280 * 1280
+# A preview's longest side: its PNG then has less than 64 KiB, whatever it shows.
+PREVIEW_SIDE_PX = 128
+
+# By checkpoint base, what each latent channel adds to red, green and blue, in [-1, 1]: a preview almost for free.
+# Fitted by others to the latents of these VAEs: for SD by keturn, for SDXL by Timothy Alexis Vass.
+_TO_RGB = {
+    "sd1": ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473)),
+    "sdxl": ((0.470, 0.470, 0.470), (-0.470, -0.039, 0.078), (0.196, 0.118, -0.039), (-0.549, -0.392, -0.275)),
+}
+_TO_RGB_OFFSET = {"sd1": (0.0, 0.0, 0.0), "sdxl": (0.176, 0.098, 0.020)}
+_LIKE = {"sd2": "sd1", "refiner": "sdxl"}
+
+
+class ModelGaveNaN(NodeFault):
+    """The model's numbers left the range of its type, so that there is no image in them."""
+
+    reason = "MODEL_GAVE_NAN"
+
+
+def to_condition(image: Image.Image, mask: Image.Image | None = None) -> Tensor:
+    """(1, 3, H, W) in [0, 1] for a ControlNet; -1 where the mask is white, as lllyasviel's inpaint net takes it."""
+    pixels = _unit(image)
+    return pixels if mask is None else torch.where(to_mask(mask) > 0, torch.tensor(MISSING), pixels)
+
+
+def to_vae(image: Image.Image) -> Tensor:
+    """(1, 3, H, W) in [-1, 1], as a VAE encodes it."""
+    return _unit(image) * 2.0 - 1.0
+
+
+def to_mask(mask: Image.Image) -> Tensor:
+    """(1, 1, H, W), 1 where the mask is white and else 0."""
+    white = np.asarray(mask.convert("L")) >= MASK_THRESHOLD
+    return torch.from_numpy(white.astype(np.float32))[None, None]
+
+
+def _unit(image: Image.Image) -> Tensor:
+    """(1, 3, H, W) in [0, 1]."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def encode(checkpoint: Checkpoint, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Encode RGB pixels (1, 3, H, W) in [-1, 1] to latents (1, C, H/f, W/f), C and f from the VAE's config.
+
+    Drawn from the VAE's distribution and scaled as in diffusers' pipelines (Rombach et al. 2022). FailedPrecondition
+    where the VAE's files have the decoder alone.
+    """
+    if not checkpoint.can_encode:
+        raise FailedPrecondition(f"{checkpoint.entry.id} was fetched without its VAE's encoder", field="image")
+    vae: Any = checkpoint.vae
+    own = pixels.to(vae.device, vae.dtype)
+    is_large = pixels.shape[-1] * pixels.shape[-2] > TILED_ABOVE_PIXELS
+    distribution = _in_tiles_if_needed(vae, is_large, lambda: vae.encode(own).latent_dist)
+    encoded = distribution.sample(generator=generator)
+    mean, deviation = _latents_statistics(vae, encoded)
+    latents: Tensor = (encoded - mean) * vae.config.scaling_factor / deviation
+    return latents.to(checkpoint.dtype)
+
+
+def decode(checkpoint: Checkpoint, latents: Tensor) -> Tensor:
+    """Decode latents (1, C, h, w) to RGB pixels (1, 3, H, W), about in [-1, 1].
+
+    In tiles too if the device is out of memory for the whole; DeviceOutOfMemory where tiles do not help.
+    """
+    vae: Any = checkpoint.vae
+    own = latents.to(vae.dtype)
+    mean, deviation = _latents_statistics(vae, own)
+    own = own * deviation / vae.config.scaling_factor + mean
+    is_large = own.shape[-1] * own.shape[-2] * checkpoint.entry.shape.latent_factor**2 > TILED_ABOVE_PIXELS
+    pixels: Tensor = _in_tiles_if_needed(vae, is_large, lambda: vae.decode(own, return_dict=False)[0])
+    return pixels
+
+
+def decode_image(checkpoint: Checkpoint, latents: Tensor) -> Pixels:
+    """Latents (1, C, h, w) to an image (H, W, 3) of uint8. ModelGaveNaN, DeviceOutOfMemory."""
+    decoded = decode(checkpoint, latents)
+    if not bool(torch.isfinite(decoded).all()):
+        raise ModelGaveNaN("the VAE gave NaN; there is no image in it")
+    return _to_pixels(decoded)
+
+
+def preview(checkpoint: Checkpoint, latents: Tensor) -> Pixels:
+    """A small image (h, w, 3) of uint8 of latents (1, C, h, w), scaled down, then decoded as cheaply as possible.
+
+    With a TAESD where there is one, else with a linear map from latents to RGB, else with the VAE.
+    """
+    tiny, base = checkpoint.tiny_vae, checkpoint.entry.base
+    factor = checkpoint.entry.shape.latent_factor
+    if tiny is not None:
+        return _to_pixels(tiny.decode(_small(latents, factor).to(tiny.dtype)).sample)
+    if (known := _LIKE.get(base, base)) in _TO_RGB:
+        small = _small(latents, 1)
+        to_rgb, offset = small.new_tensor(_TO_RGB[known]), small.new_tensor(_TO_RGB_OFFSET[known])
+        return _to_pixels(torch.einsum("bchw,cr->brhw", small, to_rgb) + offset.view(1, 3, 1, 1))
+    return decode_image(checkpoint, _small(latents, factor))
+
+
+def _small(latents: Tensor, factor: int) -> Tensor:
+    """Latents (1, C, h, w), scaled so that `factor` pixels for each make a preview's size at most."""
+    sides = latents.shape[-2:]
+    scale = PREVIEW_SIDE_PX / (max(sides) * factor)
+    if scale >= 1:
+        return latents
+    return interpolate(latents, size=[max(1, int(side * scale)) for side in sides], mode="area")
+
+
+def _to_pixels(rgb: Tensor) -> Pixels:
+    """From (1, 3, H, W) in about [-1, 1] to (H, W, 3) of uint8."""
+    unit = (rgb[0].float() * 0.5 + 0.5).clamp(0, 1)
+    pixels: Pixels = (unit * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    return pixels
+
+
+def _in_tiles_if_needed(vae: Any, is_large: bool, work: Callable[[], Result]) -> Result:
+    """DeviceOutOfMemory where the device has no memory even for tiles."""
+    if not is_large:
+        try:
+            with translate_oom(), _tiled(vae, False):
+                return work()
+        except DeviceOutOfMemory:
+            torch.cuda.empty_cache()
+    with translate_oom(), _tiled(vae, True):
+        return work()
+
+
+@contextmanager
+def _tiled(vae: Any, use_tiling: bool) -> Iterator[None]:
+    """Tiles overlap and are blended, which does not give the same bits."""
+    settings: dict[str, Any] = {"use_tiling": use_tiling}
+    if use_tiling:
+        side_px = min(vae.config.sample_size, TILE_SIDE_PX)
+        settings["tile_sample_min_size"] = side_px
+        settings["tile_latent_min_size"] = side_px // 2 ** (len(vae.config.block_out_channels) - 1)
+    before = {name: getattr(vae, name) for name in settings}
+    vae.__dict__.update(settings)
+    try:
+        yield
+    finally:
+        vae.__dict__.update(before)
+
+
+def _latents_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Mean and deviation of the latents by channel, (1, C, 1, 1), where the VAE's config has them; else 0 and 1."""
+    mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or deviation is None:
+        return 0.0, 1.0
+    return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(deviation).view(1, -1, 1, 1)

@@ -1,1 +1,0 @@
-"""Pictures on their way in and out: control images, PNG."""

@@ -1,1 +1,0 @@
-"""From a prompt's text to the embeddings that the UNet looks at."""

@@ -1,0 +1,138 @@
+"""diffusers' schedulers by name and a checkpoint's config. A scheduler keeps state: one image, one scheduler.
+
+Two of diffusers' classes import packages that are not worth their bytes; what those do is done here.
+"""
+
+import bisect
+import math
+import sys
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fanlight.contract.schedulers import CLASSES, NOISE_SCHEDULES, SCHEDULERS
+from services.diffusion.diffusers_import import import_diffusers_module
+
+# Exact for polynomials of degree 7; a linear multistep of order 4 has degree 3.
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
+
+
+def base_config(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the checkpoint's own scheduler, with its class's defaults filled in where the class is known."""
+    name = saved.get("_class_name", "")
+    if name not in CLASSES:
+        return saved
+    config: Mapping[str, Any] = scheduler_class(name).from_config(dict(saved)).config
+    return config
+
+
+def make_scheduler(
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    noise_schedule: str,
+    steps: int,
+    seed: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """A fresh scheduler for so many steps; its prediction type and betas are those of the checkpoint's config.
+
+    `name`, `noise_schedule`: as fanlight.contract.schedulers has them. `shape`: of the latents.
+    """
+    known = SCHEDULERS[name]
+    schedule = NOISE_SCHEDULES.get(noise_schedule, {})
+    scheduler = scheduler_class(known.cls).from_config(config, **{**known.options, **schedule})
+    scheduler.set_timesteps(steps, device=device)
+    if hasattr(scheduler, "noise_sampler"):
+        scheduler.noise_sampler = BrownianNoise(seed=seed, shape=shape, dtype=dtype, device=device)
+    return scheduler
+
+
+@cache
+def scheduler_class(name: str) -> Any:
+    """`name`: one of CLASSES."""
+    if name == "DPMSolverSDEScheduler":
+        return _sde_class()
+    cls = getattr(import_diffusers_module(f"schedulers.{CLASSES[name][0]}"), name)
+    return _with_own_integral(cls) if name == "LMSDiscreteScheduler" else cls
+
+
+def _sde_class() -> Any:
+    """Its module imports torchsde, and scipy with it, for the noise that BrownianNoise makes."""
+    is_missing = "torchsde" not in sys.modules
+    if is_missing:
+        sys.modules["torchsde"] = types.ModuleType("torchsde")
+    try:
+        return import_diffusers_module("schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler
+    finally:
+        if is_missing:
+            del sys.modules["torchsde"]
+
+
+def _with_own_integral(base: Any) -> Any:
+    """LMS integrates polynomials with scipy; four Gauss points do it exactly."""
+
+    class LMSDiscreteScheduler(base):  # type: ignore[misc]  # a class that is only known when it is imported
+        def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
+            low, high = float(self.sigmas[t]), float(self.sigmas[t + 1])
+            at = (high - low) / 2 * _NODES + (high + low) / 2
+            product = np.ones_like(at)
+            for other in set(range(order)) - {current_order}:
+                sigma, own = float(self.sigmas[t - other]), float(self.sigmas[t - current_order])
+                product *= (at - sigma) / (own - sigma)
+            return float((high - low) / 2 * (product * _WEIGHTS).sum())
+
+    return LMSDiscreteScheduler
+
+
+class BrownianNoise:
+    """`noise(sigma, next_sigma)` is a Brownian path's increment between the two, scaled to a deviation of 1.
+
+    Two steps over the same stretch of the path agree, as with torchsde's BrownianTree in k-diffusion. The path is
+    drawn where it is evaluated, from its own CPU generator: same seed and calls, same noise.
+    """
+
+    def __init__(self, *, seed: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        """`shape`: of the latents."""
+        # Another stream than the one that the first latents come from.
+        self._generator = torch.Generator("cpu").manual_seed((seed + 1) % 2**63)
+        self._shape, self._dtype, self._device = shape, dtype, device
+        # Known places of the path in order, and its values there.
+        self._times: list[float] = []
+        self._values: list[Tensor] = []
+
+    def __call__(self, sigma: Tensor | float, next_sigma: Tensor | float) -> Tensor:
+        """Noise of the latents' shape, such as (1, C, h, w). `sigma`, `next_sigma`: scalars, different, 0 or more."""
+        start, end = float(sigma), float(next_sigma)
+        noise = (self._at(end) - self._at(start)) / math.sqrt(abs(end - start))
+        return noise.to(self._device, self._dtype)
+
+    def _at(self, time: float) -> Tensor:
+        place = bisect.bisect_left(self._times, time)
+        if place == len(self._times) or self._times[place] != time:
+            self._values.insert(place, self._new(time, place))
+            self._times.insert(place, time)
+        return self._values[place]
+
+    def _new(self, time: float, place: int) -> Tensor:
+        """Free beyond the known places; between two of them a Brownian bridge."""
+        if not self._times:
+            return torch.zeros(self._shape)
+        if place == 0:
+            return self._values[0] + self._normal() * math.sqrt(self._times[0] - time)
+        if place == len(self._times):
+            return self._values[-1] + self._normal() * math.sqrt(time - self._times[-1])
+        low, high = self._times[place - 1], self._times[place]
+        part = (time - low) / (high - low)
+        middle = torch.lerp(self._values[place - 1], self._values[place], part)
+        return middle + self._normal() * math.sqrt(part * (1 - part) * (high - low))
+
+    def _normal(self) -> Tensor:
+        return torch.randn(self._shape, generator=self._generator)

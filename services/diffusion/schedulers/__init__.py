@@ -1,1 +1,0 @@
-"""Schedulers by name, made fresh for every picture."""
