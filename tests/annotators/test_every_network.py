@@ -12,7 +12,7 @@ from PIL import Image
 
 from services.preprocessor.neural import defects
 from services.preprocessor.registry import NEURAL
-from tests.fakes.synthetic_pictures import decoded
+from tests.fakes.synthetic_images import decoded
 from tests.golden.annotator_maps import ANNOTATORS, PHOTO
 
 SIDE_PX = 128
@@ -55,7 +55,7 @@ async def test_it_gives_a_map_of_the_right_size_and_range(annotate, annotator):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("annotator", [_each(each) for each in NETWORKS])
 @pytest.mark.parametrize(("width_px", "height_px"), [(1, 1), (9, 300), (2000, 1)])
-async def test_it_works_at_a_pictures_own_size_whatever_that_is(annotate, annotator, width_px, height_px):
+async def test_it_works_at_an_images_own_size_whatever_that_is(annotate, annotator, width_px, height_px):
     parameters = PARAMETERS.get(annotator.id, {}) | {"detect_resolution": 0}
     control = await annotate(annotator.id, _photo(width_px, height_px), **parameters)
     assert (control.width_px, control.height_px) == (width_px, height_px)
@@ -76,10 +76,10 @@ async def test_dwpose_finds_the_points_that_its_networks_answer(annotate):
 
 
 async def test_a_background_is_transparent_where_the_network_says(annotate):
-    picture = np.zeros((64, 64, 3), np.uint8)
-    picture[:, 32:] = 255
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, 32:] = 255
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
+    Image.fromarray(image).save(stream, "PNG")
     for model in ("u2net", "isnet-general-use"):
         control = await annotate("remove_background", stream.getvalue(), model=model)
         alpha = np.asarray(Image.open(io.BytesIO(control.data)))[:, :, 3]

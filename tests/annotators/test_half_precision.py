@@ -9,13 +9,13 @@ from PIL import Image
 
 from services.kernel.pictures import PictureLimits
 from services.preprocessor.annotation import Annotation
-from services.preprocessor.device import CUDA, Device
-from services.preprocessor.engine import Engine
+from services.preprocessor.device import CUDA, AnnotatorDevice
+from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import NEURAL, installed
 from services.preprocessor.weights import FolderWeights
 from tests.annotators.conftest import Nowhere
 from tests.annotators.test_every_network import PARAMETERS, SLOW
-from tests.fakes.synthetic_pictures import decoded
+from tests.fakes.synthetic_images import decoded
 from tests.golden.annotator_maps import PHOTO
 
 SIDE_PX = 128
@@ -28,7 +28,7 @@ CHOSEN = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HalfOnCpu(Device):
+class HalfOnCpu(AnnotatorDevice):
     @property
     def is_half(self) -> bool:
         return True
@@ -41,12 +41,12 @@ def _cuda_is_there() -> bool:
 
 
 @pytest.fixture(params=["cpu", "cuda"])
-def device(request) -> Device:
+def device(request) -> AnnotatorDevice:
     if request.param == "cpu":
         return HalfOnCpu()
     if not _cuda_is_there():
         pytest.skip("torch sees no GPU here")
-    return Device(kind=CUDA)
+    return AnnotatorDevice(kind=CUDA)
 
 
 def _each(annotator_id):
@@ -62,7 +62,9 @@ async def test_a_map_in_half_precision_is_nearly_that_in_full(annotate, weights,
     stream = io.BytesIO()
     Image.open(PHOTO).resize((side_px, side_px)).save(stream, "PNG")
     full = decoded((await annotate(annotator_id, stream.getvalue(), **wanted)).data).astype(int)
-    engine = Engine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()), device=device)
+    engine = AnnotationEngine(
+        threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()), device=device
+    )
     values = {each.name: each.default for each in annotator.all_parameters} | wanted
     half = await engine.run(Annotation(annotator=annotator, parameters=values, image=stream.getvalue()))
     engine.close()

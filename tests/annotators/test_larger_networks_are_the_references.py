@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.preprocessor.device import Device
+from services.preprocessor.device import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.sam import build as build_sam
 from services.preprocessor.neural.sam import sam
 from services.preprocessor.registry import NEURAL
-from tests.fakes.synthetic_pictures import decoded
+from tests.fakes.synthetic_images import decoded
 from tests.golden.annotator_maps import PHOTO
 
 SIDE_PX = 128
@@ -32,7 +32,7 @@ def _photo() -> bytes:
     return stream.getvalue()
 
 
-def _picture() -> Image.Image:
+def _image() -> Image.Image:
     return Image.open(io.BytesIO(_photo()))
 
 
@@ -75,7 +75,7 @@ async def test_depth_and_normals_are_controlnet_auxs_within_two_levels(annotate,
     if module == "leres":
         detector.model.eval()  # which it forgets
     sizes = {"detect_resolution": side_px, "image_resolution": side_px}
-    theirs = detector(_picture(), output_type="np", **sizes, **settings)
+    theirs = detector(_image(), output_type="np", **sizes, **settings)
     theirs = theirs[1] if annotator_id == "normal_midas" else theirs
     assert np.ptp(theirs) > 20, "a flat map proves nothing"
     # A last bit of depth moves a pixel over a threshold now and then.
@@ -122,7 +122,7 @@ OPENPOSE = {
 async def test_people_are_drawn_as_controlnet_aux_draws_them(annotate, reference, somebody, matplotlib, annotator_id):
     ours = decoded((await annotate(annotator_id, _photo(), detect_resolution=SIDE_PX)).data)
     detector = reference(annotator_id, "open_pose", "OpenposeDetector")
-    theirs = detector(_picture(), output_type="np", **SIZES, **OPENPOSE[annotator_id])
+    theirs = detector(_image(), output_type="np", **SIZES, **OPENPOSE[annotator_id])
     assert theirs.any(), "nobody drawn proves nothing"
     assert (np.abs(ours.astype(int) - theirs) > 2).mean() <= 0.01
 
@@ -135,10 +135,10 @@ async def test_openposes_bodies_hands_and_faces_come_from_the_same_maps(engine, 
     await annotate("openpose", _photo(), detect_resolution=SIDE_PX)
     detector = reference("openpose", "open_pose", "OpenposeDetector")
     model = next(each for each in NEURAL if each.id == "openpose").models[0]
-    async with engine.residency.use(model) as loaded:
+    async with engine.cache.use(model) as loaded:
         values = torch.rand(1, 3, 64, 64)
         with torch.no_grad():
-            both = [_maps(each, values) for each in (loaded._network.detector, detector)]
+            both = [_maps(each, values) for each in (loaded.network.detector, detector)]
     for ours, theirs in zip(*both, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -163,17 +163,17 @@ LOOSE = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh":
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_sam_parts_the_picture_as_controlnet_aux_does(models_dir, weights):
+def test_sam_parts_the_image_as_controlnet_aux_does(models_dir, weights):
     weights("vit_t")
     model = next(
         each for annotator in NEURAL if annotator.id == "sam" for each in annotator.models if each.name == "vit_t"
     )
     folder = models_dir / model.manifest.view
-    picture = np.asarray(_picture())
-    network = build_sam(folder, Device(), kind="vit_t", file="mobile_sam.pt")
-    (ours,) = sam([picture], network, seed=3, **LOOSE, **FURTHER)
+    image = np.asarray(_image())
+    network = build_sam(folder, AnnotatorDevice(), kind="vit_t", file="mobile_sam.pt")
+    (ours,) = sam([image], network, seed=3, **LOOSE, **FURTHER)
     generator = defects.sam_generator()(network.network, **LOOSE)
-    np.random.seed(3)  # theirs draws colours from the global state
-    theirs = defects.submodule("segment_anything").SamDetector(generator)(picture, output_type="np", **SIZES)
+    np.random.seed(3)  # theirs draws colors from the global state
+    theirs = defects.submodule("segment_anything").SamDetector(generator)(image, output_type="np", **SIZES)
     assert theirs.any(), "nothing found proves nothing"
     assert np.array_equal(ours, theirs)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.preprocessor.device import Device
+from services.preprocessor.device import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.hed import OnnxHed, as_onnx
-from services.preprocessor.neural.onnx_session import open_session
-from tests.fakes.synthetic_pictures import decoded
+from services.preprocessor.neural.runtime import open_session
+from tests.fakes.synthetic_images import decoded
 from tests.golden.annotator_maps import ANNOTATORS, FOLDER, PHOTO, RESOLUTION
 from tests.golden.comparing import OFF_MAX, share_off
 from tests.golden.preprocessor_maps import FOLDER as WITHOUT_WEIGHTS_FOLDER
@@ -50,10 +50,12 @@ async def test_heds_edges_differ_from_torchs_by_less_than_a_thousandth(weights, 
     state = torch.load(models_dir / "lllyasviel" / "Annotators" / "ControlNetHED.pth", weights_only=True)
     network = defects.submodule("hed").ControlNetHED_Apache2()
     network.load_state_dict(state)
-    picture = np.asarray(Image.open(PHOTO))
-    ours = OnnxHed(open_session(as_onnx({name: each.numpy() for name, each in state.items()}), Device()))([picture])
+    image = np.asarray(Image.open(PHOTO))
+    ours = OnnxHed(open_session(as_onnx({name: each.numpy() for name, each in state.items()}), AnnotatorDevice()))(
+        [image]
+    )
     with torch.no_grad():
-        theirs = network(torch.from_numpy(picture.copy()).float().permute(2, 0, 1)[None])
+        theirs = network(torch.from_numpy(image.copy()).float().permute(2, 0, 1)[None])
     for one, other in zip(ours, theirs, strict=True):
         assert np.abs(_sigmoid(one) - _sigmoid(other.numpy()[:, 0])).max() <= 1e-3
 

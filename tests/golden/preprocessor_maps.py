@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "preprocessor"
 PHOTO = Path(__file__).parents[2] / "demo" / "photos" / "coffee.jpg"
 SIDE_PX = 128
 
-# What shows more of an annotator than its defaults do on a small picture.
+# What shows more of an annotator than its defaults do on a small image.
 PARAMETERS = {"tile": {"down_sampling_rate": 8.0}, "shuffle": {"f": 64, "seed": 7}}
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from fanlight.contract.names import ANNOTATOR_ALIASES
 from fanlight.errors import NotFound
-from services.preprocessor.registry import NEURAL, PLAIN, Registry, aliases_of
+from services.preprocessor.registry import CORE, NEURAL, Registry, aliases_of
 
 # The replaced service's processors, by their ids.
 REPLACED = [
@@ -80,7 +80,7 @@ RUNWARE = """
     scribble_hed scribble_pidinet seg_ofade20k seg_ofcoco seg_ufade20k softedge_hed softedge_hedsafe
     softedge_pidinet softedge_pidisafe tile_gaussian openpose_face openpose_faceonly openpose_full openpose_hand
 """
-ALL = Registry((*PLAIN, *NEURAL))
+ALL = Registry((*CORE, *NEURAL))
 
 
 @pytest.mark.parametrize("annotator_id", REPLACED + ADDED)
@@ -110,7 +110,7 @@ def test_case_does_not_matter(name, annotator_id):
 
 
 def test_an_annotator_whose_packages_are_absent_says_what_to_install():
-    partial = Registry(PLAIN, missing=[ALL.get("sam")])
+    partial = Registry(CORE, missing=[ALL.get("sam")])
     with pytest.raises(NotFound, match=r"fanlight\[annotators\]"):
         partial.get("sam")
 

@@ -16,7 +16,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.wire_errors import from_rpc_error
 from tests.fakes.scripted_gateway import FakeGateway
-from tests.fakes.synthetic_pictures import decoded, encoded, scene
+from tests.fakes.synthetic_images import decoded, encoded, scene
 from tests.fakes.worker import task_of
 
 END_LIMIT_S = 60
@@ -67,9 +67,9 @@ async def test_it_says_when_it_is_ready_annotates_and_ends_on_sigterm(start):
     ready = re.fullmatch(r"ready grpc=(127\.0\.0\.1:\d+)\n", process.stdout.readline())
     assert ready
     async with open_channel(ready[1]) as channel:
-        picture = common_pb2.ImageSource(data=encoded(scene()))
+        image = common_pb2.ImageSource(data=encoded(scene()))
         answer = await preprocessor_pb2_grpc.PreprocessorServiceStub(channel).Annotate(
-            preprocessor_pb2.AnnotateRequest(annotator="canny", image=picture), timeout=END_LIMIT_S
+            preprocessor_pb2.AnnotateRequest(annotator="canny", image=image), timeout=END_LIMIT_S
         )
     assert decoded(answer.image).shape == scene().shape
     process.send_signal(signal.SIGTERM)
@@ -81,8 +81,8 @@ async def test_weights_that_are_not_to_be_had_are_named_with_their_place(start, 
     process = start(FANLIGHT_WEIGHTS_DIR=str(tmp_path), FANLIGHT_WEIGHTS_OFFLINE="true")
     address = process.stdout.readline().removeprefix("ready grpc=").strip()
     async with open_channel(address) as channel:
-        picture = common_pb2.ImageSource(data=encoded(scene()))
-        asked = preprocessor_pb2.AnnotateRequest(annotator="mediapipe-face", image=picture)
+        image = common_pb2.ImageSource(data=encoded(scene()))
+        asked = preprocessor_pb2.AnnotateRequest(annotator="mediapipe-face", image=image)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await preprocessor_pb2_grpc.PreprocessorServiceStub(channel).Annotate(asked, timeout=END_LIMIT_S)
     error = from_rpc_error(raised.value)
@@ -92,9 +92,7 @@ async def test_weights_that_are_not_to_be_had_are_named_with_their_place(start, 
 async def test_it_does_the_tasks_of_the_gateway_that_it_is_told_of(start):
     gateway = FakeGateway(ttl_s=30)
     await gateway.start()
-    sound, broken = (
-        _leased(name, gateway.keep(data)) for name, data in (("a", encoded(scene())), ("b", b"no picture"))
-    )
+    sound, broken = (_leased(name, gateway.keep(data)) for name, data in (("a", encoded(scene())), ("b", b"no image")))
     await gateway.offer(sound, broken)
     start(FANLIGHT_WORKER_GATEWAY=gateway.address)
     await gateway.until(lambda: gateway.results[sound.name] == 1 and broken.name in gateway.failed)
@@ -117,7 +115,7 @@ def _leased(job: str, blob: common_pb2.Blob) -> queue_pb2.LeasedTask:
     [
         ({"FANLIGHT_PREPROCESSOR_SLOTTS": "2"}, "FANLIGHT_PREPROCESSOR_SLOTTS"),
         ({"FANLIGHT_PREPROCESSOR_SLOTS": "0"}, "FANLIGHT_PREPROCESSOR_SLOTS"),
-        ({"FANLIGHT_PREPROCESSOR_MAX_PICTURE_SIDE_PX": "40000"}, "FANLIGHT_PREPROCESSOR_MAX_PICTURE_SIDE_PX"),
+        ({"FANLIGHT_PREPROCESSOR_MAX_IMAGE_SIDE_PX": "40000"}, "FANLIGHT_PREPROCESSOR_MAX_IMAGE_SIDE_PX"),
         ({"FANLIGHT_PREPROCESSOR_GRPC": "0.0.0.0:0"}, "FANLIGHT_CLIENT_TOKEN"),
     ],
 )
