@@ -30,13 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory) -> Path:
-    """AUTHOR/NAME/FILE, filled by those that need something of it."""
+    """Weights as AUTHOR/NAME/FILE, which the fixture `weights` writes."""
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="session")
 def weights(models_dir) -> Callable[[str], None]:
-    """Writes a model's weights, once."""
+    """Writes a network's weights, once."""
     from tests.fakes.annotator_weights import write
 
     written: set[str] = set()
@@ -65,7 +65,7 @@ async def engine(models_dir) -> AsyncIterator[AnnotationEngine]:
 
 @pytest.fixture
 def annotate(engine, weights) -> Iterator[Annotate]:
-    """An annotator by id, with its weights written first where it needs any."""
+    """Runs an annotator by id, after its weights, if it has any, are written."""
 
     async def annotate(
         annotator_id: str, image: bytes, size: tuple[int, int] | None = None, **parameters: object

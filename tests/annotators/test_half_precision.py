@@ -1,4 +1,4 @@
-"""Networks in half precision, as they run on a GPU: there where there is one, and on a CPU told to do the same."""
+"""Networks in half precision: on a GPU if there is one, and on a CPU that is forced to the same precision."""
 
 import io
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tests.fakes.synthetic_images import decoded
 from tests.golden.annotator_maps import PHOTO
 
 SIDE_PX = 128
-# One of those that share a network and a way through it; ONNX Runtime and OpenCV know no half precision.
+# One of those that use a network in the same way; ONNX Runtime and OpenCV are not run in half precision.
 CHOSEN = (
     *("softedge_hed", "softedge_pidinet", "lineart_realistic", "lineart_coarse", "lineart_anime", "teed", "anyline"),
     *("mlsd", "depth_anything_v2", "seg_ofade20k", "seg_ufade20k"),
@@ -69,13 +69,13 @@ async def test_a_map_in_half_precision_is_nearly_that_in_full(annotate, weights,
     half = await engine.run(Annotation(annotator=annotator, parameters=values, image=stream.getvalue()))
     engine.close()
     assert half.device == f"{device.kind}/float16"
-    # Random networks are no smooth ones: what is cut at a threshold, or a label, may be anything.
+    # Random networks are not smooth: values near a threshold, and labels, may differ in any way.
     if not (annotator.is_bilevel or annotator.has_labels or annotator_id in ("anyline", "teed")):
         assert np.abs(decoded(half.data) - full).mean() < 12
 
 
-def test_those_that_are_left_out_run_elsewhere_or_share_a_network():
+def test_those_left_out_do_not_run_on_a_gpu_or_share_a_network():
     networks = {model.name for each in NEURAL if each.id in CHOSEN for model in each.models if model.uses_gpu}
     left_out = {model.name for each in NEURAL for model in each.models if model.uses_gpu} - networks
-    # ZoeDepth takes minutes where torch has no fast halves; OneFormer is one network with two sets of labels.
+    # ZoeDepth takes minutes where torch has no fast float16; OneFormer is one network with two sets of labels.
     assert left_out == {"zoe", "oneformer_coco"}

@@ -1,6 +1,6 @@
-"""Weights of annotators for tests: real ones where a package on the index holds them, random ones else.
+"""Weights of annotators for tests: real ones if a package on the index contains them, otherwise random ones.
 
-Each function writes the files that an annotator expects into its model's folder under `root`.
+Each function writes the files that an annotator expects into its network's folder under `root`.
 """
 
 import importlib.util

@@ -10,7 +10,7 @@ PATIENCE_S = 20.0
 
 @dataclass
 class Gate:
-    """Its annotator gives the image back once the gate is opened; a failing test does not wait for ever."""
+    """Its annotator returns the image once the gate is opened; a failing test does not wait forever."""
 
     opened: threading.Event = field(default_factory=threading.Event)
     started: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))

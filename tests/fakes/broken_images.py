@@ -1,4 +1,4 @@
-"""Encoded images that Pillow would not write: headers that lie, damage, rare pixel formats."""
+"""Encoded images that Pillow would not write: false headers, damage, rare pixel formats."""
 
 import struct
 import zlib
@@ -11,7 +11,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width_px: int, height_px: int, rows: bytes, *, depth: int = 8, color: int = 2) -> bytes:
-    """`rows` as PNG has them before compression: a filter byte and the samples of each row."""
+    """`rows`: a filter byte and the samples of each row, not compressed yet."""
     header = struct.pack(">IIBBBBB", width_px, height_px, depth, color, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return SIGNATURE + b"".join(png_chunk(kind, data) for kind, data in chunks)

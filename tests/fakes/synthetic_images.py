@@ -1,4 +1,4 @@
-"""Images made by numpy alone: the same everywhere, with edges, gradients, noise and flat parts."""
+"""Images made with numpy alone: the same on every machine, with edges, gradients, noise and flat areas."""
 
 import io
 
@@ -31,5 +31,5 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """As whoever feeds a ControlNet reads it: uint8 RGB (H, W, 3)."""
+    """uint8 RGB (H, W, 3), as ControlNets read it."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -1,6 +1,6 @@
-"""Control images of networks with real weights that a person looked at; `python -m` draws them anew (.venv-annotators).
+"""Reviewed control images of networks with real weights; `python -m` draws them again (in .venv-annotators).
 
-Look at them after that, and raise the annotator's `revision` when its map has changed.
+Review them after that, and raise the annotator's `revision` when its map has changed.
 """
 
 import asyncio

@@ -97,7 +97,7 @@ def to_tensor(images: Sequence[Pixels], device: AnnotatorDevice) -> "torch.Tenso
 
 
 def to_array(tensor: "torch.Tensor") -> Any:
-    """A float32 array on the CPU of the tensor's shape (...,) and values."""
+    """A float32 array on the CPU with the tensor's shape (B, ...) and values."""
     return tensor.float().cpu().numpy()
 
 

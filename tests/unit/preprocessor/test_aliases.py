@@ -1,4 +1,4 @@
-"""Other services' names mean annotators there are."""
+"""Other services' names stand for existing annotators."""
 
 import pytest
 
@@ -56,7 +56,7 @@ ADDED = [
     "mediapipe_pose",
     "lsd",
 ]
-# What others call their preprocessors, those that no annotator here is like left out.
+# The names of other services' preprocessors, without those that have no counterpart here.
 A1111 = """
     none invert canny blur_gaussian scribble_xdog shuffle threshold depth_midas depth depth_leres depth_leres++
     depth_zoe depth_anything depth_anything_v2 normal_bae normal_midas normal_map openpose openpose_face
@@ -88,7 +88,7 @@ def test_every_promised_id_is_there(annotator_id):
     assert ALL.get(annotator_id).id == annotator_id
 
 
-def test_there_are_26_of_the_replaced_service():
+def test_the_replaced_service_had_26():
     assert len(REPLACED) == 26
 
 

@@ -43,7 +43,7 @@ def test_a_map_is_written_with_no_more_channels_and_bits_than_it_has(annotator, 
 
 
 @pytest.mark.parametrize("size", [(64, 64), (400, 100), (1, 1), (500, 700)])
-def test_lines_are_drawn_at_the_size_asked_for(size):
+def test_lines_are_drawn_at_the_requested_size(size):
     control = annotate(annotation(encoded(scene()), size=size), limits=LIMITS)
     assert (control.width_px, control.height_px) == size
     pixels = decoded(control.data)
@@ -66,7 +66,7 @@ def test_transparency_is_white_to_the_annotator():
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", encoded(scene())[:-400]])
-def test_what_is_no_whole_image_is_the_requests_fault(data):
+def test_a_damaged_image_is_the_requests_fault(data):
     with pytest.raises(InvalidField) as raised:
         annotate(annotation(data), limits=LIMITS)
     assert raised.value.field == "image"

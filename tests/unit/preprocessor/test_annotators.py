@@ -1,4 +1,4 @@
-"""What every annotator promises, and what those without a reference are."""
+"""What every annotator promises, and the maps of those that have no reference."""
 
 import inspect
 
@@ -10,7 +10,7 @@ from services.preprocessor.annotator import Annotator
 from services.preprocessor.registry import Registry, core
 from tests.fakes.synthetic_images import scene
 
-# `inpaint` alone takes transparency; its own test is below.
+# Only `inpaint` takes transparency; its own test is below.
 ANNOTATORS = [annotator for annotator in core() if not annotator.keeps_alpha]
 SHAPES = [(1, 1), (1, 5000), (5000, 1), (2, 3), (67, 45)]
 every_annotator = pytest.mark.parametrize("annotator", ANNOTATORS, ids=lambda annotator: annotator.id)
@@ -74,13 +74,13 @@ def test_the_number_of_threads_does_not_show_in_the_map(annotator):
 
 
 @every_annotator
-def test_the_parameters_that_are_described_are_those_that_are_taken(annotator):
+def test_the_described_parameters_are_those_of_apply(annotator):
     taken = list(inspect.signature(annotator.apply).parameters)[1:]
     assert [parameter.name for parameter in annotator.parameters] == taken
 
 
 @every_annotator
-def test_an_annotator_says_what_it_is(annotator):
+def test_an_annotator_describes_itself(annotator):
     assert annotator.description
     assert annotator.license == "Apache-2.0"
     assert annotator.controlnets
@@ -93,12 +93,12 @@ def test_the_core_set_is_complete():
     assert [annotator.id for annotator in core()] == expected.split()
 
 
-def test_two_annotators_of_one_id_are_a_mistake():
+def test_two_annotators_with_one_id_are_an_error():
     with pytest.raises(AssertionError):
         Registry([ANNOTATORS[0], ANNOTATORS[0]])
 
 
-def test_grey_canny_looks_at_brightness_alone():
+def test_gray_canny_uses_brightness_alone():
     # Red beside a gray of the same brightness: an edge in color, none in brightness.
     image = np.full((32, 32, 3), 76, np.uint8)
     image[:, 16:] = (255, 0, 0)
@@ -123,13 +123,13 @@ def test_invert_inverts():
     assert np.array_equal(apply("invert", scene()), 255 - scene())
 
 
-def test_threshold_asks_every_channel():
+def test_threshold_checks_every_channel():
     image = np.array([[[128, 128, 128], [127, 255, 255], [255, 255, 127], [255, 255, 255]]], np.uint8)
     assert apply("threshold", image).tolist() == [[255, 0, 0, 255]]
     assert apply("threshold", image, threshold=255).tolist() == [[0, 0, 0, 0]]
 
 
-def test_tile_leaves_an_image_alone_at_rate_1_and_takes_detail_above():
+def test_tile_keeps_an_image_at_rate_1_and_removes_detail_above():
     image = scene()
     assert np.array_equal(apply("tile", image), image)
     coarse = apply("tile", image, down_sampling_rate=8.0)
@@ -137,7 +137,7 @@ def test_tile_leaves_an_image_alone_at_rate_1_and_takes_detail_above():
     assert abs(coarse.mean() - image.mean()) < 2
 
 
-def test_blur_takes_more_detail_the_wider_it_is():
+def test_a_wider_blur_removes_more_detail():
     image = scene()
     assert _detail(apply("blur_gaussian", image, sigma=9.0)) < _detail(apply("blur_gaussian", image, sigma=2.0))
     assert np.array_equal(apply("blur_gaussian", image, sigma=0.01), image)
@@ -169,7 +169,7 @@ def test_scribbles_equal_the_formula_on_all_channels_at_once():
     assert np.array_equal(apply("scribble_xdog", image) == 255, expected)
 
 
-def test_inpaint_keeps_what_is_opaque_and_takes_the_rest():
+def test_inpaint_keeps_opaque_pixels_and_removes_the_others():
     image = np.dstack([scene(4, 2), np.array([[255, 128, 127, 0], [255, 255, 0, 0]], np.uint8)])
     control = apply("inpaint", image)
     assert control[:, :, 3].tolist() == [[255, 255, 0, 0], [255, 255, 0, 0]]

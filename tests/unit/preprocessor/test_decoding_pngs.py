@@ -1,4 +1,4 @@
-"""From a PNG's bytes to pixels: the quick way gives Pillow's very pixels, and leaves to Pillow what is not plain."""
+"""From a PNG's bytes to pixels: the fast path gives exactly Pillow's pixels, and leaves what is not plain to Pillow."""
 
 import subprocess
 import sys
@@ -83,7 +83,7 @@ def test_a_plain_png_has_pillows_pixels_without_pillow(data, monkeypatch):
 
 
 @pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS)
-def test_of_any_other_png_pillow_is_the_judge(data, monkeypatch):
+def test_any_other_png_is_decoded_by_pillow(data, monkeypatch):
     expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
     assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
     monkeypatch.delattr(codec, "decode_rgb")
@@ -127,7 +127,7 @@ def test_a_png_that_is_too_large_is_refused_by_its_header(width, height):
         decode(png(width, height, b"no rows"), keeps_alpha=False, limits=LIMITS)
 
 
-def test_a_png_of_countless_chunks_is_not_walked_to_its_end(monkeypatch):
+def test_a_png_with_too_many_chunks_is_left_to_pillow(monkeypatch):
     monkeypatch.setattr(codec, "PNG_CHUNKS_MAX", 50)
     crowded = png_of()
     for _ in range(60):
@@ -140,7 +140,7 @@ def test_a_png_of_countless_chunks_is_not_walked_to_its_end(monkeypatch):
         decode(crowded, keeps_alpha=False, limits=LIMITS)
 
 
-def test_no_compiler_of_cuda_is_loaded_to_read_pngs(tmp_path):
+def test_cudas_compiler_is_not_loaded_to_read_pngs(tmp_path):
     (tmp_path / "nvidia" / "cuda_nvrtc").mkdir(parents=True)
     (tmp_path / "nvidia" / "cuda_nvrtc" / "__init__.py").touch()
     code = (

@@ -8,7 +8,7 @@ from PIL import Image
 
 from services.preprocessor.codec import encode_png
 
-# The last has more rows than are worked on together.
+# The last one has more rows than are filtered at a time.
 SIZES = [(1, 1), (1, 5000), (5000, 1), (7, 9), (200, 511)]
 
 
@@ -42,5 +42,5 @@ def test_a_part_of_a_larger_map_is_written_alone():
     assert np.array_equal(np.asarray(read(encode_png(control))), control)
 
 
-def test_texts_lie_inside():
+def test_texts_are_stored_in_the_png():
     assert read(encode_png(noise(4, 4), texts={"openpose": '{"people":[]}'})).text == {"openpose": '{"people":[]}'}

@@ -1,4 +1,4 @@
-"""The loop in C against OpenCV, and what happens where there is no compiler."""
+"""The loop in C against OpenCV, and what happens without a compiler."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def images(height: int, width: int):
     noise = random.randint(0, 256, (height, width, 3), dtype=np.uint8)
     yield cv2.GaussianBlur(noise, (0, 0), 0.8).reshape(noise.shape)
     yield noise // 255 * 255
-    # Channels that are equal, and such as differ in their gradient's sign alone: the first of them counts.
+    # Equal channels, and channels that differ only in their gradient's sign: the first one counts.
     yield np.repeat(noise[..., :1], 3, axis=2)
     yield np.dstack([noise[..., 0], 255 - noise[..., 0], noise[..., 0]])
 
@@ -46,7 +46,7 @@ def test_each_pixel_has_the_gradient_of_its_strongest_channel(height, width):
 
 
 @compiled
-def test_an_image_that_is_cut_out_of_another_is_read_as_it_is():
+def test_a_view_of_a_larger_image_is_read_correctly():
     whole = next(images(40, 60))
     part = whole[3:30, 7:50]
     for ours, opencvs in zip(canny.strongest_gradient(part), by_opencv(part.copy()), strict=True):
@@ -55,7 +55,7 @@ def test_an_image_that_is_cut_out_of_another_is_read_as_it_is():
 
 @compiled
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_nothing_is_written_beside_what_it_is_given(height, width):
+def test_nothing_is_written_outside_the_given_buffers(height, width):
     scratch_bytes, guard, mark = 9 * (width + 2), 64, 0x5A
     scratch = np.full(scratch_bytes + 2 * guard, mark, np.uint8)
     across, down = (np.full(height * width * 2 + 2 * guard, mark, np.uint8) for _ in range(2))
@@ -99,7 +99,7 @@ def tree(tmp_path) -> Path:
     return tmp_path
 
 
-def test_an_installation_compiles_what_loads(tree, monkeypatch):
+def test_an_installation_compiles_a_library_that_loads(tree, monkeypatch):
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler here")
     monkeypatch.delenv("CC", raising=False)

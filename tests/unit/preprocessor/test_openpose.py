@@ -1,4 +1,4 @@
-"""What OpenPose's networks find becomes a drawing and JSON. Without a network: the detector is a fake."""
+"""What OpenPose detects becomes a drawing and JSON. The detector is a fake, without a network."""
 
 import json
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from services.preprocessor.poses import to_json
 
 
 def point(x: float, y: float) -> SimpleNamespace:
-    """As hands and faces come, in numpy's numbers."""
+    """With numpy's numbers, as OpenPose gives hands and faces."""
     return SimpleNamespace(x=np.float32(x), y=np.float32(y), score=1.0)
 
 

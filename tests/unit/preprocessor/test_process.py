@@ -1,4 +1,4 @@
-"""The preprocessor's own process: light, ready with one line, gone on SIGTERM."""
+"""The preprocessor as a process: it loads little, prints one line when it is ready, and ends on SIGTERM."""
 
 import os
 import re
@@ -77,7 +77,7 @@ async def test_it_says_when_it_is_ready_annotates_and_ends_on_sigterm(start):
     assert (process.returncode, rest) == (0, "")
 
 
-async def test_weights_that_are_not_to_be_had_are_named_with_their_place(start, tmp_path):
+async def test_unavailable_weights_are_named_with_their_source(start, tmp_path):
     process = start(FANLIGHT_WEIGHTS_DIR=str(tmp_path), FANLIGHT_WEIGHTS_OFFLINE="true")
     address = process.stdout.readline().removeprefix("ready grpc=").strip()
     async with open_channel(address) as channel:
@@ -89,7 +89,7 @@ async def test_weights_that_are_not_to_be_had_are_named_with_their_place(start, 
     assert "face_landmark.tflite from https://" in error.message
 
 
-async def test_it_does_the_tasks_of_the_gateway_that_it_is_told_of(start):
+async def test_it_does_the_tasks_of_its_gateway(start):
     gateway = FakeGateway(ttl_s=30)
     await gateway.start()
     sound, broken = (_leased(name, gateway.keep(data)) for name, data in (("a", encoded(scene())), ("b", b"no image")))
@@ -129,7 +129,7 @@ def test_a_wrong_setting_ends_it_with_one_line_that_names_it(settings, said):
     assert "Traceback" not in process.stderr
 
 
-def test_a_folder_of_models_that_is_not_there_is_told_at_once():
+def test_a_missing_folder_of_models_is_an_error_at_start():
     command = [sys.executable, "-m", "services.preprocessor"]
     done = subprocess.run(
         command,

@@ -35,7 +35,7 @@ def test_an_image_is_stretched_to_a_size_by_default():
     assert decoded(control.data).any(axis=2).all()
 
 
-def test_crop_takes_the_middle_at_the_aspect_asked_for():
+def test_crop_keeps_the_middle_at_the_requested_aspect():
     image = scene(200, 100)
     control = annotated("ip2p", image, (100, 100), resize_mode="crop")
     assert np.array_equal(decoded(control.data), image[:, 50:150])
@@ -47,7 +47,7 @@ def test_pad_borders_the_map_with_black_and_never_the_image():
     assert (control[25:75] == 200).all()
     assert not control[:25].any()
     assert not control[75:].any()
-    # A border that had been there before the annotator came would be an edge to it.
+    # If the image were padded before it is annotated, the padding would be an edge.
     assert not decoded(annotated("canny", image, (100, 100), resize_mode="pad").data).any()
 
 
@@ -59,7 +59,7 @@ def test_a_short_side_keeps_the_aspect(width, height, expected):
     assert (control.width_px, control.height_px) == expected
 
 
-def test_a_short_side_that_makes_too_much_is_refused_by_its_name():
+def test_a_short_side_above_the_limits_is_refused_by_its_name():
     with pytest.raises(TooLarge) as raised:
         annotated("ip2p", scene(1, 100), short_side_px=4_000)
     assert raised.value.field == "parameters.short_side_px"
@@ -69,7 +69,7 @@ def test_the_resolution_it_works_at_does_not_change_the_size_of_the_map():
     fine, coarse = (annotated("canny", scene(200, 130), detect_resolution=side) for side in (0, 64))
     assert (fine.width_px, fine.height_px) == (coarse.width_px, coarse.height_px) == (200, 130)
     assert fine.data != coarse.data
-    # What was made larger has grays; they must survive.
+    # A map that was enlarged has grays; they must be kept.
     assert len(np.unique(decoded(coarse.data))) > 2
 
 
@@ -97,7 +97,7 @@ def test_an_aligned_size_rounds_an_images_own_size_too_and_bounds_it(inner, expe
 
 
 @pytest.mark.parametrize("inner", [(1, 5_000), (5_000, 1), (16_384, 2_000)])
-def test_however_long_an_image_is_the_work_is_bounded(inner):
+def test_the_working_size_is_bounded_for_any_image(inner):
     width, height = working_size(inner, 4_096, aligned=True)
     assert width >= 64
     assert height >= 64

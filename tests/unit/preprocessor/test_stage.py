@@ -1,4 +1,4 @@
-"""The stage as the lease loop sees it."""
+"""The stage as the lease loop uses it."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ async def run(stage: PreprocessStage, asked: preprocessor_pb2.AnnotateRequest) -
     return await stage.run(asked, task_of(asked), lambda progress: None)
 
 
-async def test_a_leased_task_comes_to_one_control_image_without_a_seed(stage):
+async def test_a_leased_task_gives_one_control_image_without_a_seed(stage):
     outcome = await run(stage, request(width_px=64, height_px=32))
     (output,) = outcome.outputs
     assert (output.width_px, output.height_px, output.seed) == (64, 32, None)
@@ -72,7 +72,7 @@ async def test_the_same_task_gives_the_same_bytes(stage):
         (request(width_px=1_024, height_px=1_024), TooLarge, "width_px"),
     ],
 )
-async def test_what_is_not_here_or_too_much_for_this_worker_is_not_the_requests_fault(stage, asked, kind, field):
+async def test_what_this_worker_lacks_or_does_not_allow_is_not_the_requests_fault(stage, asked, kind, field):
     with pytest.raises(FanlightError) as raised:
         await run(stage, asked)
     assert isinstance(raised.value, kind)
@@ -101,7 +101,7 @@ def test_it_announces_its_annotators_and_its_largest_image(stage):
     assert [(limit.name, limit.maximum) for limit in capabilities.limits] == [("pixels", 1_000_000)]
 
 
-def test_what_is_loaded_is_no_part_of_what_it_can_do(stage, monkeypatch):
+def test_loaded_networks_are_not_part_of_the_capabilities(stage, monkeypatch):
     before = stage.capabilities()
     worker = queue_pb2.Worker()
     stage.describe(worker)
