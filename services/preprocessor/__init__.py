@@ -1,1 +1,1 @@
-"""See docs/walk.md."""
+"""The preprocessor: annotators that turn an image into a control image. docs/annotators.md lists them."""

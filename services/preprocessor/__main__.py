@@ -1,4 +1,4 @@
-"""The preprocessor's process: settings in, objects wired, served until SIGTERM."""
+"""The preprocessor's process: reads the settings, wires the objects, serves until SIGTERM."""
 
 import asyncio
 import sys
@@ -6,7 +6,7 @@ import warnings
 
 from services.kernel.without import unless_set
 
-# The threads of numpy's BLAS spin from the first moment, one for each core, and no annotator multiplies large matrices.
+# numpy's BLAS would start one spinning thread per core, and no annotator multiplies large matrices.
 with unless_set(OPENBLAS_NUM_THREADS="1"):
     import cv2
 
@@ -15,12 +15,11 @@ from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.process import leave, run
 from services.preprocessor import registry
+from services.preprocessor.cache import AnnotatorCacheLimits
 from services.preprocessor.config import PreprocessorSettings
 from services.preprocessor.device import find_device
-from services.preprocessor.engine import Engine
-from services.preprocessor.residency import ResidencyLimits
-from services.preprocessor.service import PreprocessorService
-from services.preprocessor.stage import PreprocessStage
+from services.preprocessor.engine import AnnotationEngine
+from services.preprocessor.service import PreprocessorService, PreprocessStage
 from services.preprocessor.weights import FolderWeights, StoreWeights
 from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
@@ -46,21 +45,25 @@ async def serve(
             engine.close()
 
 
-def open_engine(settings: PreprocessorSettings, store: StoreWeights) -> Engine:
-    return Engine(
+def open_engine(settings: PreprocessorSettings, store: StoreWeights) -> AnnotationEngine:
+    return AnnotationEngine(
         threads=settings.slots,
-        limits=settings.picture_limits(),
+        limits=settings.image_limits(),
         weights=FolderWeights(settings.models_dir, store),
         device=find_device(settings.device, threads=settings.model_threads),
-        residency_limits=ResidencyLimits(bytes=settings.resident_bytes, batch=settings.batch_limit),
+        cache_limits=AnnotatorCacheLimits(size_bytes=settings.resident_bytes, batch=settings.batch_limit),
     )
 
 
 async def serve_engine(
-    engine: Engine, settings: PreprocessorSettings, worker: WorkerSettings, common: CommonSettings, stop: asyncio.Event
+    engine: AnnotationEngine,
+    settings: PreprocessorSettings,
+    worker: WorkerSettings,
+    common: CommonSettings,
+    stop: asyncio.Event,
 ) -> None:
     annotators = registry.installed()
-    limits = settings.picture_limits()
+    limits = settings.image_limits()
     admission = Admission(slots=settings.slots, waiting_limit=settings.waiting_limit)
     service = PreprocessorService(
         annotators,
@@ -88,7 +91,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    # What Pillow says about damaged pictures is the client's affair, and the client is told.
+    # Pillow warns about damaged images; the client gets an error about them instead.
     warnings.filterwarnings("ignore", module="PIL")
     logs.configure(level=common.log_level, style=common.log_format, service="preprocessor")
     return run(lambda stop: serve(settings, weights, worker, common, stop), lifeline_fd=common.lifeline_fd)

@@ -10,53 +10,58 @@ from services.kernel.config import Address, SettingsError
 from services.kernel.gpus import check_device
 from services.kernel.pictures import PictureLimits
 
-# OpenCV counts pixels in 16 bits where it moves them around.
+# OpenCV stores pixel coordinates in 16 bits where it remaps images.
 OPENCV_SIDE_MAX_PX = 32_766
 
 
 class PreprocessorSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FANLIGHT_PREPROCESSOR_", extra="ignore", frozen=True)
 
-    grpc: Address = Field("127.0.0.1:50052", description="HOST:PORT where direct calls are answered.")
-    slots: int = Field(2, ge=1, le=256, description="How many pictures are annotated at a time.")
+    grpc: Address = Field("127.0.0.1:50052", description="HOST:PORT of the gRPC service for direct calls.")
+    slots: int = Field(2, ge=1, le=256, description="How many images are annotated at the same time.")
     waiting_limit: int = Field(32, ge=0, description="How many direct calls may wait for a slot.")
-    opencv_threads: int = Field(2, ge=1, le=256, description="How many threads OpenCV spreads one picture over.")
-    max_picture_bytes: int = Field(
-        PictureLimits().size_bytes, ge=1, description="The largest encoded picture that is taken."
+    opencv_threads: int = Field(2, ge=1, le=256, description="How many threads OpenCV uses for one image.")
+    max_image_bytes: int = Field(
+        PictureLimits().size_bytes, ge=1, description="The largest encoded image that is accepted, in bytes."
     )
-    max_picture_pixels: int = Field(
+    max_image_pixels: int = Field(
         PictureLimits().pixels,
         ge=1,
-        description="The most pixels a picture or control image has; some annotators need 30 bytes for each.",
+        description="The most pixels of an image or control image; some annotators need 30 bytes of memory per pixel.",
     )
-    max_picture_side_px: int = Field(
-        PictureLimits().side_px, ge=1, le=OPENCV_SIDE_MAX_PX, description="The longest side in pixels."
+    max_image_side_px: int = Field(
+        PictureLimits().side_px,
+        ge=1,
+        le=OPENCV_SIDE_MAX_PX,
+        description="The longest side of an image or control image, in pixels.",
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where networks run; auto takes the GPU if there is one."
+        "auto", description="Where networks run; auto uses the GPU if there is one."
     )
-    model_threads: int = Field(2, ge=1, le=256, description="How many threads a network spreads over on a CPU.")
+    model_threads: int = Field(2, ge=1, le=256, description="How many CPU threads one network uses.")
     resident_bytes: int = Field(
-        6_000_000_000, ge=0, description="Weights kept in memory; the least recently used go first, never one in use."
+        6_000_000_000,
+        ge=0,
+        description="How many bytes of weights stay in memory; the least recently used are evicted, never one in use.",
     )
     batch_limit: int = Field(
-        4, ge=1, le=64, description="How many pictures of one shape share a network's run on a GPU."
+        4, ge=1, le=64, description="How many images of one shape go through a network on a GPU in one batch."
     )
     annotations_limit: int = Field(
-        32, ge=1, le=256, description="The most annotations of one picture that one call asks for."
+        32, ge=1, le=256, description="The most annotations of one image that one call may request."
     )
     models_dir: Path | None = Field(
-        None, description="A folder AUTHOR/NAME/FILE of annotators' weights that is looked in before the store."
+        None, description="A folder AUTHOR/NAME/FILE with annotators' weights; it is searched before the store."
     )
 
     def check(self) -> None:
-        """SettingsError where a device or a folder that is named is not there."""
+        """SettingsError if the named device or folder does not exist."""
         check_device(self.device, setting="FANLIGHT_PREPROCESSOR_DEVICE")
         if self.models_dir is not None and not self.models_dir.is_dir():
             raise SettingsError(f"FANLIGHT_PREPROCESSOR_MODELS_DIR: {self.models_dir} is not a folder")
 
-    def picture_limits(self) -> PictureLimits:
+    def image_limits(self) -> PictureLimits:
         return PictureLimits(
-            size_bytes=self.max_picture_bytes, pixels=self.max_picture_pixels, side_px=self.max_picture_side_px
+            size_bytes=self.max_image_bytes, pixels=self.max_image_pixels, side_px=self.max_image_side_px
         )

@@ -1,16 +1,16 @@
-"""On what networks run, found out without loading a network library."""
+"""Which device the networks run on, found without importing a network library."""
 
 from dataclasses import dataclass
 from importlib import metadata
 
-from services.kernel import gpus
+from services.kernel.gpus import count
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """`kind` is cpu or cuda; `threads` is how many a CPU's networks spread over."""
+class AnnotatorDevice:
+    """`kind` is cpu or cuda; `threads` is how many CPU threads one network uses."""
 
     kind: str = CPU
     threads: int = 2
@@ -26,18 +26,18 @@ class Device:
 
     @property
     def label(self) -> str:
-        """What a network's output depends on, part of the cache key."""
+        """Kind and precision, which a network's output depends on; part of the control-image cache's key."""
         return f"{self.kind}/{self.dtype}"
 
 
-# What annotators without a network run on, wherever they are.
-PLAIN_LABEL = "cpu/uint8"
+# The label of annotators without a network: they compute in integers on the CPU of any node.
+CORE_LABEL = "cpu/uint8"
 
 
-def find_device(wish: str, *, threads: int) -> Device:
-    """The wished one; `auto` takes the GPU where the driver has one and the installed torch was built for it."""
-    kind = (CUDA if _torch_has_cuda() and gpus.count() > 0 else CPU) if wish == AUTO else wish
-    return Device(kind=kind, threads=threads)
+def find_device(choice: str, *, threads: int) -> AnnotatorDevice:
+    """`choice` itself; `auto` is the GPU if the driver reports one and the installed torch was built for CUDA."""
+    kind = (CUDA if _torch_has_cuda() and count() > 0 else CPU) if choice == AUTO else choice
+    return AnnotatorDevice(kind=kind, threads=threads)
 
 
 def _torch_has_cuda() -> bool:

@@ -8,22 +8,22 @@ from typing import TypeAlias, TypeVar
 from fanlight.errors import Cancelled
 from services.kernel.pictures import PictureLimits
 from services.kernel.threads import to_its_end
-from services.preprocessor.annotation import Annotation, ControlImage, Hand, Source, annotate
+from services.preprocessor.annotation import Annotation, AnnotationResult, Runner, SharedImage, annotate
 from services.preprocessor.annotator import Annotator
-from services.preprocessor.device import PLAIN_LABEL, Device
-from services.preprocessor.residency import Residency, ResidencyLimits
-from services.preprocessor.weights import Tell, Weights, tell_nobody
+from services.preprocessor.cache import AnnotatorCache, AnnotatorCacheLimits
+from services.preprocessor.device import CORE_LABEL, AnnotatorDevice
+from services.preprocessor.weights import OnProgress, Weights, ignore_progress
 
 T = TypeVar("T")
-# Raises once the work is to end.
-GoOn: TypeAlias = Callable[[], None]
+# Raises Cancelled if the call was cancelled.
+CheckCancelled: TypeAlias = Callable[[], None]
 
-# A model is built and weights are read beside the annotations that run.
+# Weights are read and networks built on a thread of their own, beside the annotations that run.
 LOADING_THREADS = 1
 
 
-class Engine:
-    """As many threads as the stage has slots; whoever calls `run` holds a slot."""
+class AnnotationEngine:
+    """Has as many threads as the stage has slots; the caller of `run` holds a slot."""
 
     def __init__(
         self,
@@ -31,71 +31,85 @@ class Engine:
         threads: int,
         limits: PictureLimits,
         weights: Weights | None = None,
-        device: Device | None = None,
-        residency_limits: ResidencyLimits | None = None,
+        device: AnnotatorDevice | None = None,
+        cache_limits: AnnotatorCacheLimits | None = None,
     ) -> None:
         self._limits = limits
-        self.device = device or Device()
+        self.device = device or AnnotatorDevice()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="annotate")
         self._loader = ThreadPoolExecutor(LOADING_THREADS, thread_name_prefix="load")
-        self.residency = (
-            Residency(weights, self.device, self._loader, limits=residency_limits or ResidencyLimits())
+        self.cache = (
+            AnnotatorCache(weights, self.device, self._loader, limits=cache_limits or AnnotatorCacheLimits())
             if weights
             else None
         )
 
-    async def decode(self, asked: Sequence[Annotation]) -> Source:
-        """The one picture of several annotations, decoded for each way in which they look at it."""
-        source = Source(asked[0].image, self._limits)
-        ways = {each.annotator.keeps_alpha for each in asked}
+    async def decode(self, annotations: Sequence[Annotation]) -> SharedImage:
+        """The one image of several annotations, decoded as each of them needs it."""
+        shared_image = SharedImage(annotations[0].image, self._limits)
+        variants = {each.annotator.keeps_alpha for each in annotations}
 
-        def decode(go_on: GoOn) -> None:
-            for keeps_alpha in ways:
-                go_on()
-                source.pixels(keeps_alpha=keeps_alpha)
+        def decode(check_cancelled: CheckCancelled) -> None:
+            for keeps_alpha in variants:
+                check_cancelled()
+                shared_image.pixels(keeps_alpha=keeps_alpha)
 
         await self._in_thread(decode)
-        return source
+        return shared_image
 
-    async def run(self, asked: Annotation, source: Source | None = None, *, tell: Tell = tell_nobody) -> ControlImage:
-        """Cancelling the call ends the work after its present step, and returns only then: the slot is still in use.
+    async def run(
+        self,
+        annotation: Annotation,
+        shared_image: SharedImage | None = None,
+        *,
+        report: OnProgress = ignore_progress,
+    ) -> AnnotationResult:
+        """If the call is cancelled, it ends after the current step and returns only then: the slot is still in use.
 
-        `tell` hears how weights come that are not held yet.
+        `report` receives the progress of weights that must be fetched first.
         """
-        model = asked.annotator.model(asked.parameters)
+        model = annotation.annotator.model(annotation.parameters)
         if model is None:
-            return await self._annotate(asked, source)
-        assert self.residency is not None, "annotators with models are listed only where they can be loaded"
-        async with self.residency.use(model, tell) as hand:
-            return await self._annotate(asked, source, hand)
+            return await self._annotate(annotation, shared_image)
+        assert self.cache is not None, "annotators with models are listed only where they can be loaded"
+        async with self.cache.use(model, report) as runner:
+            return await self._annotate(annotation, shared_image, runner)
 
-    async def _annotate(self, asked: Annotation, source: Source | None, hand: Hand | None = None) -> ControlImage:
+    async def _annotate(
+        self, annotation: Annotation, shared_image: SharedImage | None, runner: Runner | None = None
+    ) -> AnnotationResult:
         return await self._in_thread(
-            lambda go_on: annotate(asked, limits=self._limits, hand=hand, source=source, go_on=go_on)
+            lambda check_cancelled: annotate(
+                annotation,
+                limits=self._limits,
+                runner=runner,
+                shared_image=shared_image,
+                check_cancelled=check_cancelled,
+            )
         )
 
-    async def _in_thread(self, work: Callable[[GoOn], T]) -> T:
+    async def _in_thread(self, work: Callable[[CheckCancelled], T]) -> T:
         cancelled = threading.Event()
 
-        def go_on() -> None:
+        def check_cancelled() -> None:
             if cancelled.is_set():
                 raise Cancelled("the call was cancelled")
 
-        return await to_its_end(self._executor, lambda: work(go_on), on_cancel=cancelled.set)
+        return await to_its_end(self._executor, lambda: work(check_cancelled), on_cancel=cancelled.set)
 
-    def holds(self, annotator: Annotator) -> bool:
-        """Ready to run without loading weights first."""
+    def is_loaded(self, annotator: Annotator) -> bool:
+        """Whether it can run without loading weights first."""
         if not annotator.models:
             return True
-        return self.residency is not None and self.residency.holds(annotator.models[0])
+        return self.cache is not None and annotator.models[0] in self.cache
 
     def device_label(self, annotator: Annotator) -> str:
-        """On what it runs here."""
-        if not annotator.models or self.residency is None:
-            return PLAIN_LABEL
-        return annotator.models[0].device(self.residency.device).label
+        """Kind and precision of the device it runs on here."""
+        if not annotator.models or self.cache is None:
+            return CORE_LABEL
+        return annotator.models[0].device(self.device).label
 
     def close(self) -> None:
-        """Wait for what still runs."""
+        """Wait for the annotations that still run."""
         self._executor.shutdown(cancel_futures=True)
         self._loader.shutdown(cancel_futures=True)

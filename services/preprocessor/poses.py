@@ -1,6 +1,6 @@
-"""People that were found in a picture: drawn as the OpenPose ControlNet knows them, and written as OpenPose's JSON.
+"""People detected in an image: drawn as the OpenPose ControlNet expects them, and written as OpenPose's JSON.
 
-Positions are parts of the picture's width and height. Knows no network.
+Keypoints are fractions of the image's width and height, 0 to 1. Knows no network.
 """
 
 import colorsys
@@ -22,7 +22,7 @@ class Keypoint:
     score: float = 1.0
 
 
-# None where the part was not seen.
+# None for a part that was not detected.
 Keypoints: TypeAlias = tuple[Keypoint | None, ...]
 
 BODY_PARTS, FACE_PARTS, HAND_PARTS = 18, 70, 21
@@ -30,7 +30,7 @@ BODY_PARTS, FACE_PARTS, HAND_PARTS = 18, 70, 21
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """18 points of the body (COCO's and a neck), up to 70 of the face, 21 of each hand; empty where not looked for."""
+    """18 points of the body (COCO's and a neck), up to 70 of the face, 21 of each hand; empty if not requested."""
 
     body: Keypoints = ()
     face: Keypoints = ()
@@ -38,27 +38,30 @@ class Person:
     right_hand: Keypoints = ()
 
 
-# By the parts' numbers, as OpenPose's renderer draws them.
+# Pairs of body parts by number, in the order in which OpenPose's renderer draws them.
 LIMBS = (
     *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10)),
     *((1, 11), (11, 12), (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17)),
 )
 BONES = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, HAND_PARTS))
-# The colour circle in eighteen steps, one for each part of the body.
-COLOURS = tuple(
+# The color circle in eighteen steps, one for each part of the body.
+COLORS = tuple(
     tuple(round(part * 255) for part in colorsys.hsv_to_rgb(step / BODY_PARTS, 1.0, 1.0)) for step in range(BODY_PARTS)
 )
 STICK_PX, JOINT_PX, FACE_PX = 4, 4, 3
 
 
 def draw(people: Sequence[Person], width_px: int, height_px: int) -> MatLike:
-    """(H, W, 3) RGB on black; what a person has no points of is not drawn."""
+    """(H, W, 3) uint8 RGB on black, 0 to 255; parts without points are not drawn.
+
+    As controlnet_aux's open_pose.util draws bodies, hands and faces, without its matplotlib.
+    """
     canvas = np.zeros((height_px, width_px, 3), np.uint8)
     for person in people:
         _draw_body(canvas, person.body)
         _draw_hand(canvas, person.left_hand)
         _draw_hand(canvas, person.right_hand)
-        for x, y in _seen(canvas, person.face):
+        for x, y in _to_pixels(canvas, person.face):
             cv2.circle(canvas, (x, y), FACE_PX, (255, 255, 255), thickness=-1)
     return canvas
 
@@ -67,7 +70,7 @@ def _draw_body(canvas: MatLike, body: Keypoints) -> None:
     height, width = canvas.shape[:2]
     if not body:
         return
-    for (start, end), colour in zip(LIMBS, COLOURS, strict=False):
+    for (start, end), color in zip(LIMBS, COLORS, strict=False):
         first, second = body[start], body[end]
         if first is None or second is None:
             continue
@@ -76,26 +79,26 @@ def _draw_body(canvas: MatLike, body: Keypoints) -> None:
         axes = (int(math.hypot(x1 - x2, y1 - y2) / 2), STICK_PX)
         angle = int(math.degrees(math.atan2(y1 - y2, x1 - x2)))
         limb = np.array(cv2.ellipse2Poly(middle, axes, angle, 0, 360, 1))
-        cv2.fillConvexPoly(canvas, limb, [int(part * 0.6) for part in colour])
-    for point, colour in zip(body, COLOURS, strict=True):
+        cv2.fillConvexPoly(canvas, limb, [int(part * 0.6) for part in color])
+    for point, color in zip(body, COLORS, strict=True):
         if point is not None:
-            cv2.circle(canvas, (int(point.x * width), int(point.y * height)), JOINT_PX, colour, thickness=-1)
+            cv2.circle(canvas, (int(point.x * width), int(point.y * height)), JOINT_PX, color, thickness=-1)
 
 
 def _draw_hand(canvas: MatLike, hand: Keypoints) -> None:
     if not hand:
         return
     for number, (start, end) in enumerate(BONES):
-        ends = _seen(canvas, (hand[start], hand[end]))
+        ends = _to_pixels(canvas, (hand[start], hand[end]))
         if len(ends) == 2:
             red, green, blue = colorsys.hsv_to_rgb(number / len(BONES), 1.0, 1.0)
             cv2.line(canvas, ends[0], ends[1], (red * 255, green * 255, blue * 255), thickness=2)
-    for x, y in _seen(canvas, hand):
+    for x, y in _to_pixels(canvas, hand):
         cv2.circle(canvas, (x, y), JOINT_PX, (0, 0, 255), thickness=-1)
 
 
-def _seen(canvas: MatLike, points: Keypoints) -> list[tuple[int, int]]:
-    """In pixels; points on the very edge stand for none, as in OpenPose."""
+def _to_pixels(canvas: MatLike, points: Keypoints) -> list[tuple[int, int]]:
+    """In pixels; points on the left or upper edge count as not detected, as in OpenPose."""
     height, width = canvas.shape[:2]
     placed = [(int(point.x * width), int(point.y * height)) for point in points if point is not None]
     return [(x, y) for x, y in placed if x > 0 and y > 0]
@@ -104,23 +107,23 @@ def _seen(canvas: MatLike, points: Keypoints) -> list[tuple[int, int]]:
 def to_json(
     people: Sequence[Person], *, canvas: tuple[int, int], inner: tuple[int, int], offset: tuple[int, int]
 ) -> str:
-    """OpenPose's JSON in pixels of the control image: x, y, confidence for each part, zeros for one not seen."""
+    """OpenPose's JSON in pixels of the control image: x, y, confidence of each part; zeros if it was not detected."""
 
-    def flat(points: Keypoints) -> list[float]:
-        rows = [(0.0, 0.0, 0.0) if each is None else _placed(each, inner, offset) for each in points]
+    def flatten(points: Keypoints) -> list[float]:
+        rows = [(0.0, 0.0, 0.0) if each is None else _in_canvas(each, inner, offset) for each in points]
         return [round(number, 3) for row in rows for number in row]
 
     rows: list[dict[str, Any]] = [
         {
-            "pose_keypoints_2d": flat(person.body),
-            "face_keypoints_2d": flat(person.face),
-            "hand_left_keypoints_2d": flat(person.left_hand),
-            "hand_right_keypoints_2d": flat(person.right_hand),
+            "pose_keypoints_2d": flatten(person.body),
+            "face_keypoints_2d": flatten(person.face),
+            "hand_left_keypoints_2d": flatten(person.left_hand),
+            "hand_right_keypoints_2d": flatten(person.right_hand),
         }
         for person in people
     ]
     return json.dumps({"people": rows, "canvas_width": canvas[0], "canvas_height": canvas[1]}, separators=(",", ":"))
 
 
-def _placed(point: Keypoint, inner: tuple[int, int], offset: tuple[int, int]) -> tuple[float, float, float]:
+def _in_canvas(point: Keypoint, inner: tuple[int, int], offset: tuple[int, int]) -> tuple[float, float, float]:
     return point.x * inner[0] + offset[0], point.y * inner[1] + offset[1], point.score

@@ -1,6 +1,6 @@
 """Annotators by id and by other services' names. `core` lists those that need no network library.
 
-Which of the others there are depends on what is installed; nothing is imported to find out.
+Which others there are depends on the installed packages; nothing is imported to find that out.
 """
 
 import importlib.util
@@ -9,30 +9,25 @@ from collections.abc import Iterable, Iterator
 from fanlight.contract.names import ANNOTATOR_ALIASES, find_name
 from fanlight.errors import NotFound
 from services.preprocessor.annotator import Annotator
+from services.preprocessor.annotators import filters, lines
 from services.preprocessor.annotators.bodies import MEDIAPIPE_POSE
 from services.preprocessor.annotators.canny import CANNY
-from services.preprocessor.annotators.detail import BLUR_GAUSSIAN, TILE
 from services.preprocessor.annotators.faces import MEDIAPIPE_FACE
-from services.preprocessor.annotators.lineart import LINEART_STANDARD
-from services.preprocessor.annotators.lines import LSD
-from services.preprocessor.annotators.passing import INPAINT, IP2P
-from services.preprocessor.annotators.scribble import SCRIBBLE_XDOG
-from services.preprocessor.annotators.shuffle import SHUFFLE
-from services.preprocessor.annotators.tones import INVERT, THRESHOLD
-from services.preprocessor.neural import background, depth, dwpose, hed, leres, lines, openpose, sam, segmentation
+from services.preprocessor.neural import depth, hed, pose_estimation, sam, segmentation
+from services.preprocessor.neural import lines as neural_lines
 
-PLAIN = (
-    *(CANNY, SHUFFLE, LINEART_STANDARD, SCRIBBLE_XDOG, LSD),
-    *(INVERT, THRESHOLD, TILE, BLUR_GAUSSIAN, IP2P, INPAINT),
+CORE = (
+    *(CANNY, filters.SHUFFLE, lines.LINEART_STANDARD, lines.SCRIBBLE_XDOG, lines.LSD),
+    *(filters.INVERT, filters.THRESHOLD, filters.TILE, filters.BLUR_GAUSSIAN, filters.IP2P, filters.INPAINT),
 )
 NEURAL = (
-    *(MEDIAPIPE_FACE, MEDIAPIPE_POSE, *hed.ANNOTATORS, *lines.ANNOTATORS, *depth.ANNOTATORS, *leres.ANNOTATORS),
-    *(*openpose.ANNOTATORS, *dwpose.ANNOTATORS, *segmentation.ANNOTATORS, *sam.ANNOTATORS, *background.ANNOTATORS),
+    *(MEDIAPIPE_FACE, MEDIAPIPE_POSE, *hed.ANNOTATORS, *neural_lines.ANNOTATORS, *depth.ANNOTATORS),
+    *(*pose_estimation.ANNOTATORS, *segmentation.ANNOTATORS, *sam.ANNOTATORS, segmentation.REMOVE_BACKGROUND),
 )
 
 
 class Registry:
-    """In the order given; two annotators of one id are a mistake in the program."""
+    """In the order given; two annotators with one id are a programming error."""
 
     def __init__(self, annotators: Iterable[Annotator], missing: Iterable[Annotator] = ()) -> None:
         listed = tuple(annotators)
@@ -45,37 +40,38 @@ class Registry:
         return iter(self._by_id.values())
 
     def get(self, name: str) -> Annotator:
-        """The annotator of this id or alias. NotFound where there is none, or where its packages are not installed."""
+        """The annotator of this id or alias. NotFound if there is no such annotator, or its packages are missing."""
         annotator_id = find_name(self._names, name)
         if annotator_id in self._by_id:
             return self._by_id[annotator_id]
         if annotator_id in self._missing:
-            packages = ", ".join(absent(self._missing[annotator_id]))
+            packages = ", ".join(missing_packages(self._missing[annotator_id]))
             raise NotFound(
-                f"{annotator_id} needs what this worker has not installed: {packages}; "
-                "install 'fanlight[annotators]', or ask a worker that has it",
+                f"{annotator_id} needs packages that this worker has not installed: {packages}; "
+                "install 'fanlight[annotators]', or ask a worker that has them",
                 field="annotator",
             )
-        raise NotFound(f"is not known; the annotators are {', '.join(self._by_id)}", field="annotator")
+        raise NotFound(f"is unknown; the annotators are {', '.join(self._by_id)}", field="annotator")
 
 
 def aliases_of(annotator_id: str) -> list[str]:
     return sorted(alias for alias, meant in ANNOTATOR_ALIASES.items() if meant == annotator_id)
 
 
-def absent(annotator: Annotator) -> list[str]:
+def missing_packages(annotator: Annotator) -> list[str]:
     """The packages that it needs and that are not installed."""
     return [package for package in annotator.needs if importlib.util.find_spec(package) is None]
 
 
 def core() -> Registry:
-    """Without a network, so without weights."""
-    return Registry(PLAIN)
+    """Those without a network, and so without weights."""
+    return Registry(CORE)
 
 
 def installed() -> Registry:
     """All that the installed packages allow."""
-    annotators = (*PLAIN, *NEURAL)
+    annotators = (*CORE, *NEURAL)
     return Registry(
-        (each for each in annotators if not absent(each)), missing=(each for each in annotators if absent(each))
+        (each for each in annotators if not missing_packages(each)),
+        missing=(each for each in annotators if missing_packages(each)),
     )

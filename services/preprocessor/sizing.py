@@ -1,4 +1,7 @@
-"""How large a control image is, how a picture is made to fit, and at what size an annotator works. Pure arithmetic."""
+"""How large a control image is, how an image is made to fit, and at what size an annotator works. Pure arithmetic.
+
+Images here are uint8 arrays (H, W), (H, W, 3) or (H, W, 4); sizes are (width, height).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,52 +17,56 @@ from services.kernel.pictures import PictureLimits
 
 # Width and height in pixels.
 Size: TypeAlias = tuple[int, int]
+# Left, top, width and height in pixels.
+Box: TypeAlias = tuple[int, int, int, int]
 
 STRETCH, CROP, PAD = "stretch", "crop", "pad"
-# Networks want sides that they can halve six times; controlnet_aux rounds to the same step.
-STEP_PX = 64
-# However large, or long and thin, a picture is, an annotator works on no more than this.
+# Networks halve each side up to six times; controlnet_aux rounds to the same multiple.
+ALIGN_PX = 64
+# However large, or long and thin, an image is, an annotator works on no more than this.
 WORKING_PIXELS_MAX, WORKING_SIDE_MAX_PX = 4_194_304, 8_192
 SIDE_MAX_PX = 32_766
 
-SIZING = (
+SIZE_PARAMETERS = (
     Parameter(
         name="resize_mode",
         default=STRETCH,
         choices=(STRETCH, CROP, PAD),
-        description="How a picture of another aspect fits a given width and height: stretched, cut, or bordered black",
+        description="How an image of another aspect ratio fits a given width and height: stretched, cropped to its "
+        "middle, or padded with black",
     ),
     Parameter(
         name="short_side_px",
         default=0,
         minimum=0,
         maximum=SIDE_MAX_PX,
-        description="Without a width and height: the control image's short side in pixels; 0 keeps the picture's size",
+        description="Without a width and height: the control image's short side in pixels; 0 keeps the image's size",
     ),
 )
 
 
-def working_resolution(default: int, *, in_steps: bool) -> Parameter:
-    own = "the control image's own size" + (", rounded too" if in_steps else "")
+def detect_resolution_parameter(default: int, *, aligned: bool) -> Parameter:
+    own = "the control image's own size" + (", rounded too" if aligned else "")
     return Parameter(
         name="detect_resolution",
         default=default,
         minimum=0,
         maximum=4096,
-        description=f"The short side at which it works, in pixels, rounded to {STEP_PX}; 0 is {own}",
+        description=f"The short side at which it works, in pixels, rounded to {ALIGN_PX}; 0 is {own}",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """`crop` is what of the picture is used: left, top, width, height. The map fills `inner`, centred in `outer`."""
+class CropFrame:
+    """`crop` is the part of the image that is used. The map fills `inner`, which is centered in `outer`."""
 
-    crop: tuple[int, int, int, int]
+    crop: Box
     inner: Size
     outer: Size
 
     @property
     def offset(self) -> Size:
+        """Left and top of `inner` in `outer`."""
         return (self.outer[0] - self.inner[0]) // 2, (self.outer[1] - self.inner[1]) // 2
 
 
@@ -67,83 +74,90 @@ def check_size(size: Size, limits: PictureLimits, *, fields: tuple[str, str]) ->
     """TooLarge above this worker's limits."""
     for name, side_px in zip(fields, size, strict=True):
         if side_px > limits.side_px:
-            raise TooLarge(f"makes {side_px}; at most {limits.side_px} pixels a side are made", field=name)
+            raise TooLarge(f"gives a side of {side_px} pixels; at most {limits.side_px} are allowed", field=name)
     if size[0] * size[1] > limits.pixels:
         raise TooLarge(
-            f"makes {size[0]} x {size[1]}, more than the {limits.pixels} pixels that are made", field=fields[0]
+            f"gives {size[0]} x {size[1]} pixels; at most {limits.pixels} in all are allowed", field=fields[0]
         )
 
 
-def frame_of(picture: Size, wanted: Size | None, parameters: Mapping[str, Value], limits: PictureLimits) -> Frame:
-    """TooLarge about `parameters.short_side_px` where that makes too much."""
-    whole = (0, 0, *picture)
-    if wanted is None:
-        size = _by_short_side(picture, int(parameters.get("short_side_px", 0)), limits)
-        return Frame(crop=whole, inner=size, outer=size)
+def crop_frame(
+    image: Size, requested: Size | None, parameters: Mapping[str, Value], limits: PictureLimits
+) -> CropFrame:
+    """TooLarge about `parameters.short_side_px` if that gives a control image above the limits."""
+    whole = (0, 0, *image)
+    if requested is None:
+        size = _by_short_side(image, int(parameters.get("short_side_px", 0)), limits)
+        return CropFrame(crop=whole, inner=size, outer=size)
     mode = parameters.get("resize_mode", STRETCH)
     if mode == CROP:
-        return Frame(crop=_cut(picture, wanted), inner=wanted, outer=wanted)
+        return CropFrame(crop=_center_crop(image, requested), inner=requested, outer=requested)
     if mode == PAD:
-        return Frame(crop=whole, inner=_within(picture, wanted), outer=wanted)
-    return Frame(crop=whole, inner=wanted, outer=wanted)
+        return CropFrame(crop=whole, inner=_fit_inside(image, requested), outer=requested)
+    return CropFrame(crop=whole, inner=requested, outer=requested)
 
 
-def _by_short_side(picture: Size, short_px: int, limits: PictureLimits) -> Size:
+def _by_short_side(image: Size, short_px: int, limits: PictureLimits) -> Size:
     if not short_px:
-        return picture
-    scale = short_px / min(picture)
-    size = (max(1, round(picture[0] * scale)), max(1, round(picture[1] * scale)))
+        return image
+    scale = short_px / min(image)
+    size = (max(1, round(image[0] * scale)), max(1, round(image[1] * scale)))
     check_size(size, limits, fields=("parameters.short_side_px",) * 2)
     return size
 
 
-def _cut(picture: Size, wanted: Size) -> tuple[int, int, int, int]:
-    """The largest middle part of the picture that has the aspect."""
-    scale = min(picture[0] / wanted[0], picture[1] / wanted[1])
-    width = min(picture[0], max(1, round(wanted[0] * scale)))
-    height = min(picture[1], max(1, round(wanted[1] * scale)))
-    return (picture[0] - width) // 2, (picture[1] - height) // 2, width, height
+def _center_crop(image: Size, requested: Size) -> Box:
+    """The largest part around the image's center that has the requested aspect ratio."""
+    scale = min(image[0] / requested[0], image[1] / requested[1])
+    width = min(image[0], max(1, round(requested[0] * scale)))
+    height = min(image[1], max(1, round(requested[1] * scale)))
+    return (image[0] - width) // 2, (image[1] - height) // 2, width, height
 
 
-def _within(picture: Size, wanted: Size) -> Size:
-    """The largest size of the picture's aspect inside the wanted one."""
-    scale = min(wanted[0] / picture[0], wanted[1] / picture[1])
-    return max(1, round(picture[0] * scale)), max(1, round(picture[1] * scale))
+def _fit_inside(image: Size, requested: Size) -> Size:
+    """The largest size of the image's aspect ratio inside the requested one."""
+    scale = min(requested[0] / image[0], requested[1] / image[1])
+    return max(1, round(image[0] * scale)), max(1, round(image[1] * scale))
 
 
-def working_size(inner: Size, short_px: int, *, in_steps: bool) -> Size:
-    """Where an annotator works for a map of this size: the short side as asked for, both rounded to 64 pixels.
+def working_size(inner: Size, short_px: int, *, aligned: bool) -> Size:
+    """The size at which an annotator works for a map of size `inner`: with `short_px` as short side, each side rounded
+    to a multiple of 64.
 
-    With 0 it is the map's own size; `in_steps` that is rounded, and bounded, too.
+    With `short_px` 0 it is `inner` itself, which `aligned` rounds and bounds too.
     """
-    if not short_px and not in_steps:
+    if not short_px and not aligned:
         return inner
-    wanted = short_px / min(inner) if short_px else 1.0
-    scale = min(wanted, (WORKING_PIXELS_MAX / (inner[0] * inner[1])) ** 0.5, WORKING_SIDE_MAX_PX / max(inner))
-    return _rounded(inner[0] * scale), _rounded(inner[1] * scale)
+    requested = short_px / min(inner) if short_px else 1.0
+    scale = min(requested, (WORKING_PIXELS_MAX / (inner[0] * inner[1])) ** 0.5, WORKING_SIDE_MAX_PX / max(inner))
+    return _align(inner[0] * scale), _align(inner[1] * scale)
 
 
-def _rounded(side: float) -> int:
-    """To the step, at least one: a picture of 1 x 5000 is worked on as 64 x 8192."""
-    return max(STEP_PX, int(np.round(side / STEP_PX)) * STEP_PX)
+def _align(side: float) -> int:
+    """To the nearest multiple of 64, at least 64: an image of 1 x 5000 is processed as 64 x 8192."""
+    return max(ALIGN_PX, int(np.round(side / ALIGN_PX)) * ALIGN_PX)
 
 
-def cut(picture: MatLike, crop: tuple[int, int, int, int]) -> MatLike:
-    left, top, width, height = crop
-    return picture[top : top + height, left : left + width]
+def crop(image: MatLike, box: Box) -> MatLike:
+    """The part (h, w, ...) of an image (H, W, ...); a view, not a copy."""
+    left, top, width, height = box
+    return image[top : top + height, left : left + width]
 
 
-def resized(picture: MatLike, size: Size) -> MatLike:
-    """A picture at another size; filters as in controlnet_aux's resize_image."""
-    height_px, width_px = picture.shape[:2]
+def resize(image: MatLike, size: Size) -> MatLike:
+    """An image (H, W, ...) at another size; the filters are those of controlnet_aux's resize_image."""
+    height_px, width_px = image.shape[:2]
     if size == (width_px, height_px):
-        return picture
+        return image
     grows = size[0] * size[1] > width_px * height_px
-    return cv2.resize(picture, size, interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA)
+    return cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA)
 
 
-def fitted(control: MatLike, frame: Frame, *, has_labels: bool) -> MatLike:
-    """A map made to fill its frame."""
+def fit_to_frame(control: MatLike, frame: CropFrame, *, has_labels: bool) -> MatLike:
+    """A map (H, W, ...) uint8, resized to `frame.inner` and padded with 0 to `frame.outer`.
+
+    With `has_labels` no new values appear: the map's colors are labels, which must not be mixed.
+    """
     height_px, width_px = control.shape[:2]
     if frame.inner != (width_px, height_px):
         shrinks = frame.inner[0] * frame.inner[1] < width_px * height_px
@@ -151,7 +165,7 @@ def fitted(control: MatLike, frame: Frame, *, has_labels: bool) -> MatLike:
         control = cv2.resize(control, frame.inner, interpolation=cv2.INTER_NEAREST if has_labels else smooth)
     if frame.inner == frame.outer:
         return control
-    bordered = np.zeros((frame.outer[1], frame.outer[0], *control.shape[2:]), np.uint8)
+    padded = np.zeros((frame.outer[1], frame.outer[0], *control.shape[2:]), np.uint8)
     left, top = frame.offset
-    bordered[top : top + frame.inner[1], left : left + frame.inner[0]] = control
-    return bordered
+    padded[top : top + frame.inner[1], left : left + frame.inner[0]] = control
+    return padded

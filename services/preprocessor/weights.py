@@ -1,4 +1,7 @@
-"""What of weights an annotator needs to say and to ask for. Knows no network library and no store's inside."""
+"""Which weights an annotator needs, and where they come from: a folder on disk, or the weights' store.
+
+Knows no network library and nothing of how the store works.
+"""
 
 import asyncio
 import contextlib
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
-from services.preprocessor.device import CPU, Device
+from services.preprocessor.device import CPU, AnnotatorDevice
 from services.weights.settings import WeightsSettings
 
 if TYPE_CHECKING:
@@ -19,19 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A network with its weights. Annotators that name the same one share it."""
+class AnnotatorWeights:
+    """A network and its weights. Annotators that name the same one share it in memory."""
 
     name: str
     # An entry of the weights' catalog.
     entry: str
-    # From the folder of its files to what `Annotator.apply` takes as its model.
-    build: Callable[[Path, Device], Any]
-    # Runs on the GPU where there is one; else on the CPU everywhere.
+    # Builds what `Annotator.apply` receives as its model, from the folder with the files.
+    build: Callable[[Path, AnnotatorDevice], Any]
+    # Whether it runs on a GPU where there is one; otherwise it runs on the CPU everywhere.
     uses_gpu: bool = True
 
-    def device(self, found: Device) -> Device:
-        """On what it runs on a node with the device found."""
+    def device(self, found: AnnotatorDevice) -> AnnotatorDevice:
+        """The device it runs on, on a node with the device `found`."""
         return found if self.uses_gpu else replace(found, kind=CPU)
 
     @property
@@ -50,49 +53,61 @@ class Model:
     def files(self) -> tuple[str, ...]:
         return tuple(file.path for file in self.manifest.files)
 
+    def describe_files(self) -> str:
+        """Each file and its source, for error messages."""
+        sources = [file.sources[0] if file.sources else self.manifest.view for file in self.manifest.files]
+        return ", ".join(f"{name} from {source}" for name, source in zip(self.files, sources, strict=True))
+
+    def missing_files(self, folder: Path) -> list[str]:
+        return [name for name in self.files if not (folder / name).is_file()]
+
 
 @cache
 def _manifest(entry: str) -> "Manifest":
-    # Read when weights are asked for; a process that needs none is ready sooner.
+    # Imported on first use: a process that needs no weights starts sooner.
     from services.weights.catalog import shipped
 
     return shipped().require(entry)
 
 
-# Told how a download stands.
-Tell = Callable[["Progress"], None]
+# Called with the progress of a download.
+OnProgress = Callable[["Progress"], None]
 
 
-def tell_nobody(progress: "Progress") -> None:
-    """For those who do not wait to see it."""
+def ignore_progress(progress: "Progress") -> None:
+    """For callers that do not show a download's progress."""
 
 
 class Weights(Protocol):
-    def folder(self, model: Model, tell: Tell = ...) -> contextlib.AbstractAsyncContextManager[Path]:
-        """The folder with the model's files, there for as long as this is open. FanlightError says what is missing."""
+    def folder(
+        self, weights: AnnotatorWeights, report: OnProgress = ...
+    ) -> contextlib.AbstractAsyncContextManager[Path]:
+        """The folder with the files, which stays while this is open. FanlightError names what is missing."""
         ...
 
 
 class FolderWeights:
-    """Files that somebody laid down as AUTHOR/NAME/FILE, such as in a container's image; else whatever `beyond` has."""
+    """Files that lie in a folder as AUTHOR/NAME/FILE, such as in a container image; `fallback` has the others."""
 
-    def __init__(self, root: Path | None, beyond: Weights) -> None:
+    def __init__(self, root: Path | None, fallback: Weights) -> None:
         self._root = root
-        self._beyond = beyond
+        self._fallback = fallback
 
     @contextlib.asynccontextmanager
-    async def folder(self, model: Model, tell: Tell = tell_nobody) -> AsyncIterator[Path]:
-        if self._root is not None and not _missing(self._root / model.manifest.view, model):
-            yield self._root / model.manifest.view
-            return
-        async with self._beyond.folder(model, tell) as path:
+    async def folder(self, weights: AnnotatorWeights, report: OnProgress = ignore_progress) -> AsyncIterator[Path]:
+        if self._root is not None:
+            folder = self._root / weights.manifest.view
+            if not weights.missing_files(folder):
+                yield folder
+                return
+        async with self._fallback.folder(weights, report) as path:
             yield path
 
 
 class StoreWeights:
-    """From the weights' store, fetched by its plan where they are not held. Use as an async context manager.
+    """From the weights' store, which fetches what it does not have yet. Use as an async context manager.
 
-    What fetches is imported when something is asked for: a process that needs no weights is ready sooner.
+    The code that fetches is imported on first use: a process that needs no weights starts sooner.
     """
 
     def __init__(self, settings: WeightsSettings) -> None:
@@ -116,31 +131,18 @@ class StoreWeights:
             return self._provision
 
     @contextlib.asynccontextmanager
-    async def folder(self, model: Model, tell: Tell = tell_nobody) -> AsyncIterator[Path]:
+    async def folder(self, weights: AnnotatorWeights, report: OnProgress = ignore_progress) -> AsyncIterator[Path]:
         try:
-            async with (await self._opened()).obtain(model.entry, report=tell) as folder:
-                yield _whole(folder, model)
+            async with (await self._opened()).obtain(weights.entry, report=report) as folder:
+                if missing := weights.missing_files(folder):
+                    where = weights.manifest.view
+                    raise FailedPrecondition(f"{', '.join(missing)} not found in {where}", field="annotator")
+                yield folder
         except FanlightError as error:
-            # The request names an annotator and no weights: what is wrong with them is never its fault.
+            # The request names an annotator and no weights, so a problem with the weights is never the request's fault.
             kind = NodeFault if error.is_request_fault else type(error)
             raise kind(
-                f"{model.name} needs {told(model)}: {error.message}",
+                f"{weights.name} needs {weights.describe_files()}: {error.message}",
                 field="annotator",
                 retry_after_s=error.retry_after_s,
             ) from error
-
-
-def told(model: Model) -> str:
-    """Its files and where they come from, for people."""
-    sources = [file.sources[0] if file.sources else model.manifest.view for file in model.manifest.files]
-    return ", ".join(f"{name} from {source}" for name, source in zip(model.files, sources, strict=True))
-
-
-def _missing(folder: Path, model: Model) -> list[str]:
-    return [name for name in model.files if not (folder / name).is_file()]
-
-
-def _whole(folder: Path, model: Model) -> Path:
-    if missing := _missing(folder, model):
-        raise FailedPrecondition(f"{', '.join(missing)} not found in {model.manifest.view}", field="annotator")
-    return folder

@@ -1,4 +1,4 @@
-"""Protobuf to domain and back. The only file here that knows both; the contract decides what is right."""
+"""Protobuf to domain and back. The only file here that knows both; fanlight.contract decides what is valid."""
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.annotation import check
@@ -7,29 +7,29 @@ from fanlight.contract.parameters import description, fill, plain
 from fanlight.errors import FanlightError, InvalidField, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.kernel.pictures import PictureLimits
-from services.preprocessor.annotation import Annotation, ControlImage
+from services.preprocessor.annotation import Annotation, AnnotationResult
 from services.preprocessor.annotator import Annotator
-from services.preprocessor.encoding import MEDIA_TYPE
-from services.preprocessor.engine import Engine
+from services.preprocessor.codec import PNG_MEDIA_TYPE
+from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import Registry, aliases_of
 from services.preprocessor.sizing import Size, check_size
 
 
 def parse_request(request: preprocessor_pb2.AnnotateRequest, registry: Registry, limits: PictureLimits) -> Annotation:
-    """InvalidField as the contract says; NotFound and TooLarge for what this worker does not have or do."""
+    """InvalidField as the contract says; NotFound and TooLarge for what this worker does not have or allow."""
     check(request)
-    return _annotation(request, _picture(request.image), registry, limits)
+    return _annotation(request, _image(request.image), registry, limits)
 
 
 def _annotation(
-    request: preprocessor_pb2.AnnotateRequest, picture: bytes, registry: Registry, limits: PictureLimits
+    request: preprocessor_pb2.AnnotateRequest, image: bytes, registry: Registry, limits: PictureLimits
 ) -> Annotation:
     annotator = registry.get(request.annotator)
     return Annotation(
         annotator=annotator,
         parameters=fill(annotator.all_parameters, plain(request.parameters)),
         size=_size(request, limits),
-        image=picture,
+        image=image,
     )
 
 
@@ -41,54 +41,60 @@ def _size(request: preprocessor_pb2.AnnotateRequest, limits: PictureLimits) -> S
     return size
 
 
-def _picture(picture: common_pb2.ImageSource) -> bytes:
-    if picture.HasField("blob"):
-        raise InvalidField("is not taken here; send the image's bytes, or ask the gateway", field="image.blob")
-    return data_of(picture, "image")
+def _image(source: common_pb2.ImageSource) -> bytes:
+    if source.HasField("blob"):
+        raise InvalidField(
+            "is not accepted in direct calls; send the image's bytes, or ask the gateway", field="image.blob"
+        )
+    return data_of(source, "image")
 
 
 def parse_many(
     request: preprocessor_pb2.AnnotateManyRequest, registry: Registry, limits: PictureLimits, *, at_most: int
 ) -> list[Annotation]:
-    """As `parse_request` for each; TooLarge for more than `at_most`."""
+    """As `parse_request` for each annotation; TooLarge for more than `at_most`."""
     if not request.annotations:
         raise InvalidField("is empty; name at least one annotator", field="annotations")
     if len(request.annotations) > at_most:
-        raise TooLarge(f"has {len(request.annotations)}; at most {at_most} are taken in one call", field="annotations")
-    picture = _picture(request.image)
-    # One for all, as it has a copy of the picture.
+        raise TooLarge(
+            f"has {len(request.annotations)}; at most {at_most} are allowed in one call", field="annotations"
+        )
+    image = _image(request.image)
+    # One message for all, because it contains a copy of the image.
     single = preprocessor_pb2.AnnotateRequest(image=request.image)
     annotations = []
-    for index, wanted in enumerate(request.annotations):
-        single.annotator = wanted.annotator
-        single.parameters.CopyFrom(wanted.parameters)
-        single.width_px, single.height_px = wanted.width_px, wanted.height_px
+    for index, requested in enumerate(request.annotations):
+        single.annotator = requested.annotator
+        single.parameters.CopyFrom(requested.parameters)
+        single.width_px, single.height_px = requested.width_px, requested.height_px
         try:
             check(single)
-            annotations.append(_annotation(single, picture, registry, limits))
+            annotations.append(_annotation(single, image, registry, limits))
         except FanlightError as error:
             raise error.within(f"annotations[{index}]") from error
     return annotations
 
 
-def answer(control: ControlImage, waited_s: float) -> preprocessor_pb2.AnnotateResponse:
-    spans = [("waiting", waited_s), *control.spans]
+def response_of(result: AnnotationResult, waited_s: float) -> preprocessor_pb2.AnnotateResponse:
+    spans = [("waiting", waited_s), *result.spans]
     return preprocessor_pb2.AnnotateResponse(
-        image=control.data,
-        media_type=MEDIA_TYPE,
-        width_px=control.width_px,
-        height_px=control.height_px,
+        image=result.data,
+        media_type=PNG_MEDIA_TYPE,
+        width_px=result.width_px,
+        height_px=result.height_px,
         spans=[common_pb2.Span(name=name, duration_s=duration_s) for name, duration_s in spans],
-        pose_json=control.pose_json,
-        device=control.device,
+        pose_json=result.pose_json,
+        device=result.device,
     )
 
 
-def failure(error: FanlightError) -> common_pb2.Failure:
+def failure_of(error: FanlightError) -> common_pb2.Failure:
     return common_pb2.Failure(reason=error.reason, message=error.message, field=error.field)
 
 
-def annotator_to_proto(annotator: Annotator, engine: Engine, *, loaded: bool = False) -> preprocessor_pb2.Annotator:
+def annotator_to_proto(
+    annotator: Annotator, engine: AnnotationEngine, *, loaded: bool = False
+) -> preprocessor_pb2.Annotator:
     return preprocessor_pb2.Annotator(
         id=annotator.id,
         description=annotator.description,

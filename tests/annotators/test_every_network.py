@@ -1,4 +1,4 @@
-"""Every network end to end: on random weights in the expected files where no package holds real ones.
+"""Every network end to end: on random weights in the expected files if no package contains real ones.
 
 What comes out is checked for size, channels and range, and against controlnet_aux on the same weights.
 """
@@ -12,13 +12,13 @@ from PIL import Image
 
 from services.preprocessor.neural import defects
 from services.preprocessor.registry import NEURAL
-from tests.fakes.synthetic_pictures import decoded
+from tests.fakes.synthetic_images import decoded
 from tests.golden.annotator_maps import ANNOTATORS, PHOTO
 
 SIDE_PX = 128
-# What keeps the slow ones short.
+# Parameters that keep the slow ones short.
 PARAMETERS = {"sam": {"model": "vit_t", "points_per_side": 2}, "depth_leres++": {"detect_resolution": 192}}
-# Minutes on two busy cores each, for their weights are large.
+# Each takes minutes on two busy cores, because its weights are large.
 SLOW = {"depth_zoe", "depth_leres", "depth_leres++", "depth_midas", "normal_midas", "normal_bae", "sam"}
 SLOW |= {each.id for each in NEURAL if each.id.startswith("openpose")}
 
@@ -55,7 +55,7 @@ async def test_it_gives_a_map_of_the_right_size_and_range(annotate, annotator):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("annotator", [_each(each) for each in NETWORKS])
 @pytest.mark.parametrize(("width_px", "height_px"), [(1, 1), (9, 300), (2000, 1)])
-async def test_it_works_at_a_pictures_own_size_whatever_that_is(annotate, annotator, width_px, height_px):
+async def test_it_works_at_an_images_own_size(annotate, annotator, width_px, height_px):
     parameters = PARAMETERS.get(annotator.id, {}) | {"detect_resolution": 0}
     control = await annotate(annotator.id, _photo(width_px, height_px), **parameters)
     assert (control.width_px, control.height_px) == (width_px, height_px)
@@ -76,10 +76,10 @@ async def test_dwpose_finds_the_points_that_its_networks_answer(annotate):
 
 
 async def test_a_background_is_transparent_where_the_network_says(annotate):
-    picture = np.zeros((64, 64, 3), np.uint8)
-    picture[:, 32:] = 255
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, 32:] = 255
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
+    Image.fromarray(image).save(stream, "PNG")
     for model in ("u2net", "isnet-general-use"):
         control = await annotate("remove_background", stream.getvalue(), model=model)
         alpha = np.asarray(Image.open(io.BytesIO(control.data)))[:, :, 3]
@@ -114,5 +114,5 @@ async def test_it_is_controlnet_auxs_within_a_level(annotate, models_dir, annota
     sizes = {"detect_resolution": SIDE_PX} | ({} if file else {"image_resolution": SIDE_PX})
     theirs = detector(Image.open(io.BytesIO(_photo())), output_type="np", **sizes, **settings)
     assert np.ptp(theirs) > 100, "a flat map proves nothing"
-    # Ours runs channels last: a last bit turns a step, a ridge or a wrapped byte now and then.
+    # Ours runs channels last: a difference in the last bit sometimes changes a step, a ridge or an overflowed byte.
     assert (np.abs(ours.astype(int) - theirs) > 1).mean() <= 0.01

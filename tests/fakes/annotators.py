@@ -10,7 +10,7 @@ PATIENCE_S = 20.0
 
 @dataclass
 class Gate:
-    """Its annotator gives the picture back once the gate is opened; a failing test does not wait for ever."""
+    """Its annotator returns the image once the gate is opened; a failing test does not wait forever."""
 
     opened: threading.Event = field(default_factory=threading.Event)
     started: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -19,8 +19,8 @@ class Gate:
     def annotator(self) -> Annotator:
         return Annotator(id="gated", description="Waits", apply=self._apply)
 
-    def _apply(self, picture: Pixels) -> Pixels:
+    def _apply(self, image: Pixels) -> Pixels:
         self.threads.append(threading.current_thread().name)
         self.started.release()
         assert self.opened.wait(PATIENCE_S)
-        return picture
+        return image

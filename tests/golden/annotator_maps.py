@@ -1,6 +1,6 @@
-"""Control images of networks with real weights that a person looked at; `python -m` draws them anew (.venv-annotators).
+"""Reviewed control images of networks with real weights; `python -m` draws them again (in .venv-annotators).
 
-Look at them after that, and raise the annotator's `revision` when its map has changed.
+Review them after that, and raise the annotator's `revision` when its map has changed.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from PIL import Image
 
 from services.kernel.pictures import PictureLimits
 from services.preprocessor.annotation import Annotation
-from services.preprocessor.engine import Engine
+from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import installed
 from services.preprocessor.weights import FolderWeights, StoreWeights
 from services.weights.settings import WeightsSettings
@@ -35,7 +35,7 @@ RESOLUTION = 256
 async def annotated(models_dir: Path, annotator_id: str) -> np.ndarray:
     """uint8 RGB (H, W, 3)."""
     store = StoreWeights(WeightsSettings(dir=models_dir / "store", offline=True))
-    engine = Engine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, store))
+    engine = AnnotationEngine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, store))
     annotator = installed().get(annotator_id)
     values = {each.name: each.default for each in annotator.all_parameters} | {"detect_resolution": RESOLUTION}
     control = await engine.run(Annotation(annotator=annotator, parameters=values, image=PHOTO.read_bytes()))

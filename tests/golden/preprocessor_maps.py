@@ -1,6 +1,6 @@
-"""Control images that a person looked at: `python -m tests.golden.preprocessor_maps` draws them anew.
+"""Reviewed control images: `python -m tests.golden.preprocessor_maps` draws them again.
 
-Look at them after that, and raise the annotator's `revision` when its map has changed.
+Review them after that, and raise the annotator's `revision` when its map has changed.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "preprocessor"
 PHOTO = Path(__file__).parents[2] / "demo" / "photos" / "coffee.jpg"
 SIDE_PX = 128
 
-# What shows more of an annotator than its defaults do on a small picture.
+# Parameters that show an annotator's effect better than its defaults on a small image.
 PARAMETERS = {"tile": {"down_sampling_rate": 8.0}, "shuffle": {"f": 64, "seed": 7}}
 
 

@@ -1,1 +1,1 @@
-"""The annotators, one file a family. Each takes pixels and gives pixels; none knows a request, a size or a thread."""
+"""Annotators that need no torch, one file per family. They take and return pixels; none knows requests or threads."""

@@ -1,5 +1,5 @@
-/* The strongest Sobel gradient of a picture's channels at each pixel: what cv2.Canny does inside for colours, in a tenth
- * of its time, because compilers turn these loops into instructions that do 16 pixels at once. No library is called. */
+/* The strongest Sobel gradient of an image's channels at each pixel: what cv2.Canny computes for color images, in a tenth
+ * of its time, because compilers turn these loops into instructions that handle 16 pixels at once. Calls no library. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -12,7 +12,7 @@
 
 enum { CHANNELS = 3 };
 
-/* A row of pixels, channel after channel. Each is one pixel longer at both ends, where it has its end once more. */
+/* Splits a row of pixels into its channels. Each channel is padded by one pixel at both ends, which repeats the end. */
 FOR_THIS_CPU static void split(const uint8_t *restrict pixels, ptrdiff_t width, uint8_t *restrict channels)
 {
     ptrdiff_t padded = width + 2;
@@ -33,7 +33,7 @@ static inline int16_t magnitude(int16_t value)
     return value < 0 ? -value : value;
 }
 
-/* Of a row, from itself and the rows above and below, all as `split` leaves them. Of equals the first channel counts. */
+/* The gradient of a row, from itself and the rows above and below, all split. Of equal channels the first one counts. */
 FOR_THIS_CPU static void strongest(const uint8_t *restrict above, const uint8_t *restrict row,
                                    const uint8_t *restrict below, ptrdiff_t width, int16_t *restrict across,
                                    int16_t *restrict down)
@@ -57,18 +57,18 @@ FOR_THIS_CPU static void strongest(const uint8_t *restrict above, const uint8_t 
     }
 }
 
-/* `picture` (height, width, 3), at least 1 x 1; `across` and `down` (height, width); all without gaps. `scratch` holds
- * 9 * (width + 2) bytes: three rows, each split once and used for the one above it, for itself and for the one below. */
-void strongest_gradient(const uint8_t *picture, ptrdiff_t height, ptrdiff_t width, uint8_t *scratch, int16_t *across,
+/* `image` (height, width, 3), at least 1 x 1; `across` and `down` (height, width); all contiguous. `scratch` has
+ * 9 * (width + 2) bytes: three rows, each split once and used for the row above it, for itself and for the row below. */
+void strongest_gradient(const uint8_t *image, ptrdiff_t height, ptrdiff_t width, uint8_t *scratch, int16_t *across,
                         int16_t *down)
 {
     ptrdiff_t row_bytes = CHANNELS * (width + 2);
     uint8_t *above = scratch, *row = scratch + row_bytes, *below = scratch + 2 * row_bytes;
-    split(picture, width, row);
-    split(picture, width, above);
+    split(image, width, row);
+    split(image, width, above);
     for (ptrdiff_t y = 0; y < height; y++) {
         ptrdiff_t next = y + 1 < height ? y + 1 : y;
-        split(picture + next * width * CHANNELS, width, below);
+        split(image + next * width * CHANNELS, width, below);
         strongest(above, row, below, width, across + y * width, down + y * width);
         uint8_t *done = above;
         above = row;

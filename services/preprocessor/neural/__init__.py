@@ -1,1 +1,1 @@
-"""Networks behind annotators, one file a family. Each imports its libraries when it is built, never before."""
+"""Annotators with networks of torch or ONNX, one file per family. A network library is imported on first use only."""

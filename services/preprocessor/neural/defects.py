@@ -1,26 +1,26 @@
-"""What is wrong with the libraries that the networks come from, each handled here and nowhere else.
+"""Defects of the libraries that the networks come from, and the workaround for each: here and nowhere else.
 
 controlnet_aux 0.0.10:
-- Its package imports every detector, and with them torchvision, timm and mediapipe (15 s, and an error where one is
-  missing): `submodule` imports one detector under an empty package of the same path.
-- LeReS reads the process's own command line with argparse: `without_arguments` hides it.
-- LeReS' detector leaves its network in training, so that each picture changes the next one's map: `place` ends that.
-- LeReS' boost breaks on pictures of 160 pixels or less: `neural/leres.py` does without it there.
-- MLSD's detector swallows every exception, the one that no lines were found among them: `mlsd_lines` knows that one.
-- SAM's detector colours masks at random and breaks where none was found: only its mask generator is used. That divides
-  by zero where parts of the picture get no point (`neural/sam.py` gives them one), and breaks where no part showed
-  anything: `box_area` takes that too.
+- The package imports every detector, and with them torchvision, timm and mediapipe. That takes 15 s, and fails if one
+  is missing: `submodule` imports one detector under an empty package of the same path.
+- LeReS parses the process's own command line with argparse: `without_arguments` hides it.
+- LeReS' detector leaves its network in training mode, so that each image changes the next one's map: `place` ends that.
+- LeReS' boost fails on images of 160 pixels or less: `neural/depth.py` does not use it there.
+- MLSD's detector swallows every exception, also the one for "no lines found": `mlsd_lines` handles that one only.
+- SAM's detector chooses colors at random and fails if no mask was found: only its mask generator is used. That divides
+  by zero if a crop gets no points (`neural/sam.py` gives it one), and fails if no crop has a mask: `box_area` handles
+  that.
 - TEED and Anyline cannot be loaded from a folder without a file name: only their network is used.
-- mediapipe_face wants a mediapipe that no newer protobuf and numpy go with: `annotators/faces.py` reads the same
-  network with OpenCV. dwpose wants mmpose: `neural/dwpose.py` reads the same networks with ONNX Runtime.
-- Hands are drawn with matplotlib, which it does not ask for: `poses.py` draws.
-- OpenPose breaks on pictures that are far higher than wide: `neural/openpose.py` finds nobody there.
-- Its openpose asks scipy for a namespace that scipy has announced to drop: `submodule` keeps it.
+- mediapipe_face needs a mediapipe that does not work with newer protobuf and numpy: `annotators/faces.py` runs the same
+  network in OpenCV. dwpose needs mmpose: `neural/pose_estimation.py` runs the same networks in ONNX Runtime.
+- It draws hands with matplotlib, which is not among its requirements: `poses.py` draws them.
+- OpenPose fails on images that are far higher than wide: `neural/pose_estimation.py` detects no people there.
+- Its openpose imports a scipy namespace that scipy is going to remove: `submodule` keeps it.
 
-torchvision 0.28.0, the one whose metadata asks for exactly our torch:
-- From the package index it is built for CUDA. Beside the CPU build of torch its operators do not load, and two of their
-  schemas are missed on import: `declare_torchvision_operators` declares those. Nothing of ours calls them: SAM's mask
-  generator, which would, gets `batched_nms` from here.
+torchvision 0.28.0, the only one whose metadata requires exactly our torch:
+- The package index has it built for CUDA. Beside torch's CPU build its operators do not load, and importing it fails
+  because two of their schemas are missing: `declare_torchvision_operators` declares those. Our code calls neither:
+  SAM's mask generator, which would, gets `batched_nms` from here.
 """
 
 import importlib
@@ -41,7 +41,7 @@ TORCHVISION_SCHEMAS = {
 }
 
 _importing = threading.RLock()
-# What was declared lasts as long as the library object.
+# Declarations last as long as the library object.
 _declared: list[Any] = []
 
 
@@ -49,23 +49,23 @@ def submodule(path: str) -> Any:
     """A module of controlnet_aux, such as `hed` or `midas.api`, without the rest of the package."""
     with _importing, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _stand_in()
+        _declare_package()
         declare_torchvision_operators()
         _keep_scipy_namespace()
         return importlib.import_module(f"{PACKAGE}.{path}")
 
 
-def _stand_in() -> None:
+def _declare_package() -> None:
     if PACKAGE in sys.modules:
         return
     spec = importlib.util.find_spec(PACKAGE)
     assert spec is not None, "annotators are listed only where their packages are installed"
-    # Never executed: it only says where its modules are.
+    # Never executed: it only gives the path of its modules.
     sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
 
 
 def declare_torchvision_operators() -> None:
-    """Once, before anything imports torchvision; nothing where torchvision is absent or has its own."""
+    """Once, before anything imports torchvision; does nothing if torchvision is absent or its own operators load."""
     spec = importlib.util.find_spec("torchvision")
     if _declared or "torchvision" in sys.modules or spec is None or spec.origin is None:
         return
@@ -80,7 +80,7 @@ def declare_torchvision_operators() -> None:
 
 
 def _loads_own_operators(package_file: str) -> bool:
-    """Whether torchvision's compiled operators go with this torch: the CUDA build's do not load beside the CPU's."""
+    """Whether torchvision's compiled operators load with this torch: those of a CUDA build do not with a CPU build."""
     import torch
 
     try:
@@ -103,17 +103,20 @@ def _keep_scipy_namespace() -> None:
 
 @contextmanager
 def without_arguments() -> Iterator[None]:
-    """The command line without its arguments, for code that parses it as its own."""
+    """Hides the command line's arguments from code that parses them as its own."""
     with _importing:
-        kept, sys.argv = sys.argv, sys.argv[:1]
+        saved, sys.argv = sys.argv, sys.argv[:1]
         try:
             yield
         finally:
-            sys.argv = kept
+            sys.argv = saved
 
 
 def mlsd_lines(image: Any, network: Any, score: float, distance: float) -> list[tuple[int, int, int, int]]:
-    """Segments as x1, y1, x2, y2; none where the network sees none, which `pred_lines` answers with an IndexError."""
+    """Segments (x1, y1, x2, y2) in pixels of an image (H, W, 3) uint8.
+
+    Empty if the network finds none, for which `pred_lines` raises an IndexError.
+    """
     pred_lines = submodule("mlsd.utils").pred_lines
     try:
         lines = pred_lines(image, network, [image.shape[0], image.shape[1]], score, distance)
@@ -123,20 +126,23 @@ def mlsd_lines(image: Any, network: Any, score: float, distance: float) -> list[
 
 
 def sam_generator() -> Any:
-    """SAM's mask generator, with a suppression of overlapping boxes that needs no compiled operator, and no boxes."""
+    """SAM's mask generator, with non-maximum suppression that needs no compiled operator and accepts zero boxes."""
     module = submodule("segment_anything.automatic_mask_generator")
     module.batched_nms, module.box_area = batched_nms, box_area
     return module.SamAutomaticMaskGenerator
 
 
 def box_area(boxes: Any) -> Any:
-    """(N,) of corners (N, 4), of which none come as (0,)."""
+    """Areas (N,) of boxes (N, 4) given by their corners; zero boxes come as (0,)."""
     left, top, right, bottom = boxes.reshape(-1, 4).T
     return (right - left) * (bottom - top)
 
 
 def batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float) -> Any:
-    """The indices of the boxes (N, 4) that no better one of their group overlaps by more, best first."""
+    """Indices (K,) int64, best first, of the boxes (N, 4) that no better box of their group overlaps by more.
+
+    `scores` and `idxs` (the groups) are (N,). Non-maximum suppression as in torchvision.ops.batched_nms.
+    """
     import torch
 
     order = scores.argsort(descending=True, stable=True)

@@ -1,4 +1,8 @@
-"""Edges and lines by smaller networks of controlnet_aux: PiDiNet, line art, TEED, Anyline, M-LSD."""
+"""Edges and lines by the smaller networks of controlnet_aux: PiDiNet, line art, TEED, Anyline, M-LSD.
+
+PiDiNet: Su et al. 2021. Line art: Chan et al. 2022 (informative drawings), and the anime network of ControlNet 1.1.
+TEED: Soria et al. 2023; Anyline: TheMistoAI's training of it. M-LSD: Gu et al. 2022.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,147 +13,152 @@ import numpy as np
 
 from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
-from services.preprocessor.annotators.lineart import line_parameters, lineart_standard
-from services.preprocessor.device import Device
+from services.preprocessor.annotators.lines import lineart_parameters, lineart_standard
+from services.preprocessor.device import AnnotatorDevice
 from services.preprocessor.neural import defects
-from services.preprocessor.neural.hed import SAFE_STEPS, merged
-from services.preprocessor.neural.running import (
-    TORCH,
+from services.preprocessor.neural.hed import SAFE_STEPS, fuse, quantize, to_scribble
+from services.preprocessor.neural.runtime import (
+    TORCH_PACKAGES,
     Network,
-    placed,
+    inference,
+    network_on,
     read_weights,
-    running,
     to_array,
     to_bytes,
     to_tensor,
     without_prefix,
 )
-from services.preprocessor.neural.strokes import scribbled, stepped
-from services.preprocessor.weights import Model
+from services.preprocessor.weights import AnnotatorWeights
 
-# The anime network halves its sides eight times.
+# The anime network halves each side eight times.
 ANIME_STEP_PX = 256
-# Specks of fewer pixels are no line to Anyline, which counts each three times: once a channel of 36.
+# Anyline drops groups of fewer pixels. Its own limit is 36, because it counts each pixel once per channel.
 SPECK_PX = 12
 
 
-def build_pidinet(folder: Path, device: Device) -> Network:
+def build_pidinet(folder: Path, device: AnnotatorDevice) -> Network:
     network = defects.submodule("pidi.model").pidinet()
     network.load_state_dict(without_prefix(read_weights(folder / "table5_pidinet.pth")["state_dict"]))
-    return placed(device, network)
+    return network_on(device, network)
 
 
-def build_lineart(folder: Path, device: Device) -> Network:
-    """The fine network, then the coarse one."""
+def build_lineart(folder: Path, device: AnnotatorDevice) -> Network:
+    """Two parts: the fine network, then the coarse one."""
     parts = []
     for name in ("sk_model.pth", "sk_model2.pth"):
         part = defects.submodule("lineart").Generator(3, 1, 3)
         part.load_state_dict(read_weights(folder / name))
         parts.append(part)
-    return placed(device, *parts)
+    return network_on(device, *parts)
 
 
-def build_lineart_anime(folder: Path, device: Device) -> Network:
+def build_lineart_anime(folder: Path, device: AnnotatorDevice) -> Network:
     from torch.nn import InstanceNorm2d
 
     norm = partial(InstanceNorm2d, affine=False, track_running_stats=False)
     network = defects.submodule("lineart_anime").UnetGenerator(3, 1, 8, 64, norm_layer=norm, use_dropout=False)
     network.load_state_dict(without_prefix(read_weights(folder / "netG.pth")))
-    return placed(device, network)
+    return network_on(device, network)
 
 
-def build_teed(folder: Path, device: Device, *, file: str) -> Network:
+def build_teed(folder: Path, device: AnnotatorDevice, *, file: str) -> Network:
     network = defects.submodule("teed.ted").TED()
     network.load_state_dict(read_weights(folder / file))
-    return placed(device, network)
+    return network_on(device, network)
 
 
-def build_mlsd(folder: Path, device: Device) -> Network:
+def build_mlsd(folder: Path, device: AnnotatorDevice) -> Network:
     network = defects.submodule("mlsd.models.mbv2_mlsd_large").MobileV2_MLSD_Large()
     network.load_state_dict(read_weights(folder / "mlsd_large_512_fp32.pth"), strict=True)
-    return placed(device, network)
+    return network_on(device, network)
 
 
 def pidinet(
-    pictures: Sequence[Pixels], network: Network, *, scribble: bool, safe: bool, apply_filter: bool
+    images: Sequence[Pixels], network: Network, *, scribble: bool, safe: bool, apply_filter: bool
 ) -> list[Pixels]:
-    """Edges (H, W); the network reads BGR in 0 to 1."""
-    values = to_array(network(to_tensor(pictures, network.device).flip(1) / 255.0)[-1])[:, 0]
+    """Edges (H, W) uint8 of each image (H, W, 3); the network takes BGR in 0 to 1."""
+    values = to_array(network(to_tensor(images, network.device).flip(1) / 255.0)[-1])[:, 0]
     if apply_filter:
         values = (values > 0.5).astype(np.float32)
-    maps = [to_bytes(stepped(each, SAFE_STEPS) if safe else each) for each in values]
-    return [scribbled(each) for each in maps] if scribble else maps
+    maps = [to_bytes(quantize(each, SAFE_STEPS) if safe else each) for each in values]
+    return [to_scribble(each) for each in maps] if scribble else maps
 
 
-def lineart(pictures: Sequence[Pixels], network: Network, *, coarse: bool) -> list[Pixels]:
-    """Lines (H, W), white on black."""
-    values = to_array(network(to_tensor(pictures, network.device) / 255.0, part=int(coarse)))[:, 0]
+def lineart(images: Sequence[Pixels], network: Network, *, coarse: bool) -> list[Pixels]:
+    """Lines (H, W) uint8, white on black, of each image (H, W, 3); the network gives dark lines in 0 to 1."""
+    values = to_array(network(to_tensor(images, network.device) / 255.0, part=int(coarse)))[:, 0]
     return [255 - to_bytes(each) for each in values]
 
 
-def lineart_anime(pictures: Sequence[Pixels], network: Network) -> list[Pixels]:
-    height, width = pictures[0].shape[:2]
+def lineart_anime(images: Sequence[Pixels], network: Network) -> list[Pixels]:
+    """Lines (H, W) uint8, white on black, of each image (H, W, 3); the network takes and gives -1 to 1, dark lines."""
+    height, width = images[0].shape[:2]
     size = tuple(ANIME_STEP_PX * -(-side // ANIME_STEP_PX) for side in (width, height))
-    larger = [cv2.resize(each, size, interpolation=cv2.INTER_CUBIC) for each in pictures]
+    larger = [cv2.resize(each, size, interpolation=cv2.INTER_CUBIC) for each in images]
     values = to_array(network(to_tensor(larger, network.device) / 127.5 - 1.0))[:, 0] * 127.5 + 127.5
     lines = [cv2.resize(each, (width, height), interpolation=cv2.INTER_CUBIC) for each in values]
     return [255 - np.clip(each, 0, 255).astype(np.uint8) for each in lines]
 
 
-def teed(pictures: Sequence[Pixels], network: Network, *, safe_steps: int) -> list[Pixels]:
-    height, width = pictures[0].shape[:2]
-    sides = [to_array(each)[:, 0] for each in network(to_tensor(pictures, network.device))]
-    maps = [merged([side[number] for side in sides], width, height) for number in range(len(pictures))]
-    return [to_bytes(stepped(edge, safe_steps) if safe_steps else edge) for edge in maps]
+def teed(images: Sequence[Pixels], network: Network, *, safe_steps: int) -> list[Pixels]:
+    """Edges (H, W) uint8 of each image (H, W, 3); the network gives logits at several sizes, fused as HED's are."""
+    height, width = images[0].shape[:2]
+    sides = [to_array(each)[:, 0] for each in network(to_tensor(images, network.device))]
+    maps = [fuse([side[number] for side in sides], width, height) for number in range(len(images))]
+    return [to_bytes(quantize(edge, safe_steps) if safe_steps else edge) for edge in maps]
 
 
 def anyline(
-    pictures: Sequence[Pixels], network: Network, *, gaussian_sigma: float, intensity_threshold: int
+    images: Sequence[Pixels], network: Network, *, gaussian_sigma: float, intensity_threshold: int
 ) -> list[Pixels]:
-    """TEED's edges with the lines of drawings over them, as in TheMistoAI's Anyline."""
-    maps = teed(pictures, network, safe_steps=SAFE_STEPS)
+    """(H, W) uint8 of each image (H, W, 3): TEED's edges with lineart_standard's lines over them, as Anyline does."""
+    maps = teed(images, network, safe_steps=SAFE_STEPS)
     lines = [
         lineart_standard(each, gaussian_sigma=gaussian_sigma, intensity_threshold=intensity_threshold)
-        for each in pictures
+        for each in images
     ]
     return [_over(edge, _without_specks(line)) for edge, line in zip(maps, lines, strict=True)]
 
 
 def _without_specks(lines: Pixels) -> Pixels:
+    """Lines (H, W) uint8 without connected groups of a few pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats((lines > 0).astype(np.uint8), connectivity=4)
     return np.where(stats[labels, cv2.CC_STAT_AREA] < SPECK_PX, np.uint8(0), lines)
 
 
 def _over(edges: Pixels, lines: Pixels) -> Pixels:
-    """One screened by the other where there are lines, in bytes that wrap around as Anyline's do."""
+    """(H, W) uint8: edges, screen-blended with the lines where there are lines. The bytes overflow, as Anyline's do."""
     one = np.uint8(1)
     with np.errstate(over="ignore"):
         screened = one - (one - lines) * (one - edges)
     return np.where(lines > 0, screened, edges)
 
 
-def mlsd(pictures: Sequence[Pixels], network: Network, *, thr_v: float, thr_d: float) -> list[Pixels]:
-    """Straight lines (H, W), one pixel wide."""
-    return [_mlsd(each, network, thr_v, thr_d) for each in pictures]
+def mlsd(images: Sequence[Pixels], network: Network, *, thr_v: float, thr_d: float) -> list[Pixels]:
+    """Straight lines (H, W) uint8, 0 or 255, one pixel wide, of each image (H, W, 3)."""
+    return [_mlsd(each, network, thr_v, thr_d) for each in images]
 
 
-def _mlsd(picture: Pixels, network: Network, score: float, distance: float) -> Pixels:
-    canvas = np.zeros(picture.shape[:2], np.uint8)
-    with running(network.device):
-        for x1, y1, x2, y2 in defects.mlsd_lines(picture, network.parts[0], score, distance):
+def _mlsd(image: Pixels, network: Network, score: float, distance: float) -> Pixels:
+    """Straight lines (H, W) uint8 of one image (H, W, 3)."""
+    canvas = np.zeros(image.shape[:2], np.uint8)
+    with inference(network.device):
+        for x1, y1, x2, y2 in defects.mlsd_lines(image, network.parts[0], score, distance):
             cv2.line(canvas, (x1, y1), (x2, y2), 255, 1)
     return canvas
 
 
-PIDINET = Model(name="pidinet", entry="annotator-pidinet", build=build_pidinet)
-LINEART = Model(name="lineart", entry="annotator-lineart", build=build_lineart)
-LINEART_ANIME = Model(name="lineart_anime", entry="annotator-lineart-anime", build=build_lineart_anime)
-TEED = Model(name="teed", entry="annotator-teed", build=partial(build_teed, file="7_model.pth"))
-MTEED = Model(name="anyline", entry="annotator-anyline", build=partial(build_teed, file="MTEED.pth"))
-MLSD = Model(name="mlsd", entry="annotator-mlsd", build=build_mlsd)
+PIDINET = AnnotatorWeights(name="pidinet", entry="annotator-pidinet", build=build_pidinet)
+LINEART = AnnotatorWeights(name="lineart", entry="annotator-lineart", build=build_lineart)
+LINEART_ANIME = AnnotatorWeights(name="lineart_anime", entry="annotator-lineart-anime", build=build_lineart_anime)
+TEED = AnnotatorWeights(name="teed", entry="annotator-teed", build=partial(build_teed, file="7_model.pth"))
+MTEED = AnnotatorWeights(name="anyline", entry="annotator-anyline", build=partial(build_teed, file="MTEED.pth"))
+MLSD = AnnotatorWeights(name="mlsd", entry="annotator-mlsd", build=build_mlsd)
 
-PIDINET_LICENCE = "research only: see the license of PiDiNet"
-FILTER = Parameter(name="apply_filter", default=False, description="Black and white, cut at one half")
+PIDINET_LICENSE = "research only: see the license of PiDiNet"
+FILTER = Parameter(
+    name="apply_filter", default=False, description="Black and white only, with the threshold at one half"
+)
 
 
 def _pidinet(annotator_id: str, description: str, *, scribble: bool, safe: bool) -> Annotator:
@@ -160,8 +169,8 @@ def _pidinet(annotator_id: str, description: str, *, scribble: bool, safe: bool)
         parameters=(FILTER,),
         controlnets=("scribble" if scribble else "softedge",),
         models=(PIDINET,),
-        needs=TORCH,
-        license=PIDINET_LICENCE,
+        needs=TORCH_PACKAGES,
+        license=PIDINET_LICENSE,
         detect_resolution=512,
         is_bilevel=scribble,
     )
@@ -174,7 +183,7 @@ def _lineart(annotator_id: str, description: str, *, coarse: bool) -> Annotator:
         apply=partial(lineart, coarse=coarse),
         controlnets=("lineart",),
         models=(LINEART,),
-        needs=TORCH,
+        needs=TORCH_PACKAGES,
         license="MIT",
         detect_resolution=512,
     )
@@ -185,15 +194,15 @@ ANNOTATORS = (
     _pidinet("softedge_pidsafe", "Soft edges by a small network, on few levels", scribble=False, safe=True),
     _pidinet("scribble_pidinet", "Scribbles along the edges", scribble=True, safe=False),
     _pidinet("scribble_pidsafe", "Scribbles along edges of few levels", scribble=True, safe=True),
-    _lineart("lineart_realistic", "Lines as somebody would draw them", coarse=False),
+    _lineart("lineart_realistic", "Lines as a person would draw them", coarse=False),
     _lineart("lineart_coarse", "Fewer, rougher lines", coarse=True),
     Annotator(
         id="lineart_anime",
-        description="Lines of drawn pictures",
+        description="Lines of anime and other drawings",
         apply=lineart_anime,
         controlnets=("lineart_anime",),
         models=(LINEART_ANIME,),
-        needs=TORCH,
+        needs=TORCH_PACKAGES,
         license="MIT",
         detect_resolution=512,
     ),
@@ -203,23 +212,27 @@ ANNOTATORS = (
         apply=teed,
         parameters=(
             Parameter(
-                name="safe_steps", default=2, minimum=0, maximum=10, description="How many levels; 0 keeps them all"
+                name="safe_steps",
+                default=2,
+                minimum=0,
+                maximum=10,
+                description="How many levels the map has; 0 keeps them all",
             ),
         ),
         controlnets=("softedge",),
         models=(TEED,),
-        needs=TORCH,
+        needs=TORCH_PACKAGES,
         license="MIT",
         detect_resolution=512,
     ),
     Annotator(
         id="anyline",
-        description="Soft edges and the lines of drawings together",
+        description="Soft edges together with the lines of lineart_standard",
         apply=anyline,
-        parameters=line_parameters(gaussian_sigma=2.0, intensity_threshold=3),
+        parameters=lineart_parameters(gaussian_sigma=2.0, intensity_threshold=3),
         controlnets=("softedge", "lineart"),
         models=(MTEED,),
-        needs=TORCH,
+        needs=TORCH_PACKAGES,
         license="OpenRAIL++-M",
         detect_resolution=1280,
     ),
@@ -228,12 +241,12 @@ ANNOTATORS = (
         description="Straight lines, such as of houses and rooms",
         apply=mlsd,
         parameters=(
-            Parameter(name="thr_v", default=0.1, minimum=0, maximum=2, description="Lines less sure are dropped"),
-            Parameter(name="thr_d", default=0.1, minimum=0, maximum=20, description="Lines shorter are dropped"),
+            Parameter(name="thr_v", default=0.1, minimum=0, maximum=2, description="Less confident lines are dropped"),
+            Parameter(name="thr_d", default=0.1, minimum=0, maximum=20, description="Shorter lines are dropped"),
         ),
         controlnets=("mlsd",),
         models=(MLSD,),
-        needs=TORCH,
+        needs=TORCH_PACKAGES,
         detect_resolution=512,
         is_bilevel=True,
     ),

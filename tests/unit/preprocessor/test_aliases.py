@@ -1,10 +1,10 @@
-"""Other services' names mean annotators there are."""
+"""Other services' names stand for existing annotators."""
 
 import pytest
 
 from fanlight.contract.names import ANNOTATOR_ALIASES
 from fanlight.errors import NotFound
-from services.preprocessor.registry import NEURAL, PLAIN, Registry, aliases_of
+from services.preprocessor.registry import CORE, NEURAL, Registry, aliases_of
 
 # The replaced service's processors, by their ids.
 REPLACED = [
@@ -56,7 +56,7 @@ ADDED = [
     "mediapipe_pose",
     "lsd",
 ]
-# What others call their preprocessors, those that no annotator here is like left out.
+# The names of other services' preprocessors, without those that have no counterpart here.
 A1111 = """
     none invert canny blur_gaussian scribble_xdog shuffle threshold depth_midas depth depth_leres depth_leres++
     depth_zoe depth_anything depth_anything_v2 normal_bae normal_midas normal_map openpose openpose_face
@@ -80,7 +80,7 @@ RUNWARE = """
     scribble_hed scribble_pidinet seg_ofade20k seg_ofcoco seg_ufade20k softedge_hed softedge_hedsafe
     softedge_pidinet softedge_pidisafe tile_gaussian openpose_face openpose_faceonly openpose_full openpose_hand
 """
-ALL = Registry((*PLAIN, *NEURAL))
+ALL = Registry((*CORE, *NEURAL))
 
 
 @pytest.mark.parametrize("annotator_id", REPLACED + ADDED)
@@ -88,7 +88,7 @@ def test_every_promised_id_is_there(annotator_id):
     assert ALL.get(annotator_id).id == annotator_id
 
 
-def test_there_are_26_of_the_replaced_service():
+def test_the_replaced_service_had_26():
     assert len(REPLACED) == 26
 
 
@@ -110,7 +110,7 @@ def test_case_does_not_matter(name, annotator_id):
 
 
 def test_an_annotator_whose_packages_are_absent_says_what_to_install():
-    partial = Registry(PLAIN, missing=[ALL.get("sam")])
+    partial = Registry(CORE, missing=[ALL.get("sam")])
     with pytest.raises(NotFound, match=r"fanlight\[annotators\]"):
         partial.get("sam")
 

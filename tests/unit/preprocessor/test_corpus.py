@@ -1,4 +1,4 @@
-"""A worker that is asked directly answers every annotation of the corpus as client and gateway do."""
+"""For every annotation of the corpus, a direct call to a worker gives the same error as client and gateway."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""From bytes to pixels: the quick way for JPEGs gives Pillow's very pixels and refuses what Pillow refuses."""
+"""From bytes to pixels: the fast path for JPEGs gives exactly Pillow's pixels and refuses what Pillow refuses."""
 
 import io
 
@@ -8,8 +8,8 @@ from PIL import Image
 
 from fanlight.errors import InvalidField, TooLarge
 from services.kernel.pictures import PictureLimits, decode_rgb
-from services.preprocessor.decoding import decode
-from tests.fakes.synthetic_pictures import saved, scene
+from services.preprocessor.codec import decode
+from tests.fakes.synthetic_images import saved, scene
 
 LIMITS = PictureLimits(pixels=100_000, side_px=1_000)
 
@@ -38,7 +38,7 @@ def turned() -> bytes:
         jpeg() + b"more",
         saved(Image.fromarray(scene()), "PNG"),
     ],
-    ids=["usual", "coarse", "422", "progressive", "1x1", "grey", "cmyk", "turned", "trailing", "png"],
+    ids=["usual", "coarse", "422", "progressive", "1x1", "gray", "cmyk", "turned", "trailing", "png"],
 )
 def test_pixels_are_pillows(data):
     expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
@@ -52,14 +52,14 @@ def with_segment(data: bytes, segment: bytes, *, before: bytes) -> bytes:
 
 EXIF = turned()[turned().index(b"\xff\xe1") :]
 TURN = EXIF[: 2 + int.from_bytes(EXIF[2:4], "big")]
-# Says that the three channels are red, green and blue themselves.
+# A segment that declares the three channels to be RGB, not YCbCr.
 ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
 
 @pytest.mark.parametrize("segment", [TURN, ADOBE_RGB], ids=["turned", "adobe"])
 @pytest.mark.parametrize("before", [b"\xff\xc0", b"\xff\xda"], ids=["before the frame", "after the frame"])
-def test_what_a_jpeg_says_of_itself_counts_wherever_it_stands(segment, before):
-    # Without JFIF's segment, which would have the last word about colours.
+def test_orientation_and_colors_of_a_jpeg_count_wherever_they_stand(segment, before):
+    # Without JFIF's segment, which would override the colors of the others.
     bare = jpeg()[:2] + jpeg()[20:]
     data = with_segment(bare, segment, before=before)
     expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
@@ -68,7 +68,7 @@ def test_what_a_jpeg_says_of_itself_counts_wherever_it_stands(segment, before):
 
 
 @pytest.mark.parametrize("data", [jpeg()[:-40], jpeg()[:200], jpeg()[:20] + b"\xff\xd9", b"\xff\xd8\xff\xd9"])
-def test_half_a_jpeg_is_refused(data):
+def test_a_truncated_jpeg_is_refused(data):
     with pytest.raises(InvalidField) as raised:
         decode(data, keeps_alpha=False, limits=LIMITS)
     assert raised.value.field == "image"
@@ -80,10 +80,10 @@ def test_a_jpeg_that_is_too_large_is_refused_by_its_header(width, height):
         decode(jpeg(width, height), keeps_alpha=False, limits=LIMITS)
 
 
-def test_transparency_is_kept_where_it_is_asked_for():
-    picture = Image.fromarray(scene(8, 8)).convert("RGBA")
-    picture.putalpha(100)
+def test_transparency_is_kept_on_request():
+    image = Image.fromarray(scene(8, 8)).convert("RGBA")
+    image.putalpha(100)
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    image.save(stream, "PNG")
     assert (decode(stream.getvalue(), keeps_alpha=True, limits=LIMITS)[:, :, 3] == 100).all()
     assert (decode(jpeg(), keeps_alpha=True, limits=LIMITS)[:, :, 3] == 255).all()

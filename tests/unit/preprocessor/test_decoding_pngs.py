@@ -1,4 +1,4 @@
-"""From a PNG's bytes to pixels: the quick way gives Pillow's very pixels, and leaves to Pillow what is not plain."""
+"""From a PNG's bytes to pixels: the fast path gives exactly Pillow's pixels, and leaves what is not plain to Pillow."""
 
 import subprocess
 import sys
@@ -10,10 +10,10 @@ from PIL import Image, PngImagePlugin
 
 from fanlight.errors import InvalidField, TooLarge
 from services.kernel.pictures import PictureLimits, decode_rgb
-from services.preprocessor import decoding
-from services.preprocessor.decoding import decode
-from tests.fakes.broken_pictures import SIGNATURE, png, png_16_bit_rgb, png_chunk
-from tests.fakes.synthetic_pictures import encoded, saved, scene
+from services.preprocessor import codec
+from services.preprocessor.codec import decode
+from tests.fakes.broken_images import SIGNATURE, png, png_16_bit_rgb, png_chunk
+from tests.fakes.synthetic_images import encoded, saved, scene
 
 LIMITS = PictureLimits(pixels=100_000, side_px=1_000)
 HEADER_BYTES = len(SIGNATURE) + 25
@@ -60,10 +60,10 @@ PLAIN = {
     **{f"filter {kind}": filtered(kind) for kind in range(5)},
 }
 OTHERS = {
-    "grey": png_of(mode="L"),
+    "gray": png_of(mode="L"),
     "palette": png_of(mode="P"),
     "transparent": png_of(mode="RGBA"),
-    "one colour transparent": put(filtered(0), b"tRNS", bytes(6), at=HEADER_BYTES),
+    "one color transparent": put(filtered(0), b"tRNS", bytes(6), at=HEADER_BYTES),
     "16 bits": png_16_bit_rgb((1_000, 2_000, 60_000)),
     "turned": png_of(exif=EXIF),
     "turned at its end": put(png_of(), b"eXIf", EXIF.tobytes()[6:], at=end_of(png_of())),
@@ -78,15 +78,15 @@ OTHERS = {
 @pytest.mark.parametrize("data", PLAIN.values(), ids=PLAIN)
 def test_a_plain_png_has_pillows_pixels_without_pillow(data, monkeypatch):
     expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
-    monkeypatch.delattr(decoding, "decode_rgb")
+    monkeypatch.delattr(codec, "decode_rgb")
     assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
 
 
 @pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS)
-def test_of_any_other_png_pillow_is_the_judge(data, monkeypatch):
+def test_any_other_png_is_decoded_by_pillow(data, monkeypatch):
     expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
     assert np.array_equal(decode(data, keeps_alpha=False, limits=LIMITS), expected)
-    monkeypatch.delattr(decoding, "decode_rgb")
+    monkeypatch.delattr(codec, "decode_rgb")
     with pytest.raises(NameError):
         decode(data, keeps_alpha=False, limits=LIMITS)
 
@@ -127,25 +127,25 @@ def test_a_png_that_is_too_large_is_refused_by_its_header(width, height):
         decode(png(width, height, b"no rows"), keeps_alpha=False, limits=LIMITS)
 
 
-def test_a_png_of_countless_chunks_is_not_walked_to_its_end(monkeypatch):
-    monkeypatch.setattr(decoding, "PNG_CHUNKS_MAX", 50)
+def test_a_png_with_too_many_chunks_is_left_to_pillow(monkeypatch):
+    monkeypatch.setattr(codec, "PNG_CHUNKS_MAX", 50)
     crowded = png_of()
     for _ in range(60):
         crowded = put(crowded, b"tIME", bytes(7), at=HEADER_BYTES)
     assert zlib.crc32(b"tIME" + bytes(7)).to_bytes(4, "big") in crowded
     expected = np.asarray(decode_rgb(crowded, field="image", limits=LIMITS))
     assert np.array_equal(decode(crowded, keeps_alpha=False, limits=LIMITS), expected)
-    monkeypatch.delattr(decoding, "decode_rgb")
+    monkeypatch.delattr(codec, "decode_rgb")
     with pytest.raises(NameError):
         decode(crowded, keeps_alpha=False, limits=LIMITS)
 
 
-def test_no_compiler_of_cuda_is_loaded_to_read_pngs(tmp_path):
+def test_cudas_compiler_is_not_loaded_to_read_pngs(tmp_path):
     (tmp_path / "nvidia" / "cuda_nvrtc").mkdir(parents=True)
     (tmp_path / "nvidia" / "cuda_nvrtc" / "__init__.py").touch()
     code = (
         f"import sys; sys.path.append({str(tmp_path)!r})\n"
-        "import services.preprocessor.decoding\n"
+        "import services.preprocessor.codec\n"
         "print('nvidia.cuda_nvrtc' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Annotations run on the engine's own threads, as many as it has, and a cancelled one keeps its slot until it ends."""
+"""Annotations run on the engine's own threads, and a cancelled one keeps its slot until it ends."""
 
 import asyncio
 import gc
@@ -9,9 +9,9 @@ import pytest
 from services.kernel.pictures import PictureLimits
 from services.preprocessor import annotation
 from services.preprocessor.annotation import Annotation
-from services.preprocessor.engine import Engine
+from services.preprocessor.engine import AnnotationEngine
 from tests.fakes.annotators import PATIENCE_S, Gate
-from tests.fakes.synthetic_pictures import encoded, scene
+from tests.fakes.synthetic_images import encoded, scene
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def gate():
 
 @pytest.fixture
 def engine():
-    engine = Engine(threads=2, limits=PictureLimits())
+    engine = AnnotationEngine(threads=2, limits=PictureLimits())
     yield engine
     engine.close()
 
@@ -46,7 +46,7 @@ async def test_the_event_loop_stays_free_while_two_run_and_a_third_waits(gate, e
     assert all(name.startswith("annotate") for name in gate.threads)
 
 
-async def test_a_cancelled_annotation_ends_only_with_its_present_step(gate, engine):
+async def test_a_cancelled_annotation_ends_with_its_current_step(gate, engine):
     run = asyncio.create_task(engine.run(asked(gate)))
     await started(gate)
     run.cancel()
@@ -59,7 +59,7 @@ async def test_a_cancelled_annotation_ends_only_with_its_present_step(gate, engi
     assert (await engine.run(asked(gate))).height_px == 8
 
 
-async def test_nobody_complains_of_how_a_cancelled_annotation_ended(gate, engine):
+async def test_asyncio_does_not_complain_about_a_cancelled_annotation(gate, engine):
     complaints = []
     asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
     run = asyncio.create_task(engine.run(asked(gate)))

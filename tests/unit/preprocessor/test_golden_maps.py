@@ -1,4 +1,4 @@
-"""Maps of a real photo stay what a person looked at."""
+"""Maps of a real photo stay as they were reviewed."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ ANNOTATORS = [annotator.id for annotator in core()]
 
 
 @pytest.mark.parametrize("annotator", ANNOTATORS)
-def test_a_photo_still_gives_the_map_that_was_looked_at(annotator):
+def test_a_photo_still_gives_the_reviewed_map(annotator):
     golden = np.asarray(Image.open(FOLDER / f"{annotator}.png").convert("RGB"))
     assert share_off(annotated(annotator), golden) <= OFF_MAX
 

@@ -1,4 +1,4 @@
-"""The preprocessor's own process: light, ready with one line, gone on SIGTERM."""
+"""The preprocessor as a process: it loads little, prints one line when it is ready, and ends on SIGTERM."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.wire_errors import from_rpc_error
 from tests.fakes.scripted_gateway import FakeGateway
-from tests.fakes.synthetic_pictures import decoded, encoded, scene
+from tests.fakes.synthetic_images import decoded, encoded, scene
 from tests.fakes.worker import task_of
 
 END_LIMIT_S = 60
@@ -67,9 +67,9 @@ async def test_it_says_when_it_is_ready_annotates_and_ends_on_sigterm(start):
     ready = re.fullmatch(r"ready grpc=(127\.0\.0\.1:\d+)\n", process.stdout.readline())
     assert ready
     async with open_channel(ready[1]) as channel:
-        picture = common_pb2.ImageSource(data=encoded(scene()))
+        image = common_pb2.ImageSource(data=encoded(scene()))
         answer = await preprocessor_pb2_grpc.PreprocessorServiceStub(channel).Annotate(
-            preprocessor_pb2.AnnotateRequest(annotator="canny", image=picture), timeout=END_LIMIT_S
+            preprocessor_pb2.AnnotateRequest(annotator="canny", image=image), timeout=END_LIMIT_S
         )
     assert decoded(answer.image).shape == scene().shape
     process.send_signal(signal.SIGTERM)
@@ -77,24 +77,22 @@ async def test_it_says_when_it_is_ready_annotates_and_ends_on_sigterm(start):
     assert (process.returncode, rest) == (0, "")
 
 
-async def test_weights_that_are_not_to_be_had_are_named_with_their_place(start, tmp_path):
+async def test_unavailable_weights_are_named_with_their_source(start, tmp_path):
     process = start(FANLIGHT_WEIGHTS_DIR=str(tmp_path), FANLIGHT_WEIGHTS_OFFLINE="true")
     address = process.stdout.readline().removeprefix("ready grpc=").strip()
     async with open_channel(address) as channel:
-        picture = common_pb2.ImageSource(data=encoded(scene()))
-        asked = preprocessor_pb2.AnnotateRequest(annotator="mediapipe-face", image=picture)
+        image = common_pb2.ImageSource(data=encoded(scene()))
+        asked = preprocessor_pb2.AnnotateRequest(annotator="mediapipe-face", image=image)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await preprocessor_pb2_grpc.PreprocessorServiceStub(channel).Annotate(asked, timeout=END_LIMIT_S)
     error = from_rpc_error(raised.value)
     assert "face_landmark.tflite from https://" in error.message
 
 
-async def test_it_does_the_tasks_of_the_gateway_that_it_is_told_of(start):
+async def test_it_does_the_tasks_of_its_gateway(start):
     gateway = FakeGateway(ttl_s=30)
     await gateway.start()
-    sound, broken = (
-        _leased(name, gateway.keep(data)) for name, data in (("a", encoded(scene())), ("b", b"no picture"))
-    )
+    sound, broken = (_leased(name, gateway.keep(data)) for name, data in (("a", encoded(scene())), ("b", b"no image")))
     await gateway.offer(sound, broken)
     start(FANLIGHT_WORKER_GATEWAY=gateway.address)
     await gateway.until(lambda: gateway.results[sound.name] == 1 and broken.name in gateway.failed)
@@ -117,7 +115,7 @@ def _leased(job: str, blob: common_pb2.Blob) -> queue_pb2.LeasedTask:
     [
         ({"FANLIGHT_PREPROCESSOR_SLOTTS": "2"}, "FANLIGHT_PREPROCESSOR_SLOTTS"),
         ({"FANLIGHT_PREPROCESSOR_SLOTS": "0"}, "FANLIGHT_PREPROCESSOR_SLOTS"),
-        ({"FANLIGHT_PREPROCESSOR_MAX_PICTURE_SIDE_PX": "40000"}, "FANLIGHT_PREPROCESSOR_MAX_PICTURE_SIDE_PX"),
+        ({"FANLIGHT_PREPROCESSOR_MAX_IMAGE_SIDE_PX": "40000"}, "FANLIGHT_PREPROCESSOR_MAX_IMAGE_SIDE_PX"),
         ({"FANLIGHT_PREPROCESSOR_GRPC": "0.0.0.0:0"}, "FANLIGHT_CLIENT_TOKEN"),
     ],
 )
@@ -131,7 +129,7 @@ def test_a_wrong_setting_ends_it_with_one_line_that_names_it(settings, said):
     assert "Traceback" not in process.stderr
 
 
-def test_a_folder_of_models_that_is_not_there_is_told_at_once():
+def test_a_missing_folder_of_models_is_an_error_at_start():
     command = [sys.executable, "-m", "services.preprocessor"]
     done = subprocess.run(
         command,

@@ -20,27 +20,27 @@ from services.kernel.pictures import PictureLimits
 from services.kernel.rpc_server import RpcServer
 from services.kernel.wire_errors import from_rpc_error
 from services.preprocessor.annotator import Annotator
-from services.preprocessor.engine import Engine
+from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import Registry, core
 from services.preprocessor.service import PreprocessorService
 from services.worker.admission import Admission
 from tests.fakes.annotators import PATIENCE_S, Gate
-from tests.fakes.broken_pictures import huge_png
-from tests.fakes.synthetic_pictures import decoded, encoded, saved, scene
+from tests.fakes.broken_images import huge_png
+from tests.fakes.synthetic_images import decoded, encoded, saved, scene
 
 LIMITS = PictureLimits(size_bytes=MIB // 2, pixels=4_000_000, side_px=5_000)
 NAME = "fanlight.preprocessor.v1.PreprocessorService"
 
 
 def _palette() -> Image.Image:
-    """With a transparent colour."""
-    picture = Image.fromarray(scene(40, 30)).quantize(8)
-    picture.info["transparency"] = 0
-    return picture
+    """With a transparent color."""
+    image = Image.fromarray(scene(40, 30)).quantize(8)
+    image.info["transparency"] = 0
+    return image
 
 
-# Encoded pictures that are unusual and right, and the size of their control images.
-STRANGE = {
+# Encoded images that are valid but unusual, and the size of their control images.
+UNUSUAL = {
     "1 x 1": (encoded(scene(1, 1)), (1, 1)),
     "1 x 5000": (encoded(scene(1, 5000)), (1, 5000)),
     "16 bits": (saved(Image.fromarray(scene(40, 30)[:, :, 0].astype(np.uint16) * 257), "PNG"), (40, 30)),
@@ -61,19 +61,19 @@ def gate():
     gate.opened.set()
 
 
-def _fragile(picture: np.ndarray) -> np.ndarray:
-    """Breaks, as nobody expects, on narrow pictures."""
-    if picture.shape[1] < 16:
+def _fragile(image: np.ndarray) -> np.ndarray:
+    """Fails with an unexpected error on narrow images."""
+    if image.shape[1] < 16:
         raise RuntimeError("secret")
-    return picture
+    return image
 
 
 @pytest.fixture
 def service(gate) -> Iterator[PreprocessorService]:
-    """One slot, and one that may wait."""
-    engine = Engine(threads=1, limits=LIMITS)
+    """One slot, and one call that may wait."""
+    engine = AnnotationEngine(threads=1, limits=LIMITS)
     admission = Admission(slots=1, waiting_limit=1)
-    fragile = Annotator(id="fragile", description="Breaks on narrow pictures", apply=_fragile)
+    fragile = Annotator(id="fragile", description="Breaks on narrow images", apply=_fragile)
     registry = Registry([*core(), gate.annotator(), fragile])
     yield PreprocessorService(registry, engine, admission, limits=LIMITS, max_message_bytes=MIB)
     gate.opened.set()
@@ -82,7 +82,7 @@ def service(gate) -> Iterator[PreprocessorService]:
 
 @pytest.fixture
 async def stub(service, gate) -> AsyncIterator[pb_grpc.PreprocessorServiceStub]:
-    """Messages have at most a MiB."""
+    """Messages have at most 1 MiB."""
     server = RpcServer(
         CommonSettings(drain_grace_s=0, max_message_bytes=MIB),
         services={NAME: lambda rpc: pb_grpc.add_PreprocessorServiceServicer_to_server(service, rpc)},
@@ -98,8 +98,8 @@ async def stub(service, gate) -> AsyncIterator[pb_grpc.PreprocessorServiceStub]:
 
 
 def request(annotator: str = "canny", data: bytes | None = None, **fields: object) -> pb.AnnotateRequest:
-    picture = common_pb2.ImageSource(data=encoded(scene()) if data is None else data)
-    return pb.AnnotateRequest(**{"annotator": annotator, "image": picture, **fields})
+    image = common_pb2.ImageSource(data=encoded(scene()) if data is None else data)
+    return pb.AnnotateRequest(**{"annotator": annotator, "image": image, **fields})
 
 
 def parameters(**values: object) -> struct_pb2.Struct:
@@ -114,7 +114,7 @@ async def error_of(stub: pb_grpc.PreprocessorServiceStub, asked: pb.AnnotateRequ
     return from_rpc_error(raised.value)
 
 
-async def test_every_annotator_is_listed_with_all_it_says(stub):
+async def test_every_annotator_is_listed_with_its_description(stub):
     listed = await stub.ListAnnotators(pb.ListAnnotatorsRequest())
     canny = listed.annotators[0]
     assert (canny.id, canny.deterministic, canny.loaded, canny.weight_bytes) == ("canny", True, True, 0)
@@ -145,7 +145,7 @@ async def test_every_listed_annotator_takes_its_listed_defaults(stub, gate):
         assert explicit.image == implicit.image
 
 
-async def test_a_picture_becomes_a_control_image(stub):
+async def test_an_image_becomes_a_control_image(stub):
     answer = await stub.Annotate(request("invert"))
     assert np.array_equal(decoded(answer.image), 255 - scene())
     assert (answer.media_type, answer.width_px, answer.height_px) == ("image/png", 192, 128)
@@ -153,7 +153,7 @@ async def test_a_picture_becomes_a_control_image(stub):
     assert all(span.duration_s >= 0 for span in answer.spans)
 
 
-async def test_a_picture_may_come_as_a_data_url(stub):
+async def test_an_image_may_be_a_data_url(stub):
     url = "data:image/png;base64," + base64.b64encode(encoded(scene())).decode()
     answer = await stub.Annotate(request(image=common_pb2.ImageSource(url=url)))
     assert answer.image == (await stub.Annotate(request())).image
@@ -193,7 +193,7 @@ async def test_parameters_and_size_are_used(stub):
         ({"width_px": 2_048, "height_px": 2_048}, TooLarge, "width_px"),
         ({"image": None}, InvalidField, "image"),
         ({"image": common_pb2.ImageSource(data=b"")}, InvalidField, "image"),
-        ({"image": common_pb2.ImageSource(data=b"no picture")}, InvalidField, "image"),
+        ({"image": common_pb2.ImageSource(data=b"no image")}, InvalidField, "image"),
         ({"image": common_pb2.ImageSource(data=encoded(scene())[:5_000])}, InvalidField, "image"),
         ({"image": common_pb2.ImageSource(data=huge_png())}, TooLarge, "image"),
         ({"image": common_pb2.ImageSource(data=bytes(MIB // 2 + 1))}, TooLarge, "image"),
@@ -208,7 +208,7 @@ async def test_a_wrong_request_names_its_field_and_the_next_one_works(stub, fiel
 
 
 async def test_a_field_newer_than_the_workers_contract_is_refused_by_its_number(stub):
-    # A varint of field 31, and one of field 30 in the picture.
+    # A varint of field 31, and one of field 30 in the image.
     for newer, number in (
         (pb.AnnotateRequest.FromString(request().SerializeToString() + b"\xf8\x01\x01"), "field 31 of"),
         (request(image=common_pb2.ImageSource.FromString(b"\xf0\x01\x01")), "field 30 of"),
@@ -218,7 +218,7 @@ async def test_a_field_newer_than_the_workers_contract_is_refused_by_its_number(
         assert number in error.message
 
 
-async def test_a_control_image_that_fits_no_answer_is_refused_with_a_way_out(stub):
+async def test_a_control_image_too_large_for_a_response_is_refused_with_advice(stub):
     noise = np.random.RandomState(0).randint(0, 256, (700, 700, 3)).astype(np.uint8)
     photo = saved(Image.fromarray(noise), "JPEG", quality=40)
     error = await error_of(stub, request("invert", photo))
@@ -227,7 +227,7 @@ async def test_a_control_image_that_fits_no_answer_is_refused_with_a_way_out(stu
     assert (await stub.Annotate(request("invert", photo, width_px=300, height_px=300))).image
 
 
-async def test_too_many_waiting_calls_are_told_to_come_back(stub, gate):
+async def test_too_many_waiting_calls_get_a_time_to_retry(stub, gate):
     running = asyncio.create_task(_annotate(stub))
     assert await asyncio.to_thread(gate.started.acquire, True, PATIENCE_S)
     waiting = [asyncio.create_task(_annotate(stub)) for _ in range(2)]
@@ -263,12 +263,12 @@ def wanted(annotator: str, **fields: object) -> pb.RequestedAnnotation:
 
 
 async def many(stub: pb_grpc.PreprocessorServiceStub, *annotations: pb.RequestedAnnotation, data: bytes | None = None):
-    picture = common_pb2.ImageSource(data=encoded(scene()) if data is None else data)
-    asked = pb.AnnotateManyRequest(image=picture, annotations=annotations)
+    image = common_pb2.ImageSource(data=encoded(scene()) if data is None else data)
+    asked = pb.AnnotateManyRequest(image=image, annotations=annotations)
     return [answer async for answer in stub.AnnotateMany(asked, timeout=PATIENCE_S)]
 
 
-async def test_one_picture_is_annotated_in_several_ways_each_as_if_alone(stub):
+async def test_one_image_is_annotated_in_several_ways_each_as_if_alone(stub):
     answers = await many(stub, wanted("canny"), wanted("invert", width_px=32, height_px=16), wanted("inpaint"))
     by_index = {each.index: each.answer for each in answers}
     assert sorted(by_index) == [0, 1, 2]
@@ -278,8 +278,8 @@ async def test_one_picture_is_annotated_in_several_ways_each_as_if_alone(stub):
 
 
 async def test_answers_come_as_they_are_ready(stub, gate):
-    picture = common_pb2.ImageSource(data=encoded(scene()))
-    asked = pb.AnnotateManyRequest(image=picture, annotations=[wanted("invert"), wanted("gated")])
+    image = common_pb2.ImageSource(data=encoded(scene()))
+    asked = pb.AnnotateManyRequest(image=image, annotations=[wanted("invert"), wanted("gated")])
     call = stub.AnnotateMany(asked, timeout=PATIENCE_S)
     first = await call.read()
     assert (first.index, first.answer.width_px) == (0, 192)
@@ -287,7 +287,7 @@ async def test_answers_come_as_they_are_ready(stub, gate):
     assert (await call.read()).index == 1
 
 
-async def test_one_that_nobody_expected_to_fail_says_so_in_its_place_and_ends_no_other(stub):
+async def test_an_unexpected_failure_is_reported_in_its_place_and_ends_no_other(stub):
     answers = await many(stub, wanted("fragile"), wanted("canny"), data=encoded(scene(8, 8)))
     by_index = {each.index: each for each in answers}
     assert by_index[0].failure.reason == "INTERNAL"
@@ -296,7 +296,7 @@ async def test_one_that_nobody_expected_to_fail_says_so_in_its_place_and_ends_no
     assert by_index[1].answer.image
 
 
-async def test_a_picture_waits_for_its_turn_before_it_is_decoded_for_several(stub, gate):
+async def test_an_image_is_decoded_for_several_annotators_only_in_a_slot(stub, gate):
     running = asyncio.create_task(_annotate(stub))
     assert await asyncio.to_thread(gate.started.acquire, True, PATIENCE_S)
     calls = [asyncio.create_task(many(stub, wanted("canny"))) for _ in range(2)]
@@ -310,8 +310,8 @@ async def test_a_picture_waits_for_its_turn_before_it_is_decoded_for_several(stu
 
 
 async def test_a_client_that_goes_away_between_two_answers_leaves_nothing_behind(service, gate):
-    picture = common_pb2.ImageSource(data=encoded(scene()))
-    asked = pb.AnnotateManyRequest(image=picture, annotations=[wanted("invert"), wanted("gated"), wanted("gated")])
+    image = common_pb2.ImageSource(data=encoded(scene()))
+    asked = pb.AnnotateManyRequest(image=image, annotations=[wanted("invert"), wanted("gated"), wanted("gated")])
     answers = service.AnnotateMany(asked, None)
     assert (await anext(answers)).index == 0
     closing = asyncio.create_task(answers.aclose())
@@ -321,7 +321,7 @@ async def test_a_client_that_goes_away_between_two_answers_leaves_nothing_behind
     assert (await service.Annotate(request(), None)).image
 
 
-async def test_one_that_fails_says_so_in_its_place_and_ends_no_other(stub):
+async def test_a_failure_is_reported_in_its_place_and_ends_no_other(stub):
     noise = np.random.RandomState(0).randint(0, 256, (700, 700, 3)).astype(np.uint8)
     photo = saved(Image.fromarray(noise), "JPEG", quality=40)
     answers = await many(stub, wanted("invert"), wanted("canny"), data=photo)
@@ -347,21 +347,21 @@ async def test_wrong_annotations_are_refused_before_anything_is_done(stub, annot
     assert (type(error), error.field) == (kind, field)
 
 
-async def test_a_picture_that_is_none_ends_the_call(stub):
+async def test_data_that_is_not_an_image_ends_the_call(stub):
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await many(stub, wanted("canny"), data=b"no picture")
+        await many(stub, wanted("canny"), data=b"no image")
     assert from_rpc_error(raised.value).field == "image"
 
 
-async def test_other_services_names_are_taken(stub):
+async def test_other_services_names_are_accepted(stub):
     assert (await stub.Annotate(request("canny_edge"))).image == (await stub.Annotate(request("canny"))).image
 
 
 @pytest.mark.parametrize("annotator", [each.id for each in core()])
-@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("name", UNUSUAL)
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-async def test_strange_pictures_come_out_in_their_size(stub, annotator, name):
-    data, size = STRANGE[name]
+async def test_unusual_images_keep_their_size(stub, annotator, name):
+    data, size = UNUSUAL[name]
     answer = await stub.Annotate(request(annotator, data), timeout=PATIENCE_S)
     assert (answer.width_px, answer.height_px) == size
     assert decoded(answer.image).shape == (size[1], size[0], 3)

@@ -1,4 +1,4 @@
-"""Models in memory: loaded once, dropped by bytes, never while in use; and where weights come from."""
+"""Networks in memory: loaded once, evicted by bytes, never while in use; and where weights come from."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fanlight.errors import FanlightError, InvalidField, NodeFault
-from services.preprocessor.device import Device, find_device
+from services.preprocessor.cache import AnnotatorCache, AnnotatorCacheLimits
+from services.preprocessor.device import AnnotatorDevice, find_device
 from services.preprocessor.registry import NEURAL
-from services.preprocessor.residency import Residency, ResidencyLimits
-from services.preprocessor.weights import FolderWeights, Model, StoreWeights, tell_nobody, told
+from services.preprocessor.weights import AnnotatorWeights, FolderWeights, StoreWeights, ignore_progress
 from services.weights.errors import TokenRefused
 from services.weights.provision import Provision
 from services.weights.settings import WeightsSettings
@@ -22,24 +22,24 @@ HED, MLSD, LINEART = "annotator-hed", "annotator-mlsd", "annotator-lineart"
 
 
 class Somewhere:
-    """Weights that are always there."""
+    """Weights that are always available."""
 
     @contextlib.asynccontextmanager
-    async def folder(self, model, tell=tell_nobody):
-        tell(Progress(reference=model.name, path="", done_bytes=1, total_bytes=1, bytes_per_s=1.0, source=""))
-        yield Path(model.name)
+    async def folder(self, weights, report=ignore_progress):
+        report(Progress(reference=weights.name, path="", done_bytes=1, total_bytes=1, bytes_per_s=1.0, source=""))
+        yield Path(weights.name)
 
 
 class Builder:
     def __init__(self) -> None:
         self.built: list[str] = []
 
-    def __call__(self, folder: Path, device: Device) -> str:
+    def __call__(self, folder: Path, device: AnnotatorDevice) -> str:
         self.built.append(str(folder))
         return f"{folder} on {device.kind}"
 
-    def model(self, entry: str) -> Model:
-        return Model(name=entry.removeprefix("annotator-"), entry=entry, build=self)
+    def model(self, entry: str) -> AnnotatorWeights:
+        return AnnotatorWeights(name=entry.removeprefix("annotator-"), entry=entry, build=self)
 
 
 @pytest.fixture
@@ -48,74 +48,74 @@ def builder():
 
 
 @pytest.fixture
-def residency_of():
-    """A residency with room for this many bytes."""
+def cache_of():
+    """A cache with room for this many bytes."""
     with ThreadPoolExecutor(1) as executor:
-        yield lambda size_bytes: Residency(
-            Somewhere(), Device(), executor, limits=ResidencyLimits(bytes=size_bytes, batch=1)
+        yield lambda size_bytes: AnnotatorCache(
+            Somewhere(), AnnotatorDevice(), executor, limits=AnnotatorCacheLimits(size_bytes=size_bytes, batch=1)
         )
 
 
-async def touch(residency: Residency, model: Model) -> None:
-    async with residency.use(model):
+async def touch(cache: AnnotatorCache, model: AnnotatorWeights) -> None:
+    async with cache.use(model):
         pass
 
 
-async def test_a_model_is_loaded_once_for_all_who_want_it_at_the_same_time(builder, residency_of):
-    residency, model = residency_of(10**9), builder.model(HED)
-    await asyncio.gather(*(touch(residency, model) for _ in range(5)))
+async def test_a_network_is_loaded_once_for_concurrent_uses(builder, cache_of):
+    cache, model = cache_of(10**9), builder.model(HED)
+    await asyncio.gather(*(touch(cache, model) for _ in range(5)))
     assert builder.built == ["hed"]
-    assert residency.holds(model)
+    assert model in cache
 
 
-async def test_the_one_not_used_for_longest_makes_room(builder, residency_of):
-    residency = residency_of(65_000_000)
+async def test_the_least_recently_used_is_evicted(builder, cache_of):
+    cache = cache_of(65_000_000)
     hed, mlsd, lineart = (builder.model(entry) for entry in (HED, MLSD, LINEART))
     for model in (hed, mlsd, hed, lineart):
-        await touch(residency, model)
-    assert [residency.holds(model) for model in (hed, mlsd, lineart)] == [True, False, True]
-    assert residency.size_bytes <= 65_000_000
+        await touch(cache, model)
+    assert [model in cache for model in (hed, mlsd, lineart)] == [True, False, True]
+    assert cache.size_bytes <= 65_000_000
 
 
-async def test_what_is_in_use_is_never_dropped_and_goes_afterwards(builder, residency_of):
-    residency, hed, mlsd = residency_of(1), builder.model(HED), builder.model(MLSD)
-    async with residency.use(hed):
-        await touch(residency, mlsd)
-        assert residency.holds(hed)
-        assert not residency.holds(mlsd)
-    assert residency.size_bytes == 0
+async def test_a_network_in_use_is_pinned_and_evicted_afterwards(builder, cache_of):
+    cache, hed, mlsd = cache_of(1), builder.model(HED), builder.model(MLSD)
+    async with cache.use(hed):
+        await touch(cache, mlsd)
+        assert hed in cache
+        assert mlsd not in cache
+    assert cache.size_bytes == 0
 
 
-async def test_whoever_waits_for_weights_is_told_how_they_come(builder, residency_of):
-    residency, heard = residency_of(10**9), []
+async def test_progress_is_reported_while_weights_are_fetched(builder, cache_of):
+    cache, heard = cache_of(10**9), []
     for _ in range(2):
-        async with residency.use(builder.model(HED), heard.append):
+        async with cache.use(builder.model(HED), heard.append):
             pass
     assert [progress.reference for progress in heard] == ["hed"]
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("cpu", 1), ("cuda", 4)])
-async def test_only_a_gpu_takes_several_pictures_at_a_time(builder, kind, expected):
+async def test_only_a_gpu_gets_batches_of_several_images(builder, kind, expected):
     # On a CPU matrix products round differently for other sizes of a batch.
     with ThreadPoolExecutor(1) as executor:
-        residency = Residency(Somewhere(), Device(kind=kind), executor, limits=ResidencyLimits(batch=4))
-        async with residency.use(builder.model(HED)) as loaded:
+        cache = AnnotatorCache(Somewhere(), AnnotatorDevice(kind=kind), executor, limits=AnnotatorCacheLimits(batch=4))
+        async with cache.use(builder.model(HED)) as loaded:
             assert loaded.batch_limit == expected
 
 
-async def test_a_model_that_could_not_be_built_is_tried_again(builder, residency_of):
-    residency = residency_of(10**9)
+async def test_a_network_that_could_not_be_built_is_built_again(builder, cache_of):
+    cache = cache_of(10**9)
 
-    def broken(folder: Path, device: Device) -> object:
+    def broken(folder: Path, device: AnnotatorDevice) -> object:
         raise NodeFault("broken")
 
     with pytest.raises(NodeFault):
-        await touch(residency, Model(name="hed", entry=HED, build=broken))
-    await touch(residency, builder.model(HED))
+        await touch(cache, AnnotatorWeights(name="hed", entry=HED, build=broken))
+    await touch(cache, builder.model(HED))
     assert builder.built == ["hed"]
 
 
-async def test_files_that_lie_in_the_folder_are_taken_from_there(tmp_path, builder):
+async def test_files_in_the_folder_are_used_before_the_fallback(tmp_path, builder):
     model = builder.model(HED)
     weights = FolderWeights(tmp_path, Somewhere())
     async with weights.folder(model) as folder:
@@ -126,7 +126,7 @@ async def test_files_that_lie_in_the_folder_are_taken_from_there(tmp_path, build
         assert folder == tmp_path / "lllyasviel" / "Annotators"
 
 
-async def test_weights_that_are_not_to_be_had_are_named_with_their_place(tmp_path, builder):
+async def test_unavailable_weights_are_named_with_their_source(tmp_path, builder):
     settings = WeightsSettings(dir=tmp_path, offline=True)
     async with StoreWeights(settings) as weights:
         with pytest.raises(NodeFault) as raised:
@@ -138,7 +138,7 @@ async def test_weights_that_are_not_to_be_had_are_named_with_their_place(tmp_pat
 
 
 @pytest.mark.parametrize("error", [InvalidField("is malformed", field="manifest"), TokenRefused("wants a token")])
-async def test_what_is_wrong_with_weights_is_never_the_requests_fault(tmp_path, builder, monkeypatch, error):
+async def test_a_problem_with_weights_is_never_the_requests_fault(tmp_path, builder, monkeypatch, error):
     @contextlib.asynccontextmanager
     async def obtain(self, reference, pipeline="", *, report):
         raise error
@@ -153,13 +153,13 @@ async def test_what_is_wrong_with_weights_is_never_the_requests_fault(tmp_path, 
 
 
 @pytest.mark.parametrize("annotator", NEURAL, ids=lambda annotator: annotator.id)
-def test_every_model_says_what_it_needs_and_from_where(annotator):
+def test_every_network_names_its_files_and_their_sources(annotator):
     for model in annotator.models:
         assert model.size_bytes > 0
-        assert all(f"{file} from " in told(model) for file in model.files)
+        assert all(f"{file} from " in model.describe_files() for file in model.files)
 
 
-def test_a_device_that_is_named_is_taken_and_auto_needs_no_torch():
-    assert find_device("cpu", threads=3) == Device(kind="cpu", threads=3)
+def test_a_named_device_is_used_and_auto_needs_no_torch():
+    assert find_device("cpu", threads=3) == AnnotatorDevice(kind="cpu", threads=3)
     assert find_device("cuda", threads=1).label == "cuda/float16"
     assert find_device("auto", threads=1).label in ("cpu/float32", "cuda/float16")

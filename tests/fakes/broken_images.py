@@ -1,4 +1,4 @@
-"""Encoded pictures that Pillow would not write: headers that lie, damage, rare pixel formats."""
+"""Encoded images that Pillow would not write: false headers, damage, rare pixel formats."""
 
 import struct
 import zlib
@@ -10,9 +10,9 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width_px: int, height_px: int, rows: bytes, *, depth: int = 8, colour: int = 2) -> bytes:
-    """`rows` as PNG has them before compression: a filter byte and the samples of each row."""
-    header = struct.pack(">IIBBBBB", width_px, height_px, depth, colour, 0, 0, 0)
+def png(width_px: int, height_px: int, rows: bytes, *, depth: int = 8, color: int = 2) -> bytes:
+    """`rows`: a filter byte and the samples of each row, not compressed yet."""
+    header = struct.pack(">IIBBBBB", width_px, height_px, depth, color, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return SIGNATURE + b"".join(png_chunk(kind, data) for kind, data in chunks)
 
@@ -27,8 +27,8 @@ def huge_gif() -> bytes:
     return b"GIF89a" + screen + b"," + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0) + b"\x02\x02D\x01\x00;"
 
 
-def png_16_bit_rgb(colour: tuple[int, int, int]) -> bytes:
-    row = b"\x00" + struct.pack(">6H", *(colour * 2))
+def png_16_bit_rgb(color: tuple[int, int, int]) -> bytes:
+    row = b"\x00" + struct.pack(">6H", *(color * 2))
     return png(2, 2, row * 2, depth=16)
 
 
