@@ -3,11 +3,10 @@
 import pytest
 
 from fanlight.errors import FailedPrecondition, NotFound, TooLarge
-from services.gateway.app.blame import in_words_of_job
-from services.gateway.app.queue import NOT_HERE
-from services.gateway.jobs import plan
-from services.gateway.jobs.machine import FAILURES_LIMIT
-from services.gateway.jobs.model import DIFFUSION, Failure, Fault, JobState
+from services.gateway.app.completion import NOT_HERE, as_clients_field
+from services.gateway.domain import plan
+from services.gateway.domain.job import DIFFUSION, Failure, Fault, JobState
+from services.gateway.domain.machine import FAILURES_LIMIT
 from tests.fakes.fleet import CRASH, Fleet, annotation, control, generation, plan_of
 
 LACKING = [
@@ -34,7 +33,7 @@ async def test_what_one_node_lacks_another_is_tried_for(fleet: Fleet, failure: F
     assert told.tasks[0].failure.field == f"generation.{failure.field}"
     await rich.come()
     fleet.clock.advance(10.0)
-    fleet.gateway._core.waiting.release_due()
+    fleet.gateway._core.queue_index.release_due()
     await rich.come()
     assert await poor.lease() == [], "not again while another live one can"
     assert await rich.work() == 1
@@ -96,7 +95,7 @@ IN_AN_ANNOTATION = plan_of(annotation())
         (IN_A_GENERATION, 4, "", ""),
     ],
 )
-def test_a_fields_name_is_the_clients(of: plan.Plan, number: int, field: str, clients: str) -> None:
+def test_a_fields_name_is_the_clients(of: plan.JobPlan, number: int, field: str, clients: str) -> None:
     job = plan.create(of, job_id="j", request_id="", priority=0, now_s=1.0)
     failure = Failure(reason="INVALID_FIELD", message="is wrong", field=field)
-    assert in_words_of_job(failure, job, number).field == clients
+    assert as_clients_field(failure, job, number).field == clients

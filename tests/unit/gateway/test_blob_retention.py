@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from services.gateway.app.blob_retention import GRACE_S, BlobRetention, blobs_of
+from services.gateway.app.retention import GRACE_S, BlobRetention
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.model import ControlImage, Job, Output, Task, TaskState
+from services.gateway.domain.job import ControlImage, Job, Output, Task, TaskState, blobs_of
 from services.kernel.blobs import BlobInfo
 from tests.fakes.gateway import a_job
 from tests.fakes.memory_blobs import MemoryBlobs

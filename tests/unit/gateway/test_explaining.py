@@ -7,15 +7,15 @@ import pytest
 
 from fanlight.errors import NotFound
 from services.gateway.app.explain import ESTIMATES_AT_A_TIME
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.jobs.workers import StepTime
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.gateway.domain.workers import ReportedStepTime
 from services.gateway.ordering.explain import Verdict
 from services.gateway.ordering.replication import UNASKED_WORKERS_MIN
 from services.gateway.wire import explanations
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, control, generation
 
 FAR = replace(STARTER, id="far", size_bytes=1_000_000_000)
-TENTH = (StepTime(family="starter", size_class=16, mean_s=0.1),)
+TENTH = (ReportedStepTime(family="starter", size_class=16, mean_s=0.1),)
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -47,7 +47,7 @@ async def test_others_are_answered_while_many_jobs_are_estimated(fleet: Fleet, p
             await asyncio.sleep(0)
 
     other = asyncio.create_task(somebody_else())
-    told = await fleet.gateway.explanations.all_told([job, NotFound("no such job")] * 100)
+    told = await fleet.gateway.explanations.with_estimates([job, NotFound("no such job")] * 100)
     other.cancel()
     assert [getattr(each, "estimate", "none") is not None for each in told] == [True] * 200
     assert turns >= 200 / ESTIMATES_AT_A_TIME

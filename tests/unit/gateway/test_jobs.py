@@ -6,12 +6,12 @@ import pytest
 
 from fanlight.contract.digests import digest_of
 from fanlight.errors import AlreadyExists, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
-from services.gateway.app.callers import OPERATOR
-from services.gateway.app.filters import Only
-from services.gateway.app.hub import Progress
-from services.gateway.app.new_job import SourceImage
-from services.gateway.app.queue import Renewal
-from services.gateway.jobs.model import DIFFUSION, Job, JobState
+from services.gateway.app.completion import Renewal
+from services.gateway.app.jobs import JobFilter
+from services.gateway.app.submission import SourceImage
+from services.gateway.app.tenants import OPERATOR
+from services.gateway.app.watch import TaskProgress
+from services.gateway.domain.job import DIFFUSION, Job, JobState
 from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation, photo, seed_of
 
 
@@ -113,7 +113,7 @@ async def test_a_cancelled_job_leaves_the_queue_and_its_worker_is_told(fleet: Fl
     (task,) = await painter.lease()
     cancelled = await fleet.gateway.jobs.cancel(job.name)
     assert cancelled.state is JobState.CANCELLED
-    assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing == "cancelled"
+    assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status == "cancelled"
     with pytest.raises(LeaseLost):
         await painter.complete(task)
     assert await painter.lease(held=[]) == []
@@ -146,7 +146,7 @@ async def test_jobs_are_listed_by_state(fleet: Fleet, painter: FleetWorker) -> N
         fleet.clock.advance(1)
     (task,) = await painter.lease()
     await painter.complete(task)
-    page = await fleet.gateway.jobs.list(page_size=2, page_token="", only=Only(state=JobState.SUCCEEDED))
+    page = await fleet.gateway.jobs.list(page_size=2, page_token="", only=JobFilter(state=JobState.SUCCEEDED))
     assert [job.name for job in page.jobs] == [task.job.name]
     assert page.next_token == ""
 
@@ -157,9 +157,9 @@ async def test_a_watch_tells_states_and_progress_until_the_end(fleet: Fleet, pai
     assert await anext(events) == job
     (task,) = await painter.lease()
     assert (await anext(events)).state is JobState.RUNNING
-    said = Renewal(token=task.token, progress=Progress(task=0, step=3, steps=20, preview=b"p"))
+    said = Renewal(token=task.token, progress=TaskProgress(task=0, step=3, steps=20, preview=b"p"))
     await fleet.gateway.queue.renew("w", [said])
-    assert await anext(events) == Progress(task=1, step=3, steps=20, preview=b"p")
+    assert await anext(events) == TaskProgress(task=1, step=3, steps=20, preview=b"p")
     assert (await fleet.get(job)).tasks[0].step == 3
     await painter.complete(task)
     assert (await anext(events)).state is JobState.SUCCEEDED
@@ -239,7 +239,7 @@ async def test_an_annotation_is_a_job_too(fleet: Fleet, annotator: FleetWorker) 
     await annotator.work()
     done = await fleet.get(job)
     assert done.state is JobState.SUCCEEDED
-    assert done.made_by(done.control_images[0].task) is not None
+    assert done.output_of(done.control_images[0].task) is not None
 
 
 def test_an_image_does_not_show_its_bytes() -> None:

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from fanlight.errors import LeaseLost
-from services.gateway.app.hub import Progress
-from services.gateway.app.queue import Renewal
-from services.gateway.jobs.machine import Standing
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.gateway.app.completion import Renewal
+from services.gateway.app.watch import TaskProgress
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
+from services.gateway.domain.machine import LeaseStatus
 from tests.fakes.fleet import Fleet, FleetWorker, control, generation
 
 Pair = tuple[Fleet, Fleet]
@@ -45,7 +45,7 @@ async def test_a_lease_renewed_at_one_gateway_is_not_ended_by_another(pair: Pair
         await here.gateway._core.heartbeats.beat()
         await told()
         await there.gateway.queue.expire_due()
-    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LIVE
+    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LIVE
 
 
 async def test_a_lease_whose_gateway_died_with_its_worker_is_ended_by_another(pair: Pair) -> None:
@@ -61,7 +61,7 @@ async def test_a_lease_whose_gateway_died_with_its_worker_is_ended_by_another(pa
 async def test_a_worker_renews_and_completes_at_another_gateway(pair: Pair) -> None:
     here, there = pair
     painter, task = await a_task(here)
-    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LIVE
+    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LIVE
     painter.fleet = there
     await painter.complete(task)
     await told()
@@ -137,7 +137,7 @@ async def test_a_client_watches_at_one_gateway_what_a_worker_does_at_another(pai
     painter: FleetWorker = here.worker(DIFFUSION)
     (task,) = await painter.lease()
     states.append((await anext(events)).state)
-    said = Progress(task=0, step=2, steps=9)
+    said = TaskProgress(task=0, step=2, steps=9)
     await here.gateway.queue.renew(painter.worker.id, [Renewal(token=task.token, progress=said)])
     await here.gateway._core.heartbeats.beat()
     await told()
@@ -177,19 +177,19 @@ async def test_a_node_left_out_at_one_gateway_is_left_out_at_the_other(pair: Pai
         (task,) = await broken.lease()
         await broken.fail(task)
     await told()
-    assert there.gateway._core.faults.skipped("broken") == {"checkpoint:starter"}
+    assert there.gateway._core.circuit_breakers.open_needs("broken") == {"checkpoint:starter"}
 
 
 async def test_a_task_that_is_renewed_for_ever_without_progress_is_taken_away() -> None:
     async with Fleet(settings={"stall_limit_s": 100.0}).running() as fleet:
         _, task = await a_task(fleet)
         for step in (1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2):
-            said = Progress(task=0, step=step, steps=9)
+            said = TaskProgress(task=0, step=step, steps=9)
             (answer,) = await fleet.gateway.queue.renew("w", [Renewal(token=task.token, progress=said)])
             fleet.clock.advance(10)
             await fleet.gateway.queue.expire_due()
-        assert answer.standing is Standing.LIVE
-        assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LOST
+        assert answer.status is LeaseStatus.LIVE
+        assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LOST
 
 
 async def test_a_store_that_answers_with_an_old_record_is_asked_again(pair: Pair, monkeypatch) -> None:
@@ -216,4 +216,4 @@ async def test_a_gateway_alone_keeps_no_list_of_workers_that_nobody_will_hear_of
         await fleet.worker(DIFFUSION, "here").come()
         await fleet.gateway.queue.renew("gone", [])
         await heartbeats.sweep()
-        assert heartbeats._heard == {"here-diffusion"}
+        assert heartbeats._callers == {"here-diffusion"}

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from fanlight.errors import FailedPrecondition, FanlightError
-from services.gateway.app.new_job import NewJob
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.jobs.workers import Model
+from services.gateway.app.submission import NewJob
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.gateway.domain.workers import AnnouncedModel
 from tests.fakes.fleet import STARTER, STARTER_CANNY, Fleet, FleetWorker, control, generation
 
 SMALL, LARGE = 128 * 128, 512 * 512
 
 
-def model(**changes: Any) -> Model:
+def model(**changes: Any) -> AnnouncedModel:
     return replace(STARTER, width_px=64, height_px=64, **changes)
 
 

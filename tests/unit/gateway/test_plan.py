@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanlight.errors import FanlightError, InvalidField
-from services.gateway.jobs import machine
-from services.gateway.jobs.machine import FAILURES_LIMIT
-from services.gateway.jobs.model import TASKS_LIMIT, Failure, Fault, Input, Job, JobState, Lease, Output, TaskState
-from services.gateway.jobs.plan import IMAGE, NewTask, Plan, check, create
+from services.gateway.domain import machine
+from services.gateway.domain.job import TASKS_LIMIT, Failure, Fault, Input, Job, JobState, Lease, Output, TaskState
+from services.gateway.domain.machine import FAILURES_LIMIT
+from services.gateway.domain.plan import IMAGE, JobPlan, NewTask, check, create
 from tests.fakes.jobs import annotation, blob, generation
 
 MAKES = {"preprocess": IMAGE, "diffusion": IMAGE, "tag": "text"}
@@ -20,7 +20,7 @@ CRASH = Failure(reason="NODE_FAULT", message="out of memory")
 Graph = Sequence[Sequence[int]]
 
 
-def plan_of(graph: Graph, *, stages: Sequence[str] = ()) -> Plan:
+def plan_of(graph: Graph, *, stages: Sequence[str] = ()) -> JobPlan:
     """Task 1 takes the outputs of `graph[0]`, and so on; 0 stands for a blob."""
     stages = stages or ["diffusion"] * len(graph)
     requests = {"diffusion": generation(), "preprocess": annotation()}
@@ -29,7 +29,7 @@ def plan_of(graph: Graph, *, stages: Sequence[str] = ()) -> Plan:
         NewTask(request=list(requests).index(stage), inputs=tuple(input_of(i, number) for i, number in enumerate(of)))
         for of, stage in zip(graph, stages, strict=True)
     ]
-    return Plan(requests=tuple(requests.values()), tasks=tuple(tasks))
+    return JobPlan(requests=tuple(requests.values()), tasks=tuple(tasks))
 
 
 def input_of(index: int, number: int) -> Input:

@@ -7,10 +7,10 @@ import pytest
 
 from fanlight.contract.digests import digest_of
 from fanlight.errors import FailedPrecondition, LeaseLost, Unavailable
-from services.gateway.app.queue import Made, Renewal
-from services.gateway.jobs.machine import FAILURES_LIMIT, Standing
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, JobState
-from services.gateway.jobs.workers import Capabilities
+from services.gateway.app.completion import Renewal, ReportedOutput
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, JobState
+from services.gateway.domain.machine import FAILURES_LIMIT, LeaseStatus
+from services.gateway.domain.workers import Capabilities
 from tests.fakes.fleet import OTHER, STARTER, Fleet, FleetWorker, annotation, control, generation
 
 
@@ -120,19 +120,19 @@ async def test_a_renewed_lease_lives_on_and_another_expires(fleet: Fleet, painte
     kept, lost = await painter.lease(limit=2)
     fleet.clock.advance(15)
     (answer,) = await fleet.gateway.queue.renew("w", [Renewal(token=kept.token)])
-    assert answer.standing is Standing.LIVE
+    assert answer.status is LeaseStatus.LIVE
     assert answer.ttl_s > 0
     fleet.clock.advance(10)
     await fleet.gateway.queue.expire_due()
     answers = await fleet.gateway.queue.renew("w", [Renewal(token=kept.token), Renewal(token=lost.token)])
-    assert [each.standing for each in answers] == [Standing.LIVE, Standing.LOST]
+    assert [each.status for each in answers] == [LeaseStatus.LIVE, LeaseStatus.LOST]
 
 
 async def test_renewing_answers_for_every_token_whatever_it_is(fleet: Fleet) -> None:
     tokens = ["", "nonsense", "a.b.c", "0.1.00", "x.99999.00"]
     answers = await fleet.gateway.queue.renew("w", [Renewal(token=token) for token in tokens])
     assert [each.token for each in answers] == tokens
-    assert {each.standing for each in answers} == {Standing.LOST}
+    assert {each.status for each in answers} == {LeaseStatus.LOST}
 
 
 async def test_a_worker_that_vanished_loses_its_task_to_another(fleet: Fleet, painter: FleetWorker) -> None:
@@ -163,7 +163,7 @@ async def test_leases_that_the_worker_does_not_know_of_go_back_at_once(fleet: Fl
     (again,) = await painter.lease(limit=8, held=[first.token])
     assert again.task.number == 2
     assert not again.task.alone
-    assert (await fleet.gateway.queue.renew("w", [Renewal(token=first.token)]))[0].standing is Standing.LIVE
+    assert (await fleet.gateway.queue.renew("w", [Renewal(token=first.token)]))[0].status is LeaseStatus.LIVE
 
 
 async def test_a_restarted_gateway_gives_every_lease_its_whole_time(fleet: Fleet, painter: FleetWorker) -> None:
@@ -172,9 +172,9 @@ async def test_a_restarted_gateway_gives_every_lease_its_whole_time(fleet: Fleet
     fleet.clock.advance(1_000)
     async with fleet.restarted().running() as again:
         await again.gateway.queue.expire_due()
-        assert (await again.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LIVE
+        assert (await again.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LIVE
         await again.expire()
-        assert (await again.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LOST
+        assert (await again.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LOST
 
 
 async def test_a_gateway_that_stood_still_takes_no_lease_for_it(fleet: Fleet, painter: FleetWorker) -> None:
@@ -201,7 +201,7 @@ async def test_an_output_that_was_never_written_is_refused_and_the_lease_stays(
 ) -> None:
     await fleet.gateway.jobs.create(generation())
     (task,) = await painter.lease()
-    missing = Made(scope="default", digest=digest_of(b"never"), width_px=1, height_px=1)
+    missing = ReportedOutput(scope="default", digest=digest_of(b"never"), width_px=1, height_px=1)
     with pytest.raises(FailedPrecondition) as refused:
         await fleet.gateway.queue.complete(task.token, [missing], [])
     assert refused.value.field == "outputs[0].blob.digest"
@@ -254,7 +254,7 @@ async def test_a_fault_of_the_request_is_told_in_the_words_of_the_job(
     done = await fleet.get(job)
     assert done.failure.field == "generation.controls[1].image"
     assert await fleet.gateway.dead_letters.page(limit=10) == []
-    assert (await fleet.gateway.queue.renew("w", [Renewal(token=tasks[1].token)]))[0].standing is Standing.CANCELLED
+    assert (await fleet.gateway.queue.renew("w", [Renewal(token=tasks[1].token)]))[0].status is LeaseStatus.CANCELLED
 
 
 async def test_a_letter_lost_with_a_dying_gateway_is_written_by_the_next_one(fleet: Fleet) -> None:
@@ -313,7 +313,7 @@ async def test_a_new_version_of_an_annotator_makes_new_images(fleet: Fleet, anno
 async def test_a_cached_image_whose_bytes_are_gone_is_made_again(fleet: Fleet, annotator: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(annotation())
     await annotator.work()
-    made = (await fleet.get(job)).made_by(1).blob
+    made = (await fleet.get(job)).output_of(1).blob
     await fleet.blobs.delete(made.scope, made.digest)
     assert len((await fleet.gateway.jobs.create(annotation())).tasks) == 1
 

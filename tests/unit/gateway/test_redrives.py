@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from fanlight.errors import FailedPrecondition, LeaseLost, NotFound
-from services.gateway.app.callers import OPERATOR
-from services.gateway.app.queue import Renewal
-from services.gateway.jobs.machine import FAILURES_LIMIT, Standing
-from services.gateway.jobs.model import DIFFUSION, Job, JobState, TaskState
+from services.gateway.app.completion import Renewal
+from services.gateway.app.tenants import OPERATOR
+from services.gateway.domain.job import DIFFUSION, Job, JobState, TaskState
+from services.gateway.domain.machine import FAILURES_LIMIT, LeaseStatus
 from tests.fakes.fleet import STARTER, STARTER_CANNY, Fleet, FleetWorker, control, generation
 
 
@@ -102,7 +102,7 @@ async def test_a_job_that_misses_its_deadline_fails_and_its_workers_are_told(
     done = await fleet.get(job)
     assert (done.state, done.failure.reason) == (JobState.FAILED, "DEADLINE_EXCEEDED")
     (answer,) = await fleet.gateway.queue.renew("w", [Renewal(token=task.token)])
-    assert answer.standing is not Standing.LIVE
+    assert answer.status is not LeaseStatus.LIVE
     assert await painter.lease(held=()) == []
     assert await fleet.gateway.dead_letters.page(limit=9) == []
 

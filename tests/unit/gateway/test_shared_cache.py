@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.gateway.app.cache import BUCKET, IMAGES, TOLD_EVERY_S
-from services.gateway.app.uses import Uses
-from services.gateway.jobs.model import PREPROCESS
+from services.gateway.app.control_cache import BUCKET, IMAGES, USE_WRITE_INTERVAL_S, LruIndex
+from services.gateway.domain.job import PREPROCESS
 from tests.fakes.fleet import Fleet, annotation
 from tests.unit.gateway.test_many_gateways import Pair, told
 
@@ -29,7 +28,7 @@ async def ask(fleet: Fleet, name: str) -> bool:
     for task in await annotator.lease():
         await annotator.complete(task, picture=name.encode() * (PICTURE_BYTES - 8))
     await told()
-    fleet.clock.advance(TOLD_EVERY_S + 1)
+    fleet.clock.advance(USE_WRITE_INTERVAL_S + 1)
     return job.state.ended
 
 
@@ -79,7 +78,7 @@ async def test_who_starts_later_knows_what_was_used_last(pair: Pair) -> None:
 
 def test_the_oldest_use_is_found_whatever_was_noted_and_dropped() -> None:
     chance = random.Random(5)
-    uses, wanted = Uses(), dict[str, tuple[float, int, int]]()
+    uses, wanted = LruIndex(), dict[str, tuple[float, int, int]]()
     for number in range(20_000):
         key = str(chance.randrange(50))
         if chance.random() < 0.2:
@@ -93,4 +92,4 @@ def test_the_oldest_use_is_found_whatever_was_noted_and_dropped() -> None:
             assert uses.oldest().key == min(wanted, key=lambda each: wanted[each][:2])
     assert uses.size_bytes == sum(size_bytes for _, _, size_bytes in wanted.values())
     assert len(uses) == len(wanted)
-    assert len(uses._marks) <= 2 * len(wanted) + 1_001
+    assert len(uses._heap) <= 2 * len(wanted) + 1_001

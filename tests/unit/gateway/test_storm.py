@@ -6,8 +6,8 @@ import random
 import pytest
 
 from fanlight.errors import LeaseLost
-from services.gateway.app.polls import LeasedTask
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.gateway.app.leasing import LeasedTask
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
 from tests.fakes.fleet import Fleet, FleetWorker, control, generation
 
 JOBS = 12

@@ -9,10 +9,10 @@ from fanlight.common.v1 import common_pb2
 from fanlight.errors import InvalidField, NotFound
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.callers import OPERATOR, Caller, Callers, callers_of, read_tenants
-from services.gateway.app.filters import Only
-from services.gateway.jobs.machine import FAILURES_LIMIT
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.gateway.app.jobs import JobFilter
+from services.gateway.app.tenants import OPERATOR, Caller, Callers, callers_of, read_tenants
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
+from services.gateway.domain.machine import FAILURES_LIMIT
 from services.gateway.wire import requests
 from services.kernel.config import SettingsError
 from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation
@@ -42,7 +42,7 @@ async def test_a_tenant_lists_its_own_jobs_and_the_operator_all(fleet: Fleet, pa
         await fleet.gateway.jobs.create(generation(), caller)
 
     async def listed(caller: Caller, **only: str) -> set[str]:
-        page = await fleet.gateway.jobs.list(page_size=0, page_token="", only=Only(**only), caller=caller)
+        page = await fleet.gateway.jobs.list(page_size=0, page_token="", only=JobFilter(**only), caller=caller)
         return {job.tenant for job in page.jobs}
 
     assert await listed(ACME) == {"acme"}

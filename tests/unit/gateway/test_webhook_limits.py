@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app import webhooks as module
-from services.gateway.app.records import JOBS
+from services.gateway.app.job_store import JOBS
 from services.gateway.app.webhooks import SENDING_LIMIT, WebhookOptions, Webhooks
-from services.gateway.jobs import machine
-from services.gateway.jobs.deliveries import CLAIM_S, DeliveryState
-from services.gateway.jobs.model import Job
+from services.gateway.domain import machine
+from services.gateway.domain.delivery import CLAIM_S, DeliveryState
+from services.gateway.domain.job import Job
 from tests.fakes.fleet import CountingBytes, FakeClock, Fleet, generation
 
 MORE = 5
@@ -97,7 +97,7 @@ async def test_a_try_under_way_is_not_made_a_second_time_though_its_claim_runs_o
 
 
 async def test_more_ended_jobs_than_may_wait_are_not_noted(monkeypatch) -> None:
-    monkeypatch.setattr(module, "NOTED_LIMIT", 2)
+    monkeypatch.setattr(module, "PENDING_LIMIT", 2)
     store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
     target.answers.set()
     async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:

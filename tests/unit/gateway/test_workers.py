@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from fanlight.errors import ResourceExhausted
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.jobs.workers import Capabilities
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.gateway.domain.workers import Capabilities
 from tests.fakes.fleet import CANNY, STARTER, Fleet, FleetWorker, generation
 
 

@@ -1,17 +1,24 @@
 """What happens between tries: pauses that grow, and nodes left out of what they keep failing at."""
 
-from services.gateway.jobs.faults import SKIP_FIRST_S, SKIP_MAX_S, NodeFaults, Strikes, after_failure, after_success
-from services.gateway.jobs.machine import FAILURES_LIMIT, PAUSE_FIRST_S, PAUSE_MAX_S, pause_before_next_s
-from services.gateway.jobs.model import DIFFUSION, JobState
+from services.gateway.domain.circuit_breaker import (
+    OPEN_FIRST_S,
+    OPEN_MAX_S,
+    CircuitBreaker,
+    NodeBreakers,
+    after_failure,
+    after_success,
+)
+from services.gateway.domain.job import DIFFUSION, JobState
+from services.gateway.domain.machine import BACKOFF_FIRST_S, BACKOFF_MAX_S, FAILURES_LIMIT, backoff_s
 from tests.fakes.fleet import Fleet, FleetWorker, generation
 
 NEED = "checkpoint:starter"
 
 
 def test_pauses_grow_and_end_somewhere_and_chance_shortens_them_by_half_at_most() -> None:
-    longest = [pause_before_next_s(tries, 1.0) for tries in range(6)]
-    assert longest == [0.0, 5.0, 20.0, PAUSE_MAX_S, PAUSE_MAX_S, PAUSE_MAX_S]
-    assert [pause_before_next_s(tries, 0.0) for tries in range(6)] == [each / 2 for each in longest]
+    longest = [backoff_s(tries, 1.0) for tries in range(6)]
+    assert longest == [0.0, 5.0, 20.0, BACKOFF_MAX_S, BACKOFF_MAX_S, BACKOFF_MAX_S]
+    assert [backoff_s(tries, 0.0) for tries in range(6)] == [each / 2 for each in longest]
 
 
 async def test_a_failed_task_waits_before_it_is_leased_again(fleet: Fleet, painter: FleetWorker) -> None:
@@ -19,7 +26,7 @@ async def test_a_failed_task_waits_before_it_is_leased_again(fleet: Fleet, paint
     (task,) = await painter.lease()
     await painter.fail(task)
     assert await painter.lease() == []
-    fleet.rest(PAUSE_FIRST_S)
+    fleet.rest(BACKOFF_FIRST_S)
     assert len(await painter.lease()) == 1
 
 
@@ -31,7 +38,7 @@ async def test_a_lone_broken_node_takes_its_time_to_spend_all_tries(fleet: Fleet
             fleet.rest(1)
         await painter.fail(tasks[0])
     assert (await fleet.get(job)).state is JobState.FAILED
-    assert fleet.clock.now_s() - start_s >= SKIP_FIRST_S
+    assert fleet.clock.now_s() - start_s >= OPEN_FIRST_S
 
 
 async def test_the_first_lost_lease_costs_no_pause_and_the_next_ones_do(fleet: Fleet, painter: FleetWorker) -> None:
@@ -40,7 +47,7 @@ async def test_the_first_lost_lease_costs_no_pause_and_the_next_ones_do(fleet: F
         assert len(await painter.lease()) == 1
         await fleet.expire()
     assert await painter.lease() == []
-    fleet.rest(PAUSE_FIRST_S)
+    fleet.rest(BACKOFF_FIRST_S)
     assert len(await painter.lease()) == 1
 
 
@@ -53,7 +60,7 @@ async def test_a_clock_that_jumps_back_holds_a_task_up_no_longer_than_the_longes
     fleet.clock.jump(-86_400)
     async with fleet.restarted().running() as again:
         painter.fleet = again
-        again.rest(PAUSE_MAX_S)
+        again.rest(BACKOFF_MAX_S)
         assert len(await painter.lease()) == 1
 
 
@@ -68,27 +75,27 @@ async def test_a_node_that_fails_a_model_twice_is_left_out_of_it_and_comes_back(
     await fleet.gateway.jobs.create(generation())
     assert await broken.lease() == []
     await fleet.gateway.jobs.create(generation(model="other"))
-    assert [task.job.asked.facts.checkpoint for task in await broken.lease()] == ["other"]
-    fleet.rest(SKIP_FIRST_S)
-    assert [task.job.asked.facts.checkpoint for task in await broken.lease()] == ["starter"]
+    assert [task.job.request.facts.checkpoint for task in await broken.lease()] == ["other"]
+    fleet.rest(OPEN_FIRST_S)
+    assert [task.job.request.facts.checkpoint for task in await broken.lease()] == ["starter"]
 
 
 def test_each_further_failure_doubles_the_time_and_each_success_takes_one_back() -> None:
-    faults = NodeFaults()
+    faults = NodeBreakers()
     times = []
     for _ in range(12):
         faults = after_failure(faults, NEED, now_s=0.0)
         times.append(faults.of[NEED].until_s)
-    assert times[:4] == [0.0, SKIP_FIRST_S, 2 * SKIP_FIRST_S, 4 * SKIP_FIRST_S]
-    assert times[-1] == SKIP_MAX_S
-    assert after_success(faults, NEED).of[NEED] == Strikes(count=11)
+    assert times[:4] == [0.0, OPEN_FIRST_S, 2 * OPEN_FIRST_S, 4 * OPEN_FIRST_S]
+    assert times[-1] == OPEN_MAX_S
+    assert after_success(faults, NEED).of[NEED] == CircuitBreaker(count=11)
     for _ in range(12):
         faults = after_success(faults, NEED)
-    assert faults == NodeFaults()
+    assert faults == NodeBreakers()
     assert after_success(faults, NEED) is faults
 
 
 def test_a_clock_that_jumped_leaves_no_node_out_for_ever() -> None:
-    faults = after_failure(after_failure(NodeFaults(), NEED, now_s=1e6), NEED, now_s=1e6)
-    assert faults.skipped(1e6) == {NEED}
-    assert faults.skipped(0.0) == frozenset()
+    faults = after_failure(after_failure(NodeBreakers(), NEED, now_s=1e6), NEED, now_s=1e6)
+    assert faults.open_needs(1e6) == {NEED}
+    assert faults.open_needs(0.0) == frozenset()

@@ -1,18 +1,18 @@
 """Of several gateways one has a checkpoint fetched ahead."""
 
 from services.gateway.adapters.memory_store import MemoryStore
-from services.gateway.app.prefetches import BUCKET, Prefetches
+from services.gateway.app.prefetch import BUCKET, PrefetchClaims
 from services.gateway.ordering.board import Board
 from tests.fakes.board import a_task, a_view
 from tests.fakes.fleet import FakeClock
 
 
-def a_gateway(store: MemoryStore, clock: FakeClock, *workers: str) -> tuple[Board, Prefetches]:
+def a_gateway(store: MemoryStore, clock: FakeClock, *workers: str) -> tuple[Board, PrefetchClaims]:
     board = Board()
     for worker in workers:
         board.seen(a_view(worker, held=frozenset()), clock.monotonic_s())
         board.asks(worker, clock.monotonic_s())
-    return board, Prefetches(store, board, clock)
+    return board, PrefetchClaims(store, board, clock)
 
 
 def models(board: Board, worker: str) -> list[str]:
