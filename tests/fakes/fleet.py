@@ -184,9 +184,9 @@ class FleetWorker:
         """Say what it offers and take nothing."""
         await self.lease(limit=0)
 
-    async def complete(self, task: LeasedTask, picture: bytes = b"", scope: str = "") -> None:
+    async def complete(self, task: LeasedTask, image: bytes = b"", scope: str = "") -> None:
         scope = scope or task.job.tenant
-        written = await self.fleet.blobs.write(scope, _once(PNG + (picture or task.token.encode())))
+        written = await self.fleet.blobs.write(scope, _once(PNG + (image or task.token.encode())))
         made = ReportedOutput(scope=scope, digest=written.digest, width_px=64, height_px=64)
         await self.fleet.gateway.queue.complete(task.token, [made], [])
         self.held.remove(task.token)

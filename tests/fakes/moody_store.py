@@ -1,4 +1,4 @@
-"""A JobStore that is away, full or slow when the test says so."""
+"""A RecordStore that is away, full or slow when the test says so."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

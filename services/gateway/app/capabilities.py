@@ -32,6 +32,18 @@ UNUSED_S = 3_600.0
 CHECK_INTERVAL_S = 600.0
 # How many nodes a refusal names.
 NODES_LIMIT = 5
+# Where no link was measured yet: what most homes have.
+USUAL_LINK_BPS = 50e6
+# What a task takes besides its steps, or altogether in a stage without steps.
+TASK_S = 0.5
+# No home link and no card is faster than these bounds, and slower ones are useless.
+LINK_MAX_BPS, LINK_MIN_BPS = 10e9, 0.1e6
+STEP_MIN_S, STEP_MAX_S = 1e-3, 600.0
+# For how many devices averages are kept, and for how many families and sizes of each.
+DEVICES_LIMIT = 1_000
+CLASSES_LIMIT = 256
+# A new average goes to the scheduler once it has moved by more than this part.
+USUAL_MOVED = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,20 +254,6 @@ class CapabilityGroups:
 
 def _nodes(group: CapabilityGroup, *, live: bool) -> Iterator[str]:
     return (node for worker, node in group.workers.items() if (worker in group.live) == live)
-
-
-# Where no link was measured yet: what most homes have.
-USUAL_LINK_BPS = 50e6
-# What a task takes besides its steps, or altogether in a stage without steps.
-TASK_S = 0.5
-# No home link and no card is faster than these bounds, and slower ones are useless.
-LINK_MAX_BPS, LINK_MIN_BPS = 10e9, 0.1e6
-STEP_MIN_S, STEP_MAX_S = 1e-3, 600.0
-# For how many devices averages are kept, and for how many families and sizes of each.
-DEVICES_LIMIT = 1_000
-CLASSES_LIMIT = 256
-# A new average goes to the scheduler once it has moved by more than this part.
-USUAL_MOVED = 0.1
 
 
 class WorkerViews:

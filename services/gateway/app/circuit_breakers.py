@@ -30,6 +30,8 @@ def blamed_need(job: Job, number: int) -> str:
 
 
 class CircuitBreakers:
+    """Of every node, cached in memory and kept up by watching the store; changes are compare-and-set."""
+
     def __init__(self, store: RecordStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock

@@ -26,6 +26,8 @@ log = get_logger()
 # What a sound node reports that lacks something that one request needs: the task is retried on another node, and no
 # circuit breaker counts it.
 NOT_HERE = frozenset({NotFound.reason, FailedPrecondition.reason, TooLarge.reason})
+# The field of a request for one image, such as AnnotateRequest's.
+IMAGE = "image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,8 @@ class ReportedOutput:
 
 
 class Completion:
+    """Ends and renews leases, by their tokens."""
+
     def __init__(self, core: Core, cache: ControlImageCache, dead_letters: DeadLetters) -> None:
         self._job_store = core.job_store
         self._leases = core.leases
@@ -239,10 +243,6 @@ class Completion:
             return await self._job_store.get(job_id)
         except NotFound as error:
             raise LeaseLost("the job is gone; drop the work") from error
-
-
-# The field of a request for one image, such as AnnotateRequest's.
-IMAGE = "image"
 
 
 def as_clients_field(failure: Failure, job: Job, number: int) -> Failure:

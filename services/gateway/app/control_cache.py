@@ -18,6 +18,8 @@ from services.kernel.blobs import BlobInfo, BlobStore
 
 # The heap is rebuilt when it has so many more stale uses than entries.
 STALE_LIMIT = 1_000
+BUCKET = "control_images"
+USE_WRITE_INTERVAL_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -64,10 +66,6 @@ class LruIndex:
         while self._last.get(self._heap[0].key) is not self._heap[0]:
             heapq.heappop(self._heap)
         return self._heap[0]
-
-
-BUCKET = "control_images"
-USE_WRITE_INTERVAL_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ HEARTBEATS: Codec[Heartbeat] = Codec(Heartbeat)
 
 
 class Heartbeats:
+    """Writes this gateway's heartbeats and takes in those of the others."""
+
     def __init__(self, store: RecordStore, leases: LeaseTable, workers: WorkerRegistry) -> None:
         self._store = store
         self._leases = leases

@@ -24,9 +24,14 @@ from services.kernel.logs import get_logger
 log = get_logger()
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-
-
 _ID = re.compile(f"[{_ALPHABET}]{{26}}")
+PAGE_SIZE = 50
+WATCH_REFRESH_S = 15.0
+PAGE_SIZE_LIMIT = 1_000
+# How many are read at a time: no other call is answered while they are decoded.
+READ_LIMIT = 100
+# How many jobs are searched for one page.
+SEARCH_LIMIT = 5_000
 
 
 def is_id(text: str) -> bool:
@@ -34,6 +39,7 @@ def is_id(text: str) -> bool:
 
 
 def new_id(now_s: float, random_bytes: RandomBytes) -> str:
+    """A ULID: 48 bits of milliseconds, then 80 random bits, in 26 characters. Ids sort by the time they were made."""
     value = int(now_s * 1000) << 80 | int.from_bytes(random_bytes(10))
     return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
 
@@ -61,15 +67,6 @@ class JobFilter:
 
 
 ALL_JOBS = JobFilter()
-
-
-PAGE_SIZE = 50
-WATCH_REFRESH_S = 15.0
-PAGE_SIZE_LIMIT = 1_000
-# How many are read at a time: no other call is answered while they are decoded.
-READ_LIMIT = 100
-# How many jobs are searched for one page.
-SEARCH_LIMIT = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,10 @@ from services.gateway.ports import Clock
 SECRET_BYTES = 16
 
 RandomBytes = Callable[[int], bytes]
+# How many times its time to live a lease has while another gateway renews it.
+FOREIGN_TTLS = 2.0
+# A lease whose task reports no new progress for so long is lost, however often it is renewed.
+STALL_LIMIT_S = 3_600.0
 
 
 def new_token(key: Key, random_bytes: RandomBytes) -> str:
@@ -28,12 +32,6 @@ def task_key_of(token: str) -> Key:
     if not (job_id and number.isdecimal() and len(number) < 4 and secret):
         raise LeaseLost("this is not a lease token; drop the work")
     return job_id, int(number)
-
-
-# How many times its time to live a lease has while another gateway renews it.
-FOREIGN_TTLS = 2.0
-# A lease whose task reports no new progress for so long is lost, however often it is renewed.
-STALL_LIMIT_S = 3_600.0
 
 
 @dataclass(slots=True)
@@ -51,6 +49,8 @@ class LiveLease:
 
 
 class LeaseTable:
+    """The live leases by task, token and worker."""
+
     def __init__(
         self, clock: Clock, *, ttl_s: float, is_shared: bool = False, stall_limit_s: float = STALL_LIMIT_S
     ) -> None:

@@ -31,6 +31,8 @@ PREFETCHES: Codec[Prefetch] = Codec(Prefetch)
 
 
 class PrefetchClaims:
+    """Single flight across gateways: the first claim of a checkpoint wins until it ends."""
+
     def __init__(self, store: RecordStore, scheduler: Board, clock: Clock) -> None:
         self._store = store
         self._scheduler = scheduler

@@ -18,6 +18,12 @@ log = get_logger()
 JUMP_S = 60.0
 # A clock that was set wrong is often set right soon.
 DISTRUST_S = 3_600.0
+# A blob's last use may be so much earlier than the end of its job.
+GRACE_S = 86_400.0
+# Above this part of the budget, blobs unused for these times are evicted early, the longest time first. What was used
+# within the last of them stays, and uploads are refused.
+EVICT_ABOVE = 0.8
+EVICT_UNUSED_S = (3 * 86_400.0, 86_400.0, 6 * 3_600.0, 3_600.0)
 
 
 class ClockWatch:
@@ -72,14 +78,6 @@ class JobRetention:
         await self._webhooks.forget(job)
         await self._job_store.forget(job_id)
         log.info("job_deleted", job=job.name)
-
-
-# A blob's last use may be so much earlier than the end of its job.
-GRACE_S = 86_400.0
-# Above this part of the budget, blobs unused for these times are evicted early, the longest time first. What was used
-# within the last of them stays, and uploads are refused.
-EVICT_ABOVE = 0.8
-EVICT_UNUSED_S = (3 * 86_400.0, 86_400.0, 6 * 3_600.0, 3_600.0)
 
 
 class BlobRetention:

@@ -19,6 +19,9 @@ from services.gateway.domain.plan import JobPlan
 from services.kernel.blobs import BlobInfo, BlobStore
 from services.kernel.media import media_type_of
 
+# A seed that was drawn is short, so that people can copy it.
+RANDOM_SEED_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceImage:
@@ -96,10 +99,6 @@ class SourceImages:
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
-
-
-# A seed that was drawn is short, so that people can copy it.
-RANDOM_SEED_BYTES = 4
 
 
 class JobPlanner:

@@ -32,6 +32,8 @@ class TaskProgress:
 
 
 class Subscription:
+    """What was published to one watcher and not taken yet: the newest job, and the newest progress of each task."""
+
     def __init__(self) -> None:
         self._job: Job | None = None
         self._progress: dict[int, TaskProgress] = {}
@@ -53,6 +55,8 @@ class Subscription:
 
 
 class Hub:
+    """Publishes by job id to the subscriptions of its watchers."""
+
     def __init__(self) -> None:
         self._subscriptions: dict[str, list[Subscription]] = {}
 

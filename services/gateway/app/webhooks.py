@@ -34,6 +34,12 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
 # One to four numbers, each decimal, octal or hexadecimal.
 _NUMBERS = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+)){0,3}", re.IGNORECASE)
+SECRET_PREFIX = "whsec_"
+KEY_MIN_BYTES, KEY_MAX_BYTES = 24, 64
+BUCKET = "deliveries"
+SENDING_LIMIT = 16
+# Ended jobs whose delivery record is still to be created.
+PENDING_LIMIT = 100_000
 
 
 def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
@@ -75,10 +81,6 @@ def _address_of(host: str) -> Address | None:
         return None
 
 
-SECRET_PREFIX = "whsec_"
-KEY_MIN_BYTES, KEY_MAX_BYTES = 24, 64
-
-
 def signing_key(secret: str) -> bytes:
     """The key of a `whsec_` secret of Standard Webhooks. ValueError."""
     try:
@@ -96,11 +98,6 @@ def signature_headers(key: bytes, *, message_id: str, now_s: int, body: bytes) -
     signature = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
     return {"webhook-id": message_id, "webhook-timestamp": str(now_s), "webhook-signature": f"v1,{signature}"}
 
-
-BUCKET = "deliveries"
-SENDING_LIMIT = 16
-# Ended jobs whose delivery record is still to be created.
-PENDING_LIMIT = 100_000
 
 DELIVERIES: Codec[Delivery] = Codec(Delivery)
 
@@ -128,6 +125,8 @@ class _KnownDelivery:
 
 
 class Webhooks:
+    """Records deliveries of ended jobs and makes the attempts that are due."""
+
     def __init__(self, store: RecordStore, clock: Clock, random_bytes: Callable[[int], bytes]) -> None:
         self._store = store
         self._clock = clock

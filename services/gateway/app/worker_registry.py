@@ -35,7 +35,12 @@ log = get_logger()
 SET_ASIDE_S = 900.0
 # At most this part of the workers that were judged lately, so that no mistake empties a fleet.
 SHARE_MAX = 0.2
-TRIED_LIMIT = 100_000
+BUCKET = "workers"
+PAGE = 1_000
+# How far the stored time of the last poll may lag.
+WRITE_INTERVAL_S = 60.0
+# Changed models are written for other gateways at most this often.
+INVENTORY_INTERVAL_S = 5.0
 
 
 class StragglerDetector:
@@ -100,14 +105,6 @@ class StragglerDetector:
 def _work_of(job: Job, task: Task) -> object:
     """Tasks are compared where this is equal."""
     return task.stage, job.request_of(task).facts
-
-
-BUCKET = "workers"
-PAGE = 1_000
-# How far the stored time of the last poll may lag.
-WRITE_INTERVAL_S = 60.0
-# Changed models are written for other gateways at most this often.
-INVENTORY_INTERVAL_S = 5.0
 
 
 @dataclass(slots=True)

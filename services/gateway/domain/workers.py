@@ -28,10 +28,19 @@ ANNOTATOR = "annotator"
 TEXT_ENCODER_LAYERS = "text_encoder_layers"
 # Where a model is, by the contract's numbers; REMOTE is known, and fetched when asked for.
 REMOTE, DISK, RAM, VRAM = 1, 2, 3, 4
+# Kind, id and family: several families have a ControlNet `canny`.
+ModelKey = tuple[str, str, str]
+# Of equal announcements: whether all their workers are away; the negative time of the first; the digest.
+Rank = tuple[bool, float, str]
+_WORD = re.compile(r"\w+")
+K = TypeVar("K", str, ModelKey)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnouncedAnnotator:
+    """An annotator as a worker announced it."""
+
     id: str
     description: str = ""
     parameters: tuple[Parameter, ...] = ()
@@ -47,6 +56,8 @@ class AnnouncedAnnotator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnouncedModel:
+    """A checkpoint, LoRA, VAE or other model as a worker announced it."""
+
     id: str
     kind: str
     is_default: bool = False
@@ -158,17 +169,6 @@ class WorkerStatus:
     tasks: tuple[str, ...]
     # Why the gateway gives it no more tasks; empty while it does.
     draining_reason: str = ""
-
-
-# Kind, id and family: several families have a ControlNet `canny`.
-ModelKey = tuple[str, str, str]
-# Of equal announcements: whether all their workers are away; the negative time of the first; the digest.
-Rank = tuple[bool, float, str]
-
-_WORD = re.compile(r"\w+")
-
-K = TypeVar("K", str, ModelKey)
-V = TypeVar("V")
 
 
 class _Ranked(Generic[K, V]):

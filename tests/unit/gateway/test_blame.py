@@ -1,4 +1,4 @@
-"""What a node lacks is the node's: another one is tried, and the node goes on with all else."""
+"""What a node lacks is its own fault: the task is retried on another, and no circuit breaker opens."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_what_a_node_may_lack_is_known_by_its_reason() -> None:
 
 
 @pytest.mark.parametrize("failure", LACKING, ids=[each.reason for each in LACKING])
-async def test_what_one_node_lacks_another_is_tried_for(fleet: Fleet, failure: Failure) -> None:
+async def test_what_one_node_lacks_is_retried_on_another(fleet: Fleet, failure: Failure) -> None:
     poor, rich = fleet.worker(DIFFUSION, "poor"), fleet.worker(DIFFUSION, "rich")
     await poor.come()
     job = await fleet.gateway.jobs.create(generation())
@@ -54,13 +54,13 @@ async def left_out(fleet: Fleet, failure: Failure) -> bool:
 
 
 @pytest.mark.parametrize("failure", LACKING, ids=[each.reason for each in LACKING])
-async def test_a_node_that_lacks_what_one_request_needs_is_not_left_out_of_the_checkpoint(
+async def test_a_node_that_lacks_what_one_request_needs_opens_no_circuit_breaker(
     fleet: Fleet, failure: Failure
 ) -> None:
     assert not await left_out(fleet, failure)
 
 
-async def test_a_node_that_breaks_is(fleet: Fleet) -> None:
+async def test_a_node_that_breaks_does(fleet: Fleet) -> None:
     assert await left_out(fleet, CRASH)
 
 

@@ -1,4 +1,4 @@
-"""What workers can do is kept once for all that announce the same, and only for as long."""
+"""Capabilities are stored once for all workers that announce the same, and only as long as one does."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What happens between tries: pauses that grow, and nodes left out of what they keep failing at."""
+"""Between attempts: exponential back-off, and circuit breakers of nodes that keep failing one thing."""
 
 from services.gateway.domain.circuit_breaker import (
     OPEN_FIRST_S,
@@ -15,13 +15,13 @@ from tests.fakes.fleet import Fleet, FleetWorker, generation
 NEED = "checkpoint:starter"
 
 
-def test_pauses_grow_and_end_somewhere_and_chance_shortens_them_by_half_at_most() -> None:
+def test_the_back_off_grows_up_to_a_limit_and_jitter_shortens_it_by_half_at_most() -> None:
     longest = [backoff_s(tries, 1.0) for tries in range(6)]
     assert longest == [0.0, 5.0, 20.0, BACKOFF_MAX_S, BACKOFF_MAX_S, BACKOFF_MAX_S]
     assert [backoff_s(tries, 0.0) for tries in range(6)] == [each / 2 for each in longest]
 
 
-async def test_a_failed_task_waits_before_it_is_leased_again(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_a_failed_task_backs_off_before_it_is_leased_again(fleet: Fleet, painter: FleetWorker) -> None:
     await fleet.gateway.jobs.create(generation())
     (task,) = await painter.lease()
     await painter.fail(task)
@@ -30,7 +30,7 @@ async def test_a_failed_task_waits_before_it_is_leased_again(fleet: Fleet, paint
     assert len(await painter.lease()) == 1
 
 
-async def test_a_lone_broken_node_takes_its_time_to_spend_all_tries(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_a_lone_broken_node_takes_minutes_to_spend_all_attempts(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation())
     start_s = fleet.clock.now_s()
     for _ in range(FAILURES_LIMIT):
@@ -41,7 +41,7 @@ async def test_a_lone_broken_node_takes_its_time_to_spend_all_tries(fleet: Fleet
     assert fleet.clock.now_s() - start_s >= OPEN_FIRST_S
 
 
-async def test_the_first_lost_lease_costs_no_pause_and_the_next_ones_do(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_the_first_lost_lease_causes_no_back_off_and_the_next_ones_do(fleet: Fleet, painter: FleetWorker) -> None:
     await fleet.gateway.jobs.create(generation())
     for _ in range(2):
         assert len(await painter.lease()) == 1
@@ -51,7 +51,7 @@ async def test_the_first_lost_lease_costs_no_pause_and_the_next_ones_do(fleet: F
     assert len(await painter.lease()) == 1
 
 
-async def test_a_clock_that_jumps_back_holds_a_task_up_no_longer_than_the_longest_pause(fleet: Fleet) -> None:
+async def test_a_clock_that_jumps_back_delays_a_task_no_longer_than_the_longest_back_off(fleet: Fleet) -> None:
     painter = fleet.worker(DIFFUSION)
     await painter.come()
     await fleet.gateway.jobs.create(generation())
@@ -64,7 +64,7 @@ async def test_a_clock_that_jumps_back_holds_a_task_up_no_longer_than_the_longes
         assert len(await painter.lease()) == 1
 
 
-async def test_a_node_that_fails_a_model_twice_is_left_out_of_it_and_comes_back(fleet: Fleet) -> None:
+async def test_the_circuit_breaker_of_a_node_that_fails_a_model_twice_opens_and_closes_again(fleet: Fleet) -> None:
     broken, sound = fleet.worker(DIFFUSION, "broken"), fleet.worker(DIFFUSION, "sound")
     for _ in range(2):
         await fleet.gateway.jobs.create(generation())
@@ -95,7 +95,7 @@ def test_each_further_failure_doubles_the_time_and_each_success_takes_one_back()
     assert after_success(faults, NEED) is faults
 
 
-def test_a_clock_that_jumped_leaves_no_node_out_for_ever() -> None:
+def test_a_clock_that_jumped_keeps_no_circuit_breaker_open_forever() -> None:
     faults = after_failure(after_failure(NodeBreakers(), NEED, now_s=1e6), NEED, now_s=1e6)
     assert faults.open_needs(1e6) == {NEED}
     assert faults.open_needs(0.0) == frozenset()

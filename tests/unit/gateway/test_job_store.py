@@ -1,4 +1,4 @@
-"""A store may tell late, out of order, or from a server that has fallen behind; what is known never becomes older."""
+"""A store may notify late, out of order, or from a server that lags; the known state never becomes older."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -82,7 +82,7 @@ def leased(job: Job) -> Job:
     return machine.lease(job, 1, Lease(token="t", worker="w", node="n", time_s=1.0), now_s=1.0)
 
 
-async def test_a_change_that_is_told_late_replaces_no_newer_state(store: LateStore, job: Job) -> None:
+async def test_a_late_notification_replaces_no_newer_state(store: LateStore, job: Job) -> None:
     async with following(store) as ledger:
         seen: list[JobState] = []
         await ledger.create(job)
@@ -95,7 +95,7 @@ async def test_a_change_that_is_told_late_replaces_no_newer_state(store: LateSto
         assert (list(ledger.open_jobs), [job_id for job_id, _ in ledger.ended], seen) == ([], [job.id], [])
 
 
-async def test_a_change_that_is_told_late_replaces_no_newer_state_of_an_open_job(store: LateStore, job: Job) -> None:
+async def test_a_late_notification_replaces_no_newer_state_of_an_open_job(store: LateStore, job: Job) -> None:
     async with following(store) as ledger:
         await ledger.create(job)
         first = await store.get(JOBS_BUCKET, job.id)
@@ -106,7 +106,7 @@ async def test_a_change_that_is_told_late_replaces_no_newer_state_of_an_open_job
         assert list(ledger.open_jobs) == [changed]
 
 
-async def test_an_own_write_replaces_no_newer_state_that_was_heard_of_before_the_write_returned(job: Job) -> None:
+async def test_an_own_write_replaces_no_newer_state_that_arrived_before_the_write_returned(job: Job) -> None:
     store = HastyStore()
     async with following(store) as ledger:
         await ledger.create(job)
@@ -116,7 +116,7 @@ async def test_an_own_write_replaces_no_newer_state_that_was_heard_of_before_the
         assert list(ledger.open_jobs) == []
 
 
-async def test_a_record_that_is_older_than_what_was_heard_of_is_asked_for_again(
+async def test_a_record_that_is_older_than_what_is_known_is_read_again(
     store: LateStore, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledgers, "LAG_PAUSE_S", 0.0)
@@ -129,7 +129,7 @@ async def test_a_record_that_is_older_than_what_was_heard_of_is_asked_for_again(
         assert store.old == []
 
 
-async def test_a_store_that_stays_behind_is_unavailable_and_gives_nothing_old(
+async def test_a_store_that_lags_behind_is_unavailable_and_returns_nothing_old(
     store: LateStore, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledgers, "LAG_PAUSE_S", 0.0)

@@ -38,18 +38,18 @@ def states(job: Job) -> list[str]:
     return [task.state.value for task in job.tasks]
 
 
-def test_many_pictures_share_one_annotation() -> None:
+def test_many_images_share_one_annotation() -> None:
     job = job_of(3, "canny")
     assert states(job) == ["queued", "blocked", "blocked", "blocked"]
 
 
-def test_two_controls_of_one_picture_and_annotator_are_annotated_once() -> None:
+def test_two_controls_of_one_image_and_annotator_are_annotated_once() -> None:
     job = job_of(1, "canny", "canny", "tile")
     assert states(job) == ["queued", "queued", "blocked"]
     assert [image.task for image in job.control_images] == [1, 1, 2]
 
 
-def test_pictures_wait_for_the_last_of_their_control_images() -> None:
+def test_images_wait_for_the_last_of_their_control_images() -> None:
     job = completed(leased(job_of(2, "canny", "tile")))
     assert states(job) == ["succeeded", "queued", "blocked", "blocked"]
     job = completed(leased(job, 2, "b"), 2, "b")
@@ -148,7 +148,7 @@ def test_a_lease_that_the_worker_never_got_costs_nothing() -> None:
     assert job.tasks[0].attempts == ()
 
 
-def test_leases_that_never_arrive_do_not_go_round_for_ever() -> None:
+def test_leases_that_never_arrive_do_not_go_on_forever() -> None:
     job = job_of()
     while not job.state.ended:
         job = machine.expire(leased(job), 1, "a", now_s=4.0, unheld=True)

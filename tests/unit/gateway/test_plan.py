@@ -73,18 +73,18 @@ def test_tasks_that_wait_for_one_another_are_refused(graph: Graph, field: str, w
 
 
 @pytest.mark.parametrize("number", [3, -1, 65])
-def test_an_input_of_a_task_that_is_not_there_is_refused(number: int) -> None:
+def test_an_input_of_an_unknown_task_is_refused(number: int) -> None:
     error = refusal([[], [0, number]])
     assert error.field == "tasks[1].inputs[1].task"
     assert "the tasks are 1 to 2" in error.message
 
 
-def test_text_is_taken_for_no_image() -> None:
+def test_text_is_not_accepted_as_an_image() -> None:
     error = refusal([[], [1], [0, 1]], stages=["tag", "diffusion", "diffusion"])
     assert (error.field, error.message) == ("tasks[1].inputs[0].task", "is 1, which makes text; image is needed")
 
 
-def test_a_stage_that_is_not_known_makes_nothing() -> None:
+def test_an_unknown_stage_makes_nothing() -> None:
     with pytest.raises(InvalidField, match="makes nothing"):
         check(plan_of([[], [1]]), {})
 
@@ -128,7 +128,7 @@ def test_a_task_may_take_the_output_of_one_that_comes_later() -> None:
     assert states(done(job_of([[2], []]), 2)) == ["queued", "succeeded"]
 
 
-def test_what_was_made_before_is_a_blob_and_the_others_are_counted_anew() -> None:
+def test_cached_outputs_are_blobs_and_the_other_tasks_are_renumbered() -> None:
     made = {1: Output(blob=blob("edges"), width_px=8, height_px=8)}
     graph = [[0], [0], [1], [1, 2, 3]]
     job = create(plan_of(graph), job_id="j", request_id="", priority=0, now_s=0.0, made_before=made)

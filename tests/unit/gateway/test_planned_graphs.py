@@ -80,7 +80,7 @@ async def test_outputs_go_from_task_to_task_of_any_stage(monkeypatch: pytest.Mon
         request = preprocessor_pb2.AnnotateRequest.FromString(request_for(task.job, task.task).value)
         before = task.job.output_of(number - 1)
         assert request.image.blob.digest == (before.blob.digest if before else "")
-        await worker.complete(task, picture=b"made by %d" % number)
+        await worker.complete(task, image=b"made by %d" % number)
     done = await fleet.get(job)
     assert done.state is JobState.SUCCEEDED
     told = answers.job(done)

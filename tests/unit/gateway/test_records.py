@@ -1,4 +1,4 @@
-"""Records of another form are refused by name when the gateway starts; damaged ones are set aside."""
+"""Records of another format version are refused when the gateway starts; damaged ones are skipped."""
 
 import asyncio
 import os
@@ -83,7 +83,7 @@ async def test_a_gateway_over_a_store_of_another_format_version_says_so_in_one_l
     assert record.value == OLD, "what was there is left as it was"
 
 
-async def test_a_damaged_job_is_set_aside_and_the_others_are_done(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_damaged_job_is_skipped_and_the_others_are_done(capsys: pytest.CaptureFixture[str]) -> None:
     first = Fleet()
     async with first.running():
         await first.worker(DIFFUSION).come()

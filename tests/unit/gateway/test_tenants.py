@@ -1,4 +1,4 @@
-"""A tenant is the name that a token carries: it sees its own jobs, blobs and dead letters, and nobody else's."""
+"""A token belongs to a tenant, who sees only its own jobs, blobs and dead letters."""
 
 import tempfile
 from pathlib import Path
@@ -56,7 +56,7 @@ async def test_request_ids_of_tenants_are_apart(fleet: Fleet, painter: FleetWork
     assert jobs[0].id == jobs[2].id != jobs[1].id
 
 
-async def test_pictures_and_results_lie_in_the_tenants_scope(fleet: Fleet) -> None:
+async def test_images_and_results_are_in_the_tenants_scope(fleet: Fleet) -> None:
     annotator = fleet.worker(PREPROCESS)
     await annotator.come()
     job = await fleet.gateway.jobs.create(annotation(), ACME)

@@ -1,4 +1,4 @@
-"""Targets that take their time: so many tries at once, each delivery once, and the others when there is room."""
+"""Slow targets: a limit of concurrent attempts, each delivery once, and the others when there is room."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -63,7 +63,7 @@ async def telling(store: MemoryStore, target: SlowTarget, clock: FakeClock) -> A
         store.close()
 
 
-async def test_no_more_tries_are_under_way_at_once_than_the_limit_and_the_others_follow() -> None:
+async def test_concurrent_attempts_are_limited_and_the_others_follow() -> None:
     store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
     async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
         jobs = await ended_jobs(store, COUNT)
@@ -82,7 +82,7 @@ async def test_no_more_tries_are_under_way_at_once_than_the_limit_and_the_others
         assert states == {DeliveryState.DELIVERED}
 
 
-async def test_a_try_under_way_is_not_made_a_second_time_though_its_claim_runs_out() -> None:
+async def test_a_running_attempt_is_not_repeated_although_its_claim_runs_out() -> None:
     store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
     async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
         (job,) = await ended_jobs(store, 1)
@@ -96,7 +96,7 @@ async def test_a_try_under_way_is_not_made_a_second_time_though_its_claim_runs_o
         target.answers.set()
 
 
-async def test_more_ended_jobs_than_may_wait_are_not_noted(monkeypatch) -> None:
+async def test_more_ended_jobs_than_may_be_pending_are_not_noted(monkeypatch) -> None:
     monkeypatch.setattr(module, "PENDING_LIMIT", 2)
     store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
     target.answers.set()
