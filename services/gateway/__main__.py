@@ -1,4 +1,4 @@
-"""The gateway's process: settings in, objects wired, gRPC and HTTP served until SIGTERM."""
+"""The gateway's process: reads settings, wires objects, serves gRPC and HTTP until SIGTERM."""
 
 import asyncio
 import ipaddress
@@ -16,16 +16,15 @@ from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.patient_store import PatientStore
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
-from services.gateway.app.callers import Tenant, callers_of, read_tenants
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.records import OtherForm
-from services.gateway.app.signing import key_of
-from services.gateway.app.webhooks import WebhookOptions
+from services.gateway.app.job_store import OtherFormatVersion
+from services.gateway.app.tenants import Tenant, callers_of, read_tenants
+from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings
 from services.gateway.http.factory import http_app
 from services.gateway.http.options import HttpOptions
 from services.gateway.http.server import bind_http, port_of, serve_http
-from services.gateway.ports import JobStore
+from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService
 from services.gateway.rpc.queue import QueueService
@@ -71,18 +70,18 @@ async def serve(settings: GatewaySettings, common: CommonSettings, stop: asyncio
             settings=settings,
             is_shared=settings.store != SQLITE,
         )
-        gateway.tell_webhooks(_webhooks(settings, tenants))
+        gateway.use_webhooks(_webhooks(settings, tenants))
         try:
             await gateway.load()
-        except OtherForm as error:
-            raise SettingsError(_other_form(settings, error)) from error
+        except OtherFormatVersion as error:
+            raise SettingsError(_other_version(settings, error)) from error
         async with asyncio.TaskGroup() as group:
             group.create_task(gateway.run())
             await gateway.wait_until_ready()
             await _listen(gateway, blobs, settings, common, tenants, stop, group)
 
 
-def _other_form(settings: GatewaySettings, error: OtherForm) -> str:
+def _other_version(settings: GatewaySettings, error: OtherFormatVersion) -> str:
     if settings.store == SQLITE:
         place = str(settings.data_dir / STORE_FILE)
         way = f"move it away (mv {place} {place}.old), or name another folder: FANLIGHT_GATEWAY_DATA_DIR"
@@ -95,8 +94,8 @@ def _other_form(settings: GatewaySettings, error: OtherForm) -> str:
     )
 
 
-def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[JobStore]:
-    """SettingsError for one that nobody knows, or that cannot be had."""
+def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[RecordStore]:
+    """SettingsError for an unknown store, or one whose library is not installed."""
     if settings.store == SQLITE:
         return _patient(open_sqlite_store(settings.data_dir / STORE_FILE))
     servers = settings.store.split(",")
@@ -115,7 +114,7 @@ def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[JobSto
 
 
 @asynccontextmanager
-async def _patient(opening: AbstractAsyncContextManager[JobStore]) -> AsyncIterator[JobStore]:
+async def _patient(opening: AbstractAsyncContextManager[RecordStore]) -> AsyncIterator[RecordStore]:
     async with opening as store:
         yield PatientStore(store)
 
@@ -138,7 +137,7 @@ def _open_blobs(settings: GatewaySettings) -> AbstractAsyncContextManager[BlobSt
 
 
 def _webhooks(settings: GatewaySettings, tenants: Sequence[Tenant]) -> WebhookOptions:
-    """SettingsError for secrets and networks that are none."""
+    """SettingsError for malformed secrets and networks."""
     try:
         allowed = tuple(ipaddress.ip_network(each.strip()) for each in settings.webhook_networks.split(",") if each)
     except ValueError as error:
@@ -148,8 +147,8 @@ def _webhooks(settings: GatewaySettings, tenants: Sequence[Tenant]) -> WebhookOp
         return WebhookOptions(
             sender=WebhookHttp(allowed),
             payload=payload,
-            keys={each.name: key_of(each.webhook_secret) for each in tenants if each.webhook_secret},
-            default_key=key_of(secret) if secret else b"",
+            keys={each.name: signing_key(each.webhook_secret) for each in tenants if each.webhook_secret},
+            default_key=signing_key(secret) if secret else b"",
             allowed=allowed,
         )
     except ValueError as error:
@@ -165,7 +164,7 @@ async def _listen(
     stop: asyncio.Event,
     group: asyncio.TaskGroup,
 ) -> None:
-    """Answer calls until `stop`, then let running ones end."""
+    """Answer calls until `stop`, then let running calls end."""
     rpc = _rpc_server(gateway, blobs, common, tenants)
     app = http_app(
         gateway,
@@ -204,7 +203,7 @@ def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings, tena
 
 
 def _require_tokens(settings: GatewaySettings, common: CommonSettings) -> None:
-    """SettingsError when somebody could call without the token that others need."""
+    """SettingsError where tokens are incomplete, so that some calls would need none."""
     tokens = {"FANLIGHT_CLIENT_TOKEN": common.token_of_clients(), "FANLIGHT_WORKER_TOKEN": common.token_of_workers()}
     mutual_tls = common.tls_client_ca_file is not None
     if settings.tenants_file is not None and not all(tokens.values()):
@@ -221,7 +220,7 @@ def _make_folder(settings: GatewaySettings) -> None:
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"{settings.data_dir}: cannot be made: {error.strerror}") from error
+        raise SettingsError(f"{settings.data_dir}: cannot be created: {error.strerror}") from error
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What the gateway needs of the world, in its own words. Each port has one conformance suite in tests/contract."""
+"""The gateway's ports: what it needs of the outside, as Protocols. Each has one conformance suite in tests/contract."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class New:
-    """A record that is not there yet."""
+class NewRecord:
+    """A record to be created."""
 
     bucket: str
     key: str
@@ -30,51 +30,51 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """All records that were there when the watch began have been told."""
+    """All records that existed when the watch began have been yielded."""
 
 
 Change = Record | Deleted | CaughtUp
 
 
-class JobStore(Protocol):
-    """Jobs, worker records, request ids and cached control images: records in named buckets.
+class RecordStore(Protocol):
+    """Records in named buckets: jobs, workers, request ids, cached control images and more.
 
-    A write is durable when it returns. There are no transactions over several records, but for what `create` says.
+    A write is durable when it returns. There are no transactions over several records, except in `create`.
     """
 
-    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
-        """AlreadyExists when the key has a record.
+    async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
+        """AlreadyExists where the key has a record.
 
-        `after` is created before it, or together with it where the store can; where that is there already,
-        AlreadyExists, and nothing is created.
+        `after` is created before it, or together with it where the store can. AlreadyExists also where that record
+        exists; then nothing is created.
         """
         ...
 
     async def get(self, bucket: str, key: str) -> Record | None: ...
 
     async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
-        """Replace the record of that revision; Conflict when it is another one, or gone."""
+        """Compare-and-set: replace the record of that revision. Conflict where it has another one, or is gone."""
         ...
 
     async def delete(self, bucket: str, key: str) -> None:
-        """No error where there is none."""
+        """No error where there is no record."""
         ...
 
     async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
-        """Records by key, the greatest first, only keys less than `before` where one is given."""
+        """Records by key, the greatest first; only keys less than `before`, where given."""
         ...
 
     def watch(self, bucket: str) -> AsyncIterator[Change]:
-        """All present records, then CaughtUp, then changes as they come; of several changes of one key
-        perhaps only the last. Ends when the store is closed."""
+        """All present records, then CaughtUp, then changes as they come; of several changes of one key possibly only
+        the last. Ends when the store is closed."""
         ...
 
 
 class WebhookSender(Protocol):
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
-        """What the target answered, as a status of HTTP. Bounded in time.
+        """The HTTP status that the target answered. Bounded in time.
 
-        FailedPrecondition when it may not be called; Unavailable when it does not answer.
+        FailedPrecondition where it may not be called; Unavailable where it does not answer.
         """
         ...
 
@@ -89,14 +89,14 @@ class Upload:
 
 @runtime_checkable
 class Bypass(Protocol):
-    """A BlobStore that takes and gives bytes past the gateway."""
+    """A BlobStore whose bytes can bypass the gateway, by presigned addresses."""
 
     async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> Upload | None:
-        """None where the blob is there already. TooLarge."""
+        """None where the blob exists already. TooLarge."""
         ...
 
     async def prepare_read(self, scope: str, digest: str) -> str:
-        """An address from which anyone gets the blob's bytes for a while. NotFound."""
+        """An address from which anyone can read the blob's bytes for a while. NotFound."""
         ...
 
 

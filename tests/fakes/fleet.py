@@ -14,15 +14,21 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.adapters.memory_store import MemoryStore
+from services.gateway.app.completion import ReportedOutput
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.new_job import NewJob, SourceImage
-from services.gateway.app.polls import LeasedTask, Poll
-from services.gateway.app.queue import Made
+from services.gateway.app.leasing import LeasedTask, Poll
+from services.gateway.app.submission import NewJob, SourceImage
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.catalog import Catalog, catalog_of
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
-from services.gateway.jobs.plan import Plan
-from services.gateway.jobs.workers import Annotator, Capabilities, Model, Worker
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
+from services.gateway.domain.plan import JobPlan
+from services.gateway.domain.workers import (
+    AnnouncedAnnotator,
+    AnnouncedModel,
+    Capabilities,
+    FleetCatalog,
+    Worker,
+    catalog_of,
+)
 from services.gateway.ordering.tasks import Amounts, can_do, limit_of
 from services.gateway.wire import requests
 from services.kernel.blobs import BlobInfo
@@ -31,7 +37,7 @@ from tests.fakes.memory_blobs import MemoryBlobs
 PNG = b"\x89PNG\r\n\x1a\n"
 CRASH = Failure(reason="NODE_FAULT", message="out of memory")
 
-CANNY = Annotator(
+CANNY = AnnouncedAnnotator(
     id="canny",
     parameters=(Parameter(name="low", default=100, minimum=0, maximum=255),),
     deterministic=True,
@@ -39,8 +45,8 @@ CANNY = Annotator(
     version="1",
     device="cpu/uint8",
 )
-DREAM = Annotator(id="dream", deterministic=False, controlnets=("canny",), version="1", device="cpu/uint8")
-STARTER = Model(
+DREAM = AnnouncedAnnotator(id="dream", deterministic=False, controlnets=("canny",), version="1", device="cpu/uint8")
+STARTER = AnnouncedModel(
     id="starter",
     kind="checkpoint",
     is_default=True,
@@ -51,8 +57,8 @@ STARTER = Model(
     family="starter",
     schedulers=("ddim", "euler"),
 )
-OTHER = Model(id="other", kind="checkpoint", family="sd1")
-STARTER_CANNY = Model(id="canny", kind="controlnet", family="starter")
+OTHER = AnnouncedModel(id="other", kind="checkpoint", family="sd1")
+STARTER_CANNY = AnnouncedModel(id="canny", kind="controlnet", family="starter")
 OFFERS = {
     PREPROCESS: Capabilities(annotators=(CANNY, DREAM)),
     DIFFUSION: Capabilities(models=(STARTER, OTHER, STARTER_CANNY)),
@@ -139,12 +145,12 @@ class Fleet:
         """Let time pass in which no lease is looked at, so that pauses between tries end."""
         self.clock.advance(by_s)
         self.gateway._core.workers.retire_silent()
-        self.gateway._core.waiting.release_due()
+        self.gateway._core.queue_index.release_due()
 
     async def expire(self) -> None:
         """Let every lease that is not renewed run out."""
         self.clock.advance(self.gateway._leases.ttl_s)
-        self.gateway._core.waiting.release_due()
+        self.gateway._core.queue_index.release_due()
         await self.gateway.queue.expire_due()
 
 
@@ -178,10 +184,10 @@ class FleetWorker:
         """Say what it offers and take nothing."""
         await self.lease(limit=0)
 
-    async def complete(self, task: LeasedTask, picture: bytes = b"", scope: str = "") -> None:
+    async def complete(self, task: LeasedTask, image: bytes = b"", scope: str = "") -> None:
         scope = scope or task.job.tenant
-        written = await self.fleet.blobs.write(scope, _once(PNG + (picture or task.token.encode())))
-        made = Made(scope=scope, digest=written.digest, width_px=64, height_px=64)
+        written = await self.fleet.blobs.write(scope, _once(PNG + (image or task.token.encode())))
+        made = ReportedOutput(scope=scope, digest=written.digest, width_px=64, height_px=64)
         await self.fleet.gateway.queue.complete(task.token, [made], [])
         self.held.remove(task.token)
 
@@ -207,9 +213,9 @@ async def _once(data: bytes):
 class AbleFleet:
     """Workers that can do anything, for requests whose workers are not what a test is about."""
 
-    models: tuple[Model, ...] = ()
+    models: tuple[AnnouncedModel, ...] = ()
 
-    def catalog(self) -> Catalog:
+    def catalog(self) -> FleetCatalog:
         return catalog_of(OFFERS, [*OFFERS.values(), Capabilities(models=self.models)])
 
     def can_any(self, needs: frozenset[str], amounts: Any = (), *, only_live: bool = False) -> bool:
@@ -229,7 +235,7 @@ class FixedFleet:
     capabilities: Sequence[Capabilities]
     stages: Sequence[str] = (PREPROCESS, DIFFUSION)
 
-    def catalog(self) -> Catalog:
+    def catalog(self) -> FleetCatalog:
         return catalog_of(self.stages, self.capabilities)
 
     def can_any(self, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
@@ -287,5 +293,5 @@ def resolved(new: NewJob) -> Any:
     return new.draft.draft.request
 
 
-def plan_of(new: NewJob) -> Plan:
+def plan_of(new: NewJob) -> JobPlan:
     return new.draft.plan({image.field: kept(image) for image in new.draft.images}, lambda: 7)

@@ -7,20 +7,25 @@ from typing import Any
 
 from fanlight.contract.parameters import Parameter
 from fanlight.errors import FanlightError, NotFound, Unavailable
-from services.gateway.app.callers import OPERATOR, Caller
 from services.gateway.app.explain import JobExplanation
-from services.gateway.app.filters import EVERYTHING, Only
-from services.gateway.app.hub import Progress
-from services.gateway.app.jobs import Page
-from services.gateway.app.new_job import NewJob
-from services.gateway.app.statistics import QueueLine
-from services.gateway.jobs import plan
-from services.gateway.jobs.catalog import Catalog, catalog_of
-from services.gateway.jobs.model import Job, JobState
-from services.gateway.jobs.workers import Annotator, Capabilities, Model, WorkerStatus
+from services.gateway.app.jobs import ALL_JOBS, JobFilter, Page
+from services.gateway.app.queue_index import QueueLine
+from services.gateway.app.submission import NewJob
+from services.gateway.app.tenants import OPERATOR, Caller
+from services.gateway.app.watch import TaskProgress
+from services.gateway.domain import plan
+from services.gateway.domain.job import Job, JobState
+from services.gateway.domain.workers import (
+    AnnouncedAnnotator,
+    AnnouncedModel,
+    Capabilities,
+    FleetCatalog,
+    WorkerStatus,
+    catalog_of,
+)
 from tests.fakes.fleet import annotation, plan_of
 
-CANNY = Annotator(
+CANNY = AnnouncedAnnotator(
     id="canny",
     parameters=(
         Parameter(name="low_threshold", default=100, minimum=0, maximum=255),
@@ -31,7 +36,7 @@ CANNY = Annotator(
     controlnets=("canny",),
     version="1",
 )
-STARTER = Model(
+STARTER = AnnouncedModel(
     id="starter",
     kind="checkpoint",
     is_default=True,
@@ -42,7 +47,7 @@ STARTER = Model(
     family="starter",
     schedulers=("ddim",),
 )
-STARTER_CANNY = Model(id="canny", kind="controlnet", family="starter")
+STARTER_CANNY = AnnouncedModel(id="canny", kind="controlnet", family="starter")
 
 
 class FakeJobs:
@@ -59,7 +64,7 @@ class FakeJobs:
         # Set when the last of them has gone.
         self.unwatched = asyncio.Event()
         self._changed = asyncio.Event()
-        self._told: list[tuple[str, Progress]] = []
+        self._told: list[tuple[str, TaskProgress]] = []
 
     async def create(self, new: NewJob, caller: Caller = OPERATOR) -> Job:
         if self.refusal is not None:
@@ -81,13 +86,15 @@ class FakeJobs:
         return self.kept[name]
 
     async def list(
-        self, *, page_size: int, page_token: str, only: Only = EVERYTHING, caller: Caller = OPERATOR
+        self, *, page_size: int, page_token: str, only: JobFilter = ALL_JOBS, caller: Caller = OPERATOR
     ) -> Page:
         names = sorted(self.kept, reverse=True)
         start = names.index(page_token) + 1 if page_token else 0
         end = start + (page_size or 50)
         jobs = [
-            self.kept[name] for name in names[start:end] if only.takes(self.kept[name]) and caller.sees(self.kept[name])
+            self.kept[name]
+            for name in names[start:end]
+            if only.matches(self.kept[name]) and caller.sees(self.kept[name])
         ]
         return Page(jobs=jobs, next_token=names[end - 1] if end < len(names) else "")
 
@@ -105,7 +112,7 @@ class FakeJobs:
 
     async def watch(
         self, name: str, *, after_revision: int = 0, caller: Caller = OPERATOR
-    ) -> AsyncIterator[Job | Progress]:
+    ) -> AsyncIterator[Job | TaskProgress]:
         self.watchers += 1
         try:
             async for each in self._watch(name, after_revision):
@@ -115,7 +122,7 @@ class FakeJobs:
             if not self.watchers:
                 self.unwatched.set()
 
-    async def _watch(self, name: str, after_revision: int) -> AsyncIterator[Job | Progress]:
+    async def _watch(self, name: str, after_revision: int) -> AsyncIterator[Job | TaskProgress]:
         told = len(self._told)
         while True:
             changed = self._changed
@@ -137,7 +144,7 @@ class FakeJobs:
         self.kept[job.name] = job
         self._wake()
 
-    def progress(self, name: str, progress: Progress) -> None:
+    def progress(self, name: str, progress: TaskProgress) -> None:
         self._told.append((name, progress))
         self._wake()
 
@@ -155,7 +162,7 @@ class FakeWorkers:
         self.capabilities = Capabilities(annotators=(CANNY,), models=(STARTER, STARTER_CANNY))
         self.known: list[WorkerStatus] = []
 
-    def catalog(self) -> Catalog:
+    def catalog(self) -> FleetCatalog:
         return catalog_of(["preprocess", "diffusion"], [self.capabilities])
 
     def can_any(self, needs: frozenset[str], amounts: Any = (), *, only_live: bool = False) -> bool:
@@ -190,13 +197,10 @@ class FakeProbe:
 class FakeExplanations:
     """Knows nothing but the job."""
 
-    def with_estimate(self, job: Job) -> Job:
-        return job
-
-    def told(self, news: Any) -> Any:
+    def with_estimate(self, news: Any) -> Any:
         return news
 
-    async def all_told(self, news: Sequence[Any]) -> list[Any]:
+    async def with_estimates(self, news: Sequence[Any]) -> list[Any]:
         return list(news)
 
     def of(self, job: Job) -> JobExplanation:

@@ -62,7 +62,7 @@ class GatewayProcess:
 
 
 class RpcWorker:
-    """A worker that leases, and hands in a picture of its own for every task."""
+    """A worker that leases tasks, and writes an image of its own for each."""
 
     def __init__(
         self,

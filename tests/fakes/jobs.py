@@ -3,8 +3,8 @@
 import hashlib
 from typing import Any
 
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, ControlImage, Facts, Input, StageRequest
-from services.gateway.jobs.plan import NewTask, Plan
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, ControlImage, Facts, Input, StageRequest
+from services.gateway.domain.plan import JobPlan, NewTask
 from services.kernel.blobs import BlobInfo
 
 
@@ -26,12 +26,12 @@ def annotation(annotator: str = "canny", photo: str = "photo") -> StageRequest:
     return StageRequest(stage=PREPROCESS, field="annotation", message=f"{annotator} {photo}".encode(), facts=facts)
 
 
-def generation_plan(count: int = 1, *annotators: str, **facts: Any) -> Plan:
+def generation_plan(count: int = 1, *annotators: str, **facts: Any) -> JobPlan:
     """So many images, conditioned on control images that these annotators make of one photo."""
     makers = [annotation(each) for each in dict.fromkeys(annotators)]
     numbers = [list(dict.fromkeys(annotators)).index(each) + 1 for each in annotators]
     inputs = tuple(Input(field=f"controls[{i}].image", task=number) for i, number in enumerate(numbers))
-    return Plan(
+    return JobPlan(
         requests=(generation(**facts), *makers, generation(b"a fox, made", **facts)),
         tasks=(
             *(NewTask(request=i) for i in range(1, len(makers) + 1)),
@@ -44,8 +44,8 @@ def generation_plan(count: int = 1, *annotators: str, **facts: Any) -> Plan:
     )
 
 
-def annotation_plan(annotator: str = "canny", photo: str = "photo") -> Plan:
-    return Plan(
+def annotation_plan(annotator: str = "canny", photo: str = "photo") -> JobPlan:
+    return JobPlan(
         requests=(annotation(annotator, photo),),
         tasks=(NewTask(request=0),),
         control_images=(ControlImage(annotator=annotator, task=1),),

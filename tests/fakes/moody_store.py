@@ -1,11 +1,11 @@
-"""A JobStore that is away, full or slow when the test says so."""
+"""A RecordStore that is away, full or slow when the test says so."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from fanlight.errors import Unavailable
 from services.gateway.adapters.memory_store import MemoryStore
-from services.gateway.ports import Change, New, Record
+from services.gateway.ports import Change, NewRecord, Record
 
 
 class MoodyStore(MemoryStore):
@@ -22,7 +22,7 @@ class MoodyStore(MemoryStore):
         if self.is_away or (self.is_full and writes):
             raise Unavailable("the store is away", retry_after_s=2.0)
 
-    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
+    async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
         await self._mood(writes=True)
         return await super().create(bucket, key, value, after=after)
 

@@ -1,1 +1,1 @@
-"""What the gateway does, in domain words. Knows the ports and no transport."""
+"""What the gateway does, in terms of the domain. Knows the ports and no transport."""

@@ -1,7 +1,7 @@
-"""What workers announced that they can do: kept once for all who announce the same, under a digest of the content.
+"""What workers announced that they can do, and the speeds of theirs that the scheduler may believe.
 
-The digest is the gateway's own, of what it keeps, so that no worker can put other capabilities in the place of
-another's; what a worker calls its capabilities is only good for that worker.
+Capabilities are stored once for all workers that announce the same, under a digest that the gateway computes itself: no
+worker can replace another's, and the digest that a worker sends is only used for that worker.
 """
 
 import contextlib
@@ -10,26 +10,46 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.app.records import Codec
-from services.gateway.jobs.catalog import Catalog, Rank, needs_by_id
-from services.gateway.jobs.workers import Annotator, Capabilities
-from services.gateway.ordering.tasks import Amounts, can_do, limit_of
-from services.gateway.ports import Clock, JobStore
+from services.gateway.app.job_store import Codec
+from services.gateway.domain.workers import (
+    AnnouncedAnnotator,
+    Capabilities,
+    FleetCatalog,
+    Rank,
+    ReportedStepTime,
+    Worker,
+    needs_by_id,
+)
+from services.gateway.ordering.pace import Mean, plausible
+from services.gateway.ordering.tasks import Amounts, StepTimes, WorkerView, can_do, limit_of
+from services.gateway.ports import Clock, RecordStore
 
 BUCKET = "capabilities"
 PAGE = 20
-# What no known worker announces is kept so much longer: its worker may be known to another gateway first.
+# Capabilities without a known worker are deleted after so long: another gateway may know their worker first.
 UNUSED_S = 3_600.0
-# How often it is made sure that what is used is kept, which another gateway may just have given up.
+# How often a used record is checked: another gateway may have deleted it.
 CHECK_INTERVAL_S = 600.0
 # How many nodes a refusal names.
 NODES_LIMIT = 5
+# Where no link was measured yet: what most homes have.
+USUAL_LINK_BPS = 50e6
+# What a task takes besides its steps, or altogether in a stage without steps.
+TASK_S = 0.5
+# No home link and no card is faster than these bounds, and slower ones are useless.
+LINK_MAX_BPS, LINK_MIN_BPS = 10e9, 0.1e6
+STEP_MIN_S, STEP_MAX_S = 1e-3, 600.0
+# For how many devices averages are kept, and for how many families and sizes of each.
+DEVICES_LIMIT = 1_000
+CLASSES_LIMIT = 256
+# A new average goes to the scheduler once it has moved by more than this part.
+USUAL_MOVED = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptCapabilities:
     capabilities: Capabilities
-    # When they were announced first.
+    # When they were first announced.
     time_s: float
 
 
@@ -38,12 +58,12 @@ _CONTENT: Codec[Capabilities] = Codec(Capabilities)
 
 
 def digest_of(capabilities: Capabilities) -> str:
-    """Hexadecimal sha256 of what is kept of them."""
+    """Hexadecimal sha256 of their stored form."""
     return hashlib.sha256(_CONTENT.encode(capabilities)).hexdigest()
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class CapabilityGroup:
     """The known workers that announced the same."""
 
     digest: str
@@ -51,15 +71,15 @@ class Group:
     offers: frozenset[str]
     limits: Amounts
     needs_by_id: Mapping[str, tuple[str, ...]]
-    annotators: Mapping[str, Annotator]
-    # Bytes by model. Those of several families may share an id, and tasks do not say which: the largest counts.
+    annotators: Mapping[str, AnnouncedAnnotator]
+    # Bytes by model id. Models of several families may share an id, and tasks do not say which: the largest counts.
     sizes: Mapping[str, int]
-    # Worker id to node; and those of them that live.
+    # Worker id to node; then the ids of the live ones.
     workers: dict[str, str] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
-    # Since when no known worker has announced it.
+    # Since when the group has no worker.
     unused_since_s: float = 0.0
-    # When the store was seen to have it; 0 for never.
+    # When the store was last seen to have it; 0 for never.
     checked_s: float = 0.0
 
     @property
@@ -71,12 +91,12 @@ class Group:
         return not self.live, -self.kept.time_s, self.digest
 
 
-def _group(digest: str, kept: KeptCapabilities, now_s: float) -> Group:
+def _group(digest: str, kept: KeptCapabilities, now_s: float) -> CapabilityGroup:
     capabilities = kept.capabilities
     sizes: dict[str, int] = {}
     for model in capabilities.models:
         sizes[model.id] = max(sizes.get(model.id, 0), model.size_bytes)
-    return Group(
+    return CapabilityGroup(
         digest=digest,
         kept=kept,
         offers=capabilities.offers,
@@ -88,18 +108,18 @@ def _group(digest: str, kept: KeptCapabilities, now_s: float) -> Group:
     )
 
 
-class Groups:
-    """By digest, with what they offer together. Asking looks at groups, never at workers."""
+class CapabilityGroups:
+    """By digest, with what they offer together. A lookup costs the same for any number of alike workers."""
 
-    def __init__(self, store: JobStore, clock: Clock) -> None:
+    def __init__(self, store: RecordStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self.catalog = Catalog()
-        self._known: dict[str, Group] = {}
+        self.catalog = FleetCatalog()
+        self._known: dict[str, CapabilityGroup] = {}
         # By need, of groups that have workers.
-        self._offering: dict[str, list[Group]] = {}
+        self._offering: dict[str, list[CapabilityGroup]] = {}
 
-    # Kept
+    # Stored records
 
     async def load(self) -> None:
         page = await self._store.list(BUCKET, limit=PAGE)
@@ -109,16 +129,16 @@ class Groups:
                     self._remember(record.key, kept).checked_s = self._clock.monotonic_s()
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
 
-    def _remember(self, digest: str, kept: KeptCapabilities) -> Group:
+    def _remember(self, digest: str, kept: KeptCapabilities) -> CapabilityGroup:
         if digest not in self._known:
             self._known[digest] = _group(digest, kept, self._clock.now_s())
         return self._known[digest]
 
-    def find(self, digest: str) -> Group | None:
+    def find(self, digest: str) -> CapabilityGroup | None:
         return self._known.get(digest)
 
-    async def get(self, digest: str) -> Group | None:
-        """From the store where this process does not know it."""
+    async def get(self, digest: str) -> CapabilityGroup | None:
+        """From memory, else from the store."""
         known = self._known.get(digest)
         if known is not None:
             return known
@@ -126,17 +146,17 @@ class Groups:
         kept = CAPABILITIES.read(BUCKET, record) if record else None
         return self._remember(digest, kept) if kept else None
 
-    async def keep(self, capabilities: Capabilities) -> Group:
-        """Those that a worker announces; durable on return."""
+    async def keep(self, capabilities: Capabilities) -> CapabilityGroup:
+        """Store what a worker announces; durable on return."""
         digest = digest_of(capabilities)
         group = await self.get(digest)
         if group is None:
             group = self._remember(digest, KeptCapabilities(capabilities=capabilities, time_s=self._clock.now_s()))
-        await self.make_sure(group)
+        await self.ensure_stored(group)
         return group
 
-    async def make_sure(self, group: Group) -> None:
-        """That the store has it, now and then; always before its first worker refers to it."""
+    async def ensure_stored(self, group: CapabilityGroup) -> None:
+        """Restore the record if it is gone. Checked now and then, always before the group's first worker is stored."""
         now_s = self._clock.monotonic_s()
         if group.workers and group.checked_s and now_s - group.checked_s < CHECK_INTERVAL_S:
             return
@@ -149,16 +169,16 @@ class Groups:
         group.checked_s = now_s
 
     async def sweep(self) -> None:
-        """Forget what no known worker has announced for a while."""
+        """Delete what no known worker has announced for a while."""
         until_s = self._clock.now_s() - UNUSED_S
         for group in [each for each in self._known.values() if not each.workers and each.unused_since_s <= until_s]:
             del self._known[group.digest]
             await self._store.delete(BUCKET, group.digest)
 
-    # Who announced them
+    # Members
 
-    def join(self, group: Group, worker_id: str, node: str) -> Group:
-        """One that is away until it is said to live. The group that it is in: the first of two of the same digest."""
+    def join(self, group: CapabilityGroup, worker_id: str, node: str) -> CapabilityGroup:
+        """Add a worker, not live yet. Returns the group that it is in: the first of two with the same digest."""
         group = self._known.setdefault(group.digest, group)
         if not group.workers:
             self.catalog.change(group.capabilities, before=None, after=group.rank)
@@ -167,7 +187,7 @@ class Groups:
         group.workers[worker_id] = node
         return group
 
-    def leave(self, group: Group, worker_id: str) -> None:
+    def leave(self, group: CapabilityGroup, worker_id: str) -> None:
         self.set_live(group, worker_id, live=False)
         del group.workers[worker_id]
         if not group.workers:
@@ -179,7 +199,7 @@ class Groups:
                 if not groups:
                     del self._offering[need]
 
-    def set_live(self, group: Group, worker_id: str, *, live: bool) -> None:
+    def set_live(self, group: CapabilityGroup, worker_id: str, *, live: bool) -> None:
         before = group.rank
         if live:
             group.live.add(worker_id)
@@ -196,8 +216,8 @@ class Groups:
             for group in self._nearest(needs)
         )
 
-    def _nearest(self, needs: frozenset[str]) -> list[Group]:
-        """Those that offer the need that the fewest do; without needs all that have workers."""
+    def _nearest(self, needs: frozenset[str]) -> list[CapabilityGroup]:
+        """The groups that offer the rarest of the needs; without needs, all that have workers."""
         if not needs:
             return [group for group in self._known.values() if group.workers]
         return min((self._offering.get(need, []) for need in needs), key=len)
@@ -227,10 +247,104 @@ class Groups:
                         return list(nodes.items())
         return list(nodes.items())
 
-    def with_annotator(self, annotator_id: str) -> list[Group]:
+    def with_annotator(self, annotator_id: str) -> list[CapabilityGroup]:
         """Those that offer it, live ones first, in the catalog's order."""
         return sorted(self._offering.get(f"annotator:{annotator_id}", []), key=lambda group: group.rank)
 
 
-def _nodes(group: Group, *, live: bool) -> Iterator[str]:
+def _nodes(group: CapabilityGroup, *, live: bool) -> Iterator[str]:
     return (node for worker, node in group.workers.items() if (worker in group.live) == live)
+
+
+class WorkerViews:
+    """Workers as the scheduler sees them. Reported speeds are bounded by the moving average of alike devices."""
+
+    def __init__(self) -> None:
+        self._devices: dict[str, _Device] = {}
+        # By worker: its last report, and its plausible values.
+        self._step_times: dict[str, tuple[tuple[ReportedStepTime, ...], StepTimes]] = {}
+        self._usual_link = Mean()
+
+    def of(self, worker: Worker, group: CapabilityGroup, offers: frozenset[str]) -> WorkerView:
+        """`offers`: the needs that the worker may be given tasks for now."""
+        device = self._device(worker.device)
+        return WorkerView(
+            id=worker.id,
+            node=worker.node,
+            stage=worker.stage,
+            offers=offers,
+            limits=group.limits,
+            slots=max(1, worker.slots),
+            vram=worker.vram_models,
+            ram=worker.ram_models,
+            held=worker.held_models,
+            sizes=group.sizes,
+            link_bps=self._link_bps(worker.goodput_bps),
+            step_times=self._plausible_times(worker, device),
+            usual_times=device.usual_times,
+            task_s=TASK_S,
+            takes_fetches=worker.takes_fetches,
+            disk_bytes=worker.disk_bytes,
+            unfetched=worker.unfetched_models,
+        )
+
+    def forget(self, worker_id: str) -> None:
+        self._step_times.pop(worker_id, None)
+
+    def _device(self, name: str) -> "_Device":
+        if name not in self._devices:
+            if len(self._devices) >= DEVICES_LIMIT:
+                del self._devices[next(iter(self._devices))]
+            self._devices[name] = _Device()
+        return self._devices[name]
+
+    def _plausible_times(self, worker: Worker, device: "_Device") -> StepTimes:
+        """A report counts once, however often it is repeated."""
+        reported, plausible_times = self._step_times.get(worker.id, ((), {}))
+        if reported != worker.step_times:
+            before = {(each.family, each.size_class): each for each in reported}
+            plausible_times = {
+                (each.family, each.size_class): device.bound(
+                    each, is_new=before.get((each.family, each.size_class)) != each
+                )
+                for each in worker.step_times
+            }
+            self._step_times[worker.id] = worker.step_times, plausible_times
+        return plausible_times
+
+    def _link_bps(self, reported_bps: float) -> float:
+        link_bps = plausible(reported_bps, self._usual_link.mean) or USUAL_LINK_BPS
+        link_bps = min(max(link_bps, LINK_MIN_BPS), LINK_MAX_BPS)
+        if reported_bps:
+            self._usual_link.note(link_bps)
+        return link_bps
+
+
+class _Device:
+    """What evaluations take on a device on average, by family and size class."""
+
+    def __init__(self) -> None:
+        self._means: dict[tuple[str, int], Mean] = {}
+        # As given to the scheduler; replaced when it changes, so that the same object means the same values.
+        self.usual_times: StepTimes = {}
+
+    def bound(self, reported: ReportedStepTime, *, is_new: bool) -> float:
+        """The reported time, bounded by the average for the device, family and size; a new report joins the average."""
+        which = (reported.family, reported.size_class)
+        usual = self._means.get(which)
+        time_s = plausible(reported.mean_s, usual.mean if usual else 0.0)
+        time_s = min(max(time_s, STEP_MIN_S), STEP_MAX_S)
+        if is_new:
+            self._note(which, time_s)
+        return time_s
+
+    def _note(self, which: tuple[str, int], time_s: float) -> None:
+        if which not in self._means and len(self._means) >= CLASSES_LIMIT:
+            oldest = next(iter(self._means))
+            del self._means[oldest]
+            self.usual_times = {each: mean_s for each, mean_s in self.usual_times.items() if each != oldest}
+        usual = self._means.setdefault(which, Mean())
+        usual.note(time_s)
+        given = self.usual_times.get(which, 0.0)
+        if abs(usual.mean - given) > USUAL_MOVED * given:
+            self.usual_times = {**self.usual_times, which: usual.mean}

@@ -1,38 +1,35 @@
-"""What every part of the app works with, made once."""
+"""What every part of the app works with, wired once. `gateway` composes the parts themselves."""
 
 from dataclasses import dataclass
 
-from services.gateway.app.bell import Bell
-from services.gateway.app.deadlines import Deadlines
-from services.gateway.app.faults import Faults
+from services.gateway.app.circuit_breakers import CircuitBreakers
 from services.gateway.app.heartbeats import Heartbeats
-from services.gateway.app.hub import Hub
-from services.gateway.app.leases import Leases
-from services.gateway.app.ledger import Ledger
-from services.gateway.app.tokens import RandomBytes
-from services.gateway.app.waiting import WaitingTasks
+from services.gateway.app.job_store import JobStore
+from services.gateway.app.leases import LeaseTable, RandomBytes
+from services.gateway.app.queue_index import Deadlines, Notifier, QueueIndex
+from services.gateway.app.watch import Hub
 from services.gateway.app.webhooks import Webhooks
-from services.gateway.app.workers import Workers
+from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.config import GatewaySettings
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.replication import Replication, Terms
-from services.gateway.ports import Clock, JobStore
+from services.gateway.ports import Clock, RecordStore
 from services.kernel.blobs import BlobStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
-    ledger: Ledger
-    leases: Leases
-    board: Board
-    waiting: WaitingTasks
-    bell: Bell
+    job_store: JobStore
+    leases: LeaseTable
+    scheduler: Board
+    queue_index: QueueIndex
+    notifier: Notifier
     hub: Hub
-    faults: Faults
+    circuit_breakers: CircuitBreakers
     heartbeats: Heartbeats
     deadlines: Deadlines
     webhooks: Webhooks
-    workers: Workers
+    workers: WorkerRegistry
     blobs: BlobStore
     clock: Clock
     random_bytes: RandomBytes
@@ -40,7 +37,7 @@ class Core:
 
 
 def core_of(
-    store: JobStore,
+    store: RecordStore,
     blobs: BlobStore,
     clock: Clock,
     random_bytes: RandomBytes,
@@ -48,27 +45,25 @@ def core_of(
     *,
     is_shared: bool,
 ) -> Core:
-    """All of them listening to the ledger."""
-    bell, hub, ledger = Bell(), Hub(), Ledger(store)
-    leases = Leases(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall_limit_s=settings.stall_limit_s)
-    board = Board(Replication(_terms(settings)))
-    waiting, deadlines, faults = WaitingTasks(board, bell, clock), Deadlines(clock), Faults(store, clock)
-    workers = Workers(store, leases, faults, board, clock, settings)
-    ledger.observe(leases.observe)
-    ledger.observe(waiting.observe)
-    ledger.observe(deadlines.observe)
-    ledger.observe(workers.observe)
+    """All of them observe the job store."""
+    notifier, hub, jobs = Notifier(), Hub(), JobStore(store)
+    leases = LeaseTable(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall_limit_s=settings.stall_limit_s)
+    scheduler = Board(Replication(_terms(settings)))
+    queue_index, deadlines = QueueIndex(scheduler, notifier, clock), Deadlines(clock)
+    breakers = CircuitBreakers(store, clock)
+    workers = WorkerRegistry(store, leases, breakers, scheduler, clock, settings)
     webhooks = Webhooks(store, clock, random_bytes)
-    ledger.observe(webhooks.observe)
-    ledger.observe(lambda job: hub.tell(job.id, job))
+    for part in (leases, queue_index, deadlines, workers, webhooks):
+        jobs.observe(part.observe)
+    jobs.observe(lambda job: hub.publish(job.id, job))
     return Core(
-        ledger=ledger,
+        job_store=jobs,
         leases=leases,
-        board=board,
-        waiting=waiting,
-        bell=bell,
+        scheduler=scheduler,
+        queue_index=queue_index,
+        notifier=notifier,
         hub=hub,
-        faults=faults,
+        circuit_breakers=breakers,
         heartbeats=Heartbeats(store, leases, workers),
         deadlines=deadlines,
         webhooks=webhooks,
@@ -81,4 +76,4 @@ def core_of(
 
 
 def _terms(settings: GatewaySettings) -> Terms:
-    return Terms(day_bytes=settings.prefetch_day_bytes, unasked_share=settings.prefetch_unasked_share)
+    return Terms(day_bytes=settings.prefetch_day_bytes, unasked_share=settings.prefetch_speculative_share)

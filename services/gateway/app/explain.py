@@ -1,4 +1,4 @@
-"""Why a job waits and how long it should still take, for those who ask. Decides nothing."""
+"""Why a job waits and how long it should still take. Reads the scheduler; decides nothing."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from services.gateway.app.core import Core
-from services.gateway.jobs.model import Job, JobEstimate, Task, TaskState
+from services.gateway.domain.job import Job, JobEstimate, Task, TaskState
 from services.gateway.ordering.explain import PassedOver, Verdict, explain, place_of
 from services.gateway.ordering.tasks import Kind
 
@@ -14,7 +14,7 @@ TASKS_LIMIT = 8
 WORKERS_LIMIT = 50
 ESTIMATES_AT_A_TIME = 20
 
-Other = TypeVar("Other")
+News = TypeVar("News")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +36,10 @@ class JobExplanation:
     tasks: Sequence[TaskExplanation]
 
 
-class Explanations:
+class Explainer:
     def __init__(self, core: Core) -> None:
-        self._board = core.board
-        self._waiting = core.waiting
+        self._scheduler = core.scheduler
+        self._queue_index = core.queue_index
         self._workers = core.workers
         self._clock = core.clock
 
@@ -54,15 +54,15 @@ class Explanations:
                 task=task.number, stage=task.stage, why="its control images are not made yet", needs=()
             )
         key = (job.id, task.number)
-        waiting = self._waiting.find(key)
-        pause_s = self._waiting.pause_s(key)
-        if waiting is None or pause_s or key not in self._board:
+        waiting = self._queue_index.find(key)
+        backoff_s = self._queue_index.backoff_left_s(key)
+        if waiting is None or backoff_s or key not in self._scheduler:
             why = (
-                f"its last try came to nothing; the next comes in {pause_s:.0f} s" if pause_s else "it is being leased"
+                f"its last attempt failed; the retry starts in {backoff_s:.0f} s" if backoff_s else "it is being leased"
             )
             needs = _needs(waiting.kind) if waiting else ()
             return TaskExplanation(task=task.number, stage=task.stage, why=why, needs=needs)
-        explained = explain(self._board, waiting, self._clock.monotonic_s())
+        explained = explain(self._scheduler, waiting, self._clock.monotonic_s())
         workers = [*explained.workers, *self._not_there(task.stage)]
         return TaskExplanation(
             task=task.number,
@@ -76,49 +76,47 @@ class Explanations:
         )
 
     def _not_there(self, stage: str) -> list[PassedOver]:
-        """Workers of the stage that are known, and not counted on."""
+        """Known workers of the stage that the scheduler does not count on."""
         passed = []
         for status in self._workers.statuses():
             worker = status.worker
-            if worker.stage != stage or self._board.post(worker.id) is not None:
+            if worker.stage != stage or self._scheduler.post(worker.id) is not None:
                 continue
             is_leaving = worker.draining or status.draining_reason
-            why = status.draining_reason or ("it is leaving" if worker.draining else "it has not been heard of lately")
+            why = status.draining_reason or ("it is leaving" if worker.draining else "it has not called lately")
             verdict = Verdict.DRAINING if is_leaving else Verdict.AWAY
             passed.append(PassedOver(worker=worker.id, node=worker.node, verdict=verdict, why=why))
         return passed
 
-    def with_estimate(self, job: Job) -> Job:
-        """The job with how long it should still take, where anybody can tell."""
-        return job if job.state.ended else replace(job, estimate=self._estimate(job))
+    def with_estimate(self, news: News) -> News:
+        """A job with its estimate, where there is one; anything else as it is."""
+        if not isinstance(news, Job) or news.state.ended:
+            return news
+        return replace(news, estimate=self._estimate(news))
 
-    def told(self, news: Job | Other) -> Job | Other:
-        """What clients are told: a job with its estimate, anything else as it is."""
-        return self.with_estimate(news) if isinstance(news, Job) else news
-
-    async def all_told(self, news: Sequence[Job | Other]) -> list[Job | Other]:
-        """Each of many, while others are answered in between: an estimate looks at hundreds of workers."""
-        told: list[Job | Other] = []
+    async def with_estimates(self, news: Sequence[News]) -> list[News]:
+        """For many jobs; other calls are answered in between, since an estimate looks at hundreds of workers."""
+        estimated: list[News] = []
         for number, each in enumerate(news):
             if number % ESTIMATES_AT_A_TIME == 0:
                 await asyncio.sleep(0)
-            told.append(self.told(each))
-        return told
+            estimated.append(self.with_estimate(each))
+        return estimated
 
     def _estimate(self, job: Job) -> JobEstimate | None:
         now_s = self._clock.monotonic_s()
         queued = [task for task in job.tasks if task.state is TaskState.QUEUED]
-        waiting = [each for task in queued if (each := self._waiting.find((job.id, task.number)))]
-        places = [place_of(self._board, each, now_s) for each in waiting if each.key in self._board]
+        waiting = [each for task in queued if (each := self._queue_index.find((job.id, task.number)))]
+        places = [place_of(self._scheduler, each, now_s) for each in waiting if each.key in self._scheduler]
         found = [place for place in places if place is not None]
-        left_s = [self._board.left_s((job.id, task.number), now_s) for task in job.tasks]
+        left_s = [self._scheduler.left_s((job.id, task.number), now_s) for task in job.tasks]
         blocked_s = self._blocked_s(job, now_s)
         if len(found) < len(queued) or blocked_s is None:
             return None
         slowest = max(found, key=lambda place: place.estimate.finish_s, default=None)
         finish_s = slowest.estimate.finish_s if slowest else 0.0
         return JobEstimate(
-            tasks_ahead=min((self._board.lines.place(each) for each in waiting), default=0),
+            tasks_ahead=min((self._scheduler.lines.place(each) for each in waiting), default=0),
             ready_s=max(finish_s, *left_s) + blocked_s,
             fetch_bytes=slowest.estimate.fetch_bytes if slowest else 0,
             fetch_s=slowest.estimate.fetch_s if slowest else 0.0,
@@ -127,15 +125,15 @@ class Explanations:
         )
 
     def _blocked_s(self, job: Job, now_s: float) -> float | None:
-        """What its blocked tasks take once they can begin; None where nobody can do them."""
+        """What its blocked tasks take once they can begin; None where no worker can do them."""
         blocked = [task for task in job.tasks if task.state is TaskState.BLOCKED]
         if not blocked:
             return 0.0
-        return self._board.would_finish_s(self._waiting.as_waiting(job, blocked[0]), now_s)
+        return self._scheduler.would_finish_s(self._queue_index.as_waiting(job, blocked[0]), now_s)
 
 
 def _needs(kind: Kind) -> list[str]:
-    """In words."""
+    """As text."""
     return [*sorted(kind.needs), *(f"{name} >= {amount}" for name, amount in kind.amounts)]
 
 

@@ -1,4 +1,4 @@
-"""The gateway's parts, wired, and what they do of themselves from time to time."""
+"""The gateway's parts, wired, and their background loops: expiry, sweeps, webhooks, heartbeats."""
 
 import asyncio
 import contextlib
@@ -7,59 +7,52 @@ from typing import Any
 
 from fanlight.errors import FanlightError, Unavailable
 from services.gateway.app import (
-    cache,
     capabilities,
+    circuit_breakers,
+    control_cache,
     dead_letters,
-    faults,
-    idempotency,
-    ledger,
-    prefetches,
+    job_store,
+    prefetch,
     webhooks,
-    workers,
+    worker_registry,
 )
-from services.gateway.app.blob_retention import BlobRetention
-from services.gateway.app.cache import CacheFigures, ControlImages
-from services.gateway.app.clock_jumps import ClockWatch
+from services.gateway.app.completion import Completion
+from services.gateway.app.control_cache import CacheFigures, ControlImageCache
 from services.gateway.app.core import core_of
-from services.gateway.app.dead_letters import DeadLetters
-from services.gateway.app.explain import Explanations
-from services.gateway.app.idempotency import Requests
+from services.gateway.app.dead_letters import DeadLetters, Redrives
+from services.gateway.app.explain import Explainer
+from services.gateway.app.job_store import IdempotencyKeys, StoreProbe, refuse_other_format
 from services.gateway.app.jobs import Jobs
-from services.gateway.app.new_work import Planner
-from services.gateway.app.pictures import SourceImages
-from services.gateway.app.polls import Polls
-from services.gateway.app.prefetches import Prefetches
-from services.gateway.app.probe import Probe
-from services.gateway.app.queue import Queue
-from services.gateway.app.records import refuse_other_form
-from services.gateway.app.redrives import Redrives
-from services.gateway.app.retention import Retention
-from services.gateway.app.tokens import RandomBytes
+from services.gateway.app.leases import RandomBytes
+from services.gateway.app.leasing import Polls
+from services.gateway.app.prefetch import PrefetchClaims
+from services.gateway.app.retention import BlobRetention, ClockWatch, JobRetention
+from services.gateway.app.submission import JobPlanner, SourceImages
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.model import Job
-from services.gateway.ports import Clock, JobStore
+from services.gateway.domain.job import Job
+from services.gateway.ports import Clock, RecordStore
 from services.kernel.blobs import BlobStore
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
 EXPIRY_INTERVAL_S = 1.0
-# A sweep that comes later than this found the whole process standing still.
+# An expiry round that is later than this means that the whole process stood still.
 STANDSTILL_S = 2.0
 WEBHOOK_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 60.0
-# Those whose records have a form.
+# Those whose records have a format version.
 BUCKETS = (
-    cache.BUCKET,
+    control_cache.BUCKET,
     capabilities.BUCKET,
     dead_letters.BUCKET,
-    faults.BUCKET,
-    idempotency.BUCKET,
-    ledger.BUCKET,
-    prefetches.BUCKET,
+    circuit_breakers.BUCKET,
+    job_store.REQUESTS_BUCKET,
+    job_store.JOBS_BUCKET,
+    prefetch.BUCKET,
     webhooks.BUCKET,
-    workers.BUCKET,
+    worker_registry.BUCKET,
 )
 BLOB_SWEEP_INTERVAL_S = 3_600.0
 
@@ -70,7 +63,7 @@ class Gateway:
     def __init__(
         self,
         *,
-        store: JobStore,
+        store: RecordStore,
         blobs: BlobStore,
         clock: Clock,
         random_bytes: RandomBytes,
@@ -80,36 +73,36 @@ class Gateway:
         """`is_shared`: other gateways work over the same store."""
         core = core_of(store, blobs, clock, random_bytes, settings, is_shared=is_shared)
         self._core, self._is_shared, self._store = core, is_shared, store
-        self._ledger, self._leases = core.ledger, core.leases
-        self._cache = ControlImages(
+        self._job_store, self._leases = core.job_store, core.leases
+        self._cache = ControlImageCache(
             store, blobs, clock, limit=settings.cache_limit, budget_bytes=settings.cache_budget_bytes
         )
-        requests = Requests(store)
-        images = SourceImages(blobs, limit_bytes=settings.picture_limit_bytes)
-        self.probe = Probe(store, clock)
+        requests = IdempotencyKeys(store)
+        images = SourceImages(blobs, limit_bytes=settings.image_limit_bytes)
+        self.probe = StoreProbe(store, clock)
         self.workers = core.workers
         self.dead_letters = DeadLetters(store)
         self.redrives = Redrives(core, self.dead_letters)
-        self.explanations = Explanations(core)
-        self._prefetches = Prefetches(store, core.board, clock)
-        self.jobs = Jobs(core, requests, Planner(images, self._cache, core.workers, random_bytes))
-        self.queue = Queue(core, self._cache, self.dead_letters)
+        self.explanations = Explainer(core)
+        self._prefetches = PrefetchClaims(store, core.scheduler, clock)
+        self.jobs = Jobs(core, requests, JobPlanner(images, self._cache, core.workers, random_bytes))
+        self.queue = Completion(core, self._cache, self.dead_letters)
         self.polls = Polls(core, self.queue)
-        self._retention = Retention(core.ledger, requests, core.webhooks, clock, settings)
-        self._blob_retention = BlobRetention(core.ledger, blobs, clock, settings)
+        self._retention = JobRetention(core.job_store, requests, core.webhooks, clock, settings)
+        self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings)
         self._clock_watch = ClockWatch(clock)
         self._stopping = asyncio.Event()
         self._dead: list[Job] = []
-        core.ledger.observe(self._note_dead)
+        core.job_store.observe(self._note_dead)
 
-    def tell_webhooks(self, options: WebhookOptions) -> None:
-        """From now on; before `run`."""
+    def use_webhooks(self, options: WebhookOptions) -> None:
+        """Deliver webhooks from now on; before `run`."""
         self._core.webhooks.use(options)
 
     @property
     def ready(self) -> bool:
         """It has read its store and is not draining."""
-        return self._ledger.caught_up.is_set() and not self._stopping.is_set()
+        return self._job_store.caught_up.is_set() and not self._stopping.is_set()
 
     def drain(self) -> None:
         """End long polls, waits and watches, and begin no new ones."""
@@ -118,20 +111,20 @@ class Gateway:
         self.jobs.drain()
 
     async def load(self) -> None:
-        """Read what the store holds besides jobs, however long the store takes to answer; before `run`.
+        """Read what the store has besides jobs; retries until the store answers. Before `run`.
 
-        OtherForm for a store that an older or a newer Fanlight wrote.
+        OtherFormatVersion for a store that an older or a newer Fanlight wrote.
         """
         while True:
             try:
-                await refuse_other_form(self._store, BUCKETS)
+                await refuse_other_format(self._store, BUCKETS)
                 return await self.workers.load()
             except Unavailable as error:
                 log.info("store_not_ready", message=error.message)
                 await asyncio.sleep(error.retry_after_s or 1.0)
 
     async def wait_until_ready(self) -> None:
-        await self._ledger.caught_up.wait()
+        await self._job_store.caught_up.wait()
 
     async def run(self) -> None:
         """Ends after `drain`."""
@@ -148,13 +141,13 @@ class Gateway:
                 follow.cancel()
 
     def _followed(self) -> Sequence[Coroutine[Any, Any, None]]:
-        """What this gateway hears of the others."""
+        """Watches over the store, by which this gateway learns of the others' changes."""
         core = self._core
-        ours = [core.ledger.follow(), core.faults.follow(), core.webhooks.follow(), self._cache.follow()]
+        ours = [core.job_store.follow(), core.circuit_breakers.follow(), core.webhooks.follow(), self._cache.follow()]
         return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:
-        """Forget what is old, and keep letters of what died while the process was dying too."""
+        """Delete what is old, and write the dead letters that an earlier process could not."""
         if self._clock_watch.is_settled():
             await self._retention.sweep()
             await self.workers.sweep()
@@ -175,8 +168,8 @@ class Gateway:
         return self._cache.figures
 
     def _note_dead(self, job: Job) -> None:
-        """While the store is read: one that died with the process may have left no letter."""
-        if not self._ledger.caught_up.is_set() and any(task.dead for task in job.tasks):
+        """While the store is read: a task that died with the process may have no dead letter."""
+        if not self._job_store.caught_up.is_set() and any(task.dead for task in job.tasks):
             self._dead.append(job)
 
     async def _expire(self) -> None:
@@ -190,7 +183,7 @@ class Gateway:
             if late_s > STANDSTILL_S:
                 self._leases.postpone(late_s)
             self._core.workers.retire_silent()
-            self._core.waiting.release_due()
+            self._core.queue_index.release_due()
             await self._claim_prefetches()
             await self.queue.expire_due()
             await self.queue.end_late_jobs()
@@ -198,14 +191,14 @@ class Gateway:
         await self._every(EXPIRY_INTERVAL_S, expire)
 
     async def _claim_prefetches(self) -> None:
-        """A gateway alone has nobody to agree with."""
+        """A gateway that shares its store with no other needs no claims in it."""
         if self._is_shared:
             await self._prefetches.claim()
         else:
-            self._core.board.take_claims()
+            self._core.scheduler.take_claims()
 
     async def _every(self, interval_s: float, do: Callable[[], Awaitable[None]]) -> None:
-        """Until the gateway stops. An error of ours, such as a store that is away, is for the next time."""
+        """Until the gateway stops. A FanlightError, such as an unavailable store, is logged; the next round retries."""
         while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):

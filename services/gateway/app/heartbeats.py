@@ -1,50 +1,52 @@
-"""Which workers live and which leases they renew, told to the other gateways: a small record a worker, now and then.
+"""Heartbeats between gateways: which workers live and which leases they renew, one small record per worker.
 
-Renewing a lease writes no job. A gateway that a worker talks to writes down what it heard; the others take it as if
-they had heard it themselves.
+A renewal writes no job record. The gateway that a worker talks to writes a heartbeat now and then; the others
+treat it as if the worker had talked to them.
 """
 
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.app.leases import Leases
-from services.gateway.app.records import Codec
-from services.gateway.app.workers import Workers
-from services.gateway.jobs.model import Beat
-from services.gateway.ports import CaughtUp, Deleted, JobStore
+from services.gateway.app.job_store import Codec
+from services.gateway.app.leases import LeaseTable
+from services.gateway.app.worker_registry import WorkerRegistry
+from services.gateway.domain.job import Heartbeat
+from services.gateway.ports import CaughtUp, Deleted, RecordStore
 
 BUCKET = "heartbeats"
-# Several between two renewals that would be too late.
-BEATS_PER_TTL = 4
+# Several heartbeats per time to live, so that a late one loses no lease.
+HEARTBEATS_PER_TTL = 4
 
-BEATS: Codec[Beat] = Codec(Beat)
+HEARTBEATS: Codec[Heartbeat] = Codec(Heartbeat)
 
 
 class Heartbeats:
-    def __init__(self, store: JobStore, leases: Leases, workers: Workers) -> None:
+    """Writes this gateway's heartbeats and takes in those of the others."""
+
+    def __init__(self, store: RecordStore, leases: LeaseTable, workers: WorkerRegistry) -> None:
         self._store = store
         self._leases = leases
         self._workers = workers
-        self._heard: set[str] = set()
+        self._callers: set[str] = set()
         # The revisions of the workers' records, as far as this process knows.
         self._revisions: dict[str, int] = {}
 
     @property
     def interval_s(self) -> float:
-        return self._leases.ttl_s / BEATS_PER_TTL
+        return self._leases.ttl_s / HEARTBEATS_PER_TTL
 
-    def hear(self, worker_id: str) -> None:
-        """It said something to this gateway."""
-        self._heard.add(worker_id)
+    def note_call(self, worker_id: str) -> None:
+        """The worker called this gateway."""
+        self._callers.add(worker_id)
 
     async def beat(self) -> None:
-        """Tell the others who was heard since the last time."""
-        heard, self._heard = self._heard, set()
-        for worker_id in heard:
+        """Write a heartbeat for each worker that called since the last time."""
+        callers, self._callers = self._callers, set()
+        for worker_id in callers:
             held = self._leases.of_worker(worker_id)
-            beat = Beat(steps={each.token: (each.step, each.steps) for each in held if each.is_local})
-            await self._write(worker_id, BEATS.encode(beat))
+            heartbeat = Heartbeat(steps={each.token: (each.step, each.steps) for each in held if each.is_local})
+            await self._write(worker_id, HEARTBEATS.encode(heartbeat))
 
     async def _write(self, worker_id: str, value: bytes) -> None:
-        """What another gateway wrote meanwhile is as good."""
+        """On a conflict, retry with the next heartbeat: another gateway wrote one meanwhile."""
         revision = self._revisions.get(worker_id, 0)
         try:
             if revision:
@@ -54,7 +56,7 @@ class Heartbeats:
         except (AlreadyExists, Conflict):
             present = await self._store.get(BUCKET, worker_id)
             self._revisions[worker_id] = present.revision if present else 0
-            self._heard.add(worker_id)
+            self._callers.add(worker_id)
         else:
             self._revisions[worker_id] = written.revision
 
@@ -67,17 +69,17 @@ class Heartbeats:
                 self._revisions.pop(change.key, None)
             elif change.revision > self._revisions.get(change.key, 0):
                 self._revisions[change.key] = change.revision
-                if not is_old and (beat := BEATS.read(BUCKET, change)):
-                    self._take(change.key, beat)
+                if not is_old and (heartbeat := HEARTBEATS.read(BUCKET, change)):
+                    self._take(change.key, heartbeat)
 
-    def _take(self, worker_id: str, beat: Beat) -> None:
-        self._workers.heard(worker_id)
-        for token, (step, steps) in beat.steps.items():
-            self._leases.heard(token, step, steps)
+    def _take(self, worker_id: str, heartbeat: Heartbeat) -> None:
+        self._workers.seen_elsewhere(worker_id)
+        for token, (step, steps) in heartbeat.steps.items():
+            self._leases.renewed_elsewhere(token, step, steps)
 
     async def sweep(self) -> None:
-        """Forget those whose workers are forgotten."""
-        self._heard = {each for each in self._heard if self._workers.is_known(each)}
+        """Delete the heartbeats of workers that are no longer known."""
+        self._callers = {each for each in self._callers if self._workers.is_known(each)}
         for worker_id in [each for each in self._revisions if not self._workers.is_known(each)]:
             del self._revisions[worker_id]
             await self._store.delete(BUCKET, worker_id)

@@ -1,40 +1,72 @@
-"""What clients ask for: jobs made, told, watched and cancelled."""
+"""What clients do with jobs: create, get, list, watch, wait for and cancel them.
+
+What a request means is checked in `wire`, how a job changes is in `domain.machine`.
+"""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from fanlight.errors import (
-    AlreadyExists,
-    FanlightError,
-    InvalidField,
-    NotFound,
-    ResourceExhausted,
-    Unavailable,
-)
-from services.gateway.app.callers import OPERATOR, Caller
+from fanlight.errors import AlreadyExists, FanlightError, InvalidField, NotFound, ResourceExhausted, Unavailable
 from services.gateway.app.core import Core
-from services.gateway.app.filters import EVERYTHING, Only
-from services.gateway.app.hub import News, Progress
-from services.gateway.app.idempotency import Requests
-from services.gateway.app.ids import is_id, new_id
-from services.gateway.app.new_job import NewJob
-from services.gateway.app.new_work import Planner
-from services.gateway.jobs import machine, plan
-from services.gateway.jobs.deliveries import Delivery
-from services.gateway.jobs.model import Job
+from services.gateway.app.job_store import IdempotencyKeys
+from services.gateway.app.leases import RandomBytes
+from services.gateway.app.submission import JobPlanner, NewJob
+from services.gateway.app.tenants import OPERATOR, Caller
+from services.gateway.app.watch import Subscription, TaskProgress
+from services.gateway.domain import machine, plan
+from services.gateway.domain.delivery import Delivery
+from services.gateway.domain.job import Job, JobState
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_ID = re.compile(f"[{_ALPHABET}]{{26}}")
 PAGE_SIZE = 50
-LOOK_AGAIN_S = 15.0
+WATCH_REFRESH_S = 15.0
 PAGE_SIZE_LIMIT = 1_000
-# How many are read at a time: nobody else is answered while they are decoded.
+# How many are read at a time: no other call is answered while they are decoded.
 READ_LIMIT = 100
-# How many jobs are looked through for one page of those in a state.
-LOOK_LIMIT = 5_000
+# How many jobs are searched for one page.
+SEARCH_LIMIT = 5_000
+
+
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def new_id(now_s: float, random_bytes: RandomBytes) -> str:
+    """A ULID: 48 bits of milliseconds, then 80 random bits, in 26 characters. Ids sort by the time they were made."""
+    value = int(now_s * 1000) << 80 | int.from_bytes(random_bytes(10))
+    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs a list contains. What is None, empty or 0 matches all."""
+
+    state: JobState | None = None
+    model: str = ""
+    annotator: str = ""
+    tenant: str = ""
+    created_from_s: float = 0.0
+    created_before_s: float = 0.0
+
+    def matches(self, job: Job) -> bool:
+        return (
+            (self.state is None or job.state is self.state)
+            and (not self.tenant or job.tenant == self.tenant)
+            and (not self.model or job.request.facts.checkpoint == self.model)
+            and (not self.annotator or job.request.facts.annotator == self.annotator)
+            and self.created_from_s <= job.create_time_s
+            and (not self.created_before_s or job.create_time_s < self.created_before_s)
+        )
+
+
+ALL_JOBS = JobFilter()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +77,10 @@ class Page:
 
 
 class Jobs:
-    def __init__(self, core: Core, requests: Requests, planner: Planner) -> None:
-        self._ledger = core.ledger
+    def __init__(self, core: Core, requests: IdempotencyKeys, planner: JobPlanner) -> None:
+        self._job_store = core.job_store
         self._leases = core.leases
-        self._waiting = core.waiting
+        self._queue_index = core.queue_index
         self._hub = core.hub
         self._workers = core.workers
         self._webhooks = core.webhooks
@@ -65,9 +97,9 @@ class Jobs:
         self._hub.wake_all()
 
     async def create(self, new: NewJob, caller: Caller = OPERATOR) -> Job:
-        """Keep the images, then the job; durable on return. The same request id and content gives the first job.
+        """Store the images, then the job; durable on return. The same request id and content returns the original job.
 
-        NotFound: no such blob. AlreadyExists: the request id was used for something else. ResourceExhausted: too
+        NotFound: no such blob. AlreadyExists: the request id was used with other content. ResourceExhausted: too
         many tasks wait.
         """
         first = await self._requests.job_of(new.request_id, new.content_digest, caller.tenant)
@@ -78,24 +110,24 @@ class Jobs:
             made = await self._plan(new, caller)
             claim = self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
-                job = await self._ledger.create(made, after=claim)
+                job = await self._job_store.create(made, after=claim)
             except AlreadyExists:
                 return await self._of_first(new, made, caller)
         log.info("job_created", job=job.name, tasks=len(job.tasks), cached=sum(i.cached for i in job.control_images))
         return job
 
     async def _of_first(self, new: NewJob, made: Job, caller: Caller) -> Job:
-        """The job of whoever had the request id first; made here if its gateway died before it could. AlreadyExists."""
+        """The job that the request id belongs to; created here if its gateway died before it could. AlreadyExists."""
         job_id = await self._requests.job_of(new.request_id, new.content_digest, caller.tenant)
         if job_id is None:
-            raise Unavailable("the request id is just being forgotten", retry_after_s=1.0)
+            raise Unavailable("the request id is just being deleted", retry_after_s=1.0)
         try:
-            return await self._ledger.create(replace(made, id=job_id))
+            return await self._job_store.create(replace(made, id=job_id))
         except AlreadyExists:
             return await self.get(f"jobs/{job_id}", caller)
 
     async def create_each(self, news: Sequence[NewJob | FanlightError], caller: Caller) -> list[Job | FanlightError]:
-        """Each for itself; what was refused already stays so."""
+        """Each independently; what was refused already stays refused."""
         return [await self._create_or_refuse(new, caller) for new in news]
 
     async def _create_or_refuse(self, new: NewJob | FanlightError, caller: Caller) -> Job | FanlightError:
@@ -123,11 +155,11 @@ class Jobs:
 
     @contextmanager
     def _room_for(self, tasks: int) -> Iterator[None]:
-        """Keep that many places among the waiting tasks while a job is made. ResourceExhausted."""
+        """Reserve that many places among the waiting tasks while a job is created. ResourceExhausted."""
         limit = self._settings.waiting_tasks_limit
-        if self._waiting.count + self._reserved + tasks > limit:
+        if self._queue_index.count + self._reserved + tasks > limit:
             raise ResourceExhausted(
-                f"{self._waiting.count} tasks are waiting and {limit} may; try again later",
+                f"{self._queue_index.count} tasks are waiting and {limit} may; try again later",
                 retry_after_s=self._settings.retry_after_s,
             )
         self._reserved += tasks
@@ -138,63 +170,63 @@ class Jobs:
 
     async def _find(self, job_id: str) -> Job | None:
         try:
-            return self._leases.with_progress(await self._ledger.get(job_id))
+            return self._leases.with_progress(await self._job_store.get(job_id))
         except NotFound:
             return None
 
     async def get(self, name: str, caller: Caller = OPERATOR) -> Job:
-        """By its name `jobs/{id}`. NotFound, also for another tenant's."""
-        job = await self._ledger.get(_id_of(name))
+        """By its name `jobs/{id}`. NotFound, also for another tenant's job."""
+        job = await self._job_store.get(_id_of(name))
         if not caller.sees(job):
             raise NotFound("there is no such job", field="name")
         return self._leases.with_progress(job)
 
     async def list(
-        self, *, page_size: int, page_token: str, only: Only = EVERYTHING, caller: Caller = OPERATOR
+        self, *, page_size: int, page_token: str, only: JobFilter = ALL_JOBS, caller: Caller = OPERATOR
     ) -> Page:
-        """Newest first; `page_size` 0 is the default one. A page may be short of jobs and yet not be the last.
+        """Newest first; `page_size` 0 is the default one. A page may have fewer jobs without being the last.
 
-        InvalidField for a token that no page gave.
+        InvalidField for a token that no page returned.
         """
         if page_token and not is_id(page_token):
-            raise InvalidField("is no token that a page gave", field="page_token")
+            raise InvalidField("is not a token that a page returned", field="page_token")
         size = min(page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
         found: list[Job] = []
-        looked, before = 0, page_token
+        searched, before = 0, page_token
         limit = min(size, READ_LIMIT)
-        while looked < LOOK_LIMIT:
-            jobs = await self._ledger.page(before=before, limit=limit)
+        while searched < SEARCH_LIMIT:
+            jobs = await self._job_store.page(before=before, limit=limit)
             for before, job in jobs:
-                if job is not None and caller.sees(job) and only.takes(job):
+                if job is not None and caller.sees(job) and only.matches(job):
                     found.append(self._leases.with_progress(job))
                 if len(found) == size:
                     return Page(jobs=found, next_token=before)
-            looked += len(jobs)
+            searched += len(jobs)
             if len(jobs) < limit:
                 return Page(jobs=found, next_token="")
         return Page(jobs=found, next_token=before)
 
     async def cancel(self, name: str, caller: Caller = OPERATOR) -> Job:
-        """Cancel what has not ended; an ended job stays as it is. NotFound."""
+        """Cancel a job's unfinished tasks; an ended job stays as it is. NotFound."""
         await self.get(name, caller)
         now_s = self._clock.now_s()
-        return await self._ledger.change(_id_of(name), lambda job: machine.cancel(job, now_s=now_s))
+        return await self._job_store.change(_id_of(name), lambda job: machine.cancel(job, now_s=now_s))
 
     async def webhook(self, name: str, caller: Caller = OPERATOR) -> Delivery:
-        """How the telling of its end goes. NotFound."""
+        """The job's webhook delivery, with every attempt. NotFound."""
         return await self._webhooks.get(await self.get(name, caller))
 
     async def watch(
         self, name: str, *, after_revision: int = 0, caller: Caller = OPERATOR
-    ) -> AsyncIterator[Job | Progress]:
-        """States after that revision, the newest only where several came at once, and progress, until the job has
-        ended. NotFound; Unavailable when the gateway stops.
+    ) -> AsyncIterator[Job | TaskProgress]:
+        """Progress, and the job's states after that revision, until it has ended; of several states that came at once
+        only the newest. NotFound; Unavailable when the gateway stops.
         """
-        with self._hub.subscribed(_id_of(name)) as news:
-            told: Sequence[Job | Progress] = [await self.get(name, caller)]
+        with self._hub.subscribed(_id_of(name)) as subscription:
+            news: Sequence[Job | TaskProgress] = [await self.get(name, caller)]
             while True:
-                for each in told:
-                    if isinstance(each, Progress):
+                for each in news:
+                    if isinstance(each, TaskProgress):
                         yield each
                         continue
                     if each.revision > after_revision:
@@ -204,26 +236,26 @@ class Jobs:
                         return
                 if self._draining:
                     raise Unavailable("the gateway is stopping; watch again", retry_after_s=1.0)
-                told = await self._following(news, name, caller)
+                news = await self._next_news(subscription, name, caller)
 
-    async def _following(self, news: News, name: str, caller: Caller) -> Sequence[Job | Progress]:
-        """What comes next; where nothing does, the job again: no watch depends on a message that got lost."""
+    async def _next_news(self, subscription: Subscription, name: str, caller: Caller) -> Sequence[Job | TaskProgress]:
+        """What comes next; where nothing does, the job again: no watch hangs because a notification got lost."""
         try:
-            async with asyncio.timeout(LOOK_AGAIN_S):
-                await news.came.wait()
+            async with asyncio.timeout(WATCH_REFRESH_S):
+                await subscription.arrived.wait()
         except TimeoutError:
             return [await self.get(name, caller)]
-        return news.take()
+        return subscription.take()
 
     async def wait(self, name: str, *, wait_s: float, caller: Caller = OPERATOR) -> Job:
         """The job once it has ended, or as it is when the wait is over or the gateway stops. NotFound."""
-        with self._hub.subscribed(_id_of(name)) as news:
+        with self._hub.subscribed(_id_of(name)) as subscription:
             job = await self.get(name, caller)
             try:
                 async with asyncio.timeout(wait_s):
                     while not (job.state.ended or self._draining):
-                        await news.came.wait()
-                        job = next((each for each in news.take() if isinstance(each, Job)), job)
+                        await subscription.arrived.wait()
+                        job = next((each for each in subscription.take() if isinstance(each, Job)), job)
             except TimeoutError:
                 return await self.get(name, caller)
         return job

@@ -1,48 +1,67 @@
-"""The live leases and when each one expires, on this gateway's own clock. Renewing one writes nothing.
+"""Lease tokens, and the live leases with their expiry on this gateway's monotonic clock. A renewal writes no record.
 
-A lease that the gateway finds in its store when it starts has its whole time before it again. One that another gateway
-renews has more: only if that gateway is gone as well is it this one's to end.
+A lease that the gateway finds in its store when it starts has its full time to live again. One that another gateway
+renews has longer: this gateway expires it only if the other one is gone as well.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from services.gateway.jobs.model import Job, Task, TaskState
+from fanlight.errors import LeaseLost
+from services.gateway.domain.job import Job, Task, TaskState
 from services.gateway.ordering.tasks import Key
 from services.gateway.ports import Clock
 
-# How many times its own time a lease has that another gateway looks after.
+SECRET_BYTES = 16
+
+RandomBytes = Callable[[int], bytes]
+# How many times its time to live a lease has while another gateway renews it.
 FOREIGN_TTLS = 2.0
-# A lease whose task reports nothing new for so long is lost, however often it is renewed.
+# A lease whose task reports no new progress for so long is lost, however often it is renewed.
 STALL_LIMIT_S = 3_600.0
 
 
+def new_token(key: Key, random_bytes: RandomBytes) -> str:
+    return f"{key[0]}.{key[1]}.{random_bytes(SECRET_BYTES).hex()}"
+
+
+def task_key_of(token: str) -> Key:
+    """The task that the token is for; workers treat it as opaque. LeaseLost for what is not a token of ours."""
+    job_id, _, rest = token.partition(".")
+    number, _, secret = rest.partition(".")
+    if not (job_id and number.isdecimal() and len(number) < 4 and secret):
+        raise LeaseLost("this is not a lease token; drop the work")
+    return job_id, int(number)
+
+
 @dataclass(slots=True)
-class HeldLease:
+class LiveLease:
     token: str
     key: Key
     worker: str
     deadline_s: float
-    # When something about it was last new.
+    # When it last made progress.
     moved_s: float
-    # This gateway hears its worker.
+    # Its worker renews it at this gateway.
     is_local: bool = False
     step: int = 0
     steps: int = 0
 
 
-class Leases:
+class LeaseTable:
+    """The live leases by task, token and worker."""
+
     def __init__(
         self, clock: Clock, *, ttl_s: float, is_shared: bool = False, stall_limit_s: float = STALL_LIMIT_S
     ) -> None:
-        """`is_shared`: other gateways look after leases too, and tell of them."""
+        """`is_shared`: other gateways renew leases too, and report them in heartbeats."""
         self.ttl_s = ttl_s
         self._stall_limit_s = stall_limit_s
         self._foreign_ttl_s = ttl_s * (FOREIGN_TTLS if is_shared else 1.0)
         self._clock = clock
-        self._by_key: dict[Key, HeldLease] = {}
-        self._by_token: dict[str, HeldLease] = {}
-        self._of_worker: dict[str, dict[str, HeldLease]] = {}
+        self._by_key: dict[Key, LiveLease] = {}
+        self._by_token: dict[str, LiveLease] = {}
+        self._of_worker: dict[str, dict[str, LiveLease]] = {}
 
     def observe(self, job: Job) -> None:
         for task in job.tasks:
@@ -51,62 +70,63 @@ class Leases:
     def _observe(self, job: Job, task: Task) -> None:
         key = (job.id, task.number)
         token = task.lease.token if task.lease and task.state is TaskState.LEASED else ""
-        held = self._by_key.get(key)
-        if held is not None and held.token == token:
+        lease = self._by_key.get(key)
+        if lease is not None and lease.token == token:
             return
-        if held is not None:
-            self._drop(held)
+        if lease is not None:
+            self._drop(lease)
         if task.lease and token:
             now_s = self._clock.monotonic_s()
-            held = HeldLease(token, key, task.lease.worker, now_s + self._foreign_ttl_s, now_s)
-            self._by_key[key] = self._by_token[token] = held
-            self._of_worker.setdefault(held.worker, {})[token] = held
+            lease = LiveLease(token, key, task.lease.worker, now_s + self._foreign_ttl_s, now_s)
+            self._by_key[key] = self._by_token[token] = lease
+            self._of_worker.setdefault(lease.worker, {})[token] = lease
 
-    def _drop(self, held: HeldLease) -> None:
-        del self._by_key[held.key], self._by_token[held.token], self._of_worker[held.worker][held.token]
-        if not self._of_worker[held.worker]:
-            del self._of_worker[held.worker]
+    def _drop(self, lease: LiveLease) -> None:
+        del self._by_key[lease.key], self._by_token[lease.token], self._of_worker[lease.worker][lease.token]
+        if not self._of_worker[lease.worker]:
+            del self._of_worker[lease.worker]
 
-    def renew(self, token: str) -> HeldLease | None:
-        """The lease, with its whole time before it; None where it is not live."""
-        held = self._by_token.get(token)
-        if held is not None:
-            held.deadline_s = self._clock.monotonic_s() + self.ttl_s
-            held.is_local = True
-        return held
+    def renew(self, token: str) -> LiveLease | None:
+        """The lease, with its full time to live again; None where it is not live."""
+        lease = self._by_token.get(token)
+        if lease is not None:
+            lease.deadline_s = self._clock.monotonic_s() + self.ttl_s
+            lease.is_local = True
+        return lease
 
-    def heard(self, token: str, step: int, steps: int) -> None:
-        """Another gateway says that the lease was renewed there."""
-        held = self._by_token.get(token)
-        if held is not None:
-            held.deadline_s = self._clock.monotonic_s() + self._foreign_ttl_s
-            held.is_local = False
-            self.move(held, step, steps)
+    def renewed_elsewhere(self, token: str, step: int, steps: int) -> None:
+        """Another gateway reports in a heartbeat that the lease was renewed there."""
+        lease = self._by_token.get(token)
+        if lease is not None:
+            lease.deadline_s = self._clock.monotonic_s() + self._foreign_ttl_s
+            lease.is_local = False
+            self.note_progress(lease, step, steps)
 
-    def move(self, held: HeldLease, step: int, steps: int) -> None:
-        """Its task is that far."""
-        if (held.step, held.steps) != (step, steps):
-            held.step, held.steps, held.moved_s = step, steps, self._clock.monotonic_s()
+    def note_progress(self, lease: LiveLease, step: int, steps: int) -> None:
+        """Take in its task's progress."""
+        if (lease.step, lease.steps) != (step, steps):
+            lease.step, lease.steps, lease.moved_s = step, steps, self._clock.monotonic_s()
 
-    def of_worker(self, worker_id: str) -> list[HeldLease]:
+    def of_worker(self, worker_id: str) -> list[LiveLease]:
         return list(self._of_worker.get(worker_id, {}).values())
 
-    def due(self) -> list[HeldLease]:
+    def due(self) -> list[LiveLease]:
+        """Those that were not renewed in time, and those whose task has stalled."""
         now_s = self._clock.monotonic_s()
         stalled_s = now_s - self._stall_limit_s
-        return [held for held in self._by_token.values() if held.deadline_s <= now_s or held.moved_s <= stalled_s]
+        return [lease for lease in self._by_token.values() if lease.deadline_s <= now_s or lease.moved_s <= stalled_s]
 
     def postpone(self, late_s: float) -> None:
-        """This process stood still that long, and could hear no renewals meanwhile."""
-        for held in self._by_token.values():
-            held.deadline_s += late_s
-            held.moved_s += late_s
+        """This process stood still that long and could receive no renewals: no worker is to blame."""
+        for lease in self._by_token.values():
+            lease.deadline_s += late_s
+            lease.moved_s += late_s
 
     def with_progress(self, job: Job) -> Job:
-        """The job with how far its leased tasks are."""
+        """The job with the progress of its leased tasks."""
         return job if job.state.ended else replace(job, tasks=tuple(self._progressed(job.id, job.tasks)))
 
     def _progressed(self, job_id: str, tasks: Iterable[Task]) -> Iterable[Task]:
         for task in tasks:
-            held = self._by_key.get((job_id, task.number))
-            yield replace(task, step=held.step, steps=held.steps) if held else task
+            lease = self._by_key.get((job_id, task.number))
+            yield replace(task, step=lease.step, steps=lease.steps) if lease else task

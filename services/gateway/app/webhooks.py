@@ -1,29 +1,103 @@
-"""Tells webhooks that jobs have ended: at least once, tried again for days, with a log of every try.
+"""Webhooks: one POST when a job ends, delivered at least once, retried with back-off for days, every attempt recorded.
 
-The records are shared: whichever gateway claims a try makes it, and another goes on where one has died.
+Delivery records are shared: any gateway may claim the next attempt, and another goes on where one has died. Where a
+webhook may lead and how it is signed (Standard Webhooks 1.0) is here too; sending is an adapter's work.
 """
 
 import asyncio
+import base64
+import binascii
 import contextlib
-from collections.abc import Callable, Mapping
+import hashlib
+import hmac
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
-from fanlight.errors import AlreadyExists, Conflict, FailedPrecondition, FanlightError, NotFound
-from services.gateway.app.ledger import BUCKET as JOBS_BUCKET
-from services.gateway.app.records import JOBS, Codec
-from services.gateway.app.signing import signed
-from services.gateway.app.targets import Network, refuse_inward
-from services.gateway.jobs.deliveries import PAUSES_S, Delivery, DeliveryState, Try, claimed, tried
-from services.gateway.jobs.model import Job
-from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, WebhookSender
+from fanlight.errors import AlreadyExists, Conflict, FailedPrecondition, FanlightError, InvalidField, NotFound
+from services.gateway.app.job_store import JOBS, JOBS_BUCKET, Codec
+from services.gateway.domain.delivery import BACKOFF_S, Delivery, DeliveryAttempt, DeliveryState, attempted, claimed
+from services.gateway.domain.job import Job
+from services.gateway.ports import CaughtUp, Clock, Deleted, RecordStore, WebhookSender
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# Well-known prefixes of IPv6 addresses whose last 32 bits are an IPv4 address.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.IPv6Network("::/96")
+# One to four numbers, each decimal, octal or hexadecimal.
+_NUMBERS = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+)){0,3}", re.IGNORECASE)
+SECRET_PREFIX = "whsec_"
+KEY_MIN_BYTES, KEY_MAX_BYTES = 24, 64
 BUCKET = "deliveries"
 SENDING_LIMIT = 16
-# Jobs whose delivery is still to be written down.
-NOTED_LIMIT = 100_000
+# Ended jobs whose delivery record is still to be created.
+PENDING_LIMIT = 100_000
+
+
+def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
+    """Private, loopback, link-local and other inward addresses only within an allowed network. Guards against SSRF."""
+    meant = _embedded_ipv4(address)
+    if any(each.version == network.version and each in network for network in allowed for each in (address, meant)):
+        return True
+    return meant.is_global and not meant.is_multicast and not meant.is_reserved
+
+
+def _embedded_ipv4(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one embeds, or the address itself."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    embedded = address.ipv4_mapped or address.sixtofour
+    if embedded is None and (address in _NAT64 or address in _COMPATIBLE):
+        embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return embedded or address
+
+
+def refuse_inward(url: str, allowed: Sequence[Network], *, field: str) -> None:
+    """InvalidField for an inward address that is recognized without resolving names."""
+    address = _address_of((urlsplit(url).hostname or "").rstrip("."))
+    if address is not None and not is_allowed(address, allowed):
+        raise InvalidField("leads inward, which this gateway does not allow", field=field)
+
+
+def _address_of(host: str) -> Address | None:
+    """None for a name. Numbers such as `2130706433` and `0x7f.1` are addresses wherever names are resolved."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return ipaddress.ip_address("127.0.0.1")
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host)) if _NUMBERS.fullmatch(host) else None
+    except OSError:
+        return None
+
+
+def signing_key(secret: str) -> bytes:
+    """The key of a `whsec_` secret of Standard Webhooks. ValueError."""
+    try:
+        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"must be {SECRET_PREFIX} and base64") from error
+    if not KEY_MIN_BYTES <= len(key) <= KEY_MAX_BYTES:
+        raise ValueError(f"must hold {KEY_MIN_BYTES} to {KEY_MAX_BYTES} bytes in base64 after {SECRET_PREFIX}")
+    return key
+
+
+def signature_headers(key: bytes, *, message_id: str, now_s: int, body: bytes) -> dict[str, str]:
+    """The headers to send with the body: HMAC-SHA256 over id, time and body, as in Standard Webhooks 1.0."""
+    content = f"{message_id}.{now_s}.".encode() + body
+    signature = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+    return {"webhook-id": message_id, "webhook-timestamp": str(now_s), "webhook-signature": f"v1,{signature}"}
+
 
 DELIVERIES: Codec[Delivery] = Codec(Delivery)
 
@@ -31,9 +105,9 @@ DELIVERIES: Codec[Delivery] = Codec(Delivery)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookOptions:
     sender: WebhookSender
-    # The body that tells of a job's end.
+    # The body for an ended job.
     payload: Callable[[Job], bytes]
-    # By tenant; what a tenant's webhooks are signed with where it has none of its own.
+    # Signing keys by tenant, and the key for tenants without one.
     keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     default_key: bytes = field(default=b"", repr=False)
     allowed: tuple[Network, ...] = ()
@@ -43,7 +117,7 @@ class WebhookOptions:
 
 
 @dataclass(slots=True)
-class _Known:
+class _KnownDelivery:
     delivery: Delivery
     revision: int
     # On the monotonic clock.
@@ -51,13 +125,15 @@ class _Known:
 
 
 class Webhooks:
-    def __init__(self, store: JobStore, clock: Clock, random_bytes: Callable[[int], bytes]) -> None:
+    """Records deliveries of ended jobs and makes the attempts that are due."""
+
+    def __init__(self, store: RecordStore, clock: Clock, random_bytes: Callable[[int], bytes]) -> None:
         self._store = store
         self._clock = clock
         self._random_bytes = random_bytes
         self._options: WebhookOptions | None = None
-        self._noted: dict[str, Job] = {}
-        self._known: dict[str, _Known] = {}
+        self._pending: dict[str, Job] = {}
+        self._known: dict[str, _KnownDelivery] = {}
         self._caught_up = False
         self._sending: set[str] = set()
 
@@ -65,7 +141,7 @@ class Webhooks:
         self._options = options
 
     def check(self, url: str, tenant: str) -> None:
-        """InvalidField and FailedPrecondition for what will never be told."""
+        """InvalidField and FailedPrecondition for a webhook that could never be delivered."""
         if not url:
             return
         if self._options is None or not self._options.key_of(tenant):
@@ -74,14 +150,14 @@ class Webhooks:
 
     def observe(self, job: Job) -> None:
         key = _key(job)
-        if job.state.ended and job.webhook_url and key not in self._known and len(self._noted) < NOTED_LIMIT:
-            self._noted[key] = job
+        if job.state.ended and job.webhook_url and key not in self._known and len(self._pending) < PENDING_LIMIT:
+            self._pending[key] = job
 
     async def get(self, job: Job) -> Delivery:
-        """NotFound where nobody is told, or the job has not ended."""
+        """NotFound where the job has no webhook, or has not ended."""
         record = await self._store.get(BUCKET, _key(job))
         if record is None:
-            raise NotFound("nothing has been told of this job", field="name")
+            raise NotFound("this job has no webhook delivery", field="name")
         return DELIVERIES.decode(record.value)
 
     async def forget(self, job: Job) -> None:
@@ -101,16 +177,16 @@ class Webhooks:
     def _take(self, key: str, delivery: Delivery, revision: int) -> None:
         known = self._known.get(key)
         if known is None or known.revision < revision:
-            wait_s = min(max(0.0, delivery.next_s - self._clock.now_s()), 2 * PAUSES_S[-1])
-            self._known[key] = _Known(delivery, revision, self._clock.monotonic_s() + wait_s)
+            wait_s = min(max(0.0, delivery.next_s - self._clock.now_s()), 2 * BACKOFF_S[-1])
+            self._known[key] = _KnownDelivery(delivery, revision, self._clock.monotonic_s() + wait_s)
 
     async def run(self, group: asyncio.TaskGroup) -> None:
-        """Write down what ended, and begin the tries that are due."""
+        """Record a delivery for each job that ended, and begin the attempts that are due."""
         if self._options is None or not self._caught_up:
             return
-        for key, job in list(self._noted.items()):
-            await self._write_down(key, job)
-            self._noted.pop(key, None)
+        for key, job in list(self._pending.items()):
+            await self._record_delivery(key, job)
+            self._pending.pop(key, None)
         now_s = self._clock.monotonic_s()
         for key, known in list(self._known.items()):
             is_due = known.delivery.state is DeliveryState.PENDING and known.due_s <= now_s
@@ -118,46 +194,48 @@ class Webhooks:
                 self._sending.add(key)
                 group.create_task(self._deliver(key, known, self._options))
 
-    async def _write_down(self, key: str, job: Job) -> None:
+    async def _record_delivery(self, key: str, job: Job) -> None:
         delivery = Delivery(id=f"msg_{key.replace('.', '_')}", job_id=job.id, url=job.webhook_url, tenant=job.tenant)
         with contextlib.suppress(AlreadyExists):
             record = await self._store.create(BUCKET, key, DELIVERIES.encode(delivery))
             self._take(key, delivery, record.revision)
 
-    async def _deliver(self, key: str, known: _Known, options: WebhookOptions) -> None:
+    async def _deliver(self, key: str, known: _KnownDelivery, options: WebhookOptions) -> None:
         try:
             delivery = claimed(known.delivery, now_s=self._clock.now_s())
             record = await self._store.put(BUCKET, key, DELIVERIES.encode(delivery), revision=known.revision)
             self._take(key, delivery, record.revision)
-            after = tried(delivery, await self._try(delivery, options), chance=self._random_bytes(1)[0] / 256)
+            after = attempted(delivery, await self._attempt(delivery, options), chance=self._random_bytes(1)[0] / 256)
             record = await self._store.put(BUCKET, key, DELIVERIES.encode(after), revision=record.revision)
             self._take(key, after, record.revision)
-            log.info("webhook_tried", job=f"jobs/{after.job_id}", state=after.state.value, tries=len(after.tries))
+            log.info(
+                "webhook_attempted", job=f"jobs/{after.job_id}", state=after.state.value, attempts=len(after.tries)
+            )
         except Conflict:
-            # Another gateway tries it.
+            # Another gateway has claimed the attempt.
             return
         except FanlightError as error:
-            log.warning("webhook_not_written", reason=error.reason, message=error.message)
+            log.warning("webhook_not_recorded", reason=error.reason, message=error.message)
         finally:
             self._sending.discard(key)
 
-    async def _try(self, delivery: Delivery, options: WebhookOptions) -> Try:
+    async def _attempt(self, delivery: Delivery, options: WebhookOptions) -> DeliveryAttempt:
         begin_s, now_s = self._clock.monotonic_s(), self._clock.now_s()
         status, error, is_refused = 0, "", False
         try:
             body = options.payload(await self._job(delivery.job_id))
             key = options.key_of(delivery.tenant)
-            headers = signed(key, message_id=delivery.id, now_s=int(now_s), body=body)
+            headers = signature_headers(key, message_id=delivery.id, now_s=int(now_s), body=body)
             status = await options.sender.post(delivery.url, headers, body)
         except FanlightError as trouble:
             error, is_refused = trouble.message, isinstance(trouble, FailedPrecondition)
         duration_s = self._clock.monotonic_s() - begin_s
-        return Try(time_s=now_s, status=status, error=error, is_refused=is_refused, duration_s=duration_s)
+        return DeliveryAttempt(time_s=now_s, status=status, error=error, is_refused=is_refused, duration_s=duration_s)
 
     async def _job(self, job_id: str) -> Job:
         record = await self._store.get(JOBS_BUCKET, job_id)
         if record is None:
-            raise NotFound("the job is forgotten", field="name")
+            raise NotFound("the job is deleted", field="name")
         return JOBS.decode(record.value)
 
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
 from tests.fakes.fleet import Fleet, FleetWorker
 
 

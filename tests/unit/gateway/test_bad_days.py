@@ -5,11 +5,11 @@ import pytest
 from fanlight.contract.digests import digest_of
 from fanlight.errors import FailedPrecondition, LeaseLost, NotFound, Unavailable
 from services.gateway.adapters.patient_store import PatientStore
-from services.gateway.app.cache import BUCKET
-from services.gateway.app.probe import EVERY_S
-from services.gateway.app.queue import Made, Renewal
-from services.gateway.jobs.machine import Standing
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.gateway.app.completion import Renewal, ReportedOutput
+from services.gateway.app.control_cache import BUCKET
+from services.gateway.app.job_store import PROBE_INTERVAL_S
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
+from services.gateway.domain.machine import LeaseStatus
 from services.kernel.wire_errors import http_status
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, annotation, control, generation
 from tests.fakes.memory_blobs import MemoryBlobs
@@ -17,7 +17,7 @@ from tests.fakes.moody_store import MoodyStore
 
 
 @pytest.mark.parametrize("mood", ["is_away", "is_full"])
-async def test_while_the_store_takes_nothing_new_jobs_are_put_off_and_accepted_ones_survive(mood: str) -> None:
+async def test_while_the_store_accepts_no_writes_new_jobs_are_refused_and_accepted_ones_survive(mood: str) -> None:
     store = MoodyStore()
     async with Fleet(store=store).running() as fleet:
         painter = fleet.worker(DIFFUSION)
@@ -29,7 +29,7 @@ async def test_while_the_store_takes_nothing_new_jobs_are_put_off_and_accepted_o
         assert (http_status(refused.value), refused.value.retry_after_s) == (503, 2.0)
         # The lease lives on, and its result may be handed in again until it is taken.
         (answer,) = await fleet.gateway.queue.renew("w", [Renewal(token=task.token)])
-        assert answer.standing is Standing.LIVE
+        assert answer.status is LeaseStatus.LIVE
         with pytest.raises(Unavailable):
             await painter.complete(task)
         setattr(store, mood, False)
@@ -46,7 +46,7 @@ async def test_a_store_that_hangs_is_away_after_a_time() -> None:
     assert refused.value.retry_after_s
 
 
-async def test_a_clock_that_jumps_forward_throws_nothing_away(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_a_clock_that_jumps_forward_deletes_nothing(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation())
     await painter.work()
     fleet.clock.jump(30 * 86_400)
@@ -87,10 +87,10 @@ async def test_a_worker_that_lies_about_its_token_changes_nothing(fleet: Fleet, 
     assert (await fleet.get(job)).state is JobState.RUNNING
 
 
-async def test_a_task_cannot_be_completed_with_a_blob_that_is_not_there(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_a_task_cannot_be_completed_with_a_missing_blob(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation())
     (task,) = await painter.lease()
-    missing = Made(scope="default", digest=digest_of(b"nothing"), width_px=8, height_px=8)
+    missing = ReportedOutput(scope="default", digest=digest_of(b"nothing"), width_px=8, height_px=8)
     with pytest.raises(FailedPrecondition):
         await fleet.gateway.queue.complete(task.token, [missing], [])
     assert (await fleet.get(job)).state is JobState.RUNNING
@@ -113,14 +113,14 @@ async def test_a_blob_budget_that_is_nearly_used_up_makes_room_early() -> None:
         assert fleet.blobs.used_bytes == 900
 
 
-async def test_the_cache_stays_within_its_bytes_and_tells_its_hits() -> None:
+async def test_the_cache_stays_within_its_bytes_and_counts_its_hits() -> None:
     async with Fleet(settings={"cache_budget_bytes": 250}).running() as fleet:
         annotator = fleet.worker(PREPROCESS)
         await annotator.come()
         for name in ("a", "b", "a", "c", "d"):
             await fleet.gateway.jobs.create(annotation(name, side_px=STARTER.width_px))
             for task in await annotator.lease():
-                await annotator.complete(task, picture=name.encode() * 92)
+                await annotator.complete(task, image=name.encode() * 92)
         figures = fleet.gateway.cache_figures
         assert (figures.hits, figures.misses) == (1, 4)
         assert (figures.entries, figures.size_bytes) == (2, 200)
@@ -136,7 +136,7 @@ async def test_a_gateway_whose_store_takes_no_writes_should_be_sent_no_requests(
         store.is_full = True
         # Who asks often costs no write each time.
         await fleet.gateway.probe.write()
-        fleet.clock.advance(EVERY_S + 1)
+        fleet.clock.advance(PROBE_INTERVAL_S + 1)
         with pytest.raises(Unavailable):
             await fleet.gateway.probe.write()
         store.is_full = False

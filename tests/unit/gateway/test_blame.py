@@ -1,13 +1,12 @@
-"""What a node lacks is the node's: another one is tried, and the node goes on with all else."""
+"""What a node lacks is its own fault: the task is retried on another, and no circuit breaker opens."""
 
 import pytest
 
 from fanlight.errors import FailedPrecondition, NotFound, TooLarge
-from services.gateway.app.blame import in_words_of_job
-from services.gateway.app.queue import NOT_HERE
-from services.gateway.jobs import plan
-from services.gateway.jobs.machine import FAILURES_LIMIT
-from services.gateway.jobs.model import DIFFUSION, Failure, Fault, JobState
+from services.gateway.app.completion import NOT_HERE, as_clients_field
+from services.gateway.domain import plan
+from services.gateway.domain.job import DIFFUSION, Failure, Fault, JobState
+from services.gateway.domain.machine import FAILURES_LIMIT
 from tests.fakes.fleet import CRASH, Fleet, annotation, control, generation, plan_of
 
 LACKING = [
@@ -23,7 +22,7 @@ def test_what_a_node_may_lack_is_known_by_its_reason() -> None:
 
 
 @pytest.mark.parametrize("failure", LACKING, ids=[each.reason for each in LACKING])
-async def test_what_one_node_lacks_another_is_tried_for(fleet: Fleet, failure: Failure) -> None:
+async def test_what_one_node_lacks_is_retried_on_another(fleet: Fleet, failure: Failure) -> None:
     poor, rich = fleet.worker(DIFFUSION, "poor"), fleet.worker(DIFFUSION, "rich")
     await poor.come()
     job = await fleet.gateway.jobs.create(generation())
@@ -34,7 +33,7 @@ async def test_what_one_node_lacks_another_is_tried_for(fleet: Fleet, failure: F
     assert told.tasks[0].failure.field == f"generation.{failure.field}"
     await rich.come()
     fleet.clock.advance(10.0)
-    fleet.gateway._core.waiting.release_due()
+    fleet.gateway._core.queue_index.release_due()
     await rich.come()
     assert await poor.lease() == [], "not again while another live one can"
     assert await rich.work() == 1
@@ -55,13 +54,13 @@ async def left_out(fleet: Fleet, failure: Failure) -> bool:
 
 
 @pytest.mark.parametrize("failure", LACKING, ids=[each.reason for each in LACKING])
-async def test_a_node_that_lacks_what_one_request_needs_is_not_left_out_of_the_checkpoint(
+async def test_a_node_that_lacks_what_one_request_needs_opens_no_circuit_breaker(
     fleet: Fleet, failure: Failure
 ) -> None:
     assert not await left_out(fleet, failure)
 
 
-async def test_a_node_that_breaks_is(fleet: Fleet) -> None:
+async def test_a_node_that_breaks_does(fleet: Fleet) -> None:
     assert await left_out(fleet, CRASH)
 
 
@@ -96,7 +95,7 @@ IN_AN_ANNOTATION = plan_of(annotation())
         (IN_A_GENERATION, 4, "", ""),
     ],
 )
-def test_a_fields_name_is_the_clients(of: plan.Plan, number: int, field: str, clients: str) -> None:
+def test_a_fields_name_is_the_clients(of: plan.JobPlan, number: int, field: str, clients: str) -> None:
     job = plan.create(of, job_id="j", request_id="", priority=0, now_s=1.0)
     failure = Failure(reason="INVALID_FIELD", message="is wrong", field=field)
-    assert in_words_of_job(failure, job, number).field == clients
+    assert as_clients_field(failure, job, number).field == clients

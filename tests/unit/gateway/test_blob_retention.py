@@ -1,11 +1,11 @@
-"""Which blobs of jobs are forgotten, and when."""
+"""Which blobs of jobs are evicted, and when."""
 
 import dataclasses
 from pathlib import Path
 
-from services.gateway.app.blob_retention import GRACE_S, BlobRetention, blobs_of
+from services.gateway.app.retention import GRACE_S, BlobRetention
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.model import ControlImage, Job, Output, Task, TaskState
+from services.gateway.domain.job import ControlImage, Job, Output, Task, TaskState, blobs_of
 from services.kernel.blobs import BlobInfo
 from tests.fakes.gateway import a_job
 from tests.fakes.memory_blobs import MemoryBlobs
@@ -29,11 +29,11 @@ class OpenJobs:
     open_jobs: list[Job]
 
 
-def a_job_that_read(picture: BlobInfo, *made: BlobInfo) -> Job:
+def a_job_that_read(image: BlobInfo, *made: BlobInfo) -> Job:
     outputs = tuple(Output(blob=blob, width_px=1, height_px=1) for blob in made)
     task = Task(number=1, stage="preprocess", request=0, state=TaskState.LEASED, outputs=outputs)
     images = tuple(ControlImage(blob=blob, annotator="canny") for blob in made)
-    return dataclasses.replace(a_job("1"), blobs=(picture,), tasks=(task,), control_images=images)
+    return dataclasses.replace(a_job("1"), blobs=(image,), tasks=(task,), control_images=images)
 
 
 async def test_blobs_of_open_jobs_stay_and_others_go_after_the_jobs_retention(tmp_path: Path) -> None:

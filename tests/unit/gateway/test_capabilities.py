@@ -1,13 +1,13 @@
-"""What workers can do is kept once for all that announce the same, and only for as long."""
+"""Capabilities are stored once for all workers that announce the same, and only as long as one does."""
 
 from dataclasses import replace
 
 import pytest
 
 from services.gateway.app.capabilities import BUCKET, CHECK_INTERVAL_S, UNUSED_S, digest_of
-from services.gateway.app.polls import Poll
-from services.gateway.jobs.model import DIFFUSION
-from services.gateway.jobs.workers import DISK, RAM, REMOTE, VRAM, Capabilities, Model
+from services.gateway.app.leasing import Poll
+from services.gateway.domain.job import DIFFUSION
+from services.gateway.domain.workers import DISK, RAM, REMOTE, VRAM, AnnouncedModel, Capabilities
 from tests.fakes.fleet import OTHER, STARTER, Fleet, FleetWorker, generation
 
 ONE = Capabilities(models=(STARTER,))
@@ -220,7 +220,7 @@ async def test_the_catalog_costs_no_merge_where_nothing_changed(fleet: Fleet) ->
 async def test_models_of_many_workers_are_found_by_any_name(fleet: Fleet) -> None:
     for number in range(20):
         models = tuple(
-            Model(id=f"m{number}-{i}", kind="checkpoint", aliases=(f"Alias {number}/{i}",)) for i in range(5)
+            AnnouncedModel(id=f"m{number}-{i}", kind="checkpoint", aliases=(f"Alias {number}/{i}",)) for i in range(5)
         )
         await come(fleet, f"w{number}", Capabilities(models=models))
     catalog = fleet.gateway.workers.catalog()

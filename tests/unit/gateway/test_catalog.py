@@ -10,9 +10,19 @@ from fanlight.contract.names import ANY, find_name, plain_name
 from fanlight.contract.prompt import words_in
 from fanlight.errors import InvalidField, NotFound
 from services.gateway.adapters.memory_store import MemoryStore
-from services.gateway.app.capabilities import Group, Groups
-from services.gateway.jobs.catalog import Catalog, held_by
-from services.gateway.jobs.workers import DISK, RAM, REMOTE, VRAM, Annotator, Capabilities, Model, Worker
+from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups
+from services.gateway.domain.workers import (
+    DISK,
+    RAM,
+    REMOTE,
+    VRAM,
+    AnnouncedAnnotator,
+    AnnouncedModel,
+    Capabilities,
+    FleetCatalog,
+    Worker,
+    held_by,
+)
 from services.gateway.ordering.tasks import can_do
 from services.gateway.wire import catalog as look_up
 from tests.fakes.fleet import FakeClock
@@ -21,7 +31,7 @@ FAMILIES = ("", "sd1", "sdxl")
 IDS = ("a", "b", "Canny", ANY)
 
 models = st.builds(
-    Model,
+    AnnouncedModel,
     id=st.sampled_from(IDS),
     kind=st.sampled_from(["checkpoint", "controlnet"]),
     family=st.sampled_from(FAMILIES),
@@ -30,7 +40,7 @@ models = st.builds(
     text_encoder_layers=st.sampled_from([0, 12]),
 )
 annotators = st.builds(
-    Annotator,
+    AnnouncedAnnotator,
     id=st.sampled_from(["canny", "depth"]),
     version=st.sampled_from(["1", "2"]),
     aliases=st.lists(st.sampled_from(["edges", "lines"]), max_size=2).map(tuple),
@@ -54,8 +64,8 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
-        self.groups = Groups(MemoryStore(), self.clock)
-        self.known: dict[str, Group] = {}
+        self.groups = CapabilityGroups(MemoryStore(), self.clock)
+        self.known: dict[str, CapabilityGroup] = {}
 
     async def step(self, what: str, worker: str, announced: Capabilities) -> None:
         self.clock.advance(1.0)
@@ -70,7 +80,7 @@ class Fleet:
             self.groups.set_live(group, worker, live=what == "live")
 
     @property
-    def ranked(self) -> list[Group]:
+    def ranked(self) -> list[CapabilityGroup]:
         """Each group once: live ones first, then those that were announced first last, then by digest."""
         distinct = {group.digest: group for group in self.known.values()}.values()
         return sorted(distinct, key=lambda each: (not each.live, -each.kept.time_s, each.digest))
@@ -82,8 +92,8 @@ async def test_the_catalog_is_the_one_that_merging_all_workers_again_gives(taken
     fleet = Fleet()
     for step in taken:
         await fleet.step(*step)
-    merged_models: dict[tuple[str, str, str], Model] = {}
-    merged_annotators: dict[str, Annotator] = {}
+    merged_models: dict[tuple[str, str, str], AnnouncedModel] = {}
+    merged_annotators: dict[str, AnnouncedAnnotator] = {}
     for group in fleet.ranked:
         for model in group.capabilities.models:
             merged_models.setdefault((model.kind, model.id, model.family), model)
@@ -109,14 +119,14 @@ async def test_the_catalog_is_the_one_that_merging_all_workers_again_gives(taken
         assert (found_annotator.id if found_annotator else None) == expected
 
 
-def _aliases(of_kind: list[Model]) -> dict[str, list[str]]:
+def _aliases(of_kind: list[AnnouncedModel]) -> dict[str, list[str]]:
     known: dict[str, list[str]] = {}
     for model in sorted(of_kind, key=lambda each: each.id):
         known.setdefault(model.id, []).extend(model.aliases)
     return known
 
 
-def _meant(fitting: list[Model], name: str, family: str) -> Model | None:
+def _meant(fitting: list[AnnouncedModel], name: str, family: str) -> AnnouncedModel | None:
     """By id, by id in another spelling, by alias; of several of a kind one of the family itself, then the first."""
     plain = plain_name(name)
     for is_meant in (
@@ -158,16 +168,16 @@ async def test_what_any_worker_can_do_is_what_looking_at_all_of_them_finds(taken
     assert dict(fleet.groups.limits_of("pixels", needs)) == takes
 
 
-def a_catalog(*announced: Capabilities) -> Catalog:
+def a_catalog(*announced: Capabilities) -> FleetCatalog:
     """Of live workers that hold nothing."""
-    catalog = Catalog()
+    catalog = FleetCatalog()
     for number, each in enumerate(announced):
         catalog.change(each, before=None, after=(False, float(number), ""))
     return catalog
 
 
-SMALL = Model(id="small", kind="checkpoint", family="sd1")
-USUAL = Model(id="usual", kind="checkpoint", family="sd1", is_default=True)
+SMALL = AnnouncedModel(id="small", kind="checkpoint", family="sd1")
+USUAL = AnnouncedModel(id="usual", kind="checkpoint", family="sd1", is_default=True)
 BOTH = a_catalog(Capabilities(models=(SMALL, USUAL)))
 
 
@@ -211,11 +221,14 @@ def test_ids_that_an_annotator_and_a_controlnet_share_are_held_apart() -> None:
 
 
 def test_of_a_controlnet_in_several_families_the_checkpoints_own_is_meant() -> None:
-    nets = [Model(id="canny", kind="controlnet", family=each, aliases=(f"{each}_canny",)) for each in ("sd1", "sdxl")]
+    nets = [
+        AnnouncedModel(id="canny", kind="controlnet", family=each, aliases=(f"{each}_canny",))
+        for each in ("sd1", "sdxl")
+    ]
     catalog = a_catalog(Capabilities(models=(*nets, replace(SMALL, family="sdxl"))))
     assert catalog.model("controlnet", "Canny.safetensors", "sdxl") is nets[1]
     assert catalog.model("controlnet", "sd1_canny", "sdxl") is None
-    edges = Annotator(id="canny", controlnets=("depth", "canny"))
+    edges = AnnouncedAnnotator(id="canny", controlnets=("depth", "canny"))
     found = look_up.controlnet_of(catalog, "", edges, replace(SMALL, family="sdxl"), field="f")
     assert found == "canny"
     with pytest.raises(InvalidField, match="no ControlNet of small is made for canny"):
@@ -227,13 +240,15 @@ def test_of_a_controlnet_in_several_families_the_checkpoints_own_is_meant() -> N
     st.sampled_from(["bad hands, NEG-1", "badly (-:", "", "hands bad", "a neg-1 bad_hands"]),
 )
 def test_of_the_ids_that_may_stand_in_a_text_none_is_missing(ids: list[str], text: str) -> None:
-    catalog = a_catalog(Capabilities(models=tuple(Model(id=each, kind="embedding", family="sd1") for each in ids)))
+    catalog = a_catalog(
+        Capabilities(models=tuple(AnnouncedModel(id=each, kind="embedding", family="sd1") for each in ids))
+    )
     assert words_in(text, catalog.mentioned("embedding", text, "sd1")) == words_in(text, sorted(ids))
     assert catalog.mentioned("embedding", text, "sdxl") == []
 
 
 def test_a_reference_is_taken_where_a_worker_fetches_any_of_its_kind() -> None:
-    fetching = a_catalog(Capabilities(models=(SMALL, Model(id=ANY, kind="lora"))))
+    fetching = a_catalog(Capabilities(models=(SMALL, AnnouncedModel(id=ANY, kind="lora"))))
     assert look_up.model_of(fetching, "lora", "hf:org/lora", SMALL, field="f") == "hf:org/lora"
     with pytest.raises(NotFound, match="FANLIGHT_DIFFUSION_FETCH"):
         look_up.model_of(fetching, "vae", "hf:org/vae", SMALL, field="f")

@@ -1,4 +1,4 @@
-"""Why a job waits and how long it should still take, as clients hear it."""
+"""Why a job waits and how long it should still take, as clients see it."""
 
 import asyncio
 from dataclasses import replace
@@ -7,15 +7,15 @@ import pytest
 
 from fanlight.errors import NotFound
 from services.gateway.app.explain import ESTIMATES_AT_A_TIME
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.jobs.workers import StepTime
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.gateway.domain.workers import ReportedStepTime
 from services.gateway.ordering.explain import Verdict
 from services.gateway.ordering.replication import UNASKED_WORKERS_MIN
 from services.gateway.wire import explanations
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, control, generation
 
 FAR = replace(STARTER, id="far", size_bytes=1_000_000_000)
-TENTH = (StepTime(family="starter", size_class=16, mean_s=0.1),)
+TENTH = (ReportedStepTime(family="starter", size_class=16, mean_s=0.1),)
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -36,7 +36,7 @@ async def test_a_jobs_estimate_counts_what_is_still_to_come_and_over_which_link(
     assert abs(later.fetch_bytes - 500_000_000) < 20_000_000
 
 
-async def test_others_are_answered_while_many_jobs_are_estimated(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_other_calls_are_answered_while_many_jobs_are_estimated(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation())
     turns = 0
 
@@ -47,13 +47,13 @@ async def test_others_are_answered_while_many_jobs_are_estimated(fleet: Fleet, p
             await asyncio.sleep(0)
 
     other = asyncio.create_task(somebody_else())
-    told = await fleet.gateway.explanations.all_told([job, NotFound("no such job")] * 100)
+    told = await fleet.gateway.explanations.with_estimates([job, NotFound("no such job")] * 100)
     other.cancel()
     assert [getattr(each, "estimate", "none") is not None for each in told] == [True] * 200
     assert turns >= 200 / ESTIMATES_AT_A_TIME
 
 
-async def test_a_worker_is_told_what_to_fetch_and_gets_the_task_once_it_has_it(fleet: Fleet) -> None:
+async def test_a_worker_is_sent_what_to_prefetch_and_gets_the_task_once_it_has_it(fleet: Fleet) -> None:
     painter = fleet.worker(DIFFUSION, "home", models=(FAR,))
     painter.disk = NOTHING
     painter.worker = replace(painter.worker, takes_fetches=True, goodput_bps=100e6)
@@ -69,7 +69,7 @@ async def test_a_worker_is_told_what_to_fetch_and_gets_the_task_once_it_has_it(f
 
 
 @pytest.mark.parametrize(("disk_bytes", "told"), [(100_000_000_000, 1), (0, 0)])
-async def test_one_of_a_fleet_fetches_what_nobody_asked_for_where_its_disk_has_room_for_it(
+async def test_one_of_a_fleet_prefetches_speculatively_where_its_disk_has_room(
     fleet: Fleet, disk_bytes: int, told: int
 ) -> None:
     answers = []
@@ -81,7 +81,7 @@ async def test_one_of_a_fleet_fetches_what_nobody_asked_for_where_its_disk_has_r
     assert [fetch.model for answer in answers for fetch in answer.fetches or ()] == ["far"] * told
 
 
-async def test_explaining_tells_of_workers_that_are_away_or_leaving(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_explaining_lists_workers_that_are_away_or_leaving(fleet: Fleet, painter: FleetWorker) -> None:
     gone, leaving = fleet.worker(DIFFUSION, "gone"), fleet.worker(DIFFUSION, "leaving")
     await gone.come()
     fleet.clock.advance(60.0)
@@ -99,7 +99,7 @@ async def test_explaining_tells_of_workers_that_are_away_or_leaving(fleet: Fleet
     }
 
 
-async def test_a_picture_that_waits_for_its_control_image_says_so(
+async def test_an_image_that_waits_for_its_control_image_says_so(
     fleet: Fleet, painter: FleetWorker, annotator: FleetWorker
 ) -> None:
     job = await fleet.gateway.jobs.create(generation(1, control()))
@@ -120,7 +120,7 @@ async def test_an_ended_job_needs_no_estimate(fleet: Fleet, painter: FleetWorker
     assert found.summary == "it has ended: succeeded"
 
 
-async def test_a_worker_that_is_much_slower_than_its_class_is_set_aside_with_a_reason() -> None:
+async def test_a_straggler_is_set_aside_with_a_reason() -> None:
     async with Fleet().running() as fleet:
         quick = [fleet.worker(DIFFUSION, f"q{i}") for i in range(5)]
         slow = fleet.worker(DIFFUSION, "slow")

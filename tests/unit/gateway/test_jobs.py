@@ -1,4 +1,4 @@
-"""What clients are promised: jobs made once, told, listed, watched, waited for, cancelled and kept for a time."""
+"""What clients are promised: jobs created once, listed, watched, waited for, cancelled, and kept for a while."""
 
 import asyncio
 
@@ -6,16 +6,18 @@ import pytest
 
 from fanlight.contract.digests import digest_of
 from fanlight.errors import AlreadyExists, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
-from services.gateway.app.callers import OPERATOR
-from services.gateway.app.filters import Only
-from services.gateway.app.hub import Progress
-from services.gateway.app.new_job import SourceImage
-from services.gateway.app.queue import Renewal
-from services.gateway.jobs.model import DIFFUSION, Job, JobState
+from services.gateway.app.completion import Renewal
+from services.gateway.app.jobs import JobFilter
+from services.gateway.app.submission import SourceImage
+from services.gateway.app.tenants import OPERATOR
+from services.gateway.app.watch import TaskProgress
+from services.gateway.domain.job import DIFFUSION, Job, JobState
 from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation, photo, seed_of
 
 
-async def test_a_job_runs_from_picture_to_pictures(fleet: Fleet, annotator: FleetWorker, painter: FleetWorker) -> None:
+async def test_a_job_runs_from_input_image_to_output_images(
+    fleet: Fleet, annotator: FleetWorker, painter: FleetWorker
+) -> None:
     job = await fleet.gateway.jobs.create(generation(2, control()))
     assert [task.state.value for task in job.tasks] == ["queued", "blocked", "blocked"]
     assert await painter.lease() == []
@@ -34,12 +36,12 @@ async def test_jobs_that_came_later_have_greater_names(fleet: Fleet) -> None:
     assert names == sorted(names)
 
 
-async def test_seeds_count_up_from_the_one_asked_for(fleet: Fleet) -> None:
+async def test_seeds_count_up_from_the_requested_one(fleet: Fleet) -> None:
     job = await fleet.gateway.jobs.create(generation(3, seed=2**64 - 2))
     assert [seed_of(task) for task in job.tasks] == [2**64 - 2, 2**64 - 1, 0]
 
 
-async def test_seeds_nobody_asked_for_are_short_and_differ_between_jobs(fleet: Fleet) -> None:
+async def test_drawn_seeds_are_short_and_differ_between_jobs(fleet: Fleet) -> None:
     first = await fleet.gateway.jobs.create(generation())
     second = await fleet.gateway.jobs.create(generation())
     seeds = [seed_of(job.tasks[0]) for job in (first, second)]
@@ -47,13 +49,13 @@ async def test_seeds_nobody_asked_for_are_short_and_differ_between_jobs(fleet: F
     assert max(seeds) < 2**32
 
 
-async def test_the_same_request_id_gives_the_first_job(fleet: Fleet) -> None:
+async def test_the_same_request_id_returns_the_original_job(fleet: Fleet) -> None:
     first = await fleet.gateway.jobs.create(generation(request_id="r"))
     assert (await fleet.gateway.jobs.create(generation(request_id="r"))).name == first.name
     assert len((await fleet.gateway.jobs.list(page_size=0, page_token="")).jobs) == 1
 
 
-async def test_the_same_request_id_sent_many_times_at_once_makes_one_job(fleet: Fleet) -> None:
+async def test_the_same_request_id_sent_many_times_at_once_creates_one_job(fleet: Fleet) -> None:
     jobs = await asyncio.gather(*(fleet.gateway.jobs.create(generation(request_id="r")) for _ in range(20)))
     assert len({job.name for job in jobs}) == 1
 
@@ -65,7 +67,7 @@ async def test_a_request_id_with_other_content_is_refused(fleet: Fleet) -> None:
     assert refused.value.field == "request_id"
 
 
-async def test_a_request_whose_gateway_died_before_the_job_was_made_gets_its_job(fleet: Fleet) -> None:
+async def test_a_request_whose_gateway_died_before_the_job_was_created_gets_its_job(fleet: Fleet) -> None:
     new = generation(request_id="r")
     claim = fleet.gateway.jobs._requests.claim("r", new.content_digest, "default", "0half")
     assert claim is not None
@@ -75,21 +77,21 @@ async def test_a_request_whose_gateway_died_before_the_job_was_made_gets_its_job
     assert (await fleet.gateway.jobs.create(new)).name == job.name
 
 
-async def test_what_is_no_picture_is_refused_by_its_field(fleet: Fleet) -> None:
+async def test_what_is_not_an_image_is_refused_by_its_field(fleet: Fleet) -> None:
     bad = SourceImage(field="generation.controls[0].image", data=b"<html>")
     with pytest.raises(InvalidField) as refused:
         await fleet.gateway.jobs._planner._images.keep(bad, OPERATOR)
     assert refused.value.field == bad.field
 
 
-async def test_a_digest_that_is_not_there_is_named(fleet: Fleet) -> None:
+async def test_an_unknown_digest_is_named(fleet: Fleet) -> None:
     missing = SourceImage(field="annotation.image", digest=digest_of(b"nothing"))
     with pytest.raises(NotFound) as refused:
         await fleet.gateway.jobs._planner._images.keep(missing, OPERATOR)
     assert refused.value.field == "annotation.image.blob.digest"
 
 
-async def test_too_many_waiting_tasks_are_refused_with_a_delay_and_not_for_ever() -> None:
+async def test_too_many_waiting_tasks_are_refused_with_a_delay_and_not_forever() -> None:
     async with Fleet(settings={"waiting_tasks_limit": 3}).running() as fleet:
         painter = fleet.worker(DIFFUSION)
         await fleet.gateway.jobs.create(generation(3))
@@ -100,7 +102,7 @@ async def test_too_many_waiting_tasks_are_refused_with_a_delay_and_not_for_ever(
         assert await fleet.gateway.jobs.create(generation(3))
 
 
-async def test_many_who_come_at_once_do_not_pass_the_bound() -> None:
+async def test_many_concurrent_requests_do_not_pass_the_bound() -> None:
     async with Fleet(settings={"waiting_tasks_limit": 5}).running() as fleet:
         tries = (fleet.gateway.jobs.create(generation(1, control())) for _ in range(10))
         results = await asyncio.gather(*tries, return_exceptions=True)
@@ -108,12 +110,12 @@ async def test_many_who_come_at_once_do_not_pass_the_bound() -> None:
         assert all(isinstance(result, Job | ResourceExhausted) for result in results)
 
 
-async def test_a_cancelled_job_leaves_the_queue_and_its_worker_is_told(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_a_cancelled_job_leaves_the_queue_and_its_worker_learns_it(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation(2))
     (task,) = await painter.lease()
     cancelled = await fleet.gateway.jobs.cancel(job.name)
     assert cancelled.state is JobState.CANCELLED
-    assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing == "cancelled"
+    assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status == "cancelled"
     with pytest.raises(LeaseLost):
         await painter.complete(task)
     assert await painter.lease(held=[]) == []
@@ -121,7 +123,7 @@ async def test_a_cancelled_job_leaves_the_queue_and_its_worker_is_told(fleet: Fl
 
 
 @pytest.mark.parametrize("name", ["jobs/none", "none", "", "tasks/1", "jobs/"])
-async def test_a_job_that_is_not_there_is_not_found(fleet: Fleet, name: str) -> None:
+async def test_an_unknown_job_is_not_found(fleet: Fleet, name: str) -> None:
     for call in (fleet.gateway.jobs.get, fleet.gateway.jobs.cancel):
         with pytest.raises(NotFound):
             await call(name)
@@ -146,20 +148,20 @@ async def test_jobs_are_listed_by_state(fleet: Fleet, painter: FleetWorker) -> N
         fleet.clock.advance(1)
     (task,) = await painter.lease()
     await painter.complete(task)
-    page = await fleet.gateway.jobs.list(page_size=2, page_token="", only=Only(state=JobState.SUCCEEDED))
+    page = await fleet.gateway.jobs.list(page_size=2, page_token="", only=JobFilter(state=JobState.SUCCEEDED))
     assert [job.name for job in page.jobs] == [task.job.name]
     assert page.next_token == ""
 
 
-async def test_a_watch_tells_states_and_progress_until_the_end(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_a_watch_reports_states_and_progress_until_the_end(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation())
     events = fleet.gateway.jobs.watch(job.name)
     assert await anext(events) == job
     (task,) = await painter.lease()
     assert (await anext(events)).state is JobState.RUNNING
-    said = Renewal(token=task.token, progress=Progress(task=0, step=3, steps=20, preview=b"p"))
+    said = Renewal(token=task.token, progress=TaskProgress(task=0, step=3, steps=20, preview=b"p"))
     await fleet.gateway.queue.renew("w", [said])
-    assert await anext(events) == Progress(task=1, step=3, steps=20, preview=b"p")
+    assert await anext(events) == TaskProgress(task=1, step=3, steps=20, preview=b"p")
     assert (await fleet.get(job)).tasks[0].step == 3
     await painter.complete(task)
     assert (await anext(events)).state is JobState.SUCCEEDED
@@ -197,7 +199,7 @@ async def test_watches_and_waits_end_when_the_gateway_stops(fleet: Fleet) -> Non
     assert (await waiting).state is JobState.QUEUED
 
 
-async def test_ended_jobs_are_forgotten_by_age_with_their_request_ids(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_ended_jobs_are_deleted_by_age_with_their_request_ids(fleet: Fleet, painter: FleetWorker) -> None:
     old = await fleet.gateway.jobs.create(generation(request_id="r"))
     await painter.work()
     fleet.clock.advance(8 * 86_400)
@@ -210,7 +212,7 @@ async def test_ended_jobs_are_forgotten_by_age_with_their_request_ids(fleet: Fle
     assert (await fleet.gateway.jobs.create(generation(request_id="r"))).name != old.name
 
 
-async def test_ended_jobs_are_forgotten_above_a_number() -> None:
+async def test_ended_jobs_are_deleted_above_a_number() -> None:
     async with Fleet(settings={"job_retention_count": 2}).running() as fleet:
         painter = fleet.worker(DIFFUSION)
         for _ in range(4):
@@ -221,7 +223,7 @@ async def test_ended_jobs_are_forgotten_above_a_number() -> None:
         assert len((await fleet.gateway.jobs.list(page_size=0, page_token="")).jobs) == 2
 
 
-async def test_everything_is_there_again_after_a_restart(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_everything_is_restored_after_a_restart(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation(2, request_id="r"))
     (task,) = await painter.lease()
     async with fleet.restarted().running() as again:
@@ -239,14 +241,14 @@ async def test_an_annotation_is_a_job_too(fleet: Fleet, annotator: FleetWorker) 
     await annotator.work()
     done = await fleet.get(job)
     assert done.state is JobState.SUCCEEDED
-    assert done.made_by(done.control_images[0].task) is not None
+    assert done.output_of(done.control_images[0].task) is not None
 
 
 def test_an_image_does_not_show_its_bytes() -> None:
     assert "PNG" not in repr(SourceImage(field="image", data=photo().data))
 
 
-async def test_a_page_token_that_no_page_gave_is_refused() -> None:
+async def test_a_page_token_that_no_page_returned_is_refused() -> None:
     async with Fleet().running() as fleet:
         for token in ("zzz", "jobs/1", "0" * 27):
             with pytest.raises(InvalidField) as caught:

@@ -6,17 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fanlight.errors import Conflict, FailedPrecondition, LeaseLost
-from services.gateway.jobs import machine, plan
-from services.gateway.jobs.machine import FAILURES_LIMIT, LOST_LEASES_LIMIT, Standing
-from services.gateway.jobs.model import (
-    Failure,
-    Fault,
-    Job,
-    JobState,
-    Lease,
-    Output,
-    TaskState,
-)
+from services.gateway.domain import machine, plan
+from services.gateway.domain.job import Failure, Fault, Job, JobState, Lease, Output, TaskState
+from services.gateway.domain.machine import FAILURES_LIMIT, LOST_LEASES_LIMIT, LeaseStatus
 from tests.fakes.jobs import annotation_plan, blob, generation_plan
 
 CRASH = Failure(reason="NODE_FAULT", message="out of memory")
@@ -46,23 +38,23 @@ def states(job: Job) -> list[str]:
     return [task.state.value for task in job.tasks]
 
 
-def test_many_pictures_share_one_annotation() -> None:
+def test_many_images_share_one_annotation() -> None:
     job = job_of(3, "canny")
     assert states(job) == ["queued", "blocked", "blocked", "blocked"]
 
 
-def test_two_controls_of_one_picture_and_annotator_are_annotated_once() -> None:
+def test_two_controls_of_one_image_and_annotator_are_annotated_once() -> None:
     job = job_of(1, "canny", "canny", "tile")
     assert states(job) == ["queued", "queued", "blocked"]
     assert [image.task for image in job.control_images] == [1, 1, 2]
 
 
-def test_pictures_wait_for_the_last_of_their_control_images() -> None:
+def test_images_wait_for_the_last_of_their_control_images() -> None:
     job = completed(leased(job_of(2, "canny", "tile")))
     assert states(job) == ["succeeded", "queued", "blocked", "blocked"]
     job = completed(leased(job, 2, "b"), 2, "b")
     assert states(job) == ["succeeded", "succeeded", "queued", "queued"]
-    made = [job.made_by(image.task) for image in job.control_images]
+    made = [job.output_of(image.task) for image in job.control_images]
     assert [output and output.blob for output in made] == [blob("out-1-a"), blob("out-2-b")]
 
 
@@ -156,7 +148,7 @@ def test_a_lease_that_the_worker_never_got_costs_nothing() -> None:
     assert job.tasks[0].attempts == ()
 
 
-def test_leases_that_never_arrive_do_not_go_round_for_ever() -> None:
+def test_leases_that_never_arrive_do_not_go_on_forever() -> None:
     job = job_of()
     while not job.state.ended:
         job = machine.expire(leased(job), 1, "a", now_s=4.0, unheld=True)
@@ -167,7 +159,7 @@ def test_leases_that_never_arrive_do_not_go_round_for_ever() -> None:
 def test_a_cancelled_job_never_completes() -> None:
     job = machine.cancel(leased(job_of(2)), now_s=4.0)
     assert states(job) == ["cancelled", "cancelled"]
-    assert machine.standing(job, 1, "a") is Standing.CANCELLED
+    assert machine.lease_status(job, 1, "a") is LeaseStatus.CANCELLED
     with pytest.raises(LeaseLost):
         completed(job)
     assert machine.cancel(job, now_s=5.0) is job
@@ -197,10 +189,10 @@ class Life(RuleBasedStateMachine):
         self.note_spent()
 
     def note_spent(self) -> None:
-        standings = {token: machine.standing(self.job, number, token) for number, token in self.tokens}
-        live = {token for token, standing in standings.items() if standing is Standing.LIVE}
+        statuses = {token: machine.lease_status(self.job, number, token) for number, token in self.tokens}
+        live = {token for token, status in statuses.items() if status is LeaseStatus.LIVE}
         assert not live & self.spent, "a token that was lost never lives again"
-        self.spent |= {token for token, standing in standings.items() if standing is not Standing.LIVE}
+        self.spent |= {token for token, status in statuses.items() if status is not LeaseStatus.LIVE}
 
     @rule(number=st.integers(1, 3), node=st.sampled_from("xyz"), batch_size=st.integers(1, 2))
     def a_worker_leases(self, number: int, node: str, batch_size: int) -> None:
@@ -219,7 +211,7 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data(), what=st.sampled_from(["complete", "request", "node", "back"]))
     def a_worker_answers_in_time_or_late(self, data: st.DataObject, what: str) -> None:
         number, token = data.draw(st.sampled_from(self.tokens))
-        held = machine.standing(self.job, number, token)
+        held = machine.lease_status(self.job, number, token)
         try:
             if what == "complete":
                 self.become(completed(self.job, number, token))
@@ -228,9 +220,9 @@ class Life(RuleBasedStateMachine):
             else:
                 self.become(failed(self.job, token, Fault(what), number))
         except LeaseLost:
-            assert held is not Standing.LIVE
+            assert held is not LeaseStatus.LIVE
         else:
-            assert held is Standing.LIVE or (what == "complete" and held is Standing.COMPLETED)
+            assert held is LeaseStatus.LIVE or (what == "complete" and held is LeaseStatus.COMPLETED)
 
     @precondition(lambda self: self.tokens)
     @rule(data=st.data(), unheld=st.booleans())
@@ -285,12 +277,16 @@ class Life(RuleBasedStateMachine):
     def a_task_waits_after_a_failure_and_never_longer_than_the_longest_pause(self) -> None:
         for task in self.job.tasks:
             if task.not_before_s:
-                assert task.not_before_s - self.now_s <= machine.PAUSE_MAX_S
+                assert task.not_before_s - self.now_s <= machine.BACKOFF_MAX_S
 
     @invariant()
     def a_task_has_at_most_one_live_lease(self) -> None:
         for task in self.job.tasks:
-            live = [t for n, t in self.tokens if n == task.number and machine.standing(self.job, n, t) is Standing.LIVE]
+            live = [
+                t
+                for n, t in self.tokens
+                if n == task.number and machine.lease_status(self.job, n, t) is LeaseStatus.LIVE
+            ]
             assert len(live) == (task.state is TaskState.LEASED)
 
     @invariant()

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from fanlight.errors import Conflict, LeaseLost
-from services.gateway.jobs import machine
-from services.gateway.jobs.machine import Standing
-from services.gateway.jobs.model import Job, Lease, Task, TaskState
+from services.gateway.domain import machine
+from services.gateway.domain.job import Job, Lease, Task, TaskState
+from services.gateway.domain.machine import LeaseStatus
 from tests.unit.gateway.test_machine import Life
 
 TRIES = settings(
@@ -25,7 +25,7 @@ TRIES = settings(
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-standing, complete, queued, failed = machine.standing, machine.complete, machine._queued, machine._failed
+lease_status, complete, queued, failed = machine.lease_status, machine.complete, machine._queued, machine._failed
 
 
 def two_leases(job: Job, number: int, lease: Lease, *, now_s: float) -> Job:
@@ -44,7 +44,7 @@ def late_tokens(job: Job, number: int, token: str) -> Task:
 
 def cancelled_completes(job: Job, number: int, token: str) -> Task:
     task = job.task(number)
-    if task is None or standing(job, number, token) not in (Standing.LIVE, Standing.CANCELLED):
+    if task is None or lease_status(job, number, token) not in (LeaseStatus.LIVE, LeaseStatus.CANCELLED):
         raise LeaseLost("lost")
     return task
 

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from fanlight.errors import LeaseLost
-from services.gateway.app.hub import Progress
-from services.gateway.app.queue import Renewal
-from services.gateway.jobs.machine import Standing
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.gateway.app.completion import Renewal
+from services.gateway.app.watch import TaskProgress
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
+from services.gateway.domain.machine import LeaseStatus
 from tests.fakes.fleet import Fleet, FleetWorker, control, generation
 
 Pair = tuple[Fleet, Fleet]
@@ -45,7 +45,7 @@ async def test_a_lease_renewed_at_one_gateway_is_not_ended_by_another(pair: Pair
         await here.gateway._core.heartbeats.beat()
         await told()
         await there.gateway.queue.expire_due()
-    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LIVE
+    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LIVE
 
 
 async def test_a_lease_whose_gateway_died_with_its_worker_is_ended_by_another(pair: Pair) -> None:
@@ -61,14 +61,14 @@ async def test_a_lease_whose_gateway_died_with_its_worker_is_ended_by_another(pa
 async def test_a_worker_renews_and_completes_at_another_gateway(pair: Pair) -> None:
     here, there = pair
     painter, task = await a_task(here)
-    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LIVE
+    assert (await there.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LIVE
     painter.fleet = there
     await painter.complete(task)
     await told()
     assert (await here.get(task.job)).state is JobState.SUCCEEDED
 
 
-async def test_a_token_is_not_refused_because_its_lease_has_not_been_told_yet(pair: Pair) -> None:
+async def test_a_token_is_not_refused_because_its_lease_has_not_arrived_yet(pair: Pair) -> None:
     here, there = pair
     painter = here.worker(DIFFUSION)
     await painter.come()
@@ -101,7 +101,7 @@ async def test_what_a_worker_offers_is_known_at_every_gateway(pair: Pair) -> Non
     assert there.gateway.workers.can_any(frozenset({"checkpoint:starter", "controlnet:canny"}))
 
 
-async def test_a_workers_node_counts_as_live_where_it_is_only_heard_of(pair: Pair) -> None:
+async def test_a_workers_node_counts_as_live_at_a_gateway_that_only_sees_heartbeats(pair: Pair) -> None:
     here, there = pair
     painter = here.worker(DIFFUSION)
     await painter.come()
@@ -137,7 +137,7 @@ async def test_a_client_watches_at_one_gateway_what_a_worker_does_at_another(pai
     painter: FleetWorker = here.worker(DIFFUSION)
     (task,) = await painter.lease()
     states.append((await anext(events)).state)
-    said = Progress(task=0, step=2, steps=9)
+    said = TaskProgress(task=0, step=2, steps=9)
     await here.gateway.queue.renew(painter.worker.id, [Renewal(token=task.token, progress=said)])
     await here.gateway._core.heartbeats.beat()
     await told()
@@ -169,7 +169,7 @@ async def test_a_watch_goes_on_at_another_gateway_after_the_last_state_it_saw(pa
     assert [event.state for event in seen] == [JobState.QUEUED, JobState.RUNNING]
 
 
-async def test_a_node_left_out_at_one_gateway_is_left_out_at_the_other(pair: Pair) -> None:
+async def test_a_circuit_breaker_open_at_one_gateway_is_open_at_the_other(pair: Pair) -> None:
     here, there = pair
     broken = here.worker(DIFFUSION, "broken")
     for _ in range(2):
@@ -177,22 +177,22 @@ async def test_a_node_left_out_at_one_gateway_is_left_out_at_the_other(pair: Pai
         (task,) = await broken.lease()
         await broken.fail(task)
     await told()
-    assert there.gateway._core.faults.skipped("broken") == {"checkpoint:starter"}
+    assert there.gateway._core.circuit_breakers.open_needs("broken") == {"checkpoint:starter"}
 
 
-async def test_a_task_that_is_renewed_for_ever_without_progress_is_taken_away() -> None:
+async def test_a_stalled_task_that_is_renewed_forever_loses_its_lease() -> None:
     async with Fleet(settings={"stall_limit_s": 100.0}).running() as fleet:
         _, task = await a_task(fleet)
         for step in (1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2):
-            said = Progress(task=0, step=step, steps=9)
+            said = TaskProgress(task=0, step=step, steps=9)
             (answer,) = await fleet.gateway.queue.renew("w", [Renewal(token=task.token, progress=said)])
             fleet.clock.advance(10)
             await fleet.gateway.queue.expire_due()
-        assert answer.standing is Standing.LIVE
-        assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LOST
+        assert answer.status is LeaseStatus.LIVE
+        assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LOST
 
 
-async def test_a_store_that_answers_with_an_old_record_is_asked_again(pair: Pair, monkeypatch) -> None:
+async def test_a_store_that_answers_with_an_old_record_is_read_again(pair: Pair, monkeypatch) -> None:
     here, there = pair
     painter, task = await a_task(here)
     old = await here.store.get("jobs", task.job.id)
@@ -209,11 +209,11 @@ async def test_a_store_that_answers_with_an_old_record_is_asked_again(pair: Pair
     assert events == [JobState.SUCCEEDED]
 
 
-async def test_a_gateway_alone_keeps_no_list_of_workers_that_nobody_will_hear_of() -> None:
+async def test_a_gateway_alone_keeps_no_list_of_workers_for_heartbeats() -> None:
     fleet = Fleet()
     async with fleet.running():
         heartbeats = fleet.gateway._core.heartbeats
         await fleet.worker(DIFFUSION, "here").come()
         await fleet.gateway.queue.renew("gone", [])
         await heartbeats.sweep()
-        assert heartbeats._heard == {"here-diffusion"}
+        assert heartbeats._callers == {"here-diffusion"}

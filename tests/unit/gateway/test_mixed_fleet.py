@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from fanlight.errors import FailedPrecondition, FanlightError
-from services.gateway.app.new_job import NewJob
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.jobs.workers import Model
+from services.gateway.app.submission import NewJob
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.gateway.domain.workers import AnnouncedModel
 from tests.fakes.fleet import STARTER, STARTER_CANNY, Fleet, FleetWorker, control, generation
 
 SMALL, LARGE = 128 * 128, 512 * 512
 
 
-def model(**changes: Any) -> Model:
+def model(**changes: Any) -> AnnouncedModel:
     return replace(STARTER, width_px=64, height_px=64, **changes)
 
 
@@ -111,7 +111,7 @@ async def test_an_option_goes_to_the_worker_that_offers_it(
 
 
 @pytest.mark.parametrize("fields", [{}, {"safety_checker": "off"}], ids=["left out", "off"])
-async def test_what_is_not_asked_for_is_not_needed(fleet: Fleet, fields: dict[str, str]) -> None:
+async def test_what_is_not_requested_is_not_needed(fleet: Fleet, fields: dict[str, str]) -> None:
     plain = await come(fleet, "plain")
     assert await who_leases(fleet, plain, **fields) == ["plain"]
 
@@ -152,7 +152,7 @@ async def test_a_model_and_a_controlnet_on_different_workers_name_the_controlnet
     assert "controlnet:canny has two" in error.message
 
 
-async def test_who_is_away_counts_until_it_is_forgotten(fleet: Fleet) -> None:
+async def test_an_absent_worker_counts_until_it_is_deleted(fleet: Fleet) -> None:
     await small_and_large(fleet)
     fleet.clock.advance(3_600.0)
     small = await come(fleet, "small", limits=(("pixels", SMALL),))

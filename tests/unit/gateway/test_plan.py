@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanlight.errors import FanlightError, InvalidField
-from services.gateway.jobs import machine
-from services.gateway.jobs.machine import FAILURES_LIMIT
-from services.gateway.jobs.model import TASKS_LIMIT, Failure, Fault, Input, Job, JobState, Lease, Output, TaskState
-from services.gateway.jobs.plan import IMAGE, NewTask, Plan, check, create
+from services.gateway.domain import machine
+from services.gateway.domain.job import TASKS_LIMIT, Failure, Fault, Input, Job, JobState, Lease, Output, TaskState
+from services.gateway.domain.machine import FAILURES_LIMIT
+from services.gateway.domain.plan import IMAGE, JobPlan, NewTask, check, create
 from tests.fakes.jobs import annotation, blob, generation
 
 MAKES = {"preprocess": IMAGE, "diffusion": IMAGE, "tag": "text"}
@@ -20,7 +20,7 @@ CRASH = Failure(reason="NODE_FAULT", message="out of memory")
 Graph = Sequence[Sequence[int]]
 
 
-def plan_of(graph: Graph, *, stages: Sequence[str] = ()) -> Plan:
+def plan_of(graph: Graph, *, stages: Sequence[str] = ()) -> JobPlan:
     """Task 1 takes the outputs of `graph[0]`, and so on; 0 stands for a blob."""
     stages = stages or ["diffusion"] * len(graph)
     requests = {"diffusion": generation(), "preprocess": annotation()}
@@ -29,7 +29,7 @@ def plan_of(graph: Graph, *, stages: Sequence[str] = ()) -> Plan:
         NewTask(request=list(requests).index(stage), inputs=tuple(input_of(i, number) for i, number in enumerate(of)))
         for of, stage in zip(graph, stages, strict=True)
     ]
-    return Plan(requests=tuple(requests.values()), tasks=tuple(tasks))
+    return JobPlan(requests=tuple(requests.values()), tasks=tuple(tasks))
 
 
 def input_of(index: int, number: int) -> Input:
@@ -73,18 +73,18 @@ def test_tasks_that_wait_for_one_another_are_refused(graph: Graph, field: str, w
 
 
 @pytest.mark.parametrize("number", [3, -1, 65])
-def test_an_input_of_a_task_that_is_not_there_is_refused(number: int) -> None:
+def test_an_input_of_an_unknown_task_is_refused(number: int) -> None:
     error = refusal([[], [0, number]])
     assert error.field == "tasks[1].inputs[1].task"
     assert "the tasks are 1 to 2" in error.message
 
 
-def test_text_is_taken_for_no_image() -> None:
+def test_text_is_not_accepted_as_an_image() -> None:
     error = refusal([[], [1], [0, 1]], stages=["tag", "diffusion", "diffusion"])
     assert (error.field, error.message) == ("tasks[1].inputs[0].task", "is 1, which makes text; image is needed")
 
 
-def test_a_stage_that_is_not_known_makes_nothing() -> None:
+def test_an_unknown_stage_makes_nothing() -> None:
     with pytest.raises(InvalidField, match="makes nothing"):
         check(plan_of([[], [1]]), {})
 
@@ -128,7 +128,7 @@ def test_a_task_may_take_the_output_of_one_that_comes_later() -> None:
     assert states(done(job_of([[2], []]), 2)) == ["queued", "succeeded"]
 
 
-def test_what_was_made_before_is_a_blob_and_the_others_are_counted_anew() -> None:
+def test_cached_outputs_are_blobs_and_the_other_tasks_are_renumbered() -> None:
     made = {1: Output(blob=blob("edges"), width_px=8, height_px=8)}
     graph = [[0], [0], [1], [1, 2, 3]]
     job = create(plan_of(graph), job_id="j", request_id="", priority=0, now_s=0.0, made_before=made)

@@ -8,9 +8,9 @@ import pytest
 from fanlight.errors import InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.new_job import NewJob
-from services.gateway.jobs.model import PREPROCESS, Facts, Input, JobState, StageRequest
-from services.gateway.jobs.plan import NewTask, Plan
+from services.gateway.app.submission import NewJob
+from services.gateway.domain.job import PREPROCESS, Facts, Input, JobState, StageRequest
+from services.gateway.domain.plan import JobPlan, NewTask
 from services.gateway.wire import answers, requests, stages
 from services.gateway.wire.stages import Stage, request_for
 from tests.fakes.fleet import Fleet, photo
@@ -26,14 +26,14 @@ class Planned:
     images: tuple[()] = ()
     tasks_limit: int = 3
 
-    def plan(self, kept: Any, draw: Any) -> Plan:
+    def plan(self, kept: Any, draw: Any) -> JobPlan:
         message = preprocessor_pb2.AnnotateRequest(annotator="dream").SerializeToString()
         facts = Facts(annotator="dream", needs=frozenset({"annotator:dream"}))
         request = StageRequest(stage=PREPROCESS, field="annotation", message=message, facts=facts)
         tasks = [
             NewTask(request=0, inputs=tuple(Input(field="image", task=number) for number in of)) for of in self.graph
         ]
-        return Plan(requests=(request,), tasks=tuple(tasks))
+        return JobPlan(requests=(request,), tasks=tuple(tasks))
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, fleet: Fleet, graph: list[list[int]], makes: str = "image") -> NewJob:
@@ -78,9 +78,9 @@ async def test_outputs_go_from_task_to_task_of_any_stage(monkeypatch: pytest.Mon
         (task,) = await worker.lease(limit=8)
         assert task.task.number == number
         request = preprocessor_pb2.AnnotateRequest.FromString(request_for(task.job, task.task).value)
-        before = task.job.made_by(number - 1)
+        before = task.job.output_of(number - 1)
         assert request.image.blob.digest == (before.blob.digest if before else "")
-        await worker.complete(task, picture=b"made by %d" % number)
+        await worker.complete(task, image=b"made by %d" % number)
     done = await fleet.get(job)
     assert done.state is JobState.SUCCEEDED
     told = answers.job(done)

@@ -7,14 +7,14 @@ import pytest
 
 from fanlight.contract.digests import digest_of
 from fanlight.errors import FailedPrecondition, LeaseLost, Unavailable
-from services.gateway.app.queue import Made, Renewal
-from services.gateway.jobs.machine import FAILURES_LIMIT, Standing
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Failure, Fault, JobState
-from services.gateway.jobs.workers import Capabilities
+from services.gateway.app.completion import Renewal, ReportedOutput
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, JobState
+from services.gateway.domain.machine import FAILURES_LIMIT, LeaseStatus
+from services.gateway.domain.workers import Capabilities
 from tests.fakes.fleet import OTHER, STARTER, Fleet, FleetWorker, annotation, control, generation
 
 
-async def test_a_worker_is_asked_for_capabilities_that_are_not_known(fleet: Fleet) -> None:
+async def test_a_worker_is_asked_for_unknown_capabilities(fleet: Fleet) -> None:
     worker = fleet.worker(DIFFUSION)
     short = replace(worker.poll(), capabilities=None)
     assert (await fleet.gateway.polls.lease(short)).wants_capabilities
@@ -31,7 +31,7 @@ async def test_a_waiting_poll_is_answered_when_work_appears(fleet: Fleet, painte
     assert len(await polling) == 1
 
 
-async def test_a_waiting_poll_is_answered_when_pictures_are_unblocked(
+async def test_a_waiting_poll_is_answered_when_images_are_unblocked(
     fleet: Fleet, painter: FleetWorker, annotator: FleetWorker
 ) -> None:
     await fleet.gateway.jobs.create(generation(1, control()))
@@ -93,7 +93,7 @@ async def test_a_batch_holds_compatible_tasks_each_under_its_own_token(fleet: Fl
     assert all(task.task.lease.batch_size == 3 for task in batch)
 
 
-async def test_a_jobs_pictures_are_shared_among_workers_that_wait(fleet: Fleet) -> None:
+async def test_a_jobs_images_are_shared_among_workers_that_wait(fleet: Fleet) -> None:
     workers = [fleet.worker(DIFFUSION, f"w{i}") for i in range(3)]
     polls = [asyncio.ensure_future(worker.lease(limit=16, wait_s=20.0)) for worker in workers]
     await asyncio.sleep(0)
@@ -120,19 +120,19 @@ async def test_a_renewed_lease_lives_on_and_another_expires(fleet: Fleet, painte
     kept, lost = await painter.lease(limit=2)
     fleet.clock.advance(15)
     (answer,) = await fleet.gateway.queue.renew("w", [Renewal(token=kept.token)])
-    assert answer.standing is Standing.LIVE
+    assert answer.status is LeaseStatus.LIVE
     assert answer.ttl_s > 0
     fleet.clock.advance(10)
     await fleet.gateway.queue.expire_due()
     answers = await fleet.gateway.queue.renew("w", [Renewal(token=kept.token), Renewal(token=lost.token)])
-    assert [each.standing for each in answers] == [Standing.LIVE, Standing.LOST]
+    assert [each.status for each in answers] == [LeaseStatus.LIVE, LeaseStatus.LOST]
 
 
 async def test_renewing_answers_for_every_token_whatever_it_is(fleet: Fleet) -> None:
     tokens = ["", "nonsense", "a.b.c", "0.1.00", "x.99999.00"]
     answers = await fleet.gateway.queue.renew("w", [Renewal(token=token) for token in tokens])
     assert [each.token for each in answers] == tokens
-    assert {each.standing for each in answers} == {Standing.LOST}
+    assert {each.status for each in answers} == {LeaseStatus.LOST}
 
 
 async def test_a_worker_that_vanished_loses_its_task_to_another(fleet: Fleet, painter: FleetWorker) -> None:
@@ -148,7 +148,7 @@ async def test_a_worker_that_vanished_loses_its_task_to_another(fleet: Fleet, pa
     await other.complete(again)
 
 
-async def test_a_batch_that_died_comes_back_one_by_one(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_the_tasks_of_a_lost_batch_are_retried_one_by_one(fleet: Fleet, painter: FleetWorker) -> None:
     await fleet.gateway.jobs.create(generation(2))
     assert len(await painter.lease(limit=8)) == 2
     await fleet.expire()
@@ -163,18 +163,18 @@ async def test_leases_that_the_worker_does_not_know_of_go_back_at_once(fleet: Fl
     (again,) = await painter.lease(limit=8, held=[first.token])
     assert again.task.number == 2
     assert not again.task.alone
-    assert (await fleet.gateway.queue.renew("w", [Renewal(token=first.token)]))[0].standing is Standing.LIVE
+    assert (await fleet.gateway.queue.renew("w", [Renewal(token=first.token)]))[0].status is LeaseStatus.LIVE
 
 
-async def test_a_restarted_gateway_gives_every_lease_its_whole_time(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_a_restarted_gateway_gives_every_lease_its_full_time_to_live(fleet: Fleet, painter: FleetWorker) -> None:
     await fleet.gateway.jobs.create(generation())
     (task,) = await painter.lease()
     fleet.clock.advance(1_000)
     async with fleet.restarted().running() as again:
         await again.gateway.queue.expire_due()
-        assert (await again.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LIVE
+        assert (await again.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LIVE
         await again.expire()
-        assert (await again.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].standing is Standing.LOST
+        assert (await again.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LOST
 
 
 async def test_a_gateway_that_stood_still_takes_no_lease_for_it(fleet: Fleet, painter: FleetWorker) -> None:
@@ -186,7 +186,7 @@ async def test_a_gateway_that_stood_still_takes_no_lease_for_it(fleet: Fleet, pa
     await painter.complete(task)
 
 
-async def test_completing_twice_with_one_token_makes_one_picture(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_completing_twice_with_one_token_makes_one_image(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation())
     (task,) = await painter.lease()
     await painter.complete(task)
@@ -201,7 +201,7 @@ async def test_an_output_that_was_never_written_is_refused_and_the_lease_stays(
 ) -> None:
     await fleet.gateway.jobs.create(generation())
     (task,) = await painter.lease()
-    missing = Made(scope="default", digest=digest_of(b"never"), width_px=1, height_px=1)
+    missing = ReportedOutput(scope="default", digest=digest_of(b"never"), width_px=1, height_px=1)
     with pytest.raises(FailedPrecondition) as refused:
         await fleet.gateway.queue.complete(task.token, [missing], [])
     assert refused.value.field == "outputs[0].blob.digest"
@@ -244,7 +244,7 @@ async def test_a_task_that_fails_everywhere_is_a_dead_letter_with_every_reason(f
     assert (await fleet.get(job)).state is JobState.FAILED
 
 
-async def test_a_fault_of_the_request_is_told_in_the_words_of_the_job(
+async def test_a_fault_of_the_request_names_the_clients_field(
     fleet: Fleet, annotator: FleetWorker, painter: FleetWorker
 ) -> None:
     job = await fleet.gateway.jobs.create(generation(1, control("dream"), control("canny")))
@@ -254,7 +254,7 @@ async def test_a_fault_of_the_request_is_told_in_the_words_of_the_job(
     done = await fleet.get(job)
     assert done.failure.field == "generation.controls[1].image"
     assert await fleet.gateway.dead_letters.page(limit=10) == []
-    assert (await fleet.gateway.queue.renew("w", [Renewal(token=tasks[1].token)]))[0].standing is Standing.CANCELLED
+    assert (await fleet.gateway.queue.renew("w", [Renewal(token=tasks[1].token)]))[0].status is LeaseStatus.CANCELLED
 
 
 async def test_a_letter_lost_with_a_dying_gateway_is_written_by_the_next_one(fleet: Fleet) -> None:
@@ -294,7 +294,7 @@ async def test_another_control_image_is_not_taken_for_it(fleet: Fleet, annotator
     assert len((await fleet.gateway.jobs.create(new)).tasks) == 1
 
 
-async def test_what_is_not_deterministic_is_made_anew(fleet: Fleet, annotator: FleetWorker) -> None:
+async def test_what_is_not_deterministic_is_not_cached(fleet: Fleet, annotator: FleetWorker) -> None:
     for _ in range(2):
         job = await fleet.gateway.jobs.create(annotation(annotator="dream"))
         assert len(job.tasks) == 1
@@ -313,7 +313,7 @@ async def test_a_new_version_of_an_annotator_makes_new_images(fleet: Fleet, anno
 async def test_a_cached_image_whose_bytes_are_gone_is_made_again(fleet: Fleet, annotator: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(annotation())
     await annotator.work()
-    made = (await fleet.get(job)).made_by(1).blob
+    made = (await fleet.get(job)).output_of(1).blob
     await fleet.blobs.delete(made.scope, made.digest)
     assert len((await fleet.gateway.jobs.create(annotation())).tasks) == 1
 
@@ -328,7 +328,7 @@ async def test_the_cache_is_bounded() -> None:
         assert (await fleet.gateway.jobs.create(annotation("3"))).state is JobState.SUCCEEDED
 
 
-async def test_statistics_tell_what_waits_by_stage_and_checkpoint(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_statistics_count_what_waits_by_stage_and_checkpoint(fleet: Fleet, painter: FleetWorker) -> None:
     await fleet.gateway.jobs.create(generation(2, control()))
     await fleet.gateway.jobs.create(generation(3))
     await painter.lease()

@@ -1,14 +1,14 @@
-"""Dead letters tried anew: what was finished stays, attempts count from nought, old tokens are worth nothing."""
+"""Redriven dead letters: finished tasks stay finished, attempts count from zero, old tokens are void."""
 
 from dataclasses import replace
 
 import pytest
 
 from fanlight.errors import FailedPrecondition, LeaseLost, NotFound
-from services.gateway.app.callers import OPERATOR
-from services.gateway.app.queue import Renewal
-from services.gateway.jobs.machine import FAILURES_LIMIT, Standing
-from services.gateway.jobs.model import DIFFUSION, Job, JobState, TaskState
+from services.gateway.app.completion import Renewal
+from services.gateway.app.tenants import OPERATOR
+from services.gateway.domain.job import DIFFUSION, Job, JobState, TaskState
+from services.gateway.domain.machine import FAILURES_LIMIT, LeaseStatus
 from tests.fakes.fleet import STARTER, STARTER_CANNY, Fleet, FleetWorker, control, generation
 
 
@@ -33,7 +33,7 @@ async def test_a_dead_letter_is_redriven_and_succeeds(fleet: Fleet, painter: Fle
     assert (await fleet.get(job)).state is JobState.SUCCEEDED
 
 
-async def test_earlier_attempts_stay_told_and_count_no_more(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_earlier_attempts_stay_recorded_and_no_longer_count(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation())
     await fleet.gateway.redrives.redrive(await dead(fleet, painter, job), OPERATOR)
     fleet.rest(3_600)
@@ -52,7 +52,7 @@ async def test_what_was_finished_is_not_done_again(fleet: Fleet, painter: FleetW
     assert again.state is JobState.RUNNING
 
 
-async def test_a_token_of_before_is_refused_after_the_redrive(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_an_earlier_token_is_refused_after_the_redrive(fleet: Fleet, painter: FleetWorker) -> None:
     other = fleet.worker(DIFFUSION, "other")
     job = await fleet.gateway.jobs.create(generation(2))
     (late,) = await other.lease()
@@ -71,7 +71,7 @@ async def test_a_redriven_job_is_an_open_one_after_a_restart(fleet: Fleet, paint
         assert (await restarted.get(job)).state is JobState.QUEUED
 
 
-async def test_a_letter_whose_pictures_are_gone_cannot_be_redriven(
+async def test_a_letter_whose_images_are_gone_cannot_be_redriven(
     fleet: Fleet, painter: FleetWorker, annotator: FleetWorker
 ) -> None:
     job = await fleet.gateway.jobs.create(generation(1, control()))
@@ -83,13 +83,13 @@ async def test_a_letter_whose_pictures_are_gone_cannot_be_redriven(
         await fleet.gateway.redrives.redrive(name, OPERATOR)
 
 
-async def test_what_is_no_dead_letter_is_not_redriven(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_what_is_not_a_dead_letter_is_not_redriven(fleet: Fleet, painter: FleetWorker) -> None:
     job = await fleet.gateway.jobs.create(generation())
     with pytest.raises(NotFound):
         await fleet.gateway.redrives.redrive(f"{job.name}/tasks/1", OPERATOR)
 
 
-async def test_a_job_that_misses_its_deadline_fails_and_its_workers_are_told(
+async def test_a_job_that_misses_its_deadline_fails_and_its_workers_learn_it(
     fleet: Fleet, painter: FleetWorker
 ) -> None:
     job = await fleet.gateway.jobs.create(replace(generation(2), deadline_s=30.0))
@@ -102,7 +102,7 @@ async def test_a_job_that_misses_its_deadline_fails_and_its_workers_are_told(
     done = await fleet.get(job)
     assert (done.state, done.failure.reason) == (JobState.FAILED, "DEADLINE_EXCEEDED")
     (answer,) = await fleet.gateway.queue.renew("w", [Renewal(token=task.token)])
-    assert answer.standing is not Standing.LIVE
+    assert answer.status is not LeaseStatus.LIVE
     assert await painter.lease(held=()) == []
     assert await fleet.gateway.dead_letters.page(limit=9) == []
 

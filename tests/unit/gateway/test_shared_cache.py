@@ -1,22 +1,21 @@
-"""The cache of control images over several gateways: what one uses another one does not throw away."""
+"""The cache of control images over several gateways: what one uses, another does not evict."""
 
 import random
 from collections.abc import AsyncIterator
 
 import pytest
 
-from services.gateway.app.cache import BUCKET, IMAGES, TOLD_EVERY_S
-from services.gateway.app.uses import Uses
-from services.gateway.jobs.model import PREPROCESS
+from services.gateway.app.control_cache import BUCKET, IMAGES, USE_WRITE_INTERVAL_S, LruIndex
+from services.gateway.domain.job import PREPROCESS
 from tests.fakes.fleet import Fleet, annotation
 from tests.unit.gateway.test_many_gateways import Pair, told
 
-PICTURE_BYTES = 100
+IMAGE_BYTES = 100
 
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
-    settings = {"cache_budget_bytes": 2 * PICTURE_BYTES + 50}
+    settings = {"cache_budget_bytes": 2 * IMAGE_BYTES + 50}
     async with Fleet(is_shared=True, settings=settings).running() as here, here.restarted().running() as there:
         yield here, there
 
@@ -27,9 +26,9 @@ async def ask(fleet: Fleet, name: str) -> bool:
     await annotator.come()
     job = await fleet.gateway.jobs.create(annotation(name))
     for task in await annotator.lease():
-        await annotator.complete(task, picture=name.encode() * (PICTURE_BYTES - 8))
+        await annotator.complete(task, image=name.encode() * (IMAGE_BYTES - 8))
     await told()
-    fleet.clock.advance(TOLD_EVERY_S + 1)
+    fleet.clock.advance(USE_WRITE_INTERVAL_S + 1)
     return job.state.ended
 
 
@@ -37,7 +36,7 @@ async def names(fleet: Fleet) -> int:
     return len(await fleet.store.list(BUCKET, limit=9))
 
 
-async def test_what_is_used_at_one_gateway_is_not_thrown_away_by_another(pair: Pair) -> None:
+async def test_what_is_used_at_one_gateway_is_not_evicted_by_another(pair: Pair) -> None:
     here, there = pair
     await ask(here, "a")
     await ask(here, "b")
@@ -49,7 +48,7 @@ async def test_what_is_used_at_one_gateway_is_not_thrown_away_by_another(pair: P
     assert not await ask(there, "b")
 
 
-async def test_a_use_that_was_not_told_yet_is_found_in_the_store_before_anything_goes(pair: Pair) -> None:
+async def test_a_use_that_has_not_arrived_yet_is_found_in_the_store_before_the_eviction(pair: Pair) -> None:
     here, _ = pair
     await ask(here, "a")
     await ask(here, "b")
@@ -67,7 +66,7 @@ async def test_a_use_that_was_not_told_yet_is_found_in_the_store_before_anything
     assert await ask(here, "a")
 
 
-async def test_who_starts_later_knows_what_was_used_last(pair: Pair) -> None:
+async def test_a_gateway_that_starts_later_knows_the_last_uses(pair: Pair) -> None:
     here, _ = pair
     await ask(here, "a")
     await ask(here, "b")
@@ -79,7 +78,7 @@ async def test_who_starts_later_knows_what_was_used_last(pair: Pair) -> None:
 
 def test_the_oldest_use_is_found_whatever_was_noted_and_dropped() -> None:
     chance = random.Random(5)
-    uses, wanted = Uses(), dict[str, tuple[float, int, int]]()
+    uses, wanted = LruIndex(), dict[str, tuple[float, int, int]]()
     for number in range(20_000):
         key = str(chance.randrange(50))
         if chance.random() < 0.2:
@@ -93,4 +92,4 @@ def test_the_oldest_use_is_found_whatever_was_noted_and_dropped() -> None:
             assert uses.oldest().key == min(wanted, key=lambda each: wanted[each][:2])
     assert uses.size_bytes == sum(size_bytes for _, _, size_bytes in wanted.values())
     assert len(uses) == len(wanted)
-    assert len(uses._marks) <= 2 * len(wanted) + 1_001
+    assert len(uses._heap) <= 2 * len(wanted) + 1_001

@@ -6,12 +6,12 @@ import random
 import pytest
 
 from fanlight.errors import LeaseLost
-from services.gateway.app.polls import LeasedTask
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.gateway.app.leasing import LeasedTask
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
 from tests.fakes.fleet import Fleet, FleetWorker, control, generation
 
 JOBS = 12
-PICTURES = 4
+IMAGES = 4
 
 
 async def live(worker: FleetWorker, chance: random.Random, done: list[str]) -> None:
@@ -41,7 +41,7 @@ async def end(worker: FleetWorker, task: LeasedTask, how: str, done: list[str]) 
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_every_job_ends_and_every_picture_is_taken_once(seed: int) -> None:
+async def test_every_job_ends_and_every_image_is_accepted_once(seed: int) -> None:
     chance = random.Random(seed)
     done: list[str] = []
     async with Fleet().running() as first, first.restarted().running() as second:
@@ -55,7 +55,7 @@ async def test_every_job_ends_and_every_picture_is_taken_once(seed: int) -> None
         for worker in workers:
             await worker.come()
         jobs = [
-            await chance.choice(gateways).gateway.jobs.create(generation(PICTURES, control(name=str(i))))
+            await chance.choice(gateways).gateway.jobs.create(generation(IMAGES, control(name=str(i))))
             for i in range(JOBS)
         ]
         for round_ in range(400):
@@ -79,6 +79,6 @@ async def test_every_job_ends_and_every_picture_is_taken_once(seed: int) -> None
         assert len(done) == len(set(done))
         succeeded = [job for job in ended if job.state is JobState.SUCCEEDED]
         assert succeeded
-        assert all(len(job.tasks) == PICTURES + 1 for job in succeeded)
+        assert all(len(job.tasks) == IMAGES + 1 for job in succeeded)
         assert all(len(task.outputs) == 1 for job in succeeded for task in job.tasks)
         assert first.gateway.queue.statistics() == second.gateway.queue.statistics() == []

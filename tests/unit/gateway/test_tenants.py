@@ -1,4 +1,4 @@
-"""A tenant is the name that a token carries: it sees its own jobs, blobs and dead letters, and nobody else's."""
+"""A token belongs to a tenant, who sees only its own jobs, blobs and dead letters."""
 
 import tempfile
 from pathlib import Path
@@ -9,10 +9,10 @@ from fanlight.common.v1 import common_pb2
 from fanlight.errors import InvalidField, NotFound
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.callers import OPERATOR, Caller, Callers, callers_of, read_tenants
-from services.gateway.app.filters import Only
-from services.gateway.jobs.machine import FAILURES_LIMIT
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, JobState
+from services.gateway.app.jobs import JobFilter
+from services.gateway.app.tenants import OPERATOR, Caller, Callers, callers_of, read_tenants
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
+from services.gateway.domain.machine import FAILURES_LIMIT
 from services.gateway.wire import requests
 from services.kernel.config import SettingsError
 from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation
@@ -42,7 +42,7 @@ async def test_a_tenant_lists_its_own_jobs_and_the_operator_all(fleet: Fleet, pa
         await fleet.gateway.jobs.create(generation(), caller)
 
     async def listed(caller: Caller, **only: str) -> set[str]:
-        page = await fleet.gateway.jobs.list(page_size=0, page_token="", only=Only(**only), caller=caller)
+        page = await fleet.gateway.jobs.list(page_size=0, page_token="", only=JobFilter(**only), caller=caller)
         return {job.tenant for job in page.jobs}
 
     assert await listed(ACME) == {"acme"}
@@ -56,7 +56,7 @@ async def test_request_ids_of_tenants_are_apart(fleet: Fleet, painter: FleetWork
     assert jobs[0].id == jobs[2].id != jobs[1].id
 
 
-async def test_pictures_and_results_lie_in_the_tenants_scope(fleet: Fleet) -> None:
+async def test_images_and_results_are_in_the_tenants_scope(fleet: Fleet) -> None:
     annotator = fleet.worker(PREPROCESS)
     await annotator.come()
     job = await fleet.gateway.jobs.create(annotation(), ACME)

@@ -1,4 +1,4 @@
-"""Targets that take their time: so many tries at once, each delivery once, and the others when there is room."""
+"""Slow targets: a limit of concurrent attempts, each delivery once, and the others when there is room."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app import webhooks as module
-from services.gateway.app.records import JOBS
+from services.gateway.app.job_store import JOBS
 from services.gateway.app.webhooks import SENDING_LIMIT, WebhookOptions, Webhooks
-from services.gateway.jobs import machine
-from services.gateway.jobs.deliveries import CLAIM_S, DeliveryState
-from services.gateway.jobs.model import Job
+from services.gateway.domain import machine
+from services.gateway.domain.delivery import CLAIM_S, DeliveryState
+from services.gateway.domain.job import Job
 from tests.fakes.fleet import CountingBytes, FakeClock, Fleet, generation
 
 MORE = 5
@@ -63,7 +63,7 @@ async def telling(store: MemoryStore, target: SlowTarget, clock: FakeClock) -> A
         store.close()
 
 
-async def test_no_more_tries_are_under_way_at_once_than_the_limit_and_the_others_follow() -> None:
+async def test_concurrent_attempts_are_limited_and_the_others_follow() -> None:
     store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
     async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
         jobs = await ended_jobs(store, COUNT)
@@ -82,7 +82,7 @@ async def test_no_more_tries_are_under_way_at_once_than_the_limit_and_the_others
         assert states == {DeliveryState.DELIVERED}
 
 
-async def test_a_try_under_way_is_not_made_a_second_time_though_its_claim_runs_out() -> None:
+async def test_a_running_attempt_is_not_repeated_although_its_claim_runs_out() -> None:
     store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
     async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
         (job,) = await ended_jobs(store, 1)
@@ -96,8 +96,8 @@ async def test_a_try_under_way_is_not_made_a_second_time_though_its_claim_runs_o
         target.answers.set()
 
 
-async def test_more_ended_jobs_than_may_wait_are_not_noted(monkeypatch) -> None:
-    monkeypatch.setattr(module, "NOTED_LIMIT", 2)
+async def test_more_ended_jobs_than_may_be_pending_are_not_noted(monkeypatch) -> None:
+    monkeypatch.setattr(module, "PENDING_LIMIT", 2)
     store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
     target.answers.set()
     async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:

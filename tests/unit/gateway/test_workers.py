@@ -1,12 +1,12 @@
-"""Who is known, who is live, and what is remembered of those who left."""
+"""Which workers are known and live, and what is remembered of those that left."""
 
 from dataclasses import replace
 
 import pytest
 
 from fanlight.errors import ResourceExhausted
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.jobs.workers import Capabilities
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.gateway.domain.workers import Capabilities
 from tests.fakes.fleet import CANNY, STARTER, Fleet, FleetWorker, generation
 
 
@@ -18,7 +18,7 @@ async def test_a_worker_that_stops_polling_is_no_longer_live_but_listed(fleet: F
     assert fleet.gateway.workers.statuses() == []
 
 
-async def test_what_a_worker_offered_is_remembered_for_a_time(fleet: Fleet, painter: FleetWorker) -> None:
+async def test_what_a_worker_offered_is_remembered_for_a_while(fleet: Fleet, painter: FleetWorker) -> None:
     fleet.clock.advance(3_600)
     await fleet.gateway.sweep()
     assert ("checkpoint", "starter", "starter") in fleet.gateway.workers.catalog().models

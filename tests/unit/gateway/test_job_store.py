@@ -1,4 +1,4 @@
-"""A store may tell late, out of order, or from a server that has fallen behind; what is known never becomes older."""
+"""A store may notify late, out of order, or from a server that lags; the known state never becomes older."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,11 +8,10 @@ import pytest
 
 from fanlight.errors import Unavailable
 from services.gateway.adapters.memory_store import MemoryStore
-from services.gateway.app import ledger as ledgers
-from services.gateway.app.ledger import BUCKET, LAGS_LIMIT, Ledger
-from services.gateway.app.records import JOBS
-from services.gateway.jobs import machine
-from services.gateway.jobs.model import Job, JobState, Lease
+from services.gateway.app import job_store as ledgers
+from services.gateway.app.job_store import JOBS, JOBS_BUCKET, LAGS_LIMIT, JobStore
+from services.gateway.domain import machine
+from services.gateway.domain.job import Job, JobState, Lease
 from services.gateway.ports import Record
 from tests.fakes.fleet import Fleet, generation
 
@@ -30,7 +29,7 @@ class LateStore(MemoryStore):
 
     def tell_again(self, record: Record) -> None:
         """A change that comes to the watchers late."""
-        self._watchers.tell(BUCKET, record)
+        self._watchers.tell(JOBS_BUCKET, record)
 
 
 class HastyStore(LateStore):
@@ -66,8 +65,8 @@ def store() -> LateStore:
 
 
 @asynccontextmanager
-async def following(store: LateStore) -> AsyncIterator[Ledger]:
-    ledger = Ledger(store)
+async def following(store: LateStore) -> AsyncIterator[JobStore]:
+    ledger = JobStore(store)
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         group.create_task(ledger.follow())
         await ledger.caught_up.wait()
@@ -83,11 +82,11 @@ def leased(job: Job) -> Job:
     return machine.lease(job, 1, Lease(token="t", worker="w", node="n", time_s=1.0), now_s=1.0)
 
 
-async def test_a_change_that_is_told_late_replaces_no_newer_state(store: LateStore, job: Job) -> None:
+async def test_a_late_notification_replaces_no_newer_state(store: LateStore, job: Job) -> None:
     async with following(store) as ledger:
         seen: list[JobState] = []
         await ledger.create(job)
-        first = await store.get(BUCKET, job.id)
+        first = await store.get(JOBS_BUCKET, job.id)
         await ledger.change(job.id, cancelled)
         ledger.observe(lambda job: seen.append(job.state))
         store.tell_again(first)
@@ -96,10 +95,10 @@ async def test_a_change_that_is_told_late_replaces_no_newer_state(store: LateSto
         assert (list(ledger.open_jobs), [job_id for job_id, _ in ledger.ended], seen) == ([], [job.id], [])
 
 
-async def test_a_change_that_is_told_late_replaces_no_newer_state_of_an_open_job(store: LateStore, job: Job) -> None:
+async def test_a_late_notification_replaces_no_newer_state_of_an_open_job(store: LateStore, job: Job) -> None:
     async with following(store) as ledger:
         await ledger.create(job)
-        first = await store.get(BUCKET, job.id)
+        first = await store.get(JOBS_BUCKET, job.id)
         changed = await ledger.change(job.id, leased)
         store.tell_again(first)
         await heard()
@@ -107,7 +106,7 @@ async def test_a_change_that_is_told_late_replaces_no_newer_state_of_an_open_job
         assert list(ledger.open_jobs) == [changed]
 
 
-async def test_an_own_write_replaces_no_newer_state_that_was_heard_of_before_the_write_returned(job: Job) -> None:
+async def test_an_own_write_replaces_no_newer_state_that_arrived_before_the_write_returned(job: Job) -> None:
     store = HastyStore()
     async with following(store) as ledger:
         await ledger.create(job)
@@ -117,26 +116,26 @@ async def test_an_own_write_replaces_no_newer_state_that_was_heard_of_before_the
         assert list(ledger.open_jobs) == []
 
 
-async def test_a_record_that_is_older_than_what_was_heard_of_is_asked_for_again(
+async def test_a_record_that_is_older_than_what_is_known_is_read_again(
     store: LateStore, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledgers, "LAG_PAUSE_S", 0.0)
     async with following(store) as ledger:
         await ledger.create(job)
-        first = await store.get(BUCKET, job.id)
+        first = await store.get(JOBS_BUCKET, job.id)
         await ledger.change(job.id, cancelled)
         store.old = [first] * 3
         assert (await ledger.fresh(job.id)).state is JobState.CANCELLED
         assert store.old == []
 
 
-async def test_a_store_that_stays_behind_is_unavailable_and_gives_nothing_old(
+async def test_a_store_that_lags_behind_is_unavailable_and_returns_nothing_old(
     store: LateStore, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledgers, "LAG_PAUSE_S", 0.0)
     async with following(store) as ledger:
         await ledger.create(job)
-        first = await store.get(BUCKET, job.id)
+        first = await store.get(JOBS_BUCKET, job.id)
         await ledger.change(job.id, cancelled)
         store.old = [first] * LAGS_LIMIT
         with pytest.raises(Unavailable, match="lags behind"):
@@ -149,9 +148,9 @@ async def test_a_page_shows_an_open_job_as_it_is_known_and_not_as_an_older_recor
 ) -> None:
     async with following(store) as ledger:
         await ledger.create(job)
-        first = await store.get(BUCKET, job.id)
+        first = await store.get(JOBS_BUCKET, job.id)
         changed = await ledger.change(job.id, leased)
-        store._buckets[BUCKET][job.id] = first
+        store._buckets[JOBS_BUCKET][job.id] = first
         assert list(await ledger.page(before="", limit=5)) == [(changed.id, changed)]
 
 
@@ -159,7 +158,7 @@ async def test_a_page_shows_a_record_that_is_newer_than_what_is_known(store: Lat
     async with following(store) as ledger:
         await ledger.create(job)
         # Not heard of yet: nothing has run since.
-        store._set(BUCKET, job.id, JOBS.encode(cancelled(job)))
+        store._set(JOBS_BUCKET, job.id, JOBS.encode(cancelled(job)))
         ((_, shown),) = await ledger.page(before="", limit=5)
         assert shown is not None
         assert shown.state is JobState.CANCELLED

@@ -1,6 +1,6 @@
-"""The life of a job and its tasks: functions from (job, event, now) to job. Pure.
+"""The state machine of a job and its tasks: functions from (job, event, now) to job. Pure.
 
-A job comes back as the very same object when the event changes nothing.
+An event that changes nothing returns the same object.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from fanlight.errors import Conflict, FailedPrecondition, LeaseLost
-from services.gateway.jobs.model import (
+from services.gateway.domain.job import (
     Attempt,
     Ending,
     Failure,
@@ -24,38 +24,38 @@ from services.gateway.jobs.model import (
 
 FAILURES_LIMIT = 3
 LOST_LEASES_LIMIT = 10
-# A lease whose answer never arrived costs the task nothing, unless it had so many: then something is broken.
+# A lease whose answer never arrived counts as no attempt, unless the task had so many: then something is broken.
 LEASES_LIMIT = 100
-# Between tries, so that a lone broken node does not spend them all within seconds. The first lost lease costs no pause:
-# the time until it was noticed was one.
-PAUSE_FIRST_S = 5.0
-PAUSE_FACTOR = 4.0
-PAUSE_MAX_S = 60.0
+# The back-off between attempts, so that a lone broken node does not spend them all within seconds. There is none after
+# the first lost lease: the time until it expired was one.
+BACKOFF_FIRST_S = 5.0
+BACKOFF_FACTOR = 4.0
+BACKOFF_MAX_S = 60.0
 
 
-class Standing(StrEnum):
-    """What a token is to a task."""
+class LeaseStatus(StrEnum):
+    """What a token is worth to its task."""
 
     LIVE = "live"
-    # It handed in the result.
+    # The task was completed with this token.
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     LOST = "lost"
 
 
-def standing(job: Job, number: int, token: str) -> Standing:
+def lease_status(job: Job, number: int, token: str) -> LeaseStatus:
     task = job.task(number)
     if task is None or task.lease is None or task.lease.token != token:
-        return Standing.LOST
+        return LeaseStatus.LOST
     return {
-        TaskState.LEASED: Standing.LIVE,
-        TaskState.SUCCEEDED: Standing.COMPLETED,
-        TaskState.CANCELLED: Standing.CANCELLED,
-    }.get(task.state, Standing.LOST)
+        TaskState.LEASED: LeaseStatus.LIVE,
+        TaskState.SUCCEEDED: LeaseStatus.COMPLETED,
+        TaskState.CANCELLED: LeaseStatus.CANCELLED,
+    }.get(task.state, LeaseStatus.LOST)
 
 
 def lease(job: Job, number: int, lease: Lease, *, now_s: float) -> Job:
-    """Conflict when the task cannot be leased any more."""
+    """Conflict where the task does not wait."""
     task = job.task(number)
     if task is None or task.state is not TaskState.QUEUED:
         raise Conflict(f"{job.name}/tasks/{number} is not waiting")
@@ -65,8 +65,8 @@ def lease(job: Job, number: int, lease: Lease, *, now_s: float) -> Job:
 def complete(
     job: Job, number: int, token: str, *, outputs: Sequence[Output], spans: Sequence[Span], now_s: float
 ) -> Job:
-    """LeaseLost for a token that is no longer the task's; the token that completed it may say so again."""
-    if standing(job, number, token) is Standing.COMPLETED:
+    """LeaseLost for a token that is no longer the task's; completing again with the same token changes nothing."""
+    if lease_status(job, number, token) is LeaseStatus.COMPLETED:
         return job
     task = _leased(job, number, token)
     done = replace(
@@ -78,35 +78,35 @@ def complete(
 def fail(
     job: Job, number: int, token: str, *, fault: Fault, failure: Failure, now_s: float, chance: float = 1.0
 ) -> Job:
-    """The request's fault ends the task; a node's puts it back until its failures are spent. LeaseLost.
+    """A fault of the request ends the task; one of the node is retried until the attempts are spent. LeaseLost.
 
-    `chance`, from 0 up to 1, shortens the pause before the next try to between half and all of it.
+    `chance`, from 0 up to 1, is the jitter: it shortens the back-off to between half and all of it.
     """
     task = _leased(job, number, token)
     if fault is Fault.REQUEST:
         return _changed(job, _failed(task, failure, now_s), now_s=now_s)
-    return _tried(job, task, Ending.FAILED, failure, now_s, chance)
+    return _after_attempt(job, task, Ending.FAILED, failure, now_s, chance)
 
 
 def give_back(job: Job, number: int, token: str, *, now_s: float) -> Job:
-    """The worker leaves; it counts as nothing. LeaseLost."""
+    """The worker returns the task unfinished; this counts as no attempt. LeaseLost."""
     return _changed(job, _queued(_leased(job, number, token)), now_s=now_s)
 
 
 def expire(job: Job, number: int, token: str, *, now_s: float, unheld: bool = False, chance: float = 1.0) -> Job:
-    """A lease that ended without a word; nothing changes where the token is not the live one.
+    """The lease was not renewed in time; nothing changes where the token is not the live one.
 
     `chance`: as for `fail`.
-    `unheld`: the worker lives and does not know of the lease, as when the answer with it was lost on the way.
+    `unheld`: the worker lives and does not know of the lease, as when the answer with it was lost.
     """
     task = job.task(number)
-    if task is None or standing(job, number, token) is not Standing.LIVE:
+    if task is None or lease_status(job, number, token) is not LeaseStatus.LIVE:
         return job
     assert task.lease is not None
     if unheld and task.leases < LEASES_LIMIT:
         return _changed(job, _queued(task), now_s=now_s)
     alone = task.alone or (task.lease.batch_size > 1 and not unheld)
-    return _tried(job, replace(task, alone=alone), Ending.LOST, None, now_s, chance)
+    return _after_attempt(job, replace(task, alone=alone), Ending.LOST, None, now_s, chance)
 
 
 def cancel(job: Job, *, now_s: float) -> Job:
@@ -117,7 +117,7 @@ def cancel(job: Job, *, now_s: float) -> Job:
 
 
 def miss_deadline(job: Job, *, now_s: float) -> Job:
-    """The job has taken longer than its client would wait: it fails, and what runs of it is told to stop."""
+    """The job's deadline has passed: it fails, and its other tasks are cancelled."""
     if job.state.ended:
         return job
     failure = Failure(reason="DEADLINE_EXCEEDED", message="the job's deadline passed before it was done")
@@ -126,14 +126,14 @@ def miss_deadline(job: Job, *, now_s: float) -> Job:
 
 
 def redrive(job: Job, *, now_s: float) -> Job:
-    """Try a job anew whose attempts were spent; its earlier attempts stay told and count no more. FailedPrecondition.
+    """Retry a job whose attempts were spent; earlier attempts stay recorded and no longer count. FailedPrecondition.
 
-    What was finished stays finished; tokens of before are worth nothing.
+    Finished tasks stay finished; earlier tokens are void.
     """
     if job.state is not JobState.FAILED or not any(task.dead for task in job.tasks):
-        raise FailedPrecondition("only a job whose attempts are spent can be tried anew", field="name")
+        raise FailedPrecondition("only a job whose attempts are spent can be redriven", field="name")
     done = succeeded(job.tasks)
-    tasks = tuple(_again(task, is_ready=has_inputs(task, done), now_s=now_s) for task in job.tasks)
+    tasks = tuple(_redriven(task, is_ready=has_inputs(task, done), now_s=now_s) for task in job.tasks)
     return replace(
         job,
         tasks=tasks,
@@ -147,16 +147,16 @@ def redrive(job: Job, *, now_s: float) -> Job:
 
 
 def succeeded(tasks: Sequence[Task]) -> frozenset[int]:
-    """The numbers of the tasks whose outputs are there."""
+    """The numbers of the tasks that have outputs."""
     return frozenset(task.number for task in tasks if task.state is TaskState.SUCCEEDED)
 
 
 def has_inputs(task: Task, done: frozenset[int]) -> bool:
-    """Whether every task that it takes something from has succeeded."""
+    """Whether every task whose output it reads has succeeded."""
     return all(not each.task or each.task in done for each in task.inputs)
 
 
-def _again(task: Task, *, is_ready: bool, now_s: float) -> Task:
+def _redriven(task: Task, *, is_ready: bool, now_s: float) -> Task:
     if task.state is TaskState.SUCCEEDED:
         return task
     return replace(
@@ -175,13 +175,13 @@ def _again(task: Task, *, is_ready: bool, now_s: float) -> Task:
 
 def _leased(job: Job, number: int, token: str) -> Task:
     task = job.task(number)
-    if task is None or standing(job, number, token) is not Standing.LIVE:
+    if task is None or lease_status(job, number, token) is not LeaseStatus.LIVE:
         raise LeaseLost("the token is no longer the task's; drop the work")
     return task
 
 
-def _tried(job: Job, task: Task, ending: Ending, failure: Failure | None, now_s: float, chance: float) -> Job:
-    """The task after one more attempt that came to nothing: queued again, or dead."""
+def _after_attempt(job: Job, task: Task, ending: Ending, failure: Failure | None, now_s: float, chance: float) -> Job:
+    """After one more attempt without a result: queued again with a back-off, or dead."""
     lease = task.lease
     assert lease is not None
     attempt = Attempt(
@@ -195,18 +195,18 @@ def _tried(job: Job, task: Task, ending: Ending, failure: Failure | None, now_s:
     task = replace(task, attempts=(*task.attempts, attempt), failure=failure)
     spent = sum(each.ending is ending for each in task.counted)
     if spent < (FAILURES_LIMIT if ending is Ending.FAILED else LOST_LEASES_LIMIT):
-        pause_s = pause_before_next_s(spent if ending is Ending.FAILED else spent - 1, chance)
-        return _changed(job, replace(_queued(task), not_before_s=now_s + pause_s if pause_s else 0.0), now_s=now_s)
+        wait_s = backoff_s(spent if ending is Ending.FAILED else spent - 1, chance)
+        return _changed(job, replace(_queued(task), not_before_s=now_s + wait_s if wait_s else 0.0), now_s=now_s)
     if failure is None:
         failure = Failure(reason="LEASES_LOST", message=f"{spent} workers vanished while they ran it")
     return _changed(job, replace(_failed(task, failure, now_s), dead=True), now_s=now_s)
 
 
-def pause_before_next_s(tries: int, chance: float) -> float:
-    """After so many tries that came to nothing: exponential, with jitter."""
-    if tries <= 0:
+def backoff_s(attempts: int, chance: float) -> float:
+    """The back-off after so many attempts without a result: exponential, with jitter by `chance`, from 0 up to 1."""
+    if attempts <= 0:
         return 0.0
-    return min(PAUSE_MAX_S, PAUSE_FIRST_S * PAUSE_FACTOR ** (tries - 1)) * (0.5 + chance / 2)
+    return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * BACKOFF_FACTOR ** (attempts - 1)) * (0.5 + chance / 2)
 
 
 def _queued(task: Task) -> Task:
@@ -222,7 +222,7 @@ def _cancelled(task: Task, now_s: float) -> Task:
 
 
 def _changed(job: Job, task: Task, *, now_s: float) -> Job:
-    """The job with that task in its place, and what follows from it for the others and the whole."""
+    """The job with the changed task, and what follows for its other tasks and its state."""
     tasks = tuple(task if each.number == task.number else each for each in job.tasks)
     if task.state is TaskState.FAILED:
         tasks = tuple(_cancelled(each, now_s) for each in tasks)

@@ -1,11 +1,10 @@
-"""How a job becomes tasks that refer to one another's outputs: a graph, checked before the job exists. Pure."""
+"""How a job becomes a graph of tasks that read one another's outputs, checked before the job exists. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fanlight.errors import InvalidField
-from services.gateway.jobs.machine import has_inputs, succeeded
-from services.gateway.jobs.model import (
+from services.gateway.domain.job import (
     DEFAULT_TENANT,
     TASKS_LIMIT,
     ControlImage,
@@ -17,36 +16,37 @@ from services.gateway.jobs.model import (
     Task,
     TaskState,
 )
+from services.gateway.domain.machine import has_inputs, succeeded
 from services.kernel.blobs import BlobInfo
 
-# What tasks make and take.
+# What tasks read and make.
 IMAGE = "image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTask:
-    """A task to make. It and its inputs count from 1 in the order of the plan."""
+    """A task of a plan. Tasks are numbered from 1 in the plan's order."""
 
-    # Which of the plan's requests it does.
+    # The index of its request among the plan's requests.
     request: int
     patch: bytes = field(default=b"", repr=False)
     inputs: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a job is to do."""
+class JobPlan:
+    """The requests, tasks and images of a job to be created."""
 
-    # What was asked for comes first.
+    # The client's request first.
     requests: tuple[StageRequest, ...]
     tasks: tuple[NewTask, ...]
-    # Those made by tasks, by their numbers in the plan, and those that the client gave.
+    # Made by tasks, whose numbers they name, or given by the client.
     control_images: tuple[ControlImage, ...] = ()
     blobs: tuple[BlobInfo, ...] = ()
 
 
-def check(plan: Plan, makes: Mapping[str, str]) -> None:
-    """InvalidField where the tasks are too many, or no graph without cycles of outputs of the right kind.
+def check(plan: JobPlan, makes: Mapping[str, str]) -> None:
+    """InvalidField where there are too many tasks, a cycle, or an input that is not an image.
 
     `makes`: what the tasks of each stage make, such as an image.
     """
@@ -63,12 +63,12 @@ def check(plan: Plan, makes: Mapping[str, str]) -> None:
     _refuse_cycles(plan)
 
 
-def _stage_of(plan: Plan, number: int) -> str:
+def _stage_of(plan: JobPlan, number: int) -> str:
     return plan.requests[plan.tasks[number - 1].request].stage
 
 
-def _refuse_cycles(plan: Plan) -> None:
-    """Kahn's algorithm: take away what waits for nothing; what is left waits for itself."""
+def _refuse_cycles(plan: JobPlan) -> None:
+    """Kahn's algorithm: remove tasks that wait for none; what is left is in or behind a cycle."""
     waits = {number: {each.task for each in task.inputs if each.task} for number, task in enumerate(plan.tasks, 1)}
     while free := [number for number, needs in waits.items() if not needs]:
         for number in free:
@@ -82,7 +82,7 @@ def _refuse_cycles(plan: Plan) -> None:
 
 
 def create(
-    plan: Plan,
+    plan: JobPlan,
     *,
     job_id: str,
     request_id: str,
@@ -93,13 +93,13 @@ def create(
     deadline_s: float = 0.0,
     webhook_url: str = "",
 ) -> Job:
-    """`plan` has passed `check`. `made_before`: outputs of the plan's tasks that exist already; those need not run."""
+    """`plan` has passed `check`. `made_before`: cached outputs of the plan's tasks, which need not run."""
     made_before = made_before or {}
     left = [number for number in range(1, len(plan.tasks) + 1) if number not in made_before]
     numbers = {number: place for place, number in enumerate(left, 1)}
     drafts = [_draft(plan, number, numbers, made_before) for number in left]
     done = succeeded(drafts)
-    tasks = tuple(_begun(task, now_s) if has_inputs(task, done) else task for task in drafts)
+    tasks = tuple(_queued(task, now_s) if has_inputs(task, done) else task for task in drafts)
     return Job(
         id=job_id,
         state=JobState.QUEUED if tasks else JobState.SUCCEEDED,
@@ -117,7 +117,7 @@ def create(
     )
 
 
-def _draft(plan: Plan, number: int, numbers: Mapping[int, int], made: Mapping[int, Output]) -> Task:
+def _draft(plan: JobPlan, number: int, numbers: Mapping[int, int], made: Mapping[int, Output]) -> Task:
     new = plan.tasks[number - 1]
     return Task(
         number=numbers[number],
@@ -129,7 +129,7 @@ def _draft(plan: Plan, number: int, numbers: Mapping[int, int], made: Mapping[in
     )
 
 
-def _begun(task: Task, now_s: float) -> Task:
+def _queued(task: Task, now_s: float) -> Task:
     return replace(task, state=TaskState.QUEUED, queue_time_s=now_s)
 
 

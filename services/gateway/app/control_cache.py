@@ -1,20 +1,71 @@
-"""Control images made before: by what was asked, of which bytes, and by which annotator on which device."""
+"""The cache of control images, by request, image bytes, and annotator version and device.
+
+Bounded by bytes and count, with eviction of the least recently used (LRU).
+"""
 
 import contextlib
 import hashlib
+import heapq
 import json
 from dataclasses import dataclass, replace
 
 from fanlight.errors import AlreadyExists, Conflict, FanlightError
-from services.gateway.app.records import Codec
-from services.gateway.app.uses import Uses
-from services.gateway.jobs.model import Output, StageRequest
-from services.gateway.jobs.workers import Annotator
-from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
+from services.gateway.app.job_store import Codec
+from services.gateway.domain.job import Output, StageRequest
+from services.gateway.domain.workers import AnnouncedAnnotator
+from services.gateway.ports import CaughtUp, Clock, Deleted, Record, RecordStore
 from services.kernel.blobs import BlobInfo, BlobStore
 
+# The heap is rebuilt when it has so many more stale uses than entries.
+STALE_LIMIT = 1_000
 BUCKET = "control_images"
-TOLD_EVERY_S = 600.0
+USE_WRITE_INTERVAL_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LastUse:
+    time_s: float
+    # Of two at the same time the one noted first is the older.
+    number: int
+    key: str
+
+
+class LruIndex:
+    """The bytes and the last use of each cache entry, on the wall clocks of several gateways. Pure."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
+        self._last: dict[str, LastUse] = {}
+        self._heap: list[LastUse] = []
+        self._noted = 0
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def note(self, key: str, size_bytes: int, used_s: float) -> None:
+        """The entry exists and was used at that time, or later."""
+        last = self._last.get(key)
+        if last is not None and last.time_s > used_s:
+            used_s = last.time_s
+        self.size_bytes += size_bytes - self._sizes.get(key, 0)
+        self._sizes[key] = size_bytes
+        self._noted += 1
+        self._last[key] = LastUse(used_s, self._noted, key)
+        heapq.heappush(self._heap, self._last[key])
+        if len(self._heap) > 2 * len(self._last) + STALE_LIMIT:
+            self._heap = list(self._last.values())
+            heapq.heapify(self._heap)
+
+    def drop(self, key: str) -> None:
+        self._last.pop(key, None)
+        self.size_bytes -= self._sizes.pop(key, 0)
+
+    def oldest(self) -> LastUse:
+        """The last use of the least recently used entry; there must be one."""
+        while self._last.get(self._heap[0].key) is not self._heap[0]:
+            heapq.heappop(self._heap)
+        return self._heap[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,15 +73,15 @@ class CachedImage:
     blob: BlobInfo
     width_px: int
     height_px: int
-    # On the wall clock; may lag by `TOLD_EVERY_S`.
+    # On the wall clock; may lag by `USE_WRITE_INTERVAL_S`.
     used_s: float = 0.0
 
 
 IMAGES: Codec[CachedImage] = Codec(CachedImage)
 
 
-def cache_key(request: StageRequest, annotator: Annotator) -> str:
-    """The same for the same message, which names its image by digest, and the same code on the same device."""
+def cache_key(request: StageRequest, annotator: AnnouncedAnnotator) -> str:
+    """Equal for equal messages, which name their image by digest, and equal code on an equal device."""
     parts = [request.stage, request.message.hex(), annotator.version, annotator.device]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -45,17 +96,17 @@ class CacheFigures:
     misses: int
 
 
-class ControlImages:
-    """Shared by all gateways: each knows the keys of all and when they were last used, to within `TOLD_EVERY_S`, and
-    above the limits forgets those whose use is longest ago."""
+class ControlImageCache:
+    """Shared by all gateways: each knows all keys and their last uses to within `USE_WRITE_INTERVAL_S`, and above the
+    limits evicts the least recently used entry."""
 
-    def __init__(self, store: JobStore, blobs: BlobStore, clock: Clock, *, limit: int, budget_bytes: int) -> None:
+    def __init__(self, store: RecordStore, blobs: BlobStore, clock: Clock, *, limit: int, budget_bytes: int) -> None:
         self._store = store
         self._blobs = blobs
         self._clock = clock
         self._limit = limit
         self._budget_bytes = budget_bytes
-        self._entries = Uses()
+        self._entries = LruIndex()
         self._hits = self._misses = 0
 
     @property
@@ -74,12 +125,12 @@ class ControlImages:
                 self._entries.drop(change.key)
             elif not isinstance(change, CaughtUp):
                 image = IMAGES.read(BUCKET, change)
-                # One that cannot be read is the first to go.
+                # An unreadable entry is evicted first.
                 size_bytes, used_s = (image.blob.size_bytes, image.used_s) if image else (0, 0.0)
                 self._entries.note(change.key, size_bytes, used_s)
 
-    async def find(self, request: StageRequest, annotator: Annotator) -> Output | None:
-        """What this annotator made of the same before, if its bytes are still there."""
+    async def find(self, request: StageRequest, annotator: AnnouncedAnnotator) -> Output | None:
+        """A cache hit: what this annotator made of the same image before, if its blob still exists."""
         if not annotator.deterministic:
             return None
         key = cache_key(request, annotator)
@@ -93,39 +144,39 @@ class ControlImages:
         return Output(blob=image.blob, width_px=image.width_px, height_px=image.height_px)
 
     async def _note_use(self, record: Record, image: CachedImage) -> None:
-        """Tell the other gateways now and then; nobody's job fails for that."""
+        """Write the use now and then, for the other gateways; a failed write fails no job."""
         now_s = self._clock.now_s()
         self._entries.note(record.key, image.blob.size_bytes, now_s)
-        if now_s - image.used_s > TOLD_EVERY_S:
+        if now_s - image.used_s > USE_WRITE_INTERVAL_S:
             with contextlib.suppress(FanlightError):
                 value = IMAGES.encode(replace(image, used_s=now_s))
                 await self._store.put(BUCKET, record.key, value, revision=record.revision)
 
-    async def keep(self, request: StageRequest, annotator: Annotator, made: Output) -> None:
-        """Remember what was made."""
+    async def keep(self, request: StageRequest, annotator: AnnouncedAnnotator, made: Output) -> None:
+        """Cache what was made, and evict what no longer fits."""
         if not annotator.deterministic:
             return
         key, now_s = cache_key(request, annotator), self._clock.now_s()
         image = CachedImage(blob=made.blob, width_px=made.width_px, height_px=made.height_px, used_s=now_s)
         await self._write(key, IMAGES.encode(image))
         self._entries.note(key, made.blob.size_bytes, now_s)
-        await self._make_room()
+        await self._evict()
 
-    async def _make_room(self) -> None:
+    async def _evict(self) -> None:
         entries = self._entries
         while len(entries) > self._limit or (entries.size_bytes > self._budget_bytes and len(entries) > 1):
             last = entries.oldest()
             record = await self._store.get(BUCKET, last.key)
             image = IMAGES.read(BUCKET, record) if record else None
             if image is not None and image.used_s > last.time_s:
-                # Another gateway used it, and its word is still on the way.
+                # Another gateway used it, and the change has not arrived here yet.
                 entries.note(last.key, image.blob.size_bytes, image.used_s)
                 continue
             entries.drop(last.key)
             await self._store.delete(BUCKET, last.key)
 
     async def _write(self, key: str, value: bytes) -> None:
-        """Whoever wrote the same key at the same time has made the same image."""
+        """Another gateway that writes the same key at the same time writes the same image."""
         record = await self._store.get(BUCKET, key)
         try:
             if record is None:

@@ -1,53 +1,185 @@
-"""Everything that known workers offer together, kept up as they come, change and go. Pure.
+"""Workers as values, what each announced, and the catalog of everything that the fleet offers together. Pure.
 
-Of two annotators with the same id, and of two models with the same kind, id and family, one counts: what a live worker
-announces goes before what only workers announce that are away; then the newest announcement; then the lesser digest.
-So the same workers give the same catalog, in whatever order they came, and nothing is merged when somebody asks.
+Of two annotators with the same id, and of two models with the same kind, id and family, the catalog lists one: what a
+live worker announces goes before what only absent workers announced; then the newest announcement; then the lesser
+digest. So the same workers give the same catalog, in whatever order they came, and a lookup merges nothing.
 """
 
 import re
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from fanlight.contract.names import ANY, plain_name
-from services.gateway.jobs.workers import (
-    ANNOTATOR,
-    CHECKPOINT,
-    DISK,
-    RAM,
-    REMOTE,
-    VRAM,
-    Annotator,
-    Capabilities,
-    Model,
-    Worker,
-)
+from fanlight.contract.parameter_values import Parameter
 
+CHECKPOINT = "checkpoint"
+CONTROLNET = "controlnet"
+LORA = "lora"
+VAE = "vae"
+EMBEDDING = "embedding"
+ANNOTATOR = "annotator"
+# Of a checkpoint, as the name of a limit: `text_encoder_layers:starter`.
+TEXT_ENCODER_LAYERS = "text_encoder_layers"
+# Where a model is, by the contract's numbers; REMOTE is known, and fetched when asked for.
+REMOTE, DISK, RAM, VRAM = 1, 2, 3, 4
 # Kind, id and family: several families have a ControlNet `canny`.
 ModelKey = tuple[str, str, str]
-# Of what workers announced alike: whether all of them are away; the negative time of the first; the digest.
+# Of equal announcements: whether all their workers are away; the negative time of the first; the digest.
 Rank = tuple[bool, float, str]
-
 _WORD = re.compile(r"\w+")
-
 K = TypeVar("K", str, ModelKey)
 V = TypeVar("V")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnouncedAnnotator:
+    """An annotator as a worker announced it."""
+
+    id: str
+    description: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    deterministic: bool = False
+    weight_bytes: int = 0
+    controlnets: tuple[str, ...] = ()
+    version: str = ""
+    device: str = ""
+    license: str = ""
+    # Names that other services use for it.
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnouncedModel:
+    """A checkpoint, LoRA, VAE or other model as a worker announced it."""
+
+    id: str
+    kind: str
+    is_default: bool = False
+    size_bytes: int = 0
+    license: str = ""
+    pipelines: tuple[str, ...] = ()
+    width_px: int = 0
+    height_px: int = 0
+    size_step_px: int = 0
+    family: str = ""
+    schedulers: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    # Of a checkpoint; 0 where unknown.
+    text_encoder_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a worker can do, whatever it has loaded."""
+
+    annotators: tuple[AnnouncedAnnotator, ...] = ()
+    models: tuple[AnnouncedModel, ...] = ()
+    # Such as `scheduler:euler_a`; sorted.
+    other_offers: tuple[str, ...] = ()
+    # Upper limits by name, such as `pixels`; sorted.
+    limits: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What tasks can need of a worker, such as `annotator:canny`, `checkpoint:starter`, `scheduler:euler_a`."""
+        return frozenset(
+            [
+                *(f"{ANNOTATOR}:{annotator.id}" for annotator in self.annotators),
+                *(f"{model.kind}:{model.id}" for model in self.models),
+                *self.other_offers,
+            ]
+        )
+
+    @property
+    def all_limits(self) -> tuple[tuple[str, int], ...]:
+        """`limits` and those of its checkpoints, such as the layers of the text encoder; sorted."""
+        layers = {
+            f"{TEXT_ENCODER_LAYERS}:{model.id}": model.text_encoder_layers
+            for model in self.models
+            if model.text_encoder_layers
+        }
+        return tuple(sorted((layers | dict(self.limits)).items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedStepTime:
+    """How long one evaluation takes for images of one family and size class."""
+
+    # Empty where the checkpoint has none.
+    family: str
+    size_class: int
+    mean_s: float
+    # 0 where unknown.
+    deviation_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    id: str
+    node: str
+    stage: str
+    version: str = ""
+    device: str = ""
+    slots: int = 1
+    vram_models: frozenset[str] = frozenset()
+    ram_models: frozenset[str] = frozenset()
+    disk_models: frozenset[str] = frozenset()
+    goodput_bps: float = 0.0
+    # As the worker measured them.
+    step_times: tuple[ReportedStepTime, ...] = ()
+    draining: bool = False
+    vram_bytes: int = 0
+    # The standard deviation of the measured goodput.
+    goodput_deviation_bps: float = 0.0
+    # It prefetches the models that the gateway names.
+    takes_fetches: bool = False
+    disk_bytes: int = 0
+    # Models that it could not prefetch.
+    unfetched_models: frozenset[str] = frozenset()
+
+    @property
+    def held_models(self) -> frozenset[str]:
+        return self.vram_models | self.ram_models | self.disk_models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """A worker as stored. `last_poll_time_s` is written now and then, not with every poll."""
+
+    worker: Worker
+    # The key of its capabilities, which are stored once for all workers that announce the same.
+    capabilities_digest: str
+    # The digest that the worker sends for them in its polls. Not trusted: only compared with the same worker's.
+    announced_digest: str = ""
+    last_poll_time_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    worker: Worker
+    last_poll_time_s: float
+    live: bool
+    # Names of the tasks it has leased.
+    tasks: tuple[str, ...]
+    # Why the gateway gives it no more tasks; empty while it does.
+    draining_reason: str = ""
+
+
 class _Ranked(Generic[K, V]):
-    """By key all values that were announced; the one of the least rank counts."""
+    """All announced values by key; of each key the value of the least rank is chosen."""
 
     def __init__(self) -> None:
         self.chosen: dict[K, V] = {}
         self._all: dict[K, list[tuple[Rank, V]]] = {}
 
     def change(self, key: K, value: V, *, before: Rank | None, after: Rank | None) -> tuple[V | None, V | None]:
-        """Move a value from one rank to another; None for one that comes or goes. What counted, and what counts now."""
+        """Move a value from one rank to another; None where it comes or goes. The chosen values before and after."""
         ranked = self._all.setdefault(key, [])
         if before is not None:
             del ranked[bisect_left(ranked, before, key=itemgetter(0))]
@@ -62,7 +194,7 @@ class _Ranked(Generic[K, V]):
 
 
 class _Index(Generic[K]):
-    """Keys by a name that several may share, in order."""
+    """Keys by name, in order; several keys may share a name."""
 
     def __init__(self) -> None:
         self._keys: dict[tuple[str, str], list[K]] = {}
@@ -80,14 +212,14 @@ class _Index(Generic[K]):
         return self._keys.get((kind, name), [])
 
 
-class Catalog:
-    """Looking up costs the same for any number of models. It changes in place: read it before the next await."""
+class FleetCatalog:
+    """A lookup costs the same for any number of models. It changes in place: read it before the next await."""
 
     def __init__(self) -> None:
-        self._annotators: _Ranked[str, Annotator] = _Ranked()
+        self._annotators: _Ranked[str, AnnouncedAnnotator] = _Ranked()
         self._annotator_aliases: _Index[str] = _Index()
-        self._models: _Ranked[ModelKey, Model] = _Ranked()
-        self._of_kind: dict[str, dict[ModelKey, Model]] = {}
+        self._models: _Ranked[ModelKey, AnnouncedModel] = _Ranked()
+        self._of_kind: dict[str, dict[ModelKey, AnnouncedModel]] = {}
         self._ids: _Index[ModelKey] = _Index()
         self._plain_ids: _Index[ModelKey] = _Index()
         self._aliases: _Index[ModelKey] = _Index()
@@ -97,32 +229,32 @@ class Catalog:
         self._holdings = _Holdings()
 
     @property
-    def annotators(self) -> Mapping[str, Annotator]:
+    def annotators(self) -> Mapping[str, AnnouncedAnnotator]:
         return MappingProxyType(self._annotators.chosen)
 
     @property
-    def models(self) -> Mapping[ModelKey, Model]:
+    def models(self) -> Mapping[ModelKey, AnnouncedModel]:
         return MappingProxyType(self._models.chosen)
 
     @property
     def stages(self) -> frozenset[str]:
-        """Those that some worker was ever seen for."""
+        """The stages of the known workers."""
         return frozenset(self._stages)
 
-    # Looking up
+    # Lookups
 
-    def annotator(self, name: str) -> Annotator | None:
-        """The one of this id, else the first by id that has the name for an alias."""
+    def annotator(self, name: str) -> AnnouncedAnnotator | None:
+        """By id, else the first by id with that alias."""
         found = self._annotators.chosen.get(name)
         aliased = self._annotator_aliases.of(ANNOTATOR, name)
         return self._annotators.chosen[aliased[0]] if found is None and aliased else found
 
-    def of_kind(self, kind: str) -> list[Model]:
-        """All of them; for lists and messages."""
+    def of_kind(self, kind: str) -> list[AnnouncedModel]:
+        """All models of the kind; for lists and messages."""
         return list(self._of_kind.get(kind, {}).values())
 
-    def model(self, kind: str, name: str, family: str = "") -> Model | None:
-        """The one that is meant by an id or alias, as `fanlight.contract.names.find_name` finds it.
+    def model(self, kind: str, name: str, family: str = "") -> AnnouncedModel | None:
+        """By id or alias, as `fanlight.contract.names.find_name` finds it.
 
         Only of those that fit a checkpoint of that family: with an empty family on either side all fit.
         """
@@ -133,22 +265,22 @@ class Catalog:
         return None
 
     def mentioned(self, kind: str, text: str, family: str = "") -> list[str]:
-        """Ids of those that fit and may stand in the text, in order; none is missing that `words_in` would find.
+        """Ids of fitting models that the text may mention, in order; includes all that `words_in` would find.
 
-        Costs what looking up the text's words costs, whatever the number of models.
+        Costs as many lookups as the text has words, whatever the number of models.
         """
         words = {"", *_WORD.findall(text.lower())}
         keys = (key for word in words for key in self._first_words.of(kind, word))
         return sorted({model_id for _, model_id, own in keys if not family or own in ("", family)})
 
     def fetches_any(self, kind: str) -> bool:
-        """Some worker fetches whatever a reference names."""
+        """Whether some worker fetches any model by reference."""
         return bool(self._ids.of(kind, ANY))
 
-    def default_checkpoint(self) -> Model | None:
-        """Never one that would have to be fetched: one that a live worker holds, if any does, else one that was held.
+    def default_checkpoint(self) -> AnnouncedModel | None:
+        """Never one that must be downloaded first: one that a live worker holds, else one that an absent worker held.
 
-        Of those a default one, and else the first by id.
+        Of those a default one, else the first by id.
         """
         for is_live in (True, False):
             if first := self._holdings.first_checkpoint(live=is_live):
@@ -158,16 +290,16 @@ class Catalog:
         return None
 
     def residency_of(self, kind: str, name: str) -> int:
-        """The best place that a live worker holds it in, else the best of those that are away; REMOTE for none.
+        """The best place where a live worker holds it, else the best of absent workers; REMOTE where no worker does.
 
         `kind`: such as `checkpoint`, or `annotator`.
         """
         return self._holdings.residency_of(f"{kind}:{name}")
 
-    # Keeping it up
+    # Updates
 
     def change(self, capabilities: Capabilities, *, before: Rank | None, after: Rank | None) -> None:
-        """What somebody announced comes (no rank before), goes (none after) or changes its rank."""
+        """An announcement comes (no rank before), goes (no rank after) or changes its rank."""
         for annotator in {each.id: each for each in reversed(capabilities.annotators)}.values():
             was, now = self._annotators.change(annotator.id, annotator, before=before, after=after)
             if was is not now:
@@ -177,13 +309,13 @@ class Catalog:
             if old is not new:
                 self._index_model(key, old, new)
 
-    def _index_annotator(self, key: str, was: Annotator | None, now: Annotator | None) -> None:
+    def _index_annotator(self, key: str, was: AnnouncedAnnotator | None, now: AnnouncedAnnotator | None) -> None:
         for alias in set(was.aliases) if was else ():
             self._annotator_aliases.remove(ANNOTATOR, alias, key)
         for alias in set(now.aliases) if now else ():
             self._annotator_aliases.add(ANNOTATOR, alias, key)
 
-    def _index_model(self, key: ModelKey, was: Model | None, now: Model | None) -> None:
+    def _index_model(self, key: ModelKey, was: AnnouncedModel | None, now: AnnouncedModel | None) -> None:
         kind = key[0]
         if was is not None:
             for index, name in self._names_of(was):
@@ -197,7 +329,7 @@ class Catalog:
             if not self._of_kind[kind]:
                 del self._of_kind[kind]
 
-    def _names_of(self, model: Model) -> Iterator[tuple[_Index[ModelKey], str]]:
+    def _names_of(self, model: AnnouncedModel) -> Iterator[tuple[_Index[ModelKey], str]]:
         yield self._ids, model.id
         if model.id == ANY:
             return
@@ -214,13 +346,13 @@ class Catalog:
             del self._stages[stage]
 
     def count_held(self, held: Iterable[tuple[str, int]], by: int, *, live: bool) -> None:
-        """One more worker holds these, or one less: what tasks need of it, such as `checkpoint:starter`, and where."""
+        """One more worker holds these, or one less: needs, such as `checkpoint:starter`, with the place."""
         for need, place in held:
             self._holdings.count(need, place, by, live=live)
 
 
 def _fitting(keys: list[ModelKey], family: str) -> ModelKey | None:
-    """Rather one of the family itself."""
+    """The first that fits the family; one of the family itself before one without a family."""
     if not family:
         return keys[0] if keys else None
     fits = [key for key in keys if key[2] in ("", family)]
@@ -228,12 +360,12 @@ def _fitting(keys: list[ModelKey], family: str) -> ModelKey | None:
 
 
 class _Holdings:
-    """How many workers hold what, and where; those that are live apart from those that are away."""
+    """How many workers hold what, and where; live and absent workers counted apart."""
 
     def __init__(self) -> None:
-        # By need: DISK, RAM, VRAM; first of those that are away, then of live ones.
+        # By need: counts for DISK, RAM, VRAM of absent workers, then of live ones.
         self._counts: dict[str, list[int]] = {}
-        # Ids, in order.
+        # Ids in order, by whether the workers live.
         self._checkpoints: dict[bool, list[str]] = {False: [], True: []}
 
     def count(self, need: str, place: int, by: int, *, live: bool) -> None:
@@ -256,7 +388,7 @@ class _Holdings:
         return counts is not None and any(counts[3 * live : 3 * live + 3])
 
     def first_checkpoint(self, *, live: bool) -> str:
-        """Empty where none is held."""
+        """Empty where no checkpoint is held."""
         return next(iter(self._checkpoints[live]), "")
 
     def residency_of(self, need: str) -> int:
@@ -268,7 +400,7 @@ class _Holdings:
 
 
 def held_by(worker: Worker, needs_by_id: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, int]]:
-    """What tasks can need of a worker and it holds, with the best place. `needs_by_id`: of what it offers."""
+    """The needs that the worker's held models satisfy, with the best place of each. `needs_by_id`: of its offers."""
     for model in worker.held_models:
         place = VRAM if model in worker.vram_models else RAM if model in worker.ram_models else DISK
         for need in needs_by_id.get(model, ()):
@@ -276,7 +408,7 @@ def held_by(worker: Worker, needs_by_id: Mapping[str, tuple[str, ...]]) -> Itera
 
 
 def needs_by_id(capabilities: Capabilities) -> dict[str, tuple[str, ...]]:
-    """Ids are shared: an annotator and a ControlNet may both be `canny`."""
+    """The needs of each model id. Ids are shared: an annotator and a ControlNet may both be `canny`."""
     found: dict[str, dict[str, None]] = {}
     for annotator in capabilities.annotators:
         found.setdefault(annotator.id, {})[f"{ANNOTATOR}:{annotator.id}"] = None
@@ -286,9 +418,9 @@ def needs_by_id(capabilities: Capabilities) -> dict[str, tuple[str, ...]]:
     return {each: tuple(needs) for each, needs in found.items()}
 
 
-def catalog_of(stages: Iterable[str], capabilities: Iterable[Capabilities]) -> Catalog:
-    """Of live workers that hold on disk all that they offer; the first ones count."""
-    catalog = Catalog()
+def catalog_of(stages: Iterable[str], capabilities: Iterable[Capabilities]) -> FleetCatalog:
+    """The catalog of live workers that hold on disk all that they offer; earlier announcements go first."""
+    catalog = FleetCatalog()
     for stage in stages:
         catalog.count_stage(stage, 1)
     for number, each in enumerate(capabilities):

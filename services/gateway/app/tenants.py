@@ -1,4 +1,4 @@
-"""Who calls: the tenant whose name a token carries, and what of the others' it may see. Knows no transport."""
+"""Callers: the tenant that a token belongs to, and what it may see of others. Knows no transport."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fanlight.contract.digests import DEFAULT_SCOPE, parse_scope
 from fanlight.errors import InvalidField, NotFound
-from services.gateway.jobs.model import DEFAULT_TENANT, Job
-from services.gateway.jobs.workers import WorkerStatus
+from services.gateway.domain.job import DEFAULT_TENANT, Job
+from services.gateway.domain.workers import WorkerStatus
 from services.kernel.config import SettingsError
 
 
@@ -16,11 +16,11 @@ from services.kernel.config import SettingsError
 class Caller:
     # Also the scope of its blobs.
     tenant: str
-    # Sees everybody's.
+    # Sees every tenant's jobs and blobs.
     is_operator: bool = False
 
     def scope_of(self, named: str, *, field: str) -> str:
-        """The scope that a request means: `default` is one's own. NotFound for somebody else's."""
+        """The scope that a request names; `default` is the caller's own. NotFound for another tenant's."""
         if named in (DEFAULT_SCOPE, self.tenant):
             return self.tenant
         if not self.is_operator:
@@ -28,7 +28,7 @@ class Caller:
         return named
 
     def without_secrets(self, status: WorkerStatus) -> WorkerStatus:
-        """What it may know of a worker: not whose tasks it does."""
+        """A worker's status as the caller may see it: tenants do not see the tasks."""
         return status if self.is_operator else replace(status, tasks=())
 
     def sees(self, job: Job) -> bool:
@@ -42,33 +42,33 @@ OPERATOR = Caller(tenant=DEFAULT_TENANT, is_operator=True)
 class Tenant:
     name: str
     token: str = field(repr=False)
-    # What its webhooks are signed with; empty for the gateway's own.
+    # Signs its webhooks; empty for the gateway's secret.
     webhook_secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Callers:
-    """By token. None of all means that everybody is the operator."""
+    """By token. Without any tokens every caller is the operator."""
 
     tokens: Mapping[str, Caller] = field(default_factory=dict, repr=False)
 
     def and_workers(self, tokens: Sequence[str]) -> "Callers":
-        """Those too that work for everybody."""
+        """With the workers' tokens as well, which act as the operator."""
         return Callers({**dict.fromkeys(tokens, OPERATOR), **self.tokens})
 
     def of_token(self, token: str) -> Caller | None:
-        """None for a token that is nobody's."""
+        """None for an unknown token."""
         if not self.tokens:
             return OPERATOR
         found = None
-        # All of them, so that the time tells nothing.
+        # Compares all of them, so that the time taken reveals nothing.
         for known, caller in self.tokens.items():
             if hmac.compare_digest(known.encode(), token.encode()):
                 found = caller
         return found
 
     def of_authorization(self, header: str) -> Caller | None:
-        """By what stands in the header `authorization`."""
+        """By the value of the header `authorization`."""
         kind, _, token = header.partition(" ")
         return self.of_token(token.strip() if kind.lower() == "bearer" else "")
 
@@ -79,7 +79,7 @@ def callers_of(operator_token: str, tenants: Sequence[Tenant]) -> Callers:
 
 
 def read_tenants(file: Path | None) -> list[Tenant]:
-    """Lines of NAME TOKEN and perhaps a webhook secret; `#` begins a remark. SettingsError."""
+    """Lines of NAME TOKEN and optionally a webhook secret; `#` begins a comment. SettingsError."""
     if file is None:
         return []
     try:
@@ -96,7 +96,7 @@ def read_tenants(file: Path | None) -> list[Tenant]:
 
 def _tenant(where: str, name: str, token: str = "", secret: str = "", *more: str) -> Tenant:
     if not token or more:
-        raise SettingsError(f"{where}: must be a name, a token and perhaps a webhook secret")
+        raise SettingsError(f"{where}: must be a name, a token and optionally a webhook secret")
     try:
         parse_scope(name, field="name")
     except InvalidField as error:

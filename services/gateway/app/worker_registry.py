@@ -1,65 +1,148 @@
-"""Who works for this gateway, and what they offer together. Kept, so that a restarted gateway still knows."""
+"""The known workers, which of them live, what they offer together, and which are stragglers.
+
+Kept in the store, so that a restarted gateway still knows them. What a worker is given is for the scheduler to say.
+"""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
-from services.gateway.app.capabilities import Group, Groups
-from services.gateway.app.faults import Faults
-from services.gateway.app.leases import Leases
-from services.gateway.app.records import WORKERS
-from services.gateway.app.standings import Standings
-from services.gateway.app.views import Views
+from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
+from services.gateway.app.circuit_breakers import CircuitBreakers
+from services.gateway.app.job_store import WORKERS
+from services.gateway.app.leases import LeaseTable
 from services.gateway.config import GatewaySettings
-from services.gateway.jobs.catalog import Catalog, held_by
-from services.gateway.jobs.model import Job, task_name
-from services.gateway.jobs.workers import Annotator, Capabilities, Worker, WorkerRecord, WorkerStatus
+from services.gateway.domain.job import Ending, Job, Task, TaskState, task_name
+from services.gateway.domain.workers import (
+    AnnouncedAnnotator,
+    Capabilities,
+    FleetCatalog,
+    Worker,
+    WorkerRecord,
+    WorkerStatus,
+    held_by,
+)
 from services.gateway.ordering.board import Board
+from services.gateway.ordering.pace import Paces
 from services.gateway.ordering.tasks import Amounts
-from services.gateway.ports import CaughtUp, Clock, Deleted, JobStore, Record
+from services.gateway.ports import CaughtUp, Clock, Deleted, Record, RecordStore
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
+# How long a straggler gets no tasks; then it is judged again.
+SET_ASIDE_S = 900.0
+# At most this part of the workers that were judged lately, so that no mistake empties a fleet.
+SHARE_MAX = 0.2
 BUCKET = "workers"
 PAGE = 1_000
-# How far the kept time of the last poll may lag.
+# How far the stored time of the last poll may lag.
 WRITE_INTERVAL_S = 60.0
-# What it holds is told to other gateways no more often.
+# Changed models are written for other gateways at most this often.
 INVENTORY_INTERVAL_S = 5.0
 
 
+class StragglerDetector:
+    """Finds workers that are slow, or fail much, against others of their device; they come back on trial."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._paces = Paces()
+        # Worker id to why it is set aside, and until when in monotonic seconds.
+        self._aside: dict[str, tuple[str, float]] = {}
+        self._judged: set[str] = set()
+        # Of open jobs: how many ended attempts of each task were counted.
+        self._counted: dict[str, dict[int, int]] = {}
+
+    def observe(self, job: Job, device_of: Callable[[str], str]) -> None:
+        before = self._counted.pop(job.id, {})
+        now: dict[int, int] = {}
+        for task in job.tasks:
+            now[task.number] = len(task.attempts) + (task.state is TaskState.SUCCEEDED)
+            if now[task.number] > before.get(task.number, 0):
+                self._learn(job, task, device_of)
+        if not job.state.ended and any(now.values()):
+            self._counted[job.id] = now
+
+    def _learn(self, job: Job, task: Task, device_of: Callable[[str], str]) -> None:
+        """Learn from how the task's newest attempt ended."""
+        if task.state is TaskState.SUCCEEDED and task.lease is not None:
+            worker, alike = task.lease.worker, task.lease.batch_size
+            took_s = (task.end_time_s - task.lease.time_s) / max(1, alike)
+            self._paces.done(worker, device_of(worker), _work_of(job, task), took_s)
+        elif task.attempts and task.attempts[-1].ending is Ending.FAILED:
+            worker = task.attempts[-1].worker
+            self._paces.failed(worker, device_of(worker))
+        else:
+            return
+        self._judged.add(worker)
+        self._judge(worker)
+
+    def _judge(self, worker: str) -> None:
+        why = self._paces.fault_of(worker)
+        if not why or self.fault_of(worker) or len(self._aside) + 1 > max(1.0, SHARE_MAX * len(self._judged)):
+            return
+        if len(self._judged) > 1:
+            self._aside[worker] = (why, self._clock.monotonic_s() + SET_ASIDE_S)
+            log.warning("straggler_set_aside", worker=worker, why=why, for_s=SET_ASIDE_S)
+
+    def fault_of(self, worker: str) -> str:
+        """Why it is set aside; empty where it is not."""
+        why, until_s = self._aside.get(worker, ("", 0.0))
+        if why and until_s <= self._clock.monotonic_s():
+            del self._aside[worker]
+            self._paces.forget(worker)
+            return ""
+        return why
+
+    def forget(self, worker: str) -> None:
+        self._paces.forget(worker)
+        self._judged.discard(worker)
+        self._aside.pop(worker, None)
+
+
+def _work_of(job: Job, task: Task) -> object:
+    """Tasks are compared where this is equal."""
+    return task.stage, job.request_of(task).facts
+
+
 @dataclass(slots=True)
-class _Known:
+class _KnownWorker:
     record: WorkerRecord
-    group: Group
+    group: CapabilityGroup
     written_s: float
     # The store's; 0 before the first write.
     revision: int = 0
     polls: int = 0
     live: bool = False
-    # As it was written last.
+    # As last written.
     written_models: frozenset[str] = frozenset()
 
 
-class Workers:
-    """Tells the plan of workers that live, and of those that do not any more."""
+class WorkerRegistry:
+    """Keeps the scheduler informed of workers that live, and of those that went away."""
 
     def __init__(
-        self, store: JobStore, leases: Leases, faults: Faults, board: Board, clock: Clock, settings: GatewaySettings
+        self,
+        store: RecordStore,
+        leases: LeaseTable,
+        breakers: CircuitBreakers,
+        scheduler: Board,
+        clock: Clock,
+        settings: GatewaySettings,
     ) -> None:
         self._store = store
-        self._board = board
-        self._views = Views()
-        self._standings = Standings(clock)
-        self._faults = faults
+        self._scheduler = scheduler
+        self._views = WorkerViews()
+        self._stragglers = StragglerDetector(clock)
+        self._breakers = breakers
         self._leases = leases
         self._clock = clock
         self._settings = settings
-        self._groups = Groups(store, clock)
-        self._known: dict[str, _Known] = {}
-        # Live workers without an open poll, and when they were heard of on the monotonic clock; the longest ago first.
+        self._groups = CapabilityGroups(store, clock)
+        self._known: dict[str, _KnownWorker] = {}
+        # Live workers without an open poll, and when they last called, in monotonic seconds; the longest ago first.
         self._quiet: OrderedDict[str, float] = OrderedDict()
 
     async def load(self) -> None:
@@ -71,7 +154,7 @@ class Workers:
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
 
     async def seen(self, worker: Worker, digest: str, capabilities: Capabilities | None) -> bool:
-        """Take in what a poll says; False when the capabilities that this worker calls so are not known."""
+        """Take in what a poll reports; False where the capabilities with its digest are not known of this worker."""
         known = self._known.get(worker.id)
         is_same = known is not None and known.record.announced_digest == digest
         if capabilities is None and not is_same:
@@ -99,19 +182,19 @@ class Workers:
         self.refresh(worker.id)
         return True
 
-    def _write_interval_s(self, known: _Known) -> float:
+    def _write_interval_s(self, known: _KnownWorker) -> float:
         is_other = known.written_models != known.record.worker.held_models
         return INVENTORY_INTERVAL_S if is_other else WRITE_INTERVAL_S
 
-    # What is counted of each: its stage, its group, and what it holds
+    # Counters by stage, group and held models
 
-    def _add(self, record: WorkerRecord, group: Group) -> _Known:
-        """It is away until it is heard of."""
-        known = self._known[record.worker.id] = _Known(record, group, record.last_poll_time_s)
+    def _add(self, record: WorkerRecord, group: CapabilityGroup) -> _KnownWorker:
+        """Add a worker, not live until it calls."""
+        known = self._known[record.worker.id] = _KnownWorker(record, group, record.last_poll_time_s)
         self._attach(known)
         return known
 
-    def _revise(self, known: _Known, record: WorkerRecord, group: Group) -> None:
+    def _revise(self, known: _KnownWorker, record: WorkerRecord, group: CapabilityGroup) -> None:
         before, worker = known.record.worker, record.worker
         if known.group is not group or (before.node, before.stage) != (worker.node, worker.stage):
             self._detach(known)
@@ -124,27 +207,27 @@ class Workers:
             self._groups.catalog.count_held(was - now, -1, live=known.live)
             self._groups.catalog.count_held(now - was, 1, live=known.live)
 
-    def _drop(self, known: _Known) -> None:
+    def _drop(self, known: _KnownWorker) -> None:
         worker_id = known.record.worker.id
         self._detach(known)
         del self._known[worker_id]
         self._quiet.pop(worker_id, None)
         self._views.forget(worker_id)
 
-    def _attach(self, known: _Known) -> None:
+    def _attach(self, known: _KnownWorker) -> None:
         worker = known.record.worker
         known.group = self._groups.join(known.group, worker.id, worker.node)
         self._groups.set_live(known.group, worker.id, live=known.live)
         self._groups.catalog.count_stage(worker.stage, 1)
         self._count_held(known, 1)
 
-    def _detach(self, known: _Known) -> None:
+    def _detach(self, known: _KnownWorker) -> None:
         worker = known.record.worker
         self._count_held(known, -1)
         self._groups.catalog.count_stage(worker.stage, -1)
         self._groups.leave(known.group, worker.id)
 
-    def _set_live(self, known: _Known, *, live: bool) -> None:
+    def _set_live(self, known: _KnownWorker, *, live: bool) -> None:
         if known.live == live:
             return
         self._count_held(known, -1)
@@ -152,22 +235,22 @@ class Workers:
         self._groups.set_live(known.group, known.record.worker.id, live=live)
         self._count_held(known, 1)
 
-    def _count_held(self, known: _Known, by: int) -> None:
+    def _count_held(self, known: _KnownWorker, by: int) -> None:
         held = held_by(known.record.worker, known.group.needs_by_id)
         self._groups.catalog.count_held(held, by, live=known.live)
 
-    # Who lives
+    # Liveness
 
-    def _hear(self, known: _Known) -> None:
-        """It is alive."""
+    def _hear(self, known: _KnownWorker) -> None:
+        """It called just now, so it is live."""
         worker_id = known.record.worker.id
         self._quiet.pop(worker_id, None)
         if not known.polls:
             self._quiet[worker_id] = self._clock.monotonic_s()
         self._set_live(known, live=True)
 
-    def _look_who_lives(self) -> None:
-        """Those that were not heard of for a while are away. Before anything is said of who lives."""
+    def _update_live(self) -> None:
+        """Mark workers that did not call for a while as away; called before liveness is read."""
         until_s = self._clock.monotonic_s() - self._settings.worker_live_s
         while self._quiet:
             worker_id, heard_s = next(iter(self._quiet.items()))
@@ -177,40 +260,40 @@ class Workers:
             if known := self._known.get(worker_id):
                 self._set_live(known, live=False)
 
-    def _is_live(self, known: _Known) -> bool:
-        self._look_who_lives()
+    def _is_live(self, known: _KnownWorker) -> bool:
+        self._update_live()
         return known.live
 
     def refresh(self, worker_id: str) -> None:
-        """Tell the plan what it may count on now."""
+        """Give the scheduler the worker's present view, or take the worker from it."""
         known = self._known.get(worker_id)
         if known is None or known.record.worker.draining or self.draining_reason(worker_id):
-            self._board.gone(worker_id, self._clock.monotonic_s())
+            self._scheduler.gone(worker_id, self._clock.monotonic_s())
         elif self._is_live(known):
             view = self._views.of(known.record.worker, known.group, self._offered(known))
-            self._board.seen(view, self._clock.monotonic_s())
+            self._scheduler.seen(view, self._clock.monotonic_s())
 
     def retire_silent(self) -> None:
-        """What was planned for those that were not heard of lately goes elsewhere."""
-        for worker_id in self._board.workers:
+        """Take workers that went away from the scheduler; what was planned for them goes elsewhere."""
+        for worker_id in self._scheduler.workers:
             known = self._known.get(worker_id)
             if known is None or not self._is_live(known):
-                self._board.gone(worker_id, self._clock.monotonic_s())
+                self._scheduler.gone(worker_id, self._clock.monotonic_s())
 
     def observe(self, job: Job) -> None:
-        """Learn from what came of tasks how fast and how good workers are."""
-        self._standings.observe(job, self._device_of)
+        """Learn from the outcomes of tasks how fast and how reliable workers are."""
+        self._stragglers.observe(job, self._device_of)
 
     def _device_of(self, worker_id: str) -> str:
         known = self._known.get(worker_id)
         return known.record.worker.device if known else ""
 
     def draining_reason(self, worker_id: str) -> str:
-        """Why the gateway gives it no more; empty while it does."""
-        return self._standings.fault_of(worker_id)
+        """Why the gateway gives it no more tasks; empty while it does."""
+        return self._stragglers.fault_of(worker_id)
 
     async def follow(self) -> None:
-        """Take in what workers said to other gateways."""
+        """Take in what workers reported to other gateways."""
         async for change in self._store.watch(BUCKET):
             if isinstance(change, Deleted):
                 known = self._known.get(change.key)
@@ -229,7 +312,7 @@ class Workers:
             return
         group = await self._groups.get(record.capabilities_digest)
         if group is None:
-            # Another gateway is just forgetting them. The worker is asked for them when it comes.
+            # Another gateway is just deleting them. The worker is asked for them at its next poll.
             log.warning("capabilities_missing", worker=change.key, digest=record.capabilities_digest)
             return
         known = self._known.get(change.key)
@@ -242,14 +325,14 @@ class Workers:
     def is_known(self, worker_id: str) -> bool:
         return worker_id in self._known
 
-    def heard(self, worker_id: str) -> None:
-        """It is alive: it talks to another gateway."""
+    def seen_elsewhere(self, worker_id: str) -> None:
+        """It is live: it called another gateway."""
         self.touch(worker_id)
         self.refresh(worker_id)
-        self._board.heard(worker_id, self._clock.monotonic_s())
+        self._scheduler.heard(worker_id, self._clock.monotonic_s())
 
     def touch(self, worker_id: str) -> None:
-        """It is alive: it renewed a lease."""
+        """It is live: it renewed a lease."""
         if known := self._known.get(worker_id):
             self._hear(known)
 
@@ -257,16 +340,16 @@ class Workers:
         known = self._known[worker_id]
         known.polls += 1
         self._hear(known)
-        self._board.asks(worker_id, self._clock.monotonic_s())
+        self._scheduler.asks(worker_id, self._clock.monotonic_s())
 
     def end_poll(self, worker_id: str) -> None:
         if known := self._known.get(worker_id):
             known.polls -= 1
             self._hear(known)
-        self._board.answered(worker_id, self._clock.monotonic_s())
+        self._scheduler.answered(worker_id, self._clock.monotonic_s())
 
-    async def _write(self, known: _Known, now_s: float) -> None:
-        await self._groups.make_sure(known.group)
+    async def _write(self, known: _KnownWorker, now_s: float) -> None:
+        await self._groups.ensure_stored(known.group)
         known.written_s, known.written_models = now_s, known.record.worker.held_models
         key, value = known.record.worker.id, WORKERS.encode(known.record)
         try:
@@ -281,47 +364,47 @@ class Workers:
         else:
             known.revision = written.revision
 
-    def _offered(self, known: _Known) -> frozenset[str]:
-        """Less what its node has failed at too often lately."""
-        skipped = self._faults.skipped(known.record.worker.node)
-        return known.group.offers - skipped if skipped & known.group.offers else known.group.offers
+    def _offered(self, known: _KnownWorker) -> frozenset[str]:
+        """Its offers, less those whose circuit breaker is open for its node."""
+        broken = self._breakers.open_needs(known.record.worker.node)
+        return known.group.offers - broken if broken & known.group.offers else known.group.offers
 
     # What they offer together
 
-    def catalog(self) -> Catalog:
-        """All that known workers offer; what requests are checked against. Read it before the next await."""
-        self._look_who_lives()
+    def catalog(self) -> FleetCatalog:
+        """All that known workers offer; requests are checked against it. Read it before the next await."""
+        self._update_live()
         return self._groups.catalog
 
     def residency_of(self, kind: str, name: str) -> int:
-        """Where workers hold a model, or an annotator's: the contract's number for the best place; REMOTE for none."""
+        """The best place where workers hold a model, or an annotator's, by the contract's numbers; else REMOTE."""
         return self.catalog().residency_of(kind, name)
 
     def can_any(self, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
-        """Whether some known worker can do what needs all of them together, and takes that much."""
-        self._look_who_lives()
+        """Whether some known worker meets all the needs together, and accepts those amounts."""
+        self._update_live()
         return self._groups.can_any(needs, amounts, only_live=only_live)
 
     def offering(self, need: str) -> list[str]:
-        """Up to five nodes that offer it, live ones first; for messages."""
-        self._look_who_lives()
+        """Up to five nodes that offer it, live ones first; for error messages."""
+        self._update_live()
         return self._groups.offering(need)
 
     def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> list[tuple[str, int | None]]:
-        """Up to five nodes that offer the needs, and the most that they take, the largest first; None for no bound."""
-        self._look_who_lives()
+        """Up to five nodes that offer the needs, with their limits, the largest first; None for no limit."""
+        self._update_live()
         return self._groups.limits_of(name, needs)
 
-    def variants(self, annotator_id: str) -> Sequence[Annotator]:
+    def variants(self, annotator_id: str) -> Sequence[AnnouncedAnnotator]:
         """The annotator in every version and on every device that a worker announced, live ones first."""
-        self._look_who_lives()
-        distinct: dict[tuple[str, str], Annotator] = {}
+        self._update_live()
+        distinct: dict[tuple[str, str], AnnouncedAnnotator] = {}
         for group in self._groups.with_annotator(annotator_id):
             annotator = group.annotators[annotator_id]
             distinct.setdefault((annotator.version, annotator.device), annotator)
         return list(distinct.values())
 
-    def annotator_of(self, worker_id: str, annotator_id: str) -> Annotator | None:
+    def annotator_of(self, worker_id: str, annotator_id: str) -> AnnouncedAnnotator | None:
         """The annotator as that worker announced it."""
         known = self._known.get(worker_id)
         return known.group.annotators.get(annotator_id) if known else None
@@ -332,11 +415,11 @@ class Workers:
         needs = known.group.needs_by_id.get(model_id, ()) if known else ()
         return needs[0].partition(":")[0] if needs else ""
 
-    def _rank(self, known: _Known) -> tuple[bool, float]:
+    def _rank(self, known: _KnownWorker) -> tuple[bool, float]:
         return self._is_live(known), known.record.last_poll_time_s
 
     def statuses(self) -> Sequence[WorkerStatus]:
-        """The workers that asked for work lately."""
+        """The workers that polled lately."""
         since_s = self._clock.now_s() - self._settings.worker_listed_s
         return [
             self._status(known)
@@ -344,7 +427,7 @@ class Workers:
             if self._is_live(known) or known.record.last_poll_time_s >= since_s
         ]
 
-    def _status(self, known: _Known) -> WorkerStatus:
+    def _status(self, known: _KnownWorker) -> WorkerStatus:
         worker = known.record.worker
         return WorkerStatus(
             worker=worker,
@@ -355,7 +438,7 @@ class Workers:
         )
 
     async def sweep(self) -> None:
-        """Forget those that went away long ago, and capabilities that nobody announces any more."""
+        """Delete workers that went away long ago, and capabilities that no worker announces any more."""
         until_s = self._clock.now_s() - self._settings.worker_retention_s
         await self._forget(
             known
@@ -365,23 +448,23 @@ class Workers:
         await self._groups.sweep()
 
     async def _make_room(self) -> None:
-        """Forget the one that was away longest, if there are too many. ResourceExhausted when all are live."""
+        """Delete the worker that was away longest, if there are too many. ResourceExhausted where all are live."""
         if len(self._known) < self._settings.worker_limit:
             return
         oldest = min(self._known.values(), key=self._rank)
         if self._is_live(oldest):
             raise ResourceExhausted(
-                f"{self._settings.worker_limit} workers are here already", retry_after_s=self._settings.retry_after_s
+                f"there are {self._settings.worker_limit} workers already", retry_after_s=self._settings.retry_after_s
             )
         await self._forget([oldest])
 
-    async def _forget(self, gone: Iterable[_Known]) -> None:
+    async def _forget(self, gone: Iterable[_KnownWorker]) -> None:
         for known in list(gone):
             worker_id = known.record.worker.id
             if self._known.get(worker_id) is known:
                 self._drop(known)
-            self._standings.forget(worker_id)
-            self._board.gone(worker_id, self._clock.monotonic_s())
+            self._stragglers.forget(worker_id)
+            self._scheduler.gone(worker_id, self._clock.monotonic_s())
             await self._store.delete(BUCKET, worker_id)
 
 

@@ -1,22 +1,25 @@
-"""Workers ask for tasks and wait for them."""
+"""Long polls: workers request tasks, wait for them, and learn which models to prefetch.
+
+Which tasks and models those are is for the scheduler to say.
+"""
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fanlight.errors import NotFound, Unavailable
+from services.gateway.app.completion import Completion
 from services.gateway.app.core import Core
-from services.gateway.app.queue import Queue
-from services.gateway.app.tokens import new_token
-from services.gateway.jobs import machine
-from services.gateway.jobs.model import Job, Lease, Task, TaskState, task_name
-from services.gateway.jobs.workers import CHECKPOINT, Capabilities, Worker
+from services.gateway.app.leases import new_token
+from services.gateway.domain import machine
+from services.gateway.domain.job import Job, Lease, Task, TaskState, task_name
+from services.gateway.domain.workers import CHECKPOINT, Capabilities, Worker
 from services.gateway.ordering.tasks import Key
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
-# Who waits looks again this often: what is planned for another worker may be late there.
+# A waiting poll asks the scheduler again this often: what is planned for another worker may be late there.
 RECHECK_S = 5.0
 
 
@@ -40,8 +43,8 @@ class LeasedTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedModel:
-    """One that the worker should fetch meanwhile."""
+class ModelToFetch:
+    """A prefetch for the worker to do meanwhile."""
 
     model: str
     kind: str
@@ -51,43 +54,43 @@ class WantedModel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollAnswer:
     tasks: Sequence[LeasedTask] = ()
-    # All that it should fetch, the most urgent first; None where there is nothing new.
-    fetches: Sequence[WantedModel] | None = None
+    # All models to prefetch, the most urgent first; None where nothing changed.
+    fetches: Sequence[ModelToFetch] | None = None
     wants_capabilities: bool = False
 
 
 class Polls:
-    def __init__(self, core: Core, queue: Queue) -> None:
-        self._ledger = core.ledger
+    def __init__(self, core: Core, completion: Completion) -> None:
+        self._job_store = core.job_store
         self._leases = core.leases
-        self._waiting = core.waiting
-        self._board = core.board
+        self._queue_index = core.queue_index
+        self._scheduler = core.scheduler
         self._workers = core.workers
-        self._bell = core.bell
+        self._notifier = core.notifier
         self._heartbeats = core.heartbeats
         self._clock = core.clock
         self._random_bytes = core.random_bytes
-        self._queue = queue
-        # Worker id to its newest poll; an older one that still waits was given up by its worker.
+        self._completion = completion
+        # Worker id to its newest poll; its worker has abandoned any older one that still waits.
         self._newest: dict[str, Poll] = {}
         self._draining = False
 
     def drain(self) -> None:
         self._draining = True
-        self._bell.ring_all()
+        self._notifier.notify_all()
 
     async def lease(self, poll: Poll) -> PollAnswer:
-        """Tasks for the worker, at once or when some come within its wait; none is no error. Unavailable."""
+        """Tasks for the worker, at once or as soon as there are some within its wait; perhaps no task. Unavailable."""
         if self._draining:
             raise Unavailable("the gateway is stopping", retry_after_s=1.0)
         worker = poll.worker
         if not await self._workers.seen(worker, poll.capabilities_digest, poll.capabilities):
             return PollAnswer(wants_capabilities=True)
-        self._heartbeats.hear(worker.id)
-        await self._take_back_unheld(worker.id, poll.held_tokens)
+        self._heartbeats.note_call(worker.id)
+        await self._expire_unheld(worker.id, poll.held_tokens)
         if worker.draining or not poll.max_tasks:
             self._newest.pop(worker.id, None)
-            self._waiting.ring()
+            self._queue_index.notify()
             return PollAnswer(fetches=self.new_fetches(worker.id))
         self._newest[worker.id] = poll
         self._workers.begin_poll(worker.id)
@@ -96,14 +99,14 @@ class Polls:
             return PollAnswer(tasks=tasks, fetches=self.new_fetches(worker.id))
         finally:
             self._workers.end_poll(worker.id)
-            self._heartbeats.hear(worker.id)
+            self._heartbeats.note_call(worker.id)
             if self._newest.get(worker.id) is poll:
                 del self._newest[worker.id]
 
-    async def _take_back_unheld(self, worker_id: str, held_tokens: frozenset[str]) -> None:
-        for held in self._leases.of_worker(worker_id):
-            if held.token not in held_tokens:
-                await self._queue.expire(held, unheld=True)
+    async def _expire_unheld(self, worker_id: str, held_tokens: frozenset[str]) -> None:
+        for lease in self._leases.of_worker(worker_id):
+            if lease.token not in held_tokens:
+                await self._completion.expire(lease, unheld=True)
 
     async def _wait(self, poll: Poll) -> Sequence[LeasedTask]:
         loop = asyncio.get_running_loop()
@@ -115,40 +118,40 @@ class Polls:
             left_s = until_s - loop.time()
             if left_s <= 0 or self._draining:
                 break
-            await self._bell.wait(poll.worker.id, wait_s=min(left_s, RECHECK_S))
+            await self._notifier.wait(poll.worker.id, wait_s=min(left_s, RECHECK_S))
             self._workers.refresh(poll.worker.id)
         return ()
 
     async def _claim(self, poll: Poll) -> Sequence[LeasedTask]:
-        """Lease what ordering chooses; choose again where other gateways were faster."""
+        """Lease what the scheduler chooses; choose again where other gateways were faster."""
         while True:
-            chosen = self._board.choose(poll.worker.id, poll.max_tasks, self._clock.monotonic_s())
-            self._waiting.ring()
+            chosen = self._scheduler.choose(poll.worker.id, poll.max_tasks, self._clock.monotonic_s())
+            self._queue_index.notify()
             if not chosen:
                 return ()
             keys = [task.key for task in chosen]
-            self._waiting.hold(keys)
+            self._queue_index.withhold(keys)
             try:
                 if leased := await self._lease(poll.worker, keys):
                     return leased
             finally:
-                self._waiting.release(keys)
+                self._queue_index.release(keys)
 
     def _has_new_fetches(self, worker: Worker) -> bool:
-        return worker.takes_fetches and self._board.has_news(worker.id)
+        return worker.takes_fetches and self._scheduler.has_news(worker.id)
 
-    def new_fetches(self, worker_id: str) -> Sequence[WantedModel] | None:
-        """All that the worker should fetch meanwhile, if that is other than what it was told."""
-        post = self._board.post(worker_id)
-        if post is None or not post.view.takes_fetches or not self._board.has_news(worker_id):
+    def new_fetches(self, worker_id: str) -> Sequence[ModelToFetch] | None:
+        """All models that the worker should prefetch, if that changed since it was last sent."""
+        state = self._scheduler.post(worker_id)
+        if state is None or not state.view.takes_fetches or not self._scheduler.has_news(worker_id):
             return None
         return [
-            WantedModel(
+            ModelToFetch(
                 model=fetch.model,
                 kind=CHECKPOINT if fetch.sticky else self._workers.model_kind(worker_id, fetch.model),
                 size_bytes=fetch.size_bytes,
             )
-            for fetch in self._board.fetches(worker_id)
+            for fetch in self._scheduler.fetches(worker_id)
         ]
 
     async def _lease(self, worker: Worker, keys: Sequence[Key]) -> Sequence[LeasedTask]:
@@ -173,14 +176,14 @@ class Polls:
             for number in numbers
         }
 
-        def lease_those_that_wait(job: Job) -> Job:
+        def lease_queued(job: Job) -> Job:
             for number, lease in leases.items():
                 if job.tasks[number - 1].state is TaskState.QUEUED:
                     job = machine.lease(job, number, lease, now_s=now_s)
             return job
 
         try:
-            job = await self._ledger.change(job_id, lease_those_that_wait)
+            job = await self._job_store.change(job_id, lease_queued)
         except NotFound:
             return ()
         tasks = [task for task in job.tasks if task.lease and task.lease == leases.get(task.number)]

@@ -1,9 +1,10 @@
-"""A job, its tasks and what happened to them. Values only; `machine` says how they change.
+"""A job, its tasks and their attempts. Values only; `machine` says how they change.
 
-Times are seconds since the epoch. When a lease expires is not in here: that is judged on a monotonic clock.
+Times are seconds since the epoch. When a lease expires is not here: that is measured on a monotonic clock.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -12,7 +13,7 @@ from services.kernel.blobs import BlobInfo
 PREPROCESS = "preprocess"
 DIFFUSION = "diffusion"
 
-# A job is one record, read and written whole.
+# A job is one record, read and written as a whole.
 TASKS_LIMIT = 64
 
 DEFAULT_TENANT = "default"
@@ -47,7 +48,7 @@ class JobState(StrEnum):
 
 
 class Fault(StrEnum):
-    """Who is to blame for a failure."""
+    """What is to blame for a failure."""
 
     REQUEST = "request"
     NODE = "node"
@@ -72,32 +73,32 @@ class Facts:
 
     # What a worker must offer, such as `checkpoint:starter`, `annotator:canny`, `safety_checker:block`.
     needs: frozenset[str] = frozenset()
-    # What a worker must take at least, by name, such as `pixels`; sorted.
+    # The least limits of a worker, by name, such as `pixels`; sorted.
     amounts: tuple[tuple[str, int], ...] = ()
-    # Empty for stages without.
+    # Empty for stages without one.
     checkpoint: str = ""
     family: str = ""
     annotator: str = ""
-    # Ids or references of all models that it takes, the checkpoint too, as workers report what they hold.
+    # Ids or references of all its models, the checkpoint too, in the form in which workers report them.
     models: frozenset[str] = frozenset()
     # LoRAs and their weights on the UNet; sorted.
     loras: tuple[tuple[str, float], ...] = ()
     # Both 0 where they are not known before the work begins.
     width_px: int = 0
     height_px: int = 0
-    # Evaluations of the model, and whether each is one with guidance; 0 for stages without.
+    # Noise predictions, and whether each has guidance; 0 for stages without steps.
     steps: int = 0
     guided: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRequest:
-    """The request message of a stage, checked and resolved: opaque here, but for its facts."""
+    """The request message of a stage, checked and resolved: opaque here, except for its facts."""
 
     __pydantic_config__ = BYTES_AS_BASE64
 
     stage: str
-    # Of the client's request, such as `generation`: errors name it.
+    # The field of the client's request, such as `generation`; error messages name it.
     field: str
     message: bytes = dataclasses.field(repr=False)
     facts: Facts = dataclasses.field(default_factory=Facts)
@@ -105,9 +106,9 @@ class StageRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """An image that a task takes: a blob, or what another task of the job makes."""
+    """An image that a task reads: a blob, or the output of another task of the job."""
 
-    # Of the request message, such as `controls[0].image`.
+    # The field of the request message, such as `controls[0].image`.
     field: str
     # The number of the task that makes it; 0 where there is a blob.
     task: int = 0
@@ -135,7 +136,7 @@ class Output:
     width_px: int
     height_px: int
     seed: int | None = None
-    # What the safety checker said; None where it was off.
+    # The safety checker's verdict; None where it was off.
     nsfw: bool | None = None
     # JSON; empty for a control image.
     provenance: str = ""
@@ -143,7 +144,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """A worker's right to finish a task. It stays on an ended task, to know its token again."""
+    """A worker's right to finish a task. It stays on an ended task, so that its token is recognized."""
 
     token: str
     worker: str
@@ -154,14 +155,14 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beat:
-    """What a worker last said to some gateway: lease tokens to how far their tasks are, as step and steps."""
+class Heartbeat:
+    """What a worker last reported to some gateway: lease tokens to the progress of their tasks, as step and steps."""
 
     steps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Ending(StrEnum):
-    """How an attempt came to nothing."""
+    """How an attempt ended without a result."""
 
     FAILED = "failed"
     LOST = "lost"
@@ -169,7 +170,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A try that came to nothing and counts. One that was given back leaves none."""
+    """An attempt that failed or was lost, and counts. A task that was given back leaves none."""
 
     worker: str
     node: str
@@ -185,13 +186,13 @@ class Task:
 
     number: int
     stage: str
-    # Which of the job's requests it does.
+    # The index of its request among the job's requests.
     request: int
     state: TaskState
-    # What it has of its own, such as its seed: a message of the same type, merged over the request.
+    # Its own values, such as its seed: a message of the same type, merged over the request.
     patch: bytes = field(default=b"", repr=False)
     inputs: tuple[Input, ...] = ()
-    # Since when it could have been leased; 0 while blocked.
+    # Since when it waits to be leased; 0 while blocked.
     queue_time_s: float = 0.0
     end_time_s: float = 0.0
     # The live lease while LEASED; the last one after that.
@@ -199,18 +200,18 @@ class Task:
     # Leases given so far.
     leases: int = 0
     attempts: tuple[Attempt, ...] = ()
-    # How many of them count no more: somebody had the task tried anew.
+    # How many of them no longer count, because the task was redriven.
     forgiven: int = 0
-    # Not to be leased before; 0 where nothing holds it up.
+    # Back-off: not to be leased before; 0 for no back-off.
     not_before_s: float = 0.0
-    # Run it with no other beside it: a batch with it died.
+    # Run it in no batch: a batch with it was lost.
     alone: bool = False
-    # All its attempts are spent.
+    # All its attempts are spent: it has a dead letter.
     dead: bool = False
     outputs: tuple[Output, ...] = ()
     spans: tuple[Span, ...] = ()
     failure: Failure | None = None
-    # How far it is; not kept, filled in for those who ask.
+    # Its progress; not stored, filled in for answers.
     step: int = 0
     steps: int = 0
 
@@ -226,11 +227,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEstimate:
-    """How long a job should still take; the slowest of its tasks counts."""
+    """How long a job should still take, by the slowest of its tasks."""
 
     tasks_ahead: int
     ready_s: float
-    # What must still come to the node, and over which link.
+    # What the node must still download, and over which link.
     fetch_bytes: int = 0
     fetch_s: float = 0.0
     node: str = ""
@@ -244,26 +245,26 @@ class Job:
     create_time_s: float
     priority: int
     request_id: str
-    # What was asked for comes first; then what its tasks do.
+    # The client's request first, then those of its tasks.
     requests: tuple[StageRequest, ...]
     tasks: tuple[Task, ...]
     control_images: tuple[ControlImage, ...] = ()
-    # What its requests read.
+    # The blobs that its requests read.
     blobs: tuple[BlobInfo, ...] = ()
     end_time_s: float = 0.0
     failure: Failure | None = None
     # Counts the changes of the record, from 1.
     revision: int = 1
-    # Whose it is: the name that the client's token carries.
+    # The tenant of the client's token.
     tenant: str = DEFAULT_TENANT
-    # When it must have ended; 0 where nobody minds.
+    # When it must have ended; 0 for no deadline.
     deadline_s: float = 0.0
-    # Who is told of its end; empty for nobody.
+    # Called when it ends; empty for no webhook.
     webhook_url: str = ""
-    # How often it was tried anew after its attempts were spent.
+    # How often it was redriven after its attempts were spent.
     redrives: int = 0
 
-    # Not kept, filled in for those who ask, where anybody can tell.
+    # Not stored; filled in for answers, where an estimate is possible.
     estimate: JobEstimate | None = None
 
     @property
@@ -271,7 +272,8 @@ class Job:
         return f"jobs/{self.id}"
 
     @property
-    def asked(self) -> StageRequest:
+    def request(self) -> StageRequest:
+        """What the client requested."""
         return self.requests[0]
 
     def task(self, number: int) -> Task | None:
@@ -280,7 +282,7 @@ class Job:
     def request_of(self, task: Task) -> StageRequest:
         return self.requests[task.request]
 
-    def made_by(self, number: int) -> "Output | None":
+    def output_of(self, number: int) -> "Output | None":
         """The first output of a task; None before it has succeeded."""
         task = self.task(number)
         return task.outputs[0] if task is not None and task.outputs else None
@@ -288,3 +290,10 @@ class Job:
 
 def task_name(job_id: str, number: int) -> str:
     return f"jobs/{job_id}/tasks/{number}"
+
+
+def blobs_of(job: Job) -> Iterator[BlobInfo]:
+    """Every blob that the job's tasks read or wrote."""
+    yield from job.blobs
+    yield from (image.blob for image in job.control_images if image.blob is not None)
+    yield from (output.blob for task in job.tasks for output in task.outputs)

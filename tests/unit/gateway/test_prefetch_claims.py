@@ -1,25 +1,25 @@
-"""Of several gateways one has a checkpoint fetched ahead."""
+"""Of several gateways only one has a checkpoint prefetched."""
 
 from services.gateway.adapters.memory_store import MemoryStore
-from services.gateway.app.prefetches import BUCKET, Prefetches
+from services.gateway.app.prefetch import BUCKET, PrefetchClaims
 from services.gateway.ordering.board import Board
 from tests.fakes.board import a_task, a_view
 from tests.fakes.fleet import FakeClock
 
 
-def a_gateway(store: MemoryStore, clock: FakeClock, *workers: str) -> tuple[Board, Prefetches]:
+def a_gateway(store: MemoryStore, clock: FakeClock, *workers: str) -> tuple[Board, PrefetchClaims]:
     board = Board()
     for worker in workers:
         board.seen(a_view(worker, held=frozenset()), clock.monotonic_s())
         board.asks(worker, clock.monotonic_s())
-    return board, Prefetches(store, board, clock)
+    return board, PrefetchClaims(store, board, clock)
 
 
 def models(board: Board, worker: str) -> list[str]:
     return [fetch.model for fetch in board.fetches(worker)]
 
 
-async def test_a_checkpoint_is_fetched_once_for_all_gateways() -> None:
+async def test_a_checkpoint_is_prefetched_once_for_all_gateways() -> None:
     store, clock = MemoryStore(), FakeClock()
     here, claims_here = a_gateway(store, clock, "1", "2")
     there, claims_there = a_gateway(store, clock, "2", "1")
@@ -44,7 +44,7 @@ async def test_a_claim_whose_worker_never_finished_can_be_taken_over() -> None:
     assert models(there, "2") == ["a"]
 
 
-async def test_claims_that_are_over_are_forgotten() -> None:
+async def test_claims_that_ended_are_deleted() -> None:
     store, clock = MemoryStore(), FakeClock()
     board, claims = a_gateway(store, clock, "1")
     board.add(a_task("t"), clock.monotonic_s())

@@ -1,13 +1,13 @@
-"""Checkpoints that are being fetched ahead, claimed in the store, so that of several gateways one has it done."""
+"""Claims of prefetches in the store, so that of several gateways only one has a checkpoint prefetched."""
 
 import hashlib
 from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.app.records import Codec
+from services.gateway.app.job_store import Codec
 from services.gateway.ordering.board import Board
 from services.gateway.ordering.fetches import Claim
-from services.gateway.ports import Clock, JobStore
+from services.gateway.ports import Clock, RecordStore
 
 BUCKET = "prefetches"
 PAGE = 1_000
@@ -20,7 +20,7 @@ LIFE_MAX_S = 86_400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefetch:
-    """On the wall clock."""
+    """A claim. Times are of the wall clock."""
 
     model: str
     worker: str
@@ -30,21 +30,23 @@ class Prefetch:
 PREFETCHES: Codec[Prefetch] = Codec(Prefetch)
 
 
-class Prefetches:
-    def __init__(self, store: JobStore, board: Board, clock: Clock) -> None:
+class PrefetchClaims:
+    """Single flight across gateways: the first claim of a checkpoint wins until it ends."""
+
+    def __init__(self, store: RecordStore, scheduler: Board, clock: Clock) -> None:
         self._store = store
-        self._board = board
+        self._scheduler = scheduler
         self._clock = clock
 
     async def claim(self) -> None:
-        """Claim what the plan has begun to have fetched; what another gateway has claimed is dropped from the plan."""
-        for claim in self._board.take_claims():
+        """Claim the prefetches that the scheduler has planned; it drops those that another gateway has claimed."""
+        for claim in self._scheduler.take_claims():
             holder = await self._holder(claim)
             if holder != claim.worker:
-                self._board.refuse(claim, holder, self._clock.monotonic_s())
+                self._scheduler.refuse(claim, holder, self._clock.monotonic_s())
 
     async def _holder(self, claim: Claim) -> str:
-        """The worker that fetches the checkpoint for all gateways: the claim's, unless another was faster."""
+        """The worker that prefetches the checkpoint for all gateways: the claim's, unless another was faster."""
         key, value = _key(claim.fetch.model), PREFETCHES.encode(self._prefetch(claim))
         try:
             await self._store.create(BUCKET, key, value)
@@ -74,11 +76,11 @@ class Prefetches:
         """A time further away than any we set comes from a clock that jumped."""
         if not 0 < prefetch.until_s - self._clock.now_s() <= LIFE_MAX_S:
             return False
-        post = self._board.post(prefetch.worker)
-        return post is None or prefetch.model not in post.view.held
+        state = self._scheduler.post(prefetch.worker)
+        return state is None or prefetch.model not in state.view.held
 
     async def sweep(self) -> None:
-        """Forget those that are over."""
+        """Delete claims that have ended."""
         page = await self._store.list(BUCKET, limit=PAGE)
         while page:
             for record in page:

@@ -1,0 +1,265 @@
+"""What becomes of leased tasks: renewed, completed, failed, given back, or expired.
+
+Which change a token may make is for `domain.machine` to say; what is leased to whom, for the scheduler.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, TooLarge
+from services.gateway.app.circuit_breakers import blamed_need
+from services.gateway.app.control_cache import ControlImageCache
+from services.gateway.app.core import Core
+from services.gateway.app.dead_letters import DeadLetters
+from services.gateway.app.leases import LiveLease, task_key_of
+from services.gateway.app.queue_index import QueueLine, queue_lines
+from services.gateway.app.tenants import OPERATOR, Caller
+from services.gateway.app.watch import TaskProgress
+from services.gateway.domain import machine
+from services.gateway.domain.job import Failure, Fault, Job, Output, Span, Task, task_name
+from services.gateway.domain.machine import LeaseStatus
+from services.kernel.logs import get_logger
+
+log = get_logger()
+
+# What a sound node reports that lacks something that one request needs: the task is retried on another node, and no
+# circuit breaker counts it.
+NOT_HERE = frozenset({NotFound.reason, FailedPrecondition.reason, TooLarge.reason})
+# The field of a request for one image, such as AnnotateRequest's.
+IMAGE = "image"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    token: str
+    # None where there is nothing new; its `task` is ignored.
+    progress: TaskProgress | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewalResult:
+    token: str
+    # LIVE, CANCELLED or LOST.
+    status: LeaseStatus
+    ttl_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedOutput:
+    """One output that a worker reports to have written."""
+
+    scope: str
+    digest: str
+    width_px: int
+    height_px: int
+    seed: int | None = None
+    nsfw: bool | None = None
+    provenance: str = ""
+
+
+class Completion:
+    """Ends and renews leases, by their tokens."""
+
+    def __init__(self, core: Core, cache: ControlImageCache, dead_letters: DeadLetters) -> None:
+        self._job_store = core.job_store
+        self._leases = core.leases
+        self._workers = core.workers
+        self._breakers = core.circuit_breakers
+        self._heartbeats = core.heartbeats
+        self._deadlines = core.deadlines
+        self._random_bytes = core.random_bytes
+        self._hub = core.hub
+        self._blobs = core.blobs
+        self._clock = core.clock
+        self._cache = cache
+        self._dead_letters = dead_letters
+
+    def statistics(self, caller: Caller = OPERATOR) -> Sequence[QueueLine]:
+        """How much waits, by stage and checkpoint; only of jobs that the caller may see."""
+        seen = (job for job in self._job_store.open_jobs if caller.sees(job))
+        return queue_lines(seen, now_s=self._clock.now_s())
+
+    async def renew(self, worker_id: str, renewals: Sequence[Renewal]) -> list[RenewalResult]:
+        """Keep leases alive; one answer for each, in order."""
+        self._workers.touch(worker_id)
+        self._heartbeats.note_call(worker_id)
+        return [await self._renew(renewal) for renewal in renewals]
+
+    async def _renew(self, renewal: Renewal) -> RenewalResult:
+        lease = self._leases.renew(renewal.token)
+        if lease is None:
+            status = await self._status(renewal.token)
+            lease = self._leases.renew(renewal.token)
+        if lease is None:
+            return RenewalResult(token=renewal.token, status=status)
+        if renewal.progress is not None:
+            self._take_progress(lease, renewal.progress)
+        return RenewalResult(token=renewal.token, status=LeaseStatus.LIVE, ttl_s=self._leases.ttl_s)
+
+    def _take_progress(self, lease: LiveLease, reported: TaskProgress) -> None:
+        job_id, number = lease.key
+        self._leases.note_progress(lease, reported.step, reported.steps)
+        self._hub.publish(job_id, replace(reported, task=number))
+
+    async def _status(self, token: str) -> LeaseStatus:
+        """CANCELLED or LOST, after a read from the store: another gateway may have given the lease just now."""
+        try:
+            job_id, number = task_key_of(token)
+            job = await self._job_store.fresh(job_id)
+        except (LeaseLost, NotFound):
+            return LeaseStatus.LOST
+        found = machine.lease_status(job, number, token)
+        return found if found is LeaseStatus.CANCELLED else LeaseStatus.LOST
+
+    async def complete(self, token: str, reported: Sequence[ReportedOutput], spans: Sequence[Span]) -> None:
+        """Complete a task with its outputs. LeaseLost; FailedPrecondition when an output's blob does not exist."""
+        job_id, number = task_key_of(token)
+        await self._require_lease(job_id, number, token)
+        scope = (await self._job(job_id)).tenant
+        outputs = [await self._output(i, each, scope) for i, each in enumerate(reported)]
+        now_s = self._clock.now_s()
+        job = await self._job_store.change(
+            job_id,
+            lambda job: machine.complete(job, number, token, outputs=outputs, spans=spans, now_s=now_s),
+        )
+        log.info("task_completed", task=task_name(job_id, number), job_state=job.state.value)
+        await self._cache_output(job, number)
+        await self._note_success(job, number)
+
+    async def _require_lease(self, job_id: str, number: int, token: str) -> None:
+        """LeaseLost for a token that may not complete the task, also after a fresh read from the store."""
+        ok = (LeaseStatus.LIVE, LeaseStatus.COMPLETED)
+        if machine.lease_status(await self._job(job_id), number, token) in ok:
+            return
+        if machine.lease_status(await self._fresh(job_id), number, token) not in ok:
+            raise LeaseLost("the token is no longer the task's; drop the work")
+
+    async def _note_success(self, job: Job, number: int) -> None:
+        lease = job.tasks[number - 1].lease
+        if lease is not None:
+            await self._breakers.note_success(lease.node, blamed_need(job, number))
+
+    async def _output(self, index: int, reported: ReportedOutput, scope: str) -> Output:
+        if reported.scope != scope:
+            raise InvalidField(f"must be {scope}, as the task says", field=f"outputs[{index}].blob.scope")
+        blob = await self._blobs.settle(reported.scope, reported.digest)
+        if blob is None:
+            raise FailedPrecondition(
+                "there is no such blob; write it before completing the task", field=f"outputs[{index}].blob.digest"
+            )
+        return Output(
+            blob=blob,
+            width_px=reported.width_px,
+            height_px=reported.height_px,
+            seed=reported.seed,
+            nsfw=reported.nsfw,
+            provenance=reported.provenance,
+        )
+
+    async def _cache_output(self, job: Job, number: int) -> None:
+        """Cache a control image, where the same annotation may be requested again."""
+        task = job.tasks[number - 1]
+        request = job.request_of(task)
+        if task.lease is None or task.inputs or not request.facts.annotator:
+            return
+        annotator = self._workers.annotator_of(task.lease.worker, request.facts.annotator)
+        if annotator is not None:
+            await self._cache.keep(request, annotator, task.outputs[0])
+
+    async def end_attempt(self, token: str, fault: Fault | None, failure: Failure) -> None:
+        """End a worker's attempt; without a fault the task is only given back. LeaseLost."""
+        if fault is None:
+            await self.give_back(token)
+        else:
+            await self.fail(token, fault, failure)
+
+    async def fail(self, token: str, fault: Fault, failure: Failure) -> None:
+        """LeaseLost."""
+        job_id, number = task_key_of(token)
+        failure = as_clients_field(failure, await self._job(job_id), number)
+        now_s = self._clock.now_s()
+        chance = self._chance()
+        job = await self._job_store.change(
+            job_id,
+            lambda job: machine.fail(job, number, token, fault=fault, failure=failure, now_s=now_s, chance=chance),
+        )
+        log.info(
+            "task_failed",
+            task=task_name(job_id, number),
+            fault=fault.value,
+            reason=failure.reason,
+            job_state=job.state.value,
+        )
+        await self._dead_letters.keep(job)
+        if fault is Fault.NODE and failure.reason not in NOT_HERE:
+            await self._breakers.note_failure(job.tasks[number - 1].attempts[-1].node, blamed_need(job, number))
+
+    def _chance(self) -> float:
+        """From 0 up to 1."""
+        return self._random_bytes(1)[0] / 256
+
+    async def give_back(self, token: str) -> None:
+        """LeaseLost."""
+        job_id, number = task_key_of(token)
+        await self._job(job_id)
+        now_s = self._clock.now_s()
+        await self._job_store.change(job_id, lambda job: machine.give_back(job, number, token, now_s=now_s))
+        log.info("task_returned", task=task_name(job_id, number))
+
+    async def expire(self, live: LiveLease, *, unheld: bool = False) -> None:
+        """End a lease that its worker no longer renews, or does not know of; the task is retried."""
+        job_id, number = live.key
+        now_s, chance = self._clock.now_s(), self._chance()
+        try:
+            job = await self._job_store.change(
+                job_id, lambda job: machine.expire(job, number, live.token, now_s=now_s, unheld=unheld, chance=chance)
+            )
+        except NotFound:
+            return
+        log.info("lease_expired", task=task_name(job_id, number), worker=live.worker, unheld=unheld)
+        await self._dead_letters.keep(job)
+
+    async def expire_due(self) -> None:
+        for live in self._leases.due():
+            await self.expire(live)
+
+    async def end_late_jobs(self) -> None:
+        """Fail the jobs whose deadline has passed."""
+        now_s = self._clock.now_s()
+        for job_id in self._deadlines.passed():
+            with contextlib.suppress(NotFound):
+                await self._job_store.change(job_id, lambda job: machine.miss_deadline(job, now_s=now_s))
+                log.info("deadline_missed", job=f"jobs/{job_id}")
+
+    async def _fresh(self, job_id: str) -> Job:
+        try:
+            return await self._job_store.fresh(job_id)
+        except NotFound as error:
+            raise LeaseLost("the job is gone; drop the work") from error
+
+    async def _job(self, job_id: str) -> Job:
+        try:
+            return await self._job_store.get(job_id)
+        except NotFound as error:
+            raise LeaseLost("the job is gone; drop the work") from error
+
+
+def as_clients_field(failure: Failure, job: Job, number: int) -> Failure:
+    """The failure of that task, with its field named as in the client's request: workers name fields of their task."""
+    if not failure.field:
+        return failure
+    return replace(failure, field=_clients_field(failure.field, job, job.tasks[number - 1]))
+
+
+def _clients_field(field: str, job: Job, task: Task) -> str:
+    """For a task that the client did not request itself: the field that takes its output."""
+    asked = job.request.field
+    taken_at = next((each.field for other in job.tasks for each in other.inputs if each.task == task.number), "")
+    if task.stage == job.request.stage or not taken_at:
+        return f"{asked}.{field}"
+    first, dot, rest = field.partition(".")
+    if first == IMAGE:
+        return f"{asked}.{taken_at}{dot}{rest}"
+    parent, is_below, _ = taken_at.rpartition(".")
+    return f"{asked}.{parent}.{field}" if is_below else f"{asked}.{field}"

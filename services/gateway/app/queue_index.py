@@ -1,0 +1,270 @@
+"""The open jobs' tasks in memory: which wait and back off, which deadlines pass, and whose polls to wake.
+
+Feeds the scheduler as tasks come and go. What is given to whom is for the scheduler to decide.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fanlight.contract.sizes import size_class
+from services.gateway.domain.job import Ending, Job, Task, TaskState
+from services.gateway.domain.machine import BACKOFF_MAX_S
+from services.gateway.ordering.board import Board
+from services.gateway.ordering.shares import Shares
+from services.gateway.ordering.tasks import Key, Kind, Waiting
+from services.gateway.ports import Clock
+
+# How long a task is assumed to take before any worker has reported a time.
+USUAL_TASK_S = 5.0
+
+
+def kind_of(job: Job, task: Task) -> Kind:
+    """The task as the scheduler sees it: what it needs, and how large its images are."""
+    facts = job.request_of(task).facts
+    return Kind(
+        stage=task.stage,
+        needs=facts.needs,
+        amounts=facts.amounts,
+        checkpoint=facts.checkpoint,
+        family=facts.family,
+        models=facts.models,
+        loras=facts.loras,
+        width_px=facts.width_px,
+        height_px=facts.height_px,
+        size_class=size_class(facts.width_px, facts.height_px),
+        guided=facts.guided,
+    )
+
+
+def steps_of(job: Job, task: Task) -> int:
+    return job.request_of(task).facts.steps
+
+
+class Notifier:
+    """Wakes the long polls of workers."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+
+    def notify(self, worker_id: str) -> None:
+        for waiter in self._waiting.pop(worker_id, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def notify_all(self) -> None:
+        for worker_id in list(self._waiting):
+            self.notify(worker_id)
+
+    async def wait(self, worker_id: str, *, wait_s: float) -> None:
+        """Return when the worker is notified, or after that time."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters = self._waiting.setdefault(worker_id, set())
+        waiters.add(waiter)
+        try:
+            await asyncio.wait([waiter], timeout=wait_s)
+        finally:
+            waiters.discard(waiter)
+            if not waiters and self._waiting.get(worker_id) is waiters:
+                del self._waiting[worker_id]
+
+
+class Deadlines:
+    """When open jobs must have ended, on this gateway's monotonic clock: a wall clock that jumps ends no job."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        # Job id to monotonic seconds, and the deadline that they were computed from.
+        self._due: dict[str, tuple[float, float]] = {}
+
+    def observe(self, job: Job) -> None:
+        if job.state.ended or not job.deadline_s:
+            self._due.pop(job.id, None)
+        elif self._due.get(job.id, (0.0, 0.0))[1] != job.deadline_s:
+            left_s = job.deadline_s - self._clock.now_s()
+            self._due[job.id] = (self._clock.monotonic_s() + left_s, job.deadline_s)
+
+    def passed(self) -> list[str]:
+        """Ids of open jobs whose deadline has passed."""
+        now_s = self._clock.monotonic_s()
+        return [job_id for job_id, (due_s, _) in self._due.items() if due_s <= now_s]
+
+
+class QueueIndex:
+    """The waiting and leased tasks of all open jobs. Notifies the workers for which the scheduler has something new."""
+
+    def __init__(self, scheduler: Board, notifier: Notifier, clock: Clock) -> None:
+        self._scheduler = scheduler
+        self._notifier = notifier
+        self._clock = clock
+        self._shares = Shares()
+        # Tasks in back-off after a failed or lost attempt: until when, in monotonic seconds, and their `not_before_s`.
+        self._backoffs: dict[Key, tuple[float, float]] = {}
+        # Tasks that are being leased just now: withheld from the scheduler.
+        self._withheld: set[Key] = set()
+        # Of open jobs: their ranks, their queued and their leased tasks, and how many more are blocked.
+        self._ranks: dict[str, float] = {}
+        self._queued: dict[str, dict[int, Waiting]] = {}
+        self._leased: dict[str, dict[int, str]] = {}
+        self._blocked: Counter[str] = Counter()
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """Queued and blocked tasks."""
+        return self._count
+
+    def observe(self, job: Job) -> None:
+        for task in job.tasks:
+            self._observe_backoff((job.id, task.number), task)
+        before = self._queued.pop(job.id, {})
+        now = self._waiting(job, before)
+        self._count_job(job, len(before), len(now))
+        for number in before.keys() - now.keys():
+            self._scheduler.remove((job.id, number))
+        if now:
+            self._queued[job.id] = now
+        self._observe_leases(job)
+        if job.state.ended:
+            self._ranks.pop(job.id, None)
+        new = [task for number, task in now.items() if before.get(number) != task]
+        self._offer(task for task in new if task.key not in self._withheld)
+
+    def _waiting(self, job: Job, before: dict[int, Waiting]) -> dict[int, Waiting]:
+        return {
+            task.number: self.as_waiting(job, task, before.get(task.number))
+            for task in job.tasks
+            if task.state is TaskState.QUEUED
+        }
+
+    def as_waiting(self, job: Job, task: Task, before: Waiting | None = None) -> Waiting:
+        return Waiting(
+            key=(job.id, task.number),
+            kind=before.kind if before else kind_of(job, task),
+            rank_s=self._rank_s(job),
+            queue_time_s=before.queue_time_s if before else self._clock.monotonic_s(),
+            steps=steps_of(job, task),
+            alone=task.alone,
+            failed_nodes=task.failed_nodes,
+            tenant=job.tenant,
+        )
+
+    def _rank_s(self, job: Job) -> float:
+        """Assigned once, when this gateway first sees the job."""
+        if job.id not in self._ranks:
+            self._ranks[job.id] = self._shares.rank_s(
+                job.tenant,
+                create_time_s=job.create_time_s,
+                priority=job.priority,
+                work_s=USUAL_TASK_S * len(job.tasks),
+                slots=self._scheduler.slots,
+            )
+        return self._ranks[job.id]
+
+    def _observe_leases(self, job: Job) -> None:
+        before = self._leased.pop(job.id, {})
+        leases = {t.number: t.lease.worker for t in job.tasks if t.state is TaskState.LEASED and t.lease is not None}
+        now_s = self._clock.monotonic_s()
+        for number in [number for number, worker in before.items() if leases.get(number) != worker]:
+            self._scheduler.ended((job.id, number), now_s, heard=_was_reported(job.tasks[number - 1]))
+        for number in [number for number, worker in leases.items() if before.get(number) != worker]:
+            self._scheduler.started(leases[number], self.as_waiting(job, job.tasks[number - 1]), now_s)
+        if leases:
+            self._leased[job.id] = leases
+
+    def _count_job(self, job: Job, queued_before: int, queued_now: int) -> None:
+        blocked = sum(task.state is TaskState.BLOCKED for task in job.tasks)
+        self._count += queued_now - queued_before + blocked - self._blocked.pop(job.id, 0)
+        if blocked:
+            self._blocked[job.id] = blocked
+
+    def _observe_backoff(self, key: Key, task: Task) -> None:
+        """Converted to the monotonic clock once, and at most the longest back-off we use: wall clocks jump."""
+        if task.state is not TaskState.QUEUED or not task.not_before_s:
+            self._backoffs.pop(key, None)
+        elif self._backoffs.get(key, (0.0, 0.0))[1] != task.not_before_s:
+            wait_s = min(BACKOFF_MAX_S, task.not_before_s - self._clock.now_s())
+            self._backoffs[key] = (self._clock.monotonic_s() + wait_s, task.not_before_s)
+
+    def release_due(self) -> None:
+        """Offer the tasks whose back-off is over."""
+        now_s = self._clock.monotonic_s()
+        due = [key for key, (until_s, _) in self._backoffs.items() if until_s <= now_s]
+        ready = (self.find(key) for key in due)
+        self._offer(task for task in ready if task is not None and task.key not in self._withheld)
+
+    def backoff_left_s(self, key: Key) -> float:
+        """How long the task is not offered yet."""
+        return max(0.0, self._backoffs.get(key, (0.0, 0.0))[0] - self._clock.monotonic_s())
+
+    def find(self, key: Key) -> Waiting | None:
+        """A queued task, offered or not."""
+        return self._queued.get(key[0], {}).get(key[1])
+
+    def _offer(self, tasks: Iterable[Waiting]) -> None:
+        now_s = self._clock.monotonic_s()
+        for task in tasks:
+            if not self.backoff_left_s(task.key) and self._scheduler.lines.get(task.key) != task:
+                self._scheduler.add(task, now_s)
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake the workers for which the scheduler has something new."""
+        for worker_id in self._scheduler.take_stirred():
+            self._notifier.notify(worker_id)
+
+    def withhold(self, keys: Sequence[Key]) -> None:
+        """The scheduler gives them to no other worker until they are released."""
+        for key in keys:
+            self._withheld.add(key)
+            self._scheduler.remove(key)
+
+    def release(self, keys: Sequence[Key]) -> None:
+        """Those that still wait are offered again."""
+        self._withheld.difference_update(keys)
+        waiting = (self.find(key) for key in keys)
+        self._offer(task for task in waiting if task is not None)
+
+
+def _was_reported(task: Task) -> bool:
+    """Its worker reported how it ended; False where a lease was lost."""
+    return task.state is TaskState.SUCCEEDED or bool(task.attempts and task.attempts[-1].ending is Ending.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLine:
+    """How much waits for one stage and checkpoint; the checkpoint is empty for stages that use none."""
+
+    stage: str
+    checkpoint: str
+    waiting: int
+    blocked: int
+    leased: int
+    # Of the waiting ones; 0 where there are none.
+    oldest_age_s: float
+
+
+def queue_lines(jobs: Iterable[Job], *, now_s: float) -> Sequence[QueueLine]:
+    """A line for each stage and checkpoint of open tasks, for operators who scale workers."""
+    tasks: dict[tuple[str, str], list[Task]] = {}
+    for job in jobs:
+        for task in job.tasks:
+            if not task.state.ended:
+                tasks.setdefault((task.stage, kind_of(job, task).checkpoint), []).append(task)
+    return [_line(*which, each, now_s) for which, each in sorted(tasks.items())]
+
+
+def _line(stage: str, checkpoint: str, tasks: Sequence[Task], now_s: float) -> QueueLine:
+    def count(state: TaskState) -> int:
+        return sum(task.state is state for task in tasks)
+
+    queued_s = [task.queue_time_s for task in tasks if task.state is TaskState.QUEUED]
+    return QueueLine(
+        stage=stage,
+        checkpoint=checkpoint,
+        waiting=len(queued_s),
+        blocked=count(TaskState.BLOCKED),
+        leased=count(TaskState.LEASED),
+        oldest_age_s=max(0.0, now_s - min(queued_s)) if queued_s else 0.0,
+    )
