@@ -3,7 +3,7 @@
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.explain import JobExplanation, TaskExplanation
 from services.gateway.jobs.model import JobEstimate
-from services.gateway.ordering.explain import PassedOver
+from services.gateway.scheduler.explain import PassedOver
 
 
 def explanation(value: JobExplanation) -> gateway_pb2.JobExplanation:
