@@ -18,8 +18,8 @@ from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.jobs.workers import Model
 from services.kernel.wire_errors import from_rpc_error

@@ -15,7 +15,7 @@ from services.gateway.app.polls import LeasedTask
 from services.gateway.jobs.catalog import catalog_of
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Job
 from services.gateway.jobs.workers import Capabilities, Model
-from services.gateway.wire import answers, requests, tasks
+from services.gateway.wire import answers, requests, workers
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, FixedFleet, Fleet, resolved
 
 PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
@@ -60,7 +60,7 @@ def of_generation(**fields: Any) -> gateway_pb2.CreateJobRequest:
 def request_of(task: LeasedTask) -> diffusion_pb2.GenerateRequest:
     """What the worker gets."""
     request = diffusion_pb2.GenerateRequest()
-    assert tasks._leased(task).request.Unpack(request)
+    assert workers._leased(task).request.Unpack(request)
     return request
 
 

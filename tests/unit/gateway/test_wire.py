@@ -16,7 +16,7 @@ from fanlight.queue.v1 import queue_pb2
 from services.gateway.app.new_job import NewJob
 from services.gateway.jobs import plan
 from services.gateway.jobs.workers import Capabilities, Model, StepTime
-from services.gateway.wire import answers, requests, tasks, workers
+from services.gateway.wire import answers, requests, workers
 from services.gateway.wire.needs import Fleet
 from services.gateway.wire.stages import request_for
 from tests.fakes.fleet import CANNY, DREAM, OTHER, PNG, STARTER, STARTER_CANNY, FixedFleet, plan_of, resolved
@@ -239,7 +239,7 @@ def test_a_worker_that_describes_nonsense_is_told_where() -> None:
 def test_a_worker_without_a_proper_name_is_refused(changes: dict[str, str], field: str) -> None:
     worker = queue_pb2.Worker(**{"id": "w", "node": "n", "stage": "diffusion", **changes})
     with pytest.raises(InvalidField) as caught:
-        tasks.poll(queue_pb2.LeaseTasksRequest(worker=worker))
+        workers.poll(queue_pb2.LeaseTasksRequest(worker=worker))
     assert caught.value.field == field
 
 
@@ -248,7 +248,7 @@ def test_absurd_measurements_count_as_unknown() -> None:
         queue_pb2.StepTime(family="sd1", size_class=18, mean_s=mean_s) for mean_s in (float("nan"), float("inf"), -1, 2)
     ]
     worker = queue_pb2.Worker(id="w", node="n", stage="s", goodput_bps=float("inf"), step_times=times)
-    polled = tasks.poll(queue_pb2.LeaseTasksRequest(worker=worker)).worker
+    polled = workers.poll(queue_pb2.LeaseTasksRequest(worker=worker)).worker
     assert polled.goodput_bps == 0.0
     assert polled.step_times == (StepTime(family="sd1", size_class=18, mean_s=2.0),)
 
@@ -269,7 +269,7 @@ def test_what_a_worker_fetches_is_told_to_those_who_watch_the_job() -> None:
     request = queue_pb2.RenewLeasesRequest(
         worker_id="w", renewals=[queue_pb2.Renewal(lease_token=b"jobs/a/1/x", progress={"fetch": coming})]
     )
-    (renewal,) = tasks.renewals(request)
+    (renewal,) = workers.renewals(request)
     assert renewal.progress is not None
     assert answers.event(renewal.progress).progress.fetch == coming
 
@@ -280,7 +280,7 @@ def test_a_speed_that_nobody_can_have_measured_is_unknown(nonsense: float) -> No
     request = queue_pb2.RenewLeasesRequest(
         worker_id="w", renewals=[queue_pb2.Renewal(lease_token=b"jobs/a/1/x", progress={"fetch": coming})]
     )
-    (renewal,) = tasks.renewals(request)
+    (renewal,) = workers.renewals(request)
     assert renewal.progress is not None
     said = answers.event(renewal.progress).progress.fetch
     assert said.goodput_bps == 0
@@ -290,14 +290,14 @@ def test_a_speed_that_nobody_can_have_measured_is_unknown(nonsense: float) -> No
 def test_a_preview_above_its_limit_is_dropped_and_the_renewal_stands() -> None:
     progress = queue_pb2.Progress(step=1, steps=2, preview=bytes(70_000))
     request = queue_pb2.RenewLeasesRequest(renewals=[queue_pb2.Renewal(lease_token=b"t", progress=progress)])
-    (renewal,) = tasks.renewals(request)
+    (renewal,) = workers.renewals(request)
     assert renewal.progress is not None
     assert (renewal.progress.step, renewal.progress.preview) == (1, b"")
 
 
 def test_a_failure_must_say_whose_fault_it_is() -> None:
     with pytest.raises(InvalidField):
-        tasks.fault(queue_pb2.FailTaskRequest(failure=common_pb2.Failure(reason="X")))
+        workers.fault(queue_pb2.FailTaskRequest(failure=common_pb2.Failure(reason="X")))
 
 
 def test_requests_that_mean_the_same_have_the_same_content() -> None:

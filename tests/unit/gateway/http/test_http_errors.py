@@ -9,8 +9,8 @@ import pytest
 
 from fanlight import errors
 from services.gateway.app.callers import Caller, callers_of
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from tests.fakes.gateway import FakeGateway
 from tests.fakes.memory_blobs import MemoryBlobs
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from services.gateway.app.hub import Progress
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from services.gateway.jobs.model import Job, JobState
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.http_serving import serving

@@ -10,11 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway.app.callers import Tenant, callers_of
 from services.gateway.app.webhooks import WebhookOptions
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from services.gateway.jobs.machine import FAILURES_LIMIT
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.wire.webhooks import payload
+from services.gateway.wire.answers import payload
 from tests.fakes.fleet import Fleet, generation
 
 OPERATOR, ACME, GLOBEX = "op", "a", "g"
