@@ -317,7 +317,7 @@ async def test_what_waits_in_memory_for_a_slow_disk_counts_until_the_disk_has_ta
         yield b"b"
 
     monkeypatch.setattr(store._files, "publish", slowly)
-    monkeypatch.setattr(disk_blobs, "HELD_LIMIT_BYTES", 3_000)
+    monkeypatch.setattr(disk_blobs, "BUFFER_LIMIT_BYTES", 3_000)
     writing = [asyncio.create_task(store.write(SCOPE, once(b"a" * 2_500)))]
     assert await asyncio.to_thread(publishing.wait, 30.0)
     writing.append(asyncio.create_task(store.write(SCOPE, in_two_parts())))
@@ -327,7 +327,7 @@ async def test_what_waits_in_memory_for_a_slow_disk_counts_until_the_disk_has_ta
     finally:
         may.set()
     await asyncio.gather(*writing)
-    assert store._held_bytes == 0
+    assert store._buffered_bytes == 0
 
 
 @pytest.mark.parametrize("call", ["stat", "read"])
