@@ -1,4 +1,4 @@
-"""The JobStore in NATS JetStream: replicated by Raft, shared by any number of gateways.
+"""The RecordStore in NATS JetStream: replicated by Raft, shared by any number of gateways.
 
 A server acknowledges what it has written to its page cache. With one replica, a write survives a power cut only if the
 server's own settings say `sync_interval: always`. With three replicas, two machines have the write.
@@ -115,7 +115,7 @@ class NatsStore:
 async def open_nats_store(
     servers: Sequence[str], *, prefix: str = "fanlight", replicas: int = 1, credentials_file: Path | None = None
 ) -> AsyncIterator[NatsStore]:
-    """The store of those servers, whichever of them is there. SettingsError when none is."""
+    """The store of those servers, through any that answers. SettingsError if no server answers."""
     connection = await _connected(servers, credentials_file)
     store = NatsStore(connection, prefix=prefix, replicas=replicas)
     if replicas == 1:

@@ -1,4 +1,4 @@
-"""The JobStore in one SQLite file: survives a crash, serves exactly one gateway.
+"""The RecordStore in one SQLite file: survives a crash, serves exactly one gateway.
 
 SqliteFile has the statements and blocks, on one thread; SqliteStore puts waiting writes into one transaction.
 """

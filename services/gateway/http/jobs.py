@@ -97,12 +97,12 @@ class JobRoutes:
         caller: CurrentCaller,
         page_size: Annotated[int, Query(ge=0, le=PAGE_SIZE_LIMIT, description=f"0 means {PAGE_SIZE}.")] = 0,
         page_token: Annotated[str, Query(description="`next_page_token` of the page before.")] = "",
-        state: Annotated[str, Query(description="Only jobs in this state, such as `running`.")] = "",
-        model: Annotated[str, Query(description="Only jobs for this model.")] = "",
-        annotator: Annotated[str, Query(description="Only annotations by this annotator.")] = "",
-        tenant: Annotated[str, Query(description="Only this tenant's jobs; for operators.")] = "",
-        created_from_time: Annotated[datetime | None, Query(description="Only jobs made then or later.")] = None,
-        created_before_time: Annotated[datetime | None, Query(description="Only jobs made before.")] = None,
+        state: Annotated[str, Query(description="List jobs in this state, such as `running`.")] = "",
+        model: Annotated[str, Query(description="List jobs for this model.")] = "",
+        annotator: Annotated[str, Query(description="List annotations by this annotator.")] = "",
+        tenant: Annotated[str, Query(description="List this tenant's jobs; for operators.")] = "",
+        created_from_time: Annotated[datetime | None, Query(description="List jobs created then or later.")] = None,
+        created_before_time: Annotated[datetime | None, Query(description="List jobs created before.")] = None,
     ) -> Response:
         only = Only(
             state=requests.job_state(_state(state)) if state else None,

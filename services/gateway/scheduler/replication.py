@@ -198,7 +198,7 @@ class Claim:
     fetch: PlannedFetch
 
 
-class Prefetcher:
+class PrefetchPlanner:
     """Plans what workers fetch ahead: what their planned tasks lack, and further replicas.
 
     `changed` collects the ids of workers that should ask again.

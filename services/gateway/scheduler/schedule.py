@@ -10,7 +10,7 @@ from itertools import islice
 
 from services.gateway.scheduler import estimate
 from services.gateway.scheduler.queue import Key, QueueId, TaskQueues, Waiting, queue_of
-from services.gateway.scheduler.replication import FETCHES_LIMIT, Claim, Prefetcher, Replication
+from services.gateway.scheduler.replication import FETCHES_LIMIT, Claim, PrefetchPlanner, Replication
 from services.gateway.scheduler.workers import PlannedFetch, WorkerIndex, WorkerState, WorkerView
 
 # How many workers are looked at to place a task; with more holders each task looks at other ones. The best of 64 is
@@ -46,7 +46,7 @@ class Scheduler:
         self.queues = TaskQueues()
         # Workers that should ask again, since the last `pop_changed_workers`.
         self._changed: set[str] = set()
-        self._prefetcher = Prefetcher(self.index, replication or Replication(), self._changed)
+        self._prefetches = PrefetchPlanner(self.index, replication or Replication(), self._changed)
         # Where each waiting task is planned; those in `_unplaced` are planned nowhere.
         self._plan: dict[Key, WorkerState] = {}
         self._unplaced: dict[Key, Waiting] = {}
@@ -97,7 +97,7 @@ class Scheduler:
 
     def take_claims(self) -> list[Claim]:
         """Checkpoints whose fetch was planned since the last call, for the caller to claim."""
-        return self._prefetcher.pop_claims()
+        return self._prefetches.pop_claims()
 
     # Workers
 
@@ -128,7 +128,7 @@ class Scheduler:
 
     def _give_up(self, worker: WorkerState, model: str, now_s: float) -> None:
         """The fetch failed: tasks that need it go to other holders, or else may run here and report the error."""
-        self._prefetcher.drop(worker, model, now_s)
+        self._prefetches.drop(worker, model, now_s)
         self._place_elsewhere(worker, model, now_s)
 
     def _give_up_overdue(self, worker: WorkerState, now_s: float) -> None:
@@ -145,7 +145,7 @@ class Scheduler:
         for task in islice(worker.in_order(), LOOK_PLANNED):
             if len(worker.fetches) >= FETCHES_LIMIT:
                 return
-            self._prefetcher.begin_small_models(worker, task, now_s)
+            self._prefetches.begin_small_models(worker, task, now_s)
 
     def _stands(self, worker: WorkerState, task: Waiting) -> bool:
         """The worker can still do it without fetching a checkpoint that it lost."""
@@ -204,9 +204,9 @@ class Scheduler:
         worker, other = self.index.workers.get(claim.worker), self.index.workers.get(holder)
         if worker is None or other is worker or model not in worker.fetches:
             return
-        self._prefetcher.drop(worker, model, now_s)
+        self._prefetches.drop(worker, model, now_s)
         if other is not None and model not in other.view.held and model not in other.fetches:
-            self._prefetcher.begin(other, model, now_s, sticky=True)
+            self._prefetches.begin(other, model, now_s, sticky=True)
         self._place_elsewhere(worker, model, now_s)
 
     # Tasks
@@ -254,17 +254,17 @@ class Scheduler:
 
     def _place(self, task: Waiting, now_s: float) -> None:
         best = estimate.best_of(self._candidates(task), task, now_s)
-        worker = best.worker if best else self._prefetcher.first_replica(task, now_s)
+        worker = best.worker if best else self._prefetches.first_replica(task, now_s)
         if worker is None:
             self._unplaced[task.key] = task
             return
         if best and task.kind.checkpoint:
-            self._prefetcher.consider_replicas(task, best, now_s)
+            self._prefetches.consider_replicas(task, best, now_s)
         self._plan_at(worker, task, now_s)
 
     def _plan_at(self, worker: WorkerState, task: Waiting, now_s: float) -> None:
         self._unplaced.pop(task.key, None)
-        self._prefetcher.begin_small_models(worker, task, now_s)
+        self._prefetches.begin_small_models(worker, task, now_s)
         needed = estimate.estimate(worker, task, now_s)
         self._due_s[task.key] = now_s + needed.start_s
         worker.plan(task, needed.load_s + needed.patch_s)
@@ -301,7 +301,7 @@ class Scheduler:
         self._place_some(LOOK_UNPLACED_ASKING, now_s)
         head = self._own(worker, now_s) or self._steal(worker, now_s)
         if head is None:
-            self._prefetcher.begin_speculative(worker, now_s)
+            self._prefetches.begin_speculative(worker, now_s)
             return []
         if head.alone:
             return [head]
@@ -364,7 +364,7 @@ class Scheduler:
             return 0.0
         if worker.view.node in task.failed_nodes and not self.index.nodes_of(task.kind) <= task.failed_nodes:
             return 0.0
-        if not self._prefetcher.has_slot(worker, task):
+        if not self._prefetches.has_slot(worker, task):
             return 0.0
         here = estimate.estimate(worker, task, now_s, ahead_s=ahead_s)
         if other is None:

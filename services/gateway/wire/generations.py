@@ -156,7 +156,7 @@ def _pipeline(request: diffusion_pb2.GenerateRequest, model: Model) -> str:
 
 
 def _resolve_size(request: diffusion_pb2.GenerateRequest, model: Model) -> None:
-    """The model's own size if none is requested; unset if the model does not say, or if an image decides it."""
+    """The model's own size if no size is requested; unset if the model does not say, or if an image decides it."""
     if request.width_px or request.height_px:
         check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
     elif not request.HasField("image"):
