@@ -84,7 +84,7 @@ async def test_a_digest_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "wanted"), [(errno.ENOSPC, Unavailable), (errno.EDQUOT, Unavailable), (errno.EIO, NodeFault)]
 )
-async def test_a_disk_that_fails_is_told_in_our_words_and_leaves_nothing(
+async def test_an_error_of_the_disk_becomes_one_of_ours_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, wanted: type[Exception]
 ) -> None:
     store = opened(tmp_path)
@@ -331,7 +331,7 @@ async def test_what_waits_in_memory_for_a_slow_disk_counts_until_the_disk_has_ta
 
 
 @pytest.mark.parametrize("call", ["stat", "read"])
-async def test_a_blob_that_cannot_be_opened_is_told_in_our_words(
+async def test_a_blob_that_cannot_be_opened_raises_one_of_our_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     digest = (await settled(opened(tmp_path), b"data")).digest

@@ -109,7 +109,7 @@ async def test_a_watcher_goes_on_after_the_last_state_it_saw(
         assert await rest(lines) == []
 
 
-async def test_a_watcher_that_saw_the_end_is_told_not_to_come_back(
+async def test_a_watcher_that_saw_the_end_does_not_reconnect(
     client: httpx.AsyncClient, gateway: FakeGateway, job: Job
 ) -> None:
     gateway.jobs.change(ended(job, revision=2))

@@ -42,11 +42,11 @@ def test_a_whole_request_is_read_and_written_back() -> None:
 
 
 def test_what_is_not_set_is_left_out_only_where_that_means_something() -> None:
-    told = to_json(filled({"generation": {"prompt": "x"}}))
-    assert told["generation"]["controls"] == []
-    assert told["generation"]["negative_prompt"] == ""
-    assert "seed" not in told["generation"]
-    assert "annotation" not in told
+    shown = to_json(filled({"generation": {"prompt": "x"}}))
+    assert shown["generation"]["controls"] == []
+    assert shown["generation"]["negative_prompt"] == ""
+    assert "seed" not in shown["generation"]
+    assert "annotation" not in shown
 
 
 def test_names_in_camel_case_and_64_bit_numbers_are_taken_too() -> None:
@@ -157,7 +157,7 @@ def test_parameters_nested_without_end_are_refused() -> None:
         (b"9" * 10_000, "not JSON that we accept"),
     ],
 )
-def test_what_is_no_json_is_told_where(data: bytes, words: str) -> None:
+def test_invalid_json_is_refused_with_its_place(data: bytes, words: str) -> None:
     with pytest.raises(InvalidField, match=words) as caught:
         parse_json(data, field="body")
     assert caught.value.field == "body"
