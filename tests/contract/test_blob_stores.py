@@ -48,7 +48,7 @@ async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 def has_no_budget(store: Store) -> bool:
-    """A bucket is bounded by whoever owns it."""
+    """A bucket is bounded by its owner."""
     return not hasattr(store, "used_bytes")
 
 
@@ -70,7 +70,7 @@ async def test_what_was_written_in_chunks_is_read_back_whole(make: Make) -> None
     assert await store.stat(SCOPE, info.digest) == info
 
 
-async def test_the_media_type_is_told_even_from_chunks_of_one_byte(make: Make) -> None:
+async def test_the_media_type_is_found_even_from_chunks_of_one_byte(make: Make) -> None:
     info = await make().write(SCOPE, chunked(PNG, size=1))
     assert info.media_type == "image/png"
 
@@ -91,7 +91,7 @@ async def test_a_blob_of_no_bytes_is_a_blob(make: Make) -> None:
     assert await read(store, info.digest) == b""
 
 
-async def test_what_somebody_counts_on_is_settled_with_its_writing_or_afterwards(make: Make) -> None:
+async def test_a_blob_is_settled_with_its_writing_or_afterwards(make: Make) -> None:
     store = make()
     info = await store.write(SCOPE, chunked(PNG), settled=True)
     assert await store.settle(SCOPE, info.digest) == info

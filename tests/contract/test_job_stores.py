@@ -153,7 +153,7 @@ async def test_records_are_listed_the_greatest_key_first_page_by_page(store: Job
     assert await store.list("jobs", before="a", limit=3) == []
 
 
-async def test_a_watch_tells_what_is_there_then_what_comes(store: JobStore) -> None:
+async def test_a_watch_yields_what_exists_then_what_changes(store: JobStore) -> None:
     first = await store.create("jobs", "a", b"1")
     async with asyncio.timeout(10):
         changes = store.watch("jobs")
@@ -166,7 +166,7 @@ async def test_a_watch_tells_what_is_there_then_what_comes(store: JobStore) -> N
         assert await anext(changes) == Deleted(key="a")
 
 
-async def test_a_watch_that_lags_is_told_the_last_state_of_every_key(store: JobStore) -> None:
+async def test_a_watch_that_lags_gets_the_last_state_of_every_key(store: JobStore) -> None:
     async with asyncio.timeout(10):
         changes = store.watch("jobs")
         assert await anext(changes) == CaughtUp()
@@ -174,10 +174,10 @@ async def test_a_watch_that_lags_is_told_the_last_state_of_every_key(store: JobS
         for i in range(9):
             record = await store.put("jobs", "a", str(i).encode(), revision=record.revision)
         other = await store.create("jobs", "b", b"")
-        told: list[Change] = []
-        while not told or told[-1] != other:
-            told.append(await anext(changes))
-        assert record in told
+        seen: list[Change] = []
+        while not seen or seen[-1] != other:
+            seen.append(await anext(changes))
+        assert record in seen
 
 
 async def test_every_watcher_is_told(store: JobStore) -> None:
@@ -204,7 +204,7 @@ async def test_a_long_value_comes_back_whole(store: JobStore) -> None:
     assert await store.get("workers", "w") == made
 
 
-async def test_a_watch_tells_more_records_than_one_page(tmp_path: Path) -> None:
+async def test_a_watch_yields_more_records_than_one_page(tmp_path: Path) -> None:
     async with open_sqlite_store(tmp_path / "s.sqlite") as store, asyncio.timeout(30):
         keys = [f"{i:05}" for i in range(LIST_PAGE + 3)]
         await asyncio.gather(*(store.create("jobs", key, b"") for key in keys))
@@ -225,7 +225,7 @@ async def test_a_watch_ends_with_its_store(tmp_path: Path) -> None:
         assert [change async for change in changes] == []
 
 
-async def test_a_second_gateway_on_the_same_file_is_told_so(tmp_path: Path) -> None:
+async def test_a_second_gateway_on_the_same_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     async with open_sqlite_store(path):
         code = f"""

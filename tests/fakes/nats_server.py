@@ -21,7 +21,7 @@ def nats_server() -> str | None:
 
 
 def free_port() -> int:
-    """One that was free a moment ago; a cluster's servers must be told each other's."""
+    """One that was free a moment ago; a cluster's servers need each other's."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -47,7 +47,7 @@ def seaweed() -> Iterator[Seaweed]:
 
 
 def _started(program: str, folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
-    """With its endpoint. Once more with other ports where somebody else was quicker to take one."""
+    """With its endpoint. Retries with other ports if another process took one first."""
     for _ in range(TRIES):
         ports = _free_ports()
         process = subprocess.Popen(
@@ -78,7 +78,7 @@ def _command(program: str, folder: Path, ports: dict[str, int]) -> list[str]:
 
 
 def _free_ports() -> dict[str, int]:
-    """Ports that were free a moment ago; the program must be told numbers."""
+    """Ports that were free a moment ago; the program needs fixed numbers."""
     names = ["master.port", "volume.port", "filer.port", "s3.port", "master.port.grpc", "volume.port.grpc"]
     names += ["filer.port.grpc", "s3.port.grpc"]
     with contextlib.ExitStack() as stack:

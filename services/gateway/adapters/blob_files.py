@@ -1,4 +1,7 @@
-"""Blobs as files of one folder, in blocking calls that any thread may make. Knows no event loop."""
+"""Blobs as files of one folder, and a blob on its way into it, in blocking calls that any thread may make.
+
+Knows no event loop.
+"""
 
 import contextlib
 import errno
@@ -6,12 +9,13 @@ import fcntl
 import hashlib
 import os
 import threading
+import uuid
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
 from fanlight.contract.digests import named, parse_digest, parse_scope
-from fanlight.errors import FanlightError, InvalidField, NodeFault, ResourceExhausted, Unavailable
+from fanlight.errors import Cancelled, FanlightError, InvalidField, NodeFault, ResourceExhausted, TooLarge, Unavailable
 from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.media import media_type_of
 
@@ -20,20 +24,21 @@ INCOMING = ".incoming"
 FULL_RETRY_AFTER_S = 60.0
 HEAD_BYTES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What a file system says that gives a file one name only.
+# Errors of file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 
 
 class BlobFiles:
-    """`{root}/{scope}/ab/cdef...`; what is being written lies in `{root}/.incoming` until it is whole.
+    """`{root}/{scope}/ab/cdef...`; a file is written in `{root}/.incoming` and published when it is complete.
 
-    A blob has a second name there until the disk has it: one sync after both names were given is enough for the bytes
-    and for the name, where a file system keeps the order of what it writes down. Whoever finds two names syncs first;
-    what still has two when a process starts is looked through, as a power cut may have taken its bytes.
+    A blob keeps a second hard link there until it is synced: one sync after both links exist makes the bytes and the
+    name durable, on file systems that keep the order of writes. A reader that finds two links and needs durability
+    syncs first; a file that still has two links when a process starts is hashed, because a power cut may have lost
+    its bytes.
     """
 
     def __init__(self, root: Path, *, budget_bytes: int, blob_limit_bytes: int) -> None:
-        """Makes the folder, removes what an earlier process left unfinished, and counts what is there."""
+        """Creates the folder, removes unfinished files of an earlier process, and counts the blobs' bytes."""
         self._root = root
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
@@ -48,25 +53,25 @@ class BlobFiles:
         return self._used_bytes
 
     def path(self, scope: str, digest: str) -> Path:
-        """Where the blob lies if it is kept. InvalidField for names that could lead out of the folder."""
+        """The blob's path, if it is stored. InvalidField for names that could lead out of the folder."""
         name = parse_digest(digest, field="digest").removeprefix("sha256:")
         return self._root / parse_scope(scope, field="scope") / name[:2] / name[2:]
 
     def open(self, scope: str, digest: str) -> FileIO | None:
-        """None where it is not kept."""
+        """None if it is not stored."""
         try:
             return self.path(scope, digest).open("rb", buffering=0)
         except FileNotFoundError:
             return None
 
     def stat(self, scope: str, digest: str, *, settled: bool = False) -> BlobInfo | None:
-        """Marks it as used: its time of change is the time of its last use. `settled`: the disk has it on return."""
-        with translated(), contextlib.ExitStack() as until_told:
+        """Marks it as used: its modification time is the time of its last use. `settled`: durable on return."""
+        with translated(), contextlib.ExitStack() as until_return:
             with self._lock:
                 file = self.open(scope, digest)
                 if file is None:
                     return None
-                until_told.enter_context(file)
+                until_return.enter_context(file)
                 os.utime(file.fileno())
             found = os.fstat(file.fileno())
             if settled and found.st_nlink > 1:
@@ -83,7 +88,7 @@ class BlobFiles:
             self._remove(self.path(scope, digest))
 
     def sweep(self, *, before_s: float, keep: Keep) -> int:
-        """Delete what was last used before that time; how many there were. The last file that fails is told of."""
+        """Delete blobs last used before that time; returns how many. Raises the error of the last file that failed."""
         swept, failure = 0, None
         with translated():
             for scope, digest, path in self._all():
@@ -123,7 +128,7 @@ class BlobFiles:
             self._used_bytes -= size_bytes
 
     def publish(self, incoming: Path, file: FileIO, scope: str, digest: str) -> bool:
-        """Make a whole file the blob; whether it was a new one. Once the file is synced the disk has the blob."""
+        """Make a complete file the blob; returns whether the blob is new. It is durable once the file is synced."""
         path = self.path(scope, digest)
         with self._lock:
             try:
@@ -143,7 +148,7 @@ class BlobFiles:
         os.link(incoming, path)
 
     def _make_scope(self, scope: Path) -> None:
-        """With all its folders at once, so that hardly any write has to wait for the disk to have a new one."""
+        """With all its folders at once, so that hardly any write has to sync a new folder."""
         for folder in (scope, *(scope / f"{number:02x}" for number in range(256))):
             folder.mkdir(exist_ok=True)
         _sync_folder(scope)
@@ -160,7 +165,7 @@ class BlobFiles:
             yield path.parent.parent.name, named(path.parent.name + path.name), path
 
     def _remove_leftovers(self) -> None:
-        """A file whose writer lives is locked by it, and stays. One with two names goes when its blob was looked at."""
+        """Keeps a file that a live writer has locked. One with two links is removed after its blob was hashed."""
         unsettled: dict[int, Path] = {}
         for path in (self._root / INCOMING).iterdir():
             with path.open("rb") as file, contextlib.suppress(BlockingIOError):
@@ -179,7 +184,7 @@ class BlobFiles:
 
 
 def check_announced(info: BlobInfo, *, digest: str, size_bytes: int) -> None:
-    """InvalidField when the bytes are not those that were announced; an empty digest and size 0 announce nothing."""
+    """InvalidField if the bytes are not the announced ones; an empty digest and size 0 announce nothing."""
     if size_bytes and info.size_bytes != size_bytes:
         raise InvalidField(f"is {size_bytes}, but {info.size_bytes} bytes came", field="size_bytes")
     if digest and info.digest != digest:
@@ -192,7 +197,7 @@ def _digest_of(path: Path) -> str:
 
 
 def _moved(incoming: Path, file: FileIO, path: Path) -> bool:
-    """The way of file systems without links, with two syncs; whether it was a new one."""
+    """For file systems without hard links, with two syncs; returns whether the blob is new."""
     if path.exists():
         os.utime(path)
         return False
@@ -222,3 +227,113 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+class IncomingBlob:
+    """A blob that is being written: bytes are buffered until `flush` or `finish` writes them.
+
+    A writer that gave up may call `discard` while another thread still writes.
+    """
+
+    def __init__(self, files: BlobFiles) -> None:
+        """Does not touch the disk before the first `flush` or `finish`."""
+        self._files = files
+        self._path = files.incoming(uuid.uuid4().hex)
+        self._lock = threading.Lock()
+        self._hash = hashlib.sha256()
+        self._buffered: list[bytes] = []
+        self._head = b""
+        self._size_bytes = 0
+        self._reserved_bytes = 0
+        self._file: FileIO | None = None
+        self._published: BlobInfo | None = None
+        self._is_new = False
+        self._discarded = False
+
+    def buffer(self, chunk: bytes) -> int:
+        """Add bytes; returns how many pieces are buffered. TooLarge above the blob limit."""
+        limit_bytes = self._files.blob_limit_bytes
+        if self._size_bytes + len(chunk) > limit_bytes:
+            raise TooLarge(f"a blob has at most {limit_bytes} bytes")
+        self._size_bytes += len(chunk)
+        self._buffered.append(chunk)
+        return len(self._buffered)
+
+    def flush(self) -> None:
+        """Write the buffer. ResourceExhausted when the budget is used up."""
+        with self._lock, translated():
+            self._write()
+
+    def _write(self) -> None:
+        if self._discarded:
+            raise Cancelled("the writer of this blob has given up")
+        if self._file is None:
+            self._file = self._path.open("xb", buffering=0)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        buffered, self._buffered = self._buffered, []
+        size_bytes = sum(map(len, buffered))
+        self._files.reserve(size_bytes)
+        self._reserved_bytes += size_bytes
+        for chunk in buffered:
+            if len(self._head) < HEAD_BYTES:
+                self._head = (self._head + chunk[:HEAD_BYTES])[:HEAD_BYTES]
+            self._hash.update(chunk)
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def finish(self, scope: str, *, digest: str, size_bytes: int) -> tuple[BlobInfo, tuple[bytes, ...]]:
+        """Publish it, if it is what was announced; InvalidField otherwise. `settle` must follow.
+
+        Also returns its bytes, if all of them were still buffered.
+        """
+        with self._lock, translated():
+            buffered = tuple(self._buffered)
+            self._write()
+            assert self._file is not None
+            info = BlobInfo(
+                scope=scope,
+                digest=named(self._hash.hexdigest()),
+                size_bytes=self._size_bytes,
+                media_type=media_type_of(self._head),
+            )
+            check_announced(info, digest=digest, size_bytes=size_bytes)
+            self._is_new = self._files.publish(self._path, self._file, scope, info.digest)
+            if not self._is_new:
+                self._files.release(self._reserved_bytes)
+            self._reserved_bytes = 0
+            self._published = info
+            return info, buffered if sum(map(len, buffered)) == self._size_bytes else ()
+
+    def settle(self) -> None:
+        """Make the published blob durable against a power cut; if that fails, delete it and raise."""
+        with self._lock, translated():
+            if self._file is None or self._published is None:
+                return
+            scope, digest = self._published.scope, self._published.digest
+            try:
+                if self._is_new:
+                    os.fsync(self._file.fileno())
+                elif self._files.stat(scope, digest, settled=True) is None:
+                    raise NodeFault("the disk for blobs lost what another writer was writing")
+            except OSError:
+                self._files.delete(scope, digest)
+                raise
+            finally:
+                self._close()
+
+    def discard(self) -> None:
+        """Remove it, unless it was published. An error of the disk is ignored: no caller is left to report it to."""
+        with contextlib.suppress(FanlightError):
+            self.settle()
+        with self._lock, translated():
+            self._discarded = True
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+        self._files.release(self._reserved_bytes)
+        self._reserved_bytes = 0

@@ -1,21 +1,25 @@
-"""The BlobStore on a local disk: files by digest under one folder. Knows no protocol."""
+"""The BlobStore on a local disk: files by digest under one folder, and a cache of the latest small ones in memory.
+
+Knows no protocol.
+"""
 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
 from fanlight.errors import FanlightError, NotFound, OutOfRange, TooLarge
-from services.gateway.adapters.blob_files import BlobFiles, translated
-from services.gateway.adapters.incoming_blob import IncomingBlob
-from services.gateway.adapters.recent_blobs import Key, RecentBlobs
+from services.gateway.adapters.blob_files import BlobFiles, IncomingBlob, translated
 from services.kernel.blobs import BlobInfo, Keep
+from services.kernel.byte_lru import ByteLru
 from services.kernel.config import SettingsError
 from services.kernel.logs import get_logger
 
@@ -23,28 +27,78 @@ log = get_logger()
 
 READ_CHUNK_BYTES = 512 * 1024
 THREADS = 4
-# Syncs that wait for the disk together share its time.
+# Syncs that run at the same time share the disk's work.
 SETTLING_THREADS = 8
 SETTLING_LIMIT = 64
-# So much of a blob is held in memory before it goes to the disk; most are done in one go.
-HELD_BYTES, HELD_PIECES = 1024 * 1024, 1_000
-# All blobs on their way in together; above it they go to the disk piece by piece.
-HELD_LIMIT_BYTES = 64 * 1024 * 1024
+# How much of a blob is buffered in memory before it is written to the disk; most blobs need one write.
+BUFFER_BYTES, BUFFER_PIECES = 1024 * 1024, 1_000
+# Of all incoming blobs together; above it they are written to the disk piece by piece.
+BUFFER_LIMIT_BYTES = 64 * 1024 * 1024
+CACHE_LIMIT, CACHE_LIMIT_BYTES = 4_096, 16 * 1024 * 1024
+# Shorter than the time after which any blob may be swept: what is cached exists.
+CACHED_S = 60.0
 
+Key = tuple[str, str]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBlob:
+    info: BlobInfo
+    pieces: Sequence[bytes]
+    until_s: float
+
+    def read(self, offset_bytes: int, limit_bytes: int) -> Iterator[bytes]:
+        """From an offset that is not past the end; `limit_bytes` 0 for all of the rest."""
+        left = min(self.info.size_bytes - offset_bytes, limit_bytes or self.info.size_bytes)
+        for piece in self.pieces:
+            part = piece[offset_bytes : offset_bytes + left] if offset_bytes or left < len(piece) else piece
+            offset_bytes = max(0, offset_bytes - len(piece))
+            left -= len(part)
+            if part:
+                yield part
+
+
+class RecentBlobs:
+    """The small blobs that were just written: most are read once, by a client that waits for them.
+
+    Entries are evicted in the order of their writing, and after CACHED_S.
+    """
+
+    def __init__(self, *, limit_bytes: int = CACHE_LIMIT_BYTES, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._cache: ByteLru[Key, CachedBlob] = ByteLru(
+            limit_bytes=limit_bytes, size_of=lambda blob: blob.info.size_bytes, count_limit=CACHE_LIMIT
+        )
+
+    def add(self, info: BlobInfo, pieces: Sequence[bytes]) -> None:
+        self._cache.put((info.scope, info.digest), CachedBlob(info, pieces, self._now_s() + CACHED_S))
+
+    def get(self, scope: str, digest: str) -> CachedBlob | None:
+        found = self._cache.get((scope, digest), touch=False)
+        if found is not None and found.until_s < self._now_s():
+            self.drop(scope, digest)
+            return None
+        return found
+
+    def drop(self, scope: str, digest: str) -> None:
+        self._cache.drop((scope, digest))
+
+    def clear(self) -> None:
+        self._cache.clear()
 
 
 class DiskBlobs:
     """Passes the suite in tests/contract. One process at a time counts the budget of a folder."""
 
     def __init__(self, root: Path, *, budget_bytes: int, blob_limit_bytes: int) -> None:
-        """Makes and scans the folder, which blocks for as long as that takes."""
+        """Creates and scans the folder, which blocks for as long as that takes."""
         self._files = BlobFiles(root, budget_bytes=budget_bytes, blob_limit_bytes=blob_limit_bytes)
         self._executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="blobs")
         self._settlers = ThreadPoolExecutor(max_workers=SETTLING_THREADS, thread_name_prefix="blobs-settle")
         self._settling: dict[Key, Future[None]] = {}
         self._recent = RecentBlobs()
-        self._held_bytes = 0
+        self._buffered_bytes = 0
 
     @property
     def used_bytes(self) -> int:
@@ -55,15 +109,15 @@ class DiskBlobs:
     ) -> BlobInfo:
         if size_bytes > self._files.blob_limit_bytes:
             raise TooLarge(f"a blob has at most {self._files.blob_limit_bytes} bytes", field="size_bytes")
-        incoming, is_kept, held_bytes = IncomingBlob(self._files), False, 0
+        incoming, is_stored, buffered_bytes = IncomingBlob(self._files), False, 0
         try:
-            held_bytes = await self._take(incoming, chunks)
+            buffered_bytes = await self._take(incoming, chunks)
             finish = partial(incoming.finish, scope, digest=digest, size_bytes=size_bytes)
             info, whole = await self._run(finish)
-            is_kept = True
+            is_stored = True
         finally:
-            self._held_bytes -= held_bytes
-            if not is_kept:
+            self._buffered_bytes -= buffered_bytes
+            if not is_stored:
                 await self._run(incoming.discard)
         self._begin_settling(info, incoming)
         if whole:
@@ -73,32 +127,32 @@ class DiskBlobs:
         return info
 
     async def _take(self, incoming: IncomingBlob, chunks: AsyncIterable[bytes]) -> int:
-        """How many bytes are held at the end; they count until they are given up."""
-        held_bytes, is_whole = 0, False
+        """Returns how many bytes are still buffered; the caller counts them until it drops them."""
+        buffered_bytes, is_whole = 0, False
         try:
             async for chunk in chunks:
-                pieces = incoming.hold(chunk)
-                held_bytes += len(chunk)
-                self._held_bytes += len(chunk)
-                if held_bytes > HELD_BYTES or pieces > HELD_PIECES or self._held_bytes > HELD_LIMIT_BYTES:
+                pieces = incoming.buffer(chunk)
+                buffered_bytes += len(chunk)
+                self._buffered_bytes += len(chunk)
+                if buffered_bytes > BUFFER_BYTES or pieces > BUFFER_PIECES or self._buffered_bytes > BUFFER_LIMIT_BYTES:
                     await self._run(incoming.flush)
-                    self._held_bytes -= held_bytes
-                    held_bytes = 0
+                    self._buffered_bytes -= buffered_bytes
+                    buffered_bytes = 0
             is_whole = True
-            return held_bytes
+            return buffered_bytes
         finally:
             if not is_whole:
-                self._held_bytes -= held_bytes
+                self._buffered_bytes -= buffered_bytes
 
     def _begin_settling(self, info: BlobInfo, incoming: IncomingBlob) -> None:
-        """Nobody is woken when it is done, as hardly anybody waits for it."""
+        """Wakes no task when it is done, because hardly any task waits for it."""
         key = (info.scope, info.digest)
         settling = self._settlers.submit(incoming.settle)
         self._settling.setdefault(key, settling)
         settling.add_done_callback(partial(self._settled, key, asyncio.get_running_loop()))
 
     def _settled(self, key: Key, loop: asyncio.AbstractEventLoop, settling: Future[None]) -> None:
-        """On the thread that did it."""
+        """Runs on the thread that synced."""
         error = settling.exception()
         if error is not None:
             reason = error.reason if isinstance(error, FanlightError) else repr(error)
@@ -118,7 +172,7 @@ class DiskBlobs:
         return recent.info if recent else await self._run(partial(self._files.stat, scope, digest))
 
     async def _wait_for(self, scope: str, digest: str) -> None:
-        """NodeFault and Unavailable where the disk did not take it."""
+        """NodeFault or Unavailable if the disk did not accept it."""
         settling = self._settling.get((scope, digest))
         if settling is not None:
             await asyncio.shield(asyncio.wrap_future(settling))
@@ -155,17 +209,17 @@ class DiskBlobs:
         return await self._run(partial(self._files.sweep, before_s=now_s - older_than_s, keep=keep))
 
     def close(self) -> None:
-        """Let running calls end and take no more."""
+        """Let running calls end and accept no more."""
         self._executor.shutdown()
         self._settlers.shutdown()
 
     def _open(self, scope: str, digest: str, offset_bytes: int, limit_bytes: int) -> tuple[FileIO, int, bytes]:
-        """The file, how many bytes are to come, and the first of them; closed if they are all."""
-        with translated(), contextlib.ExitStack() as unless_more_comes:
+        """The file, how many bytes are to be read, and the first of them; closed if these are all."""
+        with translated(), contextlib.ExitStack() as unless_more:
             file = self._files.open(scope, digest)
             if file is None:
                 raise NotFound(f"no blob {digest}", field="digest")
-            unless_more_comes.enter_context(file)
+            unless_more.enter_context(file)
             size_bytes = os.fstat(file.fileno()).st_size
             if offset_bytes > size_bytes:
                 raise OutOfRange(f"the blob has {size_bytes} bytes", field="offset_bytes")
@@ -173,11 +227,11 @@ class DiskBlobs:
             left = min(size_bytes - offset_bytes, limit_bytes or size_bytes)
             chunk = file.read(min(left, READ_CHUNK_BYTES))
             if len(chunk) < left:
-                unless_more_comes.pop_all()
+                unless_more.pop_all()
         return file, left, chunk
 
     async def _run(self, call: Callable[[], T]) -> T:
-        """Run it on a thread of ours. A cancelled caller goes at once, and the call still runs to its end."""
+        """Run it on our threads. A cancelled caller returns at once, while the call still runs to its end."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, call))
 
 
@@ -188,7 +242,7 @@ def _read(file: FileIO, size_bytes: int) -> bytes:
 
 @asynccontextmanager
 async def open_disk_blobs(root: Path, *, budget_bytes: int, blob_limit_bytes: int) -> AsyncIterator[DiskBlobs]:
-    """The store in that folder, which is made if it is not there. SettingsError where it cannot be."""
+    """The store in that folder, which is created if it does not exist. SettingsError if it cannot be used."""
     try:
         blobs = await asyncio.to_thread(DiskBlobs, root, budget_bytes=budget_bytes, blob_limit_bytes=blob_limit_bytes)
     except OSError as error:

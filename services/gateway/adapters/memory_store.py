@@ -1,4 +1,4 @@
-"""The JobStore for tests: forgets everything with its process."""
+"""The RecordStore in memory, for tests: its records end with the process."""
 
 from collections.abc import AsyncIterator, Sequence
 
@@ -35,7 +35,7 @@ class MemoryStore:
 
     async def delete(self, bucket: str, key: str) -> None:
         if self._buckets.get(bucket, {}).pop(key, None) is not None:
-            self._watchers.tell(bucket, Deleted(key=key))
+            self._watchers.notify(bucket, Deleted(key=key))
 
     async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
         records = self._buckets.get(bucket, {})
@@ -57,5 +57,5 @@ class MemoryStore:
         self._revision += 1
         record = Record(key=key, value=value, revision=self._revision)
         self._buckets.setdefault(bucket, {})[key] = record
-        self._watchers.tell(bucket, record)
+        self._watchers.notify(bucket, record)
         return record

@@ -1,10 +1,12 @@
-"""One bucket of records in one JetStream stream, laid out as NATS' own key-value stores are. Knows no job.
+"""One bucket of records in one JetStream stream, in the layout of NATS' own key-value stores. Knows no job.
 
-The revision of a record is its message's sequence in the stream. All reads are the stream leader's.
+The revision of a record is its message's sequence in the stream. All reads go to the stream's leader. A key becomes a
+subject's token; long values are compressed, because a message has at most a megabyte.
 """
 
 import asyncio
 import bisect
+import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,28 +17,58 @@ from nats.js import JetStreamContext
 from nats.js.api import Header
 
 from fanlight.errors import AlreadyExists, Conflict, TooLarge, Unavailable
-from services.gateway.adapters.nats_feed import TROUBLES, Feed, Message
-from services.gateway.adapters.nats_keys import key_of, packed, token_of, unpacked
+from services.gateway.adapters.nats_feed import CONNECTION_ERRORS, Feed, Message
 from services.gateway.ports import CaughtUp, Change, Deleted, Record
 
+# The server's default `max_payload`, less room for headers.
+VALUE_LIMIT_BYTES = 1024 * 1024 - 4096
+COMPRESS_FROM_BYTES = 8 * 1024
+
+_PLAIN, _ZLIB = b"\0", b"\1"
+_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+
+
+def token_of(key: str) -> str:
+    """The key, with every byte that a subject's token cannot contain written as `=` and two hex digits."""
+    return "".join(chr(byte) if byte in _SAFE else f"={byte:02x}" for byte in key.encode())
+
+
+def key_of(token: str) -> str:
+    first, *escaped = token.split("=")
+    parts = [first.encode(), *(bytes.fromhex(part[:2]) + part[2:].encode() for part in escaped)]
+    return b"".join(parts).decode()
+
+
+def packed(value: bytes) -> bytes:
+    """TooLarge if even the compressed value is more than the store accepts."""
+    data = _PLAIN + value if len(value) < COMPRESS_FROM_BYTES else _ZLIB + zlib.compress(value, 1)
+    if len(data) > VALUE_LIMIT_BYTES:
+        raise TooLarge(f"a record has {len(data)} bytes; the store accepts {VALUE_LIMIT_BYTES}")
+    return data
+
+
+def unpacked(data: bytes) -> bytes:
+    return zlib.decompress(data[1:]) if data[:1] == _ZLIB else data[1:]
+
+
 RETRY_AFTER_S = 2.0
-# How long the mark of a deletion stays for those who could not hear of it.
-DELETION_TOLD_S = 3_600
+# How long a deletion marker stays for gateways that were disconnected.
+DELETION_MARKER_S = 3_600
 READS_AT_A_TIME = 32
 CREATE_ROUNDS = 5
 
 _OPERATION = "KV-Operation"
-_GONE = frozenset({"DEL", "PURGE"})
+_DELETED = frozenset({"DEL", "PURGE"})
 _WRONG_SEQUENCE = (10071, 10164)
 
 
-class Bucket:
+class NatsBucket:
     def __init__(self, connection: Client, jetstream: JetStreamContext, name: str) -> None:
         self._connection = connection
         self._jetstream = jetstream
         self._stream = f"KV_{name}"
         self._prefix = f"$KV.{name}."
-        self._keys = Keys()
+        self._keys = BucketKeys()
         self._following: asyncio.Task[None] | None = None
         self._feeds: list[Feed] = []
 
@@ -47,7 +79,7 @@ class Bucket:
                 return await self._write(key, value, last)
             except Conflict:
                 present = await self._message(key)
-                if present is not None and not _is_gone(present):
+                if present is not None and not _is_deleted(present):
                     raise AlreadyExists(f"{key} exists") from None
                 last = present.sequence if present else 0
         raise Unavailable("the record changes too often", retry_after_s=RETRY_AFTER_S)
@@ -58,14 +90,14 @@ class Bucket:
     async def _write(self, key: str, value: bytes, last: int) -> Record:
         headers = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
         revision = await self._publish(key, packed(value), headers)
-        self._keys.note(key, revision, gone=False)
+        self._keys.note(key, revision, deleted=False)
         return Record(key=key, value=value, revision=revision)
 
     async def delete(self, key: str) -> None:
         present = await self._message(key)
-        if present is not None and not _is_gone(present):
-            headers = {_OPERATION: "DEL", Header.MSG_TTL.value: str(DELETION_TOLD_S)}
-            self._keys.note(key, await self._publish(key, b"", headers), gone=True)
+        if present is not None and not _is_deleted(present):
+            headers = {_OPERATION: "DEL", Header.MSG_TTL.value: str(DELETION_MARKER_S)}
+            self._keys.note(key, await self._publish(key, b"", headers), deleted=True)
 
     async def _publish(self, key: str, data: bytes, headers: dict[str, str]) -> int:
         with self._our_errors():
@@ -74,7 +106,7 @@ class Bucket:
 
     async def get(self, key: str) -> Record | None:
         message = await self._message(key)
-        return None if message is None or _is_gone(message) else self._record(message)
+        return None if message is None or _is_deleted(message) else self._record(message)
 
     async def _message(self, key: str) -> Message | None:
         try:
@@ -105,13 +137,13 @@ class Bucket:
             if message is None:
                 caught_up = True
                 yield CaughtUp()
-            elif not _is_gone(message):
+            elif not _is_deleted(message):
                 yield self._record(message)
             elif caught_up:
                 yield Deleted(key=self._key(message))
 
     async def _follow_keys(self) -> None:
-        """From the first time on, know which keys there are."""
+        """From the first call on, keep the list of keys up to date."""
         if self._following is None or self._following.done():
             self._following = asyncio.create_task(self._note_keys())
         caught_up = asyncio.create_task(self._keys.caught_up.wait())
@@ -127,7 +159,7 @@ class Bucket:
             if message is None:
                 self._keys.caught_up.set()
             else:
-                self._keys.note(self._key(message), message.sequence, gone=_is_gone(message))
+                self._keys.note(self._key(message), message.sequence, deleted=_is_deleted(message))
 
     def _feed(self, *, headers_only: bool) -> Feed:
         feed = Feed(self._connection, self._jetstream, self._stream, headers_only=headers_only)
@@ -149,7 +181,7 @@ class Bucket:
 
     @contextmanager
     def _our_errors(self) -> Iterator[None]:
-        """NotFoundError passes; for the caller it is no error."""
+        """NotFoundError passes; for the caller it is not an error."""
         if not self._connection.is_connected:
             raise Unavailable("the store is away", retry_after_s=RETRY_AFTER_S)
         try:
@@ -157,39 +189,39 @@ class Bucket:
         except nats.js.errors.NotFoundError:
             raise
         except nats.errors.MaxPayloadError as error:
-            raise TooLarge("a record is larger than the store takes") from error
+            raise TooLarge("a record is larger than the store accepts") from error
         except nats.js.errors.APIError as error:
             if error.err_code in _WRONG_SEQUENCE:
                 raise Conflict("the record has changed") from error
             raise Unavailable(f"the store refuses: {error.description}", retry_after_s=RETRY_AFTER_S) from error
-        except TROUBLES as error:
+        except CONNECTION_ERRORS as error:
             raise Unavailable("the store does not answer", retry_after_s=RETRY_AFTER_S) from error
 
 
-class Keys:
-    """Which keys a bucket has, in order. What is told late, or twice, changes nothing."""
+class BucketKeys:
+    """Which keys a bucket has, in order. A late or repeated message changes nothing."""
 
     def __init__(self) -> None:
         self.caught_up = asyncio.Event()
         self._revisions: dict[str, int] = {}
         self._present: list[str] = []
 
-    def note(self, key: str, revision: int, *, gone: bool) -> None:
+    def note(self, key: str, revision: int, *, deleted: bool) -> None:
         if revision <= self._revisions.get(key, 0):
             return
-        place = bisect.bisect_left(self._present, key)
-        is_there = place < len(self._present) and self._present[place] == key
-        if gone and is_there:
-            del self._present[place]
-        elif not gone and not is_there:
-            self._present.insert(place, key)
+        index = bisect.bisect_left(self._present, key)
+        is_there = index < len(self._present) and self._present[index] == key
+        if deleted and is_there:
+            del self._present[index]
+        elif not deleted and not is_there:
+            self._present.insert(index, key)
         self._revisions[key] = revision
 
     def before(self, key: str, limit: int) -> list[str]:
-        """The greatest ones that are less than the key, the greatest first; an empty key is above all."""
+        """The greatest keys below the given one, the greatest first; an empty key is above all."""
         end = bisect.bisect_left(self._present, key) if key else len(self._present)
         return self._present[max(0, end - limit) : end][::-1]
 
 
-def _is_gone(message: Message) -> bool:
-    return message.headers.get(_OPERATION) in _GONE
+def _is_deleted(message: Message) -> bool:
+    return message.headers.get(_OPERATION) in _DELETED

@@ -1,7 +1,7 @@
-"""What changes in one JetStream stream, followed across cut connections and lost consumers. Knows no job.
+"""The changes in one JetStream stream, followed across broken connections and lost consumers. Knows no job.
 
-A pull consumer of its own without acknowledgements, made anew after the last message seen whenever one is missed. As
-the streams keep only the last message of a subject, whoever lags is told last states only.
+A pull consumer of its own without acknowledgements; after a lost message it is created again, from the last message
+seen. The streams keep only the last message of a subject, so a feed that lags gets the last states only.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ log = get_logger()
 
 BATCH = 256
 PULL_S = 5.0
-# A pull that nobody answers for so long beyond its own time is lost.
+# A pull that gets no answer for this long beyond its own time is lost.
 GRACE_S = 2.0
-PAUSE_S = 0.5
-# How long the server keeps a consumer that nobody pulls from.
-FORGOTTEN_S = 60.0
+RETRY_PAUSE_S = 0.5
+# How long the server keeps a consumer without pulls.
+INACTIVE_S = 60.0
 
-TROUBLES = (nats.errors.Error, asyncio.TimeoutError, OSError)
+CONNECTION_ERRORS = (nats.errors.Error, asyncio.TimeoutError, OSError)
 
 
 class _Missed(Exception):
@@ -45,7 +45,7 @@ class Message:
 
 
 class Feed:
-    """`follow` yields every message, and None once when those that were there at the beginning have been told."""
+    """`follow` yields every message, and None once after those that existed at the beginning."""
 
     def __init__(self, connection: Client, stream: JetStreamContext, name: str, *, headers_only: bool = False) -> None:
         self._connection = connection
@@ -64,9 +64,9 @@ class Feed:
             try:
                 async for message in self._consume():
                     yield message
-            except (_Missed, *TROUBLES) as error:
-                log.info("store_feed_again", stream=self._name, after=self._last, why=type(error).__name__)
-                await asyncio.sleep(PAUSE_S)
+            except (_Missed, *CONNECTION_ERRORS) as error:
+                log.info("store_feed_retried", stream=self._name, after=self._last, why=type(error).__name__)
+                await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _consume(self) -> AsyncIterator[Message | None]:
         """Until messages are missed or the connection breaks."""
@@ -90,7 +90,7 @@ class Feed:
                     if not left and not self._caught_up:
                         break
                 if seen == before and not self._caught_up:
-                    # A server whose copy of the stream lags promises what it does not have: ask another one.
+                    # A server whose replica of the stream lags announces what it does not have: ask another one.
                     raise _Missed
         finally:
             await _unsubscribe(subscription)
@@ -103,7 +103,7 @@ class Feed:
         return ConsumerConfig(
             ack_policy=AckPolicy.NONE,
             headers_only=self._headers_only or None,
-            inactive_threshold=FORGOTTEN_S,
+            inactive_threshold=INACTIVE_S,
             mem_storage=True,
             num_replicas=1,
             filter_subject=">",
@@ -111,10 +111,10 @@ class Feed:
         )
 
     async def _pull(self, consumer: str, inbox: str, subscription: Subscription) -> AsyncIterator[Msg]:
-        """The messages of one request. _Missed when the server says that the consumer is gone, or nothing."""
-        wish = {"batch": BATCH, "expires": int(PULL_S * 1e9)}
+        """The messages of one request. _Missed if the server reports that the consumer is gone, or does not answer."""
+        request = {"batch": BATCH, "expires": int(PULL_S * 1e9)}
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._name}.{consumer}"
-        await self._connection.publish(subject, json.dumps(wish).encode(), reply=inbox)
+        await self._connection.publish(subject, json.dumps(request).encode(), reply=inbox)
         for _ in range(BATCH):
             message = await subscription.next_msg(timeout=PULL_S + GRACE_S)
             status = (message.headers or {}).get(Header.STATUS)
@@ -138,5 +138,5 @@ def _of(message: Msg) -> Message:
 async def _unsubscribe(subscription: Subscription) -> None:
     try:
         await subscription.unsubscribe()
-    except TROUBLES:
+    except CONNECTION_ERRORS:
         return

@@ -1,7 +1,7 @@
-"""The JobStore in NATS JetStream: replicated by Raft, shared by any number of gateways.
+"""The RecordStore in NATS JetStream: replicated by Raft, shared by any number of gateways.
 
-A server acknowledges what it has written to its page cache; with one replica, `sync_interval: always` in the server's
-own settings is what makes a write survive a power cut. With three replicas two machines have it.
+A server acknowledges what it has written to its page cache. With one replica, a write survives a power cut only if the
+server's own settings say `sync_interval: always`. With three replicas, two machines have the write.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
 from fanlight.errors import Unavailable
-from services.gateway.adapters.nats_bucket import RETRY_AFTER_S, Bucket
-from services.gateway.adapters.nats_feed import TROUBLES
+from services.gateway.adapters.nats_bucket import RETRY_AFTER_S, NatsBucket
+from services.gateway.adapters.nats_feed import CONNECTION_ERRORS
 from services.gateway.ports import Change, New, Record
 from services.kernel.config import SettingsError
 from services.kernel.logs import get_logger
@@ -31,18 +31,18 @@ _EXISTS_DIFFERENTLY = 10058
 
 
 class NatsStore:
-    """Made by `open_nats_store`. Its buckets are key-value stores of their own, made when they are first used."""
+    """Made by `open_nats_store`. Its buckets are key-value stores of their own, created at first use."""
 
     def __init__(self, connection: Client, *, prefix: str, replicas: int) -> None:
         self._connection = connection
         self._jetstream = connection.jetstream(timeout=CALL_LIMIT_S)
         self._prefix = prefix
         self._replicas = replicas
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, NatsBucket] = {}
         self._making = asyncio.Lock()
 
     async def close(self) -> None:
-        """End the watches; the connection is closed by who opened it."""
+        """End the watches; the connection is closed by its opener."""
         for bucket in self._buckets.values():
             await bucket.close()
 
@@ -64,11 +64,11 @@ class NatsStore:
         return await (await self._bucket(bucket)).list(before, limit)
 
     async def watch(self, bucket: str) -> AsyncIterator[Change]:
-        async for change in (await self._patiently(bucket)).watch():
+        async for change in (await self._wait_for_bucket(bucket)).watch():
             yield change
 
-    async def _patiently(self, name: str) -> Bucket:
-        """However long the servers take to agree on it: a watch has nobody to tell that they do not answer."""
+    async def _wait_for_bucket(self, name: str) -> NatsBucket:
+        """Retries until the servers agree on it, because a watch has no caller to report an error to."""
         while True:
             try:
                 return await self._bucket(name)
@@ -76,16 +76,16 @@ class NatsStore:
                 log.info("store_not_ready", bucket=name, message=error.message)
                 await asyncio.sleep(RETRY_AFTER_S)
 
-    async def _bucket(self, name: str) -> Bucket:
+    async def _bucket(self, name: str) -> NatsBucket:
         if name not in self._buckets:
             async with self._making:
                 if name not in self._buckets:
                     await self._make(f"{self._prefix}-{name}")
-                    self._buckets[name] = Bucket(self._connection, self._jetstream, f"{self._prefix}-{name}")
+                    self._buckets[name] = NatsBucket(self._connection, self._jetstream, f"{self._prefix}-{name}")
         return self._buckets[name]
 
     async def _make(self, name: str) -> None:
-        """The stream of a bucket, as NATS' own key-value stores have it, with the replicas that are wished for."""
+        """The stream of a bucket, as NATS' own key-value stores have it, with the configured number of replicas."""
         config = StreamConfig(
             name=f"KV_{name}",
             subjects=[f"$KV.{name}.>"],
@@ -107,7 +107,7 @@ class NatsStore:
                 await self._jetstream.update_stream(config)
         except nats.js.errors.APIError as error:
             raise Unavailable(f"the store refuses: {error.description}", retry_after_s=RETRY_AFTER_S) from error
-        except TROUBLES as error:
+        except CONNECTION_ERRORS as error:
             raise Unavailable("the store does not answer", retry_after_s=RETRY_AFTER_S) from error
 
 
@@ -115,11 +115,11 @@ class NatsStore:
 async def open_nats_store(
     servers: Sequence[str], *, prefix: str = "fanlight", replicas: int = 1, credentials_file: Path | None = None
 ) -> AsyncIterator[NatsStore]:
-    """The store of those servers, whichever of them is there. SettingsError when none is."""
+    """The store of those servers, through any that answers. SettingsError if no server answers."""
     connection = await _connected(servers, credentials_file)
     store = NatsStore(connection, prefix=prefix, replicas=replicas)
     if replicas == 1:
-        log.warning("store_has_one_copy", advice="set FANLIGHT_GATEWAY_NATS_REPLICAS=3 on a cluster of three servers")
+        log.warning("store_has_one_replica", advice="set FANLIGHT_GATEWAY_NATS_REPLICAS=3 on three servers")
     try:
         yield store
     finally:
@@ -128,7 +128,7 @@ async def open_nats_store(
 
 
 async def _connected(servers: Sequence[str], credentials_file: Path | None) -> Client:
-    """A connection that is made again for ever once it was made."""
+    """A connection that reconnects forever once it was made."""
     try:
         async with asyncio.timeout(CONNECT_S * (1 + len(servers))):
             return await nats.connect(
@@ -141,20 +141,20 @@ async def _connected(servers: Sequence[str], credentials_file: Path | None) -> C
                 max_outstanding_pings=2,
                 user_credentials=str(credentials_file) if credentials_file else None,
                 error_cb=_note,
-                disconnected_cb=_note_loss,
-                reconnected_cb=_note_return,
+                disconnected_cb=_note_disconnect,
+                reconnected_cb=_note_reconnect,
             )
-    except TROUBLES as error:
+    except CONNECTION_ERRORS as error:
         raise SettingsError(f"no NATS server answers at {', '.join(servers)}") from error
 
 
 async def _note(error: Exception) -> None:
-    log.info("store_trouble", why=type(error).__name__)
+    log.info("store_error", why=type(error).__name__)
 
 
-async def _note_loss() -> None:
-    log.warning("store_lost")
+async def _note_disconnect() -> None:
+    log.warning("store_disconnected")
 
 
-async def _note_return() -> None:
-    log.info("store_back")
+async def _note_reconnect() -> None:
+    log.info("store_reconnected")

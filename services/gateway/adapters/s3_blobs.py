@@ -1,19 +1,20 @@
-"""The BlobStore in an S3 bucket: objects by digest, shared by all gateways. Whoever owns the bucket bounds it.
+"""The BlobStore in an S3 bucket: objects by digest, shared by all gateways. Its size is bounded by the bucket's owner.
 
-An object is written once: every write says "only if it is not there". Nodes that hold no credentials upload to
-addresses that are signed for one digest and size.
+An object is written once: every write says "only if it does not exist". Nodes without credentials upload to addresses
+that are signed for one digest and size.
 """
 
 import base64
 import hashlib
 import re
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, Any
 
+import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,20 +22,43 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fanlight.contract.digests import named, parse_digest, parse_scope
 from fanlight.errors import NotFound, OutOfRange, TooLarge, Unavailable
 from services.gateway.adapters.blob_files import check_announced
-from services.gateway.adapters.s3_errors import ABSENT, BEYOND, PRESENT, RETRY_AFTER_S, code_of, our_errors
 from services.gateway.ports import Upload
 from services.kernel.blobs import BlobInfo, Keep
 from services.kernel.config import SettingsError
 from services.kernel.media import media_type_of
 
+RETRY_AFTER_S = 2.0
+
+ABSENT = ("404", "NoSuchKey", "NotFound")
+PRESENT = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+BEYOND = ("InvalidRange", "416")
+
+
+def code_of(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """ABSENT, PRESENT and BEYOND pass to the caller; every other error becomes Unavailable."""
+    try:
+        yield
+    except ClientError as error:
+        if code_of(error) in (*ABSENT, *PRESENT, *BEYOND):
+            raise
+        raise Unavailable(f"the blob store refuses: {code_of(error)}", retry_after_s=RETRY_AFTER_S) from error
+    except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise Unavailable("the blob store does not answer", retry_after_s=RETRY_AFTER_S) from error
+
+
 READ_CHUNK_BYTES = 256 * 1024
-# What of a blob on its way in is held in memory; more goes to a temporary file.
+# How much of an incoming blob is buffered in memory; more goes to a temporary file.
 SPOOL_BYTES = 1024 * 1024
 HEAD_BYTES = 16
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 UPLOAD_S = 900
 READ_S = 900
-# S3 knows no time of last use: a use makes an object young again, at most this often.
+# S3 has no time of last use: a use copies the object onto itself, at most this often, to reset its age.
 TOUCH_EVERY_S = 86_400.0
 CALL_S = 20
 
@@ -48,7 +72,7 @@ class _Found:
 
 
 class S3Blobs:
-    """Made by `open_s3_blobs`. Passes the suite in tests/contract, but for the budget, which it has none of."""
+    """Made by `open_s3_blobs`. Passes the suite in tests/contract, except for the budget: it has no budget."""
 
     def __init__(self, client: Any, *, bucket: str, prefix: str, blob_limit_bytes: int) -> None:
         self._client = client
@@ -82,7 +106,7 @@ class S3Blobs:
         )
 
     async def _put(self, info: BlobInfo, body: IO[bytes]) -> None:
-        """What is there already has the same digest, and so the same bytes."""
+        """An existing object has the same digest, and so the same bytes."""
         try:
             with our_errors():
                 await self._client.put_object(
@@ -98,7 +122,7 @@ class S3Blobs:
             if code_of(error) not in PRESENT:
                 raise
             if await self.stat(info.scope, info.digest) is None:
-                message = "another write of the same blob got in the way and broke off; write it again"
+                message = "another write of the same blob interfered and failed; write it again"
                 raise Unavailable(message, retry_after_s=RETRY_AFTER_S) from error
 
     async def stat(self, scope: str, digest: str) -> BlobInfo | None:
@@ -110,11 +134,11 @@ class S3Blobs:
         return found.info
 
     async def settle(self, scope: str, digest: str) -> BlobInfo | None:
-        """What a bucket has answered for is durable."""
+        """A bucket answers only after the object is durable."""
         return await self.stat(scope, digest)
 
     async def _find(self, scope: str, digest: str) -> _Found | None:
-        """By its first bytes, which also tell its media type."""
+        """Reads its first bytes, which also give its media type."""
         key = self._key(scope, digest)
         try:
             with our_errors():
@@ -145,7 +169,7 @@ class S3Blobs:
             raise
 
     async def _touch(self, scope: str, digest: str) -> None:
-        """Copied onto itself it is as young as a new one."""
+        """Copy it onto itself, which resets its age."""
         key = self._key(scope, digest)
         try:
             with our_errors():
@@ -198,7 +222,7 @@ class S3Blobs:
     async def _sweep_one(self, each: Any, older_than_s: float, now_s: float, keep: Keep) -> bool:
         blob = _BLOB.fullmatch(each["Key"].removeprefix(self._prefix))
         if blob is None:
-            # Somebody else's.
+            # Not one of ours.
             return False
         scope, digest = blob[1], named(blob[2] + blob[3])
         age_s = now_s - each["LastModified"].timestamp()
@@ -212,7 +236,7 @@ class S3Blobs:
         return True
 
     async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> Upload | None:
-        """An address for exactly those bytes; None where the blob is there. TooLarge."""
+        """A signed address for exactly those bytes; None if the blob exists. TooLarge."""
         if size_bytes > self._blob_limit_bytes:
             raise TooLarge(f"a blob has at most {self._blob_limit_bytes} bytes", field="size_bytes")
         if await self.stat(scope, digest) is not None:
@@ -226,7 +250,7 @@ class S3Blobs:
         }
         with our_errors():
             url = await self._client.generate_presigned_url("put_object", Params=parameters, ExpiresIn=UPLOAD_S)
-        # Signed with the address: S3 takes these bytes only, and only while nobody else has sent them.
+        # Signed with the address: S3 accepts these bytes only, and only while the object does not exist.
         return Upload(
             url=url,
             headers={
@@ -244,7 +268,7 @@ class S3Blobs:
         parameters = {
             "Bucket": self._bucket,
             "Key": self._key(scope, digest),
-            # What came past the gateway has none of its own.
+            # An object that was uploaded directly has no media type of its own.
             "ResponseContentType": info.media_type or UNKNOWN_MEDIA_TYPE,
         }
         with our_errors():
@@ -262,7 +286,7 @@ def _checksum(digest: str) -> str:
 
 @asynccontextmanager
 async def open_s3_blobs(url: str, *, endpoint: str, region: str, blob_limit_bytes: int) -> AsyncIterator[S3Blobs]:
-    """The bucket of `s3://BUCKET/PREFIX`, with the keys that AWS tools find. SettingsError when it cannot be used."""
+    """The bucket of `s3://BUCKET/PREFIX`, with the credentials that AWS tools find. SettingsError if unusable."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not bucket:
         raise SettingsError("FANLIGHT_GATEWAY_BLOBS: must be s3://BUCKET or s3://BUCKET/PREFIX")

@@ -1,4 +1,7 @@
-"""The JobStore in one SQLite file: survives a crash, serves exactly one gateway."""
+"""The RecordStore in one SQLite file: survives a crash, serves exactly one gateway.
+
+SqliteFile has the statements and blocks, on one thread; SqliteStore puts waiting writes into one transaction.
+"""
 
 import asyncio
 import sqlite3
@@ -8,16 +11,128 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from fanlight.errors import FanlightError, Unavailable
-from services.gateway.adapters.sqlite_file import Result, SqliteFile, Write, Written
+from fanlight.errors import AlreadyExists, Conflict, FanlightError, Unavailable
 from services.gateway.adapters.watchers import Watchers
-from services.gateway.ports import CaughtUp, Change, New, Record
+from services.gateway.ports import CaughtUp, Change, Deleted, New, Record
+from services.kernel.config import SettingsError
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    bucket TEXT NOT NULL, key TEXT NOT NULL, revision INTEGER NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (bucket, key)
+)
+"""
+
+# Runs inside a transaction; if it raises, it has changed nothing.
+Written = tuple[Record | Deleted, ...]
+Write = Callable[["SqliteFile"], Written]
+Result = Written | FanlightError
+
+
+class SqliteFile:
+    def __init__(self, path: Path) -> None:
+        """Blocks. SettingsError if another process uses the file, or if it is of a later version."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+        try:
+            self._prepare(path)
+        except sqlite3.Error as error:
+            self._connection.close()
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                raise SettingsError(f"{path} is in use: it serves one gateway at a time") from error
+            raise SettingsError(f"{path} cannot be opened: {error}") from error
+
+    def _prepare(self, path: Path) -> None:
+        run = self._connection.execute
+        # The lock is taken at the first access and released when the process ends, however it ends.
+        run("PRAGMA locking_mode = EXCLUSIVE")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")
+        run("BEGIN EXCLUSIVE")
+        version = run("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise SettingsError(f"{path} was written by a later version of Fanlight")
+        run(_SCHEMA)
+        run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        run("COMMIT")
+        self._revision: int = run("SELECT coalesce(max(revision), 0) FROM records").fetchone()[0]
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def write_all(self, writes: Sequence[Write]) -> list[Result]:
+        """All in one transaction, durable on return; a refused write does not affect the others."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            results = [self._one(write) for write in writes]
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            return [Unavailable(f"the store cannot write: {error}", retry_after_s=1.0) for _ in writes]
+        return results
+
+    def _one(self, write: Write) -> Result:
+        try:
+            return write(self)
+        except FanlightError as error:
+            return error
+
+    def create(self, bucket: str, key: str, value: bytes, after: New | None) -> Written:
+        """The record, then the one before it."""
+        if after is None:
+            return (self._create(bucket, key, value),)
+        if self.get(bucket, key):
+            raise AlreadyExists(f"{bucket}/{key} exists")
+        before = self._create(after.bucket, after.key, after.value)
+        return self._create(bucket, key, value), before
+
+    def _create(self, bucket: str, key: str, value: bytes) -> Record:
+        revision = self._next()
+        sql = "INSERT INTO records (bucket, key, revision, value) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        if not self._connection.execute(sql, (bucket, key, revision, value)).rowcount:
+            raise AlreadyExists(f"{bucket}/{key} exists")
+        return Record(key=key, value=value, revision=revision)
+
+    def put(self, bucket: str, key: str, value: bytes, expected: int) -> Written:
+        revision = self._next()
+        sql = "UPDATE records SET revision = ?, value = ? WHERE bucket = ? AND key = ? AND revision = ?"
+        if not self._connection.execute(sql, (revision, value, bucket, key, expected)).rowcount:
+            raise Conflict(f"{bucket}/{key} has changed")
+        return (Record(key=key, value=value, revision=revision),)
+
+    def delete(self, bucket: str, key: str) -> Written:
+        sql = "DELETE FROM records WHERE bucket = ? AND key = ?"
+        return (Deleted(key=key),) if self._connection.execute(sql, (bucket, key)).rowcount else ()
+
+    def get(self, bucket: str, key: str) -> Record | None:
+        sql = "SELECT key, value, revision FROM records WHERE bucket = ? AND key = ?"
+        row = self._connection.execute(sql, (bucket, key)).fetchone()
+        return _from_row(row) if row else None
+
+    def list(self, bucket: str, before: str, limit: int) -> list[Record]:
+        sql = (
+            "SELECT key, value, revision FROM records WHERE bucket = ? AND (? = '' OR key < ?)"
+            " ORDER BY key DESC LIMIT ?"
+        )
+        return [_from_row(row) for row in self._connection.execute(sql, (bucket, before, before, limit))]
+
+    def _next(self) -> int:
+        self._revision += 1
+        return self._revision
+
+
+def _from_row(row: tuple[str, bytes, int]) -> Record:
+    return Record(key=row[0], value=row[1], revision=row[2])
+
 
 LIST_PAGE = 500
 
 T = TypeVar("T")
 _Results = list[Result]
-# The buckets are those of what is written, in its order.
+# The buckets of the written records, in their order.
 _Entry = tuple[tuple[str, ...], Write, asyncio.Future[Written]]
 
 
@@ -33,15 +148,15 @@ class SqliteStore:
         self._writing = False
 
     def close(self) -> None:
-        """End the watches; the file is closed by who opened it."""
+        """End the watches; the file is closed by its opener."""
         self._watchers.close()
 
     async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
         buckets = (bucket, after.bucket) if after else (bucket,)
-        return _record(await self._write(buckets, lambda file: file.create(bucket, key, value, after)))
+        return _first_record(await self._write(buckets, lambda file: file.create(bucket, key, value, after)))
 
     async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
-        return _record(await self._write((bucket,), lambda file: file.put(bucket, key, value, revision)))
+        return _first_record(await self._write((bucket,), lambda file: file.put(bucket, key, value, revision)))
 
     async def delete(self, bucket: str, key: str) -> None:
         await self._write((bucket,), lambda file: file.delete(bucket, key))
@@ -73,14 +188,14 @@ class SqliteStore:
             raise Unavailable(f"the store cannot read: {error}", retry_after_s=1.0) from error
 
     async def _write(self, buckets: tuple[str, ...], write: Write) -> Written:
-        """Durable on return. Who is cancelled while waiting leaves the write to happen or not."""
+        """Durable on return. If the caller is cancelled, the write may still happen."""
         done: asyncio.Future[Written] = self._loop.create_future()
         self._waiting.append((buckets, write, done))
         self._flush()
         return await done
 
     def _flush(self) -> None:
-        """Hand all that waits to the thread, unless it is busy: then it is done with the next transaction."""
+        """Give all waiting writes to the thread; if it is busy, they go into the next transaction."""
         if self._writing or not self._waiting:
             return
         entries, self._waiting = self._waiting, []
@@ -106,18 +221,18 @@ class SqliteStore:
             if not done.done():
                 done.set_result(result)
             for bucket, change in zip(buckets, result, strict=False):
-                self._watchers.tell(bucket, change)
+                self._watchers.notify(bucket, change)
         self._flush()
 
 
-def _record(written: Written) -> Record:
+def _first_record(written: Written) -> Record:
     assert isinstance(written[0], Record)
     return written[0]
 
 
 @asynccontextmanager
 async def open_sqlite_store(path: Path) -> AsyncIterator[SqliteStore]:
-    """The store in that file, which is made if it is not there. SettingsError when another gateway has it."""
+    """The store in that file, which is created if it does not exist. SettingsError if another gateway uses it."""
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite") as executor:
         file = await loop.run_in_executor(executor, SqliteFile, path)

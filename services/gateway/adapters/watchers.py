@@ -1,4 +1,4 @@
-"""Who watches which bucket inside this process. What waits for a watcher is bounded by the number of keys."""
+"""Watches of a store's buckets inside this process. A watcher's backlog is bounded by the number of keys."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,12 +10,12 @@ _Change = Record | Deleted
 
 class Watcher:
     def __init__(self) -> None:
-        # The last change of each key.
+        # Undelivered: the last change of each key.
         self._pending: dict[str, _Change] = {}
         self._woken = asyncio.Event()
         self._closed = False
 
-    def tell(self, change: _Change) -> None:
+    def notify(self, change: _Change) -> None:
         self._pending.pop(change.key, None)
         self._pending[change.key] = change
         self._woken.set()
@@ -45,9 +45,9 @@ class Watchers:
     def remove(self, bucket: str, watcher: Watcher) -> None:
         self._watchers[bucket].remove(watcher)
 
-    def tell(self, bucket: str, change: _Change) -> None:
+    def notify(self, bucket: str, change: _Change) -> None:
         for watcher in self._watchers.get(bucket, ()):
-            watcher.tell(change)
+            watcher.notify(change)
 
     def close(self) -> None:
         for watchers in self._watchers.values():

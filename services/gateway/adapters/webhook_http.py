@@ -1,6 +1,6 @@
-"""Posts webhooks over HTTP/1.1, to the very address that was looked at: names are resolved once.
+"""Posts webhooks over HTTP/1.1, to the very address that was checked: names are resolved once (SSRF guard).
 
-A target that hangs costs a bounded time; its answer is read no further than its status; redirects are not followed.
+A target that hangs costs a bounded time; only the status of its answer is read; redirects are not followed.
 """
 
 import asyncio
@@ -15,31 +15,31 @@ import h11
 from fanlight.errors import FailedPrecondition, FanlightError, Unavailable
 from services.gateway.app.targets import Network, is_allowed
 
-LIMIT_S = 15.0
+TIMEOUT_S = 15.0
 ANSWER_LIMIT_BYTES = 16 * 1024
 READ_BYTES = 4 * 1024
 _PORTS = {"http": 80, "https": 443}
 
 
 class WebhookHttp:
-    def __init__(self, allowed: Sequence[Network], *, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, allowed: Sequence[Network], *, timeout_s: float = TIMEOUT_S) -> None:
         self._allowed = tuple(allowed)
-        self._limit_s = limit_s
+        self._timeout_s = timeout_s
         self._tls = ssl.create_default_context()
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
-        """What the target answered. FailedPrecondition when it leads inward; Unavailable when it does not answer."""
+        """The status of the answer. FailedPrecondition for an address inside; Unavailable if it does not answer."""
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(self._timeout_s):
                 return await self._post(urlsplit(url), headers, body)
         except TimeoutError as error:
-            raise Unavailable(f"no answer within {self._limit_s:g} s") from error
+            raise Unavailable(f"no answer within {self._timeout_s:g} s") from error
         except FanlightError:
             raise
         except (OSError, UnicodeError) as error:
             raise Unavailable(f"cannot be reached: {type(error).__name__}") from error
         except h11.RemoteProtocolError as error:
-            raise Unavailable("answers no HTTP") from error
+            raise Unavailable("does not answer in HTTP") from error
 
     async def _post(self, url: SplitResult, headers: Mapping[str, str], body: bytes) -> int:
         assert url.hostname is not None
@@ -60,12 +60,12 @@ class WebhookHttp:
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
-            raise Unavailable("its name is not known") from error
+            raise Unavailable("its name cannot be resolved") from error
         addresses = [ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in found]
         for address in addresses:
             if is_allowed(address, self._allowed):
                 return str(address)
-        raise FailedPrecondition("leads inward, which this gateway does not allow")
+        raise FailedPrecondition("resolves to a private address, which this gateway does not allow")
 
 
 def _request(url: SplitResult, headers: Mapping[str, str], body: bytes) -> h11.Request:

@@ -1,4 +1,4 @@
-"""`/v1/annotate/{annotator}`: a picture in, its control image out, as one job that is waited for."""
+"""`/v1/annotate/{annotator}`: an image in, its control image out, as one job that the request waits for."""
 
 import re
 from collections.abc import Iterator
@@ -13,11 +13,9 @@ from fanlight.errors import Cancelled, DeadlineExceeded, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.gateway import Gateway
-from services.gateway.http import documents
+from services.gateway.http import docs
 from services.gateway.http.blobs import blob_answer
-from services.gateway.http.options import HttpOptions
-from services.gateway.http.parameters import Asking, Wait
-from services.gateway.http.uploads import keep_body
+from services.gateway.http.bodies import CurrentCaller, HttpOptions, Wait, store_body
 from services.gateway.jobs.model import Job, JobState
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobInfo, BlobStore
@@ -28,7 +26,7 @@ OWN = frozenset({"wait", "width_px", "height_px"})
 
 _NO_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 
-Size = Annotated[int, Query(ge=0, le=65_535, description="Both 0: the picture's own size.")]
+Size = Annotated[int, Query(ge=0, le=65_535, description="Both 0: the image's own size.")]
 
 
 class AnnotateRoutes:
@@ -39,13 +37,13 @@ class AnnotateRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["annotators"])
-        router.add_api_route("/v1/annotate/{annotator}", self.annotate, methods=["POST"], **documents.ANNOTATE)
+        router.add_api_route("/v1/annotate/{annotator}", self.annotate, methods=["POST"], **docs.ANNOTATE)
         return router
 
     async def annotate(
         self,
         request: Request,
-        caller: Asking,
+        caller: CurrentCaller,
         annotator: str,
         wait: Wait = 60.0,
         width_px: Size = 0,
@@ -53,14 +51,14 @@ class AnnotateRoutes:
     ) -> Response:
         annotation = preprocessor_pb2.AnnotateRequest(annotator=annotator, width_px=width_px, height_px=height_px)
         annotation.parameters.update(self._parameters(annotator, request))
-        info = await keep_body(request, self._blobs, self._options, scope=caller.tenant)
+        info = await store_body(request, self._blobs, self._options, scope=caller.tenant)
         annotation.image.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
         message = gateway_pb2.CreateJobRequest(annotation=annotation)
         job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers), caller)
         return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller))
 
     def _parameters(self, annotator: str, request: Request) -> dict[str, bool | float | str]:
-        """The annotator's parameters among the query's, in their kinds. What it does not have stays text."""
+        """The annotator's parameters among the query's, converted to their types. Unknown ones stay strings."""
         described = self._gateway.workers.catalog().annotator(annotator)
         known = {parameter.name: parameter for parameter in described.parameters} if described else {}
         values: dict[str, bool | float | str] = {}
@@ -72,33 +70,33 @@ class AnnotateRoutes:
         return values
 
     def _answer(self, job: Job) -> Response:
-        """The finished picture; why there is none is an error."""
+        """The finished image, or the error why there is no image."""
         if job.failure is not None:
             raise of_reason(job.failure.reason, job.failure.message, field=job.failure.field)
         if job.state is JobState.CANCELLED:
             raise Cancelled(f"{job.name} was cancelled")
         if not job.state.ended:
-            message = f"{job.name} is not done yet{_so_far(job)}; GET /v1/{job.name}?wait=60 goes on waiting for it"
-            raise DeadlineExceeded(message)
-        told = answers.job(job)
-        blob = told.images[0].blob
+            text = f"{job.name} is not done yet{_so_far(job)}; GET /v1/{job.name}?wait=60 continues to wait for it"
+            raise DeadlineExceeded(text)
+        message = answers.job(job)
+        blob = message.images[0].blob
         info = BlobInfo(scope=blob.scope, digest=blob.digest, size_bytes=blob.size_bytes, media_type=blob.media_type)
         headers = {
             "ETag": f'"{info.digest}"',
-            "Fanlight-Job": told.name,
-            "Server-Timing": ", ".join(_timings(told)),
+            "Fanlight-Job": message.name,
+            "Server-Timing": ", ".join(_timings(message)),
         }
         return blob_answer(self._blobs, info, headers)
 
 
 def _so_far(job: Job) -> str:
-    """How the last attempt failed, for those who wait for the next."""
+    """How the last attempt failed, while the next one is awaited."""
     failures = [attempt.failure for task in job.tasks for attempt in task.attempts if attempt.failure]
-    return f", for its last attempt failed: {failures[-1].message}" if failures else ""
+    return f", because its last attempt failed: {failures[-1].message}" if failures else ""
 
 
 def typed(text: str, parameter: Parameter | None) -> bool | float | str:
-    """The text as the parameter's kind; as it is where it is none, so that the check of parameters says so."""
+    """The string as the parameter's type; unchanged if it is not one, so that the check of parameters refuses it."""
     if parameter is None or isinstance(parameter.default, str):
         return text
     if isinstance(parameter.default, bool):
@@ -110,7 +108,7 @@ def typed(text: str, parameter: Parameter | None) -> bool | float | str:
 
 
 def _timings(job: gateway_pb2.Job) -> Iterator[str]:
-    """As the W3C's Server Timing says: each stretch of the work in milliseconds, or that there was none to do."""
+    """W3C Server Timing: each span of the work in milliseconds, or a cache hit."""
     if not job.tasks:
         yield 'cache;desc="hit"'
     for task in job.tasks:

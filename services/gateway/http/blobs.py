@@ -1,6 +1,8 @@
-"""`/v1/blobs`: bytes in by stream, out by digest. A blob never changes, so it may be cached for ever."""
+"""`/v1/blobs`: bytes in by stream, out by digest. A blob never changes, so it may be cached forever."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -8,18 +10,46 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from fanlight.contract.digests import parse_digest
 from fanlight.errors import NotFound, OutOfRange
-from services.gateway.http import documents
+from services.gateway.http import docs
+from services.gateway.http.bodies import CurrentCaller, HttpOptions, Scope, refuse_unknown, scope_of, store_body
 from services.gateway.http.json_messages import answer, of_value
-from services.gateway.http.options import HttpOptions
-from services.gateway.http.parameters import Asking, Scope, refuse_unknown, scope_of
-from services.gateway.http.ranges import Part, Unsatisfiable, part_of
-from services.gateway.http.uploads import keep_body
 from services.gateway.ports import Bypass
-from services.gateway.wire.blobs import blob
+from services.gateway.wire.images import blob
 from services.kernel.blobs import BlobInfo, BlobStore
 from services.kernel.wire_errors import to_body
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+
+_RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByteRange:
+    """A single byte range of a blob, as in RFC 9110."""
+
+    offset_bytes: int
+    size_bytes: int
+
+
+class Unsatisfiable(Exception):
+    """The range starts past the end."""
+
+
+def range_of(header: str, size_bytes: int) -> ByteRange | None:
+    """The byte range of a Range header; None for the whole blob, also for an invalid header or several ranges."""
+    match = _RANGE.fullmatch(header.strip())
+    if match is None or match.group(0).strip() == "" or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    if not first:
+        offset_bytes, end_bytes = max(0, size_bytes - int(last)), size_bytes
+    else:
+        offset_bytes, end_bytes = int(first), min(size_bytes, int(last) + 1 if last else size_bytes)
+        if last and int(last) < offset_bytes:
+            return None
+    if offset_bytes >= end_bytes:
+        raise Unsatisfiable
+    return ByteRange(offset_bytes=offset_bytes, size_bytes=end_bytes - offset_bytes)
 
 
 class BlobRoutes:
@@ -30,33 +60,33 @@ class BlobRoutes:
     def router(self) -> APIRouter:
         router = APIRouter(tags=["blobs"], dependencies=[Depends(refuse_unknown)])
         add = router.add_api_route
-        add("/v1/blobs", self.write, methods=["POST"], **documents.WRITE_BLOB)
-        add("/v1/blobs/{digest}", self.read, methods=["GET"], **documents.READ_BLOB)
+        add("/v1/blobs", self.write, methods=["POST"], **docs.WRITE_BLOB)
+        add("/v1/blobs/{digest}", self.read, methods=["GET"], **docs.READ_BLOB)
         add("/v1/blobs/{digest}", self.read, methods=["HEAD"], include_in_schema=False)
         return router
 
     async def write(
         self,
         request: Request,
-        caller: Asking,
-        digest: Annotated[str, Query(description="What the bytes must hash to.")] = "",
+        caller: CurrentCaller,
+        digest: Annotated[str, Query(description="The digest that the bytes must have.")] = "",
         scope: Scope = "",
     ) -> Response:
         wanted = digest and parse_digest(digest, field="digest")
-        info = await keep_body(request, self._blobs, self._options, scope=scope_of(scope, caller), digest=wanted)
+        info = await store_body(request, self._blobs, self._options, scope=scope_of(scope, caller), digest=wanted)
         headers = {"Location": f"/v1/blobs/{info.digest}"}
         return answer(blob(info), status=201, headers=headers)
 
     async def read(
         self,
         request: Request,
-        caller: Asking,
+        caller: CurrentCaller,
         digest: str,
         scope: Scope = "",
-        redirect: Annotated[bool, Query(description="Rather be sent to where the bytes are, if that can be.")] = False,
+        redirect: Annotated[bool, Query(description="Redirect to where the bytes are stored, if possible.")] = False,
     ) -> Response:
         parsed_scope = scope_of(scope, caller)
-        # An address is signed for a GET.
+        # The address is signed for GET only.
         if redirect and request.method == "GET" and isinstance(self._blobs, Bypass):
             url = await self._blobs.prepare_read(parsed_scope, parse_digest(digest, field="digest"))
             return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
@@ -75,10 +105,15 @@ class BlobRoutes:
 
 
 def blob_answer(
-    blobs: BlobStore, info: BlobInfo, headers: Mapping[str, str], *, part: Part | None = None, head_only: bool = False
+    blobs: BlobStore,
+    info: BlobInfo,
+    headers: Mapping[str, str],
+    *,
+    part: ByteRange | None = None,
+    head_only: bool = False,
 ) -> Response:
     """The blob's bytes, or a part of them."""
-    span = part or Part(offset_bytes=0, size_bytes=info.size_bytes)
+    span = part or ByteRange(offset_bytes=0, size_bytes=info.size_bytes)
     all_headers = {
         **headers,
         "Content-Length": str(span.size_bytes),
@@ -95,11 +130,11 @@ def blob_answer(
     return StreamingResponse(chunks, status_code=status, headers=all_headers)
 
 
-def _part(request: Request, info: BlobInfo, etag: str) -> Part | None:
+def _part(request: Request, info: BlobInfo, etag: str) -> ByteRange | None:
     condition = request.headers.get("if-range", "")
     if condition and condition != etag:
         return None
-    return part_of(request.headers.get("range", ""), info.size_bytes)
+    return range_of(request.headers.get("range", ""), info.size_bytes)
 
 
 def _names(header: str, etag: str) -> bool:

@@ -1,24 +1,76 @@
-"""Bodies of requests, read within limits: raw streams, JSON and forms. Knows no message."""
+"""What HTTP requests carry, read within limits: query parameters, raw streams, JSON and forms. Knows no message."""
 
 import asyncio
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, field
+from typing import Annotated, NoReturn
 
+from fastapi import Depends, Query, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
 
+from fanlight.contract.digests import parse_scope
 from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
-from services.gateway.http.options import HttpOptions
+from services.gateway.app.callers import Caller, Callers
+from services.kernel.blobs import BlobInfo, BlobStore
 
+# How long a client may let an answer wait.
+WAIT_LIMIT_S = 60.0
 FORM = "multipart/form-data"
-# As many pictures as a job can have, and some room.
+# As many images as a job can have, and some more.
 FORM_FILES_LIMIT = 64
 FORM_FIELDS_LIMIT = 16
 READ_BYTES = 256 * 1024
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    # Who may call, by their bearer tokens.
+    callers: Callers = field(default_factory=Callers)
+    # The largest JSON body, or `job` part of a form.
+    json_limit_bytes: int = 64 * MIB
+    # The largest blob, raw or as a file of a form.
+    blob_limit_bytes: int = 64 * MIB
+    # The largest form, all its files together.
+    form_limit_bytes: int = 256 * MIB
+    # How long a body may stop coming before the request is refused.
+    body_idle_s: float = 60.0
+    # How long the rest of a refused body may stop coming before the connection is closed.
+    linger_idle_s: float = 2.0
+    # Interval of an event stream's heartbeats; home routers drop idle connections.
+    heartbeat_s: float = 15.0
+    # How many requests are answered at a time.
+    requests_limit: int = 1_000
+
+
+Wait = Annotated[float, Query(ge=0, le=WAIT_LIMIT_S, description="Seconds to wait for the job to end.")]
+Scope = Annotated[str, Query(description="Whose blobs; empty means your own.")]
+
+
+async def caller_of(request: Request) -> Caller:
+    """As the token guard found; it runs before every path that needs a caller."""
+    caller = request.state.caller
+    assert isinstance(caller, Caller)
+    return caller
+
+
+CurrentCaller = Annotated[Caller, Depends(caller_of)]
+
+
+def refuse_unknown(request: Request) -> None:
+    """InvalidField for a query parameter that the path does not have: a typing mistake must not go unnoticed."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidField(f"is not known; the parameters are {', '.join(known) or 'none'}", field=name)
+
+
+def scope_of(text: str, caller: Caller) -> str:
+    return caller.scope_of(parse_scope(text, field="scope"), field="scope")
 
 
 def content_type(request: Request) -> str:
@@ -27,21 +79,21 @@ def content_type(request: Request) -> str:
 
 
 def announced_bytes(request: Request) -> int:
-    """What Content-Length says; 0 where it says nothing."""
+    """The body's size by Content-Length; 0 for unknown."""
     text = request.headers.get("content-length", "")
     return int(text) if text.isdecimal() else 0
 
 
 def refuse_announced(request: Request, *, limit_bytes: int) -> None:
-    """TooLarge when Content-Length says more than the limit."""
+    """TooLarge if Content-Length exceeds the limit."""
     if announced_bytes(request) > limit_bytes:
         _too_large(limit_bytes)
 
 
 async def raw(request: Request, options: HttpOptions, *, limit_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes. TooLarge as soon as that is known, DeadlineExceeded when it stops coming.
+    """The body's chunks. TooLarge as soon as that is known, DeadlineExceeded when the body stops coming.
 
-    A client that goes away in the middle raises Starlette's ClientDisconnect.
+    Raises Starlette's ClientDisconnect if the client disconnects in the middle.
     """
     refuse_announced(request, limit_bytes=limit_bytes)
     seen_bytes = 0
@@ -66,7 +118,7 @@ def _too_large(limit_bytes: int) -> NoReturn:
 
 
 async def read_json(request: Request, options: HttpOptions) -> object:
-    """The body's JSON value. InvalidField says where it is none."""
+    """The body's JSON value. InvalidField says where it is not JSON."""
     if content_type(request) != "application/json":
         raise InvalidField(f"must be application/json or {FORM}", field="Content-Type")
     data = bytearray()
@@ -78,7 +130,7 @@ async def read_json(request: Request, options: HttpOptions) -> object:
 def parse_json(data: bytes, *, field: str) -> object:
     try:
         value: object = json.loads(
-            data.decode(), parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_no_repeats
+            data.decode(), parse_constant=_not_a_number, parse_float=_finite, object_pairs_hook=_no_repeats
         )
     except UnicodeDecodeError as error:
         raise InvalidField(f"is not UTF-8 at byte {error.start}", field=field) from error
@@ -88,17 +140,17 @@ def parse_json(data: bytes, *, field: str) -> object:
     except RecursionError as error:
         raise InvalidField("is nested too deeply", field=field) from error
     except ValueError as error:
-        raise InvalidField(f"is not JSON that we take: {error}", field=field) from error
+        raise InvalidField(f"is not JSON that we accept: {error}", field=field) from error
     return value
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+def _not_a_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number")
 
 
 def _finite(text: str) -> float:
     value = float(text)
-    return value if math.isfinite(value) else _no_number(text)
+    return value if math.isfinite(value) else _not_a_number(text)
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -111,7 +163,7 @@ def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """A form's parts by name. Files are open; `close` them."""
+    """A form's parts by name. Its files are open until `close`."""
 
     data: FormData
     fields: dict[str, str]
@@ -122,7 +174,7 @@ class Form:
 
 
 async def read_form(request: Request, options: HttpOptions) -> Form:
-    """All of a multipart body; its files lie in temporary files that have no name."""
+    """A whole multipart body; its files are in unnamed temporary files."""
     parser = MultiPartParser(
         request.headers,
         raw(request, options, limit_bytes=options.form_limit_bytes),
@@ -133,7 +185,7 @@ async def read_form(request: Request, options: HttpOptions) -> Form:
     try:
         data = await parser.parse()
     except MultiPartException as error:
-        raise InvalidField(f"is not {FORM} that we take: {error.message}", field="body") from error
+        raise InvalidField(f"is not {FORM} that we accept: {error.message}", field="body") from error
     except UnicodeDecodeError as error:
         raise InvalidField("has a part that is not UTF-8", field="body") from error
     try:
@@ -166,3 +218,31 @@ async def read_file(file: UploadFile, *, limit_bytes: int, field: str) -> bytes:
     if len(data) > limit_bytes:
         raise TooLarge(f"has more than {limit_bytes} bytes", field=field)
     return data
+
+
+async def store_body(
+    request: Request, blobs: BlobStore, options: HttpOptions, *, scope: str, digest: str = ""
+) -> BlobInfo:
+    """Store the raw body, or the one file of a form, as a blob. InvalidField for no file or several."""
+    if content_type(request) == FORM:
+        form = await read_form(request, options)
+        try:
+            if len(form.files) != 1:
+                raise InvalidField(f"must have one file; this form has {len(form.files)}", field="body")
+            ((name, file),) = form.files.items()
+            return await store_file(blobs, name, file, scope=scope, digest=digest)
+        finally:
+            await form.close()
+    if request.headers.get("content-length") == "0":
+        raise InvalidField("is empty", field="body")
+    refuse_announced(request, limit_bytes=options.blob_limit_bytes)
+    chunks = raw(request, options, limit_bytes=options.blob_limit_bytes)
+    return await blobs.write(scope, chunks, digest=digest, size_bytes=announced_bytes(request))
+
+
+async def store_file(blobs: BlobStore, name: str, file: UploadFile, *, scope: str, digest: str = "") -> BlobInfo:
+    """Store a form's file as a blob. TooLarge names the part."""
+    try:
+        return await blobs.write(scope, chunks_of(file), digest=digest)
+    except TooLarge as error:
+        raise error.within(name) from error

@@ -1,4 +1,4 @@
-"""How errors leave over HTTP: one JSON shape for all of them, and never a traceback."""
+"""Errors over HTTP: one JSON shape for all of them, and never a traceback."""
 
 import math
 import uuid
@@ -18,7 +18,7 @@ from services.kernel.wire_errors import http_status, to_body
 
 log = get_logger()
 
-# How much of a path that nobody knows is told back.
+# How many characters of an unknown path the error repeats.
 PATH_QUOTED = 100
 
 
@@ -32,7 +32,7 @@ def answer(error: FanlightError) -> JSONResponse:
 
 
 class ErrorGuard:
-    """Stands around everything: what nobody expected becomes INTERNAL with a reference to the log."""
+    """The outermost guard: an unexpected exception becomes INTERNAL with a reference to the log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -53,14 +53,14 @@ class ErrorGuard:
             reference = uuid.uuid4().hex[:12]
             log.exception("request_failed", reference=reference, path=scope["path"])
             if started:
-                # Too late to say so; the server closes the connection.
+                # The answer has begun; the server closes the connection.
                 raise
             body = {"error": {"reason": "INTERNAL", "message": f"internal error, reference {reference}"}}
             await JSONResponse(body, status_code=500)(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
-    """Give our errors, FastAPI's and Starlette's the one shape."""
+    """Give our errors, FastAPI's and Starlette's the same shape."""
     app.add_exception_handler(FanlightError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _of_router)
@@ -72,17 +72,17 @@ async def _ours(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """A parameter of the path, the query or the headers that cannot be read."""
+    """For a parameter of the path, the query or the headers that cannot be read."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return answer(InvalidField(in_our_words(first), field=".".join(str(part) for part in first["loc"][1:])))
 
 
 async def _of_router(request: Request, error: Exception) -> Response:
-    """Paths and methods that do not exist."""
+    """For paths and methods that do not exist."""
     assert isinstance(error, HTTPException)
     reason, message = {
-        404: ("NOT_FOUND", f"no such path: {request.url.path[:PATH_QUOTED]}; /docs lists those there are"),
+        404: ("NOT_FOUND", f"no such path: {request.url.path[:PATH_QUOTED]}; /docs lists the paths"),
         405: ("METHOD_NOT_ALLOWED", f"{request.method} is not possible here"),
     }.get(error.status_code, ("INVALID_FIELD", error.detail))
     body = {"error": {"reason": reason, "message": message}}

@@ -1,27 +1,39 @@
-"""`/v1/jobs`: made, told, listed and cancelled."""
+"""`/v1/jobs`: create, show, list and cancel jobs, and watch one as server-sent events.
 
+A state event's id is the job's revision; a client that reconnects with it continues from there. Progress has no id.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.datastructures import UploadFile
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
-from fanlight.errors import InvalidField
+from fanlight.errors import FanlightError, InvalidField, Unavailable
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.callers import Caller
 from services.gateway.app.filters import Only
 from services.gateway.app.gateway import Gateway
-from services.gateway.http import bodies, documents
-from services.gateway.http.json_messages import answer, fill
-from services.gateway.http.options import HttpOptions
-from services.gateway.http.parameters import Asking, Wait, refuse_unknown
-from services.gateway.http.uploads import keep_file
+from services.gateway.app.hub import Progress
+from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
+from services.gateway.http import bodies, docs
+from services.gateway.http.bodies import CurrentCaller, HttpOptions, Wait, refuse_unknown, store_file
+from services.gateway.http.json_messages import answer, fill, text, to_json
 from services.gateway.jobs.model import Job
-from services.gateway.wire import answers, explanations, requests, webhooks
+from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobStore
+from services.kernel.wire_errors import to_body
+
+EVENTS_MEDIA_TYPE = "text/event-stream"
+RETRY_MS = 2_000
+HEARTBEAT = b": alive\n\n"
+REVISION_LIMIT = 1 << 64
+_EVENTS_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 PART = "part:"
 JOB_PART = "job"
@@ -36,21 +48,21 @@ class JobRoutes:
     def router(self) -> APIRouter:
         router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_unknown)])
         add = router.add_api_route
-        add("/v1/jobs", self.create, methods=["POST"], **documents.CREATE_JOB)
-        add("/v1/jobs:batch", self.create_each, methods=["POST"], **documents.CREATE_JOBS)
-        add("/v1/jobs", self.list, methods=["GET"], **documents.LIST_JOBS)
-        add("/v1/jobs/{job_id}:cancel", self.cancel, methods=["POST"], **documents.CANCEL_JOB)
-        add("/v1/jobs/{job_id}/webhook", self.webhook, methods=["GET"], **documents.GET_WEBHOOK)
-        add("/v1/jobs/{job_id}/explain", self.explain, methods=["GET"], **documents.EXPLAIN_JOB)
-        add("/v1/jobs/{job_id}", self.get, methods=["GET"], **documents.GET_JOB)
+        add("/v1/jobs", self.create, methods=["POST"], **docs.CREATE_JOB)
+        add("/v1/jobs:batch", self.create_each, methods=["POST"], **docs.CREATE_JOBS)
+        add("/v1/jobs", self.list, methods=["GET"], **docs.LIST_JOBS)
+        add("/v1/jobs/{job_id}:cancel", self.cancel, methods=["POST"], **docs.CANCEL_JOB)
+        add("/v1/jobs/{job_id}/webhook", self.webhook, methods=["GET"], **docs.GET_WEBHOOK)
+        add("/v1/jobs/{job_id}/explain", self.explain, methods=["GET"], **docs.EXPLAIN_JOB)
+        add("/v1/jobs/{job_id}", self.get, methods=["GET"], **docs.GET_JOB)
         return router
 
     async def create(
         self,
         request: Request,
-        caller: Asking,
+        caller: CurrentCaller,
         wait: Wait = 0.0,
-        idempotency_key: Annotated[str, Header(description="The job's `request_id`, where the body has none.")] = "",
+        idempotency_key: Annotated[str, Header(description="The job's `request_id`, if the body has none.")] = "",
     ) -> Response:
         if bodies.content_type(request) == bodies.FORM:
             message = await self._of_form(request, caller)
@@ -62,35 +74,35 @@ class JobRoutes:
             job = await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller)
         return _answer(self._gateway.explanations.with_estimate(job), status=201)
 
-    async def create_each(self, request: Request, caller: Asking) -> Response:
+    async def create_each(self, request: Request, caller: CurrentCaller) -> Response:
         message = gateway_pb2.CreateJobsRequest()
         fill(message, await bodies.read_json(request, self._options))
         news = requests.new_jobs(message, self._gateway.workers)
         made = await self._gateway.jobs.create_each(news, caller)
         return answer(answers.results(await self._gateway.explanations.all_told(made)))
 
-    async def get(self, job_id: str, caller: Asking, wait: Wait = 0.0) -> Response:
+    async def get(self, job_id: str, caller: CurrentCaller, wait: Wait = 0.0) -> Response:
         name = f"jobs/{job_id}"
         job = await (
             self._gateway.jobs.wait(name, wait_s=wait, caller=caller) if wait else self._gateway.jobs.get(name, caller)
         )
         return _answer(self._gateway.explanations.with_estimate(job))
 
-    async def explain(self, job_id: str, caller: Asking) -> Response:
+    async def explain(self, job_id: str, caller: CurrentCaller) -> Response:
         job = await self._gateway.jobs.get(f"jobs/{job_id}", caller)
-        return answer(explanations.explanation(self._gateway.explanations.of(job)))
+        return answer(answers.explanation(self._gateway.explanations.of(job)))
 
     async def list(
         self,
-        caller: Asking,
-        page_size: Annotated[int, Query(ge=0, le=1_000, description="0 means 50.")] = 0,
+        caller: CurrentCaller,
+        page_size: Annotated[int, Query(ge=0, le=PAGE_SIZE_LIMIT, description=f"0 means {PAGE_SIZE}.")] = 0,
         page_token: Annotated[str, Query(description="`next_page_token` of the page before.")] = "",
-        state: Annotated[str, Query(description="Only jobs in this state, such as `running`.")] = "",
-        model: Annotated[str, Query(description="Only jobs for this model.")] = "",
-        annotator: Annotated[str, Query(description="Only annotations by this annotator.")] = "",
-        tenant: Annotated[str, Query(description="Only this tenant's jobs; for operators.")] = "",
-        created_from_time: Annotated[datetime | None, Query(description="Only jobs made then or later.")] = None,
-        created_before_time: Annotated[datetime | None, Query(description="Only jobs made before.")] = None,
+        state: Annotated[str, Query(description="List jobs in this state, such as `running`.")] = "",
+        model: Annotated[str, Query(description="List jobs for this model.")] = "",
+        annotator: Annotated[str, Query(description="List annotations by this annotator.")] = "",
+        tenant: Annotated[str, Query(description="List this tenant's jobs; for operators.")] = "",
+        created_from_time: Annotated[datetime | None, Query(description="List jobs created then or later.")] = None,
+        created_before_time: Annotated[datetime | None, Query(description="List jobs created before.")] = None,
     ) -> Response:
         only = Only(
             state=requests.job_state(_state(state)) if state else None,
@@ -104,18 +116,18 @@ class JobRoutes:
         jobs = [answers.job(job) for job in await self._gateway.explanations.all_told(page.jobs)]
         return answer(gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token))
 
-    async def webhook(self, job_id: str, caller: Asking) -> Response:
-        return answer(webhooks.webhook(await self._gateway.jobs.webhook(f"jobs/{job_id}", caller)))
+    async def webhook(self, job_id: str, caller: CurrentCaller) -> Response:
+        return answer(answers.webhook(await self._gateway.jobs.webhook(f"jobs/{job_id}", caller)))
 
-    async def cancel(self, job_id: str, caller: Asking) -> Response:
+    async def cancel(self, job_id: str, caller: CurrentCaller) -> Response:
         return _answer(await self._gateway.jobs.cancel(f"jobs/{job_id}", caller))
 
     async def _of_form(self, request: Request, caller: Caller) -> gateway_pb2.CreateJobRequest:
-        """The `job` part, its `part:NAME` images kept as blobs."""
+        """The `job` part, its `part:NAME` images stored as blobs."""
         form = await bodies.read_form(request, self._options)
         try:
             message = _parsed(bodies.parse_json(await self._job_part(form), field=JOB_PART))
-            await self._keep_parts(message, form.files, caller)
+            await self._store_parts(message, form.files, caller)
             return message
         finally:
             await form.close()
@@ -126,23 +138,23 @@ class JobRoutes:
         file = form.files.pop(JOB_PART, None)
         if file is None:
             raise InvalidField(
-                "the form has no such part, or ends before it does; it holds the job's JSON", field=JOB_PART
+                "the form has no such part, or ends before it; it contains the job's JSON", field=JOB_PART
             )
         return await bodies.read_file(file, limit_bytes=self._options.json_limit_bytes, field=JOB_PART)
 
-    async def _keep_parts(
+    async def _store_parts(
         self, message: gateway_pb2.CreateJobRequest, files: dict[str, UploadFile], caller: Caller
     ) -> None:
-        wanted = {field: image for field, image in images_of(message) if image.url.startswith(PART)}
-        names = {field: image.url.removeprefix(PART) for field, image in wanted.items()}
+        images = {field: image for field, image in images_of(message) if image.url.startswith(PART)}
+        names = {field: image.url.removeprefix(PART) for field, image in images.items()}
         for field, name in names.items():
             if name not in files:
                 raise InvalidField(f"the form has no file named {name!r}", field=f"{field}.url")
         for name in files.keys() - names.values():
             raise InvalidField(f"no image's url is {PART}{name}", field=name)
-        kept = {name: await keep_file(self._blobs, name, file, scope=caller.tenant) for name, file in files.items()}
-        for field, image in wanted.items():
-            info = kept[names[field]]
+        stored = {name: await store_file(self._blobs, name, file, scope=caller.tenant) for name, file in files.items()}
+        for field, image in images.items():
+            info = stored[names[field]]
             image.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
 
 
@@ -168,7 +180,7 @@ def _state(text: str) -> "gateway_pb2.Job.State.ValueType":
 
 
 def _seconds(time: datetime | None) -> float:
-    """Since the epoch; a time that says no zone is UTC."""
+    """Since the epoch; a time without a zone is UTC."""
     if time is None:
         return 0.0
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
@@ -176,3 +188,84 @@ def _seconds(time: datetime | None) -> float:
 
 def _answer(job: Job, *, status: int = 200) -> Response:
     return answer(answers.job(job), status=status, headers={"Location": f"/v1/{job.name}", "Cache-Control": "no-store"})
+
+
+class EventRoutes:
+    def __init__(self, gateway: Gateway, options: HttpOptions) -> None:
+        self._gateway = gateway
+        self._options = options
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_unknown)])
+        router.add_api_route("/v1/jobs/{job_id}/events", self.watch, methods=["GET"], **docs.WATCH_JOB)
+        return router
+
+    async def watch(
+        self,
+        job_id: str,
+        caller: CurrentCaller,
+        last_event_id: Annotated[str, Header(description="The last state event that was received.")] = "",
+    ) -> Response:
+        after_revision = _revision(last_event_id)
+        job = await self._gateway.jobs.get(f"jobs/{job_id}", caller)
+        if job.state.ended and job.revision <= after_revision:
+            # The only answer after which an EventSource does not reconnect.
+            return Response(status_code=204)
+        events = self._gateway.jobs.watch(job.name, after_revision=after_revision, caller=caller)
+        events_out = (self._gateway.explanations.told(each) async for each in events)
+        return StreamingResponse(
+            _stream(events_out, self._options.heartbeat_s), media_type=EVENTS_MEDIA_TYPE, headers=_EVENTS_HEADERS
+        )
+
+
+def _revision(text: str) -> int:
+    if not text:
+        return 0
+    if not text.isdecimal() or int(text) >= REVISION_LIMIT:
+        raise InvalidField("must be the id of a state event", field="Last-Event-ID")
+    return int(text)
+
+
+async def _stream(events: AsyncIterator[Job | Progress], heartbeat_s: float) -> AsyncIterator[bytes]:
+    yield b"retry: %d\n\n" % RETRY_MS
+    try:
+        async for event in _with_heartbeats(events, heartbeat_s):
+            yield HEARTBEAT if event is None else _encoded(answers.event(event))
+    except Unavailable:
+        # The gateway stops; the client reconnects by itself.
+        return
+    except FanlightError as error:
+        yield b"event: error\ndata: %s\n\n" % text(to_body(error)).encode()
+
+
+async def _with_heartbeats(
+    events: AsyncIterator[Job | Progress], heartbeat_s: float
+) -> AsyncIterator[Job | Progress | None]:
+    """The events, and None for a heartbeat whenever no event came for that long."""
+    following: asyncio.Task[Job | Progress | None] | None = None
+    try:
+        while True:
+            following = following or asyncio.create_task(_next(events))
+            done, _ = await asyncio.wait({following}, timeout=heartbeat_s)
+            if not done:
+                yield None
+                continue
+            event = following.result()
+            if event is None:
+                return
+            following = None
+            yield event
+    finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.wait({following})
+
+
+async def _next(events: AsyncIterator[Job | Progress]) -> Job | Progress | None:
+    return await anext(events, None)
+
+
+def _encoded(event: gateway_pb2.JobEvent) -> bytes:
+    if event.HasField("job"):
+        return b"id: %d\nevent: job\ndata: %s\n\n" % (event.job.revision, text(to_json(event.job)).encode())
+    return b"event: progress\ndata: %s\n\n" % text(to_json(event.progress)).encode()

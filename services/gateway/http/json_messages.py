@@ -1,4 +1,4 @@
-"""JSON values to protobuf messages and back, in the protos' own words. An error names the field's whole path."""
+"""JSON values to protobuf messages and back, by the names of the protos. Errors name the field's whole path."""
 
 import difflib
 import json
@@ -17,11 +17,11 @@ from fanlight.errors import InvalidField
 # Its two implementations have no type in common.
 Field = Any
 
-# Messages that JSON writes in a way of their own.
+# Messages with a JSON form of their own.
 _WELL_KNOWN = "google.protobuf."
-# A message that says itself which one it is, by its full name behind the last slash.
+# A message that names its own type, by its full name behind the last slash.
 _ANY, _TYPE = "google.protobuf.Any", "@type"
-# How many fields an error proposes in the place of an unknown one.
+# How many fields an error suggests instead of an unknown one.
 NEAR_LIMIT = 3
 
 _KINDS = {
@@ -32,7 +32,7 @@ _KINDS = {
     FieldDescriptor.CPPTYPE_DOUBLE: "a number",
     FieldDescriptor.CPPTYPE_FLOAT: "a number",
     FieldDescriptor.CPPTYPE_BOOL: "true or false",
-    FieldDescriptor.CPPTYPE_STRING: "a text",
+    FieldDescriptor.CPPTYPE_STRING: "a string",
     FieldDescriptor.CPPTYPE_MESSAGE: "an object",
 }
 
@@ -53,10 +53,10 @@ def fill(message: Message, value: object, *, path: str = "") -> None:
 
 
 def _near(name: str, message: Message) -> str:
-    """What it may have meant to be; all fields where none is near."""
+    """Similar field names; all names if no name is similar."""
     known = [each.name for each in message.DESCRIPTOR.fields]
     near = difflib.get_close_matches(str(name).lower(), known, n=NEAR_LIMIT)
-    return f"perhaps {' or '.join(near)} is meant" if near else f"the fields are {', '.join(known)}"
+    return f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(known)}"
 
 
 def _refuse_second(message: Message, field: Field, where: str) -> None:
@@ -101,13 +101,13 @@ def _fill_any(packed: any_pb2.Any, value: object, where: str) -> None:
 
 
 def _of_type(name: object, where: str) -> Message:
-    """An empty message of that type. InvalidField for one that is not known here."""
+    """An empty message of that type. InvalidField for an unknown type."""
     if not isinstance(name, str) or "/" not in name:
-        raise InvalidField("must say the message, such as type.googleapis.com/ and its full name", field=where)
+        raise InvalidField("must name the message: type.googleapis.com/ and its full name", field=where)
     try:
         return GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name.rpartition("/")[2]))()
     except (KeyError, UnicodeEncodeError) as error:
-        raise InvalidField(f"is no message that this gateway knows: {name[:80]!r}", field=where) from error
+        raise InvalidField(f"is not a message that this gateway knows: {name[:80]!r}", field=where) from error
 
 
 def _fill_leaf(message: Message, field: Field, value: object, where: str) -> None:
@@ -126,10 +126,9 @@ def _kind(field: Field) -> str:
 
 
 def to_json(message: Message) -> dict[str, Any]:
-    """As proto3's JSON mapping says, with the protos' names: 64-bit numbers are texts, bytes are base64.
+    """proto3's JSON mapping with the protos' names: 64-bit numbers are strings, bytes are base64.
 
-    Every field is there, so that nobody has to look twice whether a list is; only messages and `optional` fields that
-    are not set are left out.
+    Every field is present, even an empty list; only messages and `optional` fields that are unset are left out.
     """
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 

@@ -1,4 +1,4 @@
-"""BlobService over gRPC: streams in and out of the BlobStore. Knows no jobs."""
+"""BlobService over gRPC: streams into and out of the BlobStore. Knows no jobs."""
 
 from collections.abc import AsyncIterator
 
@@ -7,8 +7,8 @@ from fanlight.contract.digests import parse_digest, parse_scope
 from fanlight.errors import InvalidField, NotFound, OutOfRange, TooLarge
 from services.gateway.app.callers import Callers
 from services.gateway.ports import Bypass
-from services.gateway.rpc.callers import Context, caller_of
-from services.gateway.wire.blobs import blob
+from services.gateway.rpc.jobs import Context, caller_of
+from services.gateway.wire.images import blob
 from services.kernel.blobs import BlobStore
 
 CHUNK_OUT_BYTES = 512 * 1024
@@ -82,9 +82,9 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         scope = self._scope(request.scope, context, field="scope")
         if len(request.digests) > DIGESTS_LIMIT:
             raise TooLarge(f"has {len(request.digests)} entries; at most {DIGESTS_LIMIT}", field="digests")
-        wanted = [parse_digest(text, field=f"digests[{index}]") for index, text in enumerate(request.digests)]
+        digests = [parse_digest(text, field=f"digests[{index}]") for index, text in enumerate(request.digests)]
         return blobs_pb2.HasBlobsResponse(
-            digests=[digest for digest in wanted if await self._blobs.settle(scope, digest) is not None]
+            digests=[digest for digest in digests if await self._blobs.settle(scope, digest) is not None]
         )
 
 
@@ -98,7 +98,7 @@ async def _header(requests: AsyncIterator[blobs_pb2.WriteBlobRequest]) -> blobs_
 async def _chunks(requests: AsyncIterator[blobs_pb2.WriteBlobRequest]) -> AsyncIterator[bytes]:
     async for request in requests:
         if request.WhichOneof("part") != "chunk":
-            raise InvalidField("must follow the header, and nothing else", field="chunk")
+            raise InvalidField("must follow the header; nothing else may", field="chunk")
         if len(request.chunk) > CHUNK_IN_LIMIT_BYTES:
             raise TooLarge(f"has {len(request.chunk)} bytes; at most {CHUNK_IN_LIMIT_BYTES}", field="chunk")
         yield request.chunk

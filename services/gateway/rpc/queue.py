@@ -1,15 +1,9 @@
 """QueueService over gRPC: translates, calls, translates."""
 
-from typing import Any
-
-import grpc.aio
-
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.app.gateway import Gateway
-from services.gateway.wire import tasks
-from services.gateway.wire.workers import worker_id
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from services.gateway.rpc.jobs import Context
+from services.gateway.wire import workers
 
 
 class QueueService(queue_pb2_grpc.QueueServiceServicer):
@@ -17,25 +11,25 @@ class QueueService(queue_pb2_grpc.QueueServiceServicer):
         self._gateway = gateway
 
     async def LeaseTasks(self, request: queue_pb2.LeaseTasksRequest, context: Context) -> queue_pb2.LeaseTasksResponse:
-        return tasks.poll_answer(await self._gateway.polls.lease(tasks.poll(request)))
+        return workers.poll_answer(await self._gateway.polls.lease(workers.poll(request)))
 
     async def RenewLeases(
         self, request: queue_pb2.RenewLeasesRequest, context: Context
     ) -> queue_pb2.RenewLeasesResponse:
-        renewals = tasks.renewals(request)
-        worker = worker_id(request.worker_id, field="worker_id")
+        renewals = workers.renewals(request)
+        worker = workers.worker_id(request.worker_id, field="worker_id")
         renewed = await self._gateway.queue.renew(worker, renewals)
-        return tasks.renewed(renewed, self._gateway.polls.new_fetches(worker))
+        return workers.renewed(renewed, self._gateway.polls.new_fetches(worker))
 
     async def CompleteTask(
         self, request: queue_pb2.CompleteTaskRequest, context: Context
     ) -> queue_pb2.CompleteTaskResponse:
-        token = tasks.token(request.lease_token)
-        await self._gateway.queue.complete(token, tasks.made(request), tasks.spans(request))
+        token = workers.token(request.lease_token)
+        await self._gateway.queue.complete(token, workers.made(request), workers.spans(request))
         return queue_pb2.CompleteTaskResponse()
 
     async def FailTask(self, request: queue_pb2.FailTaskRequest, context: Context) -> queue_pb2.FailTaskResponse:
         await self._gateway.queue.end_attempt(
-            tasks.token(request.lease_token), tasks.fault(request), tasks.failure(request)
+            workers.token(request.lease_token), workers.fault(request), workers.failure(request)
         )
         return queue_pb2.FailTaskResponse()

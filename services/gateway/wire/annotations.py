@@ -1,4 +1,4 @@
-"""A control image as a client asks for it: checked, the annotator resolved, one task."""
+"""An annotation request: checked, the annotator resolved, one task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,17 @@ from services.gateway.app.new_job import SourceImage
 from services.gateway.jobs.model import PREPROCESS, ControlImage, Facts, StageRequest
 from services.gateway.jobs.plan import NewTask, Plan
 from services.gateway.jobs.workers import Annotator
-from services.gateway.wire.blobs import put
-from services.gateway.wire.catalog import annotator_of, require_stage
-from services.gateway.wire.images import source_images
-from services.gateway.wire.needs import NOTHING, Fleet, facts_of, newer_fields, require, within
+from services.gateway.wire.images import put_blob, source_images
+from services.gateway.wire.needs import (
+    NOTHING,
+    Fleet,
+    annotator_of,
+    facts_of,
+    newer_fields,
+    require,
+    require_stage,
+    within,
+)
 from services.kernel.blobs import BlobInfo
 
 FIELD = "annotation"
@@ -31,7 +38,7 @@ class AnnotationDraft:
         blob = kept[f"{FIELD}.image"]
         image = common_pb2.ImageSource()
         image.CopyFrom(self.request.image)
-        put(image, blob)
+        put_blob(image, blob)
         return Plan(
             requests=(stage_request(self.request, image, self.facts),),
             tasks=(NewTask(request=0),),
@@ -41,7 +48,7 @@ class AnnotationDraft:
 
 
 def draft(message: preprocessor_pb2.AnnotateRequest, fleet: Fleet) -> AnnotationDraft:
-    """InvalidField and NotFound name the field; Unavailable when no worker was ever seen for the stage."""
+    """InvalidField and NotFound name the field; Unavailable if no worker of the stage was ever seen."""
     with within(FIELD):
         annotation.check(message)
         annotator = annotator_for(message.annotator, fleet, field="annotator")
@@ -58,7 +65,7 @@ def annotator_for(name: str, fleet: Fleet, *, field: str) -> Annotator:
 
 
 def resolved(message: preprocessor_pb2.AnnotateRequest, annotator: Annotator) -> preprocessor_pb2.AnnotateRequest:
-    """By the annotator's id, with all of its parameters. InvalidField."""
+    """The request with the annotator's id and all of its parameters. InvalidField."""
     request = preprocessor_pb2.AnnotateRequest()
     request.CopyFrom(message)
     request.annotator = annotator.id

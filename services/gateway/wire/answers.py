@@ -1,9 +1,11 @@
-"""What clients are told: domain to protobuf."""
+"""What clients and their webhooks get: domain to protobuf."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from datetime import UTC, datetime
 
 from google.protobuf import timestamp_pb2
+from google.protobuf.json_format import MessageToDict
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.parameters import description
@@ -12,15 +14,23 @@ from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.dead_letters import DeadLetter
+from services.gateway.app.explain import JobExplanation, TaskExplanation
 from services.gateway.app.hub import Fetching, Progress
-from services.gateway.jobs.catalog import Catalog
-from services.gateway.jobs.model import Attempt, ControlImage, Failure, Job, Task, TaskState
+from services.gateway.jobs.deliveries import Delivery, DeliveryState, Try
+from services.gateway.jobs.model import Attempt, ControlImage, Failure, Job, JobEstimate, Task, TaskState
 from services.gateway.jobs.workers import ANNOTATOR, RAM, VRAM, Annotator, Model, WorkerStatus
+from services.gateway.scheduler.explain import PassedOver
 from services.gateway.wire import stages
-from services.gateway.wire.blobs import blob
-from services.gateway.wire.explanations import estimate
+from services.gateway.wire.images import blob
+from services.gateway.wire.needs import Fleet
 from services.gateway.wire.workers import worker
 from services.kernel.media import media_type_of
+
+_WEBHOOK_STATES = {
+    DeliveryState.PENDING: gateway_pb2.Webhook.STATE_PENDING,
+    DeliveryState.DELIVERED: gateway_pb2.Webhook.STATE_DELIVERED,
+    DeliveryState.GIVEN_UP: gateway_pb2.Webhook.STATE_GIVEN_UP,
+}
 
 
 def job(value: Job) -> gateway_pb2.Job:
@@ -111,7 +121,7 @@ def _fetching(value: Fetching) -> common_pb2.FetchProgress:
 
 
 def moment(time_s: float) -> timestamp_pb2.Timestamp | None:
-    """None where it has not come yet."""
+    """None for 0, a time that has not come yet."""
     if not time_s:
         return None
     time = timestamp_pb2.Timestamp()
@@ -120,7 +130,7 @@ def moment(time_s: float) -> timestamp_pb2.Timestamp | None:
 
 
 def _images(value: Job) -> Iterator[gateway_pb2.Image]:
-    """What was asked for, as far as it is there."""
+    """The finished ones of what was requested."""
     if not value.tasks:
         yield from (_cached_image(image) for image in value.control_images if image.blob)
     for task in value.tasks:
@@ -143,7 +153,7 @@ def _cached_image(image: ControlImage) -> gateway_pb2.Image:
 
 
 def _control_images(value: Job) -> Iterator[gateway_pb2.ControlImage]:
-    """Those that are there; not what was asked for itself."""
+    """Those that exist, except where the control image itself was requested."""
     for image in value.control_images:
         task = value.task(image.task)
         if not value.tasks or (task is not None and task.stage == value.asked.stage):
@@ -180,13 +190,6 @@ def _failure(value: Failure | None) -> common_pb2.Failure | None:
     return common_pb2.Failure(reason=value.reason, message=value.message, field=value.field) if value else None
 
 
-class Fleet(Protocol):
-    """What lists are made of; `app.workers.Workers` is one."""
-
-    def catalog(self) -> Catalog: ...
-    def residency_of(self, kind: str, name: str) -> int: ...
-
-
 def annotators(fleet: Fleet) -> gateway_pb2.ListAnnotatorsResponse:
     known = sorted(fleet.catalog().annotators.values(), key=lambda each: each.id)
     return gateway_pb2.ListAnnotatorsResponse(
@@ -202,7 +205,7 @@ def models(fleet: Fleet) -> gateway_pb2.ListModelsResponse:
 
 
 def annotator(value: Annotator, residency: int = 0) -> preprocessor_pb2.Annotator:
-    """`residency`: the best place that a worker holds it in; 0 where that is not said, as among capabilities."""
+    """`residency`: the best place where a worker holds it; 0 for unknown, as among capabilities."""
     return preprocessor_pb2.Annotator(
         id=value.id,
         description=value.description,
@@ -246,4 +249,87 @@ def worker_status(value: WorkerStatus) -> gateway_pb2.WorkerStatus:
         draining=value.worker.draining or bool(value.draining_reason),
         tasks=value.tasks,
         draining_reason=value.draining_reason,
+    )
+
+
+def explanation(value: JobExplanation) -> gateway_pb2.JobExplanation:
+    return gateway_pb2.JobExplanation(
+        name=value.job.name,
+        summary=value.summary,
+        estimate=estimate(value.job.estimate),
+        tasks=[_task_explanation(task) for task in value.tasks],
+    )
+
+
+def estimate(value: JobEstimate | None) -> gateway_pb2.JobEstimate | None:
+    if value is None:
+        return None
+    return gateway_pb2.JobEstimate(
+        tasks_ahead=value.tasks_ahead,
+        ready_s=round(value.ready_s, 2),
+        fetch_bytes=value.fetch_bytes,
+        fetch_s=round(value.fetch_s, 2),
+        node=value.node,
+        link_bps=value.link_bps,
+    )
+
+
+def _task_explanation(value: TaskExplanation) -> gateway_pb2.TaskExplanation:
+    return gateway_pb2.TaskExplanation(
+        task=value.task,
+        stage=value.stage,
+        why=value.why,
+        needs=value.needs,
+        worker=value.worker,
+        tasks_ahead=value.tasks_ahead,
+        workers=[_worker_explanation(each) for each in value.workers],
+        workers_left_out=value.workers_left_out,
+    )
+
+
+def _worker_explanation(value: PassedOver) -> gateway_pb2.WorkerExplanation:
+    needed = value.estimate
+    if needed is None:
+        return gateway_pb2.WorkerExplanation(
+            worker=value.worker, node=value.node, verdict=value.verdict, why=value.why, missing=value.missing
+        )
+    return gateway_pb2.WorkerExplanation(
+        worker=value.worker,
+        node=value.node,
+        verdict=value.verdict,
+        why=value.why,
+        finish_s=round(needed.finish_s, 2),
+        slot_s=round(needed.slot_s, 2),
+        fetch_s=round(needed.fetch_s, 2),
+        fetch_bytes=needed.fetch_bytes,
+        load_s=round(needed.load_s + needed.patch_s, 2),
+        run_s=round(needed.run_s, 2),
+        missing=value.missing,
+    )
+
+
+def payload(value: Job) -> bytes:
+    """A webhook's body in the layout of Standard Webhooks; `data` is the job as the HTTP API shows it."""
+    body = {
+        "type": f"job.{value.state.value}",
+        "timestamp": datetime.fromtimestamp(value.end_time_s, UTC).isoformat(),
+        "data": MessageToDict(job(value), preserving_proto_field_name=True),
+    }
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def webhook(delivery: Delivery) -> gateway_pb2.Webhook:
+    return gateway_pb2.Webhook(
+        id=delivery.id,
+        job=f"jobs/{delivery.job_id}",
+        url=delivery.url,
+        state=_WEBHOOK_STATES[delivery.state],
+        next_time=moment(delivery.next_s),
+        tries=[_try(each) for each in delivery.tries],
+    )
+
+
+def _try(value: Try) -> gateway_pb2.WebhookTry:
+    return gateway_pb2.WebhookTry(
+        try_time=moment(value.time_s), status=value.status, error=value.error, duration_s=value.duration_s
     )

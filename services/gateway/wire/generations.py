@@ -1,4 +1,4 @@
-"""A generation as a client asks for it: checked, names resolved, one task for each control image and each image."""
+"""A generation request: checked, names resolved, one task for each control image and each image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,20 @@ from services.gateway.jobs.model import DIFFUSION, ControlImage, Facts, Input, S
 from services.gateway.jobs.plan import NewTask, Plan
 from services.gateway.jobs.workers import EMBEDDING, LORA, VAE, Annotator, Model
 from services.gateway.wire import annotations
-from services.gateway.wire.blobs import put
-from services.gateway.wire.catalog import checkpoint_of, controlnet_of, model_of, require_stage
-from services.gateway.wire.images import source_images
-from services.gateway.wire.needs import Fleet, amounts_of, facts_of, names_of, newer_fields, require, within
+from services.gateway.wire.images import put_blob, source_images
+from services.gateway.wire.needs import (
+    Fleet,
+    amounts_of,
+    checkpoint_of,
+    controlnet_of,
+    facts_of,
+    model_of,
+    names_of,
+    newer_fields,
+    require,
+    require_stage,
+    within,
+)
 from services.kernel.blobs import BlobInfo
 
 FIELD = "generation"
@@ -28,7 +38,7 @@ FIELD = "generation"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Annotation:
-    """How a control's image is made from its photo, which is not in it yet."""
+    """How a control's image is made from its photo, which is not in the request yet."""
 
     control: int
     request: preprocessor_pb2.AnnotateRequest
@@ -37,7 +47,7 @@ class _Annotation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDraft:
-    # With everything filled in that depends on the fleet.
+    # With all that depends on the fleet filled in.
     request: diffusion_pb2.GenerateRequest
     facts: Facts
     annotations: Sequence[_Annotation]
@@ -48,10 +58,10 @@ class GenerationDraft:
         return len(self.annotations) + generation.count_of(self.request)
 
     def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
-        """Annotations first, each distinct one once; then an image a task."""
+        """Annotations first, each distinct one once; then one task per image."""
         asked = _copy(self.request)
         for field, blob in kept.items():
-            put(image_at(asked, field.removeprefix(f"{FIELD}.")), blob)
+            put_blob(image_at(asked, field.removeprefix(f"{FIELD}.")), blob)
         # Control images are made at the size of what they condition: thin lines do not survive being scaled later.
         made = {
             each.control: annotations.stage_request(each.request, asked.controls[each.control].image, each.facts)
@@ -70,7 +80,7 @@ class GenerationDraft:
         ]
         return Plan(
             requests=tuple(requests),
-            tasks=(*(NewTask(request=place) for place in range(1, len(makers) + 1)), *images),
+            tasks=(*(NewTask(request=index) for index in range(1, len(makers) + 1)), *images),
             control_images=tuple(_control_images(asked, numbers, kept)),
             blobs=tuple(dict.fromkeys(kept.values())),
         )
@@ -146,7 +156,7 @@ def _pipeline(request: diffusion_pb2.GenerateRequest, model: Model) -> str:
 
 
 def _resolve_size(request: diffusion_pb2.GenerateRequest, model: Model) -> None:
-    """The model's own where none is asked for; left open where the model does not say, or an image tells."""
+    """The model's own size if no size is requested; unset if the model does not say, or if an image decides it."""
     if request.width_px or request.height_px:
         check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
     elif not request.HasField("image"):
@@ -154,7 +164,7 @@ def _resolve_size(request: diffusion_pb2.GenerateRequest, model: Model) -> None:
 
 
 def _annotators(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> dict[int, Annotator]:
-    """Of the controls that have one, by their places."""
+    """By index of the control, for controls that have one."""
     return {
         index: annotations.annotator_for(control.annotator, fleet, field=f"controls[{index}].annotator")
         for index, control in enumerate(request.controls)
@@ -172,10 +182,10 @@ def _resolve_controlnets(
 
 
 def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -> Sequence[str]:
-    """Embeddings that the prompts name and that are not listed, if some worker has them together with all the rest.
+    """Embeddings that the prompts name but the request does not list, if one worker has them with all other needs.
 
-    One that lives, if any can generate it. The others stay words: no image waits for a worker that is away because of a
-    word. InvalidField for too many.
+    Only live workers count, if any can do the request. Other names stay plain words: a word in a prompt never makes an
+    image wait for a worker that is away. InvalidField for too many.
     """
     text, family = f"{request.prompt}\n{request.negative_prompt}", _model(request, fleet).family
     named = words_in(text, fleet.catalog().mentioned(EMBEDDING, text, family))
@@ -201,7 +211,7 @@ def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -
 
 
 def _annotation(request: diffusion_pb2.GenerateRequest, index: int, annotator: Annotator, fleet: Fleet) -> _Annotation:
-    """Fills in the control's parameters too."""
+    """Also fills in the control's parameters."""
     control = request.controls[index]
     message = preprocessor_pb2.AnnotateRequest(
         annotator=annotator.id,
@@ -245,7 +255,7 @@ def _image_of(control: int) -> str:
 def _with_made_images(
     asked: diffusion_pb2.GenerateRequest, numbers: Mapping[int, int]
 ) -> diffusion_pb2.GenerateRequest:
-    """What a diffusion worker gets: control images in the place of photos, and how they were made."""
+    """What a diffusion worker gets: control images instead of photos, and how they were made."""
     request = _copy(asked)
     for index in numbers:
         control = request.controls[index]
@@ -259,7 +269,7 @@ def _with_made_images(
 def _control_images(
     asked: diffusion_pb2.GenerateRequest, numbers: Mapping[int, int], kept: Mapping[str, BlobInfo]
 ) -> Sequence[ControlImage]:
-    """In the controls' order; none for a control whose image the worker makes."""
+    """In the controls' order; without controls whose image the diffusion worker makes itself."""
     images = []
     for index, control in enumerate(asked.controls):
         blob = kept.get(f"{FIELD}.{_image_of(index)}")

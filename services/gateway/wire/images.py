@@ -1,4 +1,4 @@
-"""The images of a request as the app keeps them: bytes, or the digest of a blob. Fetches nothing."""
+"""A request's images as the app takes them (bytes, or the digest of a blob), and blobs on the wire. Fetches nothing."""
 
 from google.protobuf.message import Message
 
@@ -6,6 +6,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract.digests import parse_digest, parse_scope
 from fanlight.contract.images import data_of, images_of
 from services.gateway.app.new_job import SourceImage
+from services.kernel.blobs import BlobInfo
 
 
 def source_images(message: Message, field: str) -> tuple[SourceImage, ...]:
@@ -21,3 +22,14 @@ def _source(image: common_pb2.ImageSource, field: str) -> SourceImage:
         scope=parse_scope(image.blob.scope, field=f"{field}.blob.scope"),
         digest=parse_digest(image.blob.digest, field=f"{field}.blob.digest"),
     )
+
+
+def blob(value: BlobInfo) -> common_pb2.Blob:
+    return common_pb2.Blob(
+        scope=value.scope, digest=value.digest, size_bytes=value.size_bytes, media_type=value.media_type
+    )
+
+
+def put_blob(image: common_pb2.ImageSource, info: BlobInfo) -> None:
+    """Replace the image's bytes by the digest of its stored blob. Fields that are newer than this gateway stay."""
+    image.blob.CopyFrom(blob(info))

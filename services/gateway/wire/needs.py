@@ -1,4 +1,4 @@
-"""What a request needs of a worker, and its refusal by the field where no worker of the fleet has that."""
+"""What a request names and needs of a worker, looked up among what workers offer, and refused by its field."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,31 +7,36 @@ from typing import NoReturn, Protocol
 from google.protobuf.message import Message
 
 from fanlight.contract.generation import PRECISIONS, SAFETY_MODES
+from fanlight.contract.names import ANY, is_reference
 from fanlight.contract.needs import PRECISION, SAFETY_CHECKER, SCHEDULER, Needs
 from fanlight.contract.revision import REVISION, unknown_fields
 from fanlight.contract.schedulers import SCHEDULERS
-from fanlight.errors import FailedPrecondition, FanlightError, InvalidField
+from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
 from services.gateway.jobs.catalog import Catalog
 from services.gateway.jobs.model import Facts
-from services.gateway.wire.catalog import names
+from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, Annotator, Model
+from services.gateway.scheduler.queue import Amounts
 
+RETRY_AFTER_S = 5.0
+# How many names an error lists.
+NAMES_LIMIT = 20
 _CHOICES: Mapping[str, Iterable[str]] = {
     PRECISION: PRECISIONS,
     SAFETY_CHECKER: SAFETY_MODES,
     SCHEDULER: SCHEDULERS,
 }
 
-Amounts = tuple[tuple[str, int], ...]
 NOTHING = Needs(offers=(), amounts=())
 
 
 class Fleet(Protocol):
-    """What is known of workers; `app.workers.Workers` is one."""
+    """What is known about workers; `app.workers.Workers` implements it."""
 
     def catalog(self) -> Catalog: ...
     def can_any(self, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool: ...
     def offering(self, need: str) -> Sequence[str]: ...
     def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]: ...
+    def residency_of(self, kind: str, name: str) -> int: ...
 
 
 @contextmanager
@@ -60,7 +65,7 @@ def newer_fields(message: Message) -> Needs:
 
 
 def require(fleet: Fleet, needs: Needs) -> None:
-    """InvalidField or FailedPrecondition says which field asks for what no worker can, and who could do what."""
+    """InvalidField or FailedPrecondition names the field that no worker can do, and which workers can do what."""
     if fleet.can_any(names_of(needs), amounts_of(needs)):
         return
     for need, field in needs.offers:
@@ -113,10 +118,97 @@ def _amount(name: str, amount: int) -> str:
 
 
 def _limits(fleet: Fleet, name: str, needs: frozenset[str]) -> str:
-    """What workers that have the rest take."""
-    said = [f"{node} takes {'any' if limit is None else limit}" for node, limit in fleet.limits_of(name, needs)]
-    return ", ".join(said) or "no worker has a limit for it"
+    """What the workers that have the other needs take, for a message."""
+    taken = [f"{node} takes {'any' if limit is None else limit}" for node, limit in fleet.limits_of(name, needs)]
+    return ", ".join(taken) or "no worker has a limit for it"
 
 
 def facts_of(needs: Needs, **known: object) -> Facts:
     return Facts(needs=names_of(needs), amounts=amounts_of(needs), **known)  # type: ignore[arg-type]
+
+
+def require_stage(catalog: Catalog, stage: str) -> None:
+    if stage not in catalog.stages:
+        raise Unavailable(f"no {stage} worker has come yet; start one", retry_after_s=RETRY_AFTER_S)
+
+
+def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotator:
+    if not annotator_id:
+        raise InvalidField(f"is missing; there are {_names(catalog.annotators)}", field=field)
+    annotator = catalog.annotator(annotator_id)
+    if annotator is None:
+        raise NotFound(f"there is no such annotator; there are {_names(catalog.annotators)}", field=field)
+    return annotator
+
+
+def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:
+    """The named one, or the default one, which is never one that would have to be fetched first."""
+    found = catalog.model(CHECKPOINT, model_id) if model_id else catalog.default_checkpoint()
+    if found is not None:
+        return found
+    if _is_fetched(catalog, CHECKPOINT, model_id):
+        return Model(id=model_id, kind=CHECKPOINT)
+    there = _names(models_for(catalog, CHECKPOINT, Model(id="", kind=CHECKPOINT)))
+    if model_id:
+        raise NotFound(f"there is no such model{_not_fetched(model_id)}; there are {there}", field=field)
+    raise NotFound(f"no worker holds a model; name one of {there}", field=field)
+
+
+def controlnet_of(
+    catalog: Catalog, controlnet_id: str, annotator: Annotator | None, model: Model, *, field: str
+) -> str:
+    """The named one, or the first that the annotator's control images are made for."""
+    if controlnet_id:
+        found = catalog.model(CONTROLNET, controlnet_id, model.family)
+        if found is None and not _is_fetched(catalog, CONTROLNET, controlnet_id):
+            has = _names(models_for(catalog, CONTROLNET, model))
+            raise NotFound(f"{model.id} has no such ControlNet; it has {has}", field=field)
+        return found.id if found else controlnet_id
+    for each in annotator.controlnets if annotator else ():
+        found = catalog.model(CONTROLNET, each, model.family)
+        if found is not None and found.id == each:
+            return each
+    has = _names(models_for(catalog, CONTROLNET, model))
+    if annotator is None:
+        raise InvalidField(f"is missing, and no annotator implies it; {model.id} has {has}", field=field)
+    raise InvalidField(f"no ControlNet of {model.id} is made for {annotator.id}; it has {has}", field=field)
+
+
+def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field: str) -> str:
+    """The id of the LoRA, VAE or embedding of that name that fits the checkpoint. NotFound lists those that do."""
+    found = catalog.model(kind, name, checkpoint.family)
+    if found is None and not _is_fetched(catalog, kind, name):
+        has = _names(models_for(catalog, kind, checkpoint))
+        raise NotFound(f"{checkpoint.id} has no {kind} {name[:80]!r}{_not_fetched(name)}; it has {has}", field=field)
+    return found.id if found else name
+
+
+def _is_fetched(catalog: Catalog, kind: str, name: str) -> bool:
+    """Whether the name is a reference and some worker fetches any; what it leads to is checked when it is fetched."""
+    return is_reference(name) and catalog.fetches_any(kind)
+
+
+def models_for(catalog: Catalog, kind: str, checkpoint: Model) -> dict[str, Model]:
+    """By id, those of a kind that fit the checkpoint. Linear in them: for messages."""
+    return {each.id: each for each in catalog.of_kind(kind) if each.id != ANY and _fits(each, checkpoint)}
+
+
+def _fits(model: Model, checkpoint: Model) -> bool:
+    return not model.family or not checkpoint.family or model.family == checkpoint.family
+
+
+def _names(known: Iterable[str]) -> str:
+    return names(sorted(known))
+
+
+def names(known: Sequence[str]) -> str:
+    """For a message, in their order."""
+    more = f" and {len(known) - NAMES_LIMIT} more" if len(known) > NAMES_LIMIT else ""
+    return ", ".join(known[:NAMES_LIMIT]) + more if known else "none"
+
+
+def _not_fetched(name: str) -> str:
+    """Why a reference counts as an unknown name, for a message."""
+    return (
+        ", and no worker fetches what it is not set to fetch (FANLIGHT_DIFFUSION_FETCH)" if is_reference(name) else ""
+    )

@@ -1,4 +1,4 @@
-"""What clients ask for: protobuf to domain, every field checked."""
+"""Clients' requests: protobuf to domain, every field checked."""
 
 import hashlib
 from urllib.parse import urlsplit
@@ -53,7 +53,7 @@ def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
 
 
 def _content_digest(request: gateway_pb2.CreateJobRequest) -> str:
-    """The same for requests that mean the same: what a request says of a blob beside its digest is ignored."""
+    """Equal for requests that mean the same: of a blob only the scope and the digest count."""
     plain = gateway_pb2.CreateJobRequest.FromString(request.SerializeToString())
     for blob in (image.blob for _, image in images_of(plain) if image.HasField("blob")):
         blob.CopyFrom(common_pb2.Blob(scope=blob.scope or DEFAULT_SCOPE, digest=blob.digest))
@@ -61,24 +61,24 @@ def _content_digest(request: gateway_pb2.CreateJobRequest) -> str:
 
 
 def _webhook_url(url: str) -> str:
-    """What can be told from the address alone; where it leads is looked at when it is called."""
+    """Checks the address alone; where it leads is checked when it is called."""
     check_bytes(url, WEBHOOK_URL_LIMIT_BYTES, field="webhook_url")
     if not url:
         return ""
     try:
         parts = urlsplit(url)
-        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        is_right = False
-    if not is_right or not url.isascii() or not url.isprintable() or " " in url:
+        is_valid = False
+    if not is_valid or not url.isascii() or not url.isprintable() or " " in url:
         raise InvalidField("must be an http or https URL", field="webhook_url")
     if parts.username is not None or parts.password is not None:
-        raise InvalidField("must not hold a user or a password", field="webhook_url")
+        raise InvalidField("must not contain a user or a password", field="webhook_url")
     return url
 
 
 def _refuse_newer(message: Message, but: str) -> None:
-    """No worker sees the fields of the message itself. Those of what is asked for, in the field `but`, are theirs."""
+    """Refuses unknown fields of the message itself. Those inside the field `but` go to the workers."""
     own = type(message)()
     own.CopyFrom(message)
     own.ClearField(but)
@@ -86,7 +86,7 @@ def _refuse_newer(message: Message, but: str) -> None:
 
 
 def new_jobs(request: gateway_pb2.CreateJobsRequest, fleet: Fleet) -> list[NewJob | FanlightError]:
-    """Each for itself, or why it cannot be. InvalidField for none or too many."""
+    """Each new job, or the error of its request. InvalidField for no requests or too many."""
     if not 1 <= len(request.requests) <= BATCH_JOBS_LIMIT:
         raise InvalidField(f"has {len(request.requests)} entries; must be 1 to {BATCH_JOBS_LIMIT}", field="requests")
     _refuse_newer(request, "requests")
@@ -121,5 +121,5 @@ def job_state(state: "gateway_pb2.Job.State.ValueType") -> JobState | None:
     if state == gateway_pb2.Job.STATE_UNSPECIFIED:
         return None
     if state not in _STATES:
-        raise InvalidField(f"is {state}, which is no state of a job", field="state")
+        raise InvalidField(f"is {state}, which is not a state of a job", field="state")
     return _STATES[state]

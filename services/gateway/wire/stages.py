@@ -16,10 +16,8 @@ from services.gateway.app.new_job import Draft, SourceImage
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Facts, Job, StageRequest, Task
 from services.gateway.jobs.plan import IMAGE, NewTask, Plan, check
 from services.gateway.wire import annotations, generations
-from services.gateway.wire.blobs import put
-from services.gateway.wire.catalog import require_stage
-from services.gateway.wire.images import source_images
-from services.gateway.wire.needs import Fleet, facts_of, newer_fields, require, within
+from services.gateway.wire.images import put_blob, source_images
+from services.gateway.wire.needs import Fleet, facts_of, newer_fields, require, require_stage, within
 from services.kernel.blobs import BlobInfo
 
 # The field of a job for the request of a stage that has none of its own.
@@ -27,13 +25,13 @@ OTHER = "request"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class StageEntry:
     name: str
-    # What its workers get.
+    # The message that its workers get.
     request_type: type[Message]
     # Checks a request against the fleet. InvalidField, NotFound, FailedPrecondition, Unavailable.
     draft: Callable[..., Draft]
-    # What its tasks make, for the tasks that take it.
+    # What its tasks produce, for the tasks that take it as input.
     makes: str = IMAGE
     # Of CreateJobRequest and Job.
     field: str = OTHER
@@ -41,7 +39,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneTask:
-    """A request that one task does as it is, for stages that need no more."""
+    """The draft of a request that one task does as it is, for stages that need no more."""
 
     stage: str
     request: Message
@@ -53,14 +51,14 @@ class OneTask:
         whole = type(self.request)()
         whole.CopyFrom(self.request)
         for field, blob in kept.items():
-            put(image_at(whole, field.removeprefix(f"{OTHER}.")), blob)
+            put_blob(image_at(whole, field.removeprefix(f"{OTHER}.")), blob)
         message = whole.SerializeToString(deterministic=True)
         request = StageRequest(stage=self.stage, field=OTHER, message=message, facts=self.facts)
         return Plan(requests=(request,), tasks=(NewTask(request=0),), blobs=tuple(dict.fromkeys(kept.values())))
 
 
 def one_task(stage: str, needs_of: Callable[[Message], Needs]) -> Callable[[Message, Fleet], OneTask]:
-    """A stage's `draft` for requests that need nothing but what `needs_of` reads in them."""
+    """A stage's `draft` for requests whose needs `needs_of` reads from them."""
 
     def draft(message: Message, fleet: Fleet) -> OneTask:
         require_stage(fleet.catalog(), stage)
@@ -73,14 +71,14 @@ def one_task(stage: str, needs_of: Callable[[Message], Needs]) -> Callable[[Mess
     return draft
 
 
-STAGES: dict[str, Stage] = {
-    PREPROCESS: Stage(
+STAGES: dict[str, StageEntry] = {
+    PREPROCESS: StageEntry(
         name=PREPROCESS,
         request_type=preprocessor_pb2.AnnotateRequest,
         draft=annotations.draft,
         field=annotations.FIELD,
     ),
-    DIFFUSION: Stage(
+    DIFFUSION: StageEntry(
         name=DIFFUSION,
         request_type=diffusion_pb2.GenerateRequest,
         draft=generations.draft,
@@ -91,7 +89,7 @@ STAGES: dict[str, Stage] = {
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """A draft whose plan is known to be a graph that can be done."""
+    """A draft whose plan is checked to be a graph that can be done."""
 
     draft: Draft
 
@@ -110,7 +108,7 @@ class _Checked:
 
 
 def draft_of(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> Draft:
-    """What the request asks for, checked. Errors as a stage's `draft` has them."""
+    """The work of the request, checked. Raises what a stage's `draft` raises."""
     field = request.WhichOneof("work")
     if field is None:
         raise InvalidField("is missing: ask for a generation or an annotation", field="work")
@@ -121,20 +119,20 @@ def draft_of(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> Draft:
     return _Checked(stage.draft(getattr(request, field), fleet))
 
 
-def _unpacked(packed: any_pb2.Any) -> tuple[Stage, Message]:
+def _unpacked(packed: any_pb2.Any) -> tuple[StageEntry, Message]:
     """InvalidField for a message that no stage takes, or that cannot be read."""
     for stage in STAGES.values():
         if packed.TypeName() == stage.request_type.DESCRIPTOR.full_name:
             try:
                 return stage, stage.request_type.FromString(packed.value)
             except DecodeError as error:
-                raise InvalidField(f"holds bytes that are no {packed.TypeName()}", field=OTHER) from error
+                raise InvalidField(f"contains bytes that are not a {packed.TypeName()}", field=OTHER) from error
     known = ", ".join(stage.request_type.DESCRIPTOR.full_name for stage in STAGES.values())
     raise InvalidField(f"is a {packed.TypeName()[:80]!r}; the stages take {known}", field=OTHER)
 
 
 def show(asked: StageRequest, job: gateway_pb2.Job) -> None:
-    """Put what was asked for into the job's message."""
+    """Put the requested work into the job's message."""
     stage = STAGES.get(asked.stage)
     if stage is None:
         return
@@ -146,7 +144,7 @@ def show(asked: StageRequest, job: gateway_pb2.Job) -> None:
 
 
 def seed_of(task: Task) -> int:
-    """The one that the task was given, for a worker that does not say which it took; 0 for stages without seeds."""
+    """The seed that the task was given, if the worker does not report one; 0 for stages without seeds."""
     stage = STAGES.get(task.stage)
     seed = getattr(stage.request_type.FromString(task.patch), "seed", 0) if stage else 0
     return seed if isinstance(seed, int) else 0
@@ -155,10 +153,10 @@ def seed_of(task: Task) -> int:
 def request_for(job: Job, task: Task) -> any_pb2.Any:
     """The message that a worker of the task's stage gets: with what is the task's own, and its inputs."""
     asked = job.request_of(task)
-    # Messages that are written one after the other are read as merged.
+    # Concatenated protobuf messages are read as merged.
     message = STAGES[asked.stage].request_type.FromString(asked.message + task.patch)
     for each in task.inputs:
-        put(image_at(message, each.field), each.blob or _made(job, each.task))
+        put_blob(image_at(message, each.field), each.blob or _made(job, each.task))
     packed = any_pb2.Any()
     packed.Pack(message, deterministic=True)
     return packed

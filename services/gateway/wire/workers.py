@@ -1,4 +1,4 @@
-"""What workers say about themselves: protobuf to domain and back."""
+"""What workers and the queue send each other: descriptions, polls and reports in, leased tasks out."""
 
 import math
 import re
@@ -7,13 +7,33 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 
-from fanlight.contract.fields import check_bytes, check_some_bytes, check_whole
+from fanlight.common.v1 import common_pb2
+from fanlight.contract.digests import parse_digest, parse_scope
+from fanlight.contract.fields import check_bytes, check_number, check_some_bytes, check_whole
 from fanlight.contract.parameters import described
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
+from services.gateway.app.hub import Fetching, Progress
+from services.gateway.app.polls import LeasedTask, Poll, PollAnswer, WantedModel
+from services.gateway.app.queue import Made, Renewal, Renewed
+from services.gateway.jobs.machine import Standing
+from services.gateway.jobs.model import Failure, Fault, Span, task_name
 from services.gateway.jobs.workers import Annotator, Capabilities, Model, StepTime, Worker
+from services.gateway.wire.stages import request_for
+
+BATCH_LIMIT = 64
+WAIT_LIMIT_S = 60.0
+HELD_LIMIT = 1_024
+RENEWALS_LIMIT = 1_024
+DIGEST_LIMIT_BYTES = 64
+SPANS_LIMIT = 64
+PREVIEW_LIMIT_BYTES = 64 * 1024
+REASON_LIMIT = 64
+MESSAGE_LIMIT = 2_000
+PROVENANCE_LIMIT_BYTES = 16_384
+REFERENCE_LIMIT_CHARS = 256
 
 NAME_LIMIT_BYTES = 256
 # Annotators, models and other offers together.
@@ -28,7 +48,7 @@ DESCRIPTION_LIMIT_BYTES = 4_096
 # Of a model's weights: more than any disk has.
 BYTES_LIMIT = 2**50
 STEP_TIMES_LIMIT = 64
-# Of an image's size; above it is nobody's image.
+# Of an image's size; no image is larger.
 SIZE_CLASS_LIMIT = 40
 TEXT_ENCODER_LAYERS_LIMIT = 1_000
 REVISION_LIMIT = 10_000
@@ -42,6 +62,138 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _STAGE = re.compile(r"[a-z0-9_-]{1,32}")
 # A stage's request may be a message of any package.
 _MESSAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*){1,8}")
+_STATUS = {
+    Standing.LIVE: queue_pb2.RenewedLease.STATUS_RENEWED,
+    Standing.CANCELLED: queue_pb2.RenewedLease.STATUS_CANCELLED,
+    Standing.LOST: queue_pb2.RenewedLease.STATUS_LOST,
+}
+
+_FAULTS = {queue_pb2.FailTaskRequest.FAULT_REQUEST: Fault.REQUEST, queue_pb2.FailTaskRequest.FAULT_NODE: Fault.NODE}
+
+
+def poll(request: queue_pb2.LeaseTasksRequest) -> Poll:
+    if len(request.held_lease_tokens) > HELD_LIMIT:
+        raise InvalidField(f"has more than {HELD_LIMIT} entries", field="held_lease_tokens")
+    if len(request.capabilities_digest) > DIGEST_LIMIT_BYTES:
+        raise InvalidField(f"has more than {DIGEST_LIMIT_BYTES} bytes", field="capabilities_digest")
+    return Poll(
+        worker=polling_worker(request.worker, draining=request.draining),
+        capabilities_digest=request.capabilities_digest.hex(),
+        capabilities=capabilities(request.capabilities) if request.HasField("capabilities") else None,
+        max_tasks=check_whole(request.max_tasks, 0, BATCH_LIMIT, field="max_tasks"),
+        held_tokens=frozenset(token(each) for each in request.held_lease_tokens),
+        wait_s=check_number(request.wait_s, 0.0, WAIT_LIMIT_S, field="wait_s"),
+    )
+
+
+def poll_answer(answer: PollAnswer) -> queue_pb2.LeaseTasksResponse:
+    return queue_pb2.LeaseTasksResponse(
+        tasks=[_leased(each) for each in answer.tasks],
+        wants_capabilities=answer.wants_capabilities,
+        fetches=[_fetch(each) for each in answer.fetches or ()],
+        has_fetches=answer.fetches is not None,
+    )
+
+
+def _fetch(fetch: WantedModel) -> queue_pb2.Fetch:
+    return queue_pb2.Fetch(model=fetch.model, kind=fetch.kind, size_bytes=fetch.size_bytes)
+
+
+def token(data: bytes) -> str:
+    """Bytes that are not a token of ours become a string that is not one either."""
+    return data[:256].decode("ascii", "replace")
+
+
+def _leased(leased: LeasedTask) -> queue_pb2.LeasedTask:
+    job, task = leased.job, leased.task
+    return queue_pb2.LeasedTask(
+        name=task_name(job.id, task.number),
+        lease_token=leased.token.encode(),
+        ttl_s=leased.ttl_s,
+        attempt=task.leases,
+        alone=task.alone,
+        scope=job.tenant,
+        request=request_for(job, task),
+    )
+
+
+def renewals(request: queue_pb2.RenewLeasesRequest) -> list[Renewal]:
+    if len(request.renewals) > RENEWALS_LIMIT:
+        raise InvalidField(f"has more than {RENEWALS_LIMIT} entries", field="renewals")
+    return [Renewal(token=token(each.lease_token), progress=_progress(each)) for each in request.renewals]
+
+
+def _progress(renewal: queue_pb2.Renewal) -> Progress | None:
+    if not renewal.HasField("progress"):
+        return None
+    progress = renewal.progress
+    preview = progress.preview if len(progress.preview) <= PREVIEW_LIMIT_BYTES else b""
+    fetching = _fetching(progress.fetch) if progress.HasField("fetch") else None
+    return Progress(task=0, step=progress.step, steps=progress.steps, preview=preview, fetching=fetching)
+
+
+def _fetching(message: common_pb2.FetchProgress) -> Fetching:
+    """Best effort: what is too long is cut, an impossible measurement is unknown."""
+    left_s = message.seconds_left if message.HasField("seconds_left") else None
+    return Fetching(
+        reference=message.reference[:REFERENCE_LIMIT_CHARS],
+        done_bytes=max(0, message.done_bytes),
+        total_bytes=max(0, message.total_bytes),
+        goodput_bps=message.goodput_bps if math.isfinite(message.goodput_bps) else 0.0,
+        seconds_left=left_s if left_s is not None and math.isfinite(left_s) else None,
+        source=message.source[:REFERENCE_LIMIT_CHARS],
+    )
+
+
+def renewed(answers: list[Renewed], fetches: Sequence[WantedModel] | None) -> queue_pb2.RenewLeasesResponse:
+    leases = [
+        queue_pb2.RenewedLease(lease_token=each.token.encode(), status=_STATUS[each.standing], ttl_s=each.ttl_s)
+        for each in answers
+    ]
+    return queue_pb2.RenewLeasesResponse(
+        leases=leases, fetches=[_fetch(each) for each in fetches or ()], has_fetches=fetches is not None
+    )
+
+
+def made(request: queue_pb2.CompleteTaskRequest) -> list[Made]:
+    if len(request.outputs) != 1:
+        raise InvalidField(f"has {len(request.outputs)} entries; a task has one output", field="outputs")
+    return [_made(each, f"outputs[{i}]") for i, each in enumerate(request.outputs)]
+
+
+def _made(output: queue_pb2.Output, field: str) -> Made:
+    return Made(
+        scope=parse_scope(output.blob.scope, field=f"{field}.blob.scope"),
+        digest=parse_digest(output.blob.digest, field=f"{field}.blob.digest"),
+        width_px=output.width_px,
+        height_px=output.height_px,
+        seed=output.seed if output.HasField("seed") else None,
+        nsfw=output.nsfw if output.HasField("nsfw") else None,
+        provenance=check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field=f"{field}.provenance_json"),
+    )
+
+
+def spans(request: queue_pb2.CompleteTaskRequest) -> list[Span]:
+    """The first ones, up to the limit; they are for people to look at."""
+    return [Span(name=span.name[:REASON_LIMIT], duration_s=span.duration_s) for span in request.spans[:SPANS_LIMIT]]
+
+
+def fault(request: queue_pb2.FailTaskRequest) -> Fault | None:
+    """None if the task is only returned."""
+    if request.fault == queue_pb2.FailTaskRequest.FAULT_RETURNED:
+        return None
+    if request.fault not in _FAULTS:
+        raise InvalidField("must say whose fault it is", field="fault")
+    return _FAULTS[request.fault]
+
+
+def failure(request: queue_pb2.FailTaskRequest) -> Failure:
+    reported = request.failure
+    return Failure(
+        reason=reported.reason[:REASON_LIMIT] or "NODE_FAULT",
+        message=reported.message[:MESSAGE_LIMIT],
+        field=reported.field[:MESSAGE_LIMIT],
+    )
 
 
 def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
@@ -85,7 +237,7 @@ def _models(names: Iterable[str], field: str) -> frozenset[str]:
 
 
 def _step_times(reported: Iterable[queue_pb2.StepTime]) -> tuple[StepTime, ...]:
-    """Those that can have been measured, up to a limit; of two for the same the first one."""
+    """The possible ones, up to a limit; of two for the same family and size the first one."""
     found: dict[tuple[str, int], StepTime] = {}
     for each in reported:
         mean_s = _measured(each.mean_s)
@@ -102,7 +254,7 @@ def _step_times(reported: Iterable[queue_pb2.StepTime]) -> tuple[StepTime, ...]:
 
 
 def _measured(value: float) -> float:
-    """0, which means unknown, for what nobody can have measured."""
+    """0, which means unknown, for an impossible measurement."""
     return value if math.isfinite(value) and value > 0 else 0.0
 
 
@@ -187,7 +339,7 @@ def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
                 "must be a message's full name, such as fanlight.common.v1.ImageSource", field=f"{field}.name"
             )
         last = check_whole(each.last_field, 0, FIELD_NUMBER_LIMIT, field=f"{field}.last_field")
-        # Of a message that this gateway does not know it never finds a field.
+        # In a message that this gateway does not know it never finds a new field.
         if (known := _last_field(name)) is not None:
             yield from (
                 f"field:{name}:{number}" for number in range(known + 1, min(last, known + NEW_FIELDS_LIMIT) + 1)

@@ -16,7 +16,7 @@ from services.gateway.app import workers
 from services.gateway.http.json_messages import to_json
 from services.gateway.ports import CaughtUp
 from services.gateway.wire import stages
-from services.gateway.wire.stages import Stage, one_task
+from services.gateway.wire.stages import StageEntry, one_task
 from services.kernel.wire_errors import from_rpc_error
 from tests.fakes.fleet import Fleet
 from tests.fakes.gateway_process import jobs_of
@@ -36,7 +36,7 @@ def needs_of(request: wrappers_pb2.StringValue) -> Needs:
 
 @pytest.fixture(autouse=True)
 def uppercase(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = Stage(
+    entry = StageEntry(
         name=UPPERCASE, request_type=wrappers_pb2.StringValue, draft=one_task(UPPERCASE, needs_of), makes="text"
     )
     monkeypatch.setitem(stages.STAGES, UPPERCASE, entry)

@@ -18,8 +18,8 @@ from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.jobs.workers import Model
 from services.kernel.wire_errors import from_rpc_error
@@ -93,8 +93,8 @@ async def over_grpc(able: Fleet) -> AsyncIterator[Ask]:
             try:
                 await jobs_of(channel).CreateJob(job_of(request))
             except grpc.aio.AioRpcError as error:
-                told = from_rpc_error(error)
-                return error.code().name, told.field, told.message
+                error_shown = from_rpc_error(error)
+                return error.code().name, error_shown.field, error_shown.message
             return None
 
         yield ask
@@ -118,7 +118,7 @@ async def over_http(able: Fleet) -> AsyncIterator[Ask]:
 
 
 def can_be_json(case: Case) -> bool:
-    """A parameter that is no number has no JSON."""
+    """A parameter that is not a number has no JSON."""
     try:
         json.dumps(json_format.MessageToDict(case.build()), allow_nan=False)
     except (json_format.SerializeToJsonError, ValueError):

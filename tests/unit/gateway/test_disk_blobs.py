@@ -84,7 +84,7 @@ async def test_a_digest_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "wanted"), [(errno.ENOSPC, Unavailable), (errno.EDQUOT, Unavailable), (errno.EIO, NodeFault)]
 )
-async def test_a_disk_that_fails_is_told_in_our_words_and_leaves_nothing(
+async def test_an_error_of_the_disk_becomes_one_of_ours_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, wanted: type[Exception]
 ) -> None:
     store = opened(tmp_path)
@@ -317,7 +317,7 @@ async def test_what_waits_in_memory_for_a_slow_disk_counts_until_the_disk_has_ta
         yield b"b"
 
     monkeypatch.setattr(store._files, "publish", slowly)
-    monkeypatch.setattr(disk_blobs, "HELD_LIMIT_BYTES", 3_000)
+    monkeypatch.setattr(disk_blobs, "BUFFER_LIMIT_BYTES", 3_000)
     writing = [asyncio.create_task(store.write(SCOPE, once(b"a" * 2_500)))]
     assert await asyncio.to_thread(publishing.wait, 30.0)
     writing.append(asyncio.create_task(store.write(SCOPE, in_two_parts())))
@@ -327,11 +327,11 @@ async def test_what_waits_in_memory_for_a_slow_disk_counts_until_the_disk_has_ta
     finally:
         may.set()
     await asyncio.gather(*writing)
-    assert store._held_bytes == 0
+    assert store._buffered_bytes == 0
 
 
 @pytest.mark.parametrize("call", ["stat", "read"])
-async def test_a_blob_that_cannot_be_opened_is_told_in_our_words(
+async def test_a_blob_that_cannot_be_opened_raises_one_of_our_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     digest = (await settled(opened(tmp_path), b"data")).digest

@@ -1,4 +1,4 @@
-"""Every option of a generation gets from the client to the worker, and back into what clients are told."""
+"""Every option of a generation gets from the client to the worker, and back to the client."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from services.gateway.app.polls import LeasedTask
 from services.gateway.jobs.catalog import catalog_of
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Job
 from services.gateway.jobs.workers import Capabilities, Model
-from services.gateway.wire import answers, requests, tasks
+from services.gateway.wire import answers, requests, workers
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, FixedFleet, Fleet, resolved
 
 PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
@@ -60,7 +60,7 @@ def of_generation(**fields: Any) -> gateway_pb2.CreateJobRequest:
 def request_of(task: LeasedTask) -> diffusion_pb2.GenerateRequest:
     """What the worker gets."""
     request = diffusion_pb2.GenerateRequest()
-    assert tasks._leased(task).request.Unpack(request)
+    assert workers._leased(task).request.Unpack(request)
     return request
 
 
@@ -69,7 +69,7 @@ def asked_of(job: Job) -> diffusion_pb2.GenerateRequest:
 
 
 async def leased(**fields: Any) -> tuple[diffusion_pb2.GenerateRequest, diffusion_pb2.GenerateRequest]:
-    """What the worker gets, and what the client is told of its job."""
+    """What the worker gets, and what the client sees of its job."""
     fleet = Fleet()
     async with fleet.running():
         worker = fleet.worker("diffusion", models=MODELS, other_offers=OFFERS)
@@ -93,9 +93,9 @@ def test_the_test_covers_every_option_of_the_contract() -> None:
     assert {field.name for field in diffusion_pb2.GenerateRequest.DESCRIPTOR.fields} == elsewhere | set(OPTIONS)
 
 
-async def test_every_option_reaches_the_worker_and_is_told_to_clients() -> None:
-    request, told = await leased(image=SENT, mask=SENT, **OPTIONS)
-    for message in (request, told):
+async def test_every_option_reaches_the_worker_and_is_shown_to_clients() -> None:
+    request, shown = await leased(image=SENT, mask=SENT, **OPTIONS)
+    for message in (request, shown):
         assert message.pipeline == "inpaint"
         assert message.image.blob.digest == message.mask.blob.digest != ""
         for name, value in OPTIONS.items():
@@ -103,7 +103,7 @@ async def test_every_option_reaches_the_worker_and_is_told_to_clients() -> None:
             assert (list(said) if isinstance(value, list) else said) == value, name
 
 
-async def test_the_seed_is_told_where_the_worker_does_not_say_it() -> None:
+async def test_the_seed_is_shown_if_the_worker_does_not_report_it() -> None:
     fleet = Fleet()
     async with fleet.running():
         worker = fleet.worker("diffusion")
@@ -116,8 +116,8 @@ async def test_the_seed_is_told_where_the_worker_does_not_say_it() -> None:
 
 
 async def test_options_left_open_stay_open() -> None:
-    request, told = await leased()
-    for message in (request, told):
+    request, shown = await leased()
+    for message in (request, shown):
         for name in OPTIONS:
             assert name not in json_format.MessageToDict(message, preserving_proto_field_name=True), name
 
@@ -135,7 +135,7 @@ async def test_a_control_for_inpainting_needs_no_picture() -> None:
     assert not request.controls[0].HasField("image")
 
 
-async def test_the_worker_is_told_how_a_control_image_was_made() -> None:
+async def test_the_worker_gets_how_a_control_image_was_made() -> None:
     fleet = Fleet()
     async with fleet.running():
         annotator, worker = fleet.worker(PREPROCESS), fleet.worker(DIFFUSION)
@@ -153,14 +153,14 @@ async def test_the_worker_is_told_how_a_control_image_was_made() -> None:
     assert (control.annotator, control.HasField("parameters")) == ("", False), "only the gateway takes these"
 
 
-def test_a_reference_that_nobody_fetches_is_told_apart_from_a_name() -> None:
+def test_a_reference_that_no_worker_fetches_differs_from_a_name() -> None:
     error = refusal(vae="hf:acme/good")
     assert "FANLIGHT_DIFFUSION_FETCH" in error.message
 
 
 def test_a_long_list_of_names_is_cut() -> None:
     many = [Model(id=f"s{number:02}", kind="vae", family="starter") for number in range(59)]
-    assert "s19 and 40 more" in refusal(*many, vae="nobody").message
+    assert "s19 and 40 more" in refusal(*many, vae="unknown").message
 
 
 def test_without_a_mask_a_control_needs_its_picture() -> None:
@@ -262,7 +262,7 @@ async def test_a_word_is_an_embedding_where_all_workers_that_can_paint_it_are_aw
     ("text", "loras"),
     [("a <lora:one:1> b <lyco:two>", ["one", "two"]), (r"\<lora:one:1>", []), ("<lora: one :1:0.5>", ["one"])],
 )
-def test_loras_are_told_from_what_only_looks_so(text: str, loras: list[str]) -> None:
+def test_loras_differ_from_what_only_looks_like_one(text: str, loras: list[str]) -> None:
     assert loras_in(text) == loras
 
 
@@ -274,9 +274,9 @@ def test_words_are_whole() -> None:
     ]
 
 
-def test_a_lora_that_nobody_has_is_named_with_those_that_there_are() -> None:
-    error = refusal(negative_prompt="", loras=[diffusion_pb2.LoraUse(model="nobody")])
-    assert "'nobody'" in error.message
+def test_an_unknown_lora_is_named_with_the_known_ones() -> None:
+    error = refusal(negative_prompt="", loras=[diffusion_pb2.LoraUse(model="unknown")])
+    assert "'unknown'" in error.message
     assert "cyanotype" in error.message
 
 
@@ -293,8 +293,8 @@ async def test_a_reference_goes_to_a_worker_that_fetches_any() -> None:
         await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
         assert await fixed.lease() == []
         (task,) = await fetching.lease()
-    told = request_of(task)
-    assert (told.model, told.loras[0].model) == ("hf:someone/theirs", "civitai:82098@87153")
+    shown = request_of(task)
+    assert (shown.model, shown.loras[0].model) == ("hf:someone/theirs", "civitai:82098@87153")
 
 
 async def test_what_would_have_to_be_fetched_is_never_the_default() -> None:
@@ -313,7 +313,7 @@ async def test_what_would_have_to_be_fetched_is_never_the_default() -> None:
 
 def test_the_id_of_any_is_no_model() -> None:
     assert refusal(model="*").field == "generation.model"
-    assert "*" not in refusal(model="nobody").message
+    assert "*" not in refusal(model="unknown").message
 
 
 REFUSED = [
@@ -328,7 +328,7 @@ REFUSED = [
     ({"pipeline": "controlnet_img2img", "image": SENT}, "generation.controls"),
     ({"image": common_pb2.ImageSource(data=b"")}, "generation.image"),
     ({"resize": "squeeze"}, "generation.resize"),
-    ({"loras": [diffusion_pb2.LoraUse(model="nobody")]}, "generation.loras[0].model"),
+    ({"loras": [diffusion_pb2.LoraUse(model="unknown")]}, "generation.loras[0].model"),
     ({"loras": [diffusion_pb2.LoraUse(model="sd-lora")]}, "generation.loras[0].model"),
     ({"loras": [diffusion_pb2.LoraUse(model="cyanotype", weight=4.5)]}, "generation.loras[0].weight"),
     ({"loras": [diffusion_pb2.LoraUse(model="cyanotype")] * 17}, "generation.loras"),
@@ -351,7 +351,7 @@ def test_a_wrong_option_is_refused_by_name(fields: dict[str, Any], at_fault: str
 
 
 def test_a_prompt_that_names_an_unknown_lora_is_refused() -> None:
-    assert refusal(prompt="a fox <lora:nobody:1>").field == "generation.prompt"
+    assert refusal(prompt="a fox <lora:unknown:1>").field == "generation.prompt"
 
 
 def test_a_controlnet_of_one_family_does_not_hide_its_namesake_of_another() -> None:

@@ -1,6 +1,6 @@
 """What was just written is read from memory, bounded in bytes and in time."""
 
-from services.gateway.adapters.recent_blobs import KEPT_S, LIMIT, RecentBlobs
+from services.gateway.adapters.disk_blobs import CACHE_LIMIT, CACHED_S, RecentBlobs
 from services.kernel.blobs import BlobInfo
 
 
@@ -33,7 +33,7 @@ def test_one_that_is_larger_than_all_the_room_is_not_kept() -> None:
 
 def test_tiny_blobs_are_bounded_by_their_number() -> None:
     recent = RecentBlobs()
-    for number in range(LIMIT + 1):
+    for number in range(CACHE_LIMIT + 1):
         recent.add(info(str(number), 1), [b"x"])
     assert recent.get("default", "0") is None
     assert recent.get("default", "1") is not None
@@ -43,9 +43,9 @@ def test_after_a_while_the_disk_is_asked_again() -> None:
     clock = Clock()
     recent = RecentBlobs(now_s=clock)
     recent.add(info("a", 4), [b"data"])
-    clock.time_s = KEPT_S - 1
+    clock.time_s = CACHED_S - 1
     assert recent.get("default", "a") is not None
-    clock.time_s = KEPT_S + 1
+    clock.time_s = CACHED_S + 1
     assert recent.get("default", "a") is None
 
 
@@ -58,3 +58,12 @@ def test_any_part_is_read_across_pieces() -> None:
         for limit in range(11):
             wanted = b"abcdefghi"[offset:][: limit or None]
             assert b"".join(found.read(offset, limit)) == wanted, (offset, limit)
+
+
+def test_what_was_cleared_takes_no_room_from_what_comes_after() -> None:
+    recent = RecentBlobs(limit_bytes=10)
+    recent.add(info("before", 8), [b"8 bytes."])
+    recent.clear()
+    assert recent.get("default", "before") is None
+    recent.add(info("after", 8), [b"8 bytes."])
+    assert recent.get("default", "after") is not None

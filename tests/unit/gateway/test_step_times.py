@@ -7,20 +7,16 @@ import pytest
 from services.gateway.app.capabilities import Group, KeptCapabilities
 from services.gateway.app.views import CLASSES_LIMIT, DEVICES_LIMIT, STEP_MAX_S, STEP_MIN_S, USUAL_MOVED, Views
 from services.gateway.jobs.workers import Capabilities, StepTime, Worker
-from services.gateway.ordering.board import Board
-from services.gateway.ordering.evaluations import step_s
-from services.gateway.ordering.explain import explain
-from services.gateway.ordering.pace import ABSURD_FACTOR
-from services.gateway.ordering.tasks import USUAL_SIZE_CLASS, USUAL_STEP_S, Kind, WorkerView
-from tests.fakes.board import A, a_task, a_view
+from services.gateway.scheduler.explain import explain
+from services.gateway.scheduler.pace import ABSURD_FACTOR, USUAL_SIZE_CLASS, USUAL_STEP_S, step_s
+from services.gateway.scheduler.queue import TaskKind
+from services.gateway.scheduler.schedule import Scheduler
+from services.gateway.scheduler.workers import WorkerView
+from tests.fakes.scheduler import A, a_task, a_view
 
 SMALL, LARGE = 18, 22
 KEPT = KeptCapabilities(capabilities=Capabilities(), time_s=0.0)
 NOTHING = Group(digest="", kept=KEPT, offers=frozenset(), limits=(), needs_by_id={}, annotators={}, sizes={})
-
-
-def measured(times: dict[tuple[str, int], float], usual: dict[tuple[str, int], float] | None = None) -> WorkerView:
-    return replace(a_view(), step_times=times, usual_times=usual or {})
 
 
 @pytest.mark.parametrize(
@@ -40,33 +36,33 @@ def measured(times: dict[tuple[str, int], float], usual: dict[tuple[str, int], f
     ],
 )
 def test_a_time_is_the_nearest_that_was_measured(own, usual, expected_s) -> None:
-    assert step_s(measured(own, usual), "sd1", SMALL) == pytest.approx(expected_s)
+    assert step_s(own, usual, "sd1", SMALL) == pytest.approx(expected_s)
 
 
 def test_without_any_measurement_a_time_goes_by_pixels() -> None:
-    assert step_s(measured({}), "sd1", USUAL_SIZE_CLASS + 2) == pytest.approx(4 * USUAL_STEP_S)
+    assert step_s({}, {}, "sd1", USUAL_SIZE_CLASS + 2) == pytest.approx(4 * USUAL_STEP_S)
 
 
 def test_where_family_or_size_is_not_known_before_the_work_begins_the_others_count() -> None:
-    view = measured({("sd1", 18): 0.2, ("sdxl", 18): 0.6, ("sdxl", 20): 4.0, ("sdxl", 22): 9.0})
-    assert step_s(view, "", 18) == pytest.approx(0.4)
-    assert step_s(view, "sdxl", 0) == 4.0
-    assert step_s(measured({}), "", 0) == USUAL_STEP_S
+    own = {("sd1", 18): 0.2, ("sdxl", 18): 0.6, ("sdxl", 20): 4.0, ("sdxl", 22): 9.0}
+    assert step_s(own, {}, "", 18) == pytest.approx(0.4)
+    assert step_s(own, {}, "sdxl", 0) == 4.0
+    assert step_s({}, {}, "", 0) == USUAL_STEP_S
 
 
 def test_a_slow_report_of_large_images_leaves_the_estimate_of_small_ones_as_it_is() -> None:
     """One mean of all made it 20 times as long."""
-    views, board = Views(), Board()
+    views, scheduler = Views(), Scheduler()
     worker = Worker(id="w", node="n", stage="diffusion", device="cuda:x", disk_models=frozenset({"a"}))
     small = StepTime(family="sd1", size_class=SMALL, mean_s=0.1)
     large = StepTime(family="sd1", size_class=LARGE, mean_s=40.0)
     kind = replace(A, family="sd1", width_px=512, height_px=512, size_class=SMALL)
     task = a_task("t", kind=kind)
-    board.add(task, 0.0)
+    scheduler.add(task, 0.0)
 
     def estimated_s(*times: StepTime) -> float:
-        board.seen(views.of(replace(worker, step_times=times), NOTHING, A.needs), 0.0)
-        (found,) = explain(board, task, 0.0).workers
+        scheduler.seen(views.of(replace(worker, step_times=times), NOTHING, A.needs), 0.0)
+        (found,) = explain(scheduler, task, 0.0).workers
         assert found.estimate is not None
         return found.estimate.run_s
 
@@ -76,32 +72,32 @@ def test_a_slow_report_of_large_images_leaves_the_estimate_of_small_ones_as_it_i
 
 
 def test_the_worker_that_is_quicker_at_a_size_gets_the_images_of_that_size() -> None:
-    def kind(side_px: int, size_class: int) -> Kind:
+    def kind(side_px: int, size_class: int) -> TaskKind:
         return replace(A, family="sd1", width_px=side_px, height_px=side_px, size_class=size_class)
 
-    board = Board()
+    scheduler = Scheduler()
     for name, small_s, large_s in (("roomy", 0.2, 1.0), ("small", 0.1, 9.0)):
-        board.seen(a_view(name, step_times={("sd1", 18): small_s, ("sd1", 20): large_s}), 0.0)
-        board.asks(name, 0.0)
-    board.add(a_task("large", kind=kind(1024, 20)), 0.0)
-    board.add(a_task("small", kind=kind(512, 18)), 0.0)
-    places = {name: board.planned_at((name, 1)).view.id for name in ("large", "small")}
+        scheduler.seen(a_view(name, step_times={("sd1", 18): small_s, ("sd1", 20): large_s}), 0.0)
+        scheduler.asks(name, 0.0)
+    scheduler.add(a_task("large", kind=kind(1024, 20)), 0.0)
+    scheduler.add(a_task("small", kind=kind(512, 18)), 0.0)
+    places = {name: scheduler.planned_at((name, 1)).view.id for name in ("large", "small")}
     assert places == {"large": "roomy", "small": "small"}
 
 
 def test_work_that_is_planned_is_taken_off_as_it_was_put_on() -> None:
-    board = Board()
-    board.seen(a_view(step_s=0.2), 0.0)
-    board.asks("w", 0.0)
-    board.add(a_task("1"), 0.0)
-    board.add(a_task("2"), 0.0)
-    board.seen(a_view(step_s=3.0), 0.0)
-    post = board.post("w")
-    assert post.wait_s(0.0) > 2 * 20 * 3.0
-    board.remove(("1", 1))
-    assert post.wait_s(0.0) < 2 * 20 * 3.0
-    board.remove(("2", 1))
-    assert post.wait_s(0.0) == 0.0
+    scheduler = Scheduler()
+    scheduler.seen(a_view(step_s=0.2), 0.0)
+    scheduler.asks("w", 0.0)
+    scheduler.add(a_task("1"), 0.0)
+    scheduler.add(a_task("2"), 0.0)
+    scheduler.seen(a_view(step_s=3.0), 0.0)
+    worker = scheduler.worker("w")
+    assert worker.wait_s(0.0) > 2 * 20 * 3.0
+    scheduler.remove(("1", 1))
+    assert worker.wait_s(0.0) < 2 * 20 * 3.0
+    scheduler.remove(("2", 1))
+    assert worker.wait_s(0.0) == 0.0
 
 
 def views_of(*times: StepTime, views: Views, worker: str = "w", device: str = "cuda:x") -> WorkerView:

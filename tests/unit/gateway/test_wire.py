@@ -1,4 +1,4 @@
-"""What a client may ask for, and what it is told where it may not."""
+"""What a client may request, and the error where it may not."""
 
 import base64
 from dataclasses import replace
@@ -16,7 +16,7 @@ from fanlight.queue.v1 import queue_pb2
 from services.gateway.app.new_job import NewJob
 from services.gateway.jobs import plan
 from services.gateway.jobs.workers import Capabilities, Model, StepTime
-from services.gateway.wire import answers, requests, tasks, workers
+from services.gateway.wire import answers, requests, workers
 from services.gateway.wire.needs import Fleet
 from services.gateway.wire.stages import request_for
 from tests.fakes.fleet import CANNY, DREAM, OTHER, PNG, STARTER, STARTER_CANNY, FixedFleet, plan_of, resolved
@@ -141,7 +141,7 @@ def test_a_wrong_field_is_named(body: dict[str, Any], field: str) -> None:
         ({"annotation": {"annotator": "none", "image": PHOTO}}, "annotation.annotator"),
     ],
 )
-def test_what_nobody_offers_is_not_found_and_what_there_is_is_told(body: dict[str, Any], field: str) -> None:
+def test_what_no_worker_offers_is_not_found_and_what_exists_is_listed(body: dict[str, Any], field: str) -> None:
     error = refused(body)
     assert isinstance(error, NotFound)
     assert error.field == field
@@ -217,7 +217,7 @@ def test_another_services_name_for_an_annotator_means_the_annotator() -> None:
     assert workers.capabilities(queue_pb2.Capabilities(annotators=[answers.annotator(named)])).annotators == (named,)
 
 
-def test_a_worker_that_describes_nonsense_is_told_where() -> None:
+def test_a_worker_that_describes_nonsense_is_refused_by_the_field() -> None:
     parameter = preprocessor_pb2.Parameter(
         name="low", kind=preprocessor_pb2.Parameter.KIND_INTEGER, default_value=struct_pb2.Value(string_value="x")
     )
@@ -239,7 +239,7 @@ def test_a_worker_that_describes_nonsense_is_told_where() -> None:
 def test_a_worker_without_a_proper_name_is_refused(changes: dict[str, str], field: str) -> None:
     worker = queue_pb2.Worker(**{"id": "w", "node": "n", "stage": "diffusion", **changes})
     with pytest.raises(InvalidField) as caught:
-        tasks.poll(queue_pb2.LeaseTasksRequest(worker=worker))
+        workers.poll(queue_pb2.LeaseTasksRequest(worker=worker))
     assert caught.value.field == field
 
 
@@ -248,7 +248,7 @@ def test_absurd_measurements_count_as_unknown() -> None:
         queue_pb2.StepTime(family="sd1", size_class=18, mean_s=mean_s) for mean_s in (float("nan"), float("inf"), -1, 2)
     ]
     worker = queue_pb2.Worker(id="w", node="n", stage="s", goodput_bps=float("inf"), step_times=times)
-    polled = tasks.poll(queue_pb2.LeaseTasksRequest(worker=worker)).worker
+    polled = workers.poll(queue_pb2.LeaseTasksRequest(worker=worker)).worker
     assert polled.goodput_bps == 0.0
     assert polled.step_times == (StepTime(family="sd1", size_class=18, mean_s=2.0),)
 
@@ -262,25 +262,25 @@ def test_parameters_go_to_a_worker_as_they_were_given() -> None:
     assert request.image.blob.digest == digest_of(PNG)
 
 
-def test_what_a_worker_fetches_is_told_to_those_who_watch_the_job() -> None:
+def test_what_a_worker_fetches_is_shown_to_watchers_of_the_job() -> None:
     coming = common_pb2.FetchProgress(
         reference="sd15", done_bytes=40, total_bytes=100, goodput_bps=80.0, seconds_left=6.0, source="hub.example"
     )
     request = queue_pb2.RenewLeasesRequest(
         worker_id="w", renewals=[queue_pb2.Renewal(lease_token=b"jobs/a/1/x", progress={"fetch": coming})]
     )
-    (renewal,) = tasks.renewals(request)
+    (renewal,) = workers.renewals(request)
     assert renewal.progress is not None
     assert answers.event(renewal.progress).progress.fetch == coming
 
 
 @pytest.mark.parametrize("nonsense", [float("nan"), float("inf")])
-def test_a_speed_that_nobody_can_have_measured_is_unknown(nonsense: float) -> None:
+def test_an_impossible_speed_is_unknown(nonsense: float) -> None:
     coming = common_pb2.FetchProgress(reference="sd15", goodput_bps=nonsense, seconds_left=nonsense)
     request = queue_pb2.RenewLeasesRequest(
         worker_id="w", renewals=[queue_pb2.Renewal(lease_token=b"jobs/a/1/x", progress={"fetch": coming})]
     )
-    (renewal,) = tasks.renewals(request)
+    (renewal,) = workers.renewals(request)
     assert renewal.progress is not None
     said = answers.event(renewal.progress).progress.fetch
     assert said.goodput_bps == 0
@@ -290,20 +290,20 @@ def test_a_speed_that_nobody_can_have_measured_is_unknown(nonsense: float) -> No
 def test_a_preview_above_its_limit_is_dropped_and_the_renewal_stands() -> None:
     progress = queue_pb2.Progress(step=1, steps=2, preview=bytes(70_000))
     request = queue_pb2.RenewLeasesRequest(renewals=[queue_pb2.Renewal(lease_token=b"t", progress=progress)])
-    (renewal,) = tasks.renewals(request)
+    (renewal,) = workers.renewals(request)
     assert renewal.progress is not None
     assert (renewal.progress.step, renewal.progress.preview) == (1, b"")
 
 
 def test_a_failure_must_say_whose_fault_it_is() -> None:
     with pytest.raises(InvalidField):
-        tasks.fault(queue_pb2.FailTaskRequest(failure=common_pb2.Failure(reason="X")))
+        workers.fault(queue_pb2.FailTaskRequest(failure=common_pb2.Failure(reason="X")))
 
 
 def test_requests_that_mean_the_same_have_the_same_content() -> None:
     """A client that sends again may know more, or less, of a blob than before."""
     digest = digest_of(b"photo")
-    told = []
+    digests = []
     for blob in (
         common_pb2.Blob(digest=digest),
         common_pb2.Blob(scope="default", digest=digest, size_bytes=5, media_type="image/png"),
@@ -312,8 +312,8 @@ def test_requests_that_mean_the_same_have_the_same_content() -> None:
         request = gateway_pb2.CreateJobRequest(request_id="r")
         request.annotation.annotator = "canny"
         request.annotation.image.blob.CopyFrom(blob)
-        told.append(requests.new_job(request, FLEET).content_digest)
-    assert told[0] == told[1] != told[2]
+        digests.append(requests.new_job(request, FLEET).content_digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,11 @@ async def test_what_is_wrong_is_named(client: Client, gateway: FakeGateway, path
 
 
 async def test_a_job_that_fails_for_the_requests_fault_is_answered_so(client: Client, gateway: FakeGateway) -> None:
-    failure = Failure(reason="INVALID_FIELD", message="is not a picture", field="image.data")
+    failure = Failure(reason="INVALID_FIELD", message="is not an image", field="image.data")
     gateway.jobs.ending = replace(a_job("1"), state=JobState.FAILED, failure=failure)
     response = await client.post("/v1/annotate/canny", content=PICTURE)
     assert response.status_code == 400
-    assert response.json()["error"]["message"] == "is not a picture"
+    assert response.json()["error"]["message"] == "is not an image"
 
 
 async def test_a_job_that_no_node_could_do_is_the_servers_fault(client: Client, gateway: FakeGateway) -> None:
@@ -136,7 +136,7 @@ async def test_a_job_that_no_node_could_do_is_the_servers_fault(client: Client, 
     assert (await client.post("/v1/annotate/canny", content=PICTURE)).status_code == 500
 
 
-async def test_who_waits_for_too_long_is_told_how_the_last_attempt_failed(client: Client, gateway: FakeGateway) -> None:
+async def test_a_wait_that_ends_too_early_reports_the_last_failure(client: Client, gateway: FakeGateway) -> None:
     queued = a_job("1")
     failure = Failure(reason="SOURCE_FAILED", message="pidinet needs a file that cannot be reached")
     attempt = Attempt(worker="w", node="n", lease_time_s=1.0, end_time_s=2.0, ending=Ending.FAILED, failure=failure)

@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from fanlight.contract.digests import digest_of
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from tests.fakes.gateway import FakeGateway
 from tests.fakes.memory_blobs import MemoryBlobs
 
@@ -127,7 +127,7 @@ async def test_a_cached_blob_is_not_sent_again(client: Client, blobs: MemoryBlob
     assert (response.status_code, response.content) == (304, b"")
 
 
-async def test_a_head_tells_of_the_blob_without_its_bytes(client: Client, blobs: MemoryBlobs) -> None:
+async def test_head_describes_the_blob_without_its_bytes(client: Client, blobs: MemoryBlobs) -> None:
     response = await client.head(f"/v1/blobs/{blobs.put(PNG).digest}")
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["content-length"] == str(len(PNG))

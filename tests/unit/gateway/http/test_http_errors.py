@@ -9,8 +9,8 @@ import pytest
 
 from fanlight import errors
 from services.gateway.app.callers import Caller, callers_of
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from tests.fakes.gateway import FakeGateway
 from tests.fakes.memory_blobs import MemoryBlobs
 
@@ -30,7 +30,7 @@ async def test_a_path_that_is_not_there_is_not_found(client: httpx.AsyncClient) 
     assert response.json()["error"]["reason"] == "NOT_FOUND"
 
 
-async def test_a_method_that_is_not_there_is_told_those_there_are(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_method_is_answered_with_the_known_ones(client: httpx.AsyncClient) -> None:
     response = await client.delete("/v1/jobs/1")
     assert response.status_code == 405
     assert response.json()["error"]["reason"] == "METHOD_NOT_ALLOWED"
@@ -58,7 +58,7 @@ async def test_a_wrong_parameter_is_named(client: httpx.AsyncClient, path: str, 
     assert response.json()["error"]["field"] == field
 
 
-async def test_an_unknown_exception_is_told_by_a_reference_alone(
+async def test_an_unexpected_exception_is_reported_by_a_reference_alone(
     gateway: FakeGateway, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(name: str) -> None:

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from services.gateway.app.hub import Progress
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from services.gateway.jobs.model import Job, JobState
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.http_serving import serving
@@ -109,7 +109,7 @@ async def test_a_watcher_goes_on_after_the_last_state_it_saw(
         assert await rest(lines) == []
 
 
-async def test_a_watcher_that_saw_the_end_is_told_not_to_come_back(
+async def test_a_watcher_that_saw_the_end_does_not_reconnect(
     client: httpx.AsyncClient, gateway: FakeGateway, job: Job
 ) -> None:
     gateway.jobs.change(ended(job, revision=2))

@@ -10,11 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway.app.callers import Tenant, callers_of
 from services.gateway.app.webhooks import WebhookOptions
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from services.gateway.jobs.machine import FAILURES_LIMIT
 from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.wire.webhooks import payload
+from services.gateway.wire.answers import payload
 from tests.fakes.fleet import Fleet, generation
 
 OPERATOR, ACME, GLOBEX = "op", "a", "g"
@@ -92,7 +92,7 @@ async def test_lists_are_filtered(fleet: Fleet, http: httpx.AsyncClient) -> None
     assert await prompts("created_before_time=1970-01-12T14:00:00") == ["a fox"]
 
 
-async def test_a_deadline_is_told_and_must_be_sensible(http: httpx.AsyncClient) -> None:
+async def test_a_deadline_is_shown_and_must_be_sensible(http: httpx.AsyncClient) -> None:
     made = (await http.post("/v1/jobs", json=wish(deadline_s=60), headers=by(ACME))).json()
     assert made["deadline_time"].startswith("1970-01-12T13:47:40")
     assert (await http.post("/v1/jobs", json=wish(deadline_s=-1), headers=by(ACME))).status_code == 400
@@ -117,7 +117,7 @@ async def test_dead_letters_are_listed_shown_and_redriven(fleet: Fleet, http: ht
 
 
 @pytest.mark.parametrize("url", ["ftp://a/", "http://", "http://user:pw@example.com/", "http://10.0.0.1/", "x" * 3_000])
-async def test_a_webhook_that_cannot_be_told_is_refused(http: httpx.AsyncClient, url: str) -> None:
+async def test_a_webhook_with_an_invalid_url_is_refused(http: httpx.AsyncClient, url: str) -> None:
     answer = await http.post("/v1/jobs", json=wish(webhook_url=url), headers=by(ACME))
     assert answer.status_code in (400, 413)
     assert answer.json()["error"]["field"] == "webhook_url"

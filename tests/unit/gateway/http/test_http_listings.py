@@ -40,7 +40,7 @@ async def test_workers_are_listed(client: httpx.AsyncClient, gateway: FakeGatewa
     assert (listed["worker"]["id"], listed["live"], listed["tasks"]) == ("w1", True, ["jobs/1/tasks/1"])
 
 
-async def test_the_queue_tells_how_much_waits(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
+async def test_the_queue_reports_how_much_waits(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     gateway.queue.lines = [
         QueueLine(stage="diffusion", checkpoint="starter", waiting=3, blocked=1, leased=2, oldest_age_s=1.23456)
     ]

@@ -42,11 +42,11 @@ def test_a_whole_request_is_read_and_written_back() -> None:
 
 
 def test_what_is_not_set_is_left_out_only_where_that_means_something() -> None:
-    told = to_json(filled({"generation": {"prompt": "x"}}))
-    assert told["generation"]["controls"] == []
-    assert told["generation"]["negative_prompt"] == ""
-    assert "seed" not in told["generation"]
-    assert "annotation" not in told
+    shown = to_json(filled({"generation": {"prompt": "x"}}))
+    assert shown["generation"]["controls"] == []
+    assert shown["generation"]["negative_prompt"] == ""
+    assert "seed" not in shown["generation"]
+    assert "annotation" not in shown
 
 
 def test_names_in_camel_case_and_64_bit_numbers_are_taken_too() -> None:
@@ -111,11 +111,15 @@ def test_a_request_of_any_stage_is_read_by_its_type_and_written_back() -> None:
 @pytest.mark.parametrize(
     ("value", "field", "near"),
     [
-        ({"generation": {"prommpt": "x"}}, "generation.prommpt", "perhaps prompt is meant"),
-        ({"generation": {"negativ_prompt": "x"}}, "generation.negativ_prompt", "perhaps negative_prompt or prompt is"),
-        ({"generation": {"Negative_Prompt": "x"}}, "generation.Negative_Prompt", "perhaps negative_prompt"),
-        ({"generation": {"controls": [{"imge": {}}]}}, "generation.controls[0].imge", "perhaps image is meant"),
-        ({"generatoin": {}}, "generatoin", "perhaps generation is meant"),
+        ({"generation": {"prommpt": "x"}}, "generation.prommpt", r"did you mean prompt\?"),
+        (
+            {"generation": {"negativ_prompt": "x"}},
+            "generation.negativ_prompt",
+            r"did you mean negative_prompt or prompt\?",
+        ),
+        ({"generation": {"Negative_Prompt": "x"}}, "generation.Negative_Prompt", "did you mean negative_prompt"),
+        ({"generation": {"controls": [{"imge": {}}]}}, "generation.controls[0].imge", r"did you mean image\?"),
+        ({"generatoin": {}}, "generatoin", r"did you mean generation\?"),
     ],
 )
 def test_an_unknown_field_is_answered_with_near_ones(value: object, field: str, near: str) -> None:
@@ -147,13 +151,13 @@ def test_parameters_nested_without_end_are_refused() -> None:
         (b"\xff\xfe", "not UTF-8 at byte 0"),
         (b'{"a": "\xc3("}', "not UTF-8 at byte 7"),
         (b'{"a": NaN}', "NaN"),
-        (b'{"a": 1e999}', "1e999 is no number"),
+        (b'{"a": 1e999}', "1e999 is not a number"),
         (b'{"a": 1, "a": 2}', "'a' is given twice"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"9" * 10_000, "not JSON that we take"),
+        (b"9" * 10_000, "not JSON that we accept"),
     ],
 )
-def test_what_is_no_json_is_told_where(data: bytes, words: str) -> None:
+def test_invalid_json_is_refused_with_its_place(data: bytes, words: str) -> None:
     with pytest.raises(InvalidField, match=words) as caught:
         parse_json(data, field="body")
     assert caught.value.field == "body"

@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway.app.cache import CacheFigures
 from services.gateway.app.gateway import Gateway
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from tests.fakes.fleet import Fleet
 
 HITS = 12_345_678

@@ -47,7 +47,7 @@ async def test_messages_are_described_as_their_json_is(client: httpx.AsyncClient
     assert schemas["ImageSource"]["properties"]["data"]["format"] == "byte"
 
 
-async def test_fields_are_told_in_the_words_of_the_protos(client: httpx.AsyncClient) -> None:
+async def test_fields_are_described_in_the_words_of_the_protos(client: httpx.AsyncClient) -> None:
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     generation = schemas["GenerateRequest"]["properties"]
     assert (
@@ -60,7 +60,7 @@ async def test_fields_are_told_in_the_words_of_the_protos(client: httpx.AsyncCli
     assert "At most one of" in schemas["ImageSource"]["description"]
 
 
-async def test_every_operation_tells_its_answers_and_our_shape_of_errors(client: httpx.AsyncClient) -> None:
+async def test_every_operation_lists_its_answers_and_our_shape_of_errors(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -70,7 +70,7 @@ async def test_every_operation_tells_its_answers_and_our_shape_of_errors(client:
             assert error == {"$ref": "#/components/schemas/Error"}
 
 
-async def test_the_page_of_documents_tells_every_path_and_message_and_loads_nothing(client: httpx.AsyncClient) -> None:
+async def test_the_docs_page_lists_every_path_and_message_and_loads_nothing(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     response = await client.get("/docs")
     assert response.status_code == 200

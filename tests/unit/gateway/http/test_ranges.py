@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.gateway.http.ranges import Part, Unsatisfiable, part_of
+from services.gateway.http.blobs import ByteRange, Unsatisfiable, range_of
 
 
 @pytest.mark.parametrize(
@@ -18,14 +18,14 @@ from services.gateway.http.ranges import Part, Unsatisfiable, part_of
     ],
 )
 def test_one_range_is_a_part(header: str, offset_bytes: int, size_bytes: int) -> None:
-    assert part_of(header, 10) == Part(offset_bytes=offset_bytes, size_bytes=size_bytes)
+    assert range_of(header, 10) == ByteRange(offset_bytes=offset_bytes, size_bytes=size_bytes)
 
 
 @pytest.mark.parametrize(
     "header", ["", "bytes=-", "bytes=4-2", "bytes=0-1,3-4", "lines=0-1", "bytes=a-b", "bytes", "0-1"]
 )
 def test_what_means_nothing_is_all_of_it(header: str) -> None:
-    assert part_of(header, 10) is None
+    assert range_of(header, 10) is None
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_what_means_nothing_is_all_of_it(header: str) -> None:
 )
 def test_a_range_past_the_end_cannot_be_had(header: str, size_bytes: int) -> None:
     with pytest.raises(Unsatisfiable):
-        part_of(header, size_bytes)
+        range_of(header, size_bytes)

@@ -1,9 +1,11 @@
-"""Small values for ordering: workers that hold checkpoint `a`, and tasks for it."""
+"""Small values for the scheduler: workers that hold checkpoint `a`, and tasks for it."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from services.gateway.ordering.tasks import USUAL_SIZE_CLASS, Kind, Waiting, WorkerView
+from services.gateway.scheduler.pace import USUAL_SIZE_CLASS
+from services.gateway.scheduler.queue import TaskKind, Waiting
+from services.gateway.scheduler.workers import WorkerView
 
 GB = 10**9
 
@@ -18,8 +20,8 @@ class Sizes(dict[str, int]):
 SIZES: Mapping[str, int] = Sizes()
 
 
-def kind_of(checkpoint: str, *loras: str) -> Kind:
-    return Kind(
+def kind_of(checkpoint: str, *loras: str) -> TaskKind:
+    return TaskKind(
         stage="diffusion",
         needs=frozenset([f"checkpoint:{checkpoint}", *(f"lora:{lora}" for lora in loras)]),
         checkpoint=checkpoint,
@@ -47,5 +49,5 @@ def a_view(name: str = "w", *, step_s: float = 0.2, **changes: Any) -> WorkerVie
     return WorkerView(id=name, **{**values, **changes})
 
 
-def a_task(name: str, *, kind: Kind = A, rank_s: float = 0.0, steps: int = 20, **changes: Any) -> Waiting:
+def a_task(name: str, *, kind: TaskKind = A, rank_s: float = 0.0, steps: int = 20, **changes: Any) -> Waiting:
     return Waiting(key=(name, 1), kind=kind, rank_s=rank_s, queue_time_s=0.0, steps=steps, **changes)

@@ -1,13 +1,13 @@
-"""Why a task waits, and why each worker is not the one; by the same sums that plan it. Pure; asked rarely."""
+"""Why a task waits and why each worker was passed over, by the sums that plan it. Pure, and called rarely."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from services.gateway.ordering.board import Board
-from services.gateway.ordering.estimate import Estimate, estimate
-from services.gateway.ordering.posts import Post
-from services.gateway.ordering.tasks import Waiting, exceeded
+from services.gateway.scheduler.estimate import Estimate, estimate
+from services.gateway.scheduler.queue import Waiting, exceeded
+from services.gateway.scheduler.schedule import Scheduler
+from services.gateway.scheduler.workers import WorkerState
 
 # How many names a sentence lists.
 NAMES = 3
@@ -16,7 +16,7 @@ NAMES = 3
 class Verdict(StrEnum):
     PLANNED = "planned"
     SLOWER = "slower"
-    # It came, or became quicker, after the task was planned.
+    # It came, or became faster, after the task was planned.
     SOONER = "sooner"
     OFFERS_TOO_LITTLE = "offers_too_little"
     FAILED_IT = "failed_it"
@@ -26,7 +26,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassedOver:
-    """A worker and what it would need for the task; `estimate` is None where it cannot do it."""
+    """A worker and what it would need for the task; `estimate` is None if it cannot do it."""
 
     worker: str
     node: str
@@ -57,25 +57,26 @@ class Explanation:
     workers: Sequence[PassedOver]
 
 
-def place_of(board: Board, task: Waiting, now_s: float) -> Place | None:
-    """Of a task that is offered now; None where no worker can do it."""
-    post = board.planned_at(task.key)
-    if post is None:
+def place_of(scheduler: Scheduler, task: Waiting, now_s: float) -> Place | None:
+    """Of a queued task; None if no worker can do it."""
+    worker = scheduler.planned_at(task.key)
+    if worker is None:
         return None
-    needed = estimate(post, task, now_s, ahead_s=post.ahead_s(task, now_s))
-    return Place(worker=post.view.id, node=post.view.node, link_bps=post.view.link_bps, estimate=needed)
+    needed = estimate(worker, task, now_s, ahead_s=worker.ahead_s(task, now_s))
+    return Place(worker=worker.view.id, node=worker.view.node, link_bps=worker.view.link_bps, estimate=needed)
 
 
-def explain(board: Board, task: Waiting, now_s: float) -> Explanation:
-    """Of a task that is offered now. Linear in the workers."""
-    place = place_of(board, task, now_s)
-    others = [_passed(post, task, place, now_s) for post in board.posts_of(task.kind.stage)]
+def explain(scheduler: Scheduler, task: Waiting, now_s: float) -> Explanation:
+    """Of a queued task. Linear in the workers."""
+    place = place_of(scheduler, task, now_s)
+    others = [_passed_over(worker, task, place, now_s) for worker in scheduler.workers_of(task.kind.stage)]
     others.sort(key=lambda each: (each.estimate.finish_s if each.estimate else float("inf"), each.worker))
-    return Explanation(why=_why(place, others), place=place, tasks_ahead=board.lines.place(task), workers=others)
+    tasks_ahead = scheduler.queues.position(task)
+    return Explanation(why=_why(place, others), place=place, tasks_ahead=tasks_ahead, workers=others)
 
 
-def _passed(post: Post, task: Waiting, place: Place | None, now_s: float) -> PassedOver:
-    view = post.view
+def _passed_over(worker: WorkerState, task: Waiting, place: Place | None, now_s: float) -> PassedOver:
+    view = worker.view
     unoffered = sorted(task.kind.needs - view.offers)
     too_low = [
         f"{name}: takes {limit}, {amount} needed" for name, limit, amount in exceeded(view.limits, task.kind.amounts)
@@ -85,9 +86,9 @@ def _passed(post: Post, task: Waiting, place: Place | None, now_s: float) -> Pas
     if missing:
         verdict, why = Verdict.OFFERS_TOO_LITTLE, _cannot(unoffered, too_low)
     elif place is not None and place.worker == view.id:
-        verdict, why, needed = Verdict.PLANNED, "it was to finish it first when that was planned", place.estimate
+        verdict, why, needed = Verdict.PLANNED, "the plan has it finish the task first", place.estimate
     else:
-        needed = estimate(post, task, now_s)
+        needed = estimate(worker, task, now_s)
         verdict, why = Verdict.SLOWER, f"it would finish in {needed.finish_s:.1f} s: {_costs(needed)}"
         if place is not None and needed.finish_s < place.estimate.finish_s:
             verdict, why = Verdict.SOONER, f"{why}; it gets the task if that still holds when it asks for work"

@@ -1,4 +1,4 @@
-"""What ordering promises on whatever comes: every task is done, nothing is fetched twice, the index is no shortcut."""
+"""What the scheduler promises on any input: every task is done, nothing is fetched twice, the index finds the best."""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,14 +6,19 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.ordering import estimate
-from services.gateway.ordering.board import Board
-from services.gateway.ordering.fetches import FETCHES_LIMIT
-from services.gateway.ordering.pace import ABSURD_FACTOR, Paces, plausible
-from services.gateway.ordering.replication import CHECKPOINTS_LIMIT, MODELS_LIMIT, Replication, Terms
-from services.gateway.ordering.shares import Shares
-from services.gateway.ordering.tasks import Waiting, WorkerView
-from tests.fakes.board import GB, a_task, a_view, kind_of
+from services.gateway.scheduler import estimate
+from services.gateway.scheduler.pace import ABSURD_FACTOR, SpeedStats, plausible
+from services.gateway.scheduler.queue import Shares, Waiting
+from services.gateway.scheduler.replication import (
+    CHECKPOINTS_LIMIT,
+    FETCHES_LIMIT,
+    MODELS_LIMIT,
+    Replication,
+    ReplicationPolicy,
+)
+from services.gateway.scheduler.schedule import Scheduler
+from services.gateway.scheduler.workers import WorkerView
+from tests.fakes.scheduler import GB, a_task, a_view, kind_of
 
 CHECKPOINTS = ("a", "b", "c")
 LORAS = ("", "l0", "l1")
@@ -38,11 +43,11 @@ jobs = st.lists(st.tuples(kinds, st.integers(-3, 3)), max_size=25)
 
 
 class Fleet:
-    """Workers that do as they are told, on a clock of their own."""
+    """Workers that follow the plan, on a clock of their own."""
 
     def __init__(self, described: list[dict[str, object]]) -> None:
-        terms = Terms(price=0.5, small_price=0.5)
-        self.board = Board(Replication(terms))
+        policy = ReplicationPolicy(price=0.5, small_price=0.5)
+        self.scheduler = Scheduler(Replication(policy))
         self.now_s = 0.0
         self.views: dict[str, WorkerView] = {}
         self.busy: dict[str, tuple[float, Waiting]] = {}
@@ -51,8 +56,8 @@ class Fleet:
         for i, each in enumerate(described):
             view = a_view(f"w{i}", offers=OFFERS, **each)
             self.views[view.id] = view
-            self.board.seen(view, 0.0)
-            self.board.asks(view.id, 0.0)
+            self.scheduler.seen(view, 0.0)
+            self.scheduler.asks(view.id, 0.0)
 
     def turn(self) -> None:
         self.now_s += 1.0
@@ -61,28 +66,28 @@ class Fleet:
             if worker in self.busy and self.busy[worker][0] <= self.now_s:
                 _, task = self.busy.pop(worker)
                 self.done[task.key[0]] += 1
-                self.board.ended(task.key, self.now_s)
-                self.board.asks(worker, self.now_s)
+                self.scheduler.ended(task.key, self.now_s)
+                self.scheduler.asks(worker, self.now_s)
             if worker not in self.busy:
                 self._ask(worker)
 
     def _fetch(self, worker: str) -> None:
         """All at a time, each as long as if it were alone."""
         view, coming = self.views[worker], self.coming.setdefault(worker, {})
-        for fetch in self.board.fetches(worker):
+        for fetch in self.scheduler.fetches(worker):
             coming.setdefault(fetch.model, self.now_s + fetch.size_bytes * 8 / view.link_bps)
         here = {model for model, at_s in coming.items() if at_s <= self.now_s}
         if here:
             self.coming[worker] = {model: at_s for model, at_s in coming.items() if model not in here}
             self.views[worker] = replace(view, held=view.held | here)
-            self.board.seen(self.views[worker], self.now_s)
+            self.scheduler.seen(self.views[worker], self.now_s)
 
     def _ask(self, worker: str) -> None:
-        for task in self.board.choose(worker, 1, self.now_s):
-            self.board.remove(task.key)
-            self.board.started(worker, task, self.now_s)
-            self.board.answered(worker, self.now_s)
-            took_s = self.board.post(worker).run_s(task) + 1.0
+        for task in self.scheduler.choose(worker, 1, self.now_s):
+            self.scheduler.remove(task.key)
+            self.scheduler.started(worker, task, self.now_s)
+            self.scheduler.answered(worker, self.now_s)
+            took_s = self.scheduler.worker(worker).run_s(task) + 1.0
             self.busy[worker] = (self.now_s + took_s, task)
 
 
@@ -95,10 +100,10 @@ def tasks_of(wanted: list[tuple[object, int]]) -> list[Waiting]:
 def test_every_task_is_done_once_and_in_a_time_that_its_work_explains(described, wanted) -> None:
     fleet, tasks = Fleet(described), tasks_of(wanted)
     for task in tasks:
-        fleet.board.add(task, 0.0)
+        fleet.scheduler.add(task, 0.0)
     # One after the other on the slowest worker, each with its downloads and the patience that a plan gets.
     bound_s = (len(tasks) + 1) * (25.0 + GB * 8 / 25e6 * 1.2 + 60.0)
-    while fleet.now_s < bound_s and (len(fleet.board) or fleet.busy):
+    while fleet.now_s < bound_s and (len(fleet.scheduler) or fleet.busy):
         fleet.turn()
     assert fleet.done == Counter(task.key[0] for task in tasks)
 
@@ -108,16 +113,16 @@ def test_every_task_is_done_once_and_in_a_time_that_its_work_explains(described,
 def test_what_is_under_way_is_bounded_and_nothing_comes_twice(described, wanted) -> None:
     fleet = Fleet(described)
     for task in tasks_of(wanted):
-        fleet.board.add(task, fleet.now_s)
+        fleet.scheduler.add(task, fleet.now_s)
         for worker, view in fleet.views.items():
-            fetches = fleet.board.fetches(worker)
+            fetches = fleet.scheduler.fetches(worker)
             models = [fetch.model for fetch in fetches]
             assert len(models) == len(set(models))
             assert not view.held & set(models)
             assert sum(not fetch.sticky for fetch in fetches) <= FETCHES_LIMIT + len(LORAS)
-            # What nobody holds is fetched by whoever is best, the rest of the checkpoints only by those with room.
+            # The best worker fetches a checkpoint with no replica; only workers with room fetch the others.
             assert sum(fetch.sticky for fetch in fetches) <= CHECKPOINTS_LIMIT + len(CHECKPOINTS)
-    claims = [(claim.worker, claim.fetch.model) for claim in fleet.board.take_claims()]
+    claims = [(claim.worker, claim.fetch.model) for claim in fleet.scheduler.take_claims()]
     assert len(claims) == len(set(claims))
 
 
@@ -126,18 +131,18 @@ def test_what_is_under_way_is_bounded_and_nothing_comes_twice(described, wanted)
 def test_the_best_worker_is_the_one_that_looking_at_all_of_them_finds(described, wanted, kind) -> None:
     fleet = Fleet(described)
     for task in tasks_of(wanted):
-        fleet.board.add(task, 0.0)
+        fleet.scheduler.add(task, 0.0)
     task = a_task("new", kind=kind, rank_s=1_000.0)
-    posts = [fleet.board.post(worker) for worker in fleet.views]
-    near = [post for post in posts if kind.checkpoint in post.view.held or kind.checkpoint in post.fetches]
-    expected = min(((estimate.estimate(post, task, 0.0).cost_s, post.view.id) for post in near), default=None)
-    found = estimate.best_of(fleet.board._candidates(task), task, 0.0)
+    workers = [fleet.scheduler.worker(worker) for worker in fleet.views]
+    near = [worker for worker in workers if kind.checkpoint in worker.view.held or kind.checkpoint in worker.fetches]
+    expected = min(((estimate.estimate(worker, task, 0.0).cost_s, worker.view.id) for worker in near), default=None)
+    found = estimate.best_of(fleet.scheduler._candidates(task), task, 0.0)
     if expected is None:
         assert found is None
     else:
         assert found is not None
         assert abs(found.cost_s - expected[0]) < 1e-6
-        again = estimate.estimate(found.post, task, 0.0)
+        again = estimate.estimate(found.worker, task, 0.0)
         assert abs(again.cost_s - found.cost_s) < 1e-6
 
 
@@ -171,28 +176,28 @@ def test_an_absurd_speed_is_believed_a_few_times_off_the_usual_at_most(reported,
 
 
 def test_a_worker_that_is_surely_slower_than_its_class_is_noticed_and_others_are_not() -> None:
-    paces = Paces()
+    stats = SpeedStats()
     for turn in range(20):
         for worker in ("1", "2", "3", "4"):
-            paces.done(worker, "cuda:small", "work", 5.0 + 0.1 * (turn % 3))
-        paces.done("slow", "cuda:small", "work", 20.0)
-        paces.done("other class", "cuda:tiny", "work", 40.0)
-    assert "times as long as those of 4 others" in paces.fault_of("slow")
-    assert [paces.fault_of(worker) for worker in ("1", "2", "3", "4", "other class")] == [""] * 5
+            stats.done(worker, "cuda:small", "work", 5.0 + 0.1 * (turn % 3))
+        stats.done("slow", "cuda:small", "work", 20.0)
+        stats.done("other class", "cuda:tiny", "work", 40.0)
+    assert "times as long as those of 4 others" in stats.fault_of("slow")
+    assert [stats.fault_of(worker) for worker in ("1", "2", "3", "4", "other class")] == [""] * 5
 
 
 def test_a_worker_that_fails_most_of_its_tasks_is_noticed() -> None:
-    paces = Paces()
+    stats = SpeedStats()
     for _ in range(8):
-        paces.failed("bad", "cpu")
-    assert paces.fault_of("bad") == "of its last tasks 100% failed by its own fault"
+        stats.failed("bad", "cpu")
+    assert stats.fault_of("bad") == "of its last tasks 100% failed by its own fault"
 
 
-def test_what_is_owed_is_known_of_so_many_models_and_those_that_were_asked_for_last() -> None:
+def test_scores_are_kept_for_a_limited_number_of_models_the_most_recently_used() -> None:
     replication = Replication()
     for number in range(MODELS_LIMIT + 100):
-        replication.owe("often", 1.0, 1, 10.0, 0.0)
-        replication.owe(f"hf:somebody/{number}", 1.0, 1, 10.0, 0.0)
-        replication.settle(f"hf:somebody/{number}", 0.0)
-    assert len(replication._owed) == len(replication._settled_s) == MODELS_LIMIT
-    assert replication._owed["often"][0] > MODELS_LIMIT
+        replication.add_loss("often", 1.0, 1, 10.0, 0.0)
+        replication.add_loss(f"hf:org/{number}", 1.0, 1, 10.0, 0.0)
+        replication.reset(f"hf:org/{number}", 0.0)
+    assert len(replication._scores) == len(replication._reset_s) == MODELS_LIMIT
+    assert replication._scores["often"][0] > MODELS_LIMIT

@@ -1,0 +1,158 @@
+"""How fast workers are: seconds per evaluation, and stragglers, by what the gateway measures itself. Pure.
+
+A worker's pace is the time that its tasks took, leased to completed, over what such tasks take its class; 1 is usual.
+Means and variances are exponentially weighted and on a logarithmic scale.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.kernel.averages import MovingAverage
+
+# One evaluation where nothing was measured: 512 x 512 pixels, which are of this size class, on a small card.
+USUAL_STEP_S = 0.3
+USUAL_SIZE_CLASS = 18
+# How much the latest task counts.
+WEIGHT = 0.15
+# A worker is judged after this many tasks, beside this many others of its class.
+TASKS_MIN = 8
+OTHERS_MIN = 2
+# A straggler takes more than this many times as long, by at least this many standard errors of the mean.
+SLOW_FACTOR = 2.5
+ERRORS = 2.0
+# A bad worker fails this share of its tasks.
+FAILING = 0.6
+# A reported speed is believed up to this factor off what is usual for the worker's class.
+ABSURD_FACTOR = 8.0
+RECORDS_LIMIT = 10_000
+
+# Seconds for one evaluation, by model family and size class.
+StepTimes = Mapping[tuple[str, int], float]
+
+
+def step_s(own: StepTimes, usual: StepTimes, family: str, size_class: int) -> float:
+    """Seconds for one evaluation of a model; family empty or size class 0 where they are not known.
+
+    `own` is what the worker measured: that class counts first, then the nearest class of the family. Then `usual`, the
+    times that are usual on its device. For a family in neither, the worker's other families show how fast it is.
+    """
+    known = own.get((family, size_class))
+    if known is None:
+        known = _nearest(own, family, size_class)
+    if known is None:
+        known = usual.get((family, size_class))
+    if known is None:
+        known = _nearest(usual, family, size_class)
+    if known is None:
+        known = _nearest(own, "", size_class)
+    return USUAL_STEP_S * _pixel_ratio(size_class or USUAL_SIZE_CLASS, USUAL_SIZE_CLASS) if known is None else known
+
+
+def _nearest(times: StepTimes, family: str, size_class: int) -> float | None:
+    """The mean of those in the nearest class, scaled by pixels; None if the family has no times.
+
+    Attention grows faster than pixels, but a class or two away that matters little. An empty family means all families.
+    Where the size is not known, the family's middle class counts as it is.
+    """
+    of_family = sorted((each, time_s) for (name, each), time_s in times.items() if not family or name == family)
+    if not of_family:
+        return None
+    if not size_class:
+        return of_family[len(of_family) // 2][1]
+    distance = min(abs(each - size_class) for each, _ in of_family)
+    found = [
+        time_s * _pixel_ratio(size_class, each) for each, time_s in of_family if abs(each - size_class) == distance
+    ]
+    return sum(found) / len(found)
+
+
+def _pixel_ratio(size_class: int, other: int) -> float:
+    """How many times as many pixels; a class is a power of two of them."""
+    factor: float = 2.0 ** (size_class - other)
+    return factor
+
+
+def plausible(reported: float, usual: float) -> float:
+    """A speed that a worker reports, limited to ABSURD_FACTOR off what is usual for its class."""
+    if not reported or not usual:
+        return reported or usual
+    return min(max(reported, usual / ABSURD_FACTOR), usual * ABSURD_FACTOR)
+
+
+@dataclass(slots=True)
+class RecentMean(MovingAverage):
+    """Of the latest values, with the standard error of the mean."""
+
+    weight: float = WEIGHT
+    warms_up: bool = True
+
+    @property
+    def standard_error(self) -> float:
+        return math.sqrt(self.variance * max(self.weight / (2 - self.weight), 1 / max(1, self.count)))
+
+
+class SpeedStats:
+    """Finds stragglers and workers that fail, by comparing each with others of its class (its device)."""
+
+    def __init__(self) -> None:
+        # By class and kind of work: the logarithm of seconds a task takes.
+        self._usual: dict[tuple[str, object], RecentMean] = {}
+        # By worker: logarithm of its times over the usual ones, and how much fails.
+        self._paces: dict[str, RecentMean] = {}
+        self._failing: dict[str, RecentMean] = {}
+        self._classes: dict[str, str] = {}
+
+    def done(self, worker: str, device: str, work: object, took_s: float) -> None:
+        """A task was completed. `work`: what makes tasks alike, such as a checkpoint, a size and a number of steps."""
+        if took_s <= 0:
+            return
+        self._classes[worker] = device
+        usual = self._usual.setdefault((device, work), RecentMean())
+        taken = math.log(took_s)
+        if usual.count:
+            self._paces.setdefault(worker, RecentMean()).note(taken - usual.mean)
+        usual.note(taken)
+        self._failing.setdefault(worker, RecentMean()).note(0.0)
+        self._evict()
+
+    def failed(self, worker: str, device: str) -> None:
+        """A task failed by the worker's fault."""
+        self._classes[worker] = device
+        self._failing.setdefault(worker, RecentMean()).note(1.0)
+        self._evict()
+
+    def fault_of(self, worker: str) -> str:
+        """Why the worker should be set aside, in a sentence; empty where it should not."""
+        failing = self._failing.get(worker)
+        if failing is not None and failing.count >= TASKS_MIN and failing.mean >= FAILING:
+            return f"of its last tasks {failing.mean:.0%} failed by its own fault"
+        pace = self._paces.get(worker)
+        if pace is None or pace.count < TASKS_MIN:
+            return ""
+        others = self._others_of(worker)
+        if len(others) < OTHERS_MIN:
+            return ""
+        usual = others[len(others) // 2]
+        if pace.mean - ERRORS * pace.standard_error <= usual + math.log(SLOW_FACTOR):
+            return ""
+        times = math.exp(pace.mean - usual)
+        return f"its tasks take {times:.1f} times as long as those of {len(others)} others of its class"
+
+    def _others_of(self, worker: str) -> list[float]:
+        device = self._classes.get(worker)
+        return sorted(
+            pace.mean
+            for other, pace in self._paces.items()
+            if other != worker and pace.count >= TASKS_MIN and self._classes[other] == device
+        )
+
+    def forget(self, worker: str) -> None:
+        for records in (self._paces, self._failing, self._classes):
+            records.pop(worker, None)
+
+    def _evict(self) -> None:
+        while len(self._usual) > RECORDS_LIMIT:
+            del self._usual[next(iter(self._usual))]
+        while len(self._classes) > RECORDS_LIMIT:
+            self.forget(next(iter(self._classes)))

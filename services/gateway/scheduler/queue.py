@@ -1,0 +1,189 @@
+"""Waiting tasks: what the scheduler knows of each, the queues they wait in, and the order between tenants. Pure."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from heapq import nsmallest
+
+# A step of priority is worth this much waiting, so that every waiting task comes first in the end.
+PRIORITY_STEP_S = 30.0
+# Fair shares remember this many tenants. Those furthest behind are forgotten first; they have nothing to repay.
+TENANTS_LIMIT = 10_000
+
+# (job id, task number)
+Key = tuple[str, int]
+# How much of something a task takes, or a worker at most, by name such as `pixels`; sorted.
+Amounts = tuple[tuple[str, int], ...]
+# A queue's stage with its checkpoint; or for work without a checkpoint, with what it needs.
+QueueId = tuple[str, str] | tuple[str, frozenset[str]]
+
+
+def can_do(offers: frozenset[str], limits: Amounts, needs: frozenset[str], amounts: Amounts) -> bool:
+    """Whether a worker can do a task: it offers all needs and takes each amount. Without a limit it takes any amount.
+
+    The one place that decides it: for a worker, for a group of workers and for all known workers.
+    """
+    return needs <= offers and (not amounts or next(exceeded(limits, amounts), None) is None)
+
+
+def exceeded(limits: Amounts, amounts: Amounts) -> Iterator[tuple[str, int, int]]:
+    """Name, limit and amount of each limit that is too low."""
+    for name, amount in amounts:
+        limit = limit_of(limits, name)
+        if limit is not None and amount > limit:
+            yield name, limit, amount
+
+
+def limit_of(limits: Amounts, name: str) -> int | None:
+    """None for no limit."""
+    index = bisect_left(limits, (name,))
+    if index < len(limits) and limits[index][0] == name:
+        return limits[index][1]
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskKind:
+    """Tasks of one kind can run in one batch, and on the same workers."""
+
+    stage: str
+    # What a worker must offer, such as `annotator:canny`.
+    needs: frozenset[str]
+    # What it must take at least, such as `pixels`.
+    amounts: Amounts = ()
+    # Empty for stages without checkpoints. Work goes to the workers that hold its checkpoint, because it is large.
+    checkpoint: str = ""
+    # Of its checkpoint; empty where that is not known before it is fetched.
+    family: str = ""
+    # All models that must be on the node, the checkpoint too. The small ones are fetched to where the checkpoint is.
+    models: frozenset[str] = frozenset()
+    # LoRAs with their weights, which are part of a batch's UNet.
+    loras: tuple[tuple[str, float], ...] = ()
+    width_px: int = 0
+    height_px: int = 0
+    # What `fanlight.contract` makes of the size; 0 where the size is not known before the work begins.
+    size_class: int = 0
+    guided: bool = False
+
+    def __post_init__(self) -> None:
+        assert bool(self.size_class) == bool(self.width_px and self.height_px), "a size and its class go together"
+
+    @property
+    def combination(self) -> tuple[str, tuple[tuple[str, float], ...]]:
+        """What one patched copy of the weights is for."""
+        return self.checkpoint, self.loras
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A task that could be leased now."""
+
+    key: Key
+    kind: TaskKind
+    # The smaller, the sooner. Waiting tasks age alike, so their order by rank never changes.
+    rank_s: float
+    # Since when this task could have been leased.
+    queue_time_s: float
+    # Evaluations of the model; 0 for stages without.
+    steps: int = 0
+    alone: bool = False
+    failed_nodes: frozenset[str] = frozenset()
+    tenant: str = ""
+
+
+def queue_of(kind: TaskKind) -> QueueId:
+    return (kind.stage, kind.checkpoint) if kind.checkpoint else (kind.stage, kind.needs)
+
+
+class TaskQueues:
+    """The waiting tasks: a queue for each checkpoint, and one for each kind of work that needs no checkpoint.
+
+    Adding and removing cost the logarithm of a queue's length.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[Key, Waiting] = {}
+        self._queues: dict[QueueId, list[tuple[float, Key]]] = {}
+        # Queues of work without a checkpoint, by stage.
+        self._plain: dict[str, set[QueueId]] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._tasks
+
+    def get(self, key: Key) -> Waiting | None:
+        return self._tasks.get(key)
+
+    def add(self, task: Waiting) -> None:
+        assert task.key not in self._tasks
+        self._tasks[task.key] = task
+        queue_id = queue_of(task.kind)
+        queue = self._queues.get(queue_id)
+        if queue is None:
+            queue = self._queues[queue_id] = []
+            if not task.kind.checkpoint:
+                self._plain.setdefault(task.kind.stage, set()).add(queue_id)
+        insort(queue, (task.rank_s, task.key))
+
+    def remove(self, key: Key) -> Waiting | None:
+        task = self._tasks.pop(key, None)
+        if task is None:
+            return None
+        queue_id = queue_of(task.kind)
+        queue = self._queues[queue_id]
+        del queue[bisect_left(queue, (task.rank_s, key))]
+        if not queue:
+            del self._queues[queue_id]
+            if not task.kind.checkpoint:
+                self._plain[task.kind.stage].discard(queue_id)
+        return task
+
+    def position(self, task: Waiting) -> int:
+        """How many tasks of its queue come before it."""
+        return bisect_left(self._queues[queue_of(task.kind)], (task.rank_s, task.key))
+
+    def first(self, queue_id: QueueId, count: int) -> list[Waiting]:
+        """Up to that many tasks of a queue, in order of rank."""
+        return [self._tasks[key] for _, key in self._queues.get(queue_id, ())[:count]]
+
+    def oldest(self, stage: str, held: frozenset[str], count: int) -> list[QueueId]:
+        """Of the queues that a worker holding these models could serve, those whose first task ranks first."""
+        return nsmallest(count, self._for_holder(stage, held), key=lambda queue_id: self._queues[queue_id][0])
+
+    def _for_holder(self, stage: str, held: frozenset[str]) -> Iterator[QueueId]:
+        """The queues of the checkpoints that a worker holds, and of work without a checkpoint."""
+        yield from list(self._plain.get(stage, ()))
+        if len(held) <= len(self._queues):
+            yield from [(stage, model) for model in held if (stage, model) in self._queues]
+        else:
+            yield from [each for each in self._queues if each[0] == stage and each[1] in held]
+
+
+class Shares:
+    """Fair shares between tenants: a rank for every job when it comes.
+
+    A tenant's jobs are ranked as if the fleet were divided evenly between the tenants that have work: what a tenant
+    asks for beyond its share moves its own later jobs back, and no other tenant's. A rank never changes, so that every
+    waiting task comes first in the end; a tenant's own jobs keep their order.
+    """
+
+    def __init__(self) -> None:
+        # When each tenant's jobs so far would be done at its share.
+        self._done_s: dict[str, float] = {}
+
+    def rank_s(self, tenant: str, *, create_time_s: float, priority: int, work_s: float, slots: int) -> float:
+        """`work_s`: what the whole job takes on one slot of the fleet's `slots`."""
+        start_s = max(create_time_s, self._done_s.get(tenant, 0.0))
+        asking = len([None for each_s in self._done_s.values() if each_s > create_time_s])
+        asking += tenant not in self._done_s or self._done_s[tenant] <= create_time_s
+        self._done_s[tenant] = start_s + work_s * asking / max(1, slots)
+        if len(self._done_s) > TENANTS_LIMIT:
+            self._forget(create_time_s)
+        return start_s - priority * PRIORITY_STEP_S
+
+    def _forget(self, until_s: float) -> None:
+        behind: Iterable[str] = [tenant for tenant, done_s in self._done_s.items() if done_s <= until_s]
+        for tenant in behind or [min(self._done_s, key=lambda each: self._done_s[each])]:
+            del self._done_s[tenant]
