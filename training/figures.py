@@ -132,7 +132,7 @@ def controls(results: Results) -> str:
 
 def table(results: Results) -> str:
     """The Markdown between the marks."""
-    head = ["| what | wanted | measured |", "|---|---|---|"]
+    head = ["| what | target | measured |", "|---|---|---|"]
     return "\n".join([BEGIN, *head, *map(str, rows(results)), "", controls(results), END])
 
 
