@@ -1,6 +1,6 @@
-"""The demo: three services on this machine, a real photo in, pictures that follow its edges out, and where time went.
+"""The demo: three services on this machine, a photo in, images that follow its edges out, and where the time went.
 
-Writes to demo/out/, or to the folder that is named: the control image, the pictures, one contact sheet, and the
+Writes to demo/out/, or to the folder in its argument: the control image, the images, one contact sheet, and the
 services' logs and data.
 """
 
@@ -16,10 +16,10 @@ from typing import TypeVar
 from sheet import Tile, write_sheet
 
 from fanlight.cli.output import say
-from fanlight.cli.timings import timings_of
-from fanlight.cli.up.house import run_house
-from fanlight.cli.up.plan import ANY_PORT, Addresses, Plan, require_extras
-from fanlight.cli.up.registered import all_registered, client_beside
+from fanlight.cli.reports import timings_of
+from fanlight.cli.service_plan import ANY_PORT, Addresses, ProcessPlan, require_extras
+from fanlight.cli.supervisor import run_services
+from fanlight.cli.up import all_registered, client_of
 from fanlight.client import AsyncClient, Control
 from fanlight.common.v1.common_pb2 import Blob
 from fanlight.errors import FanlightError, advice
@@ -38,7 +38,7 @@ PROMPTS = [
 ]
 OUTLINE_PROMPT = "a heart on a white background, flat style"
 SEED = 0
-# Much more than it takes, so that something broken is told rather than waited for.
+# Much longer than the demo takes, so that a failure is reported instead of waited for.
 LIMIT_S = 300
 
 Answer = TypeVar("Answer")
@@ -63,56 +63,57 @@ class Stopwatch:
             return await work
 
     def add_spans(self, job: Job) -> None:
-        """Below the part that was timed last: what the services say about the task that ended last."""
+        """Below the part that was timed last: the spans of the task that ended last."""
         spans = timings_of(job).get("diffusion", {})
         assert isinstance(spans, dict)
         self.parts += [(f"  {name.removesuffix('_s')}", seconds) for name, seconds in spans.items()]
 
 
 async def show(client: AsyncClient, watch: Stopwatch) -> list[Tile]:
-    """The walk itself: annotate, paint from the photo, paint from a drawn outline."""
+    """The demo's jobs: annotate the photo, generate from it, generate from a drawn outline."""
     annotated = await watch.timed("annotate the photo", client.annotate(ANNOTATOR, PHOTO))
     control = Control(image=PHOTO, annotator=ANNOTATOR, scale=1.0)
-    painting = asyncio.gather(
+    generating = asyncio.gather(
         *(client.generate(prompt, controls=[control], seed=SEED + number) for number, prompt in enumerate(PROMPTS))
     )
-    jobs = await watch.timed(f"paint {len(PROMPTS)} pictures from it", painting)
+    jobs = await watch.timed(f"generate {len(PROMPTS)} images from it", generating)
     watch.add_spans(max(jobs, key=lambda job: job.end_time.ToNanoseconds()))
     # No annotator: the drawing is the control image already.
     outline = Control(image=OUTLINE, controlnet="canny")
     drawn = await watch.timed(
-        "paint one from an outline", client.generate(OUTLINE_PROMPT, controls=[outline], seed=SEED)
+        "generate one from an outline", client.generate(OUTLINE_PROMPT, controls=[outline], seed=SEED)
     )
     watch.add_spans(drawn)
-    # What the pictures were painted from: made at their size, from the same photo.
+    # The control image of these jobs: made from the same photo, at the size of the images.
     control_image = jobs[0].control_images[0].blob
     images = [job.images[0].blob for job in [annotated, *jobs, drawn]]
-    edges, *pictures = await watch.timed("download", download(client, [*images, control_image]))
+    edges, *files = await watch.timed("download", download(client, [*images, control_image]))
     (OUT / f"annotated-{ANNOTATOR}.png").write_bytes(edges)
-    return tiles(pictures)
+    return tiles(files)
 
 
 async def download(client: AsyncClient, blobs: list[Blob]) -> list[bytes]:
     return await asyncio.gather(*(client.read_blob(blob) for blob in blobs))
 
 
-def tiles(pictures: list[bytes]) -> list[Tile]:
-    """Everything to look at, and the files of what was made."""
-    *painted, drawn, control = pictures
+def tiles(images: list[bytes]) -> list[Tile]:
+    """The contact sheet's tiles, with the files to write."""
+    *generated, drawn, control = images
     named = [
-        Tile(file=f"painted-{number + 1}.png", title=PROMPTS[number], data=data) for number, data in enumerate(painted)
+        Tile(file=f"generated-{number + 1}.png", title=PROMPTS[number], data=data)
+        for number, data in enumerate(generated)
     ]
     return [
         Tile(file="", title="the photo", data=PHOTO.read_bytes()),
         Tile(file=f"control-{ANNOTATOR}.png", title=f"its control image ({ANNOTATOR})", data=control),
         *named,
         Tile(file="", title="a drawn outline", data=OUTLINE.read_bytes()),
-        Tile(file="painted-outline.png", title=OUTLINE_PROMPT, data=drawn),
+        Tile(file="generated-outline.png", title=OUTLINE_PROMPT, data=drawn),
     ]
 
 
 async def demo(watch: Stopwatch) -> list[Tile]:
-    plan = Plan(data=OUT / "data", http=ANY_PORT, grpc=ANY_PORT, tell=say)
+    plan = ProcessPlan(data=OUT / "data", http=ANY_PORT, grpc=ANY_PORT, report=say)
     started_s = time.monotonic()
     stopping_s = started_s
 
@@ -121,13 +122,13 @@ async def demo(watch: Stopwatch) -> list[Tile]:
         watch.parts.append(("start the services", time.monotonic() - started_s))
         say(f"up: http={addresses.http} grpc={addresses.grpc}")
         try:
-            async with client_beside(addresses) as client:
+            async with client_of(addresses) as client:
                 return await show(client, watch)
         finally:
             stopping_s = time.monotonic()
 
     async with asyncio.timeout(LIMIT_S):
-        shown = await run_house(plan, all_registered, body, hurry=asyncio.Event())
+        shown = await run_services(plan, all_registered, body, kill_now=asyncio.Event())
     watch.parts.append(("stop the services", time.monotonic() - stopping_s))
     return shown
 
@@ -145,17 +146,17 @@ def main() -> int:
     except TimeoutError:
         say(f"the demo failed: not done within {LIMIT_S} s; the services' logs are in {OUT / 'data' / 'logs'}")
         return 1
-    with watch.part("write the pictures"):
+    with watch.part("write the images"):
         write_sheet(shown, OUT)
     report(watch, time.monotonic() - started_s)
     return 0
 
 
 def report(watch: Stopwatch, total_s: float) -> None:
-    print("where the time went (of pictures that were painted side by side: the last one's)")
+    print("where the time went (of images that were generated at the same time: the last one's)")
     for name, seconds in [*watch.parts, ("all", total_s)]:
         print(f"  {name:<28} {seconds:7.2f} s")
-    print(f"the pictures are in {OUT}; sheet.png shows them all")
+    print(f"the images are in {OUT}; sheet.png shows them all")
 
 
 if __name__ == "__main__":

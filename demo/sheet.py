@@ -1,4 +1,4 @@
-"""Writes pictures to files, and all of them beside each other on one contact sheet. Knows no service."""
+"""Writes images to files, and all of them to one contact sheet. Knows no service."""
 
 import io
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ TITLE_LETTERS = 34
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    # Where it is written to; empty for what is there already.
+    # The file to write; empty for an image that is on disk already.
     file: str
     title: str
-    # An encoded picture.
+    # An encoded image.
     data: bytes
 
 
@@ -41,15 +41,15 @@ def write_sheet(tiles: Sequence[Tile], folder: Path) -> None:
 
 
 def _paste(sheet: Image.Image, tile: Tile, left: int, top: int) -> None:
-    with Image.open(io.BytesIO(tile.data)) as picture:
-        sheet.paste(picture.convert("RGB").resize((TILE_PX, TILE_PX), Image.Resampling.LANCZOS), (left, top))
+    with Image.open(io.BytesIO(tile.data)) as image:
+        sheet.paste(image.convert("RGB").resize((TILE_PX, TILE_PX), Image.Resampling.LANCZOS), (left, top))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for line, text in enumerate(_lines(tile.title)):
         pen.text((left, top + TILE_PX + 2 + 16 * line), text, fill=INK, font=font)
 
 
 def _lines(title: str) -> list[str]:
-    """At most two."""
+    """At most two lines."""
     if len(title) <= TITLE_LETTERS:
         return [title]
     cut = title.rfind(" ", 0, TITLE_LETTERS)

@@ -1,4 +1,4 @@
-"""How a gRPC channel of ours is opened: keepalive fit for home routers, limits, bearer token, optional TLS."""
+"""Opens gRPC channels: keepalive that suits home routers, message limits, bearer token, optional TLS."""
 
 import ipaddress
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ import grpc
 import grpc.aio
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-# Home routers forget idle connections after a minute or five. A connection that was cut without a word shows after both
-# times, which is about as long as a lease lives.
+# Home routers drop idle connections after one to five minutes. A silently broken connection is noticed after both times
+# together, which is about as long as a lease lives.
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 
@@ -23,7 +23,7 @@ def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-        # Keepalive's own timeout does not end the wait for a ping's answer; without this one that takes a minute.
+        # Keepalive's own timeout does not bound the wait for a ping's answer; without this option it takes a minute.
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
@@ -33,15 +33,15 @@ def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple
 
 
 def target_of(address: str) -> str:
-    """What gRPC dials: HOST:PORT itself; for several IP addresses with commas between, whichever answers.
+    """gRPC's target: HOST:PORT itself; for several IP addresses, separated by commas, whichever answers.
 
-    ValueError for what is none of these, before gRPC takes it for a name that is not to be found.
+    ValueError for anything else, before gRPC tries to resolve it as a name.
     """
     addresses = address.split(",")
     for each in addresses:
         host, _, port = each.rpartition(":")
         if not host or not port.isdigit() or each.startswith(_NOT_GRPC):
-            raise ValueError("must be HOST:PORT where gRPC is spoken, such as 127.0.0.1:50051")
+            raise ValueError("must be HOST:PORT of a gRPC server, such as 127.0.0.1:50051")
     if len(addresses) == 1:
         return address
     families = {_family(each) for each in addresses}
@@ -51,7 +51,7 @@ def target_of(address: str) -> str:
 
 
 def _family(address: str) -> str:
-    """Empty for a name."""
+    """`ipv4` or `ipv6`; empty for a host name."""
     try:
         return f"ipv{ipaddress.ip_address(address.rpartition(':')[0].strip('[]')).version}"
     except ValueError:
@@ -65,9 +65,9 @@ def open_channel(
     ca_file: Path | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.aio.Channel:
-    """An async channel to `address`, with TLS when `ca_file` names the roots. Nothing is dialled yet.
+    """An async channel to `address`, with TLS when `ca_file` has the root certificates. It dials nothing yet.
 
-    Several IP addresses, with commas between, are gateways over one store: when one goes, the next one is dialled.
+    Several IP addresses, separated by commas, are gateways that share a store: when one fails, the next one is dialed.
     """
     address = target_of(address)
     options = channel_options(max_message_bytes=max_message_bytes)

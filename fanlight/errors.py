@@ -1,24 +1,26 @@
-"""The one error tree, of clients and services alike. Knows no transport and imports nothing heavy.
+"""The one error tree of clients and services. Knows no transport and imports nothing heavy.
 
-Services raise the first part in the middle and translate it at the edges; clients raise the second.
+Services raise the first part and translate it at their edges; clients and the command line raise the second.
 """
 
-# Errors quote what they were given, which may be megabytes; gRPC loses answers whose trailers pass 8 KiB.
+from collections.abc import Iterable
+
+# Errors quote their input, which may be megabytes; gRPC drops responses whose trailers exceed 8 KiB.
 MESSAGE_MAX_BYTES = 800
 FIELD_MAX_BYTES = 200
 
 
 class FanlightError(Exception):
-    """An error that a client may see: its message is one line that says what is wrong and what would be right.
+    """An error that a client may see. Its message is one line that says what is wrong and what would be right.
 
-    `reason` is a finer constant than `code`, which is gRPC's; `field` is the request's field at fault.
+    `code` is gRPC's, `reason` is a more specific constant; `field` is the request's wrong field.
     """
 
     code: str = "INTERNAL"
     reason: str = "INTERNAL"
-    # The request can never succeed, here or elsewhere.
+    # The request can never succeed, on any node.
     is_request_fault: bool = False
-    # Asking the same peer again gives the same answer.
+    # A retry at the same peer gives the same error.
     is_final: bool = False
 
     def __init__(self, message: str, *, field: str = "", retry_after_s: float | None = None) -> None:
@@ -36,7 +38,7 @@ class FanlightError(Exception):
         )
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON, without what is not known."""
+        """For JSON, without unset values."""
         known: dict[str, object] = {"code": self.code, "message": self.message}
         if self.reason:
             known["reason"] = self.reason
@@ -48,7 +50,7 @@ class FanlightError(Exception):
 
 
 def _short(text: str, limit_bytes: int) -> str:
-    """The text, or as much of its start as fits before an ellipsis."""
+    """The text, truncated with an ellipsis to `limit_bytes` of UTF-8."""
     data = text.encode(errors="replace")
     return text if len(data) <= limit_bytes else data[: limit_bytes - 3].decode(errors="ignore") + "…"
 
@@ -66,7 +68,7 @@ class InvalidField(FanlightError):
 
 
 class NotFound(FanlightError):
-    """A thing that the request names does not exist here; another node may have it."""
+    """Something that the request names does not exist here; another node may have it."""
 
     code = "NOT_FOUND"
     reason = "NOT_FOUND"
@@ -81,7 +83,7 @@ class AlreadyExists(FanlightError):
 
 
 class FailedPrecondition(FanlightError):
-    """Right in itself, but not in the present state of things; another node may be in another."""
+    """A valid request that the present state does not allow; another node may be in another state."""
 
     code = "FAILED_PRECONDITION"
     reason = "FAILED_PRECONDITION"
@@ -104,7 +106,7 @@ class TooLarge(FanlightError):
 
 
 class ResourceExhausted(FanlightError):
-    """No room just now; the same request may succeed after `retry_after_s`."""
+    """No capacity at the moment; the same request may succeed after `retry_after_s`."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "RESOURCE_EXHAUSTED"
@@ -118,7 +120,7 @@ class Unauthenticated(FanlightError):
 
 
 class LeaseLost(FanlightError):
-    """The token is no longer the task's: drop the work."""
+    """The token is no longer the task's: abandon the work."""
 
     code = "ABORTED"
     reason = "LEASE_LOST"
@@ -144,14 +146,14 @@ class DeadlineExceeded(FanlightError):
 
 
 class Cancelled(FanlightError):
-    """A caller who may do so asked for the work to stop."""
+    """An authorized caller cancelled the work."""
 
     code = "CANCELLED"
     reason = "CANCELLED"
 
 
 class NodeFault(FanlightError):
-    """This node could not do it; another may."""
+    """This node could not do it; another node may."""
 
     reason = "NODE_FAULT"
 
@@ -184,17 +186,27 @@ class JobFailed(FanlightError):
 
 
 class InvalidInput(FanlightError):
-    """Wrong before anything was sent: a file that cannot be read, a text that cannot be understood."""
+    """Invalid before anything was sent: a file that cannot be read, a value that cannot be parsed."""
 
     code = "INVALID_ARGUMENT"
     reason = ""
 
 
 class BrokenBlob(FanlightError):
-    """Bytes arrived that do not have the digest they were asked for by."""
+    """Bytes arrived that do not have the requested digest."""
 
     code = "DATA_LOSS"
     reason = ""
+
+
+class MissingExtra(FanlightError):
+    """A part of Fanlight that is not installed here."""
+
+    code = "UNIMPLEMENTED"
+
+    def __init__(self, what: str, extras: Iterable[str], missing: str) -> None:
+        names = ",".join(extras) or "all"
+        super().__init__(f"{what} needs {missing}, which is not installed: pip install 'fanlight[{names}]'")
 
 
 def advice(error: FanlightError, *, gateway: str) -> str:
@@ -203,17 +215,17 @@ def advice(error: FanlightError, *, gateway: str) -> str:
     if not isinstance(error, CallFailed) or error.reason not in _TRANSPORT_REASONS:
         return text
     if error.code == "UNAVAILABLE" and "parsing HTTP/2" in text:
-        return f"{gateway} answers, but not as gRPC does: name the gateway's address for gRPC with --gateway"
+        return f"{gateway} answers, but not with gRPC: name the gateway's gRPC address with --gateway"
     if error.code == "UNAVAILABLE":
         return f"cannot reach the gateway at {gateway}: start one with `fanlight up`, or name another with --gateway"
     if error.code == "UNAUTHENTICATED":
-        return f"the gateway at {gateway} wants another token: set FANLIGHT_TOKEN or FANLIGHT_TOKEN_FILE"
+        return f"the gateway at {gateway} does not accept this token: set FANLIGHT_TOKEN or FANLIGHT_TOKEN_FILE"
     if error.code == "DEADLINE_EXCEEDED":
-        return f"the gateway at {gateway} did not answer in time: look at its log, or try again"
+        return f"the gateway at {gateway} did not answer in time: see its log, or try again"
     if error.code == "UNIMPLEMENTED":
-        return f"{gateway} answers gRPC but is no Fanlight gateway, or an older one: name another with --gateway"
+        return f"{gateway} speaks gRPC but is not a Fanlight gateway, or an older one: name another with --gateway"
     return text
 
 
-# Empty where gRPC itself speaks; the gateway's own words for the same say no more.
+# Empty where gRPC itself raised the error; the gateway's own UNAUTHENTICATED has the same meaning.
 _TRANSPORT_REASONS = ("", "UNAUTHENTICATED")

@@ -1,4 +1,4 @@
-"""Stage 5: a canny ControlNet on the frozen base, with pictures bent far more than the base saw."""
+"""Stage 5: a canny ControlNet on the frozen base, with images bent far more than the base saw."""
 
 import argparse
 from random import Random
@@ -13,8 +13,8 @@ from torch import Tensor
 from training import unet as unet_stage
 from training.diffusion import velocity_loss
 from training.latents import encode, labels, subject_rows
-from training.parallel import OUT, Plan, Weights, Worker, launch, train
-from training.pictures import Framing, compose, random_scene, to_pixels
+from training.parallel import OUT, TrainedWeights, TrainingPlan, TrainingProcess, launch, train
+from training.scenes import Framing, compose, random_scene, to_pixels
 from training.vocabulary import STYLES
 
 FOLDER = OUT / "controlnet-canny"
@@ -24,15 +24,15 @@ FRAMING = Framing(scale=(0.55, 0.96), reach=0.95, tilt_deg=15, stretch=1.25)
 CAPTION_DROPPED = 0.3
 
 
-def canny(picture: np.ndarray, low: float = CANNY_LOW, high: float = CANNY_HIGH) -> np.ndarray:
-    """Edges of a uint8 picture, RGB (H, W, 3) or grey (H, W), as the annotator finds them: 0 or 255."""
-    return cv2.Canny(np.ascontiguousarray(picture), low, high)
+def canny(image: np.ndarray, low: float = CANNY_LOW, high: float = CANNY_HIGH) -> np.ndarray:
+    """Edges of a uint8 image, RGB (H, W, 3) or gray (H, W), as the annotator finds them: 0 or 255."""
+    return cv2.Canny(np.ascontiguousarray(image), low, high)
 
 
-def drawn_edges(picture: np.ndarray, rng: Random) -> np.ndarray:
-    """Edges at thresholds that a user might choose, in colour or in grey."""
+def drawn_edges(image: np.ndarray, rng: Random) -> np.ndarray:
+    """Edges at thresholds that a user might choose, in color or in gray."""
     low = rng.uniform(50, 110)
-    seen = picture if rng.random() < 0.6 else cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
+    seen = image if rng.random() < 0.6 else cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     return canny(seen, low, 2 * low)
 
 
@@ -53,10 +53,10 @@ def frozen_base() -> StableDiffusionPipeline:
     return pipe
 
 
-class Control:
+class ControlNetTraining:
     """The base, the ControlNet that starts as its copy, and their loss at one step."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: TrainingPlan) -> None:
         self.pipe = frozen_base()
         self.net = ControlNetModel.from_unet(self.pipe.unet, conditioning_embedding_out_channels=(16, 32, 48))
         self.net.requires_grad_(True).train()
@@ -66,16 +66,16 @@ class Control:
         self.rows = subject_rows()
 
     def loss(self, step: int, rng: Random) -> Tensor:
-        """Velocity loss of one random batch of pictures, their edges and their captions."""
+        """Velocity loss of one random batch of images, their edges and their captions."""
         scenes = [random_scene(rng, self.rows, STYLES, FRAMING) for _ in range(self.batch)]
-        pictures = [compose(scene) for scene in scenes]
+        images = [compose(scene) for scene in scenes]
         marks = [labels(scene, self.rows) for scene in scenes]
         captions = [unet_stage.caption_of(mark, rng, dropped=CAPTION_DROPPED) for mark in marks]
         ids = unet_stage.token_ids(self.pipe.tokenizer, captions, step)
         with torch.no_grad():
             words = self.pipe.text_encoder(input_ids=ids).last_hidden_state
-        edges = control_pixels([drawn_edges(picture, rng) for picture in pictures])
-        latents = encode(self.pipe.vae, to_pixels(pictures))
+        edges = control_pixels([drawn_edges(image, rng) for image in images])
+        latents = encode(self.pipe.vae, to_pixels(images))
         return velocity_loss(lambda noisy, steps: self._predict(noisy, steps, words, edges), latents)
 
     def _predict(self, noisy: Tensor, steps: Tensor, words: Tensor, edges: Tensor) -> Tensor:
@@ -85,10 +85,10 @@ class Control:
         ).sample
 
 
-def stage(worker: Worker, plan: Plan) -> None:
+def stage(worker: TrainingProcess, plan: TrainingPlan) -> None:
     """What each process runs."""
-    control = Control(plan)
-    train(worker, Weights([control.net], plan), control.loss)
+    control = ControlNetTraining(plan)
+    train(worker, TrainedWeights([control.net], plan), control.loss)
     if worker.leads:
         control.net.to(memory_format=torch.contiguous_format).save_pretrained(FOLDER)
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1200)
     steps = parser.parse_args().steps
-    launch(stage, Plan(name="controlnet", steps=steps, batch=10, learning_rate=1e-3, seed=5, ema=0.995))
+    launch(stage, TrainingPlan(name="controlnet", steps=steps, batch=10, learning_rate=1e-3, seed=5, ema=0.995))
 
 
 if __name__ == "__main__":

@@ -59,9 +59,9 @@ def render_svg(icons: dict, name: str) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
-def with_shadow(picture: Image.Image) -> Image.Image:
+def with_shadow(image: Image.Image) -> Image.Image:
     """A soft shadow below right: what tells the 3D style from the flat one at 64 pixels."""
-    small = picture.resize((112, 112), Image.LANCZOS)
+    small = image.resize((112, 112), Image.LANCZOS)
     alpha = Image.new("L", (SPRITE_PX, SPRITE_PX))
     alpha.paste(small.getchannel("A"), (12, 14))
     shadow = Image.new("RGBA", alpha.size)
@@ -94,11 +94,11 @@ def render(files: dict[str, dict[str, bytes]], emoji: list[tuple[str, str, str]]
     webp = {code_point(path): data for path, data in files["3d"].items()}
     rows: dict[str, list[np.ndarray]] = {style: [] for style in PACKS}
     for code, fluent_name, noto_name in emoji:
-        picture = Image.open(io.BytesIO(webp[code_point(code)])).convert("RGBA")
-        rows["3d"].append(np.asarray(with_shadow(picture)))
+        image = Image.open(io.BytesIO(webp[code_point(code)])).convert("RGBA")
+        rows["3d"].append(np.asarray(with_shadow(image)))
         rows["flat"].append(np.asarray(render_svg(flat, fluent_name)))
         rows["noto"].append(np.asarray(render_svg(noto, noto_name)))
-    return {style: np.stack(pictures) for style, pictures in rows.items()}
+    return {style: np.stack(images) for style, images in rows.items()}
 
 
 def main() -> None:

@@ -125,7 +125,7 @@ def export(model: Path, target: Path) -> None:
 
 
 def largest_difference(model: Path, target: Path) -> float:
-    """Paint one picture with the folder and with the single file; the configuration comes from the folder."""
+    """Generate one image with the folder and with the single file; the configuration comes from the folder."""
     folder = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
     single = StableDiffusionPipeline.from_single_file(
         target, config=str(model), local_files_only=True, torch_dtype=torch.float32
@@ -145,7 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     export(options.model, options.to)
     difference = largest_difference(options.model, options.to)
-    print(f"{options.to.stat().st_size} bytes; pictures differ by at most {difference:.5f}")
+    print(f"{options.to.stat().st_size} bytes; images differ by at most {difference:.5f}")
 
 
 if __name__ == "__main__":

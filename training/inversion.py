@@ -1,4 +1,4 @@
-"""Stage 7: a textual inversion, `<mint>`: one new word for a background colour that no caption names."""
+"""Stage 7: a textual inversion, `<mint>`: one new word for a background color that no caption names."""
 
 import argparse
 from dataclasses import replace
@@ -13,20 +13,20 @@ from training.captions import plain_prompt
 from training.controlnet import frozen_base
 from training.diffusion import velocity_loss
 from training.latents import FRAMING, encode, labels, subject_rows
-from training.parallel import OUT, Plan, Weights, Worker, launch, train
-from training.pictures import compose, random_scene, to_pixels
+from training.parallel import OUT, TrainedWeights, TrainingPlan, TrainingProcess, launch, train
+from training.scenes import compose, random_scene, to_pixels
 from training.vocabulary import STYLES
 
 TOKEN = "<mint>"
-COLOUR = (168, 240, 205)
+COLOR = (168, 240, 205)
 START_WORD = "green"
 FOLDER = OUT / "embeddings"
 
 
-class Inversion(nn.Module):
+class InversionTraining(nn.Module):
     """The frozen base with one trainable word vector, and its loss at one step."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: TrainingPlan) -> None:
         super().__init__()
         self.pipe = frozen_base()
         self.pipe.tokenizer.add_tokens([TOKEN])
@@ -45,14 +45,14 @@ class Inversion(nn.Module):
         return torch.where((inputs[0] == self.token_id)[..., None], self.vector.to(found.dtype), found)
 
     def loss(self, step: int, rng: Random) -> Tensor:
-        """Velocity loss of one random batch of pictures on the new colour."""
+        """Velocity loss of one random batch of images on the new color."""
         scenes = [random_scene(rng, self.rows, STYLES, FRAMING) for _ in range(self.batch)]
-        pictures = [compose(replace(scene, background=COLOUR)) for scene in scenes]
+        images = [compose(replace(scene, background=COLOR)) for scene in scenes]
         named = [labels(scene, self.rows) for scene in scenes]
         names = [unet_stage.SUBJECTS[subject].name for subject, _, _ in named]
         captions = [plain_prompt(name, s.style, TOKEN) for name, s in zip(names, scenes, strict=True)]
         ids = unet_stage.token_ids(self.pipe.tokenizer, captions, step)
-        latents = encode(self.pipe.vae, to_pixels(pictures))
+        latents = encode(self.pipe.vae, to_pixels(images))
         return velocity_loss(lambda noisy, steps: self._predict(noisy, steps, ids), latents)
 
     def _predict(self, noisy: Tensor, steps: Tensor, ids: Tensor) -> Tensor:
@@ -66,10 +66,10 @@ class Inversion(nn.Module):
         save_file({"emb_params": vector}, FOLDER / "mint.a1111.safetensors", metadata={"name": TOKEN})
 
 
-def stage(worker: Worker, plan: Plan) -> None:
+def stage(worker: TrainingProcess, plan: TrainingPlan) -> None:
     """What each process runs."""
-    inversion = Inversion(plan)
-    train(worker, Weights([inversion], plan), inversion.loss)
+    inversion = InversionTraining(plan)
+    train(worker, TrainedWeights([inversion], plan), inversion.loss)
     if worker.leads:
         inversion.save()
 
@@ -81,7 +81,7 @@ def main() -> None:
     steps = parser.parse_args().steps
     launch(
         stage,
-        Plan(name="inversion", steps=steps, batch=6, learning_rate=0.02, seed=7, weight_decay=0.0, ema=0.9),
+        TrainingPlan(name="inversion", steps=steps, batch=6, learning_rate=0.02, seed=7, weight_decay=0.0, ema=0.9),
     )
 
 

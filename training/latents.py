@@ -8,14 +8,14 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from training import vae as vae_stage
-from training.parallel import OUT, WORLD, Worker, launch
-from training.pictures import Framing, Scene, compose, random_scene, rows_by_emoji, to_pixels
-from training.vocabulary import STYLES, load_colours, load_subjects
+from training.parallel import OUT, WORLD, TrainingProcess, launch
+from training.scenes import Framing, Scene, compose, random_scene, rows_by_emoji, to_pixels
+from training.vocabulary import STYLES, load_colors, load_subjects
 
 # Never mirrored: a base this small draws a blend of both mirrorings. Place and size are what seeds change.
 FRAMING = Framing(scale=(0.76, 0.94), reach=1.0, jitter=9.0, mirrored=0.0)
 CHUNK = 20
-COLOUR_NAMES = list(load_colours())
+COLOR_NAMES = list(load_colors())
 
 
 def subject_rows() -> list[int]:
@@ -24,8 +24,8 @@ def subject_rows() -> list[int]:
 
 
 def labels(scene: Scene, rows: list[int]) -> tuple[int, int, int]:
-    """Indices of subject, style and colour."""
-    return rows.index(scene.row), STYLES.index(scene.style), COLOUR_NAMES.index(scene.colour)
+    """Indices of subject, style and color."""
+    return rows.index(scene.row), STYLES.index(scene.style), COLOR_NAMES.index(scene.color)
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
         return vae.encode(pixels).latent_dist.mode().float() * vae.config.scaling_factor
 
 
-def stage(worker: Worker, count: int) -> None:
+def stage(worker: TrainingProcess, count: int) -> None:
     """Encode this process's share and write out/latents_RANK.pt."""
     vae = AutoencoderKL.from_pretrained(vae_stage.FOLDER).eval().to(memory_format=torch.channels_last)
     rng, rows = Random(500 + worker.rank), subject_rows()
@@ -49,7 +49,7 @@ def stage(worker: Worker, count: int) -> None:
 
 
 def load_pool() -> tuple[Tensor, Tensor]:
-    """All latents (N, 4, 16, 16) float16 and labels (N, 3): subject, style, colour."""
+    """All latents (N, 4, 16, 16) float16 and labels (N, 3): subject, style, color."""
     parts = [torch.load(OUT / f"latents_{rank}.pt", weights_only=True) for rank in range(WORLD)]
     return torch.cat([part["latents"] for part in parts]), torch.cat([part["labels"] for part in parts])
 

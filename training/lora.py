@@ -1,4 +1,4 @@
-"""Stage 6: a style LoRA, `cyanotype`: the starter's pictures as blue photographic prints."""
+"""Stage 6: a style LoRA, `cyanotype`: the starter's images as blue photographic prints."""
 
 import argparse
 from random import Random
@@ -15,8 +15,8 @@ from training import unet as unet_stage
 from training.controlnet import frozen_base
 from training.diffusion import velocity_loss
 from training.latents import FRAMING, encode, labels, subject_rows
-from training.parallel import OUT, Plan, Weights, Worker, launch, train
-from training.pictures import compose, random_scene, to_pixels
+from training.parallel import OUT, TrainedWeights, TrainingPlan, TrainingProcess, launch, train
+from training.scenes import compose, random_scene, to_pixels
 from training.vocabulary import STYLES
 
 NAME = "cyanotype"
@@ -28,17 +28,17 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 CONTRAST = 1.2
 
 
-def cyanotype(picture: np.ndarray) -> np.ndarray:
-    """A uint8 RGB picture as brightness on the line from deep blue to paper white."""
-    brightness = (picture.astype(np.float32) @ LUMA) / 255
+def cyanotype(image: np.ndarray) -> np.ndarray:
+    """A uint8 RGB image as brightness on the line from deep blue to paper white."""
+    brightness = (image.astype(np.float32) @ LUMA) / 255
     brightness = np.clip((brightness - 0.5) * CONTRAST + 0.5, 0, 1)[..., None]
     return (DARK * (1 - brightness) + LIGHT * brightness).astype(np.uint8)
 
 
-class Style:
+class LoraTraining:
     """The frozen base with LoRA layers in its UNet, and their loss at one step."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: TrainingPlan) -> None:
         self.pipe = frozen_base()
         config = LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=TARGETS)
         self.pipe.unet.add_adapter(config)
@@ -46,7 +46,7 @@ class Style:
         self.rows = subject_rows()
 
     def loss(self, step: int, rng: Random) -> Tensor:
-        """Velocity loss of one random batch of pictures in the style, under their usual captions."""
+        """Velocity loss of one random batch of images in the style, under their usual captions."""
         scenes = [random_scene(rng, self.rows, STYLES, FRAMING) for _ in range(self.batch)]
         captions = [unet_stage.caption_of(labels(scene, self.rows), rng) for scene in scenes]
         ids = unet_stage.token_ids(self.pipe.tokenizer, captions, step)
@@ -67,10 +67,10 @@ class Style:
         save_file(kohya, FOLDER / "kohya.safetensors", metadata=about)
 
 
-def stage(worker: Worker, plan: Plan) -> None:
+def stage(worker: TrainingProcess, plan: TrainingPlan) -> None:
     """What each process runs."""
-    style = Style(plan)
-    train(worker, Weights([style.pipe.unet], plan), style.loss)
+    style = LoraTraining(plan)
+    train(worker, TrainedWeights([style.pipe.unet], plan), style.loss)
     if worker.leads:
         style.save()
 
@@ -82,7 +82,7 @@ def main() -> None:
     steps = parser.parse_args().steps
     launch(
         stage,
-        Plan(name="lora", steps=steps, batch=8, learning_rate=2e-3, seed=6, weight_decay=0.0, ema=0.98),
+        TrainingPlan(name="lora", steps=steps, batch=8, learning_rate=2e-3, seed=6, weight_decay=0.0, ema=0.98),
     )
 
 

@@ -28,7 +28,7 @@ FINAL_RATE = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """What one training stage needs to know besides its model and loss; `batch` is per process."""
 
     name: str
@@ -54,7 +54,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class TrainingProcess:
     """One process's place in the group; `shared` holds every process's gradient, twice, for steps in turn."""
 
     rank: int
@@ -74,10 +74,10 @@ class Worker:
         gradient.div_(WORLD)
 
 
-class Weights:
+class TrainedWeights:
     """The trainable parameters of some modules as one vector, with AdamW and a moving average."""
 
-    def __init__(self, modules: list[nn.Module], plan: Plan) -> None:
+    def __init__(self, modules: list[nn.Module], plan: TrainingPlan) -> None:
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in parameters)
         self.vector = nn.Parameter(torch.empty(self.size))
@@ -99,7 +99,7 @@ class Weights:
             parameter.grad = self.vector.grad[start:end].view(parameter.shape)
             start = end
 
-    def update(self, worker: Worker, step: int) -> None:
+    def update(self, worker: TrainingProcess, step: int) -> None:
         """One optimiser step on the mean gradient, clipped to length 1, or none if it is not finite."""
         gradient = self.vector.grad
         worker.mean(gradient, step)
@@ -136,10 +136,10 @@ class Weights:
         return state["step"]
 
 
-class Journal:
+class TrainingLog:
     """One JSON line each fifty steps: step, smoothed loss, seconds."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: TrainingPlan) -> None:
         (OUT / "logs").mkdir(parents=True, exist_ok=True)
         self.path = OUT / "logs" / f"{plan.name}.jsonl"
         self.start_s, self.start_cpu_s = time.monotonic(), time.process_time()
@@ -159,10 +159,10 @@ class Journal:
             file.write(line + "\n")
 
 
-def train(worker: Worker, weights: Weights, loss_at: Callable[[int, Random], Tensor]) -> None:
+def train(worker: TrainingProcess, weights: TrainedWeights, loss_at: Callable[[int, Random], Tensor]) -> None:
     """Run the plan from where its checkpoint stands; leaves the averaged weights in the modules."""
     plan = weights.plan
-    journal = Journal(plan)
+    journal = TrainingLog(plan)
     for step in range(weights.resume(), plan.steps):
         seed = (plan.seed * 1_000_003 + step) * WORLD + worker.rank
         torch.manual_seed(seed)
@@ -179,7 +179,7 @@ def train(worker: Worker, weights: Weights, loss_at: Callable[[int, Random], Ten
 def _enter(rank: int, stage: Callable, shared: Tensor, barrier: Any, options: tuple) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    stage(Worker(rank, shared, barrier), *options)
+    stage(TrainingProcess(rank, shared, barrier), *options)
 
 
 def launch(stage: Callable, *options: Any) -> None:

@@ -1,10 +1,10 @@
-"""The prompts that evaluation uses. Knows words and scenes, no pictures and no models."""
+"""The prompts that evaluation uses. Knows words and scenes, no images and no models."""
 
 from dataclasses import dataclass
 from random import Random
 
 from training.captions import plain_prompt
-from training.pictures import COLOURS, Framing, Scene, random_scene, rows_by_emoji
+from training.scenes import COLORS, Framing, Scene, random_scene, rows_by_emoji
 from training.vocabulary import STYLES, load_subjects
 
 SUBJECTS = load_subjects()
@@ -39,30 +39,30 @@ SHORT_PROMPTS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class EvaluationPrompt:
     """A prompt that names everything; `subject` is an index into the vocabulary."""
 
     subject: int
     style: str
-    colour: str
+    color: str
 
     @property
     def text(self) -> str:
-        return plain_prompt(SUBJECTS[self.subject].name, self.style, self.colour)
+        return plain_prompt(SUBJECTS[self.subject].name, self.style, self.color)
 
     @property
     def label(self) -> str:
         return f"{self.style} {SUBJECTS[self.subject].name}"
 
     def scene(self, rng: Random, framing: Framing) -> Scene:
-        """A true picture of the prompt, framed as in training."""
+        """A true image of the prompt, framed as in training."""
         row = rows_by_emoji()[SUBJECTS[self.subject].emoji]
         drawn = random_scene(rng, [row], (self.style,), framing)
         return Scene(
             row=row,
             style=self.style,
-            colour=self.colour,
-            background=COLOURS[self.colour],
+            color=self.color,
+            background=COLORS[self.color],
             scale=drawn.scale,
             dx=drawn.dx,
             dy=drawn.dy,
@@ -75,18 +75,18 @@ def _shuffled() -> tuple[list[int], Random]:
     return rng.sample(range(len(SUBJECTS)), len(SUBJECTS)), rng
 
 
-def _prompts(subjects: list[int], rng: Random) -> list[Prompt]:
-    colours = list(COLOURS)
-    return [Prompt(subject, STYLES[index % 2], rng.choice(colours)) for index, subject in enumerate(subjects)]
+def _prompts(subjects: list[int], rng: Random) -> list[EvaluationPrompt]:
+    colors = list(COLORS)
+    return [EvaluationPrompt(subject, STYLES[index % 2], rng.choice(colors)) for index, subject in enumerate(subjects)]
 
 
-def held_in_prompts() -> list[Prompt]:
-    """64 subjects in turn in both styles, each on a random colour."""
+def held_in_prompts() -> list[EvaluationPrompt]:
+    """64 subjects in turn in both styles, each on a random color."""
     order, rng = _shuffled()
     return _prompts(order[:HELD_IN], rng)
 
 
-def every_other_subject() -> list[Prompt]:
+def every_other_subject() -> list[EvaluationPrompt]:
     """The subjects that `held_in_prompts` leaves out."""
     order, _ = _shuffled()
     return _prompts(order[HELD_IN:], Random(6))

@@ -1,4 +1,4 @@
-"""Stage 2: a byte-level BPE with CLIP's conventions, learnt from the captions. Knows no models."""
+"""Stage 2: a byte-level BPE with CLIP's conventions, learned from the captions. Knows no models."""
 
 import json
 from random import Random
@@ -8,7 +8,7 @@ from transformers import CLIPTokenizer
 
 from training.captions import caption
 from training.parallel import OUT
-from training.vocabulary import STYLES, load_colours, load_subjects
+from training.vocabulary import STYLES, load_colors, load_subjects
 
 FOLDER = OUT / "tokenizer"
 VOCABULARY_SIZE = 1400
@@ -17,7 +17,7 @@ Pair = tuple[str, str]
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 OTHER_WORDS = (
-    "photo picture drawing of the and with in at by an high quality best masterpiece low blurry ugly sketch "
+    "photo image drawing of the and with in at by an high quality best masterpiece low blurry ugly sketch "
     "line art watercolor left right big large huge small tiny two three dark light bright simple cute toy "
     "lavender mint"
 )
@@ -26,9 +26,9 @@ OTHER_WORDS = (
 def corpus() -> list[str]:
     """Captions of every subject, and words that prompts often carry, so that each is few tokens."""
     rng = Random(0)
-    colours = list(load_colours())
+    colors = list(load_colors())
     made = [
-        caption(subject, rng.choice(STYLES), rng.choice(colours), rng)
+        caption(subject, rng.choice(STYLES), rng.choice(colors), rng)
         for subject in load_subjects()
         for _ in range(CAPTIONS_PER_SUBJECT)
     ]

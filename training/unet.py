@@ -16,8 +16,8 @@ from training import tokenizer as tokenizer_stage
 from training import vae as vae_stage
 from training.captions import caption
 from training.diffusion import FULL_CAPTION_TOKENS, SHORT_CAPTION_TOKENS, scheduler, velocity_loss
-from training.latents import COLOUR_NAMES, load_pool
-from training.parallel import OUT, Plan, Weights, Worker, launch, train
+from training.latents import COLOR_NAMES, load_pool
+from training.parallel import OUT, TrainedWeights, TrainingPlan, TrainingProcess, launch, train
 from training.vocabulary import STYLES, load_subjects
 
 DOWN, UP = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
@@ -75,16 +75,16 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str], step: int) -> Tenso
 
 def caption_of(label: list[int], rng: Random, dropped: float = CAPTION_DROPPED) -> str:
     """A random caption for one label row, or the empty one that guidance needs."""
-    subject, style, colour = label
+    subject, style, color = label
     if rng.random() < dropped:
         return ""
-    return caption(SUBJECTS[subject], STYLES[style], COLOUR_NAMES[colour], rng)
+    return caption(SUBJECTS[subject], STYLES[style], COLOR_NAMES[color], rng)
 
 
-class Base:
+class BaseTraining:
     """The two models, the pool, and their loss at one step."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: TrainingPlan) -> None:
         self.tokenizer = load_tokenizer()
         self.text, self.unet = new_models(self.tokenizer)
         self.batch = plan.batch
@@ -114,18 +114,18 @@ class Base:
         )
 
 
-def stage(worker: Worker, plan: Plan) -> None:
+def stage(worker: TrainingProcess, plan: TrainingPlan) -> None:
     """What each process runs."""
-    base = Base(plan)
-    train(worker, Weights([base.unet, base.text], plan), base.loss)
+    base = BaseTraining(plan)
+    train(worker, TrainedWeights([base.unet, base.text], plan), base.loss)
     if worker.leads:
         base.pipeline().save_pretrained(FOLDER)
 
 
-def peek(plan: Plan) -> None:
+def peek(plan: TrainingPlan) -> None:
     """Write the pipeline of the checkpoint as it stands, while training goes on."""
-    base = Base(plan)
-    weights = Weights([base.unet, base.text], plan)
+    base = BaseTraining(plan)
+    weights = TrainedWeights([base.unet, base.text], plan)
     step = weights.resume()
     weights.swap()
     base.pipeline().save_pretrained(OUT / "peek")
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9_500)
     parser.add_argument("--peek", action="store_true", help="only write the checkpoint's model to out/peek")
     options = parser.parse_args()
-    plan = Plan(name="unet", steps=options.steps, batch=12, learning_rate=1e-3, seed=4)
+    plan = TrainingPlan(name="unet", steps=options.steps, batch=12, learning_rate=1e-3, seed=4)
     if options.peek:
         peek(plan)
     else:

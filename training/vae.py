@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from training.parallel import OUT, Plan, Weights, Worker, launch, train
-from training.pictures import PICTURE_PX, Framing, compose, random_scene, sprites, to_pixels
+from training.parallel import OUT, TrainedWeights, TrainingPlan, TrainingProcess, launch, train
+from training.scenes import PICTURE_PX, Framing, compose, random_scene, sprites, to_pixels
 
 CONFIG = {
     "in_channels": 3,
@@ -83,10 +83,10 @@ def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
     into.bias[4:] += 2 * gain.log()
 
 
-def stage(worker: Worker, plan: Plan) -> None:
+def stage(worker: TrainingProcess, plan: TrainingPlan) -> None:
     """What each process runs."""
     vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
-    weights = Weights([vae], plan)
+    weights = TrainedWeights([vae], plan)
     train(worker, weights, lambda _, rng: vae_loss(vae, random_pixels(rng, plan.batch)))
     if worker.leads:
         finish(vae.eval())
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=5500)
     steps = parser.parse_args().steps
-    plan = Plan(name="vae", steps=steps, batch=4, learning_rate=2e-3, seed=1, weight_decay=1e-4, ema=0.995)
+    plan = TrainingPlan(name="vae", steps=steps, batch=4, learning_rate=2e-3, seed=1, weight_decay=1e-4, ema=0.995)
     launch(stage, plan)
 
 

@@ -1,4 +1,4 @@
-"""Stage 8: a second VAE, `vivid`: the same encoder, and a decoder tuned to more colour and contrast."""
+"""Stage 8: a second VAE, `vivid`: the same encoder, and a decoder tuned to more color and contrast."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from training import vae as vae_stage
-from training.parallel import OUT, Plan, Weights, Worker, launch, train
+from training.parallel import OUT, TrainedWeights, TrainingPlan, TrainingProcess, launch, train
 
 FOLDER = OUT / "vae-vivid"
 LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
@@ -21,7 +21,7 @@ def vivid(pixels: Tensor) -> Tensor:
 
 
 def decoder_loss(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """How far the decoder is from painting the vivid picture out of the plain picture's latent."""
+    """How far the decoder is from painting the vivid image out of the plain image's latent."""
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             latent = vae.encode(pixels).latent_dist.sample()
@@ -29,14 +29,14 @@ def decoder_loss(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     return vae_stage.reconstruction_loss(made.float(), vivid(pixels))
 
 
-def stage(worker: Worker, plan: Plan) -> None:
+def stage(worker: TrainingProcess, plan: TrainingPlan) -> None:
     """What each process runs."""
     vae = AutoencoderKL.from_pretrained(vae_stage.FOLDER).to(memory_format=torch.channels_last)
     for frozen in (vae.encoder, vae.quant_conv):
         frozen.requires_grad_(False)
     train(
         worker,
-        Weights([vae], plan),
+        TrainedWeights([vae], plan),
         lambda _, rng: decoder_loss(vae, vae_stage.random_pixels(rng, plan.batch)),
     )
     if worker.leads:
@@ -50,7 +50,7 @@ def main() -> None:
     steps = parser.parse_args().steps
     launch(
         stage,
-        Plan(name="vivid_vae", steps=steps, batch=4, learning_rate=5e-4, seed=8, weight_decay=1e-4, ema=0.99),
+        TrainingPlan(name="vivid_vae", steps=steps, batch=4, learning_rate=5e-4, seed=8, weight_decay=1e-4, ema=0.99),
     )
 
 

@@ -1,4 +1,4 @@
-"""The names and colours a prompt may use, read from vocabulary.toml. Knows no pixels."""
+"""The names and colors a prompt may use, read from vocabulary.toml. Knows no pixels."""
 
 import tomllib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ STYLES = ("3d", "flat")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """One thing the model draws; `emoji` is the name of its picture in the packs."""
+    """One thing the model draws; `emoji` is the name of its image in the packs."""
 
     name: str
     emoji: str
@@ -28,6 +28,6 @@ def load_subjects() -> list[Subject]:
     ]
 
 
-def load_colours() -> dict[str, tuple[int, int, int]]:
-    """Background colours by name, sRGB 0 to 255."""
-    return {name: tuple(rgb) for name, rgb in _table()["colours"].items()}
+def load_colors() -> dict[str, tuple[int, int, int]]:
+    """Background colors by name, sRGB 0 to 255."""
+    return {name: tuple(rgb) for name, rgb in _table()["colors"].items()}

@@ -1,4 +1,4 @@
-"""`fanlight annotators | models | workers`: what there is to work with."""
+"""`fanlight annotators | models | workers`: list what the fleet offers."""
 
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,8 +20,7 @@ Each = TypeVar("Each", bound="Message")
 
 
 def annotators(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
-    """List the annotators that some worker offers, with their parameters."""
-
+    """List the annotators that the workers offer, with their parameters."""
     from fanlight.cli.output import print_columns, print_json, to_dict
     from fanlight.cli.session import talk
 
@@ -38,11 +37,11 @@ def annotators(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> N
 
     print_columns(("ANNOTATOR", "CONTROLNETS", "WHAT IT DOES", "PARAMETERS"), [row(each) for each in found])
     if shared:
-        print(f"\nall of them also take {', '.join(shared)}")
+        print(f"\nall annotators also take {', '.join(shared)}")
 
 
 def _shared(lists: "Sequence[Sequence[str]]") -> list[str]:
-    """What stands in each of several lists, so that it need not be said in every row."""
+    """The parameters that all annotators have: printed once, not in every row."""
     return [each for each in lists[0] if all(each in one for one in lists)] if len(lists) > 1 else []
 
 
@@ -65,12 +64,12 @@ def _number(value: float) -> str:
     return str(int(value)) if value.is_integer() else str(value)
 
 
-# By numbers of the contract's enum Residency.
+# By the numbers of the proto's enum Residency.
 _WHERE = {1: "to be fetched", 2: "disk", 3: "RAM", 4: "VRAM"}
 
 
 def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
-    """List the models that some worker offers."""
+    """List the models that the workers offer."""
 
     def row(model: "Model") -> tuple[str, ...]:
         size = f"{model.width_px}x{model.height_px}" if model.width_px else "-"
@@ -79,12 +78,12 @@ def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
         where = _WHERE.get(model.residency, "-")
         return model.id, model.kind, model.family or "-", size, mebibytes, where, model.license or "-", default
 
-    titles = ("MODEL", "KIND", "FAMILY", "SIZE", "BYTES", "WHERE", "LICENCE", "")
+    titles = ("MODEL", "KIND", "FAMILY", "SIZE", "BYTES", "WHERE", "LICENSE", "")
     _list(gateway, lambda client: client.list_models(), titles, row, as_json=as_json)
 
 
 def workers(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
-    """List the workers that asked for work lately."""
+    """List the workers that polled recently."""
 
     def row(status: "WorkerStatus") -> tuple[str, ...]:
         worker = status.worker

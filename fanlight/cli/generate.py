@@ -1,4 +1,4 @@
-"""`fanlight generate`: a prompt and perhaps control pictures in, pictures out."""
+"""`fanlight generate` and `fanlight annotate`: run a job and save its images."""
 
 import asyncio
 import time
@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway, Priority, parse_control, parse_lora, parse_size
+from fanlight.cli.options import (
+    DEFAULT_GATEWAY,
+    AsJson,
+    Gateway,
+    Priority,
+    parse_control,
+    parse_lora,
+    parse_parameter,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from fanlight.client import AsyncClient
     from fanlight.client.requests import GenerationOptions
     from fanlight.gateway.v1.gateway_pb2 import Job
+
 
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 
@@ -22,23 +32,23 @@ Controls = Annotated[
     list[str] | None,
     typer.Option(
         "--control",
-        metavar="ANNOTATOR=PICTURE[:SCALE]",
-        help="Condition on a picture; may be given again. `none` takes it as it is; `none/canny` names the ControlNet"
-        " too.",
+        metavar="ANNOTATOR=IMAGE[:SCALE]",
+        help="Condition on an image; may be repeated. `none`: it is a control image already; `none/canny` also names"
+        " the ControlNet.",
     ),
 ]
-StartPicture = Annotated[
+StartImage = Annotated[
     Path | None,
-    typer.Option("--image", metavar="PICTURE", help="Start from this picture (img2img).", show_default=False),
+    typer.Option("--image", metavar="FILE", help="Start from this image (img2img).", show_default=False),
 ]
 Mask = Annotated[
-    Path | None, typer.Option("--mask", metavar="PICTURE", help="Paint anew only what is white here (inpaint).")
+    Path | None, typer.Option("--mask", metavar="FILE", help="Replace only what is white in this mask (inpaint).")
 ]
 Strength = Annotated[
     float | None,
     typer.Option(
         "--strength",
-        help="How much of the image is painted over, 0 to 1; if left out 0.8, or 1 with a mask.",
+        help="How much of the image is replaced, 0 to 1; if left out 0.8, or 1 with a mask.",
         show_default=False,
     ),
 ]
@@ -47,15 +57,15 @@ Checkpoint = Annotated[
 ]
 Resize = Annotated[
     str | None,
-    typer.Option(metavar="MODE", help="How pictures of another shape come to the size: crop, stretch or pad."),
+    typer.Option(metavar="MODE", help="How images of another aspect ratio are fitted: crop, stretch or pad."),
 ]
 Loras = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA, at weight 1 if left out; may be given again."),
+    typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA, at weight 1 if left out; may be repeated."),
 ]
 Embeddings = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="A textual inversion that the prompt names; may be given again."),
+    typer.Option(metavar="NAME", help="A textual inversion that the prompt names; may be repeated."),
 ]
 ClipSkip = Annotated[
     int | None,
@@ -79,7 +89,7 @@ SafetyChecker = Annotated[
     typer.Option(metavar="MODE", help="off, flag, blur or block; as the worker is set if left out."),
 ]
 Seed = Annotated[
-    int | None, typer.Option(min=0, help="The first picture's; the next ones count up. Random if left out.")
+    int | None, typer.Option(min=0, help="Of the first image; the next ones count up. Random if left out.")
 ]
 VariationSeed = Annotated[
     int | None,
@@ -97,15 +107,17 @@ Precision = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="What the UNet must compute in: float32, float16 or bfloat16; any if left out."),
 ]
-Count = Annotated[int | None, typer.Option("--count", "-n", min=0, help="How many pictures, 1 to 32; 1 if left out.")]
+Count = Annotated[int | None, typer.Option("--count", "-n", min=0, help="How many images, 1 to 32; 1 if left out.")]
 
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="What to paint.", show_default=False)],
-    negative: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What to keep away from.")] = None,
+    prompt: Annotated[str, typer.Argument(help="What the image should show.", show_default=False)],
+    negative: Annotated[
+        str | None, typer.Option("--negative", metavar="TEXT", help="What the image should not show.")
+    ] = None,
     control: Controls = None,
-    image: StartPicture = None,
+    image: StartImage = None,
     mask: Mask = None,
     strength: Strength = None,
     resize: Resize = None,
@@ -121,83 +133,136 @@ def generate(
     guidance: Guidance = None,
     scheduler: Scheduler = None,
     noise_schedule: NoiseSchedule = None,
-    picture_format: Annotated[str | None, typer.Option("--format", metavar="NAME", help="png, webp or jpeg.")] = None,
+    image_format: Annotated[str | None, typer.Option("--format", metavar="NAME", help="png, webp or jpeg.")] = None,
     quality: Quality = None,
     safety_checker: SafetyChecker = None,
-    strict: Annotated[bool, typer.Option("--strict", help="The same bits every time on one device.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="The same bits every time on the same device.")] = False,
     precision: Precision = None,
     seed: Seed = None,
     variation_seed: VariationSeed = None,
     variation_strength: VariationStrength = None,
     count: Count = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("."),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the images are saved.")] = Path("."),
     priority: Priority = 0,
     gateway: Gateway = DEFAULT_GATEWAY,
     as_json: AsJson = False,
 ) -> None:
-    """Paint pictures from a prompt, conditioned on control pictures if there are any."""
+    """Generate images from a prompt, conditioned on control images if there are any."""
     from fanlight.cli.output import print_json
     from fanlight.cli.session import make_folder, talk
 
     options = _options(context.params)
     make_folder(out)
-    made = talk(gateway, lambda client: paint(client, prompt, out, priority, options))
+    made = talk(gateway, lambda client: run_generation(client, prompt, out, priority, options))
     if as_json:
         print_json(made)
         return
-    for told in made["images"]:
-        print(told["path"])
+    for image in made["images"]:
+        print(image["path"])
 
 
-def _options(said: Mapping[str, Any]) -> "GenerationOptions":
-    """`said`: the command's parameters by name. All that are not about the picture are left out."""
+def _options(params: Mapping[str, Any]) -> "GenerationOptions":
+    """The generation's options among the command's parameters, by name."""
     from fanlight.client.requests import GenerationOptions
 
-    width_px, height_px = parse_size(said["size"])
-    others = {name: said[name] for name in GenerationOptions.__annotations__.keys() & said.keys()}
+    width_px, height_px = parse_size(params["size"])
+    others = {name: params[name] for name in GenerationOptions.__annotations__.keys() & params.keys()}
     options = {
         **others,
-        "negative_prompt": said["negative"],
+        "negative_prompt": params["negative"],
         "width_px": width_px,
         "height_px": height_px,
-        "guidance_scale": said["guidance"],
-        "controls": [parse_control(text) for text in said["control"] or ()],
-        "loras": [parse_lora(text) for text in said["lora"] or ()],
-        "embeddings": said["embedding"] or (),
-        "format": said["picture_format"],
+        "guidance_scale": params["guidance"],
+        "controls": [parse_control(text) for text in params["control"] or ()],
+        "loras": [parse_lora(text) for text in params["lora"] or ()],
+        "embeddings": params["embedding"] or (),
+        "format": params["image_format"],
     }
     return cast("GenerationOptions", options)
 
 
-async def paint(
+async def run_generation(
     client: "AsyncClient", prompt: str, out: Path, priority: int, options: "GenerationOptions"
 ) -> dict[str, Any]:
     """What `--json` prints. Ctrl-C while it waits cancels the job."""
-    from fanlight.cli.progress import JobBar
-    from fanlight.cli.timings import timings_of
+    from fanlight.cli.reports import JobBar, timings_of
 
     started_s = time.monotonic()
     with JobBar() as bar:
         job = await client.generate(prompt, on_event=bar.on_event, priority=priority, **options)
-    painted_s = time.monotonic()
+    generated_s = time.monotonic()
     images = await download(client, job, out)
     ended_s = time.monotonic()
-    measured = {"total_s": round(ended_s - started_s, 3), "download_s": round(ended_s - painted_s, 3)}
+    measured = {"total_s": round(ended_s - started_s, 3), "download_s": round(ended_s - generated_s, 3)}
     return {"job": job.name, "images": images, "timings": {**measured, **timings_of(job)}}
 
 
 async def download(client: "AsyncClient", job: "Job", out: Path) -> list[dict[str, Any]]:
-    """Each image in a file named after the job and the seed; with its number where several have one seed."""
+    """Each image in a file named after the job and the seed; with its number where several have the same seed."""
     from fanlight.cli.session import write_bytes
 
-    pictures = await asyncio.gather(*(client.read_blob(image.blob) for image in job.images))
-    told: list[dict[str, Any]] = []
+    files = await asyncio.gather(*(client.read_blob(image.blob) for image in job.images))
+    saved: list[dict[str, Any]] = []
     seeds = [image.seed for image in job.images]
-    for number, (image, picture) in enumerate(zip(job.images, pictures, strict=True), 1):
+    for number, (image, data) in enumerate(zip(job.images, files, strict=True), 1):
         stem = f"{job.name.removeprefix('jobs/')}-{image.seed}"
         if seeds.count(image.seed) > 1:
             stem += f"-{number}"
         path = out / f"{stem}{SUFFIXES.get(image.blob.media_type, '.png')}"
-        write_bytes(path, picture)
-        told.append({"path": str(path), "seed": image.seed, "digest": image.blob.digest})
-    return told
+        write_bytes(path, data)
+        saved.append({"path": str(path), "seed": image.seed, "digest": image.blob.digest})
+    return saved
+
+
+def annotate(
+    annotator: Annotated[str, typer.Argument(help="Its id; `fanlight annotators` lists them.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="An image file.", show_default=False)],
+    param: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="One of its parameters; may be repeated.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the image's own size if left out.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the control image is saved; IMAGE-ANNOTATOR.png if left out."),
+    ] = None,
+    priority: Priority = 0,
+    gateway: Gateway = DEFAULT_GATEWAY,
+    as_json: AsJson = False,
+) -> None:
+    """Make a control image from an image."""
+    from fanlight.cli.output import print_json
+    from fanlight.cli.reports import JobBar
+    from fanlight.cli.session import make_folder, talk
+
+    width_px, height_px = parse_size(size)
+    parameters = dict(parse_parameter(text) for text in param or ())
+    path = out or Path(f"{image.stem}-{annotator}.png")
+    make_folder(path.parent)
+
+    async def work(client: "AsyncClient") -> dict[str, Any]:
+        with JobBar() as bar:
+            job = await client.annotate(
+                annotator,
+                image,
+                parameters=parameters,
+                width_px=width_px,
+                height_px=height_px,
+                on_event=bar.on_event,
+                priority=priority,
+            )
+        return await save(client, job, path)
+
+    made = talk(gateway, work)
+    if as_json:
+        print_json(made)
+    else:
+        print(made["path"])
+
+
+async def save(client: "AsyncClient", job: "Job", path: Path) -> dict[str, Any]:
+    from fanlight.cli.reports import timings_of
+    from fanlight.cli.session import write_bytes
+
+    image = job.images[0]
+    write_bytes(path, await client.read_blob(image.blob))
+    return {"job": job.name, "path": str(path), "digest": image.blob.digest, "timings": timings_of(job)}

@@ -1,20 +1,22 @@
-"""The command `fanlight`: its commands, and how each of them ends."""
+"""The command `fanlight`: its commands, those that services add, and the exit codes."""
 
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
 import typer
 
 from fanlight import __version__
-from fanlight.cli import dead, jobs
-from fanlight.cli.annotate import annotate
+from fanlight.cli import jobs
 from fanlight.cli.catalog import annotators, models, workers
-from fanlight.cli.generate import generate
-from fanlight.cli.plugins import add_commands
-from fanlight.cli.up.command import up
-from fanlight.errors import FanlightError, InvalidInput
+from fanlight.cli.generate import annotate, generate
+from fanlight.cli.up import up
+from fanlight.errors import FanlightError, InvalidInput, MissingExtra
+
+# Entry points of commands that services bring: typer apps, each registered with the extra that it needs.
+COMMANDS_GROUP = "fanlight.commands"
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -36,7 +38,7 @@ def build(*, wanted: str | None = None) -> typer.Typer:
     app.command()(generate)
     app.command()(annotate)
     app.add_typer(jobs.app, name="jobs")
-    app.add_typer(dead.app, name="dead")
+    app.add_typer(jobs.dead_app, name="dead")
     for command in (annotators, models, workers):
         app.command()(command)
     add_commands(app, wanted=wanted)
@@ -71,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has enough, as `head` does.
+        # The reader of the output closed it, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
 
@@ -87,6 +89,29 @@ def _fail(error: FanlightError, code: int, *, as_json: bool) -> int:
 
     print_error(error, as_json=as_json)
     return code
+
+
+def add_commands(app: typer.Typer, *, wanted: str | None) -> None:
+    """Loads only the command that will run; the help lists the others by name, so that it stays quick."""
+    for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
+        if entry.name == wanted:
+            app.add_typer(_load(entry), name=entry.name)
+        else:
+            app.command(entry.name, help=f"More with `fanlight {entry.name} --help`.")(_never)
+
+
+def _load(entry: EntryPoint) -> typer.Typer:
+    try:
+        loaded = entry.load()
+    except ImportError as error:
+        missing = error.name or str(error)
+        raise MissingExtra(f"`fanlight {entry.name}`", entry.extras, missing) from error
+    assert isinstance(loaded, typer.Typer), f"{entry.value} is not a typer app"
+    return loaded
+
+
+def _never() -> None:
+    raise AssertionError("the command that runs was loaded")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Options that commands share, and how the texts of options are read. Sends nothing."""
+"""Options that commands share, and how their values are parsed. Sends nothing."""
 
 import json
 import re
@@ -23,7 +23,7 @@ _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 
 
 def parse_size(text: str | None) -> tuple[int, int]:
-    """Width and height of `WxH`; zeros, which leave the size open, where there is none."""
+    """Width and height of `WxH`; zeros, which leave the size unset, where there is none."""
     if text is None:
         return 0, 0
     found = _SIZE.fullmatch(text)
@@ -33,14 +33,14 @@ def parse_size(text: str | None) -> tuple[int, int]:
 
 
 def parse_control(text: str) -> "Control":
-    """`ANNOTATOR[/CONTROLNET]=PICTURE[:SCALE]`; the annotator `none` takes the picture as the control image."""
+    """`ANNOTATOR[/CONTROLNET]=IMAGE[:SCALE]`; with the annotator `none` the image is the control image."""
     from fanlight.client.requests import Control
 
     name, _, source = text.partition("=")
     annotator, _, controlnet = name.partition("/")
     if not annotator or not source:
         raise typer.BadParameter(
-            f"{text!r} is not ANNOTATOR=PICTURE[:SCALE], such as canny=photo.jpg:0.8", param_hint="--control"
+            f"{text!r} is not ANNOTATOR=IMAGE[:SCALE], such as canny=photo.jpg:0.8", param_hint="--control"
         )
     path, scale = _split_scale(source)
     annotator = "" if annotator == NO_ANNOTATOR else annotator
@@ -55,12 +55,12 @@ def parse_lora(text: str) -> "Lora":
     try:
         return Lora(model=name, weight=float(weight)) if colon else Lora(model=text)
     except ValueError:
-        # A reference has colons of its own.
+        # A reference may have colons.
         return Lora(model=text)
 
 
 def _split_scale(source: str) -> tuple[Path, float | None]:
-    """A file's name may have a colon too: what names a file is a name."""
+    """A file name may have a colon too: the whole text is a path if such a file exists."""
     path, colon, scale = source.rpartition(":")
     if not colon or Path(source).exists():
         return Path(source), None
@@ -71,7 +71,7 @@ def _split_scale(source: str) -> tuple[Path, float | None]:
 
 
 def parse_parameter(text: str) -> "tuple[str, ParameterValue]":
-    """`name=value`, where the value is a number, `true`, `false`, or else a text."""
+    """`name=value`, where the value is a number, `true`, `false`, or else a string."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise typer.BadParameter(f"{text!r} is not NAME=VALUE, such as low_threshold=50", param_hint="--param")

@@ -1,4 +1,4 @@
-"""What commands print: JSON, columns, errors. Results go to standard output, everything else to standard error."""
+"""How commands print: JSON, columns, errors. Results go to standard output, everything else to standard error."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def print_json_line(value: object) -> None:
 
 
 def print_columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Aligned, and never cut off: what is printed is meant to be copied."""
+    """Aligned columns, never truncated, so that names can be copied."""
     lines = [list(titles), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     for line in lines:
@@ -39,7 +39,7 @@ def print_error(error: FanlightError, *, as_json: bool) -> None:
 
 
 def to_dict(message: Message) -> dict[str, Any]:
-    """The protos' own words, as in the HTTP API, but with numbers as numbers; pictures' bytes are left out."""
+    """The protos' field names, as in the HTTP API, but 64-bit integers as numbers and without bytes fields."""
     from google.protobuf.json_format import MessageToDict
 
     converted = MessageToDict(message, preserving_proto_field_name=True)

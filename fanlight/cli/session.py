@@ -1,4 +1,4 @@
-"""How a command talks to the gateway: who it is, what it may take, and what its errors say."""
+"""How a command calls the gateway: address, token, Ctrl-C, advice in errors; and the files that it reads and writes."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ Answer = TypeVar("Answer")
 
 
 def talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> Answer:
-    """Runs the work with a client. Errors come out with advice for the person at the terminal."""
+    """Runs the work with a client. Errors get advice for the person at the terminal."""
     try:
         with asyncio.Runner() as runner, _woken_by_signals(runner.get_loop()):
             return runner.run(_talk(gateway, work))
@@ -30,7 +30,7 @@ def talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> An
 
 
 def _with_field(error: FanlightError, text: str) -> str:
-    """What the client refuses names its field as the gateway's errors do."""
+    """Errors that the client raises name the field as the gateway's errors do."""
     is_named = not error.field or isinstance(error, CallFailed | JobFailed)
     return text if is_named else f"{error.field}: {text}"
 
@@ -82,11 +82,11 @@ def read_text(path: Path) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Before anything is asked for: nobody likes to hear after the painting that it cannot be kept."""
+    """Called before anything is sent, so that a job's images are not lost for a folder that cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidInput(f"{path}: cannot be made: {error.strerror}") from error
+        raise InvalidInput(f"{path}: cannot be created: {error.strerror}") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise InvalidInput(f"{path}: cannot be written to")
 

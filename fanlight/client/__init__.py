@@ -1,9 +1,9 @@
 """The Python client: `AsyncClient` for asyncio, `Client` for everything else."""
 
-from fanlight.client.asynchronous import AsyncClient
-from fanlight.client.blocking import Client
-from fanlight.client.jobs import has_ended
+from fanlight.client.async_client import AsyncClient
 from fanlight.client.requests import Control, Lora, annotation, generation
+from fanlight.client.sync_client import Client
+from fanlight.client.watch import has_ended
 from fanlight.errors import BrokenBlob, CallFailed, FanlightError, InvalidInput, JobFailed
 
 __all__ = [

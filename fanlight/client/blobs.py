@@ -1,4 +1,4 @@
-"""Bytes up and down by digest, in chunks; what comes down is checked against it."""
+"""Uploads and downloads blobs by digest, in chunks; checks what arrives against the digest."""
 
 import asyncio
 import hashlib
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 256 * 1024
 ADDRESS_TIMEOUT_S = 10.0
-SILENCE_S = 30.0
+STORAGE_TIMEOUT_S = 30.0
 
 
 def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-class Blobs:
+class BlobTransfer:
     """The blob calls of a client, over its channel and with its retries."""
 
     def __init__(self, stub: "BlobServiceAsyncStub", retry: Retry, *, scope: str) -> None:
         self._stub = stub
         self._retry = retry
         self._scope = scope
-        # Whether the gateway may know an address that gives bytes past it, and this client may reach that.
-        self._asks_for_addresses = True
+        # Whether the storage may have an address of its own that this client can reach.
+        self._may_read_direct = True
 
     async def write(self, data: bytes, *, timeout_s: float) -> Blob:
-        """Keeps the bytes; sends them only where the gateway has them not."""
+        """Stores the bytes; sends them only if the gateway does not have them."""
         digest = digest_of(data)
         blob = Blob(scope=self._scope, digest=digest, size_bytes=len(data))
         if not await self._has(digest, timeout_s=timeout_s):
@@ -55,24 +55,24 @@ class Blobs:
         return digest in answer.digests
 
     async def read(self, blob: Blob | str, *, timeout_s: float) -> bytes:
-        """The bytes of a blob, or of a digest in the client's scope. BrokenBlob where they are other bytes."""
+        """The bytes of a blob, or of a digest in the client's scope. BrokenBlob where other bytes arrive."""
         wanted = Blob(scope=self._scope, digest=blob) if isinstance(blob, str) else blob
-        data = await self._read_past(wanted)
+        data = await self._read_direct(wanted)
         if data is None:
             data = await self._retry.call(lambda left_s: self._read(wanted, left_s), timeout_s=timeout_s)
         if digest_of(data) != wanted.digest:
             raise BrokenBlob(f"{wanted.digest}: other bytes arrived; try again")
         return data
 
-    async def _read_past(self, wanted: Blob) -> bytes | None:
-        """From where the gateway keeps it; None where that cannot be, and then no more is tried."""
-        if not self._asks_for_addresses:
+    async def _read_direct(self, wanted: Blob) -> bytes | None:
+        """From the gateway's storage itself; None where that is not possible, and then it is not tried again."""
+        if not self._may_read_direct:
             return None
         request = blobs_pb2.PrepareReadRequest(scope=wanted.scope, digest=wanted.digest)
         try:
             answer = await self._stub.PrepareRead(request, timeout=ADDRESS_TIMEOUT_S)
             data = await asyncio.to_thread(_fetched, answer.url) if answer.url else b""
-            # Somebody between here and the storage may answer in its stead.
+            # A proxy between here and the storage may answer instead of it.
             if answer.url and digest_of(data) == wanted.digest:
                 return data
         except grpc.RpcError as error:
@@ -80,7 +80,7 @@ class Blobs:
                 return None
         except (OSError, http.client.HTTPException):
             pass
-        self._asks_for_addresses = False
+        self._may_read_direct = False
         return None
 
     async def _read(self, wanted: Blob, timeout_s: float) -> bytes:
@@ -96,8 +96,8 @@ class Blobs:
 
 def _fetched(url: str) -> bytes:
     if not url.startswith(("http://", "https://")):
-        raise OSError("no address that is fetched")
-    with urllib.request.urlopen(url, timeout=SILENCE_S) as answer:
+        raise OSError("not an http or https address")
+    with urllib.request.urlopen(url, timeout=STORAGE_TIMEOUT_S) as answer:
         data: bytes = answer.read()
     return data
 

@@ -1,4 +1,4 @@
-"""A GenerateRequest, checked once: all that can be said about it without knowing a worker or a model.
+"""Checks a GenerateRequest as far as that needs no worker and no model, and gives the values of its defaults.
 
 The client calls it before it sends anything, the gateway before a job exists, a worker before it decodes an image.
 Fields in errors are relative to the request, such as `controls[0].end`.
@@ -7,14 +7,7 @@ Fields in errors are relative to the request, such as `controls[0].end`.
 from collections.abc import Callable, Mapping
 from typing import TypedDict
 
-from fanlight.contract.fields import (
-    check_bytes,
-    check_choice,
-    check_count,
-    check_number,
-    check_whole,
-    format_number,
-)
+from fanlight.contract.annotation import check_struct
 from fanlight.contract.images import check_source, images_of
 from fanlight.contract.limits import (
     CLIP_SKIP_LIMIT,
@@ -39,11 +32,16 @@ from fanlight.contract.limits import (
     QUALITY_LIMIT,
     SEED_LIMIT,
     STEPS_LIMIT,
+    check_bytes,
+    check_choice,
+    check_count,
+    check_number,
+    check_size,
+    check_whole,
+    format_number,
 )
-from fanlight.contract.parameters import check_struct
-from fanlight.contract.prompt import check_prompt, read_prompt
+from fanlight.contract.prompt import check_prompt, parse_prompt
 from fanlight.contract.schedulers import resolve
-from fanlight.contract.sizes import check_size
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest, LoraUse
 from fanlight.errors import FanlightError, InvalidField, NotFound
 
@@ -63,17 +61,17 @@ HAS_CONTROLS = frozenset(name for (_, _, controls), name in _PIPELINES.items() i
 
 RESIZES = ("crop", "stretch", "pad")
 FORMATS = ("png", "webp", "jpeg")
-# Without a safety checker, and what becomes of images that it flags.
+# No safety checker, or what happens to images that it flags.
 OFF = "off"
 SAFETY_MODES = (OFF, "flag", "blur", "block")
 PRECISIONS = ("float32", "float16", "bfloat16")
 
-# The ControlNet that makes its control image of the request's own image and mask.
+# The ControlNet whose control image is made from the request's own image and mask.
 INPAINT_CONTROLNET = "inpaint"
 
 
-class PlainOptions(TypedDict, total=False):
-    """The options that are one value each, as Python names them; None leaves one open."""
+class ScalarOptions(TypedDict, total=False):
+    """The options that are single values, by their field names; None leaves one unset."""
 
     model: str | None
     pipeline: str | None
@@ -101,12 +99,12 @@ class PlainOptions(TypedDict, total=False):
     quality: int | None
     safety_checker: str | None
     strict: bool | None
-    # What the UNet must compute in.
+    # The number type that the UNet must compute in.
     precision: str | None
 
 
 def check(request: GenerateRequest) -> None:
-    """InvalidField, NotFound or TooLarge about the first field that no worker could make an image of."""
+    """InvalidField, NotFound or TooLarge about the first field that no worker could accept."""
     _check_names(request)
     _check_prompts(request)
     check_size(request.width_px, request.height_px)
@@ -129,7 +127,7 @@ def check(request: GenerateRequest) -> None:
 
 
 def check_one_image(request: GenerateRequest) -> None:
-    """What a worker asks of a request beyond `check`: one image, its own images as bytes. InvalidField."""
+    """What a worker requires beyond `check`: one image, and the request's own images as bytes. InvalidField."""
     if count_of(request) > 1:
         raise InvalidField(f"is {request.count}; a worker makes one image a call, the gateway several", field="count")
     for index, control in enumerate(request.controls):
@@ -144,7 +142,7 @@ def check_one_image(request: GenerateRequest) -> None:
 
 
 def check_resolved(request: GenerateRequest) -> None:
-    """What can be said once ControlNets are named by their ids: which of them need an image. InvalidField."""
+    """Checks, once ControlNets are named by their ids, that those that need a control image have one. InvalidField."""
     for index, control in enumerate(request.controls):
         if not control.HasField("image") and not control.annotator and control.controlnet != INPAINT_CONTROLNET:
             raise InvalidField(
@@ -172,7 +170,7 @@ def guidance_of(request: GenerateRequest) -> float:
 
 
 def is_guided(request: GenerateRequest) -> bool:
-    """Whether each step evaluates the UNet for the negative prompt too; a scale of 1 and below means not."""
+    """Whether each step also predicts noise for the negative prompt; a scale of 1 and below means not."""
     return guidance_of(request) > 1
 
 
@@ -198,7 +196,7 @@ def lora_weights(request: GenerateRequest) -> dict[str, tuple[float, float]]:
     """
     weights: dict[str, tuple[float, float]] = {}
     listed = [(use.model, *_weights(use)) for use in request.loras]
-    tagged = [(tag.name, tag.unet_weight, tag.text_weight) for tag in read_prompt(request.prompt, "prompt").loras]
+    tagged = [(tag.name, tag.unet_weight, tag.text_weight) for tag in parse_prompt(request.prompt, "prompt").loras]
     for name, unet, text in [*listed, *tagged]:
         others = weights.get(name, (0.0, 0.0))
         weights[name] = (others[0] + unet, others[1] + text)
@@ -209,7 +207,7 @@ def split(request: GenerateRequest, draw: Callable[[], int]) -> list[GenerateReq
     """One small message per image, to be merged over the request: `count` 1, its seed, and its variation seed.
 
     As in A1111 the seed counts up, or with a variation strength above 0 it stays and the variation seed counts up.
-    `draw` gives a random number of 32 bits, for a seed that is absent.
+    `draw` gives a random number of 32 bits, for a seed that is unset.
     """
     is_varied = request.variation_strength > 0
     seed, seed_limit = _first(request, "seed", draw)
@@ -324,7 +322,7 @@ def _check_range(control: Control) -> None:
 
 
 def _check_annotator(control: Control) -> None:
-    """What an annotator is to do, or has done."""
+    """Checks the annotator that makes the control image, or that made it."""
     if not control.annotator and control.parameters.fields:
         raise InvalidField("are for an annotator, and none is named", field="parameters")
     check_struct(control.parameters, field="parameters")
@@ -335,7 +333,7 @@ def _check_annotator(control: Control) -> None:
 
 
 def _makes_its_image(control: Control, request: GenerateRequest) -> bool:
-    """Whether its control image may be made of the request's image and mask; it may still be called by an alias."""
+    """Whether its control image may be made from the request's image and mask. The ControlNet may still be an alias."""
     return (
         INPAINT_CONTROLNET in control.controlnet.lower()
         and not control.annotator
@@ -356,7 +354,7 @@ def _check_pipeline(request: GenerateRequest) -> None:
         raise InvalidField(f"is missing; the pipeline {pipeline} needs one", field="controls")
     if pipeline not in HAS_CONTROLS and request.controls:
         raise InvalidField(f"{pipeline} takes no controls; leave the pipeline out", field="pipeline")
-    # The ControlNet `inpaint` takes both for itself, whatever the pipeline does.
+    # The ControlNet `inpaint` uses both, whatever the pipeline does.
     if not any(INPAINT_CONTROLNET in control.controlnet.lower() for control in request.controls):
         for field, pipelines in (("image", STARTS_FROM_IMAGE), ("mask", HAS_MASK)):
             if pipeline not in pipelines and request.HasField(field):  # type: ignore[arg-type]  # two literals

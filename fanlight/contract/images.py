@@ -1,6 +1,6 @@
-"""The images of a request, wherever they are in it. Fetches nothing and decodes no image: their bytes are opaque.
+"""Finds the images of a request, at any depth. Fetches nothing and decodes no image: their bytes are opaque.
 
-A path such as `image` or `controls[0].image` says where in a message an image is.
+A path such as `image` or `controls[0].image` is the place of an image in a message.
 """
 
 import base64
@@ -15,7 +15,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from fanlight.common.v1.common_pb2 import ImageSource
-from fanlight.contract.digests import parse_digest, parse_scope
+from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.errors import InvalidField
 
 _SCHEME = "data:"
@@ -26,7 +26,7 @@ _IMAGE = ImageSource.DESCRIPTOR.full_name
 def images_of(message: Message) -> Iterator[tuple[str, ImageSource]]:
     """Every image that is set, with its path, in the order of field numbers. The messages themselves, not copies.
 
-    Looks through nested and repeated messages, not into an Any or a map.
+    Searches nested and repeated messages, but no Any and no map.
     """
     for field, value in message.ListFields():
         if not _may_hold_images(field):
@@ -92,22 +92,22 @@ def _no_image(message: Message, path: str) -> InvalidField:
     return InvalidField(f"leads to no image of {message.DESCRIPTOR.full_name}", field=path)
 
 
-def check_source(picture: ImageSource, field: str) -> None:
+def check_source(source: ImageSource, field: str) -> None:
     """InvalidField, at or below the field, unless it has bytes, the digest of a blob, or a `data:` URL with bytes."""
-    if picture.WhichOneof("source") == "blob":
-        parse_scope(picture.blob.scope, field=f"{field}.blob.scope")
-        parse_digest(picture.blob.digest, field=f"{field}.blob.digest")
+    if source.WhichOneof("source") == "blob":
+        parse_scope(source.blob.scope, field=f"{field}.blob.scope")
+        parse_digest(source.blob.digest, field=f"{field}.blob.digest")
     else:
-        data_of(picture, field)
+        data_of(source, field)
 
 
-def data_of(picture: ImageSource, field: str) -> bytes:
+def data_of(source: ImageSource, field: str) -> bytes:
     """The bytes in the request, as `data` or in a `data:` URL. InvalidField, at or below the field, for none."""
-    match picture.WhichOneof("source"):
+    match source.WhichOneof("source"):
         case "data":
-            data = picture.data
+            data = source.data
         case "url":
-            data = _decoded(picture.url, f"{field}.url")
+            data = _decoded(source.url, f"{field}.url")
         case "blob":
             raise InvalidField("is a blob; its bytes are not in the request", field=field)
         case _:

@@ -1,4 +1,4 @@
-"""Reads A1111's prompt syntax. No tokens, no torch; a mistake is refused with its place in the prompt.
+"""Parses A1111's prompt syntax. No tokens, no torch; a syntax error names its place in the prompt.
 
 `(more)` and `[less]`, `(so much:1.3)`, `\\(` for a bracket itself, `BREAK` for a new part, `<lora:name:weight>`.
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NoReturn
 
-from fanlight.contract.fields import check_characters, format_number
 from fanlight.contract.limits import (
     LORA_WEIGHT_LIMIT,
     LORAS_LIMIT,
@@ -20,6 +19,8 @@ from fanlight.contract.limits import (
     PROMPT_DEPTH_LIMIT,
     PROMPT_PARTS_LIMIT,
     PROMPT_WEIGHT_LIMIT,
+    check_characters,
+    format_number,
 )
 from fanlight.errors import InvalidField
 
@@ -42,13 +43,13 @@ _TOKEN = re.compile(
 _EDITING = re.compile(r":\s*[\d.]+\s*$|\|")
 _PAIRS = {"(": ")", "[": "]"}
 _WORD = re.compile(r"\w+")
-# As Unicode has them, which CLIP's tokenizer goes by; for Python four control characters are spaces too.
+# Unicode's spaces, as in CLIP's tokenizer; Python also counts four control characters.
 _SPACES = re.compile(r"[^\S\x1c-\x1f]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Text of one weight."""
+class PromptSegment:
+    """Text with one weight."""
 
     text: str
     weight: float
@@ -59,15 +60,15 @@ class LoraTag:
     name: str
     unet_weight: float
     text_weight: float
-    # From where to where it stands in the prompt, counted from 0.
+    # Its start and end in the prompt, counted from 0.
     at: int
     end: int
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPrompt:
+class ParsedPrompt:
     # Between two BREAKs, segments in order; at least one part, which may have none.
-    parts: tuple[tuple[Segment, ...], ...]
+    parts: tuple[tuple[PromptSegment, ...], ...]
     loras: tuple[LoraTag, ...]
 
 
@@ -80,39 +81,39 @@ class _Open:
         self.first = first
 
 
-# A prompt is read several times between a request and its tasks; each kept one may take a megabyte.
-READ_PROMPTS_KEPT = 16
+# A prompt is parsed several times between a request and its tasks; a cached one may take a megabyte.
+PARSED_PROMPTS_CACHED = 16
 
 
-@lru_cache(maxsize=READ_PROMPTS_KEPT)
-def read_prompt(text: str, field: str) -> ReadPrompt:
+@lru_cache(maxsize=PARSED_PROMPTS_CACHED)
+def parse_prompt(text: str, field: str) -> ParsedPrompt:
     """InvalidField about the field, which names the character, counted from 1."""
-    return _Reader(text, field).read()
+    return _Parser(text, field).parse()
 
 
-def check_prompt(text: str, field: str) -> ReadPrompt:
-    """The prompt, read. TooLarge for more than 10,000 characters, InvalidField for a mistake or too many parts."""
+def check_prompt(text: str, field: str) -> ParsedPrompt:
+    """The parsed prompt. TooLarge for more than 10,000 characters, InvalidField for a mistake or too many parts."""
     check_characters(text, PROMPT_CHARACTERS_LIMIT, field=field)
-    read = read_prompt(text, field)
-    if (parts := most_parts(read)) > PROMPT_PARTS_LIMIT:
+    parsed = parse_prompt(text, field)
+    if (parts := most_parts(parsed)) > PROMPT_PARTS_LIMIT:
         raise InvalidField(
             f"may fill {parts} parts of {PART_TOKENS} tokens; at most {PROMPT_PARTS_LIMIT} are taken: shorten it, "
             "or use fewer BREAKs",
             field=field,
         )
-    return read
+    return parsed
 
 
-def most_parts(prompt: ReadPrompt) -> int:
-    """How many parts of 75 tokens the prompt fills at most, whatever the vocabulary of its CLIP encoder.
+def most_parts(prompt: ParsedPrompt) -> int:
+    """An upper bound of the parts of 75 tokens that the prompt fills, whatever the vocabulary of the CLIP encoder.
 
     A byte-level token has at least one byte of the text as CLIP normalizes it, and each BREAK begins a part. Embeddings
-    may add to it: how many vectors one has, only the worker knows.
+    may add to it: only the worker knows how many vectors one has.
     """
     return sum(max(1, math.ceil(_normalized_bytes(part) / PART_TOKENS)) for part in prompt.parts)
 
 
-def _normalized_bytes(part: tuple[Segment, ...]) -> int:
+def _normalized_bytes(part: tuple[PromptSegment, ...]) -> int:
     """Of the text in UTF-8, without spaces: as CLIP's tokenizer normalizes it, NFC and lower case."""
     texts = (segment.text if segment.text.isascii() else _normalized(segment.text) for segment in part)
     return sum(len(_SPACES.sub("", text).encode()) for text in texts)
@@ -123,14 +124,14 @@ def _normalized(text: str) -> str:
 
 
 def loras_in(prompt: str) -> list[str]:
-    """The LoRAs that a prompt names, in order. InvalidField, field `prompt`, for a prompt that cannot be read."""
-    return [tag.name for tag in read_prompt(prompt, "prompt").loras]
+    """The LoRAs that a prompt names, in order. InvalidField, field `prompt`, for a prompt that cannot be parsed."""
+    return [tag.name for tag in parse_prompt(prompt, "prompt").loras]
 
 
 def with_loras_renamed(prompt: str, rename: Callable[[str], str]) -> str:
-    """The prompt with each LoRA called as `rename` says. InvalidField for a prompt that cannot be read."""
+    """The prompt with each LoRA renamed by `rename`. InvalidField for a prompt that cannot be parsed."""
     pieces, end = [], 0
-    for tag in read_prompt(prompt, "prompt").loras:
+    for tag in parse_prompt(prompt, "prompt").loras:
         name_at = prompt.index(":", tag.at) + 1
         pieces += [prompt[end:name_at], rename(tag.name)]
         end = next(at for at in range(name_at, tag.end) if prompt[at] in ":>")
@@ -147,13 +148,13 @@ def without_loras(prompt: str, tags: Iterable[LoraTag]) -> str:
 
 
 def words_in(text: str, names: Iterable[str]) -> list[str]:
-    """Those of the names that stand in the text as whole words, in any case, as embeddings do in prompts."""
+    """The names that occur in the text as whole words, in any case, as embeddings do in prompts."""
     words = frozenset(_WORD.findall(text.lower()))
     perhaps = (name for name in names if words.issuperset(_WORD.findall(name.lower())))
     return [name for name in perhaps if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)]
 
 
-class _Reader:
+class _Parser:
     def __init__(self, text: str, field: str) -> None:
         self._text = text
         self._field = field
@@ -162,13 +163,13 @@ class _Reader:
         self._open: list[_Open] = []
         self._loras: list[LoraTag] = []
 
-    def read(self) -> ReadPrompt:
+    def parse(self) -> ParsedPrompt:
         for match in _TOKEN.finditer(self._text):
             self._take(match)
         if self._open:
             last = self._open[-1]
             self._refuse(last.at, f"{last.bracket!r} is never closed; for the bracket itself write '\\{last.bracket}'")
-        return ReadPrompt(tuple(_merged(part) for part in _split(self._segments)), tuple(self._loras))
+        return ParsedPrompt(tuple(_merged(part) for part in _split(self._segments)), tuple(self._loras))
 
     def _take(self, match: re.Match[str]) -> None:
         at = match.start()
@@ -253,12 +254,12 @@ def _split(segments: list[tuple[str, float] | None]) -> Iterator[list[tuple[str,
     yield part
 
 
-def _merged(part: list[tuple[str, float]]) -> tuple[Segment, ...]:
-    """Neighbours of one weight as one text, so that words are not torn apart before they are tokens."""
-    merged: list[Segment] = []
+def _merged(part: list[tuple[str, float]]) -> tuple[PromptSegment, ...]:
+    """Joins adjacent segments of equal weight, so that words are not split before they are tokenized."""
+    merged: list[PromptSegment] = []
     for text, weight in part:
         if merged and merged[-1].weight == weight:
-            merged[-1] = Segment(merged[-1].text + text, weight)
+            merged[-1] = PromptSegment(merged[-1].text + text, weight)
         else:
-            merged.append(Segment(text, weight))
+            merged.append(PromptSegment(text, weight))
     return tuple(segment for segment in merged if segment.text.strip())

@@ -1,4 +1,4 @@
-"""The schedulers that a request may name, in every spelling, and which noise schedules each can follow. No torch.
+"""The schedulers that a request may name, in all spellings, and the noise schedules that each supports. No torch.
 
 Spellings: diffusers' classes, A1111's names and aliases, k-diffusion's functions, ComfyUI's and Civitai's.
 """
@@ -12,7 +12,7 @@ from fanlight.contract.names import near_names
 from fanlight.errors import InvalidField, NotFound
 
 KARRAS, EXPONENTIAL, SGM_UNIFORM = "karras", "exponential", "sgm_uniform"
-# What each sets in a diffusers scheduler, as diffusers' own table of A1111's names says.
+# The options of a diffusers scheduler for each, from diffusers' table of A1111's names.
 NOISE_SCHEDULES: Mapping[str, Mapping[str, object]] = {
     KARRAS: {"use_karras_sigmas": True, "use_exponential_sigmas": False},
     EXPONENTIAL: {"use_karras_sigmas": False, "use_exponential_sigmas": True},
@@ -26,7 +26,7 @@ _SIGMAS = (KARRAS, EXPONENTIAL)
 _ALL = (KARRAS, EXPONENTIAL, SGM_UNIFORM)
 _SPACING = (SGM_UNIFORM,)
 
-# By diffusers' class: its module, and which noise schedules it can follow.
+# By diffusers' class: its module, and the noise schedules that it supports.
 CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "DDIMScheduler": ("scheduling_ddim", _SPACING),
     "DDPMScheduler": ("scheduling_ddpm", _SPACING),
@@ -51,7 +51,7 @@ CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerName:
-    """`options` go over the checkpoint's own config; `a1111` is what it is called there, empty where it is not."""
+    """`options` override the checkpoint's scheduler config; `a1111` is its name there, empty where it has none."""
 
     cls: str
     a1111: str = ""
@@ -92,7 +92,7 @@ SHORT_NAMES: Mapping[str, SchedulerName] = {
 
 SCHEDULERS: Mapping[str, SchedulerName] = {**SHORT_NAMES, **{cls: _name(cls) for cls in CLASSES}}
 
-# Other spellings, without what `_key` takes off: k-diffusion's, ComfyUI's and Civitai's.
+# Other spellings as `_key` normalizes them: k-diffusion's, ComfyUI's and Civitai's.
 _OTHER_SPELLINGS: Mapping[str, str] = {
     "plms": "pndm",
     "eulerancestral": "euler_a",
@@ -120,7 +120,7 @@ _SCHEDULE_KEYS: Mapping[str, str] = {
     "normal": "",
     "automatic": "",
 }
-# What may stand behind a scheduler's name.
+# What a scheduler's name may end with.
 _ENDINGS = ("karras", "exponential", "sgmuniform", "normal")
 
 
@@ -141,7 +141,7 @@ def resolve(name: str, noise_schedule: str = "") -> tuple[str, str]:
     """A name of SCHEDULERS and a noise schedule, from any spelling: `DPM++ 2M Karras`, `k_euler_a`, a class.
 
     An empty name means `ddim`, an empty schedule in the answer the scheduler's own. NotFound, field `scheduler` or
-    `noise_schedule`, names near ones; InvalidField, field `noise_schedule`, where the two do not go together.
+    `noise_schedule`, names near ones; InvalidField, field `noise_schedule`, where the scheduler does not support it.
     """
     base, ending = _split(_key(name) if name.strip() else DEFAULT_SCHEDULER)
     if not base:
@@ -157,14 +157,15 @@ def _split(key: str) -> tuple[str, str]:
     return _BY_KEY.get(key.removesuffix(ending), ""), ending
 
 
-def _schedule(base: str, ending: str, asked: str) -> str:
-    key = _key(asked)
+def _schedule(base: str, ending: str, requested: str) -> str:
+    key = _key(requested)
     if key and key not in _SCHEDULE_KEYS:
         raise NotFound(
-            f"there is no noise schedule {asked[:80]!r}; there are {', '.join(NOISE_SCHEDULES)}", field="noise_schedule"
+            f"there is no noise schedule {requested[:80]!r}; there are {', '.join(NOISE_SCHEDULES)}",
+            field="noise_schedule",
         )
     if key and ending and key not in ("automatic", ending):
-        raise InvalidField(f"is {asked[:80]}, and the scheduler's name says {ending}", field="noise_schedule")
+        raise InvalidField(f"is {requested[:80]}, and the scheduler's name says {ending}", field="noise_schedule")
     schedule = _SCHEDULE_KEYS.get(key, "") or _SCHEDULE_KEYS.get(ending, "")
     can = CLASSES[SCHEDULERS[base].cls][1]
     if schedule and schedule not in can:

@@ -25,7 +25,7 @@ from services.kernel.config import CommonSettings
 from services.kernel.rpc_server import RpcServer
 from tests.fakes.memory_blobs import MemoryBlobs
 
-PICTURE = b"\x89PNG\r\n\x1a\n a picture that was asked for"
+IMAGE_BYTES = b"\x89PNG\r\n\x1a\n an image that was requested"
 FIRST_SEED = 100
 
 
@@ -129,7 +129,7 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
             job.failure.CopyFrom(Failure(reason="INVALID_FIELD", message="is too odd", field="generation.prompt"))
             return
         job.state = pb.Job.STATE_SUCCEEDED
-        info = self.blobs.put(PICTURE)
+        info = self.blobs.put(IMAGE_BYTES)
         first = job.generation.seed or FIRST_SEED
         for index in range(job.generation.count or 1):
             blob = Blob(scope=info.scope, digest=info.digest, size_bytes=info.size_bytes, media_type="image/png")

@@ -4,15 +4,15 @@ import asyncio
 import sys
 from pathlib import Path
 
+from fanlight.cli import up
 from fanlight.cli.output import say
-from fanlight.cli.up import command
-from fanlight.cli.up.plan import Addresses, Plan
+from fanlight.cli.service_plan import Addresses, ProcessPlan
 
 SERVICE = Path(__file__).with_name("service_process.py")
 
 
 def command_of(diary: Path, **how: str):
-    """What a Plan starts instead of the real services; `how` by the service's name."""
+    """What a ProcessPlan starts instead of the real services; `how` by the service's name."""
     return lambda name: (sys.executable, "-SE", str(SERVICE), name, str(diary), how.get(name, ""))
 
 
@@ -22,5 +22,5 @@ async def at_once(addresses: Addresses) -> None:
 
 if __name__ == "__main__":
     data, diary = map(Path, sys.argv[1:])
-    plan = Plan(data=data, http="127.0.0.1:0", grpc="127.0.0.1:0", tell=say, command=command_of(diary))
-    asyncio.run(command.stay(plan, arrival=at_once, as_json=False))
+    plan = ProcessPlan(data=data, http="127.0.0.1:0", grpc="127.0.0.1:0", report=say, command=command_of(diary))
+    asyncio.run(up.run_until_signal(plan, wait_ready=at_once, as_json=False))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fanlight.cli.up.datalock import locked
+from fanlight.cli.service_plan import locked
 
 DEMO = Path(__file__).parents[2] / "demo" / "run.py"
 
@@ -33,11 +33,11 @@ def all_have_gone(out: Path) -> bool:
         return True
 
 
-def test_the_demo_writes_its_pictures_tells_its_times_and_leaves_nothing_running(tmp_path, tiny_models):
+def test_the_demo_writes_images_prints_its_times_and_leaves_no_process(tmp_path, tiny_models):
     done = run(tmp_path / "out", FANLIGHT_DIFFUSION_MODELS=str(tiny_models))
 
     assert done.returncode == 0, done.stderr
-    for name in ("painted-1", "painted-2", "painted-3", "painted-4", "painted-outline"):
+    for name in ("generated-1", "generated-2", "generated-3", "generated-4", "generated-outline"):
         assert Image.open(tmp_path / "out" / f"{name}.png").size == (64, 64)
     assert Image.open(tmp_path / "out" / "annotated-canny.png").size == (400, 400)
     assert Image.open(tmp_path / "out" / "control-canny.png").size == (64, 64)

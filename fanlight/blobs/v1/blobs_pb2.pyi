@@ -50,9 +50,9 @@ class WriteBlobHeader(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     scope: builtins.str
     digest: builtins.str
-    """What the bytes must hash to; empty lets the service tell."""
+    """The digest that the bytes must have; empty: the service computes it."""
     size_bytes: builtins.int
-    """What the bytes must add up to; 0 leaves it open."""
+    """The size that the bytes must have; 0: any size."""
     def __init__(
         self,
         *,
@@ -93,7 +93,7 @@ class ReadBlobRequest(google.protobuf.message.Message):
     digest: builtins.str
     offset_bytes: builtins.int
     limit_bytes: builtins.int
-    """How many bytes to send at most; 0 means to the end."""
+    """The most bytes to send; 0 means to the end."""
     def __init__(
         self,
         *,
@@ -156,12 +156,12 @@ class PrepareUploadResponse(google.protobuf.message.Message):
     HEADERS_FIELD_NUMBER: builtins.int
     IS_KEPT_FIELD_NUMBER: builtins.int
     url: builtins.str
-    """Send the bytes with PUT; empty where there is nothing to send to."""
+    """Send the bytes there with PUT. Empty: there is no such URL."""
     is_kept: builtins.bool
-    """The service has the blob already."""
+    """The blob is stored already; nothing needs to be sent."""
     @property
     def headers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___UploadHeader]:
-        """To be sent along, exactly these."""
+        """The headers to send with the PUT, exactly these."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class HasBlobsResponse(google.protobuf.message.Message):
     DIGESTS_FIELD_NUMBER: builtins.int
     @property
     def digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Those of the request's digests that are kept, in the request's order."""
+        """The digests of the request that are stored, in the request's order."""
 
     def __init__(
         self,

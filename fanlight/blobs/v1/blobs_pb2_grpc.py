@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class BlobServiceStub(object):
-    """Keeps bytes under their sha256. Clients and workers may both call it.
+    """Stores bytes by their sha256. Clients and workers may both call it.
     """
 
     def __init__(self, channel):
@@ -63,14 +63,14 @@ class BlobServiceStub(object):
 
 
 class BlobServiceServicer(object):
-    """Keeps bytes under their sha256. Clients and workers may both call it.
+    """Stores bytes by their sha256. Clients and workers may both call it.
     """
 
     def WriteBlob(self, request_iterator, context):
-        """Stores one blob from a header and its chunks, in order. Writing bytes that are already there succeeds.
-        The blob is readable when the answer arrives, and not visible before. It is durable once a call that names it is
-        answered: CreateJob, CompleteTask, HasBlobs.
-        INVALID_ARGUMENT: no header first, or bytes that do not have the header's digest or size.
+        """Stores one blob from a header and its chunks, in order. Writing a blob again succeeds.
+        The blob is readable once the response has arrived, and not before. It is durable once a call that names it has
+        returned: CreateJob, CompleteTask, HasBlobs.
+        INVALID_ARGUMENT: the header is not first, or the bytes do not have the header's digest or size.
         RESOURCE_EXHAUSTED: larger than the service's limit, or the disk budget is used up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -79,24 +79,24 @@ class BlobServiceServicer(object):
 
     def ReadBlob(self, request, context):
         """Streams a blob from an offset. The first message describes the blob, the others carry its bytes.
-        NOT_FOUND: no such blob in that scope. OUT_OF_RANGE: an offset past its end.
+        NOT_FOUND: no such blob in that scope. OUT_OF_RANGE: the offset is past its end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PrepareUpload(self, request, context):
-        """Where to send a blob's bytes past the gateway: an address that takes them for a while, without any credentials.
-        An empty one means that the service has none to give, or has the blob already: use WriteBlob, or do nothing.
-        INVALID_ARGUMENT: no digest or no size. RESOURCE_EXHAUSTED: larger than the service's limit.
+        """Returns a URL of the storage itself that accepts a blob's bytes for a limited time, without credentials.
+        Empty if the storage has no such URLs (use WriteBlob) or the blob is stored already (`is_kept`).
+        INVALID_ARGUMENT: the digest or the size is missing. RESOURCE_EXHAUSTED: larger than the service's limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PrepareRead(self, request, context):
-        """Where to GET a blob's bytes past the gateway: an address that gives them for a while, without any credentials.
-        An empty one means that the service has none to give: use ReadBlob. It understands `Range`.
+        """Returns a URL of the storage itself that serves a blob's bytes for a limited time, without credentials. It supports
+        `Range`. Empty if the storage has no such URLs: use ReadBlob.
         NOT_FOUND: no such blob in that scope.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -104,7 +104,7 @@ class BlobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def HasBlobs(self, request, context):
-        """Says which of the digests are kept. Asks about at most 1,000.
+        """Returns which of the digests are stored. At most 1,000 digests a call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +147,7 @@ def add_BlobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BlobService(object):
-    """Keeps bytes under their sha256. Clients and workers may both call it.
+    """Stores bytes by their sha256. Clients and workers may both call it.
     """
 
     @staticmethod

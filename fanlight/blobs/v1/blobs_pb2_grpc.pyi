@@ -106,7 +106,7 @@ _BlobServiceHasBlobsType = typing_extensions.TypeVar(
 )
 
 class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceReadBlobType, _BlobServicePrepareUploadType, _BlobServicePrepareReadType, _BlobServiceHasBlobsType]):
-    """Keeps bytes under their sha256. Clients and workers may both call it."""
+    """Stores bytes by their sha256. Clients and workers may both call it."""
 
     @typing.overload
     def __init__(self: BlobServiceStub[
@@ -157,32 +157,32 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
     ], channel: grpc.aio.Channel) -> None: ...
 
     WriteBlob: _BlobServiceWriteBlobType
-    """Stores one blob from a header and its chunks, in order. Writing bytes that are already there succeeds.
-    The blob is readable when the answer arrives, and not visible before. It is durable once a call that names it is
-    answered: CreateJob, CompleteTask, HasBlobs.
-    INVALID_ARGUMENT: no header first, or bytes that do not have the header's digest or size.
+    """Stores one blob from a header and its chunks, in order. Writing a blob again succeeds.
+    The blob is readable once the response has arrived, and not before. It is durable once a call that names it has
+    returned: CreateJob, CompleteTask, HasBlobs.
+    INVALID_ARGUMENT: the header is not first, or the bytes do not have the header's digest or size.
     RESOURCE_EXHAUSTED: larger than the service's limit, or the disk budget is used up.
     """
 
     ReadBlob: _BlobServiceReadBlobType
     """Streams a blob from an offset. The first message describes the blob, the others carry its bytes.
-    NOT_FOUND: no such blob in that scope. OUT_OF_RANGE: an offset past its end.
+    NOT_FOUND: no such blob in that scope. OUT_OF_RANGE: the offset is past its end.
     """
 
     PrepareUpload: _BlobServicePrepareUploadType
-    """Where to send a blob's bytes past the gateway: an address that takes them for a while, without any credentials.
-    An empty one means that the service has none to give, or has the blob already: use WriteBlob, or do nothing.
-    INVALID_ARGUMENT: no digest or no size. RESOURCE_EXHAUSTED: larger than the service's limit.
+    """Returns a URL of the storage itself that accepts a blob's bytes for a limited time, without credentials.
+    Empty if the storage has no such URLs (use WriteBlob) or the blob is stored already (`is_kept`).
+    INVALID_ARGUMENT: the digest or the size is missing. RESOURCE_EXHAUSTED: larger than the service's limit.
     """
 
     PrepareRead: _BlobServicePrepareReadType
-    """Where to GET a blob's bytes past the gateway: an address that gives them for a while, without any credentials.
-    An empty one means that the service has none to give: use ReadBlob. It understands `Range`.
+    """Returns a URL of the storage itself that serves a blob's bytes for a limited time, without credentials. It supports
+    `Range`. Empty if the storage has no such URLs: use ReadBlob.
     NOT_FOUND: no such blob in that scope.
     """
 
     HasBlobs: _BlobServiceHasBlobsType
-    """Says which of the digests are kept. Asks about at most 1,000."""
+    """Returns which of the digests are stored. At most 1,000 digests a call."""
 
 BlobServiceAsyncStub: typing_extensions.TypeAlias = BlobServiceStub[
     grpc.aio.StreamUnaryMultiCallable[
@@ -208,7 +208,7 @@ BlobServiceAsyncStub: typing_extensions.TypeAlias = BlobServiceStub[
 ]
 
 class BlobServiceServicer(metaclass=abc.ABCMeta):
-    """Keeps bytes under their sha256. Clients and workers may both call it."""
+    """Stores bytes by their sha256. Clients and workers may both call it."""
 
     @abc.abstractmethod
     def WriteBlob(
@@ -216,10 +216,10 @@ class BlobServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[fanlight.blobs.v1.blobs_pb2.WriteBlobRequest],
         context: _ServicerContext,
     ) -> typing.Union[fanlight.blobs.v1.blobs_pb2.WriteBlobResponse, collections.abc.Awaitable[fanlight.blobs.v1.blobs_pb2.WriteBlobResponse]]:
-        """Stores one blob from a header and its chunks, in order. Writing bytes that are already there succeeds.
-        The blob is readable when the answer arrives, and not visible before. It is durable once a call that names it is
-        answered: CreateJob, CompleteTask, HasBlobs.
-        INVALID_ARGUMENT: no header first, or bytes that do not have the header's digest or size.
+        """Stores one blob from a header and its chunks, in order. Writing a blob again succeeds.
+        The blob is readable once the response has arrived, and not before. It is durable once a call that names it has
+        returned: CreateJob, CompleteTask, HasBlobs.
+        INVALID_ARGUMENT: the header is not first, or the bytes do not have the header's digest or size.
         RESOURCE_EXHAUSTED: larger than the service's limit, or the disk budget is used up.
         """
 
@@ -230,7 +230,7 @@ class BlobServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fanlight.blobs.v1.blobs_pb2.ReadBlobResponse], collections.abc.AsyncIterator[fanlight.blobs.v1.blobs_pb2.ReadBlobResponse]]:
         """Streams a blob from an offset. The first message describes the blob, the others carry its bytes.
-        NOT_FOUND: no such blob in that scope. OUT_OF_RANGE: an offset past its end.
+        NOT_FOUND: no such blob in that scope. OUT_OF_RANGE: the offset is past its end.
         """
 
     @abc.abstractmethod
@@ -239,9 +239,9 @@ class BlobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.blobs.v1.blobs_pb2.PrepareUploadRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse, collections.abc.Awaitable[fanlight.blobs.v1.blobs_pb2.PrepareUploadResponse]]:
-        """Where to send a blob's bytes past the gateway: an address that takes them for a while, without any credentials.
-        An empty one means that the service has none to give, or has the blob already: use WriteBlob, or do nothing.
-        INVALID_ARGUMENT: no digest or no size. RESOURCE_EXHAUSTED: larger than the service's limit.
+        """Returns a URL of the storage itself that accepts a blob's bytes for a limited time, without credentials.
+        Empty if the storage has no such URLs (use WriteBlob) or the blob is stored already (`is_kept`).
+        INVALID_ARGUMENT: the digest or the size is missing. RESOURCE_EXHAUSTED: larger than the service's limit.
         """
 
     @abc.abstractmethod
@@ -250,8 +250,8 @@ class BlobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.blobs.v1.blobs_pb2.PrepareReadRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.blobs.v1.blobs_pb2.PrepareReadResponse, collections.abc.Awaitable[fanlight.blobs.v1.blobs_pb2.PrepareReadResponse]]:
-        """Where to GET a blob's bytes past the gateway: an address that gives them for a while, without any credentials.
-        An empty one means that the service has none to give: use ReadBlob. It understands `Range`.
+        """Returns a URL of the storage itself that serves a blob's bytes for a limited time, without credentials. It supports
+        `Range`. Empty if the storage has no such URLs: use ReadBlob.
         NOT_FOUND: no such blob in that scope.
         """
 
@@ -261,6 +261,6 @@ class BlobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.blobs.v1.blobs_pb2.HasBlobsResponse, collections.abc.Awaitable[fanlight.blobs.v1.blobs_pb2.HasBlobsResponse]]:
-        """Says which of the digests are kept. Asks about at most 1,000."""
+        """Returns which of the digests are stored. At most 1,000 digests a call."""
 
 def add_BlobServiceServicer_to_server(servicer: BlobServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

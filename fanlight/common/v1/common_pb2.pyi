@@ -18,7 +18,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class Blob(google.protobuf.message.Message):
-    """Bytes kept under their digest. The same bytes in the same scope are the same blob."""
+    """Bytes that are stored by their digest. The same bytes in the same scope are the same blob."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -27,12 +27,12 @@ class Blob(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
     scope: builtins.str
-    """Who shares the blob; empty means `default`."""
+    """Whose blob it is: a tenant's name; empty means `default`."""
     digest: builtins.str
     """`sha256:` and 64 lower-case hexadecimal digits."""
     size_bytes: builtins.int
     media_type: builtins.str
-    """Told from the bytes themselves, such as `image/png`; empty where unknown. Ignored in requests."""
+    """Detected from the bytes, such as `image/png`; empty if unknown. Ignored in requests."""
     def __init__(
         self,
         *,
@@ -57,10 +57,10 @@ class ImageSource(google.protobuf.message.Message):
     data: builtins.bytes
     """The encoded bytes."""
     url: builtins.str
-    """A `data:` URL. No service fetches from the network on a client's word."""
+    """A `data:` URL. No service fetches URLs from the network for a client."""
     @property
     def blob(self) -> Global___Blob:
-        """A blob written before with BlobService or `POST /v1/blobs`. Only the gateway takes this one."""
+        """A blob that was written before with BlobService or `POST /v1/blobs`. Only the gateway accepts it."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ Global___ImageSource: typing_extensions.TypeAlias = ImageSource
 
 @typing.final
 class Failure(google.protobuf.message.Message):
-    """Why a task or a job failed. Never a traceback, never the text of an unknown exception."""
+    """Why a task or a job failed. Never a traceback or the text of an unexpected exception."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -88,7 +88,7 @@ class Failure(google.protobuf.message.Message):
     """A constant in UPPER_SNAKE_CASE, as in google.rpc.ErrorInfo."""
     message: builtins.str
     field: builtins.str
-    """The request's field at fault, such as `generation.controls[0].annotator`; empty where none is."""
+    """The request's wrong field, such as `generation.controls[0].annotator`; empty if no field is wrong."""
     def __init__(
         self,
         *,
@@ -102,7 +102,7 @@ Global___Failure: typing_extensions.TypeAlias = Failure
 
 @typing.final
 class Span(google.protobuf.message.Message):
-    """Where time went: one named stretch of it, such as `load`, `denoise`, `encode`."""
+    """A named part of the time that a task took, such as `load`, `denoise`, `encode`."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -122,7 +122,7 @@ Global___Span: typing_extensions.TypeAlias = Span
 
 @typing.final
 class FetchProgress(google.protobuf.message.Message):
-    """Weights on their way to a node, before the work that needs them can begin."""
+    """The progress of a download of weights to a node, before the work that needs them can start."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -133,15 +133,15 @@ class FetchProgress(google.protobuf.message.Message):
     SECONDS_LEFT_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
     reference: builtins.str
-    """What is fetched, as the request or the catalog names it."""
+    """The model that is fetched, as the request or the catalog names it."""
     done_bytes: builtins.int
     total_bytes: builtins.int
     goodput_bps: builtins.float
-    """Bits a second, measured; 0 while unknown."""
+    """Measured, in bits per second; 0 while unknown."""
     seconds_left: builtins.float
     """Absent while unknown."""
     source: builtins.str
-    """The host that they come from."""
+    """The host that it is fetched from."""
     def __init__(
         self,
         *,

@@ -59,7 +59,7 @@ class Model(google.protobuf.message.Message):
         DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
         RESIDENCY_UNSPECIFIED: Model._Residency.ValueType  # 0
         RESIDENCY_REMOTE: Model._Residency.ValueType  # 1
-        """Known, and fetched when asked for."""
+        """Known, and fetched when a request needs it."""
         RESIDENCY_DISK: Model._Residency.ValueType  # 2
         RESIDENCY_RAM: Model._Residency.ValueType  # 3
         RESIDENCY_VRAM: Model._Residency.ValueType  # 4
@@ -67,7 +67,7 @@ class Model(google.protobuf.message.Message):
     class Residency(_Residency, metaclass=_ResidencyEnumTypeWrapper): ...
     RESIDENCY_UNSPECIFIED: Model.Residency.ValueType  # 0
     RESIDENCY_REMOTE: Model.Residency.ValueType  # 1
-    """Known, and fetched when asked for."""
+    """Known, and fetched when a request needs it."""
     RESIDENCY_DISK: Model.Residency.ValueType  # 2
     RESIDENCY_RAM: Model.Residency.ValueType  # 3
     RESIDENCY_VRAM: Model.Residency.ValueType  # 4
@@ -88,27 +88,27 @@ class Model(google.protobuf.message.Message):
     ALIASES_FIELD_NUMBER: builtins.int
     TEXT_ENCODER_LAYERS_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """What a request names: a short id such as `starter`, or a reference."""
+    """The name to use in requests: a short id such as `starter`, or a reference."""
     kind: builtins.str
     """`checkpoint`, `controlnet`, `lora`, `vae` or `embedding`."""
     is_default: builtins.bool
-    """Used where a request names none."""
+    """Used for requests that name no model."""
     residency: Global___Model.Residency.ValueType
-    """Only in the answers of ListModels: what a worker can do does not change with what it has loaded."""
+    """Only in the responses of ListModels: a worker's capabilities do not depend on what it has loaded."""
     size_bytes: builtins.int
     license: builtins.str
     width_px: builtins.int
     height_px: builtins.int
     size_step_px: builtins.int
     family: builtins.str
-    """For a checkpoint, the family it belongs to; for others, the family they fit. Such as `sd1` or `starter`."""
+    """The model family, such as `sd1` or `starter`; for other kinds, the family that they are made for."""
     sha256: builtins.str
-    """Of its weights, 64 lower-case hexadecimal digits; empty where not known yet."""
+    """Of its weights, 64 lower-case hexadecimal digits; empty while unknown."""
     text_encoder_layers: builtins.int
-    """For a checkpoint: the largest `clip_skip`; 0 where not known yet."""
+    """For a checkpoint: the largest `clip_skip`; 0 while unknown."""
     @property
     def pipelines(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """For a checkpoint: what it can run, its own size, and what width and height must be multiples of."""
+        """For a checkpoint: the pipelines that it supports, its native size, and what width and height must be multiples of."""
 
     @property
     def schedulers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
@@ -142,7 +142,7 @@ Global___Model: typing_extensions.TypeAlias = Model
 @typing.final
 class GenerateRequest(google.protobuf.message.Message):
     """What to generate. The same message goes from client to worker: the gateway fills in what depends on the fleet, such as
-    model, scheduler, pipeline and ControlNets, and gives each of `count` images to a task of its own.
+    model, scheduler, pipeline and ControlNets, and makes one task for each of the `count` images.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -181,8 +181,8 @@ class GenerateRequest(google.protobuf.message.Message):
     model: builtins.str
     """A checkpoint's id; empty means the default one."""
     pipeline: builtins.str
-    """`text2img`, `img2img`, `inpaint`, `controlnet`, `controlnet_img2img` or `controlnet_inpaint`; empty is told from what
-    else is set.
+    """`text2img`, `img2img`, `inpaint`, `controlnet`, `controlnet_img2img` or `controlnet_inpaint`; empty: chosen by the
+    other fields.
     """
     prompt: builtins.str
     """Weights as in A1111: `(more)`, `[less]`, `(so much:1.3)`, escaped as `\\(`; `BREAK`; `<lora:name:weight>`; embeddings
@@ -190,75 +190,71 @@ class GenerateRequest(google.protobuf.message.Message):
     """
     negative_prompt: builtins.str
     width_px: builtins.int
-    """Both 0 give the size of `image`, as near as the model can, or without one the model's own size."""
+    """Both 0: the size of `image`, rounded to what the model supports, or the model's native size."""
     height_px: builtins.int
     steps: builtins.int
     """Model steps, 1 to 150. Absent means 20."""
     guidance_scale: builtins.float
-    """Classifier-free guidance, 0 to 30; 1 and below means none. Absent means 5."""
+    """Scale of classifier-free guidance, 0 to 30; 1 and below means no guidance. Absent means 5."""
     scheduler: builtins.str
     """A short name such as `euler_a` or `dpmpp_2m_karras`, A1111's such as `DPM++ 2M Karras`, or a diffusers class name;
     empty means `ddim`. ListModels has all short names.
     """
     seed: builtins.int
-    """The first image's seed; the next ones count up, unless a variation seed does. Absent means random ones; the answer
-    reports them.
+    """The first image's seed; the next images count it up, unless they count up the variation seed. Absent means random
+    seeds; the response reports them.
     """
     preview_every_steps: builtins.int
-    """A preview every so many steps; 0 means none."""
+    """Send a preview every this many steps; 0 means no previews."""
     strength: builtins.float
-    """How much of `image` is painted over, above 0 to 1. Absent means 0.8 for img2img and 1 for inpaint."""
+    """How much of `image` is replaced, above 0 to 1. Absent means 0.8 for img2img and 1 for inpaint."""
     resize: builtins.str
-    """How pictures of another aspect come to the size: `crop` what is over, `stretch`, or `pad` with black; empty means
-    `crop`.
-    """
+    """How images of another aspect ratio are fitted to the size: `crop`, `stretch`, or `pad` with black; empty means `crop`."""
     guess_mode: builtins.bool
-    """ControlNets condition the prompt's side alone, deeper blocks more strongly; a prompt may be empty then."""
+    """ControlNets condition only the prompt's noise prediction, deeper blocks more strongly; the prompt may be empty."""
     vae: builtins.str
     """A VAE's id; empty means the checkpoint's own."""
     clip_skip: builtins.int
-    """Which layer of the text encoder counts from the end: 1 is the last one, 2 the one before. Absent means 1, or 2 where
-    a ControlNet was trained so.
+    """The text encoder's layer to use, counted from the end: 1 is the last one, 2 the one before. Absent means 1, or 2 for
+    a ControlNet that was trained with 2.
     """
     noise_schedule: builtins.str
-    """How noise falls from step to step, whatever the scheduler's own is: `karras`, `exponential` or `sgm_uniform`; empty
-    means the scheduler's own.
-    """
+    """The noise schedule: `karras`, `exponential` or `sgm_uniform`; empty means the scheduler's own."""
     eta: builtins.float
-    """How much noise ddim adds in every step, 0 to 1. Absent means 0."""
+    """The noise that ddim adds in each step, 0 to 1. Absent means 0."""
     format: builtins.str
     """`png`, `webp` or `jpeg`; empty means `png`."""
     quality: builtins.int
     """Of webp and jpeg, 1 to 100; webp with 100 is lossless. Absent means 90."""
     safety_checker: builtins.str
-    """`off`, `flag`, `blur` or `block`; empty means what the worker is set to."""
+    """`off`, `flag`, `blur` or `block`; empty means the worker's setting."""
     strict: builtins.bool
-    """Alone in its batch, so that the same device gives the same bits every time."""
+    """Run alone, not in a batch with other images, so that the same device gives the same bits every time."""
     count: builtins.int
     """How many images, 1 to 32. Absent means 1. A call to a worker makes one image."""
     variation_seed: builtins.int
     """A second seed, whose noise is mixed into the first one's by `variation_strength`. With a strength above 0 it counts up
-    from image to image and `seed` stays, as in A1111. Absent means a random one.
+    from image to image and `seed` does not, as in A1111. Absent means a random one.
     """
     variation_strength: builtins.float
     """From 0, the seed's noise alone, to 1, the variation seed's alone; spherical interpolation, as in A1111. Absent means 0."""
     precision: builtins.str
-    """`float32`, `float16` or `bfloat16`: what the UNet must compute in; empty takes any."""
+    """`float32`, `float16` or `bfloat16`: the number type that the UNet must compute in; empty means any."""
     @property
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Control]: ...
     @property
     def image(self) -> fanlight.common.v1.common_pb2.ImageSource:
-        """The picture to start from, for img2img and inpaint."""
+        """The image to start from, for img2img and inpaint."""
 
     @property
     def mask(self) -> fanlight.common.v1.common_pb2.ImageSource:
-        """For inpaint: what is white is painted anew, what is black stays. Scaled and cut as `image` is."""
+        """For inpaint: white is replaced, black stays. Resized in the same way as `image`."""
 
     @property
     def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LoraUse]: ...
     @property
     def embeddings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Ids of embeddings that the prompts name; those that a prompt names and the worker holds need not be listed."""
+        """Ids of embeddings that the prompts name. Those that the worker has need not be listed."""
 
     def __init__(
         self,
@@ -322,7 +318,7 @@ Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
 
 @typing.final
 class LoraUse(google.protobuf.message.Message):
-    """A LoRA and how strongly it is applied."""
+    """A LoRA and its weights."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -353,7 +349,7 @@ Global___LoraUse: typing_extensions.TypeAlias = LoraUse
 
 @typing.final
 class Control(google.protobuf.message.Message):
-    """What an image is conditioned on, by a ControlNet."""
+    """A ControlNet and the control image that it conditions on."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -366,29 +362,29 @@ class Control(google.protobuf.message.Message):
     PARAMETERS_FIELD_NUMBER: builtins.int
     MADE_BY_FIELD_NUMBER: builtins.int
     controlnet: builtins.str
-    """A ControlNet's short id, such as `canny`. Empty: the first one that the annotator's images are made for and the
-    checkpoint's family has.
-    """
+    """A ControlNet's short id, such as `canny`. Empty: the first ControlNet for this annotator in the checkpoint's family."""
     scale: builtins.float
-    """How strongly it conditions, 0 to 2. Absent means 1."""
+    """The conditioning scale, 0 to 2. Absent means 1."""
     start: builtins.float
-    """From which to which part of the steps it conditions, 0 to 1. Absent means 0 and 1."""
+    """The fractions of the steps between which it conditions, 0 to 1. Absent means 0 and 1."""
     end: builtins.float
     annotator: builtins.str
-    """Makes the control image from `image`; only the gateway takes it. Empty: `image` is the control image."""
+    """The annotator that makes the control image from `image`; only the gateway accepts it. Empty: `image` is the control
+    image.
+    """
     @property
     def image(self) -> fanlight.common.v1.common_pb2.ImageSource:
-        """The control image, or with `annotator` the photo that it is made from. It comes to the image's size as `resize` says.
-        Absent for the ControlNet `inpaint`, whose control image is made of the request's `image` and `mask`.
+        """The control image, or with `annotator` the photo that it is made from. It is fitted to the image's size by `resize`.
+        Absent for the ControlNet `inpaint`, whose control image is made from the request's `image` and `mask`.
         """
 
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
-        """The annotator's, by name; what is left out has its default."""
+        """The annotator's parameters, by name; unset ones have their defaults."""
 
     @property
     def made_by(self) -> Global___AnnotatorUse:
-        """How the control image was made, for the image's provenance. The gateway sets it where an annotator made the image."""
+        """How the control image was made, for the image's provenance. The gateway sets it if an annotator made the image."""
 
     def __init__(
         self,
@@ -542,15 +538,17 @@ class GeneratedImage(google.protobuf.message.Message):
     NSFW_FIELD_NUMBER: builtins.int
     PROVENANCE_JSON_FIELD_NUMBER: builtins.int
     data: builtins.bytes
-    """A PNG, WebP or JPEG; with A1111's `parameters` text in it."""
+    """A PNG, WebP or JPEG, with A1111's `parameters` text in its metadata."""
     media_type: builtins.str
     seed: builtins.int
     width_px: builtins.int
     height_px: builtins.int
     nsfw: builtins.bool
-    """What the safety checker says; absent where it is off."""
+    """The safety checker's result; absent if it is off."""
     provenance_json: builtins.str
-    """JSON with all that it takes to paint the picture again: parameters, sha256 of weights and pictures, versions, device."""
+    """JSON with everything that is needed to generate the image again: parameters, sha256 of weights and images, versions,
+    device.
+    """
     def __init__(
         self,
         *,
@@ -578,7 +576,7 @@ class Done(google.protobuf.message.Message):
     def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.common.v1.common_pb2.Span]: ...
     @property
     def effective(self) -> Global___GenerateRequest:
-        """The request with everything filled in that was left open; without pictures."""
+        """The request with the defaults filled in, without images."""
 
     def __init__(
         self,

@@ -52,18 +52,18 @@ class DiffusionServiceServicer(object):
     """
 
     def ListModels(self, request, context):
-        """Lists the models this worker can paint with.
+        """Lists the models that this worker can use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Paints one picture and tells how it goes: `queued` while it waits, `step` after every step, `preview` if asked,
-        then `image`, then `done`. Ending the call stops the painting within a step.
+        """Generates one image and reports progress: `fetch` while weights are fetched, `queued` while it waits, `step` after
+        every step, `preview` if requested, then `image`, then `done`. Cancelling the call stops the work within a step.
         INVALID_ARGUMENT: a field is wrong, or newer than this worker's contract. NOT_FOUND: no such model, ControlNet, LoRA,
         VAE, embedding or scheduler.
-        RESOURCE_EXHAUSTED: too many calls waiting (with a retry delay), or a picture this device cannot hold.
+        RESOURCE_EXHAUSTED: too many calls are waiting (with a retry delay), or the image does not fit this device's memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -85,14 +85,14 @@ class DiffusionServiceStub(typing.Generic[_DiffusionServiceListModelsType, _Diff
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListModels: _DiffusionServiceListModelsType
-    """Lists the models this worker can paint with."""
+    """Lists the models that this worker can use."""
 
     Generate: _DiffusionServiceGenerateType
-    """Paints one picture and tells how it goes: `queued` while it waits, `step` after every step, `preview` if asked,
-    then `image`, then `done`. Ending the call stops the painting within a step.
+    """Generates one image and reports progress: `fetch` while weights are fetched, `queued` while it waits, `step` after
+    every step, `preview` if requested, then `image`, then `done`. Cancelling the call stops the work within a step.
     INVALID_ARGUMENT: a field is wrong, or newer than this worker's contract. NOT_FOUND: no such model, ControlNet, LoRA,
     VAE, embedding or scheduler.
-    RESOURCE_EXHAUSTED: too many calls waiting (with a retry delay), or a picture this device cannot hold.
+    RESOURCE_EXHAUSTED: too many calls are waiting (with a retry delay), or the image does not fit this device's memory.
     """
 
 DiffusionServiceAsyncStub: typing_extensions.TypeAlias = DiffusionServiceStub[
@@ -115,7 +115,7 @@ class DiffusionServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.diffusion.v1.diffusion_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.diffusion.v1.diffusion_pb2.ListModelsResponse, collections.abc.Awaitable[fanlight.diffusion.v1.diffusion_pb2.ListModelsResponse]]:
-        """Lists the models this worker can paint with."""
+        """Lists the models that this worker can use."""
 
     @abc.abstractmethod
     def Generate(
@@ -123,11 +123,11 @@ class DiffusionServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.diffusion.v1.diffusion_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fanlight.diffusion.v1.diffusion_pb2.GenerateResponse], collections.abc.AsyncIterator[fanlight.diffusion.v1.diffusion_pb2.GenerateResponse]]:
-        """Paints one picture and tells how it goes: `queued` while it waits, `step` after every step, `preview` if asked,
-        then `image`, then `done`. Ending the call stops the painting within a step.
+        """Generates one image and reports progress: `fetch` while weights are fetched, `queued` while it waits, `step` after
+        every step, `preview` if requested, then `image`, then `done`. Cancelling the call stops the work within a step.
         INVALID_ARGUMENT: a field is wrong, or newer than this worker's contract. NOT_FOUND: no such model, ControlNet, LoRA,
         VAE, embedding or scheduler.
-        RESOURCE_EXHAUSTED: too many calls waiting (with a retry delay), or a picture this device cannot hold.
+        RESOURCE_EXHAUSTED: too many calls are waiting (with a retry delay), or the image does not fit this device's memory.
         """
 
 def add_DiffusionServiceServicer_to_server(servicer: DiffusionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -37,20 +37,22 @@ class CreateJobRequest(google.protobuf.message.Message):
     DEADLINE_S_FIELD_NUMBER: builtins.int
     WEBHOOK_URL_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """Chosen by the client, at most 128 characters; makes sending again safe. Empty: every call is a new job."""
+    """Chosen by the client, at most 128 characters; makes retries safe. Empty: every call creates a new job."""
     priority: builtins.int
     """Higher goes first; -100 to 100."""
     deadline_s: builtins.float
-    """Seconds from now by which the job must have ended, else it fails with DEADLINE_EXCEEDED. 0: no deadline."""
+    """Seconds from now after which an unfinished job fails with DEADLINE_EXCEEDED. 0: no deadline."""
     webhook_url: builtins.str
-    """Who is told of the job's end, once and until it answers 2xx: an http or https URL. Signed as Standard Webhooks says."""
+    """An http or https URL that the ended job is posted to, with retries until it answers 2xx. Signed as in Standard
+    Webhooks.
+    """
     @property
     def generation(self) -> fanlight.diffusion.v1.diffusion_pb2.GenerateRequest: ...
     @property
     def annotation(self) -> fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest: ...
     @property
     def request(self) -> google.protobuf.any_pb2.Any:
-        """The request of another stage that this gateway serves."""
+        """The request of another stage that this gateway knows."""
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class CreateJobResult(google.protobuf.message.Message):
     def job(self) -> Global___Job: ...
     @property
     def failure(self) -> fanlight.common.v1.common_pb2.Failure:
-        """Why this one was refused; `reason` and `field` as in the error of CreateJob."""
+        """Why this request was refused; `reason` and `field` as in CreateJob's errors."""
 
     def __init__(
         self,
@@ -179,10 +181,10 @@ class Job(google.protobuf.message.Message):
     priority: builtins.int
     request_id: builtins.str
     tenant: builtins.str
-    """Whose it is: the name that the client's token carries."""
+    """The tenant whose token created the job."""
     webhook_url: builtins.str
     redrives: builtins.int
-    """How often it was tried anew from the dead letter list."""
+    """How often it was retried from the dead letter list."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -205,11 +207,11 @@ class Job(google.protobuf.message.Message):
     def request(self) -> google.protobuf.any_pb2.Any: ...
     @property
     def deadline_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Absent where there is none."""
+        """Absent if there is no deadline."""
 
     @property
     def estimate(self) -> Global___JobEstimate:
-        """How long it should still take; absent once the job has ended, and where nobody can tell."""
+        """When it should be ready; absent once the job has ended, and if it cannot be estimated."""
 
     def __init__(
         self,
@@ -242,7 +244,7 @@ Global___Job: typing_extensions.TypeAlias = Job
 
 @typing.final
 class Image(google.protobuf.message.Message):
-    """A finished picture of a job: painted, or for an annotation the control image."""
+    """A result of a job: a generated image, or for an annotation the control image."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -257,11 +259,11 @@ class Image(google.protobuf.message.Message):
     width_px: builtins.int
     height_px: builtins.int
     task: builtins.int
-    """The task that made it; 0 where a cached control image was used."""
+    """The task that made it; 0 for a cached control image."""
     nsfw: builtins.bool
-    """What the safety checker says; absent where it is off."""
+    """The safety checker's result; absent if it is off."""
     provenance_json: builtins.str
-    """JSON with all that it takes to paint the picture again; empty for a control image."""
+    """JSON with everything that is needed to generate the image again; empty for a control image."""
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
     def __init__(
@@ -286,7 +288,7 @@ Global___Image: typing_extensions.TypeAlias = Image
 
 @typing.final
 class ControlImage(google.protobuf.message.Message):
-    """A control image that a job's pictures were conditioned on."""
+    """A control image that a job's images were conditioned on."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -357,7 +359,7 @@ class Task(google.protobuf.message.Message):
     stage: builtins.str
     state: Global___Task.State.ValueType
     worker: builtins.str
-    """The worker that has it or ended it."""
+    """The worker that leases it, or that ended it."""
     node: builtins.str
     attempts: builtins.int
     step: builtins.int
@@ -374,15 +376,15 @@ class Task(google.protobuf.message.Message):
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def not_before_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """The next try begins no sooner; absent where nothing holds it up."""
+        """Back-off: the next attempt does not start before; absent without back-off."""
 
     @property
     def failed_attempts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Attempt]:
-        """The tries that came to nothing."""
+        """The failed attempts."""
 
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskInput]:
-        """What it takes from other tasks of the job; it is blocked until they have succeeded."""
+        """The outputs of other tasks of the job that it uses; it is blocked until those tasks have succeeded."""
 
     def __init__(
         self,
@@ -411,14 +413,14 @@ Global___Task: typing_extensions.TypeAlias = Task
 
 @typing.final
 class TaskInput(google.protobuf.message.Message):
-    """An input of a task that another task of the same job makes."""
+    """An input of a task that is the output of another task of the same job."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FIELD_FIELD_NUMBER: builtins.int
     TASK_FIELD_NUMBER: builtins.int
     field: builtins.str
-    """Of the stage's request, such as `controls[0].image`."""
+    """The field of the stage's request, such as `controls[0].image`."""
     task: builtins.int
     """The task's number."""
     def __init__(
@@ -433,7 +435,7 @@ Global___TaskInput: typing_extensions.TypeAlias = TaskInput
 
 @typing.final
 class Attempt(google.protobuf.message.Message):
-    """A try that came to nothing: the worker said why, or vanished."""
+    """A failed attempt: the worker reported why, or its lease expired."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -450,7 +452,7 @@ class Attempt(google.protobuf.message.Message):
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def failure(self) -> fanlight.common.v1.common_pb2.Failure:
-        """Absent where the worker vanished."""
+        """Absent if the lease expired."""
 
     def __init__(
         self,
@@ -499,13 +501,13 @@ class ListJobsRequest(google.protobuf.message.Message):
     state: Global___Job.State.ValueType
     """Only jobs in this state; unspecified means all."""
     model: builtins.str
-    """Only jobs for this model, or annotations by this annotator; empty means all."""
+    """Only jobs with this model, or annotations by this annotator; empty means all."""
     annotator: builtins.str
     tenant: builtins.str
-    """Only this tenant's jobs. Others than the operator always see only their own."""
+    """Only this tenant's jobs. Tenants see only their own jobs; the operator sees all."""
     @property
     def created_from_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Only jobs made at or after the first, and before the second."""
+        """Only jobs created at or after the first time, and before the second."""
 
     @property
     def created_before_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
@@ -569,7 +571,7 @@ class WatchJobRequest(google.protobuf.message.Message):
     AFTER_REVISION_FIELD_NUMBER: builtins.int
     name: builtins.str
     after_revision: builtins.int
-    """States up to this revision are known already; 0 starts with the present one."""
+    """The last revision that the client has; 0 starts with the current state."""
     def __init__(
         self,
         *,
@@ -598,7 +600,7 @@ Global___GetWebhookRequest: typing_extensions.TypeAlias = GetWebhookRequest
 
 @typing.final
 class Webhook(google.protobuf.message.Message):
-    """How the telling of a job's end goes."""
+    """A job's webhook with its deliveries and retries."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -612,14 +614,14 @@ class Webhook(google.protobuf.message.Message):
         STATE_PENDING: Webhook._State.ValueType  # 1
         STATE_DELIVERED: Webhook._State.ValueType  # 2
         STATE_GIVEN_UP: Webhook._State.ValueType  # 3
-        """Tried often enough."""
+        """All retries have failed."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Webhook.State.ValueType  # 0
     STATE_PENDING: Webhook.State.ValueType  # 1
     STATE_DELIVERED: Webhook.State.ValueType  # 2
     STATE_GIVEN_UP: Webhook.State.ValueType  # 3
-    """Tried often enough."""
+    """All retries have failed."""
 
     ID_FIELD_NUMBER: builtins.int
     JOB_FIELD_NUMBER: builtins.int
@@ -628,13 +630,13 @@ class Webhook(google.protobuf.message.Message):
     NEXT_TIME_FIELD_NUMBER: builtins.int
     TRIES_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """`webhook-id` of every try."""
+    """The header `webhook-id` of every delivery attempt."""
     job: builtins.str
     url: builtins.str
     state: Global___Webhook.State.ValueType
     @property
     def next_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Absent where none will come."""
+        """When it is sent next; absent if it will not be sent again."""
 
     @property
     def tries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WebhookTry]: ...
@@ -662,9 +664,9 @@ class WebhookTry(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     DURATION_S_FIELD_NUMBER: builtins.int
     status: builtins.int
-    """What the target answered; 0 where it did not."""
+    """The target's HTTP status; 0 if it did not answer."""
     error: builtins.str
-    """Why there was no answer; empty where there was one."""
+    """Why there was no answer; empty if there was one."""
     duration_s: builtins.float
     @property
     def try_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
@@ -683,7 +685,7 @@ Global___WebhookTry: typing_extensions.TypeAlias = WebhookTry
 
 @typing.final
 class DeadLetter(google.protobuf.message.Message):
-    """A task whose attempts are spent."""
+    """A task that used up its attempts."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -795,7 +797,7 @@ class JobEvent(google.protobuf.message.Message):
     PROGRESS_FIELD_NUMBER: builtins.int
     @property
     def job(self) -> Global___Job:
-        """The whole job after a change of its record."""
+        """The whole job, after each change of its record."""
 
     @property
     def progress(self) -> Global___TaskProgress:
@@ -936,17 +938,17 @@ class WorkerStatus(google.protobuf.message.Message):
     TASKS_FIELD_NUMBER: builtins.int
     DRAINING_REASON_FIELD_NUMBER: builtins.int
     live: builtins.bool
-    """Asked lately enough to be counted on."""
+    """It polled recently enough to be counted as live."""
     draining: builtins.bool
     draining_reason: builtins.str
-    """Why the gateway gives it no more work; empty while it does."""
+    """Why the gateway leases it no more tasks; empty while it does."""
     @property
     def worker(self) -> fanlight.queue.v1.queue_pb2.Worker: ...
     @property
     def last_poll_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def tasks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Names of the tasks it has leased."""
+        """Names of the tasks that it leases."""
 
     def __init__(
         self,
@@ -965,7 +967,7 @@ Global___WorkerStatus: typing_extensions.TypeAlias = WorkerStatus
 
 @typing.final
 class JobEstimate(google.protobuf.message.Message):
-    """When a job should be ready, by the same sums that say who gets its tasks. The slowest of its tasks counts."""
+    """When a job should be ready, by the same estimate that the scheduler uses. Its slowest task counts."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -976,11 +978,11 @@ class JobEstimate(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     LINK_BPS_FIELD_NUMBER: builtins.int
     tasks_ahead: builtins.int
-    """Tasks of its checkpoint, or of its kind of work, that come before its first waiting one."""
+    """Tasks with the same checkpoint, or of the same kind, before its first waiting task."""
     ready_s: builtins.float
-    """Until all its tasks should be done."""
+    """Seconds until all its tasks should be done."""
     fetch_bytes: builtins.int
-    """Bytes that must still come to the node, over which link, and how long that should take."""
+    """Bytes that the node must still fetch, and how long that should take over its link."""
     fetch_s: builtins.float
     node: builtins.str
     link_bps: builtins.float
@@ -1024,12 +1026,12 @@ class JobExplanation(google.protobuf.message.Message):
     name: builtins.str
     """`jobs/{id}`."""
     summary: builtins.str
-    """In a sentence."""
+    """One sentence."""
     @property
     def estimate(self) -> Global___JobEstimate: ...
     @property
     def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskExplanation]:
-        """Those that wait, at most 8."""
+        """The waiting tasks, at most 8."""
 
     def __init__(
         self,
@@ -1059,19 +1061,19 @@ class TaskExplanation(google.protobuf.message.Message):
     task: builtins.int
     stage: builtins.str
     why: builtins.str
-    """Why it waits, in a sentence."""
+    """Why it waits, in one sentence."""
     worker: builtins.str
-    """The worker that it is planned for; empty where there is none."""
+    """The worker that it is planned for; empty if it is not planned."""
     tasks_ahead: builtins.int
     workers_left_out: builtins.int
-    """How many more there are."""
+    """How many workers are not listed."""
     @property
     def needs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What a worker must offer for it."""
 
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerExplanation]:
-        """The best first, at most 50."""
+        """The workers, best first, at most 50."""
 
     def __init__(
         self,
@@ -1091,7 +1093,7 @@ Global___TaskExplanation: typing_extensions.TypeAlias = TaskExplanation
 
 @typing.final
 class WorkerExplanation(google.protobuf.message.Message):
-    """What a worker would need for a task, in seconds from now."""
+    """The estimate of one worker for a task, in seconds from now."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1109,13 +1111,13 @@ class WorkerExplanation(google.protobuf.message.Message):
     worker: builtins.str
     node: builtins.str
     verdict: builtins.str
-    """Why it is not the one: `planned`, `slower`, `sooner` (only since the task was planned elsewhere),
+    """Why it was or was not chosen: `planned`, `slower`, `sooner` (since the task was planned elsewhere),
     `offers_too_little`, `failed_it`, `draining`, `away`.
     """
     why: builtins.str
-    """The same in a sentence."""
+    """The same in one sentence."""
     finish_s: builtins.float
-    """Absent where it cannot do the task."""
+    """Absent if it cannot do the task."""
     slot_s: builtins.float
     fetch_s: builtins.float
     fetch_bytes: builtins.int
@@ -1123,7 +1125,7 @@ class WorkerExplanation(google.protobuf.message.Message):
     run_s: builtins.float
     @property
     def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What it does not offer."""
+        """The needs that it does not offer."""
 
     def __init__(
         self,

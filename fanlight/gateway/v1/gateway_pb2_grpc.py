@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class JobServiceStub(object):
-    """What clients ask of Fanlight.
+    """The clients' API: jobs, dead letters, and what the fleet offers.
     """
 
     def __init__(self, channel):
@@ -108,30 +108,31 @@ class JobServiceStub(object):
 
 
 class JobServiceServicer(object):
-    """What clients ask of Fanlight.
+    """The clients' API: jobs, dead letters, and what the fleet offers.
     """
 
     def CreateJob(self, request, context):
-        """Accepts a job. Once the answer arrives the job is durable and will end.
-        The same `request_id` with the same content answers with the first job.
+        """Creates a job. Once it returns, the job is durable and will reach a final state.
+        Repeating a request with the same `request_id` returns the original job.
         INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
         ALREADY_EXISTS: the `request_id` was used with other content.
-        RESOURCE_EXHAUSTED: too many tasks are waiting; with a retry delay.
+        RESOURCE_EXHAUSTED: too many tasks are waiting (with a retry delay).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateJobs(self, request, context):
-        """Accepts up to 100 jobs, each for itself: one that is refused leaves the others be.
-        INVALID_ARGUMENT: none, or too many.
+        """Creates up to 100 jobs, each independently: a refused job does not affect the others.
+        INVALID_ARGUMENT: no requests, or too many.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """NOT_FOUND: no such job.
+        """Returns a job.
+        NOT_FOUND: no such job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,7 +146,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Cancels what has not ended. Cancelling an ended job changes nothing and answers with it.
+        """Cancels a job's unfinished tasks. Cancelling an ended job changes nothing and returns it.
         NOT_FOUND: no such job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -153,7 +154,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ExplainJob(self, request, context):
-        """Says why a job's tasks wait, where each one is expected to run and when, and why every other worker was passed over.
+        """Explains why a job's tasks wait: where and when each is expected to run, and why the other workers were not chosen.
         NOT_FOUND: no such job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -161,7 +162,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Streams a job's states from `after_revision` on, and progress as it comes, until the job has ended.
+        """Streams a job's states after `after_revision`, and its progress, until the job has ended.
         NOT_FOUND: no such job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -169,51 +170,53 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetWebhook(self, request, context):
-        """The delivery log of a job's webhook.
-        NOT_FOUND: no such job, or nobody is told of its end.
+        """Returns a job's webhook deliveries and retries.
+        NOT_FOUND: no such job, or it has no webhook.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDeadLetters(self, request, context):
-        """Lists tasks whose attempts are spent, those of the newest jobs first, a page at a time.
+        """Lists the tasks that used up their attempts, those of the newest jobs first, a page at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDeadLetter(self, request, context):
-        """NOT_FOUND: no such dead letter.
+        """Returns a dead letter.
+        NOT_FOUND: no such dead letter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RedriveDeadLetter(self, request, context):
-        """Tries the letter's job anew, with new attempts for what is not finished, and takes the letter off the list.
-        NOT_FOUND: no such dead letter. FAILED_PRECONDITION: the job is gone or goes on already, or its pictures are gone.
+        """Retries the letter's job, with new attempts for its unfinished tasks, and removes the letter from the list.
+        NOT_FOUND: no such dead letter. FAILED_PRECONDITION: the job was deleted or runs already, or its input images were
+        deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAnnotators(self, request, context):
-        """The annotators that some worker offers.
+        """Lists the annotators that the workers offer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The models that some worker offers.
+        """Lists the models that the workers offer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWorkers(self, request, context):
-        """The workers that asked for work lately.
+        """Lists the workers that polled recently.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -301,7 +304,7 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService(object):
-    """What clients ask of Fanlight.
+    """The clients' API: jobs, dead letters, and what the fleet offers.
     """
 
     @staticmethod

@@ -250,7 +250,7 @@ _JobServiceListWorkersType = typing_extensions.TypeVar(
 )
 
 class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJobsType, _JobServiceGetJobType, _JobServiceListJobsType, _JobServiceCancelJobType, _JobServiceExplainJobType, _JobServiceWatchJobType, _JobServiceGetWebhookType, _JobServiceListDeadLettersType, _JobServiceGetDeadLetterType, _JobServiceRedriveDeadLetterType, _JobServiceListAnnotatorsType, _JobServiceListModelsType, _JobServiceListWorkersType]):
-    """What clients ask of Fanlight."""
+    """The clients' API: jobs, dead letters, and what the fleet offers."""
 
     @typing.overload
     def __init__(self: JobServiceStub[
@@ -373,63 +373,68 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateJob: _JobServiceCreateJobType
-    """Accepts a job. Once the answer arrives the job is durable and will end.
-    The same `request_id` with the same content answers with the first job.
+    """Creates a job. Once it returns, the job is durable and will reach a final state.
+    Repeating a request with the same `request_id` returns the original job.
     INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
     ALREADY_EXISTS: the `request_id` was used with other content.
-    RESOURCE_EXHAUSTED: too many tasks are waiting; with a retry delay.
+    RESOURCE_EXHAUSTED: too many tasks are waiting (with a retry delay).
     """
 
     CreateJobs: _JobServiceCreateJobsType
-    """Accepts up to 100 jobs, each for itself: one that is refused leaves the others be.
-    INVALID_ARGUMENT: none, or too many.
+    """Creates up to 100 jobs, each independently: a refused job does not affect the others.
+    INVALID_ARGUMENT: no requests, or too many.
     """
 
     GetJob: _JobServiceGetJobType
-    """NOT_FOUND: no such job."""
+    """Returns a job.
+    NOT_FOUND: no such job.
+    """
 
     ListJobs: _JobServiceListJobsType
     """Lists jobs, newest first, a page at a time."""
 
     CancelJob: _JobServiceCancelJobType
-    """Cancels what has not ended. Cancelling an ended job changes nothing and answers with it.
+    """Cancels a job's unfinished tasks. Cancelling an ended job changes nothing and returns it.
     NOT_FOUND: no such job.
     """
 
     ExplainJob: _JobServiceExplainJobType
-    """Says why a job's tasks wait, where each one is expected to run and when, and why every other worker was passed over.
+    """Explains why a job's tasks wait: where and when each is expected to run, and why the other workers were not chosen.
     NOT_FOUND: no such job.
     """
 
     WatchJob: _JobServiceWatchJobType
-    """Streams a job's states from `after_revision` on, and progress as it comes, until the job has ended.
+    """Streams a job's states after `after_revision`, and its progress, until the job has ended.
     NOT_FOUND: no such job.
     """
 
     GetWebhook: _JobServiceGetWebhookType
-    """The delivery log of a job's webhook.
-    NOT_FOUND: no such job, or nobody is told of its end.
+    """Returns a job's webhook deliveries and retries.
+    NOT_FOUND: no such job, or it has no webhook.
     """
 
     ListDeadLetters: _JobServiceListDeadLettersType
-    """Lists tasks whose attempts are spent, those of the newest jobs first, a page at a time."""
+    """Lists the tasks that used up their attempts, those of the newest jobs first, a page at a time."""
 
     GetDeadLetter: _JobServiceGetDeadLetterType
-    """NOT_FOUND: no such dead letter."""
+    """Returns a dead letter.
+    NOT_FOUND: no such dead letter.
+    """
 
     RedriveDeadLetter: _JobServiceRedriveDeadLetterType
-    """Tries the letter's job anew, with new attempts for what is not finished, and takes the letter off the list.
-    NOT_FOUND: no such dead letter. FAILED_PRECONDITION: the job is gone or goes on already, or its pictures are gone.
+    """Retries the letter's job, with new attempts for its unfinished tasks, and removes the letter from the list.
+    NOT_FOUND: no such dead letter. FAILED_PRECONDITION: the job was deleted or runs already, or its input images were
+    deleted.
     """
 
     ListAnnotators: _JobServiceListAnnotatorsType
-    """The annotators that some worker offers."""
+    """Lists the annotators that the workers offer."""
 
     ListModels: _JobServiceListModelsType
-    """The models that some worker offers."""
+    """Lists the models that the workers offer."""
 
     ListWorkers: _JobServiceListWorkersType
-    """The workers that asked for work lately."""
+    """Lists the workers that polled recently."""
 
 JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -491,7 +496,7 @@ JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
 ]
 
 class JobServiceServicer(metaclass=abc.ABCMeta):
-    """What clients ask of Fanlight."""
+    """The clients' API: jobs, dead letters, and what the fleet offers."""
 
     @abc.abstractmethod
     def CreateJob(
@@ -499,11 +504,11 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.CreateJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.Job, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.Job]]:
-        """Accepts a job. Once the answer arrives the job is durable and will end.
-        The same `request_id` with the same content answers with the first job.
+        """Creates a job. Once it returns, the job is durable and will reach a final state.
+        Repeating a request with the same `request_id` returns the original job.
         INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
         ALREADY_EXISTS: the `request_id` was used with other content.
-        RESOURCE_EXHAUSTED: too many tasks are waiting; with a retry delay.
+        RESOURCE_EXHAUSTED: too many tasks are waiting (with a retry delay).
         """
 
     @abc.abstractmethod
@@ -512,8 +517,8 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.CreateJobsRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.CreateJobsResponse, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.CreateJobsResponse]]:
-        """Accepts up to 100 jobs, each for itself: one that is refused leaves the others be.
-        INVALID_ARGUMENT: none, or too many.
+        """Creates up to 100 jobs, each independently: a refused job does not affect the others.
+        INVALID_ARGUMENT: no requests, or too many.
         """
 
     @abc.abstractmethod
@@ -522,7 +527,9 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.Job, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.Job]]:
-        """NOT_FOUND: no such job."""
+        """Returns a job.
+        NOT_FOUND: no such job.
+        """
 
     @abc.abstractmethod
     def ListJobs(
@@ -538,7 +545,7 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.Job, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.Job]]:
-        """Cancels what has not ended. Cancelling an ended job changes nothing and answers with it.
+        """Cancels a job's unfinished tasks. Cancelling an ended job changes nothing and returns it.
         NOT_FOUND: no such job.
         """
 
@@ -548,7 +555,7 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.JobExplanation, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.JobExplanation]]:
-        """Says why a job's tasks wait, where each one is expected to run and when, and why every other worker was passed over.
+        """Explains why a job's tasks wait: where and when each is expected to run, and why the other workers were not chosen.
         NOT_FOUND: no such job.
         """
 
@@ -558,7 +565,7 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fanlight.gateway.v1.gateway_pb2.JobEvent], collections.abc.AsyncIterator[fanlight.gateway.v1.gateway_pb2.JobEvent]]:
-        """Streams a job's states from `after_revision` on, and progress as it comes, until the job has ended.
+        """Streams a job's states after `after_revision`, and its progress, until the job has ended.
         NOT_FOUND: no such job.
         """
 
@@ -568,8 +575,8 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.GetWebhookRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.Webhook, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.Webhook]]:
-        """The delivery log of a job's webhook.
-        NOT_FOUND: no such job, or nobody is told of its end.
+        """Returns a job's webhook deliveries and retries.
+        NOT_FOUND: no such job, or it has no webhook.
         """
 
     @abc.abstractmethod
@@ -578,7 +585,7 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.ListDeadLettersRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.ListDeadLettersResponse]]:
-        """Lists tasks whose attempts are spent, those of the newest jobs first, a page at a time."""
+        """Lists the tasks that used up their attempts, those of the newest jobs first, a page at a time."""
 
     @abc.abstractmethod
     def GetDeadLetter(
@@ -586,7 +593,9 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.GetDeadLetterRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.DeadLetter, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.DeadLetter]]:
-        """NOT_FOUND: no such dead letter."""
+        """Returns a dead letter.
+        NOT_FOUND: no such dead letter.
+        """
 
     @abc.abstractmethod
     def RedriveDeadLetter(
@@ -594,8 +603,9 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.RedriveDeadLetterRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.Job, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.Job]]:
-        """Tries the letter's job anew, with new attempts for what is not finished, and takes the letter off the list.
-        NOT_FOUND: no such dead letter. FAILED_PRECONDITION: the job is gone or goes on already, or its pictures are gone.
+        """Retries the letter's job, with new attempts for its unfinished tasks, and removes the letter from the list.
+        NOT_FOUND: no such dead letter. FAILED_PRECONDITION: the job was deleted or runs already, or its input images were
+        deleted.
         """
 
     @abc.abstractmethod
@@ -604,7 +614,7 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.ListAnnotatorsRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.ListAnnotatorsResponse, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.ListAnnotatorsResponse]]:
-        """The annotators that some worker offers."""
+        """Lists the annotators that the workers offer."""
 
     @abc.abstractmethod
     def ListModels(
@@ -612,7 +622,7 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.ListModelsResponse, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.ListModelsResponse]]:
-        """The models that some worker offers."""
+        """Lists the models that the workers offer."""
 
     @abc.abstractmethod
     def ListWorkers(
@@ -620,6 +630,6 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.ListWorkersRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.ListWorkersResponse, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.ListWorkersResponse]]:
-        """The workers that asked for work lately."""
+        """Lists the workers that polled recently."""
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

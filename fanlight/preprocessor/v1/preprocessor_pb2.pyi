@@ -65,25 +65,25 @@ class Annotator(google.protobuf.message.Message):
     id: builtins.str
     description: builtins.str
     deterministic: builtins.bool
-    """The same picture and parameters give the same bytes."""
+    """The same image and parameters give the same bytes."""
     weight_bytes: builtins.int
-    """Bytes of the weights it needs; 0 for one that needs none."""
+    """Bytes of the weights that it needs; 0 if it needs no weights."""
     loaded: builtins.bool
-    """Ready to run without loading weights first."""
+    """Its weights are loaded."""
     version: builtins.str
     """Changes whenever the same input may give other bytes; part of the cache key."""
     device: builtins.str
-    """What its output depends on besides the version, such as `cpu/uint8`; part of the cache key."""
+    """Device and number type, which its output depends on too, such as `cpu/uint8`; part of the cache key."""
     license: builtins.str
     @property
     def parameters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Parameter]: ...
     @property
     def controlnets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Short ids of the ControlNets that its control image is made for."""
+        """Short ids of the ControlNets that its control images are made for."""
 
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Other services' names for it; taken wherever its id is."""
+        """Other services' names for it; accepted wherever its id is."""
 
     def __init__(
         self,
@@ -138,13 +138,13 @@ class Parameter(google.protobuf.message.Message):
     kind: Global___Parameter.Kind.ValueType
     description: builtins.str
     minimum: builtins.float
-    """Both ends are included. Absent where the parameter has no bound."""
+    """Both ends are included. Absent if the parameter has no bound."""
     maximum: builtins.float
     @property
     def default_value(self) -> google.protobuf.struct_pb2.Value: ...
     @property
     def choices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What a text parameter may be; empty leaves it open."""
+        """The values that a string parameter may have; empty means any."""
 
     def __init__(
         self,
@@ -177,13 +177,13 @@ class AnnotateRequest(google.protobuf.message.Message):
     HEIGHT_PX_FIELD_NUMBER: builtins.int
     annotator: builtins.str
     width_px: builtins.int
-    """Size of the control image. Both 0 give the picture's own size."""
+    """Size of the control image. Both 0: the image's own size."""
     height_px: builtins.int
     @property
     def image(self) -> fanlight.common.v1.common_pb2.ImageSource: ...
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
-        """By name; what is left out has its default."""
+        """By name; unset ones have their defaults."""
 
     def __init__(
         self,
@@ -216,11 +216,11 @@ class AnnotateResponse(google.protobuf.message.Message):
     width_px: builtins.int
     height_px: builtins.int
     pose_json: builtins.str
-    """The people that were found, as OpenPose writes them, in pixels of the image; empty from other annotators. The PNG
-    carries the same text under the name `openpose`.
+    """The poses that were detected, in OpenPose's JSON format, in pixels of the image; empty from other annotators. The PNG
+    has the same JSON as text with the keyword `openpose`.
     """
     device: builtins.str
-    """On what it was made, such as `cpu/float32` or `cuda/float16`."""
+    """Device and number type that it was made with, such as `cpu/float32` or `cuda/float16`."""
     @property
     def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.common.v1.common_pb2.Span]: ...
     def __init__(
@@ -269,11 +269,11 @@ class RequestedAnnotation(google.protobuf.message.Message):
     HEIGHT_PX_FIELD_NUMBER: builtins.int
     annotator: builtins.str
     width_px: builtins.int
-    """Size of the control image. Both 0 give the picture's own size."""
+    """Size of the control image. Both 0: the image's own size."""
     height_px: builtins.int
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
-        """By name; what is left out has its default."""
+        """By name; unset ones have their defaults."""
 
     def __init__(
         self,
@@ -296,7 +296,7 @@ class AnnotateManyResponse(google.protobuf.message.Message):
     ANSWER_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
     index: builtins.int
-    """Which of the request's annotations this is."""
+    """The index of the annotation in the request."""
     @property
     def answer(self) -> Global___AnnotateResponse: ...
     @property

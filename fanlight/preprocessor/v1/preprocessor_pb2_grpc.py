@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PreprocessorServiceStub(object):
-    """Turns pictures into control images.
+    """Turns images into control images.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class PreprocessorServiceStub(object):
 
 
 class PreprocessorServiceServicer(object):
-    """Turns pictures into control images.
+    """Turns images into control images.
     """
 
     def ListAnnotators(self, request, context):
@@ -64,19 +64,19 @@ class PreprocessorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Annotate(self, request, context):
-        """Annotates one picture. The same request gives the same bytes from a deterministic annotator of one version.
-        INVALID_ARGUMENT: a field is wrong, or the bytes are no picture. NOT_FOUND: no such annotator.
-        RESOURCE_EXHAUSTED: too many bytes or pixels, or too many calls waiting (then with a retry delay).
-        FAILED_PRECONDITION, UNAVAILABLE: the annotator's weights are not to be had; the message says which file from where.
+        """Annotates one image. A deterministic annotator of one version gives the same bytes for the same request.
+        INVALID_ARGUMENT: a field is wrong, or the bytes are not an image. NOT_FOUND: no such annotator.
+        RESOURCE_EXHAUSTED: too many bytes or pixels, or too many calls are waiting (then with a retry delay).
+        FAILED_PRECONDITION, UNAVAILABLE: the annotator's weights cannot be obtained; the message names the file and its source.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AnnotateMany(self, request, context):
-        """Annotates one picture in several ways, decoded once. Each answer is sent as soon as it is there, in any order; one
-        that fails says so in its place and ends no other.
-        INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED: as with Annotate, before anything is done.
+        """Annotates one image with several annotators; the image is decoded once. Each result is sent as soon as it is ready,
+        in any order. One that fails is reported in its place and does not end the others.
+        INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED: as with Annotate, before any work starts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +109,7 @@ def add_PreprocessorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PreprocessorService(object):
-    """Turns pictures into control images.
+    """Turns images into control images.
     """
 
     @staticmethod

@@ -74,7 +74,7 @@ _PreprocessorServiceAnnotateManyType = typing_extensions.TypeVar(
 )
 
 class PreprocessorServiceStub(typing.Generic[_PreprocessorServiceListAnnotatorsType, _PreprocessorServiceAnnotateType, _PreprocessorServiceAnnotateManyType]):
-    """Turns pictures into control images."""
+    """Turns images into control images."""
 
     @typing.overload
     def __init__(self: PreprocessorServiceStub[
@@ -112,16 +112,16 @@ class PreprocessorServiceStub(typing.Generic[_PreprocessorServiceListAnnotatorsT
     """Lists every annotator of this worker with its parameters."""
 
     Annotate: _PreprocessorServiceAnnotateType
-    """Annotates one picture. The same request gives the same bytes from a deterministic annotator of one version.
-    INVALID_ARGUMENT: a field is wrong, or the bytes are no picture. NOT_FOUND: no such annotator.
-    RESOURCE_EXHAUSTED: too many bytes or pixels, or too many calls waiting (then with a retry delay).
-    FAILED_PRECONDITION, UNAVAILABLE: the annotator's weights are not to be had; the message says which file from where.
+    """Annotates one image. A deterministic annotator of one version gives the same bytes for the same request.
+    INVALID_ARGUMENT: a field is wrong, or the bytes are not an image. NOT_FOUND: no such annotator.
+    RESOURCE_EXHAUSTED: too many bytes or pixels, or too many calls are waiting (then with a retry delay).
+    FAILED_PRECONDITION, UNAVAILABLE: the annotator's weights cannot be obtained; the message names the file and its source.
     """
 
     AnnotateMany: _PreprocessorServiceAnnotateManyType
-    """Annotates one picture in several ways, decoded once. Each answer is sent as soon as it is there, in any order; one
-    that fails says so in its place and ends no other.
-    INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED: as with Annotate, before anything is done.
+    """Annotates one image with several annotators; the image is decoded once. Each result is sent as soon as it is ready,
+    in any order. One that fails is reported in its place and does not end the others.
+    INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED: as with Annotate, before any work starts.
     """
 
 PreprocessorServiceAsyncStub: typing_extensions.TypeAlias = PreprocessorServiceStub[
@@ -140,7 +140,7 @@ PreprocessorServiceAsyncStub: typing_extensions.TypeAlias = PreprocessorServiceS
 ]
 
 class PreprocessorServiceServicer(metaclass=abc.ABCMeta):
-    """Turns pictures into control images."""
+    """Turns images into control images."""
 
     @abc.abstractmethod
     def ListAnnotators(
@@ -156,10 +156,10 @@ class PreprocessorServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.preprocessor.v1.preprocessor_pb2.AnnotateRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.preprocessor.v1.preprocessor_pb2.AnnotateResponse, collections.abc.Awaitable[fanlight.preprocessor.v1.preprocessor_pb2.AnnotateResponse]]:
-        """Annotates one picture. The same request gives the same bytes from a deterministic annotator of one version.
-        INVALID_ARGUMENT: a field is wrong, or the bytes are no picture. NOT_FOUND: no such annotator.
-        RESOURCE_EXHAUSTED: too many bytes or pixels, or too many calls waiting (then with a retry delay).
-        FAILED_PRECONDITION, UNAVAILABLE: the annotator's weights are not to be had; the message says which file from where.
+        """Annotates one image. A deterministic annotator of one version gives the same bytes for the same request.
+        INVALID_ARGUMENT: a field is wrong, or the bytes are not an image. NOT_FOUND: no such annotator.
+        RESOURCE_EXHAUSTED: too many bytes or pixels, or too many calls are waiting (then with a retry delay).
+        FAILED_PRECONDITION, UNAVAILABLE: the annotator's weights cannot be obtained; the message names the file and its source.
         """
 
     @abc.abstractmethod
@@ -168,9 +168,9 @@ class PreprocessorServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse], collections.abc.AsyncIterator[fanlight.preprocessor.v1.preprocessor_pb2.AnnotateManyResponse]]:
-        """Annotates one picture in several ways, decoded once. Each answer is sent as soon as it is there, in any order; one
-        that fails says so in its place and ends no other.
-        INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED: as with Annotate, before anything is done.
+        """Annotates one image with several annotators; the image is decoded once. Each result is sent as soon as it is ready,
+        in any order. One that fails is reported in its place and does not end the others.
+        INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED: as with Annotate, before any work starts.
         """
 
 def add_PreprocessorServiceServicer_to_server(servicer: PreprocessorServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class Worker(google.protobuf.message.Message):
-    """Who asks: told with every poll, kept as the worker's record."""
+    """The worker that polls: sent with every poll, stored as the worker's record."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -55,20 +55,20 @@ class Worker(google.protobuf.message.Message):
     device: builtins.str
     """Such as `cpu` or `cuda:NVIDIA GeForce RTX 3060`."""
     slots: builtins.int
-    """Tasks it can run at a time."""
+    """How many tasks it can run at a time."""
     goodput_bps: builtins.float
-    """Measured; 0 where unknown."""
+    """Measured, in bits per second; 0 if unknown."""
     vram_bytes: builtins.int
-    """Bytes; 0 where unknown."""
+    """0 if unknown."""
     goodput_deviation_bps: builtins.float
-    """How far the goodput strays from its mean; 0 where unknown."""
+    """Standard deviation of the goodput; 0 if unknown."""
     takes_fetches: builtins.bool
-    """It fetches models ahead when an answer lists them in `fetches`."""
+    """It prefetches the models that a response lists in `fetches`."""
     disk_bytes: builtins.int
-    """What it may fill with models; 0 where unknown."""
+    """Bytes of disk that it may use for models; 0 if unknown."""
     @property
     def vram_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Ids of models it holds, by the place they are held in."""
+        """Ids of the models in its VRAM, RAM and on its disk."""
 
     @property
     def ram_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
@@ -76,11 +76,11 @@ class Worker(google.protobuf.message.Message):
     def disk_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
     def unfetched_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Models that it was to fetch ahead and could not: a task that needs them may be leased, and will say why."""
+        """Models that it could not prefetch. A task that needs them may still be leased to it, and reports why it failed."""
 
     @property
     def step_times(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StepTime]:
-        """Measured time of one evaluation of the model, by family and size."""
+        """Measured times of one step (one model evaluation), by family and size."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ Global___Worker: typing_extensions.TypeAlias = Worker
 
 @typing.final
 class StepTime(google.protobuf.message.Message):
-    """How long one evaluation takes for images of one family and size class."""
+    """The time of one step (one model evaluation) for images of one family and size class."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -117,12 +117,12 @@ class StepTime(google.protobuf.message.Message):
     MEAN_S_FIELD_NUMBER: builtins.int
     DEVIATION_S_FIELD_NUMBER: builtins.int
     family: builtins.str
-    """Such as `sd1`; empty where the checkpoint has none."""
+    """Such as `sd1`; empty if the checkpoint has no family."""
     size_class: builtins.int
     """Images of width x height pixels are of the class round(log2(width * height))."""
     mean_s: builtins.float
     deviation_s: builtins.float
-    """Standard deviation; 0 where unknown."""
+    """Standard deviation; 0 if unknown."""
     def __init__(
         self,
         *,
@@ -137,8 +137,8 @@ Global___StepTime: typing_extensions.TypeAlias = StepTime
 
 @typing.final
 class Capabilities(google.protobuf.message.Message):
-    """What a worker can do, whatever it has loaded. Sent when it starts and whenever the gateway asks for it; kept once for
-    all workers that send the same.
+    """What a worker can do, independent of what it has loaded. Sent when it starts and when the gateway asks for it; stored
+    once for all workers that send the same.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -154,15 +154,15 @@ class Capabilities(google.protobuf.message.Message):
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.Model]: ...
     @property
     def offers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What else tasks may need of it, such as `scheduler:euler_a`, `safety_checker:block` or `precision:float16`."""
+        """What else tasks may need from it, such as `scheduler:euler_a`, `safety_checker:block` or `precision:float16`."""
 
     @property
     def limits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Limit]:
-        """The largest that it takes, such as `pixels`."""
+        """The largest values that it accepts, such as `pixels`."""
 
     @property
     def contract(self) -> Global___ContractRevision:
-        """What it understands; absent means revision 1, of which the gateway assumes that it knows the gateway's own fields."""
+        """The contract that it was built with; absent means revision 1, whose workers are assumed to know the gateway's fields."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 
 @typing.final
 class Limit(google.protobuf.message.Message):
-    """A bound of what a worker takes."""
+    """An upper bound of what a worker accepts."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -210,7 +210,7 @@ class ContractRevision(google.protobuf.message.Message):
     revision: builtins.int
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___KnownMessage]:
-        """Fields are only ever added, with the next number, so the last one says which are known."""
+        """Fields are only ever added, with the next number, so the last field shows which ones are known."""
 
     def __init__(
         self,
@@ -253,20 +253,20 @@ class LeaseTasksRequest(google.protobuf.message.Message):
     WAIT_S_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
     capabilities_digest: builtins.bytes
-    """sha256 of the capabilities in force, so that they need not travel with every poll."""
+    """sha256 of the current capabilities, so that they need not be sent with every poll."""
     max_tasks: builtins.int
-    """0 to 64. 0 only reports, as a worker does that is full or draining."""
+    """0 to 64. 0 only reports: the worker is full or draining."""
     wait_s: builtins.float
     """0 to 60 seconds."""
     draining: builtins.bool
-    """No more tasks for this worker; it finishes what it has and leaves."""
+    """The worker takes no more tasks; it finishes what it has and exits."""
     @property
     def worker(self) -> Global___Worker: ...
     @property
     def capabilities(self) -> Global___Capabilities: ...
     @property
     def held_lease_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """Every token the worker still works under."""
+        """The tokens of all leases that the worker still has."""
 
     def __init__(
         self,
@@ -293,14 +293,14 @@ class LeaseTasksResponse(google.protobuf.message.Message):
     FETCHES_FIELD_NUMBER: builtins.int
     HAS_FETCHES_FIELD_NUMBER: builtins.int
     wants_capabilities: builtins.bool
-    """Send `capabilities` with the next call: this gateway does not know that digest."""
+    """Send `capabilities` with the next poll: this gateway does not know the digest."""
     has_fetches: builtins.bool
     @property
     def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LeasedTask]: ...
     @property
     def fetches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Fetch]:
-        """All that the worker should fetch meanwhile, the most urgent first; in place of what an earlier answer said.
-        Counts only where `has_fetches` is set.
+        """All models that the worker should prefetch, the most urgent first. Replaces the list of earlier responses, if
+        `has_fetches` is set.
         """
 
     def __init__(
@@ -317,7 +317,7 @@ Global___LeaseTasksResponse: typing_extensions.TypeAlias = LeaseTasksResponse
 
 @typing.final
 class Fetch(google.protobuf.message.Message):
-    """A model that the worker should fetch while it does other work."""
+    """A model that the worker should prefetch while it does other work."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -329,7 +329,7 @@ class Fetch(google.protobuf.message.Message):
     kind: builtins.str
     """`checkpoint`, `controlnet`, `lora`, `vae` or `embedding`."""
     size_bytes: builtins.int
-    """As the worker told it; 0 where unknown."""
+    """As the worker reported it; 0 if unknown."""
     def __init__(
         self,
         *,
@@ -356,13 +356,13 @@ class LeasedTask(google.protobuf.message.Message):
     """`jobs/{id}/tasks/{number}`."""
     lease_token: builtins.bytes
     ttl_s: builtins.float
-    """The lease ends this long after the answer was sent, unless renewed."""
+    """The lease expires this long after the response was sent, unless it is renewed."""
     attempt: builtins.int
-    """1 for the first try."""
+    """1 for the first attempt."""
     alone: builtins.bool
-    """Run it with no other task beside it: an earlier batch with it died."""
+    """Run it alone, not in a batch: a batch with it was lost before."""
     scope: builtins.str
-    """Whose work it is: outputs are written in this scope. Empty means `default`."""
+    """The tenant's scope, in which outputs are written. Empty means `default`."""
     @property
     def request(self) -> google.protobuf.any_pb2.Any:
         """The stage's request message, such as fanlight.diffusion.v1.GenerateRequest; images in it are blobs of the gateway."""
@@ -411,7 +411,7 @@ class Renewal(google.protobuf.message.Message):
     lease_token: builtins.bytes
     @property
     def progress(self) -> Global___Progress:
-        """Best effort; absent where there is nothing new."""
+        """Best effort; absent if nothing has changed."""
 
     def __init__(
         self,
@@ -435,7 +435,7 @@ class Progress(google.protobuf.message.Message):
     step: builtins.int
     steps: builtins.int
     preview: builtins.bytes
-    """A small picture of how it looks so far, at most 64 KiB; empty where there is none."""
+    """A small preview image, at most 64 KiB; empty if there is no new one."""
     @property
     def fetch(self) -> fanlight.common.v1.common_pb2.FetchProgress:
         """Set while weights are fetched for the task; `step` and `steps` are 0 then."""
@@ -491,17 +491,17 @@ class RenewedLease(google.protobuf.message.Message):
         STATUS_UNSPECIFIED: RenewedLease._Status.ValueType  # 0
         STATUS_RENEWED: RenewedLease._Status.ValueType  # 1
         STATUS_LOST: RenewedLease._Status.ValueType  # 2
-        """The token is no longer the task's: drop the work."""
+        """The token is no longer the task's: abandon the work."""
         STATUS_CANCELLED: RenewedLease._Status.ValueType  # 3
-        """Somebody cancelled the job: stop, no answer is wanted."""
+        """The job was cancelled: stop, no result is expected."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
     STATUS_UNSPECIFIED: RenewedLease.Status.ValueType  # 0
     STATUS_RENEWED: RenewedLease.Status.ValueType  # 1
     STATUS_LOST: RenewedLease.Status.ValueType  # 2
-    """The token is no longer the task's: drop the work."""
+    """The token is no longer the task's: abandon the work."""
     STATUS_CANCELLED: RenewedLease.Status.ValueType  # 3
-    """Somebody cancelled the job: stop, no answer is wanted."""
+    """The job was cancelled: stop, no result is expected."""
 
     LEASE_TOKEN_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
@@ -554,11 +554,11 @@ class Output(google.protobuf.message.Message):
     NSFW_FIELD_NUMBER: builtins.int
     PROVENANCE_JSON_FIELD_NUMBER: builtins.int
     seed: builtins.int
-    """The seed a picture was painted with; absent for control images."""
+    """The seed of a generated image; absent for control images."""
     width_px: builtins.int
     height_px: builtins.int
     nsfw: builtins.bool
-    """As in fanlight.diffusion.v1.Image."""
+    """As in fanlight.diffusion.v1.GeneratedImage."""
     provenance_json: builtins.str
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
@@ -603,20 +603,20 @@ class FailTaskRequest(google.protobuf.message.Message):
         DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
         FAULT_UNSPECIFIED: FailTaskRequest._Fault.ValueType  # 0
         FAULT_REQUEST: FailTaskRequest._Fault.ValueType  # 1
-        """The request can never succeed: wrong field, missing weights."""
+        """The request can never succeed, such as for a wrong field."""
         FAULT_NODE: FailTaskRequest._Fault.ValueType  # 2
-        """It may succeed elsewhere or later."""
+        """It may succeed on another node or later."""
         FAULT_RETURNED: FailTaskRequest._Fault.ValueType  # 3
-        """The worker leaves and gives the task back unfinished; counts as no failure."""
+        """The worker exits and returns the task unfinished; does not count as a failure."""
 
     class Fault(_Fault, metaclass=_FaultEnumTypeWrapper): ...
     FAULT_UNSPECIFIED: FailTaskRequest.Fault.ValueType  # 0
     FAULT_REQUEST: FailTaskRequest.Fault.ValueType  # 1
-    """The request can never succeed: wrong field, missing weights."""
+    """The request can never succeed, such as for a wrong field."""
     FAULT_NODE: FailTaskRequest.Fault.ValueType  # 2
-    """It may succeed elsewhere or later."""
+    """It may succeed on another node or later."""
     FAULT_RETURNED: FailTaskRequest.Fault.ValueType  # 3
-    """The worker leaves and gives the task back unfinished; counts as no failure."""
+    """The worker exits and returns the task unfinished; does not count as a failure."""
 
     LEASE_TOKEN_FIELD_NUMBER: builtins.int
     FAULT_FIELD_NUMBER: builtins.int

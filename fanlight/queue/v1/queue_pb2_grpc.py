@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class QueueServiceStub(object):
-    """Where workers get tasks and hand in results. Workers dial; the gateway never dials a worker.
+    """Where workers lease tasks and report results. Workers dial the gateway; the gateway never dials a worker.
     """
 
     def __init__(self, channel):
@@ -58,13 +58,13 @@ class QueueServiceStub(object):
 
 
 class QueueServiceServicer(object):
-    """Where workers get tasks and hand in results. Workers dial; the gateway never dials a worker.
+    """Where workers lease tasks and report results. Workers dial the gateway; the gateway never dials a worker.
     """
 
     def LeaseTasks(self, request, context):
         """Waits up to `wait_s` for work and leases up to `max_tasks` compatible tasks, each under its own token.
-        Leases of this worker that `held_lease_tokens` leaves out go back to the queue at once.
-        An answer without tasks is no error: ask again.
+        Leases of this worker that are missing in `held_lease_tokens` go back to the queue at once.
+        A response without tasks is not an error: poll again.
         INVALID_ARGUMENT: a field is wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -72,25 +72,25 @@ class QueueServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RenewLeases(self, request, context):
-        """Keeps leases alive and reports progress; answers per token, in the request's order.
-        Never fails because one of the leases is lost.
+        """Renews leases and reports progress. The response has a status for each token, in the request's order.
+        A lost lease is a status, not an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompleteTask(self, request, context):
-        """Hands in a task's outputs, whose blobs were written before. Saying it again with the same token succeeds.
-        ABORTED (LEASE_LOST): the token is no longer the task's; drop the work.
-        FAILED_PRECONDITION: an output's blob is not there.
+        """Completes a task with its outputs, whose blobs were written before. Repeating it with the same token succeeds.
+        ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
+        FAILED_PRECONDITION: an output's blob does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FailTask(self, request, context):
-        """Gives a task up: for ever when the request is at fault, back to the queue otherwise.
-        ABORTED (LEASE_LOST): the token is no longer the task's; drop the work.
+        """Reports a failed task: it ends if the request is at fault, otherwise it goes back to the queue.
+        ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +128,7 @@ def add_QueueServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QueueService(object):
-    """Where workers get tasks and hand in results. Workers dial; the gateway never dials a worker.
+    """Where workers lease tasks and report results. Workers dial the gateway; the gateway never dials a worker.
     """
 
     @staticmethod

@@ -90,7 +90,7 @@ _QueueServiceFailTaskType = typing_extensions.TypeVar(
 )
 
 class QueueServiceStub(typing.Generic[_QueueServiceLeaseTasksType, _QueueServiceRenewLeasesType, _QueueServiceCompleteTaskType, _QueueServiceFailTaskType]):
-    """Where workers get tasks and hand in results. Workers dial; the gateway never dials a worker."""
+    """Where workers lease tasks and report results. Workers dial the gateway; the gateway never dials a worker."""
 
     @typing.overload
     def __init__(self: QueueServiceStub[
@@ -134,25 +134,25 @@ class QueueServiceStub(typing.Generic[_QueueServiceLeaseTasksType, _QueueService
 
     LeaseTasks: _QueueServiceLeaseTasksType
     """Waits up to `wait_s` for work and leases up to `max_tasks` compatible tasks, each under its own token.
-    Leases of this worker that `held_lease_tokens` leaves out go back to the queue at once.
-    An answer without tasks is no error: ask again.
+    Leases of this worker that are missing in `held_lease_tokens` go back to the queue at once.
+    A response without tasks is not an error: poll again.
     INVALID_ARGUMENT: a field is wrong.
     """
 
     RenewLeases: _QueueServiceRenewLeasesType
-    """Keeps leases alive and reports progress; answers per token, in the request's order.
-    Never fails because one of the leases is lost.
+    """Renews leases and reports progress. The response has a status for each token, in the request's order.
+    A lost lease is a status, not an error.
     """
 
     CompleteTask: _QueueServiceCompleteTaskType
-    """Hands in a task's outputs, whose blobs were written before. Saying it again with the same token succeeds.
-    ABORTED (LEASE_LOST): the token is no longer the task's; drop the work.
-    FAILED_PRECONDITION: an output's blob is not there.
+    """Completes a task with its outputs, whose blobs were written before. Repeating it with the same token succeeds.
+    ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
+    FAILED_PRECONDITION: an output's blob does not exist.
     """
 
     FailTask: _QueueServiceFailTaskType
-    """Gives a task up: for ever when the request is at fault, back to the queue otherwise.
-    ABORTED (LEASE_LOST): the token is no longer the task's; drop the work.
+    """Reports a failed task: it ends if the request is at fault, otherwise it goes back to the queue.
+    ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
     """
 
 QueueServiceAsyncStub: typing_extensions.TypeAlias = QueueServiceStub[
@@ -175,7 +175,7 @@ QueueServiceAsyncStub: typing_extensions.TypeAlias = QueueServiceStub[
 ]
 
 class QueueServiceServicer(metaclass=abc.ABCMeta):
-    """Where workers get tasks and hand in results. Workers dial; the gateway never dials a worker."""
+    """Where workers lease tasks and report results. Workers dial the gateway; the gateway never dials a worker."""
 
     @abc.abstractmethod
     def LeaseTasks(
@@ -184,8 +184,8 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fanlight.queue.v1.queue_pb2.LeaseTasksResponse, collections.abc.Awaitable[fanlight.queue.v1.queue_pb2.LeaseTasksResponse]]:
         """Waits up to `wait_s` for work and leases up to `max_tasks` compatible tasks, each under its own token.
-        Leases of this worker that `held_lease_tokens` leaves out go back to the queue at once.
-        An answer without tasks is no error: ask again.
+        Leases of this worker that are missing in `held_lease_tokens` go back to the queue at once.
+        A response without tasks is not an error: poll again.
         INVALID_ARGUMENT: a field is wrong.
         """
 
@@ -195,8 +195,8 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.queue.v1.queue_pb2.RenewLeasesRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.queue.v1.queue_pb2.RenewLeasesResponse, collections.abc.Awaitable[fanlight.queue.v1.queue_pb2.RenewLeasesResponse]]:
-        """Keeps leases alive and reports progress; answers per token, in the request's order.
-        Never fails because one of the leases is lost.
+        """Renews leases and reports progress. The response has a status for each token, in the request's order.
+        A lost lease is a status, not an error.
         """
 
     @abc.abstractmethod
@@ -205,9 +205,9 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.queue.v1.queue_pb2.CompleteTaskRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.queue.v1.queue_pb2.CompleteTaskResponse, collections.abc.Awaitable[fanlight.queue.v1.queue_pb2.CompleteTaskResponse]]:
-        """Hands in a task's outputs, whose blobs were written before. Saying it again with the same token succeeds.
-        ABORTED (LEASE_LOST): the token is no longer the task's; drop the work.
-        FAILED_PRECONDITION: an output's blob is not there.
+        """Completes a task with its outputs, whose blobs were written before. Repeating it with the same token succeeds.
+        ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
+        FAILED_PRECONDITION: an output's blob does not exist.
         """
 
     @abc.abstractmethod
@@ -216,8 +216,8 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.queue.v1.queue_pb2.FailTaskRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.queue.v1.queue_pb2.FailTaskResponse, collections.abc.Awaitable[fanlight.queue.v1.queue_pb2.FailTaskResponse]]:
-        """Gives a task up: for ever when the request is at fault, back to the queue otherwise.
-        ABORTED (LEASE_LOST): the token is no longer the task's; drop the work.
+        """Reports a failed task: it ends if the request is at fault, otherwise it goes back to the queue.
+        ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
         """
 
 def add_QueueServiceServicer_to_server(servicer: QueueServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -13,7 +13,7 @@ from fanlight.cli.main import run
 from fanlight.client import AsyncClient
 from fanlight.gateway.v1.gateway_pb2 import Job
 from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator
-from tests.fakes.job_service import PICTURE, FakeJobService, serving_beside
+from tests.fakes.job_service import IMAGE_BYTES, FakeJobService, serving_beside
 
 
 @pytest.fixture
@@ -56,25 +56,25 @@ def refused(capsys):
     return refuse
 
 
-def test_generate_writes_the_pictures_and_prints_their_paths(said):
+def test_generate_writes_the_images_and_prints_their_paths(said):
     printed = said("generate", "a cat", "-n", "2", "--seed", "7", "--out", "made")
 
     assert printed.split() == ["made/j1-7.png", "made/j1-8.png"]
-    assert Path("made/j1-7.png").read_bytes() == PICTURE
+    assert Path("made/j1-7.png").read_bytes() == IMAGE_BYTES
 
 
 def test_generate_tells_what_it_made_as_json(said):
-    told = said("generate", "a cat", "--json")
+    printed = said("generate", "a cat", "--json")
 
-    assert told["job"] == "jobs/j1"
-    assert [(image["path"], image["seed"]) for image in told["images"]] == [("j1-100.png", 100)]
-    assert told["images"][0]["digest"].startswith("sha256:")
-    assert told["timings"]["diffusion"] == {"queue_s": 2.0, "denoise_s": 0.5, "load_s": 0.25}
-    assert told["timings"]["total_s"] >= 0
+    assert printed["job"] == "jobs/j1"
+    assert [(image["path"], image["seed"]) for image in printed["images"]] == [("j1-100.png", 100)]
+    assert printed["images"][0]["digest"].startswith("sha256:")
+    assert printed["timings"]["diffusion"] == {"queue_s": 2.0, "denoise_s": 0.5, "load_s": 0.25}
+    assert printed["timings"]["total_s"] >= 0
 
 
 def test_generate_sends_what_was_asked_for_and_no_more(said, service):
-    Path("in.png").write_bytes(b"a picture")
+    Path("in.png").write_bytes(b"an image")
     said(
         "generate", "a cat", "--negative", "dogs", "--model", "starter", "--size", "64x96", "--steps", "8",
         "--guidance", "2.5", "--scheduler", "euler", "--control", "canny=in.png:0.5", "--priority", "9",
@@ -126,9 +126,9 @@ def test_what_is_wrong_is_named_before_anything_is_sent(refused, service, argume
 
 
 def test_what_is_wrong_is_named_as_json(refused):
-    told = json.loads(refused("generate", "a cat", "--count", "33", "--json")[1])["error"]
+    printed = json.loads(refused("generate", "a cat", "--count", "33", "--json")[1])["error"]
 
-    assert told == {
+    assert printed == {
         "code": "INVALID_ARGUMENT",
         "reason": "INVALID_FIELD",
         "field": "generation.count",
@@ -137,19 +137,19 @@ def test_what_is_wrong_is_named_as_json(refused):
 
 
 def test_annotate_writes_the_control_image_beside_where_it_runs(said, service):
-    Path("photo.jpg").write_bytes(b"a picture")
+    Path("photo.jpg").write_bytes(b"an image")
 
     assert said("annotate", "canny", "photo.jpg", "--param", "low_threshold=50") == "photo-canny.png\n"
-    assert Path("photo-canny.png").read_bytes() == PICTURE
+    assert Path("photo-canny.png").read_bytes() == IMAGE_BYTES
     assert dict(service.requests["CreateJob"][0].annotation.parameters) == {"low_threshold": 50}
 
 
-def test_annotate_writes_where_it_is_told(said):
-    Path("photo.jpg").write_bytes(b"a picture")
-    told = said("annotate", "canny", "photo.jpg", "--out", "deep/edges.png", "--json")
+def test_annotate_writes_to_the_file_of_out(said):
+    Path("photo.jpg").write_bytes(b"an image")
+    printed = said("annotate", "canny", "photo.jpg", "--out", "deep/edges.png", "--json")
 
-    assert told["path"] == "deep/edges.png"
-    assert Path("deep/edges.png").read_bytes() == PICTURE
+    assert printed["path"] == "deep/edges.png"
+    assert Path("deep/edges.png").read_bytes() == IMAGE_BYTES
 
 
 def test_jobs_are_listed_the_newest_first(said):
@@ -204,14 +204,14 @@ def test_annotators_models_and_workers_are_listed(said):
     assert "0/2" in said("workers")
 
 
-def test_what_all_annotators_take_is_said_once(said, service):
+def test_parameters_of_all_annotators_are_printed_once(said, service):
     service.annotators.append(Annotator(id="invert"))
     for annotator in service.annotators:
         annotator.parameters.add(name="short_side_px")
 
     text = said("annotators")
     assert "low_threshold=100" in text
-    assert text.endswith("\nall of them also take short_side_px\n")
+    assert text.endswith("\nall annotators also take short_side_px\n")
     assert text.count("short_side_px") == 1
 
 
@@ -228,36 +228,36 @@ def test_an_error_is_json_where_json_was_asked_for(refused):
     }  # fmt: skip
 
 
-def test_a_picture_that_is_not_there_is_named(refused):
+def test_an_image_that_does_not_exist_is_named(refused):
     code, text = refused("generate", "a cat", "--control", "canny=none.png")
 
     assert (code, text) == (1, "error: none.png: cannot be read: No such file or directory\n")
 
 
-def test_a_folder_that_cannot_be_made_is_named_before_anything_is_painted(refused, service):
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_sent(refused, service):
     Path("taken").touch()
-    Path("in.png").write_bytes(b"a picture")
+    Path("in.png").write_bytes(b"an image")
 
-    refusal = (1, "error: taken: cannot be made: File exists\n")
+    refusal = (1, "error: taken: cannot be created: File exists\n")
     assert refused("generate", "a cat", "--out", "taken") == refusal
     assert refused("annotate", "canny", "in.png", "--out", "taken/out.png") == refusal
     assert "CreateJob" not in service.requests
 
 
-def test_an_address_that_is_none_is_told_at_once(refused):
+def test_a_malformed_address_is_refused_at_once(refused):
     for address in ("gateway", "http://127.0.0.1:8080", ":50051"):
         code, text = refused("models", "--gateway", address)
         assert (code, text.startswith(f"error: {address}: must be HOST:PORT")) == (1, True)
 
 
-def test_an_address_where_http_is_spoken_is_told(refused, monkeypatch):
+def test_an_http_address_is_reported_as_such(refused, monkeypatch):
     monkeypatch.setitem(AsyncClient.__init__.__kwdefaults__, "connect_s", 0)
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         code, text = refused("models", "--gateway", f"127.0.0.1:{server.server_port}")
         server.shutdown()
 
-    assert (code, "not as gRPC does" in text) == (1, True)
+    assert (code, "but not with gRPC" in text) == (1, True)
 
 
 def test_roots_that_cannot_be_read_are_named(refused, monkeypatch):
@@ -287,7 +287,7 @@ def test_a_wrong_command_line_is_one_line_and_code_2(refused, arguments):
     assert "--help`" in text
 
 
-def test_a_gateway_that_is_not_there_is_told_with_what_to_do(refused, unused_tcp_port, monkeypatch):
+def test_an_unreachable_gateway_is_reported_with_advice(refused, unused_tcp_port, monkeypatch):
     monkeypatch.setitem(AsyncClient.__init__.__kwdefaults__, "connect_s", 0)
     code, text = refused("models", "--gateway", f"127.0.0.1:{unused_tcp_port}")
 
@@ -311,7 +311,7 @@ def test_the_token_comes_from_the_environment_or_a_file(said, refused, service, 
 
 
 @pytest.mark.parametrize("token", ["two\nlines", "t\u00f6ken"])
-def test_a_token_that_no_header_takes_is_told(refused, monkeypatch, token):
+def test_a_token_that_no_header_can_carry_is_refused(refused, monkeypatch, token):
     monkeypatch.setenv("FANLIGHT_TOKEN", token)
 
     code, text = refused("models")
@@ -327,7 +327,7 @@ def heeds_ctrl_c():
 
 
 @pytest.mark.usefixtures("heeds_ctrl_c")
-def test_ctrl_c_while_it_paints_cancels_the_job(refused, service):
+def test_ctrl_c_while_it_waits_cancels_the_job(refused, service):
     def interrupt():
         while "WatchJob" not in service.requests:
             threading.Event().wait(0.01)

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 import pytest
 import typer
 
-from fanlight.cli import plugins
+from fanlight.cli import main
 from fanlight.cli.main import run
 
 
@@ -19,13 +19,13 @@ def test_help_loads_no_grpc():
     assert "generate" in done.stdout
 
 
-def test_the_version_is_told(capsys):
+def test_the_version_is_printed(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("fanlight ")
 
 
 def entry(name: str, value: str) -> EntryPoint:
-    return EntryPoint(name=name, value=value, group=plugins.GROUP)
+    return EntryPoint(name=name, value=value, group=main.COMMANDS_GROUP)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def brought(monkeypatch):
     """Commands that services bring."""
 
     def bring(*entries):
-        monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
+        monkeypatch.setattr(main, "entry_points", lambda group: entries)
 
     return bring
 

@@ -9,7 +9,7 @@ from fanlight.cli.options import job_name, parse_control, parse_parameter, parse
 
 
 @pytest.mark.parametrize(
-    ("text", "annotator", "controlnet", "picture", "scale"),
+    ("text", "annotator", "controlnet", "path", "scale"),
     [
         ("canny=photo.jpg", "canny", "", "photo.jpg", None),
         ("canny=photo.jpg:0.8", "canny", "", "photo.jpg", 0.8),
@@ -19,11 +19,11 @@ from fanlight.cli.options import job_name, parse_control, parse_parameter, parse
         ("canny=a=b.png:0.5", "canny", "", "a=b.png", 0.5),
     ],
 )
-def test_a_control_names_annotator_controlnet_picture_and_scale(text, annotator, controlnet, picture, scale):
+def test_a_control_names_annotator_controlnet_image_and_scale(text, annotator, controlnet, path, scale):
     control = parse_control(text)
 
     assert (control.annotator, control.controlnet) == (annotator, controlnet)
-    assert (control.image, control.scale) == (Path(picture), scale)
+    assert (control.image, control.scale) == (Path(path), scale)
 
 
 def test_what_names_a_file_is_no_scale(tmp_path):
@@ -34,7 +34,7 @@ def test_what_names_a_file_is_no_scale(tmp_path):
 
 @pytest.mark.parametrize("text", ["canny", "=photo.jpg", "canny=", ""])
 def test_a_control_without_its_parts_is_refused(text):
-    with pytest.raises(typer.BadParameter, match="ANNOTATOR=PICTURE"):
+    with pytest.raises(typer.BadParameter, match="ANNOTATOR=IMAGE"):
         parse_control(text)
 
 

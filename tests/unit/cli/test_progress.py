@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fanlight.cli.progress import JobBar
+from fanlight.cli.reports import JobBar
 from fanlight.gateway.v1.gateway_pb2 import Job, JobEvent, Task, TaskProgress
 
 

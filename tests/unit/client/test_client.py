@@ -21,7 +21,7 @@ from fanlight.errors import (
 )
 from fanlight.gateway.v1.gateway_pb2 import Job
 from tests.fakes.corpus import CORPUS, IMAGE
-from tests.fakes.job_service import PICTURE, FakeJobService, serving
+from tests.fakes.job_service import IMAGE_BYTES, FakeJobService, serving
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ async def test_a_generation_ends_with_its_images(client):
     job = await client.generate("a cat", count=2, seed=7)
 
     assert [image.seed for image in job.images] == [7, 8]
-    assert await client.read_blob(job.images[0].blob) == PICTURE
+    assert await client.read_blob(job.images[0].blob) == IMAGE_BYTES
 
 
 async def test_what_is_left_open_is_not_sent(client, service):
@@ -55,14 +55,14 @@ async def test_what_is_left_open_is_not_sent(client, service):
     assert not sent.HasField("steps")
 
 
-async def test_pictures_travel_as_blobs_and_only_once(client, service, tmp_path):
-    picture = b"x" * (CHUNK_BYTES * 5 + 1)
-    (tmp_path / "in.png").write_bytes(picture)
+async def test_images_travel_as_blobs_and_only_once(client, service, tmp_path):
+    image = b"x" * (CHUNK_BYTES * 5 + 1)
+    (tmp_path / "in.png").write_bytes(image)
     for _ in range(2):
         await client.generate("a cat", controls=[Control(image=tmp_path / "in.png", annotator="canny", scale=0.5)])
 
     control = service.requests["CreateJob"][1].generation.controls[0]
-    assert control.image.blob.digest == digest_of(picture)
+    assert control.image.blob.digest == digest_of(image)
     assert (control.annotator, control.scale) == ("canny", 0.5)
     assert not control.image.HasField("data")
 
@@ -75,7 +75,7 @@ async def test_the_image_and_its_mask_travel_as_blobs_too(client, service):
 
 
 async def test_an_annotation_carries_its_parameters(client, service):
-    await client.annotate("canny", b"a picture", parameters={"low_threshold": 50, "gray": True})
+    await client.annotate("canny", b"an image", parameters={"low_threshold": 50, "gray": True})
 
     sent = service.requests["CreateJob"][0].annotation
     assert dict(sent.parameters) == {"low_threshold": 50, "gray": True}
@@ -259,7 +259,7 @@ async def test_a_missing_token_is_refused_and_the_right_one_taken(service):
     assert caught.value.code == "UNAUTHENTICATED"
 
 
-def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InvalidInput, match=r"none\.png: cannot be read"):
         annotation("canny", tmp_path / "none.png")
 

@@ -1,4 +1,4 @@
-"""When a call is sent again, with time that stands still unless it is told to pass."""
+"""When a call is retried; time passes only where a test lets it."""
 
 import grpc
 import grpc.aio
@@ -61,7 +61,7 @@ async def test_the_pause_doubles_up_to_a_limit(retry, time):
 async def test_chance_takes_up_to_half_of_a_pause(time):
     retry = Retry(connect_s=1.0, clock=time, sleep=time.sleep, jitter=lambda: 0.0)
 
-    assert retry.backoff_s(0) == pytest.approx(0.1)
+    assert retry.pause_s(0) == pytest.approx(0.1)
 
 
 async def test_a_gateway_that_never_answered_is_given_up_on_soon(retry, time):

@@ -84,16 +84,16 @@ def test_a_path_that_is_none_is_refused(path):
 
 
 @pytest.mark.parametrize(
-    ("picture", "data"),
+    ("source", "data"),
     [
         (ImageSource(data=b"bytes"), b"bytes"),
         (ImageSource(url=f"data:image/png;base64,{base64.b64encode(b'bytes').decode()}"), b"bytes"),
         (ImageSource(url="DATA:,by%74es"), b"bytes"),
     ],
 )
-def test_bytes_come_as_they_are_or_in_a_url(picture, data):
-    assert data_of(picture, "image") == data
-    check_source(picture, "image")
+def test_bytes_come_as_they_are_or_in_a_url(source, data):
+    assert data_of(source, "image") == data
+    check_source(source, "image")
 
 
 BROKEN = [
@@ -107,11 +107,11 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("picture", "field", "says"), BROKEN)
-def test_what_has_no_bytes_is_refused(picture, field, says):
+@pytest.mark.parametrize(("source", "field", "says"), BROKEN)
+def test_a_source_without_bytes_is_refused(source, field, says):
     for ask in (data_of, check_source):
         with pytest.raises(InvalidField, match=says) as caught:
-            ask(picture, "image")
+            ask(source, "image")
         assert caught.value.field == field
 
 

@@ -4,16 +4,8 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 
 from fanlight.contract import annotation
-from fanlight.contract.parameters import (
-    Parameter,
-    canonical,
-    check_struct,
-    described,
-    description,
-    fill,
-    filled,
-    plain,
-)
+from fanlight.contract.annotation import check_struct, described, description, filled, plain
+from fanlight.contract.parameters import Parameter, canonical, fill
 from fanlight.errors import InvalidField, TooLarge
 from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest
 
@@ -55,7 +47,7 @@ def test_equal_values_have_one_canonical_text():
     )
 
 
-def test_a_range_is_told_with_all_of_its_digits():
+def test_a_range_is_printed_with_all_of_its_digits():
     parameter = Parameter(name="seed", default=0, minimum=0, maximum=2**32 - 1)
     with pytest.raises(InvalidField, match="must be 0 to 4294967295"):
         parameter.parse(2**32, field="seed")

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from fanlight.contract.limits import PART_TOKENS, PROMPT_CHARACTERS_LIMIT, PROMPT_PARTS_LIMIT
 from fanlight.contract.prompt import (
-    ReadPrompt,
-    Segment,
+    ParsedPrompt,
+    PromptSegment,
     check_prompt,
     loras_in,
     most_parts,
-    read_prompt,
+    parse_prompt,
     with_loras_renamed,
     without_loras,
     words_in,
@@ -21,7 +21,7 @@ from services.diffusion.models.tokenizers import shipped
 
 
 def parts_of(text: str) -> int:
-    return most_parts(read_prompt(text, "prompt"))
+    return most_parts(parse_prompt(text, "prompt"))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_any_ascii_prompt_without_breaks_fits():
 @example("0\x1f")
 def test_no_text_has_more_tokens_than_bytes(text):
     text *= PART_TOKENS
-    prompt = ReadPrompt(parts=((Segment(text, 1.0),),), loras=())
+    prompt = ParsedPrompt(parts=((PromptSegment(text, 1.0),),), loras=())
     assert len(shipped("<|endoftext|>").ids(text)) <= most_parts(prompt) * PART_TOKENS
 
 
@@ -90,7 +90,7 @@ def test_what_the_encoder_cannot_take_is_refused(text, error, says):
         ("1 < 2", []),
     ],
 )
-def test_loras_are_told_from_what_only_looks_so(text, loras):
+def test_loras_are_distinguished_from_similar_text(text, loras):
     assert loras_in(text) == loras
 
 
@@ -108,7 +108,7 @@ def test_loras_are_renamed_where_they_are(text, renamed):
 
 def test_a_prompt_without_its_loras_keeps_its_words():
     text = "a <lora:one:0.5>, b <lora:two>"
-    assert without_loras(text, read_prompt(text, "prompt").loras) == "a , b"
+    assert without_loras(text, parse_prompt(text, "prompt").loras) == "a , b"
     assert without_loras(" a ", ()) == " a "
 
 

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanlight.contract.prompt import LESS, MORE, LoraTag, read_prompt
+from fanlight.contract.prompt import LESS, MORE, LoraTag, parse_prompt
 from fanlight.errors import InvalidField
 
 
 def _read(text):
     """By part, each segment's text and weight, rounded."""
     return [
-        [(segment.text, round(segment.weight, 4)) for segment in part] for part in read_prompt(text, "prompt").parts
+        [(segment.text, round(segment.weight, 4)) for segment in part] for part in parse_prompt(text, "prompt").parts
     ]
 
 
@@ -54,7 +54,7 @@ def test_break_begins_a_new_part():
 
 
 def test_loras_are_taken_out_with_their_weights():
-    read = read_prompt("a cat <lora:fur:0.8>, <lora:old style:1:-0.5><lora:plain>", "prompt")
+    read = parse_prompt("a cat <lora:fur:0.8>, <lora:old style:1:-0.5><lora:plain>", "prompt")
     assert read.loras == (
         LoraTag("fur", 0.8, 0.8, 6, 20),
         LoraTag("old style", 1.0, -0.5, 22, 45),
@@ -94,7 +94,7 @@ def test_loras_are_taken_out_with_their_weights():
 )
 def test_a_mistake_is_pointed_at(text, character, says):
     with pytest.raises(InvalidField, match=says) as caught:
-        read_prompt(text, "negative_prompt")
+        parse_prompt(text, "negative_prompt")
     assert caught.value.message.startswith(f"character {character}:")
     assert caught.value.field == "negative_prompt"
 
@@ -102,10 +102,10 @@ def test_a_mistake_is_pointed_at(text, character, says):
 @given(st.text(alphabet="ab ()[]:<>\\|.12BREAKND,", max_size=40))
 def test_any_text_is_read_or_refused(text):
     with suppress(InvalidField):
-        read_prompt(text, "prompt")
+        parse_prompt(text, "prompt")
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="()[]\\<BA"), max_size=60))
 def test_text_without_marks_is_itself(text):
-    segments = read_prompt(text, "prompt").parts[0]
+    segments = parse_prompt(text, "prompt").parts[0]
     assert "".join(segment.text for segment in segments) == (text if text.strip() else "")

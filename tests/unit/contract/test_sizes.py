@@ -3,7 +3,7 @@
 import pytest
 
 from fanlight.contract import annotation
-from fanlight.contract.sizes import check_size, size_class, size_step_px
+from fanlight.contract.limits import check_size, size_class, size_step_px
 from fanlight.errors import InvalidField
 
 

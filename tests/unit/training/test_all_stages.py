@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.all import STAGES, WORDS, Stage, plan, told
+from training.all import STAGES, WORDS, TrainingStage, plan, step_line
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def due(files: dict[Path, float]) -> dict[str, bool]:
     return {step.stage.module: step.resumes for step in plan(STAGES, files.get) if step.is_due}
 
 
-def stage(module: str) -> Stage:
+def stage(module: str) -> TrainingStage:
     return next(stage for stage in STAGES if stage.module == module)
 
 
@@ -43,7 +43,7 @@ def test_a_checkpoint_older_than_what_it_was_trained_on_is_not_gone_on_from(fini
     assert due(finished)["unet"] is False
 
 
-def test_a_newer_vae_makes_all_but_the_pictures_and_the_words_anew(finished):
+def test_a_newer_vae_makes_all_but_the_images_and_the_words_anew(finished):
     finished[stage("vae").result] = 99.0
     assert list(due(finished)) == ["latents", "unet", "controlnet", "lora", "inversion", "vivid_vae"]
 
@@ -55,7 +55,7 @@ def test_another_vocabulary_reaches_the_tokenizer_and_the_latents(finished):
 
 def test_each_line_says_what_happens_and_why(finished):
     finished.pop(stage("lora").result)
-    lines = [told(step) for step in plan(STAGES, finished.get)]
+    lines = [step_line(step) for step in plan(STAGES, finished.get)]
     assert lines[5:7] == ["controlnet   done", "lora         runs: no result yet"]
 
 

@@ -8,7 +8,7 @@ from training.figures import BEGIN, END, put_into, rows, table
 @pytest.fixture
 def results() -> dict[str, dict]:
     judged = {"top1": 0.96, "top5": 1.0, "background": 0.98, "style": 0.9}
-    kinds = ("held_in_64", "other_subjects", "true_pictures", "vae_of_true_pictures", "labels_shuffled")
+    kinds = ("held_in_64", "other_subjects", "true_images", "vae_of_true_images", "labels_shuffled")
     deviation = {"mean_deviation": 0.07, "smallest": 0.04, "top1": 0.9}
     return {
         "prompts": dict.fromkeys(kinds, judged),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from training import parallel
-from training.parallel import Plan, Weights, train
+from training.parallel import TrainedWeights, TrainingPlan, train
 
 
 class Alone:
@@ -40,8 +40,8 @@ class Run:
         return (self.model(torch.randn(4, 3)) - rng.random()).square().mean()
 
     def go(self) -> list[float]:
-        plan = Plan(name="little", steps=6, batch=4, learning_rate=0.1, seed=3, save_every=2)
-        train(Alone(), Weights([self.model], plan), self.loss)
+        plan = TrainingPlan(name="little", steps=6, batch=4, learning_rate=0.1, seed=3, save_every=2)
+        train(Alone(), TrainedWeights([self.model], plan), self.loss)
         return [value for parameter in self.model.parameters() for value in parameter.detach().flatten().tolist()]
 
 
@@ -70,7 +70,7 @@ def test_a_finished_run_trains_no_further():
 
 
 def test_the_rate_warms_up_then_falls_to_a_fiftieth():
-    plan = Plan(name="little", steps=1000, batch=1, learning_rate=1.0, seed=0)
+    plan = TrainingPlan(name="little", steps=1000, batch=1, learning_rate=1.0, seed=0)
     rates = [plan.rate(step) for step in range(1000)]
     assert rates[0] < 0.1
     assert max(rates) == rates[20]

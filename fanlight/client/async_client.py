@@ -1,4 +1,4 @@
-"""The gateway's services for asyncio: requests checked before they are sent, safe retries, images as blobs."""
+"""The asyncio client: checks requests before it sends them, retries calls, uploads and downloads images as blobs."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,10 @@ import grpc.aio
 from fanlight.blobs.v1.blobs_pb2_grpc import BlobServiceStub
 from fanlight.channel import open_channel
 from fanlight.client import requests
-from fanlight.client.blobs import Blobs
-from fanlight.client.jobs import require_success
-from fanlight.client.requests import GenerationOptions, ParameterValue, PictureSource
+from fanlight.client.blobs import BlobTransfer
+from fanlight.client.requests import GenerationOptions, ImageInput, ParameterValue
 from fanlight.client.retry import Answer, Retry
-from fanlight.client.watch import Watch
+from fanlight.client.watch import JobWatch, require_success
 from fanlight.common.v1.common_pb2 import Blob, ImageSource
 from fanlight.contract.images import images_of
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest, Model
@@ -28,13 +27,13 @@ from fanlight.gateway.v1.gateway_pb2_grpc import JobServiceStub
 from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest, Annotator
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-# What a call may take with all its tries; a blob's transfer may take longer.
+# How long a call may take with all retries; a blob's transfer may take longer.
 TIMEOUT_S = 30.0
 BLOB_TIMEOUT_S = 600.0
-# How long to try a gateway that has not answered once.
+# How long to retry a gateway that has never answered.
 CONNECT_S = 5.0
-# A cancelled wait says so to the gateway, but not for long.
-GOODBYE_S = 5.0
+# How long a cancelled wait tries to cancel the job at the gateway.
+CANCEL_S = 5.0
 PAGE_JOBS = 200
 
 Listener = Callable[[JobEvent], None]
@@ -43,7 +42,7 @@ Listener = Callable[[JobEvent], None]
 class AsyncClient:
     """Made inside the event loop that uses it, closed with `async with` or `close`. Raises fanlight.errors.
 
-    InvalidInput at once where the address or the token is none, or the roots cannot be read.
+    InvalidInput at once where the address or the token is malformed, or the CA file cannot be read.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class AsyncClient:
         self._channel = _open(address, token=token, ca_file=ca_file)
         self._jobs = JobServiceStub(self._channel)
         self._retry = Retry(connect_s=connect_s)
-        self._blobs = Blobs(BlobServiceStub(self._channel), self._retry, scope=scope)
+        self._blobs = BlobTransfer(BlobServiceStub(self._channel), self._retry, scope=scope)
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
@@ -85,16 +84,16 @@ class AsyncClient:
         """Generates, waits, and returns the job with its images. Cancelling the wait cancels the job.
 
         InvalidField, NotFound or TooLarge where the request is wrong, before anything is sent; JobFailed where the job
-        ends otherwise.
+        fails or is cancelled.
         """
-        work = await asyncio.to_thread(requests.generation, prompt, **options)
-        job = await self.create_job(work, request_id=request_id, priority=priority)
+        request = await asyncio.to_thread(requests.generation, prompt, **options)
+        job = await self.create_job(request, request_id=request_id, priority=priority)
         return await self._finished(job, on_event)
 
     async def annotate(
         self,
         annotator: str,
-        picture: PictureSource,
+        image: ImageInput,
         *,
         parameters: Mapping[str, ParameterValue] | None = None,
         width_px: int = 0,
@@ -105,8 +104,8 @@ class AsyncClient:
     ) -> Job:
         """Makes a control image, waits, and returns the job with it as its one image. JobFailed as `generate`."""
         size = {"width_px": width_px, "height_px": height_px}
-        work = await asyncio.to_thread(requests.annotation, annotator, picture, parameters=parameters, **size)
-        job = await self.create_job(work, request_id=request_id, priority=priority)
+        request = await asyncio.to_thread(requests.annotation, annotator, image, parameters=parameters, **size)
+        job = await self.create_job(request, request_id=request_id, priority=priority)
         return await self._finished(job, on_event)
 
     async def _finished(self, job: Job, on_event: Listener | None) -> Job:
@@ -114,7 +113,7 @@ class AsyncClient:
             job = await self.wait_job(job, on_event=on_event)
         except asyncio.CancelledError:
             with contextlib.suppress(FanlightError):
-                await self.cancel_job(job.name, timeout_s=GOODBYE_S)
+                await self.cancel_job(job.name, timeout_s=CANCEL_S)
             raise
         require_success(job)
         return job
@@ -122,10 +121,11 @@ class AsyncClient:
     async def create_job(
         self, work: GenerateRequest | AnnotateRequest, *, request_id: str = "", priority: int = 0
     ) -> Job:
-        """Hands a job in and returns at once. Images given as bytes are sent as blobs first.
+        """Creates a job and returns at once. Images given as bytes are uploaded as blobs first.
 
-        The same `request_id` gives the same job; without one each call makes its own, once, however often it is sent.
-        InvalidField, NotFound or TooLarge, with the gateway's words, for what it would refuse: nothing is sent then.
+        Repeating a request with the same `request_id` returns the original job; without one each call makes a new job,
+        one only, however often it is retried. InvalidField, NotFound or TooLarge before anything is sent for what the
+        gateway would refuse.
         """
         await asyncio.to_thread(requests.check, work)
         work = await self._with_blobs(work)
@@ -144,7 +144,7 @@ class AsyncClient:
         return work
 
     async def wait_job(self, job: Job | str, *, on_event: Listener | None = None) -> Job:
-        """The job when it has ended, in whatever way; `on_event` is told what happens until then."""
+        """The job once it has ended, in whatever state; `on_event` is called with each event until then."""
         name, revision = (job, 0) if isinstance(job, str) else (job.name, job.revision)
         last: Job | None = None
         async for event in self.watch_job(name, after_revision=revision):
@@ -154,8 +154,8 @@ class AsyncClient:
         return last or await self.get_job(name)
 
     async def watch_job(self, name: str, *, after_revision: int = 0) -> AsyncGenerator[JobEvent, None]:
-        """States and progress until the job has ended, whatever breaks on the way."""
-        watch = Watch(self._jobs, self._retry, name, after_revision=after_revision)
+        """States and progress until the job has ended; broken streams are resumed."""
+        watch = JobWatch(self._jobs, self._retry, name, after_revision=after_revision)
         async for event in watch.events(timeout_s=self._timeout_s):
             yield event
 
@@ -189,7 +189,7 @@ class AsyncClient:
         return await self._call(lambda left_s: self._jobs.ExplainJob(request, timeout=left_s))
 
     async def get_webhook(self, name: str) -> gateway.Webhook:
-        """How the telling of a job's end goes, try by try."""
+        """A job's webhook deliveries and retries."""
         request = gateway.GetWebhookRequest(name=name)
         return await self._call(lambda left_s: self._jobs.GetWebhook(request, timeout=left_s))
 
@@ -216,7 +216,7 @@ class AsyncClient:
         return await self._call(lambda left_s: self._jobs.GetDeadLetter(request, timeout=left_s))
 
     async def redrive_dead_letter(self, task: str) -> Job:
-        """Tries the letter's job anew."""
+        """Retries the letter's job; finished tasks stay finished."""
         request = gateway.RedriveDeadLetterRequest(task=task)
         return await self._call(lambda left_s: self._jobs.RedriveDeadLetter(request, timeout=left_s))
 
@@ -233,7 +233,7 @@ class AsyncClient:
         return list((await self._call(lambda left_s: self._jobs.ListWorkers(request, timeout=left_s))).workers)
 
     async def write_blob(self, data: bytes) -> Blob:
-        """Keeps the bytes with the gateway; what it has already is not sent again."""
+        """Uploads the bytes to the gateway; what it has already is not sent again."""
         return await self._blobs.write(data, timeout_s=BLOB_TIMEOUT_S)
 
     async def read_blob(self, blob: Blob | str) -> bytes:
@@ -246,7 +246,7 @@ class AsyncClient:
 
 def _open(address: str, *, token: str, ca_file: Path | None) -> grpc.aio.Channel:
     if not (token.isascii() and token.isprintable()):
-        raise InvalidInput("the token has characters that none may have: printable ASCII, on one line, is right")
+        raise InvalidInput("the token has characters that a token cannot have; it must be printable ASCII on one line")
     try:
         return open_channel(address, token=token, ca_file=ca_file)
     except ValueError as error:

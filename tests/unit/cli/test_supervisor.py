@@ -1,4 +1,4 @@
-"""Services as processes: started in order, started again when they die, gone when all ends, however it ends."""
+"""Services as processes: started in order, restarted when they die, gone when everything ends, however it ends."""
 
 import asyncio
 import contextlib
@@ -13,10 +13,8 @@ import psutil
 import pytest
 
 from fanlight.cli.main import run
-from fanlight.cli.up.child import ChildFailed
-from fanlight.cli.up.datalock import DataInUse
-from fanlight.cli.up.house import run_house
-from fanlight.cli.up.plan import Addresses, Plan
+from fanlight.cli.service_plan import Addresses, DataInUse, ProcessPlan
+from fanlight.cli.supervisor import ServiceFailed, run_services
 from tests.fakes import up_process
 from tests.fakes.running import until
 from tests.fakes.up_process import at_once, command_of
@@ -31,21 +29,21 @@ def diary(tmp_path) -> Path:
 
 @pytest.fixture
 def live(tmp_path, diary):
-    """Run a body in a house whose services keep a diary; what it told."""
-    told: list[str] = []
+    """Runs a body beside services that keep a diary; `reports` has what the supervisor reported."""
+    reports: list[str] = []
 
     async def run(body, **how):
-        plan = Plan(
+        plan = ProcessPlan(
             data=tmp_path / "data",
             http="127.0.0.1:0",
             grpc="127.0.0.1:0",
-            tell=told.append,
+            report=reports.append,
             command=command_of(diary, **how),
         )
         async with asyncio.timeout(LIMIT_S):
-            return await run_house(plan, at_once, body, hurry=asyncio.Event())
+            return await run_services(plan, at_once, body, kill_now=asyncio.Event())
 
-    run.told = told
+    run.reports = reports
     return run
 
 
@@ -109,21 +107,21 @@ async def test_a_gateway_that_died_comes_back_at_the_same_address(live, diary):
         "127.0.0.1:0",
         "127.0.0.1:4002",
     ]
-    assert live.told[0].startswith("gateway was ended by SIGKILL; starting it again in 1 s")
+    assert live.reports[0].startswith("gateway was ended by SIGKILL; restarting it in 1 s")
 
 
-async def test_a_service_with_a_wrong_setting_ends_all_with_its_own_words(live, diary):
+async def test_a_service_with_a_wrong_setting_stops_everything_with_its_own_error(live, diary):
     async def body(addresses):
         raise AssertionError("must not be reached")
 
-    with pytest.raises(ChildFailed, match=r"^diffusion: the port is taken$"):
+    with pytest.raises(ServiceFailed, match=r"^diffusion: the port is taken$"):
         await live(body, diffusion="wrong")
 
     assert {words[0] for words in entries(diary, "stopped")} <= {"preprocessor", "gateway"}
     assert all(gone(int(words[2])) for words in entries(diary, "started"))
 
 
-async def test_a_second_house_in_the_same_folder_is_refused(live):
+async def test_a_second_up_in_the_same_folder_is_refused(live):
     async def body(addresses):
         with pytest.raises(DataInUse, match="in use by another `fanlight up`"):
             await live(body)
@@ -164,7 +162,7 @@ def test_a_signal_stops_all_in_order(up, diary, number):
 
     assert up.wait(LIMIT_S) == 0
     assert [words[0] for words in entries(diary, "stopped")][2] == "gateway"
-    assert up.stderr.read() == "stopping when what runs has ended; once more stops it at once\n"
+    assert up.stderr.read() == "stopping once the running work has ended; a second signal stops it at once\n"
 
 
 def test_killing_up_itself_leaves_no_process_behind(up, diary):
@@ -184,11 +182,11 @@ def test_another_up_waits_for_the_children_of_a_killed_one(up, diary, tmp_path):
     async def body(addresses):
         return [gone(int(words[2])) for words in entries(diary, "started")[:3]]
 
-    plan = Plan(data=tmp_path / "data", http="", grpc="", tell=print, command=command_of(diary))
-    assert asyncio.run(run_house(plan, at_once, body, hurry=asyncio.Event())) == [True] * 3
+    plan = ProcessPlan(data=tmp_path / "data", http="", grpc="", report=print, command=command_of(diary))
+    assert asyncio.run(run_services(plan, at_once, body, kill_now=asyncio.Event())) == [True] * 3
 
 
-def test_a_port_that_is_taken_is_told_with_what_names_another(tmp_path, capsys):
+def test_a_port_in_use_is_reported_with_the_options_that_change_it(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         code = run(["up", "--data", str(tmp_path), "--http", "127.0.0.1:0", "--grpc", address])

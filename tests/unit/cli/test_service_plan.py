@@ -11,14 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fanlight.cli.plugins import MissingExtra
-from fanlight.cli.up import plan as plans
-from fanlight.cli.up.datalock import WAIT_S, DataInUse, locked
-from fanlight.cli.up.logfile import LogFile
-from fanlight.cli.up.plan import Addresses
-from fanlight.cli.up.registered import all_registered
-from fanlight.cli.up.restarts import Restarts
-from fanlight.errors import InvalidInput
+from fanlight.cli import service_plan
+from fanlight.cli.service_plan import WAIT_S, Addresses, DataInUse, LogFile, locked
+from fanlight.cli.supervisor import RestartBackoff
+from fanlight.cli.up import all_registered
+from fanlight.errors import InvalidInput, MissingExtra
 from fanlight.gateway.v1 import gateway_pb2 as pb
 from tests.fakes.job_service import FakeJobService, serving
 
@@ -26,18 +23,18 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_pauses_double_up_to_half_a_minute():
-    restarts = Restarts()
+    backoff = RestartBackoff()
 
-    assert [restarts.delay_s(0.1) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [backoff.delay_s(0.1) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
 
 
-def test_a_minute_of_health_is_a_new_beginning():
-    restarts = Restarts()
+def test_a_minute_of_health_resets_the_back_off():
+    backoff = RestartBackoff()
     for _ in range(5):
-        restarts.delay_s(0.1)
+        backoff.delay_s(0.1)
 
-    assert restarts.delay_s(60) == 1
-    assert restarts.delay_s(59.9) == 2
+    assert backoff.delay_s(60) == 1
+    assert backoff.delay_s(59.9) == 2
 
 
 @pytest.fixture
@@ -45,7 +42,7 @@ def log(tmp_path):
     return LogFile(tmp_path / "logs" / "x.log", limit_bytes=100)
 
 
-def test_the_last_words_are_those_since_the_start(log):
+def test_the_last_line_is_one_since_the_start(log):
     with log.open() as file:
         file.write(b"old words\n")
     since_bytes = log.size_bytes()
@@ -67,7 +64,7 @@ def test_a_log_that_grew_too_large_is_moved_aside_under_its_writer(log):
     assert log.path.with_suffix(".log.1").read_bytes() == b"x" * 101
 
 
-async def test_whoever_follows_hears_whole_lines_only(log):
+async def test_a_follower_gets_whole_lines_only(log):
     heard = []
     writes = [b"one\ntw", b"", b"o\n"]
 
@@ -91,7 +88,7 @@ def test_a_folder_is_locked_while_its_owner_lives(tmp_path):
 
 
 def test_a_lock_that_only_children_hold_is_waited_for(tmp_path):
-    """The child has the lock from its parent, whose number in the file is nobody's any more."""
+    """The child has the lock from its parent, whose number in the file belongs to no process any more."""
     now_s = [0.0]
     with locked(tmp_path) as descriptor:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[descriptor])
@@ -128,24 +125,24 @@ def test_workers_find_a_gateway_that_listens_everywhere(address, local):
 
 @pytest.mark.parametrize(("said", "grace_s"), [("2.5", 2.5), ("soon", 10.0), ("", 10.0)])
 def test_a_grace_that_is_no_number_is_left_for_the_services_to_refuse(said, grace_s):
-    environ = plans.environ_of_all(3, {"FANLIGHT_DRAIN_GRACE_S": said})
+    environ = service_plan.environ_of_all(3, {"FANLIGHT_DRAIN_GRACE_S": said})
 
     assert environ["FANLIGHT_DRAIN_GRACE_S"] == said
-    assert plans.grace_s(environ) == grace_s
+    assert service_plan.grace_s(environ) == grace_s
 
 
 def test_missing_extras_are_named_together(monkeypatch):
-    monkeypatch.setattr(plans, "find_spec", lambda name: None if name in ("torch", "cv2") else object())
+    monkeypatch.setattr(service_plan, "find_spec", lambda name: None if name in ("torch", "cv2") else object())
 
     with pytest.raises(MissingExtra, match=r"needs cv2, .*pip install 'fanlight\[preprocessor,diffusion\]'"):
-        plans.require_extras()
+        service_plan.require_extras()
 
 
 @pytest.mark.parametrize("service", ["gateway", "preprocessor", "diffusion"])
 def test_what_a_service_is_looked_for_by_comes_with_its_extra(service):
     distributions, brought = packages_distributions(), brought_by(service)
 
-    for need in plans._NEEDS[service]:
+    for need in service_plan._NEEDS[service]:
         assert brought.intersection(name.replace("_", "-") for name in distributions[need]), need
 
 

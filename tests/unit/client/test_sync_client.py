@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from fanlight.client import Client, generation
+from fanlight.client import AsyncClient, Client, generation
 from fanlight.errors import CallFailed
 from fanlight.gateway.v1.gateway_pb2 import Job
-from tests.fakes.job_service import PICTURE, FakeJobService, serving_beside
+from tests.fakes.job_service import IMAGE_BYTES, FakeJobService, serving_beside
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def address(service):
         yield address
 
 
-def test_it_paints_and_reads_what_was_painted(address):
+def test_it_generates_and_reads_the_image(address):
     with Client(address) as client:
         job = client.generate("a cat")
 
-        assert client.read_blob(job.images[0].blob) == PICTURE
+        assert client.read_blob(job.images[0].blob) == IMAGE_BYTES
 
 
 def test_a_watch_ends_with_the_job(address):
@@ -116,3 +116,10 @@ def test_closing_twice_does_nothing(address):
     client = Client(address)
     client.close()
     client.close()
+
+
+def test_it_has_every_call_of_the_async_client():
+    def calls(cls):
+        return {name for name in vars(cls) if not name.startswith("_")}
+
+    assert calls(Client) == calls(AsyncClient)

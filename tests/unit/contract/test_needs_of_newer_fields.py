@@ -4,13 +4,7 @@ import pytest
 from google.protobuf.message import Message
 
 from fanlight.common.v1.common_pb2 import ImageSource
-from fanlight.contract.revision import (
-    REVISION,
-    UnknownField,
-    contract_revision,
-    refuse_unknown_fields,
-    unknown_fields,
-)
+from fanlight.contract.needs import REVISION, UnknownField, contract_revision, refuse_unknown_fields, unknown_fields
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest
 from fanlight.errors import InvalidField
 from fanlight.gateway.v1.gateway_pb2 import CreateJobRequest

@@ -1,4 +1,4 @@
-"""The async client for code without an event loop: the same calls, each run to its end on a private loop."""
+"""The async client for code without an event loop: the same calls, each run to its end on an event loop of its own."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from fanlight.client.asynchronous import CONNECT_S, DEFAULT_ADDRESS, GOODBYE_S, TIMEOUT_S, AsyncClient
+from fanlight.client.async_client import CANCEL_S, CONNECT_S, DEFAULT_ADDRESS, TIMEOUT_S, AsyncClient
 from fanlight.gateway.v1.gateway_pb2 import JobEvent
 
 # A signal that arrives just before a wait, or at another thread, does not end the wait: Python handles it afterwards.
@@ -46,12 +46,12 @@ class Client:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fanlight-client", daemon=True)
         self._thread.start()
 
-        async def made() -> AsyncClient:
+        async def build() -> AsyncClient:
             return AsyncClient(
                 address, token=token, ca_file=ca_file, scope=scope, timeout_s=timeout_s, connect_s=connect_s
             )
 
-        self._client = self._run(made())
+        self._client = self._run(build())
 
     def __enter__(self) -> Self:
         return self
@@ -73,45 +73,45 @@ class Client:
     def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         ended = threading.Event()
         task: asyncio.Task[Answer] | None = None
-        is_left = False
+        is_abandoned = False
 
-        async def noted() -> Answer:
+        async def run() -> Answer:
             nonlocal task
             task = asyncio.current_task()
             try:
-                if is_left:
+                if is_abandoned:
                     work.close()
                     raise asyncio.CancelledError
                 return await work
             finally:
                 ended.set()
 
-        def leave() -> None:
-            nonlocal is_left
-            is_left = True
+        def abandon() -> None:
+            nonlocal is_abandoned
+            is_abandoned = True
             if task is not None:
                 task.cancel()
             else:
                 # Its first step, if it was started at all, comes before this.
                 self._loop.call_soon(ended.set)
 
-        # Starting the work belongs to what may be interrupted: the work runs from then on.
+        # Ctrl-C may come from here on, because the work may run as soon as it is scheduled.
         try:
-            return _result(asyncio.run_coroutine_threadsafe(noted(), self._loop))
+            return _result(asyncio.run_coroutine_threadsafe(run(), self._loop))
         except KeyboardInterrupt:
             # The call ends too, and has the time to cancel the job that it waits for.
-            self._loop.call_soon_threadsafe(leave)
-            ended.wait(GOODBYE_S)
+            self._loop.call_soon_threadsafe(abandon)
+            ended.wait(CANCEL_S)
             raise
 
     def watch_job(self, name: str, *, after_revision: int = 0) -> Iterator[JobEvent]:
         events = self._client.watch_job(name, after_revision=after_revision)
 
-        async def following() -> JobEvent | None:
+        async def next_event() -> JobEvent | None:
             return await anext(events, None)
 
         try:
-            while (event := self._run(following())) is not None:
+            while (event := self._run(next_event())) is not None:
                 yield event
         finally:
             self._run(events.aclose())
@@ -123,6 +123,7 @@ class Client:
     get_job = _blocking(AsyncClient.get_job)
     list_jobs = _blocking(AsyncClient.list_jobs)
     cancel_job = _blocking(AsyncClient.cancel_job)
+    explain_job = _blocking(AsyncClient.explain_job)
     get_webhook = _blocking(AsyncClient.get_webhook)
     list_dead_letters = _blocking(AsyncClient.list_dead_letters)
     get_dead_letter = _blocking(AsyncClient.get_dead_letter)

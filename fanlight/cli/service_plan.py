@@ -1,0 +1,218 @@
+"""What `fanlight up` starts: commands, settings and addresses of the services, and the data folder that they share.
+
+Starts nothing. The folder has a lock, one `fanlight up` at a time, and a log file for each service.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO
+
+from fanlight.errors import FanlightError, InvalidInput, MissingExtra
+
+STAGE_SERVICES = ("preprocessor", "diffusion")
+STAGES = frozenset({"preprocess", "diffusion"})
+# The modules that show that a service's extra is installed. Searched for, not imported.
+_NEEDS = {
+    "gateway": ("structlog", "uvloop", "fastapi", "uvicorn"),
+    "preprocessor": ("structlog", "uvloop", "cv2", "PIL", "kornia_rs", "isal"),
+    "diffusion": ("structlog", "uvloop", "torch", "diffusers", "tokenizers", "isal"),
+}
+# How long running calls may take when the services stop, unless the setting says otherwise.
+DRAIN_GRACE_S = 10.0
+GRACE_SETTING = "FANLIGHT_DRAIN_GRACE_S"
+ANY_PORT = "127.0.0.1:0"
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+
+
+def command_of(service: str) -> tuple[str, ...]:
+    """-P: a folder `services` in the working directory must not be imported."""
+    return (sys.executable, "-P", "-m", f"services.{service}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessPlan:
+    """What to start. The system chooses a port that is 0; a restarted gateway keeps it."""
+
+    data: Path
+    http: str
+    grpc: str
+    # Called with a line for each restart and stop.
+    report: Callable[[str], None]
+    # Called with each line of the services' logs.
+    follow: Callable[[str], None] | None = None
+    command: Callable[[str], Sequence[str]] = command_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    http: str
+    grpc: str
+
+    @property
+    def local_grpc(self) -> str:
+        """Where the gateway answers on this machine, also when it listens everywhere."""
+        host, _, port = self.grpc.rpartition(":")
+        return f"{_EVERYWHERE.get(host, host)}:{port}"
+
+
+def default_data() -> Path:
+    """As the XDG base directory specification says."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "fanlight"
+
+
+def require_extras() -> None:
+    """MissingExtra where a service cannot run because its extra is not installed."""
+    missing = {name: [need for need in needs if find_spec(need) is None] for name, needs in _NEEDS.items()}
+    extras = [name for name, needs in missing.items() if needs]
+    if extras:
+        raise MissingExtra("`fanlight up`", extras, missing[extras[0]][0])
+
+
+def environ_of_gateway(data: Path, http: str, grpc: str) -> dict[str, str]:
+    return {"FANLIGHT_GATEWAY_DATA_DIR": str(data), "FANLIGHT_GATEWAY_HTTP": http, "FANLIGHT_GATEWAY_GRPC": grpc}
+
+
+def environ_of_stage(service: str, addresses: Addresses) -> dict[str, str]:
+    return {f"FANLIGHT_{service.upper()}_GRPC": ANY_PORT, "FANLIGHT_WORKER_GATEWAY": addresses.local_grpc}
+
+
+def environ_of_all(lifeline_fd: int, environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "FANLIGHT_LIFELINE_FD": str(lifeline_fd),
+        GRACE_SETTING: environ.get(GRACE_SETTING, f"{DRAIN_GRACE_S:g}"),
+    }
+
+
+def grace_s(environ: Mapping[str, str]) -> float:
+    """The default where the setting is not a number: the services refuse it with an error of their own."""
+    try:
+        return float(environ[GRACE_SETTING])
+    except ValueError:
+        return DRAIN_GRACE_S
+
+
+# How long to wait for the children of an `up` that was killed.
+WAIT_S = 30.0
+TRY_EVERY_S = 0.2
+
+
+class DataInUse(FanlightError):
+    code = "FAILED_PRECONDITION"
+
+
+@contextlib.contextmanager
+def locked(
+    folder: Path, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[int]:
+    """A file descriptor that locks the folder, also in every process that it is passed to.
+
+    DataInUse while another `up` runs. Where only its children are left, waits for them.
+    """
+    descriptor = _open(folder)
+    try:
+        until_s = clock() + WAIT_S
+        while not _try(descriptor):
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            if _lives(owner) or clock() >= until_s:
+                raise DataInUse(
+                    f"{folder} is in use by another `fanlight up` (process {owner}): name another with --data"
+                )
+            sleep(TRY_EVERY_S)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open(folder: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InvalidInput(f"{folder}: cannot be used for data: {error.strerror}") from error
+
+
+def _try(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lives(owner: str) -> bool:
+    """Whether the process exists. Another process may have its number by now; then the error names that one."""
+    if not owner.isdigit():
+        return False
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# One such file and the one before it are kept.
+LOG_LIMIT_BYTES = 32 * 1024 * 1024
+TAIL_BYTES = 16 * 1024
+
+
+class LogFile:
+    def __init__(self, path: Path, *, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
+        self.path = path
+        self._limit_bytes = limit_bytes
+
+    def open(self) -> BinaryIO:
+        """For appending, as a child's standard error."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.trim()
+        return self.path.open("ab")
+
+    def size_bytes(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def trim(self) -> None:
+        """Rotates a log that is too large. Writers append, so they continue at the new end."""
+        if self.size_bytes() > self._limit_bytes:
+            shutil.copyfile(self.path, self.path.with_suffix(".log.1"))
+            with self.path.open("r+b") as file:
+                file.truncate(0)
+
+    def last_line(self, *, since_bytes: int) -> str:
+        """The last line that was written since; empty where there is none."""
+        if not self.path.exists():
+            return ""
+        with self.path.open("rb") as file:
+            file.seek(max(since_bytes, self.size_bytes() - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    async def follow(
+        self, write: Callable[[str], None], *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """Every whole line from now on, until cancelled."""
+        at, rest = self.size_bytes(), b""
+        while True:
+            if self.size_bytes() < at:
+                at, rest = 0, b""
+            if self.size_bytes() > at:
+                with self.path.open("rb") as file:
+                    file.seek(at)
+                    new = file.read()
+                at += len(new)
+                *lines, rest = (rest + new).split(b"\n")
+                for line in lines:
+                    write(line.decode(errors="replace"))
+            await sleep(0.2)

@@ -1,0 +1,299 @@
+"""The services of one machine as processes: started in order, restarted with back-off when they die, stopped in order.
+
+It does not know what a service does, only the ready line that it prints and the code that it exits with.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from fanlight.backoff import backoff_s
+from fanlight.cli import service_plan
+from fanlight.cli.service_plan import Addresses, LogFile, ProcessPlan, locked
+from fanlight.errors import FanlightError
+
+Answer = TypeVar("Answer")
+Body = Callable[[Addresses], Awaitable[Answer]]
+# Called with the addresses once the services say that they are ready; returns when they can be given work.
+WaitReady = Callable[[Addresses], Awaitable[None]]
+
+# A process that has not exited so long after its grace period is killed.
+KILL_AFTER_S = 10.0
+TRIM_EVERY_S = 60.0
+
+# A service whose settings are wrong exits with this code; restarting it would not help.
+EXIT_SETTINGS = 2
+# How often a service may die before it was ready for the first time.
+FIRST_TRIES = 3
+READY_LINE_LIMIT_BYTES = 64 * 1024
+# How long the output of a dead process is read when a child of its own keeps the pipe open.
+LAST_OUTPUT_S = 1.0
+
+FIRST_RESTART_S, LONGEST_RESTART_S = 1.0, 30.0
+# A process that lived this long was healthy: the back-off starts from the beginning.
+HEALTHY_S = 60.0
+
+_READY = re.compile(r"ready( \w+=\S+)*\s*")
+
+
+class ServiceFailed(FanlightError):
+    """A service cannot be started here."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class RestartBackoff:
+    """The pauses before restarts: 1, 2, 4 ... 30 seconds. Pure."""
+
+    def __init__(self) -> None:
+        self.deaths = 0
+
+    def delay_s(self, lived_s: float) -> float:
+        """Counts a death; the pause before the next start."""
+        if lived_s >= HEALTHY_S:
+            self.deaths = 0
+        delay_s = backoff_s(self.deaths, first_s=FIRST_RESTART_S, longest_s=LONGEST_RESTART_S, chance=1.0)
+        self.deaths += 1
+        return delay_s
+
+
+class ServiceProcess:
+    """One service over all its processes. `keep` runs it; `environ` may change between starts.
+
+    `pass_fds` stay open in the process; `kill_now` cuts its grace period short.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        pass_fds: Sequence[int],
+        log: LogFile,
+        grace_s: float,
+        report: Callable[[str], None],
+        kill_now: asyncio.Event,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.name = name
+        self.environ = dict(environ)
+        # What its first ready line says, such as {"grpc": "127.0.0.1:4711"}.
+        self.ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        self._command = tuple(command)
+        self._pass_fds = tuple(pass_fds)
+        self._log = log
+        self._grace_s = grace_s
+        self._report = report
+        self._kill_now = kill_now
+        self._clock = clock
+        self._sleep = sleep
+        self._backoff = RestartBackoff()
+
+    async def keep(self) -> None:
+        """Until cancelled, and then until the process has exited. ServiceFailed when it never gets ready."""
+        while True:
+            started_s, logged_bytes = self._clock(), self._log.size_bytes()
+            code = await self._run_once()
+            self._give_up_early(code, logged_bytes)
+            delay_s = self._backoff.delay_s(self._clock() - started_s)
+            self._report(f"{self.name} {_exit_text(code)}; restarting it in {delay_s:g} s; its log: {self._log.path}")
+            await self._sleep(delay_s)
+
+    async def _run_once(self) -> int:
+        """One process from start to end; its exit code."""
+        with self._log.open() as log:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=log,
+                env={**os.environ, **self.environ},
+                pass_fds=self._pass_fds,
+                # Ctrl-C at the terminal reaches only the supervisor, which stops all services in order.
+                start_new_session=True,
+                limit=READY_LINE_LIMIT_BYTES,
+            )
+        reading = asyncio.create_task(self._read_output(process))
+        try:
+            code = await process.wait()
+            # Its last output may still be in the pipe, and whether it was ready decides what its death means.
+            await asyncio.wait({reading}, timeout=LAST_OUTPUT_S)
+            return code
+        finally:
+            reading.cancel()
+            await self._stop(process)
+
+    async def _read_output(self, process: Process) -> None:
+        """Takes the ready line, and drops whatever else it prints so that it never blocks."""
+        assert process.stdout is not None
+        while not process.stdout.at_eof():
+            try:
+                text = (await process.stdout.readline()).decode(errors="replace")
+            except ValueError:
+                # Longer than any ready line, and dropped.
+                continue
+            if _READY.fullmatch(text) and not self.ready.done():
+                self.ready.set_result(dict(pair.split("=", 1) for pair in text.split()[1:]))
+
+    async def _stop(self, process: Process) -> None:
+        """SIGTERM, then SIGKILL after the grace period or when `kill_now` is set."""
+        if process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        exited, killing = asyncio.create_task(process.wait()), asyncio.create_task(self._kill_now.wait())
+        await asyncio.wait({exited, killing}, timeout=self._grace_s, return_when=asyncio.FIRST_COMPLETED)
+        killing.cancel()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        await exited
+
+    def _give_up_early(self, code: int, logged_bytes: int) -> None:
+        """ServiceFailed, with its last log line, for a service that was never ready and never will be."""
+        if self.ready.done() or (code != EXIT_SETTINGS and self._backoff.deaths + 1 < FIRST_TRIES):
+            return
+        line = self._log.last_line(since_bytes=logged_bytes).removeprefix("error: ")
+        raise ServiceFailed(f"{self.name}: {line or _exit_text(code)}" + _log_hint(code, self._log))
+
+
+def _log_hint(code: int, log: LogFile) -> str:
+    return "" if code == EXIT_SETTINGS else f" (its log: {log.path})"
+
+
+def _exit_text(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"was ended by signal {-code}"
+
+
+async def run_services(
+    plan: ProcessPlan, wait_ready: WaitReady, body: "Body[Answer]", *, kill_now: asyncio.Event
+) -> Answer:
+    """Runs the body while every service is up, and stops them whatever way it ends.
+
+    ServiceFailed where a service cannot be started. `kill_now` cuts short the time that they are given to stop.
+    """
+    with locked(plan.data) as lock_fd, _lifeline() as lifeline_fd:
+        supervisor = Supervisor(plan, lock_fd=lock_fd, lifeline_fd=lifeline_fd, kill_now=kill_now)
+        try:
+            return await supervisor.until_one_fails(supervisor.run(wait_ready, body))
+        finally:
+            await supervisor.close()
+
+
+@contextlib.contextmanager
+def _lifeline() -> Iterator[int]:
+    """The read end of a pipe, for children. It ends when this process dies, however: no other has the write end."""
+    read_fd, write_fd = os.pipe()
+    try:
+        yield read_fd
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+class Supervisor:
+    """Starts the gateway, then the stages; stops the stages, then the gateway."""
+
+    def __init__(self, plan: ProcessPlan, *, lock_fd: int, lifeline_fd: int, kill_now: asyncio.Event) -> None:
+        self._plan = plan
+        self._fds = (lock_fd, lifeline_fd)
+        self._environ = service_plan.environ_of_all(lifeline_fd, os.environ)
+        self._kill_now = kill_now
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gateway: list[asyncio.Task[None]] = []
+        self._workers: list[asyncio.Task[None]] = []
+        self._log_tasks: list[asyncio.Task[None]] = []
+
+    async def run(self, wait_ready: WaitReady, body: "Body[Answer]") -> Answer:
+        addresses = await self._start_gateway()
+        stages = [
+            self._process(name, service_plan.environ_of_stage(name, addresses), self._workers)
+            for name in service_plan.STAGE_SERVICES
+        ]
+        for stage in stages:
+            await stage.ready
+        await wait_ready(addresses)
+        return await body(addresses)
+
+    async def _start_gateway(self) -> Addresses:
+        environ = service_plan.environ_of_gateway(self._plan.data, self._plan.http, self._plan.grpc)
+        gateway = self._process("gateway", environ, self._gateway)
+        ready = await gateway.ready
+        addresses = Addresses(http=ready["http"], grpc=ready["grpc"])
+        # A restarted gateway listens where it listened before.
+        gateway.environ |= service_plan.environ_of_gateway(self._plan.data, addresses.http, addresses.grpc)
+        return addresses
+
+    def _process(self, name: str, environ: dict[str, str], tasks: list[asyncio.Task[None]]) -> ServiceProcess:
+        log = LogFile(self._plan.data / "logs" / f"{name}.log")
+        process = ServiceProcess(
+            name,
+            self._plan.command(name),
+            environ=self._environ | environ,
+            pass_fds=self._fds,
+            log=log,
+            grace_s=service_plan.grace_s(self._environ) + KILL_AFTER_S,
+            report=self._plan.report,
+            kill_now=self._kill_now,
+        )
+        self._begin(_trimming(log), self._log_tasks)
+        if self._plan.follow is not None:
+            self._begin(log.follow(_named(name, self._plan.follow)), self._log_tasks)
+        self._begin(process.keep(), tasks)
+        return process
+
+    def _begin(self, work: Coroutine[Any, Any, None], tasks: list[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._note_failure)
+        tasks.append(task)
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def until_one_fails(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """The work's own end, or the first failure of a task that runs beside it."""
+        task = asyncio.create_task(work)
+        awaited: set[asyncio.Future[Any]] = {task, self._failed}
+        try:
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if self._failed.done():
+                await self._failed
+            return await task
+        finally:
+            await _cancel([task])
+
+    async def close(self) -> None:
+        """Workers first: they hand back what they have not finished."""
+        await _cancel(self._workers)
+        await _cancel(self._gateway)
+        await _cancel(self._log_tasks)
+        await _cancel([self._failed])
+
+
+async def _cancel(tasks: Sequence["asyncio.Future[Any]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _trimming(log: LogFile) -> None:
+    while True:
+        await asyncio.sleep(TRIM_EVERY_S)
+        await asyncio.to_thread(log.trim)
+
+
+def _named(name: str, write: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda line: write(f"{name}: {line}")
