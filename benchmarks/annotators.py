@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks import annotators_gpu
 from benchmarks.figures import Report, arguments, in_turns
-from services.preprocessor.device import Device
+from services.preprocessor.device import AnnotatorDevice
 from services.preprocessor.neural import defects, hed
 from services.preprocessor.registry import installed
 from tests.fakes.annotator_weights import MODELS, write
@@ -74,7 +74,7 @@ def hed_sides(root: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     write(root, "hed")
     folder = root / MODELS["hed"].manifest.view
     picture = cv2.resize(np.asarray(Image.open(PHOTO).convert("RGB")), (SIDE_PX, SIDE_PX))
-    network = hed.build(folder, Device(threads=2))
+    network = hed.build(folder, AnnotatorDevice(threads=2))
     annotator = installed().get("softedge_hed")
     detector = defects.submodule("hed").HEDdetector.from_pretrained(str(folder))
     return (

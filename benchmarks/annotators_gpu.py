@@ -16,11 +16,11 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.figures import RATIO, Report
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.annotator import Annotator
-from services.preprocessor.device import CUDA, Device
-from services.preprocessor.engine import Engine
+from services.preprocessor.device import CUDA, AnnotatorDevice
+from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import installed
 from services.preprocessor.weights import FolderWeights, StoreWeights
 from services.weights.settings import WeightsSettings
@@ -76,8 +76,11 @@ async def _all(root: Path, report: Report) -> None:
     from tests.fakes.annotator_weights import write
 
     store = StoreWeights(WeightsSettings.model_validate({"dir": root / "store", "offline": True}))
-    engine = Engine(
-        threads=1, limits=PictureLimits(), weights=FolderWeights(root, store), device=Device(kind=CUDA, threads=2)
+    engine = AnnotationEngine(
+        threads=1,
+        limits=ImageLimits(),
+        weights=FolderWeights(root, store),
+        device=AnnotatorDevice(kind=CUDA, threads=2),
     )
     registry = installed()
     for annotator_id, published_s in PUBLISHED_S.items():
@@ -91,7 +94,7 @@ async def _all(root: Path, report: Report) -> None:
     engine.close()
 
 
-async def _timed(engine: Engine, annotator: Annotator) -> tuple[float, str]:
+async def _timed(engine: AnnotationEngine, annotator: Annotator) -> tuple[float, str]:
     values = {each.name: each.default for each in annotator.all_parameters}
     asked = Annotation(annotator=annotator, parameters=values, image=_photo())
     times = []

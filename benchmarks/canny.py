@@ -30,7 +30,7 @@ from benchmarks.serving import cpu_s, served
 from fanlight.channel import channel_options
 from fanlight.common.v1 import common_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
-from services.preprocessor.annotators.gradient import LIBRARY
+from services.preprocessor.annotators.canny import LIBRARY
 from services.preprocessor.registry import core
 
 PHOTO = Path(__file__).parents[1] / "demo" / "photos" / "coffee.jpg"

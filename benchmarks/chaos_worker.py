@@ -17,9 +17,9 @@ from services.kernel import logs
 from services.kernel.config import CommonSettings, load
 from services.kernel.process import run
 from services.worker.admission import Admission
-from services.worker.config import WorkerSettings
-from services.worker.loop import work
-from services.worker.ports import Outcome, Output, Progress, Report
+from services.worker.loop import WorkerSettings
+from services.worker.ports import Outcome, Report, StageOutput, StageProgress
+from services.worker.serve import work
 
 SLOTS = 3
 STEPS = 4
@@ -50,9 +50,9 @@ class Cheap:
 
     async def run(self, request: Message, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
         for step in range(STEPS):
-            report(Progress(step=step, steps=STEPS))
+            report(StageProgress(step=step, steps=STEPS))
             await asyncio.sleep(random.uniform(*STEP_S))
-        return Outcome(outputs=[Output(data=PNG + os.urandom(PICTURE_BYTES), width_px=64, height_px=64)])
+        return Outcome(outputs=[StageOutput(data=PNG + os.urandom(PICTURE_BYTES), width_px=64, height_px=64)])
 
 
 def main() -> int:

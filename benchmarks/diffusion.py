@@ -220,8 +220,7 @@ def answer(rounds: int, report: Report) -> None:
     """One 512 x 512 image, from pixels on one side to the file's bytes on the other: CPU of both ends."""
     import cv2
 
-    from services.diffusion.generation import Format
-    from services.diffusion.pictures.encode import PARAMETERS, PROVENANCE, encode
+    from services.diffusion.images import PARAMETERS, PROVENANCE, Format, encode
 
     pixels = photo_like(512)
     texts = {PARAMETERS: "a cat\nSteps: 20", PROVENANCE: "{}" * 500}

@@ -30,19 +30,18 @@ from benchmarks.models import Size, filled, make_pipeline
 from benchmarks.serving import served
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
-from services.diffusion.abilities import Abilities
 from services.diffusion.config import DiffusionSettings
-from services.diffusion.digests import WeightDigests
-from services.diffusion.engine.engine import Engine
-from services.diffusion.engine.studio import TorchStudio
-from services.diffusion.engine.thread import DeviceThread
-from services.diffusion.models.catalogue import Catalogue
-from services.diffusion.models.library import Library
+from services.diffusion.engine.backend import TorchBackend
+from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
+from services.diffusion.generator import ImageGenerator
+from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.device import shallow_copy_module
+from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.scan import scan
-from services.diffusion.models.shadow import doubled
-from services.diffusion.painter import Painter
+from services.diffusion.parse.abilities import Abilities
 from services.diffusion.parse.parser import Parser
-from services.kernel.pictures import PictureLimits
+from services.diffusion.provenance import WeightDigests
+from services.kernel.images import ImageLimits
 from tests.fakes.device import FakeGpu
 
 MIXED: tuple[tuple[str, int, float | None], ...] = (
@@ -84,23 +83,23 @@ def make_sd15(root: Path, *, nets: int, size: Size) -> None:
             os.link(file, other / file.name)
 
 
-def parser_of(catalogue: Catalogue) -> Parser:
+def parser_of(catalogue: ModelCatalog) -> Parser:
     abilities = Abilities(pixels_limit=2**20, has_safety_checker=False)
-    return Parser(catalogue=catalogue, abilities=abilities, picture_limits=PictureLimits(), random_seed=lambda: 1)
+    return Parser(catalogue=catalogue, abilities=abilities, picture_limits=ImageLimits(), random_seed=lambda: 1)
 
 
 @contextlib.contextmanager
-def painting(library: Library, parser: Parser, *, threads: int) -> Iterator[Callable[[Sequence[Request]], None]]:
+def painting(library: ModelManager, parser: Parser, *, threads: int) -> Iterator[Callable[[Sequence[Request]], None]]:
     """What paints requests all at once, each to a PNG."""
     thread, codecs = DeviceThread(), ThreadPoolExecutor(2)
-    studio = TorchStudio(library, threads=threads)
+    studio = TorchBackend(library, threads=threads)
     with asyncio.Runner() as runner:
 
-        async def started() -> tuple[Painter, asyncio.Task[None]]:
-            engine = Engine(
+        async def started() -> tuple[ImageGenerator, asyncio.Task[None]]:
+            engine = DiffusionEngine(
                 lambda: studio, thread=thread, rows_limit=ROWS_LIMIT, hold_limit_s=HOLD_LIMIT_S, clock=time.monotonic
             )
-            painter = Painter(engine, parser, codecs=codecs, digests=WeightDigests(), clock=time.monotonic)
+            painter = ImageGenerator(engine, parser, codecs=codecs, digests=WeightDigests(), clock=time.monotonic)
             return painter, asyncio.create_task(engine.run())
 
         painter, running = runner.run(started())
@@ -158,7 +157,7 @@ def gpu(rounds: int, keep: Path | None, report: Report, *, device: str, size: Si
         parser = parser_of(scan([root]))
         for net in (False, True):
             for batch in BATCHES[:1] if size == "tiny" else BATCHES:
-                with painting(Library(device=device), parser, threads=int(size == "tiny")) as ours:
+                with painting(ModelManager(device=device), parser, threads=int(size == "tiny")) as ours:
                     ours(_requests(batch, side_px, steps, net="net0" if net else ""))
                     turns = [_requests(batch, side_px, steps, net="net0" if net else "", turn=n) for n in range(rounds)]
                     ours_s = [_wall_s(partial(ours, requests)) for requests in turns]
@@ -182,7 +181,7 @@ def residency(keep: Path | None, report: Report, *, size: Size) -> None:
     with _folder(keep) as root:
         make_sd15(root, nets=nets, size=size)
         card = _Card(memory_bytes=CARD_MODELS_BYTES)
-        library = Library(open_device=lambda wanted: card)
+        library = ModelManager(open_device=lambda wanted: card)
         parser, most_bytes, uploads = parser_of(scan([root])), 0, []
         for turn in range(3):
             for number in range(nets):
@@ -203,14 +202,14 @@ class _Card(FakeGpu):
 
     def uploaded(self, module: Any) -> Any:
         self.uploads += 1
-        return doubled(module, lambda name, tensor: tensor.to("meta"))
+        return shallow_copy_module(module, lambda name, tensor: tensor.to("meta"))
 
 
 def _tell_memory(parser: Parser, device: str, side_px: int, steps: int, report: Report) -> None:
     """As on a card of 12 GB: torch gets no more, and models fill the share of that which the service gives them."""
     torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_BYTES / torch.cuda.mem_get_info()[1]))
     torch.cuda.reset_peak_memory_stats()
-    library = Library(device=device, vram_bytes=CARD_MODELS_BYTES)
+    library = ModelManager(device=device, vram_bytes=CARD_MODELS_BYTES)
     with painting(library, parser, threads=0) as ours:
         for number in [*range(NETS), *range(NETS)]:
             ours(_requests(1, side_px, steps, net=f"net{number}"))

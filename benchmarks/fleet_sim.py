@@ -20,7 +20,7 @@ from benchmarks.fleet.product import Fanlight
 from benchmarks.fleet.run import Policy, Result, Simulation
 from benchmarks.fleet.simple import AffinityWithSpill, LeastLoaded, Oracle, Random
 from benchmarks.fleet.world import Options
-from services.gateway.ordering.replication import Replication, Terms
+from services.gateway.scheduler.replication import Replication, ReplicationPolicy
 
 # Seeds below it are for choosing prices and thresholds.
 FIRST_SEED = 101
@@ -38,7 +38,7 @@ ASKED, OURS = "fanlight, nothing unasked", "affinity with spill, our workers"
 
 
 def only_asked(simulation: Simulation, seed: int) -> Policy:
-    policy = Fanlight(simulation, seed, Replication(Terms(unasked_share=0.0)))
+    policy = Fanlight(simulation, seed, Replication(ReplicationPolicy(speculative_share=0.0)))
     policy.name = ASKED
     return policy
 

@@ -24,14 +24,13 @@ from benchmarks.gateway_bare import CHUNK_BYTES, SERVICE
 from benchmarks.serving import cpu_s
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.client import requests
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.adapters.sqlite_store import open_sqlite_store
-from services.gateway.app.ledger import Ledger
-from services.gateway.app.records import JOBS
-from services.gateway.jobs import machine, plan
-from services.gateway.jobs.model import Job, Lease
+from services.gateway.app.job_store import JOBS, JobStore
+from services.gateway.domain import machine, plan
+from services.gateway.domain.job import Job, Lease
 from tests.fakes.gateway_process import GatewayProcess, RpcWorker, jobs_of
 from tests.fakes.jobs import generation
 
@@ -50,7 +49,9 @@ def a_job(number: int) -> Job:
         model="starter", prompt="a red teapot on a wooden table, morning light " * 4
     )
     patch = diffusion_pb2.GenerateRequest(seed=1, count=1).SerializeToString()
-    work = plan.Plan(requests=(generation(request.SerializeToString()),), tasks=(plan.NewTask(request=0, patch=patch),))
+    work = plan.JobPlan(
+        requests=(generation(request.SerializeToString()),), tasks=(plan.NewTask(request=0, patch=patch),)
+    )
     return plan.create(work, job_id=f"{number:06}", request_id="", priority=0, now_s=1.0)
 
 
@@ -58,7 +59,7 @@ async def sqlite(rounds: int, report: Report, *, smoke: bool) -> None:
     """Transitions of jobs, one and sixteen at a time, and commits of records of the same size."""
     with tempfile.TemporaryDirectory() as folder:
         async with open_sqlite_store(Path(folder) / "ours.sqlite") as store:
-            ledger = Ledger(store)
+            ledger = JobStore(store)
             jobs = [await ledger.create(a_job(number)) for number in range(AT_A_TIME)]
             value = JOBS.encode(leased(jobs[0], "t" * 40))
             raw = Raw(Path(folder) / "raw.sqlite", len(value))
@@ -101,7 +102,7 @@ def leased(job: Job, token: str) -> Job:
     return machine.lease(job, 1, Lease(token=token, worker="w", node="n", time_s=1.0), now_s=1.0)
 
 
-async def turn(ledger: Ledger, job_id: str, number: int) -> None:
+async def turn(ledger: JobStore, job_id: str, number: int) -> None:
     """Lease the task, or give it back."""
 
     def event(job: Job) -> Job:

@@ -31,12 +31,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import is_peft_available
 
 from benchmarks.figures import Report, arguments, in_turns
-from services.diffusion.generation import Generation, LoraUse
-from services.diffusion.models.entries import EmbeddingEntry, LoraEntry
-from services.diffusion.models.library import Library
+from services.diffusion.engine.generation import Generation
+from services.diffusion.models.entries import EmbeddingEntry, LoraEntry, LoraUse
+from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.recipes import MERGES, shipped
 from services.diffusion.models.scan import scan
-from services.diffusion.models.tokenizers import vocabulary
+from services.diffusion.models.tokenizer import vocabulary
 from tests.fakes.ldm_files import write_ldm_file
 
 CHECKPOINTS, LORAS = 2, 8
@@ -131,7 +131,7 @@ def _lora(unet: Any, text: Any, *, seed: int) -> dict[str, torch.Tensor]:
 class Ours:
     def __init__(self, root: Path) -> None:
         self.catalogue = scan([root])
-        self.library = Library(device="cpu", ram_bytes=RAM_BYTES)
+        self.library = ModelManager(device="cpu", ram_bytes=RAM_BYTES)
 
     def use(self, name: str, *loras: tuple[str, float], embeddings: bool = False) -> object:
         checkpoint = self.catalogue.checkpoint(name)
@@ -347,7 +347,7 @@ def _their_inversion(pipeline: Any, root: Path) -> Callable[[], None]:
 
 
 def _cold(root: Path) -> None:
-    library = Library(device="cpu", ram_bytes=RAM_BYTES)
+    library = ModelManager(device="cpu", ram_bytes=RAM_BYTES)
     library.checkpoint(scan([root / "model0"]).default())
 
 

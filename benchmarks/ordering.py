@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from benchmarks.figures import RATIO, Report, arguments
-from services.gateway.ordering.board import Board
-from services.gateway.ordering.tasks import USUAL_SIZE_CLASS, Kind, Waiting, WorkerView
+from services.gateway.scheduler.pace import USUAL_SIZE_CLASS
+from services.gateway.scheduler.queue import TaskKind, Waiting
+from services.gateway.scheduler.schedule import Scheduler
+from services.gateway.scheduler.workers import WorkerView
 
 CHECKPOINTS, LORAS, HELD, WAITING = 400, 2_000, 20, 10_000
 SIZES = {f"c{i}": 1_720_000_000 for i in range(CHECKPOINTS)} | {f"l{i}": 150_000_000 for i in range(LORAS)}
@@ -40,7 +42,7 @@ def a_worker(number: int, random_: random.Random) -> WorkerView:
 
 def a_task(number: int, random_: random.Random) -> Waiting:
     checkpoint, lora = f"c{zipf(random_, CHECKPOINTS)}", f"l{zipf(random_, LORAS)}"
-    kind = Kind(
+    kind = TaskKind(
         stage="diffusion",
         needs=frozenset([f"checkpoint:{checkpoint}", f"lora:{lora}"]),
         checkpoint=checkpoint,
@@ -50,8 +52,8 @@ def a_task(number: int, random_: random.Random) -> Waiting:
     return Waiting(key=(f"{number:08}", 1), kind=kind, rank_s=float(number), queue_time_s=0.0, steps=20)
 
 
-def filled(workers: int, waiting: int, random_: random.Random) -> Board:
-    board = Board()
+def filled(workers: int, waiting: int, random_: random.Random) -> Scheduler:
+    board = Scheduler()
     for i in range(workers):
         view = a_worker(i, random_)
         board.seen(view, 0.0)
@@ -74,7 +76,7 @@ def measure(workers: int, rounds: int, waiting: int, goal_us: float, report: Rep
     random_ = random.Random(workers)
     board = filled(workers, waiting, random_)
     tasks = [a_task(waiting + i, random_) for i in range(rounds)]
-    posts = list(board.crowds.posts.values())
+    posts = list(board.index.workers.values())
     now_s = 20.0
 
     def place(i: int) -> None:
@@ -86,7 +88,7 @@ def measure(workers: int, rounds: int, waiting: int, goal_us: float, report: Rep
             taken.append(task)
 
     def floor(i: int) -> float:
-        held = board.crowds.holders(tasks[i].kind.checkpoint)
+        held = board.index.holders(tasks[i].kind.checkpoint)
         return min((post.wait_s(now_s) + 20 * post.step_s_of(("", USUAL_SIZE_CLASS)) for post in held), default=0.0)
 
     taken: list[Waiting] = []

@@ -21,8 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from benchmarks.figures import Report, arguments
 from benchmarks.models import filled, made
 from services.diffusion.models.entries import LoraEntry
-from services.diffusion.models.loras import read_lora
-from services.diffusion.models.patching import Dose, patched
+from services.diffusion.models.lora_files import read_lora
+from services.diffusion.models.patching import LoraStrength, patch_loras
 from services.diffusion.models.recipes import shipped
 
 # By part: how files call it, and the module.
@@ -80,11 +80,11 @@ def measure_calls(rounds: int, folder: Path, report: Report) -> None:
     taken_s = []
     for _ in range(rounds):
         began_s = time.perf_counter()
-        dose = Dose(lora=read_lora(entry), strength=0.7)
+        dose = LoraStrength(lora=read_lora(entry), strength=0.7)
         read_s = time.perf_counter() - began_s
         with torch.inference_mode():
             for part, (_, module) in thin.items():
-                patched(module, part, [dose], "sd15")
+                patch_loras(module, part, [dose], "sd15")
         taken_s.append((time.perf_counter() - began_s, read_s))
     report.add("the calls of thin layers", [whole_s * 1e3 for whole_s, _ in taken_s], "ms")
     report.add("of them for the file's table", [read_s * 1e3 for _, read_s in taken_s], "ms")

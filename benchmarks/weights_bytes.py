@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import RATIO, Report, arguments
-from services.weights.catalog import shipped
-from services.weights.destinations import FolderDestination
-from services.weights.publishing import publish
+from services.weights.mirror.mirrors import FolderDestination, publish
+from services.weights.references.catalog import shipped
 from services.weights.settings import WeightsSettings
-from services.weights.store import WeightStore
+from services.weights.store.store import WeightStore
 from tests.fakes.range_server import RangeServer
 from tests.fakes.weight_sites import put_repository, safetensors
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.figures import Report, arguments
 from benchmarks.noise import noise
-from services.weights.files import sha256_of
+from services.weights.references.tensors import sha256_of
 from tests.fakes.range_server import RangeServer
 
 MIB = 1024 * 1024

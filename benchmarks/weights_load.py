@@ -33,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.figures import RATIO, Report, arguments, in_turns
 from benchmarks.models import Size, make_pipeline
-from services.diffusion.models.loading import Room, load_text, load_unet, load_vae
+from services.diffusion.models.loading import LoadTarget, load_text, load_unet, load_vae
 from services.diffusion.models.scan import scan
 from services.weights.loading import load_safetensors
 
@@ -98,7 +98,7 @@ def _their_unet(folder: Path) -> list[torch.Tensor]:
 
 
 def _our_pipeline(folder: Path) -> list[torch.Tensor]:
-    entry, room = scan([folder]).default(), Room(dtype=torch.float16)
+    entry, room = scan([folder]).default(), LoadTarget(dtype=torch.float16)
     models = (load_unet(entry, room), load_vae(entry, room), load_text(entry, entry.recipe.texts[0], room))
     return _parameters(*models)
 

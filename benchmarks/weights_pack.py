@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import RATIO, Report, arguments
-from services.weights.files import read_table, sha256_of
-from services.weights.packing import unpack
-from services.weights.publishing import pack_file
+from services.weights.mirror.packing import pack_file, unpack
+from services.weights.references.tensors import read_table, sha256_of
 
 STARTER = Path(__file__).parent.parent / "fanlight" / "starter"
 

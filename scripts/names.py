@@ -144,8 +144,7 @@ def cli_names() -> set[str]:
     """`fanlight jobs list`, `fanlight jobs list --json`, `fanlight jobs get NAME`; and the options of `python -m`."""
     import typer
 
-    from fanlight.cli.main import build
-    from fanlight.cli.plugins import GROUP
+    from fanlight.cli.main import COMMANDS_GROUP, build
 
     found: set[str] = set()
 
@@ -160,7 +159,7 @@ def cli_names() -> set[str]:
 
     add(typer.main.get_command(build()), "fanlight")
     # A service's own commands are loaded one at a time, when asked for.
-    for entry in entry_points(group=GROUP):
+    for entry in entry_points(group=COMMANDS_GROUP):
         group: Any = typer.main.get_command(build(wanted=entry.name))
         add(group.commands[entry.name], f"fanlight {entry.name}")
     return found | set(argparse_options())

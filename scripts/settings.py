@@ -13,7 +13,7 @@ from services.gateway.config import GatewaySettings
 from services.kernel.config import CommonSettings
 from services.preprocessor.config import PreprocessorSettings
 from services.weights.settings import WeightsSettings
-from services.worker.config import WorkerSettings
+from services.worker.loop import WorkerSettings
 
 HEAD = """# Settings
 

@@ -1,12 +1,14 @@
-"""Workers that ask the gateway's own ordering: `services.gateway.ordering.board`, told the simulated time."""
+"""Workers that ask the gateway's own ordering: `services.gateway.scheduler.schedule`, told the simulated time."""
 
 from functools import partial
 
 from benchmarks.fleet.run import Simulation
 from benchmarks.fleet.world import STEPS, Job, Node, size_of
-from services.gateway.ordering.board import Board
-from services.gateway.ordering.replication import Replication
-from services.gateway.ordering.tasks import USUAL_SIZE_CLASS, Kind, Waiting, WorkerView
+from services.gateway.scheduler.pace import USUAL_SIZE_CLASS
+from services.gateway.scheduler.queue import TaskKind, Waiting
+from services.gateway.scheduler.replication import Replication
+from services.gateway.scheduler.schedule import Scheduler
+from services.gateway.scheduler.workers import WorkerView
 
 
 class Fanlight:
@@ -16,7 +18,7 @@ class Fanlight:
         self._simulation = simulation
         self._clock = simulation.clock
         self._options = simulation.options
-        self.board = Board(replication)
+        self.board = Scheduler(replication)
         models = simulation.popularity.models
         self._sizes = {model: size_of(model) for model in models}
         self._offers = frozenset(_need(model) for model in models)
@@ -25,7 +27,7 @@ class Fanlight:
         # Workers with a poll open.
         self._asking: set[str] = set()
         self._views: dict[str, tuple[int, WorkerView]] = {}
-        self._kinds: dict[tuple[str, str], Kind] = {}
+        self._kinds: dict[tuple[str, str], TaskKind] = {}
         for node in simulation.nodes:
             node.needed = partial(self._needed, node)
 
@@ -47,10 +49,10 @@ class Fanlight:
         )
         self.board.add(task, self._clock.now_s)
 
-    def _kind(self, job: Job) -> Kind:
+    def _kind(self, job: Job) -> TaskKind:
         which = (job.checkpoint, job.lora)
         if which not in self._kinds:
-            self._kinds[which] = Kind(
+            self._kinds[which] = TaskKind(
                 stage="diffusion",
                 needs=frozenset(_need(model) for model in job.models),
                 checkpoint=job.checkpoint,
@@ -66,7 +68,7 @@ class Fanlight:
     def _stir(self) -> None:
         """Those that the plan has news for hear of it: an idle one has a poll open, a busy one renews its lease."""
         self.board.take_claims()
-        for worker in sorted(self.board.take_stirred()):
+        for worker in sorted(self.board.pop_changed_workers()):
             node = self._live.get(worker)
             if node is None:
                 continue
@@ -127,7 +129,7 @@ class Fanlight:
         self._stir()
 
     def _fetch(self, worker: str, node: Node) -> None:
-        if not self.board.has_news(worker):
+        if not self.board.has_new_fetches(worker):
             return
         wanted = self.board.fetches(worker)
         node.drop_fetches({fetch.model for fetch in wanted})
@@ -175,7 +177,7 @@ class Fanlight:
         self._stir()
 
     def _needed(self, node: Node) -> set[str]:
-        post = self.board.post(self._worker(node))
+        post = self.board.worker(self._worker(node))
         needed = {model for task in post.in_order() for model in task.kind.models} if post else set()
         return needed | (set(node.running.models) if node.running else set())
 

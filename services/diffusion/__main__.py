@@ -25,13 +25,12 @@ from services.diffusion.stage import DiffusionStage
 from services.diffusion.supply import RemoteModels, Supply
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
-from services.kernel.gpus import check_device
-from services.kernel.process import leave, run
-from services.weights.catalog import shipped, with_folder
+from services.kernel.process import check_device, leave, run
 from services.weights.provision import Provision
+from services.weights.references.catalog import shipped, with_folder
 from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
-from services.worker.config import WorkerSettings
+from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
 
 log = logs.get_logger()

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.diffusion.engine.generation import Safety
 from services.diffusion.supply import FetchMode
 from services.kernel.config import Address, SettingsError
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 
 
 class DiffusionSettings(BaseSettings):
@@ -56,9 +56,9 @@ class DiffusionSettings(BaseSettings):
     )
     max_pixels: int = Field(1024 * 1024, ge=1, description="The most pixels that a generated image may have.")
     max_picture_bytes: int = Field(
-        PictureLimits().size_bytes, ge=1, description="The most bytes of an encoded input image."
+        ImageLimits().size_bytes, ge=1, description="The most bytes of an encoded input image."
     )
-    max_picture_pixels: int = Field(PictureLimits().pixels, ge=1, description="The most pixels of an input image.")
+    max_picture_pixels: int = Field(ImageLimits().pixels, ge=1, description="The most pixels of an input image.")
 
     def folders(self) -> Sequence[Path]:
         """Where models are; empty: only the starter model. SettingsError for a folder that does not exist."""
@@ -68,5 +68,5 @@ class DiffusionSettings(BaseSettings):
                 raise SettingsError(f"FANLIGHT_DIFFUSION_MODELS: {folder} is not a folder")
         return folders
 
-    def picture_limits(self) -> PictureLimits:
-        return PictureLimits(size_bytes=self.max_picture_bytes, pixels=self.max_picture_pixels)
+    def picture_limits(self) -> ImageLimits:
+        return ImageLimits(size_bytes=self.max_picture_bytes, pixels=self.max_picture_pixels)

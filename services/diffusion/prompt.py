@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from fanlight.contract.limits import PROMPT_PARTS_LIMIT
-from fanlight.contract.prompt import ReadPrompt, Segment
+from fanlight.contract.prompt import ParsedPrompt, PromptSegment
 from fanlight.errors import InvalidField
 
 
@@ -65,7 +65,7 @@ class _Piece(NamedTuple):
     weight: float
 
 
-def to_chunks(text: TextPart, prompt: ReadPrompt, field: str) -> list[PromptChunk]:
+def to_chunks(text: TextPart, prompt: ParsedPrompt, field: str) -> list[PromptChunk]:
     """At least one chunk, which may be empty. InvalidField for a prompt of too many tokens."""
     room = text.positions - 2
     chunks: list[PromptChunk] = []
@@ -89,7 +89,7 @@ def embedding_pattern(names: Sequence[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
 
 
-def _pieces(text: TextPart, segments: tuple[Segment, ...]) -> Iterator[_Piece]:
+def _pieces(text: TextPart, segments: tuple[PromptSegment, ...]) -> Iterator[_Piece]:
     for segment in segments:
         for words, embedding in _around_embeddings(text, segment.text):
             yield from (_Piece((each,), segment.weight) for each in text.tokenizer.ids(words))

@@ -15,7 +15,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import NodeFault
 from services.diffusion.engine.generation import Generation
 from services.diffusion.models.entries import KINDS, Entry
-from services.weights.files import sha256_of
+from services.weights.references.tensors import sha256_of
 
 WEIGHTS = (".safetensors", ".pt", ".bin", ".ckpt")
 # The weight store names its objects by their digest, and its views are links to them.

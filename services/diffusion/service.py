@@ -7,7 +7,7 @@ from typing import Any
 import grpc.aio
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.revision import refuse_unknown_fields
+from fanlight.contract.needs import refuse_unknown_fields
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from services.diffusion.engine.generation import Generation
 from services.diffusion.engine.ports import StepProgress
@@ -19,7 +19,7 @@ from services.diffusion.parse.parser import effective_to_proto
 from services.diffusion.provenance import WeightDigests
 from services.diffusion.supply import Supply
 from services.diffusion.wire import models_to_proto
-from services.weights.targets import Progress as FetchProgress
+from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker.admission import Admission
 
 NAME = diffusion_pb2.DESCRIPTOR.services_by_name["DiffusionService"].full_name

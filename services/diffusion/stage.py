@@ -12,7 +12,7 @@ from services.diffusion.parse.abilities import Abilities
 from services.diffusion.provenance import WeightDigests
 from services.diffusion.supply import Supply
 from services.diffusion.wire import capable_models
-from services.weights.targets import Progress as FetchProgress
+from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker import ports
 
 
@@ -75,7 +75,7 @@ class DiffusionStage:
         async with self._supply.provided(request, lambda fetching: report(_fetching(fetching))):
             generation = await self._generator.parse(request, alone=task.alone)
             result = await self._generator.generate(generation, lambda progress: report(_to_report(progress)))
-        output = ports.Output(
+        output = ports.StageOutput(
             data=result.data,
             width_px=generation.width_px,
             height_px=generation.height_px,
@@ -92,9 +92,9 @@ def _step_time(time: MeasuredStepTime) -> queue_pb2.StepTime:
     )
 
 
-def _fetching(progress: FetchProgress) -> ports.Progress:
-    return ports.Progress(fetch=progress.whole or progress)
+def _fetching(progress: FetchProgress) -> ports.StageProgress:
+    return ports.StageProgress(fetch=progress.whole or progress)
 
 
-def _to_report(progress: StepProgress) -> ports.Progress:
-    return ports.Progress(step=progress.step, steps=progress.steps, preview=progress.preview)
+def _to_report(progress: StepProgress) -> ports.StageProgress:
+    return ports.StageProgress(step=progress.step, steps=progress.steps, preview=progress.preview)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from fanlight.contract.prompt import read_prompt
+from fanlight.contract.prompt import parse_prompt
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
 from services.diffusion.models.catalog import ModelCatalog
@@ -20,12 +20,12 @@ from services.diffusion.models.entries import KINDS, CheckpointEntry, ControlNet
 from services.diffusion.models.recipes import Recipe, UnfitFolder, shipped
 from services.diffusion.models.scan import read_fetched
 from services.kernel.logs import get_logger
-from services.weights.catalog import Catalog
-from services.weights.inventory import HeldModel
-from services.weights.manifest import Manifest
-from services.weights.references import AirRef, CatalogRef, HubRef, S3Ref, UrlRef, parse
-from services.weights.selection import Wish, choose
-from services.weights.targets import Progress
+from services.weights.planning.selection import Selection, choose
+from services.weights.references.catalog import Catalog
+from services.weights.references.manifest import Manifest
+from services.weights.references.references import AirRef, CatalogRef, HubRef, S3Ref, UrlRef, parse
+from services.weights.store.index import HeldModel
+from services.weights.transfer.download import DownloadProgress
 
 _FETCHABLE_KINDS = frozenset({"checkpoint", "controlnet", "lora", "vae", "embedding"})
 _PACKAGED = "package:"
@@ -139,7 +139,7 @@ _RECIPES = frozenset({"sd1", "sd2", "sdxl", "refiner"})
 def _needed_bytes(entry: Manifest) -> int:
     """About what is fetched for images with ControlNets if nothing is on disk."""
     try:
-        chosen = choose(entry, Wish(pipeline="controlnet", allow_pickle=True))
+        chosen = choose(entry, Selection(pipeline="controlnet", allow_pickle=True))
     except FailedPrecondition:
         return 0
     return sum(choice.file.size_bytes or 0 for choice in chosen if choice.is_wanted)
@@ -165,7 +165,7 @@ def _is_packaged(entry: Manifest) -> bool:
 
 log = get_logger()
 
-Report = Callable[[Progress], None]
+Report = Callable[[DownloadProgress], None]
 
 
 class Store(Protocol):
@@ -311,7 +311,7 @@ def _named_models(request: diffusion_pb2.GenerateRequest, default_id: str) -> It
         yield NamedModel(name=control.controlnet, kind="controlnet", field=f"controls[{number}].controlnet")
     for number, lora in enumerate(request.loras):
         yield NamedModel(name=lora.model, kind="lora", field=f"loras[{number}].model")
-    for tag in read_prompt(request.prompt, "prompt").loras:
+    for tag in parse_prompt(request.prompt, "prompt").loras:
         yield NamedModel(name=tag.name, kind="lora", field="prompt")
     if request.vae:
         yield NamedModel(name=request.vae, kind="vae", field="vae")

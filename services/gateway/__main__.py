@@ -13,29 +13,27 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
-from services.gateway.adapters.patient_store import PatientStore
 from services.gateway.adapters.sqlite_store import open_sqlite_store
+from services.gateway.adapters.timeout_store import TimeoutStore
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.job_store import OtherFormatVersion
 from services.gateway.app.tenants import Tenant, callers_of, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings
-from services.gateway.http.factory import http_app
-from services.gateway.http.options import HttpOptions
-from services.gateway.http.server import bind_http, port_of, serve_http
+from services.gateway.http.app import bind_http, http_app, port_of, serve_http
+from services.gateway.http.bodies import HttpOptions
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService
 from services.gateway.rpc.queue import QueueService
-from services.gateway.wire.webhooks import payload
+from services.gateway.wire.answers import payload
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown, secret_of
-from services.kernel.listen import require_tokens
+from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.logs import get_logger
 from services.kernel.process import leave, run
-from services.kernel.rpc_server import RpcServer, address_of
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
@@ -116,7 +114,7 @@ def _open_store(settings: GatewaySettings) -> AbstractAsyncContextManager[Record
 @asynccontextmanager
 async def _patient(opening: AbstractAsyncContextManager[RecordStore]) -> AsyncIterator[RecordStore]:
     async with opening as store:
-        yield PatientStore(store)
+        yield TimeoutStore(store)
 
 
 def _open_blobs(settings: GatewaySettings) -> AbstractAsyncContextManager[BlobStore]:

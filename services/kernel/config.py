@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanlight.channel import target_of
-from fanlight.contract.fields import format_number
+from fanlight.contract.limits import format_number
 
 PREFIX = "FANLIGHT_"
 # Each service refuses unknown names under its own prefix and ignores those of the others.

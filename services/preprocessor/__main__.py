@@ -4,10 +4,10 @@ import asyncio
 import sys
 import warnings
 
-from services.kernel.without import unless_set
+from services.kernel.isolation import environment_defaults
 
 # numpy's BLAS would start one spinning thread per core, and no annotator multiplies large matrices.
-with unless_set(OPENBLAS_NUM_THREADS="1"):
+with environment_defaults(OPENBLAS_NUM_THREADS="1"):
     import cv2
 
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
@@ -23,7 +23,7 @@ from services.preprocessor.service import PreprocessorService, PreprocessStage
 from services.preprocessor.weights import FolderWeights, StoreWeights
 from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
-from services.worker.config import WorkerSettings
+from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
 
 NAME = preprocessor_pb2.DESCRIPTOR.services_by_name["PreprocessorService"].full_name

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fanlight.contract.parameters import Value
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor import poses
 from services.preprocessor.annotator import Annotator, ControlMap, Pixels
 from services.preprocessor.codec import decode, encode_png
@@ -85,7 +85,7 @@ class SpanTimer:
 class SharedImage:
     """One encoded image for several annotators; decoded once with and once without transparency, when first needed."""
 
-    def __init__(self, data: bytes, limits: PictureLimits) -> None:
+    def __init__(self, data: bytes, limits: ImageLimits) -> None:
         self._data = data
         self._limits = limits
         self._decoded: dict[bool, Pixels] = {}
@@ -100,7 +100,7 @@ class SharedImage:
 def annotate(
     annotation: Annotation,
     *,
-    limits: PictureLimits,
+    limits: ImageLimits,
     runner: Runner | None = None,
     shared_image: SharedImage | None = None,
     check_cancelled: Callable[[], None] = lambda: None,

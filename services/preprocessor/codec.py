@@ -15,8 +15,8 @@ import numpy.typing as npt
 from cv2.typing import MatLike
 from isal import isal_zlib
 
-from services.kernel.pictures import PictureLimits, decode_rgb, decode_rgba, read_header
-from services.kernel.without import without
+from services.kernel.images import ImageLimits, decode_rgb, decode_rgba, read_header
+from services.kernel.isolation import without
 from services.preprocessor.annotator import Pixels
 
 # It would load CUDA's compiler where that is installed.
@@ -59,10 +59,10 @@ BLOCK_BYTES = 65_536
 COLOR_TYPES = {1: 0, 3: 2, 4: 6}
 
 Octets: TypeAlias = npt.NDArray[np.uint8]
-Decoder: TypeAlias = Callable[[bytes, PictureLimits], Pixels | None]
+Decoder: TypeAlias = Callable[[bytes, ImageLimits], Pixels | None]
 
 
-def decode(data: bytes, *, keeps_alpha: bool, limits: PictureLimits) -> Pixels:
+def decode(data: bytes, *, keeps_alpha: bool, limits: ImageLimits) -> Pixels:
     """RGB (H, W, 3), or RGBA (H, W, 4) with its transparency; uint8. InvalidField and TooLarge about `image`."""
     if keeps_alpha:
         return np.asarray(decode_rgba(data, field="image", limits=limits))
@@ -71,14 +71,14 @@ def decode(data: bytes, *, keeps_alpha: bool, limits: PictureLimits) -> Pixels:
     return np.asarray(decode_rgb(data, field="image", limits=limits)) if pixels is None else pixels
 
 
-def _decode_jpeg(data: bytes, limits: PictureLimits) -> Pixels | None:
+def _decode_jpeg(data: bytes, limits: ImageLimits) -> Pixels | None:
     """(H, W, 3) uint8; None if it is not a plain JPEG. Pillow takes twice as long."""
     if not data.endswith(JPEG_END) or not (_is_plain_jpeg(data, limits) or _is_upright(data, limits)):
         return None
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def _is_plain_jpeg(data: bytes, limits: PictureLimits) -> bool:
+def _is_plain_jpeg(data: bytes, limits: ImageLimits) -> bool:
     """A JPEG in RGB within the limits, with no orientation before its pixels. Pillow takes five times as long."""
     if not data.startswith(JPEG_START) or len(data) > limits.size_bytes:
         return False
@@ -96,12 +96,12 @@ def _is_plain_jpeg(data: bytes, limits: PictureLimits) -> bool:
     return False
 
 
-def _is_upright(data: bytes, limits: PictureLimits) -> bool:
+def _is_upright(data: bytes, limits: ImageLimits) -> bool:
     header = read_header(data, field="image", limits=limits)
     return (header.kind, header.mode) == ("JPEG", "RGB") and header.is_upright
 
 
-def _decode_png(data: bytes, limits: PictureLimits) -> Pixels | None:
+def _decode_png(data: bytes, limits: ImageLimits) -> Pixels | None:
     """(H, W, 3) uint8; None if it is not a plain PNG. Pillow takes three times as long."""
     if len(data) > limits.size_bytes or len(data) < len(PNG_START) + _HEADER.size:
         return None
@@ -131,7 +131,7 @@ def _is_plain_png(data: bytes) -> bool:
     return False
 
 
-def _fits(width: int, height: int, limits: PictureLimits) -> bool:
+def _fits(width: int, height: int, limits: ImageLimits) -> bool:
     return max(width, height) <= limits.side_px and 0 < width * height <= limits.pixels
 
 

@@ -7,8 +7,8 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.kernel.config import Address, SettingsError
-from services.kernel.gpus import check_device
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
+from services.kernel.process import check_device
 
 # OpenCV stores pixel coordinates in 16 bits where it remaps images.
 OPENCV_SIDE_MAX_PX = 32_766
@@ -22,15 +22,15 @@ class PreprocessorSettings(BaseSettings):
     waiting_limit: int = Field(32, ge=0, description="How many direct calls may wait for a slot.")
     opencv_threads: int = Field(2, ge=1, le=256, description="How many threads OpenCV uses for one image.")
     max_image_bytes: int = Field(
-        PictureLimits().size_bytes, ge=1, description="The largest encoded image that is accepted, in bytes."
+        ImageLimits().size_bytes, ge=1, description="The largest encoded image that is accepted, in bytes."
     )
     max_image_pixels: int = Field(
-        PictureLimits().pixels,
+        ImageLimits().pixels,
         ge=1,
         description="The most pixels of an image or control image; some annotators need 30 bytes of memory per pixel.",
     )
     max_image_side_px: int = Field(
-        PictureLimits().side_px,
+        ImageLimits().side_px,
         ge=1,
         le=OPENCV_SIDE_MAX_PX,
         description="The longest side of an image or control image, in pixels.",
@@ -61,7 +61,7 @@ class PreprocessorSettings(BaseSettings):
         if self.models_dir is not None and not self.models_dir.is_dir():
             raise SettingsError(f"FANLIGHT_PREPROCESSOR_MODELS_DIR: {self.models_dir} is not a folder")
 
-    def image_limits(self) -> PictureLimits:
-        return PictureLimits(
+    def image_limits(self) -> ImageLimits:
+        return ImageLimits(
             size_bytes=self.max_image_bytes, pixels=self.max_image_pixels, side_px=self.max_image_side_px
         )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib import metadata
 
-from services.kernel.gpus import count
+from services.kernel.process import count_gpus
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 
@@ -36,7 +36,7 @@ CORE_LABEL = "cpu/uint8"
 
 def find_device(choice: str, *, threads: int) -> AnnotatorDevice:
     """`choice` itself; `auto` is the GPU if the driver reports one and the installed torch was built for CUDA."""
-    kind = (CUDA if _torch_has_cuda() and count() > 0 else CPU) if choice == AUTO else choice
+    kind = (CUDA if _torch_has_cuda() and count_gpus() > 0 else CPU) if choice == AUTO else choice
     return AnnotatorDevice(kind=kind, threads=threads)
 
 

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
 from fanlight.errors import Cancelled
-from services.kernel.pictures import PictureLimits
-from services.kernel.threads import to_its_end
+from services.kernel.images import ImageLimits
+from services.kernel.process import run_blocking
 from services.preprocessor.annotation import Annotation, AnnotationResult, Runner, SharedImage, annotate
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.cache import AnnotatorCache, AnnotatorCacheLimits
@@ -29,7 +29,7 @@ class AnnotationEngine:
         self,
         *,
         threads: int,
-        limits: PictureLimits,
+        limits: ImageLimits,
         weights: Weights | None = None,
         device: AnnotatorDevice | None = None,
         cache_limits: AnnotatorCacheLimits | None = None,
@@ -95,7 +95,7 @@ class AnnotationEngine:
             if cancelled.is_set():
                 raise Cancelled("the call was cancelled")
 
-        return await to_its_end(self._executor, lambda: work(check_cancelled), on_cancel=cancelled.set)
+        return await run_blocking(self._executor, lambda: work(check_cancelled), on_cancel=cancelled.set)
 
     def is_loaded(self, annotator: Annotator) -> bool:
         """Whether it can run without loading weights first."""

@@ -11,19 +11,18 @@ from typing import Any
 
 import grpc.aio
 
-from fanlight.contract.needs import PIXELS
-from fanlight.contract.revision import refuse_unknown_fields
+from fanlight.contract.needs import PIXELS, refuse_unknown_fields
 from fanlight.errors import FanlightError, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.pictures import PictureLimits
-from services.kernel.rpc_guard import known
+from services.kernel.grpc_server import hide_unexpected_errors
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation, AnnotationResult, SharedImage
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import Registry
 from services.preprocessor.wire import annotator_to_proto, failure_of, parse_many, parse_request, response_of
 from services.worker.admission import Admission
-from services.worker.ports import Outcome, Output, Progress, Report
+from services.worker.ports import Outcome, Report, StageOutput, StageProgress
 
 # The size of a response without its image, with room to spare.
 RESPONSE_OVERHEAD_BYTES = 4096
@@ -40,7 +39,7 @@ class PreprocessorService(preprocessor_pb2_grpc.PreprocessorServiceServicer):
         engine: AnnotationEngine,
         admission: Admission,
         *,
-        limits: PictureLimits,
+        limits: ImageLimits,
         max_message_bytes: int,
         annotations_limit: int = 32,
     ) -> None:
@@ -104,7 +103,7 @@ class PreprocessorService(preprocessor_pb2_grpc.PreprocessorServiceServicer):
         self, index: int, annotation: Annotation, shared_image: SharedImage
     ) -> preprocessor_pb2.AnnotateManyResponse:
         try:
-            annotated = await known(lambda: self._annotate(annotation, shared_image))
+            annotated = await hide_unexpected_errors(lambda: self._annotate(annotation, shared_image))
             return preprocessor_pb2.AnnotateManyResponse(index=index, answer=annotated)
         except FanlightError as error:
             return preprocessor_pb2.AnnotateManyResponse(index=index, failure=failure_of(error))
@@ -135,7 +134,7 @@ class PreprocessStage:
     name = "preprocess"
     request_type = preprocessor_pb2.AnnotateRequest
 
-    def __init__(self, registry: Registry, engine: AnnotationEngine, *, limits: PictureLimits) -> None:
+    def __init__(self, registry: Registry, engine: AnnotationEngine, *, limits: ImageLimits) -> None:
         self._registry = registry
         self._engine = engine
         self._limits = limits
@@ -161,7 +160,7 @@ class PreprocessStage:
     ) -> Outcome:
         result = await self._engine.run(
             parse_request(request, self._registry, self._limits),
-            report=lambda fetched: report(Progress(fetch=fetched.whole or fetched)),
+            report=lambda fetched: report(StageProgress(fetch=fetched.whole or fetched)),
         )
-        output = Output(data=result.data, width_px=result.width_px, height_px=result.height_px)
+        output = StageOutput(data=result.data, width_px=result.width_px, height_px=result.height_px)
         return Outcome(outputs=[output], spans=result.spans)

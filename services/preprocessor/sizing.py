@@ -13,7 +13,7 @@ from cv2.typing import MatLike
 
 from fanlight.contract.parameters import Parameter, Value
 from fanlight.errors import TooLarge
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 
 # Width and height in pixels.
 Size: TypeAlias = tuple[int, int]
@@ -70,7 +70,7 @@ class CropFrame:
         return (self.outer[0] - self.inner[0]) // 2, (self.outer[1] - self.inner[1]) // 2
 
 
-def check_size(size: Size, limits: PictureLimits, *, fields: tuple[str, str]) -> None:
+def check_size(size: Size, limits: ImageLimits, *, fields: tuple[str, str]) -> None:
     """TooLarge above this worker's limits."""
     for name, side_px in zip(fields, size, strict=True):
         if side_px > limits.side_px:
@@ -81,9 +81,7 @@ def check_size(size: Size, limits: PictureLimits, *, fields: tuple[str, str]) ->
         )
 
 
-def crop_frame(
-    image: Size, requested: Size | None, parameters: Mapping[str, Value], limits: PictureLimits
-) -> CropFrame:
+def crop_frame(image: Size, requested: Size | None, parameters: Mapping[str, Value], limits: ImageLimits) -> CropFrame:
     """TooLarge about `parameters.short_side_px` if that gives a control image above the limits."""
     whole = (0, 0, *image)
     if requested is None:
@@ -97,7 +95,7 @@ def crop_frame(
     return CropFrame(crop=whole, inner=requested, outer=requested)
 
 
-def _by_short_side(image: Size, short_px: int, limits: PictureLimits) -> Size:
+def _by_short_side(image: Size, short_px: int, limits: ImageLimits) -> Size:
     if not short_px:
         return image
     scale = short_px / min(image)

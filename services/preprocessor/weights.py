@@ -16,9 +16,9 @@ from services.preprocessor.device import CPU, AnnotatorDevice
 from services.weights.settings import WeightsSettings
 
 if TYPE_CHECKING:
-    from services.weights.manifest import Manifest
     from services.weights.provision import Provision
-    from services.weights.targets import Progress
+    from services.weights.references.manifest import Manifest
+    from services.weights.transfer.download import DownloadProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +65,16 @@ class AnnotatorWeights:
 @cache
 def _manifest(entry: str) -> "Manifest":
     # Imported on first use: a process that needs no weights starts sooner.
-    from services.weights.catalog import shipped
+    from services.weights.references.catalog import shipped
 
     return shipped().require(entry)
 
 
 # Called with the progress of a download.
-OnProgress = Callable[["Progress"], None]
+OnProgress = Callable[["DownloadProgress"], None]
 
 
-def ignore_progress(progress: "Progress") -> None:
+def ignore_progress(progress: "DownloadProgress") -> None:
     """For callers that do not show a download's progress."""
 
 

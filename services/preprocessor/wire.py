@@ -1,12 +1,12 @@
 """Protobuf to domain and back. The only file here that knows both; fanlight.contract decides what is valid."""
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.annotation import check
+from fanlight.contract.annotation import check, description, plain
 from fanlight.contract.images import data_of
-from fanlight.contract.parameters import description, fill, plain
+from fanlight.contract.parameters import fill
 from fanlight.errors import FanlightError, InvalidField, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation, AnnotationResult
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.codec import PNG_MEDIA_TYPE
@@ -15,14 +15,14 @@ from services.preprocessor.registry import Registry, aliases_of
 from services.preprocessor.sizing import Size, check_size
 
 
-def parse_request(request: preprocessor_pb2.AnnotateRequest, registry: Registry, limits: PictureLimits) -> Annotation:
+def parse_request(request: preprocessor_pb2.AnnotateRequest, registry: Registry, limits: ImageLimits) -> Annotation:
     """InvalidField as the contract says; NotFound and TooLarge for what this worker does not have or allow."""
     check(request)
     return _annotation(request, _image(request.image), registry, limits)
 
 
 def _annotation(
-    request: preprocessor_pb2.AnnotateRequest, image: bytes, registry: Registry, limits: PictureLimits
+    request: preprocessor_pb2.AnnotateRequest, image: bytes, registry: Registry, limits: ImageLimits
 ) -> Annotation:
     annotator = registry.get(request.annotator)
     return Annotation(
@@ -33,7 +33,7 @@ def _annotation(
     )
 
 
-def _size(request: preprocessor_pb2.AnnotateRequest, limits: PictureLimits) -> Size | None:
+def _size(request: preprocessor_pb2.AnnotateRequest, limits: ImageLimits) -> Size | None:
     if not request.width_px:
         return None
     size = (request.width_px, request.height_px)
@@ -50,7 +50,7 @@ def _image(source: common_pb2.ImageSource) -> bytes:
 
 
 def parse_many(
-    request: preprocessor_pb2.AnnotateManyRequest, registry: Registry, limits: PictureLimits, *, at_most: int
+    request: preprocessor_pb2.AnnotateManyRequest, registry: Registry, limits: ImageLimits, *, at_most: int
 ) -> list[Annotation]:
     """As `parse_request` for each annotation; TooLarge for more than `at_most`."""
     if not request.annotations:

@@ -16,7 +16,7 @@ import grpc.aio
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.digests import DEFAULT_SCOPE, digest_of, named
+from fanlight.contract.names import DEFAULT_SCOPE, digest_of, named
 from fanlight.errors import FanlightError, NodeFault, TooLarge
 from services.kernel.averages import MovingAverage
 from services.kernel.logs import get_logger

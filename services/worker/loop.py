@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanlight import __version__
-from fanlight.contract.revision import contract_revision
+from fanlight.contract.needs import contract_revision
 from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.config import MIB, Addresses

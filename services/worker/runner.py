@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
-from fanlight.contract.revision import unknown_fields
+from fanlight.contract.needs import unknown_fields
 from fanlight.errors import FailedPrecondition, FanlightError, LeaseLost, NodeFault
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.blobs import ByteLru

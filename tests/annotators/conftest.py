@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fanlight.errors import Unavailable
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation, AnnotationResult
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import installed
@@ -58,7 +58,7 @@ class Nowhere:
 
 @pytest.fixture
 async def engine(models_dir) -> AsyncIterator[AnnotationEngine]:
-    engine = AnnotationEngine(threads=2, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()))
+    engine = AnnotationEngine(threads=2, limits=ImageLimits(), weights=FolderWeights(models_dir, Nowhere()))
     yield engine
     engine.close()
 

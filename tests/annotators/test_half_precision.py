@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.device import CUDA, AnnotatorDevice
 from services.preprocessor.engine import AnnotationEngine
@@ -63,7 +63,7 @@ async def test_a_map_in_half_precision_is_nearly_that_in_full(annotate, weights,
     Image.open(PHOTO).resize((side_px, side_px)).save(stream, "PNG")
     full = decoded((await annotate(annotator_id, stream.getvalue(), **wanted)).data).astype(int)
     engine = AnnotationEngine(
-        threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, Nowhere()), device=device
+        threads=1, limits=ImageLimits(), weights=FolderWeights(models_dir, Nowhere()), device=device
     )
     values = {each.name: each.default for each in annotator.all_parameters} | wanted
     half = await engine.run(Annotation(annotator=annotator, parameters=values, image=stream.getvalue()))

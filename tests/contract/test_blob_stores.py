@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import InvalidField, NotFound, OutOfRange, ResourceExhausted, TooLarge
 from services.gateway.adapters.disk_blobs import DiskBlobs
 from tests.fakes.bucket import Bucket

@@ -25,7 +25,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import services.gateway.__main__", HEAVY),
         ("import fanlight.cli.main, fanlight.client", HEAVY | {"fastapi", "pydantic", "structlog"}),
         ("import services.preprocessor.__main__", {"torch", "diffusers", "transformers", "scipy"}),
-        ("import services.worker, services.kernel.rpc_server", HEAVY),
+        ("import services.worker, services.kernel.grpc_server", HEAVY),
     ],
 )
 def test_importing_loads_nothing_heavy(statement, banned):

@@ -1,4 +1,4 @@
-"""What every JobStore promises. SqliteStore's own promises, across processes, are at the end."""
+"""What every RecordStore promises. SqliteStore's own promises, across processes, are at the end."""
 
 import asyncio
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from fanlight.errors import AlreadyExists, Conflict, Unavailable
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.adapters.sqlite_store import LIST_PAGE, open_sqlite_store
-from services.gateway.ports import CaughtUp, Change, Deleted, JobStore, New, Record
+from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore
 from services.kernel.config import SettingsError
 from tests.fakes.nats_server import NatsServer, nats_server, one_server
 
@@ -26,7 +26,7 @@ def nats() -> Iterator[NatsServer]:
 
 
 @pytest.fixture(params=["memory", "sqlite", "nats"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RecordStore]:
     if request.param == "memory":
         yield MemoryStore()
         return
@@ -42,13 +42,13 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield opened
 
 
-async def test_a_created_record_can_be_read(store: JobStore) -> None:
+async def test_a_created_record_can_be_read(store: RecordStore) -> None:
     made = await store.create("jobs", "a", b"1")
     assert await store.get("jobs", "a") == made
     assert (made.key, made.value) == ("a", b"1")
 
 
-async def test_a_record_is_created_once(store: JobStore) -> None:
+async def test_a_record_is_created_once(store: RecordStore) -> None:
     await store.create("jobs", "a", b"1")
     with pytest.raises(AlreadyExists):
         await store.create("jobs", "a", b"2")
@@ -57,25 +57,25 @@ async def test_a_record_is_created_once(store: JobStore) -> None:
     assert kept.value == b"1"
 
 
-async def test_a_record_comes_with_the_one_before_it_or_not_at_all(store: JobStore) -> None:
+async def test_a_record_comes_with_the_one_before_it_or_not_at_all(store: RecordStore) -> None:
     async with asyncio.timeout(20):
         changes = store.watch("requests")
         assert await anext(changes) == CaughtUp()
-        made = await store.create("jobs", "a", b"1", after=New(bucket="requests", key="r", value=b"a"))
+        made = await store.create("jobs", "a", b"1", after=NewRecord(bucket="requests", key="r", value=b"a"))
         assert await store.get("jobs", "a") == made
         first = await store.get("requests", "r")
         assert first is not None
         assert first.value == b"a"
         assert await anext(changes) == first
     with pytest.raises(AlreadyExists):
-        await store.create("jobs", "b", b"2", after=New(bucket="requests", key="r", value=b"b"))
+        await store.create("jobs", "b", b"2", after=NewRecord(bucket="requests", key="r", value=b"b"))
     assert await store.get("jobs", "b") is None
     assert await store.get("requests", "r") == first
 
 
-async def test_of_many_with_the_same_record_before_theirs_one_wins(store: JobStore) -> None:
+async def test_of_many_with_the_same_record_before_theirs_one_wins(store: RecordStore) -> None:
     tries = [
-        store.create("jobs", str(i), b"", after=New(bucket="requests", key="r", value=str(i).encode()))
+        store.create("jobs", str(i), b"", after=NewRecord(bucket="requests", key="r", value=str(i).encode()))
         for i in range(10)
     ]
     results = await asyncio.gather(*tries, return_exceptions=True)
@@ -86,7 +86,7 @@ async def test_of_many_with_the_same_record_before_theirs_one_wins(store: JobSto
     assert [record.key for record in await store.list("jobs", limit=20)] == [winner.key]
 
 
-async def test_of_many_who_create_the_same_one_wins(store: JobStore) -> None:
+async def test_of_many_who_create_the_same_one_wins(store: RecordStore) -> None:
     tries = [store.create("requests", "r", str(i).encode()) for i in range(20)]
     results = await asyncio.gather(*tries, return_exceptions=True)
     winners = [result for result in results if isinstance(result, Record)]
@@ -94,7 +94,7 @@ async def test_of_many_who_create_the_same_one_wins(store: JobStore) -> None:
     assert await store.get("requests", "r") == winners[0]
 
 
-async def test_buckets_are_apart(store: JobStore) -> None:
+async def test_buckets_are_apart(store: RecordStore) -> None:
     await store.create("jobs", "a", b"1")
     assert await store.get("workers", "a") is None
     await store.create("workers", "a", b"2")
@@ -102,14 +102,14 @@ async def test_buckets_are_apart(store: JobStore) -> None:
     assert await store.get("workers", "a") is not None
 
 
-async def test_a_put_replaces_the_revision_it_names(store: JobStore) -> None:
+async def test_a_put_replaces_the_revision_it_names(store: RecordStore) -> None:
     first = await store.create("jobs", "a", b"1")
     second = await store.put("jobs", "a", b"2", revision=first.revision)
     assert second.revision > first.revision
     assert await store.get("jobs", "a") == second
 
 
-async def test_a_put_of_an_old_revision_is_refused(store: JobStore) -> None:
+async def test_a_put_of_an_old_revision_is_refused(store: RecordStore) -> None:
     first = await store.create("jobs", "a", b"1")
     second = await store.put("jobs", "a", b"2", revision=first.revision)
     with pytest.raises(Conflict):
@@ -117,7 +117,7 @@ async def test_a_put_of_an_old_revision_is_refused(store: JobStore) -> None:
     assert await store.get("jobs", "a") == second
 
 
-async def test_of_many_who_put_over_the_same_revision_one_wins(store: JobStore) -> None:
+async def test_of_many_who_put_over_the_same_revision_one_wins(store: RecordStore) -> None:
     first = await store.create("jobs", "a", b"")
     tries = [store.put("jobs", "a", str(i).encode(), revision=first.revision) for i in range(20)]
     results = await asyncio.gather(*tries, return_exceptions=True)
@@ -125,12 +125,12 @@ async def test_of_many_who_put_over_the_same_revision_one_wins(store: JobStore) 
     assert sum(isinstance(result, Conflict) for result in results) == 19
 
 
-async def test_what_is_not_there_cannot_be_put(store: JobStore) -> None:
+async def test_what_is_not_there_cannot_be_put(store: RecordStore) -> None:
     with pytest.raises(Conflict):
         await store.put("jobs", "a", b"1", revision=1)
 
 
-async def test_a_record_made_again_after_its_deletion_is_another_one(store: JobStore) -> None:
+async def test_a_record_made_again_after_its_deletion_is_another_one(store: RecordStore) -> None:
     first = await store.create("jobs", "a", b"1")
     await store.delete("jobs", "a")
     await store.create("jobs", "a", b"2")
@@ -138,12 +138,12 @@ async def test_a_record_made_again_after_its_deletion_is_another_one(store: JobS
         await store.put("jobs", "a", b"3", revision=first.revision)
 
 
-async def test_deleting_what_is_not_there_is_no_error(store: JobStore) -> None:
+async def test_deleting_what_is_not_there_is_no_error(store: RecordStore) -> None:
     await store.delete("jobs", "a")
     assert await store.get("jobs", "a") is None
 
 
-async def test_records_are_listed_the_greatest_key_first_page_by_page(store: JobStore) -> None:
+async def test_records_are_listed_the_greatest_key_first_page_by_page(store: RecordStore) -> None:
     for key in ["b", "d", "a", "c"]:
         await store.create("jobs", key, key.encode())
     await store.create("workers", "e", b"")
@@ -153,7 +153,7 @@ async def test_records_are_listed_the_greatest_key_first_page_by_page(store: Job
     assert await store.list("jobs", before="a", limit=3) == []
 
 
-async def test_a_watch_yields_what_exists_then_what_changes(store: JobStore) -> None:
+async def test_a_watch_yields_what_exists_then_what_changes(store: RecordStore) -> None:
     first = await store.create("jobs", "a", b"1")
     async with asyncio.timeout(10):
         changes = store.watch("jobs")
@@ -166,7 +166,7 @@ async def test_a_watch_yields_what_exists_then_what_changes(store: JobStore) -> 
         assert await anext(changes) == Deleted(key="a")
 
 
-async def test_a_watch_that_lags_gets_the_last_state_of_every_key(store: JobStore) -> None:
+async def test_a_watch_that_lags_gets_the_last_state_of_every_key(store: RecordStore) -> None:
     async with asyncio.timeout(10):
         changes = store.watch("jobs")
         assert await anext(changes) == CaughtUp()
@@ -180,7 +180,7 @@ async def test_a_watch_that_lags_gets_the_last_state_of_every_key(store: JobStor
         assert record in seen
 
 
-async def test_every_watcher_is_told(store: JobStore) -> None:
+async def test_every_watcher_is_told(store: RecordStore) -> None:
     async with asyncio.timeout(10):
         watches = [store.watch("jobs") for _ in range(3)]
         for each in watches:
@@ -190,7 +190,7 @@ async def test_every_watcher_is_told(store: JobStore) -> None:
             assert await anext(each) == made
 
 
-async def test_any_key_is_a_key(store: JobStore) -> None:
+async def test_any_key_is_a_key(store: RecordStore) -> None:
     keys = ["a.b", "w:1", "a=2e", "x..", "ä", "Z_z-"]
     for key in keys:
         await store.create("workers", key, key.encode())
@@ -198,7 +198,7 @@ async def test_any_key_is_a_key(store: JobStore) -> None:
     assert [(await store.get("workers", key)).key for key in keys] == keys
 
 
-async def test_a_long_value_comes_back_whole(store: JobStore) -> None:
+async def test_a_long_value_comes_back_whole(store: RecordStore) -> None:
     value = b'{"name": "checkpoint"}' * 100_000
     made = await store.create("workers", "w", value)
     assert await store.get("workers", "w") == made

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.contract.parameters import Parameter
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
@@ -29,7 +29,7 @@ from services.gateway.domain.workers import (
     Worker,
     catalog_of,
 )
-from services.gateway.ordering.tasks import Amounts, can_do, limit_of
+from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.wire import requests
 from services.kernel.blobs import BlobInfo
 from tests.fakes.memory_blobs import MemoryBlobs

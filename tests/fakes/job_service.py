@@ -19,10 +19,10 @@ from fanlight.gateway.v1 import gateway_pb2 as pb
 from fanlight.gateway.v1 import gateway_pb2_grpc
 from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator, Parameter
 from fanlight.queue.v1.queue_pb2 import Worker
-from services.gateway.app.callers import Callers
+from services.gateway.app.tenants import Callers
 from services.gateway.rpc.blobs import BlobService
 from services.kernel.config import CommonSettings
-from services.kernel.rpc_server import RpcServer
+from services.kernel.grpc_server import RpcServer
 from tests.fakes.memory_blobs import MemoryBlobs
 
 IMAGE_BYTES = b"\x89PNG\r\n\x1a\n an image that was requested"

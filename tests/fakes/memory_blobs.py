@@ -3,10 +3,9 @@
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import InvalidField, NotFound, OutOfRange, ResourceExhausted, TooLarge
-from services.kernel.blobs import BlobInfo, Keep
-from services.kernel.media import media_type_of
+from services.kernel.blobs import BlobInfo, Keep, media_type_of
 
 CHUNK_BYTES = 256 * 1024
 

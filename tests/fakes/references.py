@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fanlight.errors import NodeFault
-from services.weights.inventory import HeldModel
-from services.weights.targets import Progress
+from services.weights.store.index import HeldModel
+from services.weights.transfer.download import DownloadProgress
 
 
 class FakeStore:
@@ -25,7 +25,7 @@ class FakeStore:
         self.asked.append((reference, pipeline))
         if reference not in self.paths:
             raise NodeFault(f"{reference}: no source has it")
-        progress = Progress(
+        progress = DownloadProgress(
             reference=reference, path="x", done_bytes=1, total_bytes=2, bytes_per_s=1.0, source="somewhere"
         )
         report(progress)

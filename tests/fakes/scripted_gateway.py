@@ -13,7 +13,7 @@ import grpc.aio
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, Unavailable
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.kernel.grpc_server import ErrorInterceptor, TokenInterceptor

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import installed
@@ -35,7 +35,7 @@ RESOLUTION = 256
 async def annotated(models_dir: Path, annotator_id: str) -> np.ndarray:
     """uint8 RGB (H, W, 3)."""
     store = StoreWeights(WeightsSettings(dir=models_dir / "store", offline=True))
-    engine = AnnotationEngine(threads=1, limits=PictureLimits(), weights=FolderWeights(models_dir, store))
+    engine = AnnotationEngine(threads=1, limits=ImageLimits(), weights=FolderWeights(models_dir, store))
     annotator = installed().get(annotator_id)
     values = {each.name: each.default for each in annotator.all_parameters} | {"detect_resolution": RESOLUTION}
     control = await engine.run(Annotation(annotator=annotator, parameters=values, image=PHOTO.read_bytes()))

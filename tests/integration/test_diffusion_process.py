@@ -22,7 +22,7 @@ from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from fanlight.errors import FailedPrecondition, InvalidField, NodeFault, NotFound, ResourceExhausted, TooLarge
-from services.kernel.wire_errors import from_rpc_error
+from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.corpus import CORPUS
 from tests.fakes.models import make_tiny_model
 

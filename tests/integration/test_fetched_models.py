@@ -15,8 +15,8 @@ from services.diffusion.models.scan import scan
 from services.diffusion.models.tiers import Residency
 from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.diffusion.wire import models_to_proto
-from services.weights.catalog import shipped
 from services.weights.provision import Provision
+from services.weights.references.catalog import shipped
 from services.weights.settings import WeightsSettings
 from tests.fakes.models import make_tiny_model
 from tests.fakes.range_server import RangeServer

@@ -16,7 +16,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
-from services.kernel.wire_errors import from_rpc_error
+from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.fleet import PNG
 from tests.fakes.gateway_process import CALL_LIMIT_S, GatewayProcess, RpcWorker, jobs_of
 

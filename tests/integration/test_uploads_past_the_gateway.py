@@ -9,15 +9,14 @@ import pytest
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
-from fanlight.client.blobs import Blobs
+from fanlight.client.blobs import BlobTransfer
 from fanlight.client.retry import Retry
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.digests import digest_of
-from services.gateway.app.callers import Callers
+from fanlight.contract.names import digest_of
+from services.gateway.app.tenants import Callers
 from services.gateway.rpc.blobs import BlobService
-from services.worker.blob_calls import BlobCalls
-from services.worker.patience import Patience
-from services.worker.surroundings import Surroundings
+from services.worker.blobs import BlobCalls
+from services.worker.retry import Env, RetryPolicy
 from tests.fakes.bucket import Bucket
 from tests.fakes.seaweed import seaweed, weed
 
@@ -83,8 +82,10 @@ def media_type_at(url: str) -> str:
 
 async def test_results_go_past_the_gateway_and_only_as_announced(served: tuple) -> None:
     store, service, channel = served
-    surroundings = Surroundings()
-    calls = BlobCalls(channel, Patience(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20)
+    surroundings = Env()
+    calls = BlobCalls(
+        channel, RetryPolicy(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20
+    )
     blob = await calls.write(PICTURE, scope="acme")
     assert service.written == 0
     found = await store.stat("acme", blob.digest)
@@ -111,8 +112,10 @@ async def test_results_go_past_the_gateway_and_only_as_announced(served: tuple) 
 async def test_a_store_that_takes_nothing_past_it_says_so_and_the_bytes_come_through(served: tuple) -> None:
     store, service, channel = served
     service._bypass = None
-    surroundings = Surroundings()
-    calls = BlobCalls(channel, Patience(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20)
+    surroundings = Env()
+    calls = BlobCalls(
+        channel, RetryPolicy(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20
+    )
     blob = await calls.write(PICTURE)
     assert service.written == 1
     assert await store.stat("default", blob.digest) is not None
@@ -144,7 +147,7 @@ async def test_clients_too_read_past_the_gateway_and_through_it_where_the_bucket
 ) -> None:
     store, service, channel = served
     info = await store.write("default", once(PICTURE))
-    blobs = Blobs(blobs_pb2_grpc.BlobServiceStub(channel), Retry(connect_s=5.0), scope="default")
+    blobs = BlobTransfer(blobs_pb2_grpc.BlobServiceStub(channel), Retry(connect_s=5.0), scope="default")
     assert await blobs.read(info.digest, timeout_s=20) == PICTURE
     assert service.read == 0
 
@@ -154,7 +157,9 @@ async def test_clients_too_read_past_the_gateway_and_through_it_where_the_bucket
     monkeypatch.setattr(store, "prepare_read", nowhere)
     assert await blobs.read(info.digest, timeout_s=20) == PICTURE
     assert service.read == 1
-    surroundings = Surroundings()
-    calls = BlobCalls(channel, Patience(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20)
+    surroundings = Env()
+    calls = BlobCalls(
+        channel, RetryPolicy(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20
+    )
     assert await calls.read(common_pb2.Blob(scope="default", digest=info.digest, size_bytes=len(PICTURE))) == PICTURE
     assert service.read == 2

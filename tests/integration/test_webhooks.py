@@ -14,11 +14,10 @@ import pytest
 
 from fanlight.errors import FailedPrecondition, InvalidField, Unavailable
 from services.gateway.adapters.webhook_http import WebhookHttp
-from services.gateway.app.targets import is_allowed
-from services.gateway.app.webhooks import WebhookOptions
-from services.gateway.jobs.deliveries import PAUSES_S, DeliveryState
-from services.gateway.jobs.model import DIFFUSION
-from services.gateway.wire.webhooks import payload
+from services.gateway.app.webhooks import WebhookOptions, is_allowed
+from services.gateway.domain.delivery import BACKOFF_S, DeliveryState
+from services.gateway.domain.job import DIFFUSION
+from services.gateway.wire.answers import payload
 from tests.fakes.fleet import Fleet, generation
 
 KEY = b"k" * 32
@@ -68,7 +67,7 @@ async def target() -> AsyncIterator[Target]:
 
 def telling(fleet: Fleet) -> Fleet:
     options = WebhookOptions(sender=WebhookHttp(LOOPBACK), payload=payload, default_key=KEY, allowed=LOOPBACK)
-    fleet.gateway.tell_webhooks(options)
+    fleet.gateway.use_webhooks(options)
     return fleet
 
 
@@ -103,7 +102,7 @@ async def test_a_target_that_fails_is_tried_again_later_under_the_same_id(target
     target.statuses = [500, 302, 200]
     async with telling(Fleet()).running() as fleet:
         job = await an_ended_job(fleet, target.url)
-        for pause_s in (0.0, *PAUSES_S[:2]):
+        for pause_s in (0.0, *BACKOFF_S[:2]):
             fleet.clock.advance(pause_s * 1.2)
             await tick(fleet)
             await tick(fleet)
@@ -124,7 +123,7 @@ async def test_a_target_that_says_it_is_gone_is_given_up(target: Target) -> None
 async def test_a_target_that_turns_out_to_lie_inward_is_given_up(target: Target) -> None:
     async with telling(Fleet()).running() as fleet:
         job = await an_ended_job(fleet, "https://hooks.example/")
-        fleet.gateway.tell_webhooks(WebhookOptions(sender=Refusing(), payload=payload, default_key=KEY))
+        fleet.gateway.use_webhooks(WebhookOptions(sender=Refusing(), payload=payload, default_key=KEY))
         await tick(fleet)
         delivery = await fleet.gateway.jobs.webhook(job.name)
         assert (delivery.state, len(delivery.tries)) == (DeliveryState.GIVEN_UP, 1)
@@ -158,7 +157,7 @@ async def test_a_target_that_hangs_costs_a_bounded_time() -> None:
 
     async with listening(hang) as port:
         with pytest.raises(Unavailable, match=r"no answer within 0\.2 s"):
-            await WebhookHttp(LOOPBACK, limit_s=0.2).post(f"http://127.0.0.1:{port}/", {}, b"{}")
+            await WebhookHttp(LOOPBACK, timeout_s=0.2).post(f"http://127.0.0.1:{port}/", {}, b"{}")
 
 
 async def test_a_target_that_is_no_http_server_or_nobody_is_no_crash() -> None:
@@ -207,14 +206,14 @@ async def test_a_name_that_leads_inward_is_not_called(target: Target) -> None:
 )
 async def test_an_inward_address_is_refused_at_once(host: str) -> None:
     async with Fleet().running() as fleet:
-        fleet.gateway.tell_webhooks(WebhookOptions(sender=WebhookHttp(()), payload=payload, default_key=KEY))
+        fleet.gateway.use_webhooks(WebhookOptions(sender=WebhookHttp(()), payload=payload, default_key=KEY))
         with pytest.raises(InvalidField):
             await fleet.gateway.jobs.create(replace(generation(), webhook_url=f"http://{host}:8080/"))
 
 
 async def test_without_a_secret_nobody_is_promised_a_webhook() -> None:
     async with Fleet().running() as fleet:
-        fleet.gateway.tell_webhooks(WebhookOptions(sender=WebhookHttp(()), payload=payload))
+        fleet.gateway.use_webhooks(WebhookOptions(sender=WebhookHttp(()), payload=payload))
         with pytest.raises(FailedPrecondition):
             await fleet.gateway.jobs.create(replace(generation(), webhook_url="https://example.com/"))
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fanlight.contract.prompt import read_prompt
+from fanlight.contract.prompt import parse_prompt
 from services.diffusion.engine.generation import Generation
 from services.diffusion.models.clip import TextStates
 from services.diffusion.models.entries import fingerprint
 from services.diffusion.models.model_cache import Checkpoint
 from services.diffusion.prompt import PromptChunk, TextPart, to_chunks
-from services.kernel.byte_lru import ByteLru
+from services.kernel.blobs import ByteLru
 
 CACHE_LIMIT_BYTES = 64 * 2**20
 
@@ -133,7 +133,7 @@ def time_ids(checkpoint: Checkpoint, generation: Generation, *, is_unconditional
 
 def _chunks(checkpoint: Checkpoint, prompt: str, field: str) -> list[list[PromptChunk]]:
     """One list for each text encoder."""
-    read = read_prompt(prompt, field)
+    read = parse_prompt(prompt, field)
     return [to_chunks(text, read, field) for text in checkpoint.texts]
 
 

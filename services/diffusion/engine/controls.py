@@ -12,7 +12,7 @@ from services.diffusion.engine.generation import ControlInput, Generation
 from services.diffusion.engine.vae import to_condition
 from services.diffusion.models.entries import fingerprint
 from services.diffusion.models.model_cache import Checkpoint
-from services.kernel.byte_lru import ByteLru
+from services.kernel.blobs import ByteLru
 
 CACHE_LIMIT_BYTES = 256 * 2**20
 _IDENTITY = torch.nn.Identity()

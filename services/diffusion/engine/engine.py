@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fanlight.contract.sizes import size_class
+from fanlight.contract.limits import size_class
 from fanlight.errors import ResourceExhausted
 from services.diffusion.engine.batching import BatchQueue, batch_key
 from services.diffusion.engine.generation import Generation

@@ -19,7 +19,7 @@ from services.diffusion.models.loading import LoadTarget, build_empty, fill_modu
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.out_of_memory import is_out_of_memory
 from services.diffusion.models.recipes import UnfitFolder, read_json
-from services.weights.tensors import BadHeader
+from services.weights.references.tensors import BadHeader
 
 # CLIP's preprocessing: size, and mean and deviation of its pixels by channel.
 _SIDE_PX = 224

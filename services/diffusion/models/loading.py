@@ -27,7 +27,7 @@ from services.diffusion.models.out_of_memory import is_out_of_memory
 from services.diffusion.models.recipes import Config, TextRecipe, UnfitFolder, read_json
 from services.kernel.logs import get_logger
 from services.weights.loading import load_checkpoint, load_safetensors
-from services.weights.tensors import BadHeader
+from services.weights.references.tensors import BadHeader
 
 # It warns of options that configs of newer classes have.
 logging.getLogger(f"{ROOT}.configuration_utils").setLevel(logging.ERROR)

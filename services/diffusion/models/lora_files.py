@@ -19,7 +19,7 @@ from services.diffusion.models.recipes import UnfitFolder
 from services.diffusion.models.single_files import read_header
 from services.kernel.logs import get_logger
 from services.weights.loading import load_safetensors
-from services.weights.tensors import BadHeader
+from services.weights.references.tensors import BadHeader
 
 log = get_logger()
 

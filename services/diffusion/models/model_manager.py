@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.diffusion.models.entries import weight_bytes
 from services.diffusion.models.tiers import Pin, Residency
-from services.kernel import gpus
+from services.kernel import process
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class ModelManager:
     @cached_property
     def _expected_precision(self) -> str:
         """Known without importing torch."""
-        is_cpu = self._device_name == "cpu" or (self._device_name == "auto" and not gpus.count())
+        is_cpu = self._device_name == "cpu" or (self._device_name == "auto" and not process.count_gpus())
         return PRECISION_OF_CPU if is_cpu else PRECISION_OF_GPU
 
     @property

@@ -23,7 +23,7 @@ from services.diffusion.models.entries import (
     part_id,
 )
 from services.diffusion.models.recipes import Config, Recipe, UnfitFolder, for_file, from_folder, shipped
-from services.weights.tensors import LENGTH_BYTES, BadHeader, header_length, parse_header
+from services.weights.references.tensors import LENGTH_BYTES, BadHeader, header_length, parse_header
 
 LDM_UNET = "model.diffusion_model."
 LDM_FIRST = f"{LDM_UNET}input_blocks.0.0.weight"

@@ -9,24 +9,24 @@ from PIL import Image
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract import limits
-from fanlight.contract.digests import digest_of
 from fanlight.contract.generation import INPAINT_CONTROLNET, strength_of
 from fanlight.contract.images import images_of
+from fanlight.contract.names import digest_of
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.engine.generation import ControlInput, Start
 from services.diffusion.images import MASK_THRESHOLD, Resize, fit, fit_mask
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
-from services.kernel.pictures import PictureLimits, decode_rgb, decode_rgba
+from services.kernel.images import ImageLimits, decode_rgb, decode_rgba
 
 
-def decode(image: common_pb2.ImageSource, field: str, limits: PictureLimits) -> Image.Image:
+def decode(image: common_pb2.ImageSource, field: str, limits: ImageLimits) -> Image.Image:
     return decode_rgb(image.data, field=field, limits=limits)
 
 
 def decode_with_hole(
-    image: common_pb2.ImageSource, field: str, limits: PictureLimits
+    image: common_pb2.ImageSource, field: str, limits: ImageLimits
 ) -> tuple[Image.Image, Image.Image | None]:
     """RGB, and a mask that is white where the image is transparent; None where all of it is opaque."""
     whole = decode_rgba(image.data, field=field, limits=limits)
@@ -42,7 +42,7 @@ class Sources:
     mask: Image.Image | None
 
 
-def sources(request: diffusion_pb2.GenerateRequest, limits: PictureLimits) -> Sources:
+def sources(request: diffusion_pb2.GenerateRequest, limits: ImageLimits) -> Sources:
     image = decode(request.image, "image", limits) if request.HasField("image") else None
     mask = decode(request.mask, "mask", limits) if request.HasField("mask") else None
     if mask is not None and image is not None and mask.size != image.size:
@@ -76,7 +76,7 @@ class ControlReader:
 
     catalog: ModelCatalog
     checkpoint: CheckpointEntry
-    picture_limits: PictureLimits
+    picture_limits: ImageLimits
     how: Resize
 
     def nets(self, request: diffusion_pb2.GenerateRequest) -> list[ControlNetEntry]:

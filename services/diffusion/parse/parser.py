@@ -15,7 +15,7 @@ from services.diffusion.models.entries import CheckpointEntry
 from services.diffusion.parse.abilities import Abilities, checked_size, pipeline_of, size_of_image
 from services.diffusion.parse.images import ControlReader, Sources, digests_of_images, sources, start_of
 from services.diffusion.parse.prompts import read_prompts
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Parser:
 
     catalog: ModelCatalog
     abilities: Abilities
-    picture_limits: PictureLimits
+    picture_limits: ImageLimits
     # Seeds for requests without one.
     random_seed: Callable[[], int]
     # The default.

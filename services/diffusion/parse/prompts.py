@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fanlight.contract.limits import DEFAULT_LORA_WEIGHT, EMBEDDINGS_LIMIT
-from fanlight.contract.prompt import LoraTag, ReadPrompt, read_prompt, without_loras
+from fanlight.contract.prompt import LoraTag, ParsedPrompt, parse_prompt, without_loras
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.models.catalog import ModelCatalog
@@ -25,8 +25,8 @@ class ReadPrompts:
 def read_prompts(
     request: diffusion_pb2.GenerateRequest, catalog: ModelCatalog, checkpoint: CheckpointEntry
 ) -> ReadPrompts:
-    prompt = read_prompt(request.prompt, "prompt")
-    negative = read_prompt(request.negative_prompt, "negative_prompt")
+    prompt = parse_prompt(request.prompt, "prompt")
+    negative = parse_prompt(request.negative_prompt, "negative_prompt")
     return ReadPrompts(
         prompt=without_loras(request.prompt, prompt.loras),
         loras=_loras(request, prompt.loras, catalog, checkpoint),
@@ -75,7 +75,7 @@ def _tagged(tags: tuple[LoraTag, ...], catalog: ModelCatalog, checkpoint: Checkp
 
 def _embeddings(
     request: diffusion_pb2.GenerateRequest,
-    prompts: list[ReadPrompt],
+    prompts: list[ParsedPrompt],
     catalog: ModelCatalog,
     checkpoint: CheckpointEntry,
 ) -> tuple[EmbeddingEntry, ...]:

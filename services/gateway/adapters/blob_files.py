@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from fanlight.contract.digests import named, parse_digest, parse_scope
+from fanlight.contract.names import named, parse_digest, parse_scope
 from fanlight.errors import Cancelled, FanlightError, InvalidField, NodeFault, ResourceExhausted, TooLarge, Unavailable
-from services.kernel.blobs import BlobInfo, Keep
-from services.kernel.media import media_type_of
+from services.kernel.blobs import BlobInfo, Keep, media_type_of
 
 # No scope can have this name.
 INCOMING = ".incoming"

@@ -18,8 +18,7 @@ from typing import TypeVar
 
 from fanlight.errors import FanlightError, NotFound, OutOfRange, TooLarge
 from services.gateway.adapters.blob_files import BlobFiles, IncomingBlob, translated
-from services.kernel.blobs import BlobInfo, Keep
-from services.kernel.byte_lru import ByteLru
+from services.kernel.blobs import BlobInfo, ByteLru, Keep
 from services.kernel.config import SettingsError
 from services.kernel.logs import get_logger
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.adapters.watchers import Watchers
-from services.gateway.ports import CaughtUp, Change, Deleted, New, Record
+from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record
 
 
 class MemoryStore:
@@ -16,8 +16,8 @@ class MemoryStore:
     def close(self) -> None:
         self._watchers.close()
 
-    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
-        for each in (New(bucket=bucket, key=key, value=value), *([after] if after else [])):
+    async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
+        for each in (NewRecord(bucket=bucket, key=key, value=value), *([after] if after else [])):
             if each.key in self._buckets.get(each.bucket, {}):
                 raise AlreadyExists(f"{each.bucket}/{each.key} exists")
         if after:

@@ -18,7 +18,7 @@ from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from fanlight.errors import Unavailable
 from services.gateway.adapters.nats_bucket import RETRY_AFTER_S, NatsBucket
 from services.gateway.adapters.nats_feed import CONNECTION_ERRORS
-from services.gateway.ports import Change, New, Record
+from services.gateway.ports import Change, NewRecord, Record
 from services.kernel.config import SettingsError
 from services.kernel.logs import get_logger
 
@@ -46,7 +46,7 @@ class NatsStore:
         for bucket in self._buckets.values():
             await bucket.close()
 
-    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
+    async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
         if after is not None:
             await self.create(after.bucket, after.key, after.value)
         return await (await self._bucket(bucket)).create(key, value)

@@ -19,13 +19,12 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fanlight.contract.digests import named, parse_digest, parse_scope
+from fanlight.contract.names import named, parse_digest, parse_scope
 from fanlight.errors import NotFound, OutOfRange, TooLarge, Unavailable
 from services.gateway.adapters.blob_files import check_announced
 from services.gateway.ports import Upload
-from services.kernel.blobs import BlobInfo, Keep
+from services.kernel.blobs import BlobInfo, Keep, media_type_of
 from services.kernel.config import SettingsError
-from services.kernel.media import media_type_of
 
 RETRY_AFTER_S = 2.0
 

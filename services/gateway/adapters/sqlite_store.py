@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from fanlight.errors import AlreadyExists, Conflict, FanlightError, Unavailable
 from services.gateway.adapters.watchers import Watchers
-from services.gateway.ports import CaughtUp, Change, Deleted, New, Record
+from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record
 from services.kernel.config import SettingsError
 
 SCHEMA_VERSION = 1
@@ -80,7 +80,7 @@ class SqliteFile:
         except FanlightError as error:
             return error
 
-    def create(self, bucket: str, key: str, value: bytes, after: New | None) -> Written:
+    def create(self, bucket: str, key: str, value: bytes, after: NewRecord | None) -> Written:
         """The record, then the one before it."""
         if after is None:
             return (self._create(bucket, key, value),)
@@ -151,7 +151,7 @@ class SqliteStore:
         """End the watches; the file is closed by its opener."""
         self._watchers.close()
 
-    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
+    async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
         buckets = (bucket, after.bucket) if after else (bucket,)
         return _first_record(await self._write(buckets, lambda file: file.create(bucket, key, value, after)))
 

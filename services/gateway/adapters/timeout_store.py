@@ -1,11 +1,11 @@
-"""Wraps a JobStore with a timeout for each call, so that a hanging disk does not hang the gateway."""
+"""Wraps a RecordStore with a timeout for each call, so that a hanging disk does not hang the gateway."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
 from fanlight.errors import Unavailable
-from services.gateway.ports import Change, JobStore, New, Record
+from services.gateway.ports import Change, NewRecord, Record, RecordStore
 
 TIMEOUT_S = 10.0
 RETRY_AFTER_S = 5.0
@@ -16,11 +16,11 @@ T = TypeVar("T")
 class TimeoutStore:
     """Unavailable after the timeout. The call may still take effect later; compare-and-set makes that harmless."""
 
-    def __init__(self, store: JobStore, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, store: RecordStore, *, timeout_s: float = TIMEOUT_S) -> None:
         self._store = store
         self._timeout_s = timeout_s
 
-    async def create(self, bucket: str, key: str, value: bytes, *, after: New | None = None) -> Record:
+    async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
         return await self._with_timeout(self._store.create(bucket, key, value, after=after))
 
     async def get(self, bucket: str, key: str) -> Record | None:

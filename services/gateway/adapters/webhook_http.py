@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 import h11
 
 from fanlight.errors import FailedPrecondition, FanlightError, Unavailable
-from services.gateway.app.targets import Network, is_allowed
+from services.gateway.app.webhooks import Network, is_allowed
 
 TIMEOUT_S = 15.0
 ANSWER_LIMIT_BYTES = 16 * 1024

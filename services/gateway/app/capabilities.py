@@ -20,9 +20,10 @@ from services.gateway.domain.workers import (
     Worker,
     needs_by_id,
 )
-from services.gateway.ordering.pace import Mean, plausible
-from services.gateway.ordering.tasks import Amounts, StepTimes, WorkerView, can_do, limit_of
 from services.gateway.ports import Clock, RecordStore
+from services.gateway.scheduler.pace import RecentMean, StepTimes, plausible
+from services.gateway.scheduler.queue import Amounts, can_do, limit_of
+from services.gateway.scheduler.workers import WorkerView
 
 BUCKET = "capabilities"
 PAGE = 20
@@ -263,7 +264,7 @@ class WorkerViews:
         self._devices: dict[str, _Device] = {}
         # By worker: its last report, and its plausible values.
         self._step_times: dict[str, tuple[tuple[ReportedStepTime, ...], StepTimes]] = {}
-        self._usual_link = Mean()
+        self._usual_link = RecentMean()
 
     def of(self, worker: Worker, group: CapabilityGroup, offers: frozenset[str]) -> WorkerView:
         """`offers`: the needs that the worker may be given tasks for now."""
@@ -324,7 +325,7 @@ class _Device:
     """What evaluations take on a device on average, by family and size class."""
 
     def __init__(self) -> None:
-        self._means: dict[tuple[str, int], Mean] = {}
+        self._means: dict[tuple[str, int], RecentMean] = {}
         # As given to the scheduler; replaced when it changes, so that the same object means the same values.
         self.usual_times: StepTimes = {}
 
@@ -343,7 +344,7 @@ class _Device:
             oldest = next(iter(self._means))
             del self._means[oldest]
             self.usual_times = {each: mean_s for each, mean_s in self.usual_times.items() if each != oldest}
-        usual = self._means.setdefault(which, Mean())
+        usual = self._means.setdefault(which, RecentMean())
         usual.note(time_s)
         given = self.usual_times.get(which, 0.0)
         if abs(usual.mean - given) > USUAL_MOVED * given:

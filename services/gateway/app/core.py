@@ -11,9 +11,9 @@ from services.gateway.app.watch import Hub
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.config import GatewaySettings
-from services.gateway.ordering.board import Board
-from services.gateway.ordering.replication import Replication, Terms
 from services.gateway.ports import Clock, RecordStore
+from services.gateway.scheduler.replication import Replication, ReplicationPolicy
+from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.blobs import BlobStore
 
 
@@ -21,7 +21,7 @@ from services.kernel.blobs import BlobStore
 class Core:
     job_store: JobStore
     leases: LeaseTable
-    scheduler: Board
+    scheduler: Scheduler
     queue_index: QueueIndex
     notifier: Notifier
     hub: Hub
@@ -48,7 +48,7 @@ def core_of(
     """All of them observe the job store."""
     notifier, hub, jobs = Notifier(), Hub(), JobStore(store)
     leases = LeaseTable(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall_limit_s=settings.stall_limit_s)
-    scheduler = Board(Replication(_terms(settings)))
+    scheduler = Scheduler(Replication(_terms(settings)))
     queue_index, deadlines = QueueIndex(scheduler, notifier, clock), Deadlines(clock)
     breakers = CircuitBreakers(store, clock)
     workers = WorkerRegistry(store, leases, breakers, scheduler, clock, settings)
@@ -75,5 +75,7 @@ def core_of(
     )
 
 
-def _terms(settings: GatewaySettings) -> Terms:
-    return Terms(day_bytes=settings.prefetch_day_bytes, unasked_share=settings.prefetch_speculative_share)
+def _terms(settings: GatewaySettings) -> ReplicationPolicy:
+    return ReplicationPolicy(
+        day_bytes=settings.prefetch_day_bytes, speculative_share=settings.prefetch_speculative_share
+    )

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from services.gateway.app.core import Core
 from services.gateway.domain.job import Job, JobEstimate, Task, TaskState
-from services.gateway.ordering.explain import PassedOver, Verdict, explain, place_of
-from services.gateway.ordering.tasks import Kind
+from services.gateway.scheduler.explain import PassedOver, Verdict, explain, place_of
+from services.gateway.scheduler.queue import TaskKind
 
 TASKS_LIMIT = 8
 WORKERS_LIMIT = 50
@@ -80,7 +80,7 @@ class Explainer:
         passed = []
         for status in self._workers.statuses():
             worker = status.worker
-            if worker.stage != stage or self._scheduler.post(worker.id) is not None:
+            if worker.stage != stage or self._scheduler.worker(worker.id) is not None:
                 continue
             is_leaving = worker.draining or status.draining_reason
             why = status.draining_reason or ("it is leaving" if worker.draining else "it has not called lately")
@@ -116,7 +116,7 @@ class Explainer:
         slowest = max(found, key=lambda place: place.estimate.finish_s, default=None)
         finish_s = slowest.estimate.finish_s if slowest else 0.0
         return JobEstimate(
-            tasks_ahead=min((self._scheduler.lines.place(each) for each in waiting), default=0),
+            tasks_ahead=min((self._scheduler.queues.position(each) for each in waiting), default=0),
             ready_s=max(finish_s, *left_s) + blocked_s,
             fetch_bytes=slowest.estimate.fetch_bytes if slowest else 0,
             fetch_s=slowest.estimate.fetch_s if slowest else 0.0,
@@ -132,7 +132,7 @@ class Explainer:
         return self._scheduler.would_finish_s(self._queue_index.as_waiting(job, blocked[0]), now_s)
 
 
-def _needs(kind: Kind) -> list[str]:
+def _needs(kind: TaskKind) -> list[str]:
     """As text."""
     return [*sorted(kind.needs), *(f"{name} >= {amount}" for name, amount in kind.amounts)]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from fanlight.errors import LeaseLost
 from services.gateway.domain.job import Job, Task, TaskState
-from services.gateway.ordering.tasks import Key
 from services.gateway.ports import Clock
+from services.gateway.scheduler.queue import Key
 
 SECRET_BYTES = 16
 

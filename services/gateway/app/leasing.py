@@ -14,7 +14,7 @@ from services.gateway.app.leases import new_token
 from services.gateway.domain import machine
 from services.gateway.domain.job import Job, Lease, Task, TaskState, task_name
 from services.gateway.domain.workers import CHECKPOINT, Capabilities, Worker
-from services.gateway.ordering.tasks import Key
+from services.gateway.scheduler.queue import Key
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -138,12 +138,12 @@ class Polls:
                 self._queue_index.release(keys)
 
     def _has_new_fetches(self, worker: Worker) -> bool:
-        return worker.takes_fetches and self._scheduler.has_news(worker.id)
+        return worker.takes_fetches and self._scheduler.has_new_fetches(worker.id)
 
     def new_fetches(self, worker_id: str) -> Sequence[ModelToFetch] | None:
         """All models that the worker should prefetch, if that changed since it was last sent."""
-        state = self._scheduler.post(worker_id)
-        if state is None or not state.view.takes_fetches or not self._scheduler.has_news(worker_id):
+        state = self._scheduler.worker(worker_id)
+        if state is None or not state.view.takes_fetches or not self._scheduler.has_new_fetches(worker_id):
             return None
         return [
             ModelToFetch(

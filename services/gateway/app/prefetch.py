@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.job_store import Codec
-from services.gateway.ordering.board import Board
-from services.gateway.ordering.fetches import Claim
 from services.gateway.ports import Clock, RecordStore
+from services.gateway.scheduler.replication import Claim
+from services.gateway.scheduler.schedule import Scheduler
 
 BUCKET = "prefetches"
 PAGE = 1_000
@@ -33,7 +33,7 @@ PREFETCHES: Codec[Prefetch] = Codec(Prefetch)
 class PrefetchClaims:
     """Single flight across gateways: the first claim of a checkpoint wins until it ends."""
 
-    def __init__(self, store: RecordStore, scheduler: Board, clock: Clock) -> None:
+    def __init__(self, store: RecordStore, scheduler: Scheduler, clock: Clock) -> None:
         self._store = store
         self._scheduler = scheduler
         self._clock = clock
@@ -76,7 +76,7 @@ class PrefetchClaims:
         """A time further away than any we set comes from a clock that jumped."""
         if not 0 < prefetch.until_s - self._clock.now_s() <= LIFE_MAX_S:
             return False
-        state = self._scheduler.post(prefetch.worker)
+        state = self._scheduler.worker(prefetch.worker)
         return state is None or prefetch.model not in state.view.held
 
     async def sweep(self) -> None:

@@ -8,22 +8,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fanlight.contract.sizes import size_class
+from fanlight.contract.limits import size_class
 from services.gateway.domain.job import Ending, Job, Task, TaskState
 from services.gateway.domain.machine import BACKOFF_MAX_S
-from services.gateway.ordering.board import Board
-from services.gateway.ordering.shares import Shares
-from services.gateway.ordering.tasks import Key, Kind, Waiting
 from services.gateway.ports import Clock
+from services.gateway.scheduler.queue import Key, Shares, TaskKind, Waiting
+from services.gateway.scheduler.schedule import Scheduler
 
 # How long a task is assumed to take before any worker has reported a time.
 USUAL_TASK_S = 5.0
 
 
-def kind_of(job: Job, task: Task) -> Kind:
+def kind_of(job: Job, task: Task) -> TaskKind:
     """The task as the scheduler sees it: what it needs, and how large its images are."""
     facts = job.request_of(task).facts
-    return Kind(
+    return TaskKind(
         stage=task.stage,
         needs=facts.needs,
         amounts=facts.amounts,
@@ -94,7 +93,7 @@ class Deadlines:
 class QueueIndex:
     """The waiting and leased tasks of all open jobs. Notifies the workers for which the scheduler has something new."""
 
-    def __init__(self, scheduler: Board, notifier: Notifier, clock: Clock) -> None:
+    def __init__(self, scheduler: Scheduler, notifier: Notifier, clock: Clock) -> None:
         self._scheduler = scheduler
         self._notifier = notifier
         self._clock = clock
@@ -205,13 +204,13 @@ class QueueIndex:
     def _offer(self, tasks: Iterable[Waiting]) -> None:
         now_s = self._clock.monotonic_s()
         for task in tasks:
-            if not self.backoff_left_s(task.key) and self._scheduler.lines.get(task.key) != task:
+            if not self.backoff_left_s(task.key) and self._scheduler.queues.get(task.key) != task:
                 self._scheduler.add(task, now_s)
         self.notify()
 
     def notify(self) -> None:
         """Wake the workers for which the scheduler has something new."""
-        for worker_id in self._scheduler.take_stirred():
+        for worker_id in self._scheduler.pop_changed_workers():
             self._notifier.notify(worker_id)
 
     def withhold(self, keys: Sequence[Key]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fanlight.contract.digests import DEFAULT_SCOPE
+from fanlight.contract.names import DEFAULT_SCOPE
 from fanlight.errors import InvalidField, NotFound, TooLarge
 from services.gateway.app.control_cache import ControlImageCache
 from services.gateway.app.leases import RandomBytes
@@ -16,8 +16,7 @@ from services.gateway.app.tenants import Caller
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.domain.job import Output, StageRequest
 from services.gateway.domain.plan import JobPlan
-from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.media import media_type_of
+from services.kernel.blobs import BlobInfo, BlobStore, media_type_of
 
 # A seed that was drawn is short, so that people can copy it.
 RANDOM_SEED_BYTES = 4

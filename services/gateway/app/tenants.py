@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fanlight.contract.digests import DEFAULT_SCOPE, parse_scope
+from fanlight.contract.names import DEFAULT_SCOPE, parse_scope
 from fanlight.errors import InvalidField, NotFound
 from services.gateway.domain.job import DEFAULT_TENANT, Job
 from services.gateway.domain.workers import WorkerStatus

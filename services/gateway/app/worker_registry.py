@@ -23,10 +23,10 @@ from services.gateway.domain.workers import (
     WorkerStatus,
     held_by,
 )
-from services.gateway.ordering.board import Board
-from services.gateway.ordering.pace import Paces
-from services.gateway.ordering.tasks import Amounts
 from services.gateway.ports import CaughtUp, Clock, Deleted, Record, RecordStore
+from services.gateway.scheduler.pace import SpeedStats
+from services.gateway.scheduler.queue import Amounts
+from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -48,7 +48,7 @@ class StragglerDetector:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._paces = Paces()
+        self._paces = SpeedStats()
         # Worker id to why it is set aside, and until when in monotonic seconds.
         self._aside: dict[str, tuple[str, float]] = {}
         self._judged: set[str] = set()
@@ -128,7 +128,7 @@ class WorkerRegistry:
         store: RecordStore,
         leases: LeaseTable,
         breakers: CircuitBreakers,
-        scheduler: Board,
+        scheduler: Scheduler,
         clock: Clock,
         settings: GatewaySettings,
     ) -> None:

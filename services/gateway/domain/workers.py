@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from fanlight.contract.names import ANY, plain_name
-from fanlight.contract.parameter_values import Parameter
+from fanlight.contract.parameters import Parameter
 
 CHECKPOINT = "checkpoint"
 CONTROLNET = "controlnet"

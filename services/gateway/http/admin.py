@@ -15,7 +15,7 @@ from fanlight.errors import Unavailable
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
-from services.gateway.app.statistics import QueueLine
+from services.gateway.app.queue_index import QueueLine
 from services.gateway.http import docs
 from services.gateway.http.bodies import CurrentCaller, refuse_unknown
 from services.gateway.http.json_messages import answer, of_value

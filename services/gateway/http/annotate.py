@@ -13,13 +13,13 @@ from fanlight.errors import Cancelled, DeadlineExceeded, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.gateway import Gateway
+from services.gateway.domain.job import Job, JobState
 from services.gateway.http import docs
 from services.gateway.http.blobs import blob_answer
 from services.gateway.http.bodies import CurrentCaller, HttpOptions, Wait, store_body
-from services.gateway.jobs.model import Job, JobState
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.wire_errors import of_reason
+from services.kernel.errors_wire import of_reason
 
 # Query parameters that are not the annotator's.
 OWN = frozenset({"wait", "width_px", "height_px"})

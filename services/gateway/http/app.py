@@ -16,8 +16,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fanlight.errors import FanlightError, ResourceExhausted, Unauthenticated
-from services.gateway.app.callers import Callers
 from services.gateway.app.gateway import Gateway
+from services.gateway.app.tenants import Callers
 from services.gateway.http import docs, errors
 from services.gateway.http.admin import DeadLetterRoutes, HealthRoutes, ListingRoutes, MetricRoutes
 from services.gateway.http.annotate import AnnotateRoutes
@@ -27,7 +27,7 @@ from services.gateway.http.jobs import EventRoutes, JobRoutes
 from services.gateway.http.openapi import describe
 from services.kernel.blobs import BlobStore
 from services.kernel.config import CommonSettings, SettingsError
-from services.kernel.listen import expand, split
+from services.kernel.grpc_server import expand_address, split_address
 
 LINGER_LIMIT_BYTES = 256 * 1024 * 1024
 LINGER_LIMIT_S = 30.0
@@ -177,8 +177,8 @@ def bind_http(address: str) -> list[socket.socket]:
     """Listening sockets for HOST:PORT; `[::]` takes IPv4 as well. SettingsError if the port is taken."""
     sockets: list[socket.socket] = []
     try:
-        for each in expand(address):
-            sockets.append(_bound(*split(each)))
+        for each in expand_address(address):
+            sockets.append(_bound(*split_address(each)))
     except OSError as error:
         for opened in sockets:
             opened.close()

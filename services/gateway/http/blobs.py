@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from fanlight.contract.digests import parse_digest
+from fanlight.contract.names import parse_digest
 from fanlight.errors import NotFound, OutOfRange
 from services.gateway.http import docs
 from services.gateway.http.bodies import CurrentCaller, HttpOptions, Scope, refuse_unknown, scope_of, store_body
@@ -16,7 +16,7 @@ from services.gateway.http.json_messages import answer, of_value
 from services.gateway.ports import Bypass
 from services.gateway.wire.images import blob
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.wire_errors import to_body
+from services.kernel.errors_wire import to_body
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 

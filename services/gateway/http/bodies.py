@@ -11,9 +11,9 @@ from fastapi import Depends, Query, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from fanlight.contract.digests import parse_scope
+from fanlight.contract.names import parse_scope
 from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
-from services.gateway.app.callers import Caller, Callers
+from services.gateway.app.tenants import Caller, Callers
 from services.kernel.blobs import BlobInfo, BlobStore
 
 # How long a client may let an answer wait.

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fanlight.errors import FanlightError, InvalidField, Unauthenticated
-from services.kernel.invalid import in_our_words
+from services.kernel.config import describe_problem
+from services.kernel.errors_wire import http_status, to_body
 from services.kernel.logs import get_logger
-from services.kernel.wire_errors import http_status, to_body
 
 log = get_logger()
 
@@ -75,7 +75,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """For a parameter of the path, the query or the headers that cannot be read."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return answer(InvalidField(in_our_words(first), field=".".join(str(part) for part in first["loc"][1:])))
+    return answer(InvalidField(describe_problem(first), field=".".join(str(part) for part in first["loc"][1:])))
 
 
 async def _of_router(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
 """`/v1/jobs`: create, show, list and cancel jobs, and watch one as server-sent events.
 
-A state event's id is the job's revision; a client that reconnects with it continues from there. Progress has no id.
+A state event's id is the job's revision; a client that reconnects with it continues from there. TaskProgress has no id.
 """
 
 import asyncio
@@ -16,18 +16,17 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
 from fanlight.errors import FanlightError, InvalidField, Unavailable
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.app.callers import Caller
-from services.gateway.app.filters import Only
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.hub import Progress
-from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
+from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT, JobFilter
+from services.gateway.app.tenants import Caller
+from services.gateway.app.watch import TaskProgress
+from services.gateway.domain.job import Job
 from services.gateway.http import bodies, docs
 from services.gateway.http.bodies import CurrentCaller, HttpOptions, Wait, refuse_unknown, store_file
 from services.gateway.http.json_messages import answer, fill, text, to_json
-from services.gateway.jobs.model import Job
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobStore
-from services.kernel.wire_errors import to_body
+from services.kernel.errors_wire import to_body
 
 EVENTS_MEDIA_TYPE = "text/event-stream"
 RETRY_MS = 2_000
@@ -79,7 +78,7 @@ class JobRoutes:
         fill(message, await bodies.read_json(request, self._options))
         news = requests.new_jobs(message, self._gateway.workers)
         made = await self._gateway.jobs.create_each(news, caller)
-        return answer(answers.results(await self._gateway.explanations.all_told(made)))
+        return answer(answers.results(await self._gateway.explanations.with_estimates(made)))
 
     async def get(self, job_id: str, caller: CurrentCaller, wait: Wait = 0.0) -> Response:
         name = f"jobs/{job_id}"
@@ -104,7 +103,7 @@ class JobRoutes:
         created_from_time: Annotated[datetime | None, Query(description="List jobs created then or later.")] = None,
         created_before_time: Annotated[datetime | None, Query(description="List jobs created before.")] = None,
     ) -> Response:
-        only = Only(
+        only = JobFilter(
             state=requests.job_state(_state(state)) if state else None,
             model=model,
             annotator=annotator,
@@ -113,7 +112,7 @@ class JobRoutes:
             created_before_s=_seconds(created_before_time),
         )
         page = await self._gateway.jobs.list(page_size=page_size, page_token=page_token, only=only, caller=caller)
-        jobs = [answers.job(job) for job in await self._gateway.explanations.all_told(page.jobs)]
+        jobs = [answers.job(job) for job in await self._gateway.explanations.with_estimates(page.jobs)]
         return answer(gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token))
 
     async def webhook(self, job_id: str, caller: CurrentCaller) -> Response:
@@ -212,7 +211,7 @@ class EventRoutes:
             # The only answer after which an EventSource does not reconnect.
             return Response(status_code=204)
         events = self._gateway.jobs.watch(job.name, after_revision=after_revision, caller=caller)
-        events_out = (self._gateway.explanations.told(each) async for each in events)
+        events_out = (self._gateway.explanations.with_estimate(each) async for each in events)
         return StreamingResponse(
             _stream(events_out, self._options.heartbeat_s), media_type=EVENTS_MEDIA_TYPE, headers=_EVENTS_HEADERS
         )
@@ -226,7 +225,7 @@ def _revision(text: str) -> int:
     return int(text)
 
 
-async def _stream(events: AsyncIterator[Job | Progress], heartbeat_s: float) -> AsyncIterator[bytes]:
+async def _stream(events: AsyncIterator[Job | TaskProgress], heartbeat_s: float) -> AsyncIterator[bytes]:
     yield b"retry: %d\n\n" % RETRY_MS
     try:
         async for event in _with_heartbeats(events, heartbeat_s):
@@ -239,10 +238,10 @@ async def _stream(events: AsyncIterator[Job | Progress], heartbeat_s: float) -> 
 
 
 async def _with_heartbeats(
-    events: AsyncIterator[Job | Progress], heartbeat_s: float
-) -> AsyncIterator[Job | Progress | None]:
+    events: AsyncIterator[Job | TaskProgress], heartbeat_s: float
+) -> AsyncIterator[Job | TaskProgress | None]:
     """The events, and None for a heartbeat whenever no event came for that long."""
-    following: asyncio.Task[Job | Progress | None] | None = None
+    following: asyncio.Task[Job | TaskProgress | None] | None = None
     try:
         while True:
             following = following or asyncio.create_task(_next(events))
@@ -261,7 +260,7 @@ async def _with_heartbeats(
             await asyncio.wait({following})
 
 
-async def _next(events: AsyncIterator[Job | Progress]) -> Job | Progress | None:
+async def _next(events: AsyncIterator[Job | TaskProgress]) -> Job | TaskProgress | None:
     return await anext(events, None)
 
 

@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
-from fanlight.contract.digests import parse_digest, parse_scope
+from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.errors import InvalidField, NotFound, OutOfRange, TooLarge
-from services.gateway.app.callers import Callers
+from services.gateway.app.tenants import Callers
 from services.gateway.ports import Bypass
 from services.gateway.rpc.jobs import Context, caller_of
 from services.gateway.wire.images import blob

@@ -5,12 +5,12 @@ from typing import Any
 
 import grpc.aio
 
-from fanlight.contract.fields import check_whole
+from fanlight.contract.limits import check_whole
 from fanlight.errors import Unauthenticated
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
-from services.gateway.app.callers import Caller, Callers
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
+from services.gateway.app.tenants import Caller, Callers
 from services.gateway.wire import answers, requests
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -43,7 +43,7 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     ) -> gateway_pb2.CreateJobsResponse:
         news = requests.new_jobs(request, self._gateway.workers)
         made = await self._gateway.jobs.create_each(news, self._caller(context))
-        return answers.results(await self._gateway.explanations.all_told(made))
+        return answers.results(await self._gateway.explanations.with_estimates(made))
 
     async def GetJob(self, request: gateway_pb2.GetJobRequest, context: Context) -> gateway_pb2.Job:
         job = await self._gateway.jobs.get(request.name, self._caller(context))
@@ -60,7 +60,7 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
             only=requests.only(request),
             caller=self._caller(context),
         )
-        jobs = [answers.job(job) for job in await self._gateway.explanations.all_told(page.jobs)]
+        jobs = [answers.job(job) for job in await self._gateway.explanations.with_estimates(page.jobs)]
         return gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token)
 
     async def CancelJob(self, request: gateway_pb2.CancelJobRequest, context: Context) -> gateway_pb2.Job:
@@ -71,7 +71,7 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     ) -> AsyncIterator[gateway_pb2.JobEvent]:
         caller = self._caller(context)
         async for news in self._gateway.jobs.watch(request.name, after_revision=request.after_revision, caller=caller):
-            yield answers.event(self._gateway.explanations.told(news))
+            yield answers.event(self._gateway.explanations.with_estimate(news))
 
     async def GetWebhook(self, request: gateway_pb2.GetWebhookRequest, context: Context) -> gateway_pb2.Webhook:
         return answers.webhook(await self._gateway.jobs.webhook(request.name, self._caller(context)))

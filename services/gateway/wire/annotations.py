@@ -7,10 +7,10 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract import annotation
 from fanlight.contract.needs import Needs
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.new_job import SourceImage
-from services.gateway.jobs.model import PREPROCESS, ControlImage, Facts, StageRequest
-from services.gateway.jobs.plan import NewTask, Plan
-from services.gateway.jobs.workers import Annotator
+from services.gateway.app.submission import SourceImage
+from services.gateway.domain.job import PREPROCESS, ControlImage, Facts, StageRequest
+from services.gateway.domain.plan import JobPlan, NewTask
+from services.gateway.domain.workers import AnnouncedAnnotator
 from services.gateway.wire.images import put_blob, source_images
 from services.gateway.wire.needs import (
     NOTHING,
@@ -34,12 +34,12 @@ class AnnotationDraft:
     images: Sequence[SourceImage]
     tasks_limit: int = 1
 
-    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
+    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> JobPlan:
         blob = kept[f"{FIELD}.image"]
         image = common_pb2.ImageSource()
         image.CopyFrom(self.request.image)
         put_blob(image, blob)
-        return Plan(
+        return JobPlan(
             requests=(stage_request(self.request, image, self.facts),),
             tasks=(NewTask(request=0),),
             control_images=(ControlImage(annotator=self.facts.annotator, task=1),),
@@ -57,14 +57,16 @@ def draft(message: preprocessor_pb2.AnnotateRequest, fleet: Fleet) -> Annotation
     return AnnotationDraft(request=request, facts=facts, images=source_images(message, FIELD))
 
 
-def annotator_for(name: str, fleet: Fleet, *, field: str) -> Annotator:
+def annotator_for(name: str, fleet: Fleet, *, field: str) -> AnnouncedAnnotator:
     """NotFound and Unavailable as above."""
     catalog = fleet.catalog()
     require_stage(catalog, PREPROCESS)
     return annotator_of(catalog, name, field=field)
 
 
-def resolved(message: preprocessor_pb2.AnnotateRequest, annotator: Annotator) -> preprocessor_pb2.AnnotateRequest:
+def resolved(
+    message: preprocessor_pb2.AnnotateRequest, annotator: AnnouncedAnnotator
+) -> preprocessor_pb2.AnnotateRequest:
     """The request with the annotator's id and all of its parameters. InvalidField."""
     request = preprocessor_pb2.AnnotateRequest()
     request.CopyFrom(message)

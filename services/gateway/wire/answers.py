@@ -8,23 +8,23 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.json_format import MessageToDict
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.parameters import description
+from fanlight.contract.annotation import description
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.dead_letters import DeadLetter
 from services.gateway.app.explain import JobExplanation, TaskExplanation
-from services.gateway.app.hub import Fetching, Progress
-from services.gateway.jobs.deliveries import Delivery, DeliveryState, Try
-from services.gateway.jobs.model import Attempt, ControlImage, Failure, Job, JobEstimate, Task, TaskState
-from services.gateway.jobs.workers import ANNOTATOR, RAM, VRAM, Annotator, Model, WorkerStatus
+from services.gateway.app.watch import FetchStatus, TaskProgress
+from services.gateway.domain.delivery import Delivery, DeliveryAttempt, DeliveryState
+from services.gateway.domain.job import Attempt, ControlImage, Failure, Job, JobEstimate, Task, TaskState
+from services.gateway.domain.workers import ANNOTATOR, RAM, VRAM, AnnouncedAnnotator, AnnouncedModel, WorkerStatus
 from services.gateway.scheduler.explain import PassedOver
 from services.gateway.wire import stages
 from services.gateway.wire.images import blob
 from services.gateway.wire.needs import Fleet
 from services.gateway.wire.workers import worker
-from services.kernel.media import media_type_of
+from services.kernel.blobs import media_type_of
 
 _WEBHOOK_STATES = {
     DeliveryState.PENDING: gateway_pb2.Webhook.STATE_PENDING,
@@ -52,7 +52,7 @@ def job(value: Job) -> gateway_pb2.Job:
         webhook_url=value.webhook_url,
         redrives=value.redrives,
     )
-    stages.show(value.asked, message)
+    stages.show(value.request, message)
     return message
 
 
@@ -95,7 +95,7 @@ def _attempt(value: Attempt) -> gateway_pb2.Attempt:
     )
 
 
-def event(value: Job | Progress) -> gateway_pb2.JobEvent:
+def event(value: Job | TaskProgress) -> gateway_pb2.JobEvent:
     if isinstance(value, Job):
         return gateway_pb2.JobEvent(job=job(value))
     progress = gateway_pb2.TaskProgress(
@@ -109,7 +109,7 @@ def event(value: Job | Progress) -> gateway_pb2.JobEvent:
     return gateway_pb2.JobEvent(progress=progress)
 
 
-def _fetching(value: Fetching) -> common_pb2.FetchProgress:
+def _fetching(value: FetchStatus) -> common_pb2.FetchProgress:
     return common_pb2.FetchProgress(
         reference=value.reference,
         done_bytes=value.done_bytes,
@@ -134,7 +134,7 @@ def _images(value: Job) -> Iterator[gateway_pb2.Image]:
     if not value.tasks:
         yield from (_cached_image(image) for image in value.control_images if image.blob)
     for task in value.tasks:
-        if task.stage == value.asked.stage and task.state is TaskState.SUCCEEDED:
+        if task.stage == value.request.stage and task.state is TaskState.SUCCEEDED:
             for output in task.outputs:
                 yield gateway_pb2.Image(
                     blob=blob(output.blob),
@@ -156,9 +156,9 @@ def _control_images(value: Job) -> Iterator[gateway_pb2.ControlImage]:
     """Those that exist, except where the control image itself was requested."""
     for image in value.control_images:
         task = value.task(image.task)
-        if not value.tasks or (task is not None and task.stage == value.asked.stage):
+        if not value.tasks or (task is not None and task.stage == value.request.stage):
             continue
-        made = value.made_by(image.task)
+        made = value.output_of(image.task)
         found = made.blob if made else image.blob
         if found is not None:
             yield gateway_pb2.ControlImage(blob=blob(found), annotator=image.annotator, cached=image.cached)
@@ -204,7 +204,7 @@ def models(fleet: Fleet) -> gateway_pb2.ListModelsResponse:
     )
 
 
-def annotator(value: Annotator, residency: int = 0) -> preprocessor_pb2.Annotator:
+def annotator(value: AnnouncedAnnotator, residency: int = 0) -> preprocessor_pb2.Annotator:
     """`residency`: the best place where a worker holds it; 0 for unknown, as among capabilities."""
     return preprocessor_pb2.Annotator(
         id=value.id,
@@ -221,7 +221,7 @@ def annotator(value: Annotator, residency: int = 0) -> preprocessor_pb2.Annotato
     )
 
 
-def model(value: Model, residency: int = 0) -> diffusion_pb2.Model:
+def model(value: AnnouncedModel, residency: int = 0) -> diffusion_pb2.Model:
     """`residency`: as for `annotator`."""
     return diffusion_pb2.Model(
         id=value.id,
@@ -329,7 +329,7 @@ def webhook(delivery: Delivery) -> gateway_pb2.Webhook:
     )
 
 
-def _try(value: Try) -> gateway_pb2.WebhookTry:
+def _try(value: DeliveryAttempt) -> gateway_pb2.WebhookTry:
     return gateway_pb2.WebhookTry(
         try_time=moment(value.time_s), status=value.status, error=value.error, duration_s=value.duration_s
     )

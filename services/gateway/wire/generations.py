@@ -5,17 +5,16 @@ from dataclasses import dataclass
 
 from fanlight.contract import generation, schedulers
 from fanlight.contract.images import image_at
-from fanlight.contract.limits import EMBEDDINGS_LIMIT
+from fanlight.contract.limits import EMBEDDINGS_LIMIT, check_size, size_step_px
 from fanlight.contract.needs import Needs, needs_of
 from fanlight.contract.prompt import loras_in, with_loras_renamed, words_in
-from fanlight.contract.sizes import check_size, size_step_px
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField, NotFound
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.new_job import SourceImage
-from services.gateway.jobs.model import DIFFUSION, ControlImage, Facts, Input, StageRequest
-from services.gateway.jobs.plan import NewTask, Plan
-from services.gateway.jobs.workers import EMBEDDING, LORA, VAE, Annotator, Model
+from services.gateway.app.submission import SourceImage
+from services.gateway.domain.job import DIFFUSION, ControlImage, Facts, Input, StageRequest
+from services.gateway.domain.plan import JobPlan, NewTask
+from services.gateway.domain.workers import EMBEDDING, LORA, VAE, AnnouncedAnnotator, AnnouncedModel
 from services.gateway.wire import annotations
 from services.gateway.wire.images import put_blob, source_images
 from services.gateway.wire.needs import (
@@ -57,7 +56,7 @@ class GenerationDraft:
     def tasks_limit(self) -> int:
         return len(self.annotations) + generation.count_of(self.request)
 
-    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
+    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> JobPlan:
         """Annotations first, each distinct one once; then one task per image."""
         asked = _copy(self.request)
         for field, blob in kept.items():
@@ -78,7 +77,7 @@ class GenerationDraft:
             NewTask(request=work, patch=patch.SerializeToString(deterministic=True), inputs=inputs)
             for patch in generation.split(asked, draw)
         ]
-        return Plan(
+        return JobPlan(
             requests=tuple(requests),
             tasks=(*(NewTask(request=index) for index in range(1, len(makers) + 1)), *images),
             control_images=tuple(_control_images(asked, numbers, kept)),
@@ -118,7 +117,7 @@ def _joined(first: Needs, second: Needs) -> Needs:
     return Needs(offers=(*first.offers, *second.offers), amounts=(*first.amounts, *second.amounts))
 
 
-def _model(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> Model:
+def _model(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> AnnouncedModel:
     return checkpoint_of(fleet.catalog(), request.model, field="model")
 
 
@@ -147,7 +146,7 @@ def _resolved(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> diffusion
     return request
 
 
-def _pipeline(request: diffusion_pb2.GenerateRequest, model: Model) -> str:
+def _pipeline(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> str:
     pipeline = generation.pipeline_of(request)
     if model.pipelines and pipeline not in model.pipelines:
         known = ", ".join(model.pipelines)
@@ -155,7 +154,7 @@ def _pipeline(request: diffusion_pb2.GenerateRequest, model: Model) -> str:
     return pipeline
 
 
-def _resolve_size(request: diffusion_pb2.GenerateRequest, model: Model) -> None:
+def _resolve_size(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> None:
     """The model's own size if no size is requested; unset if the model does not say, or if an image decides it."""
     if request.width_px or request.height_px:
         check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
@@ -163,7 +162,7 @@ def _resolve_size(request: diffusion_pb2.GenerateRequest, model: Model) -> None:
         request.width_px, request.height_px = model.width_px, model.height_px
 
 
-def _annotators(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> dict[int, Annotator]:
+def _annotators(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> dict[int, AnnouncedAnnotator]:
     """By index of the control, for controls that have one."""
     return {
         index: annotations.annotator_for(control.annotator, fleet, field=f"controls[{index}].annotator")
@@ -173,7 +172,7 @@ def _annotators(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> dict[in
 
 
 def _resolve_controlnets(
-    request: diffusion_pb2.GenerateRequest, annotators: Mapping[int, Annotator], fleet: Fleet
+    request: diffusion_pb2.GenerateRequest, annotators: Mapping[int, AnnouncedAnnotator], fleet: Fleet
 ) -> None:
     catalog, model = fleet.catalog(), _model(request, fleet)
     for index, control in enumerate(request.controls):
@@ -210,7 +209,9 @@ def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -
     return found
 
 
-def _annotation(request: diffusion_pb2.GenerateRequest, index: int, annotator: Annotator, fleet: Fleet) -> _Annotation:
+def _annotation(
+    request: diffusion_pb2.GenerateRequest, index: int, annotator: AnnouncedAnnotator, fleet: Fleet
+) -> _Annotation:
     """Also fills in the control's parameters."""
     control = request.controls[index]
     message = preprocessor_pb2.AnnotateRequest(

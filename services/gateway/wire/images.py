@@ -3,9 +3,9 @@
 from google.protobuf.message import Message
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.digests import parse_digest, parse_scope
 from fanlight.contract.images import data_of, images_of
-from services.gateway.app.new_job import SourceImage
+from fanlight.contract.names import parse_digest, parse_scope
+from services.gateway.app.submission import SourceImage
 from services.kernel.blobs import BlobInfo
 
 

@@ -8,13 +8,11 @@ from google.protobuf.message import Message
 
 from fanlight.contract.generation import PRECISIONS, SAFETY_MODES
 from fanlight.contract.names import ANY, is_reference
-from fanlight.contract.needs import PRECISION, SAFETY_CHECKER, SCHEDULER, Needs
-from fanlight.contract.revision import REVISION, unknown_fields
+from fanlight.contract.needs import PRECISION, REVISION, SAFETY_CHECKER, SCHEDULER, Needs, unknown_fields
 from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
-from services.gateway.jobs.catalog import Catalog
-from services.gateway.jobs.model import Facts
-from services.gateway.jobs.workers import CHECKPOINT, CONTROLNET, Annotator, Model
+from services.gateway.domain.job import Facts
+from services.gateway.domain.workers import CHECKPOINT, CONTROLNET, AnnouncedAnnotator, AnnouncedModel, FleetCatalog
 from services.gateway.scheduler.queue import Amounts
 
 RETRY_AFTER_S = 5.0
@@ -32,7 +30,7 @@ NOTHING = Needs(offers=(), amounts=())
 class Fleet(Protocol):
     """What is known about workers; `app.workers.Workers` implements it."""
 
-    def catalog(self) -> Catalog: ...
+    def catalog(self) -> FleetCatalog: ...
     def can_any(self, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool: ...
     def offering(self, need: str) -> Sequence[str]: ...
     def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]: ...
@@ -127,12 +125,12 @@ def facts_of(needs: Needs, **known: object) -> Facts:
     return Facts(needs=names_of(needs), amounts=amounts_of(needs), **known)  # type: ignore[arg-type]
 
 
-def require_stage(catalog: Catalog, stage: str) -> None:
+def require_stage(catalog: FleetCatalog, stage: str) -> None:
     if stage not in catalog.stages:
         raise Unavailable(f"no {stage} worker has come yet; start one", retry_after_s=RETRY_AFTER_S)
 
 
-def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotator:
+def annotator_of(catalog: FleetCatalog, annotator_id: str, *, field: str) -> AnnouncedAnnotator:
     if not annotator_id:
         raise InvalidField(f"is missing; there are {_names(catalog.annotators)}", field=field)
     annotator = catalog.annotator(annotator_id)
@@ -141,21 +139,26 @@ def annotator_of(catalog: Catalog, annotator_id: str, *, field: str) -> Annotato
     return annotator
 
 
-def checkpoint_of(catalog: Catalog, model_id: str, *, field: str) -> Model:
+def checkpoint_of(catalog: FleetCatalog, model_id: str, *, field: str) -> AnnouncedModel:
     """The named one, or the default one, which is never one that would have to be fetched first."""
     found = catalog.model(CHECKPOINT, model_id) if model_id else catalog.default_checkpoint()
     if found is not None:
         return found
     if _is_fetched(catalog, CHECKPOINT, model_id):
-        return Model(id=model_id, kind=CHECKPOINT)
-    there = _names(models_for(catalog, CHECKPOINT, Model(id="", kind=CHECKPOINT)))
+        return AnnouncedModel(id=model_id, kind=CHECKPOINT)
+    there = _names(models_for(catalog, CHECKPOINT, AnnouncedModel(id="", kind=CHECKPOINT)))
     if model_id:
         raise NotFound(f"there is no such model{_not_fetched(model_id)}; there are {there}", field=field)
     raise NotFound(f"no worker holds a model; name one of {there}", field=field)
 
 
 def controlnet_of(
-    catalog: Catalog, controlnet_id: str, annotator: Annotator | None, model: Model, *, field: str
+    catalog: FleetCatalog,
+    controlnet_id: str,
+    annotator: AnnouncedAnnotator | None,
+    model: AnnouncedModel,
+    *,
+    field: str,
 ) -> str:
     """The named one, or the first that the annotator's control images are made for."""
     if controlnet_id:
@@ -174,7 +177,7 @@ def controlnet_of(
     raise InvalidField(f"no ControlNet of {model.id} is made for {annotator.id}; it has {has}", field=field)
 
 
-def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field: str) -> str:
+def model_of(catalog: FleetCatalog, kind: str, name: str, checkpoint: AnnouncedModel, *, field: str) -> str:
     """The id of the LoRA, VAE or embedding of that name that fits the checkpoint. NotFound lists those that do."""
     found = catalog.model(kind, name, checkpoint.family)
     if found is None and not _is_fetched(catalog, kind, name):
@@ -183,17 +186,17 @@ def model_of(catalog: Catalog, kind: str, name: str, checkpoint: Model, *, field
     return found.id if found else name
 
 
-def _is_fetched(catalog: Catalog, kind: str, name: str) -> bool:
+def _is_fetched(catalog: FleetCatalog, kind: str, name: str) -> bool:
     """Whether the name is a reference and some worker fetches any; what it leads to is checked when it is fetched."""
     return is_reference(name) and catalog.fetches_any(kind)
 
 
-def models_for(catalog: Catalog, kind: str, checkpoint: Model) -> dict[str, Model]:
+def models_for(catalog: FleetCatalog, kind: str, checkpoint: AnnouncedModel) -> dict[str, AnnouncedModel]:
     """By id, those of a kind that fit the checkpoint. Linear in them: for messages."""
     return {each.id: each for each in catalog.of_kind(kind) if each.id != ANY and _fits(each, checkpoint)}
 
 
-def _fits(model: Model, checkpoint: Model) -> bool:
+def _fits(model: AnnouncedModel, checkpoint: AnnouncedModel) -> bool:
     return not model.family or not checkpoint.family or model.family == checkpoint.family
 
 

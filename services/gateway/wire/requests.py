@@ -7,8 +7,6 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.message import Message
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.digests import DEFAULT_SCOPE
-from fanlight.contract.fields import check_bytes, check_number, check_whole
 from fanlight.contract.images import images_of
 from fanlight.contract.limits import (
     BATCH_JOBS_LIMIT,
@@ -16,13 +14,17 @@ from fanlight.contract.limits import (
     PRIORITY_LIMIT,
     REQUEST_ID_CHARACTERS_LIMIT,
     WEBHOOK_URL_LIMIT_BYTES,
+    check_bytes,
+    check_number,
+    check_whole,
 )
-from fanlight.contract.revision import refuse_unknown_fields
+from fanlight.contract.names import DEFAULT_SCOPE
+from fanlight.contract.needs import refuse_unknown_fields
 from fanlight.errors import FanlightError, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.app.filters import Only
-from services.gateway.app.new_job import NewJob
-from services.gateway.jobs.model import JobState
+from services.gateway.app.jobs import JobFilter
+from services.gateway.app.submission import NewJob
+from services.gateway.domain.job import JobState
 from services.gateway.wire.needs import Fleet
 from services.gateway.wire.stages import draft_of
 
@@ -100,8 +102,8 @@ def _new_or_refused(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJ
         return error
 
 
-def only(request: gateway_pb2.ListJobsRequest) -> Only:
-    return Only(
+def only(request: gateway_pb2.ListJobsRequest) -> JobFilter:
+    return JobFilter(
         state=job_state(request.state),
         model=request.model,
         annotator=request.annotator,

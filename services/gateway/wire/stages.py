@@ -12,9 +12,9 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.new_job import Draft, SourceImage
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Facts, Job, StageRequest, Task
-from services.gateway.jobs.plan import IMAGE, NewTask, Plan, check
+from services.gateway.app.submission import Draft, SourceImage
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts, Job, StageRequest, Task
+from services.gateway.domain.plan import IMAGE, JobPlan, NewTask, check
 from services.gateway.wire import annotations, generations
 from services.gateway.wire.images import put_blob, source_images
 from services.gateway.wire.needs import Fleet, facts_of, newer_fields, require, require_stage, within
@@ -47,14 +47,14 @@ class OneTask:
     images: Sequence[SourceImage]
     tasks_limit: int = 1
 
-    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
+    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> JobPlan:
         whole = type(self.request)()
         whole.CopyFrom(self.request)
         for field, blob in kept.items():
             put_blob(image_at(whole, field.removeprefix(f"{OTHER}.")), blob)
         message = whole.SerializeToString(deterministic=True)
         request = StageRequest(stage=self.stage, field=OTHER, message=message, facts=self.facts)
-        return Plan(requests=(request,), tasks=(NewTask(request=0),), blobs=tuple(dict.fromkeys(kept.values())))
+        return JobPlan(requests=(request,), tasks=(NewTask(request=0),), blobs=tuple(dict.fromkeys(kept.values())))
 
 
 def one_task(stage: str, needs_of: Callable[[Message], Needs]) -> Callable[[Message, Fleet], OneTask]:
@@ -101,7 +101,7 @@ class _Checked:
     def tasks_limit(self) -> int:
         return self.draft.tasks_limit
 
-    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> Plan:
+    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> JobPlan:
         plan = self.draft.plan(kept, draw)
         check(plan, {stage.name: stage.makes for stage in STAGES.values()})
         return plan
@@ -163,6 +163,6 @@ def request_for(job: Job, task: Task) -> any_pb2.Any:
 
 
 def _made(job: Job, number: int) -> BlobInfo:
-    output = job.made_by(number)
+    output = job.output_of(number)
     assert output is not None, "a task is leased after its inputs were made"
     return output.blob

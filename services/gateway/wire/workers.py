@@ -8,19 +8,19 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.digests import parse_digest, parse_scope
-from fanlight.contract.fields import check_bytes, check_number, check_some_bytes, check_whole
-from fanlight.contract.parameters import described
+from fanlight.contract.annotation import described
+from fanlight.contract.limits import check_bytes, check_number, check_some_bytes, check_whole
+from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.gateway.app.hub import Fetching, Progress
-from services.gateway.app.polls import LeasedTask, Poll, PollAnswer, WantedModel
-from services.gateway.app.queue import Made, Renewal, Renewed
-from services.gateway.jobs.machine import Standing
-from services.gateway.jobs.model import Failure, Fault, Span, task_name
-from services.gateway.jobs.workers import Annotator, Capabilities, Model, StepTime, Worker
+from services.gateway.app.completion import Renewal, RenewalResult, ReportedOutput
+from services.gateway.app.leasing import LeasedTask, ModelToFetch, Poll, PollAnswer
+from services.gateway.app.watch import FetchStatus, TaskProgress
+from services.gateway.domain.job import Failure, Fault, Span, task_name
+from services.gateway.domain.machine import LeaseStatus
+from services.gateway.domain.workers import AnnouncedAnnotator, AnnouncedModel, Capabilities, ReportedStepTime, Worker
 from services.gateway.wire.stages import request_for
 
 BATCH_LIMIT = 64
@@ -63,9 +63,9 @@ _STAGE = re.compile(r"[a-z0-9_-]{1,32}")
 # A stage's request may be a message of any package.
 _MESSAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*){1,8}")
 _STATUS = {
-    Standing.LIVE: queue_pb2.RenewedLease.STATUS_RENEWED,
-    Standing.CANCELLED: queue_pb2.RenewedLease.STATUS_CANCELLED,
-    Standing.LOST: queue_pb2.RenewedLease.STATUS_LOST,
+    LeaseStatus.LIVE: queue_pb2.RenewedLease.STATUS_RENEWED,
+    LeaseStatus.CANCELLED: queue_pb2.RenewedLease.STATUS_CANCELLED,
+    LeaseStatus.LOST: queue_pb2.RenewedLease.STATUS_LOST,
 }
 
 _FAULTS = {queue_pb2.FailTaskRequest.FAULT_REQUEST: Fault.REQUEST, queue_pb2.FailTaskRequest.FAULT_NODE: Fault.NODE}
@@ -95,7 +95,7 @@ def poll_answer(answer: PollAnswer) -> queue_pb2.LeaseTasksResponse:
     )
 
 
-def _fetch(fetch: WantedModel) -> queue_pb2.Fetch:
+def _fetch(fetch: ModelToFetch) -> queue_pb2.Fetch:
     return queue_pb2.Fetch(model=fetch.model, kind=fetch.kind, size_bytes=fetch.size_bytes)
 
 
@@ -123,19 +123,19 @@ def renewals(request: queue_pb2.RenewLeasesRequest) -> list[Renewal]:
     return [Renewal(token=token(each.lease_token), progress=_progress(each)) for each in request.renewals]
 
 
-def _progress(renewal: queue_pb2.Renewal) -> Progress | None:
+def _progress(renewal: queue_pb2.Renewal) -> TaskProgress | None:
     if not renewal.HasField("progress"):
         return None
     progress = renewal.progress
     preview = progress.preview if len(progress.preview) <= PREVIEW_LIMIT_BYTES else b""
     fetching = _fetching(progress.fetch) if progress.HasField("fetch") else None
-    return Progress(task=0, step=progress.step, steps=progress.steps, preview=preview, fetching=fetching)
+    return TaskProgress(task=0, step=progress.step, steps=progress.steps, preview=preview, fetching=fetching)
 
 
-def _fetching(message: common_pb2.FetchProgress) -> Fetching:
+def _fetching(message: common_pb2.FetchProgress) -> FetchStatus:
     """Best effort: what is too long is cut, an impossible measurement is unknown."""
     left_s = message.seconds_left if message.HasField("seconds_left") else None
-    return Fetching(
+    return FetchStatus(
         reference=message.reference[:REFERENCE_LIMIT_CHARS],
         done_bytes=max(0, message.done_bytes),
         total_bytes=max(0, message.total_bytes),
@@ -145,9 +145,9 @@ def _fetching(message: common_pb2.FetchProgress) -> Fetching:
     )
 
 
-def renewed(answers: list[Renewed], fetches: Sequence[WantedModel] | None) -> queue_pb2.RenewLeasesResponse:
+def renewed(answers: list[RenewalResult], fetches: Sequence[ModelToFetch] | None) -> queue_pb2.RenewLeasesResponse:
     leases = [
-        queue_pb2.RenewedLease(lease_token=each.token.encode(), status=_STATUS[each.standing], ttl_s=each.ttl_s)
+        queue_pb2.RenewedLease(lease_token=each.token.encode(), status=_STATUS[each.status], ttl_s=each.ttl_s)
         for each in answers
     ]
     return queue_pb2.RenewLeasesResponse(
@@ -155,14 +155,14 @@ def renewed(answers: list[Renewed], fetches: Sequence[WantedModel] | None) -> qu
     )
 
 
-def made(request: queue_pb2.CompleteTaskRequest) -> list[Made]:
+def made(request: queue_pb2.CompleteTaskRequest) -> list[ReportedOutput]:
     if len(request.outputs) != 1:
         raise InvalidField(f"has {len(request.outputs)} entries; a task has one output", field="outputs")
     return [_made(each, f"outputs[{i}]") for i, each in enumerate(request.outputs)]
 
 
-def _made(output: queue_pb2.Output, field: str) -> Made:
-    return Made(
+def _made(output: queue_pb2.Output, field: str) -> ReportedOutput:
+    return ReportedOutput(
         scope=parse_scope(output.blob.scope, field=f"{field}.blob.scope"),
         digest=parse_digest(output.blob.digest, field=f"{field}.blob.digest"),
         width_px=output.width_px,
@@ -236,14 +236,14 @@ def _models(names: Iterable[str], field: str) -> frozenset[str]:
     return found
 
 
-def _step_times(reported: Iterable[queue_pb2.StepTime]) -> tuple[StepTime, ...]:
+def _step_times(reported: Iterable[queue_pb2.StepTime]) -> tuple[ReportedStepTime, ...]:
     """The possible ones, up to a limit; of two for the same family and size the first one."""
-    found: dict[tuple[str, int], StepTime] = {}
+    found: dict[tuple[str, int], ReportedStepTime] = {}
     for each in reported:
         mean_s = _measured(each.mean_s)
         is_sound = mean_s and 0 < each.size_class <= SIZE_CLASS_LIMIT and len(each.family.encode()) <= NAME_LIMIT_BYTES
         if is_sound and len(found) < STEP_TIMES_LIMIT:
-            time = StepTime(
+            time = ReportedStepTime(
                 family=each.family,
                 size_class=each.size_class,
                 mean_s=mean_s,
@@ -361,8 +361,8 @@ def _names(names: Sequence[str], field: str) -> tuple[str, ...]:
     return tuple(check_bytes(name, NAME_LIMIT_BYTES, field=f"{field}[{i}]") for i, name in enumerate(names))
 
 
-def _annotator(message: preprocessor_pb2.Annotator, field: str) -> Annotator:
-    return Annotator(
+def _annotator(message: preprocessor_pb2.Annotator, field: str) -> AnnouncedAnnotator:
+    return AnnouncedAnnotator(
         id=check_some_bytes(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
         description=check_bytes(message.description, DESCRIPTION_LIMIT_BYTES, field=f"{field}.description"),
         parameters=tuple(
@@ -378,8 +378,8 @@ def _annotator(message: preprocessor_pb2.Annotator, field: str) -> Annotator:
     )
 
 
-def _model(message: diffusion_pb2.Model, field: str) -> Model:
-    return Model(
+def _model(message: diffusion_pb2.Model, field: str) -> AnnouncedModel:
+    return AnnouncedModel(
         id=check_some_bytes(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
         kind=check_some_bytes(message.kind, NAME_LIMIT_BYTES, field=f"{field}.kind"),
         is_default=message.is_default,

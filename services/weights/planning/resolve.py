@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
 from services.weights.errors import SourceFailed
 from services.weights.planning.selection import PLAIN_FILE

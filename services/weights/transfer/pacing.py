@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from fanlight.backoff import backoff_s
 from services.kernel.averages import MovingAverage
 from services.kernel.logs import get_logger
-from services.kernel.threads import to_its_end
+from services.kernel.process import run_blocking
 from services.weights.errors import DailyCapReached, SourceFailed, Transient, Unreachable
 from services.weights.transfer.web import Web
 
@@ -226,7 +226,7 @@ class DownloadTools:
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """Run blocking work on a thread. On cancellation, wait for its end: it still uses its files and its lock."""
-        return await to_its_end(self.io, partial(work, *args))
+        return await run_blocking(self.io, partial(work, *args))
 
     async def back_off(self, failures: int, error: Transient) -> None:
         """Wait before the next attempt; SourceFailed after too many retries, or where the wait would be too long.

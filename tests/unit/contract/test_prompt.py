@@ -17,7 +17,7 @@ from fanlight.contract.prompt import (
     words_in,
 )
 from fanlight.errors import InvalidField, TooLarge
-from services.diffusion.models.tokenizers import shipped
+from services.diffusion.models.tokenizer import shipped
 
 
 def parts_of(text: str) -> int:

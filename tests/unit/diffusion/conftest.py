@@ -12,7 +12,7 @@ from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.scan import scan
 from services.diffusion.parse.abilities import Abilities
 from services.diffusion.parse.parser import Parser
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 
 SIZE_PX = 64
 ABILITIES = Abilities(pixels_limit=256 * 256, has_safety_checker=False, precision_of_device=lambda: "float32")
@@ -33,7 +33,7 @@ def catalog(models: Path) -> ModelCatalog:
 
 @pytest.fixture(scope="session")
 def parser(catalog: ModelCatalog) -> Parser:
-    return Parser(catalog=catalog, abilities=ABILITIES, picture_limits=PictureLimits(), random_seed=lambda: 42)
+    return Parser(catalog=catalog, abilities=ABILITIES, picture_limits=ImageLimits(), random_seed=lambda: 42)
 
 
 @pytest.fixture(scope="session")

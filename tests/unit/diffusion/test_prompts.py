@@ -8,7 +8,7 @@ from fanlight.contract.limits import PROMPT_PARTS_LIMIT
 from fanlight.errors import InvalidField
 from services.diffusion.engine import conditioning
 from services.diffusion.engine.conditioning import ConditioningCache, encode_one, encode_pair
-from services.kernel.byte_lru import ByteLru
+from services.kernel.blobs import ByteLru
 
 
 @pytest.fixture(scope="module")

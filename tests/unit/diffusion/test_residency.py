@@ -175,13 +175,13 @@ def test_a_file_that_was_replaced_is_loaded_again(tmp_path):
 
 @pytest.mark.parametrize(("wanted", "gpus_found", "precision"), [("cpu", 1, "float32"), ("auto", 0, "float32")])
 def test_what_a_device_computes_in_is_known_before_it_is_open(wanted, gpus_found, precision, monkeypatch):
-    monkeypatch.setattr("services.kernel.gpus.count", lambda: gpus_found)
+    monkeypatch.setattr("services.kernel.process.count_gpus", lambda: gpus_found)
     assert ModelManager(device=wanted).precision == precision == str(CpuDevice.dtype).removeprefix("torch.")
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda", "cuda:1"])
 def test_where_there_is_a_gpu_it_computes_in_half_precision(wanted, monkeypatch):
-    monkeypatch.setattr("services.kernel.gpus.count", lambda: 2)
+    monkeypatch.setattr("services.kernel.process.count_gpus", lambda: 2)
     assert ModelManager(device=wanted).precision == "float16" == str(CudaDevice.dtype).removeprefix("torch.")
 
 

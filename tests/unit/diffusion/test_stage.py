@@ -19,8 +19,8 @@ from services.diffusion.models.tiers import Residency
 from services.diffusion.provenance import WeightDigests
 from services.diffusion.stage import DiffusionStage
 from services.diffusion.supply import FetchMode, RemoteModels, Supply
-from services.weights.catalog import Catalog
-from services.worker.ports import Progress
+from services.weights.references.catalog import Catalog
+from services.worker.ports import StageProgress
 from tests.fakes.backend import FakeBackend
 from tests.fakes.references import FakeStore
 
@@ -56,12 +56,12 @@ async def run(stage, request: GenerateRequest, report=lambda progress: None):
 
 
 async def test_a_task_becomes_one_image_with_its_seed_progress_and_spans(stage):
-    heard: list[Progress] = []
+    heard: list[StageProgress] = []
     outcome = await run(stage, GenerateRequest(steps=2, seed=9, width_px=64, height_px=96), heard.append)
     [output] = outcome.outputs
     assert (output.seed, output.width_px, output.height_px) == (9, 64, 96)
     assert Image.open(io.BytesIO(output.data)).size == (64, 96)
-    assert heard == [Progress(step=1, steps=2), Progress(step=2, steps=2)]
+    assert heard == [StageProgress(step=1, steps=2), StageProgress(step=2, steps=2)]
     assert [name for name, _ in outcome.spans] == ["wait", "load", "prepare", "denoise", "decode", "encode"]
 
 

@@ -13,8 +13,8 @@ from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.entries import controlnet_id
 from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.diffusion.wire import capable_models, models_to_proto
-from services.weights.catalog import shipped
-from services.weights.inventory import HeldModel
+from services.weights.references.catalog import shipped
+from services.weights.store.index import HeldModel
 from tests.fakes.references import FakeStore
 
 Request = diffusion_pb2.GenerateRequest

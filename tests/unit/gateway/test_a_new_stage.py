@@ -12,12 +12,12 @@ from fanlight.contract.needs import Needs
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.app import workers
+from services.gateway.app import worker_registry
 from services.gateway.http.json_messages import to_json
 from services.gateway.ports import CaughtUp
 from services.gateway.wire import stages
 from services.gateway.wire.stages import StageEntry, one_task
-from services.kernel.wire_errors import from_rpc_error
+from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.fleet import Fleet
 from tests.fakes.gateway_process import jobs_of
 from tests.fakes.rpc_gateway import serving
@@ -74,7 +74,7 @@ async def refusal(channel: grpc.aio.Channel, request: gateway_pb2.CreateJobReque
 async def come(fleet: Fleet) -> None:
     """Until its worker has said what it can do."""
     async with asyncio.timeout(PATIENCE_S):
-        async for change in fleet.store.watch(workers.BUCKET):
+        async for change in fleet.store.watch(worker_registry.BUCKET):
             if UPPERCASE in fleet.gateway.workers.catalog().stages and not isinstance(change, CaughtUp):
                 return
 

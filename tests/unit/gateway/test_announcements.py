@@ -8,7 +8,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.gateway.jobs.workers import Model, StepTime
+from services.gateway.domain.workers import AnnouncedModel, ReportedStepTime
 from services.gateway.wire import workers
 
 GENERATE = "fanlight.diffusion.v1.GenerateRequest"
@@ -35,7 +35,7 @@ def test_offers_limits_and_layers_are_what_tasks_are_matched_by() -> None:
         limits=[queue_pb2.Limit(name="pixels", maximum=4096), queue_pb2.Limit(name="images", maximum=2**64 - 1)],
     )
     taken = workers.capabilities(message)
-    assert taken.models == (Model(id="small", kind="checkpoint", text_encoder_layers=12),)
+    assert taken.models == (AnnouncedModel(id="small", kind="checkpoint", text_encoder_layers=12),)
     assert taken.offers == {"checkpoint:small", "scheduler:euler_a", "precision:float16"}
     assert taken.all_limits == (("images", 2**64 - 1), ("pixels", 4096), ("text_encoder_layers:small", 12))
 
@@ -123,7 +123,7 @@ def test_a_worker_holds_so_many_models_at_most() -> None:
     assert caught.value.field == "worker.disk_models"
 
 
-def times_of(*times: queue_pb2.StepTime) -> tuple[StepTime, ...]:
+def times_of(*times: queue_pb2.StepTime) -> tuple[ReportedStepTime, ...]:
     return workers.polling_worker(a_worker(step_times=times), draining=False).step_times
 
 
@@ -141,7 +141,7 @@ def a_time(mean_s: float = 0.5, *, family: str = "sd1", size_class: int = 18, de
     ],
 )
 def test_a_time_that_nobody_can_have_measured_is_left_out(time: queue_pb2.StepTime) -> None:
-    assert times_of(time, a_time(0.25)) == (StepTime(family="sd1", size_class=18, mean_s=0.25),)
+    assert times_of(time, a_time(0.25)) == (ReportedStepTime(family="sd1", size_class=18, mean_s=0.25),)
 
 
 def test_a_time_keeps_its_deviation_there_and_back() -> None:
@@ -155,4 +155,4 @@ def test_a_time_keeps_its_deviation_there_and_back() -> None:
 def test_of_ten_thousand_classes_some_are_taken_and_of_two_for_the_same_the_first() -> None:
     many = [a_time(family=f"f{i}") for i in range(10_000)]
     assert len(times_of(*many)) == workers.STEP_TIMES_LIMIT
-    assert times_of(a_time(1.0), a_time(2.0)) == (StepTime(family="sd1", size_class=18, mean_s=1.0),)
+    assert times_of(a_time(1.0), a_time(2.0)) == (ReportedStepTime(family="sd1", size_class=18, mean_s=1.0),)

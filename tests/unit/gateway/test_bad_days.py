@@ -2,15 +2,15 @@
 
 import pytest
 
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, LeaseLost, NotFound, Unavailable
-from services.gateway.adapters.patient_store import PatientStore
+from services.gateway.adapters.timeout_store import TimeoutStore
 from services.gateway.app.completion import Renewal, ReportedOutput
 from services.gateway.app.control_cache import BUCKET
 from services.gateway.app.job_store import PROBE_INTERVAL_S
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
 from services.gateway.domain.machine import LeaseStatus
-from services.kernel.wire_errors import http_status
+from services.kernel.errors_wire import http_status
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, annotation, control, generation
 from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.moody_store import MoodyStore
@@ -42,7 +42,7 @@ async def test_a_store_that_hangs_is_away_after_a_time() -> None:
     store = MoodyStore()
     store.hangs = True
     with pytest.raises(Unavailable) as refused:
-        await PatientStore(store, limit_s=0.05).get("jobs", "a")
+        await TimeoutStore(store, timeout_s=0.05).get("jobs", "a")
     assert refused.value.retry_after_s
 
 

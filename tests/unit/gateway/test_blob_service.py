@@ -9,13 +9,13 @@ import pytest
 from fanlight import errors
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
-from fanlight.contract.digests import digest_of
-from services.gateway.app.callers import Callers, Tenant, callers_of
+from fanlight.contract.names import digest_of
+from services.gateway.app.tenants import Callers, Tenant, callers_of
 from services.gateway.ports import Upload
 from services.gateway.rpc.blobs import CHUNK_OUT_BYTES, BlobService
 from services.kernel.config import CommonSettings
-from services.kernel.rpc_server import RpcServer
-from services.kernel.wire_errors import from_rpc_error
+from services.kernel.errors_wire import from_rpc_error
+from services.kernel.grpc_server import RpcServer
 from tests.fakes.memory_blobs import MemoryBlobs
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"pixels" * 100

@@ -23,8 +23,8 @@ from services.gateway.domain.workers import (
     Worker,
     held_by,
 )
-from services.gateway.ordering.tasks import can_do
-from services.gateway.wire import catalog as look_up
+from services.gateway.scheduler.queue import can_do
+from services.gateway.wire import needs as look_up
 from tests.fakes.fleet import FakeClock
 
 FAMILIES = ("", "sd1", "sdxl")

@@ -18,11 +18,11 @@ from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.gateway.domain.workers import AnnouncedModel
 from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.gateway.jobs.workers import Model
-from services.kernel.wire_errors import from_rpc_error
+from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.corpus import CORPUS, Case, Request
 from tests.fakes.fleet import CANNY, STARTER, STARTER_CANNY, Fleet
 from tests.fakes.gateway_process import jobs_of
@@ -31,9 +31,9 @@ from tests.fakes.rpc_gateway import serving
 MODELS = (
     replace(STARTER, pipelines=PIPELINES),
     STARTER_CANNY,
-    Model(id="inpaint", kind="controlnet", family="starter"),
-    Model(id="cyanotype", kind="lora", family="starter"),
-    Model(id="mint", kind="embedding", family="starter"),
+    AnnouncedModel(id="inpaint", kind="controlnet", family="starter"),
+    AnnouncedModel(id="cyanotype", kind="lora", family="starter"),
+    AnnouncedModel(id="mint", kind="embedding", family="starter"),
 )
 OFFERS = (
     *(f"scheduler:{name}" for name in SCHEDULERS),
@@ -135,7 +135,7 @@ async def test_what_no_worker_could_do_is_refused_in_the_contracts_words(able: F
         assert answer is not None
         assert (answer[0], answer[1]) == (code, f"{prefix_of(request)}.{field}"), case.name
         assert part in answer[2], case.name
-    assert list(able.gateway._core.ledger.open_jobs) == []
+    assert list(able.gateway._core.job_store.open_jobs) == []
 
 
 async def test_over_http_it_is_refused_in_the_same_words(able: Fleet, over_http: Ask) -> None:
@@ -143,7 +143,7 @@ async def test_over_http_it_is_refused_in_the_same_words(able: Fleet, over_http:
     assert len(REFUSED) - len(cases) == 2, "all but the parameters of nan"
     for case in cases:
         assert await over_http(case.build()) == contracts_answer(case.build()), case.name
-    assert list(able.gateway._core.ledger.open_jobs) == []
+    assert list(able.gateway._core.job_store.open_jobs) == []
 
 
 @pytest.mark.parametrize("door", ["grpc", "http"])
@@ -153,7 +153,7 @@ async def test_what_a_worker_can_do_is_accepted(door: str, over_grpc: Ask, over_
         answer = await ask(case.build())
         assert (answer and answer[1]) == LACKING.get(case.name), (case.name, answer)
         assert answer is None or case.depends_on_worker, case.name
-    assert len(list(able.gateway._core.ledger.open_jobs)) == len(TAKEN) - len(LACKING)
+    assert len(list(able.gateway._core.job_store.open_jobs)) == len(TAKEN) - len(LACKING)
 
 
 async def test_what_is_accepted_can_be_done(able: Fleet, over_grpc: Ask) -> None:
@@ -165,4 +165,4 @@ async def test_what_is_accepted_can_be_done(able: Fleet, over_grpc: Ask) -> None
     async with asyncio.timeout(30):
         while await annotator.work() + await painter.work():
             pass
-    assert list(able.gateway._core.ledger.open_jobs) == []
+    assert list(able.gateway._core.job_store.open_jobs) == []

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import InvalidField, NodeFault, Unavailable
 from services.gateway.adapters import blob_files, disk_blobs
 from services.gateway.adapters.disk_blobs import DiskBlobs

@@ -9,9 +9,9 @@ from fanlight.errors import NotFound
 from services.gateway.app.explain import ESTIMATES_AT_A_TIME
 from services.gateway.domain.job import DIFFUSION, PREPROCESS
 from services.gateway.domain.workers import ReportedStepTime
-from services.gateway.ordering.explain import Verdict
-from services.gateway.ordering.replication import UNASKED_WORKERS_MIN
-from services.gateway.wire import explanations
+from services.gateway.scheduler.explain import Verdict
+from services.gateway.scheduler.replication import SPECULATIVE_WORKERS_MIN
+from services.gateway.wire import answers
 from tests.fakes.fleet import STARTER, Fleet, FleetWorker, control, generation
 
 FAR = replace(STARTER, id="far", size_bytes=1_000_000_000)
@@ -73,7 +73,7 @@ async def test_one_of_a_fleet_prefetches_speculatively_where_its_disk_has_room(
     fleet: Fleet, disk_bytes: int, told: int
 ) -> None:
     answers = []
-    for i in range(UNASKED_WORKERS_MIN):
+    for i in range(SPECULATIVE_WORKERS_MIN):
         painter = fleet.worker(DIFFUSION, f"home{i}", models=(FAR,))
         painter.disk = NOTHING
         painter.worker = replace(painter.worker, takes_fetches=True, disk_bytes=disk_bytes)
@@ -107,7 +107,7 @@ async def test_an_image_that_waits_for_its_control_image_says_so(
     assert [task.stage for task in found.tasks] == [PREPROCESS, DIFFUSION]
     assert found.tasks[1].why == "its control images are not made yet"
     assert found.job.estimate is not None
-    message = explanations.explanation(found)
+    message = answers.explanation(found)
     assert message.summary == f"task 1 waits: {found.tasks[0].why}"
     assert message.tasks[0].workers[0].verdict == "planned"
 

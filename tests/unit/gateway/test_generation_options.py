@@ -11,10 +11,9 @@ from fanlight.contract.prompt import loras_in, words_in
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, NotFound
 from fanlight.gateway.v1 import gateway_pb2
-from services.gateway.app.polls import LeasedTask
-from services.gateway.jobs.catalog import catalog_of
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS, Job
-from services.gateway.jobs.workers import Capabilities, Model
+from services.gateway.app.leasing import LeasedTask
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job
+from services.gateway.domain.workers import AnnouncedModel, Capabilities, catalog_of
 from services.gateway.wire import answers, requests, workers
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, FixedFleet, Fleet, resolved
 
@@ -22,14 +21,14 @@ PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img
 MODELS = (
     replace(STARTER, pipelines=PIPELINES),
     STARTER_CANNY,
-    Model(id="inpaint", kind="controlnet", family="starter"),
-    Model(id="cyanotype", kind="lora", family="starter", aliases=("cyanotype", "blueprint")),
-    Model(id="vivid", kind="vae", family="starter"),
-    Model(id="mint", kind="embedding", family="starter"),
-    Model(id="sd-lora", kind="lora", family="sd1"),
+    AnnouncedModel(id="inpaint", kind="controlnet", family="starter"),
+    AnnouncedModel(id="cyanotype", kind="lora", family="starter", aliases=("cyanotype", "blueprint")),
+    AnnouncedModel(id="vivid", kind="vae", family="starter"),
+    AnnouncedModel(id="mint", kind="embedding", family="starter"),
+    AnnouncedModel(id="sd-lora", kind="lora", family="sd1"),
 )
 OFFERS = ("precision:float16", "safety_checker:blur", "scheduler:dpmpp_2m")
-ANYTHING = (Model(id="*", kind="checkpoint"), Model(id="*", kind="lora"))
+ANYTHING = (AnnouncedModel(id="*", kind="checkpoint"), AnnouncedModel(id="*", kind="lora"))
 SENT = common_pb2.ImageSource(data=PNG)
 # With values that are no defaults.
 OPTIONS: dict[str, Any] = {
@@ -79,7 +78,7 @@ async def leased(**fields: Any) -> tuple[diffusion_pb2.GenerateRequest, diffusio
     return request_of(task), asked_of(job)
 
 
-def refusal(*models: Model, **fields: Any) -> FanlightError:
+def refusal(*models: AnnouncedModel, **fields: Any) -> FanlightError:
     offered = Capabilities(annotators=(CANNY,), models=(*MODELS, *ANYTHING, *models), other_offers=OFFERS)
     with pytest.raises(FanlightError) as caught:
         requests.new_job(of_generation(**fields), FixedFleet((offered,)))
@@ -145,7 +144,7 @@ async def test_the_worker_gets_how_a_control_image_was_made() -> None:
         job = await fleet.gateway.jobs.create(requests.new_job(of_generation(controls=controls), fleet.gateway.workers))
         await annotator.work()
         (task,) = await worker.lease()
-        made = (await fleet.get(job)).made_by(1)
+        made = (await fleet.get(job)).output_of(1)
     (control,) = request_of(task).controls
     assert made is not None
     assert (control.image.blob.digest, control.controlnet, control.scale) == (made.blob.digest, "canny", 0.5)
@@ -159,7 +158,7 @@ def test_a_reference_that_no_worker_fetches_differs_from_a_name() -> None:
 
 
 def test_a_long_list_of_names_is_cut() -> None:
-    many = [Model(id=f"s{number:02}", kind="vae", family="starter") for number in range(59)]
+    many = [AnnouncedModel(id=f"s{number:02}", kind="vae", family="starter") for number in range(59)]
     assert "s19 and 40 more" in refusal(*many, vae="unknown").message
 
 
@@ -201,7 +200,7 @@ def test_loras_in_a_prompt_count_with_those_that_are_listed() -> None:
 
 
 def test_more_embeddings_in_a_prompt_than_a_picture_takes_are_refused_and_not_forgotten() -> None:
-    many = [Model(id=f"e{number}", kind="embedding", family="starter") for number in range(33)]
+    many = [AnnouncedModel(id=f"e{number}", kind="embedding", family="starter") for number in range(33)]
     error = refusal(*many, prompt=", ".join(each.id for each in many))
     assert (error.reason, error.field) == ("INVALID_FIELD", "generation.prompt")
     assert "33" in error.message
@@ -300,7 +299,7 @@ async def test_a_reference_goes_to_a_worker_that_fetches_any() -> None:
 async def test_what_would_have_to_be_fetched_is_never_the_default() -> None:
     fleet = Fleet()
     async with fleet.running():
-        remote = fleet.worker("diffusion", "remote", models=(Model(id="sd15", kind="checkpoint"),))
+        remote = fleet.worker("diffusion", "remote", models=(AnnouncedModel(id="sd15", kind="checkpoint"),))
         remote.disk = frozenset()
         await remote.come()
         with pytest.raises(NotFound) as caught:
@@ -355,6 +354,6 @@ def test_a_prompt_that_names_an_unknown_lora_is_refused() -> None:
 
 
 def test_a_controlnet_of_one_family_does_not_hide_its_namesake_of_another() -> None:
-    offered = [Model(id="canny", kind="controlnet", family=family) for family in ("starter", "sd1")]
+    offered = [AnnouncedModel(id="canny", kind="controlnet", family=family) for family in ("starter", "sd1")]
     catalog = catalog_of(["diffusion"], [Capabilities(models=tuple(offered))])
     assert set(catalog.of_kind("controlnet")) == set(offered)

@@ -29,7 +29,7 @@ class LateStore(MemoryStore):
 
     def tell_again(self, record: Record) -> None:
         """A change that comes to the watchers late."""
-        self._watchers.tell(JOBS_BUCKET, record)
+        self._watchers.notify(JOBS_BUCKET, record)
 
 
 class HastyStore(LateStore):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import AlreadyExists, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
 from services.gateway.app.completion import Renewal
 from services.gateway.app.jobs import JobFilter

@@ -14,8 +14,8 @@ from fanlight.errors import FanlightError, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
-from services.kernel.wire_errors import from_rpc_error
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.fleet import Fleet, photo
 from tests.fakes.gateway_process import RpcWorker, jobs_of
 from tests.fakes.rpc_gateway import serving

@@ -12,7 +12,7 @@ from services.gateway.app.submission import NewJob
 from services.gateway.domain.job import PREPROCESS, Facts, Input, JobState, StageRequest
 from services.gateway.domain.plan import JobPlan, NewTask
 from services.gateway.wire import answers, requests, stages
-from services.gateway.wire.stages import Stage, request_for
+from services.gateway.wire.stages import StageEntry, request_for
 from tests.fakes.fleet import Fleet, photo
 
 CHAIN = [[], [1], [2]]
@@ -37,7 +37,7 @@ class Planned:
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, fleet: Fleet, graph: list[list[int]], makes: str = "image") -> NewJob:
-    entry = Stage(
+    entry = StageEntry(
         name=PREPROCESS,
         request_type=preprocessor_pb2.AnnotateRequest,
         draft=lambda message, fleet: Planned(graph),

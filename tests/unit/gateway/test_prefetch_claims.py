@@ -2,20 +2,20 @@
 
 from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app.prefetch import BUCKET, PrefetchClaims
-from services.gateway.ordering.board import Board
-from tests.fakes.board import a_task, a_view
+from services.gateway.scheduler.schedule import Scheduler
 from tests.fakes.fleet import FakeClock
+from tests.fakes.scheduler import a_task, a_view
 
 
-def a_gateway(store: MemoryStore, clock: FakeClock, *workers: str) -> tuple[Board, PrefetchClaims]:
-    board = Board()
+def a_gateway(store: MemoryStore, clock: FakeClock, *workers: str) -> tuple[Scheduler, PrefetchClaims]:
+    board = Scheduler()
     for worker in workers:
         board.seen(a_view(worker, held=frozenset()), clock.monotonic_s())
         board.asks(worker, clock.monotonic_s())
     return board, PrefetchClaims(store, board, clock)
 
 
-def models(board: Board, worker: str) -> list[str]:
+def models(board: Scheduler, worker: str) -> list[str]:
     return [fetch.model for fetch in board.fetches(worker)]
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, LeaseLost, Unavailable
 from services.gateway.app.completion import Renewal, ReportedOutput
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, JobState

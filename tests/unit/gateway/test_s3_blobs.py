@@ -11,7 +11,7 @@ pytest.importorskip("aiobotocore")
 import aiohttp
 from botocore.exceptions import ClientError
 
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import NotFound, Unavailable
 from services.gateway.adapters.s3_blobs import S3Blobs
 

@@ -4,9 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.app.capabilities import Group, KeptCapabilities
-from services.gateway.app.views import CLASSES_LIMIT, DEVICES_LIMIT, STEP_MAX_S, STEP_MIN_S, USUAL_MOVED, Views
-from services.gateway.jobs.workers import Capabilities, StepTime, Worker
+from services.gateway.app.capabilities import (
+    CLASSES_LIMIT,
+    DEVICES_LIMIT,
+    STEP_MAX_S,
+    STEP_MIN_S,
+    USUAL_MOVED,
+    CapabilityGroup,
+    KeptCapabilities,
+    WorkerViews,
+)
+from services.gateway.domain.workers import Capabilities, ReportedStepTime, Worker
 from services.gateway.scheduler.explain import explain
 from services.gateway.scheduler.pace import ABSURD_FACTOR, USUAL_SIZE_CLASS, USUAL_STEP_S, step_s
 from services.gateway.scheduler.queue import TaskKind
@@ -16,7 +24,7 @@ from tests.fakes.scheduler import A, a_task, a_view
 
 SMALL, LARGE = 18, 22
 KEPT = KeptCapabilities(capabilities=Capabilities(), time_s=0.0)
-NOTHING = Group(digest="", kept=KEPT, offers=frozenset(), limits=(), needs_by_id={}, annotators={}, sizes={})
+NOTHING = CapabilityGroup(digest="", kept=KEPT, offers=frozenset(), limits=(), needs_by_id={}, annotators={}, sizes={})
 
 
 @pytest.mark.parametrize(
@@ -52,15 +60,15 @@ def test_where_family_or_size_is_not_known_before_the_work_begins_the_others_cou
 
 def test_a_slow_report_of_large_images_leaves_the_estimate_of_small_ones_as_it_is() -> None:
     """One mean of all made it 20 times as long."""
-    views, scheduler = Views(), Scheduler()
+    views, scheduler = WorkerViews(), Scheduler()
     worker = Worker(id="w", node="n", stage="diffusion", device="cuda:x", disk_models=frozenset({"a"}))
-    small = StepTime(family="sd1", size_class=SMALL, mean_s=0.1)
-    large = StepTime(family="sd1", size_class=LARGE, mean_s=40.0)
+    small = ReportedStepTime(family="sd1", size_class=SMALL, mean_s=0.1)
+    large = ReportedStepTime(family="sd1", size_class=LARGE, mean_s=40.0)
     kind = replace(A, family="sd1", width_px=512, height_px=512, size_class=SMALL)
     task = a_task("t", kind=kind)
     scheduler.add(task, 0.0)
 
-    def estimated_s(*times: StepTime) -> float:
+    def estimated_s(*times: ReportedStepTime) -> float:
         scheduler.seen(views.of(replace(worker, step_times=times), NOTHING, A.needs), 0.0)
         (found,) = explain(scheduler, task, 0.0).workers
         assert found.estimate is not None
@@ -100,17 +108,17 @@ def test_work_that_is_planned_is_taken_off_as_it_was_put_on() -> None:
     assert worker.wait_s(0.0) == 0.0
 
 
-def views_of(*times: StepTime, views: Views, worker: str = "w", device: str = "cuda:x") -> WorkerView:
+def views_of(*times: ReportedStepTime, views: WorkerViews, worker: str = "w", device: str = "cuda:x") -> WorkerView:
     said = Worker(id=worker, node="n", stage="diffusion", device=device, step_times=times)
     return views.of(said, NOTHING, frozenset())
 
 
-def a_time(mean_s: float, *, size_class: int = SMALL, family: str = "sd1") -> StepTime:
-    return StepTime(family=family, size_class=size_class, mean_s=mean_s)
+def a_time(mean_s: float, *, size_class: int = SMALL, family: str = "sd1") -> ReportedStepTime:
+    return ReportedStepTime(family=family, size_class=size_class, mean_s=mean_s)
 
 
 def test_a_report_is_believed_a_few_times_off_what_is_usual_for_that_device_family_and_size() -> None:
-    views = Views()
+    views = WorkerViews()
     for number in range(3):
         views_of(a_time(1.0), a_time(16.0, size_class=LARGE), views=views, worker=f"w{number}")
     believed = views_of(a_time(1e-9), a_time(500.0, size_class=LARGE), views=views, worker="liar").step_times
@@ -120,7 +128,7 @@ def test_a_report_is_believed_a_few_times_off_what_is_usual_for_that_device_fami
 
 
 def test_a_report_that_is_repeated_counts_once() -> None:
-    views = Views()
+    views = WorkerViews()
     views_of(a_time(1.0), views=views, worker="honest")
     for _ in range(200):
         liar = views_of(a_time(600.0), views=views, worker="liar")
@@ -129,21 +137,21 @@ def test_a_report_that_is_repeated_counts_once() -> None:
 
 
 def test_what_is_usual_is_for_workers_of_that_device_that_have_not_measured_it() -> None:
-    views = Views()
+    views = WorkerViews()
     views_of(a_time(2.0), views=views, worker="old")
     assert views_of(views=views, worker="new").usual_times == {("sd1", SMALL): 2.0}
     assert views_of(views=views, worker="other", device="cpu").usual_times == {}
 
 
 def test_a_mean_that_hardly_moves_makes_no_other_view() -> None:
-    views = Views()
+    views = WorkerViews()
     before = views_of(a_time(2.0), views=views, worker="1").usual_times
     assert views_of(a_time(2.0 * (1 + USUAL_MOVED / 2)), views=views, worker="2").usual_times is before
     assert views_of(a_time(4.0), views=views, worker="3").usual_times is not before
 
 
 def test_so_many_devices_and_classes_are_known() -> None:
-    views = Views()
+    views = WorkerViews()
     for number in range(CLASSES_LIMIT + 50):
         view = views_of(a_time(1.0, family=f"f{number}"), views=views, worker=str(number))
     assert len(view.usual_times) == CLASSES_LIMIT
@@ -153,7 +161,7 @@ def test_so_many_devices_and_classes_are_known() -> None:
 
 
 def test_what_is_believed_of_a_worker_is_forgotten_with_it() -> None:
-    views = Views()
+    views = WorkerViews()
     views_of(a_time(1.0), views=views)
     views.forget("w")
     assert not views._step_times

@@ -41,5 +41,5 @@ async def test_an_answer_whose_head_does_not_end_within_the_limit_is_none(more_b
         if not more_bytes:
             assert await post() == 200
         else:
-            with pytest.raises(Unavailable, match="answers no HTTP"):
+            with pytest.raises(Unavailable, match="does not answer in HTTP"):
                 await post()

@@ -8,14 +8,14 @@ import pytest
 from google.protobuf import json_format, struct_pb2
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import FanlightError, InvalidField, NotFound, TooLarge, Unavailable
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.gateway.app.new_job import NewJob
-from services.gateway.jobs import plan
-from services.gateway.jobs.workers import Capabilities, Model, StepTime
+from services.gateway.app.submission import NewJob
+from services.gateway.domain import plan
+from services.gateway.domain.workers import AnnouncedModel, Capabilities, ReportedStepTime
 from services.gateway.wire import answers, requests, workers
 from services.gateway.wire.needs import Fleet
 from services.gateway.wire.stages import request_for
@@ -185,7 +185,7 @@ def test_only_the_same_content_has_the_same_digest() -> None:
 
 
 def test_a_model_that_does_not_say_what_it_can_is_taken_at_its_word() -> None:
-    fleet = FixedFleet((Capabilities(models=(Model(id="m", kind="checkpoint"),)),))
+    fleet = FixedFleet((Capabilities(models=(AnnouncedModel(id="m", kind="checkpoint"),)),))
     work = work_of(generation(image=PHOTO, width_px=72, height_px=80, clip_skip=12), fleet)
     assert (work.model, work.pipeline) == ("m", "img2img")
 
@@ -250,7 +250,7 @@ def test_absurd_measurements_count_as_unknown() -> None:
     worker = queue_pb2.Worker(id="w", node="n", stage="s", goodput_bps=float("inf"), step_times=times)
     polled = workers.poll(queue_pb2.LeaseTasksRequest(worker=worker)).worker
     assert polled.goodput_bps == 0.0
-    assert polled.step_times == (StepTime(family="sd1", size_class=18, mean_s=2.0),)
+    assert polled.step_times == (ReportedStepTime(family="sd1", size_class=18, mean_s=2.0),)
 
 
 def test_parameters_go_to_a_worker_as_they_were_given() -> None:

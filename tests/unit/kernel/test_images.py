@@ -9,8 +9,8 @@ from PIL import Image
 
 from fanlight.errors import FanlightError, InvalidField, TooLarge
 from services.kernel.images import ImageLimits, decode_rgb
-from tests.fakes.broken_pictures import exif_that_is_broken, huge_gif, huge_png, png_16_bit_rgb
-from tests.fakes.synthetic_pictures import encoded, saved, scene
+from tests.fakes.broken_images import exif_that_is_broken, huge_gif, huge_png, png_16_bit_rgb
+from tests.fakes.synthetic_images import encoded, saved, scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 

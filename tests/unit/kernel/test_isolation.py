@@ -31,7 +31,7 @@ def loaded_by(statement: str) -> set[str]:
                 "scipy",
                 "transformers",
                 "aiobotocore",
-                "services.weights.catalog",
+                "services.weights.references.catalog",
             },
         ),
         ("diffusion", {"rich", "pygments", "torch", "diffusers", "transformers", "aiobotocore"}),

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from fanlight.errors import Cancelled, InvalidField, TooLarge
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation, annotate
 from services.preprocessor.registry import core
 from services.preprocessor.sizing import check_size
 from tests.fakes.broken_images import huge_png
 from tests.fakes.synthetic_images import decoded, encoded, saved, scene
 
-LIMITS = PictureLimits(pixels=1_000_000, side_px=5_000)
+LIMITS = ImageLimits(pixels=1_000_000, side_px=5_000)
 
 
 def annotation(image: bytes, annotator_id: str = "canny", size: tuple[int, int] | None = None) -> Annotation:

@@ -15,7 +15,7 @@ from services.preprocessor.weights import AnnotatorWeights, FolderWeights, Store
 from services.weights.errors import TokenRefused
 from services.weights.provision import Provision
 from services.weights.settings import WeightsSettings
-from services.weights.targets import Progress
+from services.weights.transfer.download import DownloadProgress
 
 # A network of 29 MB, one of 6 MB and one of 17 MB twice.
 HED, MLSD, LINEART = "annotator-hed", "annotator-mlsd", "annotator-lineart"
@@ -26,7 +26,9 @@ class Somewhere:
 
     @contextlib.asynccontextmanager
     async def folder(self, weights, report=ignore_progress):
-        report(Progress(reference=weights.name, path="", done_bytes=1, total_bytes=1, bytes_per_s=1.0, source=""))
+        report(
+            DownloadProgress(reference=weights.name, path="", done_bytes=1, total_bytes=1, bytes_per_s=1.0, source="")
+        )
         yield Path(weights.name)
 
 

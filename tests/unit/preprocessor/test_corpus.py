@@ -4,14 +4,14 @@ import pytest
 
 from fanlight.errors import FanlightError
 from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor.registry import Registry, core
 from services.preprocessor.wire import parse_request
 from tests.fakes.corpus import CORPUS
 
 CASES = [case for case in CORPUS if isinstance(case.build(), AnnotateRequest)]
 REGISTRY = Registry([*core()])
-LIMITS = PictureLimits(size_bytes=500_000, pixels=70_000_000, side_px=8_192)
+LIMITS = ImageLimits(size_bytes=500_000, pixels=70_000_000, side_px=8_192)
 
 
 def answer(request: AnnotateRequest) -> tuple[str, str, str] | None:

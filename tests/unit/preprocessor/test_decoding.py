@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from fanlight.errors import InvalidField, TooLarge
-from services.kernel.pictures import PictureLimits, decode_rgb
+from services.kernel.images import ImageLimits, decode_rgb
 from services.preprocessor.codec import decode
 from tests.fakes.synthetic_images import saved, scene
 
-LIMITS = PictureLimits(pixels=100_000, side_px=1_000)
+LIMITS = ImageLimits(pixels=100_000, side_px=1_000)
 
 
 def jpeg(width: int = 67, height: int = 45, mode: str = "RGB", **options: object) -> bytes:

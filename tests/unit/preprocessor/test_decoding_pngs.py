@@ -9,13 +9,13 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fanlight.errors import InvalidField, TooLarge
-from services.kernel.pictures import PictureLimits, decode_rgb
+from services.kernel.images import ImageLimits, decode_rgb
 from services.preprocessor import codec
 from services.preprocessor.codec import decode
 from tests.fakes.broken_images import SIGNATURE, png, png_16_bit_rgb, png_chunk
 from tests.fakes.synthetic_images import encoded, saved, scene
 
-LIMITS = PictureLimits(pixels=100_000, side_px=1_000)
+LIMITS = ImageLimits(pixels=100_000, side_px=1_000)
 HEADER_BYTES = len(SIGNATURE) + 25
 EXIF = Image.Exif()
 EXIF[0x0112] = 6

@@ -6,7 +6,7 @@ import gc
 import numpy as np
 import pytest
 
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor import annotation
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.engine import AnnotationEngine
@@ -23,7 +23,7 @@ def gate():
 
 @pytest.fixture
 def engine():
-    engine = AnnotationEngine(threads=2, limits=PictureLimits())
+    engine = AnnotationEngine(threads=2, limits=ImageLimits())
     yield engine
     engine.close()
 

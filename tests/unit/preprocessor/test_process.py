@@ -14,7 +14,7 @@ from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.wire_errors import from_rpc_error
+from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.synthetic_images import decoded, encoded, scene
 from tests.fakes.worker import task_of

@@ -16,9 +16,9 @@ from fanlight.errors import FanlightError, InvalidField, NotFound, ResourceExhau
 from fanlight.preprocessor.v1 import preprocessor_pb2 as pb
 from fanlight.preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
 from services.kernel.config import MIB, CommonSettings
-from services.kernel.pictures import PictureLimits
-from services.kernel.rpc_server import RpcServer
-from services.kernel.wire_errors import from_rpc_error
+from services.kernel.errors_wire import from_rpc_error
+from services.kernel.grpc_server import RpcServer
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import Registry, core
@@ -28,7 +28,7 @@ from tests.fakes.annotators import PATIENCE_S, Gate
 from tests.fakes.broken_images import huge_png
 from tests.fakes.synthetic_images import decoded, encoded, saved, scene
 
-LIMITS = PictureLimits(size_bytes=MIB // 2, pixels=4_000_000, side_px=5_000)
+LIMITS = ImageLimits(size_bytes=MIB // 2, pixels=4_000_000, side_px=5_000)
 NAME = "fanlight.preprocessor.v1.PreprocessorService"
 
 

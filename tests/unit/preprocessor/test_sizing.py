@@ -9,7 +9,7 @@ from PIL import Image
 
 from fanlight.contract.parameters import fill
 from fanlight.errors import TooLarge
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation, AnnotationResult, annotate
 from services.preprocessor.annotator import ControlMap
 from services.preprocessor.poses import Keypoint, Person
@@ -17,7 +17,7 @@ from services.preprocessor.registry import core
 from services.preprocessor.sizing import WORKING_PIXELS_MAX, WORKING_SIDE_MAX_PX, working_size
 from tests.fakes.synthetic_images import decoded, encoded, scene
 
-LIMITS = PictureLimits(pixels=1_000_000, side_px=5_000)
+LIMITS = ImageLimits(pixels=1_000_000, side_px=5_000)
 
 
 def annotated(

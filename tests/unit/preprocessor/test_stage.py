@@ -8,7 +8,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.errors import FanlightError, InvalidField, NodeFault, NotFound, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from services.preprocessor.annotators.faces import MEDIAPIPE_FACE
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import Registry, core
@@ -19,7 +19,7 @@ from services.worker.ports import Outcome, Stage
 from tests.fakes.synthetic_images import decoded, encoded, scene
 from tests.fakes.worker import task_of
 
-LIMITS = PictureLimits(pixels=1_000_000, size_bytes=200_000)
+LIMITS = ImageLimits(pixels=1_000_000, size_bytes=200_000)
 ANNOTATORS = Registry([*core(), MEDIAPIPE_FACE])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from fanlight.errors import NodeFault
 from services.worker.blobs import BlobCalls, download, upload
 from services.worker.retry import Env, RetryPolicy

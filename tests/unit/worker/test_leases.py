@@ -3,7 +3,7 @@
 import asyncio
 
 from fanlight.queue.v1 import queue_pb2
-from services.weights.targets import Progress as Download
+from services.weights.transfer.download import DownloadProgress as Download
 from services.worker.leases import PREVIEW_BYTES_MAX
 from services.worker.ports import StageProgress
 from tests.fakes.scripted_gateway import FakeGateway

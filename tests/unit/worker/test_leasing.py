@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fanlight.contract.revision import REVISION
+from fanlight.contract.needs import REVISION
 from fanlight.errors import ResourceExhausted
 from services.worker.loop import EARLY_PAUSE_S
 from services.worker.retry import Env

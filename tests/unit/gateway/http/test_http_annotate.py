@@ -5,10 +5,9 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from fanlight.contract.digests import digest_of
-from fanlight.contract.parameter_values import Parameter
-from services.gateway.http.annotate import typed
-from services.gateway.jobs.model import (
+from fanlight.contract.names import digest_of
+from fanlight.contract.parameters import Parameter
+from services.gateway.domain.job import (
     Attempt,
     ControlImage,
     Ending,
@@ -20,6 +19,7 @@ from services.gateway.jobs.model import (
     Task,
     TaskState,
 )
+from services.gateway.http.annotate import typed
 from services.kernel.blobs import BlobInfo
 from tests.fakes.fleet import resolved
 from tests.fakes.gateway import FakeGateway, a_job

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from fanlight.contract.digests import digest_of
+from fanlight.contract.names import digest_of
 from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
 from tests.fakes.gateway import FakeGateway

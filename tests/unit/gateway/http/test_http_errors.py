@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from fanlight import errors
-from services.gateway.app.callers import Caller, callers_of
+from services.gateway.app.tenants import Caller, callers_of
 from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
 from tests.fakes.gateway import FakeGateway

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import httpx
 import pytest
 
-from services.gateway.app.hub import Progress
+from services.gateway.app.watch import TaskProgress
+from services.gateway.domain.job import Job, JobState
 from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
-from services.gateway.jobs.model import Job, JobState
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.http_serving import serving
 from tests.fakes.memory_blobs import MemoryBlobs
@@ -86,7 +86,7 @@ async def test_states_come_with_the_revision_as_id_until_the_job_has_ended(
 async def test_progress_comes_without_an_id(client: httpx.AsyncClient, gateway: FakeGateway, job: Job) -> None:
     async with watching(client) as lines:
         await next_event(lines)
-        gateway.jobs.progress(job.name, Progress(task=1, step=3, steps=20, preview=b"\xff\xd8\xff"))
+        gateway.jobs.progress(job.name, TaskProgress(task=1, step=3, steps=20, preview=b"\xff\xd8\xff"))
         event = await next_event(lines)
         assert (event.kind, event.id) == ("progress", "")
         assert event.data == {
@@ -137,7 +137,7 @@ async def test_an_error_in_the_middle_is_an_event(client: httpx.AsyncClient, gat
     async with watching(client) as lines:
         await next_event(lines)
         del gateway.jobs.kept[job.name]
-        gateway.jobs.progress(job.name, Progress(task=1, step=1, steps=2))
+        gateway.jobs.progress(job.name, TaskProgress(task=1, step=1, steps=2))
         event = await next_event(lines)
         assert event.kind == "error"
         assert event.data["error"]["reason"] == "NOT_FOUND"

@@ -8,12 +8,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.gateway.app.callers import Tenant, callers_of
+from services.gateway.app.tenants import Tenant, callers_of
 from services.gateway.app.webhooks import WebhookOptions
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.gateway.domain.machine import FAILURES_LIMIT
 from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
-from services.gateway.jobs.machine import FAILURES_LIMIT
-from services.gateway.jobs.model import DIFFUSION, PREPROCESS
 from services.gateway.wire.answers import payload
 from tests.fakes.fleet import Fleet, generation
 
@@ -29,7 +29,7 @@ class Deaf:
 @pytest.fixture
 async def fleet() -> AsyncIterator[Fleet]:
     async with Fleet().running() as fleet:
-        fleet.gateway.tell_webhooks(WebhookOptions(sender=Deaf(), payload=payload, default_key=b"k" * 24))
+        fleet.gateway.use_webhooks(WebhookOptions(sender=Deaf(), payload=payload, default_key=b"k" * 24))
         for stage in (PREPROCESS, DIFFUSION):
             await fleet.worker(stage).come()
         yield fleet

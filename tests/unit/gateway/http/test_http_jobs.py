@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from fanlight.contract.digests import digest_of
-from services.gateway.app.new_job import NewJob
-from services.gateway.jobs.model import JobState
+from fanlight.contract.names import digest_of
+from services.gateway.app.submission import NewJob
+from services.gateway.domain.job import JobState
 from tests.fakes.fleet import resolved
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.memory_blobs import MemoryBlobs

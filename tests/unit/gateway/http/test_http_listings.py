@@ -2,8 +2,8 @@
 
 import httpx
 
-from services.gateway.app.statistics import QueueLine
-from services.gateway.jobs.workers import Worker, WorkerStatus
+from services.gateway.app.queue_index import QueueLine
+from services.gateway.domain.workers import Worker, WorkerStatus
 from tests.fakes.gateway import FakeGateway
 
 

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.gateway.app.cache import CacheFigures
+from services.gateway.app.control_cache import CacheFigures
 from services.gateway.app.gateway import Gateway
 from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
