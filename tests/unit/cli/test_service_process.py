@@ -57,7 +57,9 @@ async def test_the_pauses_grow_while_it_keeps_dying(process):
 async def test_one_that_never_gets_ready_fails_with_its_last_log_line(process):
     broken = process("raise RuntimeError('broken to the core')")
 
-    with pytest.raises(ServiceFailed, match=r"diffusion: RuntimeError: broken to the core \(its log: .*diffusion\.log\)"):
+    with pytest.raises(
+        ServiceFailed, match=r"diffusion: RuntimeError: broken to the core \(its log: .*diffusion\.log\)"
+    ):
         await broken.keep()
 
     assert broken.slept_s == [1, 2]
