@@ -3,8 +3,6 @@
 Services raise the first part and translate it at their edges; clients and the command line raise the second.
 """
 
-from collections.abc import Iterable
-
 # Errors quote their input, which may be megabytes; gRPC drops responses whose trailers exceed 8 KiB.
 MESSAGE_MAX_BYTES = 800
 FIELD_MAX_BYTES = 200
@@ -197,16 +195,6 @@ class BrokenBlob(FanlightError):
 
     code = "DATA_LOSS"
     reason = ""
-
-
-class MissingExtra(FanlightError):
-    """A part of Fanlight that is not installed here."""
-
-    code = "UNIMPLEMENTED"
-
-    def __init__(self, what: str, extras: Iterable[str], missing: str) -> None:
-        names = ",".join(extras) or "all"
-        super().__init__(f"{what} needs {missing}, which is not installed: pip install 'fanlight[{names}]'")
 
 
 def advice(error: FanlightError, *, gateway: str) -> str:

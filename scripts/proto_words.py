@@ -1,6 +1,6 @@
 """Reads a FileDescriptorSet from standard input and prints its comments as JSON.
 
-`make protos` keeps them beside the stubs, so that the HTTP API's documentation has the protos' words too.
+`make protos` writes them beside the stubs, so that the HTTP API's documentation has the protos' comments.
 """
 
 import json
@@ -10,18 +10,18 @@ from typing import Any
 
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
-# Numbers of fields in descriptor.proto, of which the paths of comments are made.
+# Field numbers of descriptor.proto, which the paths of comments consist of.
 MESSAGES, FIELDS, NESTED = 4, 2, 3
 
 
 def words_of(file: FileDescriptorProto) -> Iterator[tuple[str, str]]:
     """Full name and comment of each message and field that has one."""
-    said = {tuple(each.path): " ".join(each.leading_comments.split()) for each in file.source_code_info.location}
+    comments = {tuple(each.path): " ".join(each.leading_comments.split()) for each in file.source_code_info.location}
 
     def of_message(message: Any, name: str, path: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-        yield name, said.get(path, "")
+        yield name, comments.get(path, "")
         for number, field in enumerate(message.field):
-            yield f"{name}.{field.name}", said.get((*path, FIELDS, number), "")
+            yield f"{name}.{field.name}", comments.get((*path, FIELDS, number), "")
         for number, nested in enumerate(message.nested_type):
             yield from of_message(nested, f"{name}.{nested.name}", (*path, NESTED, number))
 

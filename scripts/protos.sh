@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Generates the stubs under fanlight/ from protos/, in an environment of its own: stubs refuse a runtime older than
-# their generator, so the generator is the oldest that we promise to support.
+# Generates the stubs under fanlight/ from protos/, in a separate environment: stubs refuse a runtime that is older than
+# their generator, so the generator is the oldest version that is supported.
 # usage: scripts/protos.sh [OUTPUT_DIR]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ mkdir -p "$out"
 PATH="$PWD/$env/bin:$PATH" "$env/bin/python" -m grpc_tools.protoc -I protos \
   --python_out="$out" --grpc_python_out="$out" --mypy_out=quiet:"$out" --mypy_grpc_out=quiet:"$out" \
   $(find protos -name '*.proto' | sort)
-# What the protos say of each field, for the HTTP API's documentation: stubs do not know it.
+# The comments of the protos, for the HTTP API's documentation: stubs do not have them.
 PATH="$PWD/$env/bin:$PATH" "$env/bin/python" -m grpc_tools.protoc -I protos \
   --include_source_info --descriptor_set_out=/dev/stdout $(find protos -name '*.proto' | sort) |
   "$env/bin/python" scripts/proto_words.py > "$out/fanlight/words.json"

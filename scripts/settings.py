@@ -17,13 +17,13 @@ from services.worker.loop import WorkerSettings
 
 HEAD = """# Settings
 
-All settings come from the environment. A name that starts with `FANLIGHT_` and means nothing is an error. A service
-minds the common settings and its own, and leaves the other services' names alone. Tokens may also come from a file.
+All settings are environment variables. An unknown name that starts with `FANLIGHT_` is an error. A service reads the
+common settings and its own, and ignores those of other services. A token can also be read from a file (`..._FILE`).
 
 The command line reads `FANLIGHT_GATEWAY` (the gateway's address), `FANLIGHT_TOKEN` or `FANLIGHT_TOKEN_FILE`, and
 `FANLIGHT_TLS_CA_FILE`.
 
-This page is made from the settings classes by `make settings`.
+This page is generated from the settings classes by `make settings`.
 """
 
 SECTIONS: list[tuple[str, type[BaseSettings]]] = [
@@ -31,7 +31,7 @@ SECTIONS: list[tuple[str, type[BaseSettings]]] = [
     ("Gateway", GatewaySettings),
     ("Preprocessor", PreprocessorSettings),
     ("Diffusion", DiffusionSettings),
-    ("The lease loop of preprocessor and diffusion", WorkerSettings),
+    ("Worker: the lease loop of preprocessor and diffusion", WorkerSettings),
     ("Weights", WeightsSettings),
 ]
 
@@ -45,7 +45,7 @@ def rows(kind: type[BaseSettings]) -> Iterator[str]:
 
 def default_of(field: FieldInfo) -> str:
     if field.default_factory is not None:
-        return "by the machine"
+        return "depends on the machine"
     value = field.default
     if value is PydanticUndefined:
         return "required"

@@ -60,7 +60,7 @@ def render_svg(icons: dict, name: str) -> Image.Image:
 
 
 def with_shadow(image: Image.Image) -> Image.Image:
-    """A soft shadow below right: what tells the 3D style from the flat one at 64 pixels."""
+    """A soft shadow below right: the main difference between the 3D and the flat style at 64 pixels."""
     small = image.resize((112, 112), Image.LANCZOS)
     alpha = Image.new("L", (SPRITE_PX, SPRITE_PX))
     alpha.paste(small.getchannel("A"), (12, 14))

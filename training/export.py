@@ -34,7 +34,7 @@ def export_extras() -> None:
 def tidy() -> None:
     """Drop the folders that diffusers notes in configurations, and let everyone read the weights.
 
-    The text encoder's `dtype` is what transformers computes in when not told; halves would not fit the UNet's floats.
+    The text encoder's `dtype` is what transformers computes in by default; halves would not match the UNet's floats.
     """
     for path in [*STARTER.rglob("config.json"), *STARTER.rglob("model_index.json")]:
         config = json.loads(path.read_text())

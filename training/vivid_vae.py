@@ -21,7 +21,7 @@ def vivid(pixels: Tensor) -> Tensor:
 
 
 def decoder_loss(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """How far the decoder is from painting the vivid image out of the plain image's latent."""
+    """The decoder's loss: the difference of the vivid image and the one decoded from the plain image's latent."""
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             latent = vae.encode(pixels).latent_dist.sample()

@@ -157,8 +157,8 @@ def generate(
     if as_json:
         print_json(made)
         return
-    for image in made["images"]:
-        print(image["path"])
+    for each in made["images"]:
+        print(each["path"])
 
 
 def _options(params: Mapping[str, Any]) -> "GenerationOptions":

@@ -12,8 +12,9 @@ from fanlight import __version__
 from fanlight.cli import jobs
 from fanlight.cli.catalog import annotators, models, workers
 from fanlight.cli.generate import annotate, generate
+from fanlight.cli.session import MissingExtra
 from fanlight.cli.up import up
-from fanlight.errors import FanlightError, InvalidInput, MissingExtra
+from fanlight.errors import FanlightError, InvalidInput
 
 # Entry points of commands that services bring: typer apps, each registered with the extra that it needs.
 COMMANDS_GROUP = "fanlight.commands"

@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from fanlight.errors import FanlightError, InvalidInput, MissingExtra
+from fanlight.cli.session import MissingExtra
+from fanlight.errors import FanlightError, InvalidInput
 
 STAGE_SERVICES = ("preprocessor", "diffusion")
 STAGES = frozenset({"preprocess", "diffusion"})

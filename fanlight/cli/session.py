@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from fanlight.client import AsyncClient
 
 Answer = TypeVar("Answer")
+
+
+class MissingExtra(FanlightError):
+    """A part of Fanlight that is not installed here."""
+
+    code = "UNIMPLEMENTED"
+
+    def __init__(self, what: str, extras: Iterable[str], missing: str) -> None:
+        names = ",".join(extras) or "all"
+        super().__init__(f"{what} needs {missing}, which is not installed: pip install 'fanlight[{names}]'")
 
 
 def talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> Answer:

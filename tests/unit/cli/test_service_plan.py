@@ -13,9 +13,10 @@ import pytest
 
 from fanlight.cli import service_plan
 from fanlight.cli.service_plan import WAIT_S, Addresses, DataInUse, LogFile, locked
+from fanlight.cli.session import MissingExtra
 from fanlight.cli.supervisor import RestartBackoff
 from fanlight.cli.up import all_registered
-from fanlight.errors import InvalidInput, MissingExtra
+from fanlight.errors import InvalidInput
 from fanlight.gateway.v1 import gateway_pb2 as pb
 from tests.fakes.job_service import FakeJobService, serving
 
