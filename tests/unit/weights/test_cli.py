@@ -2,6 +2,7 @@ import hashlib
 import json
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from services.weights.cli import app
@@ -11,6 +12,11 @@ from tests.fakes.weight_sites import put_repository, safetensors
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
+    """Run a command in this process. Its loggers must not be cached: their stream closes with the command."""
+    configure = structlog.configure
+    monkeypatch.setattr(
+        structlog, "configure", lambda **values: configure(**{**values, "cache_logger_on_first_use": False})
+    )
     monkeypatch.setenv("FANLIGHT_WEIGHTS_DIR", str(tmp_path / "store"))
     return lambda *words: CliRunner().invoke(app, list(words))
 
