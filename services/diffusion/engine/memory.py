@@ -27,7 +27,7 @@ class OomRetry:
         self._rows_limit = 0
 
     def retry_after_release(self, work: Callable[[], Result], what: str, *, field: str = "width_px") -> Result:
-        """Do the work; if out of memory, release and try once more. ResourceExhausted: "no room to `what`"."""
+        """Do the work; if out of memory, release and try once more. ResourceExhausted: the device "cannot `what`"."""
         try:
             with translate_oom():
                 return work()
@@ -52,7 +52,7 @@ class OomRetry:
 
 
 def out_of_memory_error(what: str, *, field: str = "width_px") -> ResourceExhausted:
-    return ResourceExhausted(f"the device has no room to {what}", field=field)
+    return ResourceExhausted(f"the device is out of memory: it cannot {what}", field=field)
 
 
 def vram_estimate_bytes(generation: Generation, number_bytes: int) -> int:

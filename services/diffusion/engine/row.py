@@ -97,7 +97,7 @@ class Row:
 
     @property
     def timestep(self) -> Tensor:
-        """The current one, a scalar: 0 to 999 in most schedulers."""
+        """The current one of the (T,) timesteps, a scalar of shape (): 0 to 999 in most schedulers."""
         return self._timesteps[self.index]
 
     def model_input(self) -> Tensor:
@@ -192,7 +192,7 @@ def first_step(generation: Generation) -> int:
 def initial_latents(
     generation: Generation, checkpoint: Checkpoint, scheduler: Any, timestep: Tensor, generator: torch.Generator
 ) -> InitialLatents:
-    """Pure noise, or with a start image its latents with noise on them, as diffusers' pipelines begin.
+    """Latents (1, C, h, w): pure noise, or those of the start image with noise on them, as in diffusers' pipelines.
 
     `timestep`: the first one that is evaluated, a scalar.
     """

@@ -32,12 +32,12 @@ class ExtendedEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The shared table, (tokens, width)."""
+        """The shared table, (V, D): one row for each token."""
         weight: Tensor = self._table.weight
         return weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, L), 0 to tokens + rows - 1, to their vectors (B, L, width)."""
+        """Ids (B, L), 0 to V + N - 1, to their vectors (B, L, D)."""
         count = self.weight.shape[0]
         known = embedding(ids.clamp(max=count - 1), self.weight)
         added = embedding((ids - count).clamp(min=0), self.rows)  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ class ExtendedEmbedding(nn.Module):
 
 
 def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
-    """Vectors (n, width) of float32 for each text encoder, as Gal et al. 2022. NodeFault for a damaged file.
+    """Vectors (N, D) of float32 for each text encoder (Gal et al. 2022). NodeFault for a damaged file.
 
     Of a pickle only tensors are loaded.
     """
@@ -64,7 +64,7 @@ def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
 
 
 def add_rows(encoder: Any, rows: Sequence[Tensor]) -> Any:
-    """A shallow copy of the encoder with these rows, (n, width) each, behind its table."""
+    """A shallow copy of the encoder with these rows, (N, D) each, behind its table (V, D)."""
     copy = shallow_copy_module(encoder, lambda name, tensor: tensor)
     table = copy.embeddings.token_embedding
     more = torch.cat([each.to(table.weight.device, table.weight.dtype) for each in rows])
@@ -73,7 +73,7 @@ def add_rows(encoder: Any, rows: Sequence[Tensor]) -> Any:
 
 
 def with_rows(text: TextPart, rows: Mapping[str, Tensor]) -> TextPart:
-    """The text encoder with these vectors, (n, width) by the name of their embedding."""
+    """The text encoder with these vectors, (N, D) by the name of their embedding."""
     start = text.encoder.embeddings.token_embedding.weight.shape[0]
     added = {}
     for name, vectors in rows.items():
@@ -83,7 +83,7 @@ def with_rows(text: TextPart, rows: Mapping[str, Tensor]) -> TextPart:
 
 
 def check_widths(entry: EmbeddingEntry, vectors: Sequence[Tensor], widths: Sequence[int], checkpoint_id: str) -> None:
-    """FailedPrecondition where the vectors (n, width) are not one tensor for each text encoder, of its width."""
+    """FailedPrecondition where the vectors are not one tensor (N, D) for each text encoder, D of `widths`."""
     own = tuple(each.shape[-1] for each in vectors)
     if own != tuple(widths):
         raise FailedPrecondition(
@@ -93,7 +93,7 @@ def check_widths(entry: EmbeddingEntry, vectors: Sequence[Tensor], widths: Seque
 
 
 def _tensors(found: Mapping[str, Any]) -> list[Tensor]:
-    """Vectors (n, width): A1111's `.pt` (string_to_param), `emb_params`, SDXL's pairs, or one token and its vectors."""
+    """Vectors (N, D): A1111's `.pt` (string_to_param), `emb_params`, SDXL's pairs, or one token and its vectors."""
     if "string_to_param" in found:
         return [next(iter(found["string_to_param"].values()))]
     if set(_SDXL) <= set(found):

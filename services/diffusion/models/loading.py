@@ -120,7 +120,8 @@ def load_controlnet(entry: ControlNetEntry, target: LoadTarget) -> Any:
 def fill_module(model: Any, found: Mapping[str, Tensor], target: LoadTarget) -> Any:
     """A shallow copy of the empty model with these tensors in it, which are not copied where they have the type.
 
-    `found`: by parameter name, each of its parameter's shape; ValueError where one is missing or of another shape.
+    `found`: by parameter name, such as a layer's (O, I) or (O, I, K, K); ValueError where one is missing or of another
+    shape.
     Raises as `target.reserve` does before anything is copied.
     """
     lacking = [name for name, _ in model.named_parameters() if name not in found]
@@ -279,7 +280,7 @@ def _vae_names(found: Mapping[str, Tensor]) -> Tensors:
 
 
 def text_tensors(found: Mapping[str, Tensor]) -> Tensors:
-    """Tensors of any shape without the prefix `text_model.`, which some files have before the names."""
+    """Tensors, such as layers' (O, I), without the prefix `text_model.`, which some files have before the names."""
     return {name.removeprefix("text_model."): tensor for name, tensor in found.items()}
 
 

@@ -142,7 +142,7 @@ Pieces = dict[str, Tensor]
 def add_delta(total: Tensor, weight: Tensor, layer: LoraLayer, strength: float) -> None:
     """`total` += strength * delta, in place; ValueError where the shapes do not fit.
 
-    `total`: float32 (out, in) or (out, in, kh, kw); `weight`: the original one, of the same shape. LoRA as in Hu et al.
+    `total`: float32 (O, I) or (O, I, K, K); `weight`: the original one, of the same shape. LoRA as in Hu et al.
     2021, LoHa and LoKr as in LyCORIS, DoRA as in Liu et al. 2024.
     """
     # Moved in the file's type, which is half the bytes, and converted to float32 on the device.
@@ -163,7 +163,7 @@ def add_delta(total: Tensor, weight: Tensor, layer: LoraLayer, strength: float) 
 
 
 def bias_delta(layer: LoraLayer) -> Tensor | None:
-    """What the layer adds to the bias, (out,); None for most layers."""
+    """What the layer adds to the bias, (O,); None for most layers."""
     return layer.tensors.get("diff_b")
 
 

@@ -112,7 +112,7 @@ async def test_a_memory_too_small_for_one_is_a_typed_error_and_the_next_image_co
 
 def test_models_that_find_no_room_are_told_by_the_field_that_names_them(asked):
     short = _short(limit_bytes=0)
-    with pytest.raises(ResourceExhausted, match="no room to load") as caught:
+    with pytest.raises(ResourceExhausted, match="out of memory: it cannot load") as caught:
         short.load(asked().checkpoint, ())
     assert caught.value.field == "model"
 
