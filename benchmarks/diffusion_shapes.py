@@ -31,7 +31,7 @@ from benchmarks.serving import served
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.config import DiffusionSettings
-from services.diffusion.engine.backend import TorchBackend
+from services.diffusion.engine.backend import TorchBackend, assemble
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.generator import ImageGenerator
 from services.diffusion.models.catalog import ModelCatalog
@@ -85,7 +85,7 @@ def make_sd15(root: Path, *, nets: int, size: Size) -> None:
 
 def parser_of(catalogue: ModelCatalog) -> Parser:
     abilities = Abilities(pixels_limit=2**20, has_safety_checker=False)
-    return Parser(catalogue=catalogue, abilities=abilities, picture_limits=ImageLimits(), random_seed=lambda: 1)
+    return Parser(catalog=catalogue, abilities=abilities, picture_limits=ImageLimits(), random_seed=lambda: 1)
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def painting(library: ModelManager, parser: Parser, *, threads: int) -> Iterator
 
         async def all_at_once(requests: Sequence[Request]) -> None:
             parsed = [await painter.parse(request) for request in requests]
-            await asyncio.gather(*(painter.paint(generation, lambda progress: None) for generation in parsed))
+            await asyncio.gather(*(painter.generate(generation, lambda progress: None) for generation in parsed))
 
         yield lambda requests: runner.run(all_at_once(requests))
         running.cancel()
@@ -186,7 +186,7 @@ def residency(keep: Path | None, report: Report, *, size: Size) -> None:
         for turn in range(3):
             for number in range(nets):
                 before = card.uploads
-                library.assembled(parser.parse(_requests(1, 512, 1, net=f"net{number}")[0]))
+                assemble(library, parser.parse(_requests(1, 512, 1, net=f"net{number}")[0]))
                 shelf: Any = library._opened
                 most_bytes = max(most_bytes, shelf._vram.used_bytes)
                 uploads += [card.uploads - before] if turn else []

@@ -31,6 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import is_peft_available
 
 from benchmarks.figures import Report, arguments, in_turns
+from services.diffusion.engine.backend import assemble
 from services.diffusion.engine.generation import Generation
 from services.diffusion.models.entries import EmbeddingEntry, LoraEntry, LoraUse
 from services.diffusion.models.model_manager import ModelManager
@@ -148,7 +149,7 @@ class Ours:
             embeddings=tuple(self.catalogue.embeddings_of(checkpoint)) if embeddings else (),
         )
         with torch.inference_mode():
-            return self.library.assembled(generation)
+            return assemble(self.library, generation)
 
     def _lora(self, name: str) -> LoraEntry:
         return self.catalogue.lora(name, self.catalogue.default())
@@ -162,7 +163,7 @@ class Ours:
         shelf: Any = self.library._opened
         for tier in (shelf._ram, shelf._vram):
             for key in [key for key in tier.keys if any(map(is_meant, _parts(key)))]:
-                tier._held.pop(key, None)
+                tier._cached.pop(key, None)
         shelf._small = {key: value for key, value in shelf._small.items() if not any(map(is_meant, _parts(key)))}
 
 
