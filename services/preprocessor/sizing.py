@@ -18,7 +18,7 @@ from services.kernel.images import ImageLimits
 # Width and height in pixels.
 Size: TypeAlias = tuple[int, int]
 # Left, top, width and height in pixels.
-Box: TypeAlias = tuple[int, int, int, int]
+CropBox: TypeAlias = tuple[int, int, int, int]
 
 STRETCH, CROP, PAD = "stretch", "crop", "pad"
 # Networks halve each side up to six times; controlnet_aux rounds to the same multiple.
@@ -60,7 +60,7 @@ def detect_resolution_parameter(default: int, *, aligned: bool) -> Parameter:
 class CropFrame:
     """`crop` is the part of the image that is used. The map fills `inner`, which is centered in `outer`."""
 
-    crop: Box
+    crop: CropBox
     inner: Size
     outer: Size
 
@@ -104,7 +104,7 @@ def _by_short_side(image: Size, short_px: int, limits: ImageLimits) -> Size:
     return size
 
 
-def _center_crop(image: Size, requested: Size) -> Box:
+def _center_crop(image: Size, requested: Size) -> CropBox:
     """The largest part around the image's center that has the requested aspect ratio."""
     scale = min(image[0] / requested[0], image[1] / requested[1])
     width = min(image[0], max(1, round(requested[0] * scale)))
@@ -136,7 +136,7 @@ def _align(side: float) -> int:
     return max(ALIGN_PX, int(np.round(side / ALIGN_PX)) * ALIGN_PX)
 
 
-def crop(image: MatLike, box: Box) -> MatLike:
+def crop(image: MatLike, box: CropBox) -> MatLike:
     """The part (h, w, ...) of an image (H, W, ...); a view, not a copy."""
     left, top, width, height = box
     return image[top : top + height, left : left + width]

@@ -1,4 +1,4 @@
-"""Depth and surface normals by networks of controlnet_aux and transformers; each map is made as controlnet_aux does.
+"""Depth and surface normals by networks of controlnet_aux and transformers.
 
 MiDaS (DPT hybrid): Ranftl et al. 2021. ZoeDepth: Bhat et al. 2023. Depth Anything V2: Yang et al. 2024. NormalBae: Bae
 et al. 2021. LeReS: Yin et al. 2021, with the boost that merges several passes over one image: Miangoleh et al. 2021.

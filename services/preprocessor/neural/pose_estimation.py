@@ -39,7 +39,7 @@ LEFT_SHOULDER, RIGHT_SHOULDER = 5, 6
 FACE, LEFT_HAND, RIGHT_HAND = slice(23, 91), slice(91, 112), slice(112, 133)
 
 # x1, y1, x2, y2 in pixels.
-Box = tuple[float, float, float, float]
+PersonBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,7 @@ def _dwpose(image: Pixels, model: DwPose, body: bool, hand: bool, face: bool) ->
     return ControlMap(pixels=draw(people, width, height), people=people)
 
 
-def find_people(image: Pixels, session: Any) -> list[Box]:
+def find_people(image: Pixels, session: Any) -> list[PersonBox]:
     """Boxes around the people in an image (H, W, 3) uint8, the most confident first.
 
     The box of the whole image if no people were found, as DWPose does.
@@ -163,7 +163,7 @@ def _decode_boxes(rows: Any) -> tuple[Any, Any]:
     return np.concatenate([center - half, center + half], axis=1), rows[:, 4] * rows[:, 5]
 
 
-def find_points(image: Pixels, box: Box, session: Any) -> Any:
+def find_points(image: Pixels, box: PersonBox, session: Any) -> Any:
     """(133, 3) float64: x and y in the pixels of an image (H, W, 3) uint8, and the confidence."""
     to_box, back = _transforms(box)
     crop = cv2.warpAffine(image, to_box, (POSE_WIDTH, POSE_HEIGHT), flags=cv2.INTER_LINEAR)
@@ -175,7 +175,7 @@ def find_points(image: Pixels, box: Box, session: Any) -> Any:
     return np.concatenate([placed, score[:, None]], axis=1)
 
 
-def _transforms(box: Box) -> tuple[Any, Any]:
+def _transforms(box: PersonBox) -> tuple[Any, Any]:
     """Affine maps (2, 3) from the image to the network's view of a box with a margin, and back."""
     x1, y1, x2, y2 = box
     width, height = (x2 - x1) * POSE_MARGIN, (y2 - y1) * POSE_MARGIN
