@@ -83,30 +83,30 @@ def make_sd15(root: Path, *, nets: int, size: Size) -> None:
             os.link(file, other / file.name)
 
 
-def parser_of(catalogue: ModelCatalog) -> Parser:
+def parser_of(catalog: ModelCatalog) -> Parser:
     abilities = Abilities(pixels_limit=2**20, has_safety_checker=False)
-    return Parser(catalog=catalogue, abilities=abilities, picture_limits=ImageLimits(), random_seed=lambda: 1)
+    return Parser(catalog=catalog, abilities=abilities, picture_limits=ImageLimits(), random_seed=lambda: 1)
 
 
 @contextlib.contextmanager
-def painting(library: ModelManager, parser: Parser, *, threads: int) -> Iterator[Callable[[Sequence[Request]], None]]:
-    """What paints requests all at once, each to a PNG."""
+def generating(library: ModelManager, parser: Parser, *, threads: int) -> Iterator[Callable[[Sequence[Request]], None]]:
+    """Generates requests all at once, each to a PNG."""
     thread, codecs = DeviceThread(), ThreadPoolExecutor(2)
-    studio = TorchBackend(library, threads=threads)
+    backend = TorchBackend(library, threads=threads)
     with asyncio.Runner() as runner:
 
         async def started() -> tuple[ImageGenerator, asyncio.Task[None]]:
             engine = DiffusionEngine(
-                lambda: studio, thread=thread, rows_limit=ROWS_LIMIT, hold_limit_s=HOLD_LIMIT_S, clock=time.monotonic
+                lambda: backend, thread=thread, rows_limit=ROWS_LIMIT, hold_limit_s=HOLD_LIMIT_S, clock=time.monotonic
             )
-            painter = ImageGenerator(engine, parser, codecs=codecs, digests=WeightDigests(), clock=time.monotonic)
-            return painter, asyncio.create_task(engine.run())
+            generator = ImageGenerator(engine, parser, codecs=codecs, digests=WeightDigests(), clock=time.monotonic)
+            return generator, asyncio.create_task(engine.run())
 
-        painter, running = runner.run(started())
+        generator, running = runner.run(started())
 
         async def all_at_once(requests: Sequence[Request]) -> None:
-            parsed = [await painter.parse(request) for request in requests]
-            await asyncio.gather(*(painter.generate(generation, lambda progress: None) for generation in parsed))
+            parsed = [await generator.parse(request) for request in requests]
+            await asyncio.gather(*(generator.generate(generation, lambda progress: None) for generation in parsed))
 
         yield lambda requests: runner.run(all_at_once(requests))
         running.cancel()
@@ -157,7 +157,7 @@ def gpu(rounds: int, keep: Path | None, report: Report, *, device: str, size: Si
         parser = parser_of(scan([root]))
         for net in (False, True):
             for batch in BATCHES[:1] if size == "tiny" else BATCHES:
-                with painting(ModelManager(device=device), parser, threads=int(size == "tiny")) as ours:
+                with generating(ModelManager(device=device), parser, threads=int(size == "tiny")) as ours:
                     ours(_requests(batch, side_px, steps, net="net0" if net else ""))
                     turns = [_requests(batch, side_px, steps, net="net0" if net else "", turn=n) for n in range(rounds)]
                     ours_s = [_wall_s(partial(ours, requests)) for requests in turns]
@@ -187,8 +187,8 @@ def residency(keep: Path | None, report: Report, *, size: Size) -> None:
             for number in range(nets):
                 before = card.uploads
                 assemble(library, parser.parse(_requests(1, 512, 1, net=f"net{number}")[0]))
-                shelf: Any = library._opened
-                most_bytes = max(most_bytes, shelf._vram.used_bytes)
+                cache: Any = library._opened
+                most_bytes = max(most_bytes, cache._vram.used_bytes)
                 uploads += [card.uploads - before] if turn else []
     what = f"{nets} ControlNets in turns"
     report.add(f"{what}, most held in VRAM", most_bytes / 1e9, "GB", goal=CARD_MODELS_BYTES / 1e9)
@@ -200,7 +200,7 @@ class _Card(FakeGpu):
 
     dtype = torch.float16
 
-    def uploaded(self, module: Any) -> Any:
+    def upload(self, module: Any) -> Any:
         self.uploads += 1
         return shallow_copy_module(module, lambda name, tensor: tensor.to("meta"))
 
@@ -210,7 +210,7 @@ def _tell_memory(parser: Parser, device: str, side_px: int, steps: int, report: 
     torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_BYTES / torch.cuda.mem_get_info()[1]))
     torch.cuda.reset_peak_memory_stats()
     library = ModelManager(device=device, vram_bytes=CARD_MODELS_BYTES)
-    with painting(library, parser, threads=0) as ours:
+    with generating(library, parser, threads=0) as ours:
         for number in [*range(NETS), *range(NETS)]:
             ours(_requests(1, side_px, steps, net=f"net{number}"))
     what = f"{NETS} ControlNets in turns, twice"

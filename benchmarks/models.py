@@ -160,11 +160,11 @@ class Ours:
 
     def forget(self, is_meant: Callable[[object], bool]) -> None:
         """Drop from memory whatever was made of a part that is meant; what others share with it stays."""
-        shelf: Any = self.library._opened
-        for tier in (shelf._ram, shelf._vram):
+        cache: Any = self.library._opened
+        for tier in (cache._ram, cache._vram):
             for key in [key for key in tier.keys if any(map(is_meant, _parts(key)))]:
                 tier._cached.pop(key, None)
-        shelf._small = {key: value for key, value in shelf._small.items() if not any(map(is_meant, _parts(key)))}
+        cache._small = {key: value for key, value in cache._small.items() if not any(map(is_meant, _parts(key)))}
 
 
 def _parts(key: Any) -> list[object]:
