@@ -13,8 +13,7 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
-from services.gateway.adapters.sqlite_store import open_sqlite_store
-from services.gateway.adapters.timeout_store import TimeoutStore
+from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.job_store import OtherFormatVersion

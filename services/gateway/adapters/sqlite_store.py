@@ -5,7 +5,7 @@ SqliteFile has the statements and blocks, on one thread; SqliteStore puts waitin
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,10 +13,13 @@ from typing import TypeVar
 
 from fanlight.errors import AlreadyExists, Conflict, FanlightError, Unavailable
 from services.gateway.adapters.watchers import Watchers
-from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record
+from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore
 from services.kernel.config import SettingsError
 
 SCHEMA_VERSION = 1
+
+TIMEOUT_S = 10.0
+RETRY_AFTER_S = 5.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -29,6 +32,8 @@ CREATE TABLE IF NOT EXISTS records (
 Written = tuple[Record | Deleted, ...]
 Write = Callable[["SqliteFile"], Written]
 Result = Written | FanlightError
+
+T = TypeVar("T")
 
 
 class SqliteFile:
@@ -242,3 +247,40 @@ async def open_sqlite_store(path: Path) -> AsyncIterator[SqliteStore]:
         finally:
             store.close()
             await loop.run_in_executor(executor, file.close)
+
+
+class TimeoutStore:
+    """Wraps a store with a timeout for each call, so that a hanging disk does not hang the gateway.
+
+    Unavailable after the timeout. The call may still take effect later; compare-and-set makes that harmless.
+    """
+
+    def __init__(self, store: RecordStore, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._store = store
+        self._timeout_s = timeout_s
+
+    async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
+        return await self._with_timeout(self._store.create(bucket, key, value, after=after))
+
+    async def get(self, bucket: str, key: str) -> Record | None:
+        return await self._with_timeout(self._store.get(bucket, key))
+
+    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+        return await self._with_timeout(self._store.put(bucket, key, value, revision=revision))
+
+    async def delete(self, bucket: str, key: str) -> None:
+        await self._with_timeout(self._store.delete(bucket, key))
+
+    async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
+        return await self._with_timeout(self._store.list(bucket, before=before, limit=limit))
+
+    def watch(self, bucket: str) -> AsyncIterator[Change]:
+        return self._store.watch(bucket)
+
+    async def _with_timeout(self, call: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await call
+        except TimeoutError as error:
+            message = f"the store did not answer within {self._timeout_s:g} s"
+            raise Unavailable(message, retry_after_s=RETRY_AFTER_S) from error

@@ -4,7 +4,7 @@ import pytest
 
 from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, LeaseLost, NotFound, Unavailable
-from services.gateway.adapters.timeout_store import TimeoutStore
+from services.gateway.adapters.sqlite_store import TimeoutStore
 from services.gateway.app.completion import Renewal, ReportedOutput
 from services.gateway.app.control_cache import BUCKET
 from services.gateway.app.job_store import PROBE_INTERVAL_S
