@@ -33,8 +33,6 @@ Written = tuple[Record | Deleted, ...]
 Write = Callable[["SqliteFile"], Written]
 Result = Written | FanlightError
 
-T = TypeVar("T")
-
 
 class SqliteFile:
     def __init__(self, path: Path) -> None:
