@@ -30,7 +30,7 @@ from benchmarks.models import Size, filled, make_pipeline
 from benchmarks.serving import served
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
-from services.diffusion.config import DiffusionSettings
+from services.diffusion.config import HOLD_LIMIT_S, DiffusionSettings
 from services.diffusion.engine.backend import TorchBackend, assemble
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.generator import ImageGenerator
@@ -57,7 +57,6 @@ MIXED: tuple[tuple[str, int, float | None], ...] = (
 MIXED_SIDE_PX, SMALL_SIDE_PX = 256, 64
 # As the service itself has them where nothing is set.
 ROWS_LIMIT = DiffusionSettings.model_fields["slots"].default
-HOLD_LIMIT_S = DiffusionSettings.model_fields["hold_limit_s"].default
 STEPS = 20
 BATCHES = (1, 4, 8)
 NETS = 14

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fanlight.contract.limits import DRAWN_SEED_LIMIT
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from fanlight.errors import FanlightError
-from services.diffusion.config import DiffusionSettings
+from services.diffusion.config import HOLD_LIMIT_S, WAITING_LIMIT, DiffusionSettings
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.engine.ports import Backend
 from services.diffusion.generator import ImageGenerator
@@ -25,6 +25,7 @@ from services.diffusion.stage import DiffusionStage
 from services.diffusion.supply import RemoteModels, Supply
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
+from services.kernel.images import ImageLimits
 from services.kernel.process import check_device, leave, run
 from services.weights.provision import Provision
 from services.weights.references.catalog import shipped, with_folder
@@ -77,7 +78,7 @@ async def serve_models(
     abilities = make_abilities(settings, models)
     parser = make_parser(settings, catalog, abilities)
     generator = ImageGenerator(engine, parser, codecs=shared.codecs, digests=digests, clock=time.monotonic)
-    admission = Admission(slots=settings.slots, waiting_limit=settings.waiting_limit)
+    admission = Admission(slots=settings.slots, waiting_limit=WAITING_LIMIT)
     service = DiffusionService(generator, admission, catalog, models, digests, supply)
     server = StageServer(
         service=NAME,
@@ -110,7 +111,7 @@ def make_engine(
         lambda: open_backend(settings, models),
         thread=thread,
         rows_limit=settings.slots,
-        hold_limit_s=settings.hold_limit_s,
+        hold_limit_s=HOLD_LIMIT_S,
         clock=time.monotonic,
         family_of=catalog.family_of,
     )
@@ -128,7 +129,7 @@ def make_parser(settings: DiffusionSettings, catalog: ModelCatalog, abilities: A
     return Parser(
         catalog=catalog,
         abilities=abilities,
-        picture_limits=settings.picture_limits(),
+        picture_limits=ImageLimits(),
         random_seed=lambda: random.SystemRandom().randrange(DRAWN_SEED_LIMIT),
         safety=settings.safety_checker,
     )

@@ -10,7 +10,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.diffusion.engine.generation import Safety
 from services.diffusion.supply import FetchMode
 from services.kernel.config import Address, SettingsError
-from services.kernel.images import ImageLimits
+
+# How many direct calls may wait for a slot.
+WAITING_LIMIT = 64
+# After how long images that fit the running batch queue behind others that wait.
+HOLD_LIMIT_S = 20.0
 
 
 class DiffusionSettings(BaseSettings):
@@ -34,10 +38,6 @@ class DiffusionSettings(BaseSettings):
         description="Threads that torch computes with. 0: one for small models, one a core for others.",
     )
     slots: int = Field(4, ge=1, le=64, description="How many images are generated at a time, as one batch if they fit.")
-    waiting_limit: int = Field(64, ge=0, description="How many direct calls may wait for a slot.")
-    hold_limit_s: float = Field(
-        20.0, ge=0, description="After how long images that fit the running batch queue behind others that wait."
-    )
     fetch: FetchMode = Field(
         FetchMode.CATALOG,
         description="Which models a request may have fetched: off, catalog (those that `fanlight weights` lists),"
@@ -55,10 +55,6 @@ class DiffusionSettings(BaseSettings):
         None, description="The safety checker in diffusers' layout, with safetensors. Empty: there is none."
     )
     max_pixels: int = Field(1024 * 1024, ge=1, description="The most pixels that a generated image may have.")
-    max_picture_bytes: int = Field(
-        ImageLimits().size_bytes, ge=1, description="The most bytes of an encoded input image."
-    )
-    max_picture_pixels: int = Field(ImageLimits().pixels, ge=1, description="The most pixels of an input image.")
 
     def folders(self) -> Sequence[Path]:
         """Where models are; empty: only the starter model. SettingsError for a folder that does not exist."""
@@ -67,6 +63,3 @@ class DiffusionSettings(BaseSettings):
             if not folder.is_dir():
                 raise SettingsError(f"FANLIGHT_DIFFUSION_MODELS: {folder} is not a folder")
         return folders
-
-    def picture_limits(self) -> ImageLimits:
-        return ImageLimits(size_bytes=self.max_picture_bytes, pixels=self.max_picture_pixels)

@@ -1,6 +1,7 @@
 """The gateway's own settings, `FANLIGHT_GATEWAY_*`. Settings that all services share are in the kernel."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -58,20 +59,6 @@ class GatewaySettings(BaseSettings):
     blob_limit_bytes: int = Field(64 * MIB, gt=0, description="The largest blob that is accepted.")
     image_limit_bytes: int = Field(32 * MIB, gt=0, description="The largest image that a job may name.")
     lease_ttl_s: float = Field(20.0, ge=1, le=3600, description="How long a lease lives without a renewal.")
-    stall_limit_s: float = Field(
-        3_600.0, gt=0, description="How long a lease may be renewed without progress before it is lost."
-    )
-    worker_live_s: float = Field(
-        30.0, gt=0, description="How long a worker without an open poll counts as live after its last call."
-    )
-    worker_listed_s: float = Field(600.0, gt=0, description="How long a worker that went away is listed.")
-    worker_retention_s: float = Field(
-        86_400.0, gt=0, description="How long the offers of a worker that went away are remembered."
-    )
-    worker_limit: int = Field(10_000, gt=0, description="How many workers are remembered.")
-    prefetch_day_bytes: int = Field(
-        500 * GIB, ge=0, description="The most bytes of checkpoints that a worker prefetches per day."
-    )
     prefetch_speculative_share: float = Field(
         0.3,
         ge=0,
@@ -80,8 +67,28 @@ class GatewaySettings(BaseSettings):
         " 0: none.",
     )
     waiting_tasks_limit: int = Field(10_000, gt=0, description="How many tasks may wait before jobs are refused.")
-    retry_after_s: float = Field(5.0, gt=0, description="After how long a refused client should retry.")
     job_retention_s: float = Field(7 * 86_400.0, gt=0, description="How long an ended job is kept.")
     job_retention_count: int = Field(10_000, gt=0, description="How many ended jobs are kept.")
     cache_budget_bytes: int = Field(4 * GIB, gt=0, description="How many bytes of control images the cache keeps.")
-    cache_limit: int = Field(100_000, gt=0, description="How many control images the cache keeps.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayLimits:
+    """Limits of the gateway that no operator sets."""
+
+    # How long a lease may be renewed without progress before it is lost.
+    stall_limit_s: float = 3_600.0
+    # How long a worker without an open poll counts as live after its last call.
+    worker_live_s: float = 30.0
+    # How long a worker that went away is listed.
+    worker_listed_s: float = 600.0
+    # How long the offers of a worker that went away are remembered.
+    worker_retention_s: float = 86_400.0
+    # How many workers are remembered.
+    worker_limit: int = 10_000
+    # The most bytes of checkpoints that a worker prefetches per day.
+    prefetch_day_bytes: int = 500 * GIB
+    # After how long a refused client should retry.
+    retry_after_s: float = 5.0
+    # How many control images the cache keeps.
+    cache_limit: int = 100_000

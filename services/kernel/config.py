@@ -79,7 +79,6 @@ class CommonSettings(BaseSettings):
     tls_key_file: PemFile = Field(None, description="PEM private key of the servers.")
     tls_client_ca_file: PemFile = Field(None, description="PEM root certificates that clients must be signed by.")
     tls_ca_file: PemFile = Field(None, description="PEM root certificates that a worker trusts.")
-    max_message_bytes: int = Field(64 * MIB, ge=MIB, description="The largest gRPC message that is accepted.")
     drain_grace_s: float = Field(30.0, ge=0, description="How long running calls may continue after SIGTERM.")
     lifeline_fd: int | None = Field(None, description="A pipe; when it closes, the process stops.")
 

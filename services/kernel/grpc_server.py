@@ -20,7 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from fanlight.channel import channel_options
+from fanlight.channel import MAX_MESSAGE_BYTES, channel_options
 from fanlight.errors import FanlightError, InvalidField, Unauthenticated
 from services.kernel.config import CommonSettings, SettingsError
 from services.kernel.errors_wire import find_broken_string, to_status
@@ -50,6 +50,7 @@ class RpcServer:
         services: Mapping[str, Callable[[grpc.aio.Server], None]],
         tokens: Mapping[str, tuple[str, ...]],
         default_tokens: tuple[str, ...],
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         """`services`: by full service name, the function that adds its servicer.
 
@@ -58,7 +59,7 @@ class RpcServer:
         self._settings = settings
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor(), TokenInterceptor(tokens, default=default_tokens)],
-            options=_server_options(settings),
+            options=_server_options(max_message_bytes),
             maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
         )
         self._health = health.aio.HealthServicer()
@@ -101,9 +102,9 @@ class RpcServer:
         await self._server.stop(self._settings.drain_grace_s)
 
 
-def _server_options(settings: CommonSettings) -> Sequence[tuple[str, int]]:
+def _server_options(max_message_bytes: int) -> Sequence[tuple[str, int]]:
     return [
-        *channel_options(max_message_bytes=settings.max_message_bytes),
+        *channel_options(max_message_bytes=max_message_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.so_reuseport", 0),

@@ -35,6 +35,7 @@ _TURNS: dict[object, Image.Transpose] = {
 class ImageLimits:
     size_bytes: int = 32 * 1024 * 1024
     pixels: int = 40_000_000
+    # OpenCV stores pixel coordinates in 16 bits where it remaps images: at most 32,766.
     side_px: int = 16_384
 
 

@@ -16,7 +16,7 @@ from services.kernel.config import CommonSettings, SettingsError, load, refuse_u
 from services.kernel.process import leave, run
 from services.preprocessor import registry
 from services.preprocessor.cache import AnnotatorCacheLimits
-from services.preprocessor.config import PreprocessorSettings
+from services.preprocessor.config import MODEL_THREADS, OPENCV_THREADS, WAITING_LIMIT, PreprocessorSettings
 from services.preprocessor.device import find_device
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.service import PreprocessorService, PreprocessStage
@@ -36,7 +36,7 @@ async def serve(
     common: CommonSettings,
     stop: asyncio.Event,
 ) -> None:
-    cv2.setNumThreads(settings.opencv_threads)
+    cv2.setNumThreads(OPENCV_THREADS)
     async with StoreWeights(weights) as store:
         engine = open_engine(settings, store)
         try:
@@ -50,8 +50,8 @@ def open_engine(settings: PreprocessorSettings, store: StoreWeights) -> Annotati
         threads=settings.slots,
         limits=settings.image_limits(),
         weights=FolderWeights(settings.models_dir, store),
-        device=find_device(settings.device, threads=settings.model_threads),
-        cache_limits=AnnotatorCacheLimits(size_bytes=settings.resident_bytes, batch=settings.batch_limit),
+        device=find_device(settings.device, threads=MODEL_THREADS),
+        cache_limits=AnnotatorCacheLimits(size_bytes=settings.resident_bytes),
     )
 
 
@@ -64,14 +64,12 @@ async def serve_engine(
 ) -> None:
     annotators = registry.installed()
     limits = settings.image_limits()
-    admission = Admission(slots=settings.slots, waiting_limit=settings.waiting_limit)
+    admission = Admission(slots=settings.slots, waiting_limit=WAITING_LIMIT)
     service = PreprocessorService(
         annotators,
         engine,
         admission,
         limits=limits,
-        max_message_bytes=common.max_message_bytes,
-        annotations_limit=settings.annotations_limit,
     )
     server = StageServer(
         service=NAME,

@@ -10,8 +10,12 @@ from services.kernel.config import Address, SettingsError
 from services.kernel.images import ImageLimits
 from services.kernel.process import check_device
 
-# OpenCV stores pixel coordinates in 16 bits where it remaps images.
-OPENCV_SIDE_MAX_PX = 32_766
+# CPU threads of OpenCV for one image, and of one network. Not derived from the number of cores: in a container, a
+# process often sees the cores of the host.
+OPENCV_THREADS = 2
+MODEL_THREADS = 2
+# How many direct calls may wait for a slot.
+WAITING_LIMIT = 32
 
 
 class PreprocessorSettings(BaseSettings):
@@ -19,8 +23,6 @@ class PreprocessorSettings(BaseSettings):
 
     grpc: Address = Field("127.0.0.1:50052", description="HOST:PORT of the gRPC service for direct calls.")
     slots: int = Field(2, ge=1, le=256, description="How many images are annotated at the same time.")
-    waiting_limit: int = Field(32, ge=0, description="How many direct calls may wait for a slot.")
-    opencv_threads: int = Field(2, ge=1, le=256, description="How many threads OpenCV uses for one image.")
     max_image_bytes: int = Field(
         ImageLimits().size_bytes, ge=1, description="The largest encoded image that is accepted, in bytes."
     )
@@ -29,27 +31,13 @@ class PreprocessorSettings(BaseSettings):
         ge=1,
         description="The most pixels of an image or control image; some annotators need 30 bytes of memory per pixel.",
     )
-    max_image_side_px: int = Field(
-        ImageLimits().side_px,
-        ge=1,
-        le=OPENCV_SIDE_MAX_PX,
-        description="The longest side of an image or control image, in pixels.",
-    )
-
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where networks run; auto uses the GPU if there is one."
     )
-    model_threads: int = Field(2, ge=1, le=256, description="How many CPU threads one network uses.")
     resident_bytes: int = Field(
         6_000_000_000,
         ge=0,
         description="How many bytes of weights stay in memory; the least recently used are evicted, never one in use.",
-    )
-    batch_limit: int = Field(
-        4, ge=1, le=64, description="How many images of one shape go through a network on a GPU in one batch."
-    )
-    annotations_limit: int = Field(
-        32, ge=1, le=256, description="The most annotations of one image that one call may request."
     )
     models_dir: Path | None = Field(
         None, description="A folder AUTHOR/NAME/FILE with annotators' weights; it is searched before the store."
@@ -62,6 +50,4 @@ class PreprocessorSettings(BaseSettings):
             raise SettingsError(f"FANLIGHT_PREPROCESSOR_MODELS_DIR: {self.models_dir} is not a folder")
 
     def image_limits(self) -> ImageLimits:
-        return ImageLimits(
-            size_bytes=self.max_image_bytes, pixels=self.max_image_pixels, side_px=self.max_image_side_px
-        )
+        return ImageLimits(size_bytes=self.max_image_bytes, pixels=self.max_image_pixels)

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc.aio
 
+from fanlight.channel import MAX_MESSAGE_BYTES
 from fanlight.contract.needs import PIXELS, refuse_unknown_fields
 from fanlight.errors import FanlightError, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
@@ -26,6 +27,8 @@ from services.worker.ports import Outcome, Report, StageOutput, StageProgress
 
 # The size of a response without its image, with room to spare.
 RESPONSE_OVERHEAD_BYTES = 4096
+# The most annotations of one image that one call may request.
+ANNOTATIONS_LIMIT = 32
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -40,8 +43,8 @@ class PreprocessorService(preprocessor_pb2_grpc.PreprocessorServiceServicer):
         admission: Admission,
         *,
         limits: ImageLimits,
-        max_message_bytes: int,
-        annotations_limit: int = 32,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        annotations_limit: int = ANNOTATIONS_LIMIT,
     ) -> None:
         self._registry = registry
         self._engine = engine

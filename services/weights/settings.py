@@ -1,5 +1,6 @@
 """Settings of the weight store and its downloads: `FANLIGHT_WEIGHTS_*`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
@@ -23,8 +24,6 @@ class WeightsSettings(BaseSettings):
         0, ge=0, description="Download limit in bytes per day (UTC), all processes of the store together. 0: no limit."
     )
     connections: int = Field(8, ge=1, le=64, description="Maximum parallel connections for one file.")
-    piece_bytes: int = Field(16 * MIB, ge=64 * 1024, description="Maximum bytes of one range request.")
-    stall_s: float = Field(15.0, gt=0, description="Seconds without data before a connection times out.")
     slow_bps: int = Field(
         500_000,
         ge=0,
@@ -71,3 +70,13 @@ class WeightsSettings(BaseSettings):
         """Each endpoint's token, where one is set."""
         pairs = ((self.hf_endpoint, self.hf_token), (self.civitai_endpoint, self.civitai_token))
         return {endpoint: token.get_secret_value() for endpoint, token in pairs if token}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsLimits:
+    """Limits of downloads that no operator sets."""
+
+    # The most bytes of one range request.
+    piece_bytes: int = 16 * MIB
+    # How long a connection may bring no data before it times out.
+    stall_s: float = 15.0

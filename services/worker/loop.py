@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import socket
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import Message
@@ -26,8 +27,6 @@ from services.worker.runner import TaskRunner
 
 log = get_logger()
 
-# The most tasks that a gateway returns for one poll.
-BATCH_TASKS_MAX = 64
 # The longest that a gateway holds a poll open.
 POLL_WAIT_MAX_S = 60.0
 # After an answer without tasks that came long before the wait was over, so that no gateway can make a worker spin.
@@ -55,13 +54,25 @@ class WorkerSettings(BaseSettings):
     poll_wait_s: float = Field(
         20.0, ge=0, le=POLL_WAIT_MAX_S, description="How long the gateway may hold a poll open until a task arrives."
     )
-    batch_tasks: int = Field(16, ge=1, le=BATCH_TASKS_MAX, description="How many tasks to lease at most in one poll.")
-    report_every_s: float = Field(10.0, gt=0, description="How often a worker without a free slot polls, to report.")
     progress_every_s: float = Field(0.5, gt=0, description="Shortest time between two progress reports.")
-    retry_delay_max_s: float = Field(5.0, gt=0, description="The longest back-off before a failed call is retried.")
-    hand_in_limit_s: float = Field(900.0, gt=0, description="How long sending a finished task's result is retried.")
-    input_bytes_max: int = Field(64 * MIB, ge=MIB, description="The largest input image that is fetched.")
-    input_cache_bytes: int = Field(64 * MIB, ge=0, description="Size of the cache of input images in memory.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLimits:
+    """Limits of the lease loop that no operator sets."""
+
+    # How many tasks to lease at most in one poll; a gateway returns at most 64.
+    batch_tasks: int = 16
+    # How often a worker without a free slot polls, to report.
+    report_every_s: float = 10.0
+    # The longest back-off before a failed call is retried.
+    retry_delay_max_s: float = 5.0
+    # How long sending a finished task's result is retried.
+    hand_in_limit_s: float = 900.0
+    # The largest input image that is fetched.
+    input_bytes_max: int = 64 * MIB
+    # Size of the cache of input images in memory.
+    input_cache_bytes: int = 64 * MIB
 
 
 class Poller:
@@ -163,6 +174,7 @@ class LeaseLoop:
         poller: Poller,
         runner: TaskRunner,
         settings: WorkerSettings,
+        limits: WorkerLimits,
         prefetcher: Prefetcher,
         env: Env,
         stop: asyncio.Event,
@@ -173,9 +185,10 @@ class LeaseLoop:
         self._poller = poller
         self._runner = runner
         self._settings = settings
+        self._limits = limits
         self._env = env
         self._stop = stop
-        self._backoff = Backoff(env, max_s=settings.retry_delay_max_s)
+        self._backoff = Backoff(env, max_s=limits.retry_delay_max_s)
         # Whether the last poll was answered; else the gateway may believe that we have more leases than we do.
         self._is_reported = False
 
@@ -184,7 +197,7 @@ class LeaseLoop:
         while not self._stop.is_set():
             if self._is_reported:
                 events = self._admission.wait_for_free(), self._prefetcher.finished.wait()
-                await self._until(*events, limit_s=self._settings.report_every_s)
+                await self._until(*events, limit_s=self._limits.report_every_s)
             pause_s = await self._poll(group)
             if pause_s:
                 await self._until(limit_s=pause_s)
@@ -195,7 +208,7 @@ class LeaseLoop:
     async def _poll(self, group: asyncio.TaskGroup) -> float:
         """Offer the free slots, or only report if there are none; start the tasks. Returns how long to pause then."""
         start_s = self._env.now_s()
-        count = min(self._admission.free, self._settings.batch_tasks)
+        count = min(self._admission.free, self._limits.batch_tasks)
         wait_s = self._settings.poll_wait_s if count else 0.0
         self._is_reported = False
         try:

@@ -18,7 +18,7 @@ from services.kernel.logs import get_logger
 from services.worker.admission import Admission
 from services.worker.blobs import BlobCalls
 from services.worker.leases import QueueCalls, Renewer, WorkerLeases
-from services.worker.loop import LeaseLoop, Poller, WorkerSettings
+from services.worker.loop import LeaseLoop, Poller, WorkerLimits, WorkerSettings
 from services.worker.ports import Stage
 from services.worker.prefetch import Prefetcher
 from services.worker.retry import Env, RetryPolicy
@@ -90,11 +90,14 @@ async def work(
     stop: asyncio.Event,
     *,
     env: Env | None = None,
+    limits: WorkerLimits | None = None,
 ) -> None:
     """Lease tasks and run them until `stop` is set; then let them finish, or return them to the queue."""
     async with _channel(settings, common) as channel:
         prefetcher = Prefetcher(stage)
-        leasing, renewer = _wire(stage, admission, settings, channel, stop, env or Env(), prefetcher)
+        leasing, renewer = _wire(
+            stage, admission, settings, limits or WorkerLimits(), channel, stop, env or Env(), prefetcher
+        )
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(renewer.run())
             prefetching = group.create_task(prefetcher.run())
@@ -110,7 +113,6 @@ def _channel(settings: WorkerSettings, common: CommonSettings) -> grpc.aio.Chann
         settings.gateway,
         token=common.token_of_workers(),
         ca_file=common.tls_ca_file,
-        max_message_bytes=common.max_message_bytes,
     )
 
 
@@ -118,6 +120,7 @@ def _wire(
     stage: Stage[Any],
     admission: Admission,
     settings: WorkerSettings,
+    limits: WorkerLimits,
     channel: grpc.aio.Channel,
     stop: asyncio.Event,
     env: Env,
@@ -125,15 +128,15 @@ def _wire(
 ) -> tuple[LeaseLoop, Renewer]:
     worker_id = f"{_NOT_IN_IDS.sub('-', settings.node)[:NODE_IN_ID_MAX]}-{stage.name}-{env.new_id()}"
     log.info("worker_started", worker=worker_id, gateway=settings.gateway, slots=admission.slots)
-    delay_max_s = settings.retry_delay_max_s
+    delay_max_s = limits.retry_delay_max_s
     queue = QueueCalls(channel)
     leases = WorkerLeases(progress_every_s=settings.progress_every_s)
-    retry = RetryPolicy(env, delay_max_s=delay_max_s, limit_s=settings.hand_in_limit_s)
-    blobs = BlobCalls(channel, retry, env, read_bytes_max=settings.input_bytes_max)
-    images = InputImages(blobs, cache_bytes=settings.input_cache_bytes)
+    retry = RetryPolicy(env, delay_max_s=delay_max_s, limit_s=limits.hand_in_limit_s)
+    blobs = BlobCalls(channel, retry, env, read_bytes_max=limits.input_bytes_max)
+    images = InputImages(blobs, cache_bytes=limits.input_cache_bytes)
     runner = TaskRunner(stage, admission, leases, queue, blobs, images, retry)
     poller = Poller(
         stage, leases, queue, blobs.goodput, prefetcher, worker_id=worker_id, node=settings.node, slots=admission.slots
     )
-    leasing = LeaseLoop(admission, leases, poller, runner, settings, prefetcher, env, stop)
+    leasing = LeaseLoop(admission, leases, poller, runner, settings, limits, prefetcher, env, stop)
     return leasing, Renewer(queue, leases, prefetcher, env, worker_id=worker_id, retry_delay_max_s=delay_max_s)

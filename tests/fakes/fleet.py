@@ -18,7 +18,7 @@ from services.gateway.app.completion import ReportedOutput
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.leasing import LeasedTask, Poll
 from services.gateway.app.submission import NewJob, SourceImage
-from services.gateway.config import GatewaySettings
+from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
 from services.gateway.domain.plan import JobPlan
 from services.gateway.domain.workers import (
@@ -101,6 +101,7 @@ class Fleet:
     blobs: MemoryBlobs = field(default_factory=MemoryBlobs)
     clock: FakeClock = field(default_factory=FakeClock)
     settings: dict[str, Any] = field(default_factory=dict)
+    limits: GatewayLimits = field(default_factory=GatewayLimits)
     is_shared: bool = False
     number: int = 0
     gateway: Gateway = field(init=False)
@@ -112,6 +113,7 @@ class Fleet:
             clock=self.clock,
             random_bytes=CountingBytes(self.number),
             settings=GatewaySettings(**self.settings),
+            limits=self.limits,
             is_shared=self.is_shared,
         )
 
@@ -131,6 +133,7 @@ class Fleet:
             blobs=self.blobs,
             clock=self.clock,
             settings=self.settings,
+            limits=self.limits,
             is_shared=self.is_shared,
             number=self.number + 1,
         )

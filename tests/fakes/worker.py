@@ -1,7 +1,7 @@
 """A worker of the fake gateway, started and stopped around a test's body."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.config import CommonSettings
 from services.worker.admission import Admission
-from services.worker.loop import WorkerSettings
+from services.worker.loop import WorkerLimits, WorkerSettings
 from services.worker.ports import Stage
 from services.worker.retry import Env
 from services.worker.serve import work
@@ -43,13 +43,15 @@ async def working(
     drain_grace_s: float = 0.0,
     token: str = "",
     env: Env | None = None,
+    limits: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Working]:
     admission, stop = Admission(slots=slots, waiting_limit=4), asyncio.Event()
-    quick = {"node": "node-1", "poll_wait_s": 5.0, "retry_delay_max_s": 0.02, "progress_every_s": 0.01}
+    quick = {"node": "node-1", "poll_wait_s": 5.0, "progress_every_s": 0.01}
     own = WorkerSettings(gateway=gateway.address, **(quick | settings))
+    own_limits = WorkerLimits(**{"retry_delay_max_s": 0.02, **(limits or {})})
     common = CommonSettings(drain_grace_s=drain_grace_s, worker_token=token or None)
-    task = asyncio.create_task(work(stage, admission, own, common, stop, env=env))
+    task = asyncio.create_task(work(stage, admission, own, common, stop, env=env, limits=own_limits))
     worker = Working(admission=admission, stop=stop, task=task)
     try:
         yield worker

@@ -22,13 +22,14 @@ from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from fanlight.errors import FailedPrecondition, InvalidField, NodeFault, NotFound, ResourceExhausted, TooLarge
+from services.diffusion.config import WAITING_LIMIT
 from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.corpus import CORPUS
 from tests.fakes.models import make_tiny_model
 
 GenerateRequest, Control = diffusion_pb2.GenerateRequest, diffusion_pb2.Control
 LIMIT_S = 120
-SLOTS, WAITING = 2, 1
+SLOTS = 2
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,6 @@ def process(models: Path, **environment: str) -> Iterator[tuple[subprocess.Popen
         "FANLIGHT_DIFFUSION_GRPC": "127.0.0.1:0",
         "FANLIGHT_DIFFUSION_THREADS": "1",
         "FANLIGHT_DIFFUSION_SLOTS": str(SLOTS),
-        "FANLIGHT_DIFFUSION_WAITING_LIMIT": str(WAITING),
         "OMP_NUM_THREADS": "1",
         **environment,
     }
@@ -144,7 +144,7 @@ async def test_a_variation_is_in_the_effective_request_and_makes_another_image(s
 async def test_a_strict_picture_has_the_same_bits_in_another_process_among_strangers(service, models):
     request = GenerateRequest(prompt="a (cat:1.2)", steps=4, seed=3, scheduler="dpmpp_sde", strict=True)
     first = await generate(service, request)
-    with process(models, FANLIGHT_DIFFUSION_WAITING_LIMIT="9") as (_, address):
+    with process(models) as (_, address):
         async with open_channel(address) as channel:
             other = diffusion_pb2_grpc.DiffusionServiceStub(channel)
             strangers = [generate(other, GenerateRequest(prompt="a dog", steps=5, seed=seed)) for seed in range(3)]
@@ -210,7 +210,7 @@ async def test_a_bad_request_is_a_typed_error_and_the_next_one_works(request_, e
 
 
 async def test_ending_the_call_frees_the_slot(service):
-    for _ in range(SLOTS + WAITING + 1):
+    for _ in range(SLOTS + WAITING_LIMIT + 1):
         call = service.Generate(GenerateRequest(steps=150), timeout=LIMIT_S)
         async for response in call:
             if response.WhichOneof("event") == "step":
@@ -221,7 +221,7 @@ async def test_ending_the_call_frees_the_slot(service):
 
 async def test_more_calls_than_may_wait_are_refused_with_a_delay(service):
     request = GenerateRequest(steps=150)
-    calls = [asyncio.create_task(generate(service, request)) for _ in range(SLOTS + WAITING + 3)]
+    calls = [asyncio.create_task(generate(service, request)) for _ in range(SLOTS + WAITING_LIMIT + 3)]
     ended, going_on = await asyncio.wait(calls, timeout=LIMIT_S, return_when=asyncio.FIRST_EXCEPTION)
     for call in going_on:
         call.cancel()

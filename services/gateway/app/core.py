@@ -10,7 +10,7 @@ from services.gateway.app.queue_index import Deadlines, Notifier, QueueIndex
 from services.gateway.app.watch import Hub
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.worker_registry import WorkerRegistry
-from services.gateway.config import GatewaySettings
+from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.ports import Clock, RecordStore
 from services.gateway.scheduler.replication import Replication, ReplicationPolicy
 from services.gateway.scheduler.schedule import Scheduler
@@ -34,6 +34,7 @@ class Core:
     clock: Clock
     random_bytes: RandomBytes
     settings: GatewaySettings
+    limits: GatewayLimits
 
 
 def core_of(
@@ -42,16 +43,20 @@ def core_of(
     clock: Clock,
     random_bytes: RandomBytes,
     settings: GatewaySettings,
+    limits: GatewayLimits,
     *,
     is_shared: bool,
 ) -> Core:
     """All of them observe the job store."""
     notifier, hub, jobs = Notifier(), Hub(), JobStore(store)
-    leases = LeaseTable(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall_limit_s=settings.stall_limit_s)
-    scheduler = Scheduler(Replication(_terms(settings)))
+    leases = LeaseTable(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall_limit_s=limits.stall_limit_s)
+    policy = ReplicationPolicy(
+        day_bytes=limits.prefetch_day_bytes, speculative_share=settings.prefetch_speculative_share
+    )
+    scheduler = Scheduler(Replication(policy))
     queue_index, deadlines = QueueIndex(scheduler, notifier, clock), Deadlines(clock)
     breakers = CircuitBreakers(store, clock)
-    workers = WorkerRegistry(store, leases, breakers, scheduler, clock, settings)
+    workers = WorkerRegistry(store, leases, breakers, scheduler, clock, limits)
     webhooks = Webhooks(store, clock, random_bytes)
     for part in (leases, queue_index, deadlines, workers, webhooks):
         jobs.observe(part.observe)
@@ -72,10 +77,5 @@ def core_of(
         clock=clock,
         random_bytes=random_bytes,
         settings=settings,
-    )
-
-
-def _terms(settings: GatewaySettings) -> ReplicationPolicy:
-    return ReplicationPolicy(
-        day_bytes=settings.prefetch_day_bytes, speculative_share=settings.prefetch_speculative_share
+        limits=limits,
     )

@@ -29,7 +29,7 @@ from services.gateway.app.prefetch import PrefetchClaims
 from services.gateway.app.retention import BlobRetention, ClockWatch, JobRetention
 from services.gateway.app.submission import JobPlanner, SourceImages
 from services.gateway.app.webhooks import WebhookOptions
-from services.gateway.config import GatewaySettings
+from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.job import Job
 from services.gateway.ports import Clock, RecordStore
 from services.kernel.blobs import BlobStore
@@ -68,14 +68,16 @@ class Gateway:
         clock: Clock,
         random_bytes: RandomBytes,
         settings: GatewaySettings,
+        limits: GatewayLimits | None = None,
         is_shared: bool = False,
     ) -> None:
         """`is_shared`: other gateways work over the same store."""
-        core = core_of(store, blobs, clock, random_bytes, settings, is_shared=is_shared)
+        limits = limits or GatewayLimits()
+        core = core_of(store, blobs, clock, random_bytes, settings, limits, is_shared=is_shared)
         self._core, self._is_shared, self._store = core, is_shared, store
         self._job_store, self._leases = core.job_store, core.leases
         self._cache = ControlImageCache(
-            store, blobs, clock, limit=settings.cache_limit, budget_bytes=settings.cache_budget_bytes
+            store, blobs, clock, limit=limits.cache_limit, budget_bytes=settings.cache_budget_bytes
         )
         requests = IdempotencyKeys(store)
         images = SourceImages(blobs, limit_bytes=settings.image_limit_bytes)

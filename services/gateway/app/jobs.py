@@ -87,6 +87,7 @@ class Jobs:
         self._clock = core.clock
         self._random_bytes = core.random_bytes
         self._settings = core.settings
+        self._limits = core.limits
         self._requests = requests
         self._planner = planner
         self._reserved = 0
@@ -160,7 +161,7 @@ class Jobs:
         if self._queue_index.count + self._reserved + tasks > limit:
             raise ResourceExhausted(
                 f"{self._queue_index.count} tasks are waiting and {limit} may; try again later",
-                retry_after_s=self._settings.retry_after_s,
+                retry_after_s=self._limits.retry_after_s,
             )
         self._reserved += tasks
         try:

@@ -17,8 +17,6 @@ SECRET_BYTES = 16
 RandomBytes = Callable[[int], bytes]
 # How many times its time to live a lease has while another gateway renews it.
 FOREIGN_TTLS = 2.0
-# A lease whose task reports no new progress for so long is lost, however often it is renewed.
-STALL_LIMIT_S = 3_600.0
 
 
 def new_token(key: Key, random_bytes: RandomBytes) -> str:
@@ -51,10 +49,11 @@ class LiveLease:
 class LeaseTable:
     """The live leases by task, token and worker."""
 
-    def __init__(
-        self, clock: Clock, *, ttl_s: float, is_shared: bool = False, stall_limit_s: float = STALL_LIMIT_S
-    ) -> None:
-        """`is_shared`: other gateways renew leases too, and report them in heartbeats."""
+    def __init__(self, clock: Clock, *, ttl_s: float, stall_limit_s: float, is_shared: bool = False) -> None:
+        """`is_shared`: other gateways renew leases too, and report them in heartbeats.
+
+        A lease whose task reports no new progress for `stall_limit_s` is lost, however often it is renewed.
+        """
         self.ttl_s = ttl_s
         self._stall_limit_s = stall_limit_s
         self._foreign_ttl_s = ttl_s * (FOREIGN_TTLS if is_shared else 1.0)

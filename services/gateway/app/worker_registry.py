@@ -12,7 +12,7 @@ from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups,
 from services.gateway.app.circuit_breakers import CircuitBreakers
 from services.gateway.app.job_store import WORKERS
 from services.gateway.app.leases import LeaseTable
-from services.gateway.config import GatewaySettings
+from services.gateway.config import GatewayLimits
 from services.gateway.domain.job import Ending, Job, Task, TaskState, task_name
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
@@ -130,7 +130,7 @@ class WorkerRegistry:
         breakers: CircuitBreakers,
         scheduler: Scheduler,
         clock: Clock,
-        settings: GatewaySettings,
+        limits: GatewayLimits,
     ) -> None:
         self._store = store
         self._scheduler = scheduler
@@ -139,7 +139,7 @@ class WorkerRegistry:
         self._breakers = breakers
         self._leases = leases
         self._clock = clock
-        self._settings = settings
+        self._limits = limits
         self._groups = CapabilityGroups(store, clock)
         self._known: dict[str, _KnownWorker] = {}
         # Live workers without an open poll, and when they last called, in monotonic seconds; the longest ago first.
@@ -251,7 +251,7 @@ class WorkerRegistry:
 
     def _update_live(self) -> None:
         """Mark workers that did not call for a while as away; called before liveness is read."""
-        until_s = self._clock.monotonic_s() - self._settings.worker_live_s
+        until_s = self._clock.monotonic_s() - self._limits.worker_live_s
         while self._quiet:
             worker_id, heard_s = next(iter(self._quiet.items()))
             if heard_s > until_s:
@@ -420,7 +420,7 @@ class WorkerRegistry:
 
     def statuses(self) -> Sequence[WorkerStatus]:
         """The workers that polled lately."""
-        since_s = self._clock.now_s() - self._settings.worker_listed_s
+        since_s = self._clock.now_s() - self._limits.worker_listed_s
         return [
             self._status(known)
             for known in sorted(self._known.values(), key=self._rank, reverse=True)
@@ -439,7 +439,7 @@ class WorkerRegistry:
 
     async def sweep(self) -> None:
         """Delete workers that went away long ago, and capabilities that no worker announces any more."""
-        until_s = self._clock.now_s() - self._settings.worker_retention_s
+        until_s = self._clock.now_s() - self._limits.worker_retention_s
         await self._forget(
             known
             for known in self._known.values()
@@ -449,12 +449,12 @@ class WorkerRegistry:
 
     async def _make_room(self) -> None:
         """Delete the worker that was away longest, if there are too many. ResourceExhausted where all are live."""
-        if len(self._known) < self._settings.worker_limit:
+        if len(self._known) < self._limits.worker_limit:
             return
         oldest = min(self._known.values(), key=self._rank)
         if self._is_live(oldest):
             raise ResourceExhausted(
-                f"there are {self._settings.worker_limit} workers already", retry_after_s=self._settings.retry_after_s
+                f"there are {self._limits.worker_limit} workers already", retry_after_s=self._limits.retry_after_s
             )
         await self._forget([oldest])
 

@@ -20,7 +20,7 @@ from services.weights.planning.planner import FetchPlanner, local_path_of, requi
 from services.weights.planning.selection import PICKLES, VAE_DECODER, Selection, is_single_file, part_of_vae
 from services.weights.references.catalog import Catalog, shipped, with_folder
 from services.weights.references.manifest import Manifest
-from services.weights.settings import WeightsSettings
+from services.weights.settings import WeightsLimits, WeightsSettings
 from services.weights.store.fetching import FileFetcher, PlacedFile
 from services.weights.store.index import HeldModel, held_models
 from services.weights.store.objects import Objects
@@ -118,12 +118,17 @@ class WeightStore:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, settings: WeightsSettings, *, wall_s: Callable[[], float] = time.time
+        cls,
+        settings: WeightsSettings,
+        *,
+        limits: WeightsLimits | None = None,
+        wall_s: Callable[[], float] = time.time,
     ) -> AsyncIterator["WeightStore"]:
+        limits = limits or WeightsLimits()
         catalog = with_folder(shipped(), settings.catalog_dir) if settings.catalog_dir else shipped()
         web = Web(
             settings.tokens(),
-            stall_s=settings.stall_s,
+            stall_s=limits.stall_s,
             connections=settings.connections,
             wall_s=wall_s,
             allows=settings.allows,
@@ -139,7 +144,7 @@ class WeightStore:
                 pacer=Pacer(settings.bandwidth_bps, time.monotonic, objects.folder / "bandwidth"),
                 limits=DownloadLimits(
                     connections=settings.connections,
-                    piece_bytes=settings.piece_bytes,
+                    piece_bytes=limits.piece_bytes,
                     slow_bps=settings.slow_bps,
                     retries=settings.retries,
                 ),

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import pytest
 
 from services.weights.settings import WeightsSettings
-from services.weights.store.store import WeightStore
 from tests.fakes.range_server import RangeServer
+from tests.fakes.weight_stores import open_store
 
 
 @pytest.fixture
@@ -26,8 +26,6 @@ def settings(server, tmp_path):
             "dir": tmp_path / "store",
             "hf_endpoint": server.url,
             "civitai_endpoint": server.url,
-            "piece_bytes": 1024 * 1024,
-            "stall_s": 20.0,
             "retries": 2,
         }
         return WeightsSettings(**{**defaults, **values})
@@ -37,5 +35,5 @@ def settings(server, tmp_path):
 
 @pytest.fixture
 async def store(settings):
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         yield store

@@ -12,10 +12,10 @@ import pytest
 from fanlight.errors import FailedPrecondition, FanlightError, NodeFault, NotFound
 from services.weights.errors import DailyCapReached, DiskFull, SourceFailed, TokenRefused, WrongBytes
 from services.weights.references.manifest import ByteSpan, ChunkDigests, Manifest, WeightFile
-from services.weights.store.store import WeightStore
 from services.weights.transfer.pacing import MAX_UNREACHABLE_RETRIES
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import put_repository, safetensors
+from tests.fakes.weight_stores import open_store
 
 PATH = "/m.bin"
 
@@ -64,7 +64,7 @@ async def test_cut_connections_cost_no_byte_twice(server, store, body):
 async def test_a_stalled_connection_is_left_and_its_bytes_are_kept(server, settings, body):
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(stall_after=400_000)]
-    async with WeightStore.open(settings(stall_s=0.5, retries=50)) as store:
+    async with open_store(settings(retries=50), stall_s=0.5) as store:
         fetched = await _fetch(store, url, _sha(body))
     assert fetched.path.read_bytes() == body
     assert fetched.downloaded_bytes == len(body)
@@ -73,7 +73,7 @@ async def test_a_stalled_connection_is_left_and_its_bytes_are_kept(server, setti
 async def test_servers_that_are_busy_or_broken_are_asked_again(server, settings, body):
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(status=429, retry_after="0"), Fault(status=500), Fault(status=503, retry_after="0")]
-    async with WeightStore.open(settings(retries=5)) as store:
+    async with open_store(settings(retries=5)) as store:
         assert (await _fetch(store, url, _sha(body))).path.read_bytes() == body
 
 
@@ -114,7 +114,7 @@ async def test_a_page_in_place_of_a_range_is_refused_at_once(server, store, body
 async def test_a_source_that_gives_a_few_bytes_at_a_time_is_left(server, settings, body):
     url = server.put(PATH, body)
     server.cut_every = 100
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         store._tools.sleep = asyncio.sleep
         with pytest.raises(SourceFailed, match=r"too early|broke"):
             await _fetch(store, url, _sha(body))
@@ -152,7 +152,7 @@ async def test_an_unreachable_server_fails_soon(settings, body):
     async def sleep(wait_s):
         waits.append(wait_s)
 
-    async with WeightStore.open(settings(retries=8)) as store:
+    async with open_store(settings(retries=8)) as store:
         store._tools.sleep = sleep
         nowhere = "http://127.0.0.1:9/m.bin"
         # By its address, large in the catalog, and small there.
@@ -172,7 +172,7 @@ async def test_retry_after_is_waited_for(server, settings, body):
 
     url = server.put(PATH, body)
     server.faults[PATH] = [Fault(status=429, retry_after="37")] * 2
-    async with WeightStore.open(settings(connections=1)) as store:
+    async with open_store(settings(connections=1)) as store:
         store._tools.sleep = sleep
         assert (await _fetch(store, url)).path.read_bytes() == body
     assert waits == [37.0, 37.0]
@@ -231,7 +231,7 @@ async def test_the_next_source_goes_on_where_the_first_broke_off(server, store, 
 
 async def test_a_slow_source_is_left_for_the_next(server, settings, body):
     now = [0.0]
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         store._tools.now_s = lambda: now.__setitem__(0, now[0] + 3.0) or now[0]
         slow, fast = server.put("/slow", body), server.put(PATH, body)
         path = await store.ensure(_use_manifest(store, [slow, fast], body))
@@ -254,7 +254,7 @@ async def test_one_bad_chunk_is_fetched_again_alone(server, store, body):
 async def test_a_token_goes_to_its_own_origin_only(server, settings, body):
     elsewhere = server.put("/cdn/file", body).replace("127.0.0.1", "localhost")
     url = server.put("/private", b"", redirect=elsewhere, token="hf_secret")
-    async with WeightStore.open(settings(hf_token="hf_secret")) as store:
+    async with open_store(settings(hf_token="hf_secret")) as store:
         assert (await _fetch(store, url)).path.read_bytes() == body
     assert {s.authorization for s in server.seen if s.path == "/private"} == {"Bearer hf_secret"}
     assert {s.authorization for s in server.seen if s.path == "/cdn/file"} == {""}
@@ -262,7 +262,7 @@ async def test_a_token_goes_to_its_own_origin_only(server, settings, body):
 
 async def test_a_refused_token_is_said_and_not_shown(server, settings, body):
     url = server.put(PATH, body, token="right")
-    async with WeightStore.open(settings(hf_token="wrong-secret")) as store:
+    async with open_store(settings(hf_token="wrong-secret")) as store:
         with pytest.raises(TokenRefused) as caught:
             await _fetch(store, url)
     assert url in caught.value.message
@@ -289,7 +289,7 @@ async def test_an_address_that_runs_out_behind_a_redirect_is_asked_for_again(ser
 
 async def test_several_processes_share_one_download(server, settings, body):
     url = server.put(PATH, body)
-    async with WeightStore.open(settings()) as one, WeightStore.open(settings()) as two:
+    async with open_store(settings()) as one, open_store(settings()) as two:
         fetched = await asyncio.gather(*(_fetch(s, url, _sha(body)) for s in (one, two, one, two)))
     # Each caller's question costs one byte; the download has an answer already.
     assert server.sent_bytes[PATH] == len(body) + 4
@@ -300,11 +300,11 @@ async def test_a_days_cap_stops_the_download_and_the_next_day_goes_on(server, se
     url = server.put(PATH, body)
     day = [86_400.0 * 10]
     capped = settings(daily_bytes=2_000_000)
-    async with WeightStore.open(capped, wall_s=lambda: day[0]) as store:
+    async with open_store(capped, wall_s=lambda: day[0]) as store:
         with pytest.raises(DailyCapReached) as caught:
             await _fetch(store, url, _sha(body))
         assert caught.value.retry_after_s == 86_400
-    async with WeightStore.open(settings(), wall_s=lambda: day[0]) as store:
+    async with open_store(settings(), wall_s=lambda: day[0]) as store:
         fetched = await _fetch(store, url, _sha(body))
     assert fetched.path.read_bytes() == body
     assert fetched.downloaded_bytes <= len(body) - 1_900_000
@@ -320,7 +320,7 @@ async def test_an_index_on_a_full_disk_is_an_error_that_names_the_reference(serv
     url = server.put(PATH, body)
     monkeypatch.setattr(Index, "add_traffic", fail)
     with pytest.raises((NodeFault, DiskFull), match=r"m\.bin"):
-        async with WeightStore.open(settings()) as store:
+        async with open_store(settings()) as store:
             await _fetch(store, url)
 
 
@@ -340,7 +340,7 @@ async def test_a_disk_without_room_is_said_before_the_download(server, settings,
     import services.weights.store.objects as objects
 
     url = server.put(PATH, body)
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         full = type("Usage", (), {"free": objects.SPARE_BYTES + 1000})
         monkeypatch.setattr(objects.shutil, "disk_usage", lambda folder: full)
         with pytest.raises(DiskFull, match=r"m\.bin.*1000 can be had"):
@@ -359,7 +359,7 @@ async def test_a_disk_that_fills_up_in_the_middle_is_said_and_no_half_file_stand
             raise OSError(errno.ENOSPC, "no space left")
         return write(fd, data, at)
 
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         with monkeypatch.context() as patched:
             patched.setattr("services.weights.transfer.partial.os.pwrite", full)
             with pytest.raises(DiskFull, match=PATH):
@@ -384,7 +384,7 @@ async def test_a_cap_on_bandwidth_is_kept_by_waiting(server, settings, body):
         waited.append(wait_s)
         now[0] += wait_s
 
-    async with WeightStore.open(settings(bandwidth_bps=8_000_000, connections=1)) as store:
+    async with open_store(settings(bandwidth_bps=8_000_000, connections=1)) as store:
         store._tools.pacer.now_s, store._tools.pacer.sleep = (lambda: now[0]), sleep
         assert (await _fetch(store, url)).path.read_bytes() == body
     assert 4.0 < sum(waited) <= 5.0
@@ -399,7 +399,7 @@ async def test_bytes_named_by_their_address_are_kept_whatever_their_name_promise
 async def test_a_budget_too_small_for_one_model_is_said_and_nothing_of_it_is_evicted_on_the_way(server, settings):
     files = {"config.json": b"{}"} | {f"{n}.safetensors": safetensors({"w": bytes([n]) * 2_000_000}) for n in (1, 2, 3)}
     put_repository(server, "org/m", files)
-    async with WeightStore.open(settings(budget_bytes=5_000_000)) as store:
+    async with open_store(settings(budget_bytes=5_000_000)) as store:
         with pytest.raises(DiskFull, match="budget"):
             await store.ensure("hf:org/m")
         small = await store.ensure(server.put("/small", b"1" * 1_000_000))
@@ -416,7 +416,7 @@ async def test_many_callers_in_one_process_get_one_view(server, store):
 
 async def test_what_is_acquired_is_not_evicted_until_it_is_let_go(server, settings):
     first, second = server.put("/first", b"1" * 3_000_000), server.put("/second", b"2" * 3_000_000)
-    async with WeightStore.open(settings(budget_bytes=4_000_000)) as store:
+    async with open_store(settings(budget_bytes=4_000_000)) as store:
         async with store.acquire(first) as path:
             with pytest.raises(DiskFull, match="in use"):
                 await store.ensure(second)
@@ -446,18 +446,18 @@ async def test_progress_reports_bytes_rate_and_source(server, store, body):
 async def test_a_redirect_to_a_host_that_is_not_allowed_is_not_followed(server, settings, body):
     server.put("/there", body)
     url = server.put(PATH, b"", redirect=server.url.replace("127.0.0.1", "localhost") + "/there")
-    async with WeightStore.open(settings(url_hosts="127.0.0.1")) as store:
+    async with open_store(settings(url_hosts="127.0.0.1")) as store:
         with pytest.raises(FailedPrecondition, match=r"localhost is not in FANLIGHT_WEIGHTS_URL_HOSTS"):
             await store.ensure(url)
     assert server.sent_bytes["/there"] == 0
-    async with WeightStore.open(settings(url_hosts="127.0.0.1,localhost")) as store:
+    async with open_store(settings(url_hosts="127.0.0.1,localhost")) as store:
         assert (await store.ensure(url)).read_bytes() == body
 
 
 async def test_a_host_that_a_redirect_led_to_cannot_lead_on_to_others_later(server, settings, body):
     there = server.put("/there", body).replace("127.0.0.1", "localhost")
     url = server.put("/file", b"", redirect=there)
-    async with WeightStore.open(settings(url_hosts="127.0.0.1,localhost")) as store:
+    async with open_store(settings(url_hosts="127.0.0.1,localhost")) as store:
         web = store._tools.web
         web.guard(url)
         remote = await web.probe(url)
@@ -469,9 +469,9 @@ async def test_a_host_that_a_redirect_led_to_cannot_lead_on_to_others_later(serv
 
 async def test_only_the_hosts_that_are_allowed_are_asked(server, settings, body):
     url = server.put(PATH, body)
-    async with WeightStore.open(settings(url_hosts="weights.example, other.example")) as store:
+    async with open_store(settings(url_hosts="weights.example, other.example")) as store:
         with pytest.raises(FailedPrecondition, match="URL_HOSTS"):
             await store.ensure(url)
     assert not server.seen
-    async with WeightStore.open(settings(url_hosts="weights.example,127.0.0.1")) as store:
+    async with open_store(settings(url_hosts="weights.example,127.0.0.1")) as store:
         assert (await store.ensure(url)).exists()

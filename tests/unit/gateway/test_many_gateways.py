@@ -8,6 +8,7 @@ import pytest
 from fanlight.errors import LeaseLost
 from services.gateway.app.completion import Renewal
 from services.gateway.app.watch import TaskProgress
+from services.gateway.config import GatewayLimits
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
 from services.gateway.domain.machine import LeaseStatus
 from tests.fakes.fleet import Fleet, FleetWorker, control, generation
@@ -181,7 +182,7 @@ async def test_a_circuit_breaker_open_at_one_gateway_is_open_at_the_other(pair: 
 
 
 async def test_a_stalled_task_that_is_renewed_forever_loses_its_lease() -> None:
-    async with Fleet(settings={"stall_limit_s": 100.0}).running() as fleet:
+    async with Fleet(limits=GatewayLimits(stall_limit_s=100.0)).running() as fleet:
         _, task = await a_task(fleet)
         for step in (1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2):
             said = TaskProgress(task=0, step=step, steps=9)

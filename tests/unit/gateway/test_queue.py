@@ -8,6 +8,7 @@ import pytest
 from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, LeaseLost, Unavailable
 from services.gateway.app.completion import Renewal, ReportedOutput
+from services.gateway.config import GatewayLimits
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, JobState
 from services.gateway.domain.machine import FAILURES_LIMIT, LeaseStatus
 from services.gateway.domain.workers import Capabilities
@@ -319,7 +320,7 @@ async def test_a_cached_image_whose_bytes_are_gone_is_made_again(fleet: Fleet, a
 
 
 async def test_the_cache_is_bounded() -> None:
-    async with Fleet(settings={"cache_limit": 2}).running() as fleet:
+    async with Fleet(limits=GatewayLimits(cache_limit=2)).running() as fleet:
         worker = fleet.worker(PREPROCESS)
         for i in range(4):
             await fleet.gateway.jobs.create(annotation(str(i)))

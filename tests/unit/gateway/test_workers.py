@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fanlight.errors import ResourceExhausted
+from services.gateway.config import GatewayLimits
 from services.gateway.domain.job import DIFFUSION, PREPROCESS
 from services.gateway.domain.workers import Capabilities
 from tests.fakes.fleet import CANNY, STARTER, Fleet, FleetWorker, generation
@@ -62,7 +63,7 @@ async def test_capabilities_that_change_are_taken_in(fleet: Fleet) -> None:
 
 
 async def test_workers_are_bounded_and_the_one_away_longest_makes_room() -> None:
-    async with Fleet(settings={"worker_limit": 2}).running() as fleet:
+    async with Fleet(limits=GatewayLimits(worker_limit=2)).running() as fleet:
         await fleet.worker(DIFFUSION, "a").come()
         fleet.clock.advance(40)
         await fleet.worker(DIFFUSION, "b").come()

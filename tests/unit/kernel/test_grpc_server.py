@@ -7,7 +7,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from fanlight.channel import open_channel
+from fanlight.channel import MAX_MESSAGE_BYTES, open_channel
 from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2 as pb
 from fanlight.preprocessor.v1 import preprocessor_pb2_grpc as pb_grpc
@@ -32,12 +32,13 @@ async def serve():
     """Start a server with given settings and token; the address to dial."""
     running = []
 
-    async def start(token="", address="127.0.0.1:0", **settings):
+    async def start(token="", address="127.0.0.1:0", max_message_bytes=MAX_MESSAGE_BYTES, **settings):
         server = RpcServer(
             CommonSettings(**{"drain_grace_s": 0, **settings}),
             services={SERVICE: lambda s: pb_grpc.add_PreprocessorServiceServicer_to_server(Servicer(), s)},
             tokens={},
             default_tokens=(token,) if token else (),
+            max_message_bytes=max_message_bytes,
         )
         port = server.bind(address)
         await server.start()

@@ -5,7 +5,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.gateway.config import GatewaySettings
-from services.kernel.config import Address, CommonSettings, SettingsError, load, refuse_unknown
+from services.kernel.config import MIB, Address, CommonSettings, SettingsError, load, refuse_unknown
 
 
 class OwnSettings(BaseSettings):
@@ -16,6 +16,7 @@ class OwnSettings(BaseSettings):
     prefix: str = Field("a", pattern="^[a-z]+$", max_length=3)
     name: str = Field("a", min_length=1)
     replicas: int = Field(1, lt=6)
+    limit_bytes: int = Field(MIB, ge=MIB)
 
 
 def test_defaults_need_no_environment(monkeypatch):
@@ -40,7 +41,6 @@ def test_a_wrong_setting_is_named(monkeypatch, name, value):
     [
         ("FANLIGHT_DRAIN_GRACE_S", "soon", "must be a number"),
         ("FANLIGHT_DRAIN_GRACE_S", "-1", "must be at least 0"),
-        ("FANLIGHT_MAX_MESSAGE_BYTES", "5", "must be at least 1048576"),
         ("FANLIGHT_LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
@@ -64,6 +64,7 @@ def test_a_wrong_setting_says_what_would_be_right(monkeypatch, name, value, word
         ("REPLICAS", "1.5", "must be a whole number"),
         ("REPLICAS", "9" * 5_000, "must be a whole number of fewer digits"),
         ("REPLICAS", "6", "must be below 6"),
+        ("LIMIT_BYTES", "5", "must be at least 1048576"),
     ],
 )
 def test_every_kind_of_limit_is_explained(monkeypatch, name, value, words):

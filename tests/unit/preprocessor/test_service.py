@@ -84,10 +84,11 @@ def service(gate) -> Iterator[PreprocessorService]:
 async def stub(service, gate) -> AsyncIterator[pb_grpc.PreprocessorServiceStub]:
     """Messages have at most 1 MiB."""
     server = RpcServer(
-        CommonSettings(drain_grace_s=0, max_message_bytes=MIB),
+        CommonSettings(drain_grace_s=0),
         services={NAME: lambda rpc: pb_grpc.add_PreprocessorServiceServicer_to_server(service, rpc)},
         tokens={},
         default_tokens=(),
+        max_message_bytes=MIB,
     )
     port = server.bind("127.0.0.1:0")
     await server.start()

@@ -36,7 +36,7 @@ async def test_never_more_tasks_than_slots_run_at_a_time(gateway: FakeGateway, s
 
 
 async def test_a_batch_is_no_larger_than_the_setting(gateway: FakeGateway, stage: FakeStage) -> None:
-    async with working(gateway, stage, slots=8, batch_tasks=2):
+    async with working(gateway, stage, slots=8, limits={"batch_tasks": 2}):
         await gateway.until(lambda: gateway.open_polls == 1)
     assert gateway.polls[0].max_tasks == 2
 
@@ -105,7 +105,7 @@ async def test_a_worker_says_which_fields_it_knows(gateway: FakeGateway, stage: 
 async def test_a_full_worker_still_reports_itself_and_what_it_holds(gateway: FakeGateway, stage: FakeStage) -> None:
     stage.holds = True
     await gateway.offer(task_named("jobs/a/tasks/1"))
-    async with working(gateway, stage, report_every_s=0.01):
+    async with working(gateway, stage, limits={"report_every_s": 0.01}):
         await gateway.until(lambda: len(gateway.polls) >= 3)
         assert gateway.polls[-1].max_tasks == 0
         assert list(gateway.polls[-1].held_lease_tokens) == [b"token-1"]
@@ -137,7 +137,7 @@ async def test_a_full_worker_disowns_at_once_what_came_with_a_lost_answer(
     gateway: FakeGateway, stage: FakeStage
 ) -> None:
     gateway.lost_answers["LeaseTasks"] = 1
-    async with working(gateway, stage, report_every_s=1_000) as worker:
+    async with working(gateway, stage, limits={"report_every_s": 1_000}) as worker:
         await gateway.until(lambda: gateway.open_polls == 1)
         async with worker.admission.enter():
             await gateway.offer(task_named("jobs/a/tasks/1"))

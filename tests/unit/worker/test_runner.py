@@ -70,7 +70,7 @@ async def test_an_image_that_the_gateway_lost_is_not_the_requests_fault(gateway:
 async def test_an_image_above_the_limit_is_refused_unfetched(gateway: FakeGateway, stage: FakeStage) -> None:
     blob = gateway.keep(bytes(2 * 1024 * 1024))
     await gateway.offer(task_named(NAME, blob=blob))
-    async with working(gateway, stage, input_bytes_max=1024 * 1024):
+    async with working(gateway, stage, limits={"input_bytes_max": 1024 * 1024}):
         await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
     assert gateway.failed[NAME][0].failure.reason == "TOO_LARGE"
     assert gateway.calls["ReadBlob"] == 0
@@ -107,7 +107,7 @@ async def test_an_output_that_arrived_is_not_sent_twice(gateway: FakeGateway, st
 async def test_an_output_that_the_gateway_dropped_is_sent_again(gateway: FakeGateway, stage: FakeStage) -> None:
     gateway.refusals["CompleteTask"] = 1
     await gateway.offer(task_named(NAME))
-    async with working(gateway, stage, retry_delay_max_s=0.5):
+    async with working(gateway, stage, limits={"retry_delay_max_s": 0.5}):
         await gateway.until(lambda: gateway.calls["CompleteTask"] == 1)
         gateway.blobs.clear()
         await gateway.until(lambda: gateway.results[NAME] == 1)

@@ -1,0 +1,16 @@
+"""Weight stores that download small files in several pieces."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from services.weights.settings import MIB, WeightsLimits, WeightsSettings
+from services.weights.store.store import WeightStore
+
+PIECE_BYTES = 1 * MIB
+STALL_S = 20.0
+
+
+def open_store(
+    settings: WeightsSettings, *, stall_s: float = STALL_S, **more: Any
+) -> AbstractAsyncContextManager[WeightStore]:
+    return WeightStore.open(settings, limits=WeightsLimits(piece_bytes=PIECE_BYTES, stall_s=stall_s), **more)
