@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from fanlight.contract.schedulers import SCHEDULE_TITLES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import NodeFault
-from services.diffusion.engine.generation import Generation
+from services.diffusion.engine.generation import A1111_OPTIONS, Generation
 from services.diffusion.models.entries import KINDS, Entry
 from services.weights.references.tensors import sha256_of
 
@@ -149,16 +149,6 @@ def version_of(package: str) -> str:
         return ""
 
 
-# A1111's titles of options, in the order in which it writes them; only values that are not the default are written.
-A1111_OPTIONS: Mapping[str, str] = {
-    "variation_seed": "Variation seed",
-    "variation_strength": "Variation seed strength",
-    "strength": "Denoising strength",
-    "clip_skip": "Clip skip",
-    "eta": "Eta",
-}
-
-
 def default_of(option: str) -> object:
     """None for one without a default."""
     own = Generation.__dataclass_fields__.get(option)
@@ -199,6 +189,7 @@ def _infotext_fields(generation: Generation, digests: Digests, version: str) -> 
     if generation.vae:
         yield "VAE hash", _short_hash(digests(generation.vae))
         yield "VAE", generation.vae.id
+    # Only values that are not the default, as A1111 does.
     for option, title in A1111_OPTIONS.items():
         value = getattr(generation, option)
         if value != default_of(option):
