@@ -10,6 +10,7 @@ from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
+from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes
 from fanlight.contract.schedulers import SCHEDULE_TITLES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import NodeFault
@@ -117,7 +118,10 @@ def provenance_json(
     device: str,
     dtype: str,
 ) -> str:
-    """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image."""
+    """TooLarge above what the gateway takes, as models in very many files may give.
+
+    `effective`: the request with all defaults filled in; sent again with the same images it gives the same image.
+    """
     content = {
         "parameters": MessageToDict(effective, preserving_proto_field_name=True),
         "pictures": dict(generation.image_digests),
@@ -134,7 +138,8 @@ def provenance_json(
         "device": device,
         "dtype": dtype,
     }
-    return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+    return check_bytes(text, PROVENANCE_LIMIT_BYTES, field="provenance_json")
 
 
 def versions() -> dict[str, str]:

@@ -82,6 +82,9 @@ def _made_by(annotator: str, **parameters: float | str) -> AnnotatorUse:
     return use
 
 
+# 10,000 characters in 150 parts: as many as fit with two escapes in JSON of ASCII, the others with one.
+LONGEST_PROMPT = "\U0001f600" * 2_812 + "\u3000" * 7_188
+
 # Where a name is that of a model, the starter has it: its ControlNet, LoRA, embedding and VAE.
 PROMPTS = [
     _generate("a plain prompt"),
@@ -93,6 +96,8 @@ PROMPTS = [
     _generate(
         "12,000 characters of negative prompt", (TOO_LARGE, "negative_prompt", "12000"), negative_prompt="a" * 12_000
     ),
+    _generate("two prompts of 10,000 characters", prompt="a " * 5_000, negative_prompt="b " * 5_000),
+    _generate("the prompts that are longest as JSON", prompt=LONGEST_PROMPT, negative_prompt=LONGEST_PROMPT),
     _generate("1,000 characters of three bytes", prompt="\u676f" * 1000),
     _generate("10,000 characters of three bytes", (INVALID, "prompt", "400 parts"), prompt="\u676f" * 10_000),
     _generate("149 BREAKs", prompt="a BREAK " * 149),

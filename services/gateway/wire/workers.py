@@ -9,7 +9,7 @@ from google.protobuf.descriptor import Descriptor
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.annotation import described
-from fanlight.contract.limits import check_bytes, check_number, check_some_bytes, check_whole
+from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes, check_number, check_some_bytes, check_whole
 from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
@@ -32,7 +32,6 @@ SPANS_LIMIT = 64
 PREVIEW_LIMIT_BYTES = 64 * 1024
 REASON_LIMIT = 64
 MESSAGE_LIMIT = 2_000
-PROVENANCE_LIMIT_BYTES = 16_384
 REFERENCE_LIMIT_CHARS = 256
 
 NAME_LIMIT_BYTES = 256
