@@ -156,6 +156,15 @@ class NodeFault(FanlightError):
     reason = "NODE_FAULT"
 
 
+class ResultRefused(NodeFault):
+    """The gateway refused a task's finished result; `field` is the wrong field of the result.
+
+    Says nothing about the models that it was made with.
+    """
+
+    reason = "RESULT_REFUSED"
+
+
 class CallFailed(FanlightError):
     """The gateway refused a call, or could not be reached.
 

@@ -127,7 +127,7 @@ def check(request: GenerateRequest) -> None:
 
 
 def check_one_image(request: GenerateRequest) -> None:
-    """What a worker requires beyond `check`: one image, and the request's own images as bytes. InvalidField."""
+    """What a worker requires beyond `check`: one image, and the images themselves. InvalidField."""
     if count_of(request) > 1:
         raise InvalidField(f"is {request.count}; a worker makes one image a call, the gateway several", field="count")
     for index, control in enumerate(request.controls):
@@ -137,8 +137,8 @@ def check_one_image(request: GenerateRequest) -> None:
                 field=f"controls[{index}].annotator",
             )
     for path, image in images_of(request):
-        if image.WhichOneof("source") in ("blob", "url"):
-            raise InvalidField("must be data here; only the gateway takes a blob or a URL", field=path)
+        if image.HasField("blob"):
+            raise InvalidField("must be data or a data: URL here; only the gateway takes a blob", field=path)
 
 
 def check_resolved(request: GenerateRequest) -> None:

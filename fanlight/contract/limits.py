@@ -52,13 +52,25 @@ DEFAULT_CONTROL_START, DEFAULT_CONTROL_END = 0.0, 1.0
 
 # --- Annotation ---
 ANNOTATION_SIDE_MIN_PX, ANNOTATION_SIDE_MAX_PX = 16, 8192
-# Of an annotator's parameters, serialized.
+# Of an annotator's parameters, serialized, with and without defaults.
 PARAMETERS_LIMIT_BYTES = 4096
+# Levels of values nested in each other, and values in all: JSON readers and protobuf's own parser have limits too.
+PARAMETERS_DEPTH_LIMIT = 8
+PARAMETERS_VALUES_LIMIT = 512
+# Of an annotator's description.
+ANNOTATOR_PARAMETERS_LIMIT = 64
+# Also of each of its choices.
+PARAMETER_NAME_LIMIT_BYTES = 256
+PARAMETER_DESCRIPTION_LIMIT_BYTES = 4096
+PARAMETER_CHOICES_LIMIT = 256
 
 # --- Result ---
 DEFAULT_FORMAT = "png"
 DEFAULT_QUALITY, QUALITY_LIMIT = 90, 100
 DEFAULT_RESIZE = "crop"
+# Of what an image was made from, as JSON in ASCII, where a character may take 12 bytes. Prompts give up to 240,000,
+# controls' parameters 200,000; the rest is for names, references and digests of files.
+PROVENANCE_LIMIT_BYTES = 1024 * 1024
 
 # --- Jobs ---
 REQUEST_ID_CHARACTERS_LIMIT = 128

@@ -19,12 +19,13 @@ from fanlight.contract.prompt import parse_prompt
 from fanlight.contract.schedulers import resolve
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import InvalidField
+from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest
 from fanlight.queue.v1.queue_pb2 import ContractRevision, KnownMessage
 
 # Kinds of models, as in diffusion.v1.Model.
 CHECKPOINT, CONTROLNET, LORA, VAE, EMBEDDING = "checkpoint", "controlnet", "lora", "vae", "embedding"
 # Kinds of other offers.
-SCHEDULER, SAFETY_CHECKER, PRECISION = "scheduler", "safety_checker", "precision"
+ANNOTATOR, SCHEDULER, SAFETY_CHECKER, PRECISION = "annotator", "scheduler", "safety_checker", "precision"
 # Names of limits: width x height in pixels, and the largest `clip_skip` of a checkpoint.
 PIXELS, TEXT_ENCODER_LAYERS = "pixels", "text_encoder_layers"
 
@@ -45,6 +46,15 @@ def needs_of(request: GenerateRequest) -> Needs:
     for offer, field in [*_models(request), *_others(request)]:
         offers.setdefault(offer, field)
     return Needs(offers=tuple(offers.items()), amounts=tuple(_amounts(request)))
+
+
+def needs_of_annotation(request: AnnotateRequest) -> Needs:
+    """`request`: resolved, so that the annotator is named by its id. Without a size no pixels are known."""
+    pixels = request.width_px * request.height_px
+    return Needs(
+        offers=((f"{ANNOTATOR}:{request.annotator}", "annotator"),),
+        amounts=((PIXELS, pixels, "width_px"),) if pixels else (),
+    )
 
 
 def scheduler_need(scheduler: str) -> str:

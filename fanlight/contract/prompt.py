@@ -129,13 +129,29 @@ def loras_in(prompt: str) -> list[str]:
 
 
 def with_loras_renamed(prompt: str, rename: Callable[[str], str]) -> str:
-    """The prompt with each LoRA renamed by `rename`. InvalidField for a prompt that cannot be parsed."""
+    """The prompt with each LoRA renamed by `rename`. InvalidField for a prompt that cannot be parsed.
+
+    Also for a new name that a tag cannot hold, and for a prompt that becomes too long.
+    """
     pieces, end = [], 0
     for tag in parse_prompt(prompt, "prompt").loras:
         name_at = prompt.index(":", tag.at) + 1
-        pieces += [prompt[end:name_at], rename(tag.name)]
+        name = rename(tag.name)
+        if not name or any(mark in name for mark in ":<>"):
+            raise InvalidField(
+                f"character {tag.at + 1}: the LoRA's id {name!r} cannot stand in a tag; list it in loras instead",
+                field="prompt",
+            )
+        pieces += [prompt[end:name_at], name]
         end = next(at for at in range(name_at, tag.end) if prompt[at] in ":>")
-    return "".join([*pieces, prompt[end:]])
+    renamed = "".join([*pieces, prompt[end:]])
+    if len(renamed) > PROMPT_CHARACTERS_LIMIT:
+        raise InvalidField(
+            f"has {len(renamed)} characters with its LoRAs named by their ids; at most {PROMPT_CHARACTERS_LIMIT} are"
+            " taken: shorten it, or list them in loras",
+            field="prompt",
+        )
+    return renamed
 
 
 def without_loras(prompt: str, tags: Iterable[LoraTag]) -> str:

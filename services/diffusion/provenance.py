@@ -10,10 +10,11 @@ from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
+from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes
 from fanlight.contract.schedulers import SCHEDULE_TITLES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import NodeFault
-from services.diffusion.engine.generation import Generation
+from services.diffusion.engine.generation import A1111_OPTIONS, Generation
 from services.diffusion.models.entries import KINDS, Entry
 from services.weights.references.tensors import sha256_of
 
@@ -117,7 +118,10 @@ def provenance_json(
     device: str,
     dtype: str,
 ) -> str:
-    """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image."""
+    """TooLarge above what the gateway takes, as models in very many files may give.
+
+    `effective`: the request with all defaults filled in; sent again with the same images it gives the same image.
+    """
     content = {
         "parameters": MessageToDict(effective, preserving_proto_field_name=True),
         "pictures": dict(generation.image_digests),
@@ -134,7 +138,8 @@ def provenance_json(
         "device": device,
         "dtype": dtype,
     }
-    return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+    return check_bytes(text, PROVENANCE_LIMIT_BYTES, field="provenance_json")
 
 
 def versions() -> dict[str, str]:
@@ -147,16 +152,6 @@ def version_of(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
-
-
-# A1111's titles of options, in the order in which it writes them; only values that are not the default are written.
-A1111_OPTIONS: Mapping[str, str] = {
-    "variation_seed": "Variation seed",
-    "variation_strength": "Variation seed strength",
-    "strength": "Denoising strength",
-    "clip_skip": "Clip skip",
-    "eta": "Eta",
-}
 
 
 def default_of(option: str) -> object:
@@ -199,6 +194,7 @@ def _infotext_fields(generation: Generation, digests: Digests, version: str) -> 
     if generation.vae:
         yield "VAE hash", _short_hash(digests(generation.vae))
         yield "VAE", generation.vae.id
+    # Only values that are not the default, as A1111 does.
     for option, title in A1111_OPTIONS.items():
         value = getattr(generation, option)
         if value != default_of(option):

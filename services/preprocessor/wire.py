@@ -1,7 +1,7 @@
 """Protobuf to domain and back. The only file here that knows both; fanlight.contract decides what is valid."""
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.annotation import check, description, plain
+from fanlight.contract.annotation import check, check_parameters, description, plain
 from fanlight.contract.images import data_of
 from fanlight.contract.parameters import fill
 from fanlight.errors import FanlightError, InvalidField, TooLarge
@@ -27,7 +27,7 @@ def _annotation(
     annotator = registry.get(request.annotator)
     return Annotation(
         annotator=annotator,
-        parameters=fill(annotator.all_parameters, plain(request.parameters)),
+        parameters=fill(annotator.all_parameters, plain(check_parameters(request, annotator.all_parameters))),
         size=_size(request, limits),
         image=image,
     )

@@ -16,7 +16,15 @@ from google.protobuf.message import DecodeError, Message
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
 from fanlight.contract.needs import unknown_fields
-from fanlight.errors import FailedPrecondition, FanlightError, LeaseLost, NodeFault
+from fanlight.errors import (
+    FailedPrecondition,
+    FanlightError,
+    InvalidField,
+    LeaseLost,
+    NodeFault,
+    ResultRefused,
+    TooLarge,
+)
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.blobs import ByteLru
 from services.kernel.logs import get_logger
@@ -176,7 +184,10 @@ class TaskRunner:
         raise NodeFault("the gateway did not store the outputs")
 
     async def _complete(self, request: queue_pb2.CompleteTaskRequest) -> bool:
-        """False if an output must be uploaded again. Raises LeaseLost, or NodeFault: it is not the request's fault."""
+        """False if an output must be uploaded again. Raises LeaseLost, ResultRefused, or NodeFault.
+
+        None of them is the request's fault.
+        """
         try:
             await self._retry.call(lambda: self._queue.complete(request), doing="complete_task")
         except FailedPrecondition:
@@ -184,6 +195,8 @@ class TaskRunner:
             return False
         except LeaseLost:
             raise
+        except (InvalidField, TooLarge) as error:
+            raise ResultRefused(f"the gateway refused the result: {error.message}", field=error.field) from error
         except FanlightError as error:
             raise NodeFault(f"the result could not be sent: {error.message}") from error
         return True

@@ -66,21 +66,33 @@ def _generate(name: str, expected: Refusal | None = None, *, prompt: str = "a cu
 
 
 def _annotate(
-    name: str, expected: Refusal | None = None, *, parameters: dict[str, float | str] | None = None, **fields: Any
+    name: str, expected: Refusal | None = None, *, parameters: dict[str, Any] | None = None, **fields: Any
 ) -> Case:
+    depends_on_worker = fields.pop("depends_on_worker", False)
+
     def build() -> AnnotateRequest:
         request = AnnotateRequest(**{"annotator": "canny", "image": IMAGE, **fields})
         request.parameters.update(parameters or {})
         return request
 
-    return Case(name, build, expected)
+    return Case(name, build, expected, depends_on_worker=depends_on_worker)
 
 
-def _made_by(annotator: str, **parameters: float | str) -> AnnotatorUse:
+def _made_by(annotator: str, **parameters: Any) -> AnnotatorUse:
     use = AnnotatorUse(annotator=annotator)
     use.parameters.update(parameters)
     return use
 
+
+def _nested_made_by(levels: int) -> AnnotatorUse:
+    deep: Any = 1
+    for _ in range(levels - 1):
+        deep = {"deep": deep}
+    return _made_by("canny", deep=deep)
+
+
+# 10,000 characters in 150 parts: as many as fit with two escapes in JSON of ASCII, the others with one.
+LONGEST_PROMPT = "\U0001f600" * 2_812 + "\u3000" * 7_188
 
 # Where a name is that of a model, the starter has it: its ControlNet, LoRA, embedding and VAE.
 PROMPTS = [
@@ -93,6 +105,8 @@ PROMPTS = [
     _generate(
         "12,000 characters of negative prompt", (TOO_LARGE, "negative_prompt", "12000"), negative_prompt="a" * 12_000
     ),
+    _generate("two prompts of 10,000 characters", prompt="a " * 5_000, negative_prompt="b " * 5_000),
+    _generate("the prompts that are longest as JSON", prompt=LONGEST_PROMPT, negative_prompt=LONGEST_PROMPT),
     _generate("1,000 characters of three bytes", prompt="\u676f" * 1000),
     _generate("10,000 characters of three bytes", (INVALID, "prompt", "400 parts"), prompt="\u676f" * 10_000),
     _generate("149 BREAKs", prompt="a BREAK " * 149),
@@ -283,6 +297,19 @@ CONTROLS = [
         (TOO_LARGE, "controls[0].made_by.parameters", "at most 4096"),
         controls=[edges(made_by=_made_by("canny", mode="x" * 5000))],
     ),
+    _generate(
+        "parameters of 8 levels that made it", controls=[edges(made_by=_nested_made_by(8))], depends_on_worker=True
+    ),
+    _generate(
+        "parameters of 9 levels that made it",
+        (INVALID, "controls[0].made_by.parameters.deep", "at most 8"),
+        controls=[edges(made_by=_nested_made_by(9))],
+    ),
+    _generate(
+        "600 values that made it",
+        (INVALID, "controls[0].made_by.parameters", "at most 512"),
+        controls=[edges(made_by=_made_by("canny", many=[True] * 600))],
+    ),
     _generate("controlnet without controls", (INVALID, "controls", "is missing"), pipeline="controlnet"),
     _generate(
         "text2img with control", (INVALID, "pipeline", "takes no controls"), pipeline="text2img", controls=[edges()]
@@ -361,6 +388,12 @@ ANNOTATIONS = [
     _annotate("a height of 8193", (INVALID, "height_px", "16 to 8192"), width_px=64, height_px=8193),
     _annotate("an annotation's width alone", (INVALID, "height_px", "both sides or none"), width_px=64),
     _annotate("an annotation's parameter of nan", (INVALID, "parameters.low", "finite"), parameters={"low": NAN}),
+    _annotate("an annotation of 8192 x 8192", width_px=8192, height_px=8192, depends_on_worker=True),
+    _annotate(
+        "an annotation's 9 levels",
+        (INVALID, "parameters.low", "at most 8"),
+        parameters={"low": [[[[[[[[[1]]]]]]]]]},
+    ),
     _annotate("an annotation's 5,000 bytes", (TOO_LARGE, "parameters", "at most 4096"), parameters={"x": "x" * 5000}),
 ]
 

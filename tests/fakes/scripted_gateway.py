@@ -13,6 +13,7 @@ import grpc.aio
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes
 from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, Unavailable
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
@@ -169,6 +170,8 @@ class FakeGateway:
             raise LeaseLost("the token is no longer the task's")
         if not request.outputs:
             raise InvalidField("has 0 entries; a task has one output", field="outputs")
+        for output in request.outputs:
+            check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field="outputs[0].provenance_json")
         if any(output.blob.digest not in self.blobs for output in request.outputs):
             raise FailedPrecondition("no such blob", field="outputs")
         self.results[self.leased.pop(request.lease_token).name] += 1

@@ -145,5 +145,14 @@ class Generation:
         return self.clip_skip
 
 
+# A1111's titles of options, in the order in which it writes them.
+A1111_OPTIONS: Mapping[str, str] = {
+    "variation_seed": "Variation seed",
+    "variation_strength": "Variation seed strength",
+    "strength": "Denoising strength",
+    "clip_skip": "Clip skip",
+    "eta": "Eta",
+}
+
 # By ControlNet, other defaults for unset options: how its text encoder was used in training.
 DEFAULTS_WITH_CONTROLNET: Mapping[str, Mapping[str, int]] = {"lineart_anime": {"clip_skip": 2}}

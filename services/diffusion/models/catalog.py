@@ -112,7 +112,7 @@ class ModelCatalog:
             field="vae",
         )
 
-    def embedding(self, embedding_id: str, checkpoint: CheckpointEntry) -> EmbeddingEntry:
+    def embedding(self, embedding_id: str, checkpoint: CheckpointEntry, *, field: str = "embeddings") -> EmbeddingEntry:
         return self._fitting(
             EmbeddingEntry,
             embedding_id,
@@ -120,7 +120,7 @@ class ModelCatalog:
             fits=lambda entry: _has_widths(entry, checkpoint),
             family=lambda entry: self._family_or_width(sum(entry.widths)),
             kind="embedding",
-            field="embeddings",
+            field=field,
         )
 
     def controlnets_of(self, checkpoint: CheckpointEntry) -> list[ControlNetEntry]:

@@ -10,7 +10,7 @@ from PIL import Image
 from fanlight.common.v1 import common_pb2
 from fanlight.contract import limits
 from fanlight.contract.generation import INPAINT_CONTROLNET, strength_of
-from fanlight.contract.images import images_of
+from fanlight.contract.images import data_of, images_of
 from fanlight.contract.names import digest_of
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
@@ -22,14 +22,14 @@ from services.kernel.images import ImageLimits, decode_rgb, decode_rgba
 
 
 def decode(image: common_pb2.ImageSource, field: str, limits: ImageLimits) -> Image.Image:
-    return decode_rgb(image.data, field=field, limits=limits)
+    return decode_rgb(data_of(image, field), field=field, limits=limits)
 
 
 def decode_with_hole(
     image: common_pb2.ImageSource, field: str, limits: ImageLimits
 ) -> tuple[Image.Image, Image.Image | None]:
     """RGB, and a mask that is white where the image is transparent; None where all of it is opaque."""
-    whole = decode_rgba(image.data, field=field, limits=limits)
+    whole = decode_rgba(data_of(image, field), field=field, limits=limits)
     hole = whole.getchannel("A").point(lambda alpha: 255 if alpha < MASK_THRESHOLD else 0)
     return whole.convert("RGB"), hole if hole.getbbox() else None
 
@@ -65,9 +65,9 @@ def start_of(
 
 
 def digests_of_images(request: diffusion_pb2.GenerateRequest) -> Iterator[tuple[str, str]]:
-    """By field, of the bytes that were sent."""
+    """By field, of the encoded images that were sent."""
     for field, image in images_of(request):
-        yield field, digest_of(image.data)
+        yield field, digest_of(data_of(image, field))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

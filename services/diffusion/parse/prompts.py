@@ -80,7 +80,10 @@ def _embeddings(
     checkpoint: CheckpointEntry,
 ) -> tuple[EmbeddingEntry, ...]:
     """Those that a prompt names, listed or not; a listed one must exist."""
-    listed = [catalog.embedding(name, checkpoint) for name in request.embeddings]
+    listed = [
+        catalog.embedding(name, checkpoint, field=f"embeddings[{place}]")
+        for place, name in enumerate(request.embeddings)
+    ]
     known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]}
     if not known:
         return ()

@@ -8,8 +8,8 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.annotation import described
-from fanlight.contract.limits import check_bytes, check_number, check_some_bytes, check_whole
+from fanlight.contract.annotation import described_all
+from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes, check_number, check_some_bytes, check_whole
 from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
@@ -32,7 +32,6 @@ SPANS_LIMIT = 64
 PREVIEW_LIMIT_BYTES = 64 * 1024
 REASON_LIMIT = 64
 MESSAGE_LIMIT = 2_000
-PROVENANCE_LIMIT_BYTES = 16_384
 REFERENCE_LIMIT_CHARS = 256
 
 NAME_LIMIT_BYTES = 256
@@ -365,9 +364,7 @@ def _annotator(message: preprocessor_pb2.Annotator, field: str) -> AnnouncedAnno
     return AnnouncedAnnotator(
         id=check_some_bytes(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
         description=check_bytes(message.description, DESCRIPTION_LIMIT_BYTES, field=f"{field}.description"),
-        parameters=tuple(
-            described(each, field=f"{field}.parameters[{i}]") for i, each in enumerate(message.parameters)
-        ),
+        parameters=described_all(message.parameters, field=f"{field}.parameters"),
         deterministic=message.deterministic,
         weight_bytes=check_whole(message.weight_bytes, 0, BYTES_LIMIT, field=f"{field}.weight_bytes"),
         controlnets=_names(message.controlnets, f"{field}.controlnets"),

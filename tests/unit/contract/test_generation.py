@@ -2,7 +2,7 @@
 
 import pytest
 
-from fanlight.common.v1.common_pb2 import ImageSource
+from fanlight.common.v1.common_pb2 import Blob, ImageSource
 from fanlight.contract.generation import (
     PIPELINES,
     check,
@@ -21,6 +21,7 @@ from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest, LoraUs
 from fanlight.errors import InvalidField
 
 IMAGE = ImageSource(data=b"image")
+BLOB = Blob(digest=f"sha256:{'0' * 64}")
 CANNY = Control(controlnet="canny", image=IMAGE)
 
 
@@ -104,9 +105,9 @@ def test_the_weights_of_a_lora_add_up():
     [
         (GenerateRequest(count=2), "count"),
         (GenerateRequest(controls=[CANNY, Control(annotator="canny", image=IMAGE)]), "controls[1].annotator"),
-        (GenerateRequest(image=ImageSource(url="data:,a")), "image"),
+        (GenerateRequest(image=ImageSource(blob=BLOB)), "image"),
         (
-            GenerateRequest(controls=[Control(controlnet="canny", image=ImageSource(url="data:,a"))]),
+            GenerateRequest(controls=[Control(controlnet="canny", image=ImageSource(blob=BLOB))]),
             "controls[0].image",
         ),
     ],
@@ -121,6 +122,10 @@ def test_a_worker_makes_one_image_of_what_it_was_sent(request_, field):
 
 def test_a_worker_takes_what_the_gateway_sends():
     check_one_image(GenerateRequest(count=1, seed=1, controls=[CANNY], image=IMAGE))
+
+
+def test_a_worker_takes_an_image_as_a_data_url():
+    check_one_image(GenerateRequest(image=ImageSource(url="data:,a")))
 
 
 def test_only_inpaints_controlnet_makes_its_own_control_image():

@@ -1,8 +1,9 @@
 """What a worker must offer for a request."""
 
 from fanlight.common.v1.common_pb2 import ImageSource
-from fanlight.contract.needs import Needs, needs_of, scheduler_need
+from fanlight.contract.needs import Needs, needs_of, needs_of_annotation, scheduler_need
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest, LoraUse
+from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest
 
 
 def test_every_need_has_the_field_that_asks_for_it():
@@ -35,6 +36,15 @@ def test_every_need_has_the_field_that_asks_for_it():
         ),
         amounts=(("pixels", 393_216, "width_px"), ("text_encoder_layers:starter", 2, "clip_skip")),
     )
+
+
+def test_an_annotation_needs_its_annotator_and_room_for_the_size_it_asks_for():
+    request = AnnotateRequest(annotator="canny", width_px=8192, height_px=4096)
+    assert needs_of_annotation(request) == Needs(
+        offers=(("annotator:canny", "annotator"),), amounts=(("pixels", 33_554_432, "width_px"),)
+    )
+    without_size = AnnotateRequest(annotator="canny")
+    assert needs_of_annotation(without_size) == Needs(offers=(("annotator:canny", "annotator"),), amounts=())
 
 
 def test_what_is_left_open_needs_nothing():

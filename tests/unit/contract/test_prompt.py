@@ -106,6 +106,25 @@ def test_loras_are_renamed_where_they_are(text, renamed):
     assert with_loras_renamed(text, str.upper) == renamed
 
 
+def test_renaming_keeps_the_prompt_within_its_limit():
+    prompt = "<lora:a:1>".ljust(10_000, "b")
+    assert len(with_loras_renamed(prompt, lambda name: "c")) == 10_000
+    with pytest.raises(
+        InvalidField, match="10003 characters with its LoRAs named by their ids; at most 10000"
+    ) as caught:
+        with_loras_renamed(prompt, lambda name: "long")
+
+    assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize("lora_id", ["a:b", "a>b", "a<b", ""])
+def test_an_id_that_no_tag_can_hold_is_refused(lora_id):
+    with pytest.raises(InvalidField, match="cannot stand in a tag") as caught:
+        with_loras_renamed("a <lora:one:0.5>", lambda name: lora_id)
+
+    assert caught.value.field == "prompt"
+
+
 def test_a_prompt_without_its_loras_keeps_its_words():
     text = "a <lora:one:0.5>, b <lora:two>"
     assert without_loras(text, parse_prompt(text, "prompt").loras) == "a , b"

@@ -1,5 +1,6 @@
 """Every field of a request has its bounds; what is left open is filled in."""
 
+import base64
 import io
 from dataclasses import replace
 
@@ -136,7 +137,7 @@ def test_a_wrong_value_names_its_field(field, request_, parser):
         ("loras[0].model", GenerateRequest(loras=[LoraUse(model="nobody")])),
         ("prompt", GenerateRequest(prompt="a cat <lora:nobody:1>")),
         ("vae", GenerateRequest(vae="nobody")),
-        ("embeddings", GenerateRequest(embeddings=["nobody"])),
+        ("embeddings[0]", GenerateRequest(embeddings=["nobody"])),
         ("controls[0].controlnet", GenerateRequest(controls=[Control(controlnet="nobody", image=IMAGE)])),
     ],
 )
@@ -167,14 +168,34 @@ def test_text2img_with_a_control_is_refused(parser, image):
     "image",
     [
         common_pb2.ImageSource(url="data:image/png;base64,AAAA"),
+        common_pb2.ImageSource(data=b""),
         common_pb2.ImageSource(blob=common_pb2.Blob(digest="sha256:" + "0" * 64)),
         common_pb2.ImageSource(data=b"no picture"),
     ],
 )
-def test_only_images_sent_as_bytes_are_taken(image, parser):
+def test_only_images_in_the_request_are_taken(image, parser):
     with pytest.raises(InvalidField) as caught:
         parser.parse(GenerateRequest(controls=[Control(controlnet="canny", image=image)]))
     assert caught.value.field == "controls[0].image"
+
+
+def test_only_a_data_url_is_taken(parser):
+    url = common_pb2.ImageSource(url="https://example.com/a.png")
+    with pytest.raises(InvalidField, match="nothing is fetched") as caught:
+        parser.parse(GenerateRequest(controls=[Control(controlnet="canny", image=url)]))
+    assert caught.value.field == "controls[0].image.url"
+
+
+def test_a_data_url_is_the_image_that_it_holds(parser):
+    url = f"data:image/png;base64,{base64.b64encode(IMAGE.data).decode()}"
+    same = common_pb2.ImageSource(url=url)
+    by_url = GenerateRequest(image=same, mask=same, controls=[Control(controlnet="canny", image=same)])
+    by_data = GenerateRequest(image=IMAGE, mask=IMAGE, controls=[CANNY])
+    one, other = parser.parse(by_url), parser.parse(by_data)
+    assert one == other
+    assert one.image_digests == other.image_digests != ()
+    assert one.start.image.tobytes() == other.start.image.tobytes()
+    assert one.controls[0].image.tobytes() == other.controls[0].image.tobytes()
 
 
 def test_an_image_above_the_limit_is_too_large(parser):

@@ -278,6 +278,15 @@ async def test_one_image_is_annotated_in_several_ways_each_as_if_alone(stub):
     assert by_index[2].device == "cpu/uint8"
 
 
+async def test_several_annotators_take_one_data_url(stub):
+    data = encoded(scene())
+    image = common_pb2.ImageSource(url=f"data:image/png;base64,{base64.b64encode(data).decode()}")
+    asked = pb.AnnotateManyRequest(image=image, annotations=[wanted("canny"), wanted("inpaint")])
+    answers = [answer async for answer in stub.AnnotateMany(asked, timeout=PATIENCE_S)]
+    by_index = {each.index: each.answer.image for each in answers}
+    assert by_index == {each.index: each.answer.image for each in await many(stub, wanted("canny"), wanted("inpaint"))}
+
+
 async def test_answers_come_as_they_are_ready(stub, gate):
     image = common_pb2.ImageSource(data=encoded(scene()))
     asked = pb.AnnotateManyRequest(image=image, annotations=[wanted("invert"), wanted("gated")])

@@ -3,6 +3,7 @@
 import pytest
 from google.protobuf import wrappers_pb2
 
+from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import (
     FailedPrecondition,
@@ -121,6 +122,29 @@ async def test_a_result_that_the_gateway_refuses_is_not_the_requests_fault(
     await gateway.offer(task_named(NAME))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+    failure = gateway.failed[NAME][0].failure
+    assert (failure.reason, failure.field) == ("RESULT_REFUSED", "outputs")
+    assert "has 0 entries; a task has one output" in failure.message
+
+
+async def test_a_result_above_a_limit_of_the_gateway_is_refused_by_its_field(
+    gateway: FakeGateway, stage: FakeStage
+) -> None:
+    stage.provenance = "x" * (PROVENANCE_LIMIT_BYTES + 1)
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+    failure = gateway.failed[NAME][0].failure
+    assert (failure.reason, failure.field) == ("RESULT_REFUSED", "outputs[0].provenance_json")
+    assert gateway.calls["CompleteTask"] == 1
+
+
+async def test_a_result_that_never_arrives_is_a_fault_of_the_node(gateway: FakeGateway, stage: FakeStage) -> None:
+    gateway.refusals["CompleteTask"] = 1_000_000
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage, hand_in_limit_s=0.1):
+        await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
+    assert gateway.failed[NAME][0].failure.reason == "NODE_FAULT"
 
 
 async def test_large_outputs_go_up_in_chunks(gateway: FakeGateway, stage: FakeStage) -> None:
