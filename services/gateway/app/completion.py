@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, TooLarge
+from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound
 from services.gateway.app.circuit_breakers import blamed_need
 from services.gateway.app.control_cache import ControlImageCache
 from services.gateway.app.core import Core
@@ -17,15 +17,13 @@ from services.gateway.app.queue_index import QueueLine, queue_lines
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain import machine
+from services.gateway.domain.circuit_breaker import NOT_HERE
 from services.gateway.domain.job import Failure, Fault, Job, Output, Span, Task, task_name
 from services.gateway.domain.machine import LeaseStatus
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
-# What a sound node reports that lacks something that one request needs: the task is retried on another node, and no
-# circuit breaker counts it.
-NOT_HERE = frozenset({NotFound.reason, FailedPrecondition.reason, TooLarge.reason})
 # The field of a request for one image, such as AnnotateRequest's.
 IMAGE = "image"
 
