@@ -7,25 +7,24 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, TooLarge
+from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound
 from services.gateway.app.circuit_breakers import blamed_need
 from services.gateway.app.control_cache import ControlImageCache
 from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
+from services.gateway.app.job_store import UnreadableRecord
 from services.gateway.app.leases import LiveLease, task_key_of
 from services.gateway.app.queue_index import QueueLine, queue_lines
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain import machine
+from services.gateway.domain.circuit_breaker import NOT_HERE
 from services.gateway.domain.job import Failure, Fault, Job, Output, Span, Task, task_name
 from services.gateway.domain.machine import LeaseStatus
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
-# What a sound node reports that lacks something that one request needs: the task is retried on another node, and no
-# circuit breaker counts it.
-NOT_HERE = frozenset({NotFound.reason, FailedPrecondition.reason, TooLarge.reason})
 # The field of a request for one image, such as AnnotateRequest's.
 IMAGE = "image"
 
@@ -107,7 +106,7 @@ class Completion:
         try:
             job_id, number = task_key_of(token)
             job = await self._job_store.fresh(job_id)
-        except (LeaseLost, NotFound):
+        except (LeaseLost, NotFound, UnreadableRecord):
             return LeaseStatus.LOST
         found = machine.lease_status(job, number, token)
         return found if found is LeaseStatus.CANCELLED else LeaseStatus.LOST
@@ -215,7 +214,7 @@ class Completion:
             job = await self._job_store.change(
                 job_id, lambda job: machine.expire(job, number, live.token, now_s=now_s, unheld=unheld, chance=chance)
             )
-        except NotFound:
+        except (NotFound, UnreadableRecord):
             return
         log.info("lease_expired", task=task_name(job_id, number), worker=live.worker, unheld=unheld)
         await self._dead_letters.keep(job)
@@ -228,7 +227,7 @@ class Completion:
         """Fail the jobs whose deadline has passed."""
         now_s = self._clock.now_s()
         for job_id in self._deadlines.passed():
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(NotFound, UnreadableRecord):
                 await self._job_store.change(job_id, lambda job: machine.miss_deadline(job, now_s=now_s))
                 log.info("deadline_missed", job=f"jobs/{job_id}")
 

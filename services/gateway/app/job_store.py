@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fanlight.errors import AlreadyExists, Conflict, FailedPrecondition, LeaseLost, NotFound, Unavailable
 from services.gateway.domain import machine
+from services.gateway.domain.integrity import fault_of
 from services.gateway.domain.job import DEFAULT_TENANT, Job
 from services.gateway.domain.workers import WorkerRecord
 from services.gateway.ports import CaughtUp, Clock, Deleted, NewRecord, Record, RecordStore
@@ -51,8 +52,13 @@ class OtherFormatVersion(UnreadableRecord):
 class Codec(Generic[T]):
     """Values of one type as the bytes of records, and back."""
 
-    def __init__(self, kind: Any) -> None:
+    def __init__(
+        self, kind: Any, *, fault_of: Callable[[T], str] | None = None, key_of: Callable[[T], str] | None = None
+    ) -> None:
+        """`fault_of`: why a value of the right types cannot be; empty where it can. `key_of`: its record's key."""
         self._adapter: TypeAdapter[T] = TypeAdapter(kind)
+        self._fault_of = fault_of
+        self._key_of = key_of
         self._head = b'{"version":%d,"value":' % FORMAT_VERSION
 
     def encode(self, value: T) -> bytes:
@@ -64,15 +70,25 @@ class Codec(Generic[T]):
         if not data.startswith(self._head):
             raise _not_ours(data)
         try:
-            return self._adapter.validate_json(data[len(self._head) : -1])
+            value = self._adapter.validate_json(data[len(self._head) : -1])
         except ValidationError as error:
             where = error.errors(include_url=False, include_input=False)[0]
             raise UnreadableRecord(f"{'.'.join(map(str, where['loc']))}: {where['msg']}") from error
+        if self._fault_of is not None and (fault := self._fault_of(value)):
+            raise UnreadableRecord(fault)
+        return value
+
+    def decode_record(self, record: Record) -> T:
+        """OtherFormatVersion, UnreadableRecord; also for another key's value."""
+        value = self.decode(record.value)
+        if self._key_of is not None and (key := self._key_of(value)) != record.key:
+            raise UnreadableRecord(f"id: is {key[:80]!r}, and the record's key is {record.key!r}")
+        return value
 
     def read(self, bucket: str, record: Record) -> T | None:
         """None for a record that cannot be read: it is logged and skipped, and stops no gateway and no list."""
         try:
-            return self.decode(record.value)
+            return self.decode_record(record)
         except UnreadableRecord as error:
             log.error("unreadable_record_skipped", bucket=bucket, key=record.key, why=error.message)
             return None
@@ -104,7 +120,7 @@ def _version_of(data: bytes) -> object:
         return None
 
 
-JOBS: Codec[Job] = Codec(Job)
+JOBS: Codec[Job] = Codec(Job, fault_of=fault_of, key_of=lambda job: job.id)
 WORKERS: Codec[WorkerRecord] = Codec(WorkerRecord)
 
 
@@ -200,26 +216,36 @@ class JobStore:
         return self._open.get(job_id) or await self._read(job_id)
 
     async def _record(self, job_id: str) -> Record | None:
-        """Never older than what is known here: a server that has just become the store's leader may lag behind."""
+        """Never older than what is known here: a server that has just become the store's leader may lag behind.
+
+        A record that cannot be read is damaged, however old it seems: UnreadableRecord.
+        """
         for _ in range(LAGS_LIMIT):
             record = await self._store.get(JOBS_BUCKET, job_id)
             if record is None or record.revision >= self._known_revision(job_id):
                 return record
+            JOBS.decode_record(record)
             await asyncio.sleep(LAG_PAUSE_S)
         raise Unavailable("the store lags behind", retry_after_s=1.0)
 
     async def _read(self, job_id: str) -> _StoredJob:
-        record = await self._record(job_id)
-        if record is None:
+        """NotFound; UnreadableRecord for a damaged record: no gateway can continue that job."""
+        try:
+            record = await self._record(job_id)
+            job = JOBS.decode_record(record) if record else None
+        except UnreadableRecord:
+            self._drop(job_id)
+            raise
+        if record is None or job is None:
             self._drop(job_id)
             raise NotFound("there is no such job", field="name")
-        stored = _StoredJob(JOBS.decode(record.value), record.revision)
+        stored = _StoredJob(job, record.revision)
         if stored.revision > self._known_revision(job_id):
             self._apply(stored.job, stored.revision)
         return stored
 
     def _drop(self, job_id: str) -> None:
-        """It is gone from the store. Observers that still count on it see it cancelled."""
+        """It is gone from the store, or damaged. Observers that still count on it see it cancelled."""
         self._ended.pop(job_id, None)
         stored = self._open.pop(job_id, None)
         if stored is not None:

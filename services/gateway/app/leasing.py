@@ -4,15 +4,17 @@ Which tasks and models those are is for the scheduler to say.
 """
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fanlight.errors import NotFound, Unavailable
+from fanlight.errors import LeaseLost, NotFound, Unavailable
 from services.gateway.app.completion import Completion
 from services.gateway.app.core import Core
+from services.gateway.app.job_store import UnreadableRecord
 from services.gateway.app.leases import new_token
 from services.gateway.domain import machine
-from services.gateway.domain.job import Job, Lease, Task, TaskState, task_name
+from services.gateway.domain.job import Failure, Fault, Job, Lease, Task, TaskState, task_name
 from services.gateway.domain.workers import CHECKPOINT, Capabilities, Worker
 from services.gateway.scheduler.queue import Key
 from services.kernel.logs import get_logger
@@ -21,6 +23,9 @@ log = get_logger()
 
 # A waiting poll asks the scheduler again this often: what is planned for another worker may be late there.
 RECHECK_S = 5.0
+
+# UnreadableRecord where the task's message cannot be made of its record.
+Check = Callable[[Job, Task], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +84,11 @@ class Polls:
         self._draining = True
         self._notifier.notify_all()
 
-    async def lease(self, poll: Poll) -> PollAnswer:
-        """Tasks for the worker, at once or as soon as there are some within its wait; perhaps no task. Unavailable."""
+    async def lease(self, poll: Poll, check: Check | None = None) -> PollAnswer:
+        """Tasks for the worker, at once or as soon as there are some within its wait; perhaps no task. Unavailable.
+
+        A task that does not pass `check` ends, with the error as its failure.
+        """
         if self._draining:
             raise Unavailable("the gateway is stopping", retry_after_s=1.0)
         worker = poll.worker
@@ -95,7 +103,7 @@ class Polls:
         self._newest[worker.id] = poll
         self._workers.begin_poll(worker.id)
         try:
-            tasks = await self._wait(poll)
+            tasks = await self._wait(poll, check)
             return PollAnswer(tasks=tasks, fetches=self.new_fetches(worker.id))
         finally:
             self._workers.end_poll(worker.id)
@@ -108,11 +116,11 @@ class Polls:
             if lease.token not in held_tokens:
                 await self._completion.expire(lease, unheld=True)
 
-    async def _wait(self, poll: Poll) -> Sequence[LeasedTask]:
+    async def _wait(self, poll: Poll, check: Check | None) -> Sequence[LeasedTask]:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + poll.wait_s
         while self._newest.get(poll.worker.id) is poll:
-            tasks = await self._claim(poll)
+            tasks = await self._claim(poll, check)
             if tasks or self._has_new_fetches(poll.worker):
                 return tasks
             left_s = until_s - loop.time()
@@ -122,7 +130,7 @@ class Polls:
             self._workers.refresh(poll.worker.id)
         return ()
 
-    async def _claim(self, poll: Poll) -> Sequence[LeasedTask]:
+    async def _claim(self, poll: Poll, check: Check | None) -> Sequence[LeasedTask]:
         """Lease what the scheduler chooses; choose again where other gateways were faster."""
         while True:
             chosen = self._scheduler.choose(poll.worker.id, poll.max_tasks, self._clock.monotonic_s())
@@ -132,10 +140,21 @@ class Polls:
             keys = [task.key for task in chosen]
             self._queue_index.withhold(keys)
             try:
-                if leased := await self._lease(poll.worker, keys):
-                    return leased
+                leased = await self._lease(poll.worker, keys)
+                if passed := [each for each in leased if check is None or await self._passes(each, check)]:
+                    return passed
             finally:
                 self._queue_index.release(keys)
+
+    async def _passes(self, leased: LeasedTask, check: Check) -> bool:
+        try:
+            check(leased.job, leased.task)
+        except UnreadableRecord as error:
+            failure = Failure(reason=error.reason, message=error.message)
+            with contextlib.suppress(LeaseLost):
+                await self._completion.fail(leased.token, Fault.REQUEST, failure)
+            return False
+        return True
 
     def _has_new_fetches(self, worker: Worker) -> bool:
         return worker.takes_fetches and self._scheduler.has_new_fetches(worker.id)
@@ -184,7 +203,7 @@ class Polls:
 
         try:
             job = await self._job_store.change(job_id, lease_queued)
-        except NotFound:
+        except (NotFound, UnreadableRecord):
             return ()
         tasks = [task for task in job.tasks if task.lease and task.lease == leases.get(task.number)]
         for task in tasks:

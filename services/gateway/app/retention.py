@@ -4,7 +4,7 @@ While the wall clock cannot be trusted, nothing is deleted.
 """
 
 from fanlight.errors import NotFound
-from services.gateway.app.job_store import IdempotencyKeys, JobStore
+from services.gateway.app.job_store import IdempotencyKeys, JobStore, UnreadableRecord
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.config import GatewaySettings
 from services.gateway.domain.job import blobs_of
@@ -71,7 +71,7 @@ class JobRetention:
     async def _forget(self, job_id: str) -> None:
         try:
             job = await self._job_store.get(job_id)
-        except NotFound:
+        except (NotFound, UnreadableRecord):
             return
         # The request id first: a request id without its job looks like a job that is still to be created.
         await self._requests.forget(job.request_id, job.tenant)

@@ -4,7 +4,7 @@ Kept in the store, so that a restarted gateway still knows them. What a worker i
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
@@ -13,7 +13,8 @@ from services.gateway.app.circuit_breakers import CircuitBreakers
 from services.gateway.app.job_store import WORKERS
 from services.gateway.app.leases import LeaseTable
 from services.gateway.config import GatewayLimits
-from services.gateway.domain.job import Ending, Job, Task, TaskState, task_name
+from services.gateway.domain.circuit_breaker import NOT_HERE
+from services.gateway.domain.job import Attempt, Ending, Job, Task, TaskState, task_name
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     Capabilities,
@@ -44,51 +45,73 @@ INVENTORY_INTERVAL_S = 5.0
 
 
 class StragglerDetector:
-    """Finds workers that are slow, or fail much, against others of their device; they come back on trial."""
+    """Finds workers that are slow, or fail much, against others of their stage and device; they come back on trial.
 
-    def __init__(self, clock: Clock) -> None:
+    It never sets aside the last live worker of a stage.
+    """
+
+    def __init__(
+        self, clock: Clock, *, device_of: Callable[[str], str], live_of: Callable[[str], Iterable[str]]
+    ) -> None:
+        """`live_of`: the ids of the live workers of a stage that take tasks."""
         self._clock = clock
+        self._device_of, self._live_of = device_of, live_of
         self._paces = SpeedStats()
         # Worker id to why it is set aside, and until when in monotonic seconds.
         self._aside: dict[str, tuple[str, float]] = {}
-        self._judged: set[str] = set()
+        # The stage of each worker that was judged lately.
+        self._judged: dict[str, str] = {}
         # Of open jobs: how many ended attempts of each task were counted.
         self._counted: dict[str, dict[int, int]] = {}
 
-    def observe(self, job: Job, device_of: Callable[[str], str]) -> None:
+    def observe(self, job: Job) -> None:
         before = self._counted.pop(job.id, {})
         now: dict[int, int] = {}
         for task in job.tasks:
             now[task.number] = len(task.attempts) + (task.state is TaskState.SUCCEEDED)
             if now[task.number] > before.get(task.number, 0):
-                self._learn(job, task, device_of)
+                self._learn(job, task)
         if not job.state.ended and any(now.values()):
             self._counted[job.id] = now
 
-    def _learn(self, job: Job, task: Task, device_of: Callable[[str], str]) -> None:
-        """Learn from how the task's newest attempt ended."""
+    def _learn(self, job: Job, task: Task) -> None:
+        """Learn from how the task's newest attempt ended; what its node merely lacked says nothing about the worker."""
         if task.state is TaskState.SUCCEEDED and task.lease is not None:
             worker, alike = task.lease.worker, task.lease.batch_size
             took_s = (task.end_time_s - task.lease.time_s) / max(1, alike)
-            self._paces.done(worker, device_of(worker), _work_of(job, task), took_s)
-        elif task.attempts and task.attempts[-1].ending is Ending.FAILED:
+            self._paces.done(worker, self._class_of(worker, task), _work_of(job, task), took_s)
+        elif task.attempts and task.attempts[-1].ending is Ending.FAILED and not _is_not_here(task.attempts[-1]):
             worker = task.attempts[-1].worker
-            self._paces.failed(worker, device_of(worker))
+            self._paces.failed(worker, self._class_of(worker, task))
         else:
             return
-        self._judged.add(worker)
+        self._judged[worker] = task.stage
         self._judge(worker)
+
+    def _class_of(self, worker: str, task: Task) -> tuple[str, str]:
+        return task.stage, self._device_of(worker)
 
     def _judge(self, worker: str) -> None:
         why = self._paces.fault_of(worker)
-        if not why or self.fault_of(worker) or len(self._aside) + 1 > max(1.0, SHARE_MAX * len(self._judged)):
+        if not why or self._fault_of(worker):
             return
-        if len(self._judged) > 1:
+        judged = [each for each, stage in self._judged.items() if stage == self._judged[worker]]
+        aside = sum(each in self._aside for each in judged)
+        if len(judged) > 1 and aside + 1 <= max(1.0, SHARE_MAX * len(judged)) and self._has_others(worker):
             self._aside[worker] = (why, self._clock.monotonic_s() + SET_ASIDE_S)
             log.warning("straggler_set_aside", worker=worker, why=why, for_s=SET_ASIDE_S)
 
+    def _has_others(self, worker: str) -> bool:
+        """Whether its stage has another live worker that is not set aside."""
+        live = self._live_of(self._judged[worker])
+        return any(each != worker and not self._fault_of(each) for each in live)
+
     def fault_of(self, worker: str) -> str:
-        """Why it is set aside; empty where it is not."""
+        """Why it is set aside; empty where it is not, also while no other worker of its stage is live."""
+        why = self._fault_of(worker)
+        return why if why and self._has_others(worker) else ""
+
+    def _fault_of(self, worker: str) -> str:
         why, until_s = self._aside.get(worker, ("", 0.0))
         if why and until_s <= self._clock.monotonic_s():
             del self._aside[worker]
@@ -98,8 +121,12 @@ class StragglerDetector:
 
     def forget(self, worker: str) -> None:
         self._paces.forget(worker)
-        self._judged.discard(worker)
+        self._judged.pop(worker, None)
         self._aside.pop(worker, None)
+
+
+def _is_not_here(attempt: Attempt) -> bool:
+    return attempt.failure is not None and attempt.failure.reason in NOT_HERE
 
 
 def _work_of(job: Job, task: Task) -> object:
@@ -135,7 +162,7 @@ class WorkerRegistry:
         self._store = store
         self._scheduler = scheduler
         self._views = WorkerViews()
-        self._stragglers = StragglerDetector(clock)
+        self._stragglers = StragglerDetector(clock, device_of=self._device_of, live_of=self._live_of)
         self._breakers = breakers
         self._leases = leases
         self._clock = clock
@@ -282,11 +309,18 @@ class WorkerRegistry:
 
     def observe(self, job: Job) -> None:
         """Learn from the outcomes of tasks how fast and how reliable workers are."""
-        self._stragglers.observe(job, self._device_of)
+        self._stragglers.observe(job)
 
     def _device_of(self, worker_id: str) -> str:
         known = self._known.get(worker_id)
         return known.record.worker.device if known else ""
+
+    def _live_of(self, stage: str) -> Iterator[str]:
+        """The ids of the live workers of a stage that take tasks."""
+        self._update_live()
+        for worker_id, known in self._known.items():
+            if known.live and known.record.worker.stage == stage and not known.record.worker.draining:
+                yield worker_id
 
     def draining_reason(self, worker_id: str) -> str:
         """Why the gateway gives it no more tasks; empty while it does."""

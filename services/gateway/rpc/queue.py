@@ -4,6 +4,7 @@ from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.app.gateway import Gateway
 from services.gateway.rpc.jobs import Context
 from services.gateway.wire import workers
+from services.gateway.wire.stages import request_for
 
 
 class QueueService(queue_pb2_grpc.QueueServiceServicer):
@@ -11,7 +12,7 @@ class QueueService(queue_pb2_grpc.QueueServiceServicer):
         self._gateway = gateway
 
     async def LeaseTasks(self, request: queue_pb2.LeaseTasksRequest, context: Context) -> queue_pb2.LeaseTasksResponse:
-        return workers.poll_answer(await self._gateway.polls.lease(workers.poll(request)))
+        return workers.poll_answer(await self._gateway.polls.lease(workers.poll(request), request_for))
 
     async def RenewLeases(
         self, request: queue_pb2.RenewLeasesRequest, context: Context

@@ -93,22 +93,22 @@ class RecentMean(MovingAverage):
 
 
 class SpeedStats:
-    """Finds stragglers and workers that fail, by comparing each with others of its class (its device)."""
+    """Finds stragglers and workers that fail, by comparing each with others of its class: its stage and device."""
 
     def __init__(self) -> None:
         # By class and kind of work: the logarithm of seconds a task takes.
-        self._usual: dict[tuple[str, object], RecentMean] = {}
+        self._usual: dict[tuple[object, object], RecentMean] = {}
         # By worker: logarithm of its times over the usual ones, and how much fails.
         self._paces: dict[str, RecentMean] = {}
         self._failing: dict[str, RecentMean] = {}
-        self._classes: dict[str, str] = {}
+        self._classes: dict[str, object] = {}
 
-    def done(self, worker: str, device: str, work: object, took_s: float) -> None:
+    def done(self, worker: str, worker_class: object, work: object, took_s: float) -> None:
         """A task was completed. `work`: what makes tasks alike, such as a checkpoint, a size and a number of steps."""
         if took_s <= 0:
             return
-        self._classes[worker] = device
-        usual = self._usual.setdefault((device, work), RecentMean())
+        self._classes[worker] = worker_class
+        usual = self._usual.setdefault((worker_class, work), RecentMean())
         taken = math.log(took_s)
         if usual.count:
             self._paces.setdefault(worker, RecentMean()).note(taken - usual.mean)
@@ -116,9 +116,9 @@ class SpeedStats:
         self._failing.setdefault(worker, RecentMean()).note(0.0)
         self._evict()
 
-    def failed(self, worker: str, device: str) -> None:
+    def failed(self, worker: str, worker_class: object) -> None:
         """A task failed by the worker's fault."""
-        self._classes[worker] = device
+        self._classes[worker] = worker_class
         self._failing.setdefault(worker, RecentMean()).note(1.0)
         self._evict()
 
@@ -140,11 +140,11 @@ class SpeedStats:
         return f"its tasks take {times:.1f} times as long as those of {len(others)} others of its class"
 
     def _others_of(self, worker: str) -> list[float]:
-        device = self._classes.get(worker)
+        worker_class = self._classes.get(worker)
         return sorted(
             pace.mean
             for other, pace in self._paces.items()
-            if other != worker and pace.count >= TASKS_MIN and self._classes[other] == device
+            if other != worker and pace.count >= TASKS_MIN and self._classes[other] == worker_class
         )
 
     def forget(self, worker: str) -> None:

@@ -23,7 +23,13 @@ def can_do(offers: frozenset[str], limits: Amounts, needs: frozenset[str], amoun
 
     The one place that decides it: for a worker, for a group of workers and for all known workers.
     """
-    return needs <= offers and (not amounts or next(exceeded(limits, amounts), None) is None)
+    if not needs <= offers:
+        return False
+    for name, amount in amounts:
+        limit = limit_of(limits, name)
+        if limit is not None and amount > limit:
+            return False
+    return True
 
 
 def exceeded(limits: Amounts, amounts: Amounts) -> Iterator[tuple[str, int, int]]:
@@ -37,8 +43,9 @@ def exceeded(limits: Amounts, amounts: Amounts) -> Iterator[tuple[str, int, int]
 def limit_of(limits: Amounts, name: str) -> int | None:
     """None for no limit."""
     index = bisect_left(limits, (name,))
-    if index < len(limits) and limits[index][0] == name:
-        return limits[index][1]
+    if index < len(limits):
+        found, limit = limits[index]
+        return limit if found == name else None
     return None
 
 

@@ -345,20 +345,21 @@ class Scheduler:
         return chosen if ready else None
 
     def _first_for(self, worker: WorkerState, queue_id: QueueId) -> list[Waiting]:
-        """The first tasks of a queue; if it can do none of them, the first that it can do.
+        """Of the first tasks of a queue those that it can do; if there are none, the first that it can do.
 
         So large images do not hide small ones.
         """
-        first = self.queues.first(queue_id, LOOK_TASKS)
-        if any(worker.view.can_do(task.kind) for task in first):
-            return first
+        can_do = worker.view.can_do
+        if able := [task for task in self.queues.first(queue_id, LOOK_TASKS) if can_do(task.kind)]:
+            return able
         more = self.queues.first(queue_id, LOOK_QUEUE)[LOOK_TASKS:]
-        return [task for task in more if worker.view.can_do(task.kind)][:LOOK_TASKS]
+        return list(islice((task for task in more if can_do(task.kind)), LOOK_TASKS))
 
     def _gain_s(self, worker: WorkerState, task: Waiting, now_s: float, *, ahead_s: float = 0.0) -> float:
-        """How much sooner this idle worker would finish it than the one it is planned for; less the fetching."""
-        if not worker.view.can_do(task.kind):
-            return 0.0
+        """How much sooner this idle worker would finish it than the one it is planned for; less the fetching.
+
+        The caller has checked that it can do it.
+        """
         other = self._plan.get(task.key)
         if other is worker:
             return 0.0

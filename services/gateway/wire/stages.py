@@ -12,6 +12,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
+from services.gateway.app.job_store import UnreadableRecord
 from services.gateway.app.submission import Draft, SourceImage
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts, Job, StageRequest, Task
 from services.gateway.domain.plan import IMAGE, JobPlan, NewTask, check
@@ -136,7 +137,11 @@ def show(asked: StageRequest, job: gateway_pb2.Job) -> None:
     stage = STAGES.get(asked.stage)
     if stage is None:
         return
-    message = stage.request_type.FromString(asked.message)
+    try:
+        message = stage.request_type.FromString(asked.message)
+    except DecodeError:
+        # It is shown without.
+        return
     if stage.field == OTHER:
         job.request.Pack(message)
     else:
@@ -146,17 +151,33 @@ def show(asked: StageRequest, job: gateway_pb2.Job) -> None:
 def seed_of(task: Task) -> int:
     """The seed that the task was given, if the worker does not report one; 0 for stages without seeds."""
     stage = STAGES.get(task.stage)
-    seed = getattr(stage.request_type.FromString(task.patch), "seed", 0) if stage else 0
+    try:
+        seed = getattr(stage.request_type.FromString(task.patch), "seed", 0) if stage else 0
+    except DecodeError:
+        return 0
     return seed if isinstance(seed, int) else 0
 
 
 def request_for(job: Job, task: Task) -> any_pb2.Any:
-    """The message that a worker of the task's stage gets: with what is the task's own, and its inputs."""
+    """The message that a worker of the task's stage gets: with what is the task's own, and its inputs.
+
+    UnreadableRecord where the job's record has another message than its stage's, or inputs that it has no field for.
+    """
     asked = job.request_of(task)
-    # Concatenated protobuf messages are read as merged.
-    message = STAGES[asked.stage].request_type.FromString(asked.message + task.patch)
+    stage = STAGES.get(asked.stage)
+    if stage is None:
+        raise UnreadableRecord(f"this gateway knows no stage {asked.stage[:80]!r}")
+    try:
+        # Concatenated protobuf messages are read as merged.
+        message = stage.request_type.FromString(asked.message + task.patch)
+    except DecodeError as error:
+        raise UnreadableRecord(f"its message is no {stage.request_type.DESCRIPTOR.full_name}") from error
     for each in task.inputs:
-        put_blob(image_at(message, each.field), each.blob or _made(job, each.task))
+        try:
+            image = image_at(message, each.field)
+        except InvalidField as error:
+            raise UnreadableRecord(f"its message has no image {each.field[:80]!r}") from error
+        put_blob(image, each.blob or _made(job, each.task))
     packed = any_pb2.Any()
     packed.Pack(message, deterministic=True)
     return packed

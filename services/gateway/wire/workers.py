@@ -173,8 +173,15 @@ def _made(output: queue_pb2.Output, field: str) -> ReportedOutput:
 
 
 def spans(request: queue_pb2.CompleteTaskRequest) -> list[Span]:
-    """The first ones, up to the limit; they are for people to look at."""
-    return [Span(name=span.name[:REASON_LIMIT], duration_s=span.duration_s) for span in request.spans[:SPANS_LIMIT]]
+    """The first ones, up to the limit; they are for people to look at.
+
+    Without those whose duration is not finite: no record can keep them.
+    """
+    return [
+        Span(name=span.name[:REASON_LIMIT], duration_s=span.duration_s)
+        for span in request.spans[:SPANS_LIMIT]
+        if math.isfinite(span.duration_s)
+    ]
 
 
 def fault(request: queue_pb2.FailTaskRequest) -> Fault | None:

@@ -1,13 +1,17 @@
 """What a node lacks is its own fault: the task is retried on another, and no circuit breaker opens."""
 
+from dataclasses import replace
+
 import pytest
 
 from fanlight.errors import FailedPrecondition, NotFound, TooLarge
-from services.gateway.app.completion import NOT_HERE, as_clients_field
+from services.gateway.app.completion import as_clients_field
 from services.gateway.domain import plan
-from services.gateway.domain.job import DIFFUSION, Failure, Fault, JobState
+from services.gateway.domain.circuit_breaker import NOT_HERE
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, JobState
 from services.gateway.domain.machine import FAILURES_LIMIT
-from tests.fakes.fleet import CRASH, Fleet, annotation, control, generation, plan_of
+from services.gateway.domain.workers import AnnouncedModel
+from tests.fakes.fleet import CRASH, STARTER, Fleet, FleetWorker, annotation, control, generation, plan_of
 
 LACKING = [
     Failure(reason=NotFound.reason, message="there is no file of the VAE", field="vae"),
@@ -62,6 +66,60 @@ async def test_a_node_that_lacks_what_one_request_needs_opens_no_circuit_breaker
 
 async def test_a_node_that_breaks_does(fleet: Fleet) -> None:
     assert await left_out(fleet, CRASH)
+
+
+async def failed_much(fleet: Fleet, worker: FleetWorker, failure: Failure) -> None:
+    """It fails all of ten jobs that it gets, each for another checkpoint, so that no circuit breaker opens."""
+    for number in range(10):
+        await worker.come()
+        job = await fleet.gateway.jobs.create(generation(model=f"m{number}"))
+        for task in await worker.lease():
+            await worker.fail(task, Fault.NODE, failure)
+        await fleet.gateway.jobs.cancel(job.name)
+
+
+MODELS = tuple(AnnouncedModel(id=f"m{number}", kind="checkpoint") for number in range(10))
+
+
+async def judged_beside(fleet: Fleet, failure: Failure, *others: FleetWorker) -> str:
+    """Why a worker that fails so is set aside, while these others work."""
+    node = fleet.worker(DIFFUSION, "node", models=(*MODELS, STARTER))
+    for other in others:
+        await other.come()
+        done = annotation(other.worker.id) if other.worker.stage == PREPROCESS else generation()
+        await fleet.gateway.jobs.create(done)
+        assert await other.work() == 1
+    await failed_much(fleet, node, failure)
+    return fleet.gateway.workers.draining_reason(node.worker.id)
+
+
+@pytest.mark.parametrize("failure", LACKING, ids=[each.reason for each in LACKING])
+async def test_a_node_that_lacks_what_requests_need_is_no_straggler(fleet: Fleet, failure: Failure) -> None:
+    assert await judged_beside(fleet, failure, fleet.worker(DIFFUSION, "other", models=(STARTER,))) == ""
+
+
+async def test_a_node_that_fails_all_is_set_aside_while_its_stage_has_another(fleet: Fleet) -> None:
+    other = fleet.worker(DIFFUSION, "other", models=(STARTER,))
+    assert "failed by its own fault" in await judged_beside(fleet, CRASH, other)
+    fleet.clock.advance(120.0)
+    assert fleet.gateway.workers.draining_reason("node-diffusion") == "", "the other one is away"
+    await other.come()
+    assert fleet.gateway.workers.draining_reason("node-diffusion")
+    other.worker = replace(other.worker, draining=True)
+    await other.come()
+    assert fleet.gateway.workers.draining_reason("node-diffusion") == "", "the other one is leaving"
+
+
+async def test_the_only_live_worker_of_a_stage_is_never_set_aside(fleet: Fleet) -> None:
+    assert await judged_beside(fleet, CRASH, fleet.worker(PREPROCESS, "other")) == ""
+
+
+async def test_workers_of_another_stage_do_not_raise_how_many_may_be_set_aside(fleet: Fleet) -> None:
+    others = [fleet.worker(PREPROCESS, f"p{number}") for number in range(20)]
+    two = [fleet.worker(DIFFUSION, f"d{number}", models=(*MODELS, STARTER)) for number in range(2)]
+    assert await judged_beside(fleet, CRASH, *others, *two)
+    await failed_much(fleet, two[0], CRASH)
+    assert fleet.gateway.workers.draining_reason(two[0].worker.id) == "", "a fifth of three diffusion workers is one"
 
 
 async def test_what_all_nodes_lack_ends_the_job_with_the_last_reason(fleet: Fleet) -> None:

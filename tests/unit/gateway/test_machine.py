@@ -156,6 +156,14 @@ def test_leases_that_never_arrive_do_not_go_on_forever() -> None:
     assert job.tasks[0].leases == machine.LEASES_LIMIT + machine.LOST_LEASES_LIMIT - 1
 
 
+def test_a_batch_that_never_arrived_is_no_reason_to_run_alone_even_when_it_counts_as_an_attempt() -> None:
+    job = job_of()
+    while not job.tasks[0].attempts:
+        job = machine.expire(leased(job, batch_size=2), 1, "a", now_s=4.0, unheld=True)
+    assert job.tasks[0].leases == machine.LEASES_LIMIT
+    assert not job.tasks[0].alone
+
+
 def test_a_cancelled_job_never_completes() -> None:
     job = machine.cancel(leased(job_of(2)), now_s=4.0)
     assert states(job) == ["cancelled", "cancelled"]

@@ -15,6 +15,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.app.submission import NewJob
 from services.gateway.domain import plan
+from services.gateway.domain.job import Span
 from services.gateway.domain.workers import AnnouncedModel, Capabilities, ReportedStepTime
 from services.gateway.wire import answers, requests, workers
 from services.gateway.wire.needs import Fleet
@@ -251,6 +252,11 @@ def test_absurd_measurements_count_as_unknown() -> None:
     polled = workers.poll(queue_pb2.LeaseTasksRequest(worker=worker)).worker
     assert polled.goodput_bps == 0.0
     assert polled.step_times == (ReportedStepTime(family="sd1", size_class=18, mean_s=2.0),)
+
+
+def test_a_span_without_a_finite_duration_is_left_out() -> None:
+    spans = [common_pb2.Span(name="denoise", duration_s=each) for each in (1.5, float("inf"), float("nan"))]
+    assert workers.spans(queue_pb2.CompleteTaskRequest(spans=spans)) == [Span(name="denoise", duration_s=1.5)]
 
 
 def test_parameters_go_to_a_worker_as_they_were_given() -> None:
