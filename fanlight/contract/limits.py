@@ -68,9 +68,8 @@ PARAMETER_CHOICES_LIMIT = 256
 DEFAULT_FORMAT = "png"
 DEFAULT_QUALITY, QUALITY_LIMIT = 90, 100
 DEFAULT_RESIZE = "crop"
-# Of what an image was made from, as JSON in ASCII, where a character may take 12 bytes. Prompts give up to 240,000,
-# controls' parameters 200,000; the rest is for names, references and digests of files.
-PROVENANCE_LIMIT_BYTES = 1024 * 1024
+# Of what an image was made from, in a job's record, which many images share. The image's own file holds all of it.
+PROVENANCE_LIMIT_BYTES = 16_384
 
 # --- Jobs ---
 REQUEST_ID_CHARACTERS_LIMIT = 128

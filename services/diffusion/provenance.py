@@ -10,7 +10,7 @@ from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
-from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes
+from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES
 from fanlight.contract.schedulers import SCHEDULE_TITLES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import NodeFault
@@ -118,9 +118,7 @@ def provenance_json(
     device: str,
     dtype: str,
 ) -> str:
-    """TooLarge above what the gateway takes, as models in very many files may give.
-
-    `effective`: the request with all defaults filled in; sent again with the same images it gives the same image.
+    """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image.
     """
     content = {
         "parameters": MessageToDict(effective, preserving_proto_field_name=True),
@@ -138,8 +136,12 @@ def provenance_json(
         "device": device,
         "dtype": dtype,
     }
-    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
-    return check_bytes(text, PROVENANCE_LIMIT_BYTES, field="provenance_json")
+    return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+
+
+def for_record(provenance: str) -> str:
+    """The provenance for the job's record; empty where it is too large for one, as only the file then holds it."""
+    return provenance if len(provenance) <= PROVENANCE_LIMIT_BYTES else ""
 
 
 def versions() -> dict[str, str]:

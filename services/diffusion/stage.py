@@ -9,7 +9,7 @@ from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.tiers import Residency
 from services.diffusion.parse.abilities import Abilities
-from services.diffusion.provenance import WeightDigests
+from services.diffusion.provenance import WeightDigests, for_record
 from services.diffusion.supply import Supply
 from services.diffusion.wire import capable_models
 from services.weights.transfer.download import DownloadProgress as FetchProgress
@@ -81,7 +81,7 @@ class DiffusionStage:
             height_px=generation.height_px,
             seed=generation.seed,
             nsfw=result.nsfw,
-            provenance=result.provenance,
+            provenance=for_record(result.provenance),
         )
         return ports.Outcome(outputs=[output], spans=result.spans)
 

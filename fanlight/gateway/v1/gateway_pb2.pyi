@@ -263,7 +263,9 @@ class Image(google.protobuf.message.Message):
     nsfw: builtins.bool
     """The safety checker's result; absent if it is off."""
     provenance_json: builtins.str
-    """JSON with everything that is needed to generate the image again; empty for a control image."""
+    """JSON with everything that is needed to generate the image again; empty for a control image, and where it has more than
+    16 KiB: the image's file holds all of it.
+    """
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
     def __init__(

@@ -7,11 +7,11 @@ failure doubles the back-off, each success takes one failure back.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fanlight.errors import FailedPrecondition, NotFound, TooLarge
+from fanlight.errors import FailedPrecondition, NotFound, ResultRefused, TooLarge
 
-# What a sound node reports that lacks something that one request needs: the task is retried on another node, and
-# neither a circuit breaker nor the straggler detector counts it.
-NOT_HERE = frozenset({NotFound.reason, FailedPrecondition.reason, TooLarge.reason})
+# What a sound node reports that lacks something that one request needs, or whose result the gateway refused: the task is
+# retried on another node, and neither a circuit breaker nor the straggler detector counts it.
+NOT_HERE = frozenset({NotFound.reason, FailedPrecondition.reason, TooLarge.reason, ResultRefused.reason})
 FAILURES_ALLOWED = 2
 OPEN_FIRST_S = 60.0
 OPEN_MAX_S = 3_600.0

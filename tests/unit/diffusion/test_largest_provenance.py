@@ -14,11 +14,10 @@ from fanlight.contract.limits import (
     PROVENANCE_LIMIT_BYTES,
 )
 from fanlight.diffusion.v1.diffusion_pb2 import AnnotatorUse, Control, GenerateRequest
-from fanlight.errors import TooLarge
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.diffusion.parse.parser import effective_to_proto
-from services.diffusion.provenance import FileDigest, entries_of, provenance_json
+from services.diffusion.provenance import FileDigest, entries_of, for_record, provenance_json
 from services.gateway.domain.job import DIFFUSION
 from tests.fakes.corpus import CORPUS, IMAGE, LONGEST_PROMPT
 from tests.fakes.fleet import Fleet, _once, generation
@@ -70,16 +69,20 @@ async def test_the_result_of_the_largest_request_can_be_handed_in(build, parser)
         created = await fleet.gateway.jobs.create(generation(workers=None))
         [task] = await painter.lease()
         written = await fleet.blobs.write(task.job.tenant, _once(b"\x89PNG\r\n\x1a\nimage"))
-        output = queue_pb2.Output(width_px=64, height_px=64, provenance_json=provenance)
+        output = queue_pb2.Output(width_px=64, height_px=64, provenance_json=for_record(provenance))
         output.blob.scope, output.blob.digest = task.job.tenant, written.digest
         queue = queue_pb2_grpc.QueueServiceStub(channel)
         await queue.CompleteTask(queue_pb2.CompleteTaskRequest(lease_token=task.token.encode(), outputs=[output]))
         job = await jobs_of(channel).GetJob(gateway_pb2.GetJobRequest(name=created.name))
     assert job.state == gateway_pb2.Job.STATE_SUCCEEDED
-    assert json.loads(job.images[0].provenance_json)["parameters"]["prompt"] == LONGEST_PROMPT
+    assert json.loads(provenance)["parameters"]["prompt"] == LONGEST_PROMPT
+    assert job.images[0].provenance_json == ""
 
 
-def test_a_provenance_that_no_gateway_takes_is_refused_by_name(parser):
-    with pytest.raises(TooLarge, match=f"at most {PROVENANCE_LIMIT_BYTES}") as caught:
-        provenance_of(GenerateRequest(prompt="a cup"), parser, files=12_000)
-    assert caught.value.field == "provenance_json"
+def test_a_provenance_that_fits_a_record_stands_there_whole(parser):
+    short = provenance_of(GenerateRequest(prompt="a cup"), parser)
+    assert for_record(short) == short
+    assert (len(for_record("x" * PROVENANCE_LIMIT_BYTES)), for_record("x" * (PROVENANCE_LIMIT_BYTES + 1))) == (
+        PROVENANCE_LIMIT_BYTES,
+        "",
+    )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fanlight.errors import FailedPrecondition, NotFound, TooLarge
+from fanlight.errors import FailedPrecondition, NotFound, ResultRefused, TooLarge
 from services.gateway.app.completion import as_clients_field
 from services.gateway.domain import plan
 from services.gateway.domain.circuit_breaker import NOT_HERE
@@ -17,6 +17,7 @@ LACKING = [
     Failure(reason=NotFound.reason, message="there is no file of the VAE", field="vae"),
     Failure(reason=FailedPrecondition.reason, message="no safety checker here", field="safety_checker"),
     Failure(reason=TooLarge.reason, message="needs 20 GB of 12", field="width_px"),
+    Failure(reason=ResultRefused.reason, message="the gateway refused the result", field="provenance_json"),
 ]
 
 
