@@ -25,6 +25,8 @@ NAME_LIMIT_BYTES = 512
 SIDE_MIN_PX, SIDE_MAX_PX = 64, 2048
 # For a model that does not announce what its sides must be multiples of.
 DEFAULT_SIZE_STEP_PX = 8
+# The largest size that an image to start from implies, width x height; a larger size has to be requested.
+IMPLIED_PIXELS_LIMIT = 1024 * 1024
 
 # --- Sampling ---
 DEFAULT_STEPS, STEPS_LIMIT = 20, 150
@@ -156,6 +158,18 @@ def check_size(width_px: int, height_px: int, step_px: int = 0) -> None:
 def size_step_px(announced_px: int) -> int:
     """The number of pixels that sides must be multiples of: as the model announces it, or 8 where it does not (0)."""
     return announced_px or DEFAULT_SIZE_STEP_PX
+
+
+def size_of_source(width_px: int, height_px: int, step_px: int) -> tuple[int, int]:
+    """The size that a request without one takes from its image to start from: the same for every worker.
+
+    The image's size, scaled down to IMPLIED_PIXELS_LIMIT and SIDE_MAX_PX, sides rounded down to multiples of the step,
+    each within SIDE_MIN_PX and SIDE_MAX_PX. `width_px`, `height_px`: the upright image's, at least 1.
+    """
+    scale = min(1.0, math.sqrt(IMPLIED_PIXELS_LIMIT / (width_px * height_px)), SIDE_MAX_PX / max(width_px, height_px))
+    least_px = -(-SIDE_MIN_PX // step_px) * step_px
+    width, height = (max(least_px, int(side_px * scale) // step_px * step_px) for side_px in (width_px, height_px))
+    return width, height
 
 
 def size_class(width_px: int, height_px: int) -> int:

@@ -118,8 +118,7 @@ def provenance_json(
     device: str,
     dtype: str,
 ) -> str:
-    """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image.
-    """
+    """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image."""
     content = {
         "parameters": MessageToDict(effective, preserving_proto_field_name=True),
         "pictures": dict(generation.image_digests),

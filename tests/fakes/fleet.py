@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import struct
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app.completion import ReportedOutput
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.leasing import LeasedTask, Poll
-from services.gateway.app.submission import NewJob, SourceImage
+from services.gateway.app.submission import KeptImage, NewJob, SourceImage
 from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
 from services.gateway.domain.plan import JobPlan
@@ -32,9 +33,11 @@ from services.gateway.domain.workers import (
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.wire import requests
 from services.kernel.blobs import BlobInfo
+from services.kernel.image_headers import ImageSize, size_in
+from tests.fakes.broken_images import SIGNATURE, png_chunk
 from tests.fakes.memory_blobs import MemoryBlobs
 
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG = SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 256, 192, 8, 2, 0, 0, 0))
 CRASH = Failure(reason="NODE_FAULT", message="out of memory")
 
 CANNY = AnnouncedAnnotator(
@@ -281,10 +284,11 @@ def annotation(name: str = "photo", annotator: str = "canny", *, side_px: int = 
     return requests.new_job(gateway_pb2.CreateJobRequest(annotation=request), AbleFleet())
 
 
-def kept(image: SourceImage) -> BlobInfo:
-    """The image as a blob; its bytes are kept nowhere."""
+def kept(image: SourceImage) -> KeptImage:
+    """The image as a blob; its bytes are kept nowhere. One that is named by its digest is 256 x 192 pixels."""
     digest = image.digest or digest_of(image.data)
-    return BlobInfo(scope=image.scope, digest=digest, size_bytes=len(image.data), media_type="image/png")
+    blob = BlobInfo(scope=image.scope, digest=digest, size_bytes=len(image.data), media_type="image/png")
+    return KeptImage(blob=blob, size=size_in(image.data) or ImageSize(width_px=256, height_px=192))
 
 
 def seed_of(task: Task) -> int:

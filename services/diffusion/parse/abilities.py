@@ -3,12 +3,12 @@
 Announced to the gateway, and checked here by the same names. Loads no torch.
 """
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from fanlight.contract import generation as contract
 from fanlight.contract import needs
+from fanlight.contract.limits import size_of_source
 from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, InvalidField, TooLarge
@@ -110,8 +110,5 @@ def checked_size(width_px: int, height_px: int, checkpoint: CheckpointEntry, pix
 
 
 def size_of_image(size_px: tuple[int, int], checkpoint: CheckpointEntry, pixels_limit: int) -> tuple[int, int]:
-    """An input image's own size, scaled down to the limit and to whole latents."""
-    step_px = size_step_px(checkpoint)
-    scale = min(1.0, math.sqrt(pixels_limit / (size_px[0] * size_px[1])))
-    width_px, height_px = (max(step_px, int(side * scale) // step_px * step_px) for side in size_px)
-    return checked_size(width_px, height_px, checkpoint, pixels_limit)
+    """The size that an input image implies, whichever worker generates it. TooLarge above this worker's limit."""
+    return checked_size(*size_of_source(*size_px, size_step_px(checkpoint)), checkpoint, pixels_limit)

@@ -17,7 +17,10 @@ from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.domain.job import Output, StageRequest
 from services.gateway.domain.plan import JobPlan
 from services.kernel.blobs import BlobInfo, BlobStore, media_type_of
+from services.kernel.image_headers import ByteRange, ImageSize, read_size, size_in
 
+# How much of a stored image is read at a time to find its size.
+HEADER_READ_BYTES = 64 * 1024
 # A seed that was drawn is short, so that people can copy it.
 RANDOM_SEED_BYTES = 4
 
@@ -34,6 +37,14 @@ class SourceImage:
     digest: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptImage:
+    """A request's image as a blob, and its upright size by its header."""
+
+    blob: BlobInfo
+    size: ImageSize
+
+
 class Draft(Protocol):
     """A checked request of a stage; only `wire` knows its message."""
 
@@ -45,8 +56,11 @@ class Draft(Protocol):
         """The largest number of tasks that it can become."""
         ...
 
-    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> JobPlan:
-        """The tasks to do, with each image in the place of its field; `draw` returns a random 32-bit number."""
+    def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
+        """The tasks to do, with each image in the place of its field; `draw` returns a random 32-bit number.
+
+        InvalidField and FailedPrecondition name the request's field, for what only the images' sizes show.
+        """
         ...
 
 
@@ -71,20 +85,43 @@ class SourceImages:
         self._blobs = blobs
         self._limit_bytes = limit_bytes
 
-    async def keep(self, image: SourceImage, caller: Caller) -> BlobInfo:
+    async def keep(self, image: SourceImage, caller: Caller) -> KeptImage:
         """InvalidField, NotFound and TooLarge name the request's field."""
         scope = caller.scope_of(image.scope, field=f"{image.field}.blob.scope")
         if image.digest:
             return await self._find(image, scope)
         self._check(image, len(image.data), media_type_of(image.data[:16]))
-        return await self._blobs.write(scope, _once(image.data), settled=True)
+        size = _sized(image, size_in(image.data))
+        return KeptImage(blob=await self._blobs.write(scope, _once(image.data), settled=True), size=size)
 
-    async def _find(self, image: SourceImage, scope: str) -> BlobInfo:
+    async def _find(self, image: SourceImage, scope: str) -> KeptImage:
         blob = await self._blobs.settle(scope, image.digest)
         if blob is None:
             raise NotFound("there is no such blob; write it first", field=f"{image.field}.blob.digest")
         self._check(image, blob.size_bytes, blob.media_type)
-        return blob
+        return KeptImage(blob=blob, size=_sized(image, await self._size_of(blob)))
+
+    async def _size_of(self, blob: BlobInfo) -> ImageSize | None:
+        reader = read_size()
+        window, start = b"", 0
+        try:
+            wanted = next(reader)
+            while True:
+                if not start <= wanted.offset_bytes <= start + len(window) - wanted.size_bytes:
+                    window, start = await self._read(blob, wanted), wanted.offset_bytes
+                at = wanted.offset_bytes - start
+                wanted = reader.send(window[at : at + wanted.size_bytes])
+        except StopIteration as done:
+            size: ImageSize | None = done.value
+            return size
+
+    async def _read(self, blob: BlobInfo, wanted: ByteRange) -> bytes:
+        """Those bytes and some that follow, as far as the blob has them."""
+        if wanted.offset_bytes >= blob.size_bytes:
+            return b""
+        limit_bytes = max(wanted.size_bytes, HEADER_READ_BYTES)
+        chunks = self._blobs.read(blob.scope, blob.digest, offset_bytes=wanted.offset_bytes, limit_bytes=limit_bytes)
+        return b"".join([chunk async for chunk in chunks])
 
     def _check(self, image: SourceImage, size_bytes: int, media_type: str) -> None:
         if size_bytes > self._limit_bytes:
@@ -94,6 +131,12 @@ class SourceImages:
             )
         if not media_type.startswith("image/"):
             raise InvalidField("is not a PNG, JPEG, WebP, BMP, GIF or TIFF", field=image.field)
+
+
+def _sized(image: SourceImage, size: ImageSize | None) -> ImageSize:
+    if size is None:
+        raise InvalidField("is a damaged or truncated image: its header cannot be read", field=image.field)
+    return size
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

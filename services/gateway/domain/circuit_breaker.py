@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from fanlight.errors import FailedPrecondition, NotFound, ResultRefused, TooLarge
 
-# What a sound node reports that lacks something that one request needs, or whose result the gateway refused: the task is
-# retried on another node, and neither a circuit breaker nor the straggler detector counts it.
+# What a sound node reports that lacks something that one request needs, or whose result the gateway refused. The task
+# is retried on another node; neither a circuit breaker nor the straggler detector counts it.
 NOT_HERE = frozenset({NotFound.reason, FailedPrecondition.reason, TooLarge.reason, ResultRefused.reason})
 FAILURES_ALLOWED = 2
 OPEN_FIRST_S = 60.0

@@ -18,6 +18,7 @@ from services.gateway.http import docs
 from services.gateway.http.blobs import blob_answer
 from services.gateway.http.bodies import CurrentCaller, HttpOptions, Wait, store_body
 from services.gateway.wire import answers, requests
+from services.gateway.wire.needs import find_annotator
 from services.kernel.blobs import BlobInfo, BlobStore
 from services.kernel.errors_wire import of_reason
 
@@ -59,12 +60,14 @@ class AnnotateRoutes:
 
     def _parameters(self, annotator: str, request: Request) -> dict[str, bool | float | str]:
         """The annotator's parameters among the query's, converted to their types. Unknown ones stay strings."""
-        described = self._gateway.workers.catalog().annotator(annotator)
+        described = find_annotator(self._gateway.workers.catalog(), annotator)
         known = {parameter.name: parameter for parameter in described.parameters} if described else {}
         values: dict[str, bool | float | str] = {}
+        seen = set()
         for name, text in request.query_params.multi_items():
-            if name in values:
-                raise InvalidField("is given twice", field=f"annotation.parameters.{name}")
+            if name in seen:
+                raise InvalidField("is given twice", field=name if name in OWN else f"annotation.parameters.{name}")
+            seen.add(name)
             if name not in OWN:
                 values[name] = typed(text, known.get(name))
         return values

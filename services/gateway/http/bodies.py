@@ -62,11 +62,18 @@ CurrentCaller = Annotated[Caller, Depends(caller_of)]
 
 
 def refuse_unknown(request: Request) -> None:
-    """InvalidField for a query parameter that the path does not have: a typing mistake must not go unnoticed."""
+    """InvalidField for a query parameter that the path does not have, or that is given twice.
+
+    A typing mistake must not go unnoticed.
+    """
     known = [field.alias for field in request.scope["route"].dependant.query_params]
-    for name in request.query_params:
+    seen = set()
+    for name, _ in request.query_params.multi_items():
         if name not in known:
             raise InvalidField(f"is not known; the parameters are {', '.join(known) or 'none'}", field=name)
+        if name in seen:
+            raise InvalidField("is given twice", field=name)
+        seen.add(name)
 
 
 def scope_of(text: str, caller: Caller) -> str:

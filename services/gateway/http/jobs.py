@@ -4,7 +4,7 @@ A state event's id is the job's revision; a client that reconnects with it conti
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -74,9 +74,8 @@ class JobRoutes:
         return _answer(self._gateway.explanations.with_estimate(job), status=201)
 
     async def create_each(self, request: Request, caller: CurrentCaller) -> Response:
-        message = gateway_pb2.CreateJobsRequest()
-        fill(message, await bodies.read_json(request, self._options))
-        news = requests.new_jobs(message, self._gateway.workers)
+        asked = _batch(await bodies.read_json(request, self._options))
+        news = requests.new_or_refused(asked, self._gateway.workers)
         made = await self._gateway.jobs.create_each(news, caller)
         return answer(answers.results(await self._gateway.explanations.with_estimates(made)))
 
@@ -155,6 +154,27 @@ class JobRoutes:
         for field, image in images.items():
             info = stored[names[field]]
             image.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
+
+
+def _batch(value: object) -> list[gateway_pb2.CreateJobRequest | FanlightError]:
+    """Each request of a batch, or its error, whose field is the request's. InvalidField for what is no batch."""
+    entries: list[object] = []
+    if isinstance(value, Mapping) and isinstance(value.get("requests"), list):
+        entries = value["requests"]
+        value = {**value, "requests": []}
+    # Refuses what is not a list, and other fields.
+    fill(gateway_pb2.CreateJobsRequest(), value)
+    requests.check_batch(len(entries))
+    return [_parsed_or_refused(each, f"requests[{index}]") for index, each in enumerate(entries)]
+
+
+def _parsed_or_refused(value: object, where: str) -> gateway_pb2.CreateJobRequest | FanlightError:
+    if not isinstance(value, Mapping):
+        return InvalidField("must be an object", field=where)
+    try:
+        return _parsed(value)
+    except FanlightError as error:
+        return error
 
 
 def _parsed(value: object) -> gateway_pb2.CreateJobRequest:

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf import any_pb2, descriptor_pool
@@ -21,6 +21,8 @@ Field = Any
 _WELL_KNOWN = "google.protobuf."
 # A message that names its own type, by its full name behind the last slash.
 _ANY, _TYPE = "google.protobuf.Any", "@type"
+# Of a value inside a field, such as a parameter; protobuf cannot read what is far deeper.
+DEPTH_LIMIT = 24
 # How many fields an error suggests instead of an unknown one.
 NEAR_LIMIT = 3
 
@@ -42,11 +44,14 @@ def fill(message: Message, value: object, *, path: str = "") -> None:
     if not isinstance(value, Mapping):
         raise InvalidField("must be an object", field=path or "body")
     fields = {name: field for field in message.DESCRIPTOR.fields for name in (field.name, field.json_name)}
+    given: dict[int, str] = {}
     for name, part in value.items():
         where = f"{path}.{name}" if path else name
         field = fields.get(name)
         if field is None:
             raise InvalidField(f"is not known; {_near(name, message)}", field=where)
+        if given.setdefault(field.number, name) != name:
+            raise InvalidField(f"is given twice, also as {given[field.number]}", field=where)
         if part is not None:
             _refuse_second(message, field, where)
             _fill_field(message, field, part, where)
@@ -66,16 +71,35 @@ def _refuse_second(message: Message, field: Field, where: str) -> None:
         raise InvalidField(f"does not go together with {other}", field=where)
 
 
+def _refuse_deep(value: object, where: str) -> None:
+    level = [value]
+    for _ in range(DEPTH_LIMIT + 1):
+        level = [inner for each in level for inner in _inside(each)]
+        if not level:
+            return
+    raise InvalidField(f"is nested more than {DEPTH_LIMIT} levels deep", field=where)
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 def _fill_field(message: Message, field: Field, value: object, where: str) -> None:
     kind = field.message_type
+    if kind is not None and kind.full_name.startswith(_WELL_KNOWN):
+        _refuse_deep(value, where)
     if kind is not None and kind.full_name == _ANY:
         _fill_any(getattr(message, field.name), value, where)
         return
-    if kind is None or kind.full_name.startswith(_WELL_KNOWN):
-        _fill_leaf(message, field, value, where)
-        return
     part = getattr(message, field.name)
-    if isinstance(part, Message):
+    if kind is None or kind.full_name.startswith(_WELL_KNOWN):
+        if hasattr(part, "append"):
+            _fill_list(message, field, value, where)
+        else:
+            _fill_leaf(message, field, value, where)
+    elif isinstance(part, Message):
         part.SetInParent()
         fill(part, value, path=where)
     elif isinstance(value, list):
@@ -108,6 +132,17 @@ def _of_type(name: object, where: str) -> Message:
         return GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name.rpartition("/")[2]))()
     except (KeyError, UnicodeEncodeError) as error:
         raise InvalidField(f"is not a message that this gateway knows: {name[:80]!r}", field=where) from error
+
+
+def _fill_list(message: Message, field: Field, value: object, where: str) -> None:
+    if not isinstance(value, list):
+        raise InvalidField("must be a list", field=where)
+    for index, item in enumerate(value):
+        at = f"{where}[{index}]"
+        try:
+            ParseDict({field.name: [item]}, message)
+        except (ParseError, ValueError, TypeError, RecursionError) as error:
+            raise InvalidField(f"must be {_kind(field)}", field=at) from error
 
 
 def _fill_leaf(message: Message, field: Field, value: object, where: str) -> None:

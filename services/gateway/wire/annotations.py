@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract import annotation
-from fanlight.contract.needs import Needs
+from fanlight.contract.needs import PIXELS, Needs
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.submission import SourceImage
+from services.gateway.app.submission import KeptImage, SourceImage
 from services.gateway.domain.job import PREPROCESS, ControlImage, Facts, StageRequest
 from services.gateway.domain.plan import JobPlan, NewTask
 from services.gateway.domain.workers import AnnouncedAnnotator
@@ -22,7 +22,6 @@ from services.gateway.wire.needs import (
     require_stage,
     within,
 )
-from services.kernel.blobs import BlobInfo
 
 FIELD = "annotation"
 
@@ -34,8 +33,8 @@ class AnnotationDraft:
     images: Sequence[SourceImage]
     tasks_limit: int = 1
 
-    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> JobPlan:
-        blob = kept[f"{FIELD}.image"]
+    def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
+        blob = kept[f"{FIELD}.image"].blob
         image = common_pb2.ImageSource()
         image.CopyFrom(self.request.image)
         put_blob(image, blob)
@@ -75,9 +74,15 @@ def resolved(
     return request
 
 
-def facts_for(request: preprocessor_pb2.AnnotateRequest, fleet: Fleet, newer: Needs = NOTHING) -> Facts:
-    """What `needs.require` raises."""
-    needs = Needs(offers=((f"annotator:{request.annotator}", "annotator"), *newer.offers), amounts=())
+def facts_for(
+    request: preprocessor_pb2.AnnotateRequest, fleet: Fleet, newer: Needs = NOTHING, *, field: str = "annotator"
+) -> Facts:
+    """What `needs.require` raises. `field`: the one that names the annotator."""
+    pixels = request.width_px * request.height_px
+    needs = Needs(
+        offers=((f"annotator:{request.annotator}", field), *newer.offers),
+        amounts=((PIXELS, pixels, "width_px"),) if pixels else (),
+    )
     require(fleet, needs)
     return facts_of(needs, annotator=request.annotator)
 

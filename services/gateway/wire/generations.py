@@ -1,17 +1,17 @@
 """A generation request: checked, names resolved, one task for each control image and each image."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fanlight.contract import generation, schedulers
 from fanlight.contract.images import image_at
-from fanlight.contract.limits import EMBEDDINGS_LIMIT, check_size, size_step_px
+from fanlight.contract.limits import EMBEDDINGS_LIMIT, check_size, size_of_source, size_step_px
 from fanlight.contract.needs import Needs, needs_of
 from fanlight.contract.prompt import loras_in, with_loras_renamed, words_in
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField, NotFound
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.submission import SourceImage
+from services.gateway.app.submission import KeptImage, SourceImage
 from services.gateway.domain.job import DIFFUSION, ControlImage, Facts, Input, StageRequest
 from services.gateway.domain.plan import JobPlan, NewTask
 from services.gateway.domain.workers import EMBEDDING, LORA, VAE, AnnouncedAnnotator, AnnouncedModel
@@ -30,9 +30,10 @@ from services.gateway.wire.needs import (
     require_stage,
     within,
 )
-from services.kernel.blobs import BlobInfo
 
 FIELD = "generation"
+# For a size that an image implies, where the checkpoint is not known yet: whole latents of every family.
+UNKNOWN_SIZE_STEP_PX = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +52,43 @@ class GenerationDraft:
     facts: Facts
     annotations: Sequence[_Annotation]
     images: Sequence[SourceImage]
+    needs: Needs
+    # Of the size that an image implies.
+    size_step_px: int
+    fleet: Fleet
 
     @property
     def tasks_limit(self) -> int:
         return len(self.annotations) + generation.count_of(self.request)
 
-    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> JobPlan:
-        """Annotations first, each distinct one once; then one task per image."""
+    def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
+        """Annotations first, each distinct one once; then one task per image.
+
+        InvalidField for a mask of another size than the image; FailedPrecondition, field `width_px`, where no worker
+        takes the size that the image implies.
+        """
+        _check_mask(kept)
+        return self._sized(kept)._plan(kept, draw)
+
+    def _sized(self, kept: Mapping[str, KeptImage]) -> "GenerationDraft":
+        """With the size that the image to start from implies, if none is requested."""
+        image = kept.get(f"{FIELD}.image")
+        if image is None or self.request.width_px:
+            return self
+        width_px, height_px = size_of_source(image.size.width_px, image.size.height_px, self.size_step_px)
+        request = _copy(self.request)
+        request.width_px, request.height_px = width_px, height_px
+        with within(FIELD):
+            needs = Needs(offers=self.needs.offers, amounts=needs_of(request).amounts)
+            require(self.fleet, needs)
+            annotated = [_resized(each, width_px, height_px, self.fleet) for each in self.annotations]
+        facts = replace(self.facts, amounts=amounts_of(needs), width_px=width_px, height_px=height_px)
+        return replace(self, request=request, facts=facts, annotations=annotated, needs=needs)
+
+    def _plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
         asked = _copy(self.request)
-        for field, blob in kept.items():
-            put_blob(image_at(asked, field.removeprefix(f"{FIELD}.")), blob)
+        for field, image in kept.items():
+            put_blob(image_at(asked, field.removeprefix(f"{FIELD}.")), image.blob)
         # Control images are made at the size of what they condition: thin lines do not survive being scaled later.
         made = {
             each.control: annotations.stage_request(each.request, asked.controls[each.control].image, each.facts)
@@ -81,7 +109,7 @@ class GenerationDraft:
             requests=tuple(requests),
             tasks=(*(NewTask(request=index) for index in range(1, len(makers) + 1)), *images),
             control_images=tuple(_control_images(asked, numbers, kept)),
-            blobs=tuple(dict.fromkeys(kept.values())),
+            blobs=tuple(dict.fromkeys(image.blob for image in kept.values())),
         )
 
 
@@ -104,7 +132,21 @@ def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDra
         facts=_facts(request, needs, fleet),
         annotations=annotated,
         images=source_images(message, FIELD),
+        needs=needs,
+        size_step_px=_model(request, fleet).size_step_px or UNKNOWN_SIZE_STEP_PX,
+        fleet=fleet,
     )
+
+
+def _check_mask(kept: Mapping[str, KeptImage]) -> None:
+    """InvalidField unless the mask has the image's size. What a quarter turn would mend is left to the worker."""
+    image, mask = kept.get(f"{FIELD}.image"), kept.get(f"{FIELD}.mask")
+    if image is None or mask is None:
+        return
+    sizes = [(each.size.width_px, each.size.height_px) for each in (mask, image)]
+    if sorted(sizes[0]) != sorted(sizes[1]):
+        said = [f"{width_px} x {height_px}" for width_px, height_px in sizes]
+        raise InvalidField(f"is {said[0]} pixels, the image {said[1]}; they must have one size", field=f"{FIELD}.mask")
 
 
 def _copy(message: diffusion_pb2.GenerateRequest) -> diffusion_pb2.GenerateRequest:
@@ -222,10 +264,18 @@ def _annotation(
     )
     with within(f"controls[{index}]"):
         resolved = annotations.resolved(message, annotator)
-        facts = annotations.facts_for(resolved, fleet)
+    facts = annotations.facts_for(resolved, fleet, field=f"controls[{index}].annotator")
     control.annotator = annotator.id
     control.parameters.CopyFrom(resolved.parameters)
     return _Annotation(control=index, request=resolved, facts=facts)
+
+
+def _resized(annotation: _Annotation, width_px: int, height_px: int, fleet: Fleet) -> _Annotation:
+    request = preprocessor_pb2.AnnotateRequest()
+    request.CopyFrom(annotation.request)
+    request.width_px, request.height_px = width_px, height_px
+    facts = annotations.facts_for(request, fleet, field=f"controls[{annotation.control}].annotator")
+    return replace(annotation, request=request, facts=facts)
 
 
 def _facts(request: diffusion_pb2.GenerateRequest, needs: Needs, fleet: Fleet) -> Facts:
@@ -268,14 +318,14 @@ def _with_made_images(
 
 
 def _control_images(
-    asked: diffusion_pb2.GenerateRequest, numbers: Mapping[int, int], kept: Mapping[str, BlobInfo]
+    asked: diffusion_pb2.GenerateRequest, numbers: Mapping[int, int], kept: Mapping[str, KeptImage]
 ) -> Sequence[ControlImage]:
     """In the controls' order; without controls whose image the diffusion worker makes itself."""
     images = []
     for index, control in enumerate(asked.controls):
-        blob = kept.get(f"{FIELD}.{_image_of(index)}")
+        image = kept.get(f"{FIELD}.{_image_of(index)}")
         if index in numbers:
             images.append(ControlImage(annotator=control.annotator, task=numbers[index]))
-        elif blob is not None:
-            images.append(ControlImage(annotator=control.made_by.annotator, blob=blob))
+        elif image is not None:
+            images.append(ControlImage(annotator=control.made_by.annotator, blob=image.blob))
     return images

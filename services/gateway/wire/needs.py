@@ -7,7 +7,7 @@ from typing import NoReturn, Protocol
 from google.protobuf.message import Message
 
 from fanlight.contract.generation import PRECISIONS, SAFETY_MODES
-from fanlight.contract.names import ANY, is_reference
+from fanlight.contract.names import ANY, find_name, is_reference
 from fanlight.contract.needs import PRECISION, REVISION, SAFETY_CHECKER, SCHEDULER, Needs, unknown_fields
 from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
@@ -130,10 +130,16 @@ def require_stage(catalog: FleetCatalog, stage: str) -> None:
         raise Unavailable(f"no {stage} worker has come yet; start one", retry_after_s=RETRY_AFTER_S)
 
 
+def find_annotator(catalog: FleetCatalog, name: str) -> AnnouncedAnnotator | None:
+    """By id or alias, as `fanlight.contract.names.find_name` finds it: in any case, with spaces around it."""
+    known = catalog.annotators
+    return catalog.annotator(name) or known.get(find_name({each.id: each.aliases for each in known.values()}, name))
+
+
 def annotator_of(catalog: FleetCatalog, annotator_id: str, *, field: str) -> AnnouncedAnnotator:
     if not annotator_id:
         raise InvalidField(f"is missing; there are {_names(catalog.annotators)}", field=field)
-    annotator = catalog.annotator(annotator_id)
+    annotator = find_annotator(catalog, annotator_id)
     if annotator is None:
         raise NotFound(f"there is no such annotator; there are {_names(catalog.annotators)}", field=field)
     return annotator

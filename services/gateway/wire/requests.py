@@ -1,10 +1,11 @@
 """Clients' requests: protobuf to domain, every field checked."""
 
 import hashlib
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from google.protobuf import timestamp_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, EncodeError, Message
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
@@ -56,7 +57,10 @@ def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
 
 def _content_digest(request: gateway_pb2.CreateJobRequest) -> str:
     """Equal for requests that mean the same: of a blob only the scope and the digest count."""
-    plain = gateway_pb2.CreateJobRequest.FromString(request.SerializeToString())
+    try:
+        plain = gateway_pb2.CreateJobRequest.FromString(request.SerializeToString())
+    except (DecodeError, EncodeError) as error:
+        raise InvalidField("is nested too deeply", field=request.WhichOneof("work") or "request") from error
     for blob in (image.blob for _, image in images_of(plain) if image.HasField("blob")):
         blob.CopyFrom(common_pb2.Blob(scope=blob.scope or DEFAULT_SCOPE, digest=blob.digest))
     return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()
@@ -89,10 +93,21 @@ def _refuse_newer(message: Message, but: str) -> None:
 
 def new_jobs(request: gateway_pb2.CreateJobsRequest, fleet: Fleet) -> list[NewJob | FanlightError]:
     """Each new job, or the error of its request. InvalidField for no requests or too many."""
-    if not 1 <= len(request.requests) <= BATCH_JOBS_LIMIT:
-        raise InvalidField(f"has {len(request.requests)} entries; must be 1 to {BATCH_JOBS_LIMIT}", field="requests")
+    check_batch(len(request.requests))
     _refuse_newer(request, "requests")
-    return [_new_or_refused(each, fleet) for each in request.requests]
+    return new_or_refused(request.requests, fleet)
+
+
+def check_batch(count: int) -> None:
+    if not 1 <= count <= BATCH_JOBS_LIMIT:
+        raise InvalidField(f"has {count} entries; must be 1 to {BATCH_JOBS_LIMIT}", field="requests")
+
+
+def new_or_refused(
+    asked: Iterable[gateway_pb2.CreateJobRequest | FanlightError], fleet: Fleet
+) -> list[NewJob | FanlightError]:
+    """Each new job, or the error of its request; what was refused already stays refused."""
+    return [each if isinstance(each, FanlightError) else _new_or_refused(each, fleet) for each in asked]
 
 
 def _new_or_refused(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob | FanlightError:

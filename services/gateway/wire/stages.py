@@ -13,7 +13,7 @@ from fanlight.errors import InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.job_store import UnreadableRecord
-from services.gateway.app.submission import Draft, SourceImage
+from services.gateway.app.submission import Draft, KeptImage, SourceImage
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts, Job, StageRequest, Task
 from services.gateway.domain.plan import IMAGE, JobPlan, NewTask, check
 from services.gateway.wire import annotations, generations
@@ -48,14 +48,15 @@ class OneTask:
     images: Sequence[SourceImage]
     tasks_limit: int = 1
 
-    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> JobPlan:
+    def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
         whole = type(self.request)()
         whole.CopyFrom(self.request)
-        for field, blob in kept.items():
-            put_blob(image_at(whole, field.removeprefix(f"{OTHER}.")), blob)
+        for field, image in kept.items():
+            put_blob(image_at(whole, field.removeprefix(f"{OTHER}.")), image.blob)
         message = whole.SerializeToString(deterministic=True)
         request = StageRequest(stage=self.stage, field=OTHER, message=message, facts=self.facts)
-        return JobPlan(requests=(request,), tasks=(NewTask(request=0),), blobs=tuple(dict.fromkeys(kept.values())))
+        blobs = tuple(dict.fromkeys(image.blob for image in kept.values()))
+        return JobPlan(requests=(request,), tasks=(NewTask(request=0),), blobs=blobs)
 
 
 def one_task(stage: str, needs_of: Callable[[Message], Needs]) -> Callable[[Message, Fleet], OneTask]:
@@ -102,7 +103,7 @@ class _Checked:
     def tasks_limit(self) -> int:
         return self.draft.tasks_limit
 
-    def plan(self, kept: Mapping[str, BlobInfo], draw: Callable[[], int]) -> JobPlan:
+    def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
         plan = self.draft.plan(kept, draw)
         check(plan, {stage.name: stage.makes for stage in STAGES.values()})
         return plan

@@ -3,7 +3,7 @@
 import pytest
 
 from fanlight.contract import annotation
-from fanlight.contract.limits import check_size, size_class, size_step_px
+from fanlight.contract.limits import IMPLIED_PIXELS_LIMIT, check_size, size_class, size_of_source, size_step_px
 from fanlight.errors import InvalidField
 
 
@@ -45,3 +45,22 @@ def test_sizes_of_about_as_many_pixels_are_of_one_class():
     assert size_class(64, 64) == 12
     assert size_class(2048, 2048) == 22
     assert size_class(0, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "step_px", "size"),
+    [
+        ((99, 65), 2, (98, 64)),
+        ((512, 768), 8, (512, 768)),
+        ((1024, 1024), 8, (1024, 1024)),
+        ((4000, 3000), 8, (1176, 880)),
+        ((4000, 1000), 64, (2048, 512)),
+        ((16_384, 16), 8, (2048, 64)),
+        ((1, 1), 24, (72, 72)),
+        ((3000, 1), 512, (2048, 512)),
+    ],
+)
+def test_an_image_implies_a_size_that_every_worker_understands(image, step_px, size):
+    assert size_of_source(*image, step_px) == size
+    check_size(*size, step_px)
+    assert size[0] * size[1] <= IMPLIED_PIXELS_LIMIT

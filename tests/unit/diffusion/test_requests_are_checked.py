@@ -276,9 +276,14 @@ def test_an_image_to_start_from_gives_its_own_size_and_strength(parser):
     assert generation.start.strength == 0.8
 
 
-def test_a_large_image_to_start_from_is_scaled_down_to_what_is_generated(parser):
-    generation = parser.parse(GenerateRequest(image=_image(1024, 512)))
-    assert (generation.width_px, generation.height_px) == (360, 180)
+def test_a_large_image_to_start_from_is_scaled_down_as_on_every_other_worker(parser):
+    large = replace(parser, abilities=replace(parser.abilities, pixels_limit=2**22))
+    generation = large.parse(GenerateRequest(image=_image(4000, 1000)))
+    assert (generation.width_px, generation.height_px) == (2048, 512)
+    # This worker's own limit refuses a size, and never changes it.
+    with pytest.raises(TooLarge) as caught:
+        parser.parse(GenerateRequest(image=_image(1024, 512)))
+    assert caught.value.field == "width_px"
 
 
 def test_an_effective_request_sent_again_is_the_same_request(parser):

@@ -121,9 +121,9 @@ async def test_options_left_open_stay_open() -> None:
             assert name not in json_format.MessageToDict(message, preserving_proto_field_name=True), name
 
 
-async def test_an_image_to_start_from_leaves_the_size_to_it() -> None:
+async def test_an_image_to_start_from_gives_its_size() -> None:
     request, _ = await leased(image=SENT)
-    assert (request.pipeline, request.width_px, request.height_px) == ("img2img", 0, 0)
+    assert (request.pipeline, request.width_px, request.height_px) == ("img2img", 256, 192)
 
 
 async def test_a_control_for_inpainting_needs_no_picture() -> None:

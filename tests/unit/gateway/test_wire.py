@@ -218,6 +218,14 @@ def test_another_services_name_for_an_annotator_means_the_annotator() -> None:
     assert workers.capabilities(queue_pb2.Capabilities(annotators=[answers.annotator(named)])).annotators == (named,)
 
 
+@pytest.mark.parametrize("name", ["CANNY", " canny ", "Canny", "Canny_Edge\t"])
+def test_an_annotators_name_may_be_in_any_case_with_spaces_around_it(name: str) -> None:
+    named = replace(CANNY, aliases=("canny_edge",))
+    fleet = FixedFleet((Capabilities(annotators=(named,)), Capabilities(models=(STARTER, STARTER_CANNY))))
+    assert work_of(annotation(annotator=name), fleet).annotator == "canny"
+    assert work_of(controlled(annotator=name), fleet).controls[0].annotator == "canny"
+
+
 def test_a_worker_that_describes_nonsense_is_refused_by_the_field() -> None:
     parameter = preprocessor_pb2.Parameter(
         name="low", kind=preprocessor_pb2.Parameter.KIND_INTEGER, default_value=struct_pb2.Value(string_value="x")

@@ -113,6 +113,8 @@ async def test_a_size_is_asked_for(client: Client, gateway: FakeGateway, blobs: 
         ("/v1/annotate/canny?threshold=1", 400, "annotation.parameters.threshold"),
         ("/v1/annotate/canny?gray=true&gray=false", 400, "annotation.parameters.gray"),
         ("/v1/annotate/canny?width_px=-1", 400, "width_px"),
+        ("/v1/annotate/canny?width_px=64&height_px=64&width_px=32", 400, "width_px"),
+        ("/v1/annotate/canny?wait=1&wait=1", 400, "wait"),
         ("/v1/annotate/canny?wait=3600", 400, "wait"),
     ],
 )

@@ -74,6 +74,59 @@ async def test_a_batch_refuses_only_what_is_wrong(http: httpx.AsyncClient) -> No
     assert (await http.post("/v1/jobs:batch", json={"requests": []}, headers=by(ACME))).status_code == 400
 
 
+async def test_an_entry_that_cannot_be_read_refuses_only_itself(http: httpx.AsyncClient) -> None:
+    deep: object = 1
+    for _ in range(48):
+        deep = {"a": deep}
+    use = {"annotator": "canny", "parameters": {"a": deep}}
+    wishes = [
+        wish(),
+        {"generation": {"promt": "x"}},
+        {"generation": {"steps": "many"}},
+        None,
+        {"generation": {"controls": [{"made_by": use}]}},
+        wish(),
+    ]
+    response = await http.post("/v1/jobs:batch", json={"requests": wishes}, headers=by(ACME))
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert ["job" in each for each in results] == [True, False, False, False, False, True]
+    assert [each["failure"]["field"] for each in results[1:5]] == [
+        "generation.promt",
+        "generation.steps",
+        "requests[3]",
+        "generation.controls[0].made_by.parameters",
+    ]
+    assert {each["failure"]["reason"] for each in results[1:5]} == {"INVALID_FIELD"}
+
+
+@pytest.mark.parametrize(
+    ("batch", "field"),
+    [
+        ({"requests": {}}, "requests"),
+        ({"requests": None}, "requests"),
+        ({"requests": "x"}, "requests"),
+        ({}, "requests"),
+        ([], "body"),
+        ({"requests": [wish()], "request": 1}, "request"),
+        ({"requests": [wish()] * 1_001}, "requests"),
+    ],
+)
+async def test_what_is_no_batch_is_refused_whole(http: httpx.AsyncClient, batch: object, field: str) -> None:
+    response = await http.post("/v1/jobs:batch", json=batch, headers=by(ACME))
+    assert (response.status_code, response.json()["error"]["field"]) == (400, field)
+
+
+async def test_a_query_parameter_is_given_once(http: httpx.AsyncClient) -> None:
+    made = (await http.post("/v1/jobs", json=wish(), headers=by(ACME))).json()
+    for path, field in (
+        ("/v1/jobs?page_size=1&page_size=2", "page_size"),
+        (f"/v1/{made['name']}?wait=1&wait=1", "wait"),
+    ):
+        response = await http.get(path, headers=by(ACME))
+        assert (response.status_code, response.json()["error"]["field"]) == (400, field)
+
+
 async def test_lists_are_filtered(fleet: Fleet, http: httpx.AsyncClient) -> None:
     await http.post("/v1/jobs", json=wish(), headers=by(ACME))
     fleet.clock.advance(3_600)

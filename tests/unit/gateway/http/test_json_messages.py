@@ -92,6 +92,11 @@ def test_null_is_as_if_it_were_not_there() -> None:
         ({"request": {"@type": GENERATE, "controls": [{"nope": 1}]}}, "request.controls[0].nope"),
         ({"request": {"@type": STRUCT, "value": 5}}, "request"),
         ({"generation": {}, "request": {"@type": GENERATE}}, "request"),
+        ({"generation": {"negativePrompt": "a", "negative_prompt": "a"}}, "generation.negative_prompt"),
+        ({"requestId": None, "request_id": "a"}, "request_id"),
+        ({"generation": {"embeddings": "a"}}, "generation.embeddings"),
+        ({"generation": {"embeddings": ["a", None]}}, "generation.embeddings[1]"),
+        ({"generation": {"embeddings": ["a", "b", 5]}}, "generation.embeddings[2]"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_path(value: object, field: str) -> None:
@@ -133,13 +138,43 @@ def test_an_unknown_field_that_is_near_to_none_is_answered_with_the_known_ones()
         filled({"generation": {"xyzzy": "x"}})
 
 
-def test_parameters_nested_without_end_are_refused() -> None:
+def nested(levels: int, kind: type = dict) -> Any:
     deep: Any = 1
-    for _ in range(200):
-        deep = {"a": deep}
-    with pytest.raises(InvalidField) as caught:
-        filled({"annotation": {"parameters": deep}})
-    assert caught.value.field == "annotation.parameters"
+    for _ in range(levels):
+        deep = {"a": deep} if kind is dict else [deep]
+    return deep
+
+
+@pytest.mark.parametrize("levels", [25, 47, 48, 200, 900])
+@pytest.mark.parametrize("kind", [dict, list])
+def test_parameters_nested_without_end_are_refused(levels: int, kind: type) -> None:
+    for body, field in (
+        ({"annotation": {"parameters": {"a": nested(levels, kind)}}}, "annotation.parameters"),
+        (
+            {"generation": {"controls": [{"made_by": {"parameters": {"a": nested(levels, kind)}}}]}},
+            "generation.controls[0].made_by.parameters",
+        ),
+        ({"request": {"@type": STRUCT, "value": {"a": nested(levels, kind)}}}, "request"),
+    ):
+        with pytest.raises(InvalidField, match="nested more than 24 levels deep") as caught:
+            filled(body)
+        assert caught.value.field == field
+
+
+def test_requests_within_requests_are_refused() -> None:
+    deep: Any = {"@type": GENERATE}
+    for _ in range(400):
+        deep = {"@type": "type.googleapis.com/fanlight.gateway.v1.CreateJobRequest", "request": deep}
+    with pytest.raises(InvalidField, match="nested") as caught:
+        filled({"request": deep})
+    assert caught.value.field == "request"
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_what_is_taken_is_read_again_from_its_bytes(kind: type) -> None:
+    message = filled({"generation": {"controls": [{"made_by": {"parameters": {"a": nested(23, kind)}}}]}})
+    listed = gateway_pb2.ListJobsResponse(jobs=[gateway_pb2.Job(generation=message.generation)])
+    assert gateway_pb2.ListJobsResponse.FromString(listed.SerializeToString()) == listed
 
 
 @pytest.mark.parametrize(

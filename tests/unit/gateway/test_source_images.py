@@ -1,0 +1,173 @@
+"""What the gateway learns from the headers of a request's images before a job exists."""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from PIL import ExifTags, Image
+
+from fanlight.common.v1 import common_pb2
+from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FailedPrecondition, FanlightError, InvalidField
+from fanlight.gateway.v1 import gateway_pb2
+from fanlight.preprocessor.v1 import preprocessor_pb2
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job
+from services.gateway.wire import answers, requests
+from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, Fleet, FleetWorker
+
+SMALL, LARGE = 128 * 128, 512 * 512
+MODEL = replace(STARTER, pipelines=())
+
+
+def encoded(width_px: int, height_px: int, kind: str = "PNG", *, turn: int = 1) -> bytes:
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = turn
+    Image.new("RGB", (width_px, height_px)).save(out, kind, exif=exif)
+    return out.getvalue()
+
+
+def source(data: bytes) -> common_pb2.ImageSource:
+    return common_pb2.ImageSource(data=data)
+
+
+async def create(fleet: Fleet, **fields: Any) -> Job:
+    asked = diffusion_pb2.GenerateRequest(**{"prompt": "a fox", **fields})
+    new = requests.new_job(gateway_pb2.CreateJobRequest(generation=asked), fleet.gateway.workers)
+    return await fleet.gateway.jobs.create(new)
+
+
+async def annotate(fleet: Fleet, **fields: Any) -> Job:
+    asked = preprocessor_pb2.AnnotateRequest(annotator="canny", **fields)
+    new = requests.new_job(gateway_pb2.CreateJobRequest(annotation=asked), fleet.gateway.workers)
+    return await fleet.gateway.jobs.create(new)
+
+
+async def refusal(made: Any) -> FanlightError:
+    with pytest.raises(FanlightError) as caught:
+        await made
+    return caught.value
+
+
+async def small_and_large(fleet: Fleet) -> list[FleetWorker]:
+    limits = {"small": SMALL, "large": LARGE}
+    workers = [
+        fleet.worker(DIFFUSION, name, models=(MODEL,), limits=(("pixels", limit),)) for name, limit in limits.items()
+    ]
+    for each in workers:
+        await each.come()
+    return workers
+
+
+async def annotators(fleet: Fleet, pixels: int) -> FleetWorker:
+    worker = fleet.worker(PREPROCESS, "edges", annotators=(CANNY,), limits=(("pixels", pixels),))
+    await worker.come()
+    return worker
+
+
+async def test_an_image_without_a_size_goes_to_a_worker_that_takes_its_pixels(fleet: Fleet) -> None:
+    small, large = await small_and_large(fleet)
+    job = await create(fleet, image=source(encoded(303, 204)))
+    asked = answers.job(job).generation
+    assert (asked.width_px, asked.height_px) == (296, 200)
+    assert job.request.facts.amounts == (("pixels", 296 * 200),)
+    assert (job.request.facts.width_px, job.request.facts.height_px) == (296, 200)
+    assert not await small.lease()
+    assert await large.lease()
+
+
+async def test_an_image_that_a_phone_turned_gives_its_upright_size(fleet: Fleet) -> None:
+    await small_and_large(fleet)
+    asked = answers.job(await create(fleet, image=source(encoded(256, 128, "JPEG", turn=6)))).generation
+    assert (asked.width_px, asked.height_px) == (128, 256)
+
+
+async def test_a_size_that_is_requested_stays(fleet: Fleet) -> None:
+    await small_and_large(fleet)
+    job = await create(fleet, image=source(encoded(300, 200)), width_px=64, height_px=72)
+    assert (job.request.facts.width_px, job.request.facts.height_px) == (64, 72)
+
+
+async def test_a_kept_image_gives_its_size_too(fleet: Fleet) -> None:
+    await small_and_large(fleet)
+    written = fleet.blobs.put(encoded(200, 136) + bytes(200_000))
+    blob = common_pb2.Blob(scope=written.scope, digest=written.digest)
+    job = await create(fleet, image=common_pb2.ImageSource(blob=blob))
+    assert (job.request.facts.width_px, job.request.facts.height_px) == (200, 136)
+
+
+async def test_an_image_that_is_too_large_for_all_workers_is_refused_at_once(fleet: Fleet) -> None:
+    await small_and_large(fleet)
+    error = await refusal(create(fleet, image=source(encoded(1024, 512))))
+    assert (type(error), error.field) == (FailedPrecondition, "generation.width_px")
+    assert error.message == f"needs {1024 * 512} pixels; large takes {LARGE}, small takes {SMALL}"
+
+
+async def test_control_images_are_made_at_the_size_that_the_image_implies(fleet: Fleet) -> None:
+    await fleet.worker(DIFFUSION, models=(MODEL, STARTER_CANNY)).come()
+    worker = await annotators(fleet, 1 << 20)
+    control = diffusion_pb2.Control(image=source(PNG), annotator="canny", controlnet="canny")
+    job = await create(fleet, image=source(encoded(200, 136)), controls=[control])
+    (task,) = await worker.lease()
+    asked = preprocessor_pb2.AnnotateRequest.FromString(job.request_of(task.task).message)
+    assert (asked.width_px, asked.height_px) == (200, 136)
+    assert job.request_of(task.task).facts.amounts == (("pixels", 200 * 136),)
+
+
+@pytest.mark.parametrize("name", ["image", "mask", "control"])
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_an_unreadable_header_is_refused_by_its_field(fleet: Fleet, name: str, is_kept: bool) -> None:
+    await fleet.worker(DIFFUSION, models=(MODEL, STARTER_CANNY)).come()
+    damaged = source(encoded(64, 64)[:20])
+    if is_kept:
+        written = fleet.blobs.put(damaged.data)
+        damaged.blob.CopyFrom(common_pb2.Blob(scope=written.scope, digest=written.digest))
+    fields: dict[str, Any] = {"image": {"image": damaged}, "mask": {"image": source(PNG), "mask": damaged}}.get(
+        name, {"controls": [diffusion_pb2.Control(image=damaged, controlnet="canny")]}
+    )
+    error = await refusal(create(fleet, **fields))
+    assert (type(error), "header cannot be read" in error.message) == (InvalidField, True)
+    assert error.field == f"generation.{'controls[0].image' if name == 'control' else name}"
+
+
+async def test_a_mask_of_another_size_than_the_image_is_refused(fleet: Fleet) -> None:
+    await small_and_large(fleet)
+    error = await refusal(create(fleet, image=source(encoded(128, 64)), mask=source(encoded(128, 72))))
+    assert (type(error), error.field) == (InvalidField, "generation.mask")
+    assert error.message == "is 128 x 72 pixels, the image 128 x 64; they must have one size"
+    await create(fleet, image=source(encoded(128, 64, "JPEG", turn=8)), mask=source(encoded(64, 128)))
+
+
+async def test_an_annotation_goes_to_a_worker_that_takes_its_pixels(fleet: Fleet) -> None:
+    worker = await annotators(fleet, 512 * 512)
+    error = await refusal(annotate(fleet, image=source(PNG), width_px=8192, height_px=8192))
+    assert (type(error), error.field) == (FailedPrecondition, "annotation.width_px")
+    assert error.message == f"needs {8192 * 8192} pixels; edges takes {512 * 512}"
+    job = await annotate(fleet, image=source(PNG), width_px=512, height_px=512)
+    assert job.request.facts.amounts == (("pixels", 512 * 512),)
+    assert await worker.lease()
+
+
+async def test_an_annotation_at_the_images_own_size_needs_no_pixels(fleet: Fleet) -> None:
+    await annotators(fleet, 16)
+    assert (await annotate(fleet, image=source(PNG))).request.facts.amounts == ()
+
+
+async def test_a_control_image_that_no_annotator_can_make_so_large_is_refused(fleet: Fleet) -> None:
+    await fleet.worker(DIFFUSION, models=(MODEL, STARTER_CANNY)).come()
+    await annotators(fleet, 128 * 128)
+    control = diffusion_pb2.Control(image=source(PNG), annotator="canny", controlnet="canny")
+    error = await refusal(create(fleet, controls=[control], width_px=256, height_px=256))
+    assert (type(error), error.field) == (FailedPrecondition, "generation.width_px")
+    assert "edges takes 16384" in error.message
+
+
+async def test_a_blob_of_another_scope_is_looked_up_there(fleet: Fleet) -> None:
+    await small_and_large(fleet)
+    written = fleet.blobs.put(encoded(64, 64), scope="globex")
+    blob = common_pb2.Blob(scope="globex", digest=written.digest)
+    job = await create(fleet, image=common_pb2.ImageSource(blob=blob))
+    assert [each.scope for each in job.blobs] == ["globex"]
+    blob.scope = "Globex"
+    error = await refusal(create(fleet, image=common_pb2.ImageSource(blob=blob)))
+    assert (type(error), error.field) == (InvalidField, "generation.image.blob.scope")
