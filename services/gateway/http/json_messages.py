@@ -137,12 +137,10 @@ def _of_type(name: object, where: str) -> Message:
 def _fill_list(message: Message, field: Field, value: object, where: str) -> None:
     if not isinstance(value, list):
         raise InvalidField("must be a list", field=where)
+    # Parsed one by one, so that an error names the entry, and then all at once: parsing replaces a list.
     for index, item in enumerate(value):
-        at = f"{where}[{index}]"
-        try:
-            ParseDict({field.name: [item]}, message)
-        except (ParseError, ValueError, TypeError, RecursionError) as error:
-            raise InvalidField(f"must be {_kind(field)}", field=at) from error
+        _fill_leaf(type(message)(), field, [item], f"{where}[{index}]")
+    ParseDict({field.name: value}, message)
 
 
 def _fill_leaf(message: Message, field: Field, value: object, where: str) -> None:
