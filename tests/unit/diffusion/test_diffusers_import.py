@@ -28,12 +28,12 @@ from services.diffusion.engine.generation import Generation
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.scan import scan, starter_folder
 from services.diffusion.parse.parser import Parser
-from services.kernel.pictures import PictureLimits
+from services.kernel.images import ImageLimits
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 
 catalog = scan([starter_folder()])
 abilities = Abilities(pixels_limit=2**20, has_safety_checker=False)
-parser = Parser(catalog=catalog, abilities=abilities, picture_limits=PictureLimits(), random_seed=lambda: 1)
+parser = Parser(catalog=catalog, abilities=abilities, picture_limits=ImageLimits(), random_seed=lambda: 1)
 backend = TorchBackend(ModelManager(device="cpu"), threads=1)
 
 def generate(scheduler):

@@ -142,7 +142,7 @@ async def test_a_result_above_a_limit_of_the_gateway_is_refused_by_its_field(
 async def test_a_result_that_never_arrives_is_a_fault_of_the_node(gateway: FakeGateway, stage: FakeStage) -> None:
     gateway.refusals["CompleteTask"] = 1_000_000
     await gateway.offer(task_named(NAME))
-    async with working(gateway, stage, hand_in_limit_s=0.1):
+    async with working(gateway, stage, limits={"hand_in_limit_s": 0.1}):
         await gateway.until(lambda: gateway.faults(NAME) == ["FAULT_NODE"])
     assert gateway.failed[NAME][0].failure.reason == "NODE_FAULT"
 
