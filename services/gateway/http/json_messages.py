@@ -138,11 +138,10 @@ def _fill_list(message: Message, field: Field, value: object, where: str) -> Non
     if not isinstance(value, list):
         raise InvalidField("must be a list", field=where)
     for index, item in enumerate(value):
-        at = f"{where}[{index}]"
-        try:
-            ParseDict({field.name: [item]}, message)
-        except (ParseError, ValueError, TypeError, RecursionError) as error:
-            raise InvalidField(f"must be {_kind(field)}", field=at) from error
+        # Parsing a list replaces what a message has of it.
+        one = type(message)()
+        _fill_leaf(one, field, [item], f"{where}[{index}]")
+        message.MergeFrom(one)
 
 
 def _fill_leaf(message: Message, field: Field, value: object, where: str) -> None:
