@@ -198,10 +198,9 @@ def _pipeline(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> 
 
 def _resolve_size(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> None:
     """The model's own size if no size is requested; unset if the model does not say, or if an image decides it."""
-    if request.width_px or request.height_px:
-        check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
-    elif not request.HasField("image"):
+    if not request.width_px and not request.height_px and not request.HasField("image"):
         request.width_px, request.height_px = model.width_px, model.height_px
+    check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
 
 
 def _annotators(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> dict[int, AnnouncedAnnotator]:
