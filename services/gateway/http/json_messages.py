@@ -137,10 +137,11 @@ def _of_type(name: object, where: str) -> Message:
 def _fill_list(message: Message, field: Field, value: object, where: str) -> None:
     if not isinstance(value, list):
         raise InvalidField("must be a list", field=where)
-    # Parsed one by one, so that an error names the entry, and then all at once: parsing replaces a list.
     for index, item in enumerate(value):
-        _fill_leaf(type(message)(), field, [item], f"{where}[{index}]")
-    ParseDict({field.name: value}, message)
+        # Parsing a list replaces what a message has of it.
+        one = type(message)()
+        _fill_leaf(one, field, [item], f"{where}[{index}]")
+        message.MergeFrom(one)
 
 
 def _fill_leaf(message: Message, field: Field, value: object, where: str) -> None:

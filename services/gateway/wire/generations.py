@@ -1,6 +1,7 @@
 """A generation request: checked, names resolved, one task for each control image and each image."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from fanlight.contract import generation, schedulers
@@ -9,7 +10,7 @@ from fanlight.contract.limits import EMBEDDINGS_LIMIT, check_size, size_of_sourc
 from fanlight.contract.needs import Needs, needs_of
 from fanlight.contract.prompt import loras_in, with_loras_renamed, words_in
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import InvalidField, NotFound
+from fanlight.errors import FailedPrecondition, InvalidField, NotFound
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.submission import KeptImage, SourceImage
 from services.gateway.domain.job import DIFFUSION, ControlImage, Facts, Input, StageRequest
@@ -115,7 +116,7 @@ class GenerationDraft:
 
 def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDraft:
     """InvalidField, NotFound, TooLarge and FailedPrecondition name the field; Unavailable without any worker."""
-    with within(FIELD):
+    with within(FIELD), _naming_default(message, fleet):
         generation.check(message)
         request = _resolved(message, fleet)
         by_control = _annotators(request, fleet)
@@ -136,6 +137,19 @@ def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDra
         size_step_px=_model(request, fleet).size_step_px or UNKNOWN_SIZE_STEP_PX,
         fleet=fleet,
     )
+
+
+@contextmanager
+def _naming_default(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> Iterator[None]:
+    """Errors about a checkpoint that the request does not name say where it comes from."""
+    try:
+        yield
+    except (InvalidField, NotFound, FailedPrecondition) as error:
+        model = None if message.model else fleet.catalog().default_checkpoint()
+        if model is None or model.id not in error.message:
+            raise
+        text = f"{error.message}; the request names no model, and {model.id} is the default"
+        raise type(error)(text, field=error.field) from error
 
 
 def _check_mask(kept: Mapping[str, KeptImage]) -> None:
@@ -198,10 +212,9 @@ def _pipeline(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> 
 
 def _resolve_size(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> None:
     """The model's own size if no size is requested; unset if the model does not say, or if an image decides it."""
-    if request.width_px or request.height_px:
-        check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
-    elif not request.HasField("image"):
+    if not request.width_px and not request.height_px and not request.HasField("image"):
         request.width_px, request.height_px = model.width_px, model.height_px
+    check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
 
 
 def _annotators(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> dict[int, AnnouncedAnnotator]:

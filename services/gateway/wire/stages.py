@@ -1,7 +1,8 @@
 """The table of stages: a new one is a request message, a worker, and one entry here."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
@@ -9,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from fanlight.contract.images import image_at
 from fanlight.contract.needs import Needs
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import InvalidField
+from fanlight.errors import FanlightError, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.job_store import UnreadableRecord
@@ -109,6 +110,40 @@ class _Checked:
         return plan
 
 
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A draft whose request came in the field `request`, not in its stage's own: fields are named as the client did."""
+
+    draft: Draft
+    field: str
+
+    @property
+    def images(self) -> Sequence[SourceImage]:
+        return [replace(each, field=_moved(each.field, self.field, OTHER)) for each in self.draft.images]
+
+    @property
+    def tasks_limit(self) -> int:
+        return self.draft.tasks_limit
+
+    def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
+        with _packed(self.field):
+            return self.draft.plan({_moved(name, OTHER, self.field): image for name, image in kept.items()}, draw)
+
+
+def _moved(path: str, was: str, now: str) -> str:
+    """The path below another field; unchanged where it does not begin with the first one."""
+    return now + path[len(was) :] if path == was or path.startswith(f"{was}.") else path
+
+
+@contextmanager
+def _packed(field: str) -> Iterator[None]:
+    try:
+        yield
+    except FanlightError as error:
+        moved = _moved(error.field, field, OTHER)
+        raise type(error)(error.message, field=moved, retry_after_s=error.retry_after_s) from error
+
+
 def draft_of(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> Draft:
     """The work of the request, checked. Raises what a stage's `draft` raises."""
     field = request.WhichOneof("work")
@@ -116,7 +151,8 @@ def draft_of(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> Draft:
         raise InvalidField("is missing: ask for a generation or an annotation", field="work")
     if field == OTHER:
         stage, message = _unpacked(request.request)
-        return _Checked(stage.draft(message, fleet))
+        with _packed(stage.field):
+            return _Checked(_Packed(stage.draft(message, fleet), stage.field))
     stage = next(each for each in STAGES.values() if each.field == field)
     return _Checked(stage.draft(getattr(request, field), fleet))
 

@@ -50,6 +50,9 @@ STEP_TIMES_LIMIT = 64
 # Of an image's size; no image is larger.
 SIZE_CLASS_LIMIT = 40
 TEXT_ENCODER_LAYERS_LIMIT = 1_000
+# Of a checkpoint's native size, and of what its sides must be multiples of.
+MODEL_SIDE_MIN_PX, MODEL_SIDE_MAX_PX = 64, 8_192
+MODEL_SIZE_STEP_LIMIT_PX = 512
 REVISION_LIMIT = 10_000
 KNOWN_MESSAGES_LIMIT = 256
 # A worker's fields that are newer than the gateway's, of one message.
@@ -208,10 +211,10 @@ def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
         raise InvalidField("must be 1 to 32 of a-z, 0-9, _ and -, such as preprocess", field="worker.stage")
     return Worker(
         id=message.id,
-        node=check_some_bytes(message.node, NAME_LIMIT_BYTES, field="worker.node"),
+        node=_printable(check_some_bytes(message.node, NAME_LIMIT_BYTES, field="worker.node"), "worker.node"),
         stage=message.stage,
-        version=check_bytes(message.version, NAME_LIMIT_BYTES, field="worker.version"),
-        device=check_bytes(message.device, NAME_LIMIT_BYTES, field="worker.device"),
+        version=_printable(check_bytes(message.version, NAME_LIMIT_BYTES, field="worker.version"), "worker.version"),
+        device=_printable(check_bytes(message.device, NAME_LIMIT_BYTES, field="worker.device"), "worker.device"),
         slots=check_whole(message.slots, 0, SLOTS_LIMIT, field="worker.slots"),
         vram_models=_models(message.vram_models, "worker.vram_models"),
         ram_models=_models(message.ram_models, "worker.ram_models"),
@@ -367,9 +370,40 @@ def _names(names: Sequence[str], field: str) -> tuple[str, ...]:
     return tuple(check_bytes(name, NAME_LIMIT_BYTES, field=f"{field}[{i}]") for i, name in enumerate(names))
 
 
+def _id(text: str, field: str) -> str:
+    """An id that no reference and no LoRA tag can be mistaken for."""
+    found = next((each for each in ":/<>" if each in text), "")
+    if found:
+        raise InvalidField(f"contains {found}, which is for references and LoRA tags; leave it out", field=field)
+    return check_some_bytes(text, NAME_LIMIT_BYTES, field=field)
+
+
+def _check_model_size(message: diffusion_pb2.Model, field: str) -> None:
+    """All may be 0, for unknown."""
+    step_px = check_whole(message.size_step_px, 0, MODEL_SIZE_STEP_LIMIT_PX, field=f"{field}.size_step_px")
+    for name, side_px, other_px in (
+        ("width_px", message.width_px, message.height_px),
+        ("height_px", message.height_px, message.width_px),
+    ):
+        where = f"{field}.{name}"
+        if not side_px and not other_px:
+            continue
+        if not side_px:
+            raise InvalidField("is missing: give both sides or none", field=where)
+        check_whole(side_px, MODEL_SIDE_MIN_PX, MODEL_SIDE_MAX_PX, field=where)
+        if step_px and side_px % step_px:
+            raise InvalidField(f"is {side_px}; must be a multiple of size_step_px, {step_px}", field=where)
+
+
+def _printable(text: str, field: str) -> str:
+    if not text.isprintable():
+        raise InvalidField("must have printable characters alone", field=field)
+    return text
+
+
 def _annotator(message: preprocessor_pb2.Annotator, field: str) -> AnnouncedAnnotator:
     return AnnouncedAnnotator(
-        id=check_some_bytes(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
+        id=_id(message.id, f"{field}.id"),
         description=check_bytes(message.description, DESCRIPTION_LIMIT_BYTES, field=f"{field}.description"),
         parameters=described_all(message.parameters, field=f"{field}.parameters"),
         deterministic=message.deterministic,
@@ -383,8 +417,9 @@ def _annotator(message: preprocessor_pb2.Annotator, field: str) -> AnnouncedAnno
 
 
 def _model(message: diffusion_pb2.Model, field: str) -> AnnouncedModel:
+    _check_model_size(message, field)
     return AnnouncedModel(
-        id=check_some_bytes(message.id, NAME_LIMIT_BYTES, field=f"{field}.id"),
+        id=_id(message.id, f"{field}.id"),
         kind=check_some_bytes(message.kind, NAME_LIMIT_BYTES, field=f"{field}.kind"),
         is_default=message.is_default,
         size_bytes=check_whole(message.size_bytes, 0, BYTES_LIMIT, field=f"{field}.size_bytes"),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import FanlightError
+from fanlight.errors import FanlightError, InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.domain.workers import AnnouncedModel, ReportedStepTime
@@ -66,6 +66,33 @@ def test_fields_that_are_newer_than_the_gateway_are_offered_by_number() -> None:
     assert workers.capabilities(announced()).offers == frozenset()
 
 
+def sized(width_px: int, height_px: int, step_px: int = 0) -> queue_pb2.Capabilities:
+    model = diffusion_pb2.Model(id="m", kind="checkpoint", width_px=width_px, height_px=height_px, size_step_px=step_px)
+    return announced(models=[model])
+
+
+@pytest.mark.parametrize("size", [(0, 0, 0), (0, 0, 512), (64, 8_192, 64), (65, 67, 0), (512, 1_024, 512)])
+def test_a_models_native_size_is_taken_within_its_limits(size: tuple[int, int, int]) -> None:
+    (model,) = workers.capabilities(sized(*size)).models
+    assert (model.width_px, model.height_px, model.size_step_px) == size
+
+
+def test_the_id_of_any_model_is_taken() -> None:
+    (model,) = workers.capabilities(announced(models=[diffusion_pb2.Model(id="*", kind="lora")])).models
+    assert model.id == "*"
+
+
+@pytest.mark.parametrize("name", ["hf:model", "org/model", "a<b", "a>b"])
+def test_an_id_that_reads_as_a_reference_or_a_tag_is_refused(name: str) -> None:
+    for message, field in (
+        (announced(models=[diffusion_pb2.Model(id=name, kind="lora")]), "capabilities.models[0].id"),
+        (announced(annotators=[preprocessor_pb2.Annotator(id=name)]), "capabilities.annotators[0].id"),
+    ):
+        with pytest.raises(InvalidField, match="references and LoRA tags") as caught:
+            workers.capabilities(message)
+        assert caught.value.field == field
+
+
 LONG = "n" * 300
 
 
@@ -97,6 +124,13 @@ LONG = "n" * 300
             announced(annotators=[preprocessor_pb2.Annotator(id="a", weight_bytes=-5)]),
             "capabilities.annotators[0].weight_bytes",
         ),
+        (sized(2**32 - 1, 2**32 - 1), "capabilities.models[0].width_px"),
+        (sized(63, 64), "capabilities.models[0].width_px"),
+        (sized(64, 8_193), "capabilities.models[0].height_px"),
+        (sized(64, 0), "capabilities.models[0].height_px"),
+        (sized(0, 64), "capabilities.models[0].width_px"),
+        (sized(64, 65, 64), "capabilities.models[0].height_px"),
+        (sized(64, 64, 513), "capabilities.models[0].size_step_px"),
         (knowing(2**31), "capabilities.contract.messages[0].last_field"),
         (knowing(1, revision=2**31), "capabilities.contract.revision"),
         (knowing(1, name="Picture"), "capabilities.contract.messages[0].name"),

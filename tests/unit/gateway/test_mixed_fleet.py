@@ -9,7 +9,7 @@ from fanlight.errors import FailedPrecondition, FanlightError
 from services.gateway.app.submission import NewJob
 from services.gateway.domain.job import DIFFUSION, PREPROCESS
 from services.gateway.domain.workers import AnnouncedModel
-from tests.fakes.fleet import STARTER, STARTER_CANNY, Fleet, FleetWorker, control, generation
+from tests.fakes.fleet import STARTER, STARTER_CANNY, Fleet, FleetWorker, control, generation, photo
 
 SMALL, LARGE = 128 * 128, 512 * 512
 
@@ -160,3 +160,19 @@ async def test_an_absent_worker_counts_until_it_is_deleted(fleet: Fleet) -> None
     assert await small.lease() == []
     large = await come(fleet, "large", limits=(("pixels", LARGE),))
     assert len(await large.lease()) == 1
+
+
+async def test_a_refusal_of_the_default_checkpoint_says_that_it_is_the_default(fleet: Fleet) -> None:
+    await come(fleet, "one")
+    await come(fleet, "two", "precision:float16", models=(model(id="zebra"),))
+    says = "; the request names no model, and starter is the default"
+    for fields, at in (
+        ({"precision": "float16"}, "precision"),
+        ({"pipeline": "img2img", "image": photo()}, "pipeline"),
+    ):
+        named, unnamed = refusal(fleet, model="starter", **fields), refusal(fleet, model="", **fields)
+        assert "starter" in named.message
+        assert unnamed.message == named.message + says
+        assert (type(unnamed), unnamed.field) == (type(named), f"generation.{at}")
+    # Errors that have nothing to do with the checkpoint stay short.
+    assert says not in refusal(fleet, model="", precision="bfloat16").message

@@ -171,3 +171,28 @@ async def test_a_blob_of_another_scope_is_looked_up_there(fleet: Fleet) -> None:
     blob.scope = "Globex"
     error = await refusal(create(fleet, image=common_pb2.ImageSource(blob=blob)))
     assert (type(error), error.field) == (InvalidField, "generation.image.blob.scope")
+
+
+async def create_packed(fleet: Fleet, **fields: Any) -> Job:
+    request = gateway_pb2.CreateJobRequest()
+    request.request.Pack(diffusion_pb2.GenerateRequest(**{"prompt": "a fox", **fields}))
+    return await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"model": "none"}, "request.model"),
+        ({"image": source(PNG[:12])}, "request.image"),
+        ({"image": common_pb2.ImageSource(blob=common_pb2.Blob(digest="x"))}, "request.image.blob.digest"),
+        ({"image": source(encoded(128, 64)), "mask": source(encoded(64, 64))}, "request.mask"),
+        ({"image": source(encoded(1024, 512))}, "request.width_px"),
+    ],
+)
+async def test_errors_about_a_packed_request_name_it_as_the_client_did(
+    fleet: Fleet, fields: dict[str, Any], at: str
+) -> None:
+    await small_and_large(fleet)
+    assert (await refusal(create_packed(fleet, **fields))).field == at
+    job = await create_packed(fleet, image=source(PNG))
+    assert answers.job(job).generation.image.blob.digest == job.blobs[0].digest

@@ -242,6 +242,11 @@ def test_a_worker_that_describes_nonsense_is_refused_by_the_field() -> None:
         ({"id": "a b"}, "worker.id"),
         ({"id": ""}, "worker.id"),
         ({"node": ""}, "worker.node"),
+        ({"node": "a\nb"}, "worker.node"),
+        ({"node": "a\x00"}, "worker.node"),
+        ({"node": "a\u202eb"}, "worker.node"),
+        ({"version": "1\x1b[0m"}, "worker.version"),
+        ({"device": "cpu\r"}, "worker.device"),
         ({"stage": "Paint!"}, "worker.stage"),
     ],
 )

@@ -145,6 +145,10 @@ def nested(levels: int, kind: type = dict) -> Any:
     return deep
 
 
+def test_a_list_of_names_keeps_all_of_them_in_order() -> None:
+    assert list(filled({"generation": {"embeddings": ["b", "a", "b"]}}).generation.embeddings) == ["b", "a", "b"]
+
+
 @pytest.mark.parametrize("levels", [25, 47, 48, 200, 900])
 @pytest.mark.parametrize("kind", [dict, list])
 def test_parameters_nested_without_end_are_refused(levels: int, kind: type) -> None:
