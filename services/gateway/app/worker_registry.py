@@ -231,8 +231,8 @@ class WorkerRegistry:
         known.record = record
         if _places(before) != _places(worker):
             was, now = (set(held_by(each, group.needs_by_id)) for each in (before, worker))
-            self._groups.catalog.count_held(was - now, -1, live=known.live)
-            self._groups.catalog.count_held(now - was, 1, live=known.live)
+            for held, by in ((was - now, -1), (now - was, 1)):
+                self._groups.catalog.count_held(held, by, live=known.live, stage=worker.stage)
 
     def _drop(self, known: _KnownWorker) -> None:
         worker_id = known.record.worker.id
@@ -243,7 +243,7 @@ class WorkerRegistry:
 
     def _attach(self, known: _KnownWorker) -> None:
         worker = known.record.worker
-        known.group = self._groups.join(known.group, worker.id, worker.node)
+        known.group = self._groups.join(known.group, worker.id, worker.node, worker.stage)
         self._groups.set_live(known.group, worker.id, live=known.live)
         self._groups.catalog.count_stage(worker.stage, 1)
         self._count_held(known, 1)
@@ -263,8 +263,9 @@ class WorkerRegistry:
         self._count_held(known, 1)
 
     def _count_held(self, known: _KnownWorker, by: int) -> None:
-        held = held_by(known.record.worker, known.group.needs_by_id)
-        self._groups.catalog.count_held(held, by, live=known.live)
+        worker = known.record.worker
+        held = held_by(worker, known.group.needs_by_id)
+        self._groups.catalog.count_held(held, by, live=known.live, stage=worker.stage)
 
     # Liveness
 
@@ -414,20 +415,22 @@ class WorkerRegistry:
         """The best place where workers hold a model, or an annotator's, by the contract's numbers; else REMOTE."""
         return self.catalog().residency_of(kind, name)
 
-    def can_any(self, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
-        """Whether some known worker meets all the needs together, and accepts those amounts."""
+    def can_any(self, stage: str, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
+        """Whether some known worker of the stage meets all the needs together, and accepts those amounts."""
         self._update_live()
-        return self._groups.can_any(needs, amounts, only_live=only_live)
+        return self._groups.can_any(stage, needs, amounts, only_live=only_live)
 
-    def offering(self, need: str) -> list[str]:
-        """Up to five nodes that offer it, live ones first; for error messages."""
+    def offering(self, stage: str, need: str) -> list[str]:
+        """Up to five nodes whose workers of the stage offer it, live ones first; for error messages."""
         self._update_live()
-        return self._groups.offering(need)
+        return self._groups.offering(stage, need)
 
-    def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> list[tuple[str, int | None]]:
-        """Up to five nodes that offer the needs, with their limits, the largest first; None for no limit."""
+    def limits_of(self, stage: str, name: str, needs: frozenset[str] = frozenset()) -> list[tuple[str, int | None]]:
+        """Up to five nodes whose workers of the stage offer the needs, with their limits, the largest first; None for
+        no limit.
+        """
         self._update_live()
-        return self._groups.limits_of(name, needs)
+        return self._groups.limits_of(stage, name, needs)
 
     def variants(self, annotator_id: str) -> Sequence[AnnouncedAnnotator]:
         """The annotator in every version and on every device that a worker announced, live ones first."""

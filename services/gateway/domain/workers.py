@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 from fanlight.contract.names import ANY, plain_name
 from fanlight.contract.parameters import Parameter
+from services.gateway.domain.job import DIFFUSION
 
 CHECKPOINT = "checkpoint"
 CONTROLNET = "controlnet"
@@ -227,6 +228,8 @@ class FleetCatalog:
         self._defaults: _Index[ModelKey] = _Index()
         self._stages: Counter[str] = Counter()
         self._holdings = _Holdings()
+        # Checkpoints that diffusion workers hold: one of them is the default.
+        self._checkpoints = _Holdings()
 
     @property
     def annotators(self) -> Mapping[str, AnnouncedAnnotator]:
@@ -278,14 +281,15 @@ class FleetCatalog:
         return bool(self._ids.of(kind, ANY))
 
     def default_checkpoint(self) -> AnnouncedModel | None:
-        """Never one that must be downloaded first: one that a live worker holds, else one that an absent worker held.
+        """Never one that must be downloaded first: one that a live diffusion worker holds, else one that an absent one
+        held.
 
         Of those a default one, else the first by id.
         """
         for is_live in (True, False):
-            if first := self._holdings.first_checkpoint(live=is_live):
+            if first := self._checkpoints.first_checkpoint(live=is_live):
                 defaults = (model_id for _, model_id, _ in self._defaults.of(CHECKPOINT, ""))
-                held = (each for each in defaults if self._holdings.is_held(f"{CHECKPOINT}:{each}", live=is_live))
+                held = (each for each in defaults if self._checkpoints.is_held(f"{CHECKPOINT}:{each}", live=is_live))
                 return self.model(CHECKPOINT, next(held, first))
         return None
 
@@ -345,10 +349,12 @@ class FleetCatalog:
         if not self._stages[stage]:
             del self._stages[stage]
 
-    def count_held(self, held: Iterable[tuple[str, int]], by: int, *, live: bool) -> None:
-        """One more worker holds these, or one less: needs, such as `checkpoint:starter`, with the place."""
+    def count_held(self, held: Iterable[tuple[str, int]], by: int, *, live: bool, stage: str = DIFFUSION) -> None:
+        """One more worker of the stage holds these needs, such as `checkpoint:starter`, there; or one less."""
         for need, place in held:
             self._holdings.count(need, place, by, live=live)
+            if stage == DIFFUSION and need.startswith(f"{CHECKPOINT}:"):
+                self._checkpoints.count(need, place, by, live=live)
 
 
 def _fitting(keys: list[ModelKey], family: str) -> ModelKey | None:

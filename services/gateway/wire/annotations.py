@@ -78,7 +78,7 @@ def resolved(
 def facts_for(request: preprocessor_pb2.AnnotateRequest, fleet: Fleet, newer: Needs = NOTHING) -> Facts:
     """What `needs.require` raises."""
     needs = Needs(offers=((f"annotator:{request.annotator}", "annotator"), *newer.offers), amounts=())
-    require(fleet, needs)
+    require(fleet, PREPROCESS, needs)
     return facts_of(needs, annotator=request.annotator)
 
 

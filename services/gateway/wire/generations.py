@@ -97,7 +97,7 @@ def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDra
         for word in _words(request, newer, fleet):
             request.embeddings.append(word)
         needs = _joined(needs_of(request), newer)
-        require(fleet, needs)
+        require(fleet, DIFFUSION, needs)
         annotated = [_annotation(request, index, annotator, fleet) for index, annotator in by_control.items()]
     return GenerationDraft(
         request=request,
@@ -199,11 +199,11 @@ def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -
         return []
     needs = _joined(needs_of(request), newer)
     names, amounts = names_of(needs), amounts_of(needs)
-    only_live = fleet.can_any(names, amounts, only_live=True)
+    only_live = fleet.can_any(DIFFUSION, names, amounts, only_live=True)
     found = []
     for word in words:
         more = names | {f"{EMBEDDING}:{word}"}
-        if fleet.can_any(more, amounts, only_live=only_live):
+        if fleet.can_any(DIFFUSION, more, amounts, only_live=only_live):
             names = more
             found.append(word)
     return found
