@@ -89,6 +89,8 @@ class CapabilityGroup:
     live: set[str] = field(default_factory=set)
     of_stage: Counter[str] = field(default_factory=Counter)
     live_of_stage: Counter[str] = field(default_factory=Counter)
+    # Workers that announced it and are not counted on; the record is kept for them.
+    left: set[str] = field(default_factory=set)
     # Since when the group has no worker.
     unused_since_s: float = 0.0
     # When the store was last seen to have it; 0 for never.
@@ -170,7 +172,7 @@ class CapabilityGroups:
     async def ensure_stored(self, group: CapabilityGroup) -> None:
         """Restore the record if it is gone. Checked now and then, always before the group's first worker is stored."""
         now_s = self._clock.monotonic_s()
-        if group.workers and group.checked_s and now_s - group.checked_s < CHECK_INTERVAL_S:
+        if (group.workers or group.left) and group.checked_s and now_s - group.checked_s < CHECK_INTERVAL_S:
             return
         record, value = await self._store.get(BUCKET, group.digest), CAPABILITIES.encode(group.kept)
         with contextlib.suppress(AlreadyExists, Conflict):
@@ -183,7 +185,8 @@ class CapabilityGroups:
     async def sweep(self) -> None:
         """Delete what no known worker has announced for a while."""
         until_s = self._clock.now_s() - UNUSED_S
-        for group in [each for each in self._known.values() if not each.workers and each.unused_since_s <= until_s]:
+        unused = [each for each in self._known.values() if not each.workers and not each.left]
+        for group in [each for each in unused if each.unused_since_s <= until_s]:
             del self._known[group.digest]
             await self._store.delete(BUCKET, group.digest)
 
@@ -200,7 +203,17 @@ class CapabilityGroups:
         group.of_stage[stage] += 1
         return group
 
+    def keep_for(self, group: CapabilityGroup, worker_id: str) -> CapabilityGroup:
+        """As `join`, for a worker that is not counted on: it offers nothing."""
+        group = self._known.setdefault(group.digest, group)
+        group.left.add(worker_id)
+        return group
+
     def leave(self, group: CapabilityGroup, worker_id: str) -> None:
+        if worker_id in group.left:
+            group.left.remove(worker_id)
+            group.unused_since_s = self._clock.now_s()
+            return
         self.set_live(group, worker_id, live=False)
         group.of_stage[group.workers.pop(worker_id).stage] -= 1
         if not group.workers:
@@ -213,7 +226,7 @@ class CapabilityGroups:
                     del self._offering[need]
 
     def set_live(self, group: CapabilityGroup, worker_id: str, *, live: bool) -> None:
-        if (worker_id in group.live) == live:
+        if worker_id in group.left or (worker_id in group.live) == live:
             return
         before = group.rank
         group.live_of_stage[group.workers[worker_id].stage] += 1 if live else -1

@@ -143,8 +143,22 @@ class _KnownWorker:
     revision: int = 0
     polls: int = 0
     live: bool = False
+    # When it first called this gateway, and when it was last heard of; monotonic, 0 for not by this process.
+    come_s: float = 0.0
+    heard_s: float = 0.0
+    # A newer worker of its node and stage is there instead.
+    replaced: bool = False
     # As last written.
     written_models: frozenset[str] = frozenset()
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.record.worker.node, self.record.worker.stage
+
+    @property
+    def is_counted(self) -> bool:
+        """Requests may rely on it, also while it is away."""
+        return not self.replaced and not self.record.worker.draining
 
 
 class WorkerRegistry:
@@ -169,6 +183,8 @@ class WorkerRegistry:
         self._settings = settings
         self._groups = CapabilityGroups(store, clock)
         self._known: dict[str, _KnownWorker] = {}
+        # By node and stage.
+        self._at: dict[tuple[str, str], dict[str, _KnownWorker]] = {}
         # Live workers without an open poll, and when they last called, in monotonic seconds; the longest ago first.
         self._quiet: OrderedDict[str, float] = OrderedDict()
 
@@ -198,16 +214,27 @@ class WorkerRegistry:
             worker=worker, capabilities_digest=group.digest, announced_digest=digest, last_poll_time_s=now_s
         )
         known = self._known.get(worker.id)
+        is_new = known is None
         changed = not is_same or known is None or known.group is not group
         if known is None:
             known = self._add(record, group)
+            known.come_s = self._clock.monotonic_s()
         else:
+            changed = changed or known.record.worker.draining != worker.draining
             self._revise(known, record, group)
         self._hear(known)
         if changed or now_s - known.written_s >= self._write_interval_s(known):
             await self._write(known, now_s)
         self.refresh(worker.id)
+        if is_new:
+            self._update_live()
+            await self._forget([each for each in self._at.get(known.place, {}).values() if self._is_replaced(each)])
         return True
+
+    def _is_replaced(self, known: _KnownWorker) -> bool:
+        """It went away, and was not heard of since a newer worker of its node and stage came."""
+        others = self._at.get(known.place, {}).values()
+        return not known.live and any(each.come_s > known.heard_s for each in others if each is not known)
 
     def _write_interval_s(self, known: _KnownWorker) -> float:
         is_other = known.written_models != known.record.worker.held_models
@@ -223,13 +250,14 @@ class WorkerRegistry:
 
     def _revise(self, known: _KnownWorker, record: WorkerRecord, group: CapabilityGroup) -> None:
         before, worker = known.record.worker, record.worker
-        if known.group is not group or (before.node, before.stage) != (worker.node, worker.stage):
+        is_moved = (before.node, before.stage) != (worker.node, worker.stage)
+        if known.group is not group or is_moved or before.draining != worker.draining:
             self._detach(known)
             known.record, known.group = record, group
             self._attach(known)
             return
         known.record = record
-        if _places(before) != _places(worker):
+        if _places(before) != _places(worker) and known.is_counted:
             was, now = (set(held_by(each, group.needs_by_id)) for each in (before, worker))
             for held, by in ((was - now, -1), (now - was, 1)):
                 self._groups.catalog.count_held(held, by, live=known.live, stage=worker.stage)
@@ -243,6 +271,10 @@ class WorkerRegistry:
 
     def _attach(self, known: _KnownWorker) -> None:
         worker = known.record.worker
+        self._at.setdefault(known.place, {})[worker.id] = known
+        if not known.is_counted:
+            known.group = self._groups.keep_for(known.group, worker.id)
+            return
         known.group = self._groups.join(known.group, worker.id, worker.node, worker.stage)
         self._groups.set_live(known.group, worker.id, live=known.live)
         self._groups.catalog.count_stage(worker.stage, 1)
@@ -250,17 +282,30 @@ class WorkerRegistry:
 
     def _detach(self, known: _KnownWorker) -> None:
         worker = known.record.worker
-        self._count_held(known, -1)
-        self._groups.catalog.count_stage(worker.stage, -1)
+        del self._at[known.place][worker.id]
+        if not self._at[known.place]:
+            del self._at[known.place]
+        if known.is_counted:
+            self._count_held(known, -1)
+            self._groups.catalog.count_stage(worker.stage, -1)
         self._groups.leave(known.group, worker.id)
 
     def _set_live(self, known: _KnownWorker, *, live: bool) -> None:
         if known.live == live:
             return
+        if not known.is_counted:
+            known.live = live
+            return
         self._count_held(known, -1)
         known.live = live
         self._groups.set_live(known.group, known.record.worker.id, live=live)
         self._count_held(known, 1)
+
+    def _set_replaced(self, known: _KnownWorker, *, replaced: bool) -> None:
+        if known.replaced != replaced:
+            self._detach(known)
+            known.replaced = replaced
+            self._attach(known)
 
     def _count_held(self, known: _KnownWorker, by: int) -> None:
         worker = known.record.worker
@@ -272,9 +317,11 @@ class WorkerRegistry:
     def _hear(self, known: _KnownWorker) -> None:
         """It called just now, so it is live."""
         worker_id = known.record.worker.id
+        known.heard_s = self._clock.monotonic_s()
         self._quiet.pop(worker_id, None)
         if not known.polls:
-            self._quiet[worker_id] = self._clock.monotonic_s()
+            self._quiet[worker_id] = known.heard_s
+        self._set_replaced(known, replaced=False)
         self._set_live(known, live=True)
 
     def _update_live(self) -> None:
@@ -287,6 +334,7 @@ class WorkerRegistry:
             del self._quiet[worker_id]
             if known := self._known.get(worker_id):
                 self._set_live(known, live=False)
+                self._set_replaced(known, replaced=self._is_replaced(known))
 
     def _is_live(self, known: _KnownWorker) -> bool:
         self._update_live()
@@ -432,6 +480,11 @@ class WorkerRegistry:
         self._update_live()
         return self._groups.limits_of(stage, name, needs)
 
+    def abilities_of(self, worker_id: str) -> tuple[frozenset[str], Amounts] | None:
+        """What the worker offers and takes now, if it is there, or is expected back; else None."""
+        known = self._known.get(worker_id)
+        return (self._offered(known), known.group.limits) if known and known.is_counted else None
+
     def variants(self, annotator_id: str) -> Sequence[AnnouncedAnnotator]:
         """The annotator in every version and on every device that a worker announced, live ones first."""
         self._update_live()
@@ -455,9 +508,9 @@ class WorkerRegistry:
     def _rank(self, known: _KnownWorker) -> tuple[bool, float]:
         return self._is_live(known), known.record.last_poll_time_s
 
-    def statuses(self) -> Sequence[WorkerStatus]:
-        """The workers that polled lately."""
-        since_s = self._clock.now_s() - self._settings.worker_listed_s
+    def statuses(self, *, of_all: bool = False) -> Sequence[WorkerStatus]:
+        """The workers that polled lately, or all that are known."""
+        since_s = 0.0 if of_all else self._clock.now_s() - self._settings.worker_listed_s
         return [
             self._status(known)
             for known in sorted(self._known.values(), key=self._rank, reverse=True)
@@ -475,12 +528,13 @@ class WorkerRegistry:
         )
 
     async def sweep(self) -> None:
-        """Delete workers that went away long ago, and capabilities that no worker announces any more."""
+        """Delete workers that went away long ago or were replaced, and capabilities that no worker announces."""
+        self._update_live()
         until_s = self._clock.now_s() - self._settings.worker_retention_s
         await self._forget(
             known
             for known in self._known.values()
-            if known.record.last_poll_time_s < until_s and not self._is_live(known)
+            if not known.live and (known.replaced or known.record.last_poll_time_s < until_s)
         )
         await self._groups.sweep()
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fanlight.errors import FailedPrecondition
+from fanlight.errors import FailedPrecondition, Unavailable
 from services.gateway.app.capabilities import BUCKET, CHECK_INTERVAL_S, UNUSED_S, digest_of
 from services.gateway.app.leasing import Poll
 from services.gateway.domain.job import DIFFUSION, PREPROCESS
@@ -210,6 +210,82 @@ async def test_a_worker_of_another_stage_makes_no_request_of_this_one_possible(f
     default = workers.catalog().default_checkpoint()
     assert default is not None
     assert default.id == "starter", "no other stage's worker gives the default"
+
+
+async def test_a_worker_that_is_leaving_makes_no_request_possible_and_gives_no_default(fleet: Fleet) -> None:
+    worker = await come(fleet, "1", TWO)
+    workers = fleet.gateway.workers
+    assert workers.can_any(DIFFUSION, STARTS)
+    worker.worker = replace(worker.worker, draining=True)
+    await worker.come()
+    assert not workers.can_any(DIFFUSION, STARTS)
+    assert (workers.offering(DIFFUSION, "checkpoint:starter"), workers.limits_of(DIFFUSION, "pixels")) == ([], [])
+    assert workers.catalog().default_checkpoint() is None
+    assert (workers.residency_of("checkpoint", "starter"), workers.catalog().stages) == (REMOTE, frozenset())
+    with pytest.raises(Unavailable, match="no diffusion worker"):
+        generation(workers=workers)
+    worker.worker = replace(worker.worker, vram_models=frozenset({"other"}))
+    await worker.come()
+    assert workers.residency_of("checkpoint", "other") == REMOTE
+    async with fleet.restarted().running() as again:
+        assert not again.gateway.workers.can_any(DIFFUSION, STARTS)
+    # Its announcement is kept as long as the worker is known, and it may change its mind.
+    fleet.clock.advance(2 * UNUSED_S)
+    await fleet.gateway.sweep()
+    assert await kept(fleet) == {digest_of(TWO)}
+    worker.worker = replace(worker.worker, draining=False)
+    await worker.come()
+    assert workers.can_any(DIFFUSION, STARTS)
+    assert workers.residency_of("checkpoint", "other") == VRAM
+    default = workers.catalog().default_checkpoint()
+    assert default is not None
+    assert default.id == "starter"
+
+
+def at_home(fleet: Fleet, name: str, capabilities: Capabilities, stage: str = DIFFUSION) -> FleetWorker:
+    return fleet.worker(stage, name, node="home", models=capabilities.models)
+
+
+async def test_a_nodes_new_worker_replaces_its_older_one_that_is_away(fleet: Fleet) -> None:
+    other = at_home(fleet, "other-stage", TWO, PREPROCESS)
+    await other.come()
+    await at_home(fleet, "old", TWO).come()
+    await come(fleet, "elsewhere", replace(TWO, limits=(("pixels", 9),)))
+    fleet.clock.advance(60.0)
+    assert fleet.gateway.workers.offering(DIFFUSION, "checkpoint:other") == ["home", "elsewhere"]
+    await at_home(fleet, "new", ONE).come()
+    assert fleet.gateway.workers.offering(DIFFUSION, "checkpoint:other") == ["elsewhere"]
+    assert fleet.gateway.workers.offering(PREPROCESS, "checkpoint:other") == ["home"]
+    assert await fleet.store.get("workers", "old-diffusion") is None
+
+
+async def test_a_worker_that_was_replaced_before_it_counted_as_away_counts_no_more_once_it_does(fleet: Fleet) -> None:
+    old, new = at_home(fleet, "old", TWO), at_home(fleet, "new", ONE)
+    await old.come()
+    fleet.clock.advance(1.0)
+    await new.come()
+    workers, other = fleet.gateway.workers, frozenset({"checkpoint:other"})
+    assert workers.can_any(DIFFUSION, other), "it may be a second worker of the node"
+    fleet.clock.advance(60.0)
+    await new.come()
+    assert not workers.can_any(DIFFUSION, other)
+    await old.come()
+    assert workers.can_any(DIFFUSION, other), "it is back"
+    fleet.clock.advance(60.0)
+    assert workers.can_any(DIFFUSION, other), "it was heard of after the other came"
+    assert workers.catalog().stages == {DIFFUSION}
+
+
+async def test_a_replaced_worker_is_forgotten_by_the_next_sweep(fleet: Fleet) -> None:
+    await at_home(fleet, "old", TWO).come()
+    fleet.clock.advance(1.0)
+    new = at_home(fleet, "new", ONE)
+    await new.come()
+    fleet.clock.advance(60.0)
+    await new.come()
+    await fleet.gateway.sweep()
+    assert [each.key for each in await fleet.store.list("workers", limit=9)] == ["new-diffusion"]
+    assert fleet.gateway.workers.can_any(DIFFUSION, STARTS)
 
 
 async def test_a_refusal_names_five_nodes_at_most_live_ones_first(fleet: Fleet) -> None:
