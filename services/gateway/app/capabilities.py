@@ -201,6 +201,7 @@ class CapabilityGroups:
                 self._offering.setdefault(need, []).append(group)
         group.workers[worker_id] = Member(node, stage)
         group.of_stage[stage] += 1
+        self.catalog.count_announcing(group.digest, stage, 1)
         return group
 
     def keep_for(self, group: CapabilityGroup, worker_id: str) -> CapabilityGroup:
@@ -215,7 +216,9 @@ class CapabilityGroups:
             group.unused_since_s = self._clock.now_s()
             return
         self.set_live(group, worker_id, live=False)
-        group.of_stage[group.workers.pop(worker_id).stage] -= 1
+        stage = group.workers.pop(worker_id).stage
+        group.of_stage[stage] -= 1
+        self.catalog.count_announcing(group.digest, stage, -1)
         if not group.workers:
             self.catalog.change(group.capabilities, before=group.rank, after=None)
             group.unused_since_s = self._clock.now_s()

@@ -288,6 +288,29 @@ async def test_a_replaced_worker_is_forgotten_by_the_next_sweep(fleet: Fleet) ->
     assert fleet.gateway.workers.can_any(DIFFUSION, STARTS)
 
 
+async def test_one_worker_cannot_change_the_family_of_a_checkpoint_that_others_announce(fleet: Fleet) -> None:
+    def family() -> str:
+        found = fleet.gateway.workers.catalog().model("checkpoint", "starter")
+        assert found is not None
+        return found.family
+
+    await come(fleet, "first", ONE)
+    fleet.clock.advance(1.0)
+    # Both before and after "starter" by name.
+    for odd in ("", "zzz"):
+        worker = await come(fleet, f"odd-{odd}", Capabilities(models=(replace(STARTER, family=odd),)))
+        assert family() == "starter", "the one announced first"
+    for number in range(2):
+        await come(fleet, f"more-{number}", replace(ONE, limits=(("pixels", number + 1),)))
+        await come(fleet, f"odd-{number}", worker.capabilities)
+        assert family() == "starter", "as many announce it"
+    await come(fleet, "odd-last", worker.capabilities)
+    assert family() == "zzz", "more announce it"
+    fleet.clock.advance(60.0)
+    await come(fleet, "first", ONE)
+    assert family() == "zzz", "workers that are away count too"
+
+
 async def test_a_refusal_names_five_nodes_at_most_live_ones_first(fleet: Fleet) -> None:
     for number in range(4):
         await come(fleet, f"gone{number}", SMALL)

@@ -114,6 +114,8 @@ async def test_the_catalog_is_the_one_that_merging_all_workers_again_gives(taken
         for name in ("a", "A", "canny", "b", "first", "second.ckpt", "none", ANY):
             found = catalog.model(kind, name)
             assert (found.id if found else "") == find_name(_aliases(of_kind), name)
+            if kind == "checkpoint" and found:
+                assert found.family == _family_of(found.id, fleet)
             for family in ("sd1", "sdxl"):
                 fitting = [model for model in of_kind if model.family in ("", family)]
                 assert catalog.model(kind, name, family) == _meant(fitting, name, family)
@@ -122,6 +124,20 @@ async def test_the_catalog_is_the_one_that_merging_all_workers_again_gives(taken
         expected = alias if alias in merged_annotators else next(iter(by_alias), None)
         found_annotator = catalog.annotator(alias)
         assert (found_annotator.id if found_annotator else None) == expected
+
+
+def _family_of(checkpoint: str, fleet: Fleet) -> str:
+    """The one that most diffusion workers announced; then the one announced first, then the least by name."""
+    support: dict[str, list[tuple[bool, float]]] = {}
+    for worker, group in fleet.known.items():
+        for model in group.capabilities.models:
+            if (model.kind, model.id) == ("checkpoint", checkpoint):
+                announced = (STAGE_OF[worker] == "diffusion", group.kept.time_s)
+                support.setdefault(model.family, []).append(announced)
+    return min(
+        support,
+        key=lambda family: (-sum(each for each, _ in support[family]), min(s for _, s in support[family]), family),
+    )
 
 
 def _aliases(of_kind: list[AnnouncedModel]) -> dict[str, list[str]]:
