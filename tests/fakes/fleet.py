@@ -224,13 +224,13 @@ class AbleFleet:
     def catalog(self) -> FleetCatalog:
         return catalog_of(OFFERS, [*OFFERS.values(), Capabilities(models=self.models)])
 
-    def can_any(self, needs: frozenset[str], amounts: Any = (), *, only_live: bool = False) -> bool:
+    def can_any(self, stage: str, needs: frozenset[str], amounts: Any = (), *, only_live: bool = False) -> bool:
         return True
 
-    def offering(self, need: str) -> Sequence[str]:
+    def offering(self, stage: str, need: str) -> Sequence[str]:
         return ()
 
-    def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
+    def limits_of(self, stage: str, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
         return ()
 
 
@@ -244,13 +244,13 @@ class FixedFleet:
     def catalog(self) -> FleetCatalog:
         return catalog_of(self.stages, self.capabilities)
 
-    def can_any(self, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
+    def can_any(self, stage: str, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
         return any(can_do(each.offers, each.all_limits, needs, amounts) for each in self.capabilities)
 
-    def offering(self, need: str) -> Sequence[str]:
+    def offering(self, stage: str, need: str) -> Sequence[str]:
         return [f"node-{i}" for i, each in enumerate(self.capabilities) if need in each.offers]
 
-    def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
+    def limits_of(self, stage: str, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
         able = [
             (f"node-{i}", limit_of(each.all_limits, name))
             for i, each in enumerate(self.capabilities)

@@ -165,13 +165,13 @@ class FakeWorkers:
     def catalog(self) -> FleetCatalog:
         return catalog_of(["preprocess", "diffusion"], [self.capabilities])
 
-    def can_any(self, needs: frozenset[str], amounts: Any = (), *, only_live: bool = False) -> bool:
+    def can_any(self, stage: str, needs: frozenset[str], amounts: Any = (), *, only_live: bool = False) -> bool:
         return needs <= self.capabilities.offers
 
-    def offering(self, need: str) -> Sequence[str]:
+    def offering(self, stage: str, need: str) -> Sequence[str]:
         return ["node"] if need in self.capabilities.offers else []
 
-    def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
+    def limits_of(self, stage: str, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
         return [("node", None)]
 
     def residency_of(self, kind: str, name: str) -> int:

@@ -6,6 +6,7 @@ worker can replace another's, and the digest that a worker sends is only used fo
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -63,6 +64,14 @@ def digest_of(capabilities: Capabilities) -> str:
     return hashlib.sha256(_CONTENT.encode(capabilities)).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a worker of a group is, and what it does."""
+
+    node: str
+    stage: str
+
+
 @dataclass(slots=True, eq=False)
 class CapabilityGroup:
     """The known workers that announced the same."""
@@ -75,9 +84,13 @@ class CapabilityGroup:
     annotators: Mapping[str, AnnouncedAnnotator]
     # Bytes by model id. Models of several families may share an id, and tasks do not say which: the largest counts.
     sizes: Mapping[str, int]
-    # Worker id to node; then the ids of the live ones.
-    workers: dict[str, str] = field(default_factory=dict)
+    # By worker id; then the ids of the live ones, and how many of either each stage has.
+    workers: dict[str, Member] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
+    of_stage: Counter[str] = field(default_factory=Counter)
+    live_of_stage: Counter[str] = field(default_factory=Counter)
+    # Workers that announced it and are not counted on; the record is kept for them.
+    left: set[str] = field(default_factory=set)
     # Since when the group has no worker.
     unused_since_s: float = 0.0
     # When the store was last seen to have it; 0 for never.
@@ -159,7 +172,7 @@ class CapabilityGroups:
     async def ensure_stored(self, group: CapabilityGroup) -> None:
         """Restore the record if it is gone. Checked now and then, always before the group's first worker is stored."""
         now_s = self._clock.monotonic_s()
-        if group.workers and group.checked_s and now_s - group.checked_s < CHECK_INTERVAL_S:
+        if (group.workers or group.left) and group.checked_s and now_s - group.checked_s < CHECK_INTERVAL_S:
             return
         record, value = await self._store.get(BUCKET, group.digest), CAPABILITIES.encode(group.kept)
         with contextlib.suppress(AlreadyExists, Conflict):
@@ -172,25 +185,40 @@ class CapabilityGroups:
     async def sweep(self) -> None:
         """Delete what no known worker has announced for a while."""
         until_s = self._clock.now_s() - UNUSED_S
-        for group in [each for each in self._known.values() if not each.workers and each.unused_since_s <= until_s]:
+        unused = [each for each in self._known.values() if not each.workers and not each.left]
+        for group in [each for each in unused if each.unused_since_s <= until_s]:
             del self._known[group.digest]
             await self._store.delete(BUCKET, group.digest)
 
     # Members
 
-    def join(self, group: CapabilityGroup, worker_id: str, node: str) -> CapabilityGroup:
+    def join(self, group: CapabilityGroup, worker_id: str, node: str, stage: str) -> CapabilityGroup:
         """Add a worker, not live yet. Returns the group that it is in: the first of two with the same digest."""
         group = self._known.setdefault(group.digest, group)
         if not group.workers:
             self.catalog.change(group.capabilities, before=None, after=group.rank)
             for need in group.offers:
                 self._offering.setdefault(need, []).append(group)
-        group.workers[worker_id] = node
+        group.workers[worker_id] = Member(node, stage)
+        group.of_stage[stage] += 1
+        self.catalog.count_announcing(group.digest, stage, 1)
+        return group
+
+    def keep_for(self, group: CapabilityGroup, worker_id: str) -> CapabilityGroup:
+        """As `join`, for a worker that is not counted on: it offers nothing."""
+        group = self._known.setdefault(group.digest, group)
+        group.left.add(worker_id)
         return group
 
     def leave(self, group: CapabilityGroup, worker_id: str) -> None:
+        if worker_id in group.left:
+            group.left.remove(worker_id)
+            group.unused_since_s = self._clock.now_s()
+            return
         self.set_live(group, worker_id, live=False)
-        del group.workers[worker_id]
+        stage = group.workers.pop(worker_id).stage
+        group.of_stage[stage] -= 1
+        self.catalog.count_announcing(group.digest, stage, -1)
         if not group.workers:
             self.catalog.change(group.capabilities, before=group.rank, after=None)
             group.unused_since_s = self._clock.now_s()
@@ -201,19 +229,23 @@ class CapabilityGroups:
                     del self._offering[need]
 
     def set_live(self, group: CapabilityGroup, worker_id: str, *, live: bool) -> None:
+        if worker_id in group.left or (worker_id in group.live) == live:
+            return
         before = group.rank
+        group.live_of_stage[group.workers[worker_id].stage] += 1 if live else -1
         if live:
             group.live.add(worker_id)
         else:
-            group.live.discard(worker_id)
+            group.live.remove(worker_id)
         if group.rank != before:
             self.catalog.change(group.capabilities, before=before, after=group.rank)
 
     # What they can do
 
-    def can_any(self, needs: frozenset[str], amounts: Amounts, *, only_live: bool) -> bool:
+    def can_any(self, stage: str, needs: frozenset[str], amounts: Amounts, *, only_live: bool) -> bool:
         return any(
-            (group.live or not only_live) and can_do(group.offers, group.limits, needs, amounts)
+            (group.live_of_stage if only_live else group.of_stage)[stage]
+            and can_do(group.offers, group.limits, needs, amounts)
             for group in self._nearest(needs)
         )
 
@@ -223,26 +255,32 @@ class CapabilityGroups:
             return [group for group in self._known.values() if group.workers]
         return min((self._offering.get(need, []) for need in needs), key=len)
 
-    def offering(self, need: str) -> list[str]:
-        """Up to five nodes whose workers offer it, live ones first."""
+    def offering(self, stage: str, need: str) -> list[str]:
+        """Up to five nodes whose workers of the stage offer it, live ones first."""
         groups = self._offering.get(need, [])
         nodes: dict[str, None] = {}
         for live in (True, False):
             for group in groups:
-                for node in _nodes(group, live=live):
+                for node in _nodes(group, stage, live=live):
                     nodes[node] = None
                     if len(nodes) == NODES_LIMIT:
                         return list(nodes)
         return list(nodes)
 
-    def limits_of(self, name: str, needs: frozenset[str]) -> list[tuple[str, int | None]]:
-        """Up to five nodes whose workers offer the needs, and what they take, the largest first; None for no bound."""
-        able = [(limit_of(group.limits, name), group) for group in self._nearest(needs) if needs <= group.offers]
-        able.sort(key=lambda each: (each[0] is not None, -(each[0] or 0), not each[1].live))
+    def limits_of(self, stage: str, name: str, needs: frozenset[str]) -> list[tuple[str, int | None]]:
+        """Up to five nodes whose workers of the stage offer the needs, and what they take, the largest first; None for
+        no bound.
+        """
+        able = [
+            (limit_of(group.limits, name), group)
+            for group in self._nearest(needs)
+            if group.of_stage[stage] and needs <= group.offers
+        ]
+        able.sort(key=lambda each: (each[0] is not None, -(each[0] or 0), not each[1].live_of_stage[stage]))
         nodes: dict[str, int | None] = {}
         for limit, group in able:
             for live in (True, False):
-                for node in _nodes(group, live=live):
+                for node in _nodes(group, stage, live=live):
                     nodes.setdefault(node, limit)
                     if len(nodes) == NODES_LIMIT:
                         return list(nodes.items())
@@ -253,8 +291,12 @@ class CapabilityGroups:
         return sorted(self._offering.get(f"annotator:{annotator_id}", []), key=lambda group: group.rank)
 
 
-def _nodes(group: CapabilityGroup, *, live: bool) -> Iterator[str]:
-    return (node for worker, node in group.workers.items() if (worker in group.live) == live)
+def _nodes(group: CapabilityGroup, stage: str, *, live: bool) -> Iterator[str]:
+    return (
+        member.node
+        for worker, member in group.workers.items()
+        if member.stage == stage and (worker in group.live) == live
+    )
 
 
 class WorkerViews:

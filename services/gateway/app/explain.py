@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from services.gateway.app.core import Core
 from services.gateway.domain.job import Job, JobEstimate, Task, TaskState
-from services.gateway.scheduler.explain import PassedOver, Verdict, explain, place_of
+from services.gateway.scheduler.explain import PassedOver, Verdict, explain, missing_of, name_list, place_of
 from services.gateway.scheduler.queue import TaskKind
 
 TASKS_LIMIT = 8
@@ -63,11 +63,16 @@ class Explainer:
             needs = _needs(waiting.kind) if waiting else ()
             return TaskExplanation(task=task.number, stage=task.stage, why=why, needs=needs)
         explained = explain(self._scheduler, waiting, self._clock.monotonic_s())
-        workers = [*explained.workers, *self._not_there(task.stage)]
+        not_there = self._not_there(task.stage, waiting.kind)
+        workers = [*explained.workers, *not_there]
+        could = [each.node for each in not_there if each.verdict is Verdict.AWAY and not each.missing]
+        why = explained.why
+        if explained.place is None and could:
+            why = f"{why}; {name_list(could)}, which {'are' if len(could) > 1 else 'is'} away, could do it"
         return TaskExplanation(
             task=task.number,
             stage=task.stage,
-            why=explained.why,
+            why=why,
             needs=_needs(waiting.kind),
             worker=explained.place.worker if explained.place else "",
             tasks_ahead=explained.tasks_ahead,
@@ -75,17 +80,27 @@ class Explainer:
             workers_left_out=max(0, len(workers) - WORKERS_LIMIT),
         )
 
-    def _not_there(self, stage: str) -> list[PassedOver]:
+    def _not_there(self, stage: str, kind: TaskKind) -> list[PassedOver]:
         """Known workers of the stage that the scheduler does not count on."""
         passed = []
-        for status in self._workers.statuses():
+        for status in self._workers.statuses(of_all=True):
             worker = status.worker
             if worker.stage != stage or self._scheduler.worker(worker.id) is not None:
                 continue
             is_leaving = worker.draining or status.draining_reason
-            why = status.draining_reason or ("it is leaving" if worker.draining else "it has not called lately")
-            verdict = Verdict.DRAINING if is_leaving else Verdict.AWAY
-            passed.append(PassedOver(worker=worker.id, node=worker.node, verdict=verdict, why=why))
+            abilities = self._workers.abilities_of(worker.id)
+            missing: tuple[str, ...] = ()
+            if is_leaving:
+                verdict, why = Verdict.DRAINING, status.draining_reason or "it is leaving"
+            elif abilities is None:
+                verdict, why = Verdict.AWAY, "a newer worker of its node is there instead"
+                missing = tuple(sorted(kind.needs))
+            else:
+                unoffered, too_low = missing_of(*abilities, kind)
+                missing = (*unoffered, *too_low)
+                verdict, why = Verdict.AWAY, "it has not called lately"
+                why += f", and it lacks {name_list(missing)}" if missing else "; it could do it"
+            passed.append(PassedOver(worker=worker.id, node=worker.node, verdict=verdict, why=why, missing=missing))
         return passed
 
     def with_estimate(self, news: News) -> News:

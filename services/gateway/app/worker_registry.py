@@ -4,17 +4,16 @@ Kept in the store, so that a restarted gateway still knows them. What a worker i
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
-from services.gateway.app.circuit_breakers import CircuitBreakers
+from services.gateway.app.circuit_breakers import CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
 from services.gateway.app.leases import LeaseTable
 from services.gateway.config import GatewayLimits
-from services.gateway.domain.circuit_breaker import NOT_HERE
-from services.gateway.domain.job import Attempt, Ending, Job, Task, TaskState, task_name
+from services.gateway.domain.job import Job, task_name
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     Capabilities,
@@ -25,113 +24,18 @@ from services.gateway.domain.workers import (
     held_by,
 )
 from services.gateway.ports import CaughtUp, Clock, Deleted, Record, RecordStore
-from services.gateway.scheduler.pace import SpeedStats
 from services.gateway.scheduler.queue import Amounts
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
-# How long a straggler gets no tasks; then it is judged again.
-SET_ASIDE_S = 900.0
-# At most this part of the workers that were judged lately, so that no mistake empties a fleet.
-SHARE_MAX = 0.2
 BUCKET = "workers"
 PAGE = 1_000
 # How far the stored time of the last poll may lag.
 WRITE_INTERVAL_S = 60.0
 # Changed models are written for other gateways at most this often.
 INVENTORY_INTERVAL_S = 5.0
-
-
-class StragglerDetector:
-    """Finds workers that are slow, or fail much, against others of their stage and device; they come back on trial.
-
-    It never sets aside the last live worker of a stage.
-    """
-
-    def __init__(
-        self, clock: Clock, *, device_of: Callable[[str], str], live_of: Callable[[str], Iterable[str]]
-    ) -> None:
-        """`live_of`: the ids of the live workers of a stage that take tasks."""
-        self._clock = clock
-        self._device_of, self._live_of = device_of, live_of
-        self._paces = SpeedStats()
-        # Worker id to why it is set aside, and until when in monotonic seconds.
-        self._aside: dict[str, tuple[str, float]] = {}
-        # The stage of each worker that was judged lately.
-        self._judged: dict[str, str] = {}
-        # Of open jobs: how many ended attempts of each task were counted.
-        self._counted: dict[str, dict[int, int]] = {}
-
-    def observe(self, job: Job) -> None:
-        before = self._counted.pop(job.id, {})
-        now: dict[int, int] = {}
-        for task in job.tasks:
-            now[task.number] = len(task.attempts) + (task.state is TaskState.SUCCEEDED)
-            if now[task.number] > before.get(task.number, 0):
-                self._learn(job, task)
-        if not job.state.ended and any(now.values()):
-            self._counted[job.id] = now
-
-    def _learn(self, job: Job, task: Task) -> None:
-        """Learn from how the task's newest attempt ended; what its node merely lacked says nothing about the worker."""
-        if task.state is TaskState.SUCCEEDED and task.lease is not None:
-            worker, alike = task.lease.worker, task.lease.batch_size
-            took_s = (task.end_time_s - task.lease.time_s) / max(1, alike)
-            self._paces.done(worker, self._class_of(worker, task), _work_of(job, task), took_s)
-        elif task.attempts and task.attempts[-1].ending is Ending.FAILED and not _is_not_here(task.attempts[-1]):
-            worker = task.attempts[-1].worker
-            self._paces.failed(worker, self._class_of(worker, task))
-        else:
-            return
-        self._judged[worker] = task.stage
-        self._judge(worker)
-
-    def _class_of(self, worker: str, task: Task) -> tuple[str, str]:
-        return task.stage, self._device_of(worker)
-
-    def _judge(self, worker: str) -> None:
-        why = self._paces.fault_of(worker)
-        if not why or self._fault_of(worker):
-            return
-        judged = [each for each, stage in self._judged.items() if stage == self._judged[worker]]
-        aside = sum(each in self._aside for each in judged)
-        if len(judged) > 1 and aside + 1 <= max(1.0, SHARE_MAX * len(judged)) and self._has_others(worker):
-            self._aside[worker] = (why, self._clock.monotonic_s() + SET_ASIDE_S)
-            log.warning("straggler_set_aside", worker=worker, why=why, for_s=SET_ASIDE_S)
-
-    def _has_others(self, worker: str) -> bool:
-        """Whether its stage has another live worker that is not set aside."""
-        live = self._live_of(self._judged[worker])
-        return any(each != worker and not self._fault_of(each) for each in live)
-
-    def fault_of(self, worker: str) -> str:
-        """Why it is set aside; empty where it is not, also while no other worker of its stage is live."""
-        why = self._fault_of(worker)
-        return why if why and self._has_others(worker) else ""
-
-    def _fault_of(self, worker: str) -> str:
-        why, until_s = self._aside.get(worker, ("", 0.0))
-        if why and until_s <= self._clock.monotonic_s():
-            del self._aside[worker]
-            self._paces.forget(worker)
-            return ""
-        return why
-
-    def forget(self, worker: str) -> None:
-        self._paces.forget(worker)
-        self._judged.pop(worker, None)
-        self._aside.pop(worker, None)
-
-
-def _is_not_here(attempt: Attempt) -> bool:
-    return attempt.failure is not None and attempt.failure.reason in NOT_HERE
-
-
-def _work_of(job: Job, task: Task) -> object:
-    """Tasks are compared where this is equal."""
-    return task.stage, job.request_of(task).facts
 
 
 @dataclass(slots=True)
@@ -143,8 +47,22 @@ class _KnownWorker:
     revision: int = 0
     polls: int = 0
     live: bool = False
+    # When it first called this gateway, and when it was last heard of; monotonic, 0 for not by this process.
+    come_s: float = 0.0
+    heard_s: float = 0.0
+    # A newer worker of its node and stage is there instead.
+    replaced: bool = False
     # As last written.
     written_models: frozenset[str] = frozenset()
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.record.worker.node, self.record.worker.stage
+
+    @property
+    def is_counted(self) -> bool:
+        """Requests may rely on it, also while it is away."""
+        return not self.replaced and not self.record.worker.draining
 
 
 class WorkerRegistry:
@@ -169,6 +87,8 @@ class WorkerRegistry:
         self._limits = limits
         self._groups = CapabilityGroups(store, clock)
         self._known: dict[str, _KnownWorker] = {}
+        # By node and stage.
+        self._at: dict[tuple[str, str], dict[str, _KnownWorker]] = {}
         # Live workers without an open poll, and when they last called, in monotonic seconds; the longest ago first.
         self._quiet: OrderedDict[str, float] = OrderedDict()
 
@@ -198,16 +118,27 @@ class WorkerRegistry:
             worker=worker, capabilities_digest=group.digest, announced_digest=digest, last_poll_time_s=now_s
         )
         known = self._known.get(worker.id)
+        is_new = known is None
         changed = not is_same or known is None or known.group is not group
         if known is None:
             known = self._add(record, group)
+            known.come_s = self._clock.monotonic_s()
         else:
+            changed = changed or known.record.worker.draining != worker.draining
             self._revise(known, record, group)
         self._hear(known)
         if changed or now_s - known.written_s >= self._write_interval_s(known):
             await self._write(known, now_s)
         self.refresh(worker.id)
+        if is_new:
+            self._update_live()
+            await self._forget([each for each in self._at.get(known.place, {}).values() if self._is_replaced(each)])
         return True
+
+    def _is_replaced(self, known: _KnownWorker) -> bool:
+        """It went away, and was not heard of since a newer worker of its node and stage came."""
+        others = self._at.get(known.place, {}).values()
+        return not known.live and any(each.come_s > known.heard_s for each in others if each is not known)
 
     def _write_interval_s(self, known: _KnownWorker) -> float:
         is_other = known.written_models != known.record.worker.held_models
@@ -223,16 +154,17 @@ class WorkerRegistry:
 
     def _revise(self, known: _KnownWorker, record: WorkerRecord, group: CapabilityGroup) -> None:
         before, worker = known.record.worker, record.worker
-        if known.group is not group or (before.node, before.stage) != (worker.node, worker.stage):
+        is_moved = (before.node, before.stage) != (worker.node, worker.stage)
+        if known.group is not group or is_moved or before.draining != worker.draining:
             self._detach(known)
             known.record, known.group = record, group
             self._attach(known)
             return
         known.record = record
-        if _places(before) != _places(worker):
+        if _places(before) != _places(worker) and known.is_counted:
             was, now = (set(held_by(each, group.needs_by_id)) for each in (before, worker))
-            self._groups.catalog.count_held(was - now, -1, live=known.live)
-            self._groups.catalog.count_held(now - was, 1, live=known.live)
+            for held, by in ((was - now, -1), (now - was, 1)):
+                self._groups.catalog.count_held(held, by, live=known.live, stage=worker.stage)
 
     def _drop(self, known: _KnownWorker) -> None:
         worker_id = known.record.worker.id
@@ -243,37 +175,57 @@ class WorkerRegistry:
 
     def _attach(self, known: _KnownWorker) -> None:
         worker = known.record.worker
-        known.group = self._groups.join(known.group, worker.id, worker.node)
+        self._at.setdefault(known.place, {})[worker.id] = known
+        if not known.is_counted:
+            known.group = self._groups.keep_for(known.group, worker.id)
+            return
+        known.group = self._groups.join(known.group, worker.id, worker.node, worker.stage)
         self._groups.set_live(known.group, worker.id, live=known.live)
         self._groups.catalog.count_stage(worker.stage, 1)
         self._count_held(known, 1)
 
     def _detach(self, known: _KnownWorker) -> None:
         worker = known.record.worker
-        self._count_held(known, -1)
-        self._groups.catalog.count_stage(worker.stage, -1)
+        del self._at[known.place][worker.id]
+        if not self._at[known.place]:
+            del self._at[known.place]
+        if known.is_counted:
+            self._count_held(known, -1)
+            self._groups.catalog.count_stage(worker.stage, -1)
         self._groups.leave(known.group, worker.id)
 
     def _set_live(self, known: _KnownWorker, *, live: bool) -> None:
         if known.live == live:
+            return
+        if not known.is_counted:
+            known.live = live
             return
         self._count_held(known, -1)
         known.live = live
         self._groups.set_live(known.group, known.record.worker.id, live=live)
         self._count_held(known, 1)
 
+    def _set_replaced(self, known: _KnownWorker, *, replaced: bool) -> None:
+        if known.replaced != replaced:
+            self._detach(known)
+            known.replaced = replaced
+            self._attach(known)
+
     def _count_held(self, known: _KnownWorker, by: int) -> None:
-        held = held_by(known.record.worker, known.group.needs_by_id)
-        self._groups.catalog.count_held(held, by, live=known.live)
+        worker = known.record.worker
+        held = held_by(worker, known.group.needs_by_id)
+        self._groups.catalog.count_held(held, by, live=known.live, stage=worker.stage)
 
     # Liveness
 
     def _hear(self, known: _KnownWorker) -> None:
         """It called just now, so it is live."""
         worker_id = known.record.worker.id
+        known.heard_s = self._clock.monotonic_s()
         self._quiet.pop(worker_id, None)
         if not known.polls:
-            self._quiet[worker_id] = self._clock.monotonic_s()
+            self._quiet[worker_id] = known.heard_s
+        self._set_replaced(known, replaced=False)
         self._set_live(known, live=True)
 
     def _update_live(self) -> None:
@@ -286,6 +238,7 @@ class WorkerRegistry:
             del self._quiet[worker_id]
             if known := self._known.get(worker_id):
                 self._set_live(known, live=False)
+                self._set_replaced(known, replaced=self._is_replaced(known))
 
     def _is_live(self, known: _KnownWorker) -> bool:
         self._update_live()
@@ -414,20 +367,27 @@ class WorkerRegistry:
         """The best place where workers hold a model, or an annotator's, by the contract's numbers; else REMOTE."""
         return self.catalog().residency_of(kind, name)
 
-    def can_any(self, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
-        """Whether some known worker meets all the needs together, and accepts those amounts."""
+    def can_any(self, stage: str, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
+        """Whether some known worker of the stage meets all the needs together, and accepts those amounts."""
         self._update_live()
-        return self._groups.can_any(needs, amounts, only_live=only_live)
+        return self._groups.can_any(stage, needs, amounts, only_live=only_live)
 
-    def offering(self, need: str) -> list[str]:
-        """Up to five nodes that offer it, live ones first; for error messages."""
+    def offering(self, stage: str, need: str) -> list[str]:
+        """Up to five nodes whose workers of the stage offer it, live ones first; for error messages."""
         self._update_live()
-        return self._groups.offering(need)
+        return self._groups.offering(stage, need)
 
-    def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> list[tuple[str, int | None]]:
-        """Up to five nodes that offer the needs, with their limits, the largest first; None for no limit."""
+    def limits_of(self, stage: str, name: str, needs: frozenset[str] = frozenset()) -> list[tuple[str, int | None]]:
+        """Up to five nodes whose workers of the stage offer the needs, with their limits, the largest first; None for
+        no limit.
+        """
         self._update_live()
-        return self._groups.limits_of(name, needs)
+        return self._groups.limits_of(stage, name, needs)
+
+    def abilities_of(self, worker_id: str) -> tuple[frozenset[str], Amounts] | None:
+        """What the worker offers and takes now, if it is there, or is expected back; else None."""
+        known = self._known.get(worker_id)
+        return (self._offered(known), known.group.limits) if known and known.is_counted else None
 
     def variants(self, annotator_id: str) -> Sequence[AnnouncedAnnotator]:
         """The annotator in every version and on every device that a worker announced, live ones first."""
@@ -452,9 +412,9 @@ class WorkerRegistry:
     def _rank(self, known: _KnownWorker) -> tuple[bool, float]:
         return self._is_live(known), known.record.last_poll_time_s
 
-    def statuses(self) -> Sequence[WorkerStatus]:
-        """The workers that polled lately."""
-        since_s = self._clock.now_s() - self._limits.worker_listed_s
+    def statuses(self, *, of_all: bool = False) -> Sequence[WorkerStatus]:
+        """The workers that polled lately, or all that are known."""
+        since_s = 0.0 if of_all else self._clock.now_s() - self._limits.worker_listed_s
         return [
             self._status(known)
             for known in sorted(self._known.values(), key=self._rank, reverse=True)
@@ -472,12 +432,13 @@ class WorkerRegistry:
         )
 
     async def sweep(self) -> None:
-        """Delete workers that went away long ago, and capabilities that no worker announces any more."""
+        """Delete workers that went away long ago or were replaced, and capabilities that no worker announces."""
+        self._update_live()
         until_s = self._clock.now_s() - self._limits.worker_retention_s
         await self._forget(
             known
             for known in self._known.values()
-            if known.record.last_poll_time_s < until_s and not self._is_live(known)
+            if not known.live and (known.replaced or known.record.last_poll_time_s < until_s)
         )
         await self._groups.sweep()
 

@@ -3,6 +3,9 @@
 Of two annotators with the same id, and of two models with the same kind, id and family, the catalog lists one: what a
 live worker announces goes before what only absent workers announced; then the newest announcement; then the lesser
 digest. So the same workers give the same catalog, in whatever order they came, and a lookup merges nothing.
+
+Of two families of one checkpoint id a request means the one that more diffusion workers announced, live or not; then
+the one that was announced first; then the lesser by name. So no single worker can change what a checkpoint is.
 """
 
 import re
@@ -17,6 +20,7 @@ from typing import Generic, TypeVar
 
 from fanlight.contract.names import ANY, plain_name
 from fanlight.contract.parameters import Parameter
+from services.gateway.domain.job import DIFFUSION
 
 CHECKPOINT = "checkpoint"
 CONTROLNET = "controlnet"
@@ -192,6 +196,10 @@ class _Ranked(Generic[K, V]):
         del self._all[key], self.chosen[key]
         return was, None
 
+    def ranks(self, key: K) -> Iterator[Rank]:
+        """Of all that announced it."""
+        return (rank for rank, _ in self._all[key])
+
 
 class _Index(Generic[K]):
     """Keys by name, in order; several keys may share a name."""
@@ -226,7 +234,11 @@ class FleetCatalog:
         self._first_words: _Index[ModelKey] = _Index()
         self._defaults: _Index[ModelKey] = _Index()
         self._stages: Counter[str] = Counter()
+        # How many diffusion workers announced the capabilities with a digest.
+        self._announcing: Counter[str] = Counter()
         self._holdings = _Holdings()
+        # Checkpoints that diffusion workers hold: one of them is the default.
+        self._checkpoints = _Holdings()
 
     @property
     def annotators(self) -> Mapping[str, AnnouncedAnnotator]:
@@ -261,8 +273,19 @@ class FleetCatalog:
         plain = plain_name(name)
         for index, each in ((self._ids, name), (self._plain_ids, plain), (self._aliases, plain)):
             if each and each != ANY and (found := _fitting(index.of(kind, each), family)):
+                if kind == CHECKPOINT and not family:
+                    found = self._most_announced(self._ids.of(kind, found[1]))
                 return self._models.chosen[found]
         return None
+
+    def _most_announced(self, keys: list[ModelKey]) -> ModelKey:
+        """Of the families of one checkpoint id."""
+        return max(keys, key=self._support) if len(keys) > 1 else keys[0]
+
+    def _support(self, key: ModelKey) -> tuple[int, float]:
+        """How many diffusion workers announced it, and the negative time of the first announcement."""
+        ranks = list(self._models.ranks(key))
+        return sum(self._announcing[digest] for _, _, digest in ranks), max(age for _, age, _ in ranks)
 
     def mentioned(self, kind: str, text: str, family: str = "") -> list[str]:
         """Ids of fitting models that the text may mention, in order; includes all that `words_in` would find.
@@ -278,14 +301,15 @@ class FleetCatalog:
         return bool(self._ids.of(kind, ANY))
 
     def default_checkpoint(self) -> AnnouncedModel | None:
-        """Never one that must be downloaded first: one that a live worker holds, else one that an absent worker held.
+        """Never one that must be downloaded first: one that a live diffusion worker holds, else one that an absent one
+        held.
 
         Of those a default one, else the first by id.
         """
         for is_live in (True, False):
-            if first := self._holdings.first_checkpoint(live=is_live):
+            if first := self._checkpoints.first_checkpoint(live=is_live):
                 defaults = (model_id for _, model_id, _ in self._defaults.of(CHECKPOINT, ""))
-                held = (each for each in defaults if self._holdings.is_held(f"{CHECKPOINT}:{each}", live=is_live))
+                held = (each for each in defaults if self._checkpoints.is_held(f"{CHECKPOINT}:{each}", live=is_live))
                 return self.model(CHECKPOINT, next(held, first))
         return None
 
@@ -345,10 +369,19 @@ class FleetCatalog:
         if not self._stages[stage]:
             del self._stages[stage]
 
-    def count_held(self, held: Iterable[tuple[str, int]], by: int, *, live: bool) -> None:
-        """One more worker holds these, or one less: needs, such as `checkpoint:starter`, with the place."""
+    def count_announcing(self, digest: str, stage: str, by: int) -> None:
+        """One more worker of the stage announced the capabilities with that digest, or one less."""
+        if stage == DIFFUSION:
+            self._announcing[digest] += by
+            if not self._announcing[digest]:
+                del self._announcing[digest]
+
+    def count_held(self, held: Iterable[tuple[str, int]], by: int, *, live: bool, stage: str = DIFFUSION) -> None:
+        """One more worker of the stage holds these needs, such as `checkpoint:starter`, there; or one less."""
         for need, place in held:
             self._holdings.count(need, place, by, live=live)
+            if stage == DIFFUSION and need.startswith(f"{CHECKPOINT}:"):
+                self._checkpoints.count(need, place, by, live=live)
 
 
 def _fitting(keys: list[ModelKey], family: str) -> ModelKey | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from services.gateway.scheduler.estimate import Estimate, estimate
-from services.gateway.scheduler.queue import Waiting, exceeded
+from services.gateway.scheduler.queue import Amounts, TaskKind, Waiting, exceeded
 from services.gateway.scheduler.schedule import Scheduler
 from services.gateway.scheduler.workers import WorkerState
 
@@ -75,12 +75,15 @@ def explain(scheduler: Scheduler, task: Waiting, now_s: float) -> Explanation:
     return Explanation(why=_why(place, others), place=place, tasks_ahead=tasks_ahead, workers=others)
 
 
+def missing_of(offers: frozenset[str], limits: Amounts, kind: TaskKind) -> tuple[list[str], list[str]]:
+    """What a worker lacks for tasks of the kind: needs that it does not offer, and limits that are too low."""
+    too_low = [f"{name}: takes {limit}, {amount} needed" for name, limit, amount in exceeded(limits, kind.amounts)]
+    return sorted(kind.needs - offers), too_low
+
+
 def _passed_over(worker: WorkerState, task: Waiting, place: Place | None, now_s: float) -> PassedOver:
     view = worker.view
-    unoffered = sorted(task.kind.needs - view.offers)
-    too_low = [
-        f"{name}: takes {limit}, {amount} needed" for name, limit, amount in exceeded(view.limits, task.kind.amounts)
-    ]
+    unoffered, too_low = missing_of(view.offers, view.limits, task.kind)
     missing = (*unoffered, *too_low)
     needed: Estimate | None = None
     if missing:
@@ -105,15 +108,17 @@ def _why(place: Place | None, others: Sequence[PassedOver]) -> str:
     able = [each for each in others if not each.missing]
     if not able:
         nearest = min(others, key=lambda each: (len(each.missing), each.worker))
-        return f"no worker offers all that it needs; {nearest.worker} comes nearest and lacks {_names(nearest.missing)}"
+        return (
+            f"no worker offers all that it needs; {nearest.worker} comes nearest and lacks {name_list(nearest.missing)}"
+        )
     if all(each.verdict is Verdict.FAILED_IT for each in able):
         return "every worker that could do it has failed it, and others may still come"
     return "a worker is being chosen"
 
 
 def _cannot(unoffered: Sequence[str], too_low: Sequence[str]) -> str:
-    reasons = [f"it does not offer {_names(unoffered)}"] if unoffered else []
-    reasons += [f"its limits are too low ({_names(too_low)})"] if too_low else []
+    reasons = [f"it does not offer {name_list(unoffered)}"] if unoffered else []
+    reasons += [f"its limits are too low ({name_list(too_low)})"] if too_low else []
     return "; ".join(reasons)
 
 
@@ -128,6 +133,6 @@ def _costs(needed: Estimate) -> str:
     return ", ".join(parts)
 
 
-def _names(names: Sequence[str]) -> str:
+def name_list(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
     return ", ".join(names[:NAMES]) + more

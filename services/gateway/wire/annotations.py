@@ -83,7 +83,7 @@ def facts_for(
         offers=((f"annotator:{request.annotator}", field), *newer.offers),
         amounts=((PIXELS, pixels, "width_px"),) if pixels else (),
     )
-    require(fleet, needs)
+    require(fleet, PREPROCESS, needs)
     return facts_of(needs, annotator=request.annotator)
 
 

@@ -81,7 +81,7 @@ class GenerationDraft:
         request.width_px, request.height_px = width_px, height_px
         with within(FIELD):
             needs = Needs(offers=self.needs.offers, amounts=needs_of(request).amounts)
-            require(self.fleet, needs)
+            require(self.fleet, DIFFUSION, needs)
             annotated = [_resized(each, width_px, height_px, self.fleet) for each in self.annotations]
         facts = replace(self.facts, amounts=amounts_of(needs), width_px=width_px, height_px=height_px)
         return replace(self, request=request, facts=facts, annotations=annotated, needs=needs)
@@ -126,7 +126,7 @@ def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDra
         for word in _words(request, newer, fleet):
             request.embeddings.append(word)
         needs = _joined(needs_of(request), newer)
-        require(fleet, needs)
+        require(fleet, DIFFUSION, needs)
         annotated = [_annotation(request, index, annotator, fleet) for index, annotator in by_control.items()]
     return GenerationDraft(
         request=request,
@@ -254,11 +254,11 @@ def _words(request: diffusion_pb2.GenerateRequest, newer: Needs, fleet: Fleet) -
         return []
     needs = _joined(needs_of(request), newer)
     names, amounts = names_of(needs), amounts_of(needs)
-    only_live = fleet.can_any(names, amounts, only_live=True)
+    only_live = fleet.can_any(DIFFUSION, names, amounts, only_live=True)
     found = []
     for word in words:
         more = names | {f"{EMBEDDING}:{word}"}
-        if fleet.can_any(more, amounts, only_live=only_live):
+        if fleet.can_any(DIFFUSION, more, amounts, only_live=only_live):
             names = more
             found.append(word)
     return found

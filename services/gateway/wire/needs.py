@@ -31,9 +31,11 @@ class Fleet(Protocol):
     """What is known about workers; `app.workers.Workers` implements it."""
 
     def catalog(self) -> FleetCatalog: ...
-    def can_any(self, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool: ...
-    def offering(self, need: str) -> Sequence[str]: ...
-    def limits_of(self, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]: ...
+    def can_any(self, stage: str, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool: ...
+    def offering(self, stage: str, need: str) -> Sequence[str]: ...
+    def limits_of(
+        self, stage: str, name: str, needs: frozenset[str] = frozenset()
+    ) -> Sequence[tuple[str, int | None]]: ...
     def residency_of(self, kind: str, name: str) -> int: ...
 
 
@@ -62,34 +64,36 @@ def newer_fields(message: Message) -> Needs:
     )
 
 
-def require(fleet: Fleet, needs: Needs) -> None:
-    """InvalidField or FailedPrecondition names the field that no worker can do, and which workers can do what."""
-    if fleet.can_any(names_of(needs), amounts_of(needs)):
+def require(fleet: Fleet, stage: str, needs: Needs) -> None:
+    """InvalidField or FailedPrecondition names the field that no worker of the stage can do, and which can do what."""
+    if fleet.can_any(stage, names_of(needs), amounts_of(needs)):
         return
     for need, field in needs.offers:
-        if not fleet.can_any(frozenset({need})):
-            _refuse_need(fleet, need, field)
+        if not fleet.can_any(stage, frozenset({need})):
+            _refuse_need(fleet, stage, need, field)
     together: frozenset[str] = frozenset()
     for need, field in needs.offers:
-        if not fleet.can_any(together | {need}):
-            raise FailedPrecondition(_no_worker_has(fleet, [*together, need]), field=field)
+        if not fleet.can_any(stage, together | {need}):
+            raise FailedPrecondition(_no_worker_has(fleet, stage, [*together, need]), field=field)
         together |= {need}
     amounts: Amounts = ()
     for name, amount, field in needs.amounts:
-        if not fleet.can_any(together, ((name, amount),)):
-            raise FailedPrecondition(f"needs {_amount(name, amount)}; {_limits(fleet, name, together)}", field=field)
+        if not fleet.can_any(stage, together, ((name, amount),)):
+            raise FailedPrecondition(
+                f"needs {_amount(name, amount)}; {_limits(fleet, stage, name, together)}", field=field
+            )
         amounts = (*amounts, (name, amount))
-        if not fleet.can_any(together, amounts):
-            each_of = "; ".join(f"{_amount(*each)}: {_limits(fleet, each[0], together)}" for each in amounts)
+        if not fleet.can_any(stage, together, amounts):
+            each_of = "; ".join(f"{_amount(*each)}: {_limits(fleet, stage, each[0], together)}" for each in amounts)
             raise FailedPrecondition(f"no worker takes all of these together: {each_of}", field=field)
 
 
-def _no_worker_has(fleet: Fleet, needs: Sequence[str]) -> str:
-    each_of = "; ".join(f"{need} has {', '.join(fleet.offering(need))}" for need in sorted(needs))
+def _no_worker_has(fleet: Fleet, stage: str, needs: Sequence[str]) -> str:
+    each_of = "; ".join(f"{need} has {', '.join(fleet.offering(stage, need))}" for need in sorted(needs))
     return f"no worker has all of these together: {each_of}"
 
 
-def _refuse_need(fleet: Fleet, need: str, field: str) -> NoReturn:
+def _refuse_need(fleet: Fleet, stage: str, need: str, field: str) -> NoReturn:
     kind, _, name = need.partition(":")
     if kind == "field":
         message, _, number = name.partition(":")
@@ -98,16 +102,16 @@ def _refuse_need(fleet: Fleet, need: str, field: str) -> NoReturn:
             " every worker: leave it out, or update a worker",
             field=field,
         )
-    there = _offered(fleet, kind)
+    there = _offered(fleet, stage, kind)
     raise FailedPrecondition(
         f"needs {kind.replace('_', ' ')} {name}, which no worker offers{f'; there are {there}' if there else ''}",
         field=field,
     )
 
 
-def _offered(fleet: Fleet, kind: str) -> str:
+def _offered(fleet: Fleet, stage: str, kind: str) -> str:
     """What workers offer of a kind whose names the contract knows, and which nodes; empty for other kinds."""
-    nodes = {name: fleet.offering(f"{kind}:{name}") for name in _CHOICES.get(kind, ())}
+    nodes = {name: fleet.offering(stage, f"{kind}:{name}") for name in _CHOICES.get(kind, ())}
     return names([f"{name} ({', '.join(by)})" for name, by in nodes.items() if by]) if nodes else ""
 
 
@@ -115,9 +119,9 @@ def _amount(name: str, amount: int) -> str:
     return f"{amount} {name.partition(':')[0].replace('_', ' ')}"
 
 
-def _limits(fleet: Fleet, name: str, needs: frozenset[str]) -> str:
+def _limits(fleet: Fleet, stage: str, name: str, needs: frozenset[str]) -> str:
     """What the workers that have the other needs take, for a message."""
-    taken = [f"{node} takes {'any' if limit is None else limit}" for node, limit in fleet.limits_of(name, needs)]
+    taken = [f"{node} takes {'any' if limit is None else limit}" for node, limit in fleet.limits_of(stage, name, needs)]
     return ", ".join(taken) or "no worker has a limit for it"
 
 

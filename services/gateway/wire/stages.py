@@ -68,7 +68,7 @@ def one_task(stage: str, needs_of: Callable[[Message], Needs]) -> Callable[[Mess
         with within(OTHER):
             needs, newer = needs_of(message), newer_fields(message)
             needs = Needs(offers=(*needs.offers, *newer.offers), amounts=needs.amounts)
-            require(fleet, needs)
+            require(fleet, stage, needs)
         return OneTask(stage=stage, request=message, facts=facts_of(needs), images=source_images(message, OTHER))
 
     return draft

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from fanlight.errors import FailedPrecondition, Unavailable
 from services.gateway.app.capabilities import BUCKET, CHECK_INTERVAL_S, UNUSED_S, digest_of
 from services.gateway.app.leasing import Poll
-from services.gateway.domain.job import DIFFUSION
+from services.gateway.domain.job import DIFFUSION, PREPROCESS
 from services.gateway.domain.workers import DISK, RAM, REMOTE, VRAM, AnnouncedModel, Capabilities
 from tests.fakes.fleet import OTHER, STARTER, Fleet, FleetWorker, generation
 
@@ -43,13 +44,13 @@ async def test_a_restarted_gateway_knows_what_workers_offer_and_asks_none_of_the
     async with fleet.restarted().running() as again:
         assert ids(again) == {"starter", "other"}
         needs = frozenset({"checkpoint:other"})
-        assert again.gateway.workers.can_any(needs, (("pixels", 4096),))
-        assert not again.gateway.workers.can_any(needs, (("pixels", 4097),))
-        assert not again.gateway.workers.can_any(needs, only_live=True)
+        assert again.gateway.workers.can_any(DIFFUSION, needs, (("pixels", 4096),))
+        assert not again.gateway.workers.can_any(DIFFUSION, needs, (("pixels", 4097),))
+        assert not again.gateway.workers.can_any(DIFFUSION, needs, only_live=True)
         assert again.gateway.workers.residency_of("checkpoint", "other") == DISK
         answer = await again.gateway.polls.lease(replace(worker.poll(limit=0), capabilities=None))
         assert not answer.wants_capabilities
-        assert again.gateway.workers.can_any(needs, only_live=True)
+        assert again.gateway.workers.can_any(DIFFUSION, needs, only_live=True)
 
 
 def calling(worker: FleetWorker, digest: str, capabilities: Capabilities | None) -> Poll:
@@ -60,7 +61,9 @@ async def test_no_worker_can_put_other_capabilities_in_the_place_of_anothers(fle
     honest, liar = fleet.worker(DIFFUSION, "honest"), fleet.worker(DIFFUSION, "liar")
     await fleet.gateway.polls.lease(calling(honest, "aa", TWO))
     await fleet.gateway.polls.lease(calling(liar, "aa", ONE))
-    by_node = {need: fleet.gateway.workers.offering(need) for need in ("checkpoint:other", "checkpoint:starter")}
+    by_node = {
+        need: fleet.gateway.workers.offering(DIFFUSION, need) for need in ("checkpoint:other", "checkpoint:starter")
+    }
     assert by_node == {"checkpoint:other": ["honest"], "checkpoint:starter": ["honest", "liar"]}
     # Nor does its name for them say anything of a worker that never sent them.
     newcomer = fleet.worker(DIFFUSION, "newcomer")
@@ -176,19 +179,136 @@ async def test_a_fleet_of_unequal_workers_says_who_could_do_what(fleet: Fleet) -
     await come(fleet, "small", SMALL)
     await come(fleet, "large", LARGE)
     workers = fleet.gateway.workers
-    assert workers.can_any(STARTS, (("pixels", 1024 * 1024),))
-    assert not workers.can_any(STARTS, (("pixels", 1024 * 1024 + 1),))
-    assert workers.limits_of("pixels", STARTS) == [("large", 1024 * 1024), ("small", 512 * 512)]
-    assert workers.limits_of("pixels", frozenset({"checkpoint:none"})) == []
-    assert workers.offering("safety_checker:block") == []
+    assert workers.can_any(DIFFUSION, STARTS, (("pixels", 1024 * 1024),))
+    assert not workers.can_any(DIFFUSION, STARTS, (("pixels", 1024 * 1024 + 1),))
+    assert workers.limits_of(DIFFUSION, "pixels", STARTS) == [("large", 1024 * 1024), ("small", 512 * 512)]
+    assert workers.limits_of(DIFFUSION, "pixels", frozenset({"checkpoint:none"})) == []
+    assert workers.offering(DIFFUSION, "safety_checker:block") == []
     free = fleet.worker(DIFFUSION, "free", models=ANY_SIZE.models, other_offers=ANY_SIZE.other_offers)
     await free.come()
-    assert workers.limits_of("pixels", STARTS)[0] == ("free", None)
-    assert workers.offering("safety_checker:block") == ["free"]
-    assert workers.can_any(STARTS, (("pixels", 10**9), ("text_encoder_layers:starter", 12)))
-    assert not workers.can_any(STARTS, (("pixels", 10**9), ("text_encoder_layers:starter", 13)))
+    assert workers.limits_of(DIFFUSION, "pixels", STARTS)[0] == ("free", None)
+    assert workers.offering(DIFFUSION, "safety_checker:block") == ["free"]
+    assert workers.can_any(DIFFUSION, STARTS, (("pixels", 10**9), ("text_encoder_layers:starter", 12)))
+    assert not workers.can_any(DIFFUSION, STARTS, (("pixels", 10**9), ("text_encoder_layers:starter", 13)))
     # Each alone could do a part of it.
-    assert not workers.can_any(STARTS | {"safety_checker:block"}, (("text_encoder_layers:starter", 13),))
+    assert not workers.can_any(DIFFUSION, STARTS | {"safety_checker:block"}, (("text_encoder_layers:starter", 13),))
+
+
+async def test_a_worker_of_another_stage_makes_no_request_of_this_one_possible(fleet: Fleet) -> None:
+    await come(fleet, "small", SMALL)
+    odd = fleet.worker(PREPROCESS, "odd", models=(OTHER, STARTER), limits=(("pixels", 10**9),))
+    odd.worker = replace(odd.worker, vram_models=frozenset({"other"}))
+    await odd.come()
+    workers, other = fleet.gateway.workers, frozenset({"checkpoint:other"})
+    assert not workers.can_any(DIFFUSION, other)
+    assert not workers.can_any(DIFFUSION, STARTS, (("pixels", 10**9),))
+    assert workers.offering(DIFFUSION, "checkpoint:other") == []
+    assert workers.limits_of(DIFFUSION, "pixels", STARTS) == [("small", 512 * 512)]
+    assert workers.offering(PREPROCESS, "checkpoint:other") == ["odd"]
+    with pytest.raises(FailedPrecondition, match="needs checkpoint other, which no worker offers"):
+        generation(model="other", workers=workers)
+    default = workers.catalog().default_checkpoint()
+    assert default is not None
+    assert default.id == "starter", "no other stage's worker gives the default"
+
+
+async def test_a_worker_that_is_leaving_makes_no_request_possible_and_gives_no_default(fleet: Fleet) -> None:
+    worker = await come(fleet, "1", TWO)
+    workers = fleet.gateway.workers
+    assert workers.can_any(DIFFUSION, STARTS)
+    worker.worker = replace(worker.worker, draining=True)
+    await worker.come()
+    assert not workers.can_any(DIFFUSION, STARTS)
+    assert (workers.offering(DIFFUSION, "checkpoint:starter"), workers.limits_of(DIFFUSION, "pixels")) == ([], [])
+    assert workers.catalog().default_checkpoint() is None
+    assert (workers.residency_of("checkpoint", "starter"), workers.catalog().stages) == (REMOTE, frozenset())
+    with pytest.raises(Unavailable, match="no diffusion worker"):
+        generation(workers=workers)
+    worker.worker = replace(worker.worker, vram_models=frozenset({"other"}))
+    await worker.come()
+    assert workers.residency_of("checkpoint", "other") == REMOTE
+    async with fleet.restarted().running() as again:
+        assert not again.gateway.workers.can_any(DIFFUSION, STARTS)
+    # Its announcement is kept as long as the worker is known, and it may change its mind.
+    fleet.clock.advance(2 * UNUSED_S)
+    await fleet.gateway.sweep()
+    assert await kept(fleet) == {digest_of(TWO)}
+    worker.worker = replace(worker.worker, draining=False)
+    await worker.come()
+    assert workers.can_any(DIFFUSION, STARTS)
+    assert workers.residency_of("checkpoint", "other") == VRAM
+    default = workers.catalog().default_checkpoint()
+    assert default is not None
+    assert default.id == "starter"
+
+
+def at_home(fleet: Fleet, name: str, capabilities: Capabilities, stage: str = DIFFUSION) -> FleetWorker:
+    return fleet.worker(stage, name, node="home", models=capabilities.models)
+
+
+async def test_a_nodes_new_worker_replaces_its_older_one_that_is_away(fleet: Fleet) -> None:
+    other = at_home(fleet, "other-stage", TWO, PREPROCESS)
+    await other.come()
+    await at_home(fleet, "old", TWO).come()
+    await come(fleet, "elsewhere", replace(TWO, limits=(("pixels", 9),)))
+    fleet.clock.advance(60.0)
+    assert fleet.gateway.workers.offering(DIFFUSION, "checkpoint:other") == ["home", "elsewhere"]
+    await at_home(fleet, "new", ONE).come()
+    assert fleet.gateway.workers.offering(DIFFUSION, "checkpoint:other") == ["elsewhere"]
+    assert fleet.gateway.workers.offering(PREPROCESS, "checkpoint:other") == ["home"]
+    assert await fleet.store.get("workers", "old-diffusion") is None
+
+
+async def test_a_worker_that_was_replaced_before_it_counted_as_away_counts_no_more_once_it_does(fleet: Fleet) -> None:
+    old, new = at_home(fleet, "old", TWO), at_home(fleet, "new", ONE)
+    await old.come()
+    fleet.clock.advance(1.0)
+    await new.come()
+    workers, other = fleet.gateway.workers, frozenset({"checkpoint:other"})
+    assert workers.can_any(DIFFUSION, other), "it may be a second worker of the node"
+    fleet.clock.advance(60.0)
+    await new.come()
+    assert not workers.can_any(DIFFUSION, other)
+    await old.come()
+    assert workers.can_any(DIFFUSION, other), "it is back"
+    fleet.clock.advance(60.0)
+    assert workers.can_any(DIFFUSION, other), "it was heard of after the other came"
+    assert workers.catalog().stages == {DIFFUSION}
+
+
+async def test_a_replaced_worker_is_forgotten_by_the_next_sweep(fleet: Fleet) -> None:
+    await at_home(fleet, "old", TWO).come()
+    fleet.clock.advance(1.0)
+    new = at_home(fleet, "new", ONE)
+    await new.come()
+    fleet.clock.advance(60.0)
+    await new.come()
+    await fleet.gateway.sweep()
+    assert [each.key for each in await fleet.store.list("workers", limit=9)] == ["new-diffusion"]
+    assert fleet.gateway.workers.can_any(DIFFUSION, STARTS)
+
+
+async def test_one_worker_cannot_change_the_family_of_a_checkpoint_that_others_announce(fleet: Fleet) -> None:
+    def family() -> str:
+        found = fleet.gateway.workers.catalog().model("checkpoint", "starter")
+        assert found is not None
+        return found.family
+
+    await come(fleet, "first", ONE)
+    fleet.clock.advance(1.0)
+    # Both before and after "starter" by name.
+    for odd in ("", "zzz"):
+        worker = await come(fleet, f"odd-{odd}", Capabilities(models=(replace(STARTER, family=odd),)))
+        assert family() == "starter", "the one announced first"
+    for number in range(2):
+        await come(fleet, f"more-{number}", replace(ONE, limits=(("pixels", number + 1),)))
+        await come(fleet, f"odd-{number}", worker.capabilities)
+        assert family() == "starter", "as many announce it"
+    await come(fleet, "odd-last", worker.capabilities)
+    assert family() == "zzz", "more announce it"
+    fleet.clock.advance(60.0)
+    await come(fleet, "first", ONE)
+    assert family() == "zzz", "workers that are away count too"
 
 
 async def test_a_refusal_names_five_nodes_at_most_live_ones_first(fleet: Fleet) -> None:
@@ -197,10 +317,10 @@ async def test_a_refusal_names_five_nodes_at_most_live_ones_first(fleet: Fleet) 
     fleet.clock.advance(60)
     for number in range(3):
         await come(fleet, f"here{number}", replace(SMALL, limits=(("pixels", 512 * 512 - number),)))
-    found = fleet.gateway.workers.offering("checkpoint:starter")
+    found = fleet.gateway.workers.offering(DIFFUSION, "checkpoint:starter")
     assert sorted(found[:3]) == ["here0", "here1", "here2"]
     assert len(found) == 5
-    limits = fleet.gateway.workers.limits_of("pixels", STARTS)
+    limits = fleet.gateway.workers.limits_of(DIFFUSION, "pixels", STARTS)
     assert len(limits) == 5
     assert limits[0] == ("here0", 512 * 512)
     assert [limit for _, limit in limits] == sorted((limit for _, limit in limits), reverse=True)

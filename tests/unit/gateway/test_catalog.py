@@ -58,6 +58,9 @@ steps = st.lists(
 )
 
 
+STAGE_OF = {"1": "diffusion", "2": "diffusion", "3": "preprocess", "4": "diffusion"}
+
+
 @dataclass
 class Fleet:
     """Workers that come, announce something else, fall silent and leave, as the model for the groups' counts."""
@@ -73,7 +76,9 @@ class Fleet:
         if what == "come":
             if group is not None:
                 self.groups.leave(group, worker)
-            self.known[worker] = self.groups.join(await self.groups.keep(announced), worker, f"node-{worker}")
+            self.known[worker] = self.groups.join(
+                await self.groups.keep(announced), worker, f"node-{worker}", STAGE_OF[worker]
+            )
         elif group is not None and what == "leave":
             self.groups.leave(self.known.pop(worker), worker)
         elif group is not None:
@@ -109,6 +114,8 @@ async def test_the_catalog_is_the_one_that_merging_all_workers_again_gives(taken
         for name in ("a", "A", "canny", "b", "first", "second.ckpt", "none", ANY):
             found = catalog.model(kind, name)
             assert (found.id if found else "") == find_name(_aliases(of_kind), name)
+            if kind == "checkpoint" and found:
+                assert found.family == _family_of(found.id, fleet)
             for family in ("sd1", "sdxl"):
                 fitting = [model for model in of_kind if model.family in ("", family)]
                 assert catalog.model(kind, name, family) == _meant(fitting, name, family)
@@ -117,6 +124,20 @@ async def test_the_catalog_is_the_one_that_merging_all_workers_again_gives(taken
         expected = alias if alias in merged_annotators else next(iter(by_alias), None)
         found_annotator = catalog.annotator(alias)
         assert (found_annotator.id if found_annotator else None) == expected
+
+
+def _family_of(checkpoint: str, fleet: Fleet) -> str:
+    """The one that most diffusion workers announced; then the one announced first, then the least by name."""
+    support: dict[str, list[tuple[bool, float]]] = {}
+    for worker, group in fleet.known.items():
+        for model in group.capabilities.models:
+            if (model.kind, model.id) == ("checkpoint", checkpoint):
+                announced = (STAGE_OF[worker] == "diffusion", group.kept.time_s)
+                support.setdefault(model.family, []).append(announced)
+    return min(
+        support,
+        key=lambda family: (-sum(each for each, _ in support[family]), min(s for _, s in support[family]), family),
+    )
 
 
 def _aliases(of_kind: list[AnnouncedModel]) -> dict[str, list[str]]:
@@ -150,22 +171,24 @@ async def test_what_any_worker_can_do_is_what_looking_at_all_of_them_finds(taken
     fleet = Fleet()
     for step in taken:
         await fleet.step(*step)
-    for only_live in (False, True):
-        expected = any(
-            can_do(group.capabilities.offers, group.capabilities.all_limits, needs, amounts)
-            for worker, group in fleet.known.items()
-            if not only_live or worker in group.live
-        )
-        assert fleet.groups.can_any(needs, amounts, only_live=only_live) == expected
-    for need in needs:
-        offering = {f"node-{worker}" for worker, group in fleet.known.items() if need in group.offers}
-        assert set(fleet.groups.offering(need)) == offering
-    takes = {
-        f"node-{worker}": dict(group.capabilities.limits).get("pixels")
-        for worker, group in fleet.known.items()
-        if needs <= group.offers
-    }
-    assert dict(fleet.groups.limits_of("pixels", needs)) == takes
+    for stage in ("diffusion", "preprocess", "none"):
+        known = {worker: group for worker, group in fleet.known.items() if STAGE_OF[worker] == stage}
+        for only_live in (False, True):
+            expected = any(
+                can_do(group.capabilities.offers, group.capabilities.all_limits, needs, amounts)
+                for worker, group in known.items()
+                if not only_live or worker in group.live
+            )
+            assert fleet.groups.can_any(stage, needs, amounts, only_live=only_live) == expected
+        for need in needs:
+            offering = {f"node-{worker}" for worker, group in known.items() if need in group.offers}
+            assert set(fleet.groups.offering(stage, need)) == offering
+        takes = {
+            f"node-{worker}": dict(group.capabilities.limits).get("pixels")
+            for worker, group in known.items()
+            if needs <= group.offers
+        }
+        assert dict(fleet.groups.limits_of(stage, "pixels", needs)) == takes
 
 
 def a_catalog(*announced: Capabilities) -> FleetCatalog:

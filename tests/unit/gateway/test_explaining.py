@@ -99,6 +99,23 @@ async def test_explaining_lists_workers_that_are_away_or_leaving(fleet: Fleet, p
     }
 
 
+async def test_a_worker_that_is_away_and_could_do_it_is_named(fleet: Fleet) -> None:
+    for name, models in (("able", (STARTER,)), ("unable", (FAR,))):
+        await fleet.worker(DIFFUSION, name, models=models).come()
+    job = await fleet.gateway.jobs.create(generation())
+    fleet.rest()
+    explained = fleet.gateway.explanations.of(await fleet.get(job))
+    assert explained.summary == ("task 1 waits: no worker of its stage is here; able, which is away, could do it")
+    workers = {each.node: (each.why, each.missing) for each in explained.tasks[0].workers}
+    assert workers["able"] == ("it has not called lately; it could do it", ())
+    assert workers["unable"][0].startswith("it has not called lately, and it lacks checkpoint:starter")
+    await fleet.worker(DIFFUSION, "second", models=(STARTER,)).come()
+    fleet.rest()
+    assert "second, able, which are away, could do it" in fleet.gateway.explanations.of(await fleet.get(job)).summary
+    await fleet.worker(DIFFUSION, "able", models=(STARTER,)).come()
+    assert "away" not in fleet.gateway.explanations.of(await fleet.get(job)).summary
+
+
 async def test_an_image_that_waits_for_its_control_image_says_so(
     fleet: Fleet, painter: FleetWorker, annotator: FleetWorker
 ) -> None:
