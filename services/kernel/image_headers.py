@@ -78,8 +78,7 @@ def _read(head: bytes) -> Reader[tuple[int, int]]:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return (yield from _webp())
     if head[:6] in (b"GIF87a", b"GIF89a"):
-        width, height = yield from _numbers("<HH", 6)
-        return width, height
+        return (yield from _pair("<HH", 6))
     if head.startswith(b"BM"):
         return (yield from _bmp())
     if head[:4] in (b"II*\x00", b"MM\x00*"):
@@ -96,6 +95,11 @@ def _bytes(offset: int, count: int) -> Reader[bytes]:
 
 def _numbers(layout: str, offset: int) -> Reader[tuple[int, ...]]:
     return struct.unpack(layout, (yield from _bytes(offset, struct.calcsize(layout))))
+
+
+def _pair(layout: str, offset: int) -> Reader[tuple[int, int]]:
+    first, second = yield from _numbers(layout, offset)
+    return first, second
 
 
 def _png() -> Reader[tuple[int, int]]:
@@ -184,9 +188,8 @@ def _webp_orientation() -> Reader[int]:
 def _bmp() -> Reader[tuple[int, int]]:
     (header_bytes,) = yield from _numbers("<I", 14)
     if header_bytes == 12:
-        width, height = yield from _numbers("<HH", 18)
-        return width, height
-    width, height = yield from _numbers("<ii", 18)
+        return (yield from _pair("<HH", 18))
+    width, height = yield from _pair("<ii", 18)
     return abs(width), abs(height)
 
 
