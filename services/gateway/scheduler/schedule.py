@@ -303,7 +303,7 @@ class Scheduler:
         if head is None:
             self._prefetches.begin_speculative(worker, now_s)
             return []
-        if head.alone:
+        if head.alone or limit == 1:
             return [head]
         return [head, *self._batch_with(worker, head, limit - 1, now_s)]
 
