@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks import annotators_gpu
 from benchmarks.figures import Report, arguments, in_turns
-from services.preprocessor.device import AnnotatorDevice
+from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.neural import defects, hed
 from services.preprocessor.registry import installed
 from tests.fakes.annotator_weights import MODELS, write

@@ -19,7 +19,7 @@ from benchmarks.figures import RATIO, Report
 from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.annotator import Annotator
-from services.preprocessor.device import CUDA, AnnotatorDevice
+from services.preprocessor.config import CUDA, AnnotatorDevice
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import installed
 from services.preprocessor.weights import FolderWeights, StoreWeights

@@ -24,8 +24,7 @@ from services.gateway.http.app import bind_http, http_app, port_of, serve_http
 from services.gateway.http.bodies import HttpOptions
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
-from services.gateway.rpc.jobs import JobService
-from services.gateway.rpc.queue import QueueService
+from services.gateway.rpc.jobs import JobService, QueueService
 from services.gateway.wire.answers import payload
 from services.kernel import logs
 from services.kernel.blobs import BlobStore

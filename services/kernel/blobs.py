@@ -33,6 +33,14 @@ def media_type_of(head: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ByteRange:
+    """A single byte range of a blob, as in RFC 9110."""
+
+    offset_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlobInfo:
     scope: str
     digest: str

@@ -36,6 +36,7 @@ _WIRE: dict[type[errors.FanlightError], tuple[int, int]] = {
     errors.DeadlineExceeded: (code_pb2.DEADLINE_EXCEEDED, 504),
     errors.Cancelled: (code_pb2.CANCELLED, 499),
     errors.NodeFault: (code_pb2.INTERNAL, 500),
+    errors.ResultRefused: (code_pb2.INTERNAL, 500),
 }
 
 _BY_REASON = {error.reason: error for error in _WIRE}

@@ -9,13 +9,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from services.kernel.blobs import ByteRange
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ByteRange:
-    offset_bytes: int
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from services.kernel.isolation import without
+from services.kernel.process import without
 
 # Importing rich takes more than twice as long, for tracebacks that are not used here.
 with without("rich"):

@@ -1,4 +1,5 @@
-"""A service's process: its event loop, signals, the lifeline to its parent, blocking work on threads, and its GPUs.
+"""A service's process: its event loop, signals, the lifeline to its parent, blocking work on threads, its GPUs,
+and imports without what a library would load or read.
 
 Errors in settings end it with one line each. Knows no service, and loads no network library to count GPUs.
 """
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from typing import NoReturn, TypeVar
 
@@ -109,3 +110,34 @@ def check_device(device: str, *, setting: str) -> None:
             f"{setting} is {device}, and NVIDIA's driver shows {found} GPUs to this process; set auto or cpu, or make"
             " the GPU visible to it"
         )
+
+
+@contextlib.contextmanager
+def without(*packages: str) -> Iterator[None]:
+    """Inside, packages that are not imported yet look as if they were not installed, in all threads.
+
+    For imports at the start of a process.
+    """
+    absent = [name for name in packages if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = None  # type: ignore[assignment]  # how Python itself marks what cannot be imported
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+@contextlib.contextmanager
+def environment_defaults(**variables: str) -> Iterator[None]:
+    """Inside, environment variables that are not set have these values: for what a library reads while it is imported.
+
+    Libraries that read the same variable later, and child processes, never see these values.
+    """
+    absent = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            del os.environ[name]

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import warnings
 
-from services.kernel.isolation import environment_defaults
+from services.kernel.process import environment_defaults
 
 # numpy's BLAS would start one spinning thread per core, and no annotator multiplies large matrices.
 with environment_defaults(OPENBLAS_NUM_THREADS="1"):
@@ -16,8 +16,7 @@ from services.kernel.config import CommonSettings, SettingsError, load, refuse_u
 from services.kernel.process import leave, run
 from services.preprocessor import registry
 from services.preprocessor.cache import AnnotatorCacheLimits
-from services.preprocessor.config import MODEL_THREADS, OPENCV_THREADS, WAITING_LIMIT, PreprocessorSettings
-from services.preprocessor.device import find_device
+from services.preprocessor.config import MODEL_THREADS, OPENCV_THREADS, WAITING_LIMIT, PreprocessorSettings, find_device
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.service import PreprocessorService, PreprocessStage
 from services.preprocessor.weights import FolderWeights, StoreWeights

@@ -11,7 +11,7 @@ from services.kernel.images import ImageLimits
 from services.preprocessor import poses
 from services.preprocessor.annotator import Annotator, ControlMap, Pixels
 from services.preprocessor.codec import decode, encode_png
-from services.preprocessor.device import CORE_LABEL
+from services.preprocessor.config import CORE_LABEL
 from services.preprocessor.sizing import CropFrame, Size, crop, crop_frame, fit_to_frame, resize, working_size
 
 # Parameters that are used here, or choose the model; `Annotator.apply` does not receive them.

@@ -16,7 +16,7 @@ from fanlight.contract.parameters import canonical
 from services.kernel.logs import get_logger
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.annotator import ControlMap, Pixels
-from services.preprocessor.device import CUDA, AnnotatorDevice
+from services.preprocessor.config import CUDA, AnnotatorDevice
 from services.preprocessor.weights import AnnotatorWeights, OnProgress, Weights, ignore_progress
 
 log = get_logger()

@@ -16,7 +16,7 @@ from cv2.typing import MatLike
 from isal import isal_zlib
 
 from services.kernel.images import ImageLimits, decode_rgb, decode_rgba, read_header
-from services.kernel.isolation import without
+from services.kernel.process import without
 from services.preprocessor.annotator import Pixels
 
 # It would load CUDA's compiler where that is installed.

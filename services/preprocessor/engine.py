@@ -11,7 +11,7 @@ from services.kernel.process import run_blocking
 from services.preprocessor.annotation import Annotation, AnnotationResult, Runner, SharedImage, annotate
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.cache import AnnotatorCache, AnnotatorCacheLimits
-from services.preprocessor.device import CORE_LABEL, AnnotatorDevice
+from services.preprocessor.config import CORE_LABEL, AnnotatorDevice
 from services.preprocessor.weights import OnProgress, Weights, ignore_progress
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
-from services.preprocessor.device import CPU, AnnotatorDevice
+from services.preprocessor.config import CPU, AnnotatorDevice
 from services.weights.settings import WeightsSettings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation
-from services.preprocessor.device import CUDA, AnnotatorDevice
+from services.preprocessor.config import CUDA, AnnotatorDevice
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.registry import NEURAL, installed
 from services.preprocessor.weights import FolderWeights

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.preprocessor.device import AnnotatorDevice
+from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.sam import build as build_sam
 from services.preprocessor.neural.sam import sam

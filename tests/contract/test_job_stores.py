@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fanlight.errors import AlreadyExists, Conflict, Unavailable
-from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.adapters.sqlite_store import LIST_PAGE, open_sqlite_store
 from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore
 from services.kernel.config import SettingsError
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.nats_server import NatsServer, nats_server, one_server
 
 

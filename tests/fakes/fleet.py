@@ -14,7 +14,6 @@ from fanlight.contract.parameters import Parameter
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app.completion import ReportedOutput
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.leasing import LeasedTask, Poll
@@ -36,6 +35,7 @@ from services.kernel.blobs import BlobInfo
 from services.kernel.image_headers import ImageSize, size_in
 from tests.fakes.broken_images import SIGNATURE, png_chunk
 from tests.fakes.memory_blobs import MemoryBlobs
+from tests.fakes.memory_store import MemoryStore
 
 PNG = SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 256, 192, 8, 2, 0, 0, 0))
 CRASH = Failure(reason="NODE_FAULT", message="out of memory")

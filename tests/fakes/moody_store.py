@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from fanlight.errors import Unavailable
-from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.ports import Change, NewRecord, Record
+from tests.fakes.memory_store import MemoryStore
 
 
 class MoodyStore(MemoryStore):

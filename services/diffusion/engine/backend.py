@@ -18,10 +18,10 @@ from services.diffusion.engine.safety import SafetyChecker
 from services.diffusion.engine.unet_step import NoisePrediction, predict
 from services.diffusion.engine.vae import decode_image, preview
 from services.diffusion.images import encode_png
+from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.model_cache import Checkpoint
 from services.diffusion.models.model_manager import ModelManager
-from services.diffusion.models.out_of_memory import DeviceOutOfMemory, translate_oom
 
 # Below so many weights times latent pixels an evaluation is too short for several threads: measured on two cores, a
 # second thread saves nothing for 5 million weights on 16 x 16 latents, and costs a multiple beside other work.

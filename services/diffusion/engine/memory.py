@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from fanlight.errors import ResourceExhausted
 from services.diffusion.engine.generation import Generation
-from services.diffusion.models.out_of_memory import DeviceOutOfMemory, translate_oom
+from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 
 # What an evaluation needs beside the weights, in numbers for each latent pixel and channel of the UNet's first layer.
 # SD's own shapes have 26 alive at a time, SDXL's 16; the rest is for ControlNets' residuals and libraries' workspaces.

@@ -15,9 +15,9 @@ from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.engine.generation import Safety
 from services.diffusion.images import Pixels
 from services.diffusion.models.clip import ClipConfig, SafetyNet
+from services.diffusion.models.device import is_out_of_memory
 from services.diffusion.models.loading import LoadTarget, build_empty, fill_module, folder_tensors
 from services.diffusion.models.model_manager import ModelManager
-from services.diffusion.models.out_of_memory import is_out_of_memory
 from services.diffusion.models.recipes import UnfitFolder, read_json
 from services.weights.references.tensors import BadHeader
 

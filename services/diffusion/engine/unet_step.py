@@ -16,7 +16,7 @@ from services.diffusion.engine.conditioning import Conditioning, time_ids
 from services.diffusion.engine.controls import ControlRow, takes_embedded_images
 from services.diffusion.engine.memory import OomRetry, out_of_memory_error
 from services.diffusion.engine.row import Row
-from services.diffusion.models.out_of_memory import DeviceOutOfMemory, translate_oom
+from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 
 # The model's prediction for one row, (1, C, H/f, W/f); or why there is none for it.
 NoisePrediction = Tensor | ResourceExhausted

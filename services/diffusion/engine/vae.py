@@ -16,8 +16,8 @@ from torch.nn.functional import interpolate
 from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.engine.memory import TILE_SIDE_PX
 from services.diffusion.images import MASK_THRESHOLD, Pixels
+from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.model_cache import Checkpoint
-from services.diffusion.models.out_of_memory import DeviceOutOfMemory, translate_oom
 
 Result = TypeVar("Result")
 # What the ControlNet `inpaint` reads as a missing pixel.

@@ -1,17 +1,23 @@
-"""The device that models run on, and copies of modules for it. What is particular to a device is only here."""
+"""The device that models run on, copies of modules for it, and which errors mean out of memory.
+
+What is particular to a device is only here.
+"""
 
 import os
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fanlight.errors import NodeFault
-from services.diffusion.models.out_of_memory import is_out_of_memory
 
 # The part of the memory that models may fill when no setting says otherwise; the rest is for the work itself.
 _RAM_SHARE, _VRAM_SHARE, _FREE_SHARE = 0.6, 0.85, 0.9
+# Texts of errors that torch has no class for: from libraries below it, and about the machine's memory.
+_OOM_TEXTS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory", "out of memory")
 
 
 class TorchDevice(Protocol):
@@ -156,3 +162,25 @@ def module_bytes(module: Any) -> int:
 
 def _tensors(module: Any) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+class DeviceOutOfMemory(Exception):
+    """There was no memory for what was tried. Its catcher knows what else to try."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OOM_TEXTS)
+
+
+@contextmanager
+def translate_oom() -> Iterator[None]:
+    """Raise DeviceOutOfMemory for every error that means it; what the failed work referred to is released first."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        raise DeviceOutOfMemory(str(error)) from error

@@ -21,9 +21,8 @@ from torch.overrides import TorchFunctionMode
 from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
 from services.diffusion.diffusers_import import ROOT, import_diffusers_module
 from services.diffusion.models.clip import ClipText
-from services.diffusion.models.device import shallow_copy_module
+from services.diffusion.models.device import is_out_of_memory, shallow_copy_module
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, VaeEntry
-from services.diffusion.models.out_of_memory import is_out_of_memory
 from services.diffusion.models.recipes import Config, TextRecipe, UnfitFolder, read_json
 from services.kernel.logs import get_logger
 from services.weights.loading import load_checkpoint, load_safetensors

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fanlight.errors import FailedPrecondition
-from services.diffusion.models.device import shallow_copy_module
+from services.diffusion.models.device import is_out_of_memory, shallow_copy_module
 from services.diffusion.models.lora_files import LoraLayer, LoraWeights, plain_name, unmatched
-from services.diffusion.models.out_of_memory import is_out_of_memory
 
 _RESNET = {
     "conv1": "in_layers.2",

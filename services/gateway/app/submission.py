@@ -16,8 +16,8 @@ from services.gateway.app.tenants import Caller
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.domain.job import Output, StageRequest
 from services.gateway.domain.plan import JobPlan
-from services.kernel.blobs import BlobInfo, BlobStore, media_type_of
-from services.kernel.image_headers import ByteRange, ImageSize, read_size, size_in
+from services.kernel.blobs import BlobInfo, BlobStore, ByteRange, media_type_of
+from services.kernel.image_headers import ImageSize, read_size, size_in
 
 # How much of a stored image is read at a time to find its size.
 HEADER_READ_BYTES = 64 * 1024

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -15,20 +14,12 @@ from services.gateway.http.bodies import CurrentCaller, HttpOptions, Scope, refu
 from services.gateway.http.json_messages import answer, of_value
 from services.gateway.ports import Bypass
 from services.gateway.wire.images import blob
-from services.kernel.blobs import BlobInfo, BlobStore
+from services.kernel.blobs import BlobInfo, BlobStore, ByteRange
 from services.kernel.errors_wire import to_body
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ByteRange:
-    """A single byte range of a blob, as in RFC 9110."""
-
-    offset_bytes: int
-    size_bytes: int
 
 
 class Unsatisfiable(Exception):

@@ -1,4 +1,4 @@
-"""JobService over gRPC: translates, calls, translates. Also finds the caller of any gRPC call by its token."""
+"""JobService and QueueService over gRPC: translates, calls, translates. Finds a caller of any gRPC by its token."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,10 +8,12 @@ import grpc.aio
 from fanlight.contract.limits import check_whole
 from fanlight.errors import Unauthenticated
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.tenants import Caller, Callers
-from services.gateway.wire import answers, requests
+from services.gateway.wire import answers, requests, workers
+from services.gateway.wire.stages import request_for
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -111,3 +113,32 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         caller = self._caller(context)
         statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]
         return gateway_pb2.ListWorkersResponse(workers=[answers.worker_status(each) for each in statuses])
+
+
+class QueueService(queue_pb2_grpc.QueueServiceServicer):
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def LeaseTasks(self, request: queue_pb2.LeaseTasksRequest, context: Context) -> queue_pb2.LeaseTasksResponse:
+        return workers.poll_answer(await self._gateway.polls.lease(workers.poll(request), request_for))
+
+    async def RenewLeases(
+        self, request: queue_pb2.RenewLeasesRequest, context: Context
+    ) -> queue_pb2.RenewLeasesResponse:
+        renewals = workers.renewals(request)
+        worker = workers.worker_id(request.worker_id, field="worker_id")
+        renewed = await self._gateway.queue.renew(worker, renewals)
+        return workers.renewed(renewed, self._gateway.polls.new_fetches(worker))
+
+    async def CompleteTask(
+        self, request: queue_pb2.CompleteTaskRequest, context: Context
+    ) -> queue_pb2.CompleteTaskResponse:
+        token = workers.token(request.lease_token)
+        await self._gateway.queue.complete(token, workers.made(request), workers.spans(request))
+        return queue_pb2.CompleteTaskResponse()
+
+    async def FailTask(self, request: queue_pb2.FailTaskRequest, context: Context) -> queue_pb2.FailTaskResponse:
+        await self._gateway.queue.end_attempt(
+            workers.token(request.lease_token), workers.fault(request), workers.failure(request)
+        )
+        return queue_pb2.FailTaskResponse()

@@ -25,7 +25,7 @@ from services.preprocessor.annotators.faces import (
     transform,
     warp,
 )
-from services.preprocessor.device import AnnotatorDevice
+from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.poses import Keypoint, Person, draw
 from services.preprocessor.weights import AnnotatorWeights
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
-from services.preprocessor.device import AnnotatorDevice
+from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.weights import AnnotatorWeights
 
 DETECTOR, MESH, IRIS = "face_detection_short_range.tflite", "face_landmark.tflite", "iris_landmark.tflite"

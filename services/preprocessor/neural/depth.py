@@ -16,7 +16,7 @@ import numpy as np
 from fanlight.contract.parameters import Parameter
 from fanlight.errors import NodeFault
 from services.preprocessor.annotator import Annotator, Pixels
-from services.preprocessor.device import CPU, AnnotatorDevice
+from services.preprocessor.config import CPU, AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.runtime import (
     TORCH_PACKAGES,

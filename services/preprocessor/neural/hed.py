@@ -14,7 +14,7 @@ import numpy as np
 
 from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
-from services.preprocessor.device import CUDA, AnnotatorDevice
+from services.preprocessor.config import CUDA, AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.runtime import (
     OnnxGraph,

@@ -14,7 +14,7 @@ import numpy as np
 from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.annotators.lines import lineart_parameters, lineart_standard
-from services.preprocessor.device import AnnotatorDevice
+from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.hed import SAFE_STEPS, fuse, quantize, to_scribble
 from services.preprocessor.neural.runtime import (

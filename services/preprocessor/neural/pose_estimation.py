@@ -15,7 +15,7 @@ import numpy as np
 
 from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, ControlMap, Pixels
-from services.preprocessor.device import AnnotatorDevice
+from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.runtime import TORCH_PACKAGES, inference, open_session, place
 from services.preprocessor.poses import Keypoint, Keypoints, Person, draw

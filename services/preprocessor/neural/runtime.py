@@ -10,7 +10,7 @@ import numpy as np
 
 from fanlight.errors import NodeFault
 from services.preprocessor.annotator import Pixels
-from services.preprocessor.device import CUDA, AnnotatorDevice
+from services.preprocessor.config import CUDA, AnnotatorDevice
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import numpy as np
 
 from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
-from services.preprocessor.device import AnnotatorDevice
+from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.runtime import TORCH_PACKAGES, inference, place
 from services.preprocessor.weights import AnnotatorWeights

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from services.preprocessor.annotator import Annotator, Pixels
-from services.preprocessor.device import AnnotatorDevice
+from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.runtime import (
     IMAGENET_MEAN,

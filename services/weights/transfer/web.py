@@ -9,7 +9,7 @@ from functools import cache
 from socket import SO_RCVBUF, SOL_SOCKET
 
 from fanlight.errors import FanlightError, NotFound
-from services.kernel.isolation import without
+from services.kernel.process import without
 from services.weights.errors import (
     NoRanges,
     NotAllowed,

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from fanlight.contract.names import ANY, find_name, plain_name
 from fanlight.contract.prompt import words_in
 from fanlight.errors import InvalidField, NotFound
-from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups
 from services.gateway.domain.workers import (
     DISK,
@@ -26,6 +25,7 @@ from services.gateway.domain.workers import (
 from services.gateway.scheduler.queue import can_do
 from services.gateway.wire import needs as look_up
 from tests.fakes.fleet import FakeClock
+from tests.fakes.memory_store import MemoryStore
 
 FAMILIES = ("", "sd1", "sdxl")
 IDS = ("a", "b", "Canny", ANY)

@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from fanlight.errors import Unavailable
-from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app import job_store as ledgers
 from services.gateway.app.job_store import JOBS, JOBS_BUCKET, LAGS_LIMIT, JobStore
 from services.gateway.domain import machine
 from services.gateway.domain.job import Job, JobState, Lease
 from services.gateway.ports import Record
 from tests.fakes.fleet import Fleet, generation
+from tests.fakes.memory_store import MemoryStore
 
 
 class LateStore(MemoryStore):

@@ -1,9 +1,9 @@
 """Of several gateways only one has a checkpoint prefetched."""
 
-from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app.prefetch import BUCKET, PrefetchClaims
 from services.gateway.scheduler.schedule import Scheduler
 from tests.fakes.fleet import FakeClock
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scheduler import a_task, a_view
 
 

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from services.gateway.adapters.memory_store import MemoryStore
 from services.gateway.app import webhooks as module
 from services.gateway.app.job_store import JOBS
 from services.gateway.app.webhooks import SENDING_LIMIT, WebhookOptions, Webhooks
@@ -13,6 +12,7 @@ from services.gateway.domain import machine
 from services.gateway.domain.delivery import CLAIM_S, DeliveryState
 from services.gateway.domain.job import Job
 from tests.fakes.fleet import CountingBytes, FakeClock, Fleet, generation
+from tests.fakes.memory_store import MemoryStore
 
 MORE = 5
 COUNT = SENDING_LIMIT + MORE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.kernel.isolation import environment_defaults, without
+from services.kernel.process import environment_defaults, without
 
 TASKS = Path("/proc/self/task")
 

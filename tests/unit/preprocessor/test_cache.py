@@ -9,7 +9,7 @@ import pytest
 
 from fanlight.errors import FanlightError, InvalidField, NodeFault
 from services.preprocessor.cache import AnnotatorCache, AnnotatorCacheLimits
-from services.preprocessor.device import AnnotatorDevice, find_device
+from services.preprocessor.config import AnnotatorDevice, find_device
 from services.preprocessor.registry import NEURAL
 from services.preprocessor.weights import AnnotatorWeights, FolderWeights, StoreWeights, ignore_progress
 from services.weights.errors import TokenRefused

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from services.preprocessor.device import AnnotatorDevice
+from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.neural.pose_estimation import OpenPose, openpose
 from services.preprocessor.poses import to_json
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from services.gateway.http.blobs import ByteRange, Unsatisfiable, range_of
+from services.gateway.http.blobs import Unsatisfiable, range_of
+from services.kernel.blobs import ByteRange
 
 
 @pytest.mark.parametrize(

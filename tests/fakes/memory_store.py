@@ -1,4 +1,4 @@
-"""The RecordStore in memory, for tests: its records end with the process."""
+"""The RecordStore in memory: its records end with the process."""
 
 from collections.abc import AsyncIterator, Sequence
 
