@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.adapters.watchers import Watchers
+from services.gateway.adapters.sqlite_store import Watchers
 from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record
 
 

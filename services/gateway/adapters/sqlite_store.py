@@ -1,6 +1,7 @@
 """The RecordStore in one SQLite file: survives a crash, serves exactly one gateway.
 
-SqliteFile has the statements and blocks, on one thread; SqliteStore puts waiting writes into one transaction.
+SqliteFile has the statements and blocks, on one thread; SqliteStore puts waiting writes into one transaction. Watchers is
+for every store of this process.
 """
 
 import asyncio
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from fanlight.errors import AlreadyExists, Conflict, FanlightError, Unavailable
-from services.gateway.adapters.watchers import Watchers
 from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore
 from services.kernel.config import SettingsError
 
@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 
 TIMEOUT_S = 10.0
 RETRY_AFTER_S = 5.0
+LIST_PAGE = 500
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -27,6 +28,8 @@ CREATE TABLE IF NOT EXISTS records (
     PRIMARY KEY (bucket, key)
 )
 """
+
+T = TypeVar("T")
 
 # Runs inside a transaction; if it raises, it has changed nothing.
 Written = tuple[Record | Deleted, ...]
@@ -131,9 +134,6 @@ def _from_row(row: tuple[str, bytes, int]) -> Record:
     return Record(key=row[0], value=row[1], revision=row[2])
 
 
-LIST_PAGE = 500
-
-T = TypeVar("T")
 _Results = list[Result]
 # The buckets of the written records, in their order.
 _Entry = tuple[tuple[str, ...], Write, asyncio.Future[Written]]
@@ -282,3 +282,54 @@ class TimeoutStore:
         except TimeoutError as error:
             message = f"the store did not answer within {self._timeout_s:g} s"
             raise Unavailable(message, retry_after_s=RETRY_AFTER_S) from error
+
+
+class Watcher:
+    """Changes of one bucket for one reader. Its backlog is bounded by the number of keys."""
+
+    def __init__(self) -> None:
+        # Undelivered: the last change of each key.
+        self._pending: dict[str, Record | Deleted] = {}
+        self._woken = asyncio.Event()
+        self._closed = False
+
+    def notify(self, change: Record | Deleted) -> None:
+        self._pending.pop(change.key, None)
+        self._pending[change.key] = change
+        self._woken.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._woken.set()
+
+    async def changes(self) -> AsyncIterator[Record | Deleted]:
+        """Ends when closed."""
+        while not self._closed:
+            await self._woken.wait()
+            self._woken.clear()
+            while self._pending:
+                yield self._pending.pop(next(iter(self._pending)))
+
+
+class Watchers:
+    """The watchers of a store, by bucket."""
+
+    def __init__(self) -> None:
+        self._watchers: dict[str, list[Watcher]] = {}
+
+    def add(self, bucket: str) -> Watcher:
+        watcher = Watcher()
+        self._watchers.setdefault(bucket, []).append(watcher)
+        return watcher
+
+    def remove(self, bucket: str, watcher: Watcher) -> None:
+        self._watchers[bucket].remove(watcher)
+
+    def notify(self, bucket: str, change: Record | Deleted) -> None:
+        for watcher in self._watchers.get(bucket, ()):
+            watcher.notify(change)
+
+    def close(self) -> None:
+        for watchers in self._watchers.values():
+            for watcher in watchers:
+                watcher.close()
