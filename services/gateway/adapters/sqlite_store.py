@@ -1,7 +1,7 @@
 """The RecordStore in one SQLite file: survives a crash, serves exactly one gateway.
 
-SqliteFile has the statements and blocks, on one thread; SqliteStore puts waiting writes into one transaction. Watchers is
-for every store of this process.
+SqliteFile has the statements and blocks, on one thread; SqliteStore puts waiting writes into one transaction. Watchers
+is for every store of this process.
 """
 
 import asyncio
