@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.figures import RATIO, Report, arguments
 from services.gateway.scheduler.pace import USUAL_SIZE_CLASS
-from services.gateway.scheduler.queue import TaskKind, Waiting
+from services.gateway.scheduler.queue import TaskKind, WaitingTask
 from services.gateway.scheduler.schedule import Scheduler
 from services.gateway.scheduler.workers import WorkerView
 
@@ -40,7 +40,7 @@ def a_worker(number: int, random_: random.Random) -> WorkerView:
     )
 
 
-def a_task(number: int, random_: random.Random) -> Waiting:
+def a_task(number: int, random_: random.Random) -> WaitingTask:
     checkpoint, lora = f"c{zipf(random_, CHECKPOINTS)}", f"l{zipf(random_, LORAS)}"
     kind = TaskKind(
         stage="diffusion",
@@ -49,7 +49,7 @@ def a_task(number: int, random_: random.Random) -> Waiting:
         models=frozenset([checkpoint, lora]),
         loras=((lora, 1.0),),
     )
-    return Waiting(key=(f"{number:08}", 1), kind=kind, rank_s=float(number), queue_time_s=0.0, steps=20)
+    return WaitingTask(key=(f"{number:08}", 1), kind=kind, rank_s=float(number), queue_time_s=0.0, steps=20)
 
 
 def filled(workers: int, waiting: int, random_: random.Random) -> Scheduler:
@@ -91,7 +91,7 @@ def measure(workers: int, rounds: int, waiting: int, goal_us: float, report: Rep
         held = board.index.holders(tasks[i].kind.checkpoint)
         return min((post.wait_s(now_s) + 20 * post.step_s_of(("", USUAL_SIZE_CLASS)) for post in held), default=0.0)
 
-    taken: list[Waiting] = []
+    taken: list[WaitingTask] = []
     placed, floors = times_us(place, rounds), times_us(floor, rounds)
     for task in tasks:
         board.remove(task.key)

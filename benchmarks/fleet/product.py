@@ -5,7 +5,7 @@ from functools import partial
 from benchmarks.fleet.run import Simulation
 from benchmarks.fleet.world import STEPS, Job, Node, size_of
 from services.gateway.scheduler.pace import USUAL_SIZE_CLASS
-from services.gateway.scheduler.queue import TaskKind, Waiting
+from services.gateway.scheduler.queue import TaskKind, WaitingTask
 from services.gateway.scheduler.replication import Replication
 from services.gateway.scheduler.schedule import Scheduler
 from services.gateway.scheduler.workers import WorkerView
@@ -40,7 +40,7 @@ class Fanlight:
         self._stir()
 
     def _add(self, key: tuple[str, int], job: Job) -> None:
-        task = Waiting(
+        task = WaitingTask(
             key=key,
             kind=self._kind(job),
             rank_s=job.arrival_s,

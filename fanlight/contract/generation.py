@@ -129,7 +129,9 @@ def check(request: GenerateRequest) -> None:
 def check_one_image(request: GenerateRequest) -> None:
     """What a worker requires beyond `check`: one image, and the images themselves. InvalidField."""
     if count_of(request) > 1:
-        raise InvalidField(f"is {request.count}; a worker makes one image a call, the gateway several", field="count")
+        raise InvalidField(
+            f"is {request.count}; a worker makes one image per call; the gateway accepts several", field="count"
+        )
     for index, control in enumerate(request.controls):
         if control.annotator:
             raise InvalidField(
@@ -327,7 +329,9 @@ def _check_annotator(control: Control) -> None:
         raise InvalidField("are for an annotator, and none is named", field="parameters")
     check_struct(control.parameters, field="parameters")
     if control.annotator and control.HasField("made_by"):
-        raise InvalidField("is for an image that was made before; leave it or the annotator out", field="made_by")
+        raise InvalidField(
+            "is only for a finished control image; leave out this field or the annotator", field="made_by"
+        )
     check_bytes(control.made_by.annotator, NAME_LIMIT_BYTES, field="made_by.annotator")
     check_struct(control.made_by.parameters, field="made_by.parameters")
 

@@ -35,13 +35,13 @@ class DiffusionSettings(BaseSettings):
         0,
         ge=0,
         le=1024,
-        description="Threads that torch computes with. 0: one for small models, one a core for others.",
+        description="Threads that torch computes with. 0: one for small models, one per core for others.",
     )
     slots: int = Field(4, ge=1, le=64, description="How many images are generated at a time, as one batch if they fit.")
     fetch: FetchMode = Field(
         FetchMode.CATALOG,
-        description="Which models a request may have fetched: off, catalog (those that `fanlight weights` lists),"
-        " or any reference.",
+        description="Which models a request may cause to be downloaded: off, catalog (those that `fanlight weights` "
+        "lists), or any reference.",
     )
     ram_bytes: int = Field(
         0, ge=0, description="Bytes of models that are cached in RAM. 0: a part of the machine's memory."

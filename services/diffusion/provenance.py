@@ -121,7 +121,7 @@ def provenance_json(
     """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image."""
     content = {
         "parameters": MessageToDict(effective, preserving_proto_field_name=True),
-        "pictures": dict(generation.image_digests),
+        "images": dict(generation.image_digests),
         "weights": [
             {
                 "kind": KINDS[type(entry)],

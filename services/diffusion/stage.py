@@ -67,8 +67,8 @@ class DiffusionStage:
         if link_bps := self._supply.link_bps:
             worker.goodput_bps = link_bps
 
-    async def fetch_ahead(self, model: str, kind: str) -> None:
-        await self._supply.fetch_ahead(model, kind)
+    async def prefetch(self, model: str, kind: str) -> None:
+        await self._supply.prefetch(model, kind)
 
     async def run(self, request: GenerateRequest, task: queue_pb2.LeasedTask, report: ports.Report) -> ports.Outcome:
         self._generator.check(request)

@@ -244,12 +244,12 @@ class Supply:
                     checkpoint = self._checkpoint(model.name)
             yield
 
-    async def fetch_ahead(self, name: str, kind: str) -> None:
+    async def prefetch(self, name: str, kind: str) -> None:
         """Prefetch a model to this disk before a request names it. Does nothing for a model that cannot be fetched."""
         reference = self._missing(NamedModel(name=name, kind=kind or "checkpoint", field="model"), None)
         if reference:
             async with self._store.obtain(reference):
-                log.info("model_prefetched", kind=kind, id=name)
+                pass
 
     def _missing(self, model: NamedModel, checkpoint: CheckpointEntry | None) -> str:
         """The reference to fetch; empty for a local model, or an unknown name."""

@@ -88,7 +88,7 @@ class Upload:
 
 
 @runtime_checkable
-class Bypass(Protocol):
+class DirectTransfer(Protocol):
     """A BlobStore whose bytes can bypass the gateway, by presigned addresses."""
 
     async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> Upload | None:

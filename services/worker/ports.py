@@ -95,9 +95,9 @@ class Stage(Protocol[Request]):
 
 
 @runtime_checkable
-class FetchesAhead(Protocol):
+class Prefetches(Protocol):
     """A stage that can fetch models to this machine before a task needs them."""
 
-    async def fetch_ahead(self, model: str, kind: str) -> None:
+    async def prefetch(self, model: str, kind: str) -> None:
         """Return once the model is on disk. After a cancellation the next call may resume. Raises FanlightError."""
         ...

@@ -7,7 +7,7 @@ from typing import Any
 from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
 from services.kernel.logs import get_logger
-from services.worker.ports import FetchesAhead, Stage
+from services.worker.ports import Prefetches, Stage
 
 log = get_logger()
 
@@ -17,7 +17,7 @@ WANTED_LIMIT = 64
 
 class Prefetcher:
     def __init__(self, stage: Stage[Any]) -> None:
-        self._stage = stage if isinstance(stage, FetchesAhead) else None
+        self._stage = stage if isinstance(stage, Prefetches) else None
         self._wanted: list[tuple[str, str]] = []
         self._current: tuple[str, str] | None = None
         self._fetching: asyncio.Task[None] | None = None
@@ -64,7 +64,7 @@ class Prefetcher:
     async def _download(self, model: str, kind: str) -> None:
         assert self._stage is not None
         try:
-            await self._stage.fetch_ahead(model, kind)
+            await self._stage.prefetch(model, kind)
         except FanlightError as error:
             # A task that needs the model fails by itself, if this worker gets it despite the report.
             log.warning("prefetch_failed", model=model, reason=error.reason)

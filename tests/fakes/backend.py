@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.diffusion.engine.generation import Generation
-from services.diffusion.engine.ports import Advance, DeviceResult, StepProgress
+from services.diffusion.engine.ports import DeviceResult, StepProgress, StepResult
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 
 
@@ -33,7 +33,7 @@ class FakeBackend:
     def begin(self, generation: Generation) -> FakeRequestState:
         return FakeRequestState(generation)
 
-    def advance(self, states: Sequence[FakeRequestState]) -> list[Advance]:
+    def advance(self, states: Sequence[FakeRequestState]) -> list[StepResult]:
         if self.gate is not None:
             assert self.gate.acquire(timeout=30)
         self.batches.append([state.generation.seed for state in states])
@@ -45,10 +45,10 @@ class FakeBackend:
         size = (state.generation.height_px, state.generation.width_px, 3)
         return DeviceResult(pixels=np.zeros(size, dtype=np.uint8), device="cpu", dtype="float32")
 
-    def _advanced(self, state: FakeRequestState) -> Advance:
+    def _advanced(self, state: FakeRequestState) -> StepResult:
         state.step += 1
         steps = state.generation.steps
-        return Advance(
+        return StepResult(
             progress=StepProgress(step=state.step, steps=steps),
             is_finished=state.step == steps,
             error=self.errors.get(state.generation.seed),

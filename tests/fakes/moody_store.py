@@ -20,7 +20,7 @@ class MoodyStore(MemoryStore):
         if self.hangs:
             await asyncio.Event().wait()
         if self.is_away or (self.is_full and writes):
-            raise Unavailable("the store is away", retry_after_s=2.0)
+            raise Unavailable("the store is disconnected", retry_after_s=2.0)
 
     async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
         await self._mood(writes=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.gateway.scheduler.pace import USUAL_SIZE_CLASS
-from services.gateway.scheduler.queue import TaskKind, Waiting
+from services.gateway.scheduler.queue import TaskKind, WaitingTask
 from services.gateway.scheduler.workers import WorkerView
 
 GB = 10**9
@@ -49,5 +49,5 @@ def a_view(name: str = "w", *, step_s: float = 0.2, **changes: Any) -> WorkerVie
     return WorkerView(id=name, **{**values, **changes})
 
 
-def a_task(name: str, *, kind: TaskKind = A, rank_s: float = 0.0, steps: int = 20, **changes: Any) -> Waiting:
-    return Waiting(key=(name, 1), kind=kind, rank_s=rank_s, queue_time_s=0.0, steps=steps, **changes)
+def a_task(name: str, *, kind: TaskKind = A, rank_s: float = 0.0, steps: int = 20, **changes: Any) -> WaitingTask:
+    return WaitingTask(key=(name, 1), kind=kind, rank_s=rank_s, queue_time_s=0.0, steps=steps, **changes)

@@ -48,7 +48,7 @@ class Refusing:
     """As one whose target's name has been resolved."""
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
-        raise FailedPrecondition("leads inward, which this gateway does not allow")
+        raise FailedPrecondition("points to an internal address, which this gateway does not allow")
 
 
 @asynccontextmanager

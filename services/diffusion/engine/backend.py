@@ -9,10 +9,10 @@ import torch
 
 from fanlight.errors import FanlightError
 from services.diffusion.engine.conditioning import ConditioningCache
-from services.diffusion.engine.controls import ControlCache, control_rows
+from services.diffusion.engine.controls import ControlEmbeddingCache, control_rows
 from services.diffusion.engine.generation import Generation, Safety
 from services.diffusion.engine.memory import OomRetry, out_of_memory_error, vram_estimate_bytes
-from services.diffusion.engine.ports import Advance, DeviceLost, DeviceResult, RequestState, StepProgress
+from services.diffusion.engine.ports import DeviceLost, DeviceResult, RequestState, StepProgress, StepResult
 from services.diffusion.engine.row import Row, are_finite, nan_error
 from services.diffusion.engine.safety import SafetyChecker
 from services.diffusion.engine.unet_step import NoisePrediction, predict
@@ -43,7 +43,7 @@ class TorchBackend:
         self._models = models
         self._threads = ThreadCount(threads)
         self._conditioning = ConditioningCache()
-        self._controls = ControlCache()
+        self._controls = ControlEmbeddingCache()
         self._oom = OomRetry(self._release)
 
     @_translate_device_loss()
@@ -66,7 +66,7 @@ class TorchBackend:
 
     @_translate_device_loss()
     @torch.inference_mode()
-    def advance(self, states: Sequence[RequestState]) -> list[Advance]:
+    def advance(self, states: Sequence[RequestState]) -> list[StepResult]:
         rows = cast(Sequence[Row], states)
         self._threads.set_for(rows[0].generation, rows[0].checkpoint)
         with deterministic(rows[0].generation.strict):
@@ -129,7 +129,7 @@ def _step(row: Row, prediction: NoisePrediction) -> FanlightError | None:
     return None
 
 
-def _advanced(row: Row, error: FanlightError | None) -> Advance:
+def _advanced(row: Row, error: FanlightError | None) -> StepResult:
     image = b""
     try:
         with translate_oom():
@@ -141,7 +141,7 @@ def _advanced(row: Row, error: FanlightError | None) -> Advance:
     except FanlightError as reason:
         error = reason
     progress = StepProgress(step=row.index, steps=row.evaluations, preview=image)
-    return Advance(progress=progress, is_finished=row.is_finished, error=error)
+    return StepResult(progress=progress, is_finished=row.is_finished, error=error)
 
 
 def _preview_is_due(row: Row) -> bool:

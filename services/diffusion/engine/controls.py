@@ -18,7 +18,7 @@ CACHE_LIMIT_BYTES = 256 * 2**20
 _IDENTITY = torch.nn.Identity()
 
 
-class ControlCache:
+class ControlEmbeddingCache:
     """Byte-bounded LRU cache of embedded control images, which the images of a job share. For one thread."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class ControlRow:
     """One ControlNet's part in one image."""
 
     def __init__(self, control: ControlInput, net: Any, condition: Tensor, *, guess_mode: bool) -> None:
-        """`condition`: as ControlCache gives it."""
+        """`condition`: as ControlEmbeddingCache gives it."""
         self.net = net
         self.condition = condition
         self._control = control
@@ -72,7 +72,7 @@ class ControlRow:
 
 
 def control_rows(
-    generation: Generation, checkpoint: Checkpoint, nets: list[Any], cache: ControlCache
+    generation: Generation, checkpoint: Checkpoint, nets: list[Any], cache: ControlEmbeddingCache
 ) -> list[ControlRow]:
     return [
         ControlRow(control, net, cache.get(control, net, checkpoint), guess_mode=generation.guess_mode)

@@ -53,7 +53,7 @@ class DeviceThread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredStepTime:
-    """Seconds of one evaluation, whatever the batch. `size_class`: as fanlight.contract.sizes has it."""
+    """Seconds of one evaluation, whatever the batch. `size_class`: round(log2(width x height))."""
 
     family: str
     size_class: int

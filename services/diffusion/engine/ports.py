@@ -45,7 +45,7 @@ class TimedResult(DeviceResult):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advance:
+class StepResult:
     """What one evaluation did for one image."""
 
     progress: StepProgress
@@ -69,7 +69,7 @@ class Backend(Protocol):
         """Prepare all that the first evaluation needs: noise, conditioning, scheduler."""
         ...
 
-    def advance(self, states: Sequence[RequestState]) -> Sequence[Advance]:
+    def advance(self, states: Sequence[RequestState]) -> Sequence[StepResult]:
         """One evaluation for images of one BatchKey, in order."""
         ...
 

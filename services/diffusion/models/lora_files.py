@@ -135,9 +135,9 @@ def _split(name: str, entry: LoraEntry) -> tuple[str, str]:
     for length in (3, 2, 1):
         if what := _ENDINGS.get(".".join(parts[-length:])):
             return ".".join(parts[:-length]), what
-    form = next((form for mark, form in _OTHER_FORMS.items() if name.endswith(mark)), "of a form that is not known")
+    form = next((form for mark, form in _OTHER_FORMS.items() if name.endswith(mark)), "of an unknown form")
     raise FailedPrecondition(
-        f"LoRA {entry.id} is {form}, which is not supported; it has {name[:80]}. LoRA, LoCon, LoHa, LoKr and DoRA are",
+        f"LoRA {entry.id} is {form}, which is not supported (tensor {name[:80]}); LoRA, LoCon, LoHa, LoKr and DoRA are",
         field="loras",
     )
 

@@ -251,7 +251,7 @@ class ModelCache:
         if in_ram is None:
             loaded = load()
             self._ram.put(key, in_ram := self.device.pin_in_ram(loaded), module_bytes(loaded), pin)
-            log.info("model_loaded", kind=key[0], id=getattr(key[1], "id", ""), bytes=module_bytes(loaded))
+            log.info("model_loaded", kind=key[0], id=getattr(key[1], "id", ""), size_bytes=module_bytes(loaded))
         if self.device.is_host:
             return in_ram
         self._vram.make_room(module_bytes(in_ram), what=str(key[0]))

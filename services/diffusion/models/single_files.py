@@ -113,7 +113,7 @@ def read_file(path: Path) -> Entry | None:
     try:
         return _entry(path, header, kind_of(header))
     except (IndexError, StopIteration) as error:
-        raise UnfitFolder(f"{path.name} has the names of a model and shapes of none") from error
+        raise UnfitFolder(f"{path.name} has a model's tensor names, but shapes of no supported model") from error
 
 
 def _entry(path: Path, header: SafetensorsHeader, kind: FileKind | None) -> Entry | None:

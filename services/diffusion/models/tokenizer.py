@@ -111,7 +111,7 @@ def _tokenizer(
 ) -> ClipTokenizer:
     # BPE itself raises a plain Exception.
     if not all(map(words.__contains__, chain(chain.from_iterable(merges), map("".join, merges)))):
-        raise ValueError("a merge is of no tokens")
+        raise ValueError("a merge uses a token that is not in the vocabulary")
     tokens = {name: _token(mark) for name, mark in marks.items() if mark is not None}
     unknown = tokens["unk_token"].content
     backend = Tokenizer(

@@ -86,7 +86,7 @@ def pipeline_of(request: diffusion_pb2.GenerateRequest, checkpoint: CheckpointEn
     pipeline = Pipeline(contract.pipeline_of(request))
     if pipeline not in (can := pipelines_of(checkpoint, has_controlnets=True)):
         raise InvalidField(
-            f"is {pipeline}; the checkpoint {checkpoint.id} can {', '.join(can)} alone", field="pipeline"
+            f"is {pipeline}; the checkpoint {checkpoint.id} can do only {', '.join(can)}", field="pipeline"
         )
     return pipeline
 

@@ -314,7 +314,7 @@ class IncomingBlob:
                 if self._is_new:
                     os.fsync(self._file.fileno())
                 elif self._files.stat(scope, digest, settled=True) is None:
-                    raise NodeFault("the disk for blobs lost what another writer was writing")
+                    raise NodeFault("another write of this blob failed on the disk; write it again")
             except OSError:
                 self._files.delete(scope, digest)
                 raise

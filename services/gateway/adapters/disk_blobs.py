@@ -155,7 +155,7 @@ class DiskBlobs:
         error = settling.exception()
         if error is not None:
             reason = error.reason if isinstance(error, FanlightError) else repr(error)
-            log.error("blob_not_settled", digest=key[1], reason=reason)
+            log.error("blob_sync_failed", digest=key[1], reason=reason)
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._lose, key, settling)
         elif self._settling.get(key) is settling:

@@ -183,7 +183,7 @@ class NatsBucket:
     def _our_errors(self) -> Iterator[None]:
         """NotFoundError passes; for the caller it is not an error."""
         if not self._connection.is_connected:
-            raise Unavailable("the store is away", retry_after_s=RETRY_AFTER_S)
+            raise Unavailable("the store is disconnected", retry_after_s=RETRY_AFTER_S)
         try:
             yield
         except nats.js.errors.NotFoundError:

@@ -65,7 +65,7 @@ class WebhookHttp:
         for address in addresses:
             if is_allowed(address, self._allowed):
                 return str(address)
-        raise FailedPrecondition("leads inward, which this gateway does not allow")
+        raise FailedPrecondition("points to an internal address, which this gateway does not allow")
 
 
 def _request(url: SplitResult, headers: Mapping[str, str], body: bytes) -> h11.Request:

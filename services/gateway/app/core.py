@@ -7,7 +7,7 @@ from services.gateway.app.heartbeats import Heartbeats
 from services.gateway.app.job_store import JobStore
 from services.gateway.app.leases import LeaseTable, RandomBytes
 from services.gateway.app.queue_index import Deadlines, Notifier, QueueIndex
-from services.gateway.app.watch import Hub
+from services.gateway.app.watch import JobPublisher
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.config import GatewayLimits, GatewaySettings
@@ -24,7 +24,7 @@ class Core:
     scheduler: Scheduler
     queue_index: QueueIndex
     notifier: Notifier
-    hub: Hub
+    hub: JobPublisher
     circuit_breakers: CircuitBreakers
     heartbeats: Heartbeats
     deadlines: Deadlines
@@ -48,7 +48,7 @@ def core_of(
     is_shared: bool,
 ) -> Core:
     """All of them observe the job store."""
-    notifier, hub, jobs = Notifier(), Hub(), JobStore(store)
+    notifier, hub, jobs = Notifier(), JobPublisher(), JobStore(store)
     leases = LeaseTable(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall_limit_s=limits.stall_limit_s)
     policy = ReplicationPolicy(
         day_bytes=limits.prefetch_day_bytes, speculative_share=settings.prefetch_speculative_share

@@ -160,7 +160,7 @@ class Jobs:
         limit = self._settings.waiting_tasks_limit
         if self._queue_index.count + self._reserved + tasks > limit:
             raise ResourceExhausted(
-                f"{self._queue_index.count} tasks are waiting and {limit} may; try again later",
+                f"{self._queue_index.count} tasks are waiting; the limit is {limit}; try again later",
                 retry_after_s=self._limits.retry_after_s,
             )
         self._reserved += tasks

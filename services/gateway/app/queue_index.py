@@ -12,7 +12,7 @@ from fanlight.contract.limits import size_class
 from services.gateway.domain.job import Ending, Job, Task, TaskState
 from services.gateway.domain.machine import BACKOFF_MAX_S
 from services.gateway.ports import Clock
-from services.gateway.scheduler.queue import Key, Shares, TaskKind, Waiting
+from services.gateway.scheduler.queue import Key, Shares, TaskKind, WaitingTask
 from services.gateway.scheduler.schedule import Scheduler
 
 # How long a task is assumed to take before any worker has reported a time.
@@ -104,7 +104,7 @@ class QueueIndex:
         self._withheld: set[Key] = set()
         # Of open jobs: their ranks, their queued and their leased tasks, and how many more are blocked.
         self._ranks: dict[str, float] = {}
-        self._queued: dict[str, dict[int, Waiting]] = {}
+        self._queued: dict[str, dict[int, WaitingTask]] = {}
         self._leased: dict[str, dict[int, str]] = {}
         self._blocked: Counter[str] = Counter()
         self._count = 0
@@ -130,15 +130,15 @@ class QueueIndex:
         new = [task for number, task in now.items() if before.get(number) != task]
         self._offer(task for task in new if task.key not in self._withheld)
 
-    def _waiting(self, job: Job, before: dict[int, Waiting]) -> dict[int, Waiting]:
+    def _waiting(self, job: Job, before: dict[int, WaitingTask]) -> dict[int, WaitingTask]:
         return {
             task.number: self.as_waiting(job, task, before.get(task.number))
             for task in job.tasks
             if task.state is TaskState.QUEUED
         }
 
-    def as_waiting(self, job: Job, task: Task, before: Waiting | None = None) -> Waiting:
-        return Waiting(
+    def as_waiting(self, job: Job, task: Task, before: WaitingTask | None = None) -> WaitingTask:
+        return WaitingTask(
             key=(job.id, task.number),
             kind=before.kind if before else kind_of(job, task),
             rank_s=self._rank_s(job),
@@ -197,11 +197,11 @@ class QueueIndex:
         """How long the task is not offered yet."""
         return max(0.0, self._backoffs.get(key, (0.0, 0.0))[0] - self._clock.monotonic_s())
 
-    def find(self, key: Key) -> Waiting | None:
+    def find(self, key: Key) -> WaitingTask | None:
         """A queued task, offered or not."""
         return self._queued.get(key[0], {}).get(key[1])
 
-    def _offer(self, tasks: Iterable[Waiting]) -> None:
+    def _offer(self, tasks: Iterable[WaitingTask]) -> None:
         now_s = self._clock.monotonic_s()
         for task in tasks:
             if not self.backoff_left_s(task.key) and self._scheduler.queues.get(task.key) != task:

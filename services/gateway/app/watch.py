@@ -54,7 +54,7 @@ class Subscription:
         return news
 
 
-class Hub:
+class JobPublisher:
     """Publishes by job id to the subscriptions of its watchers."""
 
     def __init__(self) -> None:

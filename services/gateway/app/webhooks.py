@@ -64,7 +64,7 @@ def refuse_inward(url: str, allowed: Sequence[Network], *, field: str) -> None:
     """InvalidField for an inward address that is recognized without resolving names."""
     address = _address_of((urlsplit(url).hostname or "").rstrip("."))
     if address is not None and not is_allowed(address, allowed):
-        raise InvalidField("leads inward, which this gateway does not allow", field=field)
+        raise InvalidField("points to an internal address, which this gateway does not allow", field=field)
 
 
 def _address_of(host: str) -> Address | None:

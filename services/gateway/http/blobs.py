@@ -12,7 +12,7 @@ from fanlight.errors import NotFound, OutOfRange
 from services.gateway.http import docs
 from services.gateway.http.bodies import CurrentCaller, HttpOptions, Scope, refuse_unknown, scope_of, store_body
 from services.gateway.http.json_messages import answer, of_value
-from services.gateway.ports import Bypass
+from services.gateway.ports import DirectTransfer
 from services.gateway.wire.images import blob
 from services.kernel.blobs import BlobInfo, BlobStore, ByteRange
 from services.kernel.errors_wire import to_body
@@ -78,7 +78,7 @@ class BlobRoutes:
     ) -> Response:
         parsed_scope = scope_of(scope, caller)
         # The address is signed for GET only.
-        if redirect and request.method == "GET" and isinstance(self._blobs, Bypass):
+        if redirect and request.method == "GET" and isinstance(self._blobs, DirectTransfer):
             url = await self._blobs.prepare_read(parsed_scope, parse_digest(digest, field="digest"))
             return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
         info = await self._blobs.stat(parsed_scope, parse_digest(digest, field="digest"))

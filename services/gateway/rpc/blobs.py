@@ -6,7 +6,7 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.errors import InvalidField, NotFound, OutOfRange, TooLarge
 from services.gateway.app.tenants import Callers
-from services.gateway.ports import Bypass
+from services.gateway.ports import DirectTransfer
 from services.gateway.rpc.jobs import Context, caller_of
 from services.gateway.wire.images import blob
 from services.kernel.blobs import BlobStore
@@ -20,7 +20,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     def __init__(self, blobs: BlobStore, callers: Callers) -> None:
         """`callers`: clients and workers; a worker may read and write in every scope."""
         self._blobs = blobs
-        self._bypass = blobs if isinstance(blobs, Bypass) else None
+        self._bypass = blobs if isinstance(blobs, DirectTransfer) else None
         self._callers = callers
 
     def _scope(self, named: str, context: Context, *, field: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.gateway.scheduler.queue import TaskKind, Waiting
+from services.gateway.scheduler.queue import TaskKind, WaitingTask
 from services.gateway.scheduler.workers import WorkerState
 
 # From disk to RAM and from RAM to VRAM, in bytes a second: a consumer's NVMe and PCIe.
@@ -45,7 +45,7 @@ class Estimate:
         return self.finish_s + (LOAD_WEIGHT - 1) * self.load_s
 
 
-def estimate(worker: WorkerState, task: Waiting, now_s: float, *, ahead_s: float | None = None) -> Estimate:
+def estimate(worker: WorkerState, task: WaitingTask, now_s: float, *, ahead_s: float | None = None) -> Estimate:
     """`ahead_s`: the work before the task, if it has its position already; else it comes behind all that is planned."""
     kind = task.kind
     fetch_s, fetch_bytes = 0.0, 0
@@ -62,7 +62,7 @@ def estimate(worker: WorkerState, task: Waiting, now_s: float, *, ahead_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Best:
+class BestWorker:
     """Of some workers: the one with the least cost, and the least cost if all of them held the small models."""
 
     worker: WorkerState
@@ -70,7 +70,7 @@ class Best:
     plain_s: float
 
 
-def best_of(workers: Iterable[WorkerState], task: Waiting, now_s: float) -> Best | None:
+def best_of(workers: Iterable[WorkerState], task: WaitingTask, now_s: float) -> BestWorker | None:
     """The least `estimate(...).cost_s` of all workers, computed inline for speed; of equal ones the lesser id."""
     kind, steps = task.kind, task.steps
     checkpoint, models = kind.checkpoint, kind.models
@@ -99,7 +99,7 @@ def best_of(workers: Iterable[WorkerState], task: Waiting, now_s: float) -> Best
             cost_s = max(wait_s, fetching(worker, kind, now_s)[0]) + work_s
         if best is None or cost_s < best_s or (cost_s == best_s and view.id < best.view.id):
             best, best_s = worker, cost_s
-    return Best(worker=best, cost_s=best_s, plain_s=plain_best_s) if best else None
+    return BestWorker(worker=best, cost_s=best_s, plain_s=plain_best_s) if best else None
 
 
 def fetching(worker: WorkerState, kind: TaskKind, now_s: float) -> tuple[float, int]:
@@ -129,13 +129,13 @@ def load_s(worker: WorkerState, checkpoint: str) -> float:
     return bus_s if checkpoint in view.ram else bus_s + size_bytes / DISK_BYTES_PER_S
 
 
-def _next_load_s(worker: WorkerState, task: Waiting) -> float:
+def _next_load_s(worker: WorkerState, task: WaitingTask) -> float:
     """Nothing where other tasks of its checkpoint are planned: they run together and share one load."""
     others = worker.planned_checkpoints.get(task.kind.checkpoint, 0) - (task.key in worker.planned)
     return 0.0 if others > 0 else load_s(worker, task.kind.checkpoint)
 
 
-def _patch_s(worker: WorkerState, task: Waiting, *, is_next: bool) -> float:
+def _patch_s(worker: WorkerState, task: WaitingTask, *, is_next: bool) -> float:
     """Nothing where it comes straight after a task with the same LoRAs in the same checkpoint."""
     follows = is_next or len(worker.planned) == (task.key in worker.planned)
     if follows and worker.combination == task.kind.combination:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from services.gateway.scheduler.estimate import Estimate, estimate
-from services.gateway.scheduler.queue import Amounts, TaskKind, Waiting, exceeded
+from services.gateway.scheduler.queue import Amounts, TaskKind, WaitingTask, exceeded
 from services.gateway.scheduler.schedule import Scheduler
 from services.gateway.scheduler.workers import WorkerState
 
@@ -57,7 +57,7 @@ class Explanation:
     workers: Sequence[PassedOver]
 
 
-def place_of(scheduler: Scheduler, task: Waiting, now_s: float) -> Place | None:
+def place_of(scheduler: Scheduler, task: WaitingTask, now_s: float) -> Place | None:
     """Of a queued task; None if no worker can do it."""
     worker = scheduler.planned_at(task.key)
     if worker is None:
@@ -66,7 +66,7 @@ def place_of(scheduler: Scheduler, task: Waiting, now_s: float) -> Place | None:
     return Place(worker=worker.view.id, node=worker.view.node, link_bps=worker.view.link_bps, estimate=needed)
 
 
-def explain(scheduler: Scheduler, task: Waiting, now_s: float) -> Explanation:
+def explain(scheduler: Scheduler, task: WaitingTask, now_s: float) -> Explanation:
     """Of a queued task. Linear in the workers."""
     place = place_of(scheduler, task, now_s)
     others = [_passed_over(worker, task, place, now_s) for worker in scheduler.workers_of(task.kind.stage)]
@@ -81,7 +81,7 @@ def missing_of(offers: frozenset[str], limits: Amounts, kind: TaskKind) -> tuple
     return sorted(kind.needs - offers), too_low
 
 
-def _passed_over(worker: WorkerState, task: Waiting, place: Place | None, now_s: float) -> PassedOver:
+def _passed_over(worker: WorkerState, task: WaitingTask, place: Place | None, now_s: float) -> PassedOver:
     view = worker.view
     unoffered, too_low = missing_of(view.offers, view.limits, task.kind)
     missing = (*unoffered, *too_low)

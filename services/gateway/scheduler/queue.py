@@ -82,7 +82,7 @@ class TaskKind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class WaitingTask:
     """A task that could be leased now."""
 
     key: Key
@@ -109,7 +109,7 @@ class TaskQueues:
     """
 
     def __init__(self) -> None:
-        self._tasks: dict[Key, Waiting] = {}
+        self._tasks: dict[Key, WaitingTask] = {}
         self._queues: dict[QueueId, list[tuple[float, Key]]] = {}
         # Queues of work without a checkpoint, by stage.
         self._plain: dict[str, set[QueueId]] = {}
@@ -120,10 +120,10 @@ class TaskQueues:
     def __contains__(self, key: Key) -> bool:
         return key in self._tasks
 
-    def get(self, key: Key) -> Waiting | None:
+    def get(self, key: Key) -> WaitingTask | None:
         return self._tasks.get(key)
 
-    def add(self, task: Waiting) -> None:
+    def add(self, task: WaitingTask) -> None:
         assert task.key not in self._tasks
         self._tasks[task.key] = task
         queue_id = queue_of(task.kind)
@@ -134,7 +134,7 @@ class TaskQueues:
                 self._plain.setdefault(task.kind.stage, set()).add(queue_id)
         insort(queue, (task.rank_s, task.key))
 
-    def remove(self, key: Key) -> Waiting | None:
+    def remove(self, key: Key) -> WaitingTask | None:
         task = self._tasks.pop(key, None)
         if task is None:
             return None
@@ -147,11 +147,11 @@ class TaskQueues:
                 self._plain[task.kind.stage].discard(queue_id)
         return task
 
-    def position(self, task: Waiting) -> int:
+    def position(self, task: WaitingTask) -> int:
         """How many tasks of its queue come before it."""
         return bisect_left(self._queues[queue_of(task.kind)], (task.rank_s, task.key))
 
-    def first(self, queue_id: QueueId, count: int) -> list[Waiting]:
+    def first(self, queue_id: QueueId, count: int) -> list[WaitingTask]:
         """Up to that many tasks of a queue, in order of rank."""
         return [self._tasks[key] for _, key in self._queues.get(queue_id, ())[:count]]
 

@@ -1,4 +1,4 @@
-"""Prefetch and replication: which models workers fetch ahead, and when one more worker should hold a model.
+"""Prefetch and replication: which models workers prefetch, and when one more worker should hold a model.
 
 A task's delay beyond the ideal placement, where all workers hold its model, is added to the model's replication score
 (seconds). The score decays with a half-life of 30 minutes. Once it exceeds `price` x download time, one more replica
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from services.gateway.scheduler.estimate import Best
+from services.gateway.scheduler.estimate import BestWorker
 from services.gateway.scheduler.pace import USUAL_SIZE_CLASS
-from services.gateway.scheduler.queue import Waiting
+from services.gateway.scheduler.queue import WaitingTask
 from services.gateway.scheduler.workers import PlannedFetch, WorkerIndex, WorkerState
 
 # How many workers are compared.
@@ -33,7 +33,7 @@ CHECKPOINTS_LIMIT = 2
 FETCHES_LIMIT = 8
 # A worker that failed to fetch a model is not asked for it again for this long, unless a task needs it.
 FAILED_S = 1_800.0
-# How much a worker may be asked to fetch ahead in a day.
+# How much a worker may be asked to prefetch in a day.
 DAY_BYTES = 500 * 10**9
 DAY_S = 86_400.0
 # A further replica helps the less the more there are: at this many its price is half of what it is at very many.
@@ -91,7 +91,9 @@ class Replication:
         """Its score was reset a moment ago."""
         return now_s - self._reset_s.get(model, -REST_S) < REST_S
 
-    def checkpoint_target(self, index: WorkerIndex, task: Waiting, now_s: float, *, needed: bool) -> WorkerState | None:
+    def checkpoint_target(
+        self, index: WorkerIndex, task: WaitingTask, now_s: float, *, needed: bool
+    ) -> WorkerState | None:
         """The worker that should fetch the task's checkpoint; `needed`: it has no replica, so the task waits for it."""
         checkpoint = task.kind.checkpoint
         best, best_s = None, float("inf")
@@ -103,7 +105,7 @@ class Replication:
                 best, best_s = worker, cost_s
         return best
 
-    def _may(self, worker: WorkerState, task: Waiting, now_s: float, *, needed: bool) -> bool:
+    def _may(self, worker: WorkerState, task: WaitingTask, now_s: float, *, needed: bool) -> bool:
         if worker.view.node in task.failed_nodes:
             return False
         if needed:
@@ -144,13 +146,13 @@ class Replication:
         slower = sum(_speculative_cost_s(other) >= limit_s for other in others)
         return len(others) >= SPECULATIVE_WORKERS_MIN and 2 * slower >= len(others)
 
-    def _cost_s(self, worker: WorkerState, task: Waiting, now_s: float, *, needed: bool) -> float:
+    def _cost_s(self, worker: WorkerState, task: WaitingTask, now_s: float, *, needed: bool) -> float:
         size_bytes = worker.view.size_of(task.kind.checkpoint)
         ready_s = worker.link_free_s(now_s, sticky=True) - now_s + size_bytes * 8 / worker.view.link_bps
         weight = self.policy.needed_run_weight if needed else self.policy.run_weight
         return max(ready_s, worker.wait_s(now_s)) + weight * worker.run_s(task)
 
-    def small_model_target(self, index: WorkerIndex, task: Waiting, model: str, now_s: float) -> WorkerState | None:
+    def small_model_target(self, index: WorkerIndex, task: WaitingTask, model: str, now_s: float) -> WorkerState | None:
         """Of the workers that hold the task's checkpoint, the one that should fetch one of its small models too."""
         best, best_s = None, float("inf")
         for worker in index.holders(task.kind.checkpoint).sample(LOOK):
@@ -163,7 +165,7 @@ class Replication:
         return best
 
 
-def _may_fetch_small(worker: WorkerState, task: Waiting, model: str, now_s: float) -> bool:
+def _may_fetch_small(worker: WorkerState, task: WaitingTask, model: str, now_s: float) -> bool:
     view = worker.view
     if model in worker.fetches or model not in view.lacks(frozenset({model})) or _has_failed(worker, model, now_s):
         return False
@@ -199,7 +201,7 @@ class Claim:
 
 
 class PrefetchPlanner:
-    """Plans what workers fetch ahead: what their planned tasks lack, and further replicas.
+    """Plans what workers prefetch: what their planned tasks lack, and further replicas.
 
     `changed` collects the ids of workers that should ask again.
     """
@@ -231,11 +233,11 @@ class PrefetchPlanner:
         self._index.drop(worker, model)
         worker.failed[model] = now_s
 
-    def has_slot(self, worker: WorkerState, task: Waiting) -> bool:
+    def has_slot(self, worker: WorkerState, task: WaitingTask) -> bool:
         """One more fetch may begin, or all that the task lacks is on its way."""
         return len(worker.fetches) < FETCHES_LIMIT or worker.fetches.keys() >= task.kind.models - worker.view.held
 
-    def begin_small_models(self, worker: WorkerState, task: Waiting, now_s: float) -> None:
+    def begin_small_models(self, worker: WorkerState, task: WaitingTask, now_s: float) -> None:
         """Prefetch what the task needs besides its checkpoint, up to the limit of fetches at a time."""
         if not worker.view.takes_fetches or task.kind.models <= worker.view.held:
             return
@@ -250,7 +252,7 @@ class PrefetchPlanner:
         if checkpoint:
             self._begin_checkpoint(worker, checkpoint, now_s)
 
-    def first_replica(self, task: Waiting, now_s: float) -> WorkerState | None:
+    def first_replica(self, task: WaitingTask, now_s: float) -> WorkerState | None:
         """The worker that fetches the task's checkpoint, which has no replica; None where no worker can."""
         checkpoint = task.kind.checkpoint
         if not checkpoint:
@@ -260,7 +262,7 @@ class PrefetchPlanner:
             self._begin_checkpoint(worker, checkpoint, now_s)
         return worker
 
-    def consider_replicas(self, task: Waiting, best: Best, now_s: float) -> None:
+    def consider_replicas(self, task: WaitingTask, best: BestWorker, now_s: float) -> None:
         """Begin one more replica of the task's checkpoint, or of a small model, if its score is high enough.
 
         The task stays where it is.
@@ -276,7 +278,7 @@ class PrefetchPlanner:
             if model != checkpoint and worker.view.size_of(model) and not self._replication.is_resting(model, now_s):
                 self._consider_small(task, best, model, now_s)
 
-    def _consider_small(self, task: Waiting, best: Best, model: str, now_s: float) -> None:
+    def _consider_small(self, task: WaitingTask, best: BestWorker, model: str, now_s: float) -> None:
         lost_s = best.cost_s - best.plain_s
         if self._is_worth(best.worker, model, lost_s, self._replication.policy.small_price, now_s):
             target = self._replication.small_model_target(self._index, task, model, now_s)
@@ -293,7 +295,7 @@ class PrefetchPlanner:
         self._replication.reset(model, now_s)
         return True
 
-    def _ideal_s(self, task: Waiting, now_s: float) -> float:
+    def _ideal_s(self, task: WaitingTask, now_s: float) -> float:
         """When the best worker would have finished, if all of them held everything."""
         return min(
             (worker.wait_s(now_s) + worker.run_s(task) for worker in self._index.sample_able(task.kind, LOOK)),

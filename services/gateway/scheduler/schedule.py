@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from services.gateway.scheduler import estimate
-from services.gateway.scheduler.queue import Key, QueueId, TaskQueues, Waiting, queue_of
+from services.gateway.scheduler.queue import Key, QueueId, TaskQueues, WaitingTask, queue_of
 from services.gateway.scheduler.replication import FETCHES_LIMIT, Claim, PrefetchPlanner, Replication
 from services.gateway.scheduler.workers import PlannedFetch, WorkerIndex, WorkerState, WorkerView
 
@@ -49,7 +49,7 @@ class Scheduler:
         self._prefetches = PrefetchPlanner(self.index, replication or Replication(), self._changed)
         # Where each waiting task is planned; those in `_unplaced` are planned nowhere.
         self._plan: dict[Key, WorkerState] = {}
-        self._unplaced: dict[Key, Waiting] = {}
+        self._unplaced: dict[Key, WaitingTask] = {}
         self._running: dict[Key, WorkerState] = {}
         # When each planned task should begin.
         self._due_s: dict[Key, float] = {}
@@ -81,7 +81,7 @@ class Scheduler:
         worker = self._running.get(key)
         return max(0.0, worker.running[key] - now_s) if worker else 0.0
 
-    def would_finish_s(self, task: Waiting, now_s: float) -> float | None:
+    def would_finish_s(self, task: WaitingTask, now_s: float) -> float | None:
         """In how many seconds a task that is not queued yet would be done if it were now; None: no worker can do it."""
         best = estimate.best_of(self._candidates(task), task, now_s)
         return estimate.estimate(best.worker, task, now_s).finish_s if best else None
@@ -147,7 +147,7 @@ class Scheduler:
                 return
             self._prefetches.begin_small_models(worker, task, now_s)
 
-    def _stands(self, worker: WorkerState, task: Waiting) -> bool:
+    def _stands(self, worker: WorkerState, task: WaitingTask) -> bool:
         """The worker can still do it without fetching a checkpoint that it lost."""
         checkpoint = task.kind.checkpoint
         if not worker.view.can_do(task.kind):
@@ -185,7 +185,7 @@ class Scheduler:
             worker.heard_s = now_s
 
     def fetches(self, worker_id: str) -> list[PlannedFetch]:
-        """What a worker should fetch ahead, the most urgent first; from now on this counts as reported to it."""
+        """What a worker should prefetch, the most urgent first; from now on this counts as reported to it."""
         worker = self.index.workers.get(worker_id)
         if worker is None:
             return []
@@ -211,7 +211,7 @@ class Scheduler:
 
     # Tasks
 
-    def add(self, task: Waiting, now_s: float) -> None:
+    def add(self, task: WaitingTask, now_s: float) -> None:
         self.remove(task.key)
         self.queues.add(task)
         self._place(task, now_s)
@@ -222,7 +222,7 @@ class Scheduler:
         if task is not None:
             self._unplan(task)
 
-    def started(self, worker_id: str, task: Waiting, now_s: float) -> None:
+    def started(self, worker_id: str, task: WaitingTask, now_s: float) -> None:
         """It was leased."""
         worker = self.index.workers.get(worker_id)
         if worker is None or task.key in self._running:
@@ -246,13 +246,13 @@ class Scheduler:
             del self._unplaced[task.key]
             self._place(task, now_s)
 
-    def _place_again(self, tasks: Sequence[Waiting], now_s: float) -> None:
+    def _place_again(self, tasks: Sequence[WaitingTask], now_s: float) -> None:
         for task in tasks:
             self._unplan(task)
         for task in tasks:
             self._place(task, now_s)
 
-    def _place(self, task: Waiting, now_s: float) -> None:
+    def _place(self, task: WaitingTask, now_s: float) -> None:
         best = estimate.best_of(self._candidates(task), task, now_s)
         worker = best.worker if best else self._prefetches.first_replica(task, now_s)
         if worker is None:
@@ -262,7 +262,7 @@ class Scheduler:
             self._prefetches.consider_replicas(task, best, now_s)
         self._plan_at(worker, task, now_s)
 
-    def _plan_at(self, worker: WorkerState, task: Waiting, now_s: float) -> None:
+    def _plan_at(self, worker: WorkerState, task: WaitingTask, now_s: float) -> None:
         self._unplaced.pop(task.key, None)
         self._prefetches.begin_small_models(worker, task, now_s)
         needed = estimate.estimate(worker, task, now_s)
@@ -271,14 +271,14 @@ class Scheduler:
         self._plan[task.key] = worker
         self._changed.add(worker.view.id)
 
-    def _unplan(self, task: Waiting) -> None:
+    def _unplan(self, task: WaitingTask) -> None:
         self._unplaced.pop(task.key, None)
         self._due_s.pop(task.key, None)
         worker = self._plan.pop(task.key, None)
         if worker is not None:
             worker.unplan(task)
 
-    def _candidates(self, task: Waiting) -> list[WorkerState]:
+    def _candidates(self, task: WaitingTask) -> list[WorkerState]:
         """Without nodes that failed the task, while there are others."""
         able = self.index.near(task.kind, LOOK_WORKERS)
         fresh = [each for each in able if each.view.node not in task.failed_nodes] if task.failed_nodes else able
@@ -288,7 +288,7 @@ class Scheduler:
 
     # Choosing
 
-    def choose(self, worker_id: str, limit: int, now_s: float) -> list[Waiting]:
+    def choose(self, worker_id: str, limit: int, now_s: float) -> list[WaitingTask]:
         """At most `limit` tasks of one kind for the worker, the best first; a task that must run alone comes alone.
 
         What is planned for it, or what it would finish clearly sooner than the worker that it is planned for.
@@ -307,9 +307,9 @@ class Scheduler:
             return [head]
         return [head, *self._batch_with(worker, head, limit - 1, now_s)]
 
-    def _own(self, worker: WorkerState, now_s: float) -> Waiting | None:
+    def _own(self, worker: WorkerState, now_s: float) -> WaitingTask | None:
         """The first planned task that can begin; preferably one whose checkpoint is on the device."""
-        ready: list[Waiting] = []
+        ready: list[WaitingTask] = []
         for task in worker.in_order():
             if self._is_ready(worker, task):
                 ready.append(task)
@@ -317,21 +317,21 @@ class Scheduler:
                     break
         return min(ready, key=lambda task: self._rank_s(worker, task, now_s), default=None)
 
-    def _rank_s(self, worker: WorkerState, task: Waiting, now_s: float) -> tuple[float, Key]:
+    def _rank_s(self, worker: WorkerState, task: WaitingTask, now_s: float) -> tuple[float, Key]:
         overdue = now_s - task.queue_time_s >= STICKY_LIMIT_S
         penalty_s = 0.0 if overdue else min(STICKY_LIMIT_S, 4 * estimate.load_s(worker, task.kind.checkpoint))
         return task.rank_s + penalty_s, task.key
 
-    def _is_ready(self, worker: WorkerState, task: Waiting) -> bool:
+    def _is_ready(self, worker: WorkerState, task: WaitingTask) -> bool:
         """All is on its disk; or it does not prefetch; or prefetching failed: let it try and report the error."""
         if task.kind.models <= worker.view.held or not worker.view.takes_fetches:
             return True
         return worker.failed.keys() >= set(worker.view.lacks(task.kind.models))
 
-    def _steal(self, worker: WorkerState, now_s: float) -> Waiting | None:
+    def _steal(self, worker: WorkerState, now_s: float) -> WaitingTask | None:
         """The first task that gains by moving here. If all of those lack a model, the first is planned here."""
-        ready: list[Waiting] = []
-        later: list[Waiting] = []
+        ready: list[WaitingTask] = []
+        later: list[WaitingTask] = []
         for queue_id in self.queues.oldest(worker.view.stage, worker.view.held, LOOK_QUEUES):
             for task in self._first_for(worker, queue_id):
                 if self._gain_s(worker, task, now_s) > GAIN_MIN_S:
@@ -344,7 +344,7 @@ class Scheduler:
         self._plan_at(worker, chosen, now_s)
         return chosen if ready else None
 
-    def _first_for(self, worker: WorkerState, queue_id: QueueId) -> list[Waiting]:
+    def _first_for(self, worker: WorkerState, queue_id: QueueId) -> list[WaitingTask]:
         """Of the first tasks of a queue those that it can do; if there are none, the first that it can do.
 
         So large images do not hide small ones.
@@ -355,7 +355,7 @@ class Scheduler:
         more = self.queues.first(queue_id, LOOK_QUEUE)[LOOK_TASKS:]
         return list(islice((task for task in more if can_do(task.kind)), LOOK_TASKS))
 
-    def _gain_s(self, worker: WorkerState, task: Waiting, now_s: float, *, ahead_s: float = 0.0) -> float:
+    def _gain_s(self, worker: WorkerState, task: WaitingTask, now_s: float, *, ahead_s: float = 0.0) -> float:
         """How much sooner this idle worker would finish it than the one it is planned for; less the fetching.
 
         The caller has checked that it can do it.
@@ -375,7 +375,7 @@ class Scheduler:
         late_s = max(0.0, now_s - self._due_s[task.key])
         return there.finish_s + late_s - here.finish_s - FETCH_GAIN * here.fetch_s
 
-    def _batch_with(self, worker: WorkerState, head: Waiting, limit: int, now_s: float) -> Iterator[Waiting]:
+    def _batch_with(self, worker: WorkerState, head: WaitingTask, limit: int, now_s: float) -> Iterator[WaitingTask]:
         """Tasks for the same batch: planned here too, or not begun sooner elsewhere."""
         found, each_s = 0, worker.run_s(head) / worker.view.slots
         for task in self.queues.first(queue_of(head.kind), LOOK_BATCH):

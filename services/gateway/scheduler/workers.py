@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from services.gateway.scheduler.pace import StepTimes, step_s
-from services.gateway.scheduler.queue import Amounts, Key, TaskKind, Waiting, can_do
+from services.gateway.scheduler.queue import Amounts, Key, TaskKind, WaitingTask, can_do
 
 # The assumed size of a model that is named by a reference, while its size is unknown.
 REFERENCE_BYTES = 10**9
@@ -57,7 +57,7 @@ class WorkerView:
     takes_fetches: bool = False
     # What it may fill with models; 0 where it does not say.
     disk_bytes: int = 0
-    # Models that it was asked to fetch ahead and could not.
+    # Models that it was asked to prefetch and could not.
     unfetched: frozenset[str] = frozenset()
 
     def can_do(self, kind: TaskKind) -> bool:
@@ -74,7 +74,7 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFetch:
-    """A model that a worker should fetch ahead (prefetch), and when it is expected to have it."""
+    """A model that a worker should prefetch (prefetch), and when it is expected to have it."""
 
     model: str
     size_bytes: int
@@ -119,7 +119,7 @@ class WorkerState:
         self.asking = 0
         self.heard_s = now_s
         # Waiting tasks that are planned here, how many of each checkpoint, and their work in seconds.
-        self.planned: dict[Key, Waiting] = {}
+        self.planned: dict[Key, WaitingTask] = {}
         self.planned_checkpoints: dict[str, int] = {}
         self._order: list[tuple[float, Key]] = []
         self._work_s = 0.0
@@ -135,11 +135,11 @@ class WorkerState:
         # The checkpoint and LoRAs of the last task that it was given.
         self.combination: tuple[str, tuple[tuple[str, float], ...]] = ("", ())
         self.fetches: dict[str, PlannedFetch] = {}
-        # Models that it failed to fetch ahead, and since when: a task that needs one may run here, to report the error.
+        # Models that it failed to prefetch, and since when: a task that needs one may run here, to report the error.
         self.failed: dict[str, float] = {}
         # The models of the fetches that were reported to it.
         self.reported_fetches: tuple[str, ...] = ()
-        # How much it was asked to fetch ahead since `since_s`.
+        # How much it was asked to prefetch since `since_s`.
         self.since_s = now_s
         self.fetched_bytes = 0
 
@@ -153,16 +153,16 @@ class WorkerState:
         """How much longer a worker without a poll may stay away; it grows with the time that it has been away."""
         return now_s - self.heard_s + AWAY_S
 
-    def ahead_s(self, task: Waiting, now_s: float) -> float:
+    def ahead_s(self, task: WaitingTask, now_s: float) -> float:
         """Until it begins a task that is planned here: the part of the planned work that its position has before it."""
         share = bisect_left(self._order, (task.rank_s, task.key)) / len(self._order)
         wait_s = max(0.0, self._free_s - now_s) + self._work_s * share / self.view.slots
         return wait_s if self.asking or self.running else wait_s + self._away_s(now_s)
 
-    def in_order(self) -> Iterator[Waiting]:
+    def in_order(self) -> Iterator[WaitingTask]:
         return (self.planned[key] for _, key in self._order)
 
-    def plan(self, task: Waiting, extra_s: float) -> None:
+    def plan(self, task: WaitingTask, extra_s: float) -> None:
         """`extra_s`: what the task takes there besides its work."""
         self.planned[task.key] = task
         insort(self._order, (task.rank_s, task.key))
@@ -171,7 +171,7 @@ class WorkerState:
         checkpoint = task.kind.checkpoint
         self.planned_checkpoints[checkpoint] = self.planned_checkpoints.get(checkpoint, 0) + 1
 
-    def unplan(self, task: Waiting) -> None:
+    def unplan(self, task: WaitingTask) -> None:
         self._work_s = max(0.0, self._work_s - self._taken_s.pop(task.key))
         del self.planned[task.key], self._extra_s[task.key]
         del self._order[bisect_left(self._order, (task.rank_s, task.key))]
@@ -190,11 +190,11 @@ class WorkerState:
         for task in self.planned.values():
             self._add_work(task)
 
-    def _add_work(self, task: Waiting) -> None:
+    def _add_work(self, task: WaitingTask) -> None:
         self._taken_s[task.key] = took_s = self.run_s(task) + self._extra_s[task.key]
         self._work_s += took_s
 
-    def run_s(self, task: Waiting) -> float:
+    def run_s(self, task: WaitingTask) -> float:
         """What the task itself takes, once all is loaded."""
         return self.view.task_s + (task.steps * self.step_s(task.kind) if task.steps else 0.0)
 

@@ -131,7 +131,7 @@ def facts_of(needs: Needs, **known: object) -> Facts:
 
 def require_stage(catalog: FleetCatalog, stage: str) -> None:
     if stage not in catalog.stages:
-        raise Unavailable(f"no {stage} worker is here or expected back; start one", retry_after_s=RETRY_AFTER_S)
+        raise Unavailable(f"no {stage} worker is connected or expected back; start one", retry_after_s=RETRY_AFTER_S)
 
 
 def find_annotator(catalog: FleetCatalog, name: str) -> AnnouncedAnnotator | None:

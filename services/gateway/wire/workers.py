@@ -397,7 +397,7 @@ def _check_model_size(message: diffusion_pb2.Model, field: str) -> None:
 
 def _printable(text: str, field: str) -> str:
     if not text.isprintable():
-        raise InvalidField("must have printable characters alone", field=field)
+        raise InvalidField("must have only printable characters", field=field)
     return text
 
 

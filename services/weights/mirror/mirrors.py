@@ -234,7 +234,7 @@ async def read_mirrors(
             text = await _text(base, web, address, cache, is_offline=is_offline)
             found = found.under(catalog_of(_local(json.loads(text), base)))
         except (FanlightError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("weights_mirror_unread", mirror=base.split("?")[0], why=str(error))
+            log.warning("weights_mirror_unreadable", mirror=base.split("?")[0], why=str(error))
     return found
 
 

@@ -18,7 +18,7 @@ from services.weights.planning.selection import part_of, part_of_vae
 from services.weights.references.manifest import ByteSpan, PackedFrame, TensorEntry, TensorTable
 from services.weights.references.tensors import DTYPE_BITS, Digested, FileDigests
 from services.weights.transfer.pacing import DownloadTools
-from services.weights.transfer.partial import Partial, begin_writing
+from services.weights.transfer.partial import PartialFile, begin_writing
 
 # Frames have about this many bytes of the original, and end where a part of the model ends.
 FRAME_BYTES = 4 * 1024 * 1024
@@ -144,7 +144,7 @@ class StreamingUnpacker:
 
     def __init__(
         self,
-        part: Partial,
+        part: PartialFile,
         tools: DownloadTools,
         frames: Sequence[PackedFrame],
         out: Path,

@@ -166,6 +166,6 @@ def require_held(reference: str, plan: FetchPlan) -> None:
     if missing is not None:
         source = missing.file.sources[0].split("?")[0] if missing.file.sources else "nowhere"
         raise NotHeld(
-            f"{reference.split('?')[0]}: {missing.file.path} is not held, {OFFLINE}; it comes from {source}",
+            f"{reference.split('?')[0]}: {missing.file.path} is not in the store, {OFFLINE}; it comes from {source}",
             field="reference",
         )

@@ -26,7 +26,7 @@ from services.weights.transfer.partial import (
     RECORD_BYTES,
     ChunkMap,
     Layout,
-    Partial,
+    PartialFile,
     journal_of,
     layout_of_spans,
     replay,
@@ -210,7 +210,7 @@ class FileFetcher:
         if unpacked is not None and unpacked.digested is not None:
             if unpacked.digested.sha256 == file.sha256:
                 return await self._keep(plan, item, selection, unpacked.as_downloaded(unpacked.digested))
-            log.warning("weights_mirror_wrong", path=file.path, sha256=unpacked.digested.sha256)
+            log.warning("weights_mirror_wrong_bytes", path=file.path, sha256=unpacked.digested.sha256)
             await self.tools.run(discard, unpacked.path)
         # An address without a digest has whatever size it has at the time of the fetch.
         is_known = file.is_exact and (file.sha256 or plan.manifest.kind != PLAIN_FILE)
@@ -247,7 +247,7 @@ class FileFetcher:
             if unpacked is not None:
                 return await self._compose_from(item, unpacked.path, unpacked.layout, unpacked.downloaded_bytes)
         except WrongBytes as error:
-            log.warning("weights_mirror_wrong", path=item.link, why=error.message)
+            log.warning("weights_mirror_wrong_bytes", path=item.link, why=error.message)
         file = item.file
         target = DownloadTarget(
             reference=plan.manifest.reference,
@@ -294,7 +294,7 @@ class FileFetcher:
         out = self.objects.parts / f"{key}.raw"
         is_safetensors = item.file.path.endswith(".safetensors") if is_whole else None
 
-        def follow(part: Partial) -> StreamingUnpacker:
+        def follow(part: PartialFile) -> StreamingUnpacker:
             return StreamingUnpacker(part, self.tools, frames, out, is_safetensors=is_safetensors)
 
         await self.tools.run(self.objects.reserve, sum(len(frame.span) for frame in frames))

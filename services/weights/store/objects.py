@@ -165,8 +165,8 @@ class Objects:
         free = shutil.disk_usage(self.folder).free - SPARE_BYTES
         if need_bytes > free:
             raise DiskFull(
-                f"{need_bytes} bytes are needed in {self.folder} and {max(0, free)} can be had; "
-                f"{SPARE_BYTES} are left free"
+                f"{need_bytes} bytes are needed in {self.folder}, but only {max(0, free)} are available; "
+                f"{SPARE_BYTES} stay free"
             )
 
     def evict(self, excess_bytes: int) -> int:

@@ -67,7 +67,7 @@ def a1111_path(kind: str, view: str, link: str, tensors: Sequence[str]) -> str:
 
 
 def _a1111_folder(kind: str, tensors: Iterable[str]) -> str:
-    """Determined by the tensor names; by the source's kind if they do not tell."""
+    """By the tensor names, or by the source's kind if the names do not show it."""
     names = set(tensors)
     if is_single_file(names):
         return CHECKPOINTS

@@ -22,7 +22,7 @@ from services.weights.references.manifest import ByteSpan
 from services.weights.references.tensors import Digested, FileDigests
 from services.weights.transfer.pacing import DownloadTools, Meter
 from services.weights.transfer.parallel import ParallelDownload
-from services.weights.transfer.partial import FileSegment, Layout, Partial, whole_file_layout
+from services.weights.transfer.partial import FileSegment, Layout, PartialFile, whole_file_layout
 from services.weights.transfer.web import RemoteFile
 
 log = get_logger()
@@ -131,7 +131,7 @@ class DownloadFollower(Protocol):
 class StreamingHasher:
     """Digests the contiguous bytes from the start while the rest still arrives, and starts writing them to disk."""
 
-    def __init__(self, part: Partial, tools: DownloadTools, *, is_safetensors: bool) -> None:
+    def __init__(self, part: PartialFile, tools: DownloadTools, *, is_safetensors: bool) -> None:
         self._part = part
         self._tools = tools
         self._digests = FileDigests(size_bytes=part.map.size, is_safetensors=is_safetensors)
@@ -161,7 +161,7 @@ class StreamingHasher:
             await asyncio.gather(self._task, return_exceptions=True)
 
 
-def drop_wrong(part: Partial, digests: Sequence[SpanDigest]) -> int:
+def drop_wrong(part: PartialFile, digests: Sequence[SpanDigest]) -> int:
     """Mark spans with a wrong digest as missing again; returns how many."""
     bad = [d.span for d in digests if part.digest(d.span) != d.sha256]
     for span in bad:
@@ -178,7 +178,7 @@ class Download:
         tools: DownloadTools,
         report: Callable[[DownloadProgress], None],
         *,
-        follow: Callable[[Partial], DownloadFollower] | None = None,
+        follow: Callable[[PartialFile], DownloadFollower] | None = None,
     ) -> None:
         """`follow` creates a follower that checks the bytes instead of the target's digests."""
         self._target = target
@@ -250,13 +250,13 @@ class Download:
             return f"{self._target.key}{self._target.form}"
         return f"{remote.url.split('?')[0]} {remote.etag}"
 
-    def _open(self, layout: Layout, identity: str) -> Partial:
+    def _open(self, layout: Layout, identity: str) -> PartialFile:
         there = self._tools.parts / f"{self._target.key}.part"
         allocated = there.stat().st_blocks * 512 if there.exists() else 0
         self._tools.reserve(max(0, layout.size - allocated))
-        return Partial(self._tools.parts, self._target.key, size=layout.size, identity=identity)
+        return PartialFile(self._tools.parts, self._target.key, size=layout.size, identity=identity)
 
-    async def _fill(self, part: Partial, layout: Layout, url: str, remote: RemoteFile, *, is_last: bool) -> None:
+    async def _fill(self, part: PartialFile, layout: Layout, url: str, remote: RemoteFile, *, is_last: bool) -> None:
         self._source, self._meter = remote.url.split("/")[2], Meter()
         self._follower = self._make_follower(part)
         if not self._target.is_pinned and not remote.etag and part.resumed_bytes:
@@ -271,7 +271,7 @@ class Download:
             await self._stream(part, url, remote)
 
     def _parallel(
-        self, part: Partial, layout: Layout, url: str, remote: RemoteFile, *, is_last: bool
+        self, part: PartialFile, layout: Layout, url: str, remote: RemoteFile, *, is_last: bool
     ) -> ParallelDownload:
         limits = self._tools.limits
         return ParallelDownload(
@@ -288,7 +288,7 @@ class Download:
             now_s=self._tools.now_s,
         )
 
-    async def _stream(self, part: Partial, url: str, remote: RemoteFile) -> None:
+    async def _stream(self, part: PartialFile, url: str, remote: RemoteFile) -> None:
         """Download from the first byte in one request, retried until complete."""
         if self._target.segments:
             raise SourceFailed(f"{self._source} does not support ranges, and only a part of the file is needed")
@@ -300,7 +300,7 @@ class Download:
         while not part.map.is_complete:
             await self._tools.retry(once, lambda: part.map.done_bytes)
 
-    async def write(self, part: Partial, span: ByteSpan, blocks: AsyncIterator[bytes]) -> None:
+    async def write(self, part: PartialFile, span: ByteSpan, blocks: AsyncIterator[bytes]) -> None:
         """Write the arriving bytes of the span, except those already there; also those before a failure."""
         at, buffer = span.begin, bytearray()
         try:
@@ -313,7 +313,7 @@ class Download:
         finally:
             await self._flush(part, at, buffer)
 
-    async def _flush(self, part: Partial, at: int, buffer: bytearray) -> int:
+    async def _flush(self, part: PartialFile, at: int, buffer: bytearray) -> int:
         end = at + len(buffer)
         if not buffer:
             return end
@@ -331,7 +331,7 @@ class Download:
         await self._tools.count(len(buffer))
         return end
 
-    def _report_progress(self, part: Partial, now_s: float) -> None:
+    def _report_progress(self, part: PartialFile, now_s: float) -> None:
         target = self._target
         self._report(
             DownloadProgress(
@@ -347,14 +347,14 @@ class Download:
     async def back_off(self, failures: int, error: Transient) -> None:
         await self._tools.back_off(failures, error)
 
-    def _make_follower(self, part: Partial) -> DownloadFollower | None:
+    def _make_follower(self, part: PartialFile) -> DownloadFollower | None:
         if self._follow is not None:
             return self._follow(part)
         if self._target.segments is not None:
             return None
         return StreamingHasher(part, self._tools, is_safetensors=self._target.path.endswith(".safetensors"))
 
-    async def _verify(self, part: Partial, reported_sha256: str) -> Digested | None:
+    async def _verify(self, part: PartialFile, reported_sha256: str) -> Digested | None:
         """The digests of the part. WrongBytes, after wrong spans are dropped.
 
         Without a pinned sha256, the one that the source itself reports is compared.

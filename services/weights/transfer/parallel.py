@@ -9,7 +9,7 @@ from fanlight.errors import NotFound
 from services.weights.errors import ServerBusy, SourceFailed, TokenRefused, Transient
 from services.weights.references.manifest import ByteSpan
 from services.weights.transfer.pacing import ENOUGH_BYTES, Meter
-from services.weights.transfer.partial import Layout, Partial, piece_bytes
+from services.weights.transfer.partial import Layout, PartialFile, piece_bytes
 from services.weights.transfer.web import RemoteFile, Web
 
 FIRST_CONNECTIONS = 4
@@ -19,7 +19,7 @@ SPEED_CHECK_S = 1.0
 class SpanWriter(Protocol):
     """What a parallel download asks of its Download: writing, and back-off."""
 
-    async def write(self, part: Partial, span: ByteSpan, blocks: AsyncIterator[bytes]) -> None: ...
+    async def write(self, part: PartialFile, span: ByteSpan, blocks: AsyncIterator[bytes]) -> None: ...
 
     async def back_off(self, failures: int, error: Transient) -> None: ...
 
@@ -38,7 +38,7 @@ class ParallelDownload:
     """
 
     writer: SpanWriter
-    part: Partial
+    part: PartialFile
     layout: Layout
     web: Web
     url: str

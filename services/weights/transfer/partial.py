@@ -204,7 +204,7 @@ def replay(map_: ChunkMap, record: bytes) -> bool:
     return True
 
 
-class Partial:
+class PartialFile:
     """The part file and journal of one download. `identity`: bytes are resumed only if it is the same as before."""
 
     def __init__(self, folder: Path, key: str, *, size: int, identity: str) -> None:

@@ -343,7 +343,7 @@ async def test_a_disk_without_room_is_said_before_the_download(server, settings,
     async with open_store(settings()) as store:
         full = type("Usage", (), {"free": objects.SPARE_BYTES + 1000})
         monkeypatch.setattr(objects.shutil, "disk_usage", lambda folder: full)
-        with pytest.raises(DiskFull, match=r"m\.bin.*1000 can be had"):
+        with pytest.raises(DiskFull, match=r"m\.bin.*1000 are available"):
             await _fetch(store, url)
     assert server.sent_bytes[PATH] <= 2
 

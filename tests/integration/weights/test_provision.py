@@ -86,7 +86,9 @@ async def test_offline_a_reference_never_fetched_is_refused_by_name(settings, se
 
 async def test_offline_the_missing_file_and_its_source_are_named(settings, server):
     async with Provision(settings(offline=True)) as provision:
-        with pytest.raises(NotHeld, match=r"annotator-hed: ControlNetHED.pth is not held.*hf:lllyasviel/Annotators"):
+        with pytest.raises(
+            NotHeld, match=r"annotator-hed: ControlNetHED.pth is not in the store.*hf:lllyasviel/Annotators"
+        ):
             async with provision.obtain("annotator-hed"):
                 pass
     assert server.seen == []

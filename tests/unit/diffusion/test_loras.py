@@ -199,7 +199,7 @@ def test_a_form_that_is_not_known_is_refused_by_name(written, patched):
         patched(LoraUse(entry=entry))
     entry.path.unlink()
     entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.what": numbers(2, 2)}, "odder")
-    with pytest.raises(FailedPrecondition, match="odder is of a form that is not known"):
+    with pytest.raises(FailedPrecondition, match="odder is of an unknown form"):
         patched(LoraUse(entry=entry))
 
 

@@ -107,7 +107,7 @@ def test_provenance_says_all_that_it_takes_to_generate_it_again(asked, control):
         provenance_json(generation, effective, entries, WeightDigests().of, device="cpu", dtype="float32")
     )
     assert content["parameters"]["seed"] == "7"
-    assert content["pictures"] == {"controls[0].image": "sha256:00"}
+    assert content["images"] == {"controls[0].image": "sha256:00"}
     assert [(each["kind"], each["id"]) for each in content["weights"]] == [
         ("checkpoint", "tiny"),
         ("controlnet", "canny"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
-from services.diffusion.engine.ports import Advance
+from services.diffusion.engine.ports import StepResult
 from tests.fakes.backend import FakeBackend, FakeRequestState
 
 # How much the latest evaluation counts against those before.
@@ -22,7 +22,7 @@ class TimedStudio(FakeBackend):
         self.now_s = 0.0
         self._left_s = list(durations_s)
 
-    def advance(self, states: Sequence[FakeRequestState]) -> list[Advance]:
+    def advance(self, states: Sequence[FakeRequestState]) -> list[StepResult]:
         self.now_s += self._left_s.pop(0)
         return super().advance(states)
 

@@ -106,7 +106,7 @@ async def test_its_checks_needs_and_limits_are_those_of_any_stage(
 ) -> None:
     error = await refusal(channel, of_text("a fox"))
     assert error.reason == "UNAVAILABLE"
-    assert "no uppercase worker is here" in error.message
+    assert "no uppercase worker is connected" in error.message
     async with working(Address(address), UppercaseStage()):
         await come(fleet)
         error = await refusal(channel, of_text(""))

@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.scheduler.estimate import PATCH_S, best_of, estimate, load_s
 from services.gateway.scheduler.explain import Verdict, explain
-from services.gateway.scheduler.queue import TaskKind, Waiting
+from services.gateway.scheduler.queue import TaskKind, WaitingTask
 from services.gateway.scheduler.replication import (
     FAILED_S,
     FETCHES_LIMIT,
@@ -39,7 +39,7 @@ def got(scheduler: Scheduler, worker: str = "w", *, limit: int = 1, now_s: float
     return [task.key[0] for task in chosen]
 
 
-def add(scheduler: Scheduler, *tasks: Waiting, now_s: float = 0.0) -> None:
+def add(scheduler: Scheduler, *tasks: WaitingTask, now_s: float = 0.0) -> None:
     for task in tasks:
         scheduler.add(task, now_s)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.gateway.scheduler import estimate
 from services.gateway.scheduler.pace import ABSURD_FACTOR, SpeedStats, plausible
-from services.gateway.scheduler.queue import Shares, Waiting
+from services.gateway.scheduler.queue import Shares, WaitingTask
 from services.gateway.scheduler.replication import (
     CHECKPOINTS_LIMIT,
     FETCHES_LIMIT,
@@ -50,7 +50,7 @@ class Fleet:
         self.scheduler = Scheduler(Replication(policy))
         self.now_s = 0.0
         self.views: dict[str, WorkerView] = {}
-        self.busy: dict[str, tuple[float, Waiting]] = {}
+        self.busy: dict[str, tuple[float, WaitingTask]] = {}
         self.coming: dict[str, dict[str, float]] = {}
         self.done: Counter[str] = Counter()
         for i, each in enumerate(described):
@@ -91,7 +91,7 @@ class Fleet:
             self.busy[worker] = (self.now_s + took_s, task)
 
 
-def tasks_of(wanted: list[tuple[object, int]]) -> list[Waiting]:
+def tasks_of(wanted: list[tuple[object, int]]) -> list[WaitingTask]:
     return [a_task(str(i), kind=kind, rank_s=i - 30.0 * priority) for i, (kind, priority) in enumerate(wanted)]
 
 

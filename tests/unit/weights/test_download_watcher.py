@@ -2,7 +2,7 @@ import pytest
 
 from services.weights.store.fetching import POLL_S, DownloadWatcher
 from services.weights.transfer.download import DownloadProgress
-from services.weights.transfer.partial import Partial
+from services.weights.transfer.partial import PartialFile
 
 ASKED = DownloadProgress(reference="it", path="m", done_bytes=0, total_bytes=0, bytes_per_s=0.0, source="")
 
@@ -17,7 +17,7 @@ def test_before_the_download_has_begun_nothing_is_known(watcher):
 
 
 def test_what_has_come_since_the_last_look_is_seen_with_its_rate(watcher, tmp_path):
-    part = Partial(tmp_path, "key", size=1000, identity="v1")
+    part = PartialFile(tmp_path, "key", size=1000, identity="v1")
     part.write(0, bytes(300))
     first = watcher.poll(0.0)
     assert (first.done_bytes, first.total_bytes, first.bytes_per_s) == (300, 1000, 0.0)
@@ -28,7 +28,7 @@ def test_what_has_come_since_the_last_look_is_seen_with_its_rate(watcher, tmp_pa
 
 
 def test_a_download_that_restarts_is_watched_from_its_beginning(watcher, tmp_path):
-    part = Partial(tmp_path, "key", size=1000, identity="v1")
+    part = PartialFile(tmp_path, "key", size=1000, identity="v1")
     part.write(0, bytes(900))
     part.write(900, bytes(50))
     watcher.poll(0.0)
@@ -38,7 +38,7 @@ def test_a_download_that_restarts_is_watched_from_its_beginning(watcher, tmp_pat
 
 
 def test_a_record_that_is_not_whole_yet_is_read_later(watcher, tmp_path):
-    part = Partial(tmp_path, "key", size=1000, identity="v1")
+    part = PartialFile(tmp_path, "key", size=1000, identity="v1")
     part.write(0, bytes(100))
     journal = tmp_path / "key.map"
     whole = journal.read_bytes()

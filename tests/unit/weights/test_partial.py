@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.weights.references.manifest import ByteSpan
-from services.weights.transfer.partial import Partial
+from services.weights.transfer.partial import PartialFile
 
 SIZE = 1000
 BODY = bytes(i % 251 for i in range(SIZE))
 _SPANS = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: ByteSpan(min(pair), max(pair)))
 
 
-def _open(folder: Path, identity: str = "v1") -> Partial:
-    return Partial(folder, "k", size=SIZE, identity=identity)
+def _open(folder: Path, identity: str = "v1") -> PartialFile:
+    return PartialFile(folder, "k", size=SIZE, identity=identity)
 
 
 @settings(deadline=None)

@@ -19,7 +19,7 @@ class FetchingStage(FakeStage):
         self.asked: list[str] = []
         self.may_come = asyncio.Semaphore(0)
 
-    async def fetch_ahead(self, model: str, kind: str) -> None:
+    async def prefetch(self, model: str, kind: str) -> None:
         self.asked.append(model)
         await self.may_come.acquire()
         if model == "broken":
@@ -104,7 +104,7 @@ class BrokenStage(FakeStage):
         super().__init__()
         self.asked: list[str] = []
 
-    async def fetch_ahead(self, model: str, kind: str) -> None:
+    async def prefetch(self, model: str, kind: str) -> None:
         self.asked.append(model)
         raise Unavailable("no source has it")
 
