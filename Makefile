@@ -62,7 +62,7 @@ benchmarks: setup
 chaos: setup
 	$(VENV)/bin/python -m benchmarks.chaos --minutes 10
 
-# Trains the starter model anew, every stage without an up-to-date result: hours on two cores. Needs npm for the pictures.
+# Trains the starter model again, every stage without an up-to-date result: hours on two cores. Needs npm for the emoji images.
 starter: setup
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[training]'
 	nice $(VENV)/bin/python -m training.all

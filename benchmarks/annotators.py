@@ -73,13 +73,13 @@ def imported() -> None:
 def hed_sides(root: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     write(root, "hed")
     folder = root / MODELS["hed"].manifest.view
-    picture = cv2.resize(np.asarray(Image.open(PHOTO).convert("RGB")), (SIDE_PX, SIDE_PX))
+    image = cv2.resize(np.asarray(Image.open(PHOTO).convert("RGB")), (SIDE_PX, SIDE_PX))
     network = hed.build(folder, AnnotatorDevice(threads=2))
     annotator = installed().get("softedge_hed")
     detector = defects.submodule("hed").HEDdetector.from_pretrained(str(folder))
     return (
-        lambda: annotator.draw([picture], network, safe=False)[0].pixels,
-        lambda: detector(picture, output_type="np"),
+        lambda: annotator.draw([image], network, safe=False)[0].pixels,
+        lambda: detector(image, output_type="np"),
     )
 
 

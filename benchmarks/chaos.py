@@ -1,7 +1,7 @@
 """Three NATS servers, two gateways, six workers; processes are killed and links cut while clients send jobs.
 
 usage: python -m benchmarks.chaos [--minutes N] [--seed N]; `make chaos` runs 10 minutes. At the end everything is left
-alone until all jobs have ended. Fails when a job is lost or does not end, when its watch does not tell its end, and
+alone until all jobs have ended. Fails when a job is lost or does not end, when its watch does not report its end, and
 when an image was delivered twice or cannot be fetched.
 """
 
@@ -40,14 +40,14 @@ OPEN = (Job.STATE_QUEUED, Job.STATE_RUNNING)
 
 @dataclass
 class Seen:
-    """What clients were told."""
+    """What clients received."""
 
     accepted: dict[str, int] = field(default_factory=dict)
-    # Job name and task to the digests that were ever told for it.
+    # Job name and task to the digests that were ever reported for it.
     images: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     refusals: Counter[str] = field(default_factory=Counter)
     ended: dict[str, Job] = field(default_factory=dict)
-    # Jobs whose watch has told their end.
+    # Jobs whose watch has reported their end.
     watched: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
 
@@ -143,7 +143,7 @@ async def rage(house: House, minutes: float, seed: int) -> Seen:
 
 
 async def all_come(client: AsyncClient, job: Job) -> bool:
-    """Whether every image of the job is there, with the bytes that it was told to have."""
+    """Whether every image of the job is there, with the bytes that it was reported to have."""
     try:
         for image in job.images:
             await client.read_blob(image.blob)

@@ -1,6 +1,6 @@
-"""A worker with a cheap stage, for the chaos run: the real process and lease loop, pictures of a few bytes.
+"""A worker with a cheap stage, for the chaos run: the real process and lease loop, images of a few bytes.
 
-`FANLIGHT_CHAOS_STAGE` names the stage. Every picture it makes is another one, so that a second delivery would show.
+`FANLIGHT_CHAOS_STAGE` names the stage. Every image it makes is another one, so that a second delivery would show.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ SLOTS = 3
 STEPS = 4
 STEP_S = (0.02, 0.4)
 PNG = b"\x89PNG\r\n\x1a\n"
-PICTURE_BYTES = 2_000
+IMAGE_BYTES = 2_000
 
 
 class Cheap:
@@ -52,7 +52,7 @@ class Cheap:
         for step in range(STEPS):
             report(StageProgress(step=step, steps=STEPS))
             await asyncio.sleep(random.uniform(*STEP_S))
-        return Outcome(outputs=[StageOutput(data=PNG + os.urandom(PICTURE_BYTES), width_px=64, height_px=64)])
+        return Outcome(outputs=[StageOutput(data=PNG + os.urandom(IMAGE_BYTES), width_px=64, height_px=64)])
 
 
 def main() -> int:

@@ -1,10 +1,10 @@
-"""From nothing on a node to its first picture, over a link: our diffusion image beside a plain `pip install` of it.
+"""From nothing on a node to its first image, over a link: our diffusion image beside a plain `pip install` of it.
 
 usage: python -m benchmarks.cold_start [--mbps 100] [--delay-ms 20] [--rounds 3]     as root; needs podman and skopeo
 
 Both images lie in an OCI layout, ours with zstd layers, the plain one with gzip's, as builders make them. A registry
 serves it at the far end of an emulated link; at this end podman pulls into an empty store, runs the container, and the
-first picture is painted with the starter model. `make images` builds ours, and this the plain one.
+first image is generated with the starter model. `make images` builds ours, and this the plain one.
 """
 
 import os
@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mbps", type=float, default=100.0)
     parser.add_argument("--delay-ms", type=float, default=20.0, help="one way")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--paint", metavar="HOST:PORT", help="only generate there as soon as it can be done")
+    parser.add_argument("--generate", metavar="HOST:PORT", help="only generate there as soon as it can be done")
     asked = parser.parse_args(argv)
-    if asked.paint:
-        paint(asked.paint)
+    if asked.generate:
+        generate(asked.generate)
         return 0
     if reason := why_not() or ("" if shutil.which("podman") and shutil.which("skopeo") else "needs podman and skopeo"):
         print(f"cold_start cannot run here: {reason}", file=sys.stderr)
@@ -108,11 +108,11 @@ def measure(name: str, shape: Shape) -> Start:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as store, LinkEmulator(shape) as link:
         host = f"{link.SERVER_ADDRESS}:{REGISTRY_PORT}"
         serving = [*link.server, sys.executable, "-m", "benchmarks.layout_registry", str(LAYOUT), host]
-        painting = [*link.client, sys.executable, "-m", "benchmarks.cold_start", "--paint", GRPC]
+        generating = [*link.client, sys.executable, "-m", "benchmarks.cold_start", "--generate", GRPC]
         podman = ["podman", "--root", f"{store}/root", "--runroot", f"{store}/run"]
         # The last word of the client's prefix is the name of its network namespace.
         network = f"ns:/run/netns/{link.client[-1]}"
-        with started(serving), started(painting) as painter:
+        with started(serving), started(generating) as generator:
             time.sleep(2)  # Both have imported what they need, and wait.
             begin_s = time.perf_counter()
             image = f"{host}/{IMAGES[name]}:latest"
@@ -124,8 +124,8 @@ def measure(name: str, shape: Shape) -> Start:
             local = ["--env", f"FANLIGHT_DIFFUSION_GRPC={GRPC}"]
             subprocess.run([*podman, "run", "--detach", *locked, *local, image], check=True, capture_output=True)
             try:
-                if painter.wait(timeout=PATIENCE_S):
-                    raise SystemExit("error: no picture came")
+                if generator.wait(timeout=PATIENCE_S):
+                    raise SystemExit("error: no image was generated")
                 end_s = time.perf_counter()
             finally:
                 subprocess.run([*podman, "rm", "--all", "--force", "--time", "0"], check=False, capture_output=True)
@@ -148,8 +148,8 @@ class started:  # noqa: N801
         self._process.wait()
 
 
-def paint(address: str) -> None:
-    """Asks again and again until a picture came."""
+def generate(address: str) -> None:
+    """Asks again and again until an image came."""
     request = diffusion_pb2.GenerateRequest(prompt="a red apple on a blue background", seed=1)
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
@@ -162,7 +162,7 @@ def paint(address: str) -> None:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
         time.sleep(POLL_S)
-    raise SystemExit("error: nobody painted")
+    raise SystemExit("error: no worker generated an image")
 
 
 if __name__ == "__main__":

@@ -88,10 +88,10 @@ def parser_of(catalog: ModelCatalog) -> Parser:
 
 
 @contextlib.contextmanager
-def generating(library: ModelManager, parser: Parser, *, threads: int) -> Iterator[Callable[[Sequence[Request]], None]]:
+def generating(manager: ModelManager, parser: Parser, *, threads: int) -> Iterator[Callable[[Sequence[Request]], None]]:
     """Generates requests all at once, each to a PNG."""
     thread, codecs = DeviceThread(), ThreadPoolExecutor(2)
-    backend = TorchBackend(library, threads=threads)
+    backend = TorchBackend(manager, threads=threads)
     with asyncio.Runner() as runner:
 
         async def started() -> tuple[ImageGenerator, asyncio.Task[None]]:
@@ -171,7 +171,7 @@ def gpu(rounds: int, keep: Path | None, report: Report, *, device: str, size: Si
                     at_least=True,
                 )
         if is_cuda:
-            _tell_memory(parser, device, side_px, steps, report)
+            _report_memory(parser, device, side_px, steps, report)
 
 
 def residency(keep: Path | None, report: Report, *, size: Size) -> None:
@@ -180,13 +180,13 @@ def residency(keep: Path | None, report: Report, *, size: Size) -> None:
     with _folder(keep) as root:
         make_sd15(root, nets=nets, size=size)
         card = _Card(memory_bytes=CARD_MODELS_BYTES)
-        library = ModelManager(open_device=lambda wanted: card)
+        manager = ModelManager(open_device=lambda wanted: card)
         parser, most_bytes, uploads = parser_of(scan([root])), 0, []
         for turn in range(3):
             for number in range(nets):
                 before = card.uploads
-                assemble(library, parser.parse(_requests(1, 512, 1, net=f"net{number}")[0]))
-                cache: Any = library._opened
+                assemble(manager, parser.parse(_requests(1, 512, 1, net=f"net{number}")[0]))
+                cache: Any = manager._opened
                 most_bytes = max(most_bytes, cache._vram.used_bytes)
                 uploads += [card.uploads - before] if turn else []
     what = f"{nets} ControlNets in turns"
@@ -204,12 +204,12 @@ class _Card(FakeGpu):
         return shallow_copy_module(module, lambda name, tensor: tensor.to("meta"))
 
 
-def _tell_memory(parser: Parser, device: str, side_px: int, steps: int, report: Report) -> None:
+def _report_memory(parser: Parser, device: str, side_px: int, steps: int, report: Report) -> None:
     """As on a card of 12 GB: torch gets no more, and models fill the share of that which the service gives them."""
     torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_BYTES / torch.cuda.mem_get_info()[1]))
     torch.cuda.reset_peak_memory_stats()
-    library = ModelManager(device=device, vram_bytes=CARD_MODELS_BYTES)
-    with generating(library, parser, threads=0) as ours:
+    manager = ModelManager(device=device, vram_bytes=CARD_MODELS_BYTES)
+    with generating(manager, parser, threads=0) as ours:
         for number in [*range(NETS), *range(NETS)]:
             ours(_requests(1, side_px, steps, net=f"net{number}"))
     what = f"{NETS} ControlNets in turns, twice"

@@ -1,4 +1,4 @@
-"""Bytes that a node fetches until its first ControlNet picture: our images and weights beside the layout they replace.
+"""Bytes that a node fetches until its first ControlNet image: our images and weights beside the layout they replace.
 
 usage: python -m benchmarks.images_bytes     after `make images` and benchmarks/replaced/build.sh; asks no network
 

@@ -104,7 +104,7 @@ def _on_meta(make: Callable[[], Any]) -> Any:
 
 
 def filled(model: Any) -> Any:
-    """Small random numbers, made quickly; what is computed is made anew."""
+    """Small random numbers, made quickly; what is computed is made again."""
     model = model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.uniform_(-0.02, 0.02)
@@ -131,11 +131,11 @@ def _lora(unet: Any, text: Any, *, seed: int) -> dict[str, torch.Tensor]:
 
 class Ours:
     def __init__(self, root: Path) -> None:
-        self.catalogue = scan([root])
+        self.catalog = scan([root])
         self.library = ModelManager(device="cpu", ram_bytes=RAM_BYTES)
 
     def use(self, name: str, *loras: tuple[str, float], embeddings: bool = False) -> object:
-        checkpoint = self.catalogue.checkpoint(name)
+        checkpoint = self.catalog.checkpoint(name)
         generation = Generation(
             checkpoint=checkpoint,
             prompt="",
@@ -146,13 +146,13 @@ class Ours:
             scheduler="ddim",
             seed=0,
             loras=tuple(LoraUse(entry=self._lora(lora), unet_weight=w, text_weight=w) for lora, w in loras),
-            embeddings=tuple(self.catalogue.embeddings_of(checkpoint)) if embeddings else (),
+            embeddings=tuple(self.catalog.embeddings_of(checkpoint)) if embeddings else (),
         )
         with torch.inference_mode():
             return assemble(self.library, generation)
 
     def _lora(self, name: str) -> LoraEntry:
-        return self.catalogue.lora(name, self.catalogue.default())
+        return self.catalog.lora(name, self.catalog.default())
 
     def forget_loras(self) -> None:
         """So that the next use of one makes its copies again, from a file that is read again."""
@@ -354,7 +354,7 @@ def _cold(root: Path) -> None:
 
 def _next(ours: Ours) -> None:
     """Its weights and configs are read again; what all of a family share stays."""
-    entry = ours.catalogue.checkpoint("model1")
+    entry = ours.catalog.checkpoint("model1")
     ours.forget(lambda part: part == entry)
     ours.use("model1")
 

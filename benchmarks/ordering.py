@@ -53,14 +53,14 @@ def a_task(number: int, random_: random.Random) -> WaitingTask:
 
 
 def filled(workers: int, waiting: int, random_: random.Random) -> Scheduler:
-    board = Scheduler()
+    scheduler = Scheduler()
     for i in range(workers):
         view = a_worker(i, random_)
-        board.seen(view, 0.0)
-        board.asks(view.id, 0.0)
+        scheduler.seen(view, 0.0)
+        scheduler.asks(view.id, 0.0)
     for i in range(waiting):
-        board.add(a_task(i, random_), i * 0.001)
-    return board
+        scheduler.add(a_task(i, random_), i * 0.001)
+    return scheduler
 
 
 def times_us(do: Callable[[int], object], rounds: int) -> list[float]:
@@ -72,32 +72,34 @@ def times_us(do: Callable[[int], object], rounds: int) -> list[float]:
     return found
 
 
-def measure(workers: int, rounds: int, waiting: int, goal_us: float, report: Report) -> None:
-    random_ = random.Random(workers)
-    board = filled(workers, waiting, random_)
+def measure(count: int, rounds: int, waiting: int, goal_us: float, report: Report) -> None:
+    random_ = random.Random(count)
+    scheduler = filled(count, waiting, random_)
     tasks = [a_task(waiting + i, random_) for i in range(rounds)]
-    posts = list(board.index.workers.values())
+    workers = list(scheduler.index.workers.values())
     now_s = 20.0
 
     def place(i: int) -> None:
-        board.add(tasks[i], now_s)
+        scheduler.add(tasks[i], now_s)
 
     def take(i: int) -> None:
         # What a worker that has done its task does; the task goes back so that as many wait for the next.
-        for task in board.choose(posts[i % workers].view.id, 1, now_s):
+        for task in scheduler.choose(workers[i % count].view.id, 1, now_s):
             taken.append(task)
 
     def floor(i: int) -> float:
-        held = board.index.holders(tasks[i].kind.checkpoint)
-        return min((post.wait_s(now_s) + 20 * post.step_s_of(("", USUAL_SIZE_CLASS)) for post in held), default=0.0)
+        held = scheduler.index.holders(tasks[i].kind.checkpoint)
+        return min(
+            (worker.wait_s(now_s) + 20 * worker.step_s_of(("", USUAL_SIZE_CLASS)) for worker in held), default=0.0
+        )
 
     taken: list[WaitingTask] = []
     placed, floors = times_us(place, rounds), times_us(floor, rounds)
     for task in tasks:
-        board.remove(task.key)
+        scheduler.remove(task.key)
     asked = times_us(take, rounds)
     base = statistics.mean(floors)
-    place_name, ask_name = f"{workers:,} workers, place a task that comes", f"{workers:,} workers, answer one that asks"
+    place_name, ask_name = f"{count:,} workers, place a task that comes", f"{count:,} workers, answer one that asks"
     for name, found in ((place_name, placed), (ask_name, asked)):
         found.sort()
         report.add(name, found[len(found) // 2], "us", column="p50")

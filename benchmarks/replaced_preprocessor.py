@@ -1,6 +1,6 @@
-"""The preprocessor that Fanlight replaces, with canny alone, rebuilt from its described behaviour to be measured with.
+"""The preprocessor that Fanlight replaces, with canny alone, rebuilt from its described behavior to be measured with.
 
-Flask behind waitress with its four threads. The body is the picture; it becomes RGB and at most 1024 pixels a side;
+Flask behind waitress with its four threads. The body is the image; it becomes RGB and at most 1024 pixels a side;
 controlnet_aux annotates at its own defaults; the answer is lossless WebP at Pillow's defaults, two times in its head.
 Run: `python -m benchmarks.replaced_preprocessor`; prints `ready http=HOST:PORT`.
 """
@@ -19,12 +19,12 @@ HOST = "127.0.0.1"
 SIDE_MAX_PX = 1024
 
 
-def fitted(picture: Image.Image) -> Image.Image:
-    width, height = picture.size
+def fitted(image: Image.Image) -> Image.Image:
+    width, height = image.size
     if max(width, height) <= SIDE_MAX_PX:
-        return picture
+        return image
     scale = SIDE_MAX_PX / max(width, height)
-    return picture.resize((int(width * scale), int(height * scale)))
+    return image.resize((int(width * scale), int(height * scale)))
 
 
 def service() -> Flask:
@@ -35,13 +35,13 @@ def service() -> Flask:
     def process_image(processor_id: str) -> Response:
         start_s = time.perf_counter()
         try:
-            picture = fitted(Image.open(io.BytesIO(request.data)).convert("RGB"))
+            image = fitted(Image.open(io.BytesIO(request.data)).convert("RGB"))
         except OSError as error:
             return make_response(jsonify(error=str(error)), 400)
         if processor_id not in processors:
             return make_response(jsonify(error=f"Processor {processor_id} not found"), 400)
         inference_start_s = time.perf_counter()
-        control = processors[processor_id](picture)
+        control = processors[processor_id](image)
         inference_s = time.perf_counter() - inference_start_s
         stream = io.BytesIO()
         control.save(stream, "WEBP", lossless=True)

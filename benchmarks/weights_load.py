@@ -1,7 +1,7 @@
 """Disk to tensors, cold: our reader against diffusers' from_pretrained on the same files, a UNet and a whole pipeline.
 
 Random fp16 weights in the shapes of SD 1.5 (`--small`: a fifth as wide). All end with every page touched; the page
-cache is dropped for all files before each round, and the share of it that stayed is told; they take turns, in one
+cache is dropped for all files before each round, and the share of it that stayed is reported; they take turns, in one
 process that has imported everything. `the disk alone` reads the UNet's file past the page cache with 16 requests at a
 time and makes nothing of it: nothing can be quicker. The median of the rounds counts, with their range.
 As root also with the disk's read-ahead at Linux's default of 128 kB, put back afterwards.

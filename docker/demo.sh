@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The main job through the containers of compose.yaml: a photo goes in, pictures that follow its edges come out.
+# The main job through the containers of compose.yaml: a photo goes in, images that follow its edges come out.
 # Then a worker is killed in the middle of a job, and everything is stopped by SIGTERM.
 #
-#   docker/demo.sh [OUT]     `make compose-demo`; needs the images. Pictures go to OUT, or to demo/out/compose.
+#   docker/demo.sh [OUT]     `make compose-demo`; needs the container images. Images go to OUT, or to demo/out/compose.
 # COMPOSE and ENGINE name other programs than podman-compose and podman: COMPOSE="docker compose" ENGINE=docker.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -39,7 +39,7 @@ call() {
     curl --silent --show-error --fail-with-body --header "Authorization: bearer $FANLIGHT_CLIENT_TOKEN" "$@"
 }
 
-# Submits a job, waits for it so many seconds, and prints it; pictures that it speaks of come after that.
+# Submits a job, waits up to $2 seconds, and prints it; the files it refers to are the further arguments.
 job_of() {
     call --form "job=$1" "${@:3}" "$url/v1/jobs?wait=$2"
 }
@@ -62,7 +62,7 @@ for ((second = 0; second < patience_s; second++)); do
 done
 [ "$workers" -ge 2 ] || { echo "error: no workers after $patience_s s" >&2; "${compose[@]}" logs >&2; exit 1; }
 
-# Waits until the job has ended well, and keeps its first picture.
+# Waits until the job has succeeded, and saves its first image.
 finish() {
     job=$1
     for ((waited_s = 0; waited_s < patience_s; waited_s += poll_s)); do
@@ -71,12 +71,12 @@ finish() {
         job=$(look_at "$job" "$poll_s")
     done
     [ "$state" = STATE_SUCCEEDED ] || { echo "error: the job ended as $job" >&2; exit 1; }
-    call --output "$out/painted-$2.png" "$url/v1/blobs/$(value images 0 blob digest <<< "$job")"
-    echo "painted $out/painted-$2.png"
+    call --output "$out/image-$2.png" "$url/v1/blobs/$(value images 0 blob digest <<< "$job")"
+    echo "saved $out/image-$2.png"
 }
 
 job=$(job_of '{"generation": {"prompt": "a cup of coffee on a blue background, 3d style", "seed": 1,
-    "controls": [{"annotator": "canny", "picture": {"url": "part:photo"}}]}}' "$poll_s" \
+    "controls": [{"annotator": "canny", "image": {"url": "part:photo"}}]}}' "$poll_s" \
     --form photo=@demo/photos/coffee.jpg) || { echo "error: $job" >&2; exit 1; }
 finish "$job" 1
 

@@ -177,7 +177,7 @@ def argparse_options() -> Iterator[str]:
 
 
 def gateway_names() -> tuple[set[str], set[str]]:
-    """Metrics and JSON names, as a gateway without workers tells them."""
+    """Metrics and JSON names, as a gateway without workers reports them."""
     with tempfile.TemporaryDirectory() as folder:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FANLIGHT_")}
         environment = {

@@ -49,7 +49,7 @@ class Sampler:
         self.pipe.set_progress_bar_config(disable=True)
 
     def generate(self, prompts: list[str], seed: int = 0, edges: list[np.ndarray] | None = None) -> np.ndarray:
-        """Pictures (N, 64, 64, 3) in [0, 1]; the seeds of the prompts are seed, seed + 1, ..."""
+        """Images (N, 64, 64, 3) in [0, 1]; the seeds of the prompts are seed, seed + 1, ..."""
         made = []
         for start in range(0, len(prompts), BATCH):
             part = prompts[start : start + BATCH]

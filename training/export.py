@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
 from training import controlnet, inversion, lora, tokenizer, unet, vivid_vae
 
 STARTER = Path(__file__).parents[1] / "fanlight" / "starter"
-LICENCE = "MIT AND Apache-2.0"
+LICENSE = "MIT AND Apache-2.0"
 
 
 def export_model(source: Path) -> None:
@@ -53,7 +53,7 @@ def describe(path: Path) -> dict:
         "path": path.relative_to(STARTER).as_posix(),
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "license": LICENCE,
+        "license": LICENSE,
     }
 
 

@@ -100,7 +100,7 @@ class TrainedWeights:
             start = end
 
     def update(self, worker: TrainingProcess, step: int) -> None:
-        """One optimiser step on the mean gradient, clipped to length 1, or none if it is not finite."""
+        """One optimizer step on the mean gradient, clipped to length 1, or none if it is not finite."""
         gradient = self.vector.grad
         worker.mean(gradient, step)
         length = float(gradient.norm())

@@ -102,7 +102,7 @@ def shaped_sprite(scene: Scene, size_px: int) -> Image.Image:
 
 
 def compose(scene: Scene, size_px: int = PICTURE_PX) -> np.ndarray:
-    """Paint a scene: uint8 (size, size, 3)."""
+    """Draw a scene: uint8 (size, size, 3)."""
     image = shaped_sprite(scene, size_px)
     width, height = image.size
     canvas = Image.new("RGB", (size_px, size_px), scene.background)

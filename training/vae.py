@@ -67,10 +67,10 @@ def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
+def normalize_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
     """Fold each latent channel's mean and deviation into the quant convolutions.
 
-    Pictures stay the same, and 0.18215 * latent has mean 0 and deviation 1: SD's scaling factor stays true.
+    Images stay the same, and 0.18215 * latent has mean 0 and deviation 1: SD's scaling factor stays true.
     """
     latents = vae.encode(pixels).latent_dist.mode()
     mean = latents.mean((0, 2, 3))
@@ -93,12 +93,12 @@ def stage(worker: TrainingProcess, plan: TrainingPlan) -> None:
 
 
 def finish(vae: AutoencoderKL) -> None:
-    """Normalise, save, and say how good it is."""
+    """Normalize, save, and say how good it is."""
     held = random_pixels(Random(99), 64)
     before = psnr(vae, held)
-    normalise_latents(vae, random_pixels(Random(98), 384))
+    normalize_latents(vae, random_pixels(Random(98), 384))
     vae.to(memory_format=torch.contiguous_format).save_pretrained(FOLDER)
-    print(f"PSNR {before:.2f} dB, {psnr(vae, held):.2f} dB after the latents were normalised", flush=True)
+    print(f"PSNR {before:.2f} dB, {psnr(vae, held):.2f} dB after the latents were normalized", flush=True)
 
 
 def main() -> None:

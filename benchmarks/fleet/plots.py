@@ -1,4 +1,4 @@
-"""How long jobs take, as a picture for each rate: which share of them is done after so many seconds."""
+"""How long jobs take, as an image for each rate: which share of them is done after so many seconds."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ TICKS_S = (2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 # Of each curve.
 POINTS = 200
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-COLOURS = ("#444444", "#c02020", "#e08020", "#2060c0", "#60a0e0", "#208040", "#a060c0")
+COLORS = ("#444444", "#c02020", "#e08020", "#2060c0", "#60a0e0", "#208040", "#a060c0")
 
 
 def draw(results: Sequence[Result], rates: Sequence[float], folder: Path) -> None:
@@ -40,10 +40,10 @@ def _draw(draw: ImageDraw.ImageDraw, results: Sequence[Result], rate: float) -> 
     names = list(dict.fromkeys(result.policy for result in results))
     for place, name in enumerate(names):
         runs = [each.latencies_s for each in results if each.policy == name]
-        colour = COLOURS[place % len(COLOURS)]
-        draw.line([_at(_median_s(runs, i / POINTS), i / POINTS) for i in range(1, POINTS + 1)], colour, 2)
+        color = COLORS[place % len(COLORS)]
+        draw.line([_at(_median_s(runs, i / POINTS), i / POINTS) for i in range(1, POINTS + 1)], color, 2)
         top = TOP_PX + 24 * place
-        draw.line([(WIDTH_PX - RIGHT_PX + 14, top + 8), (WIDTH_PX - RIGHT_PX + 40, top + 8)], colour, 3)
+        draw.line([(WIDTH_PX - RIGHT_PX + 14, top + 8), (WIDTH_PX - RIGHT_PX + 40, top + 8)], color, 3)
         draw.text((WIDTH_PX - RIGHT_PX + 46, top), name, "black", font)
 
 

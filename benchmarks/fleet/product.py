@@ -1,4 +1,4 @@
-"""Workers that ask the gateway's own ordering: `services.gateway.scheduler.schedule`, told the simulated time."""
+"""Workers that ask the gateway's own ordering: `services.gateway.scheduler.schedule`, given the simulated time."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ class Fanlight:
         self._simulation = simulation
         self._clock = simulation.clock
         self._options = simulation.options
-        self.board = Scheduler(replication)
+        self.scheduler = Scheduler(replication)
         models = simulation.popularity.models
         self._sizes = {model: size_of(model) for model in models}
         self._offers = frozenset(_need(model) for model in models)
@@ -47,7 +47,7 @@ class Fanlight:
             queue_time_s=self._clock.now_s,
             steps=STEPS,
         )
-        self.board.add(task, self._clock.now_s)
+        self.scheduler.add(task, self._clock.now_s)
 
     def _kind(self, job: Job) -> TaskKind:
         which = (job.checkpoint, job.lora)
@@ -67,8 +67,8 @@ class Fanlight:
 
     def _stir(self) -> None:
         """Those that the plan has news for hear of it: an idle one has a poll open, a busy one renews its lease."""
-        self.board.take_claims()
-        for worker in sorted(self.board.pop_changed_workers()):
+        self.scheduler.take_claims()
+        for worker in sorted(self.scheduler.pop_changed_workers()):
             node = self._live.get(worker)
             if node is None:
                 continue
@@ -108,30 +108,30 @@ class Fanlight:
         if not node.up or self._worker(node) != worker:
             return
         now_s = self._clock.now_s
-        self.board.seen(self._view(worker, node), now_s)
+        self.scheduler.seen(self._view(worker, node), now_s)
         if node.running is None:
             if worker not in self._asking:
                 self._asking.add(worker)
-                self.board.asks(worker, now_s)
-            for task in self.board.choose(worker, 1, now_s):
+                self.scheduler.asks(worker, now_s)
+            for task in self.scheduler.choose(worker, 1, now_s):
                 job = self._jobs[task.key]
-                self.board.remove(task.key)
-                self.board.started(worker, task, now_s)
+                self.scheduler.remove(task.key)
+                self.scheduler.started(worker, task, now_s)
                 if node.holds(job):
                     self._asking.discard(worker)
-                    self.board.answered(worker, now_s)
+                    self.scheduler.answered(worker, now_s)
                     self._simulation.start(node, job)
                 else:
                     # Evicted meanwhile: the real worker would fetch it now. Give it back.
-                    self.board.ended(task.key, now_s)
+                    self.scheduler.ended(task.key, now_s)
                     self._add(task.key, job)
         self._fetch(worker, node)
         self._stir()
 
     def _fetch(self, worker: str, node: Node) -> None:
-        if not self.board.has_new_fetches(worker):
+        if not self.scheduler.has_new_fetches(worker):
             return
-        wanted = self.board.fetches(worker)
+        wanted = self.scheduler.fetches(worker)
         node.drop_fetches({fetch.model for fetch in wanted})
         for fetch in wanted:
             node.fetch(fetch.model)
@@ -159,7 +159,7 @@ class Fanlight:
 
     def finished(self, node: Node, job: Job) -> None:
         self._jobs.pop((str(job.number), 1), None)
-        self.board.ended((str(job.number), 1), self._clock.now_s)
+        self.scheduler.ended((str(job.number), 1), self._clock.now_s)
         # It asks again at once; the answer takes its time.
         self._clock.after(self._options.answer_s, self._hear, self._worker(node))
 
@@ -171,14 +171,14 @@ class Fanlight:
         self._live.pop(worker, None)
         self._asking.discard(worker)
         self._views.pop(worker, None)
-        self.board.gone(worker, self._clock.now_s)
+        self.scheduler.gone(worker, self._clock.now_s)
         if running is not None and running in self._simulation.open:
             self._add((str(running.number), 1), running)
         self._stir()
 
     def _needed(self, node: Node) -> set[str]:
-        post = self.board.worker(self._worker(node))
-        needed = {model for task in post.in_order() for model in task.kind.models} if post else set()
+        worker = self.scheduler.worker(self._worker(node))
+        needed = {model for task in worker.in_order() for model in task.kind.models} if worker else set()
         return needed | (set(node.running.models) if node.running else set())
 
 

@@ -1,8 +1,8 @@
 """Policies to compare with. They place a job when it comes, know all nodes, and pay nothing for asking.
 
-Their nodes are as good as Fanlight's own workers: they fetch while they paint, small models first, and run the first
+Their nodes are as good as Fanlight's own workers: they fetch while they generate, small models first, and run the first
 job that has all it needs. Plain ones, which the options ask for, do jobs in the order in which they came, and downloads
-too, but still fetch while they paint.
+too, but still fetch while they generate.
 """
 
 import random

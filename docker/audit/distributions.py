@@ -1,4 +1,4 @@
-"""Bytes by Python distribution, told by the RECORD that installers leave; and by what a path is for."""
+"""Bytes by Python distribution, recognized by the RECORD that installers leave; and by what a path is for."""
 
 import posixpath
 import re

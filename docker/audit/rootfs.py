@@ -107,15 +107,15 @@ def _apply(root: RootFs, entries: Sequence[Entry], index: int) -> None:
 def _gone(root: RootFs, entries: Iterable[Entry]) -> dict[str, bool]:
     """What a layer takes from the layers below: path to whether it is gone for good."""
     gone: dict[str, bool] = {}
-    anew: dict[str, bool] = {}
+    replaced: dict[str, bool] = {}
     for entry in entries:
         if entry.kind in (Kind.WHITEOUT, Kind.OPAQUE):
             if entry.kind is Kind.WHITEOUT and entry.path in root.entries:
                 gone[entry.path] = True
             gone.update(dict.fromkeys(root.under(entry.path), True))
         else:
-            anew.update(_replaced(root, entry))
-    return gone | anew
+            replaced.update(_replaced(root, entry))
+    return gone | replaced
 
 
 def _replaced(root: RootFs, entry: Entry) -> dict[str, bool]:

@@ -89,7 +89,7 @@ def _from_archive(name: str, rest: str) -> Image:
 
 
 def _reason(error: Exception) -> str:
-    """In a line: tarfile tells of each way in which it tried."""
+    """In a line: tarfile reports each way in which it tried."""
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing"
     return "it is no tar" if len(lines := str(error).splitlines()) > 1 else "".join(lines) or type(error).__name__

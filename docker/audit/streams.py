@@ -73,7 +73,7 @@ class Hashed(io.RawIOBase):
 
 @contextmanager
 def unpacked(source: BinaryIO, head: bytes, what: str) -> Iterator[BinaryIO]:
-    """The stream inside: gzip and zstd are told by their first bytes, anything else is taken as it is."""
+    """The stream inside: gzip and zstd are recognized by their first bytes, anything else is taken as it is."""
     joined = io.BufferedReader(cast(io.RawIOBase, _Joined(head, source)), CHUNK)
     if head.startswith(GZIP_MAGIC):
         yield cast(BinaryIO, gzip.GzipFile(fileobj=joined))

@@ -27,7 +27,7 @@ def sections(report: dict[str, Any]) -> Iterator[tuple[str, Sequence[str], Rows]
 
 
 def printable(cell: str) -> str:
-    """A path may have any byte in it; a terminal is told none of them."""
+    """A path may have any byte in it; a terminal is sent none of them."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cell)
 
 

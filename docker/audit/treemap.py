@@ -8,7 +8,7 @@ from typing import Any
 from audit.tables import Rows, megabytes, printable, sections
 
 WIDTH, HEIGHT = 1200.0, 640.0
-COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#e15759")
+COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#e15759")
 LABEL_WIDTH, LABEL_HEIGHT = 60, 14
 # A folder is opened up to this level.
 DEPTH = 4
@@ -48,7 +48,7 @@ def _map(image: dict[str, Any]) -> Iterator[str]:
     yield f"<h2>{html.escape(image['name'])}</h2>"
     yield f"<p>{megabytes(image['compressed_bytes'])} compressed, {megabytes(image['rootfs_bytes'])} unpacked</p>"
     yield '<div class="map">'
-    yield from _boxes(image["paths"], "", Box(0, 0, WIDTH, HEIGHT), 1, COLOURS[0])
+    yield from _boxes(image["paths"], "", Box(0, 0, WIDTH, HEIGHT), 1, COLORS[0])
     yield "</div>"
 
 
@@ -59,7 +59,7 @@ def _table(title: str, head: Sequence[str], rows: Rows) -> Iterator[str]:
     yield "</table>"
 
 
-def _boxes(paths: dict[str, int], parent: str, box: Box, level: int, colour: str) -> Iterator[str]:
+def _boxes(paths: dict[str, int], parent: str, box: Box, level: int, color: str) -> Iterator[str]:
     children = [
         (path, size)
         for path, size in paths.items()
@@ -68,19 +68,19 @@ def _boxes(paths: dict[str, int], parent: str, box: Box, level: int, colour: str
     whole = paths.get(parent, sum(size for _, size in children))
     placed = squarify([size for _, size in children], box, whole)
     for index, ((path, size), inner) in enumerate(zip(children, placed, strict=True)):
-        shade = COLOURS[index % len(COLOURS)] if level == 1 else colour
+        shade = COLORS[index % len(COLORS)] if level == 1 else color
         yield _box(path, size, inner, shade)
         if level < DEPTH and min(inner.width, inner.height) > 2 * LABEL_HEIGHT:
             below = Box(inner.x + 2, inner.y + LABEL_HEIGHT, inner.width - 4, inner.height - LABEL_HEIGHT - 2)
             yield from _boxes(paths, path, below, level + 1, shade)
 
 
-def _box(path: str, size: int, box: Box, colour: str) -> str:
+def _box(path: str, size: int, box: Box, color: str) -> str:
     shown = printable(path)
     name = shown.rpartition("/")[2] if box.width > LABEL_WIDTH and box.height > LABEL_HEIGHT else ""
     place = f"left:{box.x:.1f}px;top:{box.y:.1f}px;width:{box.width:.1f}px;height:{box.height:.1f}px"
     title = html.escape(f"{shown}: {megabytes(size)}", quote=True)
-    return f'<div style="{place};background:{colour}" title="{title}">{html.escape(name)}</div>'
+    return f'<div style="{place};background:{color}" title="{title}">{html.escape(name)}</div>'
 
 
 def squarify(sizes: Sequence[int], box: Box, whole: int) -> list[Box]:

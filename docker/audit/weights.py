@@ -1,4 +1,4 @@
-"""Files of weights that another file in the same folder makes superfluous, told by their names."""
+"""Files of weights that another file in the same folder makes superfluous, recognized by their names."""
 
 import posixpath
 import re

@@ -46,7 +46,7 @@ def test_nothing_is_compiled_when_a_container_starts(run, name):
     assert COMPILED_NOW.findall(container.logs()) == []
 
 
-def test_a_first_picture_is_painted_and_nothing_is_compiled_for_it(run):
+def test_a_first_image_is_generated_and_nothing_is_compiled_for_it(run):
     options = (*VERBOSE, "--publish", "127.0.0.1::50053")
     container = run("diffusion:starter", *options, volume="/weights", command=["diffusion"])
     container.wait_until_healthy()
@@ -119,4 +119,4 @@ def test_the_main_job_runs_through_the_containers_and_outlives_a_killed_worker(r
     command = [ROOT / "docker" / "demo.sh", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=4 * PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all((tmp_path / f"painted-{number}.png").read_bytes().startswith(b"\x89PNG") for number in (1, 2))
+    assert all((tmp_path / f"image-{number}.png").read_bytes().startswith(b"\x89PNG") for number in (1, 2))

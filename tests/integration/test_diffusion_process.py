@@ -107,7 +107,7 @@ async def failure(service, request) -> Exception:
     return from_rpc_error(caught.value)
 
 
-async def test_a_picture_comes_with_its_steps_previews_seed_and_effective_request(service):
+async def test_an_image_comes_with_its_steps_previews_seed_and_effective_request(service):
     request = GenerateRequest(prompt="a cat", steps=4, seed=7, preview_every_steps=2)
     events = await generate(service, request)
     assert list(events) == ["queued", "step", "preview", "image", "done"]
@@ -121,7 +121,7 @@ async def test_a_picture_comes_with_its_steps_previews_seed_and_effective_reques
     assert done.effective.steps == 4
 
 
-async def test_the_effective_request_paints_the_same_picture_again(service):
+async def test_the_effective_request_generates_the_same_image_again(service):
     first = await generate(service, GenerateRequest(prompt="a cat", steps=3, scheduler="euler_a"))
     [done] = first["done"]
     assert done.effective.HasField("seed")
@@ -141,7 +141,7 @@ async def test_a_variation_is_in_the_effective_request_and_makes_another_image(s
     assert np.abs(pixels(varied) - pixels(plain)).max() > 0
 
 
-async def test_a_strict_picture_has_the_same_bits_in_another_process_among_strangers(service, models):
+async def test_a_strict_image_has_the_same_bits_in_another_process_among_strangers(service, models):
     request = GenerateRequest(prompt="a (cat:1.2)", steps=4, seed=3, scheduler="dpmpp_sde", strict=True)
     first = await generate(service, request)
     with process(models) as (_, address):
@@ -152,7 +152,7 @@ async def test_a_strict_picture_has_the_same_bits_in_another_process_among_stran
     assert again["image"][0].data == first["image"][0].data
 
 
-async def test_a_control_image_conditions_the_picture(service):
+async def test_a_control_image_conditions_the_image(service):
     control = Control(controlnet="canny", image=picture(), scale=1.5)
     plain = await generate(service, GenerateRequest(steps=3, seed=7))
     controlled = await generate(service, GenerateRequest(steps=3, seed=7, controls=[control]))
@@ -168,7 +168,7 @@ async def test_models_are_listed_with_where_they_are_held(service):
     assert held["damaged"] == diffusion_pb2.Model.RESIDENCY_DISK
 
 
-async def test_mixed_calls_at_once_give_the_pictures_they_give_alone(service):
+async def test_mixed_calls_at_once_give_the_images_they_give_alone(service):
     control = Control(controlnet="depth", image=picture(), end=0.5)
     requests = [
         GenerateRequest(seed=1, steps=4, scheduler="euler_a", prompt="a cat"),

@@ -47,7 +47,7 @@ def finished(http: str, name: str) -> dict:
     return until(ended)
 
 
-def test_a_picture_and_a_prompt_become_controlled_pictures(running):
+def test_an_image_and_a_prompt_become_controlled_images(running):
     source = blob(running.http, picture(size=(96, 80)))
 
     created = create(running.http, job(control=source, count=3, seed=7))
@@ -62,7 +62,7 @@ def test_a_picture_and_a_prompt_become_controlled_pictures(running):
     assert Image.open(io.BytesIO(first.content)).size == (64, 64)
 
 
-def test_the_same_picture_is_annotated_once(running):
+def test_the_same_image_is_annotated_once(running):
     source = blob(running.http, picture(seed=1))
     first = finished(running.http, create(running.http, job(control=source))["name"])
     again = finished(running.http, create(running.http, job("another prompt", control=source))["name"])
@@ -73,7 +73,7 @@ def test_the_same_picture_is_annotated_once(running):
     assert again["control_images"][0]["blob"]["digest"] == first["control_images"][0]["blob"]["digest"]
 
 
-def test_the_same_seed_gives_the_same_picture(running):
+def test_the_same_seed_gives_the_same_image(running):
     digests = {
         finished(running.http, create(running.http, job("a cat", seed=3))["name"])["images"][0]["blob"]["digest"]
         for _ in range(2)
@@ -105,7 +105,7 @@ def test_fifty_jobs_at_once_all_end_well(running):
     assert [one["images"][0]["seed"] for one in done] == [str(n) for n in range(50)]
 
 
-def test_a_raw_picture_is_annotated_over_http(running):
+def test_a_raw_image_is_annotated_over_http(running):
     answer = httpx.post(f"{running.http}/v1/annotate/canny", content=picture(size=(120, 72)), timeout=60)
 
     assert answer.status_code == 200

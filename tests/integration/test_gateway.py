@@ -50,7 +50,7 @@ async def workers_of(channel: grpc.aio.Channel) -> tuple[RpcWorker, RpcWorker]:
     return annotator, painter
 
 
-async def test_a_picture_and_a_prompt_become_pictures(channel: grpc.aio.Channel) -> None:
+async def test_an_image_and_a_prompt_become_images(channel: grpc.aio.Channel) -> None:
     annotator, painter = await workers_of(channel)
     jobs = jobs_of(channel)
     job = await jobs.CreateJob(generation(3), timeout=CALL_LIMIT_S)
@@ -93,7 +93,7 @@ async def test_the_gateway_tells_what_there_is(channel: grpc.aio.Channel) -> Non
     assert [(each.worker.stage, each.live) for each in workers.workers] == [("diffusion", True), ("preprocess", True)]
 
 
-async def test_a_gateway_killed_in_the_middle_of_jobs_loses_nothing_and_makes_every_picture_once(
+async def test_a_gateway_killed_in_the_middle_of_jobs_loses_nothing_and_makes_every_image_once(
     gateway: GatewayProcess, channel: grpc.aio.Channel
 ) -> None:
     annotator, painter = await workers_of(channel)

@@ -20,7 +20,7 @@ def mortal(tmp_path_factory, tiny_models):
 
 
 def working(http: str, name: str):
-    """The job, once a picture of it is being painted."""
+    """The job, once an image of it is being generated."""
     found = httpx.get(f"{http}/v1/{name}", timeout=60).raise_for_status().json()
     painting = any(task["stage"] == "diffusion" and task["state"] == "STATE_LEASED" for task in found["tasks"])
     return found if painting else None

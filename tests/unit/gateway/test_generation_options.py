@@ -126,7 +126,7 @@ async def test_an_image_to_start_from_gives_its_size() -> None:
     assert (request.pipeline, request.width_px, request.height_px) == ("img2img", 256, 192)
 
 
-async def test_a_control_for_inpainting_needs_no_picture() -> None:
+async def test_a_control_for_inpainting_needs_no_image() -> None:
     controls = [diffusion_pb2.Control(controlnet="inpaint")]
     request, _ = await leased(image=SENT, mask=SENT, controls=controls)
     assert request.pipeline == "controlnet_inpaint"
@@ -162,7 +162,7 @@ def test_a_long_list_of_names_is_cut() -> None:
     assert "s19 and 40 more" in refusal(*many, vae="unknown").message
 
 
-def test_without_a_mask_a_control_needs_its_picture() -> None:
+def test_without_a_mask_a_control_needs_its_image() -> None:
     error = refusal(image=SENT, controls=[diffusion_pb2.Control(controlnet="inpaint")])
     assert error.field == "generation.controls[0].image"
 
@@ -199,7 +199,7 @@ def test_loras_in_a_prompt_count_with_those_that_are_listed() -> None:
     assert "16" in error.message
 
 
-def test_more_embeddings_in_a_prompt_than_a_picture_takes_are_refused_and_not_forgotten() -> None:
+def test_more_embeddings_in_a_prompt_than_an_image_takes_are_refused_and_not_forgotten() -> None:
     many = [AnnouncedModel(id=f"e{number}", kind="embedding", family="starter") for number in range(33)]
     error = refusal(*many, prompt=", ".join(each.id for each in many))
     assert (error.reason, error.field) == ("INVALID_FIELD", "generation.prompt")
@@ -222,7 +222,7 @@ async def test_an_embedding_named_in_a_prompt_is_needed_of_the_worker() -> None:
 
 
 @pytest.mark.parametrize("listed", [False, True])
-async def test_a_word_keeps_no_picture_waiting_for_a_worker_that_is_away(listed: bool) -> None:
+async def test_a_word_keeps_no_image_waiting_for_a_worker_that_is_away(listed: bool) -> None:
     fleet = Fleet()
     async with fleet.running():
         away = fleet.worker("diffusion", "away", models=MODELS)

@@ -21,7 +21,7 @@ from tests.fakes.gateway_process import RpcWorker, jobs_of
 from tests.fakes.rpc_gateway import serving
 
 GENERATE, CONTROL = "fanlight.diffusion.v1.GenerateRequest", "fanlight.diffusion.v1.Control"
-ANNOTATE, PICTURE = "fanlight.preprocessor.v1.AnnotateRequest", "fanlight.common.v1.ImageSource"
+ANNOTATE, IMAGE = "fanlight.preprocessor.v1.AnnotateRequest", "fanlight.common.v1.ImageSource"
 # Newer than those of today, and no farther ahead than a gateway believes a worker.
 NEWER = 77
 ABSURD = b"a field of tomorrow"
@@ -143,8 +143,8 @@ async def test_a_field_of_an_image_is_kept_beside_its_blob(channel: grpc.aio.Cha
     image = with_field(photo(), 30)
     annotation = preprocessor_pb2.AnnotateRequest(annotator="canny", image=image)
     error = await refusal(channel, gateway_pb2.CreateJobRequest(annotation=annotation))
-    assert (error.field, f"field 30 of {PICTURE}" in error.message) == ("annotation.image.30", True)
-    new = await newer(channel, PICTURE, stage=PREPROCESS)
+    assert (error.field, f"field 30 of {IMAGE}" in error.message) == ("annotation.image.30", True)
+    new = await newer(channel, IMAGE, stage=PREPROCESS)
     await jobs_of(channel).CreateJob(gateway_pb2.CreateJobRequest(annotation=annotation))
     assert await RpcWorker(channel, PREPROCESS, "old").lease() == []
     (task,) = await new.lease()

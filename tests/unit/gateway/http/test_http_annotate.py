@@ -25,7 +25,7 @@ from tests.fakes.fleet import resolved
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.memory_blobs import MemoryBlobs
 
-PICTURE = b"\x89PNG\r\n\x1a\n" + b"photo"
+IMAGE = b"\x89PNG\r\n\x1a\n" + b"photo"
 MAP = b"\x89PNG\r\n\x1a\n" + b"edges"
 Client = httpx.AsyncClient
 
@@ -52,24 +52,24 @@ def succeed(gateway: FakeGateway, blob: BlobInfo) -> None:
     )
 
 
-async def test_a_picture_goes_in_and_its_control_image_comes_out(
+async def test_an_image_goes_in_and_its_control_image_comes_out(
     client: Client, gateway: FakeGateway, blobs: MemoryBlobs
 ) -> None:
     info = blobs.put(MAP)
     succeed(gateway, info)
-    response = await client.post("/v1/annotate/canny", content=PICTURE)
+    response = await client.post("/v1/annotate/canny", content=IMAGE)
     assert (response.status_code, response.content) == (200, MAP)
     assert response.headers["content-type"] == "image/png"
     assert response.headers["etag"] == f'"{info.digest}"'
     assert response.headers["fanlight-job"] == "jobs/1"
     (new,) = gateway.jobs.created
     (source,) = new.draft.images
-    assert (source.field, source.digest) == ("annotation.image", digest_of(PICTURE))
+    assert (source.field, source.digest) == ("annotation.image", digest_of(IMAGE))
 
 
 async def test_the_timings_are_told(client: Client, gateway: FakeGateway, blobs: MemoryBlobs) -> None:
     succeed(gateway, blobs.put(MAP))
-    response = await client.post("/v1/annotate/canny", content=PICTURE)
+    response = await client.post("/v1/annotate/canny", content=IMAGE)
     timing = "queue;dur=500.0, decode;dur=2.0, edge__map;dur=250.0, total;dur=1000.0"
     assert response.headers["server-timing"] == timing
 
@@ -79,7 +79,7 @@ async def test_a_cached_control_image_is_told(client: Client, gateway: FakeGatew
     assert gateway.jobs.ending is not None
     cached = ControlImage(annotator="canny", blob=blobs.put(MAP), cached=True)
     gateway.jobs.ending = replace(gateway.jobs.ending, tasks=(), control_images=(cached,))
-    response = await client.post("/v1/annotate/canny", content=PICTURE)
+    response = await client.post("/v1/annotate/canny", content=IMAGE)
     assert response.headers["server-timing"] == 'cache;desc="hit", total;dur=1000.0'
 
 
@@ -88,14 +88,14 @@ async def test_query_parameters_are_the_annotators_in_its_kinds(
 ) -> None:
     succeed(gateway, blobs.put(MAP))
     query = {"low_threshold": "50", "gray": "true", "sigma": "1.5", "mode": "fine", "wait": "30"}
-    assert (await client.post("/v1/annotate/canny", params=query, content=PICTURE)).status_code == 200
+    assert (await client.post("/v1/annotate/canny", params=query, content=IMAGE)).status_code == 200
     (new,) = gateway.jobs.created
     assert dict(resolved(new).parameters) == {"low_threshold": 50, "gray": True, "sigma": 1.5, "mode": "fine"}
 
 
 async def test_a_size_is_asked_for(client: Client, gateway: FakeGateway, blobs: MemoryBlobs) -> None:
     succeed(gateway, blobs.put(MAP))
-    await client.post("/v1/annotate/canny?width_px=64&height_px=32", content=PICTURE)
+    await client.post("/v1/annotate/canny?width_px=64&height_px=32", content=IMAGE)
     (new,) = gateway.jobs.created
     assert (resolved(new).width_px, resolved(new).height_px) == (64, 32)
 
@@ -119,7 +119,7 @@ async def test_a_size_is_asked_for(client: Client, gateway: FakeGateway, blobs: 
     ],
 )
 async def test_what_is_wrong_is_named(client: Client, gateway: FakeGateway, path: str, status: int, field: str) -> None:
-    response = await client.post(path, content=PICTURE)
+    response = await client.post(path, content=IMAGE)
     assert (response.status_code, response.json()["error"]["field"]) == (status, field)
     assert not gateway.jobs.created
 
@@ -127,7 +127,7 @@ async def test_what_is_wrong_is_named(client: Client, gateway: FakeGateway, path
 async def test_a_job_that_fails_for_the_requests_fault_is_answered_so(client: Client, gateway: FakeGateway) -> None:
     failure = Failure(reason="INVALID_FIELD", message="is not an image", field="image.data")
     gateway.jobs.ending = replace(a_job("1"), state=JobState.FAILED, failure=failure)
-    response = await client.post("/v1/annotate/canny", content=PICTURE)
+    response = await client.post("/v1/annotate/canny", content=IMAGE)
     assert response.status_code == 400
     assert response.json()["error"]["message"] == "is not an image"
 
@@ -135,7 +135,7 @@ async def test_a_job_that_fails_for_the_requests_fault_is_answered_so(client: Cl
 async def test_a_job_that_no_node_could_do_is_the_servers_fault(client: Client, gateway: FakeGateway) -> None:
     failure = Failure(reason="ATTEMPTS_SPENT", message="three nodes failed")
     gateway.jobs.ending = replace(a_job("1"), state=JobState.FAILED, failure=failure)
-    assert (await client.post("/v1/annotate/canny", content=PICTURE)).status_code == 500
+    assert (await client.post("/v1/annotate/canny", content=IMAGE)).status_code == 500
 
 
 async def test_a_wait_that_ends_too_early_reports_the_last_failure(client: Client, gateway: FakeGateway) -> None:
@@ -144,18 +144,18 @@ async def test_a_wait_that_ends_too_early_reports_the_last_failure(client: Clien
     attempt = Attempt(worker="w", node="n", lease_time_s=1.0, end_time_s=2.0, ending=Ending.FAILED, failure=failure)
     task = Task(number=1, stage="preprocess", request=0, state=TaskState.QUEUED, attempts=(attempt,))
     gateway.jobs.ending = replace(queued, state=JobState.RUNNING, tasks=(task,))
-    response = await client.post("/v1/annotate/canny", content=PICTURE)
+    response = await client.post("/v1/annotate/canny", content=IMAGE)
     assert response.status_code == 504
     assert "pidinet needs a file that cannot be reached" in response.json()["error"]["message"]
 
 
 async def test_a_cancelled_job_is_told(client: Client, gateway: FakeGateway) -> None:
     gateway.jobs.ending = replace(a_job("1"), state=JobState.CANCELLED)
-    assert (await client.post("/v1/annotate/canny", content=PICTURE)).json()["error"]["reason"] == "CANCELLED"
+    assert (await client.post("/v1/annotate/canny", content=IMAGE)).json()["error"]["reason"] == "CANCELLED"
 
 
 async def test_a_job_that_takes_longer_than_the_wait_is_named_so_that_it_can_be_found(client: Client) -> None:
-    response = await client.post("/v1/annotate/canny?wait=0", content=PICTURE)
+    response = await client.post("/v1/annotate/canny?wait=0", content=IMAGE)
     assert response.status_code == 504
     assert "/v1/jobs/1" in response.json()["error"]["message"]
     assert (await client.get("/v1/jobs/1")).status_code == 200

@@ -52,7 +52,7 @@ async def test_a_stream_of_unknown_length_becomes_a_blob(client: Client) -> None
     assert (await client.post("/v1/blobs", content=chunks())).json()["digest"] == digest_of(PNG)
 
 
-async def test_bytes_that_are_no_picture_have_no_telling_type(client: Client, blobs: MemoryBlobs) -> None:
+async def test_bytes_that_are_no_image_have_no_telling_type(client: Client, blobs: MemoryBlobs) -> None:
     info = blobs.put(b"<html><script>alert(1)</script>")
     fetched = await client.get(f"/v1/blobs/{info.digest}")
     assert fetched.headers["content-type"] == "application/octet-stream"

@@ -107,13 +107,13 @@ async def test_jobs_are_listed_by_state(client: Client, state: str) -> None:
     assert [job["name"] for job in listed["jobs"]] == ["jobs/1"]
 
 
-async def test_a_data_url_is_the_picture(client: Client, gateway: FakeGateway) -> None:
+async def test_a_data_url_is_the_image(client: Client, gateway: FakeGateway) -> None:
     assert (await client.post("/v1/jobs", json=controlled({"url": DATA_URL}))).status_code == 201
     (new,) = gateway.jobs.created
     assert sources_of(new) == [("generation.controls[0].image", PNG, "")]
 
 
-async def test_base64_is_the_picture(client: Client, gateway: FakeGateway) -> None:
+async def test_base64_is_the_image(client: Client, gateway: FakeGateway) -> None:
     body = {"annotation": {"annotator": "canny", "image": {"data": base64.b64encode(PNG).decode()}}}
     assert (await client.post("/v1/jobs", json=body)).status_code == 201
     (new,) = gateway.jobs.created
@@ -121,7 +121,7 @@ async def test_base64_is_the_picture(client: Client, gateway: FakeGateway) -> No
 
 
 @pytest.mark.parametrize("as_file", [True, False])
-async def test_a_form_brings_the_job_and_its_pictures(
+async def test_a_form_brings_the_job_and_its_images(
     client: Client, gateway: FakeGateway, blobs: MemoryBlobs, as_file: bool
 ) -> None:
     job = json.dumps(controlled({"url": "part:photo"}))
@@ -132,7 +132,7 @@ async def test_a_form_brings_the_job_and_its_pictures(
     assert await blobs.stat("default", digest_of(PNG)) is not None
 
 
-async def test_one_part_may_be_the_picture_of_several_controls(client: Client, gateway: FakeGateway) -> None:
+async def test_one_part_may_be_the_image_of_several_controls(client: Client, gateway: FakeGateway) -> None:
     control = {"annotator": "canny", "image": {"url": "part:photo"}}
     job = json.dumps({"generation": {"prompt": "a teapot", "controls": [control, control]}})
     response = await client.post("/v1/jobs", files={"photo": ("p.png", PNG), "job": (None, job)})

@@ -1,10 +1,10 @@
-"""From exec of the diffusion process to its first picture, with all weights still to fetch over a home link.
+"""From exec of the diffusion process to its first image, with all weights still to fetch over a home link.
 
 The store is empty. A repository in SD 1.5's file layout (random fp16 weights, its own tokenizer; a fifth as wide, and
 `--full` as wide as SD 1.5) is served as a hub does at the far end of benchmarks.link_emulator. The process preloads it;
-a client in the same network asks for a picture of two steps, 64 x 64, as soon as the port answers. The goal is at most
+a client in the same network asks for an image of two steps, 64 x 64, as soon as the port answers. The goal is at most
 1.1 times what the link takes for the bytes at its rate, plus 5 s. Needs root.
-Run: `python -m benchmarks.first_picture [--full] [--mbps 100] [--rtt-ms 20] [--rounds 2] [--keep FOLDER]`.
+Run: `python -m benchmarks.first_image [--full] [--mbps 100] [--rtt-ms 20] [--rounds 2] [--keep FOLDER]`.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def serve(folder: Path, host: str) -> None:
 
 
 def ask() -> None:
-    """One picture as soon as there is somebody to ask; when what happened, on time.perf_counter."""
+    """One image as soon as there is somebody to ask; when what happened, on time.perf_counter."""
     request = diffusion_pb2.GenerateRequest(
         prompt="a red apple on a blue background", model=f"hf:{REPO}", seed=1, steps=2, width_px=64, height_px=64
     )
@@ -103,7 +103,7 @@ def running(*command: str, **env: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 def self_with(place: Sequence[str], *words: str) -> list[str]:
-    return [*place, sys.executable, "-m", "benchmarks.first_picture", *words]
+    return [*place, sys.executable, "-m", "benchmarks.first_image", *words]
 
 
 def measure(folder: Path, shape: Shape) -> dict[str, float]:
@@ -131,10 +131,10 @@ def measure(folder: Path, shape: Shape) -> dict[str, float]:
             with running(*link.client, sys.executable, "-m", "services.diffusion", **settings):
                 asker.stdin.write("\n")
                 asker.stdin.flush()
-                told = json.loads(asker.stdout.readline())
-    at = {name: when - begin_s for name, when in told["at"].items()}
-    print(", ".join(f"{name} {took_s:.2f} s" for name, took_s in told["spans"].items()), flush=True)
-    return {**at, "first byte": link.first_s - begin_s, "fetched": told["fetched"]}
+                reported = json.loads(asker.stdout.readline())
+    at = {name: when - begin_s for name, when in reported["at"].items()}
+    print(", ".join(f"{name} {took_s:.2f} s" for name, took_s in reported["spans"].items()), flush=True)
+    return {**at, "first byte": link.first_s - begin_s, "fetched": reported["fetched"]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
