@@ -34,7 +34,8 @@ SETTLE_S = 480.0
 # Less than until the first kill: a smoke run shows that the house stands and that jobs end.
 SMOKE_MINUTES = 0.03
 SEND_EVERY_S = (0.5, 2.0)
-PNG = b"\x89PNG\r\n\x1a\n"
+# A header of 256 x 192 pixels, which is all of an image that the gateway reads.
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x01\0\0\0\0\xc0\x08\x02\0\0\0"
 OPEN = (Job.STATE_QUEUED, Job.STATE_RUNNING)
 
 

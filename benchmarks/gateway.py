@@ -34,7 +34,8 @@ from services.gateway.domain.job import Job, Lease
 from tests.fakes.gateway_process import GatewayProcess, RpcWorker, jobs_of
 from tests.fakes.jobs import generation
 
-PNG = b"\x89PNG\r\n\x1a\n"
+# A header of 256 x 192 pixels, which is all of an image that the gateway reads.
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x01\0\0\0\0\xc0\x08\x02\0\0\0"
 IMAGE_BYTES = 467_000
 CONTROL_BYTES = 425_000
 QUEUED = 1_000
