@@ -1,4 +1,4 @@
-"""Webhooks as their targets see them: signed, tried again, never inward unless allowed, and bounded in time."""
+"""Webhooks as their targets see them: signed, retried, not sent to internal addresses, and bounded in time."""
 
 import asyncio
 import base64
@@ -120,14 +120,14 @@ async def test_a_target_that_says_it_is_gone_is_given_up(target: Target) -> None
         assert (await fleet.gateway.jobs.webhook(job.name)).state is DeliveryState.GIVEN_UP
 
 
-async def test_a_target_that_turns_out_to_lie_inward_is_given_up(target: Target) -> None:
+async def test_a_target_that_turns_out_to_be_internal_is_given_up(target: Target) -> None:
     async with telling(Fleet()).running() as fleet:
         job = await an_ended_job(fleet, "https://hooks.example/")
         fleet.gateway.use_webhooks(WebhookOptions(sender=Refusing(), payload=payload, default_key=KEY))
         await tick(fleet)
         delivery = await fleet.gateway.jobs.webhook(job.name)
         assert (delivery.state, len(delivery.tries)) == (DeliveryState.GIVEN_UP, 1)
-        assert "inward" in delivery.tries[0].error
+        assert "internal" in delivery.tries[0].error
 
 
 async def test_a_delivery_survives_its_gateway(target: Target) -> None:
@@ -175,8 +175,8 @@ async def test_a_target_that_is_no_http_server_or_nobody_is_no_crash() -> None:
         await WebhookHttp(LOOPBACK).post("http://no-such-host.invalid/", {}, b"{}")
 
 
-async def test_a_name_that_leads_inward_is_not_called(target: Target) -> None:
-    with pytest.raises(FailedPrecondition, match="inward"):
+async def test_a_name_of_an_internal_address_is_not_called(target: Target) -> None:
+    with pytest.raises(FailedPrecondition, match="internal"):
         await WebhookHttp(()).post(target.url.replace("127.0.0.1", "localhost"), {}, b"{}")
     assert target.heard == []
 
@@ -204,7 +204,7 @@ async def test_a_name_that_leads_inward_is_not_called(target: Target) -> None:
         "224.0.0.1",
     ],
 )
-async def test_an_inward_address_is_refused_at_once(host: str) -> None:
+async def test_an_internal_address_is_refused_at_once(host: str) -> None:
     async with Fleet().running() as fleet:
         fleet.gateway.use_webhooks(WebhookOptions(sender=WebhookHttp(()), payload=payload, default_key=KEY))
         with pytest.raises(InvalidField):

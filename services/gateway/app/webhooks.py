@@ -43,7 +43,7 @@ PENDING_LIMIT = 100_000
 
 
 def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
-    """Private, loopback, link-local and other inward addresses only within an allowed network. Guards against SSRF."""
+    """Internal addresses (private, loopback, link-local) only within an allowed network. Guards against SSRF."""
     meant = _embedded_ipv4(address)
     if any(each.version == network.version and each in network for network in allowed for each in (address, meant)):
         return True
@@ -60,8 +60,8 @@ def _embedded_ipv4(address: Address) -> Address:
     return embedded or address
 
 
-def refuse_inward(url: str, allowed: Sequence[Network], *, field: str) -> None:
-    """InvalidField for an inward address that is recognized without resolving names."""
+def refuse_internal(url: str, allowed: Sequence[Network], *, field: str) -> None:
+    """InvalidField for an internal address that is recognized without resolving names."""
     address = _address_of((urlsplit(url).hostname or "").rstrip("."))
     if address is not None and not is_allowed(address, allowed):
         raise InvalidField("points to an internal address, which this gateway does not allow", field=field)
@@ -146,7 +146,7 @@ class Webhooks:
             return
         if self._options is None or not self._options.key_of(tenant):
             raise FailedPrecondition("this gateway has no secret to sign webhooks with", field="webhook_url")
-        refuse_inward(url, self._options.allowed, field="webhook_url")
+        refuse_internal(url, self._options.allowed, field="webhook_url")
 
     def observe(self, job: Job) -> None:
         key = _key(job)
