@@ -20,11 +20,16 @@ def print_json_line(value: object) -> None:
 
 
 def print_columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Aligned columns, never truncated, so that names can be copied."""
-    lines = [list(titles), *([str(cell) for cell in row] for row in rows)]
+    """Aligned columns, never truncated, so that names can be copied. Control characters are escaped."""
+    lines = [list(titles), *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def printable(text: str) -> str:
+    """What controls a terminal, or reorders its text, as an escape such as `\\x1b`; prompts come from other people."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def say(text: str) -> None:
@@ -35,7 +40,7 @@ def print_error(error: FanlightError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": error.as_dict()})
     else:
-        say(f"error: {error.message}")
+        say(f"error: {printable(error.message)}")
 
 
 def to_dict(message: Message) -> dict[str, Any]:

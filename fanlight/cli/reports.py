@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fanlight.cli.output import print_columns
+from fanlight.cli.output import print_columns, printable
 from fanlight.gateway.v1.gateway_pb2 import Job, JobEstimate, JobExplanation, Task, TaskExplanation, WorkerExplanation
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
     from rich.console import Console
 
-    from fanlight.common.v1.common_pb2 import FetchProgress
+    from fanlight.common.v1.common_pb2 import Failure, FetchProgress
     from fanlight.gateway.v1.gateway_pb2 import JobEvent
 
 
@@ -77,15 +77,22 @@ def print_job(job: Job) -> None:
     """The job, then why it failed, its tasks and its images, where there are any."""
     print_jobs([job])
     if job.HasField("failure"):
-        where = f"{job.failure.field}: " if job.failure.field else ""
-        print(f"\nfailed: {where}{job.failure.message}")
+        print(f"\nfailed: {_failure(job.failure)}")
     if job.tasks:
         print()
         print_columns(("TASK", "STAGE", "STATE", "ATTEMPTS", "STEP", "WORKER"), [_task_row(task) for task in job.tasks])
+        for task in job.tasks:
+            if task.HasField("failure") and not job.HasField("failure"):
+                print(f"task {task.number}, last attempt: {_failure(task.failure)}")
     if job.images:
         print()
         rows = [(image.seed, f"{image.width_px}x{image.height_px}", image.blob.digest) for image in job.images]
         print_columns(("SEED", "SIZE", "DIGEST"), rows)
+
+
+def _failure(failure: "Failure") -> str:
+    where = f"{failure.field}: " if failure.field else ""
+    return printable(f"{where}{failure.message}")
 
 
 def _job_row(job: Job) -> tuple[object, ...]:

@@ -284,7 +284,7 @@ CONTROLS = [
     ),
     _generate(
         "an annotator for an image that was made",
-        (INVALID, "controls[0].made_by", "leave it or the annotator out"),
+        (INVALID, "controls[0].made_by", "leave out this field or the annotator"),
         controls=[photo(made_by=_made_by("canny"))],
     ),
     _generate(

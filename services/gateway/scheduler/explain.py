@@ -112,7 +112,7 @@ def _why(place: Place | None, others: Sequence[PassedOver]) -> str:
             f"no worker offers all that it needs; {nearest.worker} comes nearest and lacks {name_list(nearest.missing)}"
         )
     if all(each.verdict is Verdict.FAILED_IT for each in able):
-        return "every worker that could do it has failed it, and others may still come"
+        return "every worker that could do it has failed it once; one of them will retry it"
     return "a worker is being chosen"
 
 

@@ -97,11 +97,12 @@ class Replication:
         """The worker that should fetch the task's checkpoint; `needed`: it has no replica, so the task waits for it."""
         checkpoint = task.kind.checkpoint
         best, best_s = None, float("inf")
+        is_retry = needed and index.all_failed(task)
         for worker in index.sample_able(task.kind, LOOK):
             if checkpoint in worker.view.held or checkpoint in worker.fetches:
                 continue
             cost_s = self._cost_s(worker, task, now_s, needed=needed)
-            if cost_s < best_s and self._may(worker, task, now_s, needed=needed):
+            if cost_s < best_s and (is_retry or self._may(worker, task, now_s, needed=needed)):
                 best, best_s = worker, cost_s
         return best
 

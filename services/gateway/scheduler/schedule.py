@@ -284,7 +284,7 @@ class Scheduler:
         fresh = [each for each in able if each.view.node not in task.failed_nodes] if task.failed_nodes else able
         if fresh or not able:
             return fresh
-        return able if self.index.nodes_of(task.kind) <= task.failed_nodes else []
+        return able if self.index.all_failed(task) else []
 
     # Choosing
 
@@ -363,7 +363,7 @@ class Scheduler:
         other = self._plan.get(task.key)
         if other is worker:
             return 0.0
-        if worker.view.node in task.failed_nodes and not self.index.nodes_of(task.kind) <= task.failed_nodes:
+        if worker.view.node in task.failed_nodes and not self.index.all_failed(task):
             return 0.0
         if not self._prefetches.has_slot(worker, task):
             return 0.0

@@ -434,9 +434,11 @@ class WorkerIndex:
         offered = self._group_of[worker.view.id].next_checkpoints(count)
         return [model for model in offered if model not in self._holders]
 
-    def nodes_of(self, kind: TaskKind) -> frozenset[str]:
-        """All nodes that could do it. Linear in the workers: called only for tasks that failed somewhere."""
-        return frozenset(worker.view.node for group in self.able(kind) for worker in group)
+    def all_failed(self, task: WaitingTask) -> bool:
+        """Every node that could do it failed it once: then each may retry it. Linear in the workers of failed tasks."""
+        if not task.failed_nodes:
+            return False
+        return all(worker.view.node in task.failed_nodes for group in self.able(task.kind) for worker in group)
 
     def near(self, kind: TaskKind, count: int) -> list[WorkerState]:
         """Some workers that can do it without fetching its checkpoint; those that hold its small models come first."""

@@ -170,6 +170,23 @@ def test_a_job_is_shown_with_its_tasks_and_images(said):
     assert said("jobs", "show", "jobs/j1", "--json")["images"][0]["seed"] == 7
 
 
+def test_a_prompt_cannot_control_the_terminal(said, service):
+    job = Job(name="jobs/j1", state=Job.STATE_QUEUED)
+    job.generation.prompt = "a \x1bc cat \u202e\x07"
+    service.jobs["jobs/j1"] = job
+
+    assert r"a \x1bc cat \u202e\x07" in said("jobs", "list")
+
+
+def test_a_waiting_job_shows_why_its_last_attempt_failed(said, service):
+    job = Job(name="jobs/j1", state=Job.STATE_QUEUED)
+    failure = job.tasks.add(number=1, stage="diffusion", attempts=1).failure
+    failure.field, failure.message = "generation.model", "the source cannot be reached"
+    service.jobs["jobs/j1"] = job
+
+    assert "task 1, last attempt: generation.model: the source cannot be reached" in said("jobs", "show", "j1")
+
+
 def test_a_watch_prints_a_line_for_each_event(said, capsys, service):
     service.jobs["jobs/j1"] = Job(name="jobs/j1", state=Job.STATE_QUEUED, revision=1)
     assert run(["jobs", "watch", "j1", "--json"]) == 0

@@ -322,6 +322,17 @@ def test_a_node_that_failed_a_task_leaves_it_to_another_while_there_is_one() -> 
     assert got(scheduler, now_s=1.0) == ["1"]
 
 
+def test_a_node_retries_a_checkpoint_that_no_other_node_can_fetch() -> None:
+    failed = a_task("1", failed_nodes=frozenset({"node-w"}))
+    scheduler = a_scheduler(a_view(held=frozenset()))
+    add(scheduler, failed)
+    assert [fetch.model for fetch in scheduler.fetches("w")] == ["a"]
+    scheduler = a_scheduler(a_view(held=frozenset()), a_view("other", held=frozenset()))
+    add(scheduler, failed)
+    assert scheduler.fetches("w") == []
+    assert [fetch.model for fetch in scheduler.fetches("other")] == ["a"]
+
+
 def test_what_was_planned_for_a_worker_that_is_gone_goes_elsewhere() -> None:
     scheduler = a_scheduler(a_view("1"), a_view("2", step_s=1.0))
     add(scheduler, a_task("t"))
