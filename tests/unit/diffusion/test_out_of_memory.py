@@ -259,7 +259,7 @@ def test_the_estimate_of_what_an_image_needs_is_enough_and_not_much_more(family,
     shape = replace(
         generation.checkpoint.shape, latent_factor=8, block_out_channels=tuple(recipe.unet["block_out_channels"])
     )
-    told = vram_estimate_bytes(
+    estimated = vram_estimate_bytes(
         replace(generation, checkpoint=replace(generation.checkpoint, recipe=recipe, shape=shape)), 2
     )
     # As a GPU's kernels have it: the scores of attention are never all there at once.
@@ -275,4 +275,4 @@ def test_the_estimate_of_what_an_image_needs_is_enough_and_not_much_more(family,
         with (decoding := FakeMemory()), vae_module._tiled(vae, side_px > 512):
             vae.decode(torch.empty(1, 4, min(side, 64), min(side, 64), dtype=vae.dtype))
     needed = max(evaluating.most_bytes, decoding.most_bytes)
-    assert needed <= told <= 3 * needed
+    assert needed <= estimated <= 3 * needed

@@ -33,9 +33,9 @@ async def test_what_one_node_lacks_is_retried_on_another(fleet: Fleet, failure: 
     job = await fleet.gateway.jobs.create(generation())
     (task,) = await poor.lease()
     await poor.fail(task, Fault.NODE, failure)
-    told = await fleet.get(job)
-    assert told.state is JobState.QUEUED
-    assert told.tasks[0].failure.field == f"generation.{failure.field}"
+    kept = await fleet.get(job)
+    assert kept.state is JobState.QUEUED
+    assert kept.tasks[0].failure.field == f"generation.{failure.field}"
     await rich.come()
     fleet.clock.advance(10.0)
     fleet.gateway._core.queue_index.release_due()

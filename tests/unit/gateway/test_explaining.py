@@ -47,9 +47,9 @@ async def test_other_calls_are_answered_while_many_jobs_are_estimated(fleet: Fle
             await asyncio.sleep(0)
 
     other = asyncio.create_task(somebody_else())
-    told = await fleet.gateway.explanations.with_estimates([job, NotFound("no such job")] * 100)
+    answers = await fleet.gateway.explanations.with_estimates([job, NotFound("no such job")] * 100)
     other.cancel()
-    assert [getattr(each, "estimate", "none") is not None for each in told] == [True] * 200
+    assert [getattr(each, "estimate", "none") is not None for each in answers] == [True] * 200
     assert turns >= 200 / ESTIMATES_AT_A_TIME
 
 

@@ -33,7 +33,7 @@ class LateStore(MemoryStore):
 
 
 class HastyStore(LateStore):
-    """Before a write returns, another gateway has written too, and this one's watch has told that."""
+    """Before a write returns, another gateway has written too, and the watch of this one has delivered the change."""
 
     next_job: Job | None = None
 

@@ -83,8 +83,8 @@ async def test_outputs_go_from_task_to_task_of_any_stage(monkeypatch: pytest.Mon
         await worker.complete(task, image=b"made by %d" % number)
     done = await fleet.get(job)
     assert done.state is JobState.SUCCEEDED
-    told = answers.job(done)
-    assert [[(each.field, each.task) for each in task.inputs] for task in told.tasks] == [
+    shown = answers.job(done)
+    assert [[(each.field, each.task) for each in task.inputs] for task in shown.tasks] == [
         [],
         [("image", 1)],
         [("image", 2)],
