@@ -40,7 +40,6 @@ DEFAULT_COUNT, COUNT_LIMIT = 1, 32
 SEED_LIMIT = 2**64
 # Random seeds are shorter, so that people can copy them.
 DRAWN_SEED_LIMIT = 2**32
-DEFAULT_VARIATION_STRENGTH = 0.0
 
 # --- Models ---
 LORAS_LIMIT = 16
@@ -67,9 +66,7 @@ PARAMETER_DESCRIPTION_LIMIT_BYTES = 4096
 PARAMETER_CHOICES_LIMIT = 256
 
 # --- Result ---
-DEFAULT_FORMAT = "png"
 DEFAULT_QUALITY, QUALITY_LIMIT = 90, 100
-DEFAULT_RESIZE = "crop"
 # Of what an image was made from, in a job's record, which many images share. The image's own file holds all of it.
 PROVENANCE_LIMIT_BYTES = 16_384
 

@@ -48,11 +48,14 @@ def needs_of(request: GenerateRequest) -> Needs:
     return Needs(offers=tuple(offers.items()), amounts=tuple(_amounts(request)))
 
 
-def needs_of_annotation(request: AnnotateRequest) -> Needs:
-    """`request`: resolved, so that the annotator is named by its id. Without a size no pixels are known."""
+def needs_of_annotation(request: AnnotateRequest, *, field: str = "annotator") -> Needs:
+    """`request`: resolved, so that the annotator is named by its id. `field`: the client's, that names the annotator.
+
+    Without a size no pixels are known.
+    """
     pixels = request.width_px * request.height_px
     return Needs(
-        offers=((f"{ANNOTATOR}:{request.annotator}", "annotator"),),
+        offers=((f"{ANNOTATOR}:{request.annotator}", field),),
         amounts=((PIXELS, pixels, "width_px"),) if pixels else (),
     )
 

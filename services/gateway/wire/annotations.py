@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract import annotation
-from fanlight.contract.needs import PIXELS, Needs
+from fanlight.contract.needs import Needs, needs_of_annotation
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.submission import KeptImage, SourceImage
 from services.gateway.domain.job import PREPROCESS, ControlImage, Facts, StageRequest
@@ -78,11 +78,8 @@ def facts_for(
     request: preprocessor_pb2.AnnotateRequest, fleet: Fleet, newer: Needs = NOTHING, *, field: str = "annotator"
 ) -> Facts:
     """What `needs.require` raises. `field`: the one that names the annotator."""
-    pixels = request.width_px * request.height_px
-    needs = Needs(
-        offers=((f"annotator:{request.annotator}", field), *newer.offers),
-        amounts=((PIXELS, pixels, "width_px"),) if pixels else (),
-    )
+    own = needs_of_annotation(request, field=field)
+    needs = Needs(offers=(*own.offers, *newer.offers), amounts=own.amounts)
     require(fleet, PREPROCESS, needs)
     return facts_of(needs, annotator=request.annotator)
 

@@ -59,7 +59,6 @@ _OTHER_FORMATS = {
 
 _WEIGHTS = (".safetensors", *PICKLES)
 _CONFIG = re.compile(r"\.(json|txt|model)$")
-_CONFIG_FOLDERS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor")
 _VARIANT = re.compile(r"[._](fp16|bf16|fp32|non_ema|ema)(?=[._-]|$)")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 # transformers names the same weights pytorch_model.bin or model.safetensors.
