@@ -3,6 +3,8 @@
 Services raise the first part and translate it at their edges; clients and the command line raise the second.
 """
 
+from typing import Self
+
 # Errors quote their input, which may be megabytes; gRPC drops responses whose trailers exceed 8 KiB.
 MESSAGE_MAX_BYTES = 800
 FIELD_MAX_BYTES = 200
@@ -20,6 +22,8 @@ class FanlightError(Exception):
     is_request_fault: bool = False
     # A retry at the same peer gives the same error.
     is_final: bool = False
+    # The part that failed, as in common.v1.Failure, such as `lora:cyanotype`; empty if unknown.
+    part: str = ""
 
     def __init__(self, message: str, *, field: str = "", retry_after_s: float | None = None) -> None:
         self.message = _short(message, MESSAGE_MAX_BYTES)
@@ -33,7 +37,12 @@ class FanlightError(Exception):
             self.message,
             field=f"{prefix}.{self.field}" if self.field else prefix,
             retry_after_s=self.retry_after_s,
-        )
+        ).of_part(self.part)
+
+    def of_part(self, part: str) -> Self:
+        """The same error, which says that this part failed; a part that is named already stays."""
+        self.part = self.part or _short(part, FIELD_MAX_BYTES)
+        return self
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, without unset values."""

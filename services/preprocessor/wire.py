@@ -89,7 +89,7 @@ def response_of(result: AnnotationResult, waited_s: float) -> preprocessor_pb2.A
 
 
 def failure_of(error: FanlightError) -> common_pb2.Failure:
-    return common_pb2.Failure(reason=error.reason, message=error.message, field=error.field)
+    return common_pb2.Failure(reason=error.reason, message=error.message, field=error.field, part=error.part)
 
 
 def annotator_to_proto(

@@ -131,7 +131,9 @@ class TaskRunner:
                 log.info("task_abandoned", why="lost")
             except FanlightError as error:
                 fault = Fault.FAULT_REQUEST if error.is_request_fault else Fault.FAULT_NODE
-                failure = common_pb2.Failure(reason=error.reason, message=error.message, field=error.field)
+                failure = common_pb2.Failure(
+                    reason=error.reason, message=error.message, field=error.field, part=error.part
+                )
                 await self._fail(lease, fault, failure)
             except Exception:
                 # A client never sees the message of an unexpected error; the reference leads to it in the log.

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61nlight/common/v1/common.proto\x12\x12\x66\x61nlight.common.v1\"M\n\x04\x42lob\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\nmedia_type\x18\x04 \x01(\t\"`\n\x0bImageSource\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12(\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x18.fanlight.common.v1.BlobH\x00\x12\r\n\x03url\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"9\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"(\n\x04Span\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nduration_s\x18\x02 \x01(\x01\"\x9c\x01\n\rFetchProgress\x12\x11\n\treference\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x13\n\x0bgoodput_bps\x18\x04 \x01(\x01\x12\x19\n\x0cseconds_left\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06source\x18\x06 \x01(\tB\x0f\n\r_seconds_leftb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61nlight/common/v1/common.proto\x12\x12\x66\x61nlight.common.v1\"M\n\x04\x42lob\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\nmedia_type\x18\x04 \x01(\t\"`\n\x0bImageSource\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12(\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x18.fanlight.common.v1.BlobH\x00\x12\r\n\x03url\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"G\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0c\n\x04part\x18\x04 \x01(\t\"(\n\x04Span\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nduration_s\x18\x02 \x01(\x01\"\x9c\x01\n\rFetchProgress\x12\x11\n\treference\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x13\n\x0bgoodput_bps\x18\x04 \x01(\x01\x12\x19\n\x0cseconds_left\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06source\x18\x06 \x01(\tB\x0f\n\r_seconds_leftb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGESOURCE']._serialized_start=134
   _globals['_IMAGESOURCE']._serialized_end=230
   _globals['_FAILURE']._serialized_start=232
-  _globals['_FAILURE']._serialized_end=289
-  _globals['_SPAN']._serialized_start=291
-  _globals['_SPAN']._serialized_end=331
-  _globals['_FETCHPROGRESS']._serialized_start=334
-  _globals['_FETCHPROGRESS']._serialized_end=490
+  _globals['_FAILURE']._serialized_end=303
+  _globals['_SPAN']._serialized_start=305
+  _globals['_SPAN']._serialized_end=345
+  _globals['_FETCHPROGRESS']._serialized_start=348
+  _globals['_FETCHPROGRESS']._serialized_end=504
 # @@protoc_insertion_point(module_scope)

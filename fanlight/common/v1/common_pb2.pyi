@@ -84,19 +84,26 @@ class Failure(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     FIELD_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
     reason: builtins.str
     """A constant in UPPER_SNAKE_CASE, as in google.rpc.ErrorInfo."""
     message: builtins.str
     field: builtins.str
     """The request's wrong field, such as `generation.controls[0].annotator`; empty if no field is wrong."""
+    part: builtins.str
+    """The part that failed, as KIND:ID: `checkpoint:`, `lora:`, `vae:`, `controlnet:`, `embedding:` and the model's id,
+    `annotator:` and its id, `source:` and the host that weights come from, or `device:` and its name, such as
+    `device:cuda`. Empty if unknown.
+    """
     def __init__(
         self,
         *,
         reason: builtins.str = ...,
         message: builtins.str = ...,
         field: builtins.str = ...,
+        part: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["field", b"field", "message", b"message", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["field", b"field", "message", b"message", "part", b"part", "reason", b"reason"]) -> None: ...
 
 Global___Failure: typing_extensions.TypeAlias = Failure
 

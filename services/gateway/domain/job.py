@@ -59,6 +59,8 @@ class Failure:
     reason: str
     message: str
     field: str = ""
+    # The part that failed, such as `lora:cyanotype`; empty if unknown.
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,7 +187,9 @@ def _task(task: Task) -> gateway_pb2.Task:
 
 
 def _failure(value: Failure | None) -> common_pb2.Failure | None:
-    return common_pb2.Failure(reason=value.reason, message=value.message, field=value.field) if value else None
+    if value is None:
+        return None
+    return common_pb2.Failure(reason=value.reason, message=value.message, field=value.field, part=value.part)
 
 
 def annotators(fleet: Fleet) -> gateway_pb2.ListAnnotatorsResponse:

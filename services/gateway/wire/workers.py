@@ -202,6 +202,7 @@ def failure(request: queue_pb2.FailTaskRequest) -> Failure:
         reason=reported.reason[:REASON_LIMIT] or "NODE_FAULT",
         message=reported.message[:MESSAGE_LIMIT],
         field=reported.field[:MESSAGE_LIMIT],
+        part=reported.part[:MESSAGE_LIMIT],
     )
 
 
