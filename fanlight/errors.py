@@ -126,6 +126,15 @@ class Unauthenticated(FanlightError):
     is_request_fault = True
 
 
+class PermissionDenied(FanlightError):
+    """The caller is known and may not do this."""
+
+    code = "PERMISSION_DENIED"
+    reason = "PERMISSION_DENIED"
+    is_final = True
+    is_request_fault = True
+
+
 class LeaseLost(FanlightError):
     """The token is no longer the task's: abandon the work."""
 

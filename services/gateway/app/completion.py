@@ -164,7 +164,7 @@ class Completion:
             return
         annotator = self._workers.annotator_of(task.lease.worker, request.facts.annotator)
         if annotator is not None:
-            await self._cache.keep(request, annotator, task.outputs[0])
+            await self._cache.keep(request, annotator, task.outputs[0], node=task.lease.node)
 
     async def end_attempt(self, token: str, fault: Fault | None, failure: Failure) -> None:
         """End a worker's attempt; without a fault the task is only given back. LeaseLost."""

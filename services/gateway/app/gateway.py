@@ -12,6 +12,7 @@ from services.gateway.app import (
     control_cache,
     dead_letters,
     job_store,
+    nodes,
     prefetch,
     webhooks,
     worker_registry,
@@ -25,12 +26,14 @@ from services.gateway.app.job_store import IdempotencyKeys, StoreProbe, refuse_o
 from services.gateway.app.jobs import Jobs
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.leasing import Polls
+from services.gateway.app.nodes import Nodes
 from services.gateway.app.prefetch import PrefetchClaims
 from services.gateway.app.retention import BlobRetention, ClockWatch, JobRetention
 from services.gateway.app.submission import JobPlanner, SourceImages
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.job import Job
+from services.gateway.domain.nodes import NodeRecord
 from services.gateway.ports import Clock, RecordStore
 from services.kernel.blobs import BlobStore
 from services.kernel.logs import get_logger
@@ -50,6 +53,8 @@ BUCKETS = (
     circuit_breakers.BUCKET,
     job_store.REQUESTS_BUCKET,
     job_store.JOBS_BUCKET,
+    nodes.INVITES_BUCKET,
+    nodes.NODES_BUCKET,
     prefetch.BUCKET,
     webhooks.BUCKET,
     worker_registry.BUCKET,
@@ -83,6 +88,7 @@ class Gateway:
         images = SourceImages(blobs, limit_bytes=settings.image_limit_bytes)
         self.probe = StoreProbe(store, clock)
         self.workers = core.workers
+        self.nodes = Nodes(store, clock, random_bytes)
         self.dead_letters = DeadLetters(store)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)
@@ -120,6 +126,7 @@ class Gateway:
         while True:
             try:
                 await refuse_other_format(self._store, BUCKETS)
+                await self.nodes.load()
                 return await self.workers.load()
             except Unavailable as error:
                 log.info("store_not_ready", message=error.message)
@@ -146,6 +153,7 @@ class Gateway:
         """Watches over the store, by which this gateway learns of the others' changes."""
         core = self._core
         ours = [core.job_store.follow(), core.circuit_breakers.follow(), core.webhooks.follow(), self._cache.follow()]
+        ours.append(self.nodes.follow())
         return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:
@@ -153,6 +161,7 @@ class Gateway:
         if self._clock_watch.is_settled():
             await self._retention.sweep()
             await self.workers.sweep()
+            await self.nodes.sweep()
             await self._core.heartbeats.sweep()
             await self._blob_retention.make_room()
         await self._prefetches.sweep()
@@ -164,6 +173,26 @@ class Gateway:
     async def _sweep_blobs(self) -> None:
         if self._clock_watch.is_settled():
             await self._blob_retention.sweep()
+
+    async def purge_node(self, node_id: str) -> int:
+        """Drop the cached control images that the node made; returns how many."""
+        dropped = await self._cache.purge(node_id)
+        log.info("node_purged", node=node_id, dropped=dropped)
+        return dropped
+
+    async def revoke_node(self, node_id: str, reason: str) -> NodeRecord:
+        """End its credentials and leases, and drop the cached control images that it made. NotFound."""
+        node = await self.nodes.revoke(node_id, reason)
+        await self._end_nodes()
+        return node
+
+    async def _end_nodes(self) -> None:
+        """Ends the leases of nodes whose rights have ended, and drops what revoked ones made."""
+        for node_id in self.nodes.pop_ended():
+            for lease in self._leases.of_node(node_id):
+                await self.queue.expire(lease)
+            if self.nodes.is_revoked(node_id):
+                await self.purge_node(node_id)
 
     @property
     def cache_figures(self) -> CacheFigures:
@@ -187,6 +216,7 @@ class Gateway:
             self._core.workers.retire_silent()
             self._core.queue_index.release_due()
             await self._claim_prefetches()
+            await self._end_nodes()
             await self.queue.expire_due()
             await self.queue.end_late_jobs()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from fanlight.errors import LeaseLost
 from services.gateway.domain.job import Job, Task, TaskState
+from services.gateway.domain.nodes import node_of
 from services.gateway.ports import Clock
 from services.gateway.scheduler.queue import Key
 
@@ -108,6 +109,11 @@ class LeaseTable:
 
     def of_worker(self, worker_id: str) -> list[LiveLease]:
         return list(self._of_worker.get(worker_id, {}).values())
+
+    def of_node(self, node_id: str) -> list[LiveLease]:
+        """Those of the workers whose ids derive from the node's."""
+        workers = [each for each in self._of_worker if node_of(each) == node_id]
+        return [lease for worker in workers for lease in self.of_worker(worker)]
 
     def due(self) -> list[LiveLease]:
         """Those that were not renewed in time, and those whose task has stalled."""

@@ -135,6 +135,9 @@ class WorkerRegistry:
             await self._forget([each for each in self._at.get(known.place, {}).values() if self._is_replaced(each)])
         return True
 
+    def live_ids(self) -> Sequence[str]:
+        return [each for each, known in self._known.items() if known.live]
+
     def _is_replaced(self, known: _KnownWorker) -> bool:
         """It went away, and was not heard of since a newer worker of its node and stage came."""
         others = self._at.get(known.place, {}).values()
