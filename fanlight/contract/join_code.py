@@ -1,7 +1,8 @@
 """The join code, by which a node joins a fleet: what the operator copies from the gateway to the node.
 
-`flj1.{invitation}.{secret}.{authority}@{gateway}`. The digest of the gateway's certificate authority is `-` for a
-gateway in plain text; `@{gateway}` is left out where no address is set.
+`flj1.{invitation}.{secret}.{authority}@{gateway}`. The authority is `o` and a digest for a certificate that the gateway
+made itself, `c` and a digest for one that the operator gave, `-` in plain text. `@{gateway}` is left out where no
+address is set.
 """
 
 import re
@@ -10,23 +11,27 @@ from dataclasses import dataclass, field
 from fanlight.errors import InvalidField
 
 PREFIX = "flj1"
-PLAIN_TEXT = "-"
 LIMIT_CHARS = 1_024
+# The name in every certificate that a gateway made itself. Nodes trust only that gateway's authority for it.
+OWN_NAME = "gateway.fanlight.internal"
 
-_CODE = re.compile(rf"{PREFIX}\.([0-9a-f]{{10}})\.([0-9a-f]{{64}})\.([0-9a-f]{{64}}|{PLAIN_TEXT})(?:@(\S{{3,512}}))?")
+_CODE = re.compile(rf"{PREFIX}\.([0-9a-f]{{10}})\.([0-9a-f]{{64}})\.(?:([oc])([0-9a-f]{{64}})|-)(?:@(\S{{3,512}}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinCode:
     invite: str
     secret: str = field(repr=False)
-    # Hexadecimal sha256 of the DER of the gateway's certificate authority; empty for a gateway in plain text.
+    # Hexadecimal sha256 of the DER of the last certificate of the gateway's chain; empty for a gateway in plain text.
     authority: str = ""
-    # HOST:PORT of the gateway's gRPC, or several separated by commas; empty where the node must be told apart.
+    # The gateway made its certificate itself: it has the name OWN_NAME, whatever address is dialed.
+    is_own: bool = False
+    # HOST:PORT of the gateway's gRPC, or several separated by commas; empty where the node is told it otherwise.
     gateway: str = ""
 
     def __str__(self) -> str:
-        code = f"{PREFIX}.{self.invite}.{self.secret}.{self.authority or PLAIN_TEXT}"
+        authority = ("o" if self.is_own else "c") + self.authority if self.authority else "-"
+        code = f"{PREFIX}.{self.invite}.{self.secret}.{authority}"
         return f"{code}@{self.gateway}" if self.gateway else code
 
 
@@ -38,7 +43,5 @@ def parse_join_code(text: str, *, field: str = "join_code") -> JoinCode:
             f"is not a join code, which starts with {PREFIX}.; copy all of what `fanlight nodes invite` printed",
             field=field,
         )
-    invite, secret, authority, gateway = found.groups()
-    return JoinCode(
-        invite=invite, secret=secret, authority="" if authority == PLAIN_TEXT else authority, gateway=gateway or ""
-    )
+    invite, secret, kind, authority, gateway = found.groups()
+    return JoinCode(invite=invite, secret=secret, authority=authority or "", is_own=kind == "o", gateway=gateway or "")

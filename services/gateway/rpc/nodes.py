@@ -20,8 +20,9 @@ class JoinAddress:
 
     # HOST:PORT for nodes; empty where the operator has not set it.
     gateway: str = ""
-    # Hexadecimal sha256 of the certificate authority; empty in plain text.
+    # As in JoinCode.
     authority: str = ""
+    is_own: bool = False
 
 
 class NodeService(nodes_pb2_grpc.NodeServiceServicer):
@@ -64,7 +65,11 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
             comment=wire.comment(request.comment, field="comment"),
         )
         code = JoinCode(
-            invite=invite.id, secret=secret, authority=self._address.authority, gateway=self._address.gateway
+            invite=invite.id,
+            secret=secret,
+            authority=self._address.authority,
+            is_own=self._address.is_own,
+            gateway=self._address.gateway,
         )
         return nodes_pb2.CreateInviteResponse(invite=wire.invite(invite), join_code=str(code))
 

@@ -201,8 +201,11 @@ async def test_the_sweep_forgets_nodes_that_expired_long_ago_and_keeps_revoked_o
 
 @pytest.mark.parametrize("gateway", ["", "gateway.example:50051", "10.0.0.1:50051,10.0.0.2:50051"])
 @pytest.mark.parametrize("authority", ["", "c" * 64])
-def test_a_join_code_reads_back_as_it_was(gateway: str, authority: str) -> None:
-    code = JoinCode(invite="0123456789", secret="d" * 64, authority=authority, gateway=gateway)
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_join_code_reads_back_as_it_was(gateway: str, authority: str, is_own: bool) -> None:
+    code = JoinCode(
+        invite="0123456789", secret="d" * 64, authority=authority, is_own=is_own and bool(authority), gateway=gateway
+    )
     assert parse_join_code(f" {code}\n") == code
     assert "d" * 64 not in repr(code)
 

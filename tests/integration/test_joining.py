@@ -1,0 +1,181 @@
+"""A node joins a gateway over TLS that the gateway made itself, and keeps its credential fresh."""
+
+import asyncio
+import datetime
+import json
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from fanlight.contract.join_code import OWN_NAME, JoinCode, parse_join_code
+from fanlight.errors import Unauthenticated, Unavailable
+from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
+from services.gateway.adapters.certificates import CertificateFiles, authority_digest, own_certificate
+from services.gateway.app.tenants import callers_of
+from services.gateway.rpc.nodes import JoinAddress, NodeService
+from services.kernel.grpc_server import ErrorInterceptor
+from services.worker.identity import CodeProof, CredentialFile, NodeIdentity, Trust, pinned_roots
+from services.worker.retry import Env
+from tests.fakes.fleet import Fleet
+
+OPERATOR = "operator-token"
+
+
+class Door:
+    """NodeService of a fleet's gateway behind TLS."""
+
+    def __init__(self, address: str, files: CertificateFiles, fleet: Fleet) -> None:
+        self.address, self.files, self.fleet = address, files, fleet
+
+    async def invite(self, **fields: object) -> JoinCode:
+        channel = open_channel(self.address, Trust(roots=self.files.authority.read_bytes(), name=OWN_NAME))
+        async with channel:
+            answer = await nodes_pb2_grpc.NodeServiceStub(channel).CreateInvite(
+                nodes_pb2.CreateInviteRequest(**fields), metadata=(("authorization", f"bearer {OPERATOR}"),)
+            )
+        return parse_join_code(answer.join_code)
+
+    def identity(self, code: JoinCode, folder: Path, wall_s: Callable[[], float] | None = None) -> NodeIdentity:
+        return NodeIdentity(
+            CodeProof(code),
+            CredentialFile(folder, asyncio.sleep),
+            find_trust=lambda: Trust(roots=pinned_roots(code.gateway, code.authority), name=OWN_NAME),
+            open_channel=lambda trust: open_channel(code.gateway, trust),
+            name="box",
+            stages=["diffusion"],
+            env=Env(),
+            wall_s=wall_s or (lambda: 1_000_000.0),
+        )
+
+
+def open_channel(address: str, trust: Trust) -> grpc.aio.Channel:
+    return grpc.aio.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(trust.roots),
+        options=[("grpc.ssl_target_name_override", trust.name)],
+    )
+
+
+@asynccontextmanager
+async def served(fleet: Fleet, files: CertificateFiles) -> AsyncIterator[Door]:
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    chain = files.chain.read_bytes()
+    credentials = grpc.ssl_server_credentials([(files.key.read_bytes(), chain)])
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    address = JoinAddress(gateway=f"127.0.0.1:{port}", authority=authority_digest(chain), is_own=True)
+    service = NodeService(fleet.gateway, callers_of(OPERATOR, ()), fleet.clock, address, None)
+    nodes_pb2_grpc.add_NodeServiceServicer_to_server(service, server)
+    await server.start()
+    try:
+        yield Door(f"127.0.0.1:{port}", files, fleet)
+    finally:
+        await server.stop(None)
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with Fleet().running() as running:
+        yield running
+
+
+@pytest.fixture
+async def door(fleet: Fleet, tmp_path: Path) -> AsyncIterator[Door]:
+    files = own_certificate(tmp_path, [], now=datetime.datetime.now(datetime.UTC))
+    async with served(fleet, files) as door:
+        yield door
+
+
+async def test_a_node_joins_with_nothing_but_its_code_and_is_the_same_node_after_a_restart(
+    door: Door, tmp_path: Path
+) -> None:
+    code = await door.invite()
+    identity = door.identity(code, tmp_path / "state")
+    await identity.establish()
+    assert door.fleet.gateway.nodes.of_credential(identity.token())
+    again = door.identity(code, tmp_path / "state")
+    await again.establish()
+    assert (again.node_id, again.token()) == (identity.node_id, identity.token())
+    assert stat.S_IMODE((tmp_path / "state" / "node.json").stat().st_mode) == 0o600
+    with pytest.raises(Unauthenticated, match="used up"):
+        await door.identity(code, tmp_path / "elsewhere").establish()
+
+
+async def test_a_node_does_not_join_another_gateway_at_the_same_address(
+    door: Door, fleet: Fleet, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    files = own_certificate(other, [], now=datetime.datetime.now(datetime.UTC))
+    code = await door.invite()
+    async with served(fleet, files) as impostor:
+        lured = replace(code, gateway=impostor.address)
+        with pytest.raises(Unauthenticated, match="another certificate"):
+            await impostor.identity(lured, tmp_path / "state").establish()
+
+
+async def test_a_gateway_in_plain_text_and_one_that_is_away_are_told_apart(door: Door, tmp_path: Path) -> None:
+    code = await door.invite()
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    plain = replace(code, gateway=f"127.0.0.1:{port}")
+    with pytest.raises(Unauthenticated, match="does not speak TLS"):
+        await door.identity(plain, tmp_path / "state").establish()
+    await server.stop(None)
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await door.identity(plain, tmp_path / "state").establish()
+
+
+async def test_two_workers_of_one_machine_share_a_credential_and_renew_it_once(door: Door, tmp_path: Path) -> None:
+    now_s = 1_000_000.0
+    code = await door.invite()
+    first, second = (door.identity(code, tmp_path / "state", lambda: now_s) for _ in range(2))
+    await asyncio.gather(first.establish(), second.establish())
+    assert first.token() == second.token()
+    before = first.token()
+    now_s += 4 * 3_600.0
+    await first.renew_if_due()
+    await second.renew_if_due()
+    assert first.token() == second.token() != before
+    assert door.fleet.gateway.nodes.of_credential(first.token())
+
+
+async def test_a_revoked_node_cannot_renew(door: Door, tmp_path: Path) -> None:
+    now_s = 1_000_000.0
+    identity = door.identity(await door.invite(), tmp_path / "state", lambda: now_s)
+    await identity.establish()
+    await door.fleet.gateway.revoke_node(identity.node_id, "it lied")
+    assert door.fleet.gateway.nodes.of_credential(identity.token()) is None
+    now_s += 4 * 3_600.0
+    with pytest.raises(Unauthenticated, match="revoked"):
+        await identity.renew_if_due()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"stages": 3}', "\x00" * 10, json.dumps({"stages": [], "x": 1})])
+async def test_a_damaged_credential_file_makes_the_node_join_again(door: Door, tmp_path: Path, content: str) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "node.json").write_text(content)
+    identity = door.identity(await door.invite(), state)
+    await identity.establish()
+    assert door.fleet.gateway.nodes.of_credential(identity.token())
+
+
+async def test_a_state_folder_that_cannot_be_written_is_named(door: Door, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    state = tmp_path / "file" / "state"
+    with pytest.raises(Unavailable, match="FANLIGHT_WORKER_STATE_DIR"):
+        await door.identity(await door.invite(), state).establish()
+
+
+async def test_only_an_operator_invites(door: Door) -> None:
+    channel = open_channel(door.address, Trust(roots=door.files.authority.read_bytes(), name=OWN_NAME))
+    async with channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="right token"):
+            await nodes_pb2_grpc.NodeServiceStub(channel).CreateInvite(nodes_pb2.CreateInviteRequest())
