@@ -14,6 +14,7 @@ from fanlight.blobs.v1.blobs_pb2_grpc import BlobServiceStub
 from fanlight.channel import open_channel
 from fanlight.client import requests
 from fanlight.client.blobs import BlobTransfer
+from fanlight.client.nodes import NodeCalls
 from fanlight.client.requests import GenerationOptions, ImageInput, ParameterValue
 from fanlight.client.retry import Answer, Retry
 from fanlight.client.watch import JobWatch, require_success
@@ -59,6 +60,8 @@ class AsyncClient:
         self._jobs = JobServiceStub(self._channel)
         self._retry = Retry(connect_s=connect_s)
         self._blobs = BlobTransfer(BlobServiceStub(self._channel), self._retry, scope=scope)
+        # The operator's calls about nodes.
+        self.nodes = NodeCalls(self._channel, self._retry, timeout_s=timeout_s)
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
