@@ -23,6 +23,8 @@ log = get_logger()
 
 # A waiting poll asks the scheduler again this often: what is planned for another worker may be late there.
 RECHECK_S = 5.0
+# How often a poll chooses again, where other gateways were faster or the chosen tasks must wait.
+CHOICES_LIMIT = 1_000
 
 # UnreadableRecord where the task's message cannot be made of its record.
 Check = Callable[[Job, Task], object]
@@ -132,11 +134,13 @@ class Polls:
 
     async def _claim(self, poll: Poll, check: Check | None) -> Sequence[LeasedTask]:
         """Lease what the scheduler chooses; choose again where other gateways were faster."""
-        while True:
-            chosen = self._scheduler.choose(poll.worker.id, poll.max_tasks, self._clock.monotonic_s())
+        for _ in range(CHOICES_LIMIT):
+            planned = self._scheduler.choose(poll.worker.id, poll.max_tasks, self._clock.monotonic_s())
             self._queue_index.notify()
-            if not chosen:
+            if not planned:
                 return ()
+            if not (chosen := self._queue_index.without_waiting(planned)):
+                continue
             keys = [task.key for task in chosen]
             self._queue_index.withhold(keys)
             try:
@@ -145,6 +149,7 @@ class Polls:
                     return passed
             finally:
                 self._queue_index.release(keys)
+        return ()
 
     async def _passes(self, leased: LeasedTask, check: Check) -> bool:
         try:
@@ -152,7 +157,7 @@ class Polls:
         except UnreadableRecord as error:
             failure = Failure(reason=error.reason, message=error.message)
             with contextlib.suppress(LeaseLost):
-                await self._completion.fail(leased.token, Fault.REQUEST, failure)
+                await self._completion.fail(leased.token, Fault.REQUEST, failure, confirms=lambda *_: True)
             return False
         return True
 
