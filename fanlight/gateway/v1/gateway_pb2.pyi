@@ -1149,7 +1149,7 @@ class WorkerExplanation(google.protobuf.message.Message):
     node: builtins.str
     verdict: builtins.str
     """Why it was or was not chosen: `planned`, `slower`, `sooner` (since the task was planned elsewhere),
-    `offers_too_little`, `failed_it`, `draining`, `away`.
+    `offers_too_little`, `failed_it`, `avoided` (see AvoidedTasks), `draining`, `away`.
     """
     why: builtins.str
     """The same in one sentence."""

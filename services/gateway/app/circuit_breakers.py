@@ -59,9 +59,12 @@ class CircuitBreakers:
             elif not isinstance(change, CaughtUp):
                 self._known[change.key] = BREAKERS.read(BUCKET, change) or _NONE
 
-    async def note_failure(self, node: str, key: BreakerKey, reason: str) -> None:
+    async def note_failure(self, node: str, key: BreakerKey, reason: str, *, batch_s: float = 0.0) -> None:
+        """`batch_s`: as for `after_failure`."""
         now_s = self._clock.now_s()
-        breakers = await self._change(node, lambda before: after_failure(before, key, reason=reason, now_s=now_s))
+        breakers = await self._change(
+            node, lambda before: after_failure(before, key, reason=reason, batch_s=batch_s, now_s=now_s)
+        )
         failed = breakers.find(key)
         if failed is not None and failed.is_open(now_s):
             for_s = round(failed.until_s - now_s)
@@ -98,7 +101,8 @@ class CircuitBreakers:
 class StragglerDetector:
     """Finds workers that are slow, or fail much, against others of their stage and device; they come back on trial.
 
-    It never sets aside the last live worker of a stage. Many tasks of one job that fail at a worker count once.
+    It never sets aside the last live worker of a stage. Many tasks of one job, or of one batch,
+    that fail at a worker count once.
     """
 
     def __init__(
@@ -116,6 +120,8 @@ class StragglerDetector:
         self._counted: dict[str, dict[int, int]] = {}
         # Of open jobs: the workers for which a failure of theirs was counted.
         self._failed_by: dict[str, set[str]] = {}
+        # By worker: when the batch was leased that was counted last.
+        self._failed_batches: dict[str, float] = {}
 
     def observe(self, job: Job) -> None:
         before = self._counted.pop(job.id, {})
@@ -140,7 +146,9 @@ class StragglerDetector:
                 self._fail(job, task, refusal.worker)
         elif task.attempts and task.attempts[-1].ending is Ending.FAILED:
             attempt = task.attempts[-1]
-            if is_own_fault(attempt.failure) and not attempt.refused:
+            is_batch_known = attempt.batch_size > 1 and self._failed_batches.get(attempt.worker) == attempt.lease_time_s
+            if is_own_fault(attempt.failure) and not attempt.refused and not is_batch_known:
+                self._failed_batches[attempt.worker] = attempt.lease_time_s
                 self._fail(job, task, attempt.worker)
 
     def _fail(self, job: Job, task: Task, worker: str) -> None:
@@ -189,6 +197,7 @@ class StragglerDetector:
     def forget(self, worker: str) -> None:
         self._paces.forget(worker)
         self._judged.pop(worker, None)
+        self._failed_batches.pop(worker, None)
         self._aside.pop(worker, None)
 
 

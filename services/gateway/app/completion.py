@@ -248,7 +248,8 @@ class Completion:
         need = blame.blamed_need(job, task, attempt.failure)
         if need and blame.is_first(job, attempt, need):
             key = self._workers.key_of(attempt.worker, task.stage, need)
-            await self._breakers.note_failure(attempt.node, key, attempt.failure.reason)
+            batch_s = attempt.lease_time_s if attempt.batch_size > 1 else 0.0
+            await self._breakers.note_failure(attempt.node, key, attempt.failure.reason, batch_s=batch_s)
 
     def _chance(self) -> float:
         """From 0 up to 1."""

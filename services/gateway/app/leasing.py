@@ -180,15 +180,15 @@ class Polls:
 
     async def _lease(self, worker: Worker, keys: Sequence[Key]) -> Sequence[LeasedTask]:
         leased: list[LeasedTask] = []
+        now_s = self._clock.now_s()
         for job_id in dict.fromkeys(job_id for job_id, _ in keys):
             numbers = [number for each, number in keys if each == job_id]
-            leased += await self._lease_of(job_id, numbers, worker, batch_size=len(keys))
+            leased += await self._lease_of(job_id, numbers, worker, now_s=now_s, batch_size=len(keys))
         return leased
 
     async def _lease_of(
-        self, job_id: str, numbers: Sequence[int], worker: Worker, *, batch_size: int
+        self, job_id: str, numbers: Sequence[int], worker: Worker, *, now_s: float, batch_size: int
     ) -> Sequence[LeasedTask]:
-        now_s = self._clock.now_s()
         leases = {
             number: Lease(
                 token=new_token((job_id, number), self._random_bytes),

@@ -95,6 +95,8 @@ def fail(
     """
     task = _leased(job, number, token)
     if fault is Fault.NODE:
+        assert task.lease is not None
+        task = replace(task, alone=task.alone or (task.lease.batch_size > 1 and not failure.part))
         return _after_attempt(job, task, Ending.FAILED, failure, now_s, chance)
     if confirmed or task.refusals:
         return _changed(job, _failed(task, failure, now_s), now_s=now_s)
@@ -228,6 +230,7 @@ def _attempt(task: Task, ending: Ending, failure: Failure | None, now_s: float) 
         end_time_s=now_s,
         ending=ending,
         failure=failure,
+        batch_size=lease.batch_size,
     )
 
 

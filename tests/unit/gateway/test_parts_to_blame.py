@@ -62,6 +62,7 @@ async def fail_all(worker: FleetWorker, failure: Failure, fault: Fault = Fault.N
 async def fail_jobs(fleet: Fleet, worker: FleetWorker, part: str, jobs: int = 2, count: int = 1) -> None:
     for _ in range(jobs):
         job = await fleet.gateway.jobs.create(using(part, count))
+        fleet.clock.advance(1.0)
         assert await fail_all(worker, broken(part)) >= min(count, 2)
         await fleet.gateway.jobs.cancel(job.name)
 
@@ -113,6 +114,18 @@ async def test_twelve_images_that_fail_without_a_named_part_count_once_and_make_
     await fleet.gateway.jobs.cancel(job.name)
     assert needs_avoided(node) == needs_avoided(sound) == []
     assert not any(each.draining_reason for each in fleet.gateway.workers.statuses())
+
+
+async def test_a_batch_of_several_jobs_that_fails_counts_once_and_each_is_tried_alone(fleet: Fleet) -> None:
+    node = await a_node(fleet)
+    jobs = [await fleet.gateway.jobs.create(generation()) for _ in range(3)]
+    assert await fail_all(node, CRASH) == 3
+    assert needs_avoided(node) == []
+    fleet.rest(5.0)
+    for _ in jobs:
+        (task,) = await node.lease(limit=16)
+        assert task.task.alone
+        await node.complete(task)
 
 
 async def test_jobs_of_several_tenants_that_fail_by_one_part_all_count(fleet: Fleet) -> None:
