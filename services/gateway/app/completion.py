@@ -15,6 +15,7 @@ from services.gateway.app.dead_letters import DeadLetters
 from services.gateway.app.job_store import UnreadableRecord
 from services.gateway.app.leases import LiveLease, task_key_of
 from services.gateway.app.queue_index import QueueLine, kind_of, queue_lines
+from services.gateway.app.second_opinions import OPINION_WAIT_S
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain import blame, machine
@@ -234,12 +235,12 @@ class Completion:
         return blame.believed(failure, facts, is_fetched=is_fetched)
 
     def _is_confirmed(self, job: Job, number: int, failure: Failure, confirms: Confirms | None) -> bool:
-        """Whether no other node need be asked: this gateway says the same, or no other node could do the task."""
+        """Whether no other node need be asked: this gateway says the same, or no other node could do it soon."""
         task = job.tasks[number - 1]
         if confirms is not None and confirms(job, task, failure):
             return True
         nodes = task.failed_nodes | {task.lease.node if task.lease is not None else ""}
-        return not self._scheduler.can_another(kind_of(job, task), nodes)
+        return not self._scheduler.can_another(kind_of(job, task), nodes, within_s=OPINION_WAIT_S)
 
     async def _note_failure(self, job: Job, number: int) -> None:
         task = job.tasks[number - 1]

@@ -5,7 +5,7 @@ loses its last worker to a circuit breaker.
 """
 
 from services.gateway.scheduler.queue import TaskKind, WaitingTask
-from services.gateway.scheduler.workers import WorkerIndex, WorkerState
+from services.gateway.scheduler.workers import WorkerIndex, WorkerState, WorkerView
 
 
 def all_failed(index: WorkerIndex, task: WaitingTask) -> bool:
@@ -42,10 +42,17 @@ def preferred(index: WorkerIndex, workers: list[WorkerState], task: WaitingTask)
     return untried or (workers if all_failed(index, task) else [])
 
 
-def can_another(index: WorkerIndex, kind: TaskKind, nodes: frozenset[str]) -> bool:
-    """Whether a worker of none of these nodes can do tasks of the kind, and is not avoided for them."""
+def can_another(index: WorkerIndex, kind: TaskKind, nodes: frozenset[str], *, within_s: float) -> bool:
+    """Whether a worker of none of these nodes can do tasks of the kind, and is not avoided for them.
+
+    `within_s`: how long it may take to fetch what they need.
+    """
     return any(
-        worker.view.node not in nodes and not worker.view.avoids_kind(kind)
+        view.node not in nodes and not view.avoids_kind(kind) and _fetch_s(view, kind) <= within_s
         for group in index.able(kind)
-        for worker in group
+        for view in (worker.view for worker in group)
     )
+
+
+def _fetch_s(view: WorkerView, kind: TaskKind) -> float:
+    return sum(view.size_of(model) for model in view.lacks(kind.models)) * 8 / view.link_bps

@@ -85,9 +85,12 @@ class Scheduler:
         """All workers that can do tasks of the kind, whatever they hold."""
         return (worker.view for group in self.index.able(kind) for worker in group)
 
-    def can_another(self, kind: TaskKind, nodes: frozenset[str]) -> bool:
-        """Whether a worker of none of these nodes can do tasks of the kind, and is not avoided for them."""
-        return avoidance.can_another(self.index, kind, nodes)
+    def can_another(self, kind: TaskKind, nodes: frozenset[str], *, within_s: float) -> bool:
+        """Whether a worker of none of these nodes can do tasks of the kind, and is not avoided for them.
+
+        `within_s`: how long it may take to fetch what they need.
+        """
+        return avoidance.can_another(self.index, kind, nodes, within_s=within_s)
 
     def would_finish_s(self, task: WaitingTask, now_s: float) -> float | None:
         """In how many seconds a task that is not queued yet would be done if it were now; None: no worker can do it."""
@@ -358,13 +361,15 @@ class Scheduler:
     def _first_for(self, worker: WorkerState, queue_id: QueueId) -> list[WaitingTask]:
         """Of the first tasks of a queue those that it can do; if there are none, the first that it can do.
 
-        So large images do not hide small ones.
+        So large images do not hide small ones, and what it is avoided for hides nothing else.
         """
-        can_do = worker.view.can_do
-        if able := [task for task in self.queues.first(queue_id, LOOK_TASKS) if can_do(task.kind)]:
+        view = worker.view
+        able = [task for task in self.queues.first(queue_id, LOOK_TASKS) if view.can_do(task.kind)]
+        if any(not view.avoids(task) for task in able):
             return able
         more = self.queues.first(queue_id, LOOK_QUEUE)[LOOK_TASKS:]
-        return list(islice((task for task in more if can_do(task.kind)), LOOK_TASKS))
+        fitting = (task for task in more if view.can_do(task.kind) and not view.avoids(task))
+        return [*able, *islice(fitting, LOOK_TASKS)]
 
     def _gain_s(self, worker: WorkerState, task: WaitingTask, now_s: float, *, ahead_s: float = 0.0) -> float:
         """How much sooner this idle worker would finish it than the one it is planned for; less the fetching.

@@ -1,6 +1,7 @@
 """One worker's word that the request is at fault ends no job while another node can be asked, once."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from services.gateway.app.second_opinions import OPINION_WAIT_S
 from services.gateway.domain.job import DIFFUSION, Failure, Fault, Job, JobState, StageRequest, Task, TaskState
 from services.gateway.wire import answers
 from services.gateway.wire.stages import confirms
-from tests.fakes.fleet import CRASH, Fleet, FleetWorker, generation
+from tests.fakes.fleet import CRASH, STARTER, Fleet, FleetWorker, generation
 
 WRONG = Failure(reason="INVALID_FIELD", message="I do not like it", field="prompt")
 
@@ -55,6 +56,17 @@ async def test_where_no_other_node_can_do_it_the_job_ends_at_once(fleet: Fleet) 
     assert (await refused(fleet, alone)).state is JobState.FAILED
 
 
+@pytest.mark.parametrize(("size_bytes", "state"), [(6 * 10**9, JobState.FAILED), (10**8, JobState.QUEUED)])
+async def test_a_node_that_would_download_for_longer_than_is_waited_is_not_asked(
+    fleet: Fleet, size_bytes: int, state: JobState
+) -> None:
+    (first,) = await nodes(fleet, "a")
+    empty = fleet.worker(DIFFUSION, "b", models=(replace(STARTER, size_bytes=size_bytes),))
+    empty.disk = frozenset()
+    await empty.come()
+    assert (await refused(fleet, first)).state is state
+
+
 async def test_a_node_whose_claims_were_wrong_gets_such_tasks_last(fleet: Fleet) -> None:
     first, second = await nodes(fleet, "a", "b")
     for _ in range(2):
@@ -84,7 +96,7 @@ async def test_wrong_claims_about_many_images_of_one_job_count_once(fleet: Fleet
 async def test_when_the_other_node_leaves_the_first_one_is_asked_again_and_then_believed(fleet: Fleet) -> None:
     first, second = await nodes(fleet, "a", "b")
     job = await refused(fleet, first)
-    second.worker = type(second.worker)(id=second.worker.id, node="b", stage=DIFFUSION, draining=True)
+    second.worker = replace(second.worker, draining=True)
     await second.come()
     (task,) = await first.lease()
     await first.fail(task, Fault.REQUEST, WRONG)
