@@ -15,7 +15,7 @@ from services.gateway.domain.circuit_breaker import (
     after_failure,
     after_success,
 )
-from services.gateway.domain.job import Ending, Job, Task, TaskState
+from services.gateway.domain.job import Attempt, Ending, Job, Task, TaskState
 from services.gateway.ports import CaughtUp, Clock, Deleted, RecordStore
 from services.gateway.scheduler.pace import SpeedStats
 from services.kernel.logs import get_logger
@@ -59,11 +59,11 @@ class CircuitBreakers:
             elif not isinstance(change, CaughtUp):
                 self._known[change.key] = BREAKERS.read(BUCKET, change) or _NONE
 
-    async def note_failure(self, node: str, key: BreakerKey, reason: str, *, batch_s: float = 0.0) -> None:
-        """`batch_s`: as for `after_failure`."""
+    async def note_failure(self, node: str, key: BreakerKey, reason: str, *, lease_s: float) -> None:
+        """`lease_s`: as for `after_failure`."""
         now_s = self._clock.now_s()
         breakers = await self._change(
-            node, lambda before: after_failure(before, key, reason=reason, batch_s=batch_s, now_s=now_s)
+            node, lambda before: after_failure(before, key, reason=reason, lease_s=lease_s, now_s=now_s)
         )
         failed = breakers.find(key)
         if failed is not None and failed.is_open(now_s):
@@ -101,8 +101,8 @@ class CircuitBreakers:
 class StragglerDetector:
     """Finds workers that are slow, or fail much, against others of their stage and device; they come back on trial.
 
-    It never sets aside the last live worker of a stage. Many tasks of one job, or of one batch,
-    that fail at a worker count once.
+    It never sets aside the last live worker of a stage. Tasks of one job, or that ran at the same
+    time, count once where they fail at a worker.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class StragglerDetector:
         self._counted: dict[str, dict[int, int]] = {}
         # Of open jobs: the workers for which a failure of theirs was counted.
         self._failed_by: dict[str, set[str]] = {}
-        # By worker: when the batch was leased that was counted last.
-        self._failed_batches: dict[str, float] = {}
+        # By worker: when the failure ended that was counted last.
+        self._failed_s: dict[str, float] = {}
 
     def observe(self, job: Job) -> None:
         before = self._counted.pop(job.id, {})
@@ -143,18 +143,18 @@ class StragglerDetector:
             self._paces.done(worker, self._class_of(worker, task), _work_of(job, task), took_s)
             self._judge(worker, task.stage)
             for refusal in task.refusals:
-                self._fail(job, task, refusal.worker)
+                self._fail(job, task, refusal)
         elif task.attempts and task.attempts[-1].ending is Ending.FAILED:
             attempt = task.attempts[-1]
-            is_batch_known = attempt.batch_size > 1 and self._failed_batches.get(attempt.worker) == attempt.lease_time_s
-            if is_own_fault(attempt.failure) and not attempt.refused and not is_batch_known:
-                self._failed_batches[attempt.worker] = attempt.lease_time_s
-                self._fail(job, task, attempt.worker)
+            if is_own_fault(attempt.failure) and not attempt.refused:
+                self._fail(job, task, attempt)
 
-    def _fail(self, job: Job, task: Task, worker: str) -> None:
-        failed_by = self._failed_by.setdefault(job.id, set())
-        if worker not in failed_by:
+    def _fail(self, job: Job, task: Task, attempt: Attempt) -> None:
+        worker, failed_by = attempt.worker, self._failed_by.setdefault(job.id, set())
+        is_known = attempt.lease_time_s < self._failed_s.get(worker, 0.0) <= attempt.end_time_s
+        if worker not in failed_by and not is_known:
             failed_by.add(worker)
+            self._failed_s[worker] = attempt.end_time_s
             self._paces.failed(worker, self._class_of(worker, task))
             self._judge(worker, task.stage)
 
@@ -197,7 +197,7 @@ class StragglerDetector:
     def forget(self, worker: str) -> None:
         self._paces.forget(worker)
         self._judged.pop(worker, None)
-        self._failed_batches.pop(worker, None)
+        self._failed_s.pop(worker, None)
         self._aside.pop(worker, None)
 
 

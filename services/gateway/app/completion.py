@@ -155,7 +155,7 @@ class Completion:
         for claim, need in blame.disproved(job, number):
             log.warning("request_fault_disproved", task=task_name(job.id, number), node=claim.node)
             key = self._workers.key_of(claim.worker, task.stage, need)
-            await self._breakers.note_failure(claim.node, key, DISPROVED)
+            await self._breakers.note_failure(claim.node, key, DISPROVED, lease_s=claim.lease_time_s)
 
     async def _output(self, index: int, reported: ReportedOutput, scope: str) -> Output:
         if reported.scope != scope:
@@ -199,6 +199,7 @@ class Completion:
         job = await self._job(job_id)
         failure = self._believed(failure, job, number)
         is_confirmed = fault is Fault.REQUEST and self._is_confirmed(job, number, failure, confirms)
+        is_beside_others = self._is_beside_others(job.tasks[number - 1])
         failure = as_clients_field(failure, job, number)
         now_s = self._clock.now_s()
         chance = self._chance()
@@ -213,6 +214,7 @@ class Completion:
                 now_s=now_s,
                 chance=chance,
                 confirmed=is_confirmed,
+                is_beside_others=is_beside_others,
             ),
         )
         log.info(
@@ -242,6 +244,13 @@ class Completion:
         nodes = task.failed_nodes | {task.lease.node if task.lease is not None else ""}
         return not self._scheduler.can_another(kind_of(job, task), nodes, within_s=OPINION_WAIT_S)
 
+    def _is_beside_others(self, task: Task) -> bool:
+        """Whether its worker has other tasks too."""
+        lease = task.lease
+        if lease is None:
+            return False
+        return lease.batch_size > 1 or any(each.token != lease.token for each in self._leases.of_worker(lease.worker))
+
     async def _note_failure(self, job: Job, number: int) -> None:
         task = job.tasks[number - 1]
         attempt = task.attempts[-1]
@@ -249,8 +258,7 @@ class Completion:
         need = blame.blamed_need(job, task, attempt.failure)
         if need and blame.is_first(job, attempt, need):
             key = self._workers.key_of(attempt.worker, task.stage, need)
-            batch_s = attempt.lease_time_s if attempt.batch_size > 1 else 0.0
-            await self._breakers.note_failure(attempt.node, key, attempt.failure.reason, batch_s=batch_s)
+            await self._breakers.note_failure(attempt.node, key, attempt.failure.reason, lease_s=attempt.lease_time_s)
 
     def _chance(self) -> float:
         """From 0 up to 1."""

@@ -5,6 +5,7 @@ where no other worker can do them. Each further failure doubles the time, each s
 of another stage or device of the node have breakers of their own.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -36,8 +37,6 @@ class CircuitBreaker:
     # When it failed last, and the reason.
     failed_s: float = 0.0
     reason: str = ""
-    # When the batch that failed last was leased; 0 for a task that ran in no batch.
-    batch_s: float = 0.0
 
     @property
     def why(self) -> str:
@@ -67,16 +66,16 @@ class NodeBreakers:
 
 
 def after_failure(
-    breakers: NodeBreakers, key: BreakerKey, *, reason: str = "", batch_s: float = 0.0, now_s: float
+    breakers: NodeBreakers, key: BreakerKey, *, reason: str = "", lease_s: float = math.inf, now_s: float
 ) -> NodeBreakers:
-    """`batch_s`: when the batch was leased in which it failed, if others ran in it: a batch counts once."""
+    """`lease_s`: when the failed task was leased. Tasks that ran at the same time count once: one may fail them all."""
     before = breakers.find(key)
-    if before is not None and batch_s and before.batch_s == batch_s:
+    if before is not None and lease_s < before.failed_s <= now_s:
         return breakers
     count = min(FAILURES_MAX, (before.count if before and _counts(before, now_s) else 0) + 1)
     excess = count - FAILURES_ALLOWED
     until_s = now_s + min(OPEN_MAX_S, OPEN_FIRST_S * 2.0**excess) if excess >= 0 else 0.0
-    failed = CircuitBreaker(key=key, count=count, until_s=until_s, failed_s=now_s, reason=reason, batch_s=batch_s)
+    failed = CircuitBreaker(key=key, count=count, until_s=until_s, failed_s=now_s, reason=reason)
     others = [each for each in breakers.breakers if each.key != key and _counts(each, now_s)]
     return NodeBreakers(breakers=(*others, failed)[-BREAKERS_LIMIT:])
 

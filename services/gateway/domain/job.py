@@ -191,8 +191,6 @@ class Attempt:
     failure: Failure | None = None
     # The worker said that the request is at fault, and another node was asked.
     refused: bool = False
-    # As its lease's.
-    batch_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +217,7 @@ class Task:
     forgiven: int = 0
     # Back-off: not to be leased before; 0 for no back-off.
     not_before_s: float = 0.0
-    # Run it in no batch: a batch with it was lost, or failed and nothing says by which of its tasks.
+    # Run it alone: a batch with it was lost, or it failed beside other tasks, and nothing says which one was at fault.
     alone: bool = False
     # All its attempts are spent: it has a dead letter.
     dead: bool = False

@@ -86,17 +86,19 @@ def fail(
     now_s: float,
     chance: float = 1.0,
     confirmed: bool = True,
+    is_beside_others: bool = False,
 ) -> Job:
     """A fault of the request ends the task; one of the node is retried until the attempts are spent. LeaseLost.
 
     `chance`, from 0 up to 1, is the jitter: it shortens the back-off to between half and all of it.
     `confirmed`: nobody else is to be asked whether the request is at fault. Otherwise the task goes back to the queue
     once, for another node's opinion.
+    `is_beside_others`: its worker had other tasks too, which may be to blame: it is retried alone, unless a part is
+    named.
     """
     task = _leased(job, number, token)
     if fault is Fault.NODE:
-        assert task.lease is not None
-        task = replace(task, alone=task.alone or (task.lease.batch_size > 1 and not failure.part))
+        task = replace(task, alone=task.alone or (is_beside_others and not failure.part))
         return _after_attempt(job, task, Ending.FAILED, failure, now_s, chance)
     if confirmed or task.refusals:
         return _changed(job, _failed(task, failure, now_s), now_s=now_s)
@@ -230,7 +232,6 @@ def _attempt(task: Task, ending: Ending, failure: Failure | None, now_s: float) 
         end_time_s=now_s,
         ending=ending,
         failure=failure,
-        batch_size=lease.batch_size,
     )
 
 

@@ -54,6 +54,7 @@ async def a_node(fleet: Fleet, name: str = "node", device: str = "") -> FleetWor
 
 async def fail_all(worker: FleetWorker, failure: Failure, fault: Fault = Fault.NODE) -> int:
     tasks = await worker.lease(limit=16)
+    worker.fleet.clock.advance(1.0)
     for task in tasks:
         await worker.fail(task, fault, failure)
     return len(tasks)
@@ -62,7 +63,6 @@ async def fail_all(worker: FleetWorker, failure: Failure, fault: Fault = Fault.N
 async def fail_jobs(fleet: Fleet, worker: FleetWorker, part: str, jobs: int = 2, count: int = 1) -> None:
     for _ in range(jobs):
         job = await fleet.gateway.jobs.create(using(part, count))
-        fleet.clock.advance(1.0)
         assert await fail_all(worker, broken(part)) >= min(count, 2)
         await fleet.gateway.jobs.cancel(job.name)
 
@@ -126,6 +126,22 @@ async def test_a_batch_of_several_jobs_that_fails_counts_once_and_each_is_tried_
         (task,) = await node.lease(limit=16)
         assert task.task.alone
         await node.complete(task)
+
+
+async def test_tasks_that_ran_at_the_same_time_count_once_whenever_they_were_leased(fleet: Fleet) -> None:
+    node, _ = await a_node(fleet), await a_node(fleet, "sound")
+    tasks = []
+    for _ in range(8):
+        await fleet.gateway.jobs.create(generation())
+        tasks += await node.lease()
+    fleet.clock.advance(1.0)
+    assert len(tasks) > 2
+    for task in tasks:
+        await node.fail(task, Fault.NODE, CRASH)
+        fleet.clock.advance(0.1)
+    assert needs_avoided(node) == []
+    alone = [(await fleet.get(task.job)).tasks[0].alone for task in tasks]
+    assert alone == [True] * (len(tasks) - 1) + [False], "the last one had nobody beside it"
 
 
 async def test_jobs_of_several_tenants_that_fail_by_one_part_all_count(fleet: Fleet) -> None:
