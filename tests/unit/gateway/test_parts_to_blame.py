@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
+from fanlight.diffusion.v1 import diffusion_pb2
 from services.gateway.app.tenants import Caller
-from services.gateway.domain import plan
-from services.gateway.domain.blame import believed, blamed_need, is_own_fault
 from services.gateway.domain.job import DIFFUSION, Failure, Fault, Job
 from services.gateway.domain.machine import FAILURES_LIMIT
 from services.gateway.domain.workers import AnnouncedModel
@@ -21,9 +20,8 @@ from tests.fakes.fleet import (
     AbleFleet,
     Fleet,
     FleetWorker,
-    control,
     generation,
-    plan_of,
+    photo,
 )
 
 MODELS = tuple(AnnouncedModel(id="old", kind=kind, family="starter") for kind in ("embedding", "lora", "vae"))
@@ -33,6 +31,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "embedding:old": {"embeddings": ["old"]},
     "lora:old": {"prompt": "a fox <lora:old:1>"},
     "vae:old": {"vae": "old"},
+    "controlnet:canny": {"controls": [diffusion_pb2.Control(image=photo(), controlnet="canny")]},
 }
 PARTS = pytest.mark.parametrize("part", REQUESTS)
 
@@ -42,7 +41,8 @@ def broken(part: str, reason: str = "NODE_FAULT") -> Failure:
 
 
 def using(part: str, count: int = 1) -> Any:
-    return generation(count, workers=AbleFleet(OFFERS), **REQUESTS[part])
+    given = dict(REQUESTS[part])
+    return generation(count, *given.pop("controls", ()), workers=AbleFleet(OFFERS), **given)
 
 
 async def a_node(fleet: Fleet, name: str = "node", device: str = "") -> FleetWorker:
@@ -153,16 +153,6 @@ async def test_jobs_of_several_tenants_that_fail_by_one_part_all_count(fleet: Fl
         await fleet.gateway.jobs.cancel(job.name)
     assert (failed, needs_avoided(node)) == (2, ["vae:old"]), "the third tenant's went to another node"
     assert fleet.gateway.workers.draining_reason(node.worker.id) == ""
-
-
-async def test_a_broken_controlnet_leaves_the_checkpoint_alone() -> None:
-    made = plan.create(plan_of(generation(1, control())), job_id="j", request_id="", priority=0, now_s=1.0)
-    painting = made.tasks[-1]
-    facts = made.request_of(painting).facts
-    failure = broken("controlnet:canny")
-    assert believed(failure, facts, is_fetched=False) == failure
-    assert blamed_need(made, painting, failure) == "controlnet:canny"
-    assert not is_own_fault(failure)
 
 
 @pytest.mark.parametrize(
