@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.job_store import Codec
-from services.gateway.domain.blame import is_own_fault
+from services.gateway.app.source_backoffs import SourceBackoffs
+from services.gateway.domain.blame import is_own_fault, stage_need
 from services.gateway.domain.circuit_breaker import (
     BreakerKey,
     CircuitBreaker,
@@ -16,6 +17,7 @@ from services.gateway.domain.circuit_breaker import (
     after_success,
 )
 from services.gateway.domain.job import Attempt, Ending, Job, Task, TaskState
+from services.gateway.domain.workers import Avoidance, Worker
 from services.gateway.ports import CaughtUp, Clock, Deleted, RecordStore
 from services.gateway.scheduler.pace import SpeedStats
 from services.kernel.logs import get_logger
@@ -199,6 +201,29 @@ class StragglerDetector:
         self._judged.pop(worker, None)
         self._failed_s.pop(worker, None)
         self._aside.pop(worker, None)
+
+
+class Avoidances:
+    """Which tasks a worker gets only where no other worker can do them, for whatever reason."""
+
+    def __init__(
+        self, breakers: CircuitBreakers, sources: SourceBackoffs, stragglers: StragglerDetector, clock: Clock
+    ) -> None:
+        self._breakers, self._sources, self._stragglers = breakers, sources, stragglers
+        self._clock = clock
+
+    def of(self, worker: Worker) -> Sequence[Avoidance]:
+        now_s = self._clock.now_s()
+        found = [
+            Avoidance(need=each.key.need, why=each.why, until_s=each.until_s)
+            for each in self._breakers.open(worker.node, worker.stage, worker.device)
+        ]
+        for need, host, left_s in self._sources.avoided(worker.node, worker.held_models):
+            found.append(Avoidance(need=need, why=f"the node cannot reach {host}", until_s=now_s + left_s))
+        if why := self._stragglers.fault_of(worker.id):
+            until_s = now_s + self._stragglers.left_s(worker.id)
+            found.append(Avoidance(need=stage_need(worker.stage), why=why, until_s=until_s))
+        return found
 
 
 def _work_of(job: Job, task: Task) -> object:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
-from services.gateway.app.circuit_breakers import CircuitBreakers, StragglerDetector
+from services.gateway.app.circuit_breakers import Avoidances, CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
 from services.gateway.app.leases import LeaseTable
 from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.config import GatewayLimits
-from services.gateway.domain.blame import stage_need
 from services.gateway.domain.circuit_breaker import BreakerKey
 from services.gateway.domain.job import Facts, Job, task_name
 from services.gateway.domain.workers import (
@@ -86,8 +85,7 @@ class WorkerRegistry:
         self._scheduler = scheduler
         self._views = WorkerViews()
         self._stragglers = StragglerDetector(clock, device_of=self._device_of, live_of=self._live_of)
-        self._breakers = breakers
-        self._sources = sources
+        self._avoidances = Avoidances(breakers, sources, self._stragglers, clock)
         self._leases = leases
         self._clock = clock
         self._limits = limits
@@ -361,19 +359,7 @@ class WorkerRegistry:
     def avoidances_of(self, worker_id: str) -> Sequence[Avoidance]:
         """Tasks that the worker gets only where no other worker can do them."""
         known = self._known.get(worker_id)
-        if known is None:
-            return ()
-        worker, now_s = known.record.worker, self._clock.now_s()
-        found = [
-            Avoidance(need=each.key.need, why=each.why, until_s=each.until_s)
-            for each in self._breakers.open(worker.node, worker.stage, worker.device)
-        ]
-        for need, host, left_s in self._sources.avoided(worker.node, worker.held_models):
-            found.append(Avoidance(need=need, why=f"the node cannot reach {host}", until_s=now_s + left_s))
-        if why := self._stragglers.fault_of(worker_id):
-            until_s = now_s + self._stragglers.left_s(worker_id)
-            found.append(Avoidance(need=stage_need(worker.stage), why=why, until_s=until_s))
-        return found
+        return self._avoidances.of(known.record.worker) if known else ()
 
     def key_of(self, worker_id: str, stage: str, need: str) -> BreakerKey:
         """The circuit breaker of the worker's node that counts failures and successes of the need."""
