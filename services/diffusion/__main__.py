@@ -89,7 +89,7 @@ async def serve_models(
     async with asyncio.TaskGroup() as group:
         beside = [group.create_task(engine.run())]
         if settings.preload and (catalog.checkpoints or catalog.default_id):
-            beside.append(group.create_task(preload(engine, catalog, supply)))
+            beside.append(group.create_task(preload(engine, catalog, supply, stage)))
         await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
         for task in beside:
             task.cancel()
@@ -169,8 +169,9 @@ def open_backend(settings: DiffusionSettings, models: ModelManager) -> Backend:
     return TorchBackend(models, threads=settings.threads, safety=SafetyChecker(settings.safety_checker_folder))
 
 
-async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply) -> None:
+async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply, stage: DiffusionStage) -> None:
     """Load the default checkpoint. A failure is only logged here: requests for it get the error."""
+    stage.is_loading = True
     try:
         async with asyncio.TaskGroup() as group:
             # Import what loads weights while they are downloaded.
@@ -179,6 +180,8 @@ async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply
                 await engine.load(catalog.default())
     except Exception:
         log.exception("preload_failed")
+    finally:
+        stage.is_loading = False
 
 
 def main() -> int:

@@ -173,3 +173,41 @@ async def test_it_is_ready_once_a_live_worker_of_each_stage_is_known():
         await all_registered(Addresses(http="", grpc=address), sleep=no_time)
 
     assert len(service.requests["ListWorkers"]) == 3
+
+
+HERE = Addresses(http="127.0.0.1:1", grpc="[::]:2")
+
+
+def test_a_stage_of_up_gets_nothing_that_is_the_operators():
+    environ = {
+        "FANLIGHT_CLIENT_TOKEN": "operator",
+        "FANLIGHT_TOKEN_FILE": "/token",
+        "FANLIGHT_GATEWAY_WEBHOOK_SECRET": "whsec_",
+        "FANLIGHT_GATEWAY_BLOBS": "s3://blobs",
+        "AWS_SECRET_ACCESS_KEY": "key",
+        "FANLIGHT_WORKER_TOKEN": "worker",
+        "FANLIGHT_TLS_CA_FILE": "/ca.pem",
+        "FANLIGHT_DIFFUSION_MODELS": "/models",
+        "PATH": "/bin",
+    }
+
+    given = {name for name in environ if service_plan.is_for_stages(name, environ)}
+
+    assert given == {"FANLIGHT_WORKER_TOKEN", "FANLIGHT_TLS_CA_FILE", "FANLIGHT_DIFFUSION_MODELS", "PATH"}
+
+
+@pytest.mark.parametrize(
+    "setting", [{"FANLIGHT_WEIGHTS_MIRRORS": "s3://weights"}, {"FANLIGHT_WEIGHTS_S3_REGION": "eu-west-1"}]
+)
+def test_a_stage_gets_keys_for_s3_where_its_weights_come_from_there(setting):
+    assert service_plan.is_for_stages("AWS_SECRET_ACCESS_KEY", setting)
+
+
+def test_where_the_gateway_has_a_token_direct_calls_to_a_stage_need_one_that_is_not_it():
+    given = service_plan.environ_of_stage("diffusion", HERE, {"FANLIGHT_CLIENT_TOKEN": "operator"})
+
+    assert len(given["FANLIGHT_WORKER_DIRECT_TOKEN"]) >= 32
+    assert "operator" not in given.values()
+    own = {"FANLIGHT_CLIENT_TOKEN": "operator", "FANLIGHT_WORKER_DIRECT_TOKEN": "direct"}
+    assert "FANLIGHT_WORKER_DIRECT_TOKEN" not in service_plan.environ_of_stage("diffusion", HERE, own)
+    assert "FANLIGHT_WORKER_DIRECT_TOKEN" not in service_plan.environ_of_stage("diffusion", HERE, {})
