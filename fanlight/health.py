@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -126,13 +127,14 @@ def _name_in_certificate(address: str, cert_file: str, key_file: str, timeout_s:
             socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as plain,
             context.wrap_socket(plain) as secure,
         ):
-            names = (secure.getpeercert() or {}).get("subjectAltName", ())
+            certificate: Mapping[str, Any] = secure.getpeercert() or {}
     except ssl.SSLError as error:
         if error.reason == "WRONG_VERSION_NUMBER":
             return ""
         raise
     # Of a wildcard, any name below it.
-    return next((str(value).replace("*", "health") for kind, value in names if kind in ("DNS", "IP Address")), host)
+    names = [value for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+    return names[0].replace("*", "health") if names else host
 
 
 def _read(file: str) -> bytes:
