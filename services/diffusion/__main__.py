@@ -12,7 +12,7 @@ from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from fanlight.errors import FanlightError
 from services.diffusion.config import HOLD_LIMIT_S, WAITING_LIMIT, DiffusionSettings
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
-from services.diffusion.engine.ports import Backend
+from services.diffusion.engine.ports import Backend, DeviceLost
 from services.diffusion.generator import ImageGenerator
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.model_manager import ModelManager
@@ -170,7 +170,7 @@ def open_backend(settings: DiffusionSettings, models: ModelManager) -> Backend:
 
 
 async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply, stage: DiffusionStage) -> None:
-    """Load the default checkpoint. A failure is only logged here: requests for it get the error."""
+    """Load the default checkpoint. A failure is only logged here: requests for it get the error. Raises DeviceLost."""
     stage.is_loading = True
     try:
         async with asyncio.TaskGroup() as group:
@@ -178,7 +178,9 @@ async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply
             group.create_task(engine.open())
             async with supply.provided(diffusion_pb2.GenerateRequest(), lambda progress: None):
                 await engine.load(catalog.default())
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ExceptionGroup) and (lost := error.subgroup(DeviceLost)):
+            raise lost from error
         log.exception("preload_failed")
     finally:
         stage.is_loading = False

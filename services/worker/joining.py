@@ -93,7 +93,7 @@ def _code_of(error: FanlightError) -> str:
 
 def _token_obstacle(gateway: str, *, has_token: bool) -> Obstacle:
     what = "refuses this worker's token" if has_token else "asks for a token"
-    advice = f"the gateway at {gateway} {what}: set {TOKEN} to the gateway's worker token; which clients do not use"
+    advice = f"the gateway at {gateway} {what}: set {TOKEN} to the gateway's worker token, which clients do not use"
     return Obstacle(reason="token_refused", advice=advice, is_final=True)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fanlight.cli import service_plan
+from fanlight.cli.main import run
 from fanlight.cli.service_plan import WAIT_S, Addresses, DataInUse, LogFile, locked
 from fanlight.cli.session import MissingExtra
 from fanlight.cli.supervisor import RestartBackoff
@@ -211,3 +212,11 @@ def test_where_the_gateway_has_a_token_direct_calls_to_a_stage_need_one_that_is_
     own = {"FANLIGHT_CLIENT_TOKEN": "operator", "FANLIGHT_WORKER_DIRECT_TOKEN": "direct"}
     assert "FANLIGHT_WORKER_DIRECT_TOKEN" not in service_plan.environ_of_stage("diffusion", HERE, own)
     assert "FANLIGHT_WORKER_DIRECT_TOKEN" not in service_plan.environ_of_stage("diffusion", HERE, {})
+
+
+def test_up_with_a_certificate_and_no_roots_says_what_to_set(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FANLIGHT_TLS_CERT_FILE", str(tmp_path / "cert.pem"))
+    monkeypatch.delenv("FANLIGHT_TLS_CA_FILE", raising=False)
+
+    assert run(["up", "--data", str(tmp_path)]) == 1
+    assert "set FANLIGHT_TLS_CA_FILE too" in capsys.readouterr().err
