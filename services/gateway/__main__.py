@@ -48,6 +48,13 @@ STORE_FILE = "gateway.sqlite"
 BLOBS_FOLDER = "blobs"
 
 
+STORE_UNAVAILABLE = HealthState(
+    name="store_unavailable",
+    message="its store does not answer, or accepts no writes; see its log",
+    is_ready=False,
+)
+
+
 class SystemClock:
     def now_s(self) -> float:
         return time.time()
@@ -208,8 +215,8 @@ async def _health_of(gateway: Gateway) -> HealthState:
     """Not ready, and alive all the same, where its store fails: a restart would not mend that."""
     try:
         await require_ready(gateway)
-    except FanlightError as error:
-        return HealthState(name="store_unavailable", message=error.message, is_ready=False)
+    except FanlightError:
+        return STORE_UNAVAILABLE
     return READY
 
 
@@ -223,6 +230,8 @@ def _require_tokens(settings: GatewaySettings, common: GatewayCommonSettings) ->
         )
     if len([token for token in tokens.values() if token]) == 1:
         raise SettingsError("set both FANLIGHT_CLIENT_TOKEN and FANLIGHT_WORKER_TOKEN (or a _FILE of each), or none")
+    if tokens["FANLIGHT_CLIENT_TOKEN"] and len(set(tokens.values())) == 1:
+        raise SettingsError("FANLIGHT_WORKER_TOKEN: must be another one than FANLIGHT_CLIENT_TOKEN: every node has it")
     for address in (settings.grpc, settings.http):
         require_tokens(address, tokens, mutual_tls=mutual_tls)
 

@@ -4,6 +4,7 @@ An unknown name with one of these prefixes is an error, because it is probably a
 """
 
 import os
+import ssl
 from collections.abc import Iterator, Mapping, MutableMapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -71,7 +72,19 @@ def _readable(path: Path | None) -> Path | None:
 # An empty string means unset, as settings files often have it.
 PemFile = Annotated[Path | None, BeforeValidator(lambda value: value or None), AfterValidator(_readable)]
 
-# The same for the file of a token, which is read when the token is needed.
+
+def _roots(path: Path | None) -> Path | None:
+    if path is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except ssl.SSLError as error:
+            raise ValueError(f"{path} has no PEM certificates, or a damaged one") from error
+    return path
+
+
+# With certificates in it, which gRPC would otherwise miss at the first connection, in a log of its own.
+RootsFile = Annotated[PemFile, AfterValidator(_roots)]
+# A file that is read when the token in it is needed.
 SecretFile = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
 
@@ -90,8 +103,8 @@ class CommonSettings(BaseSettings):
         None, description="PEM certificate chain of the servers; a worker also shows it to a gateway that asks for one."
     )
     tls_key_file: PemFile = Field(None, description="PEM private key of that certificate.")
-    tls_client_ca_file: PemFile = Field(None, description="PEM root certificates that clients must be signed by.")
-    tls_ca_file: PemFile = Field(
+    tls_client_ca_file: RootsFile = Field(None, description="PEM root certificates that clients must be signed by.")
+    tls_ca_file: RootsFile = Field(
         None, description="PEM root certificates that a worker trusts. Unset: it calls the gateway without TLS."
     )
     drain_grace_s: float = Field(30.0, ge=0, description="How long running calls may continue after SIGTERM.")

@@ -128,13 +128,13 @@ def _server_options(max_message_bytes: int) -> Sequence[tuple[str, int]]:
 def _credentials(settings: CommonSettings) -> grpc.ServerCredentials | None:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
-    _require_pair(settings.tls_cert_file, settings.tls_key_file)
+    require_pair(settings.tls_cert_file, settings.tls_key_file)
     roots = settings.tls_client_ca_file.read_bytes() if settings.tls_client_ca_file else None
     pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
     return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
 
 
-def _require_pair(cert_file: Path, key_file: Path) -> None:
+def require_pair(cert_file: Path, key_file: Path) -> None:
     """SettingsError for a bad pair, which gRPC would report only in its own log."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file)

@@ -157,6 +157,12 @@ _BY_TEXT = (
         False,
     ),
     (
+        "HTTP proxy",
+        "proxy_refuses",
+        "the HTTP proxy of http_proxy does not connect to {gateway}: add the gateway's host to no_proxy, or allow it there",
+        False,
+    ),
+    (
         "http2 header with status: 5",
         "proxy_without_gateway",
         "a proxy answers at {gateway}, and the gateway behind it does not: see the proxy's log",

@@ -14,7 +14,7 @@ import grpc.aio
 
 from fanlight.channel import open_channel
 from services.kernel.config import CommonSettings, SettingsError, drop_operator_secrets
-from services.kernel.grpc_server import RpcServer, address_of, is_loopback
+from services.kernel.grpc_server import RpcServer, address_of, is_loopback, require_pair
 from services.kernel.logs import get_logger
 from services.worker.admission import Admission
 from services.worker.blobs import BlobCalls
@@ -104,6 +104,10 @@ def _direct_access(
         advice = "remove them from this machine; direct calls need FANLIGHT_WORKER_DIRECT_TOKEN"
         log.warning("operator_token_on_a_node", settings=operator_tokens, advice=advice)
     if token:
+        if token == common.token_of_workers():
+            raise SettingsError(
+                "FANLIGHT_WORKER_DIRECT_TOKEN: must be another one than FANLIGHT_WORKER_TOKEN, which every node has"
+            )
         return common, (token,)
     # Where the operator's token was there to protect direct calls, they are not opened to everyone instead.
     if is_loopback(server.listen) and not operator_tokens:
@@ -180,6 +184,8 @@ def _contact(settings: WorkerSettings, common: CommonSettings, env: Env, limits:
 
 def _channel(settings: WorkerSettings, common: CommonSettings) -> grpc.aio.Channel:
     assert settings.gateway is not None
+    if common.certificate is not None:
+        require_pair(*common.certificate)
     return open_channel(
         settings.gateway,
         token=common.token_of_workers(),

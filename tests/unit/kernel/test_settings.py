@@ -166,6 +166,18 @@ def test_a_file_for_tls_that_is_not_there_is_named(monkeypatch, name):
         load(CommonSettings)
 
 
+@pytest.mark.parametrize("name", ["CLIENT_CA", "CA"])
+@pytest.mark.parametrize(
+    "content", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+)
+def test_a_file_without_certificates_is_no_file_of_roots(monkeypatch, tmp_path, name, content):
+    (tmp_path / "roots.pem").write_text(content)
+    monkeypatch.setenv(f"FANLIGHT_TLS_{name}_FILE", str(tmp_path / "roots.pem"))
+
+    with pytest.raises(SettingsError, match=rf"^FANLIGHT_TLS_{name}_FILE: .*roots\.pem has no PEM certificates"):
+        load(CommonSettings)
+
+
 def test_an_empty_name_of_a_tls_file_means_unset(monkeypatch):
     monkeypatch.setenv("FANLIGHT_TLS_CA_FILE", "")
 

@@ -192,6 +192,7 @@ async def test_a_peer_that_ends_the_connection_at_once() -> None:
     [
         (DeadlineExceeded("Deadline Exceeded"), "no_answer", False),
         (Unavailable("Received http2 header with status: 502"), "proxy_without_gateway", False),
+        (Unavailable("last error: HTTP proxy returned response code 403"), "proxy_refuses", False),
         (Unavailable("the store does not answer"), "unavailable", False),
         (InvalidField("is too long", field="worker.id"), "report_refused", True),
     ],

@@ -116,6 +116,19 @@ async def test_with_a_token_of_their_own_direct_calls_are_on_and_need_it(
             assert await code_of_direct_call(local(address), token=token) == grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_token_that_every_node_has_does_not_turn_on_direct_calls() -> None:
+    with pytest.raises(SettingsError, match="must be another one than FANLIGHT_WORKER_TOKEN"):
+        await serve_stage(
+            FakeStage(),
+            Admission(slots=1, waiting_limit=1),
+            server(),
+            settings=WorkerSettings(direct_token="workers"),
+            common=CommonSettings(worker_token="workers"),
+            stop=asyncio.Event(),
+            environ={},
+        )
+
+
 async def test_the_token_of_direct_calls_comes_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("direct\n")
     async with served(capsys, settings=WorkerSettings(direct_token_file=tmp_path / "token")) as address:
