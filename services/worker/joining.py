@@ -159,7 +159,7 @@ _BY_TEXT = (
     (
         "HTTP proxy",
         "proxy_refuses",
-        "the HTTP proxy of http_proxy does not connect to {gateway}: add the gateway's host to no_proxy, or allow it there",
+        "the HTTP proxy of http_proxy does not connect to {gateway}: add its host to no_proxy, or allow it there",
         False,
     ),
     (

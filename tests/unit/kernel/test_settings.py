@@ -167,9 +167,7 @@ def test_a_file_for_tls_that_is_not_there_is_named(monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", ["CLIENT_CA", "CA"])
-@pytest.mark.parametrize(
-    "content", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
-)
+@pytest.mark.parametrize("content", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
 def test_a_file_without_certificates_is_no_file_of_roots(monkeypatch, tmp_path, name, content):
     (tmp_path / "roots.pem").write_text(content)
     monkeypatch.setenv(f"FANLIGHT_TLS_{name}_FILE", str(tmp_path / "roots.pem"))
