@@ -99,7 +99,7 @@ def environ_of_stage(service: str, addresses: Addresses, environ: Mapping[str, s
 def is_for_stages(name: str, environ: Mapping[str, str]) -> bool:
     """Whether a stage gets this variable: not the operator's tokens and the gateway's settings and, unless weights come
     from S3, no keys for S3, which are the gateway's for its blobs."""
-    if name.startswith("AWS_"):
+    if name.startswith("AWS_") and any(word in name for word in ("KEY", "TOKEN", "CREDENTIAL", "PROFILE")):
         return any("s3" in f"{each} {value}".lower() for each, value in environ.items() if each.startswith(_OF_WEIGHTS))
     return not name.startswith(("FANLIGHT_GATEWAY", "FANLIGHT_CLIENT_TOKEN", "FANLIGHT_TOKEN"))
 

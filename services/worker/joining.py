@@ -248,12 +248,17 @@ class GatewayContact:
         self._throttle = Throttle(env, every_s=SAY_AGAIN_EVERY_S)
 
     @property
+    def answers(self) -> bool:
+        """Whether the last poll was answered."""
+        return self.has_joined and self.obstacle is None
+
+    @property
     def silent_s(self) -> float:
         """How long ago the last poll was answered, or the start if none was."""
         return self._env.now_s() - self._answered_s
 
     def note_answer(self) -> None:
-        if not self.has_joined or self.obstacle is not None:
+        if not self.answers:
             log.info("gateway_joined", gateway=self._gateway)
         self.has_joined, self.obstacle, self._final_since_s = True, None, None
         self._answered_s = self._env.now_s()

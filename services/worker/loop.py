@@ -228,7 +228,8 @@ class LeaseLoop:
         """Offer the free slots, or only report if there are none; start the tasks. Returns how long to pause then."""
         start_s = self._env.now_s()
         count = min(self._admission.free, self._limits.batch_tasks)
-        wait_s = self._settings.poll_wait_s if count else 0.0
+        # The first poll, also after a failure, is short: its answer says that the gateway is there.
+        wait_s = self._settings.poll_wait_s if count and self._contact.answers else 0.0
         self._is_reported = False
         try:
             # A task may wait for a model that was just prefetched. A task that is on its way meanwhile is returned.

@@ -185,7 +185,11 @@ def test_a_stage_of_up_gets_nothing_that_is_the_operators():
         "FANLIGHT_TOKEN_FILE": "/token",
         "FANLIGHT_GATEWAY_WEBHOOK_SECRET": "whsec_",
         "FANLIGHT_GATEWAY_BLOBS": "s3://blobs",
+        "AWS_ACCESS_KEY_ID": "id",
         "AWS_SECRET_ACCESS_KEY": "key",
+        "AWS_SESSION_TOKEN": "token",
+        "AWS_SHARED_CREDENTIALS_FILE": "/aws",
+        "AWS_CA_BUNDLE": "/bundle.pem",
         "FANLIGHT_WORKER_TOKEN": "worker",
         "FANLIGHT_TLS_CA_FILE": "/ca.pem",
         "FANLIGHT_DIFFUSION_MODELS": "/models",
@@ -194,7 +198,13 @@ def test_a_stage_of_up_gets_nothing_that_is_the_operators():
 
     given = {name for name in environ if service_plan.is_for_stages(name, environ)}
 
-    assert given == {"FANLIGHT_WORKER_TOKEN", "FANLIGHT_TLS_CA_FILE", "FANLIGHT_DIFFUSION_MODELS", "PATH"}
+    assert given == {
+        "FANLIGHT_WORKER_TOKEN",
+        "FANLIGHT_TLS_CA_FILE",
+        "FANLIGHT_DIFFUSION_MODELS",
+        "AWS_CA_BUNDLE",
+        "PATH",
+    }
 
 
 @pytest.mark.parametrize(
