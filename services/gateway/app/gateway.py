@@ -162,6 +162,7 @@ class Gateway:
             await self._retention.sweep()
             await self.workers.sweep()
             await self.nodes.sweep()
+            await self._core.circuit_breakers.sweep()
             await self._core.heartbeats.sweep()
             await self._blob_retention.make_room()
         await self._prefetches.sweep()
@@ -219,6 +220,7 @@ class Gateway:
             await self._end_nodes()
             await self.queue.expire_due()
             await self.queue.end_late_jobs()
+            await self.queue.end_unconfirmed()
 
         await self._every(EXPIRY_INTERVAL_S, expire)
 
