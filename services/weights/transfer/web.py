@@ -1,11 +1,9 @@
 """HTTP client for weights: follows redirects, sends tokens to their own origin only, translates responses to errors."""
 
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from functools import cache
 from socket import SO_RCVBUF, SOL_SOCKET
 
 from fanlight.errors import FanlightError
@@ -17,9 +15,9 @@ from services.weights.errors import (
     SourceChanged,
     SourceFailed,
     Transient,
-    Unreachable,
 )
 from services.weights.references.manifest import ByteSpan
+from services.weights.transfer.connecting import ProxyTransport
 from services.weights.transfer.refusals import REFUSED, refusal_of
 
 # httpx with click also imports its own command line, and rich and pygments for that.
@@ -167,11 +165,7 @@ class Web:
         if self._opened is None:
             self._opened = httpx.AsyncClient(
                 timeout=httpx.Timeout(self._stall_s, connect=CONNECT_TIMEOUT_S, pool=None),
-                transport=httpx.AsyncHTTPTransport(
-                    verify=_tls(),
-                    limits=self._limits,
-                    socket_options=[(SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER_BYTES)],
-                ),
+                transport=ProxyTransport(self._limits, [(SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER_BYTES)]),
                 headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
             )
         return self._opened
@@ -278,20 +272,12 @@ class Web:
             yield exactly(response, known.size_bytes)
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    """Loaded once: reading the root certificates is slow."""
-    return httpx.create_ssl_context()
-
-
 @contextlib.contextmanager
 def _network_errors(url: str) -> Iterator[None]:
     try:
         yield
     except FanlightError:
         raise
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise Unreachable(f"{host_of(httpx.URL(url))} cannot be reached") from error
     except httpx.TimeoutException as error:
         raise Transient(f"{host_of(httpx.URL(url))} timed out: no data") from error
     except (httpx.TransportError, httpx.StreamError) as error:
