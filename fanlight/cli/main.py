@@ -10,6 +10,7 @@ import typer
 
 from fanlight import __version__
 from fanlight.cli import jobs
+from fanlight.cli.audit import AS_THEY_ARE, audit
 from fanlight.cli.catalog import annotators, models, workers
 from fanlight.cli.generate import annotate, generate
 from fanlight.cli.session import MissingExtra
@@ -42,6 +43,7 @@ def build(*, wanted: str | None = None) -> typer.Typer:
     app.add_typer(jobs.dead_app, name="dead")
     for command in (annotators, models, workers):
         app.command()(command)
+    app.command(context_settings=AS_THEY_ARE, add_help_option=False)(audit)
     add_commands(app, wanted=wanted)
     return app
 

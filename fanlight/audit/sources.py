@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from audit.layers import read_layer
-from audit.model import AuditError, Image
-from audit.oci import Known, commands, for_platform, read_image, tagged
-from audit.registry import Registry
-from audit.streams import hash_of
+from .layers import read_layer
+from .model import AuditError, Image
+from .oci import Known, commands, for_platform, read_image, tagged
+from .registry import Registry
+from .streams import hash_of
 
 FORMS = "oci:DIR[:TAG], docker-archive:FILE, containers-storage:NAME, docker-daemon:NAME or docker://HOST/NAME:TAG"
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from audit.model import AuditError
-from audit.oci import LISTS, MANIFEST_BYTES_MAX
+from .model import AuditError
+from .oci import LISTS, MANIFEST_BYTES_MAX
 
 ACCEPT = ", ".join(
     (

@@ -5,8 +5,8 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from audit.layers import normal
-from audit.rootfs import RootFs
+from .layers import normal
+from .rootfs import RootFs
 
 _RECORD = re.compile(r"(?P<site>.*)/(?P<name>[^/]+)-(?P<version>[^/-]+)\.dist-info/RECORD")
 _SITE = re.compile(r".*/(?:site|dist)-packages/")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audit.tables import Rows, megabytes, printable, sections
+from .tables import Rows, megabytes, printable, sections
 
 WIDTH, HEIGHT = 1200.0, 640.0
 COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#e15759")

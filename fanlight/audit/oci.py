@@ -8,9 +8,9 @@ from dataclasses import replace
 from http.client import HTTPException
 from typing import Any, BinaryIO, Protocol
 
-from audit.layers import read_layer
-from audit.model import AuditError, Image, Layer
-from audit.streams import hash_of
+from .layers import read_layer
+from .model import AuditError, Image, Layer
+from .streams import hash_of
 
 LISTS = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 FOREIGN = ("foreign", "nondistributable")

@@ -13,9 +13,9 @@ from dataclasses import replace
 from http.client import HTTPException
 from typing import IO, BinaryIO
 
-from audit.elf import MAGIC, read_elf
-from audit.model import AuditError, Entry, Kind, Layer
-from audit.streams import CHUNK, GZIP_MAGIC, ZSTD_MAGIC, Hashed, hash_of, unpacked
+from .elf import MAGIC, read_elf
+from .model import AuditError, Entry, Kind, Layer
+from .streams import CHUNK, GZIP_MAGIC, ZSTD_MAGIC, Hashed, hash_of, unpacked
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
