@@ -1,32 +1,20 @@
-"""Manifests, configs and layers: from any place that hands out blobs by digest."""
+"""An image from its manifest, config and layers, wherever the blobs are."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from http.client import HTTPException
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
+from .choosing import choose
 from .layers import read_layer
 from .model import AuditError, Image, Layer
-from .streams import hash_of
+from .reading import Blobs, required_json
 
-LISTS = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 FOREIGN = ("foreign", "nondistributable")
 ZSTD_CHUNKED = ("io.containers.zstd-chunked.", "io.github.containers.zstd-chunked.")
-MANIFEST_BYTES_MAX = 16 << 20
-INDEX_DEPTH_MAX = 4
 
 
 # Layers that were read already, for images that share them.
 Known = dict[str, Layer]
-
-
-class Blobs(Protocol):
-    """Where an image's blobs are."""
-
-    def open(self, digest: str) -> AbstractContextManager[BinaryIO]: ...
 
 
 def read_image(name: str, blobs: Blobs, descriptor: Mapping[str, Any], platform: str, known: Known) -> Image:
@@ -38,8 +26,12 @@ def read_image(name: str, blobs: Blobs, descriptor: Mapping[str, Any], platform:
 
 
 def _read_image(name: str, blobs: Blobs, descriptor: Mapping[str, Any], platform: str, known: Known) -> Image:
-    digest, manifest = _choose(blobs, descriptor, platform)
-    config = read_json(blobs, _field(manifest, "config")["digest"], "the config")
+    digest = descriptor["digest"]
+    manifest = required_json(blobs, digest, "the manifest")
+    if "manifests" in manifest:
+        digest = choose(blobs, manifest["manifests"], platform).digest
+        manifest = required_json(blobs, digest, "the manifest")
+    config = required_json(blobs, _field(manifest, "config")["digest"], "the config")
     layers = _field(manifest, "layers")
     diff_ids = config.get("rootfs", {}).get("diff_ids", [])
     if len(diff_ids) != len(layers):
@@ -49,41 +41,6 @@ def _read_image(name: str, blobs: Blobs, descriptor: Mapping[str, Any], platform
         for layer, diff_id, command in zip(layers, diff_ids, commands(config, len(layers)), strict=True)
     ]
     return Image(name=name, digest=digest, layers=tuple(read))
-
-
-def _choose(blobs: Blobs, descriptor: Mapping[str, Any], platform: str) -> tuple[str, dict[str, Any]]:
-    """The digest and the contents of the manifest for the platform."""
-    document = read_json(blobs, descriptor["digest"], "the manifest")
-    if "manifests" not in document:
-        return descriptor["digest"], document
-    offered = list(_offered(blobs, document))
-    chosen = for_platform(offered, platform)
-    if not chosen:
-        names = ", ".join(sorted({_platform(each) for each in offered}))
-        raise AuditError(f"no image for {platform}; there are {names or 'none'}")
-    return _choose(blobs, chosen[0], platform)
-
-
-def _offered(blobs: Blobs, index: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The manifests of an index, also those of indexes in it that say no platform."""
-    if depth > INDEX_DEPTH_MAX:
-        raise AuditError(f"an index in an index, more than {INDEX_DEPTH_MAX} times")
-    for each in index["manifests"]:
-        if each.get("mediaType") in LISTS and "platform" not in each:
-            yield from _offered(blobs, read_json(blobs, each["digest"], "the index"), depth + 1)
-        else:
-            yield each
-
-
-def for_platform(offered: Sequence[Mapping[str, Any]], platform: str) -> list[Mapping[str, Any]]:
-    """Those for `os/architecture`, of any variant, or for `os/architecture/variant`."""
-    return [each for each in offered if platform in (_platform(each), _platform(each).rpartition("/")[0])]
-
-
-def _platform(descriptor: Mapping[str, Any]) -> str:
-    parts = descriptor.get("platform") or {}
-    variant = parts.get("variant", "")
-    return f"{parts.get('os', '?')}/{parts.get('architecture', '?')}{f'/{variant}' if variant else ''}"
 
 
 def _known_layer(blobs: Blobs, layer: Mapping[str, Any], diff_id: str, command: str, known: Known) -> Layer:
@@ -116,25 +73,6 @@ def commands(config: Mapping[str, Any], count: int) -> list[str]:
     return made if len(made) == count else [""] * count
 
 
-def read_json(blobs: Blobs, digest: str, what: str) -> dict[str, Any]:
-    try:
-        with blobs.open(digest) as source:
-            body = source.read(MANIFEST_BYTES_MAX)
-    except FileNotFoundError as error:
-        raise AuditError(f"{what} {digest[:19]} is missing") from error
-    except (OSError, HTTPException) as error:
-        raise AuditError(f"{what} {digest[:19]} cannot be read: {error}") from error
-    if f"{hash_of(digest)}:{hashlib.new(hash_of(digest), body).hexdigest()}" != digest:
-        raise AuditError(f"{what} {digest[:19]} is not what its digest says")
-    try:
-        found = json.loads(body)
-    except ValueError as error:
-        raise AuditError(f"{what} {digest[:19]} is no JSON") from error
-    if not isinstance(found, dict):
-        raise AuditError(f"{what} {digest[:19]} is no JSON object")
-    return found
-
-
 def _field(document: Mapping[str, Any], name: str) -> Any:
     if name not in document:
         raise AuditError(f"the manifest has no {name!r}: only schema 2 and OCI images can be read")
@@ -144,6 +82,12 @@ def _field(document: Mapping[str, Any], name: str) -> Any:
 def tagged(index: Mapping[str, Any], tag: str) -> Iterator[Mapping[str, Any]]:
     """The manifests of a layout's index that have the tag; all of them where it is empty."""
     for descriptor in index.get("manifests", []):
-        name = (descriptor.get("annotations") or {}).get("org.opencontainers.image.ref.name", "")
-        if not tag or name == tag or name.endswith(f":{tag}"):
+        name = tag_of(descriptor)
+        if not tag or name == tag or name.endswith((f":{tag}", f"/{tag}")):
             yield descriptor
+
+
+def tag_of(descriptor: Mapping[str, Any]) -> str:
+    """containerd and docker write the whole name beside the tag."""
+    annotations = descriptor.get("annotations") or {}
+    return str(annotations.get("io.containerd.image.name") or annotations.get("org.opencontainers.image.ref.name", ""))

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from .choosing import LISTS
 from .model import AuditError
-from .oci import LISTS, MANIFEST_BYTES_MAX
+from .reading import MANIFEST_BYTES_MAX
 
 ACCEPT = ", ".join(
     (
