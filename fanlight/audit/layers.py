@@ -10,10 +10,10 @@ import re
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http.client import HTTPException
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from .elf import MAGIC, read_elf
 from .model import AuditError, Entry, Kind, Layer
@@ -129,8 +129,9 @@ def _hashed_parts(member: tarfile.TarInfo, source: IO[bytes]) -> str:
     """Of where the data lies in a sparse file and of the data: its holes may be terabytes, and are not read."""
     hashed = hashlib.sha256(f"sparse {member.size}".encode())
     # Without the buffer, which would seek in a stream.
-    inner = cast(io.BufferedReader, source).raw
-    for begin, size in member.sparse or ():  # type: ignore[attr-defined]
+    inner: io.RawIOBase = cast(Any, source).raw
+    segments: Sequence[tuple[int, int]] = cast(Any, member).sparse
+    for begin, size in segments:
         hashed.update(f" {begin} {size} ".encode())
         inner.seek(begin)
         left = size

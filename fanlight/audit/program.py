@@ -127,4 +127,6 @@ def _plan(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _as_json(found: dict[str, Any]) -> str:
-    return json.dumps(found, indent=1) + "\n"
+    # The tree is for the page; `paths` says the same in fewer lines.
+    images = [{key: value for key, value in image.items() if key != "tree"} for image in found["images"]]
+    return json.dumps({**found, "images": images}, indent=1) + "\n"
