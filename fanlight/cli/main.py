@@ -43,9 +43,18 @@ def build(*, wanted: str | None = None) -> typer.Typer:
     app.add_typer(jobs.dead_app, name="dead")
     for command in (annotators, models, workers):
         app.command()(command)
-    app.command(context_settings=AS_THEY_ARE, add_help_option=False)(audit)
+    # The audit and `python -m fanlight.health` take the options themselves; containers' probes call the latter.
+    app.command(add_help_option=False, context_settings=AS_THEY_ARE)(audit)
+    app.command(add_help_option=False, context_settings=AS_THEY_ARE)(health)
     add_commands(app, wanted=wanted)
     return app
+
+
+def health(context: typer.Context) -> int:
+    """Check whether a gRPC server is serving, and print its state."""
+    from fanlight.health import main as check
+
+    return check(context.args)
 
 
 def _version(is_asked: bool) -> None:
