@@ -47,14 +47,16 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     thread, codecs = DeviceThread(), ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
+    previews = ThreadPoolExecutor(1, thread_name_prefix="preview")
     remote = open_remote(settings, weights)
     catalog = open_catalog(settings, remote)
     try:
         async with Provision(weights) as provision:
             supply = Supply(catalog, provision, remote, readers=codecs)
-            await serve_models(settings, worker, common, stop, Shared(catalog, supply, thread, codecs))
+            await serve_models(settings, worker, common, stop, Shared(catalog, supply, thread, codecs, previews))
     finally:
         thread.close()
+        previews.shutdown(wait=False, cancel_futures=True)
         codecs.shutdown()
 
 
@@ -66,6 +68,7 @@ class Shared:
     supply: Supply
     thread: DeviceThread
     codecs: ThreadPoolExecutor
+    previews: ThreadPoolExecutor
 
 
 async def serve_models(
@@ -77,9 +80,13 @@ async def serve_models(
     digests = WeightDigests()
     abilities = make_abilities(settings, models)
     parser = make_parser(settings, catalog, abilities)
-    generator = ImageGenerator(engine, parser, codecs=shared.codecs, digests=digests, clock=time.monotonic)
+    generator = ImageGenerator(
+        engine, parser, codecs=shared.codecs, previews=shared.previews, digests=digests, clock=time.monotonic
+    )
     admission = Admission(slots=settings.slots, waiting_limit=WAITING_LIMIT)
-    service = DiffusionService(generator, admission, catalog, models, digests, supply)
+    service = DiffusionService(
+        generator, admission, catalog, models, digests, supply, preview_every_s=worker.progress_every_s
+    )
     server = StageServer(
         service=NAME,
         add=lambda rpc: diffusion_pb2_grpc.add_DiffusionServiceServicer_to_server(service, rpc),

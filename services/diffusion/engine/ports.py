@@ -16,13 +16,21 @@ class DeviceLost(NodeFault):
     reason = "DEVICE_LOST"
 
 
+class UnmadePreview(Protocol):
+    """A preview that is not made yet."""
+
+    def encode(self) -> bytes:
+        """A PNG; empty where none can be made. Takes a while; for any thread but the device's."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgress:
-    """Counts evaluations of the model. `preview` is a PNG; empty where none is due."""
+    """Counts evaluations of the model. `preview`: None where none is due."""
 
     step: int
     steps: int
-    preview: bytes = field(default=b"", repr=False)
+    preview: UnmadePreview | None = field(default=None, repr=False)
 
 
 Report = Callable[[StepProgress], None]

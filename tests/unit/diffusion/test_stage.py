@@ -40,7 +40,7 @@ async def stage(catalog, parser):
     )
     running = asyncio.create_task(engine.run())
     digests = WeightDigests()
-    generator = ImageGenerator(engine, parser, codecs=codecs, digests=digests, clock=time.monotonic)
+    generator = ImageGenerator(engine, parser, codecs=codecs, previews=codecs, digests=digests, clock=time.monotonic)
     store = FakeStore({})
     store.room_bytes = ROOM_BYTES
     supply = Supply(catalog, store, RemoteModels(catalog=Catalog(), fetch=FetchMode.OFF), readers=codecs)
