@@ -1,6 +1,7 @@
 """The diffusion service's process: settings in, objects wired, served until SIGTERM."""
 
 import asyncio
+import contextlib
 import random
 import sys
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from fanlight.contract.limits import DRAWN_SEED_LIMIT
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
-from fanlight.errors import FanlightError
+from fanlight.errors import DeviceLost, FanlightError
 from services.diffusion.config import HOLD_LIMIT_S, WAITING_LIMIT, DiffusionSettings
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.engine.ports import Backend
@@ -31,6 +32,7 @@ from services.weights.provision import Provision
 from services.weights.references.catalog import shipped, with_folder
 from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
+from services.worker.device import DeviceState
 from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
 
@@ -76,7 +78,8 @@ async def serve_models(
 ) -> None:
     catalog, supply = shared.catalog, shared.supply
     models = make_models(settings, catalog)
-    engine = make_engine(settings, models, shared.thread, catalog)
+    device = DeviceState()
+    engine = make_engine(settings, models, shared.thread, catalog, device)
     digests = WeightDigests()
     abilities = make_abilities(settings, models)
     parser = make_parser(settings, catalog, abilities)
@@ -94,12 +97,18 @@ async def serve_models(
     )
     stage = DiffusionStage(generator, engine, catalog, models, digests, supply, abilities)
     async with asyncio.TaskGroup() as group:
-        beside = [group.create_task(engine.run())]
+        beside = [group.create_task(generate(engine))]
         if settings.preload and (catalog.checkpoints or catalog.default_id):
             beside.append(group.create_task(preload(engine, catalog, supply)))
-        await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
+        await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop, device=device)
         for task in beside:
             task.cancel()
+
+
+async def generate(engine: DiffusionEngine) -> None:
+    """Until cancelled, or until the device is lost: then the server ends the process, after its callers know."""
+    with contextlib.suppress(DeviceLost):
+        await engine.run()
 
 
 def make_models(settings: DiffusionSettings, catalog: ModelCatalog) -> ModelManager:
@@ -112,7 +121,7 @@ def make_models(settings: DiffusionSettings, catalog: ModelCatalog) -> ModelMana
 
 
 def make_engine(
-    settings: DiffusionSettings, models: ModelManager, thread: DeviceThread, catalog: ModelCatalog
+    settings: DiffusionSettings, models: ModelManager, thread: DeviceThread, catalog: ModelCatalog, device: DeviceState
 ) -> DiffusionEngine:
     return DiffusionEngine(
         lambda: open_backend(settings, models),
@@ -121,6 +130,8 @@ def make_engine(
         hold_limit_s=HOLD_LIMIT_S,
         clock=time.monotonic,
         family_of=catalog.family_of,
+        device_name=lambda: models.device_name or settings.device,
+        on_lost=device.lose,
     )
 
 

@@ -27,7 +27,8 @@ NAME = diffusion_pb2.DESCRIPTOR.services_by_name["DiffusionService"].full_name
 # How long a finished image waits for its last preview.
 END_WAIT_S = 1.0
 _Context = grpc.aio.ServicerContext[Any, Any]
-_Response, _Preview = diffusion_pb2.GenerateResponse, diffusion_pb2.Preview
+_Response = diffusion_pb2.GenerateResponse
+_Preview = diffusion_pb2.Preview
 
 
 class DiffusionService(diffusion_pb2_grpc.DiffusionServiceServicer):

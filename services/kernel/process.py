@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar
 
 import uvloop
 
+from fanlight.errors import DeviceLost
 from services.kernel.config import SettingsError
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
@@ -24,17 +25,25 @@ Main = Callable[[asyncio.Event], Awaitable[None]]
 Result = TypeVar("Result")
 
 _CUDA = "cuda"
+EXIT_DEVICE_LOST, EXIT_SETTINGS = 1, 2
 
 
 def run(main: Main, *, lifeline_fd: int | None = None) -> int:
-    """Run `main` until it ends and return the exit code. SIGTERM, SIGINT or a broken lifeline set its event."""
+    """Run `main` until it ends and return the exit code. SIGTERM, SIGINT or a broken lifeline set its event.
+
+    2 for settings that are wrong, which starting again would not help; 1 for a lost device, which it would.
+    """
     code = 0
     try:
         uvloop.run(_run(main, lifeline_fd))
     except* SettingsError as group:
         for error in group.exceptions:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        code = 2
+        code = EXIT_SETTINGS
+    except* DeviceLost as lost:
+        for each in lost.exceptions:
+            print(f"error: {each}", file=sys.stderr)  # noqa: T201
+        code = EXIT_DEVICE_LOST
     return code
 
 

@@ -15,8 +15,10 @@ from fanlight.channel import open_channel
 from services.kernel.config import CommonSettings
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.logs import get_logger
+from services.kernel.process import EXIT_DEVICE_LOST, leave
 from services.worker.admission import Admission
 from services.worker.blobs import BlobCalls
+from services.worker.device import DeviceState
 from services.worker.leases import QueueCalls, Renewer, WorkerLeases
 from services.worker.loop import LeaseLoop, Poller, WorkerLimits, WorkerSettings
 from services.worker.ports import Stage
@@ -28,6 +30,8 @@ log = get_logger()
 
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]")
 NODE_IN_ID_MAX = 64
+# How long a process with a lost device may take to end, beside what it gives to its callers.
+LEAVE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +54,15 @@ async def serve_stage(
     settings: WorkerSettings,
     common: CommonSettings,
     stop: asyncio.Event,
+    device: DeviceState | None = None,
+    leave: Callable[[int], object] = leave,
 ) -> None:
-    """Answer direct calls and lease tasks until `stop` is set, then drain both.
+    """Answer direct calls and lease tasks until `stop` is set or the device is lost, then drain both.
 
     Prints `ready grpc=HOST:PORT` once calls are answered. SettingsError if it must not or cannot listen there.
+    DeviceLost at the end if the device is lost; `leave` ends the process where what hangs keeps this from ending.
     """
+    device = device or DeviceState()
     token = common.token_of_clients()
     mutual_tls = common.tls_client_ca_file is not None
     require_tokens(server.listen, {"FANLIGHT_CLIENT_TOKEN": token}, mutual_tls=mutual_tls)
@@ -66,11 +74,31 @@ async def serve_stage(
             await rpc.set_serving(True)
             log.info("listening", address=address, service=server.service)
             print(f"ready grpc={address}", flush=True)  # noqa: T201
-            group.create_task(_lease(stage, admission, settings, common, stop))
+            leasing = group.create_task(_lease(stage, admission, settings, common, stop))
+            losing = group.create_task(
+                _end_when_lost(device, rpc, stop, leave, after_s=2 * common.drain_grace_s + LEAVE_S)
+            )
             await stop.wait()
             log.info("draining", grace_s=common.drain_grace_s)
         finally:
             await rpc.stop()
+        await leasing
+        losing.cancel()
+    if device.error is not None:
+        raise device.error
+
+
+async def _end_when_lost(
+    device: DeviceState, rpc: RpcServer, stop: asyncio.Event, leave: Callable[[int], object], *, after_s: float
+) -> None:
+    """Take no more work once the device is lost, and let those who wait know. Leave if that takes too long."""
+    error = await device.wait_lost()
+    log.error("device_lost", part=error.part, error=error.message)
+    await rpc.set_serving(False)
+    stop.set()
+    await asyncio.sleep(after_s)
+    log.error("left_what_hangs", after_s=after_s)
+    leave(EXIT_DEVICE_LOST)
 
 
 async def _lease(

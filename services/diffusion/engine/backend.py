@@ -7,12 +7,12 @@ from typing import cast
 
 import torch
 
-from fanlight.errors import FanlightError
+from fanlight.errors import DeviceLost, FanlightError
 from services.diffusion.engine.conditioning import ConditioningCache
 from services.diffusion.engine.controls import ControlEmbeddingCache, control_rows
 from services.diffusion.engine.generation import Generation, Safety
 from services.diffusion.engine.memory import OomRetry, out_of_memory_error, vram_estimate_bytes
-from services.diffusion.engine.ports import DeviceLost, DeviceResult, RequestState, StepProgress, StepResult
+from services.diffusion.engine.ports import DeviceResult, RequestState, StepProgress, StepResult
 from services.diffusion.engine.previews import due_preview
 from services.diffusion.engine.row import Row, are_finite, nan_error
 from services.diffusion.engine.safety import SafetyChecker

@@ -4,16 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fanlight.errors import NodeFault
 from services.diffusion.engine.generation import Generation
 from services.diffusion.images import Pixels
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
-
-
-class DeviceLost(NodeFault):
-    """The device failed so that only a new process can use it, as a GPU's context does after a bad access."""
-
-    reason = "DEVICE_LOST"
 
 
 class UnmadePreview(Protocol):

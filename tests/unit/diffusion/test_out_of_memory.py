@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fanlight.errors import ResourceExhausted
+from fanlight.errors import DeviceLost, ResourceExhausted
 from services.diffusion.engine import backend as backend_module
 from services.diffusion.engine import previews as previews_module
 from services.diffusion.engine import unet_step
@@ -17,7 +17,6 @@ from services.diffusion.engine import vae as vae_module
 from services.diffusion.engine.backend import TorchBackend
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.engine.memory import vram_estimate_bytes
-from services.diffusion.engine.ports import DeviceLost
 from services.diffusion.engine.vae import ModelGaveNaN
 from services.diffusion.models.loading import AutoencoderKL, UNet2DConditionModel
 from services.diffusion.models.model_manager import ModelManager
