@@ -22,6 +22,8 @@ from services.diffusion.supply import Supply
 from services.diffusion.wire import models_to_proto
 from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker.admission import Admission
+from services.worker.ports import MadePreview
+from services.worker.previews import PreviewPace
 
 NAME = diffusion_pb2.DESCRIPTOR.services_by_name["DiffusionService"].full_name
 # How long a finished image waits for its last preview.
@@ -104,13 +106,13 @@ class PreviewStream:
 
     def __init__(
         self,
-        encode: Callable[[UnmadePreview], Awaitable[bytes]],
+        make: Callable[[UnmadePreview], Awaitable[MadePreview]],
         send: Callable[[_Response], None],
         *,
         every_s: float,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._encode = encode
+        self._make = make
         self._send = send
         self._every_s = every_s
         self._sleep = sleep
@@ -144,11 +146,13 @@ class PreviewStream:
             (step, preview), self._due = self._due, None
             self._idle.clear()
             try:
-                if image := await self._encode(preview):
-                    self._send(_Response(preview=_Preview(step=step, image=image, media_type=PREVIEW_MEDIA_TYPE)))
+                made = await self._make(preview)
+                if made.data:
+                    sent = _Preview(step=step, image=made.data, media_type=PREVIEW_MEDIA_TYPE)
+                    self._send(_Response(preview=sent))
             finally:
                 self._idle.set()
-            await self._sleep(self._every_s)
+            await self._sleep(max(self._every_s, made.cpu_s / PreviewPace.SHARE))
 
 
 def _fetching(progress: FetchProgress) -> common_pb2.FetchProgress:

@@ -5,7 +5,7 @@ Knows no stage.
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -24,8 +24,6 @@ log = get_logger()
 RENEWALS_PER_TTL = 3
 RENEW_AFTER_MIN_S = 0.05
 PREVIEW_BYTES_MAX = 64 * 1024
-# How long a report waits for its previews; one that takes longer goes with a later report.
-PREVIEW_WAIT_S = 0.5
 # Short, so that there is time for a retry before a lease ends.
 RENEW_DEADLINE_S = 5.0
 # How long to sleep without leases; a new lease ends the sleep.
@@ -202,33 +200,6 @@ class QueueCalls:
             await self._stub.FailTask(request, timeout=CALL_DEADLINE_S)
 
 
-class PreviewMaker:
-    """Makes the previews of a report when it is about to be sent, one at a time for each lease."""
-
-    def __init__(self, leases: WorkerLeases, env: Env) -> None:
-        self._leases = leases
-        self._env = env
-
-    async def make(self) -> None:
-        """Make the newest due preview of each lease. Waits for them a little: a renewal must not be late for them."""
-        for lease in self._leases:
-            if lease.due_preview is not None and lease.making is None:
-                due, lease.due_preview = lease.due_preview, None
-                lease.making = asyncio.create_task(self._make(lease, due))
-        making = [lease.making for lease in self._leases if lease.making is not None]
-        if making:
-            await race(asyncio.wait(making), self._env.sleep(PREVIEW_WAIT_S))
-
-    async def _make(self, lease: WorkerLease, due: Preview) -> None:
-        try:
-            if preview := await due():
-                self._leases.add_preview(lease, preview)
-        except FanlightError as error:
-            log.info("preview_not_made", task=lease.task.name, reason=error.reason)
-        finally:
-            lease.making = None
-
-
 class Renewer:
     """The worker's heartbeat: renews all leases in one call, with progress, and applies the answer.
 
@@ -244,11 +215,13 @@ class Renewer:
         *,
         worker_id: str,
         retry_delay_max_s: float,
+        make_previews: Callable[[], Awaitable[None]],
     ) -> None:
+        """`make_previews`: called before each renewal, for those that it should have."""
         self._prefetcher = prefetcher
         self._queue = queue
         self._leases = leases
-        self._previews = PreviewMaker(leases, env)
+        self._make_previews = make_previews
         self._env = env
         self._worker_id = worker_id
         self._backoff = Backoff(env, max_s=min(PAUSE_MAX_S, retry_delay_max_s))
@@ -272,7 +245,7 @@ class Renewer:
             await race(self._env.sleep(min(wait_s, IDLE_S)), self._leases.changed.wait())
 
     async def _renew(self) -> None:
-        await self._previews.make()
+        await self._make_previews()
         sent_s = self._env.now_s()
         renewals = self._leases.take_renewals(now_s=sent_s)
         answer = await self._queue.renew(queue_pb2.RenewLeasesRequest(worker_id=self._worker_id, renewals=renewals))

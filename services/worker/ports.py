@@ -48,8 +48,16 @@ class DownloadStatus(Protocol):
     def source(self) -> str: ...
 
 
-# Makes a preview, a small encoded image, empty where there is none after all. Awaited only if a report is to be sent.
-Preview = Callable[[], Awaitable[bytes]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadePreview:
+    """A small encoded image, empty where there is none after all. `cpu_s`: the CPU seconds that it took."""
+
+    data: bytes = field(repr=False)
+    cpu_s: float = 0.0
+
+
+# Makes a preview. Awaited only if a report is to be sent.
+Preview = Callable[[], Awaitable[MadePreview]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from services.worker.leases import QueueCalls, Renewer, WorkerLeases
 from services.worker.loop import LeaseLoop, Poller, WorkerLimits, WorkerSettings
 from services.worker.ports import Stage
 from services.worker.prefetch import Prefetcher
+from services.worker.previews import PreviewMaker
 from services.worker.retry import Env, RetryPolicy
 from services.worker.runner import InputImages, TaskRunner
 
@@ -167,4 +168,12 @@ def _wire(
         stage, leases, queue, blobs.goodput, prefetcher, worker_id=worker_id, node=settings.node, slots=admission.slots
     )
     leasing = LeaseLoop(admission, leases, poller, runner, settings, limits, prefetcher, env, stop)
-    return leasing, Renewer(queue, leases, prefetcher, env, worker_id=worker_id, retry_delay_max_s=delay_max_s)
+    return leasing, Renewer(
+        queue,
+        leases,
+        prefetcher,
+        env,
+        worker_id=worker_id,
+        retry_delay_max_s=delay_max_s,
+        make_previews=PreviewMaker(leases, env).make,
+    )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.worker.ports import Outcome, Report, StageOutput, StageProgress
+from services.worker.ports import MadePreview, Outcome, Report, StageOutput, StageProgress
 
 PATIENCE_S = 20.0
 
@@ -84,9 +84,9 @@ class FakeStage:
         await self.until(lambda: set(names) <= set(self.running))
 
     def report(self, name: str, step: int, *, preview: bytes = b"") -> None:
-        async def make() -> bytes:
+        async def make() -> MadePreview:
             self.previews_made.append(step)
-            return preview
+            return MadePreview(data=preview)
 
         self.running[name](StageProgress(step=step, steps=10, preview=make if preview else None))
 

@@ -3,6 +3,7 @@
 import asyncio
 
 from services.diffusion.service import PreviewStream
+from services.worker.ports import MadePreview
 
 
 class Call:
@@ -12,16 +13,17 @@ class Call:
         self.sent: list[tuple[int, bytes]] = []
         self.pauses: list[float] = []
         self.is_over = asyncio.Event()
+        self.cpu_s = 0.0
         self.is_made = asyncio.Event()
         self.is_made.set()
-        self.stream = PreviewStream(self._encode, self._send, every_s=0.5, sleep=self._sleep)
+        self.stream = PreviewStream(self._make, self._send, every_s=0.5, sleep=self._sleep)
 
     def _send(self, response) -> None:
         self.sent.append((response.preview.step, response.preview.image))
 
-    async def _encode(self, unmade) -> bytes:
+    async def _make(self, unmade) -> MadePreview:
         await self.is_made.wait()
-        return unmade
+        return MadePreview(data=unmade, cpu_s=self.cpu_s)
 
     async def _sleep(self, pause_s: float) -> None:
         self.pauses.append(pause_s)
@@ -71,6 +73,15 @@ async def test_the_one_that_is_being_made_at_the_end_is_sent_and_no_other():
     await ending
     await turns()
     assert call.sent == [(1, b"1")]
+
+
+async def test_after_one_that_took_long_the_pause_is_longer():
+    call = Call()
+    call.cpu_s = 2.0
+    call.stream.put(1, b"1")
+    await turns()
+    assert call.pauses == [50.0]
+    await call.stream.end()
 
 
 async def test_a_preview_that_cannot_be_made_is_not_sent():

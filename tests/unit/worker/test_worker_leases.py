@@ -3,10 +3,13 @@
 import asyncio
 import math
 
+import pytest
+
 from fanlight.errors import NodeFault
 from fanlight.queue.v1 import queue_pb2
-from services.worker.leases import PreviewMaker, WorkerLease, WorkerLeases
-from services.worker.ports import Preview, StageProgress
+from services.worker.leases import WorkerLease, WorkerLeases
+from services.worker.ports import MadePreview, Preview, StageProgress
+from services.worker.previews import PreviewMaker, PreviewPace
 from services.worker.retry import Env
 
 Status = queue_pb2.RenewedLease
@@ -61,8 +64,8 @@ def test_progress_is_sent_once() -> None:
 
 
 def preview(data: bytes) -> Preview:
-    async def make() -> bytes:
-        return data
+    async def make() -> MadePreview:
+        return MadePreview(data=data)
 
     return make
 
@@ -97,9 +100,9 @@ async def test_a_preview_that_takes_long_goes_with_a_later_report_and_delays_non
     leases, lease = held()
     is_decoded = asyncio.Event()
 
-    async def slow() -> bytes:
+    async def slow() -> MadePreview:
         await is_decoded.wait()
-        return b"late"
+        return MadePreview(data=b"late")
 
     leases.report(lease, StageProgress(step=10, steps=99, preview=slow))
     await PreviewMaker(leases, Env(sleep=at_once)).make()
@@ -117,10 +120,39 @@ async def test_a_preview_that_takes_long_goes_with_a_later_report_and_delays_non
     assert leases.take_renewals(now_s=4.0)[0].progress.preview == b"twenty"
 
 
+@pytest.mark.parametrize("cpu_s", [0.012, 0.3, 5.0])
+def test_previews_take_a_small_share_of_the_time_whatever_they_cost(cpu_s: float) -> None:
+    pace, made = PreviewPace(), 0
+    for half_seconds in range(4_000):
+        if pace.allows(half_seconds / 2):
+            pace.spend(cpu_s)
+            made += 1
+    assert made * cpu_s <= 2_000 * PreviewPace.SHARE + PreviewPace.CREDIT_S + cpu_s
+    # Those that cost little go with every report.
+    assert made == 4_000 if cpu_s == 0.012 else made < 4_000
+
+
+async def test_a_preview_waits_while_earlier_ones_have_taken_too_much_time() -> None:
+    now_s = 0.0
+    leases, lease = held()
+    maker = PreviewMaker(leases, Env(now_s=lambda: now_s, sleep=never))
+
+    async def heavy() -> MadePreview:
+        return MadePreview(data=b"heavy", cpu_s=0.6)
+
+    sent = []
+    for second in range(0, 40, 5):
+        now_s = float(second)
+        leases.report(lease, StageProgress(step=second, steps=99, preview=heavy))
+        await maker.make()
+        sent.append(bool(leases.take_renewals(now_s=now_s)[0].progress.preview))
+    assert sent == [True, True, False, False, True, False, False, True]
+
+
 async def test_a_preview_that_cannot_be_made_costs_nothing_else() -> None:
     leases, lease = held()
 
-    async def broken() -> bytes:
+    async def broken() -> MadePreview:
         raise NodeFault("no preview")
 
     leases.report(lease, StageProgress(step=1, steps=9, preview=broken))
