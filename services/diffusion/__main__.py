@@ -14,7 +14,7 @@ from fanlight.errors import DeviceLost, FanlightError
 from services.diffusion.config import HOLD_LIMIT_S, WAITING_LIMIT, DiffusionSettings
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.engine.ports import Backend
-from services.diffusion.generator import ImageGenerator, previews_thread
+from services.diffusion.generator import ImageGenerator
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.scan import scan, starter_folder
@@ -49,7 +49,8 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     thread, codecs = DeviceThread(), ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
-    previews = previews_thread()
+    # Of no lower priority: a thread that waits for its turn with the GIL would stop all others.
+    previews = ThreadPoolExecutor(1, thread_name_prefix="preview")
     remote = open_remote(settings, weights)
     catalog = open_catalog(settings, remote)
     try:

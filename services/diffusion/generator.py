@@ -1,9 +1,6 @@
 """What the service and the stage share: a request in, an encoded image out. Knows no gRPC and no queue."""
 
 import asyncio
-import contextlib
-import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +15,6 @@ from services.diffusion.images import MEDIA_TYPES, PARAMETERS, PROVENANCE, encod
 from services.diffusion.parse.parser import Parser, effective_to_proto
 from services.diffusion.provenance import WeightDigests, entries_of, infotext, provenance_json, version_of
 from services.worker.ports import MadePreview
-
-# As of `nice`, 19 being the lowest priority.
-PREVIEW_NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +31,6 @@ class ImageResult:
     @property
     def media_type(self) -> str:
         return MEDIA_TYPES[self.generation.format]
-
-
-def previews_thread() -> ThreadPoolExecutor:
-    """The thread on which previews are made, of low priority: beside the device's thread it takes what is left."""
-    return ThreadPoolExecutor(1, thread_name_prefix="preview", initializer=_lower_priority)
-
-
-def _lower_priority() -> None:
-    # On Linux threads have priorities of their own; elsewhere there is no such thread id.
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PREVIEW_NICENESS)
 
 
 def _make(unmade: UnmadePreview) -> MadePreview:
