@@ -165,12 +165,6 @@ class NodeFault(FanlightError):
     reason = "NODE_FAULT"
 
 
-class DeviceLost(NodeFault):
-    """The node's device failed or hangs, so that only a new process can use it, as after a GPU's bad access."""
-
-    reason = "DEVICE_LOST"
-
-
 class ResultRefused(NodeFault):
     """The gateway refused a task's finished result; `field` is the wrong field of the result.
 

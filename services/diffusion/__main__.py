@@ -1,16 +1,17 @@
 """The diffusion service's process: settings in, objects wired, served until SIGTERM."""
 
 import asyncio
-import contextlib
 import random
 import sys
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from fanlight.contract.limits import DRAWN_SEED_LIMIT
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
-from fanlight.errors import DeviceLost, FanlightError
+from fanlight.errors import FanlightError
 from services.diffusion.config import HOLD_LIMIT_S, WAITING_LIMIT, DiffusionSettings
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.engine.ports import Backend
@@ -32,7 +33,7 @@ from services.weights.provision import Provision
 from services.weights.references.catalog import shipped, with_folder
 from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
-from services.worker.device import DeviceState
+from services.worker.device import DeviceLost, DeviceState
 from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
 
@@ -98,18 +99,20 @@ async def serve_models(
     )
     stage = DiffusionStage(generator, engine, catalog, models, digests, supply, abilities)
     async with asyncio.TaskGroup() as group:
-        beside = [group.create_task(generate(engine))]
+        beside = [group.create_task(until_lost(engine.run()))]
         if settings.preload and (catalog.checkpoints or catalog.default_id):
-            beside.append(group.create_task(preload(engine, catalog, supply)))
+            beside.append(group.create_task(until_lost(preload(engine, catalog, supply, stage))))
         await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop, device=device)
         for task in beside:
             task.cancel()
 
 
-async def generate(engine: DiffusionEngine) -> None:
-    """Until cancelled, or until the device is lost: then the server ends the process, after its callers know."""
-    with contextlib.suppress(DeviceLost):
-        await engine.run()
+async def until_lost(work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, also if it ends by a lost device: the server ends the process, once its callers know."""
+    try:
+        await work
+    except* DeviceLost as lost:
+        log.info("ended_by_lost_device", error=str(lost.exceptions[0]))
 
 
 def make_models(settings: DiffusionSettings, catalog: ModelCatalog) -> ModelManager:
@@ -188,16 +191,21 @@ def open_backend(settings: DiffusionSettings, models: ModelManager) -> Backend:
     return TorchBackend(models, threads=settings.threads, safety=SafetyChecker(settings.safety_checker_folder))
 
 
-async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply) -> None:
-    """Load the default checkpoint. A failure is only logged here: requests for it get the error."""
+async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply, stage: DiffusionStage) -> None:
+    """Load the default checkpoint. A failure is only logged here: requests for it get the error. Raises DeviceLost."""
+    stage.is_loading = True
     try:
         async with asyncio.TaskGroup() as group:
             # Import what loads weights while they are downloaded.
             group.create_task(engine.open())
             async with supply.provided(diffusion_pb2.GenerateRequest(), lambda progress: None):
                 await engine.load(catalog.default())
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ExceptionGroup) and (lost := error.subgroup(DeviceLost)):
+            raise lost from error
         log.exception("preload_failed")
+    finally:
+        stage.is_loading = False
 
 
 def main() -> int:

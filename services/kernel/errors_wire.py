@@ -37,7 +37,6 @@ _WIRE: dict[type[errors.FanlightError], tuple[int, int]] = {
     errors.Cancelled: (code_pb2.CANCELLED, 499),
     errors.NodeFault: (code_pb2.INTERNAL, 500),
     errors.ResultRefused: (code_pb2.INTERNAL, 500),
-    errors.DeviceLost: (code_pb2.INTERNAL, 500),
 }
 
 _BY_REASON = {error.reason: error for error in _WIRE}

@@ -1,7 +1,8 @@
 """A service's process: its event loop, signals, the lifeline to its parent, blocking work on threads, its GPUs,
 and imports without what a library would load or read.
 
-Errors in settings end it with one line each. Knows no service, and loads no network library to count GPUs.
+A ProcessEnd, such as an error in settings, ends it with one line and its exit code. Knows no service, and loads no
+network library to count GPUs.
 """
 
 import asyncio
@@ -17,34 +18,34 @@ from typing import NoReturn, TypeVar
 
 import uvloop
 
-from fanlight.errors import DeviceLost
-from services.kernel.config import SettingsError
+from services.kernel.config import ProcessEnd, SettingsError
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
 
 Result = TypeVar("Result")
 
 _CUDA = "cuda"
-EXIT_DEVICE_LOST, EXIT_SETTINGS = 1, 2
 
 
 def run(main: Main, *, lifeline_fd: int | None = None) -> int:
-    """Run `main` until it ends and return the exit code. SIGTERM, SIGINT or a broken lifeline set its event.
-
-    2 for settings that are wrong, which starting again would not help; 1 for a lost device, which it would.
-    """
+    """Run `main` until it ends and return the exit code. SIGTERM, SIGINT or a broken lifeline set its event."""
     code = 0
     try:
         uvloop.run(_run(main, lifeline_fd))
-    except* SettingsError as group:
-        for error in group.exceptions:
+    except* ProcessEnd as group:
+        for error in _ends_in(group):
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        code = EXIT_SETTINGS
-    except* DeviceLost as lost:
-        for each in lost.exceptions:
-            print(f"error: {each}", file=sys.stderr)  # noqa: T201
-        code = EXIT_DEVICE_LOST
+            code = max(code, error.exit_code)
     return code
+
+
+def _ends_in(group: BaseExceptionGroup[ProcessEnd]) -> Iterator[ProcessEnd]:
+    """The errors themselves, out of the groups of all task groups between."""
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _ends_in(each)
+        else:
+            yield each
 
 
 def leave(code: int) -> NoReturn:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
-from fanlight.errors import Cancelled, DeviceLost
+from fanlight.errors import Cancelled
 from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation, AnnotationResult, Runner, SharedImage, annotate
 from services.preprocessor.annotator import Annotator
 from services.preprocessor.cache import AnnotatorCache, AnnotatorCacheLimits
 from services.preprocessor.config import CORE_LABEL, CUDA, AnnotatorDevice
 from services.preprocessor.weights import OnProgress, Weights, ignore_progress
-from services.worker.device import HangWatch
+from services.worker.device import DeviceLost, HangWatch
 
 T = TypeVar("T")
 # Raises Cancelled if the call was cancelled.

@@ -11,7 +11,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fanlight.errors import DeviceLost
+from fanlight.errors import NodeFault
+from services.kernel.config import ProcessEnd
 
 Result = TypeVar("Result")
 # Returns after so many seconds, or earlier if the work has ended.
@@ -19,6 +20,14 @@ Wait = Callable[["asyncio.Future[Any]", float], Awaitable[None]]
 
 # A limit is waited for in so many parts: time in which the whole process stood still counts as one of them at most.
 PARTS = 12
+
+
+class DeviceLost(NodeFault, ProcessEnd):
+    """The device failed or hangs, so that only a new process can use it, as a GPU's context after a bad access."""
+
+    reason = "DEVICE_LOST"
+    # EX_TEMPFAIL of sysexits.h: start it again.
+    exit_code = 75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

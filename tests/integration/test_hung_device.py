@@ -10,6 +10,7 @@ import pytest
 
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
+from services.worker.device import DeviceLost
 from tests.fakes import hanging_worker
 from tests.fakes.gateway_process import GatewayProcess, jobs_of
 
@@ -41,7 +42,7 @@ async def test_a_hung_device_fails_its_task_by_name_and_the_process_ends_to_be_s
         if worker.returncode is None:
             worker.kill()
         await gateway.stop()
-    assert worker.returncode == 1
+    assert worker.returncode == DeviceLost.exit_code
     assert b"Traceback" not in printed
     assert b"the device has hung" in printed.splitlines()[-1]
     [attempt] = found.tasks[0].failed_attempts

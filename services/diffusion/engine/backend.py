@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from fanlight.errors import DeviceLost, FanlightError
+from fanlight.errors import FanlightError
 from services.diffusion.engine.conditioning import ConditioningCache
 from services.diffusion.engine.controls import ControlEmbeddingCache, control_rows
 from services.diffusion.engine.generation import Generation, Safety
@@ -22,6 +22,7 @@ from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.model_cache import Checkpoint
 from services.diffusion.models.model_manager import ModelManager
+from services.worker.device import DeviceLost
 
 # Below so many weights times latent pixels an evaluation is too short for several threads: measured on two cores, a
 # second thread saves nothing for 5 million weights on 16 x 16 latents, and costs a multiple beside other work.

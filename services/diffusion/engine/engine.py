@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fanlight.contract.limits import size_class
-from fanlight.errors import DeviceLost, ResourceExhausted
+from fanlight.errors import ResourceExhausted
 from services.diffusion.engine.batching import BatchQueue, batch_key
 from services.diffusion.engine.generation import Generation
 from services.diffusion.engine.ports import (
@@ -26,7 +26,7 @@ from services.diffusion.engine.ports import (
 )
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.kernel.averages import MovingAverage
-from services.worker.device import HangLimits, HangWatch
+from services.worker.device import DeviceLost, HangLimits, HangWatch
 
 # How much the latest evaluation's time counts against those before.
 LATEST_WEIGHT = 0.2
@@ -185,6 +185,11 @@ class DiffusionEngine:
         self._numbers = itertools.count()
         self._family_of = family_of
         self.step_times = StepTimes()
+
+    @property
+    def is_lost(self) -> bool:
+        """The device failed or hangs: this process cannot generate any more."""
+        return self._lost is not None
 
     async def generate(self, generation: Generation, report: Report) -> TimedResult:
         """The finished image. Cancelling the call takes it off the device before the next evaluation. DeviceLost."""

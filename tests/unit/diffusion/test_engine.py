@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fanlight.errors import DeviceLost, NodeFault
+from fanlight.errors import NodeFault
 from services.diffusion.engine.engine import CLASSES_LIMIT, DeviceThread, DiffusionEngine, StepTimes
+from services.worker.device import DeviceLost
 from tests.fakes.backend import FakeBackend
 from tests.fakes.hanging import FakeHangWatch
 
@@ -132,10 +133,12 @@ async def test_a_device_that_is_lost_fails_who_is_on_it_and_ends_the_engine(aske
     engine = DiffusionEngine(lambda: backend, thread=DeviceThread(), rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
     backend.batch_errors.append(DeviceLost("gone"))
     running = asyncio.create_task(engine.run())
+    assert not engine.is_lost
     with pytest.raises(DeviceLost):
         await engine.generate(asked(), lambda progress: None)
     with pytest.raises(DeviceLost):
         await running
+    assert engine.is_lost
 
 
 async def test_a_model_that_cannot_be_loaded_fails_its_image_alone(asked, generate, backend, monkeypatch):

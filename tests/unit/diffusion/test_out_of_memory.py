@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fanlight.errors import DeviceLost, ResourceExhausted
+from fanlight.errors import ResourceExhausted
 from services.diffusion.engine import backend as backend_module
 from services.diffusion.engine import previews as previews_module
 from services.diffusion.engine import unet_step
@@ -21,6 +21,7 @@ from services.diffusion.engine.vae import ModelGaveNaN
 from services.diffusion.models.loading import AutoencoderKL, UNet2DConditionModel
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.recipes import shipped
+from services.worker.device import DeviceLost
 from tests.fakes.device import FakeGpu
 from tests.fakes.memory import FakeMemory
 

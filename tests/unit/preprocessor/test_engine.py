@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fanlight.errors import DeviceLost
 from services.kernel.images import ImageLimits
 from services.preprocessor import annotation
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.engine import AnnotationEngine, AnnotationTimes
+from services.worker.device import DeviceLost
 from tests.fakes.annotators import PATIENCE_S, Gate
 from tests.fakes.hanging import FakeHangWatch
 from tests.fakes.synthetic_images import encoded, scene

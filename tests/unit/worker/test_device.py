@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fanlight.errors import DeviceLost
-from services.worker.device import PARTS, DeviceState, HangLimits, HangWatch
+from services.worker.device import PARTS, DeviceLost, DeviceState, HangLimits, HangWatch
 from tests.fakes.hanging import FakeHangWatch
 
 LIMITS = HangLimits(factor=20.0, floor_s=60.0, first_s=600.0)
