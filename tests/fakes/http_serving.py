@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import ASGIApp
 
-from services.gateway.http.app import bind_http, port_of, serve_http
+from services.gateway.http.serving import bind_http, port_of, serve_http
 from services.kernel.config import CommonSettings
 
 
