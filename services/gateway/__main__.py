@@ -33,7 +33,7 @@ from services.kernel.blobs import BlobStore
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown, secret_of
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.logs import get_logger
-from services.kernel.process import leave, run
+from services.kernel.process import leave, raise_open_files_limit, run
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
@@ -242,6 +242,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    raise_open_files_limit()
     logs.configure(level=common.log_level, style=common.log_format, service="gateway")
     return run(lambda stop: serve(settings, common, stop), lifeline_fd=common.lifeline_fd)
 

@@ -146,16 +146,19 @@ class CallAdmission:
         limits: CallLimits | None = None,
         places: Mapping[str, int] | None = None,
         tokens: Iterable[str] = (),
+        on_proof: Callable[[str], None] = lambda peer: None,
     ) -> None:
         """`places`: by full method, such as `/package.Service/Method`, how many places of its own it has.
 
         `tokens`: what proves that a caller of an open service is none of the strangers.
+        `on_proof`: called with the peer of each call that was let in with a token, or where none is needed.
         """
         self._limits = limits or CallLimits()
         self._own = {method: Places(limit) for method, limit in (places or {}).items()}
         self._shared = Places(self._limits.calls)
         self._open_places = Places(self._limits.calls)
         self._tokens = tuple(tokens)
+        self._on_proof = on_proof
         self._unread: OrderedDict[OpenCall, None] = OrderedDict()
         self._unproven: Unproven[OpenCall] = Unproven(
             limit=self._limits.open_calls, limit_per_address=self._limits.open_calls_per_address
@@ -164,6 +167,11 @@ class CallAdmission:
 
     def places_of(self, method: str) -> Places:
         return self._open_places if is_open(method) else self._own.get(method, self._shared)
+
+    def note_proof(self, method: str, context: Context) -> None:
+        """Before the call's message is read."""
+        if not self.is_unproven(method, context):
+            self._on_proof(context.peer())
 
     def is_unproven(self, method: str, context: Context) -> bool:
         return is_open(method) and not _is_bearer(_authorizations(context.invocation_metadata()), self._tokens)

@@ -83,6 +83,8 @@ def _guarded_unary(handler: Handler, method: str, admission: CallAdmission) -> C
     places = admission.places_of(method)
 
     async def unary(requests: AsyncIterator[Any], context: Context) -> Any:
+        admission.note_proof(method, context)
+
         async def answer() -> Any:
             request = requests if handler.request_streaming else await admission.read(method, context)
             with places.taken():
@@ -109,6 +111,7 @@ def _guarded_stream(handler: Handler, method: str, admission: CallAdmission) -> 
         async def following() -> Any:
             return await anext(responses, _END)
 
+        admission.note_proof(method, context)
         try:
             responses = await _translate_errors(begin, context)
             while (response := await _awaited(following, call, context)) is not _END:
@@ -124,11 +127,11 @@ def _take_place(method: str, context: Context, admission: CallAdmission) -> Open
     """Until the call ends, which a generator that nobody reads does not notice. Returns a call that may give way."""
     if admission.is_unproven(method, context):
         call = admission.add_unproven(context)
-        context.add_done_callback(lambda _: admission.remove_unproven(call))
+        context.add_done_callback(lambda _: admission.remove_unproven(call))  # type: ignore[arg-type]  # a stub's class
         return call
     places = admission.places_of(method)
     places.take()
-    context.add_done_callback(lambda _: places.release())
+    context.add_done_callback(lambda _: places.release())  # type: ignore[arg-type]  # the same
     return None
 
 

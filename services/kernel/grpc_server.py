@@ -1,5 +1,6 @@
 """A gRPC server: where it listens, TLS, health, reflection and limits. Knows no service."""
 
+import asyncio
 import ipaddress
 import socket
 import ssl
@@ -14,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from fanlight.channel import MAX_MESSAGE_BYTES, channel_options
 from services.kernel.config import CommonSettings, SettingsError
 from services.kernel.grpc_admission import CallAdmission, CallLimits, TokenInterceptor
+from services.kernel.grpc_connections import GrpcConnections, connections_limit
 from services.kernel.grpc_guards import ErrorInterceptor
 
 # A client may ping this often while it waits; home routers need it, gRPC's own default is five minutes.
@@ -45,7 +47,9 @@ class RpcServer:
         """
         self._settings = settings
         known = {token for each in (*tokens.values(), default_tokens) for token in each}
-        admission = CallAdmission(limits=limits, places=places, tokens=known)
+        self._connections = GrpcConnections()
+        admission = CallAdmission(limits=limits, places=places, tokens=known, on_proof=self._connections.prove)
+        self._sweeping: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[TokenInterceptor(tokens, default=default_tokens), ErrorInterceptor(admission)],
             options=_server_options(max_message_bytes),
@@ -60,6 +64,7 @@ class RpcServer:
     def bind(self, address: str) -> int:
         """Listen there and return the port, which the system chooses for port 0. SettingsError if it is taken."""
         ports = [self._bind_one(each) for each in expand_address(address)]
+        self._connections.listen_on(ports[0])
         return ports[0]
 
     def _bind_one(self, address: str) -> int:
@@ -77,6 +82,7 @@ class RpcServer:
 
     async def start(self) -> None:
         await self._server.start()
+        self._sweeping = asyncio.get_running_loop().create_task(self._connections.run())
 
     async def set_serving(self, serving: bool) -> None:
         """Set what the health service reports for every service and for the whole server."""
@@ -88,6 +94,8 @@ class RpcServer:
         """Accept no new calls, let the running ones finish within the grace period, then cancel them."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_grace_s)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
 
 
 def _server_options(max_message_bytes: int) -> Sequence[tuple[str, int]]:
@@ -98,6 +106,7 @@ def _server_options(max_message_bytes: int) -> Sequence[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS),
+        ("grpc.max_allowed_incoming_connections", connections_limit()),
         # gRPC itself would refuse calls at random above 1,000 that wait to be looked at, whoever made them.
         ("grpc.server.max_pending_requests", PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),

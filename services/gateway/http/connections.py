@@ -95,8 +95,8 @@ class Connections:
         self._proven.pop(connection, None)
 
     def give_way(self) -> None:
-        """End some unproven connections: the process has no open file left for a new one."""
-        for each in self._unproven.oldest(GIVE_WAY):
+        """End some unproven connections, not the newest: the process has no open file left for a new one."""
+        for each in self._unproven.oldest(min(GIVE_WAY, len(self._unproven) // 2)):
             self._unproven.remove(each)
             each.end()
 

@@ -77,10 +77,12 @@ class HostNames:
         headers = Headers(scope=scope)
         host = _host_of(scope, headers)
         own = parse_authority(host) if host is not None else None
-        if self.names is not None and host is not None and (own is None or not self._is_name(own.host)):
+        is_named = own is not None and self._is_name(own.host)
+        # HTTP/1.0 has no such header; no browser sends it.
+        if self.names is not None and not is_named and not (host is None and scope["http_version"] == "1.0"):
             raise Misdirected(
-                f"`Host` is {host[:QUOTED]!r}, which is not this gateway: use {_choice(self.names)}, or add the name"
-                f" to {SETTING}"
+                f"`Host` is {(host or '')[:QUOTED]!r}, which is not this gateway: use {_choice(self.names)}, or add"
+                f" the name to {SETTING}"
             )
         if self.checks_origin:
             self._check_origin(scope["method"], headers, own)
@@ -124,10 +126,8 @@ def host_names(address: str, extra: Iterable[str], *, needs_token: bool) -> Host
 
 
 def _host_of(scope: Scope, headers: Headers) -> str | None:
-    """As the request's target names it, which comes before the header; None in HTTP/1.0, which has no such header."""
-    if scope.get("authority"):
-        return str(scope["authority"])
-    return headers.get("host")
+    """As the request's target names it, which counts before the header; None for neither."""
+    return str(scope["authority"]) if "authority" in scope else headers.get("host")
 
 
 def _is_address(host: str) -> bool:
