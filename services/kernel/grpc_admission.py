@@ -60,10 +60,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         if service not in OPEN_SERVICES:
             sent = _authorizations(handler_call_details.invocation_metadata)
             if len(sent) > 1:
-                return _refusing(Unauthenticated(f"send one `authorization`; this call has {len(sent)}"))
+                return _MANY
             accepted = self._tokens.get(service, self._default)
             if accepted and not _is_bearer(sent, accepted):
-                return _refusing(Unauthenticated("send the right token as `authorization: bearer TOKEN`"))
+                return _WRONG
         return await continuation(handler_call_details)
 
 
@@ -83,11 +83,16 @@ def _is_bearer(sent: "list[str | bytes]", accepted: Iterable[str]) -> bool:
 
 def _refusing(error: FanlightError) -> Handler:
     """Ends the call at once. As a handler of streamed requests it is called before any message is read."""
+    status = rpc_status.to_status(to_status(error))
 
     async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:
-        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+        await context.abort_with_status(status)
 
     return grpc.stream_unary_rpc_method_handler(refuse)
+
+
+_WRONG = _refusing(Unauthenticated("send the right token as `authorization: bearer TOKEN`"))
+_MANY = _refusing(Unauthenticated("send `authorization` once; this call has it several times"))
 
 
 class Places:
