@@ -233,7 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     connections, calls = (40, 20) if asked.smoke else (asked.connections, asked.calls)
     if asked.stranger:
-        asyncio.run(Stranger(*asked.stranger, asked.connections, asked.calls).run())
+        http, rpc = asked.stranger
+        asyncio.run(Stranger(http, rpc, asked.connections, asked.calls).run())
         return 0
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,13 +1,12 @@
 """Which gRPC calls are let in: by their token before a message is read, then by free places of their kind.
 
 A call without a right token is refused by its metadata alone. One with a token takes a place once its message has
-come, so that calls whose message never comes keep nobody out: the oldest of them give way. Health needs no token; its
-calls have limits of their own, by address for callers that sent no token. Knows no service.
+come. Health needs no token; its calls have limits of their own, by address for callers that sent no token, and the
+oldest give way. Knows no service.
 """
 
 import asyncio
 import hmac
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ Metadata: TypeAlias = "Iterable[tuple[str, str | bytes]]"
 class CallLimits:
     # Calls at a time, of methods that have no places of their own.
     calls: int = 2_000
-    # Calls with a token whose message has not come.
+    # Calls with a token that wait for their message, which takes no place yet.
     unread: int = 4_000
     # Calls of health without a token: whose message has not come, or which watch. In all, and of one address.
     open_calls: int = 2_048
@@ -99,14 +98,14 @@ class Places:
     """Of one kind of calls, so many at a time."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._taken = 0
 
     def take(self) -> None:
         """ResourceExhausted if none is free."""
-        if self._taken >= self._limit:
+        if self._taken >= self.limit:
             raise ResourceExhausted(
-                f"{self._limit:,} calls of this kind run already; try again later", retry_after_s=BUSY_RETRY_AFTER_S
+                f"{self.limit:,} calls of this kind run already; try again later", retry_after_s=BUSY_RETRY_AFTER_S
             )
         self._taken += 1
 
@@ -163,43 +162,31 @@ class CallAdmission:
         self._shared = Places(self._limits.calls)
         self._open_places = Places(self._limits.calls)
         self._tokens = tuple(tokens)
-        self._on_proof = on_proof
-        self._unread: OrderedDict[OpenCall, None] = OrderedDict()
+        self.on_proof = on_proof
         self._unproven: Unproven[OpenCall] = Unproven(
             limit=self._limits.open_calls, limit_per_address=self._limits.open_calls_per_address
         )
         self._ending: set[asyncio.Task[None]] = set()
 
+    @property
+    def limit(self) -> int:
+        """Of all calls together, so that a caller with a token cannot open calls without end."""
+        limits = self._limits
+        return sum(each.limit for each in self._own.values()) + limits.calls + limits.open_calls + limits.unread
+
     def places_of(self, method: str) -> Places:
         return self._open_places if is_open(method) else self._own.get(method, self._shared)
 
-    def note_proof(self, method: str, context: Context) -> None:
-        """Before the call's message is read."""
-        if not self.is_unproven(method, context):
-            self._on_proof(context.peer())
+    def is_unproven(self, context: Context) -> bool:
+        """Whether a call of an open service comes from a stranger."""
+        return not _is_bearer(_authorizations(context.invocation_metadata()), self._tokens)
 
-    def is_unproven(self, method: str, context: Context) -> bool:
-        return is_open(method) and not _is_bearer(_authorizations(context.invocation_metadata()), self._tokens)
-
-    async def read(self, method: str, context: Context) -> Any:
-        """The call's one message. InvalidField if the call has none."""
-        message = await (
-            self._read_unproven(context) if self.is_unproven(method, context) else self._read_proven(context)
-        )
+    async def read(self, context: Context) -> Any:
+        """The one message of an open service's call. InvalidField if it has none, and a deadline for strangers."""
+        message = await (self._read_unproven(context) if self.is_unproven(context) else context.read())
         if message is grpc.aio.EOF:
             raise InvalidField("is missing: the call ended without its message", field="request")
         return message
-
-    async def _read_proven(self, context: Context) -> Any:
-        call = OpenCall(context)
-        self._unread[call] = None
-        try:
-            if len(self._unread) > self._limits.unread:
-                oldest, _ = self._unread.popitem(last=False)
-                self._end(oldest, _gave_way())
-            return await context.read()
-        finally:
-            self._unread.pop(call, None)
 
     async def _read_unproven(self, context: Context) -> Any:
         late = DeadlineExceeded(f"the call's message did not come within {self._limits.open_read_s:g} s")

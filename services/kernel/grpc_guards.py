@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from fanlight.errors import FanlightError, InvalidField
 from services.kernel.errors_wire import find_broken_string, to_status
-from services.kernel.grpc_admission import CallAdmission, Context, Continuation, Handler, OpenCall
+from services.kernel.grpc_admission import CallAdmission, Context, Continuation, Handler, OpenCall, is_open
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -69,49 +69,54 @@ async def hide_unexpected_errors(call: Callable[[], Awaitable[T]]) -> T:
 def _guarded(handler: Handler, method: str, admission: CallAdmission) -> Handler:
     """The same handler, with every call admitted, and its errors and those of a streamed response translated.
 
-    It reads its messages itself, also where there is only one: gRPC would call it after that message alone.
+    Where no token is needed it reads the call's one message itself, because gRPC would wait for it without a limit.
+    Elsewhere gRPC does, which is quicker.
     """
-    deserialize, serialize = _lenient(handler.request_deserializer), handler.response_serializer
+    reads = is_open(method) and not handler.request_streaming
+    takes_stream = reads or handler.request_streaming
     if handler.response_streaming:
-        stream = _guarded_stream(handler, method, admission)
-        return grpc.stream_stream_rpc_method_handler(stream, deserialize, serialize)
-    return grpc.stream_unary_rpc_method_handler(_guarded_unary(handler, method, admission), deserialize, serialize)
+        behavior = _guarded_stream(handler, method, admission, reads=reads)
+        make = grpc.stream_stream_rpc_method_handler if takes_stream else grpc.unary_stream_rpc_method_handler
+    else:
+        behavior = _guarded_unary(handler, method, admission, reads=reads)
+        make = grpc.stream_unary_rpc_method_handler if takes_stream else grpc.unary_unary_rpc_method_handler
+    return make(behavior, _lenient(handler.request_deserializer), handler.response_serializer)
 
 
-def _guarded_unary(handler: Handler, method: str, admission: CallAdmission) -> Callable[..., Awaitable[Any]]:
+def _guarded_unary(handler: Handler, method: str, admission: CallAdmission, *, reads: bool) -> Callable[..., Any]:
     behavior: Any = handler.stream_unary or handler.unary_unary
     places = admission.places_of(method)
+    needs_token = not is_open(method)
 
-    async def unary(requests: AsyncIterator[Any], context: Context) -> Any:
-        admission.note_proof(method, context)
-
+    async def unary(sent: Any, context: Context) -> Any:
         async def answer() -> Any:
-            request = requests if handler.request_streaming else await admission.read(method, context)
+            request = await admission.read(context) if reads else sent
             with places.taken():
                 return await behavior(_checked(request), context)
 
+        if needs_token:
+            admission.on_proof(context.peer())
         return await _translate_errors(answer, context)
 
     return unary
 
 
-def _guarded_stream(handler: Handler, method: str, admission: CallAdmission) -> Callable[..., AsyncIterator[Any]]:
+def _guarded_stream(handler: Handler, method: str, admission: CallAdmission, *, reads: bool) -> Callable[..., Any]:
     behavior: Any = handler.stream_stream or handler.unary_stream
 
-    async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def stream(sent: Any, context: Context) -> AsyncIterator[Any]:
         responses: Any = None
         call: OpenCall | None = None
 
         async def begin() -> Any:
             nonlocal call
-            request = requests if handler.request_streaming else await admission.read(method, context)
+            request = await admission.read(context) if reads else sent
             call = _take_place(method, context, admission)
             return aiter(behavior(_checked(request), context))
 
         async def following() -> Any:
             return await anext(responses, _END)
 
-        admission.note_proof(method, context)
         try:
             responses = await _translate_errors(begin, context)
             while (response := await _awaited(following, call, context)) is not _END:
@@ -125,7 +130,9 @@ def _guarded_stream(handler: Handler, method: str, admission: CallAdmission) -> 
 
 def _take_place(method: str, context: Context, admission: CallAdmission) -> OpenCall | None:
     """Until the call ends, which a generator that nobody reads does not notice. Returns a call that may give way."""
-    if admission.is_unproven(method, context):
+    if not is_open(method):
+        admission.on_proof(context.peer())
+    elif admission.is_unproven(context):
         call = admission.add_unproven(context)
         context.add_done_callback(lambda _: admission.remove_unproven(call))  # type: ignore[arg-type]  # a stub's class
         return call

@@ -53,6 +53,7 @@ class RpcServer:
         self._server = grpc.aio.server(
             interceptors=[TokenInterceptor(tokens, default=default_tokens), ErrorInterceptor(admission)],
             options=_server_options(max_message_bytes),
+            maximum_concurrent_rpcs=admission.limit,
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

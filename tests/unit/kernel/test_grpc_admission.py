@@ -130,25 +130,30 @@ async def test_a_place_is_free_again_when_its_caller_is_gone():
             await until(lambda: servicer.running == 0)
 
 
-async def test_of_calls_whose_message_never_comes_the_oldest_gives_way():
-    async with (
-        serving(limits=CallLimits(unread=2, calls=1)) as (_, address),
-        grpc.aio.insecure_channel(address) as channel,
-    ):
-        waiting = [without_message(channel, LIST, RIGHT) for _ in range(2)]
-        await asyncio.sleep(0.1)
-        waiting.append(without_message(channel, LIST, RIGHT))
-        with pytest.raises(grpc.aio.AioRpcError, match="too many calls are open; this one was the oldest"):
-            await waiting[0]
+async def test_calls_with_a_token_take_no_place_before_their_message():
+    async with serving(limits=CallLimits(calls=1)) as (_, address), grpc.aio.insecure_channel(address) as channel:
+        waiting = [without_message(channel, LIST, RIGHT) for _ in range(50)]
         stub = pb_grpc.PreprocessorServiceStub(channel)
         assert await stub.ListAnnotators(pb.ListAnnotatorsRequest(), metadata=RIGHT, timeout=30) is not None
+        assert not any(call.done() for call in waiting)
         for call in waiting:
             call.cancel()
 
 
-async def test_a_call_that_ends_without_its_message_is_an_invalid_argument():
+async def test_calls_with_a_token_have_a_limit_in_all():
+    limits = CallLimits(calls=1, open_calls=1, unread=1)
+    async with serving(limits=limits) as (_, address), grpc.aio.insecure_channel(address) as channel:
+        waiting = [without_message(channel, LIST, RIGHT) for _ in range(4)]
+        await until(lambda: any(call.done() for call in waiting))
+        ended = [call for call in waiting if call.done()]
+        assert [await code_of(call) for call in ended] == [grpc.StatusCode.RESOURCE_EXHAUSTED]
+        for call in waiting:
+            call.cancel()
+
+
+async def test_a_health_call_that_ends_without_its_message_is_an_invalid_argument():
     async with serving() as (_, address), grpc.aio.insecure_channel(address) as channel:
-        call = without_message(channel, LIST, RIGHT)
+        call = without_message(channel, CHECK)
         await call.done_writing()
         with pytest.raises(grpc.aio.AioRpcError, match="request: is missing"):
             await call
