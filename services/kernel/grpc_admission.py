@@ -17,7 +17,14 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from fanlight.errors import DeadlineExceeded, FanlightError, InvalidField, ResourceExhausted, Unauthenticated
+from fanlight.errors import (
+    DeadlineExceeded,
+    FanlightError,
+    InvalidField,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
 from services.kernel.errors_wire import to_status
 from services.kernel.unproven import Unproven
 
@@ -91,7 +98,22 @@ def _refusing(error: FanlightError) -> Handler:
 
 
 _WRONG = _refusing(Unauthenticated("send the right token as `authorization: bearer TOKEN`"))
+_STOPPING = _refusing(Unavailable("is stopping: call another server, or this one again later"))
 _MANY = _refusing(Unauthenticated("send `authorization` once; this call has it several times"))
+
+
+class DrainInterceptor(grpc.aio.ServerInterceptor):
+    """UNAVAILABLE for new calls while `is_on`, except health."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        if self.is_on and not is_open(handler_call_details.method):
+            return _STOPPING
+        return await continuation(handler_call_details)
 
 
 class Places:

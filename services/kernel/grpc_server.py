@@ -9,14 +9,15 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fanlight.channel import MAX_MESSAGE_BYTES, channel_options
 from services.kernel.config import CommonSettings, SettingsError
-from services.kernel.grpc_admission import CallAdmission, CallLimits, TokenInterceptor
+from services.kernel.grpc_admission import CallAdmission, CallLimits, DrainInterceptor, TokenInterceptor
 from services.kernel.grpc_connections import GrpcConnections, connections_limit
 from services.kernel.grpc_guards import ErrorInterceptor
+from services.kernel.health import GetState, HealthService, always_ready
 
 # A client may ping this often while it waits; home routers need it, gRPC's own default is five minutes.
 MIN_PING_INTERVAL_MS = 5_000
@@ -39,8 +40,9 @@ class RpcServer:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         places: Mapping[str, int] | None = None,
         limits: CallLimits | None = None,
+        get_health: GetState = always_ready,
     ) -> None:
-        """`services`: by full service name, the function that adds its servicer.
+        """`services`: by full service name, the function that adds its servicer; without any, it serves health alone.
 
         `tokens`: by full service name, the tokens it accepts; `default_tokens` for the others.
         `places`: by full method, how many of its calls may run at a time, apart from all others.
@@ -50,17 +52,23 @@ class RpcServer:
         self._connections = GrpcConnections()
         admission = CallAdmission(limits=limits, places=places, tokens=known, on_proof=self._connections.prove)
         self._sweeping: asyncio.Task[None] | None = None
+        self._draining = DrainInterceptor()
         self._server = grpc.aio.server(
-            interceptors=[TokenInterceptor(tokens, default=default_tokens), ErrorInterceptor(admission)],
+            interceptors=[
+                TokenInterceptor(tokens, default=default_tokens),
+                self._draining,
+                ErrorInterceptor(admission),
+            ],
             options=_server_options(max_message_bytes),
             maximum_concurrent_rpcs=admission.limit,
         )
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.health = HealthService(list(services), get_health)
+        self._looking: asyncio.Task[None] | None = None
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         for add in services.values():
             add(self._server)
-        self._names = ["", *services]
-        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        if services:
+            reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
 
     def bind(self, address: str) -> int:
         """Listen there and return the port, which the system chooses for port 0. SettingsError if it is taken."""
@@ -84,17 +92,26 @@ class RpcServer:
     async def start(self) -> None:
         await self._server.start()
         self._sweeping = asyncio.get_running_loop().create_task(self._connections.run())
+        self._looking = asyncio.create_task(self.health.run(), name="health")
 
-    async def set_serving(self, serving: bool) -> None:
-        """Set what the health service reports for every service and for the whole server."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in self._names:
-            await self._health.set(name, status)
+    async def set_serving(self, is_serving: bool) -> None:
+        """From now on the health service reports the state; before, that the server is starting."""
+        await self.health.open(is_serving)
 
-    async def stop(self) -> None:
-        """Accept no new calls, let the running ones finish within the grace period, then cancel them."""
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._settings.drain_grace_s)
+    async def drain(self) -> None:
+        """Refuse new calls, except health, and let the running ones go on."""
+        self._draining.is_on = True
+        await self.health.drain()
+
+    async def stop(self, *, grace_s: float | None = None) -> None:
+        """Accept no new calls, let the running ones finish within the grace period, then cancel them.
+
+        `grace_s`: in place of the setting.
+        """
+        await self.health.close()
+        await self._server.stop(self._settings.drain_grace_s if grace_s is None else grace_s)
+        if self._looking is not None:
+            self._looking.cancel()
         if self._sweeping is not None:
             self._sweeping.cancel()
 
@@ -117,13 +134,13 @@ def _server_options(max_message_bytes: int) -> Sequence[tuple[str, int]]:
 def _credentials(settings: CommonSettings) -> grpc.ServerCredentials | None:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
-    _require_pair(settings.tls_cert_file, settings.tls_key_file)
+    require_pair(settings.tls_cert_file, settings.tls_key_file)
     roots = settings.tls_client_ca_file.read_bytes() if settings.tls_client_ca_file else None
     pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
     return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
 
 
-def _require_pair(cert_file: Path, key_file: Path) -> None:
+def require_pair(cert_file: Path, key_file: Path) -> None:
     """SettingsError for a bad pair, which gRPC would report only in its own log."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file)
