@@ -123,6 +123,7 @@ COMMANDS = (
     Command(name="gateway image", module="gateway", arguments=("image",)),
     Command(name="gateway memory", module="gateway", arguments=("memory",)),
     Command(name="gateway submit", module="gateway_submit"),
+    Command(name="strangers", module="strangers"),
     Command(name="chaos", module="chaos", needs=(nats,), is_long=True),
     Command(name="ordering", module="ordering"),
     Command(name="fleet_sim", module="fleet_sim", is_long=True),
