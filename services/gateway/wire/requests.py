@@ -8,6 +8,7 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.message import DecodeError, EncodeError, Message
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.finite import refuse_not_finite
 from fanlight.contract.images import images_of
 from fanlight.contract.limits import (
     BATCH_JOBS_LIMIT,
@@ -45,6 +46,7 @@ def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
             f"has {len(request.request_id)} characters; at most {REQUEST_ID_CHARACTERS_LIMIT}", field="request_id"
         )
     _refuse_newer(request, request.WhichOneof("work") or "request")
+    refuse_not_finite(request)
     return NewJob(
         draft=draft_of(request, fleet),
         content_digest=_content_digest(request),
