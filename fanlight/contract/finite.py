@@ -30,12 +30,25 @@ MEASUREMENTS = frozenset(
         "fanlight.queue.v1.Worker.goodput_deviation_bps",
     }
 )
-# Of a batch each request is refused by itself, when it is read.
-_READ_SINGLY = frozenset({"fanlight.gateway.v1.CreateJobsRequest.requests"})
-_PASSED = MEASUREMENTS | _READ_SINGLY
+# Requests that are refused when they are read, each of a batch by itself, with the range that their field has.
+_REFUSED_LATER = frozenset(
+    {
+        "fanlight.diffusion.v1.GenerateRequest",
+        "fanlight.gateway.v1.CreateJobRequest",
+        "fanlight.gateway.v1.CreateJobsRequest",
+        "fanlight.preprocessor.v1.AnnotateManyRequest",
+        "fanlight.preprocessor.v1.AnnotateRequest",
+    }
+)
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 # The path of the first bad number in a field's value, relative to the message, such as `loras[0].weight`; else None.
 Search = Callable[[Message], str | None]
+
+
+def refuse_at_edge(request: Message) -> None:
+    """Of every call, before anything reads it: as `refuse_not_finite`, but for requests that the contract checks."""
+    if request.DESCRIPTOR.full_name not in _REFUSED_LATER:
+        refuse_not_finite(request)
 
 
 def refuse_not_finite(message: Message) -> None:
@@ -65,7 +78,7 @@ def _searches(descriptor: Descriptor) -> tuple[Search, ...]:
 
 
 def _may_hold(field: FieldDescriptor) -> bool:
-    if field.full_name in _PASSED:
+    if field.full_name in MEASUREMENTS:
         return False
     return field.cpp_type in _FLOATS or (field.message_type is not None and _reaches_number(field.message_type))
 
@@ -79,7 +92,7 @@ def _reaches_number(descriptor: Descriptor) -> bool:
         if each is AnyMessage.DESCRIPTOR:
             return True
         for field in each.fields:
-            if field.full_name in _PASSED:
+            if field.full_name in MEASUREMENTS:
                 continue
             if field.cpp_type in _FLOATS:
                 return True
@@ -117,15 +130,16 @@ def _search_of(field: FieldDescriptor) -> Search:
 def _map_search(name: str, value: FieldDescriptor) -> Search:
     def entries(message: Message) -> str | None:
         for key, each in getattr(message, name).items():
-            if value.message_type is None:
-                path = None if math.isfinite(each) else ""
-            else:
-                path = _first(each)
+            path = _first(each) if value.message_type is not None else _number_path(each)
             if path is not None:
                 return _under(f"{name}.{key}", path)
         return None
 
     return entries
+
+
+def _number_path(number: float) -> str | None:
+    return None if math.isfinite(number) else ""
 
 
 def _under(name: str, path: str | None) -> str | None:
@@ -154,7 +168,7 @@ def _in_list(message: Any) -> str | None:
 def _in_value(message: Any) -> str | None:
     kind = message.WhichOneof("kind")
     if kind == "number_value":
-        return None if math.isfinite(message.number_value) else ""
+        return _number_path(message.number_value)
     if kind == "struct_value":
         return _in_struct(message.struct_value)
     return _in_list(message.list_value) if kind == "list_value" else None

@@ -16,7 +16,7 @@ from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.job_store import OtherFormatVersion
+from services.gateway.app.records import OtherFormatVersion
 from services.gateway.app.tenants import Tenant, callers_of, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings

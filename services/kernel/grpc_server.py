@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from fanlight.channel import MAX_MESSAGE_BYTES, channel_options
-from fanlight.contract.finite import refuse_not_finite
+from fanlight.contract.finite import refuse_at_edge
 from fanlight.errors import FanlightError, InvalidField, Unauthenticated
 from services.kernel.config import CommonSettings, SettingsError
 from services.kernel.errors_wire import find_broken_string, to_status
@@ -321,7 +321,7 @@ def _checked(request: Any) -> Any:
         raise InvalidField("cannot be read: it is truncated or not a message of this type", field="request")
     if hasattr(request, "__aiter__"):
         return _checked_all(request)
-    refuse_not_finite(request)
+    refuse_at_edge(request)
     return request
 
 

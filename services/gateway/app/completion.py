@@ -12,9 +12,9 @@ from services.gateway.app.circuit_breakers import blamed_need
 from services.gateway.app.control_cache import ControlImageCache
 from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
-from services.gateway.app.job_store import UnreadableRecord
 from services.gateway.app.leases import LiveLease, task_key_of
 from services.gateway.app.queue_index import QueueLine, queue_lines
+from services.gateway.app.records import UnreadableRecord
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain import machine

@@ -7,11 +7,12 @@ from services.gateway.app.heartbeats import Heartbeats
 from services.gateway.app.job_store import JobStore
 from services.gateway.app.leases import LeaseTable, RandomBytes
 from services.gateway.app.queue_index import Deadlines, Notifier, QueueIndex
+from services.gateway.app.records import Records
 from services.gateway.app.watch import JobPublisher
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.config import GatewayLimits, GatewaySettings
-from services.gateway.ports import Clock, RecordStore
+from services.gateway.ports import Clock
 from services.gateway.scheduler.replication import Replication, ReplicationPolicy
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.blobs import BlobStore
@@ -38,7 +39,7 @@ class Core:
 
 
 def core_of(
-    store: RecordStore,
+    store: Records,
     blobs: BlobStore,
     clock: Clock,
     random_bytes: RandomBytes,

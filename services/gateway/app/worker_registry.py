@@ -12,6 +12,7 @@ from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups,
 from services.gateway.app.circuit_breakers import CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
 from services.gateway.app.leases import LeaseTable
+from services.gateway.app.records import Records
 from services.gateway.config import GatewayLimits
 from services.gateway.domain.job import Job, task_name
 from services.gateway.domain.workers import (
@@ -23,7 +24,7 @@ from services.gateway.domain.workers import (
     WorkerStatus,
     held_by,
 )
-from services.gateway.ports import CaughtUp, Clock, Deleted, Record, RecordStore
+from services.gateway.ports import CaughtUp, Clock, Deleted, Record
 from services.gateway.scheduler.queue import Amounts
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.logs import get_logger
@@ -70,7 +71,7 @@ class WorkerRegistry:
 
     def __init__(
         self,
-        store: RecordStore,
+        store: Records,
         leases: LeaseTable,
         breakers: CircuitBreakers,
         scheduler: Scheduler,
@@ -294,7 +295,7 @@ class WorkerRegistry:
         known = self._known.get(change.key)
         if known is not None and known.revision >= change.revision:
             return
-        record = WORKERS.read(BUCKET, change)
+        record = self._store.read(WORKERS, BUCKET, change)
         if record is None:
             return
         group = await self._groups.get(record.capabilities_digest)

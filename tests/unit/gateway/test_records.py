@@ -19,7 +19,8 @@ from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.app.completion import Renewal
 from services.gateway.app.gateway import BUCKETS
-from services.gateway.app.job_store import FORMAT_VERSION, JOBS, JOBS_BUCKET, OtherFormatVersion, UnreadableRecord
+from services.gateway.app.job_store import JOBS, JOBS_BUCKET
+from services.gateway.app.records import FORMAT_VERSION, OtherFormatVersion, UnreadableRecord
 from services.gateway.domain import plan
 from services.gateway.domain.job import (
     DIFFUSION,
