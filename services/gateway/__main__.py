@@ -12,6 +12,7 @@ from pathlib import Path
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
+from fanlight.records.v1 import records_pb2, records_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
@@ -25,6 +26,7 @@ from services.gateway.http.bodies import HttpOptions
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
+from services.gateway.rpc.records import RecordService
 from services.gateway.wire.answers import payload
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
@@ -35,6 +37,7 @@ from services.kernel.process import leave, run
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
+RECORD_SERVICE = records_pb2.DESCRIPTOR.services_by_name["RecordService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
 log = get_logger()
@@ -184,16 +187,19 @@ def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings, tena
     callers = callers_of(common.token_of_clients(), tenants)
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
+    operators = tuple(filter(None, [common.token_of_clients()]))
     jobs, queue = JobService(gateway, callers), QueueService(gateway)
+    records = RecordService(gateway.records)
     blob = BlobService(blobs, callers.and_workers(workers))
     return RpcServer(
         common,
         services={
             JOB_SERVICE: lambda server: gateway_pb2_grpc.add_JobServiceServicer_to_server(jobs, server),
             QUEUE_SERVICE: lambda server: queue_pb2_grpc.add_QueueServiceServicer_to_server(queue, server),
+            RECORD_SERVICE: lambda server: records_pb2_grpc.add_RecordServiceServicer_to_server(records, server),
             BLOB_SERVICE: lambda server: blobs_pb2_grpc.add_BlobServiceServicer_to_server(blob, server),
         },
-        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers},
+        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, RECORD_SERVICE: operators},
         default_tokens=clients + workers,
     )
 

@@ -25,6 +25,7 @@ from services.gateway.http.blobs import BlobRoutes
 from services.gateway.http.bodies import HttpOptions
 from services.gateway.http.jobs import EventRoutes, JobRoutes
 from services.gateway.http.openapi import describe
+from services.gateway.http.records import RecordRoutes
 from services.kernel.blobs import BlobStore
 from services.kernel.config import CommonSettings, SettingsError
 from services.kernel.grpc_server import expand_address, split_address
@@ -157,6 +158,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         AnnotateRoutes(gateway, blobs, options),
         ListingRoutes(gateway),
         DeadLetterRoutes(gateway),
+        RecordRoutes(gateway),
         MetricRoutes(gateway),
         HealthRoutes(gateway),
     ):
