@@ -33,6 +33,7 @@ from services.kernel.blobs import BlobStore
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown, secret_of
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.logs import get_logger
+from services.kernel.private_files import UMASK, make_private
 from services.kernel.process import leave, run
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
@@ -46,6 +47,8 @@ SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
 BLOBS_FOLDER = "blobs"
+# What Fanlight keeps in the data folder, which may hold more; the last two are `fanlight up`'s.
+OWN_NAMES = (STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm", BLOBS_FOLDER, "logs", "up.lock")
 
 
 class SystemClock:
@@ -220,12 +223,14 @@ def _require_tokens(settings: GatewaySettings, common: CommonSettings) -> None:
 
 def _make_folder(settings: GatewaySettings) -> None:
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        make_private(settings.data_dir, OWN_NAMES)
     except OSError as error:
         raise SettingsError(f"{settings.data_dir}: cannot be created: {error.strerror}") from error
 
 
 def main() -> int:
+    # Every file of the gateway is its user's alone, also those that libraries make.
+    os.umask(UMASK)
     try:
         refuse_unknown(CommonSettings, GatewaySettings)
         common, settings = load(CommonSettings), load(GatewaySettings)
