@@ -3,11 +3,12 @@
 Kept in the store, so that a restarted gateway still knows them. What a worker is given is for the scheduler to say.
 """
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
+from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted, Unavailable
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
 from services.gateway.app.circuit_breakers import CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
@@ -287,8 +288,13 @@ class WorkerRegistry:
                 known = self._known.get(change.key)
                 if known is not None and not self._is_live(known):
                     self._drop(known)
+                elif known is not None:
+                    # The store lost it: written again with its next poll, and with what it can do.
+                    known.revision, known.written_s, known.group.checked_s = 0, 0.0, 0.0
             elif not isinstance(change, CaughtUp):
-                await self._take(change)
+                # Where the store is away just now, the worker's next record comes.
+                with contextlib.suppress(Unavailable):
+                    await self._take(change)
                 self.refresh(change.key)
 
     async def _take(self, change: Record) -> None:
