@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,22 +80,14 @@ async def test_who_watches_learns_that_all_is_gone_and_then_of_what_is_new(
         while made not in seen:
             seen.append(await anext(changes))
         assert {each.key for each in seen if isinstance(each, Deleted)} == {f"old{number}" for number in range(9)}
-        while store.fault:
-            await asyncio.sleep(LOOK_S)
+        await until(lambda: works(store.list("jobs", limit=1)))
+        await until(lambda: is_true(not store.fault))
         assert await store.get("jobs", "old1") is None
         assert (await store.put("jobs", "new", b"newer", revision=made.revision)).revision > made.revision
-        while [record.key for record in await _listed(store)] != ["new"]:
-            await asyncio.sleep(LOOK_S)
+        assert [record.key for record in await store.list("jobs", limit=20)] == ["new"]
     said = capsys.readouterr().out
     assert said.count("store_bucket_lost") == 1
     assert said.count("store_bucket_made_again") == 1
-
-
-async def _listed(store: NatsStore) -> list[Record]:
-    try:
-        return list(await store.list("jobs", limit=20))
-    except Unavailable:
-        return []
 
 
 async def test_a_bucket_that_another_gateway_made_again_is_noticed(nats: NatsServer, store: NatsStore) -> None:
@@ -120,12 +112,8 @@ async def test_a_gateway_is_not_ready_then_ready_and_knows_none_of_the_lost_jobs
         (task,) = await painter.lease()
         await fleet.gateway.probe.write()
         await wipe(nats)
-        with pytest.raises(Unavailable):
-            while True:
-                await fleet.gateway.probe.read()
-                await asyncio.sleep(0)
-        while not await is_ready(fleet):
-            await asyncio.sleep(LOOK_S)
+        assert not await works(fleet.gateway.probe.read())
+        await until(lambda: works(fleet.gateway.probe.read()))
         with pytest.raises(NotFound):
             await fleet.gateway.jobs.get(lost.name)
         assert list(fleet.gateway._core.job_store.open_jobs) == []
@@ -140,9 +128,18 @@ async def test_a_gateway_is_not_ready_then_ready_and_knows_none_of_the_lost_jobs
             await painter.come()
 
 
-async def is_ready(fleet: Fleet) -> bool:
+async def is_true(value: bool) -> bool:
+    return value
+
+
+async def works(call: Awaitable[object]) -> bool:
     try:
-        await fleet.gateway.probe.read()
+        await call
     except Unavailable:
         return False
     return True
+
+
+async def until(check: Callable[[], Awaitable[bool]]) -> None:
+    while not await check():  # noqa: ASYNC110 - what changes is another process
+        await asyncio.sleep(LOOK_S)
