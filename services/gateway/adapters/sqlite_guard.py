@@ -76,6 +76,8 @@ def why_not(path: Path, error: sqlite3.Error | OSError) -> str:
         return f"{path} is in use: it serves one gateway at a time"
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return f"{path} cannot be opened: {error}; is the data folder writable (FANLIGHT_GATEWAY_DATA_DIR)?"
+    if code == sqlite3.SQLITE_IOERR:
+        return f"{path} cannot be opened: {error}; is its disk read-only, or does it fail?"
     if code == sqlite3.SQLITE_FULL:
         return f"{path} cannot be opened: {error}; make room on the disk of the data folder"
     return f"{path} cannot be opened: {error}; put it back from a backup, or move it away (mv {path} {path}.old)"

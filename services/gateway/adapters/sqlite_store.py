@@ -75,7 +75,9 @@ class SqliteFile:
         # So that no copy of this file is taken for it.
         run(f"PRAGMA application_id = {secrets.randbelow(2**31)}")
         run("COMMIT")
-        run("PRAGMA wal_checkpoint(PASSIVE)")
+        _, logged, written = run("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if logged != written:
+            raise sqlite3.OperationalError("its log cannot be written back into it")
         # What is damaged stops the start in one line, rather than a watch later.
         (sound,) = run("PRAGMA quick_check(1)").fetchone()
         if sound != "ok":
