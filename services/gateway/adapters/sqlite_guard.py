@@ -25,7 +25,8 @@ class FileLost(Exception):
 class FileGuard:
     """Notices that an open database is not at its path any more: what is written then would be lost.
 
-    Compares inode, size and header of the file and of its log (`-wal`), which costs two calls of the system each.
+    Compares inode and size of the file and of its log (`-wal`), and the file's header whenever the file has changed:
+    two calls of the system while it has not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,6 +37,7 @@ class FileGuard:
         # Never closed before the connection: closing it would drop SQLite's own locks of the file.
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._header = self._read_header()
+        self._header_is_wrong = False
 
     def _read_header(self) -> tuple[bytes, bytes]:
         header = os.pread(self._fd, _HEADER_BYTES, 0)
@@ -43,6 +45,7 @@ class FileGuard:
 
     def check(self) -> None:
         """FileLost. Neither file ever shrinks while it is open."""
+        changed_ns = self._seen[0].st_mtime_ns
         for i, path in enumerate(self._paths):
             before = self._seen[i]
             try:
@@ -56,7 +59,9 @@ class FileGuard:
             if now.st_size < before.st_size:
                 raise FileLost(f"{path} was truncated while the gateway uses it; {ADVICE}")
             self._seen[i] = now
-        if self._read_header() != self._header:
+        if self._seen[0].st_mtime_ns != changed_ns and self._read_header() != self._header:
+            self._header_is_wrong = True
+        if self._header_is_wrong:
             raise FileLost(f"{self._paths[0]} was overwritten while the gateway uses it; {ADVICE}")
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import secrets
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -27,6 +28,8 @@ SCHEMA_VERSION = 1
 TIMEOUT_S = 10.0
 RETRY_AFTER_S = 5.0
 LIST_PAGE = 500
+# How long after a check of the file reads need none.
+CHECK_READS_S = 1.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -49,6 +52,7 @@ class SqliteFile:
         self._path = path
         # Why the file is not used any more; empty while it is.
         self.fault = ""
+        self._checked_s = 0.0
         with contextlib.ExitStack() as unless_ready:
             try:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,6 +94,7 @@ class SqliteFile:
 
     def check(self) -> None:
         """Unavailable where the file is not the one that was opened. Notes the fault, and that it has gone."""
+        self._checked_s = time.monotonic()
         try:
             self._guard.check()
         except FileLost as error:
@@ -98,6 +103,11 @@ class SqliteFile:
         if self.fault:
             log.warning("store_file_found", path=str(self._path))
             self.fault = ""
+
+    def check_now_and_then(self) -> None:
+        """As `check`, which a read does not need each time: what it reads was the file's."""
+        if self.fault or time.monotonic() - self._checked_s > CHECK_READS_S:
+            self.check()
 
     def _note_fault(self, why: str) -> None:
         if why != self.fault:
@@ -119,8 +129,6 @@ class SqliteFile:
             self._connection.execute("BEGIN IMMEDIATE")
             results = [self._one(write) for write in writes]
             self._connection.execute("COMMIT")
-            # A file that was deleted in between took the writes with it.
-            self.check()
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
                 if self._connection.in_transaction:
@@ -250,7 +258,7 @@ class SqliteStore:
 
     async def _read(self, read: Callable[[], T]) -> T:
         def checked() -> T:
-            self._file.check()
+            self._file.check_now_and_then()
             return read()
 
         try:

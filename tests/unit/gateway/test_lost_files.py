@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fanlight.errors import Unavailable
+from services.gateway.adapters import sqlite_store
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.app.job_store import PROBE_INTERVAL_S
 from services.gateway.ports import CaughtUp
@@ -16,6 +17,12 @@ from services.kernel.config import SettingsError
 from tests.fakes.fleet import Fleet
 
 NAME = "gateway.sqlite"
+
+
+@pytest.fixture(autouse=True)
+def reads_that_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time, not once a second."""
+    monkeypatch.setattr(sqlite_store, "CHECK_READS_S", 0.0)
 
 
 def wal_of(path: Path) -> Path:
