@@ -20,9 +20,10 @@ NAME = "gateway.sqlite"
 
 
 @pytest.fixture(autouse=True)
-def reads_that_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time, not once a second."""
+def calls_that_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time, not after a while."""
     monkeypatch.setattr(sqlite_store, "CHECK_READS_S", 0.0)
+    monkeypatch.setattr(sqlite_store, "CHECK_WRITES_S", 0.0)
 
 
 def wal_of(path: Path) -> Path:
