@@ -63,10 +63,12 @@ def open_channel(
     *,
     token: str = "",
     ca_file: Path | None = None,
+    certificate: tuple[Path, Path] | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.aio.Channel:
     """An async channel to `address`, with TLS when `ca_file` has the root certificates. It dials nothing yet.
 
+    `certificate`: PEM files of a chain and its key, for a server that asks its callers for one.
     Several IP addresses, separated by commas, are gateways that share a store: when one fails, the next one is dialed.
     """
     address = target_of(address)
@@ -74,7 +76,8 @@ def open_channel(
     interceptors = bearer_interceptors(token) if token else []
     if ca_file is None:
         return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
-    credentials = grpc.ssl_channel_credentials(ca_file.read_bytes())
+    chain, key = (file.read_bytes() for file in certificate) if certificate else (None, None)
+    credentials = grpc.ssl_channel_credentials(ca_file.read_bytes(), key, chain)
     return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
 
 

@@ -89,9 +89,12 @@ def workers(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None
         worker = status.worker
         state = "draining" if status.draining else "live" if status.live else "gone"
         busy = f"{len(status.tasks)}/{worker.slots}"
-        return worker.id, worker.stage, worker.node, worker.device or "-", state, busy
+        last_for = "; ".join(
+            f"{each.need} until {each.until_time.ToJsonString()}: {each.why}" for each in status.avoided
+        )
+        return worker.id, worker.stage, worker.node, worker.device or "-", state, busy, last_for
 
-    titles = ("WORKER", "STAGE", "NODE", "DEVICE", "STATE", "BUSY")
+    titles = ("WORKER", "STAGE", "NODE", "DEVICE", "STATE", "BUSY", "AFTER OTHERS FOR")
     _list(gateway, lambda client: client.list_workers(), titles, row, as_json=as_json)
 
 

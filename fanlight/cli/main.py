@@ -43,8 +43,19 @@ def build(*, wanted: str | None = None) -> typer.Typer:
     app.add_typer(records.app, name="records")
     for command in (annotators, models, workers):
         app.command()(command)
+    # `python -m fanlight.health` takes the options, because containers' probes call that.
+    app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+        health
+    )
     add_commands(app, wanted=wanted)
     return app
+
+
+def health(context: typer.Context) -> int:
+    """Check whether a gRPC server is serving, and print its state."""
+    from fanlight.health import main as check
+
+    return check(context.args)
 
 
 def _version(is_asked: bool) -> None:

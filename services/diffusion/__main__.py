@@ -12,7 +12,7 @@ from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from fanlight.errors import FanlightError
 from services.diffusion.config import HOLD_LIMIT_S, WAITING_LIMIT, DiffusionSettings
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
-from services.diffusion.engine.ports import Backend
+from services.diffusion.engine.ports import Backend, DeviceLost
 from services.diffusion.generator import ImageGenerator
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.model_manager import ModelManager
@@ -89,7 +89,7 @@ async def serve_models(
     async with asyncio.TaskGroup() as group:
         beside = [group.create_task(engine.run())]
         if settings.preload and (catalog.checkpoints or catalog.default_id):
-            beside.append(group.create_task(preload(engine, catalog, supply)))
+            beside.append(group.create_task(preload(engine, catalog, supply, stage)))
         await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
         for task in beside:
             task.cancel()
@@ -169,16 +169,21 @@ def open_backend(settings: DiffusionSettings, models: ModelManager) -> Backend:
     return TorchBackend(models, threads=settings.threads, safety=SafetyChecker(settings.safety_checker_folder))
 
 
-async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply) -> None:
-    """Load the default checkpoint. A failure is only logged here: requests for it get the error."""
+async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply, stage: DiffusionStage) -> None:
+    """Load the default checkpoint. A failure is only logged here: requests for it get the error. Raises DeviceLost."""
+    stage.is_loading = True
     try:
         async with asyncio.TaskGroup() as group:
             # Import what loads weights while they are downloaded.
             group.create_task(engine.open())
             async with supply.provided(diffusion_pb2.GenerateRequest(), lambda progress: None):
                 await engine.load(catalog.default())
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ExceptionGroup) and (lost := error.subgroup(DeviceLost)):
+            raise lost from error
         log.exception("preload_failed")
+    finally:
+        stage.is_loading = False
 
 
 def main() -> int:

@@ -37,6 +37,8 @@ class DiffusionStage:
         self._catalog = catalog
         self._models = models
         self._abilities = abilities
+        # Whether what is loaded ahead of requests is still on its way.
+        self.is_loading = False
         # The capabilities, and the state that they were made from.
         self._capabilities: tuple[object, queue_pb2.Capabilities] = (None, queue_pb2.Capabilities())
 
@@ -45,6 +47,11 @@ class DiffusionStage:
         if self._capabilities[0] != state:
             self._capabilities = (state, self._make_capabilities())
         return self._capabilities[1]
+
+    def condition(self) -> ports.StageCondition:
+        if self._engine.is_lost:
+            return ports.StageCondition.LOST
+        return ports.StageCondition.LOADING if self.is_loading else ports.StageCondition.WARM
 
     def _make_capabilities(self) -> queue_pb2.Capabilities:
         limits = self._abilities.limits().items()

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
+from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from fanlight.records.v1 import records_pb2, records_pb2_grpc
@@ -17,6 +18,7 @@ from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
+from services.gateway.app.readiness import require_ready
 from services.gateway.app.records import OtherFormatVersion
 from services.gateway.app.tenants import Tenant, callers_of, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
@@ -30,8 +32,9 @@ from services.gateway.rpc.records import RecordService
 from services.gateway.wire.answers import payload
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
-from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown, secret_of
+from services.kernel.config import GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
+from services.kernel.health import READY, HealthState
 from services.kernel.logs import get_logger
 from services.kernel.private_files import UMASK, make_private
 from services.kernel.process import leave, run
@@ -51,6 +54,13 @@ BLOBS_FOLDER = "blobs"
 OWN_NAMES = (STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm", BLOBS_FOLDER, "logs", "up.lock")
 
 
+STORE_UNAVAILABLE = HealthState(
+    name="store_unavailable",
+    message="its store does not answer, or accepts no writes; see its log",
+    is_ready=False,
+)
+
+
 class SystemClock:
     def now_s(self) -> float:
         return time.time()
@@ -59,7 +69,7 @@ class SystemClock:
         return time.monotonic()
 
 
-async def serve(settings: GatewaySettings, common: CommonSettings, stop: asyncio.Event) -> None:
+async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: asyncio.Event) -> None:
     _require_tokens(settings, common)
     _make_folder(settings)
     tenants = read_tenants(settings.tenants_file)
@@ -161,7 +171,7 @@ async def _listen(
     gateway: Gateway,
     blobs: BlobStore,
     settings: GatewaySettings,
-    common: CommonSettings,
+    common: GatewayCommonSettings,
     tenants: Sequence[Tenant],
     stop: asyncio.Event,
     group: asyncio.TaskGroup,
@@ -186,7 +196,9 @@ async def _listen(
         await rpc.stop()
 
 
-def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings, tenants: Sequence[Tenant]) -> RpcServer:
+def _rpc_server(
+    gateway: Gateway, blobs: BlobStore, common: GatewayCommonSettings, tenants: Sequence[Tenant]
+) -> RpcServer:
     callers = callers_of(common.token_of_clients(), tenants)
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
@@ -204,10 +216,20 @@ def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings, tena
         },
         tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, RECORD_SERVICE: operators},
         default_tokens=clients + workers,
+        get_health=lambda: _health_of(gateway),
     )
 
 
-def _require_tokens(settings: GatewaySettings, common: CommonSettings) -> None:
+async def _health_of(gateway: Gateway) -> HealthState:
+    """Not ready, and alive all the same, where its store fails: a restart would not mend that."""
+    try:
+        await require_ready(gateway)
+    except FanlightError:
+        return STORE_UNAVAILABLE
+    return READY
+
+
+def _require_tokens(settings: GatewaySettings, common: GatewayCommonSettings) -> None:
     """SettingsError where tokens are incomplete, so that some calls would need none."""
     tokens = {"FANLIGHT_CLIENT_TOKEN": common.token_of_clients(), "FANLIGHT_WORKER_TOKEN": common.token_of_workers()}
     mutual_tls = common.tls_client_ca_file is not None
@@ -217,6 +239,8 @@ def _require_tokens(settings: GatewaySettings, common: CommonSettings) -> None:
         )
     if len([token for token in tokens.values() if token]) == 1:
         raise SettingsError("set both FANLIGHT_CLIENT_TOKEN and FANLIGHT_WORKER_TOKEN (or a _FILE of each), or none")
+    if tokens["FANLIGHT_CLIENT_TOKEN"] and len(set(tokens.values())) == 1:
+        raise SettingsError("FANLIGHT_WORKER_TOKEN: must be another one than FANLIGHT_CLIENT_TOKEN: every node has it")
     for address in (settings.grpc, settings.http):
         require_tokens(address, tokens, mutual_tls=mutual_tls)
 
@@ -232,8 +256,8 @@ def main() -> int:
     # Every file of the gateway is its user's alone, also those that libraries make.
     os.umask(UMASK)
     try:
-        refuse_unknown(CommonSettings, GatewaySettings)
-        common, settings = load(CommonSettings), load(GatewaySettings)
+        refuse_unknown(GatewayCommonSettings, GatewaySettings)
+        common, settings = load(GatewayCommonSettings), load(GatewaySettings)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -3,6 +3,7 @@
 A client never sees a traceback. Knows no service.
 """
 
+import asyncio
 import hmac
 import ipaddress
 import socket
@@ -16,15 +17,16 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from fanlight.channel import MAX_MESSAGE_BYTES, channel_options
 from fanlight.contract.finite import refuse_at_edge
-from fanlight.errors import FanlightError, InvalidField, Unauthenticated
+from fanlight.errors import FanlightError, InvalidField, Unauthenticated, Unavailable
 from services.kernel.config import CommonSettings, SettingsError
 from services.kernel.errors_wire import find_broken_string, to_status
+from services.kernel.health import GetState, HealthService, always_ready
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -52,23 +54,26 @@ class RpcServer:
         tokens: Mapping[str, tuple[str, ...]],
         default_tokens: tuple[str, ...],
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        get_health: GetState = always_ready,
     ) -> None:
-        """`services`: by full service name, the function that adds its servicer.
+        """`services`: by full service name, the function that adds its servicer; without any, it serves health alone.
 
         `tokens`: by full service name, the tokens it accepts; `default_tokens` for the others.
         """
         self._settings = settings
+        self._draining = DrainInterceptor()
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), TokenInterceptor(tokens, default=default_tokens)],
+            interceptors=[ErrorInterceptor(), TokenInterceptor(tokens, default=default_tokens), self._draining],
             options=_server_options(max_message_bytes),
             maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
         )
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.health = HealthService(list(services), get_health)
+        self._looking: asyncio.Task[None] | None = None
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         for add in services.values():
             add(self._server)
-        self._names = ["", *services]
-        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        if services:
+            reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
 
     def bind(self, address: str) -> int:
         """Listen there and return the port, which the system chooses for port 0. SettingsError if it is taken."""
@@ -90,17 +95,26 @@ class RpcServer:
 
     async def start(self) -> None:
         await self._server.start()
+        self._looking = asyncio.create_task(self.health.run(), name="health")
 
-    async def set_serving(self, serving: bool) -> None:
-        """Set what the health service reports for every service and for the whole server."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in self._names:
-            await self._health.set(name, status)
+    async def set_serving(self, is_serving: bool) -> None:
+        """From now on the health service reports the state; before, that the server is starting."""
+        await self.health.open(is_serving)
 
-    async def stop(self) -> None:
-        """Accept no new calls, let the running ones finish within the grace period, then cancel them."""
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._settings.drain_grace_s)
+    async def drain(self) -> None:
+        """Refuse new calls, except health, and let the running ones go on."""
+        self._draining.is_on = True
+        await self.health.drain()
+
+    async def stop(self, *, grace_s: float | None = None) -> None:
+        """Accept no new calls, let the running ones finish within the grace period, then cancel them.
+
+        `grace_s`: in place of the setting.
+        """
+        await self.health.close()
+        await self._server.stop(self._settings.drain_grace_s if grace_s is None else grace_s)
+        if self._looking is not None:
+            self._looking.cancel()
 
 
 def _server_options(max_message_bytes: int) -> Sequence[tuple[str, int]]:
@@ -115,13 +129,13 @@ def _server_options(max_message_bytes: int) -> Sequence[tuple[str, int]]:
 def _credentials(settings: CommonSettings) -> grpc.ServerCredentials | None:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
-    _require_pair(settings.tls_cert_file, settings.tls_key_file)
+    require_pair(settings.tls_cert_file, settings.tls_key_file)
     roots = settings.tls_client_ca_file.read_bytes() if settings.tls_client_ca_file else None
     pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
     return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
 
 
-def _require_pair(cert_file: Path, key_file: Path) -> None:
+def require_pair(cert_file: Path, key_file: Path) -> None:
     """SettingsError for a bad pair, which gRPC would report only in its own log."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file)
@@ -194,6 +208,27 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not accepted or service in OPEN_SERVICES or _has_token(handler_call_details, accepted):
             return handler
         return _guarded_by(handler, _refuse)
+
+
+class DrainInterceptor(grpc.aio.ServerInterceptor):
+    """UNAVAILABLE for new calls while `is_on`, except health."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        handler = await continuation(handler_call_details)
+        if handler is None or not self.is_on or handler_call_details.method.split("/")[1] in OPEN_SERVICES:
+            return handler
+        return _guarded_by(handler, _refuse_while_draining)
+
+
+async def _refuse_while_draining(
+    call: Callable[[], Awaitable[Any]], context: grpc.aio.ServicerContext[Any, Any]
+) -> Any:
+    raise Unavailable("is stopping: call another server, or this one again later")
 
 
 def _has_token(details: grpc.HandlerCallDetails, accepted: tuple[str, ...]) -> bool:

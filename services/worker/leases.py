@@ -16,7 +16,7 @@ from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.kernel.logs import get_logger
 from services.worker.ports import DownloadStatus, StageProgress
 from services.worker.prefetch import Prefetcher
-from services.worker.retry import CALL_DEADLINE_S, Backoff, Env, our_errors, race
+from services.worker.retry import CALL_DEADLINE_S, Backoff, Env, Throttle, our_errors, race
 
 log = get_logger()
 
@@ -30,6 +30,8 @@ RENEW_DEADLINE_S = 5.0
 IDLE_S = 60.0
 # While the gateway is away, each renewal waits for the connection by itself.
 PAUSE_MAX_S = 1.0
+# The same failure is logged again after this time.
+SAY_AGAIN_EVERY_S = 60.0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -201,6 +203,7 @@ class Renewer:
         self._env = env
         self._worker_id = worker_id
         self._backoff = Backoff(env, max_s=min(PAUSE_MAX_S, retry_delay_max_s))
+        self._throttle = Throttle(env, every_s=SAY_AGAIN_EVERY_S)
 
     async def run(self) -> None:
         """Renew until cancelled."""
@@ -210,10 +213,12 @@ class Renewer:
                 await self._renew()
             except FanlightError as error:
                 pause_s = self._backoff.next_s(error)
-                log.warning("renewal_failed", reason=error.reason, leases=len(self._leases), pause_s=round(pause_s, 2))
+                if self._throttle.allows(error.reason):
+                    log.warning("renewal_failed", reason=error.reason, leases=len(self._leases))
                 await self._env.sleep(pause_s)
             else:
                 self._backoff.reset()
+                self._throttle.reset()
 
     async def _until_due(self) -> None:
         while (wait_s := self._leases.due_s - self._env.now_s()) > 0:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Protocol, TypeVar, runtime_checkable
 
 from google.protobuf.message import Message
@@ -92,6 +93,21 @@ class Stage(Protocol[Request]):
         task for good; after any other error it is retried on another node.
         """
         ...
+
+
+class StageCondition(Enum):
+    """LOADING: it downloads or loads models; tasks wait for them. LOST: only a new process can use the device."""
+
+    LOADING = auto()
+    WARM = auto()
+    LOST = auto()
+
+
+@runtime_checkable
+class ReportsCondition(Protocol):
+    """A stage that is not always WARM."""
+
+    def condition(self) -> StageCondition: ...
 
 
 @runtime_checkable

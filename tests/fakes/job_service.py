@@ -172,6 +172,8 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
             pb.WorkerStatus(worker=Worker(id=f"w-{stage}", node="here", stage=stage, slots=2), live=True)
             for stage in ("preprocess", "diffusion")
         ]
+        avoided = workers[1].avoided.add(need="embedding:oldstyle", why="2 jobs failed there by it")
+        avoided.until_time.FromSeconds(1_800_000_000)
         return pb.ListWorkersResponse(workers=workers)
 
 

@@ -25,8 +25,11 @@ Status = queue_pb2.RenewedLease.Status
 
 
 class FakeGateway:
-    def __init__(self, *, ttl_s: float = 0.6, token: str = "") -> None:
+    def __init__(
+        self, *, ttl_s: float = 0.6, token: str = "", credentials: grpc.ServerCredentials | None = None
+    ) -> None:
         self.ttl_s = ttl_s
+        self.credentials = credentials
         self.token = token
         self.port = 0
         # Tasks without a lease, and the leased tasks by token.
@@ -71,7 +74,10 @@ class FakeGateway:
         )
         queue_pb2_grpc.add_QueueServiceServicer_to_server(_Queue(self), server)
         blobs_pb2_grpc.add_BlobServiceServicer_to_server(_Blobs(self), server)
-        self.port = server.add_insecure_port(self.address)
+        if self.credentials is None:
+            self.port = server.add_insecure_port(self.address)
+        else:
+            self.port = server.add_secure_port(self.address, self.credentials)
         await server.start()
         self._server = server
 

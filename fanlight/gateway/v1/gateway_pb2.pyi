@@ -446,8 +446,11 @@ class Attempt(google.protobuf.message.Message):
     LEASE_TIME_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
     worker: builtins.str
     node: builtins.str
+    refused: builtins.bool
+    """The worker said that the request is at fault, and another node was asked before that was believed."""
     @property
     def lease_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -464,9 +467,10 @@ class Attempt(google.protobuf.message.Message):
         lease_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         failure: fanlight.common.v1.common_pb2.Failure | None = ...,
+        refused: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure", "lease_time", b"lease_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure", "lease_time", b"lease_time", "node", b"node", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure", "lease_time", b"lease_time", "node", b"node", "refused", b"refused", "worker", b"worker"]) -> None: ...
 
 Global___Attempt: typing_extensions.TypeAlias = Attempt
 
@@ -939,11 +943,12 @@ class WorkerStatus(google.protobuf.message.Message):
     DRAINING_FIELD_NUMBER: builtins.int
     TASKS_FIELD_NUMBER: builtins.int
     DRAINING_REASON_FIELD_NUMBER: builtins.int
+    AVOIDED_FIELD_NUMBER: builtins.int
     live: builtins.bool
     """It polled recently enough to be counted as live."""
     draining: builtins.bool
     draining_reason: builtins.str
-    """Why the gateway leases it no more tasks; empty while it does."""
+    """Why the gateway leases it only tasks that no other worker can do; empty while it leases it others too."""
     @property
     def worker(self) -> fanlight.queue.v1.queue_pb2.Worker: ...
     @property
@@ -952,6 +957,8 @@ class WorkerStatus(google.protobuf.message.Message):
     def tasks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the tasks that it leases."""
 
+    @property
+    def avoided(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AvoidedTasks]: ...
     def __init__(
         self,
         *,
@@ -961,11 +968,39 @@ class WorkerStatus(google.protobuf.message.Message):
         draining: builtins.bool = ...,
         tasks: collections.abc.Iterable[builtins.str] | None = ...,
         draining_reason: builtins.str = ...,
+        avoided: collections.abc.Iterable[Global___AvoidedTasks] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["last_poll_time", b"last_poll_time", "worker", b"worker"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["draining", b"draining", "draining_reason", b"draining_reason", "last_poll_time", b"last_poll_time", "live", b"live", "tasks", b"tasks", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["avoided", b"avoided", "draining", b"draining", "draining_reason", b"draining_reason", "last_poll_time", b"last_poll_time", "live", b"live", "tasks", b"tasks", "worker", b"worker"]) -> None: ...
 
 Global___WorkerStatus: typing_extensions.TypeAlias = WorkerStatus
+
+@typing.final
+class AvoidedTasks(google.protobuf.message.Message):
+    """Tasks that a worker gets only where no other worker can do them: they failed on its node."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NEED_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    UNTIL_TIME_FIELD_NUMBER: builtins.int
+    need: builtins.str
+    """What such tasks need, such as `embedding:oldstyle`; `stage:diffusion` for all tasks of the stage."""
+    why: builtins.str
+    """In a sentence."""
+    @property
+    def until_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        need: builtins.str = ...,
+        why: builtins.str = ...,
+        until_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["until_time", b"until_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["need", b"need", "until_time", b"until_time", "why", b"why"]) -> None: ...
+
+Global___AvoidedTasks: typing_extensions.TypeAlias = AvoidedTasks
 
 @typing.final
 class JobEstimate(google.protobuf.message.Message):
@@ -1114,7 +1149,7 @@ class WorkerExplanation(google.protobuf.message.Message):
     node: builtins.str
     verdict: builtins.str
     """Why it was or was not chosen: `planned`, `slower`, `sooner` (since the task was planned elsewhere),
-    `offers_too_little`, `failed_it`, `draining`, `away`.
+    `offers_too_little`, `failed_it`, `avoided` (see AvoidedTasks), `draining`, `away`.
     """
     why: builtins.str
     """The same in one sentence."""

@@ -89,7 +89,8 @@ class QueueServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FailTask(self, request, context):
-        """Reports a failed task: it ends if the request is at fault, otherwise it goes back to the queue.
+        """Reports a failed task: it goes back to the queue; or it ends, if the request is at fault and another node or the
+        gateway's own check says so too.
         ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

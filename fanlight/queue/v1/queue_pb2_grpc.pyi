@@ -151,7 +151,8 @@ class QueueServiceStub(typing.Generic[_QueueServiceLeaseTasksType, _QueueService
     """
 
     FailTask: _QueueServiceFailTaskType
-    """Reports a failed task: it ends if the request is at fault, otherwise it goes back to the queue.
+    """Reports a failed task: it goes back to the queue; or it ends, if the request is at fault and another node or the
+    gateway's own check says so too.
     ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
     """
 
@@ -216,7 +217,8 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.queue.v1.queue_pb2.FailTaskRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.queue.v1.queue_pb2.FailTaskResponse, collections.abc.Awaitable[fanlight.queue.v1.queue_pb2.FailTaskResponse]]:
-        """Reports a failed task: it ends if the request is at fault, otherwise it goes back to the queue.
+        """Reports a failed task: it goes back to the queue; or it ends, if the request is at fault and another node or the
+        gateway's own check says so too.
         ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
         """
 

@@ -158,6 +158,8 @@ class DiffusionEngine:
         self._numbers = itertools.count()
         self._family_of = family_of
         self.step_times = StepTimes()
+        # The device failed: this process cannot generate any more.
+        self.is_lost = False
 
     async def generate(self, generation: Generation, report: Report) -> TimedResult:
         """The finished image. Cancelling the call takes it off the device before the next evaluation."""
@@ -184,6 +186,7 @@ class DiffusionEngine:
         try:
             await self._run_batches()
         except DeviceLost as error:
+            self.is_lost = True
             for image in self._pending:
                 image.fail(error)
             raise

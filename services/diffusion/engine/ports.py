@@ -8,12 +8,15 @@ from fanlight.errors import NodeFault
 from services.diffusion.engine.generation import Generation
 from services.diffusion.images import Pixels
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+from services.kernel.config import ProcessEnd
 
 
-class DeviceLost(NodeFault):
+class DeviceLost(NodeFault, ProcessEnd):
     """The device failed so that only a new process can use it, as a GPU's context does after a bad access."""
 
     reason = "DEVICE_LOST"
+    # EX_TEMPFAIL of sysexits.h: start it again.
+    exit_code = 75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -308,14 +308,15 @@ class WorkerViews:
         self._step_times: dict[str, tuple[tuple[ReportedStepTime, ...], StepTimes]] = {}
         self._usual_link = RecentMean()
 
-    def of(self, worker: Worker, group: CapabilityGroup, offers: frozenset[str]) -> WorkerView:
-        """`offers`: the needs that the worker may be given tasks for now."""
+    def of(self, worker: Worker, group: CapabilityGroup, avoided: frozenset[str]) -> WorkerView:
+        """`avoided`: the needs that the worker is given tasks for only where no other worker can do them."""
         device = self._device(worker.device)
         return WorkerView(
             id=worker.id,
             node=worker.node,
             stage=worker.stage,
-            offers=offers,
+            offers=group.offers,
+            avoided=avoided,
             limits=group.limits,
             slots=max(1, worker.slots),
             vram=worker.vram_models,

@@ -1,14 +1,23 @@
-"""Who gets no tasks for a while: a node that keeps failing one thing, and a worker that is slow or fails much.
+"""Who goes last for a while: a node that keeps failing one thing, and a worker that is slow or fails much.
 
 Circuit breakers are shared by all gateways; each gateway judges stragglers for itself.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.records import Codec, Records
-from services.gateway.domain.circuit_breaker import NOT_HERE, NodeBreakers, after_failure, after_success
+from services.gateway.app.source_backoffs import SourceBackoffs
+from services.gateway.domain.blame import is_own_fault, stage_need
+from services.gateway.domain.circuit_breaker import (
+    BreakerKey,
+    CircuitBreaker,
+    NodeBreakers,
+    after_failure,
+    after_success,
+)
 from services.gateway.domain.job import Attempt, Ending, Job, Task, TaskState
+from services.gateway.domain.workers import Avoidance, Worker
 from services.gateway.ports import CaughtUp, Clock, Deleted
 from services.gateway.scheduler.pace import SpeedStats
 from services.kernel.logs import get_logger
@@ -17,7 +26,7 @@ log = get_logger()
 
 BUCKET = "faults"
 ROUNDS_LIMIT = 5
-# How long a straggler gets no tasks; then it is judged again.
+# How long a straggler gets no tasks that others can do; then it is judged again.
 SET_ASIDE_S = 900.0
 # At most this part of the workers that were judged lately, so that no mistake empties a fleet.
 SHARE_MAX = 0.2
@@ -26,15 +35,6 @@ BREAKERS: Codec[NodeBreakers] = Codec(NodeBreakers)
 _NONE = NodeBreakers()
 
 Event = Callable[[NodeBreakers], NodeBreakers]
-
-
-def blamed_need(job: Job, number: int) -> str:
-    """Whose circuit breaker counts the task: that of its checkpoint, its annotator, or for other stages the stage."""
-    task = job.tasks[number - 1]
-    facts = job.request_of(task).facts
-    if facts.checkpoint:
-        return f"checkpoint:{facts.checkpoint}"
-    return f"annotator:{facts.annotator}" if facts.annotator else f"stage:{task.stage}"
 
 
 class CircuitBreakers:
@@ -46,10 +46,13 @@ class CircuitBreakers:
         # By node; only nodes that failed something.
         self._known: dict[str, NodeBreakers] = {}
 
-    def open_needs(self, node: str) -> frozenset[str]:
-        """The needs whose circuit breaker is open for the node, such as `checkpoint:starter`."""
+    def open(self, node: str, stage: str, device: str) -> Sequence[CircuitBreaker]:
+        """The open circuit breakers of the node's workers of that stage and device."""
         known = self._known.get(node)
-        return known.open_needs(self._clock.now_s()) if known else frozenset()
+        if known is None:
+            return ()
+        found = known.open(self._clock.now_s())
+        return [each for each in found if (each.key.stage, each.key.device) == (stage, device)]
 
     async def follow(self) -> None:
         async for change in self._store.watch(BUCKET):
@@ -58,15 +61,27 @@ class CircuitBreakers:
             elif not isinstance(change, CaughtUp):
                 self._known[change.key] = self._store.read(BREAKERS, BUCKET, change) or _NONE
 
-    async def note_failure(self, node: str, need: str) -> None:
+    async def note_failure(self, node: str, key: BreakerKey, reason: str, *, lease_s: float) -> None:
+        """`lease_s`: as for `after_failure`."""
         now_s = self._clock.now_s()
-        breakers = await self._change(node, lambda breakers: after_failure(breakers, need, now_s=now_s))
-        if need in breakers.open_needs(now_s):
-            log.warning("circuit_breaker_opened", node=node, need=need, for_s=round(breakers.of[need].until_s - now_s))
+        breakers = await self._change(
+            node, lambda before: after_failure(before, key, reason=reason, lease_s=lease_s, now_s=now_s)
+        )
+        failed = breakers.find(key)
+        if failed is not None and failed.is_open(now_s):
+            for_s = round(failed.until_s - now_s)
+            log.warning("circuit_breaker_opened", node=node, need=key.need, device=key.device, for_s=for_s)
 
-    async def note_success(self, node: str, need: str) -> None:
-        if need in self._known.get(node, _NONE).of:
-            await self._change(node, lambda breakers: after_success(breakers, need))
+    async def note_success(self, node: str, keys: Iterable[BreakerKey]) -> None:
+        if self._known.get(node, _NONE).breakers:
+            await self._change(node, lambda before: after_success(before, keys))
+
+    async def sweep(self) -> None:
+        """Delete the records of nodes that failed nothing for long."""
+        now_s = self._clock.now_s()
+        for node in [node for node, known in self._known.items() if known.is_stale(now_s)]:
+            await self._store.delete(BUCKET, node)
+            self._known.pop(node, None)
 
     async def _change(self, node: str, event: Event) -> NodeBreakers:
         for _ in range(ROUNDS_LIMIT):
@@ -88,7 +103,8 @@ class CircuitBreakers:
 class StragglerDetector:
     """Finds workers that are slow, or fail much, against others of their stage and device; they come back on trial.
 
-    It never sets aside the last live worker of a stage.
+    It never sets aside the last live worker of a stage. Tasks of one job, or that ran at the same
+    time, count once where they fail at a worker.
     """
 
     def __init__(
@@ -104,6 +120,10 @@ class StragglerDetector:
         self._judged: dict[str, str] = {}
         # Of open jobs: how many ended attempts of each task were counted.
         self._counted: dict[str, dict[int, int]] = {}
+        # Of open jobs: the workers for which a failure of theirs was counted.
+        self._failed_by: dict[str, set[str]] = {}
+        # By worker: when the failure ended that was counted last.
+        self._failed_s: dict[str, float] = {}
 
     def observe(self, job: Job) -> None:
         before = self._counted.pop(job.id, {})
@@ -114,6 +134,8 @@ class StragglerDetector:
                 self._learn(job, task)
         if not job.state.ended and any(now.values()):
             self._counted[job.id] = now
+        else:
+            self._failed_by.pop(job.id, None)
 
     def _learn(self, job: Job, task: Task) -> None:
         """Learn from how the task's newest attempt ended; what its node merely lacked says nothing about the worker."""
@@ -121,18 +143,28 @@ class StragglerDetector:
             worker, alike = task.lease.worker, task.lease.batch_size
             took_s = (task.end_time_s - task.lease.time_s) / max(1, alike)
             self._paces.done(worker, self._class_of(worker, task), _work_of(job, task), took_s)
-        elif task.attempts and task.attempts[-1].ending is Ending.FAILED and not _is_not_here(task.attempts[-1]):
-            worker = task.attempts[-1].worker
+            self._judge(worker, task.stage)
+            for refusal in task.refusals:
+                self._fail(job, task, refusal)
+        elif task.attempts and task.attempts[-1].ending is Ending.FAILED:
+            attempt = task.attempts[-1]
+            if is_own_fault(attempt.failure) and not attempt.refused:
+                self._fail(job, task, attempt)
+
+    def _fail(self, job: Job, task: Task, attempt: Attempt) -> None:
+        worker, failed_by = attempt.worker, self._failed_by.setdefault(job.id, set())
+        is_known = attempt.lease_time_s < self._failed_s.get(worker, 0.0) <= attempt.end_time_s
+        if worker not in failed_by and not is_known:
+            failed_by.add(worker)
+            self._failed_s[worker] = attempt.end_time_s
             self._paces.failed(worker, self._class_of(worker, task))
-        else:
-            return
-        self._judged[worker] = task.stage
-        self._judge(worker)
+            self._judge(worker, task.stage)
 
     def _class_of(self, worker: str, task: Task) -> tuple[str, str]:
         return task.stage, self._device_of(worker)
 
-    def _judge(self, worker: str) -> None:
+    def _judge(self, worker: str, stage: str) -> None:
+        self._judged[worker] = stage
         why = self._paces.fault_of(worker)
         if not why or self._fault_of(worker):
             return
@@ -152,6 +184,10 @@ class StragglerDetector:
         why = self._fault_of(worker)
         return why if why and self._has_others(worker) else ""
 
+    def left_s(self, worker: str) -> float:
+        """For how long it is still set aside."""
+        return max(0.0, self._aside.get(worker, ("", 0.0))[1] - self._clock.monotonic_s())
+
     def _fault_of(self, worker: str) -> str:
         why, until_s = self._aside.get(worker, ("", 0.0))
         if why and until_s <= self._clock.monotonic_s():
@@ -163,11 +199,31 @@ class StragglerDetector:
     def forget(self, worker: str) -> None:
         self._paces.forget(worker)
         self._judged.pop(worker, None)
+        self._failed_s.pop(worker, None)
         self._aside.pop(worker, None)
 
 
-def _is_not_here(attempt: Attempt) -> bool:
-    return attempt.failure is not None and attempt.failure.reason in NOT_HERE
+class Avoidances:
+    """Which tasks a worker gets only where no other worker can do them, for whatever reason."""
+
+    def __init__(
+        self, breakers: CircuitBreakers, sources: SourceBackoffs, stragglers: StragglerDetector, clock: Clock
+    ) -> None:
+        self._breakers, self._sources, self._stragglers = breakers, sources, stragglers
+        self._clock = clock
+
+    def of(self, worker: Worker) -> Sequence[Avoidance]:
+        now_s = self._clock.now_s()
+        found = [
+            Avoidance(need=each.key.need, why=each.why, until_s=each.until_s)
+            for each in self._breakers.open(worker.node, worker.stage, worker.device)
+        ]
+        for need, host, left_s in self._sources.avoided(worker.node, worker.held_models):
+            found.append(Avoidance(need=need, why=f"the node cannot reach {host}", until_s=now_s + left_s))
+        if why := self._stragglers.fault_of(worker.id):
+            until_s = now_s + self._stragglers.left_s(worker.id)
+            found.append(Avoidance(need=stage_need(worker.stage), why=why, until_s=until_s))
+        return found
 
 
 def _work_of(job: Job, task: Task) -> object:

@@ -4,21 +4,21 @@ Which change a token may make is for `domain.machine` to say; what is leased to 
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound
-from services.gateway.app.circuit_breakers import blamed_need
 from services.gateway.app.control_cache import ControlImageCache
 from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
 from services.gateway.app.leases import LiveLease, task_key_of
-from services.gateway.app.queue_index import QueueLine, queue_lines
+from services.gateway.app.queue_index import QueueLine, kind_of, queue_lines
 from services.gateway.app.records import UnreadableRecord
+from services.gateway.app.second_opinions import OPINION_WAIT_S
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress
-from services.gateway.domain import machine
-from services.gateway.domain.circuit_breaker import NOT_HERE
+from services.gateway.domain import blame, machine
 from services.gateway.domain.job import Failure, Fault, Job, Output, Span, Task, task_name
 from services.gateway.domain.machine import LeaseStatus
 from services.kernel.logs import get_logger
@@ -27,6 +27,11 @@ log = get_logger()
 
 # The field of a request for one image, such as AnnotateRequest's.
 IMAGE = "image"
+# The reason of a circuit breaker for a node whose claim that a request is at fault was wrong.
+DISPROVED = "REQUEST_FAULT_DISPROVED"
+
+# Whether the gateway's own check of the task's request finds the same fault; the failure names the task's field.
+Confirms = Callable[[Job, Task, Failure], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,8 @@ class Completion:
         self._breakers = core.circuit_breakers
         self._heartbeats = core.heartbeats
         self._deadlines = core.deadlines
+        self._opinions = core.opinions
+        self._scheduler = core.scheduler
         self._random_bytes = core.random_bytes
         self._hub = core.hub
         self._blobs = core.blobs
@@ -114,7 +121,7 @@ class Completion:
     async def complete(self, token: str, reported: Sequence[ReportedOutput], spans: Sequence[Span]) -> None:
         """Complete a task with its outputs. LeaseLost; FailedPrecondition when an output's blob does not exist."""
         job_id, number = task_key_of(token)
-        await self._require_lease(job_id, number, token)
+        is_again = await self._require_lease(job_id, number, token) is LeaseStatus.COMPLETED
         scope = (await self._job(job_id)).tenant
         outputs = [await self._output(i, each, scope) for i, each in enumerate(reported)]
         now_s = self._clock.now_s()
@@ -124,20 +131,31 @@ class Completion:
         )
         log.info("task_completed", task=task_name(job_id, number), job_state=job.state.value)
         await self._cache_output(job, number)
-        await self._note_success(job, number)
+        if not is_again:
+            await self._note_success(job, number)
 
-    async def _require_lease(self, job_id: str, number: int, token: str) -> None:
-        """LeaseLost for a token that may not complete the task, also after a fresh read from the store."""
+    async def _require_lease(self, job_id: str, number: int, token: str) -> LeaseStatus:
+        """LIVE or COMPLETED. LeaseLost for a token that may not complete the task, also after a fresh read."""
         ok = (LeaseStatus.LIVE, LeaseStatus.COMPLETED)
-        if machine.lease_status(await self._job(job_id), number, token) in ok:
-            return
-        if machine.lease_status(await self._fresh(job_id), number, token) not in ok:
+        status = machine.lease_status(await self._job(job_id), number, token)
+        if status not in ok:
+            status = machine.lease_status(await self._fresh(job_id), number, token)
+        if status not in ok:
             raise LeaseLost("the token is no longer the task's; drop the work")
+        return status
 
     async def _note_success(self, job: Job, number: int) -> None:
-        lease = job.tasks[number - 1].lease
-        if lease is not None:
-            await self._breakers.note_success(lease.node, blamed_need(job, number))
+        """For all that the task needed there; against nodes that said that the request is at fault."""
+        task = job.tasks[number - 1]
+        if task.lease is None:
+            return
+        needs = {*job.request_of(task).facts.parts, blame.stage_need(task.stage)}
+        keys = [self._workers.key_of(task.lease.worker, task.stage, need) for need in needs]
+        await self._breakers.note_success(task.lease.node, keys)
+        for claim, need in blame.disproved(job, number):
+            log.warning("request_fault_disproved", task=task_name(job.id, number), node=claim.node)
+            key = self._workers.key_of(claim.worker, task.stage, need)
+            await self._breakers.note_failure(claim.node, key, DISPROVED, lease_s=claim.lease_time_s)
 
     async def _output(self, index: int, reported: ReportedOutput, scope: str) -> Output:
         if reported.scope != scope:
@@ -166,33 +184,81 @@ class Completion:
         if annotator is not None:
             await self._cache.keep(request, annotator, task.outputs[0])
 
-    async def end_attempt(self, token: str, fault: Fault | None, failure: Failure) -> None:
+    async def end_attempt(
+        self, token: str, fault: Fault | None, failure: Failure, confirms: Confirms | None = None
+    ) -> None:
         """End a worker's attempt; without a fault the task is only given back. LeaseLost."""
         if fault is None:
             await self.give_back(token)
         else:
-            await self.fail(token, fault, failure)
+            await self.fail(token, fault, failure, confirms)
 
-    async def fail(self, token: str, fault: Fault, failure: Failure) -> None:
-        """LeaseLost."""
+    async def fail(self, token: str, fault: Fault, failure: Failure, confirms: Confirms | None = None) -> None:
+        """A fault of the request ends the task only where this gateway or another node confirms it. LeaseLost."""
         job_id, number = task_key_of(token)
-        failure = as_clients_field(failure, await self._job(job_id), number)
+        job = await self._job(job_id)
+        failure = self._believed(failure, job, number)
+        is_confirmed = fault is Fault.REQUEST and self._is_confirmed(job, number, failure, confirms)
+        is_beside_others = self._is_beside_others(job.tasks[number - 1])
+        failure = as_clients_field(failure, job, number)
         now_s = self._clock.now_s()
         chance = self._chance()
         job = await self._job_store.change(
             job_id,
-            lambda job: machine.fail(job, number, token, fault=fault, failure=failure, now_s=now_s, chance=chance),
+            lambda job: machine.fail(
+                job,
+                number,
+                token,
+                fault=fault,
+                failure=failure,
+                now_s=now_s,
+                chance=chance,
+                confirmed=is_confirmed,
+                is_beside_others=is_beside_others,
+            ),
         )
         log.info(
             "task_failed",
             task=task_name(job_id, number),
             fault=fault.value,
             reason=failure.reason,
+            part=failure.part,
             job_state=job.state.value,
         )
         await self._dead_letters.keep(job)
-        if fault is Fault.NODE and failure.reason not in NOT_HERE:
-            await self._breakers.note_failure(job.tasks[number - 1].attempts[-1].node, blamed_need(job, number))
+        if fault is Fault.NODE:
+            await self._note_failure(job, number)
+
+    def _believed(self, failure: Failure, job: Job, number: int) -> Failure:
+        """Without a part that the task does not use."""
+        task = job.tasks[number - 1]
+        facts = job.request_of(task).facts
+        is_fetched = task.lease is not None and self._workers.fetches_for(task.lease.worker, facts)
+        return blame.believed(failure, facts, is_fetched=is_fetched)
+
+    def _is_confirmed(self, job: Job, number: int, failure: Failure, confirms: Confirms | None) -> bool:
+        """Whether no other node need be asked: this gateway says the same, or no other node could do it soon."""
+        task = job.tasks[number - 1]
+        if confirms is not None and confirms(job, task, failure):
+            return True
+        nodes = task.failed_nodes | {task.lease.node if task.lease is not None else ""}
+        return not self._scheduler.can_another(kind_of(job, task), nodes, within_s=OPINION_WAIT_S)
+
+    def _is_beside_others(self, task: Task) -> bool:
+        """Whether its worker has other tasks too."""
+        lease = task.lease
+        if lease is None:
+            return False
+        return lease.batch_size > 1 or any(each.token != lease.token for each in self._leases.of_worker(lease.worker))
+
+    async def _note_failure(self, job: Job, number: int) -> None:
+        task = job.tasks[number - 1]
+        attempt = task.attempts[-1]
+        assert attempt.failure is not None
+        need = blame.blamed_need(job, task, attempt.failure)
+        if need and blame.is_first(job, attempt, need):
+            key = self._workers.key_of(attempt.worker, task.stage, need)
+            await self._breakers.note_failure(attempt.node, key, attempt.failure.reason, lease_s=attempt.lease_time_s)
 
     def _chance(self) -> float:
         """From 0 up to 1."""
@@ -230,6 +296,14 @@ class Completion:
             with contextlib.suppress(NotFound, UnreadableRecord):
                 await self._job_store.change(job_id, lambda job: machine.miss_deadline(job, now_s=now_s))
                 log.info("deadline_missed", job=f"jobs/{job_id}")
+
+    async def end_unconfirmed(self) -> None:
+        """End the tasks for which no other node said in time whether the request is at fault."""
+        now_s = self._clock.now_s()
+        for job_id, number in self._opinions.overdue():
+            with contextlib.suppress(NotFound, UnreadableRecord):
+                await self._job_store.change(job_id, partial(machine.uphold, number=number, now_s=now_s))
+                log.info("second_opinion_missing", task=task_name(job_id, number))
 
     async def _fresh(self, job_id: str) -> Job:
         try:

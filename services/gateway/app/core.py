@@ -8,6 +8,8 @@ from services.gateway.app.job_store import JobStore
 from services.gateway.app.leases import LeaseTable, RandomBytes
 from services.gateway.app.queue_index import Deadlines, Notifier, QueueIndex
 from services.gateway.app.records import Records
+from services.gateway.app.second_opinions import SecondOpinions
+from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.app.watch import JobPublisher
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.worker_registry import WorkerRegistry
@@ -29,6 +31,7 @@ class Core:
     circuit_breakers: CircuitBreakers
     heartbeats: Heartbeats
     deadlines: Deadlines
+    opinions: SecondOpinions
     webhooks: Webhooks
     workers: WorkerRegistry
     blobs: BlobStore
@@ -55,11 +58,12 @@ def core_of(
         day_bytes=limits.prefetch_day_bytes, speculative_share=settings.prefetch_speculative_share
     )
     scheduler = Scheduler(Replication(policy))
-    queue_index, deadlines = QueueIndex(scheduler, notifier, clock), Deadlines(clock)
+    sources, opinions, deadlines = SourceBackoffs(clock), SecondOpinions(clock), Deadlines(clock)
+    queue_index = QueueIndex(scheduler, notifier, sources, clock)
     breakers = CircuitBreakers(store, clock)
-    workers = WorkerRegistry(store, leases, breakers, scheduler, clock, limits)
+    workers = WorkerRegistry(store, leases, breakers, sources, scheduler, clock, limits)
     webhooks = Webhooks(store, clock, random_bytes)
-    for part in (leases, queue_index, deadlines, workers, webhooks):
+    for part in (leases, sources, queue_index, deadlines, opinions, workers, webhooks):
         jobs.observe(part.observe)
     jobs.observe(lambda job: hub.publish(job.id, job))
     return Core(
@@ -72,6 +76,7 @@ def core_of(
         circuit_breakers=breakers,
         heartbeats=Heartbeats(store, leases, workers),
         deadlines=deadlines,
+        opinions=opinions,
         webhooks=webhooks,
         workers=workers,
         blobs=blobs,

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from services.gateway.app.core import Core
+from services.gateway.domain.blame import stage_need
 from services.gateway.domain.job import Job, JobEstimate, Task, TaskState
 from services.gateway.scheduler.explain import PassedOver, Verdict, explain, missing_of, name_list, place_of
-from services.gateway.scheduler.queue import TaskKind
+from services.gateway.scheduler.queue import TaskKind, WaitingTask
 
 TASKS_LIMIT = 8
 WORKERS_LIMIT = 50
@@ -57,18 +58,18 @@ class Explainer:
         waiting = self._queue_index.find(key)
         backoff_s = self._queue_index.backoff_left_s(key)
         if waiting is None or backoff_s or key not in self._scheduler:
-            why = (
-                f"its last attempt failed; the retry starts in {backoff_s:.0f} s" if backoff_s else "it is being leased"
-            )
+            why = self._why_not_offered(waiting, backoff_s)
             needs = _needs(waiting.kind) if waiting else ()
             return TaskExplanation(task=task.number, stage=task.stage, why=why, needs=needs)
         explained = explain(self._scheduler, waiting, self._clock.monotonic_s())
         not_there = self._not_there(task.stage, waiting.kind)
-        workers = [*explained.workers, *not_there]
+        workers = [*(self._with_reasons(each, waiting.kind) for each in explained.workers), *not_there]
         could = [each.node for each in not_there if each.verdict is Verdict.AWAY and not each.missing]
         why = explained.why
         if explained.place is None and could:
             why = f"{why}; {name_list(could)}, which {'are' if len(could) > 1 else 'is'} away, could do it"
+        if task.awaits_second_opinion:
+            why = f"{task.refusals[0].node} says that the request is at fault, and another node is asked; {why}"
         return TaskExplanation(
             task=task.number,
             stage=task.stage,
@@ -80,6 +81,27 @@ class Explainer:
             workers_left_out=max(0, len(workers) - WORKERS_LIMIT),
         )
 
+    def _why_not_offered(self, waiting: WaitingTask | None, backoff_s: float) -> str:
+        if backoff_s:
+            return f"its last attempt failed; the retry starts in {backoff_s:.0f} s"
+        source, left_s = self._queue_index.source_of(waiting) if waiting else ("", 0.0)
+        if source:
+            why = f"no worker holds all that it needs, and {source} could not be reached"
+            return f"{why}; the retry starts in {left_s:.0f} s"
+        return "it is being leased"
+
+    def _with_reasons(self, passed: PassedOver, kind: TaskKind) -> PassedOver:
+        """Why such tasks go to other workers first, and until when."""
+        if passed.verdict is not Verdict.AVOIDED:
+            return passed
+        now_s, needs = self._clock.now_s(), {*kind.parts, stage_need(kind.stage)}
+        reasons = [
+            f"{each.need}: {each.why}; for {max(0.0, each.until_s - now_s):.0f} s more"
+            for each in self._workers.avoidances_of(passed.worker)
+            if each.need in needs
+        ]
+        return replace(passed, why=f"{passed.why} ({'; '.join(reasons)})") if reasons else passed
+
     def _not_there(self, stage: str, kind: TaskKind) -> list[PassedOver]:
         """Known workers of the stage that the scheduler does not count on."""
         passed = []
@@ -87,11 +109,11 @@ class Explainer:
             worker = status.worker
             if worker.stage != stage or self._scheduler.worker(worker.id) is not None:
                 continue
-            is_leaving = worker.draining or status.draining_reason
+            is_leaving = worker.draining
             abilities = self._workers.abilities_of(worker.id)
             missing: tuple[str, ...] = ()
             if is_leaving:
-                verdict, why = Verdict.DRAINING, status.draining_reason or "it is leaving"
+                verdict, why = Verdict.DRAINING, "it is leaving"
             elif abilities is None:
                 verdict, why = Verdict.AWAY, "a newer worker of its node is there instead"
                 missing = tuple(sorted(kind.needs))

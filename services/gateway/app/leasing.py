@@ -23,6 +23,8 @@ log = get_logger()
 
 # A waiting poll asks the scheduler again this often: what is planned for another worker may be late there.
 RECHECK_S = 5.0
+# How often a poll chooses again, where other gateways were faster or the chosen tasks must wait.
+CHOICES_LIMIT = 1_000
 
 # UnreadableRecord where the task's message cannot be made of its record.
 Check = Callable[[Job, Task], object]
@@ -132,11 +134,13 @@ class Polls:
 
     async def _claim(self, poll: Poll, check: Check | None) -> Sequence[LeasedTask]:
         """Lease what the scheduler chooses; choose again where other gateways were faster."""
-        while True:
-            chosen = self._scheduler.choose(poll.worker.id, poll.max_tasks, self._clock.monotonic_s())
+        for _ in range(CHOICES_LIMIT):
+            planned = self._scheduler.choose(poll.worker.id, poll.max_tasks, self._clock.monotonic_s())
             self._queue_index.notify()
-            if not chosen:
+            if not planned:
                 return ()
+            if not (chosen := self._queue_index.without_waiting(planned)):
+                continue
             keys = [task.key for task in chosen]
             self._queue_index.withhold(keys)
             try:
@@ -145,6 +149,7 @@ class Polls:
                     return passed
             finally:
                 self._queue_index.release(keys)
+        return ()
 
     async def _passes(self, leased: LeasedTask, check: Check) -> bool:
         try:
@@ -152,7 +157,7 @@ class Polls:
         except UnreadableRecord as error:
             failure = Failure(reason=error.reason, message=error.message)
             with contextlib.suppress(LeaseLost):
-                await self._completion.fail(leased.token, Fault.REQUEST, failure)
+                await self._completion.fail(leased.token, Fault.REQUEST, failure, confirms=lambda *_: True)
             return False
         return True
 
@@ -175,15 +180,15 @@ class Polls:
 
     async def _lease(self, worker: Worker, keys: Sequence[Key]) -> Sequence[LeasedTask]:
         leased: list[LeasedTask] = []
+        now_s = self._clock.now_s()
         for job_id in dict.fromkeys(job_id for job_id, _ in keys):
             numbers = [number for each, number in keys if each == job_id]
-            leased += await self._lease_of(job_id, numbers, worker, batch_size=len(keys))
+            leased += await self._lease_of(job_id, numbers, worker, now_s=now_s, batch_size=len(keys))
         return leased
 
     async def _lease_of(
-        self, job_id: str, numbers: Sequence[int], worker: Worker, *, batch_size: int
+        self, job_id: str, numbers: Sequence[int], worker: Worker, *, now_s: float, batch_size: int
     ) -> Sequence[LeasedTask]:
-        now_s = self._clock.now_s()
         leases = {
             number: Lease(
                 token=new_token((job_id, number), self._random_bytes),

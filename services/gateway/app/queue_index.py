@@ -7,8 +7,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from fanlight.contract.limits import size_class
+from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.domain.job import Ending, Job, Task, TaskState
 from services.gateway.domain.machine import BACKOFF_MAX_S
 from services.gateway.ports import Clock
@@ -17,6 +19,8 @@ from services.gateway.scheduler.schedule import Scheduler
 
 # How long a task is assumed to take before any worker has reported a time.
 USUAL_TASK_S = 5.0
+# Of how many kinds of tasks that wait for a source it is looked, each second, whether they still do.
+LOOK_KINDS = 256
 
 
 def kind_of(job: Job, task: Task) -> TaskKind:
@@ -29,6 +33,7 @@ def kind_of(job: Job, task: Task) -> TaskKind:
         checkpoint=facts.checkpoint,
         family=facts.family,
         models=facts.models,
+        parts=facts.parts,
         loras=facts.loras,
         width_px=facts.width_px,
         height_px=facts.height_px,
@@ -93,13 +98,16 @@ class Deadlines:
 class QueueIndex:
     """The waiting and leased tasks of all open jobs. Notifies the workers for which the scheduler has something new."""
 
-    def __init__(self, scheduler: Scheduler, notifier: Notifier, clock: Clock) -> None:
+    def __init__(self, scheduler: Scheduler, notifier: Notifier, sources: SourceBackoffs, clock: Clock) -> None:
         self._scheduler = scheduler
         self._notifier = notifier
+        self._sources = sources
         self._clock = clock
         self._shares = Shares()
         # Tasks in back-off after a failed or lost attempt: until when, in monotonic seconds, and their `not_before_s`.
         self._backoffs: dict[Key, tuple[float, float]] = {}
+        # Queued tasks that wait for a source of weights, by kind.
+        self._waiting_for_source: dict[TaskKind, set[Key]] = {}
         # Tasks that are being leased just now: withheld from the scheduler.
         self._withheld: set[Key] = set()
         # Of open jobs: their ranks, their queued and their leased tasks, and how many more are blocked.
@@ -122,6 +130,7 @@ class QueueIndex:
         self._count_job(job, len(before), len(now))
         for number in before.keys() - now.keys():
             self._scheduler.remove((job.id, number))
+            self._wait_no_more(before[number])
         if now:
             self._queued[job.id] = now
         self._observe_leases(job)
@@ -190,6 +199,7 @@ class QueueIndex:
         """Offer the tasks whose back-off is over."""
         now_s = self._clock.monotonic_s()
         due = [key for key, (until_s, _) in self._backoffs.items() if until_s <= now_s]
+        due += self._after_waiting_for_sources()
         ready = (self.find(key) for key in due)
         self._offer(task for task in ready if task is not None and task.key not in self._withheld)
 
@@ -204,9 +214,48 @@ class QueueIndex:
     def _offer(self, tasks: Iterable[WaitingTask]) -> None:
         now_s = self._clock.monotonic_s()
         for task in tasks:
-            if not self.backoff_left_s(task.key) and self._scheduler.queues.get(task.key) != task:
+            if self.backoff_left_s(task.key) or self._scheduler.queues.get(task.key) == task:
+                continue
+            if self.source_of(task)[0]:
+                self._waiting_for_source.setdefault(task.kind, set()).add(task.key)
+            else:
+                self._wait_no_more(task)
                 self._scheduler.add(task, now_s)
         self.notify()
+
+    def _wait_no_more(self, task: WaitingTask) -> None:
+        waiting = self._waiting_for_source.get(task.kind)
+        if waiting is not None:
+            waiting.discard(task.key)
+            if not waiting:
+                del self._waiting_for_source[task.kind]
+
+    def _after_waiting_for_sources(self) -> list[Key]:
+        """Tasks of kinds that wait for no source any more; looks at some kinds, at other ones with every call."""
+        ready: list[Key] = []
+        for kind in list(islice(self._waiting_for_source, LOOK_KINDS)):
+            keys = self._waiting_for_source.pop(kind)
+            if self._source_of_kind(kind)[0]:
+                self._waiting_for_source[kind] = keys
+            else:
+                ready += keys
+        return ready
+
+    def source_of(self, task: WaitingTask) -> tuple[str, float]:
+        """The source of weights that the task waits for, and how long; empty for none."""
+        return self._source_of_kind(task.kind)
+
+    def _source_of_kind(self, kind: TaskKind) -> tuple[str, float]:
+        return self._sources.wait_of(kind, lambda: self._scheduler.able_workers(kind))
+
+    def without_waiting(self, tasks: Sequence[WaitingTask]) -> Sequence[WaitingTask]:
+        """Of some tasks that a worker is to lease those that wait for no source; the others are offered later again."""
+        waiting = {task.key for task in tasks if self.source_of(task)[0]}
+        for task in tasks:
+            if task.key in waiting:
+                self._waiting_for_source.setdefault(task.kind, set()).add(task.key)
+                self._scheduler.remove(task.key)
+        return [task for task in tasks if task.key not in waiting]
 
     def notify(self) -> None:
         """Wake the workers for which the scheduler has something new."""

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted, Unavailable
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
-from services.gateway.app.circuit_breakers import CircuitBreakers, StragglerDetector
+from services.gateway.app.circuit_breakers import Avoidances, CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
 from services.gateway.app.leases import LeaseTable
 from services.gateway.app.records import Records
+from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.config import GatewayLimits
-from services.gateway.domain.job import Job, task_name
+from services.gateway.domain.circuit_breaker import BreakerKey
+from services.gateway.domain.job import Facts, Job, task_name
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
+    Avoidance,
     Capabilities,
     FleetCatalog,
     Worker,
@@ -75,6 +78,7 @@ class WorkerRegistry:
         store: Records,
         leases: LeaseTable,
         breakers: CircuitBreakers,
+        sources: SourceBackoffs,
         scheduler: Scheduler,
         clock: Clock,
         limits: GatewayLimits,
@@ -83,7 +87,7 @@ class WorkerRegistry:
         self._scheduler = scheduler
         self._views = WorkerViews()
         self._stragglers = StragglerDetector(clock, device_of=self._device_of, live_of=self._live_of)
-        self._breakers = breakers
+        self._avoidances = Avoidances(breakers, sources, self._stragglers, clock)
         self._leases = leases
         self._clock = clock
         self._limits = limits
@@ -249,10 +253,11 @@ class WorkerRegistry:
     def refresh(self, worker_id: str) -> None:
         """Give the scheduler the worker's present view, or take the worker from it."""
         known = self._known.get(worker_id)
-        if known is None or known.record.worker.draining or self.draining_reason(worker_id):
+        if known is None or known.record.worker.draining:
             self._scheduler.gone(worker_id, self._clock.monotonic_s())
         elif self._is_live(known):
-            view = self._views.of(known.record.worker, known.group, self._offered(known))
+            avoided = frozenset(each.need for each in self.avoidances_of(worker_id))
+            view = self._views.of(known.record.worker, known.group, avoided)
             self._scheduler.seen(view, self._clock.monotonic_s())
 
     def retire_silent(self) -> None:
@@ -278,7 +283,7 @@ class WorkerRegistry:
                 yield worker_id
 
     def draining_reason(self, worker_id: str) -> str:
-        """Why the gateway gives it no more tasks; empty while it does."""
+        """Why the gateway gives it no tasks that others can do; empty while it does."""
         return self._stragglers.fault_of(worker_id)
 
     async def follow(self) -> None:
@@ -358,10 +363,22 @@ class WorkerRegistry:
         else:
             known.revision = written.revision
 
-    def _offered(self, known: _KnownWorker) -> frozenset[str]:
-        """Its offers, less those whose circuit breaker is open for its node."""
-        broken = self._breakers.open_needs(known.record.worker.node)
-        return known.group.offers - broken if broken & known.group.offers else known.group.offers
+    def avoidances_of(self, worker_id: str) -> Sequence[Avoidance]:
+        """Tasks that the worker gets only where no other worker can do them."""
+        known = self._known.get(worker_id)
+        return self._avoidances.of(known.record.worker) if known else ()
+
+    def key_of(self, worker_id: str, stage: str, need: str) -> BreakerKey:
+        """The circuit breaker of the worker's node that counts failures and successes of the need."""
+        return BreakerKey(stage=stage, device=self._device_of(worker_id), need=need)
+
+    def fetches_for(self, worker_id: str, facts: Facts) -> bool:
+        """Whether the worker holds less than a task needs, as far as is known, so that it must fetch something."""
+        known = self._known.get(worker_id)
+        if known is None:
+            return True
+        needed = facts.models | ({facts.annotator} if facts.annotator else set())
+        return not needed <= known.record.worker.held_models
 
     # What they offer together
 
@@ -394,7 +411,7 @@ class WorkerRegistry:
     def abilities_of(self, worker_id: str) -> tuple[frozenset[str], Amounts] | None:
         """What the worker offers and takes now, if it is there, or is expected back; else None."""
         known = self._known.get(worker_id)
-        return (self._offered(known), known.group.limits) if known and known.is_counted else None
+        return (known.group.offers, known.group.limits) if known and known.is_counted else None
 
     def variants(self, annotator_id: str) -> Sequence[AnnouncedAnnotator]:
         """The annotator in every version and on every device that a worker announced, live ones first."""
@@ -436,6 +453,7 @@ class WorkerRegistry:
             live=self._is_live(known),
             tasks=tuple(task_name(*held.key) for held in self._leases.of_worker(worker.id)),
             draining_reason=self.draining_reason(worker.id),
+            avoided=tuple(self.avoidances_of(worker.id)),
         )
 
     async def sweep(self) -> None:

@@ -1,55 +1,95 @@
-"""Circuit breakers of a node, one for each thing that tasks need, such as `checkpoint:starter`. Pure.
+"""Circuit breakers of a node, one for each thing that tasks need there, such as `embedding:oldstyle`. Pure.
 
-After several failures in a row the breaker opens: the node gets no tasks that need the thing for a while. Each further
-failure doubles the back-off, each success takes one failure back.
+After failures of several jobs in a row the breaker opens: for a while the node gets tasks that need the thing only
+where no other worker can do them. Each further failure doubles the time, each success takes one failure back. Workers
+of another stage or device of the node have breakers of their own.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from fanlight.errors import FailedPrecondition, NotFound, ResultRefused, TooLarge
-
-# What a sound node reports that lacks something that one request needs, or whose result the gateway refused. The task
-# is retried on another node; neither a circuit breaker nor the straggler detector counts it.
-NOT_HERE = frozenset({NotFound.reason, FailedPrecondition.reason, TooLarge.reason, ResultRefused.reason})
 FAILURES_ALLOWED = 2
 OPEN_FIRST_S = 60.0
 OPEN_MAX_S = 3_600.0
 FAILURES_MAX = 16
+# A failure is forgotten after so long, and the oldest ones of a node above the limit.
+FORGET_S = 86_400.0
+BREAKERS_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerKey:
+    stage: str
+    device: str
+    # Such as `checkpoint:starter`, or `stage:diffusion` for all of the stage.
+    need: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitBreaker:
     """`count`: failures that no success has offset yet."""
 
+    key: BreakerKey
     count: int
     # Open until then; 0 while closed.
     until_s: float = 0.0
+    # When it failed last, and the reason.
+    failed_s: float = 0.0
+    reason: str = ""
+
+    @property
+    def why(self) -> str:
+        last = f", the last one with {self.reason}" if self.reason else ""
+        return f"{self.count} jobs failed there by it without a success{last}"
+
+    def is_open(self, now_s: float) -> bool:
+        """A time further away than any we set comes from a clock that jumped."""
+        return 0 < self.until_s - now_s <= OPEN_MAX_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeBreakers:
-    """By what a task needs, such as `annotator:canny`."""
+    """The latest failure comes last."""
 
-    of: Mapping[str, CircuitBreaker] = field(default_factory=dict)
+    breakers: tuple[CircuitBreaker, ...] = ()
 
-    def open_needs(self, now_s: float) -> frozenset[str]:
-        """What the node gets no tasks for. A time further away than any we set comes from a clock that jumped."""
-        return frozenset(need for need, breaker in self.of.items() if 0 < breaker.until_s - now_s <= OPEN_MAX_S)
+    def find(self, key: BreakerKey) -> CircuitBreaker | None:
+        return next((each for each in self.breakers if each.key == key), None)
+
+    def open(self, now_s: float) -> Iterator[CircuitBreaker]:
+        return (each for each in self.breakers if each.is_open(now_s))
+
+    def is_stale(self, now_s: float) -> bool:
+        """Nothing in it counts any more."""
+        return not any(_counts(each, now_s) for each in self.breakers)
 
 
-def after_failure(breakers: NodeBreakers, need: str, *, now_s: float) -> NodeBreakers:
-    before = breakers.of.get(need)
-    count = min(FAILURES_MAX, (before.count if before else 0) + 1)
+def after_failure(
+    breakers: NodeBreakers, key: BreakerKey, *, reason: str = "", lease_s: float = math.inf, now_s: float
+) -> NodeBreakers:
+    """`lease_s`: when the failed task was leased. Tasks that ran at the same time count once: one may fail them all."""
+    before = breakers.find(key)
+    if before is not None and lease_s < before.failed_s <= now_s:
+        return breakers
+    count = min(FAILURES_MAX, (before.count if before and _counts(before, now_s) else 0) + 1)
     excess = count - FAILURES_ALLOWED
     until_s = now_s + min(OPEN_MAX_S, OPEN_FIRST_S * 2.0**excess) if excess >= 0 else 0.0
-    return NodeBreakers(of={**breakers.of, need: CircuitBreaker(count=count, until_s=until_s)})
+    failed = CircuitBreaker(key=key, count=count, until_s=until_s, failed_s=now_s, reason=reason)
+    others = [each for each in breakers.breakers if each.key != key and _counts(each, now_s)]
+    return NodeBreakers(breakers=(*others, failed)[-BREAKERS_LIMIT:])
 
 
-def after_success(breakers: NodeBreakers, need: str) -> NodeBreakers:
+def after_success(breakers: NodeBreakers, keys: Iterable[BreakerKey]) -> NodeBreakers:
     """The same object where there is no failure to take back."""
-    before = breakers.of.get(need)
-    if before is None:
+    done = frozenset(keys)
+    if not any(each.key in done for each in breakers.breakers):
         return breakers
-    others = {each: breaker for each, breaker in breakers.of.items() if each != need}
-    return NodeBreakers(of=others | ({need: CircuitBreaker(count=before.count - 1)} if before.count > 1 else {}))
+    offset = (
+        replace(each, count=each.count - 1, until_s=0.0) if each.key in done else each for each in breakers.breakers
+    )
+    return NodeBreakers(breakers=tuple(each for each in offset if each.count > 0))
+
+
+def _counts(breaker: CircuitBreaker, now_s: float) -> bool:
+    return breaker.is_open(now_s) or 0 <= now_s - breaker.failed_s <= FORGET_S

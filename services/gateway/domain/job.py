@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from fanlight.contract.names import ANY
 from services.kernel.blobs import BlobInfo
 
 PREPROCESS = "preprocess"
@@ -17,6 +18,7 @@ DIFFUSION = "diffusion"
 TASKS_LIMIT = 64
 
 DEFAULT_TENANT = "default"
+ANY_OF_A_KIND = f":{ANY}"
 
 # How records write bytes.
 BYTES_AS_BASE64 = {"ser_json_bytes": "base64", "val_json_bytes": "base64"}
@@ -83,6 +85,8 @@ class Facts:
     annotator: str = ""
     # Ids or references of all its models, the checkpoint too, in the form in which workers report them.
     models: frozenset[str] = frozenset()
+    # Those that are named by a reference, with their kinds, such as `lora:hf:org/repo`: the need is only `lora:*`.
+    references: frozenset[str] = frozenset()
     # LoRAs and their weights on the UNet; sorted.
     loras: tuple[tuple[str, float], ...] = ()
     # Both 0 where they are not known before the work begins.
@@ -91,6 +95,11 @@ class Facts:
     # Noise predictions, and whether each has guidance; 0 for stages without steps.
     steps: int = 0
     guided: bool = False
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """All that it needs and that may fail, by kind and name; no `lora:*`, which stands for any reference."""
+        return frozenset(need for need in self.needs if not need.endswith(ANY_OF_A_KIND)) | self.references
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +189,8 @@ class Attempt:
     end_time_s: float
     ending: Ending
     failure: Failure | None = None
+    # The worker said that the request is at fault, and another node was asked.
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +217,7 @@ class Task:
     forgiven: int = 0
     # Back-off: not to be leased before; 0 for no back-off.
     not_before_s: float = 0.0
-    # Run it in no batch: a batch with it was lost.
+    # Run it alone: a batch with it was lost, or it failed beside other tasks, and nothing says which one was at fault.
     alone: bool = False
     # All its attempts are spent: it has a dead letter.
     dead: bool = False
@@ -219,7 +230,17 @@ class Task:
 
     @property
     def failed_nodes(self) -> frozenset[str]:
+        """Those that reported that they could not do it, for whatever fault."""
         return frozenset(a.node for a in self.counted if a.ending is Ending.FAILED)
+
+    @property
+    def refusals(self) -> tuple[Attempt, ...]:
+        """The attempts whose workers said that the request is at fault."""
+        return tuple(a for a in self.counted if a.refused)
+
+    @property
+    def awaits_second_opinion(self) -> bool:
+        return self.state is TaskState.QUEUED and bool(self.refusals)
 
     @property
     def counted(self) -> tuple[Attempt, ...]:

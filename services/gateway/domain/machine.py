@@ -26,8 +26,9 @@ FAILURES_LIMIT = 3
 LOST_LEASES_LIMIT = 10
 # A lease whose answer never arrived counts as no attempt, unless the task had so many: then something is broken.
 LEASES_LIMIT = 100
-# The back-off between attempts, so that a lone broken node does not spend them all within seconds. There is none after
-# the first lost lease: the time until it expired was one.
+# The back-off between attempts, so that a lone broken node does not spend them all within seconds: it is one step
+# longer where the same node failed the task again. There is none after the first lost lease: the time until it expired
+# was one.
 BACKOFF_FIRST_S = 5.0
 BACKOFF_FACTOR = 4.0
 BACKOFF_MAX_S = 60.0
@@ -76,16 +77,43 @@ def complete(
 
 
 def fail(
-    job: Job, number: int, token: str, *, fault: Fault, failure: Failure, now_s: float, chance: float = 1.0
+    job: Job,
+    number: int,
+    token: str,
+    *,
+    fault: Fault,
+    failure: Failure,
+    now_s: float,
+    chance: float = 1.0,
+    confirmed: bool = True,
+    is_beside_others: bool = False,
 ) -> Job:
     """A fault of the request ends the task; one of the node is retried until the attempts are spent. LeaseLost.
 
     `chance`, from 0 up to 1, is the jitter: it shortens the back-off to between half and all of it.
+    `confirmed`: nobody else is to be asked whether the request is at fault. Otherwise the task goes back to the queue
+    once, for another node's opinion.
+    `is_beside_others`: its worker had other tasks too, which may be to blame: it is retried alone, unless a part is
+    named.
     """
     task = _leased(job, number, token)
-    if fault is Fault.REQUEST:
+    if fault is Fault.NODE:
+        task = replace(task, alone=task.alone or (is_beside_others and not failure.part))
+        return _after_attempt(job, task, Ending.FAILED, failure, now_s, chance)
+    if confirmed or task.refusals:
         return _changed(job, _failed(task, failure, now_s), now_s=now_s)
-    return _after_attempt(job, task, Ending.FAILED, failure, now_s, chance)
+    attempt = replace(_attempt(task, Ending.FAILED, failure, now_s), refused=True)
+    return _changed(job, _queued(replace(task, attempts=(*task.attempts, attempt), failure=failure)), now_s=now_s)
+
+
+def uphold(job: Job, number: int, *, now_s: float) -> Job:
+    """No second opinion came in time: end the task with what the first node said. No change where none is awaited."""
+    task = job.task(number)
+    if task is None or not task.awaits_second_opinion:
+        return job
+    failure = task.refusals[-1].failure
+    assert failure is not None
+    return _changed(job, _failed(task, failure, now_s), now_s=now_s)
 
 
 def give_back(job: Job, number: int, token: str, *, now_s: float) -> Job:
@@ -182,9 +210,22 @@ def _leased(job: Job, number: int, token: str) -> Task:
 
 def _after_attempt(job: Job, task: Task, ending: Ending, failure: Failure | None, now_s: float, chance: float) -> Job:
     """After one more attempt without a result: queued again with a back-off, or dead."""
+    attempt = _attempt(task, ending, failure, now_s)
+    is_same_node = attempt.node in task.failed_nodes
+    task = replace(task, attempts=(*task.attempts, attempt), failure=failure)
+    spent = sum(each.ending is ending and not each.refused for each in task.counted)
+    if spent < (FAILURES_LIMIT if ending is Ending.FAILED else LOST_LEASES_LIMIT):
+        wait_s = backoff_s(spent + is_same_node if ending is Ending.FAILED else spent - 1, chance)
+        return _changed(job, replace(_queued(task), not_before_s=now_s + wait_s if wait_s else 0.0), now_s=now_s)
+    if failure is None:
+        failure = Failure(reason="LEASES_LOST", message=f"{spent} workers vanished while they ran it")
+    return _changed(job, replace(_failed(task, failure, now_s), dead=True), now_s=now_s)
+
+
+def _attempt(task: Task, ending: Ending, failure: Failure | None, now_s: float) -> Attempt:
     lease = task.lease
     assert lease is not None
-    attempt = Attempt(
+    return Attempt(
         worker=lease.worker,
         node=lease.node,
         lease_time_s=lease.time_s,
@@ -192,14 +233,6 @@ def _after_attempt(job: Job, task: Task, ending: Ending, failure: Failure | None
         ending=ending,
         failure=failure,
     )
-    task = replace(task, attempts=(*task.attempts, attempt), failure=failure)
-    spent = sum(each.ending is ending for each in task.counted)
-    if spent < (FAILURES_LIMIT if ending is Ending.FAILED else LOST_LEASES_LIMIT):
-        wait_s = backoff_s(spent if ending is Ending.FAILED else spent - 1, chance)
-        return _changed(job, replace(_queued(task), not_before_s=now_s + wait_s if wait_s else 0.0), now_s=now_s)
-    if failure is None:
-        failure = Failure(reason="LEASES_LOST", message=f"{spent} workers vanished while they ran it")
-    return _changed(job, replace(_failed(task, failure, now_s), dead=True), now_s=now_s)
 
 
 def backoff_s(attempts: int, chance: float) -> float:

@@ -165,14 +165,26 @@ class WorkerRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Avoidance:
+    """Tasks that a worker gets only where no other worker can do them."""
+
+    # What such tasks need, such as `embedding:oldstyle`; `stage:diffusion` for all of a stage.
+    need: str
+    # In a sentence.
+    why: str
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
     worker: Worker
     last_poll_time_s: float
     live: bool
     # Names of the tasks it has leased.
     tasks: tuple[str, ...]
-    # Why the gateway gives it no more tasks; empty while it does.
+    # Why the gateway gives it no tasks that others can do; empty while it does.
     draining_reason: str = ""
+    avoided: tuple[Avoidance, ...] = ()
 
 
 class _Ranked(Generic[K, V]):

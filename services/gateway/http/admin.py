@@ -1,6 +1,5 @@
 """For people and machines that run a fleet: what workers offer, the queue, dead letters, metrics and health."""
 
-import asyncio
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -11,18 +10,15 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from fanlight.errors import Unavailable
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.queue_index import QueueLine
+from services.gateway.app.readiness import require_ready
 from services.gateway.http import docs
 from services.gateway.http.bodies import CurrentCaller, refuse_unknown
 from services.gateway.http.json_messages import answer, of_value
 from services.gateway.wire import answers
-
-STORE_TIMEOUT_S = 2.0
-RETRY_AFTER_S = 1.0
 
 
 class ListingRoutes:
@@ -170,11 +166,5 @@ class HealthRoutes:
         return of_value({"status": "alive"})
 
     async def ready(self) -> Response:
-        if not self._gateway.ready:
-            raise Unavailable("starting or draining", retry_after_s=RETRY_AFTER_S)
-        try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
-                await self._gateway.probe.write()
-        except TimeoutError as error:
-            raise Unavailable("the store does not answer", retry_after_s=RETRY_AFTER_S) from error
+        await require_ready(self._gateway)
         return of_value({"status": "ready"})

@@ -13,7 +13,7 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.tenants import Caller, Callers
 from services.gateway.wire import answers, requests, workers
-from services.gateway.wire.stages import request_for
+from services.gateway.wire.stages import confirms, request_for
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -139,6 +139,6 @@ class QueueService(queue_pb2_grpc.QueueServiceServicer):
 
     async def FailTask(self, request: queue_pb2.FailTaskRequest, context: Context) -> queue_pb2.FailTaskResponse:
         await self._gateway.queue.end_attempt(
-            workers.token(request.lease_token), workers.fault(request), workers.failure(request)
+            workers.token(request.lease_token), workers.fault(request), workers.failure(request), confirms
         )
         return queue_pb2.FailTaskResponse()

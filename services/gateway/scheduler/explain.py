@@ -20,6 +20,8 @@ class Verdict(StrEnum):
     SOONER = "sooner"
     OFFERS_TOO_LITTLE = "offers_too_little"
     FAILED_IT = "failed_it"
+    # Its circuit breaker for something that the task needs is open, its source is away, or it is set aside.
+    AVOIDED = "avoided"
     DRAINING = "draining"
     AWAY = "away"
 
@@ -95,6 +97,8 @@ def _passed_over(worker: WorkerState, task: WaitingTask, place: Place | None, no
         verdict, why = Verdict.SLOWER, f"it would finish in {needed.finish_s:.1f} s: {_costs(needed)}"
         if place is not None and needed.finish_s < place.estimate.finish_s:
             verdict, why = Verdict.SOONER, f"{why}; it gets the task if that still holds when it asks for work"
+        if view.avoids_kind(task.kind):
+            verdict, why = Verdict.AVOIDED, "such tasks fail there, and go to other workers first"
         if view.node in task.failed_nodes:
             verdict, why = Verdict.FAILED_IT, "its node failed this task before"
     return PassedOver(worker=view.id, node=view.node, verdict=verdict, why=why, estimate=needed, missing=missing)
@@ -113,6 +117,8 @@ def _why(place: Place | None, others: Sequence[PassedOver]) -> str:
         )
     if all(each.verdict is Verdict.FAILED_IT for each in able):
         return "every worker that could do it has failed it once; one of them will retry it"
+    if all(each.verdict in (Verdict.FAILED_IT, Verdict.AVOIDED) for each in able):
+        return "every worker that could do it has failed it or such tasks; one of them will try it"
     return "a worker is being chosen"
 
 

@@ -21,8 +21,9 @@ OTHERS_MIN = 2
 # A straggler takes more than this many times as long, by at least this many standard errors of the mean.
 SLOW_FACTOR = 2.5
 ERRORS = 2.0
-# A bad worker fails this share of its tasks.
+# A bad worker fails this share of its tasks, while the usual worker of its class fails less than this part of that.
 FAILING = 0.6
+USUALLY_FAILING = 0.5
 # A reported speed is believed up to this factor off what is usual for the worker's class.
 ABSURD_FACTOR = 8.0
 RECORDS_LIMIT = 10_000
@@ -104,17 +105,20 @@ class SpeedStats:
         self._classes: dict[str, object] = {}
 
     def done(self, worker: str, worker_class: object, work: object, took_s: float) -> None:
-        """A task was completed. `work`: what makes tasks alike, such as a checkpoint, a size and a number of steps."""
+        """A task was completed; one that took no time says nothing about the pace.
+
+        `work`: what makes tasks alike, such as a checkpoint, a size and a number of steps.
+        """
+        self._classes[worker] = worker_class
+        self._failing.setdefault(worker, RecentMean()).note(0.0)
+        self._evict()
         if took_s <= 0:
             return
-        self._classes[worker] = worker_class
         usual = self._usual.setdefault((worker_class, work), RecentMean())
         taken = math.log(took_s)
         if usual.count:
             self._paces.setdefault(worker, RecentMean()).note(taken - usual.mean)
         usual.note(taken)
-        self._failing.setdefault(worker, RecentMean()).note(0.0)
-        self._evict()
 
     def failed(self, worker: str, worker_class: object) -> None:
         """A task failed by the worker's fault."""
@@ -124,13 +128,23 @@ class SpeedStats:
 
     def fault_of(self, worker: str) -> str:
         """Why the worker should be set aside, in a sentence; empty where it should not."""
+        return self._failing_of(worker) or self._slow_of(worker)
+
+    def _failing_of(self, worker: str) -> str:
         failing = self._failing.get(worker)
-        if failing is not None and failing.count >= TASKS_MIN and failing.mean >= FAILING:
-            return f"of its last tasks {failing.mean:.0%} failed by its own fault"
+        if failing is None or failing.count < TASKS_MIN or failing.mean < FAILING:
+            return ""
+        others = self._alike(worker, self._failing, tasks_min=1)
+        usual = others[len(others) // 2] if others else 1.0
+        if usual > USUALLY_FAILING * failing.mean:
+            return ""
+        return f"of its last tasks {failing.mean:.0%} failed by its own fault, of others of its class {usual:.0%}"
+
+    def _slow_of(self, worker: str) -> str:
         pace = self._paces.get(worker)
         if pace is None or pace.count < TASKS_MIN:
             return ""
-        others = self._others_of(worker)
+        others = self._alike(worker, self._paces, tasks_min=TASKS_MIN)
         if len(others) < OTHERS_MIN:
             return ""
         usual = others[len(others) // 2]
@@ -139,12 +153,13 @@ class SpeedStats:
         times = math.exp(pace.mean - usual)
         return f"its tasks take {times:.1f} times as long as those of {len(others)} others of its class"
 
-    def _others_of(self, worker: str) -> list[float]:
+    def _alike(self, worker: str, records: Mapping[str, RecentMean], *, tasks_min: int) -> list[float]:
+        """The means of the others of its class, in order."""
         worker_class = self._classes.get(worker)
         return sorted(
-            pace.mean
-            for other, pace in self._paces.items()
-            if other != worker and pace.count >= TASKS_MIN and self._classes[other] == worker_class
+            each.mean
+            for other, each in records.items()
+            if other != worker and each.count >= tasks_min and self._classes[other] == worker_class
         )
 
     def forget(self, worker: str) -> None:

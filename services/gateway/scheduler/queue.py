@@ -64,6 +64,8 @@ class TaskKind:
     family: str = ""
     # All models that must be on the node, the checkpoint too. The small ones are fetched to where the checkpoint is.
     models: frozenset[str] = frozenset()
+    # Of what it needs that which may fail on a node, by kind and name, such as `lora:hf:org/repo`.
+    parts: frozenset[str] = frozenset()
     # LoRAs with their weights, which are part of a batch's UNet.
     loras: tuple[tuple[str, float], ...] = ()
     width_px: int = 0

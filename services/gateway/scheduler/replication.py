@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from services.gateway.scheduler.avoidance import all_avoid
 from services.gateway.scheduler.estimate import BestWorker
 from services.gateway.scheduler.pace import USUAL_SIZE_CLASS
 from services.gateway.scheduler.queue import WaitingTask
@@ -97,7 +98,7 @@ class Replication:
         """The worker that should fetch the task's checkpoint; `needed`: it has no replica, so the task waits for it."""
         checkpoint = task.kind.checkpoint
         best, best_s = None, float("inf")
-        is_retry = needed and index.all_failed(task)
+        is_retry = needed and all_avoid(index, task)
         for worker in index.sample_able(task.kind, LOOK):
             if checkpoint in worker.view.held or checkpoint in worker.fetches:
                 continue
@@ -107,7 +108,7 @@ class Replication:
         return best
 
     def _may(self, worker: WorkerState, task: WaitingTask, now_s: float, *, needed: bool) -> bool:
-        if worker.view.node in task.failed_nodes:
+        if worker.view.avoids(task):
             return False
         if needed:
             return True
@@ -170,7 +171,7 @@ def _may_fetch_small(worker: WorkerState, task: WaitingTask, model: str, now_s: 
     view = worker.view
     if model in worker.fetches or model not in view.lacks(frozenset({model})) or _has_failed(worker, model, now_s):
         return False
-    if view.node in task.failed_nodes or not view.takes_fetches or len(worker.fetches) > CHECKPOINTS_LIMIT:
+    if view.avoids(task) or not view.takes_fetches or len(worker.fetches) > CHECKPOINTS_LIMIT:
         return False
     return view.can_do(task.kind) and task.kind.checkpoint in view.held
 

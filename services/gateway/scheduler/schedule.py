@@ -8,8 +8,8 @@ at the holders of its checkpoint; asking costs a few tasks of each queue that th
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from services.gateway.scheduler import estimate
-from services.gateway.scheduler.queue import Key, QueueId, TaskQueues, WaitingTask, queue_of
+from services.gateway.scheduler import avoidance, estimate
+from services.gateway.scheduler.queue import Key, QueueId, TaskKind, TaskQueues, WaitingTask, queue_of
 from services.gateway.scheduler.replication import FETCHES_LIMIT, Claim, PrefetchPlanner, Replication
 from services.gateway.scheduler.workers import PlannedFetch, WorkerIndex, WorkerState, WorkerView
 
@@ -81,6 +81,17 @@ class Scheduler:
         worker = self._running.get(key)
         return max(0.0, worker.running[key] - now_s) if worker else 0.0
 
+    def able_workers(self, kind: TaskKind) -> Iterator[WorkerView]:
+        """All workers that can do tasks of the kind, whatever they hold."""
+        return (worker.view for group in self.index.able(kind) for worker in group)
+
+    def can_another(self, kind: TaskKind, nodes: frozenset[str], *, within_s: float) -> bool:
+        """Whether a worker of none of these nodes can do tasks of the kind, and is not avoided for them.
+
+        `within_s`: how long it may take to fetch what they need.
+        """
+        return avoidance.can_another(self.index, kind, nodes, within_s=within_s)
+
     def would_finish_s(self, task: WaitingTask, now_s: float) -> float | None:
         """In how many seconds a task that is not queued yet would be done if it were now; None: no worker can do it."""
         best = estimate.best_of(self._candidates(task), task, now_s)
@@ -119,7 +130,7 @@ class Scheduler:
             self._give_up(worker, model, now_s)
         worker.failed = {each: since_s for each, since_s in worker.failed.items() if each not in view.held}
         self._begin_fetches(worker, now_s)
-        does_other = (before.offers, before.limits) != (view.offers, view.limits)
+        does_other = (before.offers, before.limits, before.avoided) != (view.offers, view.limits, view.avoided)
         if does_other or not before.held <= view.held:
             lost = [task for task in worker.in_order() if not self._stands(worker, task)]
             self._place_again(lost, now_s)
@@ -148,9 +159,9 @@ class Scheduler:
             self._prefetches.begin_small_models(worker, task, now_s)
 
     def _stands(self, worker: WorkerState, task: WaitingTask) -> bool:
-        """The worker can still do it without fetching a checkpoint that it lost."""
+        """The worker can still do it, before others, without fetching a checkpoint that it lost."""
         checkpoint = task.kind.checkpoint
-        if not worker.view.can_do(task.kind):
+        if not worker.view.can_do(task.kind) or not avoidance.may(self.index, worker, task):
             return False
         return not worker.view.lacks(frozenset({checkpoint})) or checkpoint in worker.fetches
 
@@ -279,12 +290,8 @@ class Scheduler:
             worker.unplan(task)
 
     def _candidates(self, task: WaitingTask) -> list[WorkerState]:
-        """Without nodes that failed the task, while there are others."""
-        able = self.index.near(task.kind, LOOK_WORKERS)
-        fresh = [each for each in able if each.view.node not in task.failed_nodes] if task.failed_nodes else able
-        if fresh or not able:
-            return fresh
-        return able if self.index.all_failed(task) else []
+        """Without nodes that failed the task or that are avoided for it, while there are others."""
+        return avoidance.preferred(self.index, self.index.near(task.kind, LOOK_WORKERS), task)
 
     # Choosing
 
@@ -297,6 +304,7 @@ class Scheduler:
         if worker is None or limit <= 0:
             return []
         self._give_up_overdue(worker, now_s)
+        self._leave_to_others(worker, now_s)
         self._begin_fetches(worker, now_s)
         self._place_some(LOOK_UNPLACED_ASKING, now_s)
         head = self._own(worker, now_s) or self._steal(worker, now_s)
@@ -306,6 +314,12 @@ class Scheduler:
         if head.alone or limit == 1:
             return [head]
         return [head, *self._batch_with(worker, head, limit - 1, now_s)]
+
+    def _leave_to_others(self, worker: WorkerState, now_s: float) -> None:
+        """Plan elsewhere what it is avoided for, where another worker can do it by now."""
+        if worker.view.avoided:
+            first = islice(worker.in_order(), LOOK_PLANNED)
+            self._place_again([task for task in first if not avoidance.may(self.index, worker, task)], now_s)
 
     def _own(self, worker: WorkerState, now_s: float) -> WaitingTask | None:
         """The first planned task that can begin; preferably one whose checkpoint is on the device."""
@@ -347,13 +361,15 @@ class Scheduler:
     def _first_for(self, worker: WorkerState, queue_id: QueueId) -> list[WaitingTask]:
         """Of the first tasks of a queue those that it can do; if there are none, the first that it can do.
 
-        So large images do not hide small ones.
+        So large images do not hide small ones, and what it is avoided for hides nothing else.
         """
-        can_do = worker.view.can_do
-        if able := [task for task in self.queues.first(queue_id, LOOK_TASKS) if can_do(task.kind)]:
+        view = worker.view
+        able = [task for task in self.queues.first(queue_id, LOOK_TASKS) if view.can_do(task.kind)]
+        if any(not view.avoids(task) for task in able):
             return able
         more = self.queues.first(queue_id, LOOK_QUEUE)[LOOK_TASKS:]
-        return list(islice((task for task in more if can_do(task.kind)), LOOK_TASKS))
+        fitting = (task for task in more if view.can_do(task.kind) and not view.avoids(task))
+        return [*able, *islice(fitting, LOOK_TASKS)]
 
     def _gain_s(self, worker: WorkerState, task: WaitingTask, now_s: float, *, ahead_s: float = 0.0) -> float:
         """How much sooner this idle worker would finish it than the one it is planned for; less the fetching.
@@ -363,7 +379,7 @@ class Scheduler:
         other = self._plan.get(task.key)
         if other is worker:
             return 0.0
-        if worker.view.node in task.failed_nodes and not self.index.all_failed(task):
+        if not avoidance.may(self.index, worker, task):
             return 0.0
         if not self._prefetches.has_slot(worker, task):
             return 0.0

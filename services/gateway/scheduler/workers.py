@@ -22,6 +22,7 @@ LOOK_SMALL = 64
 # For how many kinds of tasks it is cached which groups can do them.
 ABLE_LIMIT = 4_096
 CHECKPOINT = "checkpoint:"
+STAGE = "stage:"
 
 # Stage, offers and limits.
 _GroupId = tuple[str, frozenset[str], Amounts]
@@ -34,8 +35,9 @@ class WorkerView:
     id: str
     node: str
     stage: str
-    # What it offers and may be given now.
     offers: frozenset[str]
+    # Needs that it is given only where no other worker can do the task; `stage:NAME` of its stage means every task.
+    avoided: frozenset[str] = frozenset()
     # The most that it takes, by name; sorted.
     limits: Amounts = ()
     slots: int = 1
@@ -62,6 +64,13 @@ class WorkerView:
 
     def can_do(self, kind: TaskKind) -> bool:
         return can_do(self.offers, self.limits, kind.needs, kind.amounts)
+
+    def avoids(self, task: WaitingTask) -> bool:
+        """Other workers go first: its node failed the task, or something that the task needs is avoided there."""
+        return self.node in task.failed_nodes or (bool(self.avoided) and self.avoids_kind(task.kind))
+
+    def avoids_kind(self, kind: TaskKind) -> bool:
+        return f"{STAGE}{kind.stage}" in self.avoided or not self.avoided.isdisjoint(kind.parts)
 
     def lacks(self, models: frozenset[str]) -> list[str]:
         """Those that it would have to fetch."""
@@ -331,10 +340,13 @@ class WorkerIndex:
         self._turn = 0
         # By model, its replicas: the workers that hold it or are fetching it.
         self._holders: dict[str, WorkerGroup] = {}
+        # How many workers have something avoided.
+        self.avoiding = 0
 
     def add(self, worker: WorkerState) -> None:
         self.workers[worker.view.id] = worker
         self.slots += worker.view.slots
+        self.avoiding += bool(worker.view.avoided)
         self._join(worker)
         for model in worker.view.held:
             self._hold(worker, model)
@@ -342,6 +354,7 @@ class WorkerIndex:
     def remove(self, worker: WorkerState) -> None:
         del self.workers[worker.view.id]
         self.slots -= worker.view.slots
+        self.avoiding -= bool(worker.view.avoided)
         self._leave(worker)
         for model in worker.view.held | worker.fetches.keys():
             self._unhold(worker, model)
@@ -349,6 +362,7 @@ class WorkerIndex:
     def revise(self, worker: WorkerState, view: WorkerView) -> None:
         before = worker.view
         self.slots += view.slots - before.slots
+        self.avoiding += bool(view.avoided) - bool(before.avoided)
         if _group_id(before) != _group_id(view):
             self._leave(worker)
             worker.revise(view)
@@ -433,12 +447,6 @@ class WorkerIndex:
         """Of the next checkpoints that it offers, those without a replica; other ones with every call."""
         offered = self._group_of[worker.view.id].next_checkpoints(count)
         return [model for model in offered if model not in self._holders]
-
-    def all_failed(self, task: WaitingTask) -> bool:
-        """Every node that could do it failed it once: then each may retry it. Linear in the workers of failed tasks."""
-        if not task.failed_nodes:
-            return False
-        return all(worker.view.node in task.failed_nodes for group in self.able(task.kind) for worker in group)
 
     def near(self, kind: TaskKind, count: int) -> list[WorkerState]:
         """Some workers that can do it without fetching its checkpoint; those that hold its small models come first."""

@@ -92,6 +92,7 @@ def _attempt(value: Attempt) -> gateway_pb2.Attempt:
         lease_time=moment(value.lease_time_s),
         end_time=moment(value.end_time_s),
         failure=_failure(value.failure),
+        refused=value.refused,
     )
 
 
@@ -251,6 +252,10 @@ def worker_status(value: WorkerStatus) -> gateway_pb2.WorkerStatus:
         draining=value.worker.draining or bool(value.draining_reason),
         tasks=value.tasks,
         draining_reason=value.draining_reason,
+        avoided=[
+            gateway_pb2.AvoidedTasks(need=each.need, why=each.why, until_time=moment(each.until_s))
+            for each in value.avoided
+        ],
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fanlight.contract import generation, schedulers
 from fanlight.contract.images import image_at
 from fanlight.contract.limits import EMBEDDINGS_LIMIT, check_size, size_of_source, size_step_px
+from fanlight.contract.names import is_reference
 from fanlight.contract.needs import Needs, needs_of
 from fanlight.contract.prompt import loras_in, with_loras_renamed, words_in
 from fanlight.diffusion.v1 import diffusion_pb2
@@ -15,7 +16,15 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.submission import KeptImage, SourceImage
 from services.gateway.domain.job import DIFFUSION, ControlImage, Facts, Input, StageRequest
 from services.gateway.domain.plan import JobPlan, NewTask
-from services.gateway.domain.workers import EMBEDDING, LORA, VAE, AnnouncedAnnotator, AnnouncedModel
+from services.gateway.domain.workers import (
+    CHECKPOINT,
+    CONTROLNET,
+    EMBEDDING,
+    LORA,
+    VAE,
+    AnnouncedAnnotator,
+    AnnouncedModel,
+)
 from services.gateway.wire import annotations
 from services.gateway.wire.images import put_blob, source_images
 from services.gateway.wire.needs import (
@@ -293,12 +302,19 @@ def _resized(annotation: _Annotation, width_px: int, height_px: int, fleet: Flee
 
 def _facts(request: diffusion_pb2.GenerateRequest, needs: Needs, fleet: Fleet) -> Facts:
     loras = generation.lora_weights(request)
-    named = [request.model, request.vae, *request.embeddings, *(each.controlnet for each in request.controls), *loras]
+    named = [
+        (CHECKPOINT, request.model),
+        (VAE, request.vae),
+        *((EMBEDDING, each) for each in request.embeddings),
+        *((CONTROLNET, each.controlnet) for each in request.controls),
+        *((LORA, each) for each in loras),
+    ]
     return facts_of(
         needs,
         checkpoint=request.model,
         family=_model(request, fleet).family,
-        models=frozenset(filter(None, named)),
+        models=frozenset(name for _, name in named if name),
+        references=frozenset(f"{kind}:{name}" for kind, name in named if is_reference(name)),
         loras=tuple(sorted((name, unet) for name, (unet, _) in loras.items())),
         width_px=request.width_px,
         height_px=request.height_px,

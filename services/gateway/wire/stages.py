@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 
+from fanlight.contract import annotation, generation
 from fanlight.contract.images import image_at
 from fanlight.contract.needs import Needs
 from fanlight.diffusion.v1 import diffusion_pb2
@@ -15,7 +17,7 @@ from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.records import UnreadableRecord
 from services.gateway.app.submission import Draft, KeptImage, SourceImage
-from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts, Job, StageRequest, Task
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts, Failure, Job, StageRequest, Task
 from services.gateway.domain.plan import IMAGE, JobPlan, NewTask, check
 from services.gateway.wire import annotations, generations
 from services.gateway.wire.images import put_blob, source_images
@@ -33,6 +35,8 @@ class StageEntry:
     request_type: type[Message]
     # Checks a request against the fleet. InvalidField, NotFound, FailedPrecondition, Unavailable.
     draft: Callable[..., Draft]
+    # Checks what workers get by the contract alone. InvalidField and the like name the request's field.
+    check: Callable[[Any], None] | None = None
     # What its tasks produce, for the tasks that take it as input.
     makes: str = IMAGE
     # Of CreateJobRequest and Job.
@@ -74,17 +78,24 @@ def one_task(stage: str, needs_of: Callable[[Message], Needs]) -> Callable[[Mess
     return draft
 
 
+def _check_generation(request: diffusion_pb2.GenerateRequest) -> None:
+    generation.check(request)
+    generation.check_resolved(request)
+
+
 STAGES: dict[str, StageEntry] = {
     PREPROCESS: StageEntry(
         name=PREPROCESS,
         request_type=preprocessor_pb2.AnnotateRequest,
         draft=annotations.draft,
+        check=annotation.check,
         field=annotations.FIELD,
     ),
     DIFFUSION: StageEntry(
         name=DIFFUSION,
         request_type=diffusion_pb2.GenerateRequest,
         draft=generations.draft,
+        check=_check_generation,
         field=generations.FIELD,
     ),
 }
@@ -218,6 +229,20 @@ def request_for(job: Job, task: Task) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message, deterministic=True)
     return packed
+
+
+def confirms(job: Job, task: Task, failure: Failure) -> bool:
+    """Whether the contract finds the same field of the task's request wrong as its worker did."""
+    stage = STAGES.get(task.stage)
+    if stage is None or stage.check is None or not failure.field:
+        return False
+    request = stage.request_type()
+    request_for(job, task).Unpack(request)
+    try:
+        stage.check(request)
+    except FanlightError as error:
+        return error.is_request_fault and error.field == failure.field
+    return False
 
 
 def _made(job: Job, number: int) -> BlobInfo:

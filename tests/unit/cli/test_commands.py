@@ -219,6 +219,7 @@ def test_annotators_models_and_workers_are_listed(said):
     assert "low_threshold=100" in said("annotators")
     assert "starter" in said("models")
     assert "0/2" in said("workers")
+    assert "embedding:oldstyle until 2027-01-15T08:00:00Z: 2 jobs failed there by it" in said("workers")
 
 
 def test_parameters_of_all_annotators_are_printed_once(said, service):

@@ -132,10 +132,12 @@ async def test_a_device_that_is_lost_fails_who_is_on_it_and_ends_the_engine(aske
     engine = DiffusionEngine(lambda: backend, thread=DeviceThread(), rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
     backend.batch_errors.append(DeviceLost("gone"))
     running = asyncio.create_task(engine.run())
+    assert not engine.is_lost
     with pytest.raises(DeviceLost):
         await engine.generate(asked(), lambda progress: None)
     with pytest.raises(DeviceLost):
         await running
+    assert engine.is_lost
 
 
 async def test_a_model_that_cannot_be_loaded_fails_its_image_alone(asked, generate, backend, monkeypatch):

@@ -20,7 +20,7 @@ from services.diffusion.provenance import WeightDigests
 from services.diffusion.stage import DiffusionStage
 from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.weights.references.catalog import Catalog
-from services.worker.ports import StageProgress
+from services.worker.ports import ReportsCondition, StageCondition, StageProgress
 from tests.fakes.backend import FakeBackend
 from tests.fakes.references import FakeStore
 
@@ -109,3 +109,12 @@ async def test_capabilities_do_not_change_with_what_is_loaded(stage, catalog):
     catalog.revision += 1
     assert stage._models.residency(catalog.default()) is Residency.RAM
     assert stage.capabilities() == before
+
+
+def test_its_condition_is_that_of_the_preload_and_the_device(stage):
+    assert isinstance(stage, ReportsCondition)
+    assert stage.condition() is StageCondition.WARM
+    stage.is_loading = True
+    assert stage.condition() is StageCondition.LOADING
+    stage._engine.is_lost = True
+    assert stage.condition() is StageCondition.LOST

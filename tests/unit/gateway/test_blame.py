@@ -7,7 +7,7 @@ import pytest
 from fanlight.errors import FailedPrecondition, NotFound, ResultRefused, TooLarge
 from services.gateway.app.completion import as_clients_field
 from services.gateway.domain import plan
-from services.gateway.domain.circuit_breaker import NOT_HERE
+from services.gateway.domain.blame import NOT_HERE
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, JobState
 from services.gateway.domain.machine import FAILURES_LIMIT
 from services.gateway.domain.workers import AnnouncedModel
@@ -46,9 +46,10 @@ async def test_what_one_node_lacks_is_retried_on_another(fleet: Fleet, failure: 
 
 
 async def left_out(fleet: Fleet, failure: Failure) -> bool:
-    """Whether a node gets no more of a checkpoint after it has failed so with two jobs."""
-    node = fleet.worker(DIFFUSION, "node")
+    """Whether a node gets no more of a checkpoint, while another can do it, after it has failed so with two jobs."""
+    node, other = fleet.worker(DIFFUSION, "node"), fleet.worker(DIFFUSION, "other")
     await node.come()
+    await other.come()
     for _ in range(2):
         job = await fleet.gateway.jobs.create(generation())
         (task,) = await node.lease()

@@ -1,8 +1,13 @@
 """Between attempts: exponential back-off, and circuit breakers of nodes that keep failing one thing."""
 
+from dataclasses import replace
+
 from services.gateway.domain.circuit_breaker import (
+    BREAKERS_LIMIT,
+    FORGET_S,
     OPEN_FIRST_S,
     OPEN_MAX_S,
+    BreakerKey,
     CircuitBreaker,
     NodeBreakers,
     after_failure,
@@ -12,7 +17,7 @@ from services.gateway.domain.job import DIFFUSION, JobState
 from services.gateway.domain.machine import BACKOFF_FIRST_S, BACKOFF_MAX_S, FAILURES_LIMIT, backoff_s
 from tests.fakes.fleet import Fleet, FleetWorker, generation
 
-NEED = "checkpoint:starter"
+KEY = BreakerKey(stage=DIFFUSION, device="cuda", need="checkpoint:starter")
 
 
 def test_the_back_off_grows_up_to_a_limit_and_jitter_shortens_it_by_half_at_most() -> None:
@@ -38,7 +43,7 @@ async def test_a_lone_broken_node_takes_minutes_to_spend_all_attempts(fleet: Fle
             fleet.rest(1)
         await painter.fail(tasks[0])
     assert (await fleet.get(job)).state is JobState.FAILED
-    assert fleet.clock.now_s() - start_s >= OPEN_FIRST_S
+    assert fleet.clock.now_s() - start_s >= (BACKOFF_FIRST_S + BACKOFF_MAX_S) / 2
 
 
 async def test_the_first_lost_lease_causes_no_back_off_and_the_next_ones_do(fleet: Fleet, painter: FleetWorker) -> None:
@@ -84,18 +89,40 @@ def test_each_further_failure_doubles_the_time_and_each_success_takes_one_back()
     faults = NodeBreakers()
     times = []
     for _ in range(12):
-        faults = after_failure(faults, NEED, now_s=0.0)
-        times.append(faults.of[NEED].until_s)
+        faults = after_failure(faults, KEY, now_s=0.0)
+        times.append(faults.breakers[0].until_s)
     assert times[:4] == [0.0, OPEN_FIRST_S, 2 * OPEN_FIRST_S, 4 * OPEN_FIRST_S]
     assert times[-1] == OPEN_MAX_S
-    assert after_success(faults, NEED).of[NEED] == CircuitBreaker(count=11)
+    assert after_success(faults, [KEY]).breakers == (CircuitBreaker(key=KEY, count=11),)
     for _ in range(12):
-        faults = after_success(faults, NEED)
+        faults = after_success(faults, [KEY])
     assert faults == NodeBreakers()
-    assert after_success(faults, NEED) is faults
+    assert after_success(faults, [KEY]) is faults
 
 
 def test_a_clock_that_jumped_keeps_no_circuit_breaker_open_forever() -> None:
-    faults = after_failure(after_failure(NodeBreakers(), NEED, now_s=1e6), NEED, now_s=1e6)
-    assert faults.open_needs(1e6) == {NEED}
-    assert faults.open_needs(0.0) == frozenset()
+    faults = after_failure(after_failure(NodeBreakers(), KEY, now_s=1e6), KEY, now_s=1e6)
+    assert [each.key for each in faults.open(1e6)] == [KEY]
+    assert not list(faults.open(0.0))
+
+
+def test_failures_of_long_ago_no_longer_count_and_a_node_has_a_limited_number_of_circuit_breakers() -> None:
+    once = after_failure(NodeBreakers(), KEY, now_s=1.0)
+    assert not once.is_stale(FORGET_S)
+    assert once.is_stale(FORGET_S + 2)
+    assert after_failure(once, KEY, now_s=FORGET_S + 2).breakers[0].count == 1
+    for number in range(BREAKERS_LIMIT + 3):
+        once = after_failure(once, replace(KEY, need=f"lora:{number}"), now_s=2.0)
+    assert len(once.breakers) == BREAKERS_LIMIT
+    assert once.breakers[-1].key.need == f"lora:{BREAKERS_LIMIT + 2}"
+
+
+async def test_records_of_nodes_that_failed_nothing_for_a_day_are_deleted(fleet: Fleet, painter: FleetWorker) -> None:
+    await fleet.gateway.jobs.create(generation())
+    (task,) = await painter.lease()
+    await painter.fail(task)
+    await fleet.gateway.sweep()
+    assert [each.key for each in await fleet.store.list("faults", limit=9)] == ["w"]
+    fleet.clock.advance(FORGET_S + 1)
+    await fleet.gateway._core.circuit_breakers.sweep()
+    assert await fleet.store.list("faults", limit=9) == []

@@ -178,7 +178,8 @@ async def test_a_circuit_breaker_open_at_one_gateway_is_open_at_the_other(pair: 
         (task,) = await broken.lease()
         await broken.fail(task)
     await told()
-    assert there.gateway._core.circuit_breakers.open_needs("broken") == {"checkpoint:starter"}
+    (breaker,) = there.gateway._core.circuit_breakers.open("broken", DIFFUSION, "")
+    assert breaker.key.need == "checkpoint:starter"
 
 
 async def test_a_stalled_task_that_is_renewed_forever_loses_its_lease() -> None:

@@ -322,6 +322,39 @@ def test_a_node_that_failed_a_task_leaves_it_to_another_while_there_is_one() -> 
     assert got(scheduler, now_s=1.0) == ["1"]
 
 
+BROKEN = replace(kind_of("a", "l"), parts=frozenset({"checkpoint:a", "lora:l"}))
+SOUND = replace(A, parts=frozenset({"checkpoint:a"}))
+
+
+def test_a_worker_that_is_avoided_for_a_part_gets_all_else_and_that_only_where_no_other_can_do_it() -> None:
+    view = a_view(held=frozenset({"a", "l"}), avoided=frozenset({"lora:l"}))
+    other = a_view("other", held=frozenset({"a", "l"}))
+    scheduler = a_scheduler(view, other)
+    add(scheduler, a_task("1", kind=BROKEN), a_task("2", kind=SOUND, rank_s=1.0))
+    assert got(scheduler) == ["2"]
+    scheduler.gone("other", 1.0)
+    assert got(scheduler, now_s=1.0) == ["1"]
+
+
+def test_tasks_planned_at_an_avoided_worker_go_to_one_that_came_later() -> None:
+    scheduler = a_scheduler(a_view(held=frozenset({"a", "l"}), avoided=frozenset({"stage:diffusion"})))
+    add(scheduler, a_task("1", kind=BROKEN), a_task("2", kind=SOUND, rank_s=1.0))
+    scheduler.seen(a_view("other", held=frozenset({"a", "l"})), 0.0)
+    assert got(scheduler) == []
+    assert scheduler.planned_at(("2", 1)).view.id == "other"
+
+
+def test_many_waiting_tasks_of_a_broken_part_do_not_hide_others_from_an_avoided_worker() -> None:
+    scheduler = a_scheduler(a_view("other", held=frozenset({"a", "l"})))
+    add(
+        scheduler,
+        *(a_task(f"{i}", kind=BROKEN, rank_s=float(i)) for i in range(20)),
+        a_task("z", kind=SOUND, rank_s=99.0),
+    )
+    scheduler.seen(a_view(held=frozenset({"a", "l"}), avoided=frozenset({"lora:l"})), 0.0)
+    assert got(scheduler) == ["z"]
+
+
 def test_a_node_retries_a_checkpoint_that_no_other_node_can_fetch() -> None:
     failed = a_task("1", failed_nodes=frozenset({"node-w"}))
     scheduler = a_scheduler(a_view(held=frozenset()))

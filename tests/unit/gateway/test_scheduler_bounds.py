@@ -188,9 +188,20 @@ def test_a_worker_that_is_surely_slower_than_its_class_is_noticed_and_others_are
 
 def test_a_worker_that_fails_most_of_its_tasks_is_noticed() -> None:
     stats = SpeedStats()
+    stats.done("good", "cpu", "work", 1.0)
     for _ in range(8):
         stats.failed("bad", "cpu")
-    assert stats.fault_of("bad") == "of its last tasks 100% failed by its own fault"
+    assert stats.fault_of("bad") == "of its last tasks 100% failed by its own fault, of others of its class 0%"
+
+
+def test_a_worker_that_fails_as_much_as_its_class_is_not_to_blame() -> None:
+    stats = SpeedStats()
+    for worker in ("1", "2", "3"):
+        stats.done(f"other {worker}", "cuda", "work", 1.0)
+        for _ in range(8):
+            stats.failed(worker, "cpu")
+            stats.failed("alone in its class", "cpu/int8")
+    assert [stats.fault_of(worker) for worker in ("1", "2", "3", "alone in its class")] == [""] * 4
 
 
 def test_scores_are_kept_for_a_limited_number_of_models_the_most_recently_used() -> None:

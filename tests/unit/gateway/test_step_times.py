@@ -69,7 +69,7 @@ def test_a_slow_report_of_large_images_leaves_the_estimate_of_small_ones_as_it_i
     scheduler.add(task, 0.0)
 
     def estimated_s(*times: ReportedStepTime) -> float:
-        scheduler.seen(views.of(replace(worker, step_times=times), NOTHING, A.needs), 0.0)
+        scheduler.seen(views.of(replace(worker, step_times=times), replace(NOTHING, offers=A.needs), frozenset()), 0.0)
         (found,) = explain(scheduler, task, 0.0).workers
         assert found.estimate is not None
         return found.estimate.run_s
