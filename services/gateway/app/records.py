@@ -75,7 +75,8 @@ class Codec(Generic[T]):
             value = self._adapter.validate_json(data[len(self._head) : -1])
         except ValidationError as error:
             where = error.errors(include_url=False, include_input=False)[0]
-            raise UnreadableRecord(f"{'.'.join(map(str, where['loc']))}: {where['msg']}") from error
+            place = f"{'.'.join(map(str, where['loc']))}: " if where["loc"] else ""
+            raise UnreadableRecord(place + where["msg"]) from error
         if self._fault_of is not None and (fault := self._fault_of(value)):
             raise UnreadableRecord(fault)
         return value
