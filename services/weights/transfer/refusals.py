@@ -1,10 +1,12 @@
 """Why a hub refuses: mistyped, gated, private or gone are four sentences, each with what to do.
 
-Reads what the hubs say of it: Hugging Face's `X-Error-Code` and `X-Error-Message`, Civitai's JSON.
+Reads what the hubs say of it: Hugging Face's `X-Error-Code` and `X-Error-Message`, Civitai's JSON, a storage's XML.
 """
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fanlight.errors import FanlightError, NotFound
 from services.kernel.process import without
@@ -20,6 +22,8 @@ HF_TOKEN = "FANLIGHT_WEIGHTS_HF_TOKEN"
 CIVITAI_TOKEN = "FANLIGHT_WEIGHTS_CIVITAI_TOKEN"
 REFUSED = (401, 403, 404, 407, 410, 451)
 _REMOVED = (410, 451)
+# How S3 says that the bucket is in another region than the request was signed for.
+_OTHER_REGION = (301, 307, 400)
 _DISABLED = "access to this resource is disabled"
 
 
@@ -81,20 +85,41 @@ def _gated(host: str, told: str, *, has_token: bool) -> FanlightError | None:
     return None
 
 
-async def _told(response: httpx.Response) -> str:
-    """What a JSON body says in words; empty for any other body."""
-    if "json" not in response.headers.get("content-type", "json"):
-        return ""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What the body of a refusal says: `told` in words or as a storage's code; the bucket's `region`."""
+
+    told: str = ""
+    region: str = ""
+
+
+async def said_by(response: httpx.Response) -> Said:
+    """Reads a short body of JSON or of a storage's XML; any other one says nothing."""
     body = bytearray()
     async for block in response.aiter_raw():
         body += block
         if len(body) > MAX_BODY_BYTES:
-            return ""
+            break
+    text = bytes(body).decode(errors="replace").lstrip("\ufeff").strip()
+    region = response.headers.get("x-amz-bucket-region", "") if response.status_code in _OTHER_REGION else ""
+    if text.startswith("<"):
+        return _said_in_xml(text, region)
     try:
-        found = json.loads(bytes(body))
+        found = json.loads(text)
     except ValueError:
-        return ""
-    return _printable(_words(found)) if isinstance(found, dict) else ""
+        found = None
+    return Said(told=_printable(_words(found)) if isinstance(found, dict) else "", region=_printable(region))
+
+
+def _said_in_xml(text: str, region: str) -> Said:
+    """S3, Google and Azure answer `<Error><Code>AccessDenied</Code><Message>...`."""
+    code, words, there = (re.search(rf"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message", "Region"))
+    told = ": ".join(found[1].strip() for found in (code, words) if found) if code else ""
+    return Said(told=_printable(told), region=_printable(region or (there[1] if there else "")))
+
+
+async def _told(response: httpx.Response) -> str:
+    return (await said_by(response)).told
 
 
 def _words(found: Mapping[str, object]) -> str:
