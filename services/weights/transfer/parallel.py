@@ -25,6 +25,8 @@ FIRST_CONNECTIONS = 4
 SPEED_CHECK_S = 1.0
 # How often a server that sent ranges before may answer with the whole file before it is read in one go.
 MAX_WHOLE_ANSWERS = 3
+# How often a server that sent pieces before may refuse in a row: it may count connections that have ended.
+MAX_REFUSALS = 3
 
 
 class SpanWriter(Protocol):
@@ -72,6 +74,7 @@ class ParallelDownload:
     _done_before: int = 0
     _done_at_renewal: int = -1
     _pieces: int = 0
+    _refusals: int = 0
     _whole_answers: int = 0
     # Each failure starts a round; one that hits all connections at once counts once.
     _round: int = 0
@@ -116,7 +119,7 @@ class ParallelDownload:
         error = task.exception()
         if error is None:
             self._allowed, self._failures = min(self._allowed + 1, self.max_connections), 0
-            self._pieces += 1
+            self._pieces, self._refusals = self._pieces + 1, 0
         elif isinstance(error, Transient):
             await self._slow_down(error, flight)
         elif isinstance(error, TokenRefused | NotFound | RequestRefused):
@@ -133,7 +136,9 @@ class ParallelDownload:
             return
         if await self._renew(error):
             return
-        if not self._tasks or not self._pieces:
+        # Those that hit several connections at once count once.
+        self._refusals += flight.round == self._round
+        if not self._pieces or self._refusals > MAX_REFUSALS:
             raise error
         self.max_connections = max(1, len(self._tasks))
         await self._slow_down(ServerBusy(error.message).of_part(error.part), flight)
