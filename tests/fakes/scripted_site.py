@@ -28,6 +28,9 @@ class Request(BaseHTTPRequestHandler):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.site.answer(self, self.site)
 
+    def do_PUT(self) -> None:
+        self.do_GET()
+
     def send(self, status: int, body: bytes = b"", **headers: str) -> None:
         """Names of headers are written with _ for -; `Content_Length=""` leaves that one out and ends by closing."""
         self.send_response(status)

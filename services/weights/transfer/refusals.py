@@ -23,6 +23,8 @@ CIVITAI_TOKEN = "FANLIGHT_WEIGHTS_CIVITAI_TOKEN"
 REFUSED = (401, 403, 404, 407, 410, 451)
 _REMOVED = (410, 451)
 # How S3 says that the bucket is in another region than the request was signed for.
+_CLOCK = "RequestTimeTooSkewed"
+_STORAGE_TODO = "check the credentials of this machine, or whether the signed address ran out"
 _OTHER_REGION = (301, 307, 400)
 _DISABLED = "access to this resource is disabled"
 
@@ -33,13 +35,17 @@ async def refusal_of(response: httpx.Response, *, has_token: bool) -> FanlightEr
     if status == 407:
         return SourceFailed(f"the proxy refuses to fetch from {host} (407): set its user and password in HTTP_PROXY")
     code = response.headers.get("x-error-code", "")
-    told = _printable(response.headers.get("x-error-message", "")) or await _told(response)
+    said = await said_by(response)
+    told = _printable(response.headers.get("x-error-message", "")) or said.told
     if code:
         return _of_hugging_face(code, told, response, has_token=has_token)
     if status in _REMOVED or _DISABLED in told.lower():
         return NotFound(f"{host} answers {status}: it was removed there and does not come back{_in_brackets(told)}")
     if status == 404:
         return NotFound(f"{host} does not have it (404): check how it is spelled{_in_brackets(told)}")
+    if said.is_storage:
+        todo = "set this machine's clock" if told.startswith(_CLOCK) else _STORAGE_TODO
+        return TokenRefused(f"{host} answers {status}{_in_brackets(told)}: {todo}")
     return _gated(host, told, has_token=has_token) or TokenRefused(
         f"{host} answers {status}: it is private; it requires a token, or rejects the configured one "
         f"({HF_TOKEN}, {CIVITAI_TOKEN}){_in_brackets(told)}"
@@ -91,6 +97,7 @@ class Said:
 
     told: str = ""
     region: str = ""
+    is_storage: bool = False
 
 
 async def said_by(response: httpx.Response) -> Said:
@@ -115,11 +122,8 @@ def _said_in_xml(text: str, region: str) -> Said:
     """S3, Google and Azure answer `<Error><Code>AccessDenied</Code><Message>...`."""
     code, words, there = (re.search(rf"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message", "Region"))
     told = ": ".join(found[1].strip() for found in (code, words) if found) if code else ""
-    return Said(told=_printable(told), region=_printable(region or (there[1] if there else "")))
-
-
-async def _told(response: httpx.Response) -> str:
-    return (await said_by(response)).told
+    region = region or (there[1] if there else "")
+    return Said(told=_printable(told), region=_printable(region), is_storage=code is not None)
 
 
 def _words(found: Mapping[str, object]) -> str:

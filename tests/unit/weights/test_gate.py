@@ -63,5 +63,5 @@ def test_the_magic_of_a_pickle_is_a_zip_archives_or_a_protocols(head):
 
 @pytest.mark.parametrize("head", [b"\x80\x01", b"\x80\x09", b"PK\x05\x06", b"", b"MZ"])
 def test_other_bytes_are_no_pickle(head):
-    with pytest.raises(BadHeader, match="a.ckpt from h is neither a zip archive nor a pickle"):
+    with pytest.raises(BadHeader, match=r"a\.ckpt from h is neither a zip archive nor a pickle"):
         refuse_unsound(head, head, name="a.ckpt", host="h", header_fault="")
