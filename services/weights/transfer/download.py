@@ -280,7 +280,8 @@ class Download:
             raise WrongBytes(f"{host} has a different file: sha256 {remote.sha256}")
         if not target.is_pinned and not remote.size_bytes and target.size_bytes is None:
             refuse_foreign(b"", 0, name=target.path, url=self._url)
-        return remote
+        # A digest that the source says pins the bytes as well as one of the target.
+        return replace(remote, is_pinned=target.is_pinned or bool(remote.sha256))
 
     def _layout(self, size_bytes: int) -> Layout:
         segments = self._target.segments
@@ -290,7 +291,7 @@ class Download:
         """Without a digest, only bytes of the same version of the file may be combined."""
         if self._target.is_pinned:
             return f"{self._target.key}{self._target.form}"
-        return f"{remote.url.split('?')[0]} {remote.validator}"
+        return remote.sha256 or f"{remote.url.split('?')[0]} {remote.validator}"
 
     def _open(self, layout: Layout, identity: str) -> PartialFile:
         there = self._tools.parts / f"{self._target.key}.part"
@@ -363,6 +364,8 @@ class Download:
             self._follower = self._make_follower(part)
             done = self._done(part, await self._verify(part, remote), remote)
             await self._tools.run(part.forget)
+            # Of an earlier attempt at a source that said a length.
+            await self._tools.run(self._drop_sized)
             return done
         except (SourceChanged, WrongBytes, BadHeader, ForeignAnswer):
             await self._tools.run(part.discard)
@@ -370,6 +373,11 @@ class Download:
         finally:
             await self._stop_follower()
             part.close()
+
+    def _drop_sized(self) -> None:
+        there = self._tools.parts / f"{self._target.key}.part"
+        there.unlink(missing_ok=True)
+        there.with_suffix(".map").unlink(missing_ok=True)
 
     async def _stream_unsized(self, part: PartialFile, remote: RemoteFile, *, may_join: bool) -> None:
         async def once() -> None:

@@ -8,12 +8,14 @@ from typing import Protocol
 from fanlight.errors import FanlightError, NotFound
 from services.weights.errors import (
     NoRanges,
+    NotAllowed,
     RequestRefused,
     ServerBusy,
     SourceChanged,
     SourceFailed,
     TokenRefused,
     Transient,
+    Untrusted,
 )
 from services.weights.references.manifest import ByteSpan
 from services.weights.transfer.answers import RemoteFile
@@ -122,6 +124,9 @@ class ParallelDownload:
             self._pieces, self._refusals = self._pieces + 1, 0
         elif isinstance(error, Transient):
             await self._slow_down(error, flight)
+        elif isinstance(error, NotAllowed | Untrusted) and self._pieces:
+            # A captive portal in between: by a redirect, or with a certificate of its own.
+            await self._slow_down(Transient(error.message).of_part(error.part), flight)
         elif isinstance(error, TokenRefused | NotFound | RequestRefused):
             await self._after_refusal(error, flight)
         elif isinstance(error, NoRanges) and self._pieces and self._whole_answers < MAX_WHOLE_ANSWERS:
@@ -141,7 +146,10 @@ class ParallelDownload:
         if not self._pieces or self._refusals > MAX_REFUSALS:
             raise error
         self.max_connections = max(1, len(self._tasks))
-        await self._slow_down(ServerBusy(error.message).of_part(error.part), flight)
+        try:
+            await self._slow_down(ServerBusy(error.message).of_part(error.part), flight)
+        except SourceFailed:
+            raise error from None
 
     async def _slow_down(self, error: Transient, flight: "_Flight") -> None:
         """Retry cut connections at once while bytes arrive; back off from a busy server and use fewer connections."""
