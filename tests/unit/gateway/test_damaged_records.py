@@ -115,7 +115,7 @@ async def test_a_record_that_can_be_read_is_never_removed(damaged: Fleet) -> Non
 
 async def test_only_the_operator_sees_them_over_grpc(damaged: Fleet) -> None:
     settings = GatewayCommonSettings(client_token=OPERATOR, worker_token="w", drain_grace_s=0)
-    server = _rpc_server(damaged.gateway, damaged.blobs, settings, [Tenant(name="acme", token=ACME)])
+    server = _rpc_server(damaged.gateway, damaged.blobs, settings, [Tenant(name="acme", token=ACME)], polls=100)
     port = server.bind("127.0.0.1:0")
     await server.start()
     try:
