@@ -71,6 +71,7 @@ class ParallelDownload:
     _failures: int = 0
     _done_before: int = 0
     _done_at_renewal: int = -1
+    _done_at_refusal: int = 0
     _pieces: int = 0
     _whole_answers: int = 0
     # Each failure starts a round; one that hits all connections at once counts once.
@@ -78,6 +79,7 @@ class ParallelDownload:
     _tasks: dict[asyncio.Task[None], "_Flight"] = field(default_factory=dict)
 
     async def run(self) -> None:
+        self._done_at_refusal = self.part.map.done_bytes
         try:
             while not self.part.map.is_complete:
                 self._launch()
@@ -133,7 +135,9 @@ class ParallelDownload:
             return
         if await self._renew(error):
             return
-        if not self._tasks or not self._pieces:
+        done_bytes = self.part.map.done_bytes
+        has_progress, self._done_at_refusal = done_bytes - self._done_at_refusal >= ENOUGH_BYTES, done_bytes
+        if not self._tasks and not has_progress:
             raise error
         self.max_connections = max(1, len(self._tasks))
         await self._slow_down(ServerBusy(error.message).of_part(error.part), flight)
