@@ -33,13 +33,19 @@ async def refusal_of(response: httpx.Response, *, has_token: bool) -> FanlightEr
     if status == 407:
         return SourceFailed(f"the proxy refuses to fetch from {host} (407): set its user and password in HTTP_PROXY")
     code = response.headers.get("x-error-code", "")
-    told = _printable(response.headers.get("x-error-message", "")) or await _told(response)
+    said = await said_by(response)
+    told = _printable(response.headers.get("x-error-message", "")) or said.told
     if code:
         return _of_hugging_face(code, told, response, has_token=has_token)
     if status in _REMOVED or _DISABLED in told.lower():
         return NotFound(f"{host} answers {status}: it was removed there and does not come back{_in_brackets(told)}")
     if status == 404:
         return NotFound(f"{host} does not have it (404): check how it is spelled{_in_brackets(told)}")
+    if said.is_storage:
+        return TokenRefused(
+            f"{host} answers {status}{_in_brackets(told)}: check the keys of the storage (as AWS tools read them), "
+            "or ask for the address again if it is a signed one"
+        )
     return _gated(host, told, has_token=has_token) or TokenRefused(
         f"{host} answers {status}: it is private; it requires a token, or rejects the configured one "
         f"({HF_TOKEN}, {CIVITAI_TOKEN}){_in_brackets(told)}"
@@ -87,10 +93,14 @@ def _gated(host: str, told: str, *, has_token: bool) -> FanlightError | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What the body of a refusal says: `told` in words or as a storage's code; the bucket's `region`."""
+    """What the body of a refusal says: `told` in words or as a storage's code; the bucket's `region`.
+
+    `is_storage`: it is a storage's XML.
+    """
 
     told: str = ""
     region: str = ""
+    is_storage: bool = False
 
 
 async def said_by(response: httpx.Response) -> Said:
@@ -115,11 +125,7 @@ def _said_in_xml(text: str, region: str) -> Said:
     """S3, Google and Azure answer `<Error><Code>AccessDenied</Code><Message>...`."""
     code, words, there = (re.search(rf"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message", "Region"))
     told = ": ".join(found[1].strip() for found in (code, words) if found) if code else ""
-    return Said(told=_printable(told), region=_printable(region or (there[1] if there else "")))
-
-
-async def _told(response: httpx.Response) -> str:
-    return (await said_by(response)).told
+    return Said(told=_printable(told), region=_printable(region or (there[1] if there else "")), is_storage=bool(code))
 
 
 def _words(found: Mapping[str, object]) -> str:

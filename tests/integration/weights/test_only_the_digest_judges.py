@@ -134,9 +134,24 @@ def _no_first_byte_alone(request):
         request.send_range(MODEL, ETag=VERSION)
 
 
+def _several_parts(request):
+    if request.headers.get("range", "bytes=0-0") == "bytes=0-0":
+        return request.send_range(MODEL, ETag=VERSION)
+    body = b"--x\r\nContent-Type: text/plain\r\n\r\n" + MODEL[:10] + b"\r\n--x--"
+    return request.send(206, body, Content_Type="multipart/byteranges; boundary=x")
+
+
+def _from_the_start_as_a_range(request):
+    if request.headers.get("range", "bytes=0-0") == "bytes=0-0":
+        return request.send_range(MODEL, ETag=VERSION)
+    return request.send(206, MODEL, Content_Range=f"bytes 0-{len(MODEL) - 1}/{len(MODEL)}")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
+        _several_parts,
+        _from_the_start_as_a_range,
         _other_etag_each_time,
         _other_date_each_time,
         _total_unknown,
