@@ -1,4 +1,4 @@
-"""A server on loopback whose every answer is decided by a function; it counts what it sends."""
+"""A web server on loopback whose every answer is a function's: for servers that are odd in a way of their own."""
 
 import contextlib
 import re
@@ -6,71 +6,82 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-Answer = Callable[["Request"], None]
+Answer = Callable[["Request", "ScriptedSite"], None]
 
 
 class Request(BaseHTTPRequestHandler):
-    """One request; `answer` calls one of the `send` methods. Headers are written with _ for -; None is none."""
+    """One request; `span` is the range that it asks for, None for all of the file."""
 
     protocol_version = "HTTP/1.1"
     site: "ScriptedSite"
+
+    @property
+    def span(self) -> tuple[int, int | None] | None:
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
+        return (int(found[1]), int(found[2]) + 1 if found[2] else None) if found else None
 
     def do_GET(self) -> None:
         with self.site.lock:
             self.site.asked.append(self.path)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.site.answer(self)
+            self.site.answer(self, self.site)
 
-    def span(self, size: int) -> tuple[int, int] | None:
-        """The range that was asked for; None if there was none."""
-        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
-        return (int(found[1]), min(int(found[2] or size) + 1, size)) if found else None
+    def do_PUT(self) -> None:
+        self.do_GET()
 
-    def send(self, status: int, body: bytes = b"", **headers: Any) -> None:
+    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
+        """Names of headers are written with _ for -; `Content_Length=""` leaves that one out and ends by closing."""
         self.send_response(status)
+        headers = {"Content_Length": str(len(body)), **headers}
+        if not headers["Content_Length"]:
+            del headers["Content_Length"]
+            headers["Connection"] = "close"
         for name, value in headers.items():
-            if value is not None:
-                self.send_header(name.replace("_", "-"), str(value))
-        if not {"Content_Length", "Transfer_Encoding"} & set(headers):
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header(name.replace("_", "-"), value)
         self.end_headers()
+        self.write(body)
+
+    def write(self, body: bytes) -> None:
         self.wfile.write(body)
         with self.site.lock:
             self.site.sent_bytes += len(body)
 
-    def send_range(self, body: bytes, *, total: str = "", **headers: Any) -> None:
-        """As a plain file server does. `total`: in place of the length in Content-Range."""
-        span = self.span(len(body))
-        if span is None:
-            return self.send(200, body, **headers)
-        begin, end = span
-        said = f"bytes {begin}-{end - 1}/{total or len(body)}"
-        return self.send(206, body[begin:end], Content_Range=said, **headers)
+    def send_chunked(self, body: bytes, **headers: str) -> None:
+        self.send_response(200)
+        for name, value in {**headers, "Transfer_Encoding": "chunked"}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
 
-    def send_chunked(self, status: int, body: bytes, **headers: Any) -> None:
-        framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-        self.send(status, framed, Transfer_Encoding="chunked", **headers)
+    def send_file(self, body: bytes, *, total: str = "", at_most: int = 0, **headers: str) -> None:
+        """The range that was asked for, or all. `total` in its place in Content-Range; `at_most` bytes of a range."""
+        if self.span is None:
+            self.send(200, body, **headers)
+            return
+        begin, end = self.span
+        end = min(end or len(body), len(body), begin + (at_most or len(body)))
+        self.send(206, body[begin:end], Content_Range=f"bytes {begin}-{end - 1}/{total or len(body)}", **headers)
 
-    def send_cut(self, body: bytes, count: int, **headers: Any) -> None:
-        """All of the body is said to come, `count` bytes do."""
-        self.send(200, body[:count], Content_Length=len(body), **headers)
+    def cut(self) -> None:
         self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(2)
 
     def log_message(self, *args: object) -> None:
         pass
 
 
 class ScriptedSite:
-    """Use as a context manager. `asked`: paths in order; `sent_bytes`: of bodies."""
+    """Use as a context manager. `answer` may be replaced at any time; `asked`: paths in order."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.asked: list[str] = []
         self.sent_bytes = 0
         self.lock = threading.Lock()
-        self._server = _QuietServer(("127.0.0.1", 0), type("Bound", (Request,), {"site": self}))
+        self._server = _Server(("127.0.0.1", 0), type("Bound", (Request,), {"site": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
@@ -82,8 +93,9 @@ class ScriptedSite:
         self._server.server_close()
 
 
-class _QuietServer(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is what these tests are about."""
+        """A client that goes away is no error here."""

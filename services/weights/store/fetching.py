@@ -30,7 +30,7 @@ from services.weights.store.keeping import Link, ObjectWriter, discard, key_of, 
 from services.weights.store.objects import Objects, locked
 from services.weights.transfer.answers import RemoteFile
 from services.weights.transfer.download import Download, Downloaded, DownloadProgress, DownloadTarget, SpanDigest
-from services.weights.transfer.gate import HEAD_BYTES, TAIL_BYTES, refuse_foreign, refuse_unsound
+from services.weights.transfer.gate import HEAD_BYTES, TAIL_BYTES, is_text, refuse_foreign, refuse_unsound
 from services.weights.transfer.pacing import DownloadTools, Meter
 from services.weights.transfer.partial import (
     RECORD_BYTES,
@@ -211,7 +211,7 @@ class FileFetcher:
         retry = self.tools.retry if self._has_received or self.tools.link.has_begun else self.tools.retry_probe
         body, remote = await retry(lambda: self.tools.web.body(url, limit_bytes=MAX_SMALL_BYTES))
         self._has_received = True
-        if not file.sha256 and (body or not file.is_exact):
+        if not file.sha256 and (body or not file.is_exact or not is_text(file.path)):
             refuse_foreign(body[:HEAD_BYTES], len(body), name=file.path, url=url)
         if remote.size_bytes is not None and len(body) != remote.size_bytes:
             raise SourceFailed(f"sent {len(body)} of {remote.size_bytes} bytes")

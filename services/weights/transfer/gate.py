@@ -40,6 +40,11 @@ _ERROR_KEYS = frozenset(
 _TELLING = ("error", "errors", "message", "detail")
 
 
+def is_text(name: str) -> bool:
+    """Whether a file of this name is text; it may be JSON, and a repository may list it as empty."""
+    return PurePosixPath(name).suffix.lower() in TEXTS
+
+
 def page_in(head: bytes) -> bool:
     """Whether these are the first bytes of a web page: of a login, a captive portal, a file's page at a hub."""
     return bool(_HTML.match(_text(head)))

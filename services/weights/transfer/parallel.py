@@ -25,6 +25,8 @@ FIRST_CONNECTIONS = 4
 SPEED_CHECK_S = 1.0
 # How often a server that sent ranges before may answer with the whole file before it is read in one go.
 MAX_WHOLE_ANSWERS = 3
+# How often a server that sent pieces before may refuse in a row: it may count connections that have ended.
+MAX_REFUSALS = 3
 
 
 class SpanWriter(Protocol):
@@ -71,15 +73,14 @@ class ParallelDownload:
     _failures: int = 0
     _done_before: int = 0
     _done_at_renewal: int = -1
-    _done_at_refusal: int = 0
     _pieces: int = 0
+    _refusals: int = 0
     _whole_answers: int = 0
     # Each failure starts a round; one that hits all connections at once counts once.
     _round: int = 0
     _tasks: dict[asyncio.Task[None], "_Flight"] = field(default_factory=dict)
 
     async def run(self) -> None:
-        self._done_at_refusal = self.part.map.done_bytes
         try:
             while not self.part.map.is_complete:
                 self._launch()
@@ -118,7 +119,7 @@ class ParallelDownload:
         error = task.exception()
         if error is None:
             self._allowed, self._failures = min(self._allowed + 1, self.max_connections), 0
-            self._pieces += 1
+            self._pieces, self._refusals = self._pieces + 1, 0
         elif isinstance(error, Transient):
             await self._slow_down(error, flight)
         elif isinstance(error, TokenRefused | NotFound | RequestRefused):
@@ -135,12 +136,17 @@ class ParallelDownload:
             return
         if await self._renew(error):
             return
-        done_bytes = self.part.map.done_bytes
-        has_progress, self._done_at_refusal = done_bytes - self._done_at_refusal >= ENOUGH_BYTES, done_bytes
-        if not self._tasks and not has_progress:
+        # Those that hit several connections at once count once.
+        self._refusals += flight.round == self._round
+        is_alone = not self._pieces and not self._tasks
+        if is_alone or self._refusals > MAX_REFUSALS:
             raise error
         self.max_connections = max(1, len(self._tasks))
-        await self._slow_down(ServerBusy(error.message).of_part(error.part), flight)
+        try:
+            await self._slow_down(ServerBusy(error.message).of_part(error.part), flight)
+        except SourceFailed:
+            # It was asked often enough: what it says is meant.
+            raise error from None
 
     async def _slow_down(self, error: Transient, flight: "_Flight") -> None:
         """Retry cut connections at once while bytes arrive; back off from a busy server and use fewer connections."""

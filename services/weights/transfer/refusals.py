@@ -23,6 +23,8 @@ CIVITAI_TOKEN = "FANLIGHT_WEIGHTS_CIVITAI_TOKEN"
 REFUSED = (401, 403, 404, 407, 410, 451)
 _REMOVED = (410, 451)
 # How S3 says that the bucket is in another region than the request was signed for.
+_CLOCK = "RequestTimeTooSkewed"
+_STORAGE_TODO = "check the credentials of this machine, or whether the signed address ran out"
 _OTHER_REGION = (301, 307, 400)
 _DISABLED = "access to this resource is disabled"
 
@@ -42,10 +44,8 @@ async def refusal_of(response: httpx.Response, *, has_token: bool) -> FanlightEr
     if status == 404:
         return NotFound(f"{host} does not have it (404): check how it is spelled{_in_brackets(told)}")
     if said.is_storage:
-        return TokenRefused(
-            f"{host} answers {status}{_in_brackets(told)}: check the keys of the storage (as AWS tools read them), "
-            "or ask for the address again if it is a signed one"
-        )
+        todo = "set this machine's clock" if told.startswith(_CLOCK) else _STORAGE_TODO
+        return TokenRefused(f"{host} answers {status}{_in_brackets(told)}: {todo}")
     return _gated(host, told, has_token=has_token) or TokenRefused(
         f"{host} answers {status}: it is private; it requires a token, or rejects the configured one "
         f"({HF_TOKEN}, {CIVITAI_TOKEN}){_in_brackets(told)}"
@@ -93,10 +93,7 @@ def _gated(host: str, told: str, *, has_token: bool) -> FanlightError | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What the body of a refusal says: `told` in words or as a storage's code; the bucket's `region`.
-
-    `is_storage`: it is a storage's XML.
-    """
+    """What the body of a refusal says: `told` in words or as a storage's code; the bucket's `region`."""
 
     told: str = ""
     region: str = ""
@@ -125,7 +122,8 @@ def _said_in_xml(text: str, region: str) -> Said:
     """S3, Google and Azure answer `<Error><Code>AccessDenied</Code><Message>...`."""
     code, words, there = (re.search(rf"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message", "Region"))
     told = ": ".join(found[1].strip() for found in (code, words) if found) if code else ""
-    return Said(told=_printable(told), region=_printable(region or (there[1] if there else "")), is_storage=bool(code))
+    region = region or (there[1] if there else "")
+    return Said(told=_printable(told), region=_printable(region), is_storage=code is not None)
 
 
 def _words(found: Mapping[str, object]) -> str:

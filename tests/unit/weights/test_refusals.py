@@ -12,7 +12,6 @@ from services.weights.transfer.refusals import refusal_of
 REPO = "https://hub.example/api/models/org/m/revision/main?blobs=true"
 FILE = "https://hub.example/org/m/resolve/main/a.safetensors"
 DOWNLOAD = "https://civit.example/api/download/models/7"
-STORAGE = '<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>'
 
 
 class Body(httpx.AsyncByteStream):
@@ -23,9 +22,9 @@ class Body(httpx.AsyncByteStream):
         yield self._data
 
 
-async def refused(url, status, *, code="", message="", json=None, xml="", has_token=False):
+async def refused(url, status, *, code="", message="", json=None, has_token=False):
     headers = {key: value for key, value in (("x-error-code", code), ("x-error-message", message)) if value}
-    body = Body(as_json.dumps(json).encode() if json else xml.encode())
+    body = Body(as_json.dumps(json).encode() if json else b"")
     response = httpx.Response(status, headers=headers, stream=body, request=httpx.Request("GET", url))
     return await refusal_of(response, has_token=has_token)
 
@@ -61,14 +60,6 @@ CASES = [
     (DOWNLOAD, 403, {"json": {"error": "Forbidden"}}, TokenRefused, "private.*Forbidden"),
     (DOWNLOAD, 404, {"json": {"error": "x" * 9000}}, NotFound, "does not have it"),
     (FILE, 407, {}, SourceFailed, "proxy .*407"),
-    (
-        FILE,
-        403,
-        {"xml": STORAGE},
-        TokenRefused,
-        r"403 \(AccessDenied: Request has expired\): check the keys.*signed one",
-    ),
-    (FILE, 404, {"xml": STORAGE.replace("AccessDenied", "NoSuchKey")}, NotFound, "does not have it.*NoSuchKey"),
 ]
 
 
