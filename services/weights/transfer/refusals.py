@@ -22,9 +22,9 @@ HF_TOKEN = "FANLIGHT_WEIGHTS_HF_TOKEN"
 CIVITAI_TOKEN = "FANLIGHT_WEIGHTS_CIVITAI_TOKEN"
 REFUSED = (401, 403, 404, 407, 410, 451)
 _REMOVED = (410, 451)
-# How S3 says that the bucket is in another region than the request was signed for.
 _CLOCK = "RequestTimeTooSkewed"
 _STORAGE_TODO = "check the credentials of this machine, or whether the signed address ran out"
+# How S3 says that the bucket is in another region than the request was signed for.
 _OTHER_REGION = (301, 307, 400)
 _DISABLED = "access to this resource is disabled"
 
