@@ -58,6 +58,10 @@ class ForeignAnswer(SourceFailed):
     """The source answers with a page, a pointer, an error or nothing in place of the file."""
 
 
+class Untrusted(SourceFailed):
+    """The server's certificate is not trusted: also how a captive portal answers in place of an HTTPS server."""
+
+
 class RequestRefused(SourceFailed):
     """The server calls the request wrong (400): also how some say that a signed address ran out."""
 

@@ -30,7 +30,7 @@ from services.weights.store.keeping import Link, ObjectWriter, discard, key_of, 
 from services.weights.store.objects import Objects, locked
 from services.weights.transfer.answers import RemoteFile
 from services.weights.transfer.download import Download, Downloaded, DownloadProgress, DownloadTarget, SpanDigest
-from services.weights.transfer.gate import HEAD_BYTES, TAIL_BYTES, is_text, refuse_foreign, refuse_unsound
+from services.weights.transfer.gate import HEAD_BYTES, TAIL_BYTES, is_text, page_in, refuse_foreign, refuse_unsound
 from services.weights.transfer.pacing import DownloadTools, Meter
 from services.weights.transfer.partial import (
     RECORD_BYTES,
@@ -211,17 +211,19 @@ class FileFetcher:
         retry = self.tools.retry if self._has_received or self.tools.link.has_begun else self.tools.retry_probe
         body, remote = await retry(lambda: self.tools.web.body(url, limit_bytes=MAX_SMALL_BYTES))
         self._has_received = True
-        if not file.sha256 and (body or not file.is_exact or not is_text(file.path)):
+        sha256 = hashlib.sha256(body).hexdigest()
+        if sha256 == file.sha256:
+            return body, remote
+        may_be_empty = file.is_exact and is_text(file.path)
+        if page_in(body[:HEAD_BYTES]) or not (file.sha256 or (may_be_empty and not body)):
             refuse_foreign(body[:HEAD_BYTES], len(body), name=file.path, url=url)
         if remote.size_bytes is not None and len(body) != remote.size_bytes:
             raise SourceFailed(f"sent {len(body)} of {remote.size_bytes} bytes")
         if file.is_exact and len(body) != file.size_bytes:
             raise WrongBytes(f"{file.path} has {len(body)} bytes instead of {file.size_bytes}")
-        sha256 = hashlib.sha256(body).hexdigest()
-        if file.sha256 and sha256 != file.sha256:
+        if file.sha256:
             raise WrongBytes(f"{file.path}: sha256 is {sha256} instead of {file.sha256}")
-        if not file.sha256:
-            _refuse_unsound_small(body, file.path, host=urlsplit(url).hostname or "")
+        _refuse_unsound_small(body, file.path, host=urlsplit(url).hostname or "")
         return body, remote
 
     async def _fetch_whole(self, plan: FetchPlan, item: PlannedFile, selection: Selection, key: str) -> PlacedFile:

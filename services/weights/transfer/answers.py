@@ -49,7 +49,9 @@ class RemoteFile:
 
     def is_other_than(self, known: "RemoteFile") -> bool:
         """Whether this is another version of the file, as far as the server says."""
-        sizes = self.size_bytes, known.size_bytes
+        sizes, digests = (self.size_bytes, known.size_bytes), (self.sha256, known.sha256)
+        if all(digests):
+            return digests[0] != digests[1]
         return self.validator != known.validator or (None not in sizes and sizes[0] != sizes[1])
 
 

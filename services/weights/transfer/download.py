@@ -1,11 +1,9 @@
 """Download one file from one of its sources: parallel ranges, resume, digests checked. Knows no manifest, no store."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from fanlight.errors import FanlightError, NotFound
@@ -23,8 +21,9 @@ from services.weights.errors import (
     combine_failures,
 )
 from services.weights.references.manifest import ByteSpan
-from services.weights.references.tensors import BadHeader, Digested, FileDigests
+from services.weights.references.tensors import BadHeader, Digested
 from services.weights.transfer.answers import RemoteFile
+from services.weights.transfer.following import DownloadFollower, StreamingHasher
 from services.weights.transfer.gate import HEAD_BYTES, TAIL_BYTES, refuse_foreign, refuse_unsound
 from services.weights.transfer.pacing import DownloadTools, Meter
 from services.weights.transfer.parallel import ParallelDownload
@@ -32,7 +31,6 @@ from services.weights.transfer.partial import FileSegment, Layout, PartialFile, 
 
 log = get_logger()
 
-STEP_BYTES = 8 * 1024 * 1024
 FLUSH_BYTES = 256 * 1024
 MAX_RESTARTS = 3
 # Room for a file of unknown length is made step by step.
@@ -125,49 +123,6 @@ class ProgressTally:
             source=progress.source,
         )
         self.report(replace(progress, whole=whole))
-
-
-class DownloadFollower(Protocol):
-    """Reads a download's bytes while it runs, and checks them at its end."""
-
-    def advance(self) -> None: ...
-
-    async def finish(self) -> Digested | None: ...
-
-    async def stop(self) -> None: ...
-
-
-class StreamingHasher:
-    """Digests the contiguous bytes from the start while the rest still arrives, and starts writing them to disk."""
-
-    def __init__(self, part: PartialFile, tools: DownloadTools, *, is_safetensors: bool) -> None:
-        self._part = part
-        self._tools = tools
-        self._digests = FileDigests(size_bytes=part.map.size, is_safetensors=is_safetensors)
-        self._at = 0
-        self._task: asyncio.Task[None] | None = None
-
-    def advance(self) -> None:
-        is_idle = self._task is None or self._task.done()
-        if is_idle and self._part.map.frontier - self._at >= STEP_BYTES:
-            self._task = asyncio.create_task(self._feed(self._part.map.frontier))
-
-    async def _feed(self, end: int) -> None:
-        span = ByteSpan(self._at, end)
-        await self._tools.run(self._part.feed, self._digests.update, span)
-        await self._tools.run(self._part.begin_writing, span)
-        self._at = end
-
-    async def finish(self) -> Digested:
-        if self._task is not None:
-            await self._task
-        await self._feed(self._part.map.size)
-        return self._digests.finish()
-
-    async def stop(self) -> None:
-        """Wait until no thread reads the part."""
-        if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
 
 
 def drop_wrong(part: PartialFile, digests: Sequence[SpanDigest]) -> int:
@@ -278,7 +233,8 @@ class Download:
             raise WrongBytes(f"{host} has {remote.size_bytes} bytes instead of {target.size_bytes}")
         if not target.is_pinned and not remote.size_bytes and target.size_bytes is None:
             refuse_foreign(b"", 0, name=target.path, url=self._url)
-        return remote
+        # A digest that the source says pins the bytes as well as one of the target.
+        return replace(remote, is_pinned=target.is_pinned or bool(remote.sha256))
 
     def _layout(self, size_bytes: int) -> Layout:
         segments = self._target.segments
@@ -288,7 +244,7 @@ class Download:
         """Without a digest, only bytes of the same version of the file may be combined."""
         if self._target.is_pinned:
             return f"{self._target.key}{self._target.form}"
-        return f"{remote.url.split('?')[0]} {remote.validator}"
+        return remote.sha256 or f"{remote.url.split('?')[0]} {remote.validator}"
 
     def _open(self, layout: Layout, identity: str) -> PartialFile:
         there = self._tools.parts / f"{self._target.key}.part"
@@ -361,6 +317,8 @@ class Download:
             self._follower = self._make_follower(part)
             done = self._done(part, await self._verify(part, remote), remote)
             await self._tools.run(part.forget)
+            # Of an earlier attempt at a source that said a length.
+            await self._tools.run(self._drop_sized)
             return done
         except (SourceChanged, WrongBytes, BadHeader, ForeignAnswer):
             await self._tools.run(part.discard)
@@ -368,6 +326,11 @@ class Download:
         finally:
             await self._stop_follower()
             part.close()
+
+    def _drop_sized(self) -> None:
+        there = self._tools.parts / f"{self._target.key}.part"
+        there.unlink(missing_ok=True)
+        there.with_suffix(".map").unlink(missing_ok=True)
 
     async def _stream_unsized(self, part: PartialFile, remote: RemoteFile, *, may_join: bool) -> None:
         async def once() -> None:

@@ -8,12 +8,14 @@ from typing import Protocol
 from fanlight.errors import FanlightError, NotFound
 from services.weights.errors import (
     NoRanges,
+    NotAllowed,
     RequestRefused,
     ServerBusy,
     SourceChanged,
     SourceFailed,
     TokenRefused,
     Transient,
+    Untrusted,
 )
 from services.weights.references.manifest import ByteSpan
 from services.weights.transfer.answers import RemoteFile
@@ -122,6 +124,9 @@ class ParallelDownload:
             self._pieces, self._refusals = self._pieces + 1, 0
         elif isinstance(error, Transient):
             await self._slow_down(error, flight)
+        elif isinstance(error, NotAllowed | Untrusted) and self._pieces:
+            # A captive portal in between: by a redirect, or with a certificate of its own.
+            await self._slow_down(Transient(error.message).of_part(error.part), flight)
         elif isinstance(error, TokenRefused | NotFound | RequestRefused):
             await self._after_refusal(error, flight)
         elif isinstance(error, NoRanges) and self._pieces and self._whole_answers < MAX_WHOLE_ANSWERS:

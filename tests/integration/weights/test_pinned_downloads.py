@@ -143,6 +143,45 @@ async def test_a_page_in_the_middle_is_waited_for_and_costs_nothing(site, settin
     assert fetched.downloaded_bytes == len(BODY)
 
 
+async def test_a_portal_that_redirects_to_a_host_of_its_own_is_waited_for_too(site, settings):
+    portals = 3
+
+    def answer(request, site):
+        nonlocal portals
+        if site.sent_bytes < 1_500_000 or not portals:
+            request.send_file(BODY, ETag='"1"')
+        else:
+            portals -= 1
+            request.send(302, Location="http://portal.invalid/login")
+
+    site.answer = answer
+    async with open_store(settings(retries=20, url_hosts="127.0.0.1")) as store:
+        store._tools.sleep = _no_sleep
+        fetched = await store.fetch(f"{site.url}/m.bin", store.selection(), sha256=SHA256)
+    assert fetched.path.read_bytes() == BODY
+    assert fetched.downloaded_bytes == len(BODY)
+
+
+async def test_a_digest_that_the_hub_says_pins_the_bytes_too(site, store):
+    def answer(request, site):
+        if request.path.startswith("/cdn"):
+            request.send_file(BODY, ETag=f'"{len(site.asked)}"')
+        else:
+            request.send(302, Location="/cdn", X_Linked_Etag=f'"{SHA256}"')
+
+    site.answer = answer
+    fetched = await store.fetch(f"{site.url}/m.dat", store.selection())
+    assert fetched.path.read_bytes() == BODY
+    assert fetched.downloaded_bytes == len(BODY)
+
+
+async def test_a_small_file_of_the_right_digest_is_kept_whatever_length_was_said(site, store):
+    body = b"small"
+    site.answer = lambda request, _: request.send(200, gzip.compress(body), Content_Encoding="x-gzip")
+    fetched = await store.fetch(f"{site.url}/m.dat", store.selection(), sha256=hashlib.sha256(body).hexdigest())
+    assert fetched.path.read_bytes() == body
+
+
 @pytest.mark.parametrize("page", [PAGE, b"", b'{"error": "down"}', b"<Error><Code>Slow</Code></Error>"])
 @pytest.mark.parametrize("has_ranges", [True, False])
 async def test_what_was_fetched_before_a_page_is_kept_for_later(site, settings, page, has_ranges):
