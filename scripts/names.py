@@ -96,7 +96,7 @@ def settings() -> set[str]:
     """Of the settings page, and those that code names as a whole, such as what the command line reads."""
     from scripts.settings import SECTIONS, rows
 
-    found = {row.split("`")[1] for _, kind in SECTIONS for row in rows(kind)}
+    found = {row.split("`")[1] for _, kinds in SECTIONS for kind in kinds for row in rows(kind)}
     for node in nodes():
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and SETTING.fullmatch(node.value):
             found.add(node.value)

@@ -10,6 +10,7 @@ import typer
 
 from fanlight import __version__
 from fanlight.cli import jobs
+from fanlight.cli.audit import AS_THEY_ARE, audit
 from fanlight.cli.catalog import annotators, models, workers
 from fanlight.cli.generate import annotate, generate
 from fanlight.cli.session import MissingExtra
@@ -42,8 +43,18 @@ def build(*, wanted: str | None = None) -> typer.Typer:
     app.add_typer(jobs.dead_app, name="dead")
     for command in (annotators, models, workers):
         app.command()(command)
+    # The audit and `python -m fanlight.health` take the options themselves; containers' probes call the latter.
+    app.command(add_help_option=False, context_settings=AS_THEY_ARE)(audit)
+    app.command(add_help_option=False, context_settings=AS_THEY_ARE)(health)
     add_commands(app, wanted=wanted)
     return app
+
+
+def health(context: typer.Context) -> int:
+    """Check whether a gRPC server is serving, and print its state."""
+    from fanlight.health import main as check
+
+    return check(context.args)
 
 
 def _version(is_asked: bool) -> None:

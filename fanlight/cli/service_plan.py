@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -31,6 +32,10 @@ _NEEDS = {
 DRAIN_GRACE_S = 10.0
 GRACE_SETTING = "FANLIGHT_DRAIN_GRACE_S"
 ANY_PORT = "127.0.0.1:0"
+OPERATOR_TOKENS = ("FANLIGHT_CLIENT_TOKEN", "FANLIGHT_CLIENT_TOKEN_FILE")
+DIRECT_TOKENS = ("FANLIGHT_WORKER_DIRECT_TOKEN", "FANLIGHT_WORKER_DIRECT_TOKEN_FILE")
+# Settings that say where weights come from.
+_OF_WEIGHTS = ("FANLIGHT_WEIGHTS_", "FANLIGHT_DIFFUSION_")
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
@@ -83,8 +88,20 @@ def environ_of_gateway(data: Path, http: str, grpc: str) -> dict[str, str]:
     return {"FANLIGHT_GATEWAY_DATA_DIR": str(data), "FANLIGHT_GATEWAY_HTTP": http, "FANLIGHT_GATEWAY_GRPC": grpc}
 
 
-def environ_of_stage(service: str, addresses: Addresses) -> dict[str, str]:
-    return {f"FANLIGHT_{service.upper()}_GRPC": ANY_PORT, "FANLIGHT_WORKER_GATEWAY": addresses.local_grpc}
+def environ_of_stage(service: str, addresses: Addresses, environ: Mapping[str, str]) -> dict[str, str]:
+    """Where the gateway needs tokens, direct calls to a stage need one too: their own, or one that nobody knows."""
+    own = {f"FANLIGHT_{service.upper()}_GRPC": ANY_PORT, "FANLIGHT_WORKER_GATEWAY": addresses.local_grpc}
+    if any(environ.get(name) for name in OPERATOR_TOKENS) and not any(environ.get(name) for name in DIRECT_TOKENS):
+        own["FANLIGHT_WORKER_DIRECT_TOKEN"] = secrets.token_urlsafe(32)
+    return own
+
+
+def is_for_stages(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether a stage gets this variable: not the operator's tokens and the gateway's settings and, unless weights come
+    from S3, no keys for S3, which are the gateway's for its blobs."""
+    if name.startswith("AWS_") and any(word in name for word in ("KEY", "TOKEN", "CREDENTIAL", "PROFILE")):
+        return any("s3" in f"{each} {value}".lower() for each, value in environ.items() if each.startswith(_OF_WEIGHTS))
+    return not name.startswith(("FANLIGHT_GATEWAY", "FANLIGHT_CLIENT_TOKEN", "FANLIGHT_TOKEN"))
 
 
 def environ_of_all(lifeline_fd: int, environ: Mapping[str, str]) -> dict[str, str]:

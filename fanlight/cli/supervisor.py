@@ -27,8 +27,10 @@ WaitReady = Callable[[Addresses], Awaitable[None]]
 KILL_AFTER_S = 10.0
 TRIM_EVERY_S = 60.0
 
-# A service whose settings are wrong exits with this code; restarting it would not help.
+# A service whose settings are wrong exits with this code, and a worker that the gateway refuses because of its settings
+# with the other one; restarting it would not help.
 EXIT_SETTINGS = 2
+EXIT_REFUSED = 78
 # How often a service may die before it was ready for the first time.
 FIRST_TRIES = 3
 READY_LINE_LIMIT_BYTES = 64 * 1024
@@ -80,6 +82,7 @@ class ServiceProcess:
         grace_s: float,
         report: Callable[[str], None],
         kill_now: asyncio.Event,
+        inherits: Callable[[str], bool] = lambda name: True,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -89,6 +92,8 @@ class ServiceProcess:
         self.ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
         self._command = tuple(command)
         self._pass_fds = tuple(pass_fds)
+        # Which variables of this process's environment it gets.
+        self._inherits = inherits
         self._log = log
         self._grace_s = grace_s
         self._report = report
@@ -115,7 +120,7 @@ class ServiceProcess:
                 stdin=DEVNULL,
                 stdout=PIPE,
                 stderr=log,
-                env={**os.environ, **self.environ},
+                env={name: value for name, value in os.environ.items() if self._inherits(name)} | self.environ,
                 pass_fds=self._pass_fds,
                 # Ctrl-C at the terminal reaches only the supervisor, which stops all services in order.
                 start_new_session=True,
@@ -158,15 +163,16 @@ class ServiceProcess:
         await exited
 
     def _give_up_early(self, code: int, logged_bytes: int) -> None:
-        """ServiceFailed, with its last log line, for a service that was never ready and never will be."""
-        if self.ready.done() or (code != EXIT_SETTINGS and self._backoff.deaths + 1 < FIRST_TRIES):
+        """ServiceFailed, with its last log line, for a service that never will be ready, or refused."""
+        is_early = code == EXIT_SETTINGS or self._backoff.deaths + 1 >= FIRST_TRIES
+        if code != EXIT_REFUSED and (self.ready.done() or not is_early):
             return
         line = self._log.last_line(since_bytes=logged_bytes).removeprefix("error: ")
         raise ServiceFailed(f"{self.name}: {line or _exit_text(code)}" + _log_hint(code, self._log))
 
 
 def _log_hint(code: int, log: LogFile) -> str:
-    return "" if code == EXIT_SETTINGS else f" (its log: {log.path})"
+    return "" if code in (EXIT_SETTINGS, EXIT_REFUSED) else f" (its log: {log.path})"
 
 
 def _exit_text(code: int) -> str:
@@ -219,7 +225,12 @@ class Supervisor:
     async def run(self, wait_ready: WaitReady, body: "Body[Answer]") -> Answer:
         addresses = await self._start_gateway()
         stages = [
-            self._process(name, service_plan.environ_of_stage(name, addresses), self._workers)
+            self._process(
+                name,
+                service_plan.environ_of_stage(name, addresses, os.environ),
+                self._workers,
+                inherits=lambda variable: service_plan.is_for_stages(variable, os.environ),
+            )
             for name in service_plan.STAGE_SERVICES
         ]
         for stage in stages:
@@ -236,7 +247,14 @@ class Supervisor:
         gateway.environ |= service_plan.environ_of_gateway(self._plan.data, addresses.http, addresses.grpc)
         return addresses
 
-    def _process(self, name: str, environ: dict[str, str], tasks: list[asyncio.Task[None]]) -> ServiceProcess:
+    def _process(
+        self,
+        name: str,
+        environ: dict[str, str],
+        tasks: list[asyncio.Task[None]],
+        *,
+        inherits: Callable[[str], bool] = lambda variable: True,
+    ) -> ServiceProcess:
         log = LogFile(self._plan.data / "logs" / f"{name}.log")
         process = ServiceProcess(
             name,
@@ -247,6 +265,7 @@ class Supervisor:
             grace_s=service_plan.grace_s(self._environ) + KILL_AFTER_S,
             report=self._plan.report,
             kill_now=self._kill_now,
+            inherits=inherits,
         )
         self._begin(_trimming(log), self._log_tasks)
         if self._plan.follow is not None:

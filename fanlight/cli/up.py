@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,7 @@ import typer
 
 from fanlight.cli.options import AsJson
 from fanlight.cli.session import read_text
-from fanlight.errors import FanlightError
+from fanlight.errors import FanlightError, InvalidInput
 
 if TYPE_CHECKING:
     from fanlight.cli.service_plan import Addresses, ProcessPlan
@@ -46,6 +46,7 @@ def up(
     from fanlight.cli.service_plan import ProcessPlan, default_data, require_extras
 
     require_extras()
+    _require_roots(os.environ)
     folder = (data or default_data()).absolute()
     plan = ProcessPlan(data=folder, http=http, grpc=grpc, report=say, follow=say if verbose else None)
     try:
@@ -121,6 +122,15 @@ def _token() -> str:
         return token
     file = os.environ.get("FANLIGHT_CLIENT_TOKEN_FILE")
     return read_text(Path(file)).strip() if file else ""
+
+
+def _require_roots(environ: Mapping[str, str]) -> None:
+    """InvalidInput for a gateway with TLS that its own workers could not trust."""
+    if environ.get("FANLIGHT_TLS_CERT_FILE") and not environ.get("FANLIGHT_TLS_CA_FILE"):
+        raise InvalidInput(
+            "FANLIGHT_TLS_CERT_FILE is set: set FANLIGHT_TLS_CA_FILE too, to the roots that signed it; the workers here"
+            " call the gateway with TLS"
+        )
 
 
 def _ca_file() -> Path | None:

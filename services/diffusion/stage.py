@@ -1,5 +1,7 @@
 """The stage `diffusion` for the lease loop: one leased task is one image."""
 
+from functools import partial
+
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
@@ -7,6 +9,7 @@ from services.diffusion.engine.engine import DiffusionEngine, MeasuredStepTime
 from services.diffusion.engine.ports import StepProgress
 from services.diffusion.generator import ImageGenerator
 from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.faults import part_of_device
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.tiers import Residency
 from services.diffusion.parse.abilities import Abilities
@@ -15,6 +18,7 @@ from services.diffusion.supply import Supply
 from services.diffusion.wire import capable_models
 from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker import ports
+from services.worker.device import DeviceLost
 
 
 class DiffusionStage:
@@ -38,6 +42,8 @@ class DiffusionStage:
         self._catalog = catalog
         self._models = models
         self._abilities = abilities
+        # Whether what is loaded ahead of requests is still on its way.
+        self.is_loading = False
         # The capabilities, and the state that they were made from.
         self._capabilities: tuple[object, queue_pb2.Capabilities] = (None, queue_pb2.Capabilities())
 
@@ -46,6 +52,11 @@ class DiffusionStage:
         if self._capabilities[0] != state:
             self._capabilities = (state, self._make_capabilities())
         return self._capabilities[1]
+
+    def condition(self) -> ports.StageCondition:
+        if self._engine.is_lost:
+            return ports.StageCondition.LOST
+        return ports.StageCondition.LOADING if self.is_loading else ports.StageCondition.WARM
 
     def _make_capabilities(self) -> queue_pb2.Capabilities:
         limits = self._abilities.limits().items()
@@ -75,6 +86,8 @@ class DiffusionStage:
         try:
             return await self._run(request, task, report)
         except FanlightError as error:
+            if isinstance(error, DeviceLost):
+                error.of_part(part_of_device(self._models.device_name))
             error.part = self._supply.part_as_named(request, error.part) if error.part else ""
             raise
 
@@ -82,7 +95,7 @@ class DiffusionStage:
         self._generator.check(request)
         async with self._supply.provided(request, lambda fetching: report(_fetching(fetching))):
             generation = await self._generator.parse(request, alone=task.alone)
-            result = await self._generator.generate(generation, lambda progress: report(_to_report(progress)))
+            result = await self._generator.generate(generation, lambda progress: report(self._to_report(progress)))
         output = ports.StageOutput(
             data=result.data,
             width_px=generation.width_px,
@@ -93,6 +106,10 @@ class DiffusionStage:
         )
         return ports.Outcome(outputs=[output], spans=result.spans)
 
+    def _to_report(self, progress: StepProgress) -> ports.StageProgress:
+        preview = partial(self._generator.preview, progress.preview) if progress.preview else None
+        return ports.StageProgress(step=progress.step, steps=progress.steps, preview=preview)
+
 
 def _step_time(time: MeasuredStepTime) -> queue_pb2.StepTime:
     return queue_pb2.StepTime(
@@ -102,7 +119,3 @@ def _step_time(time: MeasuredStepTime) -> queue_pb2.StepTime:
 
 def _fetching(progress: FetchProgress) -> ports.StageProgress:
     return ports.StageProgress(fetch=progress.whole or progress)
-
-
-def _to_report(progress: StepProgress) -> ports.StageProgress:
-    return ports.StageProgress(step=progress.step, steps=progress.steps, preview=progress.preview)

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
+from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
@@ -17,24 +18,29 @@ from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_sto
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.job_store import OtherFormatVersion
+from services.gateway.app.readiness import require_ready
 from services.gateway.app.tenants import Tenant, callers_of, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings
-from services.gateway.http.app import bind_http, http_app, port_of, serve_http
+from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
+from services.gateway.http.hosts import host_names
+from services.gateway.http.serving import bind_http, port_of, serve_http
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
 from services.gateway.wire.answers import payload
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
-from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown, secret_of
+from services.kernel.config import GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
+from services.kernel.health import READY, HealthState
 from services.kernel.logs import get_logger
-from services.kernel.process import leave, run
+from services.kernel.process import leave, raise_open_files_limit, run
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
+POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
 log = get_logger()
@@ -45,6 +51,13 @@ STORE_FILE = "gateway.sqlite"
 BLOBS_FOLDER = "blobs"
 
 
+STORE_UNAVAILABLE = HealthState(
+    name="store_unavailable",
+    message="its store does not answer, or accepts no writes; see its log",
+    is_ready=False,
+)
+
+
 class SystemClock:
     def now_s(self) -> float:
         return time.time()
@@ -53,7 +66,7 @@ class SystemClock:
         return time.monotonic()
 
 
-async def serve(settings: GatewaySettings, common: CommonSettings, stop: asyncio.Event) -> None:
+async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: asyncio.Event) -> None:
     _require_tokens(settings, common)
     _make_folder(settings)
     tenants = read_tenants(settings.tenants_file)
@@ -155,17 +168,17 @@ async def _listen(
     gateway: Gateway,
     blobs: BlobStore,
     settings: GatewaySettings,
-    common: CommonSettings,
+    common: GatewayCommonSettings,
     tenants: Sequence[Tenant],
     stop: asyncio.Event,
     group: asyncio.TaskGroup,
 ) -> None:
     """Answer calls until `stop`, then let running calls end."""
-    rpc = _rpc_server(gateway, blobs, common, tenants)
+    rpc = _rpc_server(gateway, blobs, common, tenants, polls=settings.worker_polls_limit)
     app = http_app(
         gateway,
         blobs,
-        HttpOptions(callers=callers_of(common.token_of_clients(), tenants), blob_limit_bytes=settings.blob_limit_bytes),
+        _http_options(settings, common, tenants),
     )
     grpc_address = address_of(settings.grpc, rpc.bind(settings.grpc))
     sockets = bind_http(settings.http)
@@ -180,7 +193,19 @@ async def _listen(
         await rpc.stop()
 
 
-def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings, tenants: Sequence[Tenant]) -> RpcServer:
+def _http_options(settings: GatewaySettings, common: GatewayCommonSettings, tenants: Sequence[Tenant]) -> HttpOptions:
+    callers = callers_of(common.token_of_clients(), tenants)
+    extra = filter(None, settings.http_names.split(","))
+    return HttpOptions(
+        callers=callers,
+        host_names=host_names(settings.http, extra, needs_token=bool(callers.tokens)),
+        blob_limit_bytes=settings.blob_limit_bytes,
+    )
+
+
+def _rpc_server(
+    gateway: Gateway, blobs: BlobStore, common: GatewayCommonSettings, tenants: Sequence[Tenant], *, polls: int
+) -> RpcServer:
     callers = callers_of(common.token_of_clients(), tenants)
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
@@ -195,10 +220,21 @@ def _rpc_server(gateway: Gateway, blobs: BlobStore, common: CommonSettings, tena
         },
         tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers},
         default_tokens=clients + workers,
+        places={POLL: polls},
+        get_health=lambda: _health_of(gateway),
     )
 
 
-def _require_tokens(settings: GatewaySettings, common: CommonSettings) -> None:
+async def _health_of(gateway: Gateway) -> HealthState:
+    """Not ready, and alive all the same, where its store fails: a restart would not mend that."""
+    try:
+        await require_ready(gateway)
+    except FanlightError:
+        return STORE_UNAVAILABLE
+    return READY
+
+
+def _require_tokens(settings: GatewaySettings, common: GatewayCommonSettings) -> None:
     """SettingsError where tokens are incomplete, so that some calls would need none."""
     tokens = {"FANLIGHT_CLIENT_TOKEN": common.token_of_clients(), "FANLIGHT_WORKER_TOKEN": common.token_of_workers()}
     mutual_tls = common.tls_client_ca_file is not None
@@ -208,6 +244,8 @@ def _require_tokens(settings: GatewaySettings, common: CommonSettings) -> None:
         )
     if len([token for token in tokens.values() if token]) == 1:
         raise SettingsError("set both FANLIGHT_CLIENT_TOKEN and FANLIGHT_WORKER_TOKEN (or a _FILE of each), or none")
+    if tokens["FANLIGHT_CLIENT_TOKEN"] and len(set(tokens.values())) == 1:
+        raise SettingsError("FANLIGHT_WORKER_TOKEN: must be another one than FANLIGHT_CLIENT_TOKEN: every node has it")
     for address in (settings.grpc, settings.http):
         require_tokens(address, tokens, mutual_tls=mutual_tls)
 
@@ -221,11 +259,12 @@ def _make_folder(settings: GatewaySettings) -> None:
 
 def main() -> int:
     try:
-        refuse_unknown(CommonSettings, GatewaySettings)
-        common, settings = load(CommonSettings), load(GatewaySettings)
+        refuse_unknown(GatewayCommonSettings, GatewaySettings)
+        common, settings = load(GatewayCommonSettings), load(GatewaySettings)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    raise_open_files_limit()
     logs.configure(level=common.log_level, style=common.log_format, service="gateway")
     return run(lambda stop: serve(settings, common, stop), lifeline_fd=common.lifeline_fd)
 

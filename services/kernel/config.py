@@ -4,7 +4,8 @@ An unknown name with one of these prefixes is an error, because it is probably a
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import ssl
+from collections.abc import Iterator, Mapping, MutableMapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fanlight.channel import target_of
+from fanlight.channel import grpc_proxy, target_of
 from fanlight.contract.limits import format_number
 
 PREFIX = "FANLIGHT_"
@@ -20,12 +21,22 @@ PREFIX = "FANLIGHT_"
 SERVICES = ("GATEWAY", "PREPROCESSOR", "DIFFUSION", "WEIGHTS", "WORKER")
 # Read by the command line only.
 CLIENT_NAMES = ("FANLIGHT_GATEWAY", "FANLIGHT_TOKEN", "FANLIGHT_TOKEN_FILE")
+# Read by the gateway only. Other services accept the names, because older set-ups give them to every service.
+OPERATOR_NAMES = ("FANLIGHT_CLIENT_TOKEN", "FANLIGHT_CLIENT_TOKEN_FILE")
 
 MIB = 1024 * 1024
 
 
-class SettingsError(Exception):
+class ProcessEnd(Exception):
+    """Ends the process with `exit_code`; the message is one line that says why and what to do."""
+
+    exit_code = 1
+
+
+class SettingsError(ProcessEnd):
     """A setting is wrong or unknown; the message names it and says what would be right."""
+
+    exit_code = 2
 
 
 def _address(value: str) -> str:
@@ -52,6 +63,11 @@ def _addresses(value: str) -> str:
 Addresses = Annotated[str, AfterValidator(_addresses)]
 
 
+def _proxy(value: str) -> str:
+    grpc_proxy(value, {})
+    return value
+
+
 def _readable(path: Path | None) -> Path | None:
     if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
         raise ValueError(f"{path} is not a readable file")
@@ -62,8 +78,23 @@ def _readable(path: Path | None) -> Path | None:
 PemFile = Annotated[Path | None, BeforeValidator(lambda value: value or None), AfterValidator(_readable)]
 
 
+def _roots(path: Path | None) -> Path | None:
+    if path is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except ssl.SSLError as error:
+            raise ValueError(f"{path} has no PEM certificates, or a damaged one") from error
+    return path
+
+
+# With certificates in it, which gRPC would otherwise miss at the first connection, in a log of its own.
+RootsFile = Annotated[PemFile, AfterValidator(_roots)]
+# A file that is read when the token in it is needed.
+SecretFile = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+
+
 class CommonSettings(BaseSettings):
-    """The settings of every service."""
+    """The settings of every service. The operator's token is not among them: workers run on others' machines."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
@@ -71,14 +102,21 @@ class CommonSettings(BaseSettings):
         "info", description="Lowest level of the log events that are written."
     )
     log_format: Literal["console", "json"] = Field("json", description="How log events are written.")
-    client_token: SecretStr | None = Field(None, description="The bearer token that clients must send.")
-    client_token_file: Path | None = Field(None, description="A file with the client token.")
     worker_token: SecretStr | None = Field(None, description="The bearer token that workers must send.")
-    worker_token_file: Path | None = Field(None, description="A file with the worker token.")
-    tls_cert_file: PemFile = Field(None, description="PEM certificate chain of the servers.")
-    tls_key_file: PemFile = Field(None, description="PEM private key of the servers.")
-    tls_client_ca_file: PemFile = Field(None, description="PEM root certificates that clients must be signed by.")
-    tls_ca_file: PemFile = Field(None, description="PEM root certificates that a worker trusts.")
+    worker_token_file: SecretFile = Field(None, description="A file with the worker token.")
+    tls_cert_file: PemFile = Field(
+        None, description="PEM certificate chain of the servers; a worker also shows it to a gateway that asks for one."
+    )
+    tls_key_file: PemFile = Field(None, description="PEM private key of that certificate.")
+    tls_client_ca_file: RootsFile = Field(None, description="PEM root certificates that clients must be signed by.")
+    tls_ca_file: RootsFile = Field(
+        None, description="PEM root certificates that a worker trusts. Unset: it calls the gateway without TLS."
+    )
+    grpc_proxy: Annotated[str, AfterValidator(_proxy)] = Field(
+        "",
+        description="HTTP proxy of gRPC to addresses that are neither loopback nor private, or `off`. "
+        "Empty: what `grpc_proxy`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.",
+    )
     drain_grace_s: float = Field(30.0, ge=0, description="How long running calls may continue after SIGTERM.")
     lifeline_fd: int | None = Field(None, description="A pipe; when it closes, the process stops.")
 
@@ -88,11 +126,36 @@ class CommonSettings(BaseSettings):
             raise ValueError("FANLIGHT_TLS_CERT_FILE and FANLIGHT_TLS_KEY_FILE go together: set both or none")
         return self
 
-    def token_of_clients(self) -> str:
-        return secret_of(self.client_token, self.client_token_file)
+    @property
+    def certificate(self) -> tuple[Path, Path] | None:
+        """The files of the certificate chain and its key."""
+        return (self.tls_cert_file, self.tls_key_file) if self.tls_cert_file and self.tls_key_file else None
 
     def token_of_workers(self) -> str:
         return secret_of(self.worker_token, self.worker_token_file)
+
+
+class GatewayCommonSettings(CommonSettings):
+    """The common settings and the operator's token, for the gateway alone."""
+
+    client_token: SecretStr | None = Field(
+        None, description="The bearer token that clients must send: the operator's. No worker needs it."
+    )
+    client_token_file: SecretFile = Field(None, description="A file with the client token.")
+
+    def token_of_clients(self) -> str:
+        return secret_of(self.client_token, self.client_token_file)
+
+
+def drop_operator_secrets(environ: MutableMapping[str, str]) -> list[str]:
+    """Take what belongs to the operator out of a worker's environment, so that no child process inherits it.
+
+    Returns the names of the tokens among it; their values are not read.
+    """
+    tokens = sorted(name for name in environ if name in (*OPERATOR_NAMES, *CLIENT_NAMES) and "_TOKEN" in name)
+    for name in [name for name in environ if name.startswith(f"{PREFIX}GATEWAY_")] + tokens:
+        del environ[name]
+    return tokens
 
 
 def secret_of(value: SecretStr | None, file: Path | None) -> str:
@@ -144,7 +207,7 @@ def names_of(kind: type[BaseSettings]) -> set[str]:
 
 def refuse_unknown(*kinds: type[BaseSettings], environ: Mapping[str, str] = os.environ) -> None:
     """SettingsError if the environment has a FANLIGHT_ name that none of the kinds knows."""
-    known = set(CLIENT_NAMES).union(*(names_of(kind) for kind in kinds))
+    known = {*CLIENT_NAMES, *OPERATOR_NAMES}.union(*(names_of(kind) for kind in kinds))
     prefixes = {kind.model_config.get("env_prefix", "") for kind in kinds}
     foreign = tuple(f"{PREFIX}{name}_" for name in SERVICES if f"{PREFIX}{name}_" not in prefixes)
     unknown = sorted(

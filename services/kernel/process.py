@@ -1,13 +1,15 @@
 """A service's process: its event loop, signals, the lifeline to its parent, blocking work on threads, its GPUs,
 and imports without what a library would load or read.
 
-Errors in settings end it with one line each. Knows no service, and loads no network library to count GPUs.
+A ProcessEnd, such as an error in settings, ends it with one line and its exit code. Knows no service, and loads no
+network library to count GPUs.
 """
 
 import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
@@ -17,7 +19,7 @@ from typing import NoReturn, TypeVar
 
 import uvloop
 
-from services.kernel.config import SettingsError
+from services.kernel.config import ProcessEnd, SettingsError
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
 
@@ -31,11 +33,20 @@ def run(main: Main, *, lifeline_fd: int | None = None) -> int:
     code = 0
     try:
         uvloop.run(_run(main, lifeline_fd))
-    except* SettingsError as group:
-        for error in group.exceptions:
+    except* ProcessEnd as group:
+        for error in _ends_in(group):
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        code = 2
+            code = max(code, error.exit_code)
     return code
+
+
+def _ends_in(group: BaseExceptionGroup[ProcessEnd]) -> Iterator[ProcessEnd]:
+    """The errors themselves, out of the groups of all task groups between."""
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _ends_in(each)
+        else:
+            yield each
 
 
 def leave(code: int) -> NoReturn:
@@ -141,3 +152,17 @@ def environment_defaults(**variables: str) -> Iterator[None]:
     finally:
         for name in absent:
             del os.environ[name]
+
+
+# What macOS allows at most where the hard limit is none.
+OPEN_FILES_LIMIT = 65_536
+
+
+def raise_open_files_limit() -> None:
+    """A server has a file for each connection, and the usual soft limit, 1,024, is meant for other programs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES_LIMIT if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_LIMIT)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import Message
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanlight import __version__
 from fanlight.contract.needs import contract_revision
 from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.config import MIB, Addresses
+from services.kernel.config import MIB, Addresses, SecretFile, secret_of
 from services.kernel.logs import get_logger
 from services.worker.admission import Admission, Slots
 from services.worker.blobs import Goodput
+from services.worker.joining import GatewayContact
 from services.worker.leases import QueueCalls, WorkerLeases
 from services.worker.ports import Stage
 from services.worker.prefetch import Prefetcher
@@ -55,6 +56,15 @@ class WorkerSettings(BaseSettings):
         20.0, ge=0, le=POLL_WAIT_MAX_S, description="How long the gateway may hold a poll open until a task arrives."
     )
     progress_every_s: float = Field(0.5, gt=0, description="Shortest time between two progress reports.")
+    direct_token: SecretStr | None = Field(
+        None,
+        description="Turns on direct calls, and is the bearer token that they must send. Unset: on loopback direct"
+        " calls need no token; elsewhere there are none, and only health is answered.",
+    )
+    direct_token_file: SecretFile = Field(None, description="A file with the token of direct calls.")
+
+    def token_of_direct_calls(self) -> str:
+        return secret_of(self.direct_token, self.direct_token_file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +77,13 @@ class WorkerLimits:
     report_every_s: float = 10.0
     # The longest back-off before a failed call is retried.
     retry_delay_max_s: float = 5.0
+    # How long a worker that never joined tries where the gateway refuses it, before its process ends. Platforms that
+    # start it again at once thus do so at most every ten seconds.
+    refused_exit_s: float = 10.0
+    # The same for one that had joined: the operator may be changing the token on all machines.
+    refused_again_exit_s: float = 600.0
+    # How long the gateway may be silent until the worker says that it is not ready.
+    unreachable_after_s: float = 120.0
     # How long sending a finished task's result is retried.
     hand_in_limit_s: float = 900.0
     # The largest input image that is fetched.
@@ -178,7 +195,9 @@ class LeaseLoop:
         prefetcher: Prefetcher,
         env: Env,
         stop: asyncio.Event,
+        contact: GatewayContact,
     ) -> None:
+        self._contact = contact
         self._prefetcher = prefetcher
         self._admission = admission
         self._leases = leases
@@ -193,7 +212,7 @@ class LeaseLoop:
         self._is_reported = False
 
     async def run(self, group: asyncio.TaskGroup) -> None:
-        """Poll until `stop` is set; the tasks run in the group."""
+        """Poll until `stop` is set; the tasks run in the group. JoinRefused if the gateway never takes this worker."""
         while not self._stop.is_set():
             if self._is_reported:
                 events = self._admission.wait_for_free(), self._prefetcher.finished.wait()
@@ -209,19 +228,20 @@ class LeaseLoop:
         """Offer the free slots, or only report if there are none; start the tasks. Returns how long to pause then."""
         start_s = self._env.now_s()
         count = min(self._admission.free, self._limits.batch_tasks)
-        wait_s = self._settings.poll_wait_s if count else 0.0
+        # The first poll, also after a failure, is short: its answer says that the gateway is there.
+        wait_s = self._settings.poll_wait_s if count and self._contact.answers else 0.0
         self._is_reported = False
         try:
             # A task may wait for a model that was just prefetched. A task that is on its way meanwhile is returned.
             polling = self._poller.poll(max_tasks=count, wait_s=wait_s)
             tasks = await race(polling, self._prefetcher.finished.wait(), self._stop.wait())
         except FanlightError as error:
-            pause_s = self._backoff.next_s(error)
-            log.warning("poll_failed", reason=error.reason, error=error.message, pause_s=round(pause_s, 2))
-            return pause_s
+            await self._contact.note_failure(error)
+            return self._backoff.next_s(error)
         if tasks is None:
             return 0.0
         self._is_reported = True
+        self._contact.note_answer()
         self._backoff.reset()
         await self._start(group, tasks)
         is_early = not tasks and self._env.now_s() - start_s < wait_s / 2

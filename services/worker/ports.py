@@ -1,7 +1,8 @@
 """What a stage gives to the worker loop, and what the loop gives to a stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Protocol, TypeVar, runtime_checkable
 
 from google.protobuf.message import Message
@@ -49,11 +50,23 @@ class DownloadStatus(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MadePreview:
+    """A small encoded image, empty where there is none after all. `cpu_s`: the CPU seconds that it took."""
+
+    data: bytes = field(repr=False)
+    cpu_s: float = 0.0
+
+
+# Makes a preview. Awaited only if a report is to be sent.
+Preview = Callable[[], Awaitable[MadePreview]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageProgress:
     step: int = 0
     steps: int = 0
-    # A small encoded image; empty if there is none.
-    preview: bytes = field(default=b"", repr=False)
+    # None where none is due at this step: one that is due already stays so.
+    preview: Preview | None = field(default=None, repr=False)
     # Weights that the task needs, while they are downloaded.
     fetch: DownloadStatus | None = None
 
@@ -92,6 +105,21 @@ class Stage(Protocol[Request]):
         task for good; after any other error it is retried on another node.
         """
         ...
+
+
+class StageCondition(Enum):
+    """LOADING: it downloads or loads models; tasks wait for them. LOST: only a new process can use the device."""
+
+    LOADING = auto()
+    WARM = auto()
+    LOST = auto()
+
+
+@runtime_checkable
+class ReportsCondition(Protocol):
+    """A stage that is not always WARM."""
+
+    def condition(self) -> StageCondition: ...
 
 
 @runtime_checkable

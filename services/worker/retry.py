@@ -84,6 +84,26 @@ class Backoff:
         return max((error.retry_after_s or 0.0) if error else 0.0, pause_s)
 
 
+class Throttle:
+    """Which log lines to write: a key that differs from the last one, and the same one seldom."""
+
+    def __init__(self, env: Env, *, every_s: float) -> None:
+        self._env = env
+        self._every_s = every_s
+        self.reset()
+
+    def reset(self) -> None:
+        self._key: str | None = None
+        self._at_s = 0.0
+
+    def allows(self, key: str) -> bool:
+        now_s = self._env.now_s()
+        if key == self._key and now_s - self._at_s < self._every_s:
+            return False
+        self._key, self._at_s = key, now_s
+        return True
+
+
 class RetryPolicy:
     """Retries a call until it succeeds, fails with a final error, or `limit_s` is over."""
 

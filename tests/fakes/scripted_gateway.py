@@ -17,7 +17,8 @@ from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes
 from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, Unavailable
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
-from services.kernel.grpc_server import ErrorInterceptor, TokenInterceptor
+from services.kernel.grpc_admission import TokenInterceptor
+from services.kernel.grpc_guards import ErrorInterceptor
 
 PATIENCE_S = 20.0
 CHUNK_BYTES = 32 * 1024
@@ -25,8 +26,11 @@ Status = queue_pb2.RenewedLease.Status
 
 
 class FakeGateway:
-    def __init__(self, *, ttl_s: float = 0.6, token: str = "") -> None:
+    def __init__(
+        self, *, ttl_s: float = 0.6, token: str = "", credentials: grpc.ServerCredentials | None = None
+    ) -> None:
         self.ttl_s = ttl_s
+        self.credentials = credentials
         self.token = token
         self.port = 0
         # Tasks without a lease, and the leased tasks by token.
@@ -67,11 +71,14 @@ class FakeGateway:
     async def start(self) -> None:
         tokens = (self.token,) if self.token else ()
         server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), TokenInterceptor({}, default=tokens)], options=[("grpc.so_reuseport", 0)]
+            interceptors=[TokenInterceptor({}, default=tokens), ErrorInterceptor()], options=[("grpc.so_reuseport", 0)]
         )
         queue_pb2_grpc.add_QueueServiceServicer_to_server(_Queue(self), server)
         blobs_pb2_grpc.add_BlobServiceServicer_to_server(_Blobs(self), server)
-        self.port = server.add_insecure_port(self.address)
+        if self.credentials is None:
+            self.port = server.add_insecure_port(self.address)
+        else:
+            self.port = server.add_secure_port(self.address, self.credentials)
         await server.start()
         self._server = server
 

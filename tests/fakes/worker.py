@@ -44,14 +44,15 @@ async def working(
     token: str = "",
     env: Env | None = None,
     limits: Mapping[str, Any] | None = None,
+    common: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Working]:
     admission, stop = Admission(slots=slots, waiting_limit=4), asyncio.Event()
     quick = {"node": "node-1", "poll_wait_s": 5.0, "progress_every_s": 0.01}
     own = WorkerSettings(gateway=gateway.address, **(quick | settings))
     own_limits = WorkerLimits(**{"retry_delay_max_s": 0.02, **(limits or {})})
-    common = CommonSettings(drain_grace_s=drain_grace_s, worker_token=token or None)
-    task = asyncio.create_task(work(stage, admission, own, common, stop, env=env, limits=own_limits))
+    shared = CommonSettings(drain_grace_s=drain_grace_s, worker_token=token or None, **(common or {}))
+    task = asyncio.create_task(work(stage, admission, own, shared, stop, env=env, limits=own_limits))
     worker = Working(admission=admission, stop=stop, task=task)
     try:
         yield worker

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 PREFIX = "localhost/fanlight"
 # What a container is let, and no more.
 LOCKED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
-TOKENS = ("--env", "FANLIGHT_CLIENT_TOKEN=client", "--env", "FANLIGHT_WORKER_TOKEN=worker")
+# Beyond loopback nothing starts without them. A worker here has no gateway, so it needs direct calls.
+GATEWAY_TOKENS = ("--env", "FANLIGHT_CLIENT_TOKEN=client", "--env", "FANLIGHT_WORKER_TOKEN=worker")
+WORKER_TOKENS = ("--env", "FANLIGHT_WORKER_DIRECT_TOKEN=direct")
 # Much longer than it takes: what is broken is told, not waited for.
 PATIENCE_S = 240
 
@@ -45,7 +47,8 @@ def require_image():
 
 class Container:
     def __init__(self, image, *options, command=()):
-        self.id = podman("run", "--detach", *LOCKED, *TOKENS, *options, image, *command).stdout.strip()
+        tokens = GATEWAY_TOKENS if image.endswith("/gateway") else WORKER_TOKENS
+        self.id = podman("run", "--detach", *LOCKED, *tokens, *options, image, *command).stdout.strip()
 
     def exec(self, *command, check=True):
         return podman("exec", self.id, *command, check=check)

@@ -52,7 +52,7 @@ def test_a_first_image_is_generated_and_nothing_is_compiled_for_it(run):
     container.wait_until_healthy()
     address = podman("port", container.id, "50053/tcp").stdout.strip()
     request = diffusion_pb2.GenerateRequest(prompt="a red apple", seed=1, steps=2)
-    bearer = (("authorization", "bearer client"),)
+    bearer = (("authorization", "bearer direct"),)
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         answers = diffusion_pb2_grpc.DiffusionServiceStub(channel).Generate(
             request, metadata=bearer, timeout=PATIENCE_S

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fanlight.cli import service_plan
+from fanlight.cli.main import run
 from fanlight.cli.service_plan import WAIT_S, Addresses, DataInUse, LogFile, locked
 from fanlight.cli.session import MissingExtra
 from fanlight.cli.supervisor import RestartBackoff
@@ -173,3 +174,59 @@ async def test_it_is_ready_once_a_live_worker_of_each_stage_is_known():
         await all_registered(Addresses(http="", grpc=address), sleep=no_time)
 
     assert len(service.requests["ListWorkers"]) == 3
+
+
+HERE = Addresses(http="127.0.0.1:1", grpc="[::]:2")
+
+
+def test_a_stage_of_up_gets_nothing_that_is_the_operators():
+    environ = {
+        "FANLIGHT_CLIENT_TOKEN": "operator",
+        "FANLIGHT_TOKEN_FILE": "/token",
+        "FANLIGHT_GATEWAY_WEBHOOK_SECRET": "whsec_",
+        "FANLIGHT_GATEWAY_BLOBS": "s3://blobs",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "key",
+        "AWS_SESSION_TOKEN": "token",
+        "AWS_SHARED_CREDENTIALS_FILE": "/aws",
+        "AWS_CA_BUNDLE": "/bundle.pem",
+        "FANLIGHT_WORKER_TOKEN": "worker",
+        "FANLIGHT_TLS_CA_FILE": "/ca.pem",
+        "FANLIGHT_DIFFUSION_MODELS": "/models",
+        "PATH": "/bin",
+    }
+
+    given = {name for name in environ if service_plan.is_for_stages(name, environ)}
+
+    assert given == {
+        "FANLIGHT_WORKER_TOKEN",
+        "FANLIGHT_TLS_CA_FILE",
+        "FANLIGHT_DIFFUSION_MODELS",
+        "AWS_CA_BUNDLE",
+        "PATH",
+    }
+
+
+@pytest.mark.parametrize(
+    "setting", [{"FANLIGHT_WEIGHTS_MIRRORS": "s3://weights"}, {"FANLIGHT_WEIGHTS_S3_REGION": "eu-west-1"}]
+)
+def test_a_stage_gets_keys_for_s3_where_its_weights_come_from_there(setting):
+    assert service_plan.is_for_stages("AWS_SECRET_ACCESS_KEY", setting)
+
+
+def test_where_the_gateway_has_a_token_direct_calls_to_a_stage_need_one_that_is_not_it():
+    given = service_plan.environ_of_stage("diffusion", HERE, {"FANLIGHT_CLIENT_TOKEN": "operator"})
+
+    assert len(given["FANLIGHT_WORKER_DIRECT_TOKEN"]) >= 32
+    assert "operator" not in given.values()
+    own = {"FANLIGHT_CLIENT_TOKEN": "operator", "FANLIGHT_WORKER_DIRECT_TOKEN": "direct"}
+    assert "FANLIGHT_WORKER_DIRECT_TOKEN" not in service_plan.environ_of_stage("diffusion", HERE, own)
+    assert "FANLIGHT_WORKER_DIRECT_TOKEN" not in service_plan.environ_of_stage("diffusion", HERE, {})
+
+
+def test_up_with_a_certificate_and_no_roots_says_what_to_set(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FANLIGHT_TLS_CERT_FILE", str(tmp_path / "cert.pem"))
+    monkeypatch.delenv("FANLIGHT_TLS_CA_FILE", raising=False)
+
+    assert run(["up", "--data", str(tmp_path)]) == 1
+    assert "set FANLIGHT_TLS_CA_FILE too" in capsys.readouterr().err

@@ -74,6 +74,25 @@ async def test_one_with_a_wrong_setting_is_not_restarted(process):
     assert wrong.slept_s == []
 
 
+async def test_a_worker_that_the_gateway_refuses_is_not_restarted_though_it_was_ready(process):
+    refused = process(f"{READY} import sys; sys.stderr.write('error: cannot join: wrong token\\n'); sys.exit(78)")
+
+    with pytest.raises(ServiceFailed, match=r"^diffusion: cannot join: wrong token$"):
+        await refused.keep()
+
+    assert refused.slept_s == []
+
+
+async def test_it_gets_only_what_it_inherits(process, monkeypatch, tmp_path):
+    monkeypatch.setenv("FANLIGHT_CLIENT_TOKEN", "s3cret")
+    script = "import os, sys; sys.exit(0 if 'FANLIGHT_CLIENT_TOKEN' in os.environ else 2)"
+    poor = process(f"import sys; sys.stderr.write('error: none here\\n'); {script}")
+    poor._inherits = lambda name: name != "FANLIGHT_CLIENT_TOKEN"
+
+    with pytest.raises(ServiceFailed, match="none here"):
+        await poor.keep()
+
+
 async def test_code_2_after_it_was_ready_is_restarted_like_any_death(process):
     dying = process(f"{READY} raise SystemExit(2)", pauses=2)
 

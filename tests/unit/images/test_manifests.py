@@ -20,6 +20,8 @@ MANIFESTS = [
 ]
 PORTS = {"gateway": 50051, "preprocessor": 50052, "diffusion": 50053}
 SALAD = ROOT / "deploy" / "salad"
+SALAD_GROUPS = [path for path in sorted(SALAD.glob("*.json")) if path.stem != "schema"]
+WORKERS = {"preprocessor", "diffusion"}
 # SaladCloud's own values: initial delay, period, timeout, successes and failures that count.
 SALAD_PROBES = {"startup": (0, 3, 10, 2, 15), "liveness": (0, 10, 30, 1, 3), "readiness": (0, 1, 1, 1, 3)}
 PROBE_KEYS = ("initial_delay_seconds", "period_seconds", "timeout_seconds", "success_threshold", "failure_threshold")
@@ -79,7 +81,8 @@ def test_every_workload_has_a_disruption_budget_that_selects_its_pods(manifest):
 def test_probes_ask_the_port_that_the_image_listens_on(manifest):
     name = manifest["metadata"]["name"]
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
-    assert container["livenessProbe"]["grpc"]["port"] == PORTS[name]
+    for kind in ("startup", "liveness", "readiness"):
+        assert container[f"{kind}Probe"]["grpc"] == {"port": PORTS[name], "service": kind}
     assert f"FANLIGHT_{name.upper()}_GRPC=[::]:{PORTS[name]}" in (ROOT / "docker" / "Dockerfile").read_text()
 
 
@@ -130,7 +133,7 @@ def test_every_service_of_the_compose_file_is_locked_limited_and_watched():
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
         assert {"mem_limit", "cpus", "pids_limit", "stop_grace_period", "volumes"} <= service.keys()
-        assert service["healthcheck"]["test"] == ["CMD", "python3", "-m", "fanlight.health"]
+        assert service["healthcheck"]["test"] == ["CMD", "python3", "-m", "fanlight.health", "--service", "readiness"]
 
 
 def test_the_health_command_of_the_containers_is_there():
@@ -138,6 +141,80 @@ def test_the_health_command_of_the_containers_is_there():
         [sys.executable, "-m", "fanlight.health", "--help"], capture_output=True, text=True, check=True
     )
     assert "HOST:PORT" in done.stdout
+
+
+def pod_environment(manifest):
+    """The names of settings that a pod gets, and the names of the Secrets that it reads."""
+    kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
+    literals = {each["name"]: each["literals"] for each in kustomization["configMapGenerator"]}
+    pod = manifest["spec"]["template"]["spec"]
+    names, secrets = set(), set()
+    for container in pod["containers"]:
+        names |= {each["name"] for each in container.get("env", ())}
+        for source in container.get("envFrom", ()):
+            if "configMapRef" in source:
+                names |= {each.split("=")[0] for each in literals[source["configMapRef"]["name"]]}
+            else:
+                secrets.add(source["secretRef"]["name"])
+    secrets |= {volume["secret"]["secretName"] for volume in pod.get("volumes", ()) if "secret" in volume}
+    return names, secrets
+
+
+def environments_of_nodes():
+    """By manifest: the names that a worker gets there."""
+    found = {}
+    for manifest in WORKLOADS:
+        name = manifest["metadata"]["name"]
+        if name in WORKERS:
+            names, secrets = pod_environment(manifest)
+            found[f"kubernetes {name}"] = names | secrets
+    for name, service in yaml.safe_load((ROOT / "compose.yaml").read_text())["services"].items():
+        if name in WORKERS:
+            found[f"compose {name}"] = set(service["environment"]) | set(service.get("env_file", ()))
+    for path in SALAD_GROUPS:
+        group = json.loads(path.read_text())
+        found[f"salad {path.stem}"] = set(group["container"]["environment_variables"])
+    return found
+
+
+NODES = environments_of_nodes()
+
+
+@pytest.mark.parametrize("names", NODES.values(), ids=NODES.keys())
+def test_a_node_gets_the_workers_token_and_no_other_secret(names):
+    tokens = {name for name in names if re.search("token|secret|key|password|credential|s3|tls", name, re.IGNORECASE)}
+    assert tokens - {"FANLIGHT_TLS_CA_FILE"} in ({"FANLIGHT_WORKER_TOKEN"}, {"fanlight-worker-token"})
+    assert not [name for name in names if name.startswith(("AWS_", "FANLIGHT_GATEWAY_", "FANLIGHT_CLIENT_"))]
+
+
+@pytest.mark.parametrize("names", NODES.values(), ids=NODES.keys())
+def test_a_node_has_the_setting_of_the_roots_that_it_trusts(names):
+    assert "FANLIGHT_TLS_CA_FILE" in names
+
+
+def test_a_gateway_has_the_settings_of_its_certificate():
+    (gateway,) = [each for each in WORKLOADS if each["metadata"]["name"] == "gateway"]
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["gateway"]["environment"]
+    for names in (pod_environment(gateway)[0], set(compose)):
+        assert {"FANLIGHT_TLS_CERT_FILE", "FANLIGHT_TLS_KEY_FILE"} <= names
+
+
+def test_nodes_over_the_internet_use_tls():
+    for path in SALAD_GROUPS:
+        assert json.loads(path.read_text())["container"]["environment_variables"]["FANLIGHT_TLS_CA_FILE"]
+
+
+def test_no_file_for_nodes_names_the_operators_token():
+    files = [path for path in (ROOT / "deploy").rglob("*") if path.is_file() and path.stem in WORKERS]
+    assert {path.stem for path in files} == WORKERS
+    assert not [path for path in files if "CLIENT_TOKEN" in path.read_text() or "AWS_" in path.read_text()]
+
+
+def test_no_command_of_the_docs_gives_a_worker_the_operators_token():
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"]:
+        for command in re.findall(r"^podman run(?:.*\\\n)*.*$", page.read_text(), re.MULTILINE):
+            if "FANLIGHT_WORKER_GATEWAY" in command:
+                assert "FANLIGHT_CLIENT_TOKEN" not in command
 
 
 def salad_group():
@@ -170,7 +247,7 @@ def test_salad_probes_ask_the_port_of_the_image_as_often_as_the_platform_does():
     group = salad_group()
     for kind, values in SALAD_PROBES.items():
         probe = group[f"{kind}_probe"]
-        assert probe["grpc"] == {"service": "", "port": PORTS["diffusion"]}
+        assert probe["grpc"] == {"service": kind, "port": PORTS["diffusion"]}
         assert tuple(probe[key] for key in PROBE_KEYS) == values
 
 

@@ -37,6 +37,36 @@ def test_a_signal_stops_it_cleanly(number):
     assert process.returncode == 0
 
 
+REFUSED = """
+import asyncio, sys
+from services.kernel.config import ProcessEnd, SettingsError
+from services.kernel.process import run
+
+class Refused(ProcessEnd):
+    exit_code = 78
+
+async def fail(error):
+    raise error
+
+async def inner():
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail(Refused("the token is refused")))
+
+async def main(stop):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(inner())
+        await stop.wait()
+
+sys.exit(run(main))
+"""
+
+
+def test_an_error_with_an_exit_code_ends_it_with_that_code_and_one_line():
+    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (78, "", "error: the token is refused\n")
+
+
 def test_it_stops_when_its_lifeline_breaks():
     reading, writing = os.pipe()
     process = start(str(reading), pass_fds=[reading])

@@ -5,7 +5,16 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.gateway.config import GatewaySettings
-from services.kernel.config import MIB, Address, CommonSettings, SettingsError, load, refuse_unknown
+from services.kernel.config import (
+    MIB,
+    Address,
+    CommonSettings,
+    GatewayCommonSettings,
+    SettingsError,
+    drop_operator_secrets,
+    load,
+    refuse_unknown,
+)
 
 
 class OwnSettings(BaseSettings):
@@ -105,13 +114,48 @@ def test_a_token_comes_from_a_file(monkeypatch, tmp_path):
     (tmp_path / "token").write_text("s3cret\n")
     monkeypatch.setenv("FANLIGHT_CLIENT_TOKEN_FILE", str(tmp_path / "token"))
 
-    assert load(CommonSettings).token_of_clients() == "s3cret"
+    assert load(GatewayCommonSettings).token_of_clients() == "s3cret"
+
+
+def test_an_empty_name_of_a_tokens_file_means_unset(monkeypatch):
+    monkeypatch.setenv("FANLIGHT_WORKER_TOKEN_FILE", "")
+
+    assert load(CommonSettings).token_of_workers() == ""
+
+
+def test_a_worker_accepts_the_name_of_the_operators_token_and_never_reads_the_value(monkeypatch):
+    monkeypatch.setenv("FANLIGHT_CLIENT_TOKEN", "s3cret")
+
+    refuse_unknown(CommonSettings, OwnSettings, environ={"FANLIGHT_CLIENT_TOKEN": "s3cret"})
+    assert not hasattr(load(CommonSettings), "client_token")
+
+
+def test_what_belongs_to_the_operator_leaves_the_environment_and_only_tokens_are_named():
+    kept = {
+        "FANLIGHT_WORKER_TOKEN": "w",
+        "FANLIGHT_GATEWAY": "127.0.0.1:1",
+        "AWS_SECRET_ACCESS_KEY": "weights",
+        "PATH": "/",
+    }
+    environ = kept | {
+        "FANLIGHT_CLIENT_TOKEN": "s3cret",
+        "FANLIGHT_CLIENT_TOKEN_FILE": "/run/secrets/client",
+        "FANLIGHT_TOKEN": "s3cret",
+        "FANLIGHT_TOKEN_FILE": "/run/secrets/token",
+        "FANLIGHT_GATEWAY_WEBHOOK_SECRET": "whsec_",
+        "FANLIGHT_GATEWAY_STORE": "nats://user:password@nats:4222",
+    }
+
+    named = drop_operator_secrets(environ)
+
+    assert environ == kept
+    assert named == ["FANLIGHT_CLIENT_TOKEN", "FANLIGHT_CLIENT_TOKEN_FILE", "FANLIGHT_TOKEN", "FANLIGHT_TOKEN_FILE"]
 
 
 def test_a_token_never_shows_in_the_settings_text(monkeypatch):
     monkeypatch.setenv("FANLIGHT_CLIENT_TOKEN", "s3cret")
 
-    assert "s3cret" not in repr(load(CommonSettings))
+    assert "s3cret" not in repr(load(GatewayCommonSettings))
 
 
 @pytest.mark.parametrize("name", ["CERT", "KEY", "CLIENT_CA", "CA"])
@@ -119,6 +163,16 @@ def test_a_file_for_tls_that_is_not_there_is_named(monkeypatch, name):
     monkeypatch.setenv(f"FANLIGHT_TLS_{name}_FILE", "none.pem")
 
     with pytest.raises(SettingsError, match=rf"^FANLIGHT_TLS_{name}_FILE: none\.pem is not a readable file"):
+        load(CommonSettings)
+
+
+@pytest.mark.parametrize("name", ["CLIENT_CA", "CA"])
+@pytest.mark.parametrize("content", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
+def test_a_file_without_certificates_is_no_file_of_roots(monkeypatch, tmp_path, name, content):
+    (tmp_path / "roots.pem").write_text(content)
+    monkeypatch.setenv(f"FANLIGHT_TLS_{name}_FILE", str(tmp_path / "roots.pem"))
+
+    with pytest.raises(SettingsError, match=rf"^FANLIGHT_TLS_{name}_FILE: .*roots\.pem has no PEM certificates"):
         load(CommonSettings)
 
 
@@ -133,7 +187,7 @@ def test_a_token_that_no_header_takes_is_an_error(monkeypatch, tmp_path, token):
     monkeypatch.setenv("FANLIGHT_CLIENT_TOKEN", token)
     (tmp_path / "token").write_text(token)
     monkeypatch.setenv("FANLIGHT_WORKER_TOKEN_FILE", str(tmp_path / "token"))
-    settings = load(CommonSettings)
+    settings = load(GatewayCommonSettings)
 
     for read in (settings.token_of_clients, settings.token_of_workers):
         with pytest.raises(SettingsError, match="printable ASCII"):

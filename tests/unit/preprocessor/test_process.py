@@ -116,7 +116,7 @@ def _leased(job: str, blob: common_pb2.Blob) -> queue_pb2.LeasedTask:
         ({"FANLIGHT_PREPROCESSOR_SLOTTS": "2"}, "FANLIGHT_PREPROCESSOR_SLOTTS"),
         ({"FANLIGHT_PREPROCESSOR_SLOTS": "0"}, "FANLIGHT_PREPROCESSOR_SLOTS"),
         ({"FANLIGHT_PREPROCESSOR_SLOTS": "257"}, "FANLIGHT_PREPROCESSOR_SLOTS: must be at most 256"),
-        ({"FANLIGHT_PREPROCESSOR_GRPC": "0.0.0.0:0"}, "FANLIGHT_CLIENT_TOKEN"),
+        ({"FANLIGHT_PREPROCESSOR_GRPC": "0.0.0.0:0"}, "FANLIGHT_WORKER_DIRECT_TOKEN"),
     ],
 )
 def test_a_wrong_setting_ends_it_with_one_line_that_names_it(settings, said):

@@ -216,7 +216,7 @@ async def test_a_gateway_that_answers_early_with_nothing_does_not_make_the_worke
 
     gateway.wait_for_tasks = answer_at_once  # type: ignore[method-assign]
     async with working(gateway, stage, env=Env(sleep=sleep)):
-        await gateway.until(lambda: len(gateway.polls) >= 4)
+        await gateway.until(lambda: len(gateway.polls) >= 5)
     assert pauses.count(EARLY_PAUSE_S) >= 3
 
 
@@ -225,3 +225,16 @@ async def test_a_gateway_that_refuses_a_poll_is_asked_again(gateway: FakeGateway
     await gateway.offer(task_named("jobs/a/tasks/1"))
     async with working(gateway, stage):
         await gateway.until(lambda: gateway.results["jobs/a/tasks/1"] == 1)
+
+
+async def test_the_first_poll_is_short_and_so_is_the_first_after_a_failure(
+    gateway: FakeGateway, stage: FakeStage
+) -> None:
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.open_polls == 1 and len(gateway.polls) == 2)
+        assert [poll.wait_s for poll in gateway.polls] == [0.0, 5.0]
+        await gateway.stop()
+        gateway.polls.clear()
+        await gateway.start()
+        await gateway.until(lambda: len(gateway.polls) == 2)
+        assert [poll.wait_s for poll in gateway.polls] == [0.0, 5.0]

@@ -6,7 +6,7 @@ import pytest
 
 from fanlight.errors import FanlightError, InvalidField, LeaseLost, NotFound, ResourceExhausted, Unavailable
 from services.worker.blobs import MEASURED_BYTES_MIN, Goodput
-from services.worker.retry import Backoff, Env, RetryPolicy
+from services.worker.retry import Backoff, Env, RetryPolicy, Throttle
 
 
 class Time:
@@ -78,3 +78,15 @@ def test_goodput_follows_the_link_and_ignores_small_pieces() -> None:
     for _ in range(30):
         goodput.note(1_000_000, 0.5)
     assert goodput.bps == pytest.approx(16_000_000, rel=0.01)
+
+
+def test_a_line_is_written_again_when_it_differs_or_after_a_while() -> None:
+    now_s = 0.0
+    throttle = Throttle(Env(now_s=lambda: now_s), every_s=60.0)
+    assert [throttle.allows(key) for key in ("a", "a", "b", "b", "a")] == [True, False, True, False, True]
+    now_s = 59.0
+    assert not throttle.allows("a")
+    now_s = 60.0
+    assert throttle.allows("a")
+    throttle.reset()
+    assert throttle.allows("a")
