@@ -76,8 +76,14 @@ class GatewaySettings(BaseSettings):
 class GatewayLimits:
     """Limits of the gateway that no operator sets."""
 
-    # How long a lease may be renewed without progress before it is lost.
-    stall_limit_s: float = 3_600.0
+    # How long a lease may be renewed without progress before it is lost. While the model is evaluated: so many times
+    # the worker's measured time of an evaluation, at least the floor and at most the longest.
+    stall_factor: float = 40.0
+    stall_floor_s: float = 120.0
+    # Before the first evaluation, after the last one, and where nothing was measured.
+    stall_first_s: float = 1_800.0
+    # Also of a task that waits while its worker's other tasks come further.
+    stall_longest_s: float = 3_600.0
     # How long a worker without an open poll counts as live after its last call.
     worker_live_s: float = 30.0
     # How long a worker that went away is listed.

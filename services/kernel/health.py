@@ -67,7 +67,7 @@ async def always_ready() -> HealthState:
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
-    """STARTING until `open`, then what `get_state` returned last, and DRAINING from `drain` on.
+    """STARTING until `open`, then what `get_state` returned last, and DRAINING from `drain` on, if it is alive.
 
     `names`: the full names of the server's services. For one event loop.
     """
@@ -115,7 +115,8 @@ class HealthService(health_pb2_grpc.HealthServicer):
         """Take the present state; if it is another one, it is logged and the watchers are told."""
         state = await self._get_state() if self._is_open and not self._is_draining else STARTING
         if self._is_draining:
-            state = DRAINING
+            # What a restart would help stays so while it drains.
+            state = DRAINING if self._state.is_alive else self._state
         before, self._state = self._state, state
         if state.name != before.name:
             log.info("health_changed", state=state.name, message=state.message, ready=state.is_ready)

@@ -435,7 +435,7 @@ class Progress(google.protobuf.message.Message):
     step: builtins.int
     steps: builtins.int
     preview: builtins.bytes
-    """A small preview image, at most 64 KiB; empty if there is no new one."""
+    """A small preview image, at most 64 KiB; empty if there is no new one. It may show an earlier step than `step`."""
     @property
     def fetch(self) -> fanlight.common.v1.common_pb2.FetchProgress:
         """Set while weights are fetched for the task; `step` and `steps` are 0 then."""

@@ -13,6 +13,7 @@ from services.gateway.app.watch import JobPublisher
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.config import GatewayLimits, GatewaySettings
+from services.gateway.domain.progress import StallLimits
 from services.gateway.ports import Clock, RecordStore
 from services.gateway.scheduler.replication import Replication, ReplicationPolicy
 from services.gateway.scheduler.schedule import Scheduler
@@ -52,7 +53,13 @@ def core_of(
 ) -> Core:
     """All of them observe the job store."""
     notifier, hub, jobs = Notifier(), JobPublisher(), JobStore(store)
-    leases = LeaseTable(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall_limit_s=limits.stall_limit_s)
+    stall = StallLimits(
+        factor=limits.stall_factor,
+        floor_s=limits.stall_floor_s,
+        first_s=limits.stall_first_s,
+        longest_s=limits.stall_longest_s,
+    )
+    leases = LeaseTable(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall=stall)
     policy = ReplicationPolicy(
         day_bytes=limits.prefetch_day_bytes, speculative_share=settings.prefetch_speculative_share
     )

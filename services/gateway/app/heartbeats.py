@@ -42,7 +42,11 @@ class Heartbeats:
         callers, self._callers = self._callers, set()
         for worker_id in callers:
             held = self._leases.of_worker(worker_id)
-            heartbeat = Heartbeat(steps={each.token: (each.step, each.steps) for each in held if each.is_local})
+            local = [each for each in held if each.is_local]
+            heartbeat = Heartbeat(
+                steps={each.token: (each.progress.step, each.progress.steps) for each in local},
+                fetched={each.token: size for each in local if (size := each.progress.fetched_bytes)},
+            )
             await self._write(worker_id, HEARTBEATS.encode(heartbeat))
 
     async def _write(self, worker_id: str, value: bytes) -> None:
@@ -75,7 +79,7 @@ class Heartbeats:
     def _take(self, worker_id: str, heartbeat: Heartbeat) -> None:
         self._workers.seen_elsewhere(worker_id)
         for token, (step, steps) in heartbeat.steps.items():
-            self._leases.renewed_elsewhere(token, step, steps)
+            self._leases.renewed_elsewhere(token, step, steps, heartbeat.fetched.get(token, 0))
 
     async def sweep(self) -> None:
         """Delete the heartbeats of workers that are no longer known."""

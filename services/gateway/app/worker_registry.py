@@ -11,7 +11,7 @@ from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
 from services.gateway.app.circuit_breakers import Avoidances, CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
-from services.gateway.app.leases import LeaseTable
+from services.gateway.app.leases import LeaseTable, MeasuredSpeed
 from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.config import GatewayLimits
 from services.gateway.domain.circuit_breaker import BreakerKey
@@ -279,6 +279,17 @@ class WorkerRegistry:
         for worker_id, known in self._known.items():
             if known.live and known.record.worker.stage == stage and not known.record.worker.draining:
                 yield worker_id
+
+    def measured_speed(self, worker_id: str, family: str, size_class: int) -> MeasuredSpeed:
+        """As the worker itself measured it; for images of an unknown size, 0, the longest of the family."""
+        known = self._known.get(worker_id)
+        if known is None:
+            return MeasuredSpeed()
+        worker = known.record.worker
+        times = [
+            time.mean_s for time in worker.step_times if time.family == family and size_class in (0, time.size_class)
+        ]
+        return MeasuredSpeed(evaluation_s=max(times, default=None), slots=worker.slots)
 
     def draining_reason(self, worker_id: str) -> str:
         """Why the gateway gives it no tasks that others can do; empty while it does."""

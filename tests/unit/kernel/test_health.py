@@ -210,5 +210,19 @@ async def test_a_state_that_comes_late_does_not_hide_the_draining():
     assert service._state == DRAINING
 
 
+async def test_a_process_that_needs_a_restart_says_so_while_it_drains():
+    lost = HealthState(name="device_lost", is_alive=False, is_ready=False, is_serving=False)
+    states = [READY, lost]
+
+    async def get_state():
+        return states.pop(0)
+
+    service = HealthService([], get_state)
+    await service.open()
+    await service.look()
+    await service.drain()
+    assert service._state == lost
+
+
 def test_a_starting_process_is_alive():
     assert STARTING.is_alive
