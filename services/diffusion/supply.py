@@ -229,7 +229,8 @@ class Supply:
     async def provided(self, request: diffusion_pb2.GenerateRequest, report: Report) -> AsyncIterator[None]:
         """While the context is open, all models that the checked request names are in the catalog and on this disk.
 
-        Unknown names are left for the parser to refuse. Errors of fetching name the request's field.
+        Unknown names are left for the parser to refuse. Errors of fetching name the request's field, and the source or
+        the model as the part that failed.
         """
         pipeline = _pipeline(request)
         async with contextlib.AsyncExitStack() as stack:
@@ -239,7 +240,7 @@ class Supply:
                     try:
                         await self._fetch(stack, reference, model, pipeline, report)
                     except FanlightError as error:
-                        raise _within(error, model.field) from error
+                        raise _within(error, model) from error
                 if model.kind == "checkpoint":
                     checkpoint = self._checkpoint(model.name)
             yield
@@ -319,6 +320,10 @@ def _named_models(request: diffusion_pb2.GenerateRequest, default_id: str) -> It
         yield NamedModel(name=name, kind="embedding", field=f"embeddings[{number}]")
 
 
-def _within(error: FanlightError, field: str) -> FanlightError:
-    """The store's error names its own argument; this one names the request's field."""
-    return type(error)(error.message, field=field, retry_after_s=error.retry_after_s)
+def _within(error: FanlightError, model: NamedModel) -> FanlightError:
+    """The store's error names its own argument; this one names the request's field.
+
+    Where the source is not to blame, the model is: others need neither it nor what this node lacks for it.
+    """
+    named = type(error)(error.message, field=model.field, retry_after_s=error.retry_after_s)
+    return named.of_part(error.part or f"{model.kind}:{model.name}")

@@ -82,7 +82,8 @@ def combine_failures(reference: str, failures: list[FanlightError]) -> FanlightE
     assert failures
     last = next((f for f in reversed(failures) if not isinstance(f, SourceFailed)), failures[-1])
     reasons = "; ".join(dict.fromkeys(f.message for f in failures))
-    return type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s)
+    part = next((f.part for f in (last, *reversed(failures)) if f.part), "")
+    return type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s).of_part(part)
 
 
 @contextlib.contextmanager
@@ -91,7 +92,7 @@ def disk_errors(what: str) -> Iterator[None]:
     try:
         yield
     except DiskFull as error:
-        raise DiskFull(f"{what}: {error.message}", retry_after_s=error.retry_after_s) from error
+        raise DiskFull(f"{what}: {error.message}", retry_after_s=error.retry_after_s).of_part(error.part) from error
     except sqlite3.OperationalError as error:
         if "full" in str(error):
             raise DiskFull(f"the disk is full while fetching {what}") from error

@@ -51,8 +51,8 @@ class Resolver:
         except FanlightError as error:
             if text in error.message:
                 raise
-            raise type(error)(
-                f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s
+            raise type(error)(f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s).of_part(
+                error.part
             ) from error
 
     def add(self, catalog: Catalog) -> None:

@@ -13,6 +13,7 @@ from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.entries import controlnet_id
 from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.diffusion.wire import capable_models, models_to_proto
+from services.weights.errors import DiskFull, NotHeld, Unreachable
 from services.weights.references.catalog import shipped
 from services.weights.store.index import HeldModel
 from tests.fakes.references import FakeStore
@@ -93,6 +94,43 @@ async def test_what_cannot_be_fetched_is_an_error_that_names_field_and_reference
         async with supply.provided(Request(model="sdxl"), lambda progress: None):
             pass
     assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize(
+    ("failure", "part"),
+    [
+        (Unreachable("the hub is away").of_part("source:hub.example"), "source:hub.example"),
+        (DiskFull("no room"), "lora:hf:some/lora"),
+        (NotHeld("offline"), "lora:hf:some/lora"),
+    ],
+)
+async def test_a_failed_fetch_names_the_source_or_the_model_and_not_the_checkpoint(
+    failure, part, supplied, monkeypatch
+):
+    _, store, supply = supplied(FetchMode.ANY)
+    obtain = store.obtain
+
+    def refuse(reference, pipeline="", **options):
+        if reference == "hf:some/lora":
+            raise failure
+        return obtain(reference, pipeline, **options)
+
+    monkeypatch.setattr(store, "obtain", refuse)
+    request = Request(model="sd15", loras=[diffusion_pb2.LoraUse(model="hf:some/lora")])
+    with pytest.raises(type(failure)) as caught:
+        async with supply.provided(request, lambda progress: None):
+            pass
+    assert (caught.value.field, caught.value.part) == ("loras[0].model", part)
+
+
+async def test_a_fetched_model_that_cannot_be_used_is_named(supplied, tmp_path):
+    for content in (b"<!DOCTYPE html>", b"\x10\0\0\0\0\0\0\0{}"):
+        (tmp_path / "page.safetensors").write_bytes(content)
+        _, _, supply = supplied(FetchMode.ANY, **{"hf:some/page": tmp_path / "page.safetensors"})
+        with pytest.raises(FailedPrecondition) as caught:
+            async with supply.provided(Request(model="hf:some/page"), lambda progress: None):
+                pass
+        assert (caught.value.field, caught.value.part) == ("model", "checkpoint:hf:some/page")
 
 
 async def test_a_reference_to_another_kind_of_model_is_refused(supplied, models):
