@@ -22,6 +22,7 @@ from services.diffusion.models.entries import (
     part_id,
     weight_bytes,
 )
+from services.diffusion.models.faults import CONTENT_ERRORS
 from services.diffusion.models.recipes import UnfitFolder, from_folder, read_json
 from services.diffusion.models.single_files import (
     EMBEDDING_PICKLES,
@@ -82,7 +83,7 @@ def _entries(path: Path, depth: int, seen: set[Path]) -> Iterator[Entry]:
             seen.add(real)
         entry = _read(path)
         children = _children(path) if entry is None and depth and path.is_dir() else []
-    except (UnfitFolder, OSError, RuntimeError) as reason:
+    except CONTENT_ERRORS as reason:
         log.warning("model_skipped", folder=path.name, reason=str(reason))
         return
     if entry is not None:
@@ -99,13 +100,14 @@ def _read(path: Path) -> Entry | None:
         if path.is_file() or is_checkpoint(path):
             raise
         return None
-    except _STRANGE_CONTENT as error:
-        raise UnfitFolder(f"a config or header in it has what no model has ({type(error).__name__})") from error
-
-
-# What reading files raises that have other types, sizes or depths than any model: files come from strangers, and one of
-# them must not stop the service.
-_STRANGE_CONTENT = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+    except OSError:
+        raise
+    except CONTENT_ERRORS as error:
+        why = f"a config or header in it has what no model has ({type(error).__name__})"
+        if path.is_file() or is_checkpoint(path):
+            raise UnfitFolder(why) from error
+        log.warning("model_skipped", folder=path.name, reason=why)
+        return None
 
 
 def _checked(entry: Entry | None) -> Entry | None:

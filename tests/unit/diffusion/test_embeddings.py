@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fanlight.errors import FailedPrecondition, NodeFault, NotFound
+from fanlight.errors import FailedPrecondition, NotFound
 from services.diffusion.engine.backend import assemble
+from services.diffusion.models.faults import UnusableModel
 from services.diffusion.models.scan import scan
 from tests.fakes.families import make_tiny_sdxl
 
@@ -138,7 +139,7 @@ class Evil:
 def test_what_is_no_textual_inversion_is_a_typed_error_and_runs_no_code(save, folder, manager, asked, capsys):
     save(folder / "bad.pt")
     [entry] = scan([folder.parent]).entries
-    with pytest.raises(NodeFault, match="embedding bad"):
+    with pytest.raises(UnusableModel, match="embedding bad"):
         assemble(manager, asked(embeddings=(entry,)))
     assert "ran code" not in capsys.readouterr().out
 
