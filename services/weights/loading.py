@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fanlight.errors import FailedPrecondition
+from services.kernel.files import open_ordinary
 from services.weights.references.manifest import TensorEntry
 from services.weights.references.tensors import BadHeader, read_table, sha256_of
 
@@ -114,6 +115,8 @@ def load_pickle(path: Path, *, pinned: frozenset[str], allow: bool = False) -> M
         raise FailedPrecondition(f"{path.name} is a pickle that no catalog entry pins by its sha256")
     import torch
 
+    # Whatever a pipe or a device would do to whom reads it.
+    open_ordinary(path).close()
     loaded: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     return loaded
 
