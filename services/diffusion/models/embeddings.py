@@ -87,6 +87,16 @@ def check_widths(entry: EmbeddingEntry, vectors: Sequence[Tensor], widths: Seque
         )
 
 
+def check_length(entry: EmbeddingEntry, vectors: Sequence[Tensor], texts: Sequence[TextPart]) -> None:
+    """UnusableModel where it has more vectors (N, D) than a text encoder takes tokens at once."""
+    room = min(text.positions for text in texts) - 2
+    longest = max(map(len, vectors))
+    if longest > room:
+        raise UnusableModel(
+            f"embedding {entry.id} has {longest} vectors, and a prompt's part takes {room}", field="embeddings"
+        )
+
+
 def _tensors(found: Mapping[str, Any]) -> list[Tensor]:
     """Vectors (N, D): A1111's `.pt` (string_to_param), `emb_params`, SDXL's pairs, or one token and its vectors."""
     if "string_to_param" in found:

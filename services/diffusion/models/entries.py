@@ -149,6 +149,7 @@ def checkpoint_entry(path: Path, recipe: Recipe, size_bytes: int, *, is_ldm: boo
     """UnfitFolder where the parts of the recipe do not fit together."""
     unet, vae = recipe.unet, recipe.vae
     try:
+        check_widths(vae["block_out_channels"])
         shape = shape_of(unet, 2 ** (len(vae["block_out_channels"]) - 1))
         if shape.latent_channels != vae["latent_channels"]:
             raise UnfitFolder(
@@ -203,7 +204,8 @@ def shape_of(config: Mapping[str, Any], latent_factor: int) -> Shape:
         layers_per_block=int(config["layers_per_block"]),
     )
     check_counts([shape.latent_factor, shape.latent_channels, shape.layers_per_block], LAYERS_LIMIT)
-    check_counts([shape.cross_attention_dim, *shape.block_out_channels], WIDTH_LIMIT)
+    check_counts([shape.cross_attention_dim], WIDTH_LIMIT)
+    check_widths(shape.block_out_channels)
     return shape
 
 
@@ -218,6 +220,13 @@ def check_counts(counts: Iterable[object], limit: int) -> None:
     for count in counts:
         if type(count) is not int or not 1 <= count <= limit:
             raise ValueError(f"{str(count)[:40]} is not 1 to {limit}")
+
+
+def check_widths(widths: object) -> None:
+    """TypeError or ValueError unless it is a list of blocks' widths."""
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= LAYERS_LIMIT:
+        raise ValueError(f"{str(widths)[:40]} are not the widths of blocks")
+    check_counts(widths, WIDTH_LIMIT)
 
 
 def weight_bytes(folder: Path) -> int:

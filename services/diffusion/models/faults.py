@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NodeFault
-from services.diffusion.models.entries import KINDS, Entry
+from services.diffusion.models.entries import KINDS, CheckpointEntry, Entry
 from services.diffusion.models.recipes import UnfitFolder
 from services.kernel.logs import get_logger
 
@@ -55,7 +55,7 @@ def part_of_device(name: str) -> str:
 def blames(entry: Entry) -> Iterator[None]:
     """Errors inside name this model, unless they name another part, or are about the request's own values.
 
-    Errors of libraries become UnusableModel, those of the disk NodeFault; those of the device stay as they are.
+    Errors of libraries become UnusableModel or NodeFault; those of the device stay as they are.
     """
     try:
         yield
@@ -71,10 +71,12 @@ def blames(entry: Entry) -> Iterator[None]:
 
 
 def fault_of(entry: Entry, cause: Exception) -> FanlightError:
+    """What a library raised while the model was used. Of a checkpoint, the node itself may be the reason."""
     name = f"{KINDS[type(entry)]} {entry.id}"
-    return damaged(name, cause, f"{name} cannot be used: a file is damaged, or of another model").of_part(
-        part_of(entry)
-    )
+    error = damaged(name, cause, f"{name} cannot be used: a file is damaged, or of another model")
+    if isinstance(entry, CheckpointEntry):
+        error = NodeFault(f"{name} cannot be used here: a file is damaged, or this node cannot run it")
+    return error.of_part(part_of(entry))
 
 
 def damaged(name: str, cause: Exception, message: str) -> FanlightError:

@@ -13,7 +13,7 @@ import torch
 from fanlight.errors import FailedPrecondition, NodeFault, ResourceExhausted
 from services.diffusion.models.device import TorchDevice, module_bytes
 from services.diffusion.models.device import ram_bytes as machine_bytes
-from services.diffusion.models.embeddings import check_widths, read_embedding, with_rows
+from services.diffusion.models.embeddings import check_length, check_widths, read_embedding, with_rows
 from services.diffusion.models.entries import (
     CheckpointEntry,
     ControlNetEntry,
@@ -273,6 +273,7 @@ class ModelCache:
             with blames(each):
                 read[each.id] = self._cached(key, partial(read_embedding, each))
                 check_widths(each, read[each.id], widths, entry.id)
+                check_length(each, read[each.id], texts)
         return tuple(
             with_rows(text, {name: vectors[number] for name, vectors in read.items()})
             for number, text in enumerate(texts)
