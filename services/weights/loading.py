@@ -110,13 +110,13 @@ def load_checkpoint(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[st
 
 
 def load_pickle(path: Path, *, pinned: frozenset[str], allow: bool = False) -> Mapping[str, Any]:
-    """Load a pickle of weights with `weights_only=True`. FailedPrecondition if it is not allowed."""
+    """Load a pickle of weights with `weights_only=True`. FailedPrecondition if it is not allowed, StrangeFile."""
+    # Reading a pipe or a device would never end.
+    open_ordinary(path).close()
     if not allow and sha256_of(path) not in pinned:
         raise FailedPrecondition(f"{path.name} is a pickle that no catalog entry pins by its sha256")
     import torch
 
-    # Whatever a pipe or a device would do to whom reads it.
-    open_ordinary(path).close()
     loaded: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     return loaded
 

@@ -4,7 +4,8 @@ Built as transformers' CLIPTokenizer builds it, whose import takes longer than t
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -60,24 +61,30 @@ def load_tokenizer(entry: CheckpointEntry, recipe: TextRecipe) -> ClipTokenizer:
     """UnusableModel or NodeFault where a file is missing or damaged."""
     if entry.recipe.folder is None:
         return shipped(recipe.pad_token)
-    try:
+    with _translate_damage(f"{entry.id}/{recipe.tokenizer}"):
         return from_folder(entry.recipe.folder / recipe.tokenizer)
-    except CONTENT_ERRORS as error:
-        name = f"{entry.id}/{recipe.tokenizer}"
-        raise damaged(name, error, f"{name} cannot be loaded: a file is missing or damaged") from error
 
 
 def digest_of(entry: CheckpointEntry, recipe: TextRecipe) -> str:
-    """Equal for checkpoints whose tokenizers are equal, as they mostly are within a family."""
+    """Equal for checkpoints whose tokenizers are equal, as they mostly are within a family. Raises as load_tokenizer."""
     if entry.recipe.folder is None:
         return recipe.pad_token
     digest = hashlib.sha256()
     folder = entry.recipe.folder / recipe.tokenizer
-    for name in _FILES:
-        if (folder / name).exists():
-            content = read_limited(folder / name, CONFIG_LIMIT_BYTES)
-            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    with _translate_damage(f"{entry.id}/{recipe.tokenizer}"):
+        for name in _FILES:
+            if (folder / name).exists():
+                content = read_limited(folder / name, CONFIG_LIMIT_BYTES)
+                digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+@contextmanager
+def _translate_damage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except CONTENT_ERRORS as error:
+        raise damaged(name, error, f"{name} cannot be loaded: a file is missing or damaged") from error
 
 
 @cache
