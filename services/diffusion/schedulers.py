@@ -61,7 +61,9 @@ def is_sound(config: Mapping[str, Any]) -> bool:
     try:
         plain = scheduler_class("DDIMScheduler").from_config(config)
         plain.set_timesteps(10)
-        return bool(torch.isfinite(plain.alphas_cumprod).all())
+        latents = torch.zeros(1, 1, 1, 1)
+        stepped = plain.step(latents, plain.timesteps[0], latents).prev_sample
+        return bool(torch.isfinite(plain.alphas_cumprod).all() and torch.isfinite(stepped).all())
     except CONTENT_ERRORS:
         return False
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
+from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
 from services.diffusion.engine.engine import DiffusionEngine, MeasuredStepTime
 from services.diffusion.engine.ports import StepProgress
@@ -80,6 +81,13 @@ class DiffusionStage:
         await self._supply.prefetch(model, kind)
 
     async def run(self, request: GenerateRequest, task: queue_pb2.LeasedTask, report: ports.Report) -> ports.Outcome:
+        try:
+            return await self._run(request, task, report)
+        except FanlightError as error:
+            error.part = self._supply.part_as_named(request, error.part) if error.part else ""
+            raise
+
+    async def _run(self, request: GenerateRequest, task: queue_pb2.LeasedTask, report: ports.Report) -> ports.Outcome:
         self._generator.check(request)
         async with self._supply.provided(request, lambda fetching: report(_fetching(fetching))):
             generation = await self._generator.parse(request, alone=task.alone)

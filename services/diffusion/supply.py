@@ -17,6 +17,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.entries import KINDS, CheckpointEntry, ControlNetEntry, Entry, controlnet_id
+from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, part_of
 from services.diffusion.models.recipes import Recipe, UnfitFolder, shipped
 from services.diffusion.models.scan import read_fetched
 from services.kernel.logs import get_logger
@@ -192,6 +193,11 @@ class NamedModel:
     kind: str
     field: str
 
+    @property
+    def part(self) -> str:
+        """As failures name it."""
+        return f"{self.kind}:{self.name}"
+
 
 class Supply:
     def __init__(self, catalog: ModelCatalog, store: Store, remote: RemoteModels, *, readers: Executor) -> None:
@@ -229,8 +235,7 @@ class Supply:
     async def provided(self, request: diffusion_pb2.GenerateRequest, report: Report) -> AsyncIterator[None]:
         """While the context is open, all models that the checked request names are in the catalog and on this disk.
 
-        Unknown names are left for the parser to refuse. Errors of fetching name the request's field, and the source or
-        the model as the part that failed.
+        Unknown names are left for the parser to refuse. Errors of fetching name the request's field.
         """
         pipeline = _pipeline(request)
         async with contextlib.AsyncExitStack() as stack:
@@ -244,6 +249,17 @@ class Supply:
                 if model.kind == "checkpoint":
                     checkpoint = self._checkpoint(model.name)
             yield
+
+    def part_as_named(self, request: diffusion_pb2.GenerateRequest, part: str) -> str:
+        """A part to blame by the name that the request has for it, as its needs have it: perhaps a reference."""
+        checkpoint: CheckpointEntry | None = None
+        for model in _named_models(request, self._catalog.default_id):
+            entry = self._known(model, checkpoint)
+            if isinstance(entry, CheckpointEntry):
+                checkpoint = entry
+            if entry is not None and model.name and part_of(entry) == part:
+                return model.part
+        return part
 
     async def prefetch(self, name: str, kind: str) -> None:
         """Prefetch a model to this disk before a request names it. Does nothing for a model that cannot be fetched."""
@@ -288,9 +304,11 @@ class Supply:
         try:
             entry = await loop.run_in_executor(self._readers, read_fetched, path)
         except UnfitFolder as error:
-            raise FailedPrecondition(f"{reference} cannot be used: {error}") from error
+            raise UnusableModel(f"{reference} cannot be used: {error}") from error
+        except CONTENT_ERRORS as error:
+            raise UnusableModel(f"{reference} cannot be used: it has what no model has") from error
         if entry is None or KINDS[type(entry)] != model.kind:
-            raise FailedPrecondition(f"{reference} is no {model.kind} that this service can use")
+            raise UnusableModel(f"{reference} is no {model.kind} that this service can use")
         # A ControlNet keeps its usual short name.
         id_ = entry.id if isinstance(entry, ControlNetEntry) else model.name or entry.id
         self._catalog.add(replace(entry, id=id_, reference=reference), is_newer=True)
@@ -321,9 +339,6 @@ def _named_models(request: diffusion_pb2.GenerateRequest, default_id: str) -> It
 
 
 def _within(error: FanlightError, model: NamedModel) -> FanlightError:
-    """The store's error names its own argument; this one names the request's field.
-
-    Where the source is not to blame, the model is: others need neither it nor what this node lacks for it.
-    """
+    """The store's error names its own argument; this one names the request's field, and the source or the model."""
     named = type(error)(error.message, field=model.field, retry_after_s=error.retry_after_s)
-    return named.of_part(error.part or f"{model.kind}:{model.name}")
+    return named.of_part(error.part or model.part)

@@ -10,6 +10,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fanlight.contract.parameters import canonical
@@ -93,6 +94,14 @@ def _run_calls(batch: list[_Call[Item, Result]], work: Work[Item, Result]) -> No
             _run_calls([call], work)
 
 
+def _build(weights: AnnotatorWeights, folder: Path, device: AnnotatorDevice) -> Any:
+    """The network. What iterates over damaged weights may raise StopIteration, which no future takes: it never ends."""
+    try:
+        return weights.build(folder, device)
+    except StopIteration as error:
+        raise ValueError("the weights end too early") from error
+
+
 class LoadedNetwork:
     """A network in memory, with the batcher in front of it. `pins`: how many annotations use it now."""
 
@@ -166,7 +175,7 @@ class AnnotatorCache:
         async with self._weights.folder(weights, report) as folder:
             device = weights.device(self._device)
             log.info("model_loading", model=weights.name, size_bytes=weights.size_bytes, device=device.label)
-            network = await loop.run_in_executor(self._executor, weights.build, folder, device)
+            network = await loop.run_in_executor(self._executor, _build, weights, folder, device)
         loaded = LoadedNetwork(weights, network, device, batch_limit=self._limits.batch)
         self._loaded[weights.name] = loaded
         return loaded

@@ -4,11 +4,13 @@ import contextlib
 import errno
 import sqlite3
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from fanlight.errors import (
     FailedPrecondition,
     FanlightError,
     NodeFault,
+    NotFound,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
@@ -74,6 +76,17 @@ class ServerBusy(Transient):
     """The server is overloaded or throttles us (429, 503, 5xx): retry only after a back-off."""
 
 
+@contextlib.contextmanager
+def names_source(url: str) -> Iterator[None]:
+    """Errors inside that a source is the reason of name its host; `url`: where it is fetched from, or `s3://BUCKET`."""
+    try:
+        yield
+    except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
+        if host := urlsplit(url).netloc.rpartition("@")[2]:
+            error.of_part(f"source:{host}")
+        raise
+
+
 def combine_failures(reference: str, failures: list[FanlightError]) -> FanlightError:
     """One error for a file that no source delivered, with the reference and each source's reason.
 
@@ -82,8 +95,8 @@ def combine_failures(reference: str, failures: list[FanlightError]) -> FanlightE
     assert failures
     last = next((f for f in reversed(failures) if not isinstance(f, SourceFailed)), failures[-1])
     reasons = "; ".join(dict.fromkeys(f.message for f in failures))
-    part = next((f.part for f in (last, *reversed(failures)) if f.part), "")
-    return type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s).of_part(part)
+    combined = type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s)
+    return combined.of_part(last.part)
 
 
 @contextlib.contextmanager
@@ -92,7 +105,7 @@ def disk_errors(what: str) -> Iterator[None]:
     try:
         yield
     except DiskFull as error:
-        raise DiskFull(f"{what}: {error.message}", retry_after_s=error.retry_after_s).of_part(error.part) from error
+        raise DiskFull(f"{what}: {error.message}", retry_after_s=error.retry_after_s) from error
     except sqlite3.OperationalError as error:
         if "full" in str(error):
             raise DiskFull(f"the disk is full while fetching {what}") from error

@@ -10,42 +10,16 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
-from fanlight.errors import NodeFault, NotFound
+from fanlight.errors import NodeFault
 from services.kernel.logs import get_logger
-from services.weights.errors import SourceFailed, TokenRefused, WrongBytes
-from services.weights.references.catalog import Catalog
-from services.weights.references.references import AirRef, HubRef, S3Ref, UrlRef, parse
+from services.weights.references.references import parse
 from services.weights.settings import WeightsSettings
 from services.weights.store.index import INDEX_FILE, HeldModel, Index, held_models
 from services.weights.store.store import WeightStore
 from services.weights.transfer.download import DownloadProgress
 
 log = get_logger()
-
-
-# How a part that failed is named that is where weights come from.
-SOURCE_PART = "source:"
-# What says nothing about this node.
-_OF_THE_SOURCE = (SourceFailed, NotFound, TokenRefused, WrongBytes)
-
-
-def source_host(reference: str, catalog: Catalog, settings: WeightsSettings) -> str:
-    """The host that the reference is first fetched from; empty for what is on this disk."""
-    parsed = parse(reference)
-    if (entry := catalog.find(parsed)) and entry.files and entry.files[0].sources:
-        parsed = parse(entry.files[0].sources[0])
-    match parsed:
-        case HubRef():
-            return urlsplit(settings.hf_endpoint).hostname or ""
-        case AirRef(source="civitai"):
-            return urlsplit(settings.civitai_endpoint).hostname or ""
-        case UrlRef(url=url):
-            return urlsplit(url).hostname or ""
-        case S3Ref(bucket=bucket):
-            return urlsplit(settings.s3_endpoint).hostname or f"{bucket}.s3.amazonaws.com"
-    return ""
 
 
 class Inventory:
@@ -115,17 +89,9 @@ class Provision:
 
         `report` is called on the event loop as bytes arrive; its `whole` is over all files. Callers share one download.
         NotHeld when nothing may be fetched; InvalidField, NotFound, SourceFailed, WrongBytes, TokenRefused, DiskFull.
-        An error whose reason is the source names its host as the part that failed.
         """
         parse(reference)
-        store = await self.store()
-        async with contextlib.AsyncExitStack() as held:
-            try:
-                path = await held.enter_async_context(store.acquire(reference, pipeline, report=report))
-            except _OF_THE_SOURCE as error:
-                if host := source_host(reference, store.catalog, self._settings):
-                    error.of_part(f"{SOURCE_PART}{host}")
-                raise
+        async with (await self.store()).acquire(reference, pipeline, report=report) as path:
             yield path
 
     def inventory(self) -> Sequence[HeldModel]:

@@ -66,7 +66,7 @@ def load_tokenizer(entry: CheckpointEntry, recipe: TextRecipe) -> ClipTokenizer:
 
 
 def digest_of(entry: CheckpointEntry, recipe: TextRecipe) -> str:
-    """Equal for checkpoints whose tokenizers are equal, as they mostly are within a family. Raises as load_tokenizer."""
+    """Equal for checkpoints whose tokenizers are equal, as most are within a family. Raises as load_tokenizer."""
     if entry.recipe.folder is None:
         return recipe.pad_token
     digest = hashlib.sha256()

@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
-from services.weights.errors import SourceFailed
+from services.weights.errors import SourceFailed, names_source
 from services.weights.planning.selection import PLAIN_FILE
 from services.weights.references.catalog import Catalog, packaged_path
 from services.weights.references.manifest import MAX_FILES, Manifest, WeightFile
@@ -47,13 +47,13 @@ class Resolver:
         if entry is not None:
             return entry
         try:
-            return await self._resolve(reference)
+            with names_source(self._source(reference)):
+                return await self._resolve(reference)
         except FanlightError as error:
             if text in error.message:
                 raise
-            raise type(error)(f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s).of_part(
-                error.part
-            ) from error
+            named = type(error)(f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s)
+            raise named.of_part(error.part) from error
 
     def add(self, catalog: Catalog) -> None:
         """Add a catalog; existing entries win."""
@@ -82,6 +82,20 @@ class Resolver:
                 raise FailedPrecondition(f"the source {source} is not supported", field="reference")
             case S3Ref():
                 return await self._resolve_s3(reference)
+
+    def _source(self, reference: Reference) -> str:
+        """The address that knows the reference; empty for what is on this machine."""
+        match reference:
+            case HubRef():
+                return self._hub
+            case AirRef():
+                return self._civitai
+            case UrlRef(url=url):
+                return url
+            case S3Ref(bucket=bucket):
+                return f"s3://{bucket}"
+            case _:
+                return ""
 
     async def _json(self, url: str) -> object:
         data, _ = await self._tools.retry_probe(lambda: self._web.json(url))

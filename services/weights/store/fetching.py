@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fanlight.errors import FailedPrecondition, FanlightError, NotFound
 from services.kernel.logs import get_logger
-from services.weights.errors import SourceFailed, TokenRefused, WrongBytes, combine_failures, disk_errors
+from services.weights.errors import SourceFailed, TokenRefused, WrongBytes, combine_failures, disk_errors, names_source
 from services.weights.mirror.packing import StreamingUnpacker
 from services.weights.planning.plan import FetchPlan, PlannedFile
 from services.weights.planning.resolve import Resolver
@@ -178,7 +178,8 @@ class FileFetcher:
         failures: list[FanlightError] = []
         for number, url in enumerate(await self._urls(item.file.sources)):
             try:
-                body, remote = await self._small_body(url, item.file)
+                with names_source(url):
+                    body, remote = await self._small_body(url, item.file)
             except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
                 failures.append(error)
                 continue

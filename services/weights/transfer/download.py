@@ -17,6 +17,7 @@ from services.weights.errors import (
     Transient,
     WrongBytes,
     combine_failures,
+    names_source,
 )
 from services.weights.references.manifest import ByteSpan
 from services.weights.references.tensors import Digested, FileDigests
@@ -196,7 +197,8 @@ class Download:
         for number, url in enumerate(self._target.urls):
             is_last = number == len(self._target.urls) - 1
             try:
-                return await self._from_source(url, number, is_last=is_last)
+                with names_source(url):
+                    return await self._from_source(url, number, is_last=is_last)
             except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
                 log.warning("weights_source_failed", path=self._target.path, why=error.message, is_last=is_last)
                 failures.append(error)

@@ -1,5 +1,6 @@
 """What a request names is fetched before it is parsed, where that is allowed, and kept while it is generated."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,12 +9,12 @@ from safetensors.torch import save_file
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import FailedPrecondition, NodeFault, NotFound
+from fanlight.errors import FailedPrecondition, FanlightError, NodeFault, NotFound
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.entries import controlnet_id
 from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.diffusion.wire import capable_models, models_to_proto
-from services.weights.errors import DiskFull, NotHeld, Unreachable
+from services.weights.errors import DiskFull, SourceFailed
 from services.weights.references.catalog import shipped
 from services.weights.store.index import HeldModel
 from tests.fakes.references import FakeStore
@@ -96,41 +97,30 @@ async def test_what_cannot_be_fetched_is_an_error_that_names_field_and_reference
     assert caught.value.field == "model"
 
 
-@pytest.mark.parametrize(
-    ("failure", "part"),
-    [
-        (Unreachable("the hub is away").of_part("source:hub.example"), "source:hub.example"),
-        (DiskFull("no room"), "lora:hf:some/lora"),
-        (NotHeld("offline"), "lora:hf:some/lora"),
-    ],
-)
-async def test_a_failed_fetch_names_the_source_or_the_model_and_not_the_checkpoint(
-    failure, part, supplied, monkeypatch
-):
+async def test_what_cannot_be_fetched_names_the_source_or_else_the_model(supplied):
     _, store, supply = supplied(FetchMode.ANY)
-    obtain = store.obtain
+    failures = {"hf:a/away": SourceFailed("hub.test cannot be reached").of_part("source:hub.test"), "hf:a/b": None}
 
-    def refuse(reference, pipeline="", **options):
-        if reference == "hf:some/lora":
-            raise failure
-        return obtain(reference, pipeline, **options)
+    @contextlib.asynccontextmanager
+    async def obtain(reference, pipeline="", *, report):
+        raise failures[reference] or DiskFull("the disk is full")
+        yield
 
-    monkeypatch.setattr(store, "obtain", refuse)
-    request = Request(model="sd15", loras=[diffusion_pb2.LoraUse(model="hf:some/lora")])
-    with pytest.raises(type(failure)) as caught:
-        async with supply.provided(request, lambda progress: None):
-            pass
-    assert (caught.value.field, caught.value.part) == ("loras[0].model", part)
-
-
-async def test_a_fetched_model_that_cannot_be_used_is_named(supplied, tmp_path):
-    for content in (b"<!DOCTYPE html>", b"\x10\0\0\0\0\0\0\0{}"):
-        (tmp_path / "page.safetensors").write_bytes(content)
-        _, _, supply = supplied(FetchMode.ANY, **{"hf:some/page": tmp_path / "page.safetensors"})
-        with pytest.raises(FailedPrecondition) as caught:
-            async with supply.provided(Request(model="hf:some/page"), lambda progress: None):
+    store.obtain = obtain
+    for name, part in {"hf:a/away": "source:hub.test", "hf:a/b": "checkpoint:hf:a/b"}.items():
+        with pytest.raises(FanlightError) as caught:
+            async with supply.provided(Request(model=name), lambda progress: None):
                 pass
-        assert (caught.value.field, caught.value.part) == ("model", "checkpoint:hf:some/page")
+        assert caught.value.part == part
+
+
+async def test_a_part_is_named_as_the_request_names_its_model(supplied, models):
+    _, _, supply = supplied(FetchMode.ANY, **{"hf:net/canny": models / "controlnet-canny"})
+    request = Request(model="hf:some/one", controls=[diffusion_pb2.Control(controlnet="hf:net/canny")])
+    async with supply.provided(request, lambda progress: None):
+        assert supply.part_as_named(request, "controlnet:canny") == "controlnet:hf:net/canny"
+        assert supply.part_as_named(request, "checkpoint:hf:some/one") == "checkpoint:hf:some/one"
+        assert supply.part_as_named(request, "device:cpu") == "device:cpu"
 
 
 async def test_a_reference_to_another_kind_of_model_is_refused(supplied, models):

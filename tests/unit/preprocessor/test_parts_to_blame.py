@@ -17,7 +17,6 @@ from services.preprocessor.faults import AnnotatorFailed, UnusableWeights
 from services.preprocessor.neural.runtime import read_weights
 from services.preprocessor.weights import AnnotatorWeights, StoreWeights, ignore_progress
 from services.weights.errors import DiskFull, Unreachable
-from services.weights.provision import Provision
 from services.weights.settings import WeightsSettings
 from services.worker.device import DeviceLost
 from tests.fakes.synthetic_images import encoded, scene
@@ -114,26 +113,18 @@ async def test_weights_that_cannot_be_fetched_name_their_source(tmp_path, monkey
 
     monkeypatch.setattr("services.weights.store.store.WeightStore.acquire", acquire)
     for failure, part in (
-        (Unreachable("cannot be reached"), "source:hub.example"),
+        (Unreachable("cannot be reached").of_part("source:hub.example"), "source:hub.example"),
         (DiskFull("no room"), "annotator:sketch"),
     ):
-        settings = WeightsSettings(dir=tmp_path, hf_endpoint="https://hub.example:8443/api")
-        async with StoreWeights(settings) as weights:
+        async with StoreWeights(WeightsSettings(dir=tmp_path)) as weights:
             failed = await failure_of(building(lambda folder, device: None), weights)
         assert (type(failed), failed.part) == (type(failure), part)
 
 
-async def test_what_uses_weights_is_not_taken_for_their_source(tmp_path, monkeypatch):
-    @contextlib.asynccontextmanager
-    async def acquire(self, reference, pipeline="", *, report):
-        yield tmp_path
-
-    monkeypatch.setattr("services.weights.store.store.WeightStore.acquire", acquire)
-    async with Provision(WeightsSettings(dir=tmp_path)) as provision:
-        with pytest.raises(Unreachable) as raised:
-            async with provision.obtain(HED):
-                raise Unreachable("of something else")
-    assert raised.value.part == ""
+async def test_a_build_that_runs_out_of_weights_ends(tmp_path):
+    """asyncio's futures take no StopIteration: who waits for one would wait for ever."""
+    failed = await failure_of(building(lambda folder, device: next(iter(()))), OneFolder(tmp_path))
+    assert (type(failed), failed.part) == (UnusableWeights, "annotator:sketch")
 
 
 async def test_a_gpu_that_fails_or_is_full_is_named_where_no_other_size_explains_it(tmp_path):
