@@ -25,7 +25,7 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy hatch_build.py
-	MYPYPATH=docker $(VENV)/bin/mypy docker/size_audit.py docker/audit
+	MYPYPATH=docker $(VENV)/bin/mypy docker/size_audit.py
 	$(VENV)/bin/lint-imports
 
 test: lint

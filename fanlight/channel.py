@@ -1,18 +1,27 @@
-"""Opens gRPC channels: keepalive that suits home routers, message limits, bearer token, optional TLS."""
+"""Opens gRPC channels: keepalive that suits home routers, message limits, bearer token, optional TLS, the proxy."""
 
 import ipaddress
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from fanlight.proxies import checked, first_proxy, is_excepted, is_inside, is_loopback
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 # Home routers drop idle connections after one to five minutes. A silently broken connection is noticed after both times
 # together, which is about as long as a lease lives.
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 10_000
+
+# Which proxy gRPC uses for addresses that are neither loopback nor private: `off`, a proxy's address, or empty for
+# what the environment names for gRPC or the web.
+PROXY_SETTING = "FANLIGHT_GRPC_PROXY"
+PROXY_OFF = "off"
+_PROXY_NAMES = ["grpc_proxy", "https_proxy", "http_proxy", "all_proxy"]
 
 _NOT_GRPC = ("http:", "https:")
 
@@ -30,6 +39,33 @@ def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 10_000),
     ]
+
+
+def proxy_options(address: str, environ: Mapping[str, str] | None = None) -> list[tuple[str, Any]]:
+    """The channel's proxy: none to loopback, to private networks and to several addresses. ValueError for a bad one.
+
+    gRPC speaks HTTP CONNECT to a proxy and no SOCKS; it reads only variables in lower case, and asks for any address.
+    """
+    environ = os.environ if environ is None else environ
+    direct: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if "," in address or is_loopback(host) or is_excepted(host, int(port), environ):
+        return direct
+    proxy = grpc_proxy(environ.get(PROXY_SETTING, ""), environ)
+    return [("grpc.http_proxy", proxy)] if proxy and not is_inside(host) else direct
+
+
+def grpc_proxy(setting: str, environ: Mapping[str, str]) -> str:
+    """The proxy that the setting, or else the environment, names for gRPC; empty for none. ValueError."""
+    if setting.strip().lower() == PROXY_OFF:
+        return ""
+    if not setting.strip():
+        return first_proxy(_PROXY_NAMES, environ, ("http",))
+    proxy = checked(setting.strip(), PROXY_SETTING)
+    if not proxy.startswith("http://"):
+        raise ValueError(f"{PROXY_SETTING} must be http://HOST:PORT or {PROXY_OFF}: gRPC uses no other kind of proxy")
+    return proxy
 
 
 def target_of(address: str) -> str:
@@ -71,14 +107,14 @@ def open_channel(
     `certificate`: PEM files of a chain and its key, for a server that asks its callers for one.
     Several IP addresses, separated by commas, are gateways that share a store: when one fails, the next one is dialed.
     """
-    address = target_of(address)
-    options = channel_options(max_message_bytes=max_message_bytes)
+    target = target_of(address)
+    options = [*channel_options(max_message_bytes=max_message_bytes), *proxy_options(address)]
     interceptors = bearer_interceptors(token) if token else []
     if ca_file is None:
-        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+        return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
     chain, key = (file.read_bytes() for file in certificate) if certificate else (None, None)
     credentials = grpc.ssl_channel_credentials(ca_file.read_bytes(), key, chain)
-    return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
 
 
 class _Bearer:

@@ -20,8 +20,9 @@ HEAD = """# Settings
 All settings are environment variables. An unknown name that starts with `FANLIGHT_` is an error. A service reads the
 common settings and its own, and ignores those of other services. A token can also be read from a file (`..._FILE`).
 
-The command line reads `FANLIGHT_GATEWAY` (the gateway's address), `FANLIGHT_TOKEN` or `FANLIGHT_TOKEN_FILE`, and
-`FANLIGHT_TLS_CA_FILE`.
+The command line reads `FANLIGHT_GATEWAY` (the gateway's address), `FANLIGHT_TOKEN` or `FANLIGHT_TOKEN_FILE`,
+`FANLIGHT_TLS_CA_FILE` and `FANLIGHT_GRPC_PROXY`. `HTTPS_PROXY`, `NO_PROXY`, `SSL_CERT_FILE` and their like are in
+[operations](operations.md#proxies-and-certificates).
 
 This page is generated from the settings classes by `make settings`.
 """

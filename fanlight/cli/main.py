@@ -10,6 +10,7 @@ import typer
 
 from fanlight import __version__
 from fanlight.cli import jobs
+from fanlight.cli.audit import AS_THEY_ARE, audit
 from fanlight.cli.catalog import annotators, models, workers
 from fanlight.cli.generate import annotate, generate
 from fanlight.cli.session import MissingExtra
@@ -42,10 +43,9 @@ def build(*, wanted: str | None = None) -> typer.Typer:
     app.add_typer(jobs.dead_app, name="dead")
     for command in (annotators, models, workers):
         app.command()(command)
-    # `python -m fanlight.health` takes the options, because containers' probes call that.
-    app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-        health
-    )
+    # The audit and `python -m fanlight.health` take the options themselves; containers' probes call the latter.
+    app.command(add_help_option=False, context_settings=AS_THEY_ARE)(audit)
+    app.command(add_help_option=False, context_settings=AS_THEY_ARE)(health)
     add_commands(app, wanted=wanted)
     return app
 

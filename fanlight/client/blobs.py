@@ -13,6 +13,7 @@ from fanlight.blobs.v1 import blobs_pb2
 from fanlight.client.retry import Retry
 from fanlight.common.v1.common_pb2 import Blob
 from fanlight.errors import BrokenBlob
+from fanlight.proxies import BadProxy, proxy_for
 
 if TYPE_CHECKING:
     from fanlight.blobs.v1.blobs_pb2_grpc import BlobServiceAsyncStub
@@ -97,7 +98,13 @@ class BlobTransfer:
 def _fetched(url: str) -> bytes:
     if not url.startswith(("http://", "https://")):
         raise OSError("not an http or https address")
-    with urllib.request.urlopen(url, timeout=STORAGE_TIMEOUT_S) as answer:
+    try:
+        proxy = proxy_for(url)
+    except BadProxy as error:
+        raise OSError(str(error)) from error
+    # Empty: no proxy, whatever the environment says.
+    handler = urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else {})
+    with urllib.request.build_opener(handler).open(url, timeout=STORAGE_TIMEOUT_S) as answer:
         data: bytes = answer.read()
     return data
 

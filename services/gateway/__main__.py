@@ -22,8 +22,10 @@ from services.gateway.app.readiness import require_ready
 from services.gateway.app.tenants import Tenant, callers_of, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings
-from services.gateway.http.app import bind_http, http_app, port_of, serve_http
+from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
+from services.gateway.http.hosts import host_names
+from services.gateway.http.serving import bind_http, port_of, serve_http
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
@@ -34,10 +36,11 @@ from services.kernel.config import GatewayCommonSettings, SettingsError, load, r
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.health import READY, HealthState
 from services.kernel.logs import get_logger
-from services.kernel.process import leave, run
+from services.kernel.process import leave, raise_open_files_limit, run
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
+POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
 log = get_logger()
@@ -171,11 +174,11 @@ async def _listen(
     group: asyncio.TaskGroup,
 ) -> None:
     """Answer calls until `stop`, then let running calls end."""
-    rpc = _rpc_server(gateway, blobs, common, tenants)
+    rpc = _rpc_server(gateway, blobs, common, tenants, polls=settings.worker_polls_limit)
     app = http_app(
         gateway,
         blobs,
-        HttpOptions(callers=callers_of(common.token_of_clients(), tenants), blob_limit_bytes=settings.blob_limit_bytes),
+        _http_options(settings, common, tenants),
     )
     grpc_address = address_of(settings.grpc, rpc.bind(settings.grpc))
     sockets = bind_http(settings.http)
@@ -190,8 +193,18 @@ async def _listen(
         await rpc.stop()
 
 
+def _http_options(settings: GatewaySettings, common: GatewayCommonSettings, tenants: Sequence[Tenant]) -> HttpOptions:
+    callers = callers_of(common.token_of_clients(), tenants)
+    extra = filter(None, settings.http_names.split(","))
+    return HttpOptions(
+        callers=callers,
+        host_names=host_names(settings.http, extra, needs_token=bool(callers.tokens)),
+        blob_limit_bytes=settings.blob_limit_bytes,
+    )
+
+
 def _rpc_server(
-    gateway: Gateway, blobs: BlobStore, common: GatewayCommonSettings, tenants: Sequence[Tenant]
+    gateway: Gateway, blobs: BlobStore, common: GatewayCommonSettings, tenants: Sequence[Tenant], *, polls: int
 ) -> RpcServer:
     callers = callers_of(common.token_of_clients(), tenants)
     clients = tuple(callers.tokens)
@@ -207,6 +220,7 @@ def _rpc_server(
         },
         tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers},
         default_tokens=clients + workers,
+        places={POLL: polls},
         get_health=lambda: _health_of(gateway),
     )
 
@@ -250,6 +264,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    raise_open_files_limit()
     logs.configure(level=common.log_level, style=common.log_format, service="gateway")
     return run(lambda stop: serve(settings, common, stop), lifeline_fd=common.lifeline_fd)
 

@@ -2,3 +2,6 @@
 
 Knows no other room, no torch, no numpy.
 """
+
+# Before gRPC is imported: see fanlight/__init__.py.
+import fanlight as fanlight

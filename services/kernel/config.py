@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fanlight.channel import target_of
+from fanlight.channel import grpc_proxy, target_of
 from fanlight.contract.limits import format_number
 
 PREFIX = "FANLIGHT_"
@@ -63,6 +63,11 @@ def _addresses(value: str) -> str:
 Addresses = Annotated[str, AfterValidator(_addresses)]
 
 
+def _proxy(value: str) -> str:
+    grpc_proxy(value, {})
+    return value
+
+
 def _readable(path: Path | None) -> Path | None:
     if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
         raise ValueError(f"{path} is not a readable file")
@@ -106,6 +111,11 @@ class CommonSettings(BaseSettings):
     tls_client_ca_file: RootsFile = Field(None, description="PEM root certificates that clients must be signed by.")
     tls_ca_file: RootsFile = Field(
         None, description="PEM root certificates that a worker trusts. Unset: it calls the gateway without TLS."
+    )
+    grpc_proxy: Annotated[str, AfterValidator(_proxy)] = Field(
+        "",
+        description="HTTP proxy of gRPC to addresses that are neither loopback nor private, or `off`. "
+        "Empty: what `grpc_proxy`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.",
     )
     drain_grace_s: float = Field(30.0, ge=0, description="How long running calls may continue after SIGTERM.")
     lifeline_fd: int | None = Field(None, description="A pipe; when it closes, the process stops.")

@@ -4,13 +4,13 @@ Knows no storage and holds no credentials: the gateway gives a signed address fo
 """
 
 import asyncio
+import base64
 import hashlib
 import http.client
 import math
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from urllib.parse import SplitResult, urlsplit
+from contextlib import ExitStack, closing, contextmanager
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import grpc.aio
 
@@ -18,8 +18,10 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.names import DEFAULT_SCOPE, digest_of, named
 from fanlight.errors import FanlightError, NodeFault, TooLarge
+from fanlight.proxies import BadProxy, proxy_for
 from services.kernel.averages import MovingAverage
 from services.kernel.logs import get_logger
+from services.kernel.network import certificate_problem, tls_context
 from services.worker.retry import CALL_DEADLINE_S, Env, RetryPolicy, our_errors
 
 log = get_logger()
@@ -263,15 +265,15 @@ def _get(url: SplitResult, receive: Callable[[bytes], None]) -> None:
 @contextmanager
 def _connected(url: SplitResult, doing: str) -> Iterator[http.client.HTTPConnection]:
     """A connection to the address; what goes wrong with it inside is a NodeFault."""
-    connection = _connection(url)
-    try:
-        connection.connect()
-        connection.sock.settimeout(SILENCE_S)
-        yield connection
-    except (OSError, http.client.HTTPException) as error:
-        raise NodeFault(f"the {doing} broke: {type(error).__name__}") from error
-    finally:
-        connection.close()
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(closing(_connection(url)))
+            connection.connect()
+            connection.sock.settimeout(SILENCE_S)
+            yield connection
+        except (OSError, http.client.HTTPException, BadProxy) as error:
+            told = certificate_problem(error, url.hostname or "it")
+            raise NodeFault(f"the {doing} broke: {told or type(error).__name__}") from error
 
 
 def _target(url: SplitResult) -> str:
@@ -280,8 +282,24 @@ def _target(url: SplitResult) -> str:
 
 def _connection(url: SplitResult) -> http.client.HTTPConnection:
     assert url.hostname is not None
+    if proxy := proxy_for(url.geturl()):
+        return _proxied(url, urlsplit(proxy))
     if url.scheme == "https":
-        return http.client.HTTPSConnection(
-            url.hostname, url.port, timeout=CONNECT_S, context=ssl.create_default_context()
-        )
+        return http.client.HTTPSConnection(url.hostname, url.port, timeout=CONNECT_S, context=tls_context())
     return http.client.HTTPConnection(url.hostname, url.port, timeout=CONNECT_S)
+
+
+def _proxied(url: SplitResult, proxy: SplitResult) -> http.client.HTTPConnection:
+    """Through a tunnel. OSError for SOCKS: the bytes then travel by the gateway."""
+    if proxy.scheme != "http" or proxy.hostname is None or url.hostname is None:
+        raise OSError(f"a proxy of kind {proxy.scheme} cannot be used")
+    port = url.port or {"http": 80, "https": 443}[url.scheme]
+    connection = (
+        http.client.HTTPSConnection(proxy.hostname, proxy.port or 80, timeout=CONNECT_S, context=tls_context())
+        if url.scheme == "https"
+        else http.client.HTTPConnection(proxy.hostname, proxy.port or 80, timeout=CONNECT_S)
+    )
+    login = f"{unquote(proxy.username or '')}:{unquote(proxy.password or '')}".encode()
+    headers = {"Proxy-Authorization": f"Basic {base64.b64encode(login).decode()}"} if proxy.username else {}
+    connection.set_tunnel(url.hostname, port, headers)
+    return connection

@@ -21,10 +21,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fanlight.contract.names import named, parse_digest, parse_scope
 from fanlight.errors import NotFound, OutOfRange, TooLarge, Unavailable
+from fanlight.proxies import BadProxy
 from services.gateway.adapters.blob_files import check_announced
 from services.gateway.ports import Upload
 from services.kernel.blobs import BlobInfo, Keep, media_type_of
 from services.kernel.config import SettingsError
+from services.kernel.network import s3_connection
 
 RETRY_AFTER_S = 2.0
 
@@ -289,6 +291,10 @@ async def open_s3_blobs(url: str, *, endpoint: str, region: str, blob_limit_byte
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not bucket:
         raise SettingsError("FANLIGHT_GATEWAY_BLOBS: must be s3://BUCKET or s3://BUCKET/PREFIX")
+    try:
+        network, trust = s3_connection(endpoint)
+    except BadProxy as error:
+        raise SettingsError(str(error)) from error
     config = AioConfig(
         signature_version="s3v4",
         s3={"addressing_style": "path"} if endpoint else {},
@@ -296,8 +302,11 @@ async def open_s3_blobs(url: str, *, endpoint: str, region: str, blob_limit_byte
         read_timeout=CALL_S,
         retries={"max_attempts": 2},
         max_pool_connections=50,
+        **network,
     )
-    client = get_session().create_client("s3", endpoint_url=endpoint or None, region_name=region or None, config=config)
+    client = get_session().create_client(
+        "s3", endpoint_url=endpoint or None, region_name=region or None, config=config, **trust
+    )
     async with client as opened:
         try:
             await opened.head_bucket(Bucket=bucket)

@@ -1,19 +1,23 @@
-"""Posts webhooks over HTTP/1.1, to the very address that was checked: names are resolved once (SSRF guard).
+"""Posts webhooks over HTTP/1.1, to the very addresses that were checked: names are resolved once (SSRF guard).
 
-A target that hangs costs a bounded time; only the status of its answer is read; redirects are not followed.
+Each address is tried. Where the environment names a proxy, the proxy resolves the name, and its rules are the guard
+behind ours; networks that the operator allows are reached directly. A target that hangs costs a bounded time; only the
+status of its answer is read; redirects are not followed.
 """
 
 import asyncio
 import ipaddress
 import socket
-import ssl
 from collections.abc import Mapping, Sequence
 from urllib.parse import SplitResult, urlsplit
 
 import h11
 
 from fanlight.errors import FailedPrecondition, FanlightError, Unavailable
-from services.gateway.app.webhooks import Network, is_allowed
+from fanlight.proxies import BadProxy, proxy_for
+from services.gateway.adapters.proxied import Stream, authorization, is_forwarding, open_stream
+from services.gateway.app.webhooks import Address, Network, is_allowed
+from services.kernel.network import certificate_problem, first_of, interleaved, tls_context
 
 TIMEOUT_S = 15.0
 ANSWER_LIMIT_BYTES = 16 * 1024
@@ -25,7 +29,7 @@ class WebhookHttp:
     def __init__(self, allowed: Sequence[Network], *, timeout_s: float = TIMEOUT_S) -> None:
         self._allowed = tuple(allowed)
         self._timeout_s = timeout_s
-        self._tls = ssl.create_default_context()
+        self._tls = tls_context()
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
         """The status of the answer. FailedPrecondition for an address inside; Unavailable if it does not answer."""
@@ -37,38 +41,67 @@ class WebhookHttp:
         except FanlightError:
             raise
         except (OSError, UnicodeError) as error:
-            raise Unavailable(f"cannot be reached: {type(error).__name__}") from error
+            told = certificate_problem(error, urlsplit(url).hostname or "it")
+            raise Unavailable(told or f"cannot be reached: {type(error).__name__}") from error
+        except BadProxy as error:
+            raise Unavailable(str(error)) from error
         except h11.RemoteProtocolError as error:
             raise Unavailable("does not answer in HTTP") from error
 
     async def _post(self, url: SplitResult, headers: Mapping[str, str], body: bytes) -> int:
         assert url.hostname is not None
-        port = url.port or _PORTS[url.scheme]
-        address = await self._resolve(url.hostname, port)
-        secure = {"ssl": self._tls, "server_hostname": url.hostname} if url.scheme == "https" else {}
-        reader, writer = await asyncio.open_connection(address, port, **secure)  # type: ignore[arg-type]
+        (reader, writer), proxy = await self._open(url, url.hostname, url.port or _PORTS[url.scheme])
         try:
             connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=ANSWER_LIMIT_BYTES)
-            for event in (_request(url, headers, body), h11.Data(data=body), h11.EndOfMessage()):
+            for event in (_request(url, headers, body, proxy), h11.Data(data=body), h11.EndOfMessage()):
                 writer.write(connection.send(event) or b"")
             await writer.drain()
             return await _status(connection, reader)
         finally:
             writer.transport.abort()
 
-    async def _resolve(self, host: str, port: int) -> str:
+    async def _open(self, url: SplitResult, host: str, port: int) -> tuple[Stream, str]:
+        """The stream, and the proxy that is sent the whole address; empty where the target itself is asked."""
+        proxy = proxy_for(url.geturl())
+        try:
+            addresses = await self._resolve(host, port)
+        except Unavailable:
+            # Perhaps only the proxy knows the name.
+            if not proxy:
+                raise
+            addresses = []
+        if proxy and not any(self._is_own(each) for each in addresses):
+            stream = await open_stream(proxy, host, port, scheme=url.scheme, tls=self._tls)
+            return stream, proxy if is_forwarding(proxy, url.scheme) else ""
+        secure = {"ssl": self._tls, "server_hostname": host} if url.scheme == "https" else {}
+        stream = await first_of(
+            interleaved([str(each) for each in addresses]),
+            lambda address: asyncio.open_connection(address, port, **secure),  # type: ignore[arg-type]
+            close=_abort,
+        )
+        return stream, ""
+
+    async def _resolve(self, host: str, port: int) -> list[Address]:
+        """The addresses that may be called. FailedPrecondition if there are others only."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
             raise Unavailable("its name cannot be resolved") from error
         addresses = [ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in found]
-        for address in addresses:
-            if is_allowed(address, self._allowed):
-                return str(address)
-        raise FailedPrecondition("points to an internal address, which this gateway does not allow")
+        allowed = [address for address in addresses if is_allowed(address, self._allowed)]
+        if not allowed:
+            raise FailedPrecondition("points to an internal address, which this gateway does not allow")
+        return allowed
+
+    def _is_own(self, address: Address) -> bool:
+        return any(address.version == network.version and address in network for network in self._allowed)
 
 
-def _request(url: SplitResult, headers: Mapping[str, str], body: bytes) -> h11.Request:
+def _abort(stream: Stream) -> None:
+    stream[1].transport.abort()
+
+
+def _request(url: SplitResult, headers: Mapping[str, str], body: bytes, proxy: str) -> h11.Request:
     target = (url.path or "/") + (f"?{url.query}" if url.query else "")
     fixed = {
         "host": url.netloc,
@@ -76,8 +109,10 @@ def _request(url: SplitResult, headers: Mapping[str, str], body: bytes) -> h11.R
         "content-length": str(len(body)),
         "user-agent": "fanlight",
         "connection": "close",
+        **(authorization(proxy) if proxy else {}),
     }
-    return h11.Request(method="POST", target=target, headers=list({**fixed, **headers}.items()))
+    whole = f"http://{url.netloc}{target}" if proxy else target
+    return h11.Request(method="POST", target=whole, headers=list({**fixed, **headers}.items()))
 
 
 async def _status(connection: h11.Connection, reader: asyncio.StreamReader) -> int:

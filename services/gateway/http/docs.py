@@ -189,7 +189,12 @@ QUEUE = _document(
 )
 METRICS = _document(
     "Metrics for Prometheus",
-    {200: {"description": "Cache, queue and workers.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+    {
+        200: {
+            "description": "Queue and workers; the operator's has the cache too.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    },
     errors=(),
 )
 HEALTHZ = _document("Check that the process answers", {200: _json("Status", "It answers.")}, errors=())

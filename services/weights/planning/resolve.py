@@ -23,12 +23,14 @@ from services.weights.references.references import (
     UrlRef,
     is_safe_path,
     parse,
+    same_name,
 )
 from services.weights.settings import WeightsSettings
 from services.weights.transfer import s3
 from services.weights.transfer.pacing import DownloadTools
 
 MAX_LOCAL_FILES = 10_000
+_CIVITAI_MODELS = ("Model", "Pruned Model", "VAE", "Negative")
 
 
 class Resolver:
@@ -102,29 +104,58 @@ class Resolver:
         return data
 
     async def _resolve_hub(self, reference: HubRef) -> Manifest:
+        failed: FanlightError | None = None
+        for reading in reference.readings():
+            try:
+                return await self._read_hub(reading)
+            except NotFound as error:
+                failed = failed or error
+        assert failed
+        raise failed
+
+    async def _read_hub(self, reference: HubRef) -> Manifest:
         revision = quote(reference.revision or "main", safe="")
         data = await self._json(f"{self._hub}/api/models/{reference.repo}/revision/{revision}?blobs=true")
         if not isinstance(data, dict) or not isinstance(data.get("siblings"), list):
             raise SourceFailed("the hub's response lists no files")
         commit = str(data.get("sha") or reference.revision or "main")
-        rows = [row for row in data["siblings"][: MAX_FILES + 1] if _is_below(row, reference.subfolder)]
+        listed = data["siblings"][: MAX_FILES + 1]
+        subfolder = _as_listed(reference.subfolder, listed)
+        rows = [row for row in listed if _is_below(row, subfolder)]
         if not rows:
             raise NotFound(f"{reference} has no such folder or file", field="reference")
-        return _hub_manifest(reference, commit, rows, _license(data))
+        return _hub_manifest(reference, subfolder, commit, rows, _license(data))
 
     async def _resolve_civitai(self, reference: AirRef) -> Manifest:
         version = reference.version or await self._newest_version(reference)
         data = await self._json(f"{self._civitai}/api/v1/model-versions/{version}")
         answer: dict[str, Any] = data if isinstance(data, dict) else {}
-        file = _pick_civitai_file([f for f in answer.get("files") or () if isinstance(f, dict)], reference)
+        rows = _civitai_files([f for f in answer.get("files") or () if isinstance(f, dict)], reference)
         model = answer.get("model") or {}
         return Manifest(
             reference=str(reference),
             view=f"civitai/{reference.id}-{version}",
-            files=(file,),
+            files=tuple(self._civitai_file(row, version, reference) for row in rows),
             revision=str(version),
             kind=str(model.get("type", "")).lower(),
             is_chosen=True,
+            is_one_of=len(rows) > 1,
+        )
+
+    def _civitai_file(self, row: Mapping[str, Any], version: str, reference: AirRef) -> WeightFile:
+        name, size = str(row.get("name", "")), float(row.get("sizeKB") or 0) * 1024
+        url, number = str(row.get("downloadUrl", "")), str(row.get("id", ""))
+        if not is_safe_path(name) or "/" in name or not url.startswith(("https://", "http://")):
+            raise SourceFailed(f"{reference}: the response has an invalid file name or address")
+        by_id = (f"{self._civitai}/api/download/models/{version}?fileId={number}",) if number.isdigit() else ()
+        sha256 = str((row.get("hashes") or {}).get("SHA256") or "").lower()
+        return WeightFile(
+            path=name,
+            size_bytes=round(size),
+            sha256=sha256 if len(sha256) == 64 else "",
+            sources=tuple(dict.fromkeys((url, *by_id))),
+            is_exact=size > 0 and size == round(size),
+            precision=_civitai_precision(row),
         )
 
     async def _newest_version(self, reference: AirRef) -> str:
@@ -191,6 +222,18 @@ class Resolver:
         raise InvalidField(f"{source!r} is not a source of one file", field="sources")
 
 
+def _as_listed(subfolder: str, rows: Sequence[Any]) -> str:
+    """The subfolder as the hub spells it: an accent may be written in two ways, a blank also as %20."""
+    names = {row["rfilename"] for row in rows if _is_below(row, "")} if subfolder else ()
+    depth = subfolder.count("/") + 1
+    listed = {"/".join(name.split("/")[:depth]) for name in names}
+    for wanted in (subfolder, unquote(subfolder)):
+        found = wanted if wanted in listed else next((each for each in sorted(listed) if same_name(each, wanted)), "")
+        if found:
+            return found
+    return subfolder
+
+
 def _is_below(row: Any, subfolder: str) -> bool:
     name = row.get("rfilename") if isinstance(row, dict) else None
     return isinstance(name, str) and (not subfolder or name == subfolder or name.startswith(f"{subfolder}/"))
@@ -210,8 +253,9 @@ def _license(data: Mapping[str, Any]) -> str:
     return tags[0].removeprefix("license:") if tags else ""
 
 
-def _hub_manifest(reference: HubRef, commit: str, rows: list[Mapping[str, Any]], license_id: str) -> Manifest:
-    subfolder = reference.subfolder
+def _hub_manifest(
+    reference: HubRef, subfolder: str, commit: str, rows: list[Mapping[str, Any]], license_id: str
+) -> Manifest:
     is_file = len(rows) == 1 and rows[0]["rfilename"] == subfolder
     cut = len(subfolder.rpartition("/")[0] if is_file else subfolder)
     view = reference.repo if is_file or not subfolder else f"{reference.repo}/{subfolder}"
@@ -240,27 +284,36 @@ def _hub_file(repo: str, commit: str, row: Mapping[str, Any], cut: int) -> Weigh
     )
 
 
-def _pick_civitai_file(files: Sequence[Mapping[str, Any]], reference: AirRef) -> WeightFile:
-    """The requested file, else the smallest safetensors model file."""
+def _civitai_files(rows: Sequence[Mapping[str, Any]], reference: AirRef) -> list[Mapping[str, Any]]:
+    """The requested file; else the files of the model, safetensors if there are any, the site's own choice first.
+
+    NotFound where there are none.
+    """
     if reference.file_id:
-        files = [f for f in files if str(f.get("id")) == reference.file_id]
-    models = [f for f in files if f.get("type", "Model") in ("Model", "Pruned Model", "VAE", "Negative")] or files
-    safe = [f for f in models if str(f.get("name", "")).endswith(".safetensors")]
-    if not models:
+        rows = [row for row in rows if str(row.get("id")) == reference.file_id]
+    ending = f".{reference.format}"
+    named = [row for row in rows if str(row.get("name", "")).lower().endswith(ending)] if reference.format else []
+    models = [row for row in named or rows if row.get("type", "Model") in _CIVITAI_MODELS] or list(named or rows)
+    safe = [row for row in models if str(row.get("name", "")).endswith(".safetensors")]
+    ranked = sorted(safe or models, key=_civitai_rank)
+    if not ranked:
         raise NotFound(f"{reference} has no such file", field="reference")
-    best = min(safe or models, key=lambda f: (f.get("type") != "Model", float(f.get("sizeKB") or 0)))
-    name, size = str(best.get("name", "")), float(best.get("sizeKB") or 0) * 1024
-    url = str(best.get("downloadUrl", ""))
-    if not is_safe_path(name) or "/" in name or not url.startswith(("https://", "http://")):
-        raise SourceFailed(f"{reference}: the response has an invalid file name or address")
-    sha256 = str((best.get("hashes") or {}).get("SHA256") or "").lower()
-    return WeightFile(
-        path=name,
-        size_bytes=round(size),
-        sha256=sha256 if len(sha256) == 64 else "",
-        sources=(url,),
-        is_exact=size > 0 and size == round(size),
-    )
+    # Of a VAE or a negative embedding there is no other precision.
+    return [row for row in ranked if row is ranked[0] or (_is_model(row) and _is_model(ranked[0]))]
+
+
+def _civitai_rank(row: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+    """Sort key: the site's own choice first, then the model before its pruned form and other things."""
+    return (not row.get("primary"), row.get("type", "Model") != "Model", not _is_model(row))
+
+
+def _is_model(row: Mapping[str, Any]) -> bool:
+    return row.get("type", "Model") in ("Model", "Pruned Model")
+
+
+def _civitai_precision(row: Mapping[str, Any]) -> str:
+    told = (row.get("metadata") or {}).get("fp") if isinstance(row.get("metadata"), dict) else ""
+    return told.lower()[:16] if isinstance(told, str) and told.isalnum() else ""
 
 
 def local_path(text: str) -> Path:
@@ -292,6 +345,9 @@ def is_offline(error: FanlightError) -> bool:
 def with_sha256(manifest: Manifest, sha256: str) -> Manifest:
     """The manifest of one file, pinned to the given digest."""
     wanted = sha256.lower().removeprefix("sha256:")
+    if manifest.is_one_of:
+        files = [file for file in manifest.files if file.sha256 == wanted] or list(manifest.files)
+        manifest = replace(manifest, files=(files[0],), is_one_of=False)
     if len(manifest.files) != 1:
         raise InvalidField(f"{manifest.reference} has more than one file; sha256 needs a single file", field="sha256")
     if len(wanted) != 64 or any(c not in "0123456789abcdef" for c in wanted):

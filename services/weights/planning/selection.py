@@ -140,7 +140,9 @@ class _Copy:
 
 def choose(manifest: Manifest, selection: Selection) -> list[Choice]:
     """Decide for every file of the manifest. FailedPrecondition if nothing can be loaded."""
-    if manifest.is_chosen:
+    if manifest.is_one_of:
+        choices = _choose_one(manifest.files, selection)
+    elif manifest.is_chosen:
         choices = [_chosen(f, selection, is_plain=manifest.kind == PLAIN_FILE) for f in manifest.files]
     else:
         choices = _choose_from_repository(manifest, selection)
@@ -156,6 +158,20 @@ def _chosen(file: WeightFile, selection: Selection, *, is_plain: bool) -> Choice
     if not is_plain and not selection.takes(file):
         return Choice(file=file, is_wanted=False, why="a pickle that no catalog entry pins")
     return Choice(file=file, is_wanted=True, why="named by the reference")
+
+
+def _choose_one(files: Sequence[WeightFile], selection: Selection) -> list[Choice]:
+    """The first file is the source's own choice; fp16 is asked for by default and overrides nothing."""
+    loadable = [file for file in files if selection.takes(file)]
+    is_asked = selection.precision != "fp16"
+    wanted = [file for file in loadable if is_asked and file.precision == selection.precision]
+    best = next(iter([*wanted, *loadable]), None)
+    return [
+        _chosen(file, selection, is_plain=False)
+        if file is best or not selection.takes(file)
+        else Choice(file=file, is_wanted=False, why=f"{file.precision or 'another precision'}: another file is fetched")
+        for file in files
+    ]
 
 
 def _choose_from_repository(manifest: Manifest, selection: Selection) -> list[Choice]:

@@ -165,6 +165,8 @@ class WeightFile:
     packed: Packed | None = None
     # Why the file is not needed; a file with this set is listed only to be counted as skipped.
     skip: str = ""
+    # What its source calls the precision, such as `fp16`, where the manifest's files are the same model.
+    precision: str = ""
 
     def __post_init__(self) -> None:
         if not is_safe_path(self.path):
@@ -192,6 +194,8 @@ class Manifest:
     caveats: tuple[str, ...] = ()
     # Every listed file is needed, whatever its name: the reference, the operator or the catalog chose it.
     is_chosen: bool = False
+    # The files are the same model: the first one is fetched, or the one of the precision that was asked for.
+    is_one_of: bool = False
 
     def __post_init__(self) -> None:
         if not is_safe_path(self.view) or len(self.files) > MAX_FILES:
@@ -216,6 +220,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "needed_by": list(manifest.needed_by),
         "caveats": list(manifest.caveats),
         "is_chosen": manifest.is_chosen,
+        **({"is_one_of": True} if manifest.is_one_of else {}),
         "files": [_file_to_json(f) for f in manifest.files],
     }
 
@@ -229,6 +234,8 @@ def _file_to_json(file: WeightFile) -> dict[str, Any]:
         data["version"] = file.version
     if file.skip:
         data["skip"] = file.skip
+    if file.precision:
+        data["precision"] = file.precision
     if file.tensors:
         data["tensors"] = file.tensors.to_json()
     if file.chunks:
@@ -253,6 +260,7 @@ def file_from_json(data: Mapping[str, Any]) -> WeightFile:
             chunks=ChunkDigests(chunk_bytes=int(chunks["bytes"]), sha256s=tuple(chunks["sha256"])) if chunks else None,
             packed=Packed.from_json(data["packed"]) if data.get("packed") else None,
             skip=data.get("skip", ""),
+            precision=data.get("precision", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidField(f"a file of the manifest is malformed: {error!r}", field="files") from error
@@ -271,6 +279,7 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
             needed_by=tuple(data.get("needed_by", ())),
             caveats=tuple(data.get("caveats", ())),
             is_chosen=bool(data.get("is_chosen", False)),
+            is_one_of=bool(data.get("is_one_of", False)),
         )
     except (KeyError, TypeError) as error:
         raise InvalidField(f"the manifest is malformed: {error!r}", field="manifest") from error

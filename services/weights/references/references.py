@@ -1,11 +1,17 @@
 """References: the strings that name weights, parsed once. Pure: no network, no disk, no settings."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 from fanlight.errors import InvalidField
 
 MAX_REFERENCE_CHARS = 2048
+
+
+# How many of the parts behind a revision may belong to it.
+MAX_BRANCH_PARTS = 4
 
 
 # A suffix of an AIR URN is a format only if it is one of these; ids and versions may contain dots themselves.
@@ -27,16 +33,42 @@ _WORD = re.compile(r"[A-Za-z0-9_/-]{1,64}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,62}")
 
 
+# Categories of characters that no name has: control characters, halves of surrogate pairs, separators of lines.
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+# Change the direction of the text around them, so that a name looks like another one.
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+# Written as they are in an address: delimiters, and the percent sign of what is encoded already.
+_URL_SAFE = "/?#[]@:!$&'()*+,;=%~"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubRef:
-    """A repository of a hub with the Hugging Face API, or a folder or file in it."""
+    """A repository of a hub with the Hugging Face API, or a folder or file in it.
+
+    A slash in a revision is written `%2F`, except in `refs/pr/1` and its like; names of files are written as they are.
+    """
 
     repo: str
     revision: str = ""
     subfolder: str = ""
 
     def __str__(self) -> str:
-        return f"hf:{self.repo}{_after('@', self.revision)}{_after('/', self.subfolder)}"
+        return f"hf:{self.repo}{_after('@', _written_revision(self.revision))}{_after('/', self.subfolder)}"
+
+    def readings(self) -> "list[HubRef]":
+        """Itself, and where it can mean a branch such as `feature/x`, each longer revision with a shorter subfolder."""
+        parts = self.subfolder.split("/") if self.subfolder and self.revision else []
+        longer = [
+            HubRef(
+                repo=self.repo, revision="/".join([self.revision, *parts[:count]]), subfolder="/".join(parts[count:])
+            )
+            for count in range(1, min(len(parts), MAX_BRANCH_PARTS) + 1)
+        ]
+        return [self, *longer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +140,11 @@ Reference = HubRef | AirRef | S3Ref | UrlRef | LocalRef | PackageRef | CatalogRe
 
 def parse(text: str) -> Reference:
     """Parse a reference. InvalidField repeats the text and says what is wrong."""
-    if not text or len(text) > MAX_REFERENCE_CHARS or not text.isprintable() or text != text.strip():
-        raise _bad(text[:80], f"must be 1 to {MAX_REFERENCE_CHARS} printable characters without surrounding spaces")
     lowered = text.lower()
+    # The name of a repository's file may end with a blank.
+    is_padded = text != text.strip() and not lowered.startswith("hf:")
+    if not text or len(text) > MAX_REFERENCE_CHARS or not is_printable(text) or is_padded:
+        raise _bad(text[:80], f"must be 1 to {MAX_REFERENCE_CHARS} printable characters without surrounding spaces")
     for prefix, read in _SCHEMES:
         if lowered.startswith(prefix):
             return read(text)
@@ -134,11 +168,16 @@ def _parse_hub(text: str) -> Reference:
     body = text.split(":", 1)[1].removeprefix("//")
     org, _, rest = body.partition("/")
     name, revision, subfolder = _split_hub(rest)
-    for part in (org, name, *revision.split("/"), *subfolder.split("/")):
+    for part in (org, name):
         if part and not _is_segment(part):
             raise _bad(text, f"has an invalid part: {part!r}")
-    if not org or not name or "//" in body or body.endswith(("/", "@")):
+    if not org or not name or "//" in body or body.endswith("/") or rest.endswith(f"{name}@"):
         raise _bad(text, "must be hf:ORG/REPO, optionally followed by @REVISION and /SUBFOLDER")
+    revision = unquote(revision)
+    if revision and (not is_safe_path(revision) or " " in revision):
+        raise _bad(text, f"has an invalid revision: {revision!r}")
+    if subfolder and not is_safe_path(subfolder):
+        raise _bad(text, f"has an invalid path: {subfolder!r}")
     return HubRef(repo=f"{org}/{name}", revision=revision, subfolder=subfolder)
 
 
@@ -151,6 +190,12 @@ def _split_hub(rest: str) -> tuple[str, str, str]:
     name, tail = rest[:at], rest[at + 1 :].split("/")
     taken = 3 if tail[0] == "refs" and len(tail) >= 3 else 1
     return name, "/".join(tail[:taken]), "/".join(tail[taken:])
+
+
+def _written_revision(revision: str) -> str:
+    """The revision in one segment, or in the three of `refs/pr/1`."""
+    is_ref = revision.startswith("refs/") and revision.count("/") == 2
+    return revision.replace("%", "%25") if is_ref else revision.replace("%", "%25").replace("/", "%2F")
 
 
 def _parse_air(text: str) -> Reference:
@@ -213,9 +258,11 @@ def _parse_s3(text: str) -> Reference:
 
 def _parse_url(text: str) -> Reference:
     host = re.split(r"[/?#]", text.split("://", 1)[1], maxsplit=1)[0]
-    if not host or "@" in host or any(c in text for c in ' <>"\\^`{|}'):
+    if not host or "@" in host or any(c in host for c in ' <>"^`{|}') or "\\" in text:
         raise _bad(text, "must be http(s)://HOST/PATH without a user or password in it")
-    return UrlRef(url=text)
+    # As a browser's address line does, for an address that was copied with its blanks.
+    begin = len(text.split("://", 1)[0]) + 3 + len(host)
+    return UrlRef(url=text[:begin] + quote(text[begin:], safe=_URL_SAFE))
 
 
 def _parse_local(text: str) -> Reference:
@@ -261,10 +308,22 @@ def is_safe_path(path: str) -> bool:
     parts = path.split("/")
     return (
         len(path) <= 1024
-        and path.isprintable()
+        and is_printable(path)
         and "\\" not in path
         and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
     )
+
+
+def is_printable(text: str) -> bool:
+    """Whether a name can be shown in one line as what it is, in any script, also with joiners and wide blanks."""
+    return text.isprintable() or not any(
+        unicodedata.category(each) in _UNPRINTABLE or each in _DIRECTIONS for each in text
+    )
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are the same to a reader: an accent may be a character of its own, or part of its letter's."""
+    return one == other or unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
 
 
 def _is_segment(part: str) -> bool:

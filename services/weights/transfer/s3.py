@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fanlight.errors import FailedPrecondition, FanlightError, NotFound
+from fanlight.proxies import BadProxy
+from services.kernel.network import s3_connection
 from services.weights.errors import SourceFailed, TokenRefused
 from services.weights.references.references import S3Ref
 
@@ -30,11 +32,15 @@ async def _client(reference: S3Ref, endpoint: str, region: str) -> AsyncIterator
         from botocore.exceptions import ConnectionError as NoConnection
     except ImportError as error:
         raise FailedPrecondition(f"{reference} needs aiobotocore: pip install 'fanlight[s3]'") from error
+    try:
+        network, trust = s3_connection(endpoint)
+    except BadProxy as error:
+        raise SourceFailed(f"{reference}: {error}", field="reference") from error
     # Path style: a bucket name need not be a valid host name.
-    config = AioConfig(signature_version="s3v4", s3={"addressing_style": "path"} if endpoint else {})
+    config = AioConfig(signature_version="s3v4", s3={"addressing_style": "path"} if endpoint else {}, **network)
     try:
         async with get_session().create_client(
-            "s3", endpoint_url=endpoint or None, region_name=region or None, config=config
+            "s3", endpoint_url=endpoint or None, region_name=region or None, config=config, **trust
         ) as client:
             yield client
     except ClientError as error:

@@ -1,14 +1,12 @@
 """HTTP client for weights: follows redirects, sends tokens to their own origin only, translates responses to errors."""
 
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from functools import cache
 from socket import SO_RCVBUF, SOL_SOCKET
 
-from fanlight.errors import FanlightError, NotFound
+from fanlight.errors import FanlightError
 from services.kernel.process import without
 from services.weights.errors import (
     NoRanges,
@@ -16,11 +14,11 @@ from services.weights.errors import (
     ServerBusy,
     SourceChanged,
     SourceFailed,
-    TokenRefused,
     Transient,
-    Unreachable,
 )
 from services.weights.references.manifest import ByteSpan
+from services.weights.transfer.connecting import ProxyTransport
+from services.weights.transfer.refusals import REFUSED, refusal_of
 
 # httpx with click also imports its own command line, and rich and pygments for that.
 with without("click"):
@@ -36,7 +34,6 @@ RECEIVE_BUFFER_BYTES = 256 * 1024
 CONNECT_TIMEOUT_S = 10.0
 USER_AGENT = "fanlight"
 _BUSY = (429, 503)
-_GONE = (404, 410, 451)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,11 +165,7 @@ class Web:
         if self._opened is None:
             self._opened = httpx.AsyncClient(
                 timeout=httpx.Timeout(self._stall_s, connect=CONNECT_TIMEOUT_S, pool=None),
-                transport=httpx.AsyncHTTPTransport(
-                    verify=_tls(),
-                    limits=self._limits,
-                    socket_options=[(SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER_BYTES)],
-                ),
+                transport=ProxyTransport(self._limits, [(SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER_BYTES)]),
                 headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
             )
         return self._opened
@@ -190,7 +183,7 @@ class Web:
             with _network_errors(url):
                 is_guarded = is_guarded or self._is_guarded(url)
                 response = await self._follow(stack, httpx.URL(url), dict(headers or {}), is_guarded=is_guarded)
-                self._refuse(response)
+                await self._refuse(response)
                 yield response
 
     async def _follow(
@@ -211,14 +204,12 @@ class Web:
             url = _next(url, response.headers["location"])
         raise SourceFailed(f"{host_of(url)} redirects more than {MAX_REDIRECTS} times")
 
-    def _refuse(self, response: httpx.Response) -> None:
+    async def _refuse(self, response: httpx.Response) -> None:
         status, host = response.status_code, host_of(response.url)
         if status < 400 or status == 416:
             return
-        if status in (401, 403):
-            raise TokenRefused(f"{host} answers {status}: it requires a token, or rejects the configured one")
-        if status in _GONE:
-            raise NotFound(f"{host} does not have it ({status})")
+        if status in REFUSED:
+            raise await refusal_of(response, has_token="authorization" in response.request.headers)
         if status in _BUSY or status >= 500 or status == 408:
             raise ServerBusy(f"{host} answers {status}", retry_after_s=self._retry_after_s(response))
         raise SourceFailed(f"{host} answers {status}")
@@ -281,20 +272,12 @@ class Web:
             yield exactly(response, known.size_bytes)
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    """Loaded once: reading the root certificates is slow."""
-    return httpx.create_ssl_context()
-
-
 @contextlib.contextmanager
 def _network_errors(url: str) -> Iterator[None]:
     try:
         yield
     except FanlightError:
         raise
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise Unreachable(f"{host_of(httpx.URL(url))} cannot be reached") from error
     except httpx.TimeoutException as error:
         raise Transient(f"{host_of(httpx.URL(url))} timed out: no data") from error
     except (httpx.TransportError, httpx.StreamError) as error:

@@ -157,6 +157,8 @@ def test_a_registry_is_read_like_the_layout_behind_it(layout):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         image = load(f"docker://127.0.0.1:{server.server_port}/team/it:latest", PLATFORM)
+        pinned = f"docker://127.0.0.1:{server.server_port}/team/it:1.0@{image.digest}"
+        assert load(pinned, PLATFORM).layers == image.layers
         with pytest.raises(AuditError):
             load(f"docker://127.0.0.1:{server.server_port}/team/it:other", PLATFORM)
     finally:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from mmap import mmap
 
-from audit.model import Elf
+from .model import Elf
 
 MAGIC = b"\x7fELF"
 _SECTION = struct.Struct("<IIQQQQIIQQ")

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from audit.distributions import distributions, reasons
-from audit.findings import by_kind, find
-from audit.model import Image
-from audit.rootfs import merge
+from .distributions import distributions, reasons
+from .findings import by_kind, find
+from .model import Image
+from .rootfs import merge
+from .tree import tree_of
 
 # What a node of ours wrote to its disk from gzip; `--unpack-mb-s` changes it.
 UNPACK_BYTES_S = 200_000_000
@@ -44,6 +45,7 @@ def describe(image: Image) -> dict[str, Any]:
         "finding_bytes": by_kind(findings),
         "findings": [_renamed(asdict(each)) for each in findings],
         "paths": _paths(root.files()),
+        "tree": tree_of(root),
     }
 
 

@@ -2,20 +2,22 @@
 
 import csv
 import hashlib
+import io
+import lzma
 import mmap
 import posixpath
 import re
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http.client import HTTPException
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
-from audit.elf import MAGIC, read_elf
-from audit.model import AuditError, Entry, Kind, Layer
-from audit.streams import CHUNK, GZIP_MAGIC, ZSTD_MAGIC, Hashed, hash_of, unpacked
+from .elf import MAGIC, read_elf
+from .model import AuditError, Entry, Kind, Layer
+from .streams import CHUNK, HEAD_BYTES, Hashed, hash_of, is_packed, unpacked
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
@@ -28,6 +30,8 @@ _SCRIPT = b"#!"
 TAR_BUFFER = 16 * 1024
 _RECORD = ".dist-info/RECORD"
 _LFS_BYTES_MAX = 1024
+# A smaller sparse file is read like any other, so that the same contents have the same digest.
+SPARSE_READ_BYTES_MAX = 16 << 20
 
 
 def read_layer(
@@ -41,15 +45,15 @@ def read_layer(
     what = f"layer {digest[:19]}"
     is_told = size_bytes >= 0
     outside = Hashed(source, hash_of(digest))
-    head = outside.read(4) or b""
-    is_packed = head.startswith((GZIP_MAGIC, ZSTD_MAGIC))
+    head = outside.read(HEAD_BYTES) or b""
+    was_packed = is_packed(head)
     try:
         with unpacked(outside, head, what) as stream:  # type: ignore[arg-type]
-            inside = Hashed(stream, hash_of(diff_id or digest), estimate=not is_told and not is_packed)
+            inside = Hashed(stream, hash_of(diff_id or digest), estimate=not is_told and not was_packed)
             entries, end = _entries(inside)
             inside.drain()
         outside.drain()
-    except (tarfile.TarError, csv.Error, EOFError, zlib.error, OSError, HTTPException) as error:
+    except (tarfile.TarError, csv.Error, EOFError, lzma.LZMAError, zlib.error, OSError, HTTPException) as error:
         raise AuditError(f"{what} is damaged or cut short: {error}") from error
     if is_told and (outside.digest, outside.size_bytes) != (digest, size_bytes):
         raise AuditError(
@@ -60,10 +64,10 @@ def read_layer(
     if inside.content_bytes > end:
         raise AuditError(f"{what} is damaged: its tar cannot be read beyond byte {end}")
     return Layer(
-        digest=digest if is_told or not is_packed else outside.digest,
+        digest=digest if is_told or not was_packed else outside.digest,
         diff_id=diff_id if diff_id and not exact else inside.digest,
-        compressed_bytes=inside.gzip_bytes() if not is_told and not is_packed else outside.size_bytes,
-        is_estimate=not is_told and not is_packed,
+        compressed_bytes=inside.gzip_bytes() if not is_told and not was_packed else outside.size_bytes,
+        is_estimate=not is_told and not was_packed,
         command=command,
         entries=entries,
     )
@@ -107,6 +111,8 @@ def normal(path: str) -> str:
 def _file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> Entry:
     source = tar.extractfile(member)
     assert source
+    if member.issparse() and member.size > SPARSE_READ_BYTES_MAX:
+        return Entry(path=path, kind=Kind.FILE, size_bytes=member.size, sha256=_hashed_parts(member, source))
     head = source.read(len(LFS_HEAD))
     entry = Entry(
         path=path,
@@ -117,6 +123,22 @@ def _file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> Entry:
     if member.size and (head.startswith((MAGIC, _SCRIPT)) or path.endswith((_RECORD, *_SPEAKING))):
         return _looked_into(entry, head, source)
     return replace(entry, sha256=_hashed(head, source))
+
+
+def _hashed_parts(member: tarfile.TarInfo, source: IO[bytes]) -> str:
+    """Of where the data lies in a sparse file and of the data: its holes may be terabytes, and are not read."""
+    hashed = hashlib.sha256(f"sparse {member.size}".encode())
+    # Without the buffer, which would seek in a stream.
+    inner: io.RawIOBase = cast(Any, source).raw
+    segments: Sequence[tuple[int, int]] = cast(Any, member).sparse
+    for begin, size in segments:
+        hashed.update(f" {begin} {size} ".encode())
+        inner.seek(begin)
+        left = size
+        while left > 0 and (chunk := inner.read(min(CHUNK, left))):
+            hashed.update(chunk)
+            left -= len(chunk)
+    return hashed.hexdigest()
 
 
 def _hashed(head: bytes, source: IO[bytes], copy: IO[bytes] | None = None) -> str:

@@ -5,8 +5,8 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from audit.layers import normal
-from audit.rootfs import RootFs
+from .layers import normal
+from .rootfs import RootFs
 
 _RECORD = re.compile(r"(?P<site>.*)/(?P<name>[^/]+)-(?P<version>[^/-]+)\.dist-info/RECORD")
 _SITE = re.compile(r".*/(?:site|dist)-packages/")
@@ -23,10 +23,10 @@ class Distribution:
 
 def distributions(root: RootFs) -> list[Distribution]:
     """The largest first."""
-    owners = _owners(root)
+    owners = owners_of(root)
     sizes: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for entry in root.files():
-        if owner := owners.get(_source(entry.path)):
+        if owner := owners.get(entry.path):
             sizes[owner][0] += entry.size_bytes
             sizes[owner][1] += 1
     found = [
@@ -36,8 +36,13 @@ def distributions(root: RootFs) -> list[Distribution]:
     return sorted(found, key=lambda each: (-each.size_bytes, each.name))
 
 
-def _owners(root: RootFs) -> dict[str, tuple[str, str]]:
-    """Path to distribution, for everything that a RECORD lists."""
+def owners_of(root: RootFs) -> dict[str, tuple[str, str]]:
+    """Path to name and version of its distribution, for everything that a RECORD lists and what is compiled of it."""
+    recorded = _recorded(root)
+    return {entry.path: owner for entry in root.files() if (owner := recorded.get(_source(entry.path)))}
+
+
+def _recorded(root: RootFs) -> dict[str, tuple[str, str]]:
     return {
         normal(posixpath.join("/", found["site"], path)): (found["name"], found["version"])
         for entry in list(root.files())
@@ -51,6 +56,11 @@ def package_folders(root: RootFs) -> set[str]:
     return {found["site"] for entry in root.files() if (found := _RECORD.fullmatch(entry.path))}
 
 
+def within_site(path: str) -> str:
+    """The path below the folder that distributions are installed in, where it is there."""
+    return _SITE.sub("", path, count=1)
+
+
 def _source(path: str) -> str:
     """A compiled file belongs to whoever owns its source: installers do not always record it."""
     folder, name = posixpath.split(path)
@@ -62,15 +72,14 @@ def _source(path: str) -> str:
 def reasons(root: RootFs) -> dict[str, int]:
     """Bytes by what they are there for."""
     sums: dict[str, int] = defaultdict(int)
-    owners = _owners(root)
+    owners = owners_of(root)
     for entry in root.files():
-        is_owned = _source(entry.path) in owners
-        sums[_reason(entry.path, is_owned=is_owned)] += entry.size_bytes
+        sums[reason_of(entry.path, is_owned=entry.path in owners)] += entry.size_bytes
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
-def _reason(path: str, *, is_owned: bool) -> str:
-    """`is_owned`: a distribution's RECORD lists it, wherever it was installed."""
+def reason_of(path: str, *, is_owned: bool) -> str:
+    """What a file is there for. `is_owned`: a distribution's RECORD lists it, wherever it was installed."""
     if posixpath.splitext(path)[1] in WEIGHTS:
         return "weights"
     if is_owned or _SITE.match(path):

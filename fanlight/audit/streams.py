@@ -1,8 +1,10 @@
-"""Streams of layers: hashed as they are read, unpacked from gzip or zstd. Nothing is kept."""
+"""Streams of layers: hashed as they are read, unpacked from gzip, zstd, xz or bzip2. Nothing is kept."""
 
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import shutil
 import subprocess
 import threading
@@ -11,10 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, cast
 
-from audit.model import AuditError
+from .model import AuditError
 
 CHUNK = 1 << 20
-GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+GZIP_MAGIC, ZSTD_MAGIC, XZ_MAGIC, BZIP2_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"
+# Frames that zstd skips may come first: the format allows it, and chunked layers have them.
+SKIPPABLE_MAGIC = tuple(bytes([number]) + b"\x2a\x4d\x18" for number in range(0x50, 0x60))
+# As many bytes as the longest of these.
+HEAD_BYTES = 6
 # At this level zlib makes of a layer what the gzip of skopeo, podman and docker makes of it, within a hundredth.
 GZIP_LEVEL = 3
 ALGORITHMS = ("sha256", "sha512")
@@ -71,15 +77,25 @@ class Hashed(io.RawIOBase):
         return self._gzip_bytes + len(self._gzip.flush())
 
 
+def is_packed(head: bytes) -> bool:
+    return head.startswith((GZIP_MAGIC, ZSTD_MAGIC, *SKIPPABLE_MAGIC, XZ_MAGIC, BZIP2_MAGIC))
+
+
 @contextmanager
 def unpacked(source: BinaryIO, head: bytes, what: str) -> Iterator[BinaryIO]:
-    """The stream inside: gzip and zstd are recognized by their first bytes, anything else is taken as it is."""
+    """The stream inside: what packed it is recognized by the first bytes, anything else is taken as it is."""
     joined = io.BufferedReader(cast(io.RawIOBase, _Joined(head, source)), CHUNK)
     if head.startswith(GZIP_MAGIC):
         yield cast(BinaryIO, gzip.GzipFile(fileobj=joined))
-    elif head.startswith(ZSTD_MAGIC):
-        with _zstd(joined, what) as inside:
-            yield inside
+    elif head.startswith(XZ_MAGIC):
+        with lzma.LZMAFile(joined) as inside:
+            yield cast(BinaryIO, inside)
+    elif head.startswith(BZIP2_MAGIC):
+        with bz2.BZ2File(joined) as inside:
+            yield cast(BinaryIO, inside)
+    elif head.startswith((ZSTD_MAGIC, *SKIPPABLE_MAGIC)):
+        with _zstd(joined, what) as unpacking:
+            yield unpacking
     else:
         yield joined
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from audit.model import AuditError, Image
-from audit.report import ready, set_bytes
+from .model import AuditError, Image
+from .report import ready, set_bytes
 
 # What the platform takes at most.
 CAP_BYTES = 35_000_000_000

@@ -5,8 +5,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from audit.model import Entry, Finding, Image, Kind, finding
-from audit.rootfs import RootFs, folder
+from .model import Entry, Finding, Image, Kind, finding
+from .rootfs import RootFs, folder
 
 _DEBUG = (".debug", ".dwo", ".dwp")
 _LIBRARY = re.compile(r"lib[^/]*\.so(?:\.\d+)*")

@@ -4,11 +4,11 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
-from audit.distributions import package_folders
-from audit.libraries import debug_symbols, unlinked_libraries
-from audit.model import Entry, Finding, Image, finding
-from audit.rootfs import RootFs
-from audit.weights import fp32_beside_fp16, pickle_beside_safetensors
+from .distributions import package_folders
+from .libraries import debug_symbols, unlinked_libraries
+from .model import Entry, Finding, Image, finding
+from .rootfs import RootFs
+from .weights import fp32_beside_fp16, pickle_beside_safetensors
 
 # Two small files that happen to be equal are no waste worth a line.
 DUPLICATE_BYTES_MIN = 1024

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from audit.model import AuditError
-from audit.oci import LISTS, MANIFEST_BYTES_MAX
+from .choosing import LISTS
+from .model import AuditError
+from .reading import MANIFEST_BYTES_MAX
 
 ACCEPT = ", ".join(
     (

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from audit.model import Entry, Image, Kind
+from .model import Entry, Image, Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

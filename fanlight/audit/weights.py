@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from audit.model import Entry, Finding, Image, finding
-from audit.rootfs import RootFs, folder
+from .model import Entry, Finding, Image, finding
+from .rootfs import RootFs, folder
 
 SAFE = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pth", ".pt")
