@@ -171,8 +171,8 @@ def class_of(folder: Path) -> str:
 def read_checkpoint(folder: Path) -> CheckpointEntry:
     """UnfitFolder where it is not a Stable Diffusion that this service can run."""
     pipeline = read_json(folder / "model_index.json").get("_class_name")
-    if pipeline not in PIPELINE_CLASSES:
-        raise UnfitFolder(f"{pipeline} is not supported")
+    if not isinstance(pipeline, str) or pipeline not in PIPELINE_CLASSES:
+        raise UnfitFolder(f"{str(pipeline)[:100]} is not supported")
     return checkpoint_entry(folder, from_folder(folder), weight_bytes(folder))
 
 

@@ -1,6 +1,7 @@
 """Resolve references to manifests: from the catalog, else from the hub, Civitai, an HTTP server, S3 or the disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, Not
 from services.weights.errors import SourceFailed, names_source
 from services.weights.planning.selection import PLAIN_FILE
 from services.weights.references.catalog import Catalog, packaged_path
-from services.weights.references.manifest import MAX_FILES, Manifest, WeightFile
+from services.weights.references.manifest import MALFORMED, MAX_FILES, Manifest, WeightFile
 from services.weights.references.references import (
     AirRef,
     CatalogRef,
@@ -49,7 +50,7 @@ class Resolver:
         if entry is not None:
             return entry
         try:
-            with names_source(self._source(reference)):
+            with names_source(self._source(reference)), _malformed_answers():
                 return await self._resolve(reference)
         except FanlightError as error:
             if text in error.message:
@@ -232,6 +233,15 @@ def _as_listed(subfolder: str, rows: Sequence[Any]) -> str:
         if found:
             return found
     return subfolder
+
+
+@contextmanager
+def _malformed_answers() -> Iterator[None]:
+    """Sources answer with JSON of any form."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise SourceFailed("the source answers with JSON of another form than expected") from error
 
 
 def _is_below(row: Any, subfolder: str) -> bool:

@@ -1,4 +1,4 @@
-"""What fails in one image of a batch ends that image; the others come out as they would have without it."""
+"""An evaluation that one image of a batch makes fail is done again for the others, with the very same numbers."""
 
 import shutil
 from dataclasses import replace
@@ -25,10 +25,6 @@ def raising(error: Exception):
     return fail
 
 
-def break_step(row) -> None:
-    row._scheduler.step = raising(IndexError("index 21 is out of bounds"))
-
-
 def break_scaling(row) -> None:
     row._scheduler.scale_model_input = raising(IndexError("index 21 is out of bounds"))
 
@@ -36,10 +32,6 @@ def break_scaling(row) -> None:
 def break_prompt(row) -> None:
     embeds = row.conditioning.embeds
     row.conditioning = replace(row.conditioning, embeds=torch.cat([embeds, embeds], dim=-1))
-
-
-def break_latents(row) -> None:
-    row.latents = row.latents * float("nan")
 
 
 def break_control(row) -> None:
@@ -62,10 +54,8 @@ def batch(backend: TorchBackend, generations, breaks=None) -> list:
 @pytest.mark.parametrize(
     ("breaks", "part"),
     [
-        (break_step, ""),
         (break_scaling, ""),
         (break_prompt, "checkpoint:tiny"),
-        (break_latents, "checkpoint:tiny"),
         (break_control, "controlnet:canny"),
     ],
 )
@@ -78,7 +68,7 @@ def test_the_others_get_the_numbers_that_they_get_without_it(breaks, part, asked
     assert failed.part == part
     assert isinstance(failed, InvalidField) == (part == "")
     for latents, expected in zip(ends, alone, strict=True):
-        assert torch.allclose(latents, expected, atol=1e-5)
+        assert torch.equal(latents, expected)
 
 
 def test_images_of_a_batch_that_all_fail_end_each_with_its_own_error(asked, control, backend):
