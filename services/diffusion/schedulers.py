@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fanlight.contract.schedulers import CLASSES, NOISE_SCHEDULES, SCHEDULERS
 from services.diffusion.diffusers_import import import_diffusers_module
-from services.diffusion.models.faults import CONTENT_ERRORS
 
 # Exact for polynomials of degree 7; a linear multistep of order 4 has degree 3.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
@@ -54,18 +53,6 @@ def make_scheduler(
     if hasattr(scheduler, "noise_sampler"):
         scheduler.noise_sampler = BrownianNoise(seed=seed, shape=shape, dtype=dtype, device=device)
     return scheduler
-
-
-def is_sound(config: Mapping[str, Any]) -> bool:
-    """Whether the plainest scheduler can be made from a checkpoint's config, with finite numbers."""
-    try:
-        plain = scheduler_class("DDIMScheduler").from_config(config)
-        plain.set_timesteps(10)
-        latents = torch.zeros(1, 1, 1, 1)
-        stepped = plain.step(latents, plain.timesteps[0], latents).prev_sample
-        return bool(torch.isfinite(plain.alphas_cumprod).all() and torch.isfinite(stepped).all())
-    except CONTENT_ERRORS:
-        return False
 
 
 @cache

@@ -9,6 +9,7 @@ from services.diffusion.engine.engine import DiffusionEngine, MeasuredStepTime
 from services.diffusion.engine.ports import StepProgress
 from services.diffusion.generator import ImageGenerator
 from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.faults import part_of_device
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.tiers import Residency
 from services.diffusion.parse.abilities import Abilities
@@ -17,6 +18,7 @@ from services.diffusion.supply import Supply
 from services.diffusion.wire import capable_models
 from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker import ports
+from services.worker.device import DeviceLost
 
 
 class DiffusionStage:
@@ -84,6 +86,8 @@ class DiffusionStage:
         try:
             return await self._run(request, task, report)
         except FanlightError as error:
+            if isinstance(error, DeviceLost):
+                error.of_part(part_of_device(self._models.device_name))
             error.part = self._supply.part_as_named(request, error.part) if error.part else ""
             raise
 

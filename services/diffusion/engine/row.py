@@ -20,7 +20,7 @@ from services.diffusion.engine.generation import Generation, Start
 from services.diffusion.engine.vae import ModelGaveNaN, encode, require_encoder, to_mask, to_vae
 from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, blames, fault_of, is_of_device, part_of
 from services.diffusion.models.model_cache import Checkpoint
-from services.diffusion.schedulers import is_sound, make_scheduler
+from services.diffusion.schedulers import make_scheduler, scheduler_class
 
 # Above this mean cosine A1111 takes two noises for the same.
 _SAME_NOISE_COSINE = 0.9995
@@ -159,7 +159,7 @@ def _scheduler(generation: Generation, checkpoint: Checkpoint) -> Any:
             device=checkpoint.device,
         )
     except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
-        if not is_sound(config):
+        if not _is_sound(config):
             raise
         if isinstance(error, TypeError):
             raise InvalidField(
@@ -179,13 +179,25 @@ def _scheduler_faults(generation: Generation, checkpoint: Checkpoint) -> Iterato
     except CONTENT_ERRORS as error:
         if is_of_device(error):
             raise
-        if not is_sound(checkpoint.scheduler_config):
+        if not _is_sound(checkpoint.scheduler_config):
             raise fault_of(checkpoint.entry, error) from error
         raise InvalidField(
             f"{generation.scheduler} fails for {generation.steps} steps on the noise schedule of "
             f"{generation.checkpoint.id}; choose another scheduler or number of steps",
             field="scheduler",
         ) from error
+
+
+def _is_sound(config: Mapping[str, Any]) -> bool:
+    """Whether the plainest scheduler can be made from a checkpoint's config, with finite numbers."""
+    try:
+        plain = scheduler_class("DDIMScheduler").from_config(config)
+        plain.set_timesteps(10)
+        latents = torch.zeros(1, 1, 1, 1)
+        stepped = plain.step(latents, plain.timesteps[0], latents).prev_sample
+        return bool(torch.isfinite(plain.alphas_cumprod).all() and torch.isfinite(stepped).all())
+    except CONTENT_ERRORS:
+        return False
 
 
 def _timesteps(scheduler: Any, generation: Generation) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fanlight.errors import NodeFault
-from services.diffusion.models.faults import part_of_device
 
 # The part of the memory that models may fill when no setting says otherwise; the rest is for the work itself.
 _RAM_SHARE, _VRAM_SHARE, _FREE_SHARE = 0.6, 0.85, 0.9
@@ -105,7 +104,7 @@ def open_device(name: str) -> TorchDevice:
         return CpuDevice()
     device = torch.device("cuda" if name == "auto" else name)
     if not has_cuda or (device.index or 0) >= torch.cuda.device_count():
-        raise NodeFault(f"torch finds no device {name}").of_part(part_of_device(name))
+        raise NodeFault(f"torch finds no device {name}")
     return CudaDevice(device)
 
 
