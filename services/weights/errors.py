@@ -4,7 +4,6 @@ import contextlib
 import errno
 import sqlite3
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from fanlight.errors import (
     FailedPrecondition,
@@ -56,6 +55,18 @@ class SourceFailed(Unavailable):
     reason = "SOURCE_FAILED"
 
 
+class ForeignAnswer(SourceFailed):
+    """The source answers with a page, a pointer, an error or nothing in place of the file."""
+
+
+class Untrusted(SourceFailed):
+    """The server's certificate is not trusted: also how a captive portal answers in place of an HTTPS server."""
+
+
+class RequestRefused(SourceFailed):
+    """The server calls the request wrong (400): also how some say that a signed address ran out."""
+
+
 class SourceChanged(SourceFailed):
     """The file at the address changed since the download began."""
 
@@ -76,15 +87,13 @@ class ServerBusy(Transient):
     """The server is overloaded or throttles us (429, 503, 5xx): retry only after a back-off."""
 
 
-@contextlib.contextmanager
-def names_source(url: str) -> Iterator[None]:
-    """Errors inside that a source is the reason of name its host; `url`: where it is fetched from, or `s3://BUCKET`."""
-    try:
-        yield
-    except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
-        if host := urlsplit(url).netloc.rpartition("@")[2]:
-            error.of_part(f"source:{host}")
-        raise
+def blame_source(error: FanlightError, host: str) -> None:
+    """Name the host as the part that failed, if it is away, lacks the file, refuses it or sends other bytes.
+
+    What the request names is as sound as before: it may be on another node's disk.
+    """
+    if host and isinstance(error, SourceFailed | WrongBytes | NotFound | TokenRefused):
+        error.of_part(f"source:{host}")
 
 
 def combine_failures(reference: str, failures: list[FanlightError]) -> FanlightError:
@@ -95,8 +104,8 @@ def combine_failures(reference: str, failures: list[FanlightError]) -> FanlightE
     assert failures
     last = next((f for f in reversed(failures) if not isinstance(f, SourceFailed)), failures[-1])
     reasons = "; ".join(dict.fromkeys(f.message for f in failures))
-    combined = type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s)
-    return combined.of_part(last.part)
+    part = next((f.part for f in (last, *reversed(failures)) if f.part), "")
+    return type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s).of_part(part)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Resolve references to manifests: from the catalog, else from the hub, Civitai, an HTTP server, S3 or the disk."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
-from services.weights.errors import SourceFailed, names_source
+from services.weights.errors import SourceFailed, TokenRefused, blame_source
 from services.weights.planning.selection import PLAIN_FILE
 from services.weights.references.catalog import Catalog, packaged_path
 from services.weights.references.manifest import MALFORMED, MAX_FILES, Manifest, WeightFile
+from services.weights.references.pages import file_addresses
 from services.weights.references.references import (
     AirRef,
     CatalogRef,
@@ -28,6 +29,7 @@ from services.weights.references.references import (
 )
 from services.weights.settings import WeightsSettings
 from services.weights.transfer import s3
+from services.weights.transfer.answers import RemoteFile
 from services.weights.transfer.pacing import DownloadTools
 
 MAX_LOCAL_FILES = 10_000
@@ -50,13 +52,15 @@ class Resolver:
         if entry is not None:
             return entry
         try:
-            with names_source(self._source(reference)), _malformed_answers():
+            with _malformed_answers():
                 return await self._resolve(reference)
         except FanlightError as error:
+            blame_source(error, self._host(reference))
             if text in error.message:
                 raise
-            named = type(error)(f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s)
-            raise named.of_part(error.part) from error
+            raise type(error)(f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s).of_part(
+                error.part
+            ) from error
 
     def add(self, catalog: Catalog) -> None:
         """Add a catalog; existing entries win."""
@@ -86,19 +90,18 @@ class Resolver:
             case S3Ref():
                 return await self._resolve_s3(reference)
 
-    def _source(self, reference: Reference) -> str:
-        """The address that knows the reference; empty for what is on this machine."""
+    def _host(self, reference: Reference) -> str:
+        """What the reference is looked up at; empty for what is on this machine."""
         match reference:
             case HubRef():
-                return self._hub
+                return urlsplit(self._hub).hostname or ""
             case AirRef():
-                return self._civitai
+                return urlsplit(self._civitai).hostname or ""
             case UrlRef(url=url):
-                return url
+                return urlsplit(url).hostname or ""
             case S3Ref(bucket=bucket):
-                return f"s3://{bucket}"
-            case _:
-                return ""
+                return urlsplit(self._settings.s3_endpoint).hostname or bucket
+        return ""
 
     async def _json(self, url: str) -> object:
         data, _ = await self._tools.retry_probe(lambda: self._web.json(url))
@@ -168,12 +171,11 @@ class Resolver:
 
     async def _resolve_url(self, url: str) -> Manifest:
         parts = urlsplit(url)
-        self._web.guard(url)
-        remote = await self._tools.retry_probe(lambda: self._web.probe_ahead(url))
+        address, remote = await self._probed_file(url)
         name = unquote(parts.path.rsplit("/", 1)[-1]) or "file"
         name = name if is_safe_path(name) else "file"
         is_known = remote.size_bytes is not None
-        file = WeightFile(path=name, size_bytes=remote.size_bytes or 0, sources=(url,), is_exact=is_known)
+        file = WeightFile(path=name, size_bytes=remote.size_bytes or 0, sources=(address,), is_exact=is_known)
         folder = digest_of(url.encode()).removeprefix("sha256:")[:12]
         host = (parts.hostname or "host").replace(":", "_")
         return Manifest(
@@ -184,6 +186,18 @@ class Resolver:
             kind=PLAIN_FILE,
             is_chosen=True,
         )
+
+    async def _probed_file(self, url: str) -> tuple[str, RemoteFile]:
+        """The address of the file itself, and its metadata."""
+        *likely, last = file_addresses(url, hub=self._hub)
+        for address in likely:
+            with contextlib.suppress(NotFound, SourceFailed, TokenRefused):
+                return address, await self._probe(address)
+        return last, await self._probe(last)
+
+    async def _probe(self, url: str) -> RemoteFile:
+        self._web.guard(url)
+        return await self._tools.retry_probe(lambda: self._web.probe_ahead(url))
 
     async def _resolve_s3(self, reference: S3Ref) -> Manifest:
         if reference.key.endswith("/"):
@@ -235,7 +249,7 @@ def _as_listed(subfolder: str, rows: Sequence[Any]) -> str:
     return subfolder
 
 
-@contextmanager
+@contextlib.contextmanager
 def _malformed_answers() -> Iterator[None]:
     """Sources answer with JSON of any form."""
     try:
