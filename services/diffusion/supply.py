@@ -150,7 +150,7 @@ def is_here(model: RemoteModel, catalog: ModelCatalog) -> bool:
     """Found on this machine, or fetched by this process already."""
     return any(
         model.id in (entry.id, entry.reference)
-        and (isinstance(entry, CheckpointEntry) or catalog.family_of(entry) == model.family)
+        and (isinstance(entry, CheckpointEntry) or catalog.family_of(entry) in ("", model.family))
         for entry in catalog.entries
     )
 

@@ -9,7 +9,6 @@ from fanlight.errors import (
     FailedPrecondition,
     FanlightError,
     NodeFault,
-    NotFound,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
@@ -88,11 +87,8 @@ class ServerBusy(Transient):
 
 
 def blame_source(error: FanlightError, host: str) -> None:
-    """Name the host as the part that failed, if it is away, lacks the file, refuses it or sends other bytes.
-
-    What the request names is as sound as before: it may be on another node's disk.
-    """
-    if host and isinstance(error, SourceFailed | WrongBytes | NotFound | TokenRefused):
+    """Name the host as the part that failed, unless a refused token or a wrong name is the reason."""
+    if isinstance(error, SourceFailed | WrongBytes):
         error.of_part(f"source:{host}")
 
 

@@ -123,6 +123,12 @@ def test_a_pickle_of_another_width_is_refused_when_it_is_used(folder, manager, a
         assemble(manager, asked(embeddings=(entry,)))
 
 
+def test_a_pickle_that_shows_no_width_is_reported_as_one_for_any_family(folder, catalog):
+    torch.save({"string_to_param": {"*": torch.randn(1, 16)}}, folder / "old.pt")
+    found = scan([folder.parent])
+    assert [found.family_of(entry) for entry in found.entries] == [""]
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("a pickle ran code",))
