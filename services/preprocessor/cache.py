@@ -18,7 +18,6 @@ from services.kernel.logs import get_logger
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.annotator import ControlMap, Pixels
 from services.preprocessor.config import CUDA, AnnotatorDevice
-from services.preprocessor.faults import reads_weights
 from services.preprocessor.weights import AnnotatorWeights, OnProgress, Weights, ignore_progress
 
 log = get_logger()
@@ -95,6 +94,14 @@ def _run_calls(batch: list[_Call[Item, Result]], work: Work[Item, Result]) -> No
             _run_calls([call], work)
 
 
+def _build(weights: AnnotatorWeights, folder: Path, device: AnnotatorDevice) -> Any:
+    """The network. What iterates over damaged weights may raise StopIteration, which no future takes: it never ends."""
+    try:
+        return weights.build(folder, device)
+    except StopIteration as error:
+        raise ValueError("the weights end too early") from error
+
+
 class LoadedNetwork:
     """A network in memory, with the batcher in front of it. `pins`: how many annotations use it now."""
 
@@ -168,14 +175,10 @@ class AnnotatorCache:
         async with self._weights.folder(weights, report) as folder:
             device = weights.device(self._device)
             log.info("model_loading", model=weights.name, size_bytes=weights.size_bytes, device=device.label)
-            network = await loop.run_in_executor(self._executor, self._build, weights, folder, device)
+            network = await loop.run_in_executor(self._executor, _build, weights, folder, device)
         loaded = LoadedNetwork(weights, network, device, batch_limit=self._limits.batch)
         self._loaded[weights.name] = loaded
         return loaded
-
-    def _build(self, weights: AnnotatorWeights, folder: Path, device: AnnotatorDevice) -> Any:
-        with reads_weights(weights.name):
-            return weights.build(folder, device)
 
     def _evict(self, needed_bytes: int) -> None:
         """Evict the least recently used until `needed_bytes` fit, or until only pinned networks are left."""

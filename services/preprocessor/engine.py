@@ -1,5 +1,6 @@
 """Runs annotations on bounded, named threads, so that the event loop stays free."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -8,11 +9,19 @@ from typing import TypeAlias, TypeVar
 
 from fanlight.errors import Cancelled
 from services.kernel.images import ImageLimits
-from services.preprocessor.annotation import Annotation, AnnotationResult, Runner, SharedImage, annotate
-from services.preprocessor.annotator import Annotator
+from services.preprocessor.annotation import (
+    Annotation,
+    AnnotationResult,
+    DirectRunner,
+    Runner,
+    SharedImage,
+    annotate,
+)
+from services.preprocessor.annotator import Annotator, ControlMap, Pixels
 from services.preprocessor.cache import AnnotatorCache, AnnotatorCacheLimits
 from services.preprocessor.config import CORE_LABEL, CUDA, AnnotatorDevice
-from services.preprocessor.weights import OnProgress, Weights, ignore_progress
+from services.preprocessor.faults import blames_annotator, blames_weights
+from services.preprocessor.weights import AnnotatorWeights, OnProgress, Weights, ignore_progress
 from services.worker.device import DeviceLost, HangWatch
 
 T = TypeVar("T")
@@ -21,6 +30,20 @@ CheckCancelled: TypeAlias = Callable[[], None]
 
 # Weights are read and networks built on a thread of their own, beside the annotations that run.
 LOADING_THREADS = 1
+
+
+class BlamingRunner:
+    """A runner whose errors name the part that failed."""
+
+    def __init__(self, runner: Runner, device: AnnotatorDevice) -> None:
+        self._runner = runner
+        self._device = device
+        self.device = runner.device
+
+    def draw(self, annotation: Annotation, image: Pixels) -> ControlMap:
+        """The map of an image (H, W, 3) or (H, W, 4) uint8."""
+        with blames_annotator(annotation, self._device):
+            return self._runner.draw(annotation, image)
 
 
 class AnnotationTimes:
@@ -97,19 +120,32 @@ class AnnotationEngine:
         model = annotation.annotator.model(annotation.parameters)
         if model is None:
             return await self._annotate(annotation, shared_image)
-        assert self.cache is not None, "annotators with models are listed only where they can be loaded"
-        async with self.cache.use(model, report) as runner:
+        async with contextlib.AsyncExitStack() as pinned:
+            runner = await self._load(annotation, model, report, pinned)
             return await self._annotate(annotation, shared_image, runner)
+
+    async def _load(
+        self, annotation: Annotation, model: AnnotatorWeights, report: OnProgress, pinned: contextlib.AsyncExitStack
+    ) -> Runner:
+        """The annotator's network, pinned while the stack is open. Errors name the part that failed."""
+        assert self.cache is not None, "annotators with models are listed only where they can be loaded"
+        try:
+            with blames_weights(annotation, self.device):
+                return await pinned.enter_async_context(self.cache.use(model, report))
+        except DeviceLost as error:
+            self._on_lost(error)
+            raise
 
     async def _annotate(
         self, annotation: Annotation, shared_image: SharedImage | None, runner: Runner | None = None
     ) -> AnnotationResult:
         began_s = self._clock()
+        blaming = BlamingRunner(runner or DirectRunner(), self.device)
         result = await self._in_thread(
             lambda check_cancelled: annotate(
                 annotation,
                 limits=self._limits,
-                runner=runner,
+                runner=blaming,
                 shared_image=shared_image,
                 check_cancelled=check_cancelled,
             ),

@@ -1,4 +1,4 @@
-"""What failed when an annotator did: its weights, its code, the device. Loads no torch."""
+"""Which part failed where an annotation did: the annotator, or the device. Imports no network library."""
 
 import pickle
 import sys
@@ -6,84 +6,111 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fanlight.errors import (
-    Cancelled,
-    FailedPrecondition,
-    FanlightError,
-    InvalidField,
-    NodeFault,
-    ResourceExhausted,
-    TooLarge,
-)
+import cv2
+
+from fanlight.errors import Cancelled, FailedPrecondition, FanlightError, InvalidField, NodeFault, ResourceExhausted
 from services.kernel.logs import get_logger
+from services.preprocessor.annotation import Annotation
+from services.preprocessor.config import AnnotatorDevice
+from services.worker.device import DeviceLost
 
 log = get_logger()
 
-# What reading weights of other types, sizes or depths raises, or running a network that was made from them.
-CONTENT_ERRORS = (
+# What libraries raise about a file that is damaged or of another network, and about an image that they cannot process.
+_CONTENT_ERRORS: tuple[type[BaseException], ...] = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError, OSError,
-    RuntimeError, StopIteration, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile,
+    RuntimeError, StopIteration, TypeError, ValueError, cv2.error, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
-# How much of a cause is logged.
-CAUSE_LIMIT = 500
-# About the request or its end, and not about the annotator.
-_OF_REQUEST = (InvalidField, TooLarge, Cancelled)
-_DEVICE_LOST = "DEVICE_LOST"
+# Has its exceptions' classes; there only where a network of that kind was loaded.
+_ONNX_ERRORS = "onnxruntime.capi.onnxruntime_pybind11_state"
+_OOM_TEXTS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory", "out of memory")
+# A device without memory for an image that is worked on at so many pixels on the short side has none for any.
+_SMALL_SIDE_PX = 512
 
 
 class UnusableWeights(FailedPrecondition):
-    """The weights of a network are damaged or of another network. Another node may have sound ones."""
+    """An annotator's weights are damaged or of another network.
+
+    Trying again here gives the same error; another node may have sound files, and is asked before the task ends.
+    """
 
     reason = "BAD_WEIGHTS"
     is_request_fault = True
 
 
-@contextmanager
-def reads_weights(name: str) -> Iterator[None]:
-    """UnusableWeights for what reading the weights of this network raises; NodeFault where the disk fails."""
-    try:
-        yield
-    except CONTENT_ERRORS as error:
-        if is_of_device(error):
-            raise
-        log.warning("load_failed", model=name, cause=repr(error)[:CAUSE_LIMIT])
-        message = f"the weights of {name} cannot be used: a file is missing, damaged or of another network"
-        kind = NodeFault if isinstance(error, OSError) else UnusableWeights
-        raise kind(message, field="annotator") from error
+class AnnotatorFailed(InvalidField):
+    """An annotator fails on this image with these parameters, as it would everywhere."""
+
+    reason = "ANNOTATOR_FAILED"
+
+
+def part_of(annotation: Annotation) -> str:
+    return f"annotator:{annotation.annotator.id}"
 
 
 @contextmanager
-def blames(annotator_id: str, device: str) -> Iterator[None]:
-    """Errors inside name the annotator, unless they name another part or are about the request's own values.
-
-    `device`: its kind, which a lost device is named by.
-    """
-    part = f"annotator:{annotator_id}"
+def blames_weights(annotation: Annotation, device: AnnotatorDevice) -> Iterator[None]:
+    """Errors inside, where the annotator's network is fetched and built, name it, its source or the device."""
+    name = annotation.annotator.id
     try:
         yield
-    except _OF_REQUEST:
+    except FanlightError as error:
+        error.of_part(part_of(annotation))
+        raise
+    except ImportError as error:
+        _log(annotation, error)
+        text = f"{name} cannot run here: one of the packages that it needs cannot be imported; see the worker's log"
+        raise NodeFault(text, field="annotator").of_part(part_of(annotation)) from error
+    except _content_errors() as error:
+        _log(annotation, error)
+        if fault := _fault_of_device(error, annotation, device):
+            raise fault from error
+        kind: type[FanlightError] = NodeFault if isinstance(error, OSError) else UnusableWeights
+        text = f"the weights of {name} cannot be used: a file is missing, damaged or of another network"
+        raise kind(text, field="annotator").of_part(part_of(annotation)) from error
+
+
+@contextmanager
+def blames_annotator(annotation: Annotation, device: AnnotatorDevice) -> Iterator[None]:
+    """Errors inside, where the map is drawn, name the annotator or the device; not those about the request itself."""
+    name = annotation.annotator.id
+    try:
+        yield
+    except (InvalidField, Cancelled):
         raise
     except FanlightError as error:
-        error.of_part(f"device:{device}" if error.reason == _DEVICE_LOST else part)
+        error.of_part(part_of(annotation))
         raise
-    except CONTENT_ERRORS as error:
-        if is_out_of_memory(error):
-            raise ResourceExhausted(f"no memory for {annotator_id} at this size", field="annotator").of_part(
-                part
-            ) from error
-        if is_of_device(error):
-            raise
-        log.warning("annotator_failed", annotator=annotator_id, cause=repr(error)[:CAUSE_LIMIT], exc_info=error)
-        raise NodeFault(f"the annotator {annotator_id} failed for this image", field="annotator").of_part(
-            part
-        ) from error
+    except _content_errors() as error:
+        _log(annotation, error)
+        if fault := _fault_of_device(error, annotation, device):
+            raise fault from error
+        text = f"{name} fails on this image with these parameters: try other ones, another image or another annotator"
+        raise AnnotatorFailed(text, field="image").of_part(part_of(annotation)) from error
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error).lower())
+def _content_errors() -> tuple[type[BaseException], ...]:
+    """Looked up when an error is there: what a library raises is known only once it is imported."""
+    module = sys.modules.get(_ONNX_ERRORS)
+    found = vars(module).values() if module else ()
+    own = [each for each in found if isinstance(each, type) and issubclass(each, Exception)]
+    return (*_CONTENT_ERRORS, *own)
 
 
-def is_of_device(error: BaseException) -> bool:
-    """The device is out of memory or lost, which says nothing about weights."""
+def _fault_of_device(error: BaseException, annotation: Annotation, device: AnnotatorDevice) -> FanlightError | None:
+    """None where the device is not to blame."""
+    part = f"device:{device.kind}"
     torch = sys.modules.get("torch")
-    return is_out_of_memory(error) or (torch is not None and isinstance(error, torch.AcceleratorError))
+    if torch and isinstance(error, torch.AcceleratorError):
+        return DeviceLost("the worker's device failed; its process starts again").of_part(part)
+    is_oom = isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+    if not is_oom and not any(text in str(error) for text in _OOM_TEXTS):
+        return None
+    full = ResourceExhausted("the device is out of memory: it cannot annotate an image of this size", field="image")
+    side_px = annotation.parameters.get("detect_resolution") or 0
+    return full.of_part(part) if 0 < int(side_px) <= _SMALL_SIDE_PX else full
+
+
+def _log(annotation: Annotation, error: BaseException) -> None:
+    """A cause may name paths, so it is only logged."""
+    log.warning("annotator_failed", annotator=annotation.annotator.id, cause=repr(error)[:500], exc_info=error)

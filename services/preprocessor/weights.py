@@ -132,17 +132,22 @@ class StoreWeights:
 
     @contextlib.asynccontextmanager
     async def folder(self, weights: AnnotatorWeights, report: OnProgress = ignore_progress) -> AsyncIterator[Path]:
-        try:
-            async with (await self._opened()).obtain(weights.entry, report=report) as folder:
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                folder = await held.enter_async_context((await self._opened()).obtain(weights.entry, report=report))
                 if missing := weights.missing_files(folder):
                     where = weights.manifest.view
                     raise FailedPrecondition(f"{', '.join(missing)} not found in {where}", field="annotator")
-                yield folder
-        except FanlightError as error:
-            # The request names an annotator and no weights, so a problem with the weights is never the request's fault.
-            kind = NodeFault if error.is_request_fault else type(error)
-            raise kind(
-                f"{weights.name} needs {weights.describe_files()}: {error.message}",
-                field="annotator",
-                retry_after_s=error.retry_after_s,
-            ).of_part(error.part) from error
+            except FanlightError as error:
+                raise _about(weights, error) from error
+            yield folder
+
+
+def _about(weights: AnnotatorWeights, error: FanlightError) -> FanlightError:
+    """The request names an annotator and no weights, so a problem with the weights is never the request's fault."""
+    kind = NodeFault if error.is_request_fault else type(error)
+    return kind(
+        f"{weights.name} needs {weights.describe_files()}: {error.message}",
+        field="annotator",
+        retry_after_s=error.retry_after_s,
+    ).of_part(error.part)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fanlight.errors import FailedPrecondition
+from services.kernel.files import open_ordinary
 from services.weights.references.manifest import TensorEntry
 from services.weights.references.tensors import BadHeader, read_table, sha256_of
 
@@ -109,7 +110,9 @@ def load_checkpoint(path: Path, *, prefixes: tuple[str, ...] = ("",)) -> dict[st
 
 
 def load_pickle(path: Path, *, pinned: frozenset[str], allow: bool = False) -> Mapping[str, Any]:
-    """Load a pickle of weights with `weights_only=True`. FailedPrecondition if it is not allowed."""
+    """Load a pickle of weights with `weights_only=True`. FailedPrecondition if it is not allowed, StrangeFile."""
+    # Reading a pipe or a device would never end.
+    open_ordinary(path).close()
     if not allow and sha256_of(path) not in pinned:
         raise FailedPrecondition(f"{path.name} is a pickle that no catalog entry pins by its sha256")
     import torch

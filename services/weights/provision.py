@@ -88,10 +88,19 @@ class Provision:
         """The path to load the reference from; fetched first if it is not held, not evicted while this is open.
 
         `report` is called on the event loop as bytes arrive; its `whole` is over all files. Callers share one download.
-        NotHeld when nothing may be fetched; InvalidField, NotFound, SourceFailed, WrongBytes, TokenRefused, DiskFull.
+        NotHeld when nothing may be fetched; InvalidField, NotFound, SourceFailed, WrongBytes, TokenRefused, DiskFull;
+        NodeFault where the store itself fails.
         """
         parse(reference)
-        async with (await self.store()).acquire(reference, pipeline, report=report) as path:
+        store = await self.store()
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                path = await held.enter_async_context(store.acquire(reference, pipeline, report=report))
+            except (OSError, sqlite3.Error) as error:
+                log.warning("weights_store_failed", reference=reference.split("?")[0], why=repr(error))
+                raise NodeFault(
+                    "the store of weights cannot be used: its disk or index is damaged or not writable; see the log"
+                ) from error
             yield path
 
     def inventory(self) -> Sequence[HeldModel]:

@@ -25,6 +25,7 @@ from services.diffusion.engine.ports import (
     TimedResult,
 )
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+from services.diffusion.models.faults import part_of_device
 from services.kernel.averages import MovingAverage
 from services.worker.device import DeviceLost, HangLimits, HangWatch
 
@@ -303,7 +304,7 @@ class DiffusionEngine:
             if isinstance(error := done.exception(), DeviceLost):
                 raise error
         except DeviceLost as error:
-            self._lost = error.of_part(f"device:{self._device_name()}")
+            self._lost = error.of_part(part_of_device(self._device_name()))
             for image in self._pending:
                 image.fail(error)
             self._on_lost(error)

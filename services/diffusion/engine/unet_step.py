@@ -53,12 +53,17 @@ class UNetInputs(NamedTuple):
 def predict(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
     """One prediction for each row, in order. Rows have one BatchKey; prompts of one length run together.
 
-    If the device is out of memory for all, they are evaluated in parts; a row that does not even fit alone gets an
-    error in place of its prediction.
+    Rows with other weights do not, as after a file was replaced. If the device is out of memory for all, they are
+    evaluated in parts; a row that does not even fit alone gets an error in place of its prediction.
     """
     predictions: dict[int, NoisePrediction] = {}
-    order = sorted(range(len(rows)), key=lambda number: rows[number].conditioning.embeds.shape[1])
-    for _, same in groupby(order, key=lambda number: rows[number].conditioning.embeds.shape[1]):
+
+    def alike(number: int) -> tuple[int, ...]:
+        row = rows[number]
+        nets = (id(control.net) for control in row.controls)
+        return row.conditioning.embeds.shape[1], id(row.checkpoint.unet), *nets
+
+    for _, same in groupby(sorted(range(len(rows)), key=alike), key=alike):
         numbers = list(same)
         predictions.update(zip(numbers, _predict_in_parts([rows[number] for number in numbers], retry), strict=True))
     return [predictions[number] for number in range(len(rows))]
@@ -100,8 +105,14 @@ def _isolate(rows: Sequence[Row], error: Exception) -> list[NoisePrediction]:
     """What evaluating the rows together raised ends the row that raises it alone as well."""
     if len(rows) == 1:
         return [error if isinstance(error, FanlightError) else fault_of(_to_blame(rows[0]), error)]
-    alone = (_predict([row]) for row in rows)
-    return [prediction for each in alone for prediction in each or [out_of_memory_error(_ONE_IMAGE)]]
+    alone = [(_predict([row]) or [out_of_memory_error(_ONE_IMAGE)])[0] for row in rows]
+    sound = [row for row, prediction in zip(rows, alone, strict=True) if isinstance(prediction, Tensor)]
+    # Together again, so that they get the very numbers that they would have got without the others.
+    together = _predict(sound) if 1 < len(sound) < len(rows) else None
+    if together is None:
+        return alone
+    left = iter(together)
+    return [next(left) if isinstance(prediction, Tensor) else prediction for prediction in alone]
 
 
 _ONE_IMAGE = "generate an image of this size"

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from services.kernel.files import StrangeFile, read_limited
 
 CONFIGS = Path(__file__).parent / "configs"
 MERGES = CONFIGS / "merges.txt"
@@ -118,11 +120,11 @@ def read_json(file: Path) -> Config:
     """The object in the file. UnfitFolder for anything else; never waits, as a pipe would make it."""
     where = f"{file.parent.name}/{file.name}"
     try:
-        if not file.is_file():
-            raise UnfitFolder(f"{where} is missing")
-        if file.stat().st_size > CONFIG_LIMIT_BYTES:
-            raise UnfitFolder(f"{where} has more than {CONFIG_LIMIT_BYTES} bytes")
-        content = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        content = json.loads(read_limited(file, CONFIG_LIMIT_BYTES), parse_constant=_constant)
+    except StrangeFile as error:
+        raise UnfitFolder(f"{file.parent.name}/{error}") from error
+    except FileNotFoundError as error:
+        raise UnfitFolder(f"{where} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UnfitFolder(f"{where} cannot be read as JSON") from error
     if not isinstance(content, dict):
@@ -130,5 +132,8 @@ def read_json(file: Path) -> Config:
     return content
 
 
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number")
+def _constant(text: str) -> float:
+    """diffusers writes infinities, as in `lambda_min_clipped` of schedulers; NaN means nothing."""
+    if text == "NaN":
+        raise ValueError("NaN is not a number")
+    return float(text)

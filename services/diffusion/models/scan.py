@@ -118,14 +118,16 @@ def _checked(entry: Entry | None) -> Entry | None:
         raise UnfitFolder(f"its name has {found!r}, which ids cannot have; rename it")
     if not entry.id or not entry.id.isprintable() or len(entry.id.encode(errors="replace")) > NAME_LIMIT_BYTES:
         raise UnfitFolder(f"its name is empty, longer than {NAME_LIMIT_BYTES} bytes or not printable; rename it")
-    if not isinstance(entry.license, str) or not entry.license.isprintable():
-        raise UnfitFolder("its MANIFEST.json names a license that is no text")
+    if not isinstance(entry.license, str) or not entry.license.isprintable() or len(entry.license) > LICENSE_LIMIT:
+        raise UnfitFolder(f"its MANIFEST.json names a license that is no text of at most {LICENSE_LIMIT} characters")
     if isinstance(entry, CheckpointEntry | ControlNetEntry):
         # Equal shapes tell families: what cannot be compared would fail at the first lookup.
         hash(entry.shape)
     return entry
 
 
+# Of an SPDX expression of all files of a model.
+LICENSE_LIMIT = 1_000
 # What references and LoRA tags are told by.
 _NOT_IN_IDS = ":/<>"
 
@@ -169,8 +171,8 @@ def class_of(folder: Path) -> str:
 def read_checkpoint(folder: Path) -> CheckpointEntry:
     """UnfitFolder where it is not a Stable Diffusion that this service can run."""
     pipeline = read_json(folder / "model_index.json").get("_class_name")
-    if pipeline not in PIPELINE_CLASSES:
-        raise UnfitFolder(f"{pipeline} is not supported")
+    if not isinstance(pipeline, str) or pipeline not in PIPELINE_CLASSES:
+        raise UnfitFolder(f"{str(pipeline)[:100]} is not supported")
     return checkpoint_entry(folder, from_folder(folder), weight_bytes(folder))
 
 

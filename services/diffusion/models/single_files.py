@@ -22,7 +22,16 @@ from services.diffusion.models.entries import (
     license_of,
     part_id,
 )
-from services.diffusion.models.recipes import Config, Recipe, UnfitFolder, for_file, from_folder, shipped
+from services.diffusion.models.recipes import (
+    CONFIG_LIMIT_BYTES,
+    Config,
+    Recipe,
+    UnfitFolder,
+    for_file,
+    from_folder,
+    shipped,
+)
+from services.kernel.files import StrangeFile, open_ordinary, read_limited
 from services.weights.references.tensors import LENGTH_BYTES, BadHeader, header_length, parse_header
 
 LDM_UNET = "model.diffusion_model."
@@ -64,11 +73,11 @@ def read_header(path: Path) -> SafetensorsHeader:
 
 def _read_header(file: Path) -> SafetensorsHeader:
     try:
-        with file.open("rb") as opened:
+        with open_ordinary(file) as opened:
             first = opened.read(LENGTH_BYTES)
             header = opened.read(header_length(first))
         table = parse_header(first, header, size_bytes=file.stat().st_size)
-    except (OSError, BadHeader) as error:
+    except (OSError, StrangeFile, BadHeader) as error:
         raise UnfitFolder(f"{file.name} is damaged: {error}") from error
     shapes = {tensor.name: tensor.shape for tensor in table.tensors}
     return SafetensorsHeader(shapes=shapes, metadata=json.loads(header).get("__metadata__", {}))
@@ -175,7 +184,7 @@ def _prediction_type(path: Path, header: SafetensorsHeader, base: str) -> str:
         return "epsilon"
     sidecar = path.with_suffix(".yaml")
     if sidecar.is_file():
-        text = sidecar.read_text(errors="replace")
+        text = read_limited(sidecar, CONFIG_LIMIT_BYTES).decode(errors="replace")
         return "v_prediction" if re.search(r'parameterization:\s*"?v"?\s', text) else "epsilon"
     if base == "sd2":
         is_inpainting = header.shapes[LDM_FIRST][1] != shipped(base).unet["in_channels"]

@@ -4,7 +4,8 @@ Built as transformers' CLIPTokenizer builds it, whose import takes longer than t
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -17,11 +18,16 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from services.diffusion.models.entries import CheckpointEntry
 from services.diffusion.models.faults import CONTENT_ERRORS, damaged
-from services.diffusion.models.recipes import MERGES, Config, TextRecipe, read_json
+from services.diffusion.models.recipes import CONFIG_LIMIT_BYTES, MERGES, Config, TextRecipe, read_json
+from services.kernel.files import read_limited
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Each takes the longer to add the more there are; models have two, or a few more with textual inversions in them.
+ADDED_LIMIT = 1_000
+# What a tokenizer is read from.
+_FILES = ("merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
 # A tokenizer's special tokens and their defaults, in the order in which they are numbered.
 _MARKS: Mapping[str, str | None] = {
     "bos_token": START,
@@ -55,23 +61,30 @@ def load_tokenizer(entry: CheckpointEntry, recipe: TextRecipe) -> ClipTokenizer:
     """UnusableModel or NodeFault where a file is missing or damaged."""
     if entry.recipe.folder is None:
         return shipped(recipe.pad_token)
-    try:
+    with _translate_damage(f"{entry.id}/{recipe.tokenizer}"):
         return from_folder(entry.recipe.folder / recipe.tokenizer)
-    except CONTENT_ERRORS as error:
-        name = f"{entry.id}/{recipe.tokenizer}"
-        raise damaged(name, error, f"{name} cannot be loaded: a file is missing or damaged") from error
 
 
 def digest_of(entry: CheckpointEntry, recipe: TextRecipe) -> str:
-    """Equal for checkpoints whose tokenizers are equal, as they mostly are within a family."""
+    """Equal for checkpoints whose tokenizers are equal, as most are within a family. Raises as load_tokenizer."""
     if entry.recipe.folder is None:
         return recipe.pad_token
     digest = hashlib.sha256()
     folder = entry.recipe.folder / recipe.tokenizer
-    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if file.is_file():
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    with _translate_damage(f"{entry.id}/{recipe.tokenizer}"):
+        for name in _FILES:
+            if (folder / name).exists():
+                content = read_limited(folder / name, CONFIG_LIMIT_BYTES)
+                digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+@contextmanager
+def _translate_damage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except CONTENT_ERRORS as error:
+        raise damaged(name, error, f"{name} cannot be loaded: a file is missing or damaged") from error
 
 
 @cache
@@ -106,11 +119,13 @@ def from_folder(folder: Path) -> ClipTokenizer:
 def _tokenizer(
     words: Mapping[str, int], merges: Sequence[Any], added: Sequence[AddedToken], marks: Mapping[str, Any]
 ) -> ClipTokenizer:
-    # BPE itself raises a plain Exception.
-    if not all(map(words.__contains__, chain(chain.from_iterable(merges), map("".join, merges)))):
-        raise ValueError("a merge uses a token that is not in the vocabulary")
     tokens = {name: _token(mark) for name, mark in marks.items() if mark is not None}
     unknown = tokens["unk_token"].content
+    # BPE itself raises a plain Exception, for this and for an unknown token that is not there.
+    if not all(map(words.__contains__, chain([unknown], chain.from_iterable(merges), map("".join, merges)))):
+        raise ValueError("a merge or the unknown token uses a token that is not in the vocabulary")
+    if len(added) > ADDED_LIMIT:
+        raise ValueError(f"{len(added)} tokens are added to the vocabulary; the limit is {ADDED_LIMIT}")
     backend = Tokenizer(
         BPE(dict(words), list(merges), continuing_subword_prefix="", end_of_word_suffix=_WORD_END, unk_token=unknown)
     )
@@ -147,7 +162,7 @@ def _optional(file: Path) -> Config:
 
 def _merges(file: Path) -> list[tuple[str, str]]:
     """Without the first line, the version."""
-    pairs = (line.split() for line in file.read_text(encoding="utf-8").splitlines()[1:])
+    pairs = (line.split() for line in read_limited(file, CONFIG_LIMIT_BYTES).decode().splitlines()[1:])
     return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
 
 

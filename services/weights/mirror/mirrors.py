@@ -18,13 +18,14 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from fanlight.errors import FanlightError, InvalidField
+from services.kernel.files import read_limited
 from services.kernel.logs import get_logger
 from services.weights.errors import SourceFailed
 from services.weights.mirror.packing import pack_file
 from services.weights.planning.resolve import local_path
 from services.weights.planning.selection import PICKLES
 from services.weights.references.catalog import MAX_CATALOG_BYTES, Catalog, catalog_of
-from services.weights.references.manifest import Packed, TensorTable
+from services.weights.references.manifest import MALFORMED, Packed, TensorTable
 from services.weights.references.references import LocalRef, S3Ref, parse
 from services.weights.settings import WeightsSettings
 from services.weights.transfer import s3
@@ -34,6 +35,8 @@ from services.weights.transfer.web import Web
 log = get_logger()
 
 CATALOG_FILE = "catalog.json"
+# How much of an error is logged, which may quote the mirror's catalog.
+WHY_LIMIT = 500
 # Prefix of a catalog's sources that are relative to the mirror.
 HERE = "./"
 T = TypeVar("T")
@@ -235,8 +238,8 @@ async def read_mirrors(
         try:
             text = await _text(base, web, address, cache, is_offline=is_offline)
             found = found.under(catalog_of(_local(json.loads(text), base)))
-        except (FanlightError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("weights_mirror_unreadable", mirror=base.split("?")[0], why=str(error))
+        except (FanlightError, OSError, *MALFORMED) as error:
+            log.warning("weights_mirror_unreadable", mirror=base.split("?")[0], why=str(error)[:WHY_LIMIT])
     return found
 
 
@@ -245,14 +248,14 @@ async def _text(
 ) -> bytes:
     kept = cache / f"mirror-{hashlib.sha256(base.encode()).hexdigest()[:16]}.json"
     if is_offline:
-        return kept.read_bytes()
+        return read_limited(kept, MAX_CATALOG_BYTES)
     try:
         body, _ = await web.body(await address(f"{base}/{CATALOG_FILE}"), limit_bytes=MAX_CATALOG_BYTES)
         _refuse_page(body, base)
     except FanlightError:
         if not kept.exists():
             raise
-        return kept.read_bytes()
+        return read_limited(kept, MAX_CATALOG_BYTES)
     fresh = kept.with_suffix(".part")
     fresh.write_bytes(body)
     fresh.rename(kept)

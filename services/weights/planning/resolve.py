@@ -1,7 +1,7 @@
 """Resolve references to manifests: from the catalog, else from the hub, Civitai, an HTTP server, S3 or the disk."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
-from services.weights.errors import SourceFailed, TokenRefused
+from services.weights.errors import SourceFailed, TokenRefused, blame_source
 from services.weights.planning.selection import PLAIN_FILE
 from services.weights.references.catalog import Catalog, packaged_path
-from services.weights.references.manifest import MAX_FILES, Manifest, WeightFile
+from services.weights.references.manifest import MALFORMED, MAX_FILES, Manifest, WeightFile
 from services.weights.references.pages import file_addresses
 from services.weights.references.references import (
     AirRef,
@@ -52,8 +52,10 @@ class Resolver:
         if entry is not None:
             return entry
         try:
-            return await self._resolve(reference)
+            with _malformed_answers():
+                return await self._resolve(reference)
         except FanlightError as error:
+            blame_source(error, self._host(reference))
             if text in error.message:
                 raise
             raise type(error)(f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s).of_part(
@@ -87,6 +89,19 @@ class Resolver:
                 raise FailedPrecondition(f"the source {source} is not supported", field="reference")
             case S3Ref():
                 return await self._resolve_s3(reference)
+
+    def _host(self, reference: Reference) -> str:
+        """What the reference is looked up at; empty for what is on this machine."""
+        match reference:
+            case HubRef():
+                return urlsplit(self._hub).hostname or ""
+            case AirRef():
+                return urlsplit(self._civitai).hostname or ""
+            case UrlRef(url=url):
+                return urlsplit(url).hostname or ""
+            case S3Ref(bucket=bucket):
+                return urlsplit(self._settings.s3_endpoint).hostname or bucket
+        return ""
 
     async def _json(self, url: str) -> object:
         data, _ = await self._tools.retry_probe(lambda: self._web.json(url))
@@ -232,6 +247,15 @@ def _as_listed(subfolder: str, rows: Sequence[Any]) -> str:
         if found:
             return found
     return subfolder
+
+
+@contextlib.contextmanager
+def _malformed_answers() -> Iterator[None]:
+    """Sources answer with JSON of any form."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise SourceFailed("the source answers with JSON of another form than expected") from error
 
 
 def _is_below(row: Any, subfolder: str) -> bool:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fanlight.errors import FailedPrecondition, NotFound
+from services.kernel.files import read_limited
 from services.weights.references.manifest import (
+    MALFORMED,
     Manifest,
     Packed,
     TensorTable,
@@ -143,11 +145,9 @@ def with_folder(catalog: Catalog, folder: Path) -> Catalog:
         raise FailedPrecondition(f"{folder} is not a folder")
     more = Catalog()
     for path in sorted(folder.glob("*.json")):
-        if path.stat().st_size > MAX_CATALOG_BYTES:
-            raise FailedPrecondition(f"{path} has more than {MAX_CATALOG_BYTES} bytes")
         try:
-            more = _join(more, _merge([json.loads(path.read_text())]))
-        except (ValueError, KeyError, TypeError) as error:
+            more = _join(more, _merge([json.loads(read_limited(path, MAX_CATALOG_BYTES))]))
+        except (*MALFORMED, OSError) as error:
             raise FailedPrecondition(f"{path} is not a catalog file: {error}") from error
     return _join(catalog, more)
 
@@ -169,7 +169,7 @@ def _join(under: Catalog, over: Catalog) -> Catalog:
 
 
 def catalog_of(document: Mapping[str, Any]) -> Catalog:
-    """Parse one catalog file. KeyError, TypeError, ValueError, FanlightError where it is malformed."""
+    """Parse one catalog file. MALFORMED or FanlightError where it is malformed."""
     return _merge([document])
 
 

@@ -10,7 +10,11 @@ from fanlight.errors import InvalidField
 from services.weights.references.references import is_safe_path
 
 MAX_FILES = 10_000
+# More would overflow what sizes are reported as.
+MAX_FILE_BYTES = 2**60
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+# What reading JSON of another form than expected raises.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -171,7 +175,7 @@ class WeightFile:
     def __post_init__(self) -> None:
         if not is_safe_path(self.path):
             raise InvalidField(f"the path {self.path!r} escapes its folder", field="path")
-        if self.size_bytes < 0 or (self.sha256 and not _SHA256.fullmatch(self.sha256)):
+        if not 0 <= self.size_bytes < MAX_FILE_BYTES or (self.sha256 and not _SHA256.fullmatch(self.sha256)):
             raise InvalidField(f"{self.path!r} has a bad size or sha256", field="files")
 
     @property
@@ -262,7 +266,7 @@ def file_from_json(data: Mapping[str, Any]) -> WeightFile:
             skip=data.get("skip", ""),
             precision=data.get("precision", ""),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise InvalidField(f"a file of the manifest is malformed: {error!r}", field="files") from error
 
 
@@ -281,7 +285,7 @@ def manifest_from_json(data: Mapping[str, Any]) -> Manifest:
             is_chosen=bool(data.get("is_chosen", False)),
             is_one_of=bool(data.get("is_one_of", False)),
         )
-    except (KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise InvalidField(f"the manifest is malformed: {error!r}", field="manifest") from error
 
 

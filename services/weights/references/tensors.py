@@ -6,6 +6,7 @@ Knows no network and no store.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fanlight.errors import FailedPrecondition
+from services.kernel.files import StrangeFile, open_ordinary
 from services.weights.references.manifest import TensorEntry, TensorTable
 
 LENGTH_BYTES = 8
@@ -172,10 +174,15 @@ def with_digests(table: TensorTable, digests: Mapping[str, str]) -> TensorTable:
 
 def read_table(path: Path) -> TensorTable:
     """The tensor table of a safetensors file, checked against its size. BadHeader. Blocking."""
-    with path.open("rb") as file:
+    try:
+        file = open_ordinary(path)
+    except StrangeFile as error:
+        raise BadHeader(str(error)) from error
+    with file:
         first = file.read(LENGTH_BYTES)
         header = file.read(header_length(first))
-    return parse_header(first, header, size_bytes=path.stat().st_size)
+        size_bytes = os.fstat(file.fileno()).st_size
+    return parse_header(first, header, size_bytes=size_bytes)
 
 
 def sha256_of(path: Path) -> str:

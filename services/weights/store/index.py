@@ -7,12 +7,18 @@ import contextlib
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from fanlight.errors import InvalidField
+from services.kernel.logs import get_logger
 from services.weights.planning.plan import Holdings
-from services.weights.references.manifest import Manifest, TensorTable, manifest_from_json
+from services.weights.references.manifest import MALFORMED, Manifest, TensorTable, manifest_from_json
+
+log = get_logger()
+Parsed = TypeVar("Parsed")
 
 BUSY_TIMEOUT_S = 30.0
 INDEX_FILE = "index.sqlite"
@@ -135,7 +141,7 @@ class Index:
     def table(self, file_sha256: str) -> TensorTable | None:
         with self._open() as db:
             row = db.execute("SELECT table_json FROM tables WHERE sha256=?", (file_sha256,)).fetchone()
-        return TensorTable.from_json(json.loads(row[0])) if row else None
+        return _read(row, TensorTable.from_json)
 
     def files_of(self, sha256: str) -> list[str]:
         """sha256 of the files that the object is, is an alias of, or is a part of."""
@@ -214,7 +220,7 @@ class Index:
     def recall_manifest(self, reference: str) -> Manifest | None:
         with self._open() as db:
             row = db.execute("SELECT manifest_json FROM manifests WHERE reference=?", (reference,)).fetchone()
-        return manifest_from_json(json.loads(row[0])) if row else None
+        return _read(row, manifest_from_json)
 
     def add_traffic(self, day: str, count: int) -> int:
         """Add bytes to the day; returns its total."""
@@ -224,6 +230,15 @@ class Index:
                 (day, count),
             )
             return int(db.execute("SELECT bytes FROM traffic WHERE day=?", (day,)).fetchone()[0])
+
+
+def _read(row: tuple[Any, ...] | None, parse: Callable[[Any], Parsed]) -> Parsed | None:
+    """What a row's JSON says; None for a damaged one too, which is written again when it is fetched again."""
+    try:
+        return parse(json.loads(row[0])) if row else None
+    except (InvalidField, *MALFORMED) as error:
+        log.warning("weights_index_row_unreadable", why=repr(error)[:200])
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

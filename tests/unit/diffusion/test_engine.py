@@ -200,8 +200,8 @@ async def test_an_evaluation_that_hangs_loses_the_device_for_all_who_wait_and_wh
         await running
     with pytest.raises(DeviceLost):
         await engine.generate(asked(), print)
-    assert {(type(error), error.part) for error in errors} == {(DeviceLost, "device:cuda:a card")}
-    assert [error.part for error in lost] == ["device:cuda:a card"]
+    assert {(type(error), error.part) for error in errors} == {(DeviceLost, "device:cuda:a_card")}
+    assert [error.part for error in lost] == ["device:cuda:a_card"]
     assert watch.waited_s >= 0.9 * watch.limits.floor_s
     backend.gate.release(1000)
 
