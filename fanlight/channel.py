@@ -88,7 +88,7 @@ def read_roots(file: Path) -> bytes:
 
 
 def system_roots(environ: Mapping[str, str] | None = None) -> bytes | None:
-    """Those of SSL_CERT_FILE, or the system's; None where it has none. OSError or ValueError for a bad SSL_CERT_FILE."""
+    """Those of SSL_CERT_FILE, or the system's; None where it has none. OSError or ValueError for a bad file."""
     named = (os.environ if environ is None else environ).get(ROOTS_FILE, "")
     if named:
         return read_roots(Path(named))

@@ -110,10 +110,10 @@ async def test_the_commands_say_what_is_wrong_with_tls(authority: trustme.CA, fi
     other = trustme.CA()
     files[0].write_bytes(other.cert_pem.bytes())
     for credentials, words in ((server_credentials(authority), "is not trusted here"), (None, "does not speak TLS")):
-        async with serving(credentials) as address:
-            async with AsyncClient(address, ca_file=files[0], connect_s=0.1, timeout_s=5) as client:
-                with pytest.raises(CallFailed) as raised:
-                    await client.list_workers()
+        options: dict[str, Any] = {"ca_file": files[0], "connect_s": 0.1, "timeout_s": 5.0}
+        async with serving(credentials) as address, AsyncClient(address, **options) as client:
+            with pytest.raises(CallFailed) as raised:
+                await client.list_workers()
         assert words in advice(raised.value, gateway=address)
 
 
