@@ -153,6 +153,7 @@ PARTS = (
     "everything",
     "gateway_bare",
     "layout_registry",
+    "link_proxy",
     "link_server",
     "replaced_preprocessor",
     "tables",

@@ -12,6 +12,7 @@ from pathlib import Path
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
@@ -29,7 +30,10 @@ from services.gateway.http.serving import bind_http, port_of, serve_http
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
+from services.gateway.rpc.nodes import JoinAddress, NodeService
+from services.gateway.rpc.principals import Principals
 from services.gateway.wire.answers import payload
+from services.gateway.wire.stages import images_of_task
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
 from services.kernel.config import GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
@@ -41,10 +45,13 @@ from services.kernel.process import leave, raise_open_files_limit, run
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
 POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
+NODE_SERVICE = nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
 log = get_logger()
 
+# Those that take nodes' credentials; what a node may do in each is checked there.
+FOR_NODES = frozenset({QUEUE_SERVICE, BLOB_SERVICE, NODE_SERVICE})
 SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
@@ -209,19 +216,23 @@ def _rpc_server(
     callers = callers_of(common.token_of_clients(), tenants)
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
-    jobs, queue = JobService(gateway, callers), QueueService(gateway)
-    blob = BlobService(blobs, callers.and_workers(workers))
+    principals = Principals(callers, common.token_of_workers(), gateway.nodes)
+    jobs, queue = JobService(gateway, callers), QueueService(gateway, principals)
+    blob = BlobService(blobs, principals, gateway.lease_rights(images_of_task))
+    node = NodeService(gateway, callers, SystemClock(), JoinAddress(), None)
     return RpcServer(
         common,
         services={
             JOB_SERVICE: lambda server: gateway_pb2_grpc.add_JobServiceServicer_to_server(jobs, server),
             QUEUE_SERVICE: lambda server: queue_pb2_grpc.add_QueueServiceServicer_to_server(queue, server),
             BLOB_SERVICE: lambda server: blobs_pb2_grpc.add_BlobServiceServicer_to_server(blob, server),
+            NODE_SERVICE: lambda server: nodes_pb2_grpc.add_NodeServiceServicer_to_server(node, server),
         },
-        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers},
+        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, NODE_SERVICE: clients},
         default_tokens=clients + workers,
         places={POLL: polls},
         get_health=lambda: _health_of(gateway),
+        accepts=lambda service, token: service in FOR_NODES and gateway.nodes.of_credential(token) is not None,
     )
 
 

@@ -13,10 +13,12 @@ import stat
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from services.kernel.logs import get_logger
+from services.kernel.process import run_blocking
 from services.kernel.unproven import network_of
 
 log = get_logger()
@@ -25,7 +27,7 @@ log = get_logger()
 OPEN_FILES = "/dev/fd"
 SWEEP_S = 2.0
 # A sweep over very many files runs less often, so that it takes at most this share of the time.
-SWEEP_SHARE = 0.02
+SWEEP_SHARE = 0.1
 # Open files that the connections of gRPC leave to all else: those of HTTP, records and blobs.
 RESERVED_FILES = 8_192
 
@@ -67,13 +69,14 @@ class GrpcConnections:
         self._proved.add(peer)
 
     async def run(self) -> None:
-        """Sweep until it is cancelled."""
-        while True:
-            begin_s = time.monotonic()
-            ended = self.sweep()
-            if ended:
-                log.warning("grpc_connections_ended", count=ended, reason="too many that sent no call with a token")
-            await asyncio.sleep(max(SWEEP_S, (time.monotonic() - begin_s) / SWEEP_SHARE))
+        """Sweep until it is cancelled; on a thread, because many files take a while."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="grpc_connections") as executor:
+            while True:
+                begin_s = time.monotonic()
+                ended = await run_blocking(executor, self.sweep)
+                if ended:
+                    log.warning("grpc_connections_ended", count=ended, reason="too many that sent no call with a token")
+                await asyncio.sleep(max(SWEEP_S, (time.monotonic() - begin_s) / SWEEP_SHARE))
 
     def sweep(self) -> int:
         """End the oldest unproven connections above the limits; how many.
@@ -83,6 +86,8 @@ class GrpcConnections:
         self._sweeps += 1
         proved, self._proved = self._proved, set()
         self._look()
+        # A copy: a call that began before the line above may still add to the old set.
+        proved = proved.copy()
         accepted = {inode: each for inode, each in self._files.items() if each is not None}
         self._proven &= {each.peer for each in accepted.values()}
         self._proven |= {peer for each in proved if (peer := parse_peer(each)) is not None}

@@ -252,6 +252,7 @@ class LeaseTasksRequest(google.protobuf.message.Message):
     HELD_LEASE_TOKENS_FIELD_NUMBER: builtins.int
     WAIT_S_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    WORKER_SECRET_FIELD_NUMBER: builtins.int
     capabilities_digest: builtins.bytes
     """sha256 of the current capabilities, so that they need not be sent with every poll."""
     max_tasks: builtins.int
@@ -260,6 +261,8 @@ class LeaseTasksRequest(google.protobuf.message.Message):
     """0 to 60 seconds."""
     draining: builtins.bool
     """The worker takes no more tasks; it finishes what it has and exits."""
+    worker_secret: builtins.bytes
+    """Random bytes of the worker's process, at most 64, the same in all its polls: no other process can poll under its id."""
     @property
     def worker(self) -> Global___Worker: ...
     @property
@@ -278,9 +281,10 @@ class LeaseTasksRequest(google.protobuf.message.Message):
         held_lease_tokens: collections.abc.Iterable[builtins.bytes] | None = ...,
         wait_s: builtins.float = ...,
         draining: builtins.bool = ...,
+        worker_secret: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities", "worker", b"worker"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "capabilities_digest", b"capabilities_digest", "draining", b"draining", "held_lease_tokens", b"held_lease_tokens", "max_tasks", b"max_tasks", "wait_s", b"wait_s", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "capabilities_digest", b"capabilities_digest", "draining", b"draining", "held_lease_tokens", b"held_lease_tokens", "max_tasks", b"max_tasks", "wait_s", b"wait_s", "worker", b"worker", "worker_secret", b"worker_secret"]) -> None: ...
 
 Global___LeaseTasksRequest: typing_extensions.TypeAlias = LeaseTasksRequest
 

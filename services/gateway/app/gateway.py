@@ -24,6 +24,7 @@ from services.gateway.app.dead_letters import DeadLetters, Redrives
 from services.gateway.app.explain import Explainer
 from services.gateway.app.job_store import IdempotencyKeys, StoreProbe, refuse_other_format
 from services.gateway.app.jobs import Jobs
+from services.gateway.app.lease_rights import ImagesOf, LeaseRights
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.leasing import Polls
 from services.gateway.app.nodes import Nodes
@@ -33,7 +34,7 @@ from services.gateway.app.submission import JobPlanner, SourceImages
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.job import Job
-from services.gateway.domain.nodes import NodeRecord
+from services.gateway.domain.nodes import NodeRecord, node_of
 from services.gateway.ports import Clock, RecordStore
 from services.kernel.blobs import BlobStore
 from services.kernel.logs import get_logger
@@ -180,6 +181,14 @@ class Gateway:
         dropped = await self._cache.purge(node_id)
         log.info("node_purged", node=node_id, dropped=dropped)
         return dropped
+
+    def lease_rights(self, images_of: ImagesOf) -> LeaseRights:
+        return LeaseRights(self._job_store, self._leases, self.nodes, images_of)
+
+    def is_lease_of(self, token: str, node_id: str) -> bool:
+        """Whether it is a live lease of that node; also for one that has just ended, which the caller may repeat."""
+        lease = self._leases.find(token)
+        return lease is None or node_of(lease.worker) == node_id
 
     async def revoke_node(self, node_id: str, reason: str) -> NodeRecord:
         """End its credentials and leases, and drop the cached control images that it made. NotFound."""

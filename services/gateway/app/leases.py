@@ -143,6 +143,12 @@ class LeaseTable:
     def of_worker(self, worker_id: str) -> list[LiveLease]:
         return list(self._of_worker.get(worker_id, {}).values())
 
+    def find(self, token: str) -> LiveLease | None:
+        return self._by_token.get(token)
+
+    def all(self) -> list[LiveLease]:
+        return list(self._by_token.values())
+
     def of_node(self, node_id: str) -> list[LiveLease]:
         """Those of the workers whose ids derive from the node's."""
         workers = [each for each in self._of_worker if node_of(each) == node_id]

@@ -39,6 +39,8 @@ class Poll:
     max_tasks: int
     held_tokens: frozenset[str]
     wait_s: float
+    # Hexadecimal sha256 of the secret of the worker's process; empty for one that sent none.
+    secret_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,10 @@ class Polls:
         if self._draining:
             raise Unavailable("the gateway is stopping", retry_after_s=1.0)
         worker = poll.worker
-        if not await self._workers.seen(worker, poll.capabilities_digest, poll.capabilities):
+        self._workers.require_process(worker.id, poll.secret_hash)
+        if not await self._workers.seen(
+            worker, poll.capabilities_digest, poll.capabilities, secret_hash=poll.secret_hash
+        ):
             return PollAnswer(wants_capabilities=True)
         self._heartbeats.note_call(worker.id)
         await self._expire_unheld(worker.id, poll.held_tokens)

@@ -284,6 +284,9 @@ class Nodes:
             raise NotFound("there is no such node", field="id")
         return node
 
+    def is_known(self, node_id: str) -> bool:
+        return node_id in self._known
+
     def is_revoked(self, node_id: str) -> bool:
         node = self._known.get(node_id)
         return node is not None and bool(node.revoke_s)

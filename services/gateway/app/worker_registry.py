@@ -3,11 +3,12 @@
 Kept in the store, so that a restarted gateway still knows them. What a worker is given is for the scheduler to say.
 """
 
+import hmac
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
+from fanlight.errors import AlreadyExists, Conflict, PermissionDenied, ResourceExhausted
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
 from services.gateway.app.circuit_breakers import Avoidances, CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
@@ -39,6 +40,8 @@ PAGE = 1_000
 WRITE_INTERVAL_S = 60.0
 # Changed models are written for other gateways at most this often.
 INVENTORY_INTERVAL_S = 5.0
+# Of one node and stage, alive at the same time.
+WORKERS_OF_A_NODE = 64
 
 
 @dataclass(slots=True)
@@ -104,13 +107,22 @@ class WorkerRegistry:
                 await self._take(each)
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
 
-    async def seen(self, worker: Worker, digest: str, capabilities: Capabilities | None) -> bool:
+    def require_process(self, worker_id: str, secret_hash: str) -> None:
+        """PermissionDenied for a poll under the id of a worker whose process has another secret."""
+        known = self._known.get(worker_id)
+        if known is not None and not hmac.compare_digest(known.record.secret_hash, secret_hash):
+            raise PermissionDenied("is the id of another worker's process; choose an id of your own", field="worker.id")
+
+    async def seen(
+        self, worker: Worker, digest: str, capabilities: Capabilities | None, *, secret_hash: str = ""
+    ) -> bool:
         """Take in what a poll reports; False where the capabilities with its digest are not known of this worker."""
         known = self._known.get(worker.id)
         is_same = known is not None and known.record.announced_digest == digest
         if capabilities is None and not is_same:
             return False
         if known is None:
+            self._require_few(worker)
             await self._make_room()
         if known is None or (capabilities is not None and capabilities != known.group.capabilities):
             assert capabilities is not None
@@ -119,7 +131,11 @@ class WorkerRegistry:
             group = known.group
         now_s = self._clock.now_s()
         record = WorkerRecord(
-            worker=worker, capabilities_digest=group.digest, announced_digest=digest, last_poll_time_s=now_s
+            worker=worker,
+            capabilities_digest=group.digest,
+            announced_digest=digest,
+            last_poll_time_s=now_s,
+            secret_hash=secret_hash,
         )
         known = self._known.get(worker.id)
         is_new = known is None
@@ -138,6 +154,15 @@ class WorkerRegistry:
             self._update_live()
             await self._forget([each for each in self._at.get(known.place, {}).values() if self._is_replaced(each)])
         return True
+
+    def _require_few(self, worker: Worker) -> None:
+        """ResourceExhausted where the node has as many live workers as one machine can have."""
+        places = [self._at.get((worker.node, worker.stage), {})]
+        if sum(known.live for place in places for known in place.values()) >= WORKERS_OF_A_NODE:
+            raise ResourceExhausted(
+                f"{WORKERS_OF_A_NODE} workers of node {worker.node[:64]} run for {worker.stage} already",
+                retry_after_s=self._limits.retry_after_s,
+            )
 
     def live_ids(self) -> Sequence[str]:
         return [each for each, known in self._known.items() if known.live]

@@ -1,5 +1,6 @@
 """What workers and the queue send each other: descriptions, polls and reports in, leased tasks out."""
 
+import hashlib
 import math
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ WAIT_LIMIT_S = 60.0
 HELD_LIMIT = 1_024
 RENEWALS_LIMIT = 1_024
 DIGEST_LIMIT_BYTES = 64
+SECRET_LIMIT_BYTES = 64
 SPANS_LIMIT = 64
 PREVIEW_LIMIT_BYTES = 64 * 1024
 REASON_LIMIT = 64
@@ -85,7 +87,14 @@ def poll(request: queue_pb2.LeaseTasksRequest) -> Poll:
         max_tasks=check_whole(request.max_tasks, 0, BATCH_LIMIT, field="max_tasks"),
         held_tokens=frozenset(token(each) for each in request.held_lease_tokens),
         wait_s=check_number(request.wait_s, 0.0, WAIT_LIMIT_S, field="wait_s"),
+        secret_hash=_hash_of(request.worker_secret),
     )
+
+
+def _hash_of(secret: bytes) -> str:
+    if len(secret) > SECRET_LIMIT_BYTES:
+        raise InvalidField(f"has {len(secret)} bytes; at most {SECRET_LIMIT_BYTES}", field="worker_secret")
+    return hashlib.sha256(secret).hexdigest() if secret else ""
 
 
 def poll_answer(answer: PollAnswer) -> queue_pb2.LeaseTasksResponse:
