@@ -50,8 +50,8 @@ class GatewaySettings(BaseSettings):
     )
     names: str = Field(
         "",
-        description="Host names and addresses by which clients call the gateway, separated by commas: for the certificate"
-        " that it makes itself.",
+        description="Host names and addresses by which clients call the gateway, separated by commas: for the"
+        " certificate that it makes itself.",
     )
     issuers_file: Path | None = Field(
         None, description="A file with the issuers whose tokens let nodes join (TOML); see operations.md."

@@ -18,5 +18,7 @@ from tests.fakes.memory_store import MemoryStore
 def blobs_of_clients(blobs: BlobStore, callers: Callers) -> BlobService:
     store, clock = MemoryStore(), FakeClock()
     nodes = Nodes(store, clock, os.urandom)
-    rights = LeaseRights(JobStore(store), LeaseTable(clock, ttl_s=20.0, stall=StallLimits()), nodes, lambda job, task: ())
+    rights = LeaseRights(
+        JobStore(store), LeaseTable(clock, ttl_s=20.0, stall=StallLimits()), nodes, lambda job, task: ()
+    )
     return BlobService(blobs, Principals(callers, "", nodes), rights)

@@ -56,8 +56,8 @@ def encryption_of(
         return Encryption(common=common)
     if settings.store != SQLITE:
         raise SettingsError(
-            "FANLIGHT_GATEWAY_STORE: gateways that share a store need one certificate, as nodes trust one authority: set"
-            f" FANLIGHT_TLS_CERT_FILE and FANLIGHT_TLS_KEY_FILE, or {PLAIN_TEXT_SETTING}=true behind a proxy with TLS"
+            "FANLIGHT_GATEWAY_STORE: gateways that share a store need one certificate, for nodes trust one authority:"
+            f" set FANLIGHT_TLS_CERT_FILE and FANLIGHT_TLS_KEY_FILE, or {PLAIN_TEXT_SETTING}=true behind a TLS proxy"
         )
     moment = now or datetime.datetime.now(datetime.UTC)
     files = own_certificate(settings.data_dir, _names(settings), now=moment)
@@ -71,7 +71,9 @@ def encryption_of(
 
 def _plain(common: GatewayCommonSettings, outside: list[str]) -> Encryption:
     if common.tls_client_ca_file is not None:
-        raise SettingsError(f"FANLIGHT_TLS_CLIENT_CA_FILE: client certificates need TLS, and {PLAIN_TEXT_SETTING} is set")
+        raise SettingsError(
+            f"FANLIGHT_TLS_CLIENT_CA_FILE: client certificates need TLS, and {PLAIN_TEXT_SETTING} is set"
+        )
     if outside:
         log.warning("plain_text_beyond_loopback", listeners=outside, advice=PLAIN_TEXT_WARNING)
     return Encryption(common=common)
@@ -79,7 +81,7 @@ def _plain(common: GatewayCommonSettings, outside: list[str]) -> Encryption:
 
 def _names(settings: GatewaySettings) -> set[str]:
     """How clients may call the gateway: as the operator says, where it listens, and the host's name."""
-    names = {each.strip() for each in settings.names.split(",")}
+    names = {each.strip() for each in f"{settings.names},{settings.http_names}".split(",")}
     advertised = settings.address.split(",") if settings.address else []
     hosts = {split_address(each)[0] for each in (settings.grpc, settings.http, *advertised)}
     return {each for each in (names | hosts | {socket.gethostname()}) - _EVERYWHERE if _can_be_named(each)}

@@ -2,8 +2,7 @@
 
 A certificate has its role in a SPIFFE id, `spiffe://TRUST-DOMAIN/fanlight/ROLE` with or without more behind it, or else
 in its subject's organizational unit, `OU=ROLE`. ROLE is `worker`, `client` or `operator`. A worker's certificate lets a
-node join, and nothing else; a client's lets it connect and needs a token beside it; an operator's is as good as the
-operator's token.
+node join without a code. Beside that a certificate replaces no token: it says which services a caller may use at all.
 """
 
 import functools
@@ -43,6 +42,15 @@ def role_of(auth_context: Mapping[str, Iterable[bytes]]) -> Role | None:
     return found.role if found else None
 
 
+def require_role(auth_context: Mapping[str, Iterable[bytes]], *allowed: Role) -> None:
+    """PermissionDenied for a certificate of another role. Without mutual TLS there is none, and all pass."""
+    role = role_of(auth_context)
+    if role is not None and role not in allowed:
+        raise PermissionDenied(
+            f"your client certificate's role is {role}; this takes {' or '.join(allowed)}: connect with another one"
+        )
+
+
 def certificate_of(auth_context: Mapping[str, Iterable[bytes]]) -> PeerCertificate | None:
     """The connection's certificate, which its handshake has verified. As `role_of`.
 
@@ -58,7 +66,9 @@ def read_certificate(pem: bytes) -> PeerCertificate:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         ids = _spiffe_ids(certificate)
-        units = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)]
+        units = [
+            str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+        ]
     except ValueError as error:
         raise PermissionDenied("your client certificate cannot be read") from error
     by_id = {role for each in ids if (role := _role_in(each))}

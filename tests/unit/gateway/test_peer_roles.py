@@ -90,15 +90,11 @@ async def test_a_calls_context_has_the_certificate_of_its_connection() -> None:
     own = authority.issue_cert("localhost")
     pair = (own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())
     roots = authority.cert_pem.bytes()
-    secure = server.add_secure_port(
-        "localhost:0", grpc.ssl_server_credentials([pair], roots, require_client_auth=True)
-    )
+    secure = server.add_secure_port("localhost:0", grpc.ssl_server_credentials([pair], roots, require_client_auth=True))
     plain = server.add_insecure_port("localhost:0")
     await server.start()
     mine = authority.issue_cert("box", organization_unit_name="worker")
-    credentials = grpc.ssl_channel_credentials(
-        roots, mine.private_key_pem.bytes(), mine.cert_chain_pems[0].bytes()
-    )
+    credentials = grpc.ssl_channel_credentials(roots, mine.private_key_pem.bytes(), mine.cert_chain_pems[0].bytes())
     async with grpc.aio.secure_channel(f"localhost:{secure}", credentials) as channel:
         await channel.unary_unary("/a.B/Look")(b"", timeout=20)
     async with grpc.aio.insecure_channel(f"localhost:{plain}") as channel:
