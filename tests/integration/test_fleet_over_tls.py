@@ -9,16 +9,23 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
+import jwt
 import pytest
+import trustme
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fanlight.client import AsyncClient
 from fanlight.contract.join_code import parse_join_code
 from fanlight.errors import CallFailed
 from fanlight.gateway.v1.gateway_pb2 import WorkerStatus
 from tests.fakes.gateway_process import GatewayProcess
+
+Answer = TypeVar("Answer")
 
 PATIENCE_S = 60.0
 TOKEN = "operator-token"
@@ -47,12 +54,12 @@ class Secured(GatewayProcess):
     def client(self) -> AsyncClient:
         return AsyncClient(self.address, token=TOKEN, ca_file=self.authority)
 
-    async def command(self, *arguments: str) -> str:
-        environ = {"FANLIGHT_GATEWAY": self.address, "FANLIGHT_TOKEN": TOKEN}
-        environ["FANLIGHT_TLS_CA_FILE"] = str(self.authority)
+    async def command(self, *arguments: str, environ: Mapping[str, str] | None = None) -> str:
+        own = {"FANLIGHT_GATEWAY": self.address, "FANLIGHT_TOKEN": TOKEN}
+        own["FANLIGHT_TLS_CA_FILE"] = str(self.authority)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "fanlight.cli.main", *arguments),
-            env={**os.environ, **environ},
+            env={**os.environ, **own, **(environ or {})},
             stdout=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(PATIENCE_S):
@@ -87,11 +94,19 @@ async def worker(log: Path, environ: Mapping[str, str]) -> AsyncIterator[asyncio
                 await process.wait()
 
 
-async def live_workers(client: AsyncClient, count: int = 1) -> list[WorkerStatus]:
+async def until(asked: Callable[[], Awaitable[Answer]], is_so: Callable[[Answer], bool]) -> Answer:
+    """The first answer of which that is so."""
     async with asyncio.timeout(PATIENCE_S):
-        while len(found := [each for each in await client.list_workers() if each.live]) < count:
+        for _ in range(int(PATIENCE_S / 0.1)):
+            if is_so(answer := await asked()):
+                return answer
             await asyncio.sleep(0.1)
-    return found
+    raise TimeoutError
+
+
+async def live_workers(client: AsyncClient) -> list[WorkerStatus]:
+    statuses = await until(client.list_workers, lambda found: any(each.live for each in found))
+    return [each for each in statuses if each.live]
 
 
 async def test_a_node_needs_nothing_but_its_code_and_stays_the_same_node(gateway: Secured, tmp_path: Path) -> None:
@@ -124,32 +139,32 @@ async def test_the_gateways_own_pins_hold_and_nothing_is_in_clear(gateway: Secur
             assert plain.recv(1024)[:1] in (b"\x15", b"")
     context = ssl.create_default_context(cafile=str(gateway.authority))
     http_port = int(gateway.http.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", http_port), timeout=10) as connection:
-        with context.wrap_socket(connection, server_hostname="127.0.0.1") as secure:
-            assert secure.version() == "TLSv1.3"
+    with (
+        socket.create_connection(("127.0.0.1", http_port), timeout=10) as connection,
+        context.wrap_socket(connection, server_hostname="127.0.0.1") as secure,
+    ):
+        assert secure.version() == "TLSv1.3"
     async with AsyncClient(gateway.address, token=TOKEN, connect_s=0.1, timeout_s=5) as client:
         with pytest.raises(CallFailed):
             await client.list_workers()
     assert oct(gateway.data.joinpath("tls").stat().st_mode & 0o777) == "0o700"
 
 
-async def ended(log: Path, environ: Mapping[str, str]) -> tuple[int, str]:
+async def ended(log: Path, environ: Mapping[str, str]) -> int:
+    """The exit code of a worker that ends by itself."""
     async with worker(log, environ) as process, asyncio.timeout(PATIENCE_S):
-        code = await process.wait()
-    return code, log.read_text()
+        return await process.wait()
 
 
 async def test_a_worker_that_is_not_let_in_ends_with_the_reason(gateway: Secured, tmp_path: Path) -> None:
     code = parse_join_code(await gateway.command("nodes", "invite"))
     environ = {"FANLIGHT_WORKER_GATEWAY": gateway.address, "FANLIGHT_WORKER_STATE_DIR": str(tmp_path / "state")}
     forged = str(code).replace(code.secret, "0" * 64)
-    exit_code, said = await ended(tmp_path / "forged.log", {**environ, "FANLIGHT_WORKER_JOIN_CODE": forged})
-    assert exit_code == 78
-    assert "does not let this node join" in said
+    assert await ended(tmp_path / "forged.log", {**environ, "FANLIGHT_WORKER_JOIN_CODE": forged}) == 78
+    assert "does not let this node join" in (tmp_path / "forged.log").read_text()
     elsewhere = str(code).replace(code.authority, "0" * 64)
-    exit_code, said = await ended(tmp_path / "elsewhere.log", {**environ, "FANLIGHT_WORKER_JOIN_CODE": elsewhere})
-    assert exit_code == 78
-    assert "shows another certificate" in said
+    assert await ended(tmp_path / "elsewhere.log", {**environ, "FANLIGHT_WORKER_JOIN_CODE": elsewhere}) == 78
+    assert "shows another certificate" in (tmp_path / "elsewhere.log").read_text()
     # The one code is still unused, and no try has printed a secret.
     for log in ("forged.log", "elsewhere.log"):
         assert code.secret not in (tmp_path / log).read_text()
@@ -168,8 +183,98 @@ async def test_a_revoked_node_comes_back_only_with_a_use_of_its_code(gateway: Se
         await live_workers(client)
         (first,) = await client.nodes.list()
         await client.nodes.revoke(first.id)
-        async with asyncio.timeout(PATIENCE_S):
-            while len(nodes := await client.nodes.list()) < 2 or not nodes[0].workers:
-                await asyncio.sleep(0.1)
+        nodes = await until(client.nodes.list, lambda found: len(found) == 2 and bool(found[0].workers))
     assert re.search(r"node_joined.*node_joined", (tmp_path / "worker.log").read_text(), re.DOTALL)
     assert {each.id for each in nodes} > {first.id}
+
+
+ISSUER = "https://kubernetes.default.svc"
+RULE = """
+[[issuer]]
+name = "cluster"
+kind = "kubernetes"
+issuer = "{issuer}"
+audience = ["fanlight"]
+keys_file = "{keys}"
+pool = "cluster"
+claims = {{ "kubernetes.io/namespace" = ["fanlight"] }}
+"""
+
+
+def issue(folder: Path, *, late_s: float = 0.0) -> Path:
+    """A pod's projected token, of a clock that is late, and the issuers' file; the token's file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = jwt.get_algorithm_by_name("ES256").to_jwk(key.public_key(), as_dict=True)
+    (folder / "keys.json").write_text(json.dumps({"keys": [{**public, "kid": "1", "use": "sig", "alg": "ES256"}]}))
+    (folder / "issuers.toml").write_text(RULE.format(issuer=ISSUER, keys=folder / "keys.json"))
+    now_s = time.time() - late_s
+    claims = {
+        "iss": ISSUER,
+        "aud": ["fanlight"],
+        "iat": now_s,
+        "nbf": now_s,
+        "exp": now_s + 600,
+        "sub": "system:serviceaccount:fanlight:worker",
+        "kubernetes.io": {"namespace": "fanlight", "pod": {"name": "diffusion-0", "uid": "8f14e45f"}},
+    }
+    (folder / "token").write_text(jwt.encode(claims, key, algorithm="ES256", headers={"kid": "1"}))
+    return folder / "token"
+
+
+@pytest.mark.parametrize("late_s", [0.0, 240.0, -240.0])
+async def test_a_node_joins_with_its_platforms_token_and_a_clock_that_is_minutes_off(
+    tmp_path: Path, late_s: float
+) -> None:
+    token = issue(tmp_path, late_s=late_s)
+    gateway = Secured(tmp_path / "data", FANLIGHT_GATEWAY_ISSUERS_FILE=str(tmp_path / "issuers.toml"))
+    await gateway.start()
+    environ = {
+        "FANLIGHT_WORKER_GATEWAY": gateway.address,
+        "FANLIGHT_TLS_CA_FILE": str(gateway.authority),
+        "FANLIGHT_WORKER_IDENTITY_TOKEN_FILE": str(token),
+        "FANLIGHT_WORKER_STATE_DIR": str(tmp_path / "state"),
+    }
+    async with gateway.client() as client, worker(tmp_path / "worker.log", environ):
+        await live_workers(client)
+        (node,) = await client.nodes.list()
+    await gateway.stop()
+    assert (node.proof, node.subject, node.grant.pool) == ("cluster", "8f14e45f", "cluster")
+
+
+def certified(folder: Path, authority: trustme.CA, role: str) -> dict[str, str]:
+    """Settings of a certificate with that role."""
+    made = authority.issue_cert(f"{role}.example", common_name=role, organization_unit_name=role)
+    chain, key = folder / f"{role}.pem", folder / f"{role}.key"
+    chain.write_bytes(made.cert_chain_pems[0].bytes())
+    key.write_bytes(made.private_key_pem.bytes())
+    return {"FANLIGHT_TLS_CERT_FILE": str(chain), "FANLIGHT_TLS_KEY_FILE": str(key)}
+
+
+async def test_with_mutual_tls_a_workers_certificate_joins_and_the_operators_commands_show_theirs(
+    tmp_path: Path,
+) -> None:
+    authority = trustme.CA()
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    gateway = Secured(tmp_path / "data", FANLIGHT_TLS_CLIENT_CA_FILE=str(tmp_path / "ca.pem"))
+    await gateway.start()
+    environ = {
+        "FANLIGHT_WORKER_GATEWAY": gateway.address,
+        "FANLIGHT_TLS_CA_FILE": str(gateway.authority),
+        "FANLIGHT_WORKER_IDENTITY": "certificate",
+        "FANLIGHT_WORKER_STATE_DIR": str(tmp_path / "state"),
+    }
+    ours = certified(tmp_path, authority, "operator")
+    certificate = (Path(ours["FANLIGHT_TLS_CERT_FILE"]), Path(ours["FANLIGHT_TLS_KEY_FILE"]))
+    with_it = AsyncClient(gateway.address, token=TOKEN, ca_file=gateway.authority, certificate=certificate)
+    theirs = certified(tmp_path, authority, "worker")
+    async with with_it as client, worker(tmp_path / "worker.log", {**environ, **theirs}):
+        await live_workers(client)
+        assert "certificate" in await gateway.command("nodes", "list", environ=ours)
+        (node,) = await client.nodes.list()
+    assert node.proof == "certificate"
+    assert "CN=worker" in node.subject
+    clients = certified(tmp_path, authority, "client")
+    other = {**environ, **clients, "FANLIGHT_WORKER_STATE_DIR": str(tmp_path / "other")}
+    assert await ended(tmp_path / "other.log", other) == 78
+    assert "role is client" in (tmp_path / "other.log").read_text()
+    await gateway.stop()
