@@ -93,16 +93,24 @@ def certificate_of(environ: Mapping[str, str]) -> tuple[Path, Path] | None:
     return (Path(files[0]), Path(files[1])) if all(files) else None
 
 
+def flag(environ: Mapping[str, str], name: str) -> bool:
+    """Of a setting that is true or false, as the services read it. InvalidInput."""
+    value = environ.get(name, "").strip().lower()
+    if value not in (*_FALSE, *_TRUE):
+        raise InvalidInput(f"{name}: must be true or false")
+    return value in _TRUE
+
+
+_FALSE, _TRUE = ("", "0", "false", "no", "off", "f", "n"), ("1", "true", "yes", "on", "t", "y")
+
+
 def _wants_plain_text(gateway: str) -> bool:
     """Whether FANLIGHT_PLAIN_TEXT is set; warns where that matters."""
     from fanlight.channel import PLAIN_TEXT_SETTING, PLAIN_TEXT_WARNING, is_local
     from fanlight.cli.output import say
 
-    value = os.environ.get(PLAIN_TEXT_SETTING, "").strip().lower()
-    if value in ("", "0", "false", "no", "off"):
+    if not flag(os.environ, PLAIN_TEXT_SETTING):
         return False
-    if value not in ("1", "true", "yes", "on"):
-        raise InvalidInput(f"{PLAIN_TEXT_SETTING}: must be true or false")
     if not is_local(gateway) and _path("FANLIGHT_TLS_CA_FILE") is None:
         say(f"warning: {PLAIN_TEXT_SETTING} is set: {PLAIN_TEXT_WARNING}")
     return True
