@@ -14,14 +14,15 @@ from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
+from fanlight.records.v1 import records_pb2, records_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.encryption import Encryption, encryption_of
 from services.gateway.adapters.jwt_identity import IssuerRule, JwtVerifier, read_issuers
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.job_store import OtherFormatVersion
 from services.gateway.app.readiness import require_ready
+from services.gateway.app.records import OtherFormatVersion
 from services.gateway.app.tenants import Tenant, callers_of, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings
@@ -34,6 +35,7 @@ from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
 from services.gateway.rpc.nodes import JoinAddress, NodeService
 from services.gateway.rpc.principals import Principals
+from services.gateway.rpc.records import RecordService
 from services.gateway.wire.answers import payload
 from services.gateway.wire.stages import images_of_task
 from services.kernel import logs
@@ -42,10 +44,12 @@ from services.kernel.config import GatewayCommonSettings, SettingsError, load, r
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.health import READY, HealthState
 from services.kernel.logs import get_logger
+from services.kernel.private_files import UMASK, make_private
 from services.kernel.process import leave, raise_open_files_limit, run
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
+RECORD_SERVICE = records_pb2.DESCRIPTOR.services_by_name["RecordService"].full_name
 POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
 NODE_SERVICE = nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
@@ -58,6 +62,8 @@ SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
 BLOBS_FOLDER = "blobs"
+# What Fanlight keeps in the data folder, which may hold more; the last two are `fanlight up`'s.
+OWN_NAMES = (STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm", BLOBS_FOLDER, "logs", "up.lock")
 
 
 STORE_UNAVAILABLE = HealthState(
@@ -223,8 +229,10 @@ def _rpc_server(
     callers = callers_of(common.token_of_clients(), tenants)
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
+    operators = tuple(filter(None, [common.token_of_clients()]))
     principals = Principals(callers, common.token_of_workers(), gateway.nodes)
     jobs, queue = JobService(gateway, callers), QueueService(gateway, principals)
+    records = RecordService(gateway.records)
     blob = BlobService(blobs, principals, gateway.lease_rights(images_of_task))
     address = JoinAddress(
         gateway=settings.address or "", authority=encryption.authority, is_own=encryption.has_own_name
@@ -235,11 +243,12 @@ def _rpc_server(
         services={
             JOB_SERVICE: lambda server: gateway_pb2_grpc.add_JobServiceServicer_to_server(jobs, server),
             QUEUE_SERVICE: lambda server: queue_pb2_grpc.add_QueueServiceServicer_to_server(queue, server),
+            RECORD_SERVICE: lambda server: records_pb2_grpc.add_RecordServiceServicer_to_server(records, server),
             BLOB_SERVICE: lambda server: blobs_pb2_grpc.add_BlobServiceServicer_to_server(blob, server),
             NODE_SERVICE: lambda server: nodes_pb2_grpc.add_NodeServiceServicer_to_server(node, server),
         },
         # NodeService looks itself: a node that joins has no token yet.
-        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, NODE_SERVICE: ()},
+        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, RECORD_SERVICE: operators, NODE_SERVICE: ()},
         default_tokens=clients + workers,
         places={POLL: settings.worker_polls_limit},
         get_health=lambda: _health_of(gateway),
@@ -279,12 +288,14 @@ def _require_tokens(settings: GatewaySettings, common: GatewayCommonSettings) ->
 
 def _make_folder(settings: GatewaySettings) -> None:
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        make_private(settings.data_dir, OWN_NAMES)
     except OSError as error:
         raise SettingsError(f"{settings.data_dir}: cannot be created: {error.strerror}") from error
 
 
 def main() -> int:
+    # Every file of the gateway is its user's alone, also those that libraries make.
+    os.umask(UMASK)
     try:
         refuse_unknown(GatewayCommonSettings, GatewaySettings)
         common, settings = load(GatewayCommonSettings), load(GatewaySettings)

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fanlight.errors import LeaseLost
-from services.gateway.app.job_store import JobStore, UnreadableRecord
+from services.gateway.app.job_store import JobStore
 from services.gateway.app.leases import LeaseTable, LiveLease
 from services.gateway.app.nodes import Nodes
+from services.gateway.app.records import UnreadableRecord
 from services.gateway.domain.job import Job, Task
 from services.gateway.domain.nodes import Grant, node_of
 
