@@ -145,3 +145,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Whole or not at all, for the file's owner alone."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            out.write(text)
+        partial.replace(path)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from error
