@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import ssl
+import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -23,6 +24,7 @@ from fanlight.client import AsyncClient
 from fanlight.contract.join_code import parse_join_code
 from fanlight.errors import CallFailed
 from fanlight.gateway.v1.gateway_pb2 import WorkerStatus
+from fanlight.health import own_trust
 from tests.fakes.gateway_process import GatewayProcess
 
 Answer = TypeVar("Answer")
@@ -169,6 +171,32 @@ async def test_a_worker_that_is_not_let_in_ends_with_the_reason(gateway: Secured
     for log in ("forged.log", "elsewhere.log"):
         assert code.secret not in (tmp_path / log).read_text()
     assert json.loads(await gateway.command("nodes", "invites", "--json"))[0].get("used", 0) == 0
+
+
+async def test_a_code_is_written_to_a_file_once_while_it_can_be_used(gateway: Secured, tmp_path: Path) -> None:
+    file = tmp_path / "code"
+    invite = ("nodes", "invite", "--out", str(file))
+    assert not await gateway.command(*invite)
+    first = parse_join_code(file.read_text())
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    await gateway.command(*invite)
+    assert parse_join_code(file.read_text()) == first
+    await gateway.command("nodes", "uninvite", first.invite)
+    await gateway.command(*invite)
+    assert parse_join_code(file.read_text()).invite != first.invite
+
+
+async def test_a_container_with_a_gateway_finds_it_healthy_by_the_certificate_that_it_made(gateway: Secured) -> None:
+    environ = {"FANLIGHT_GATEWAY_GRPC": gateway.grpc, "FANLIGHT_GATEWAY_DATA_DIR": str(gateway.data)}
+    assert own_trust(gateway.address, environ).roots == (gateway.data / "tls" / "gateway.pem").read_bytes()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fanlight.health", "--service", "readiness"),
+        env={**os.environ, **environ},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        printed, _ = await process.communicate()
+    assert b": serving (ready" in printed
 
 
 async def test_a_revoked_node_comes_back_only_with_a_use_of_its_code(gateway: Secured, tmp_path: Path) -> None:
