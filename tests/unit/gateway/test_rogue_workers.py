@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import grpc.aio
@@ -12,7 +12,7 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
 from fanlight.contract.join_code import parse_join_code
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import FanlightError, LeaseLost, PermissionDenied, Unauthenticated
+from fanlight.errors import FailedPrecondition, FanlightError, LeaseLost, PermissionDenied, Unauthenticated
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.preprocessor.v1 import preprocessor_pb2
@@ -240,3 +240,16 @@ async def test_a_node_reads_the_image_of_its_own_task_and_no_other_node_does(tow
         assert isinstance(await refused(read(other, request.image.blob.digest)), LeaseLost)
         async with town.stubs(WORKERS) as local:
             assert isinstance(await refused(read(local, request.image.blob.digest)), LeaseLost)
+
+
+async def test_a_job_of_a_pool_goes_to_the_nodes_of_that_pool_alone(town: Town) -> None:
+    async with town.joined(pool="home") as stranger, town.joined(pool="trusted") as trusted:
+        needs = generation().draft.plan({}, lambda: 0).requests[0].facts.needs
+        for node in (stranger, trusted):
+            await node.queue.LeaseTasks(poll(f"{node.node_id}-diffusion-1", needs))
+        job = await town.fleet.gateway.jobs.create(replace(generation(), pool="trusted"))
+        assert not (await stranger.queue.LeaseTasks(poll(f"{stranger.node_id}-diffusion-1", needs))).tasks
+        (task,) = (await trusted.queue.LeaseTasks(poll(f"{trusted.node_id}-diffusion-1", needs))).tasks
+        assert task.name.startswith(job.name)
+        with pytest.raises(FailedPrecondition, match="pool nobody"):
+            await town.fleet.gateway.jobs.create(replace(generation(), pool="nobody"))
