@@ -1,14 +1,17 @@
 """`fanlight nodes`: invite machines, and list, drain, revoke and remove those that joined."""
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway
+from fanlight.errors import InvalidField
 
 if TYPE_CHECKING:
-    from fanlight.nodes.v1.nodes_pb2 import Invite, Node
+    from fanlight.client import AsyncClient
+    from fanlight.nodes.v1.nodes_pb2 import CreateInviteResponse, Invite, Node
 
 app = typer.Typer(help="Invite machines to work, and manage those that joined.", no_args_is_help=True)
 
@@ -41,26 +44,50 @@ def invite(
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Only for this stage; may be repeated.")] = None,
     comment: Annotated[str, typer.Option(help="For yourself.")] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the code there, unless the code that is there can still be used."),
+    ] = None,
     gateway: Gateway = DEFAULT_GATEWAY,
     as_json: AsJson = False,
 ) -> None:
     """Print a join code. It is a secret: who has it can join."""
     from fanlight.cli.output import print_json, say, to_dict
-    from fanlight.cli.session import talk
+    from fanlight.cli.session import talk, write_secret
 
     ttl_s, labels = parse_duration(valid), dict(map(parse_label, label or ()))
-    made = talk(
-        gateway,
-        lambda client: client.nodes.invite(
+
+    async def make(client: "AsyncClient") -> "CreateInviteResponse | None":
+        known = _invite_in(out) if out is not None else ""
+        if known and known in [each.id for each in await client.nodes.list_invites()]:
+            return None
+        return await client.nodes.invite(
             uses=uses, ttl_s=ttl_s, pool=pool, labels=labels, stages=stage or (), comment=comment
-        ),
-    )
+        )
+
+    made = talk(gateway, make)
+    if made is None:
+        say(f"{out}: its code can still be used")
+        return
+    if out is not None:
+        write_secret(out, f"{made.join_code}\n")
+        return
     if as_json:
         print_json(to_dict(made))
         return
     print(made.join_code)
     times = "one node" if uses == 1 else f"{uses:,} nodes"
     say(f"For {times}, until {made.invite.expire_time.ToJsonString()[:19]} UTC. On the node: FANLIGHT_WORKER_JOIN_CODE")
+
+
+def _invite_in(file: Path) -> str:
+    """The id of the invitation whose code is in the file; empty where there is none."""
+    from fanlight.contract.join_code import parse_join_code
+
+    try:
+        return parse_join_code(file.read_text()).invite
+    except (OSError, UnicodeDecodeError, InvalidField):
+        return ""
 
 
 @app.command()

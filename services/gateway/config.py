@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.kernel.config import MIB, Address
+from services.kernel.config import MIB, Address, Addresses
 
 GIB = 1024 * MIB
 
@@ -42,6 +42,19 @@ class GatewaySettings(BaseSettings):
     )
     worker_polls_limit: int = Field(
         10_000, gt=0, description="How many workers may wait for tasks at a time; other calls have places of their own."
+    )
+    address: Addresses | None = Field(
+        None,
+        description="HOST:PORT by which nodes reach gRPC, or several separated by commas. Part of join codes, so that a"
+        " node needs nothing but its code.",
+    )
+    names: str = Field(
+        "",
+        description="Host names and addresses by which clients call the gateway, separated by commas: for the"
+        " certificate that it makes itself.",
+    )
+    issuers_file: Path | None = Field(
+        None, description="A file with the issuers whose tokens let nodes join (TOML); see operations.md."
     )
     data_dir: Path = Field(
         default_factory=default_data_dir, description="The folder of jobs and blobs; created if it does not exist."

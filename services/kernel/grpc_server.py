@@ -178,13 +178,11 @@ def is_loopback_ip(host: str) -> bool:
     return bool((mapped or address).is_loopback)
 
 
-def require_tokens(address: str, tokens: dict[str, str], *, mutual_tls: bool) -> None:
-    """SettingsError if anyone could call: not on loopback, and without the named tokens or mutual TLS."""
+def require_tokens(address: str, tokens: dict[str, str]) -> None:
+    """SettingsError if anyone could call: not on loopback, and without the named tokens."""
     missing = [name for name, token in tokens.items() if not token]
-    if missing and not mutual_tls and not is_loopback(address):
-        raise SettingsError(
-            f"{address} is not loopback: set {' and '.join(missing)} (or a _FILE of each), or mutual TLS"
-        )
+    if missing and not is_loopback(address):
+        raise SettingsError(f"{address} is not loopback: set {' and '.join(missing)} (or a _FILE of each)")
 
 
 def expand_address(address: str) -> list[str]:

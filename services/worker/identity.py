@@ -45,13 +45,12 @@ SALADCLOUD_TOKEN_URL = "http://169.254.169.254/v1/token"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """Whom the node takes for its gateway."""
+    """Whom the node takes for its gateway beyond what its settings say: what its join code pins."""
 
-    # PEM root certificates; None: the system's. Not used in plain text.
+    # PEM root certificates; None: the join code pins nothing.
     roots: bytes | None = None
     # The name that the gateway's certificate must have, in place of the dialed one.
     name: str = ""
-    is_plain_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +75,10 @@ class NodeCredential:
 class Proof(Protocol):
     """What a node proves its identity with."""
 
-    # Tells proofs apart without secrets, such as `invite:0123456789`.
-    name: str
+    @property
+    def name(self) -> str:
+        """Tells proofs apart without secrets, such as `invite:0123456789`."""
+        ...
 
     def fill(self, request: nodes_pb2.JoinRequest) -> None:
         """Put the proof into the request. May read a file or ask the platform. Unavailable."""
@@ -108,6 +109,16 @@ class TokenFileProof:
             request.jwt = self.file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise Unavailable(f"{self.file}: the node's identity token cannot be read") from error
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateProof:
+    """The client certificate of the connection itself."""
+
+    name: str = "certificate"
+
+    def fill(self, request: nodes_pb2.JoinRequest) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,14 +250,13 @@ class NodeIdentity:
         find_trust: Callable[[], Trust],
         open_channel: OpenChannel,
         name: str,
-        stages: Sequence[str],
         env: Env,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         """`find_trust`: whom to trust at the first contact; blocks. `open_channel`: to the gateway, without a token."""
         self._proof, self._file = proof, file
         self._find_trust, self._open_channel = find_trust, open_channel
-        self._name, self._stages = name, tuple(stages)
+        self._name = name
         self._env, self._wall_s = env, wall_s
         self._credential: NodeCredential | None = None
 
@@ -317,7 +327,8 @@ class NodeIdentity:
     async def _join(self) -> None:
         """With the file locked."""
         trust = await asyncio.to_thread(self._find_trust)
-        request = nodes_pb2.JoinRequest(name=self._name, stages=self._stages)
+        # For all stages that the proof allows: the machine's workers are one node.
+        request = nodes_pb2.JoinRequest(name=self._name)
         await asyncio.to_thread(self._proof.fill, request)
         async with self._open_channel(trust) as channel:
             with our_errors():

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,7 +20,7 @@ from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from services.gateway.adapters.certificates import CertificateFiles, authority_digest, own_certificate
 from services.gateway.app.tenants import callers_of
 from services.gateway.rpc.nodes import JoinAddress, NodeService
-from services.kernel.grpc_server import ErrorInterceptor
+from services.kernel.grpc_guards import ErrorInterceptor
 from services.worker.identity import CodeProof, CredentialFile, NodeIdentity, Trust, pinned_roots
 from services.worker.retry import Env
 from tests.fakes.fleet import Fleet
@@ -33,7 +34,7 @@ class Door:
     def __init__(self, address: str, files: CertificateFiles, fleet: Fleet) -> None:
         self.address, self.files, self.fleet = address, files, fleet
 
-    async def invite(self, **fields: object) -> JoinCode:
+    async def invite(self, **fields: Any) -> JoinCode:
         channel = open_channel(self.address, Trust(roots=self.files.authority.read_bytes(), name=OWN_NAME))
         async with channel:
             answer = await nodes_pb2_grpc.NodeServiceStub(channel).CreateInvite(
@@ -48,7 +49,6 @@ class Door:
             find_trust=lambda: Trust(roots=pinned_roots(code.gateway, code.authority), name=OWN_NAME),
             open_channel=lambda trust: open_channel(code.gateway, trust),
             name="box",
-            stages=["diffusion"],
             env=Env(),
             wall_s=wall_s or (lambda: 1_000_000.0),
         )

@@ -1,16 +1,18 @@
 """NodeService over gRPC: translates, calls, translates. Nodes join and renew here; the rest is for operators."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fanlight.contract.join_code import JoinCode, parse_join_code
 from fanlight.errors import InvalidField, PermissionDenied, Unauthenticated
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.nodes import IdentityVerifier
+from services.gateway.app.nodes import IdentityVerifier, IssuedCredential, VerifiedIdentity
 from services.gateway.app.tenants import Callers
-from services.gateway.domain.nodes import NodeRecord
+from services.gateway.domain.nodes import Grant, NodeRecord
 from services.gateway.ports import Clock
 from services.gateway.rpc.jobs import Context, caller_of
+from services.gateway.rpc.peer_roles import PeerCertificate, Role, certificate_of, require_role
 from services.gateway.wire import nodes as wire
 from services.kernel.grpc_admission import bearer_of
 
@@ -46,9 +48,18 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
             issued = await self._nodes.join_verified(identity, name=name, stages=stages)
         elif proof == "jwt":
             raise Unauthenticated("this gateway trusts no issuer of tokens: set FANLIGHT_GATEWAY_ISSUERS_FILE there")
+        elif (certificate := certificate_of(context.auth_context())) is not None:
+            require_role(context.auth_context(), Role.WORKER)
+            issued = await self._join_with_certificate(certificate, name, stages)
         else:
             raise InvalidField("must be given; make one with `fanlight nodes invite`", field="join_code")
         return wire.joined(issued)
+
+    async def _join_with_certificate(
+        self, certificate: PeerCertificate, name: str, stages: Sequence[str]
+    ) -> IssuedCredential:
+        identity = VerifiedIdentity(proof="certificate", subject=certificate.subject, grant=Grant())
+        return await self._nodes.join_verified(identity, name=name, stages=stages)
 
     async def RenewCredential(
         self, request: nodes_pb2.RenewCredentialRequest, context: Context
@@ -118,6 +129,7 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
         return nodes_pb2.RemoveNodeResponse()
 
     def _require_operator(self, context: Context) -> None:
+        require_role(context.auth_context(), Role.OPERATOR)
         if not caller_of(self._callers, context).is_operator:
             raise PermissionDenied("only an operator may do this: send the operator's token")
 
