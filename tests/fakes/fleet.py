@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from google.protobuf import any_pb2
+
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.names import digest_of
 from fanlight.contract.parameters import Parameter
@@ -30,7 +32,7 @@ from services.gateway.domain.workers import (
     catalog_of,
 )
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
-from services.gateway.wire import requests
+from services.gateway.wire import requests, stages
 from services.kernel.blobs import BlobInfo
 from services.kernel.image_headers import ImageSize, size_in
 from tests.fakes.broken_images import SIGNATURE, png_chunk
@@ -38,6 +40,15 @@ from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.memory_store import MemoryStore
 
 PNG = SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 256, 192, 8, 2, 0, 0, 0))
+
+
+def result(width_px: int, height_px: int, made_of: bytes) -> bytes:
+    """An image of that size for header readers; others for other `made_of`."""
+    header = struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"teXt", made_of), (b"IEND", b""))
+    return SIGNATURE + b"".join(png_chunk(kind, data) for kind, data in chunks)
+
+
 CRASH = Failure(reason="NODE_FAULT", message="out of memory")
 
 CANNY = AnnouncedAnnotator(
@@ -192,8 +203,17 @@ class FleetWorker:
 
     async def complete(self, task: LeasedTask, image: bytes = b"", scope: str = "") -> None:
         scope = scope or task.job.tenant
-        written = await self.fleet.blobs.write(scope, _once(PNG + (image or task.token.encode())))
-        made = ReportedOutput(scope=scope, digest=written.digest, width_px=64, height_px=64)
+        width_px, height_px = size_in_request(stages.request_for(task.job, task.task))
+        data = result(width_px, height_px, image or task.token.encode())
+        await self.hand_in(task, data, (width_px, height_px), scope)
+
+    async def hand_in(
+        self, task: LeasedTask, data: bytes, size_px: tuple[int, int] = (64, 64), scope: str = ""
+    ) -> None:
+        """Any bytes as the result."""
+        scope = scope or task.job.tenant
+        written = await self.fleet.blobs.write(scope, _once(data))
+        made = ReportedOutput(scope=scope, digest=written.digest, width_px=size_px[0], height_px=size_px[1])
         await self.fleet.gateway.queue.complete(task.token, [made], [])
         self.held.remove(task.token)
 
@@ -213,6 +233,13 @@ class FleetWorker:
 
 async def _once(data: bytes):
     yield data
+
+
+def size_in_request(message: any_pb2.Any) -> tuple[int, int]:
+    """Of the task's image, in pixels; 64 x 64 where the request leaves it open."""
+    asked = diffusion_pb2.GenerateRequest(), preprocessor_pb2.AnnotateRequest()
+    sizes = [(each.width_px, each.height_px) for each in asked if message.Unpack(each) and each.width_px]
+    return sizes[0] if sizes else (64, 64)
 
 
 @dataclass(frozen=True)

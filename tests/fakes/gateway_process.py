@@ -15,7 +15,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.gateway.v1 import gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.wire import answers
-from tests.fakes.fleet import OFFERS, PNG
+from tests.fakes.fleet import OFFERS, result, size_in_request
 
 START_LIMIT_S = 60
 CALL_LIMIT_S = 30
@@ -102,13 +102,16 @@ class RpcWorker:
         return list(answer.tasks)
 
     async def complete(self, task: queue_pb2.LeasedTask) -> None:
-        data = PNG + task.name.encode()
+        width_px, height_px = size_in_request(task.request)
+        data = result(width_px, height_px, task.name.encode())
         parts = [
             blobs_pb2.WriteBlobRequest(header=blobs_pb2.WriteBlobHeader(size_bytes=len(data))),
             blobs_pb2.WriteBlobRequest(chunk=data),
         ]
         written = await self.blobs.WriteBlob(iter(parts), timeout=CALL_LIMIT_S, wait_for_ready=True)
-        output = queue_pb2.Output(blob=common_pb2.Blob(digest=written.blob.digest), width_px=8, height_px=8)
+        output = queue_pb2.Output(
+            blob=common_pb2.Blob(digest=written.blob.digest), width_px=width_px, height_px=height_px
+        )
         request = queue_pb2.CompleteTaskRequest(lease_token=task.lease_token, outputs=[output])
         await self.queue.CompleteTask(request, timeout=CALL_LIMIT_S, wait_for_ready=True)
         self.held.remove(task.lease_token)

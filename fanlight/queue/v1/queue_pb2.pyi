@@ -560,7 +560,7 @@ class Output(google.protobuf.message.Message):
     nsfw: builtins.bool
     """As in fanlight.diffusion.v1.GeneratedImage."""
     provenance_json: builtins.str
-    """At most 16 KiB; empty where it is longer."""
+    """At most 16 KiB; empty where it is longer. Shown to clients as the node's word."""
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
     def __init__(

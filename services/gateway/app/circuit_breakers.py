@@ -61,11 +61,12 @@ class CircuitBreakers:
             elif not isinstance(change, CaughtUp):
                 self._known[change.key] = BREAKERS.read(BUCKET, change) or _NONE
 
-    async def note_failure(self, node: str, key: BreakerKey, reason: str, *, lease_s: float) -> None:
-        """`lease_s`: as for `after_failure`."""
+    async def note_failure(self, node: str, key: BreakerKey, reason: str, *, lease_s: float, weight: int = 1) -> None:
+        """`lease_s` and `weight`: as for `after_failure`."""
         now_s = self._clock.now_s()
         breakers = await self._change(
-            node, lambda before: after_failure(before, key, reason=reason, lease_s=lease_s, now_s=now_s)
+            node,
+            lambda before: after_failure(before, key, reason=reason, lease_s=lease_s, weight=weight, now_s=now_s),
         )
         failed = breakers.find(key)
         if failed is not None and failed.is_open(now_s):

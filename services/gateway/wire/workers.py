@@ -17,6 +17,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.app.completion import Renewal, RenewalResult, ReportedOutput
 from services.gateway.app.leasing import LeasedTask, ModelToFetch, Poll, PollAnswer
+from services.gateway.app.results import is_preview
 from services.gateway.app.watch import FetchStatus, TaskProgress
 from services.gateway.domain.job import Failure, Fault, Span, task_name
 from services.gateway.domain.machine import LeaseStatus
@@ -29,7 +30,6 @@ HELD_LIMIT = 1_024
 RENEWALS_LIMIT = 1_024
 DIGEST_LIMIT_BYTES = 64
 SPANS_LIMIT = 64
-PREVIEW_LIMIT_BYTES = 64 * 1024
 REASON_LIMIT = 64
 MESSAGE_LIMIT = 2_000
 REFERENCE_LIMIT_CHARS = 256
@@ -129,7 +129,7 @@ def _progress(renewal: queue_pb2.Renewal) -> TaskProgress | None:
     if not renewal.HasField("progress"):
         return None
     progress = renewal.progress
-    preview = progress.preview if len(progress.preview) <= PREVIEW_LIMIT_BYTES else b""
+    preview = progress.preview if is_preview(progress.preview) else b""
     fetching = _fetching(progress.fetch) if progress.HasField("fetch") else None
     return TaskProgress(task=0, step=progress.step, steps=progress.steps, preview=preview, fetching=fetching)
 
