@@ -13,6 +13,7 @@ from google.protobuf import any_pb2
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.names import digest_of
 from fanlight.contract.parameters import Parameter
+from fanlight.contract.shipped import ShippedAnnotator
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
@@ -117,6 +118,7 @@ class Fleet:
     settings: dict[str, Any] = field(default_factory=dict)
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     is_shared: bool = False
+    shipped: dict[str, ShippedAnnotator] = field(default_factory=dict)
     number: int = 0
     gateway: Gateway = field(init=False)
 
@@ -126,9 +128,11 @@ class Fleet:
             blobs=self.blobs,
             clock=self.clock,
             random_bytes=CountingBytes(self.number),
-            settings=GatewaySettings(**self.settings),
+            # Annotators that the tests made up mean what their workers say.
+            settings=GatewaySettings(**{"other_annotators": "*", **self.settings}),
             limits=self.limits,
             is_shared=self.is_shared,
+            shipped=self.shipped,
         )
 
     @asynccontextmanager
@@ -149,6 +153,7 @@ class Fleet:
             settings=self.settings,
             limits=self.limits,
             is_shared=self.is_shared,
+            shipped=self.shipped,
             number=self.number + 1,
         )
 

@@ -12,8 +12,10 @@ import grpc.aio
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.shipped import shipped_annotators
 from fanlight.gateway.v1 import gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
+from services.gateway.domain.workers import AnnouncedAnnotator
 from services.gateway.wire import answers
 from tests.fakes.fleet import OFFERS, result, size_in_request
 
@@ -33,6 +35,7 @@ class GatewayProcess:
             "FANLIGHT_GATEWAY_DATA_DIR": str(self.data),
             "FANLIGHT_GATEWAY_GRPC": self.grpc or "127.0.0.1:0",
             "FANLIGHT_GATEWAY_HTTP": self.http or "127.0.0.1:0",
+            "FANLIGHT_GATEWAY_OTHER_ANNOTATORS": "dream",
         }
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -59,6 +62,12 @@ class GatewayProcess:
 
     def channel(self, token: str = "") -> grpc.aio.Channel:
         return open_channel(self.grpc, token=token)
+
+
+def as_shipped(made_up: AnnouncedAnnotator) -> AnnouncedAnnotator:
+    """With the parameters that its namesake ships with: a gateway process takes no others."""
+    shipped = shipped_annotators().get(made_up.id)
+    return replace(made_up, parameters=shipped.parameters) if shipped else made_up
 
 
 class RpcWorker:
@@ -89,7 +98,7 @@ class RpcWorker:
             ),
             capabilities_digest=self.stage.encode(),
             capabilities=queue_pb2.Capabilities(
-                annotators=[answers.annotator(each) for each in offers.annotators],
+                annotators=[answers.annotator(as_shipped(each)) for each in offers.annotators],
                 models=[answers.model(each) for each in offers.models],
                 contract=self.contract,
             ),

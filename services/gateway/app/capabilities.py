@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.job_store import Codec
+from services.gateway.domain.offers import LeftOut, OfferRules
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     Capabilities,
@@ -25,6 +26,9 @@ from services.gateway.ports import Clock, RecordStore
 from services.gateway.scheduler.pace import RecentMean, StepTimes, plausible
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.scheduler.workers import WorkerView
+from services.kernel.logs import get_logger
+
+log = get_logger()
 
 BUCKET = "capabilities"
 PAGE = 20
@@ -32,6 +36,8 @@ PAGE = 20
 UNUSED_S = 3_600.0
 # How often a used record is checked: another gateway may have deleted it.
 CHECK_INTERVAL_S = 600.0
+# Of what workers announce and get no tasks for, in one line of the log.
+LEFT_OUT_SHOWN = 5
 # How many nodes a refusal names.
 NODES_LIMIT = 5
 # Where no link was measured yet: what most homes have.
@@ -78,6 +84,9 @@ class CapabilityGroup:
 
     digest: str
     kept: KeptCapabilities
+    # What counts of what they announced, and what does not.
+    offered: Capabilities
+    left_out: tuple[LeftOut, ...]
     offers: frozenset[str]
     limits: Amounts
     needs_by_id: Mapping[str, tuple[str, ...]]
@@ -98,21 +107,24 @@ class CapabilityGroup:
 
     @property
     def capabilities(self) -> Capabilities:
+        """As announced."""
         return self.kept.capabilities
 
     @property
     def rank(self) -> Rank:
-        return not self.live, -self.kept.time_s, self.digest
+        return not self.live, self.kept.time_s, self.digest
 
 
-def _group(digest: str, kept: KeptCapabilities, now_s: float) -> CapabilityGroup:
-    capabilities = kept.capabilities
+def _group(digest: str, kept: KeptCapabilities, now_s: float, rules: OfferRules) -> CapabilityGroup:
+    capabilities, left_out = rules.offered(kept.capabilities)
     sizes: dict[str, int] = {}
     for model in capabilities.models:
         sizes[model.id] = max(sizes.get(model.id, 0), model.size_bytes)
     return CapabilityGroup(
         digest=digest,
         kept=kept,
+        offered=capabilities,
+        left_out=left_out,
         offers=capabilities.offers,
         limits=capabilities.all_limits,
         needs_by_id=needs_by_id(capabilities),
@@ -125,10 +137,12 @@ def _group(digest: str, kept: KeptCapabilities, now_s: float) -> CapabilityGroup
 class CapabilityGroups:
     """By digest, with what they offer together. A lookup costs the same for any number of alike workers."""
 
-    def __init__(self, store: RecordStore, clock: Clock) -> None:
+    def __init__(self, store: RecordStore, clock: Clock, rules: OfferRules, *, default_model: str = "") -> None:
+        """`default_model`: the operator's; empty for none."""
         self._store = store
         self._clock = clock
-        self.catalog = FleetCatalog()
+        self._rules = rules
+        self.catalog = FleetCatalog(default_model)
         self._known: dict[str, CapabilityGroup] = {}
         # By need, of groups that have workers.
         self._offering: dict[str, list[CapabilityGroup]] = {}
@@ -145,7 +159,10 @@ class CapabilityGroups:
 
     def _remember(self, digest: str, kept: KeptCapabilities) -> CapabilityGroup:
         if digest not in self._known:
-            self._known[digest] = _group(digest, kept, self._clock.now_s())
+            group = self._known[digest] = _group(digest, kept, self._clock.now_s(), self._rules)
+            if group.left_out:
+                shown = [f"{each.need}: {each.why}" for each in group.left_out[:LEFT_OUT_SHOWN]]
+                log.warning("offers_left_out", digest=digest, count=len(group.left_out), offers=shown)
         return self._known[digest]
 
     def find(self, digest: str) -> CapabilityGroup | None:
@@ -196,7 +213,7 @@ class CapabilityGroups:
         """Add a worker, not live yet. Returns the group that it is in: the first of two with the same digest."""
         group = self._known.setdefault(group.digest, group)
         if not group.workers:
-            self.catalog.change(group.capabilities, before=None, after=group.rank)
+            self.catalog.change(group.offered, before=None, after=group.rank)
             for need in group.offers:
                 self._offering.setdefault(need, []).append(group)
         group.workers[worker_id] = Member(node, stage)
@@ -220,7 +237,7 @@ class CapabilityGroups:
         group.of_stage[stage] -= 1
         self.catalog.count_announcing(group.digest, stage, -1)
         if not group.workers:
-            self.catalog.change(group.capabilities, before=group.rank, after=None)
+            self.catalog.change(group.offered, before=group.rank, after=None)
             group.unused_since_s = self._clock.now_s()
             for need in group.offers:
                 groups = self._offering[need]
@@ -238,7 +255,7 @@ class CapabilityGroups:
         else:
             group.live.remove(worker_id)
         if group.rank != before:
-            self.catalog.change(group.capabilities, before=before, after=group.rank)
+            self.catalog.change(group.offered, before=before, after=group.rank)
 
     # What they can do
 

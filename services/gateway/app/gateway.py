@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+from fanlight.contract.shipped import ShippedAnnotator, shipped_annotators
 from fanlight.errors import FanlightError, Unavailable
 from services.gateway.app import (
     capabilities,
@@ -75,10 +76,16 @@ class Gateway:
         settings: GatewaySettings,
         limits: GatewayLimits | None = None,
         is_shared: bool = False,
+        shipped: Mapping[str, ShippedAnnotator] | None = None,
     ) -> None:
-        """`is_shared`: other gateways work over the same store."""
+        """`is_shared`: other gateways work over the same store.
+
+        `shipped`: the annotators that mean the same whatever workers say; None for those that Fanlight ships.
+        """
         limits = limits or GatewayLimits()
-        core = core_of(store, blobs, clock, random_bytes, settings, limits, is_shared=is_shared)
+        if shipped is None:
+            shipped = shipped_annotators()
+        core = core_of(store, blobs, clock, random_bytes, settings, limits, is_shared=is_shared, shipped=shipped)
         self._core, self._is_shared, self._store = core, is_shared, store
         self._job_store, self._leases = core.job_store, core.leases
         self._cache = ControlImageCache(

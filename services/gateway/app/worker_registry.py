@@ -16,6 +16,7 @@ from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.config import GatewayLimits
 from services.gateway.domain.circuit_breaker import BreakerKey
 from services.gateway.domain.job import Facts, Job, task_name
+from services.gateway.domain.offers import OfferRules
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     Avoidance,
@@ -35,6 +36,10 @@ log = get_logger()
 
 BUCKET = "workers"
 PAGE = 1_000
+# How many versions and devices of one annotator the cache is asked for, whatever workers claim.
+VARIANTS_LIMIT = 8
+# Of what a worker announced and gets no tasks for.
+LEFT_OUT_LIMIT = 64
 # How far the stored time of the last poll may lag.
 WRITE_INTERVAL_S = 60.0
 # Changed models are written for other gateways at most this often.
@@ -80,7 +85,11 @@ class WorkerRegistry:
         scheduler: Scheduler,
         clock: Clock,
         limits: GatewayLimits,
+        rules: OfferRules,
+        *,
+        default_model: str = "",
     ) -> None:
+        """`default_model`: the operator's; empty for none."""
         self._store = store
         self._scheduler = scheduler
         self._views = WorkerViews()
@@ -89,7 +98,7 @@ class WorkerRegistry:
         self._leases = leases
         self._clock = clock
         self._limits = limits
-        self._groups = CapabilityGroups(store, clock)
+        self._groups = CapabilityGroups(store, clock, rules, default_model=default_model)
         self._known: dict[str, _KnownWorker] = {}
         # By node and stage.
         self._at: dict[tuple[str, str], dict[str, _KnownWorker]] = {}
@@ -410,16 +419,18 @@ class WorkerRegistry:
         return (known.group.offers, known.group.limits) if known and known.is_counted else None
 
     def variants(self, annotator_id: str) -> Sequence[AnnouncedAnnotator]:
-        """The annotator in every version and on every device that a worker announced, live ones first."""
+        """The annotator in the versions and on the devices that workers have, live ones first, up to a limit."""
         self._update_live()
         distinct: dict[tuple[str, str], AnnouncedAnnotator] = {}
         for group in self._groups.with_annotator(annotator_id):
             annotator = group.annotators[annotator_id]
             distinct.setdefault((annotator.version, annotator.device), annotator)
+            if len(distinct) == VARIANTS_LIMIT:
+                break
         return list(distinct.values())
 
     def annotator_of(self, worker_id: str, annotator_id: str) -> AnnouncedAnnotator | None:
-        """The annotator as that worker announced it."""
+        """The annotator as that worker has it."""
         known = self._known.get(worker_id)
         return known.group.annotators.get(annotator_id) if known else None
 
@@ -449,7 +460,7 @@ class WorkerRegistry:
             live=self._is_live(known),
             tasks=tuple(task_name(*held.key) for held in self._leases.of_worker(worker.id)),
             draining_reason=self.draining_reason(worker.id),
-            avoided=tuple(self.avoidances_of(worker.id)),
+            avoided=(*self.avoidances_of(worker.id), *_left_out(known.group)),
         )
 
     async def sweep(self) -> None:
@@ -482,6 +493,12 @@ class WorkerRegistry:
             self._stragglers.forget(worker_id)
             self._scheduler.gone(worker_id, self._clock.monotonic_s())
             await self._store.delete(BUCKET, worker_id)
+
+
+def _left_out(group: CapabilityGroup) -> Iterator[Avoidance]:
+    """What its workers announced and get no tasks for."""
+    for each in group.left_out[:LEFT_OUT_LIMIT]:
+        yield Avoidance(need=each.need, why=each.why, until_s=0.0)
 
 
 def _places(worker: Worker) -> tuple[frozenset[str], ...]:
