@@ -129,7 +129,7 @@ class Fleet:
             clock=self.clock,
             random_bytes=CountingBytes(self.number),
             # Annotators that the tests made up mean what their workers say.
-            settings=GatewaySettings(**{"other_annotators": "*", **self.settings}),
+            settings=GatewaySettings(**{"other_annotators": "*", "checked_share": 0.0, **self.settings}),
             limits=self.limits,
             is_shared=self.is_shared,
             shipped=self.shipped,

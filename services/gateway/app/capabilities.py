@@ -266,6 +266,15 @@ class CapabilityGroups:
             for group in self._nearest(needs)
         )
 
+    def has_live(self, stage: str, needs: frozenset[str], but_not: frozenset[str]) -> bool:
+        """Whether a live worker of another node than those offers all the needs."""
+        return any(
+            node not in but_not
+            for group in self._nearest(needs)
+            if needs <= group.offers
+            for node in _nodes(group, stage, live=True)
+        )
+
     def _nearest(self, needs: frozenset[str]) -> list[CapabilityGroup]:
         """The groups that offer the rarest of the needs; without needs, all that have workers."""
         if not needs:

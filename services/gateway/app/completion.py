@@ -15,6 +15,7 @@ from services.gateway.app.dead_letters import DeadLetters
 from services.gateway.app.job_store import UnreadableRecord
 from services.gateway.app.leases import LiveLease, task_key_of
 from services.gateway.app.queue_index import QueueLine, kind_of, queue_lines
+from services.gateway.app.result_checks import ResultChecks
 from services.gateway.app.results import ClaimedSize, ResultChecker
 from services.gateway.app.second_opinions import OPINION_WAIT_S
 from services.gateway.app.tenants import OPERATOR, Caller
@@ -67,7 +68,7 @@ class ReportedOutput:
 class Completion:
     """Ends and renews leases, by their tokens."""
 
-    def __init__(self, core: Core, cache: ControlImageCache, dead_letters: DeadLetters) -> None:
+    def __init__(self, core: Core, cache: ControlImageCache, dead_letters: DeadLetters, checks: ResultChecks) -> None:
         self._job_store = core.job_store
         self._leases = core.leases
         self._workers = core.workers
@@ -83,6 +84,7 @@ class Completion:
         self._cache = cache
         self._dead_letters = dead_letters
         self._results = ResultChecker(core.blobs)
+        self._checks = checks
 
     def statistics(self, caller: Caller = OPERATOR) -> Sequence[QueueLine]:
         """How much waits, by stage and checkpoint; only of jobs that the caller may see."""
@@ -138,9 +140,17 @@ class Completion:
             lambda job: machine.complete(job, number, token, outputs=outputs, spans=spans, now_s=now_s),
         )
         log.info("task_completed", task=task_name(job_id, number), job_state=job.state.value)
-        await self._cache_output(job, number)
+        if job.check is None:
+            await self._cache_output(job, number)
         if not is_again:
             await self._note_success(job, number)
+            await self._check_later(job, number)
+
+    async def _check_later(self, job: Job, number: int) -> None:
+        if job.check is not None:
+            await self._checks.settle(job)
+        elif job.request_of(job.tasks[number - 1]).facts.annotator:
+            await self._checks.consider(job, number)
 
     async def _check_results(self, token: str, outputs: Sequence[Output]) -> None:
         job_id, number = task_key_of(token)
@@ -166,7 +176,7 @@ class Completion:
         task = job.tasks[number - 1]
         attempt = task.attempts[-1]
         log.warning("result_refused", task=task_name(job_id, number), worker=attempt.worker, why=failure.message)
-        await self._dead_letters.keep(job)
+        await self._keep_letter(job)
         key = self._workers.key_of(attempt.worker, task.stage, blame.main_need(job, task))
         await self._breakers.note_failure(
             attempt.node, key, refused.reason, lease_s=attempt.lease_time_s, weight=FAILURES_ALLOWED
@@ -263,7 +273,7 @@ class Completion:
             part=failure.part,
             job_state=job.state.value,
         )
-        await self._dead_letters.keep(job)
+        await self._keep_letter(job)
         if fault is Fault.NODE:
             await self._note_failure(job, number)
 
@@ -321,7 +331,7 @@ class Completion:
         except (NotFound, UnreadableRecord):
             return
         log.info("lease_expired", task=task_name(job_id, number), worker=live.worker, unheld=unheld)
-        await self._dead_letters.keep(job)
+        await self._keep_letter(job)
 
     async def expire_due(self) -> None:
         for live in self._leases.due():
@@ -342,6 +352,11 @@ class Completion:
             with contextlib.suppress(NotFound, UnreadableRecord):
                 await self._job_store.change(job_id, partial(machine.uphold, number=number, now_s=now_s))
                 log.info("second_opinion_missing", task=task_name(job_id, number))
+
+    async def _keep_letter(self, job: Job) -> None:
+        """Of what a client requested."""
+        if job.check is None:
+            await self._dead_letters.keep(job)
 
     async def _fresh(self, job_id: str) -> Job:
         try:

@@ -434,6 +434,21 @@ class WorkerRegistry:
         known = self._known.get(worker_id)
         return known.group.annotators.get(annotator_id) if known else None
 
+    def announced_annotator(self, worker_id: str, annotator_id: str) -> AnnouncedAnnotator | None:
+        """The annotator as that worker announced it, its build included."""
+        known = self._known.get(worker_id)
+        announced = known.group.capabilities.annotators if known else ()
+        return next((each for each in announced if each.id == annotator_id), None)
+
+    def is_deterministic(self, worker_id: str, annotator_id: str) -> bool:
+        annotator = self.annotator_of(worker_id, annotator_id)
+        return annotator is not None and annotator.deterministic
+
+    def has_live(self, stage: str, needs: frozenset[str], *, but_not: frozenset[str]) -> bool:
+        """Whether a live worker of another node than those meets all the needs."""
+        self._update_live()
+        return self._groups.has_live(stage, needs, but_not)
+
     def model_kind(self, worker_id: str, model_id: str) -> str:
         """Such as `lora`; empty where the worker offers no such model."""
         known = self._known.get(worker_id)

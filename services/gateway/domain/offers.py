@@ -1,11 +1,16 @@
 """What of a worker's announcement counts: a worker can match what Fanlight ships, and never change it. Pure."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from fanlight.contract.names import ANY
 from fanlight.contract.shipped import ShippedAnnotator
 from services.gateway.domain.workers import ANNOTATOR, CHECKPOINT, AnnouncedAnnotator, AnnouncedModel, Capabilities
+
+BUILD = "build"
+# No worker offers these by name alone.
+_OURS = (f"{ANNOTATOR}:", f"{BUILD}:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +20,12 @@ class LeftOut:
     # Such as `annotator:canny`.
     need: str
     why: str
+
+
+def build_need(announced: AnnouncedAnnotator) -> str:
+    """What only workers with the same build of it on the same kind of device offer: they give equal bytes."""
+    build = hashlib.sha256(f"{announced.version}\n{announced.device}".encode()).hexdigest()
+    return f"{BUILD}:{announced.id}:{build[:16]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +45,14 @@ class OfferRules:
             else:
                 annotators.append(self._as_meant(each))
         offers = frozenset(f"{ANNOTATOR}:{each.id}" for each in annotators)
-        others = (each for each in announced.other_offers if not each.startswith(f"{ANNOTATOR}:") or each in offers)
+        others = {each for each in announced.other_offers if not each.startswith(_OURS) or each in offers}
+        ids = {each.id for each in annotators}
+        others |= {build_need(each) for each in announced.annotators if each.id in ids}
         counted = replace(
             announced,
             annotators=tuple(annotators),
             models=tuple(_with_one_default(announced.models)),
-            other_offers=tuple(others),
+            other_offers=tuple(sorted(others)),
         )
         return counted, tuple(left_out)
 

@@ -8,7 +8,7 @@ from fanlight.contract.parameters import Parameter
 from fanlight.contract.shipped import ShippedAnnotator, shipped_annotators
 from fanlight.errors import InvalidField, NotFound
 from services.gateway.domain.job import DIFFUSION, PREPROCESS
-from services.gateway.domain.offers import OfferRules
+from services.gateway.domain.offers import OfferRules, build_need
 from services.gateway.domain.workers import ANY, AnnouncedAnnotator, AnnouncedModel, Capabilities
 from tests.fakes.fleet import STARTER, Fleet, annotation, generation, resolved
 
@@ -80,9 +80,11 @@ def test_an_allowed_annotator_takes_no_name_of_what_ships() -> None:
 
 
 def test_no_offer_by_name_alone_stands_for_an_annotator_that_is_left_out() -> None:
-    announced = Capabilities(annotators=(TRUE,), other_offers=("annotator:canny", "annotator:own", "scheduler:ddim"))
+    announced = Capabilities(
+        annotators=(TRUE,), other_offers=("annotator:canny", "annotator:own", "build:own:1", "scheduler:ddim")
+    )
     counted, _ = STRICT.offered(announced)
-    assert counted.other_offers == ("annotator:canny", "scheduler:ddim")
+    assert counted.other_offers == ("annotator:canny", build_need(TRUE), "scheduler:ddim")
     counted, _ = STRICT.offered(replace(announced, annotators=()))
     assert counted.other_offers == ("scheduler:ddim",)
 
