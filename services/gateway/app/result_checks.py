@@ -25,6 +25,7 @@ DEADLINE_S = 3_600.0
 OPEN_LIMIT = 100
 # How much the share's draw can tell apart.
 DRAW_BYTES = 4
+DRAWS = float(256**DRAW_BYTES)
 
 NoteChecked = Callable[[Claim, bool], Awaitable[None]]
 # The claim that was false, what such tasks need, and why in a sentence.
@@ -62,7 +63,7 @@ class ResultChecks:
             log.info("check_not_made", task=task_name(job.id, number), reason=error.reason)
 
     def _is_drawn(self) -> bool:
-        return int.from_bytes(self._random_bytes(DRAW_BYTES)) < self._share * 256**DRAW_BYTES
+        return int.from_bytes(self._random_bytes(DRAW_BYTES)) < self._share * DRAWS
 
     async def _ask(self, job: Job, task: Task, check: ResultCheck) -> bool:
         """Create the check, unless no other node can do it."""
