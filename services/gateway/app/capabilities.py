@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from fanlight.contract.limits import size_class
 from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.job_store import Codec
+from services.gateway.domain.job import Facts
 from services.gateway.domain.offers import LeftOut, OfferRules
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
@@ -23,7 +25,7 @@ from services.gateway.domain.workers import (
     needs_by_id,
 )
 from services.gateway.ports import Clock, RecordStore
-from services.gateway.scheduler.pace import RecentMean, StepTimes, plausible
+from services.gateway.scheduler.pace import Delivered, RecentMean, StepTimes, delivered_times, plausible
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.scheduler.workers import WorkerView
 from services.kernel.logs import get_logger
@@ -47,6 +49,10 @@ TASK_S = 0.5
 # No home link and no card is faster than these bounds, and slower ones are useless.
 LINK_MAX_BPS, LINK_MIN_BPS = 10e9, 0.1e6
 STEP_MIN_S, STEP_MAX_S = 1e-3, 600.0
+# How many times what its fetches got a worker's link may have.
+LINK_OFF = 2.0
+# Of how many families and sizes a worker's times are measured.
+DELIVERED_CLASSES_LIMIT = 64
 # For how many devices averages are kept, and for how many families and sizes of each.
 DEVICES_LIMIT = 1_000
 CLASSES_LIMIT = 256
@@ -333,6 +339,9 @@ class WorkerViews:
         # By worker: its last report, and its plausible values.
         self._step_times: dict[str, tuple[tuple[ReportedStepTime, ...], StepTimes]] = {}
         self._usual_link = RecentMean()
+        # By worker: what it delivered, as this gateway measured it.
+        self._delivered: dict[str, dict[tuple[str, int], Delivered]] = {}
+        self._links: dict[str, Delivered] = {}
 
     def of(self, worker: Worker, group: CapabilityGroup, avoided: frozenset[str]) -> WorkerView:
         """`avoided`: the needs that the worker is given tasks for only where no other worker can do them."""
@@ -349,8 +358,8 @@ class WorkerViews:
             ram=worker.ram_models,
             held=worker.held_models,
             sizes=group.sizes,
-            link_bps=self._link_bps(worker.goodput_bps),
-            step_times=self._plausible_times(worker, device),
+            link_bps=self._link_bps(worker),
+            step_times=delivered_times(self._plausible_times(worker, device), self._measured_times(worker.id)),
             usual_times=device.usual_times,
             task_s=TASK_S,
             takes_fetches=worker.takes_fetches,
@@ -358,8 +367,28 @@ class WorkerViews:
             unfetched=worker.unfetched_models,
         )
 
+    def note_task(self, worker_id: str, facts: Facts, took_s: float) -> None:
+        """A task with these facts took so long, from lease to result."""
+        if not facts.steps or not facts.width_px or took_s <= 0:
+            return
+        which = facts.family, size_class(facts.width_px, facts.height_px)
+        delivered = self._delivered.setdefault(worker_id, {})
+        if which in delivered or len(delivered) < DELIVERED_CLASSES_LIMIT:
+            step_s = max(took_s - TASK_S, took_s / 2) / facts.steps
+            delivered.setdefault(which, Delivered()).note(min(max(step_s, STEP_MIN_S), STEP_MAX_S))
+
+    def note_fetch(self, worker_id: str, size_bytes: int, took_s: float) -> None:
+        """It holds a model that it was told to fetch so long ago."""
+        if size_bytes and took_s > 0:
+            self._links.setdefault(worker_id, Delivered()).note(size_bytes * 8 / took_s)
+
     def forget(self, worker_id: str) -> None:
-        self._step_times.pop(worker_id, None)
+        for known in (self._step_times, self._delivered, self._links):
+            known.pop(worker_id, None)
+
+    def _measured_times(self, worker_id: str) -> StepTimes:
+        delivered = self._delivered.get(worker_id, {})
+        return {which: each.least for which, each in delivered.items() if each.least}
 
     def _device(self, name: str) -> "_Device":
         if name not in self._devices:
@@ -382,10 +411,14 @@ class WorkerViews:
             self._step_times[worker.id] = worker.step_times, plausible_times
         return plausible_times
 
-    def _link_bps(self, reported_bps: float) -> float:
-        link_bps = plausible(reported_bps, self._usual_link.mean) or USUAL_LINK_BPS
+    def _link_bps(self, worker: Worker) -> float:
+        """As reported, but not much more than its fetches got: those also wait for one another."""
+        link_bps = plausible(worker.goodput_bps, self._usual_link.mean) or USUAL_LINK_BPS
+        delivered = self._links.get(worker.id)
+        if delivered is not None and delivered.largest:
+            link_bps = min(link_bps, LINK_OFF * delivered.largest)
         link_bps = min(max(link_bps, LINK_MIN_BPS), LINK_MAX_BPS)
-        if reported_bps:
+        if worker.goodput_bps:
             self._usual_link.note(link_bps)
         return link_bps
 

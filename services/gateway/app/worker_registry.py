@@ -93,7 +93,9 @@ class WorkerRegistry:
         self._store = store
         self._scheduler = scheduler
         self._views = WorkerViews()
-        self._stragglers = StragglerDetector(clock, device_of=self._device_of, live_of=self._live_of)
+        self._stragglers = StragglerDetector(
+            clock, device_of=self._device_of, live_of=self._live_of, note_task=self._note_task
+        )
         self._avoidances = Avoidances(breakers, sources, self._stragglers, clock)
         self._leases = leases
         self._clock = clock
@@ -177,10 +179,23 @@ class WorkerRegistry:
             self._attach(known)
             return
         known.record = record
+        self._note_fetched(worker.id, worker.held_models - before.held_models)
         if _places(before) != _places(worker) and known.is_counted:
             was, now = (set(held_by(each, group.needs_by_id)) for each in (before, worker))
             for held, by in ((was - now, -1), (now - was, 1)):
                 self._groups.catalog.count_held(held, by, live=known.live, stage=worker.stage)
+
+    def _note_task(self, worker_id: str, facts: Facts, took_s: float) -> None:
+        if worker_id in self._known:
+            self._views.note_task(worker_id, facts, took_s)
+
+    def _note_fetched(self, worker_id: str, models: frozenset[str]) -> None:
+        """It holds these now, and did not before."""
+        state = self._scheduler.worker(worker_id)
+        for model in models if state else ():
+            fetch = state.fetches.get(model) if state else None
+            if state and fetch and model in state.reported_fetches:
+                self._views.note_fetch(worker_id, fetch.size_bytes, self._clock.monotonic_s() - fetch.start_s)
 
     def _drop(self, known: _KnownWorker) -> None:
         worker_id = known.record.worker.id
