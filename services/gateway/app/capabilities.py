@@ -383,8 +383,13 @@ class WorkerViews:
             self._links.setdefault(worker_id, Delivered()).note(size_bytes * 8 / took_s)
 
     def forget(self, worker_id: str) -> None:
-        for known in (self._step_times, self._delivered, self._links):
-            known.pop(worker_id, None)
+        self._step_times.pop(worker_id, None)
+        self.forget_delivered(worker_id)
+
+    def forget_delivered(self, worker_id: str) -> None:
+        """Its claims count again: it may be quicker now, and gets no tasks that would show it."""
+        self._delivered.pop(worker_id, None)
+        self._links.pop(worker_id, None)
 
     def _measured_times(self, worker_id: str) -> StepTimes:
         delivered = self._delivered.get(worker_id, {})

@@ -36,6 +36,8 @@ log = get_logger()
 
 BUCKET = "workers"
 PAGE = 1_000
+# For how long after its last task a worker's measured speeds count.
+MEASURED_S = 900.0
 # How many versions and devices of one annotator the cache is asked for, whatever workers claim.
 VARIANTS_LIMIT = 8
 # Of what a worker announced and gets no tasks for.
@@ -58,6 +60,8 @@ class _KnownWorker:
     # When it first called this gateway, and when it was last heard of; monotonic, 0 for not by this process.
     come_s: float = 0.0
     heard_s: float = 0.0
+    # When a task of it was measured last; monotonic.
+    measured_s: float = 0.0
     # A newer worker of its node and stage is there instead.
     replaced: bool = False
     # As last written.
@@ -186,8 +190,9 @@ class WorkerRegistry:
                 self._groups.catalog.count_held(held, by, live=known.live, stage=worker.stage)
 
     def _note_task(self, worker_id: str, facts: Facts, took_s: float) -> None:
-        if worker_id in self._known:
+        if known := self._known.get(worker_id):
             self._views.note_task(worker_id, facts, took_s)
+            known.measured_s = self._clock.monotonic_s()
 
     def _note_fetched(self, worker_id: str, models: frozenset[str]) -> None:
         """It holds these now, and did not before."""
@@ -281,6 +286,8 @@ class WorkerRegistry:
         if known is None or known.record.worker.draining:
             self._scheduler.gone(worker_id, self._clock.monotonic_s())
         elif self._is_live(known):
+            if self._clock.monotonic_s() - known.measured_s > MEASURED_S:
+                self._views.forget_delivered(worker_id)
             avoided = frozenset(each.need for each in self.avoidances_of(worker_id))
             view = self._views.of(known.record.worker, known.group, avoided)
             self._scheduler.seen(view, self._clock.monotonic_s())

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from services.gateway.app.capabilities import DELIVERED_CLASSES_LIMIT, LINK_OFF, WorkerViews
+from services.gateway.app.worker_registry import MEASURED_S
 from services.gateway.domain.job import DIFFUSION, Facts
 from services.gateway.domain.workers import AnnouncedModel, ReportedStepTime, Worker
 from services.gateway.scheduler.pace import DELIVERED_MIN, Delivered, delivered_times
@@ -102,6 +103,10 @@ async def test_who_claims_much_and_delivers_little_loses(fleet: Fleet) -> None:
     assert set(done[-6:]) == {"honest"}
     view = fleet.gateway._core.scheduler.worker("liar-diffusion").view
     assert view.step_times[("starter", 16)] == pytest.approx((40.0 - 0.5) / 20)
+    fleet.clock.advance(MEASURED_S + 1.0)
+    await workers["liar"].come()
+    view = fleet.gateway._core.scheduler.worker("liar-diffusion").view
+    assert view.step_times[("starter", 16)] < 1.0, "after a while it may show that it is quicker now"
 
 
 async def test_what_is_held_sooner_or_later_after_it_was_to_be_fetched_shows_the_link(fleet: Fleet) -> None:
