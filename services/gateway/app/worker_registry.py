@@ -5,7 +5,7 @@ Kept in the store, so that a restarted gateway still knows them. What a worker i
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
@@ -60,7 +60,9 @@ class _KnownWorker:
     # When it first called this gateway, and when it was last heard of; monotonic, 0 for not by this process.
     come_s: float = 0.0
     heard_s: float = 0.0
-    # When a task of it was measured last; monotonic.
+    # As it sent it with the models of its last poll here; empty for none.
+    holdings_digest: str = ""
+    # When a task or fetch of it was measured last; monotonic.
     measured_s: float = 0.0
     # A newer worker of its node and stage is there instead.
     replaced: bool = False
@@ -154,6 +156,25 @@ class WorkerRegistry:
             await self._forget([each for each in self._at.get(known.place, {}).values() if self._is_replaced(each)])
         return True
 
+    def with_holdings(self, worker: Worker, digest: str) -> Worker | None:
+        """The worker with the models of its last poll at this gateway, if that had the digest."""
+        known = self._known.get(worker.id)
+        if known is None or not digest or known.holdings_digest != digest:
+            return None
+        held = known.record.worker
+        return replace(
+            worker,
+            vram_models=held.vram_models,
+            ram_models=held.ram_models,
+            disk_models=held.disk_models,
+            unfetched_models=held.unfetched_models,
+        )
+
+    def note_holdings(self, worker_id: str, digest: str) -> None:
+        """What `seen` was just told of the worker has that digest."""
+        if known := self._known.get(worker_id):
+            known.holdings_digest = digest
+
     def live_ids(self) -> Sequence[str]:
         return [each for each, known in self._known.items() if known.live]
 
@@ -200,6 +221,7 @@ class WorkerRegistry:
         for model in models if state else ():
             fetch = state.fetches.get(model) if state else None
             if state and fetch and model in state.reported_fetches:
+                self._known[worker_id].measured_s = self._clock.monotonic_s()
                 self._views.note_fetch(worker_id, fetch.size_bytes, self._clock.monotonic_s() - fetch.start_s)
 
     def _drop(self, known: _KnownWorker) -> None:
@@ -346,6 +368,7 @@ class WorkerRegistry:
             known = self._add(record, group)
         elif known.polls == 0:
             self._revise(known, record, group)
+            known.holdings_digest = ""
         known.revision = max(known.revision, change.revision)
 
     def is_known(self, worker_id: str) -> bool:

@@ -78,6 +78,8 @@ def poll(request: queue_pb2.LeaseTasksRequest) -> Poll:
         raise InvalidField(f"has more than {HELD_LIMIT} entries", field="held_lease_tokens")
     if len(request.capabilities_digest) > DIGEST_LIMIT_BYTES:
         raise InvalidField(f"has more than {DIGEST_LIMIT_BYTES} bytes", field="capabilities_digest")
+    if len(request.holdings_digest) > DIGEST_LIMIT_BYTES:
+        raise InvalidField(f"has more than {DIGEST_LIMIT_BYTES} bytes", field="holdings_digest")
     return Poll(
         worker=polling_worker(request.worker, draining=request.draining),
         capabilities_digest=request.capabilities_digest.hex(),
@@ -85,6 +87,8 @@ def poll(request: queue_pb2.LeaseTasksRequest) -> Poll:
         max_tasks=check_whole(request.max_tasks, 0, BATCH_LIMIT, field="max_tasks"),
         held_tokens=frozenset(token(each) for each in request.held_lease_tokens),
         wait_s=check_number(request.wait_s, 0.0, WAIT_LIMIT_S, field="wait_s"),
+        holdings_digest=request.holdings_digest.hex(),
+        holdings_unchanged=request.holdings_unchanged,
     )
 
 
@@ -94,6 +98,7 @@ def poll_answer(answer: PollAnswer) -> queue_pb2.LeaseTasksResponse:
         wants_capabilities=answer.wants_capabilities,
         fetches=[_fetch(each) for each in answer.fetches or ()],
         has_fetches=answer.fetches is not None,
+        holdings_digest=bytes.fromhex(answer.holdings_digest),
     )
 
 
