@@ -98,7 +98,9 @@ def generating(manager: ModelManager, parser: Parser, *, threads: int) -> Iterat
             engine = DiffusionEngine(
                 lambda: backend, thread=thread, rows_limit=ROWS_LIMIT, hold_limit_s=HOLD_LIMIT_S, clock=time.monotonic
             )
-            generator = ImageGenerator(engine, parser, codecs=codecs, digests=WeightDigests(), clock=time.monotonic)
+            generator = ImageGenerator(
+                engine, parser, codecs=codecs, previews=codecs, digests=WeightDigests(), clock=time.monotonic
+            )
             return generator, asyncio.create_task(engine.run())
 
         generator, running = runner.run(started())

@@ -21,7 +21,7 @@ Each = TypeVar("Each", bound="Message")
 
 def annotators(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
     """List the annotators that the workers offer, with their parameters."""
-    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.cli.output import print_columns, print_json, print_line, to_dict
     from fanlight.cli.session import talk
 
     found = talk(gateway, lambda client: client.list_annotators())
@@ -37,7 +37,8 @@ def annotators(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> N
 
     print_columns(("ANNOTATOR", "CONTROLNETS", "WHAT IT DOES", "PARAMETERS"), [row(each) for each in found])
     if shared:
-        print(f"\nall annotators also take {', '.join(shared)}")
+        print()
+        print_line(f"all annotators also take {', '.join(shared)}")
 
 
 def _shared(lists: "Sequence[Sequence[str]]") -> list[str]:

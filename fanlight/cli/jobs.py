@@ -101,14 +101,15 @@ def cancel(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = Fal
 @app.command()
 def webhook(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
     """Show a job's webhook deliveries and retries."""
-    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.cli.output import print_columns, print_json, print_line, to_dict
     from fanlight.cli.session import talk
 
     found = talk(gateway, lambda client: client.get_webhook(job_name(name)))
     if as_json:
         print_json(to_dict(found))
         return
-    print(f"{found.job} to {found.url}: {type(found).State.Name(found.state).removeprefix('STATE_').lower()}\n")
+    print_line(f"{found.job} to {found.url}: {type(found).State.Name(found.state).removeprefix('STATE_').lower()}")
+    print()
     rows = [(each.try_time.ToJsonString()[:19], each.status or "-", each.error or "-") for each in found.tries]
     print_columns(("TRIED", "STATUS", "ERROR"), rows)
 

@@ -171,7 +171,8 @@ def _state(node: "Node") -> str:
 
 
 def _print(node: "Node", *, as_json: bool) -> None:
-    from fanlight.cli.output import print_columns, print_json, printable, to_dict
+    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.terminal import printable
 
     if as_json:
         print_json(to_dict(node))

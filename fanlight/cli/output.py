@@ -9,14 +9,15 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from fanlight.errors import FanlightError
+from fanlight.terminal import printable, printable_json
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_json_line(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(printable_json(json.dumps(value, ensure_ascii=False)), flush=True)
 
 
 def print_columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -27,20 +28,20 @@ def print_columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> No
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def printable(text: str) -> str:
-    """What controls a terminal, or reorders its text, as an escape such as `\\x1b`; prompts come from other people."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+def print_line(text: str) -> None:
+    print(printable(text))
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """A line on standard error."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_error(error: FanlightError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": error.as_dict()})
     else:
-        say(f"error: {printable(error.message)}")
+        say(f"error: {error.message}")
 
 
 def to_dict(message: Message) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fanlight.cli.output import print_columns, printable
+from fanlight.cli.output import print_columns, print_line
 from fanlight.gateway.v1.gateway_pb2 import Job, JobEstimate, JobExplanation, Task, TaskExplanation, WorkerExplanation
+from fanlight.terminal import printable
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -26,7 +27,12 @@ class JobBar:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
         console = console or Console(stderr=True)
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description:<24}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("waiting", total=None)
         self._parts: dict[int, float] = {}
@@ -47,7 +53,7 @@ class JobBar:
             self._parts[event.progress.task] = event.progress.step / event.progress.steps
             self._bar.update(self._task, completed=sum(self._parts.values()))
         elif event.progress.HasField("fetch"):
-            self._bar.update(self._task, description=fetching(event.progress.fetch))
+            self._bar.update(self._task, description=printable(fetching(event.progress.fetch)))
 
     def _on_job(self, job: "Job") -> None:
         ended = [task for task in job.tasks if task.end_time.seconds or task.state == Task.STATE_SUCCEEDED]
@@ -55,7 +61,7 @@ class JobBar:
         at_work = sorted({task.stage for task in job.tasks if task.state == Task.STATE_LEASED})
         doing = f"{', '.join(at_work) or 'waiting'} {len(ended)}/{len(job.tasks)}"
         total = len(job.tasks) or None
-        self._bar.update(self._task, description=doing, total=total, completed=sum(self._parts.values()))
+        self._bar.update(self._task, description=printable(doing), total=total, completed=sum(self._parts.values()))
 
 
 def fetching(fetch: "FetchProgress") -> str:
@@ -77,13 +83,14 @@ def print_job(job: Job) -> None:
     """The job, then why it failed, its tasks and its images, where there are any."""
     print_jobs([job])
     if job.HasField("failure"):
-        print(f"\nfailed: {_failure(job.failure)}")
+        print()
+        print_line(f"failed: {_failure(job.failure)}")
     if job.tasks:
         print()
         print_columns(("TASK", "STAGE", "STATE", "ATTEMPTS", "STEP", "WORKER"), [_task_row(task) for task in job.tasks])
         for task in job.tasks:
             if task.HasField("failure") and not job.HasField("failure"):
-                print(f"task {task.number}, last attempt: {_failure(task.failure)}")
+                print_line(f"task {task.number}, last attempt: {_failure(task.failure)}")
     if job.images:
         print()
         rows = [(image.seed, f"{image.width_px}x{image.height_px}", image.blob.digest) for image in job.images]
@@ -92,7 +99,7 @@ def print_job(job: Job) -> None:
 
 def _failure(failure: "Failure") -> str:
     where = f"{failure.field}: " if failure.field else ""
-    return printable(f"{where}{failure.message}")
+    return f"{where}{failure.message}"
 
 
 def _job_row(job: Job) -> tuple[object, ...]:
@@ -127,9 +134,9 @@ def _state_name(state: str) -> str:
 
 
 def print_explanation(found: JobExplanation) -> None:
-    print(f"{found.name}: {found.summary}")
+    print_line(f"{found.name}: {found.summary}")
     if found.HasField("estimate"):
-        print(_estimate(found.estimate, waits=bool(found.tasks)))
+        print_line(_estimate(found.estimate, waits=bool(found.tasks)))
     for task in found.tasks:
         _print_task(task)
 
@@ -146,9 +153,10 @@ def _estimate(estimate: JobEstimate, *, waits: bool) -> str:
 
 
 def _print_task(task: TaskExplanation) -> None:
-    print(f"\ntask {task.task} ({task.stage}) waits: {task.why}")
+    print()
+    print_line(f"task {task.task} ({task.stage}) waits: {task.why}")
     if task.needs:
-        print(f"it needs {', '.join(task.needs)}")
+        print_line(f"it needs {', '.join(task.needs)}")
     if task.workers:
         print_columns(("WORKER", "VERDICT", "READY", "WHY"), [_worker_row(worker) for worker in task.workers])
     if task.workers_left_out:

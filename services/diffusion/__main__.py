@@ -4,15 +4,17 @@ import asyncio
 import random
 import sys
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from fanlight.contract.limits import DRAWN_SEED_LIMIT
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from fanlight.errors import FanlightError
 from services.diffusion.config import HOLD_LIMIT_S, WAITING_LIMIT, DiffusionSettings
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
-from services.diffusion.engine.ports import Backend, DeviceLost
+from services.diffusion.engine.ports import Backend
 from services.diffusion.generator import ImageGenerator
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.model_manager import ModelManager
@@ -31,6 +33,7 @@ from services.weights.provision import Provision
 from services.weights.references.catalog import shipped, with_folder
 from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
+from services.worker.device import DeviceLost, DeviceState
 from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
 
@@ -47,14 +50,17 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     thread, codecs = DeviceThread(), ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
+    # Of no lower priority: a thread that waits for its turn with the GIL would stop all others.
+    previews = ThreadPoolExecutor(1, thread_name_prefix="preview")
     remote = open_remote(settings, weights)
     catalog = open_catalog(settings, remote)
     try:
         async with Provision(weights) as provision:
             supply = Supply(catalog, provision, remote, readers=codecs)
-            await serve_models(settings, worker, common, stop, Shared(catalog, supply, thread, codecs))
+            await serve_models(settings, worker, common, stop, Shared(catalog, supply, thread, codecs, previews))
     finally:
         thread.close()
+        previews.shutdown(wait=False, cancel_futures=True)
         codecs.shutdown()
 
 
@@ -66,6 +72,7 @@ class Shared:
     supply: Supply
     thread: DeviceThread
     codecs: ThreadPoolExecutor
+    previews: ThreadPoolExecutor
 
 
 async def serve_models(
@@ -73,13 +80,18 @@ async def serve_models(
 ) -> None:
     catalog, supply = shared.catalog, shared.supply
     models = make_models(settings, catalog)
-    engine = make_engine(settings, models, shared.thread, catalog)
+    device = DeviceState()
+    engine = make_engine(settings, models, shared.thread, catalog, device)
     digests = WeightDigests()
     abilities = make_abilities(settings, models)
     parser = make_parser(settings, catalog, abilities)
-    generator = ImageGenerator(engine, parser, codecs=shared.codecs, digests=digests, clock=time.monotonic)
+    generator = ImageGenerator(
+        engine, parser, codecs=shared.codecs, previews=shared.previews, digests=digests, clock=time.monotonic
+    )
     admission = Admission(slots=settings.slots, waiting_limit=WAITING_LIMIT)
-    service = DiffusionService(generator, admission, catalog, models, digests, supply)
+    service = DiffusionService(
+        generator, admission, catalog, models, digests, supply, preview_every_s=worker.progress_every_s
+    )
     server = StageServer(
         service=NAME,
         add=lambda rpc: diffusion_pb2_grpc.add_DiffusionServiceServicer_to_server(service, rpc),
@@ -87,12 +99,20 @@ async def serve_models(
     )
     stage = DiffusionStage(generator, engine, catalog, models, digests, supply, abilities)
     async with asyncio.TaskGroup() as group:
-        beside = [group.create_task(engine.run())]
+        beside = [group.create_task(until_lost(engine.run()))]
         if settings.preload and (catalog.checkpoints or catalog.default_id):
-            beside.append(group.create_task(preload(engine, catalog, supply, stage)))
-        await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
+            beside.append(group.create_task(until_lost(preload(engine, catalog, supply, stage))))
+        await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop, device=device)
         for task in beside:
             task.cancel()
+
+
+async def until_lost(work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, also if it ends by a lost device: the server ends the process, once its callers know."""
+    try:
+        await work
+    except* DeviceLost as lost:
+        log.info("ended_by_lost_device", error=str(lost.exceptions[0]))
 
 
 def make_models(settings: DiffusionSettings, catalog: ModelCatalog) -> ModelManager:
@@ -105,7 +125,7 @@ def make_models(settings: DiffusionSettings, catalog: ModelCatalog) -> ModelMana
 
 
 def make_engine(
-    settings: DiffusionSettings, models: ModelManager, thread: DeviceThread, catalog: ModelCatalog
+    settings: DiffusionSettings, models: ModelManager, thread: DeviceThread, catalog: ModelCatalog, device: DeviceState
 ) -> DiffusionEngine:
     return DiffusionEngine(
         lambda: open_backend(settings, models),
@@ -114,6 +134,8 @@ def make_engine(
         hold_limit_s=HOLD_LIMIT_S,
         clock=time.monotonic,
         family_of=catalog.family_of,
+        device_name=lambda: models.device_name or settings.device,
+        on_lost=device.lose,
     )
 
 

@@ -1,6 +1,7 @@
 """What the service and the stage share: a request in, an encoded image out. Knows no gRPC and no queue."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,10 +10,11 @@ from functools import partial
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.engine.engine import DiffusionEngine
 from services.diffusion.engine.generation import Generation
-from services.diffusion.engine.ports import Report, TimedResult
+from services.diffusion.engine.ports import Report, TimedResult, UnmadePreview
 from services.diffusion.images import MEDIA_TYPES, PARAMETERS, PROVENANCE, encode
 from services.diffusion.parse.parser import Parser, effective_to_proto
 from services.diffusion.provenance import WeightDigests, entries_of, infotext, provenance_json, version_of
+from services.worker.ports import MadePreview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +33,17 @@ class ImageResult:
         return MEDIA_TYPES[self.generation.format]
 
 
+def _make(unmade: UnmadePreview) -> MadePreview:
+    before_s = time.thread_time()
+    data = unmade.encode()
+    return MadePreview(data=data, cpu_s=time.thread_time() - before_s)
+
+
 class ImageGenerator:
-    """Decodes, digests and encodes on the codec threads, beside the event loop and the device thread."""
+    """Decodes, digests and encodes on the codec threads, beside the event loop and the device thread.
+
+    Previews are made on a thread of their own: no finished image waits for one.
+    """
 
     def __init__(
         self,
@@ -40,12 +51,14 @@ class ImageGenerator:
         parser: Parser,
         *,
         codecs: ThreadPoolExecutor,
+        previews: ThreadPoolExecutor,
         digests: WeightDigests,
         clock: Callable[[], float],
     ) -> None:
         self._engine = engine
         self._parser = parser
         self._codecs = codecs
+        self._previews = previews
         self._digests = digests
         self._clock = clock
 
@@ -73,6 +86,10 @@ class ImageGenerator:
             provenance=provenance,
             spans=(*result.spans, ("encode", self._clock() - began_s)),
         )
+
+    async def preview(self, unmade: UnmadePreview) -> MadePreview:
+        """A PNG; empty where none can be made."""
+        return await asyncio.get_running_loop().run_in_executor(self._previews, _make, unmade)
 
     def _digest(self, generation: Generation) -> None:
         for entry in entries_of(generation):

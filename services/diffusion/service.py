@@ -1,7 +1,8 @@
 """DiffusionService: images for clients that call this worker directly. Translates, calls, translates."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc.aio
@@ -10,7 +11,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract.needs import refuse_unknown_fields
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from services.diffusion.engine.generation import Generation
-from services.diffusion.engine.ports import StepProgress
+from services.diffusion.engine.ports import StepProgress, UnmadePreview
 from services.diffusion.generator import ImageGenerator, ImageResult
 from services.diffusion.images import PNG_MEDIA_TYPE as PREVIEW_MEDIA_TYPE
 from services.diffusion.models.catalog import ModelCatalog
@@ -21,10 +22,15 @@ from services.diffusion.supply import Supply
 from services.diffusion.wire import models_to_proto
 from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker.admission import Admission
+from services.worker.ports import MadePreview
+from services.worker.previews import PreviewPace
 
 NAME = diffusion_pb2.DESCRIPTOR.services_by_name["DiffusionService"].full_name
+# How long a finished image waits for its last preview.
+END_WAIT_S = 1.0
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Response = diffusion_pb2.GenerateResponse
+_Preview = diffusion_pb2.Preview
 
 
 class DiffusionService(diffusion_pb2_grpc.DiffusionServiceServicer):
@@ -36,7 +42,11 @@ class DiffusionService(diffusion_pb2_grpc.DiffusionServiceServicer):
         models: ModelManager,
         digests: WeightDigests,
         supply: Supply,
+        *,
+        preview_every_s: float,
     ) -> None:
+        """`preview_every_s`: the shortest time between two previews of a call."""
+        self._preview_every_s = preview_every_s
         self._digests = digests
         self._supply = supply
         self._generator = generator
@@ -72,17 +82,77 @@ class DiffusionService(diffusion_pb2_grpc.DiffusionServiceServicer):
         yield _Response(done=_done(result))
 
     async def _generate(self, request: diffusion_pb2.GenerateRequest, send: Callable[[_Response], None]) -> ImageResult:
+        previews = PreviewStream(self._generator.preview, send, every_s=self._preview_every_s)
+
         def report(progress: StepProgress) -> None:
-            for response in _responses(progress):
-                send(response)
+            send(_Response(step=diffusion_pb2.Step(step=progress.step, steps=progress.steps)))
+            if progress.preview is not None:
+                previews.put(progress.step, progress.preview)
 
         refuse_unknown_fields(request)
         self._generator.check(request)
         async with self._supply.provided(request, lambda fetching: send(_Response(fetch=_fetching(fetching)))):
             generation = await self._generator.parse(request)
             send(_Response(queued=diffusion_pb2.Queued(ahead=self._admission.waiting)))
-            async with self._admission.enter():
-                return await self._generator.generate(generation, report)
+            try:
+                async with self._admission.enter():
+                    return await self._generator.generate(generation, report)
+            finally:
+                await previews.end()
+
+
+class PreviewStream:
+    """Sends the previews of one call: the newest that is due, when the last one is long enough ago."""
+
+    def __init__(
+        self,
+        make: Callable[[UnmadePreview], Awaitable[MadePreview]],
+        send: Callable[[_Response], None],
+        *,
+        every_s: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._make = make
+        self._send = send
+        self._every_s = every_s
+        self._sleep = sleep
+        self._due: tuple[int, UnmadePreview] | None = None
+        self._sending: asyncio.Task[None] | None = None
+        # Set while none is being made.
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def put(self, step: int, preview: UnmadePreview) -> None:
+        """Send it soon, unless a newer one comes before."""
+        self._due = step, preview
+        if self._sending is None or self._sending.done():
+            self._idle.clear()
+            self._sending = asyncio.create_task(self._run())
+
+    async def end(self) -> None:
+        """Send nothing more, but for a preview that is just being made."""
+        self._due = None
+        if self._sending is None:
+            return
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_WAIT_S):
+                    await self._idle.wait()
+        finally:
+            self._sending.cancel()
+
+    async def _run(self) -> None:
+        while self._due is not None:
+            (step, preview), self._due = self._due, None
+            self._idle.clear()
+            try:
+                made = await self._make(preview)
+                if made.data:
+                    sent = _Preview(step=step, image=made.data, media_type=PREVIEW_MEDIA_TYPE)
+                    self._send(_Response(preview=sent))
+            finally:
+                self._idle.set()
+            await self._sleep(max(self._every_s, made.cpu_s / PreviewPace.SHARE))
 
 
 def _fetching(progress: FetchProgress) -> common_pb2.FetchProgress:
@@ -95,13 +165,6 @@ def _fetching(progress: FetchProgress) -> common_pb2.FetchProgress:
         seconds_left=whole.seconds_left,
         source=whole.source,
     )
-
-
-def _responses(progress: StepProgress) -> Iterator[diffusion_pb2.GenerateResponse]:
-    yield _Response(step=diffusion_pb2.Step(step=progress.step, steps=progress.steps))
-    if progress.preview:
-        preview = diffusion_pb2.Preview(step=progress.step, image=progress.preview, media_type=PREVIEW_MEDIA_TYPE)
-        yield _Response(preview=preview)
 
 
 def _image(result: ImageResult) -> diffusion_pb2.GenerateResponse:

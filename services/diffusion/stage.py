@@ -1,5 +1,7 @@
 """The stage `diffusion` for the lease loop: one leased task is one image."""
 
+from functools import partial
+
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.queue.v1 import queue_pb2
 from services.diffusion.engine.engine import DiffusionEngine, MeasuredStepTime
@@ -81,7 +83,7 @@ class DiffusionStage:
         self._generator.check(request)
         async with self._supply.provided(request, lambda fetching: report(_fetching(fetching))):
             generation = await self._generator.parse(request, alone=task.alone)
-            result = await self._generator.generate(generation, lambda progress: report(_to_report(progress)))
+            result = await self._generator.generate(generation, lambda progress: report(self._to_report(progress)))
         output = ports.StageOutput(
             data=result.data,
             width_px=generation.width_px,
@@ -92,6 +94,10 @@ class DiffusionStage:
         )
         return ports.Outcome(outputs=[output], spans=result.spans)
 
+    def _to_report(self, progress: StepProgress) -> ports.StageProgress:
+        preview = partial(self._generator.preview, progress.preview) if progress.preview else None
+        return ports.StageProgress(step=progress.step, steps=progress.steps, preview=preview)
+
 
 def _step_time(time: MeasuredStepTime) -> queue_pb2.StepTime:
     return queue_pb2.StepTime(
@@ -101,7 +107,3 @@ def _step_time(time: MeasuredStepTime) -> queue_pb2.StepTime:
 
 def _fetching(progress: FetchProgress) -> ports.StageProgress:
     return ports.StageProgress(fetch=progress.whole or progress)
-
-
-def _to_report(progress: StepProgress) -> ports.StageProgress:
-    return ports.StageProgress(step=progress.step, steps=progress.steps, preview=progress.preview)

@@ -12,40 +12,56 @@ from pathlib import Path
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
+from fanlight.records.v1 import records_pb2, records_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.job_store import OtherFormatVersion
 from services.gateway.app.readiness import require_ready
+from services.gateway.app.records import OtherFormatVersion
 from services.gateway.app.tenants import Tenant, callers_of, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings
-from services.gateway.http.app import bind_http, http_app, port_of, serve_http
+from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
+from services.gateway.http.hosts import host_names
+from services.gateway.http.serving import bind_http, port_of, serve_http
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
+from services.gateway.rpc.nodes import JoinAddress, NodeService
+from services.gateway.rpc.principals import Principals
+from services.gateway.rpc.records import RecordService
 from services.gateway.wire.answers import payload
+from services.gateway.wire.stages import images_of_task
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
 from services.kernel.config import GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.health import READY, HealthState
 from services.kernel.logs import get_logger
-from services.kernel.process import leave, run
+from services.kernel.private_files import UMASK, make_private
+from services.kernel.process import leave, raise_open_files_limit, run
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
+RECORD_SERVICE = records_pb2.DESCRIPTOR.services_by_name["RecordService"].full_name
+POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
+NODE_SERVICE = nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
 log = get_logger()
 
+# Those that take nodes' credentials; what a node may do in each is checked there.
+FOR_NODES = frozenset({QUEUE_SERVICE, BLOB_SERVICE, NODE_SERVICE})
 SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
 BLOBS_FOLDER = "blobs"
+# What Fanlight keeps in the data folder, which may hold more; the last two are `fanlight up`'s.
+OWN_NAMES = (STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm", BLOBS_FOLDER, "logs", "up.lock")
 
 
 STORE_UNAVAILABLE = HealthState(
@@ -171,11 +187,11 @@ async def _listen(
     group: asyncio.TaskGroup,
 ) -> None:
     """Answer calls until `stop`, then let running calls end."""
-    rpc = _rpc_server(gateway, blobs, common, tenants)
+    rpc = _rpc_server(gateway, blobs, common, tenants, polls=settings.worker_polls_limit)
     app = http_app(
         gateway,
         blobs,
-        HttpOptions(callers=callers_of(common.token_of_clients(), tenants), blob_limit_bytes=settings.blob_limit_bytes),
+        _http_options(settings, common, tenants),
     )
     grpc_address = address_of(settings.grpc, rpc.bind(settings.grpc))
     sockets = bind_http(settings.http)
@@ -190,24 +206,42 @@ async def _listen(
         await rpc.stop()
 
 
+def _http_options(settings: GatewaySettings, common: GatewayCommonSettings, tenants: Sequence[Tenant]) -> HttpOptions:
+    callers = callers_of(common.token_of_clients(), tenants)
+    extra = filter(None, settings.http_names.split(","))
+    return HttpOptions(
+        callers=callers,
+        host_names=host_names(settings.http, extra, needs_token=bool(callers.tokens)),
+        blob_limit_bytes=settings.blob_limit_bytes,
+    )
+
+
 def _rpc_server(
-    gateway: Gateway, blobs: BlobStore, common: GatewayCommonSettings, tenants: Sequence[Tenant]
+    gateway: Gateway, blobs: BlobStore, common: GatewayCommonSettings, tenants: Sequence[Tenant], *, polls: int
 ) -> RpcServer:
     callers = callers_of(common.token_of_clients(), tenants)
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
-    jobs, queue = JobService(gateway, callers), QueueService(gateway)
-    blob = BlobService(blobs, callers.and_workers(workers))
+    operators = tuple(filter(None, [common.token_of_clients()]))
+    principals = Principals(callers, common.token_of_workers(), gateway.nodes)
+    jobs, queue = JobService(gateway, callers), QueueService(gateway, principals)
+    records = RecordService(gateway.records)
+    blob = BlobService(blobs, principals, gateway.lease_rights(images_of_task))
+    node = NodeService(gateway, callers, SystemClock(), JoinAddress(), None)
     return RpcServer(
         common,
         services={
             JOB_SERVICE: lambda server: gateway_pb2_grpc.add_JobServiceServicer_to_server(jobs, server),
             QUEUE_SERVICE: lambda server: queue_pb2_grpc.add_QueueServiceServicer_to_server(queue, server),
+            RECORD_SERVICE: lambda server: records_pb2_grpc.add_RecordServiceServicer_to_server(records, server),
             BLOB_SERVICE: lambda server: blobs_pb2_grpc.add_BlobServiceServicer_to_server(blob, server),
+            NODE_SERVICE: lambda server: nodes_pb2_grpc.add_NodeServiceServicer_to_server(node, server),
         },
-        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers},
+        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, RECORD_SERVICE: operators, NODE_SERVICE: clients},
         default_tokens=clients + workers,
+        places={POLL: polls},
         get_health=lambda: _health_of(gateway),
+        accepts=lambda service, token: service in FOR_NODES and gateway.nodes.of_credential(token) is not None,
     )
 
 
@@ -238,18 +272,21 @@ def _require_tokens(settings: GatewaySettings, common: GatewayCommonSettings) ->
 
 def _make_folder(settings: GatewaySettings) -> None:
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        make_private(settings.data_dir, OWN_NAMES)
     except OSError as error:
         raise SettingsError(f"{settings.data_dir}: cannot be created: {error.strerror}") from error
 
 
 def main() -> int:
+    # Every file of the gateway is its user's alone, also those that libraries make.
+    os.umask(UMASK)
     try:
         refuse_unknown(GatewayCommonSettings, GatewaySettings)
         common, settings = load(GatewayCommonSettings), load(GatewaySettings)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    raise_open_files_limit()
     logs.configure(level=common.log_level, style=common.log_format, service="gateway")
     return run(lambda stop: serve(settings, common, stop), lifeline_fd=common.lifeline_fd)
 

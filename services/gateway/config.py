@@ -1,10 +1,12 @@
 """The gateway's own settings, `FANLIGHT_GATEWAY_*`. Settings that all services share are in the kernel."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.kernel.config import MIB, Address
@@ -18,11 +20,29 @@ def default_data_dir() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "fanlight"
 
 
+def _host_names(value: str) -> str:
+    names = value.split(",") if value else []
+    if not all(re.fullmatch(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+", each) for each in names):
+        raise ValueError("must be host names without a scheme or port, separated by commas, such as images.example.com")
+    return value
+
+
+HostNameList = Annotated[str, AfterValidator(_host_names)]
+
+
 class GatewaySettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FANLIGHT_GATEWAY_", extra="forbid", frozen=True)
 
     grpc: Address = Field("127.0.0.1:50051", description="Where gRPC listens.")
     http: Address = Field("127.0.0.1:8080", description="Where HTTP listens.")
+    http_names: HostNameList = Field(
+        "",
+        description="Other names that HTTP is reached by, such as a reverse proxy's, separated by commas. On loopback,"
+        " requests for other names, and those of other sites' pages, are refused.",
+    )
+    worker_polls_limit: int = Field(
+        10_000, gt=0, description="How many workers may wait for tasks at a time; other calls have places of their own."
+    )
     data_dir: Path = Field(
         default_factory=default_data_dir, description="The folder of jobs and blobs; created if it does not exist."
     )
@@ -93,8 +113,14 @@ class GatewaySettings(BaseSettings):
 class GatewayLimits:
     """Limits of the gateway that no operator sets."""
 
-    # How long a lease may be renewed without progress before it is lost.
-    stall_limit_s: float = 3_600.0
+    # How long a lease may be renewed without progress before it is lost. While the model is evaluated: so many times
+    # the worker's measured time of an evaluation, at least the floor and at most the longest.
+    stall_factor: float = 40.0
+    stall_floor_s: float = 120.0
+    # Before the first evaluation, after the last one, and where nothing was measured.
+    stall_first_s: float = 1_800.0
+    # Also of a task that waits while its worker's other tasks come further.
+    stall_longest_s: float = 3_600.0
     # How long a worker without an open poll counts as live after its last call.
     worker_live_s: float = 30.0
     # How long a worker that went away is listed.

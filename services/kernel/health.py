@@ -5,16 +5,14 @@ metadata of Check has the state's name and a sentence about it. Knows no stage a
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fanlight.errors import NotFound, ResourceExhausted
+from fanlight.errors import NotFound
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -22,10 +20,6 @@ log = get_logger()
 STARTUP, LIVENESS, READINESS = "startup", "liveness", "readiness"
 # Keys of the trailing metadata; fanlight/health.py reads them.
 STATE_KEY, MESSAGE_KEY = "fanlight-health", "fanlight-health-message"
-# Whoever reaches the port may watch, so the streams are limited: in all, and for each address.
-WATCHERS_LIMIT = 256
-WATCHERS_PER_ADDRESS_LIMIT = 16
-RETRY_AFTER_S = 10.0
 # How often the state is looked at, for those who watch and for the log.
 LOOK_EVERY_S = 1.0
 
@@ -67,7 +61,7 @@ async def always_ready() -> HealthState:
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
-    """STARTING until `open`, then what `get_state` returned last, and DRAINING from `drain` on.
+    """STARTING until `open`, then what `get_state` returned last, and DRAINING from `drain` on, if it is alive.
 
     `names`: the full names of the server's services. For one event loop.
     """
@@ -88,8 +82,6 @@ class HealthService(health_pb2_grpc.HealthServicer):
         self._state = STARTING
         # Set, and replaced, with each change of the state.
         self._changed = asyncio.Event()
-        # The streams of Watch by the caller's address.
-        self._watchers: Counter[str] = Counter()
 
     async def open(self, is_open: bool = True) -> None:
         self._is_open = is_open
@@ -115,7 +107,8 @@ class HealthService(health_pb2_grpc.HealthServicer):
         """Take the present state; if it is another one, it is logged and the watchers are told."""
         state = await self._get_state() if self._is_open and not self._is_draining else STARTING
         if self._is_draining:
-            state = DRAINING
+            # What a restart would help stays so while it drains.
+            state = DRAINING if self._state.is_alive else self._state
         before, self._state = self._state, state
         if state.name != before.name:
             log.info("health_changed", state=state.name, message=state.message, ready=state.is_ready)
@@ -142,34 +135,16 @@ class HealthService(health_pb2_grpc.HealthServicer):
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        with self._watching(_address_of(context.peer())):
-            sent = None
-            while True:
-                changed, status = self._changed, self._status(request.service)
-                if status != sent:
-                    sent = status
-                    yield health_pb2.HealthCheckResponse(status=status)
-                if self._is_closed:
-                    return
-                # A change during the yield has replaced the event and set the one we have.
-                await changed.wait()
-
-    @contextmanager
-    def _watching(self, address: str) -> Iterator[None]:
-        """ResourceExhausted if there are too many streams already."""
-        if self._watchers.total() >= WATCHERS_LIMIT or self._watchers[address] >= WATCHERS_PER_ADDRESS_LIMIT:
-            raise ResourceExhausted(
-                f"too many calls watch the health: {WATCHERS_LIMIT} are allowed, and {WATCHERS_PER_ADDRESS_LIMIT} from"
-                " one address; end some, or use Check",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self._watchers[address] += 1
-        try:
-            yield
-        finally:
-            self._watchers[address] -= 1
-            if not self._watchers[address]:
-                del self._watchers[address]
+        sent = None
+        while True:
+            changed, status = self._changed, self._status(request.service)
+            if status != sent:
+                sent = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            if self._is_closed:
+                return
+            # A change during the yield has replaced the event and set the one we have.
+            await changed.wait()
 
     def _status(self, service: str) -> int:
         state = self._state
@@ -177,11 +152,6 @@ class HealthService(health_pb2_grpc.HealthServicer):
             return _UNKNOWN
         is_true = {STARTUP: state.has_started, LIVENESS: state.is_alive, READINESS: state.is_ready}
         return _SERVING if is_true.get(service, state.is_serving) else _NOT_SERVING
-
-
-def _address_of(peer: str) -> str:
-    """The address of a gRPC peer such as `ipv4:10.0.0.1:4711`, without the port."""
-    return peer.rpartition(":")[0] or peer
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
@@ -151,3 +152,17 @@ def environment_defaults(**variables: str) -> Iterator[None]:
     finally:
         for name in absent:
             del os.environ[name]
+
+
+# What macOS allows at most where the hard limit is none.
+OPEN_FILES_LIMIT = 65_536
+
+
+def raise_open_files_limit() -> None:
+    """A server has a file for each connection, and the usual soft limit, 1,024, is meant for other programs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES_LIMIT if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_LIMIT)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -22,6 +22,7 @@ from services.preprocessor.service import PreprocessorService, PreprocessStage
 from services.preprocessor.weights import FolderWeights, StoreWeights
 from services.weights.settings import WeightsSettings
 from services.worker.admission import Admission
+from services.worker.device import DeviceState
 from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
 
@@ -36,21 +37,23 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     cv2.setNumThreads(OPENCV_THREADS)
+    device = DeviceState()
     async with StoreWeights(weights) as store:
-        engine = open_engine(settings, store)
+        engine = open_engine(settings, store, device)
         try:
-            await serve_engine(engine, settings, worker, common, stop)
+            await serve_engine(engine, settings, worker, common, stop, device)
         finally:
             engine.close()
 
 
-def open_engine(settings: PreprocessorSettings, store: StoreWeights) -> AnnotationEngine:
+def open_engine(settings: PreprocessorSettings, store: StoreWeights, device: DeviceState) -> AnnotationEngine:
     return AnnotationEngine(
         threads=settings.slots,
         limits=settings.image_limits(),
         weights=FolderWeights(settings.models_dir, store),
         device=find_device(settings.device, threads=MODEL_THREADS),
         cache_limits=AnnotatorCacheLimits(size_bytes=settings.resident_bytes),
+        on_lost=device.lose,
     )
 
 
@@ -60,6 +63,7 @@ async def serve_engine(
     worker: WorkerSettings,
     common: CommonSettings,
     stop: asyncio.Event,
+    device: DeviceState,
 ) -> None:
     annotators = registry.installed()
     limits = settings.image_limits()
@@ -76,7 +80,7 @@ async def serve_engine(
         listen=settings.grpc,
     )
     stage = PreprocessStage(annotators, engine, limits=limits)
-    await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop)
+    await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop, device=device)
 
 
 def main() -> int:

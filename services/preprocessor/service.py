@@ -16,7 +16,7 @@ from fanlight.contract.needs import PIXELS, refuse_unknown_fields
 from fanlight.errors import FanlightError, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
 from fanlight.queue.v1 import queue_pb2
-from services.kernel.grpc_server import hide_unexpected_errors
+from services.kernel.grpc_guards import hide_unexpected_errors
 from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation, AnnotationResult, SharedImage
 from services.preprocessor.engine import AnnotationEngine

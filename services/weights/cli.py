@@ -12,12 +12,13 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from fanlight.errors import FanlightError
+from fanlight.terminal import printable
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.weights.mirror.mirrors import Published, destination
@@ -41,6 +42,11 @@ Checker = Annotated[bool, typer.Option("--safety-checker", help="Include the saf
 Precision = Annotated[str, typer.Option(help="fp16 or fp32.")]
 Sha256 = Annotated[str, typer.Option(help="Required sha256 of the single file.")]
 Names = Annotated[list[str], typer.Argument(help="AUTHOR/NAME as listed by `ls`, or a sha256, AutoV2 or AutoV3.")]
+
+
+def escape(text: str) -> str:
+    """Of hubs and files, for rich: it marks up nothing, and controls no terminal."""
+    return escape_markup(printable(text))
 
 
 def console() -> Console:
@@ -105,7 +111,7 @@ def bars() -> Bars:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[source]}"),
+        TextColumn("{task.fields[source]}", markup=False),
         console=Console(stderr=True),
     )
 
@@ -116,8 +122,8 @@ def bar_reporter(shown: Bars) -> Callable[[DownloadProgress], None]:
     def show(progress: DownloadProgress) -> None:
         key = (progress.reference, progress.path)
         if key not in tasks:
-            tasks[key] = shown.add_task(progress.path, total=progress.total_bytes, source=progress.source)
-        shown.update(tasks[key], completed=progress.done_bytes, source=progress.source)
+            tasks[key] = shown.add_task(printable(progress.path), total=progress.total_bytes, source=progress.source)
+        shown.update(tasks[key], completed=progress.done_bytes, total=progress.total_bytes, source=progress.source)
 
     return show
 
@@ -139,11 +145,12 @@ def _run(work: Callable[[WeightStore], Awaitable[T]], folder: Path | None) -> T:
         return asyncio.run(main())
     except (FanlightError, SettingsError) as error:
         reason = f"{error.reason}: " if isinstance(error, FanlightError) else ""
-        print(f"error: {reason}{error}", file=sys.stderr)
+        print(printable(f"error: {reason}{error}"), file=sys.stderr)
         raise typer.Exit(1) from error
     except (OSError, sqlite3.Error) as error:
         place = getattr(error, "filename", None) or f"the store {folder or load(WeightsSettings).dir}"
-        print(f"error: {place} cannot be used: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        reason = getattr(error, "strerror", None) or str(error)
+        print(printable(f"error: {place} cannot be used: {reason}"), file=sys.stderr)
         raise typer.Exit(1) from error
 
 
@@ -194,7 +201,7 @@ def fetch(
     if as_json:
         _print(_fetch_summary(fetched, time.monotonic() - begin_s))
     else:
-        print("\n".join(str(f.path) for f in fetched))
+        print("\n".join(printable(str(f.path)) for f in fetched))
 
 
 def _fetch_summary(fetched: list[Fetched], seconds: float) -> dict[str, Any]:
@@ -299,7 +306,7 @@ def publish(
         _print(row)
     else:
         share = done.mirror_bytes / max(1, done.size_bytes)
-        print(f"{', '.join(done.names)}: {done.size_bytes:,} bytes as {done.mirror_bytes:,} ({share:.3f})")
+        print(f"{printable(', '.join(done.names))}: {done.size_bytes:,} bytes as {done.mirror_bytes:,} ({share:.3f})")
 
 
 @app.command()

@@ -5,7 +5,7 @@ Knows no stage.
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -14,7 +14,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.kernel.logs import get_logger
-from services.worker.ports import DownloadStatus, StageProgress
+from services.worker.ports import DownloadStatus, Preview, StageProgress
 from services.worker.prefetch import Prefetcher
 from services.worker.retry import CALL_DEADLINE_S, Backoff, Env, Throttle, our_errors, race
 
@@ -40,14 +40,28 @@ class WorkerLease:
     renew_after_s: float
     renew_at_s: float
     runner: "asyncio.Task[None] | None" = None
-    # The latest progress that was not sent yet.
+    # The latest progress, and whether it was sent.
     progress: StageProgress | None = field(default=None, repr=False)
+    is_sent: bool = True
+    # The newest preview that is due and not made yet, the one that is being made, and the one to send.
+    due_preview: Preview | None = field(default=None, repr=False)
+    making: "asyncio.Task[None] | None" = field(default=None, repr=False)
+    preview: bytes = field(default=b"", repr=False)
     # The result is being sent: its answer decides, not a renewal at the same time.
     is_settled: bool = False
 
     @property
     def token(self) -> bytes:
         return self.task.lease_token
+
+    @property
+    def has_news(self) -> bool:
+        """Something to report."""
+        return not self.is_sent or bool(self.preview)
+
+    def drop_previews(self) -> None:
+        """The work has ended: no preview of it is made any more."""
+        self.due_preview, self.preview = None, b""
 
     def stop(self) -> None:
         if self.runner is not None:
@@ -86,22 +100,28 @@ class WorkerLeases:
             del self._by_token[lease.token]
 
     def report(self, lease: WorkerLease, progress: StageProgress) -> None:
-        """Keep the progress for the next renewal, in place of an older one."""
-        if len(progress.preview) > PREVIEW_BYTES_MAX:
-            log.warning("preview_too_large", task=lease.task.name, size_bytes=len(progress.preview))
-            progress = StageProgress(step=progress.step, steps=progress.steps)
-        lease.progress = progress
+        """Keep the progress for the next renewal, in place of an older one; a due preview only gives way to a newer."""
+        lease.progress, lease.is_sent = progress, False
+        lease.due_preview = progress.preview or lease.due_preview
+        self.changed.set()
+
+    def add_preview(self, lease: WorkerLease, preview: bytes) -> None:
+        """Keep a preview that was made for the next renewal."""
+        if len(preview) > PREVIEW_BYTES_MAX:
+            log.warning("preview_too_large", task=lease.task.name, size_bytes=len(preview))
+            return
+        lease.preview = preview
         self.changed.set()
 
     @property
     def due_s(self) -> float:
         """When to renew next; infinite without leases."""
         renew_s = min((lease.renew_at_s for lease in self._by_token.values()), default=math.inf)
-        has_progress = any(lease.progress for lease in self._by_token.values())
-        return min(renew_s, self._sent_s + self._progress_every_s) if has_progress else renew_s
+        has_news = any(lease.has_news for lease in self._by_token.values())
+        return min(renew_s, self._sent_s + self._progress_every_s) if has_news else renew_s
 
     def take_renewals(self, *, now_s: float) -> list[queue_pb2.Renewal]:
-        """One renewal for each lease, with the progress that was not sent yet."""
+        """One renewal for each lease, with the progress and the preview that were not sent yet."""
         self._sent_s = now_s
         return [_renewal(lease) for lease in self._by_token.values()]
 
@@ -134,15 +154,16 @@ def _renew_after_s(ttl_s: float) -> float:
 
 
 def _renewal(lease: WorkerLease) -> queue_pb2.Renewal:
-    progress, lease.progress = lease.progress, None
-    if progress is None:
+    progress = lease.progress
+    if progress is None or not lease.has_news:
         return queue_pb2.Renewal(lease_token=lease.token)
     report = queue_pb2.Progress(
         step=progress.step,
         steps=progress.steps,
-        preview=progress.preview,
+        preview=lease.preview,
         fetch=_fetch(progress.fetch) if progress.fetch else None,
     )
+    lease.is_sent, lease.preview = True, b""
     return queue_pb2.Renewal(lease_token=lease.token, progress=report)
 
 
@@ -196,10 +217,13 @@ class Renewer:
         *,
         worker_id: str,
         retry_delay_max_s: float,
+        make_previews: Callable[[], Awaitable[None]],
     ) -> None:
+        """`make_previews`: called before each renewal, for those that it should have."""
         self._prefetcher = prefetcher
         self._queue = queue
         self._leases = leases
+        self._make_previews = make_previews
         self._env = env
         self._worker_id = worker_id
         self._backoff = Backoff(env, max_s=min(PAUSE_MAX_S, retry_delay_max_s))
@@ -226,6 +250,7 @@ class Renewer:
             await race(self._env.sleep(min(wait_s, IDLE_S)), self._leases.changed.wait())
 
     async def _renew(self) -> None:
+        await self._make_previews()
         sent_s = self._env.now_s()
         renewals = self._leases.take_renewals(now_s=sent_s)
         answer = await self._queue.renew(queue_pb2.RenewLeasesRequest(worker_id=self._worker_id, renewals=renewals))

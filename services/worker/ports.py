@@ -1,6 +1,6 @@
 """What a stage gives to the worker loop, and what the loop gives to a stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol, TypeVar, runtime_checkable
@@ -50,11 +50,23 @@ class DownloadStatus(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MadePreview:
+    """A small encoded image, empty where there is none after all. `cpu_s`: the CPU seconds that it took."""
+
+    data: bytes = field(repr=False)
+    cpu_s: float = 0.0
+
+
+# Makes a preview. Awaited only if a report is to be sent.
+Preview = Callable[[], Awaitable[MadePreview]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageProgress:
     step: int = 0
     steps: int = 0
-    # A small encoded image; empty if there is none.
-    preview: bytes = field(default=b"", repr=False)
+    # None where none is due at this step: one that is due already stays so.
+    preview: Preview | None = field(default=None, repr=False)
     # Weights that the task needs, while they are downloaded.
     fetch: DownloadStatus | None = None
 

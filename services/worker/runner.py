@@ -148,7 +148,10 @@ class TaskRunner:
                 log.info("task_started")
                 request = request_of(lease.task, self._stage.request_type)
                 await self._images.fill(request)
-                outcome = await self._stage.run(request, lease.task, self._report(lease))
+                try:
+                    outcome = await self._stage.run(request, lease.task, self._report(lease))
+                finally:
+                    lease.drop_previews()
                 await until_sent.enter_async_context(self._uploads)
             await self._send(lease, outcome)
 

@@ -16,13 +16,16 @@ from fanlight.channel import open_channel
 from services.kernel.config import CommonSettings, SettingsError, drop_operator_secrets
 from services.kernel.grpc_server import RpcServer, address_of, is_loopback, require_pair
 from services.kernel.logs import get_logger
+from services.kernel.process import leave
 from services.worker.admission import Admission
 from services.worker.blobs import BlobCalls
+from services.worker.device import DeviceLost, DeviceState
 from services.worker.joining import Credentials, GatewayContact
 from services.worker.leases import QueueCalls, Renewer, WorkerLeases
 from services.worker.loop import LeaseLoop, Poller, WorkerLimits, WorkerSettings
 from services.worker.ports import Stage
 from services.worker.prefetch import Prefetcher
+from services.worker.previews import PreviewMaker
 from services.worker.retry import Env, RetryPolicy
 from services.worker.runner import InputImages, TaskRunner
 from services.worker.states import WorkerHealth
@@ -31,6 +34,8 @@ log = get_logger()
 
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]")
 NODE_IN_ID_MAX = 64
+# How long a process with a lost device may take to end, beside what it gives to its callers.
+LEAVE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +59,20 @@ async def serve_stage(
     common: CommonSettings,
     stop: asyncio.Event,
     environ: MutableMapping[str, str] = os.environ,
+    device: DeviceState | None = None,
+    leave: Callable[[int], object] = leave,
 ) -> None:
-    """Answer direct calls, if they are on, and lease tasks until `stop` is set, then drain both.
+    """Answer direct calls, if they are on, and lease tasks until `stop` is set or the device is lost, then drain both.
 
     Prints `ready grpc=HOST:PORT` once calls are answered. SettingsError if it cannot listen there or has nothing to do;
-    JoinRefused if the gateway never takes it.
+    JoinRefused if the gateway never takes it; DeviceLost at the end if the device is lost, unless what hangs with it
+    keeps this from ending: then `leave` ends the process.
     """
+    device = device or DeviceState()
     env, limits = Env(), WorkerLimits()
     rpc_settings, tokens = _direct_access(server, settings, common, drop_operator_secrets(environ))
     contact = _contact(settings, common, env, limits) if settings.gateway else None
-    health = WorkerHealth(stage, admission, contact, unreachable_after_s=limits.unreachable_after_s)
+    health = WorkerHealth(stage, admission, contact, unreachable_after_s=limits.unreachable_after_s, device=device)
     rpc = RpcServer(
         rpc_settings,
         services={} if tokens is None else {server.service: server.add},
@@ -80,6 +89,8 @@ async def serve_stage(
             log.info("listening", address=address, service=server.service, direct_calls=tokens is not None)
             print(f"ready grpc={address}", flush=True)  # noqa: T201
             leasing = group.create_task(_lease(stage, admission, settings, common, stop, env, limits, contact))
+            after_s = 2 * common.drain_grace_s + LEAVE_S
+            losing = group.create_task(_end_when_lost(device, rpc, stop, leave, after_s=after_s))
             await stop.wait()
             log.info("draining", grace_s=common.drain_grace_s)
             end_s = env.now_s() + common.drain_grace_s
@@ -89,6 +100,22 @@ async def serve_stage(
             left_s = max(0.0, end_s - env.now_s())
         finally:
             await rpc.stop(grace_s=left_s)
+        losing.cancel()
+    if device.error is not None:
+        raise device.error
+
+
+async def _end_when_lost(
+    device: DeviceState, rpc: RpcServer, stop: asyncio.Event, leave: Callable[[int], object], *, after_s: float
+) -> None:
+    """Take no more work once the device is lost, and let those who wait know. Leave if that takes too long."""
+    error = await device.wait_lost()
+    log.error("device_lost", part=error.part, error=error.message)
+    await rpc.health.look()
+    stop.set()
+    await asyncio.sleep(after_s)
+    log.error("left_what_hangs", after_s=after_s)
+    leave(DeviceLost.exit_code)
 
 
 def _direct_access(
@@ -218,4 +245,12 @@ def _wire(
         stage, leases, queue, blobs.goodput, prefetcher, worker_id=worker_id, node=settings.node, slots=admission.slots
     )
     leasing = LeaseLoop(admission, leases, poller, runner, settings, limits, prefetcher, env, stop, contact)
-    return leasing, Renewer(queue, leases, prefetcher, env, worker_id=worker_id, retry_delay_max_s=delay_max_s)
+    return leasing, Renewer(
+        queue,
+        leases,
+        prefetcher,
+        env,
+        worker_id=worker_id,
+        retry_delay_max_s=delay_max_s,
+        make_previews=PreviewMaker(leases, env).make,
+    )

@@ -4,6 +4,7 @@ from typing import Any
 
 from services.kernel.health import HealthState
 from services.worker.admission import Admission
+from services.worker.device import DeviceState
 from services.worker.joining import GatewayContact
 from services.worker.ports import ReportsCondition, Stage, StageCondition
 
@@ -28,8 +29,15 @@ class WorkerHealth:
     """`contact` is None for a worker without a gateway."""
 
     def __init__(
-        self, stage: Stage[Any], admission: Admission, contact: GatewayContact | None, *, unreachable_after_s: float
+        self,
+        stage: Stage[Any],
+        admission: Admission,
+        contact: GatewayContact | None,
+        *,
+        unreachable_after_s: float,
+        device: DeviceState | None = None,
     ) -> None:
+        self._device = device or DeviceState()
         self._stage = stage
         self._admission = admission
         self._contact = contact
@@ -38,7 +46,7 @@ class WorkerHealth:
     async def state(self) -> HealthState:
         """The worst first. A gateway that is away makes a worker not ready and leaves it alive: it waits for it."""
         condition = self._stage.condition() if isinstance(self._stage, ReportsCondition) else StageCondition.WARM
-        if condition is StageCondition.LOST:
+        if condition is StageCondition.LOST or self._device.error is not None:
             return DEVICE_LOST
         if self._contact is not None and (state := self._state_of(self._contact)):
             return state

@@ -17,7 +17,8 @@ from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes
 from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, Unavailable
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
-from services.kernel.grpc_server import ErrorInterceptor, TokenInterceptor
+from services.kernel.grpc_admission import TokenInterceptor
+from services.kernel.grpc_guards import ErrorInterceptor
 
 PATIENCE_S = 20.0
 CHUNK_BYTES = 32 * 1024
@@ -72,7 +73,7 @@ class FakeGateway:
     async def start(self) -> None:
         tokens = (self.token,) if self.token else ()
         server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), TokenInterceptor({}, default=tokens)], options=[("grpc.so_reuseport", 0)]
+            interceptors=[TokenInterceptor({}, default=tokens), ErrorInterceptor()], options=[("grpc.so_reuseport", 0)]
         )
         queue_pb2_grpc.add_QueueServiceServicer_to_server(_Queue(self), server)
         blobs_pb2_grpc.add_BlobServiceServicer_to_server(_Blobs(self), server)

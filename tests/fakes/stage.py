@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
-from services.worker.ports import Outcome, Report, StageOutput, StageProgress
+from services.worker.ports import MadePreview, Outcome, Report, StageOutput, StageProgress
 
 PATIENCE_S = 20.0
 
@@ -28,6 +28,8 @@ class FakeStage:
         self.most_at_a_time = 0
         self.images: dict[str, bytes] = {}
         self.cancelled: list[str] = []
+        # The steps whose previews were made.
+        self.previews_made: list[int] = []
         self._finished: set[str] = set()
         self._changed = asyncio.Condition()
 
@@ -82,7 +84,11 @@ class FakeStage:
         await self.until(lambda: set(names) <= set(self.running))
 
     def report(self, name: str, step: int, *, preview: bytes = b"") -> None:
-        self.running[name](StageProgress(step=step, steps=10, preview=preview))
+        async def make() -> MadePreview:
+            self.previews_made.append(step)
+            return MadePreview(data=preview)
+
+        self.running[name](StageProgress(step=step, steps=10, preview=make if preview else None))
 
     async def _change(self) -> None:
         async with self._changed:

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from fanlight.contract.names import digest_of
-from services.gateway.http.app import HEADER_LIMIT_BYTES, bind_http, http_app, port_of
+from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
+from services.gateway.http.serving import HEADER_LIMIT_BYTES, bind_http, port_of
 from services.kernel.config import SettingsError
 from tests.fakes.gateway import FakeGateway, a_job
 from tests.fakes.http_serving import serving

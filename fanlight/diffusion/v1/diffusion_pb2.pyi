@@ -205,7 +205,9 @@ class GenerateRequest(google.protobuf.message.Message):
     seeds; the response reports them.
     """
     preview_every_steps: builtins.int
-    """Send a preview every this many steps; 0 means no previews."""
+    """A preview is due after every this many evaluations of the model; 0 means no previews. If more are due than reports are
+    sent, each report has the newest.
+    """
     strength: builtins.float
     """How much of `image` is replaced, above 0 to 1. Absent means 0.8 for img2img and 1 for inpaint."""
     resize: builtins.str

@@ -835,6 +835,7 @@ class TaskProgress(google.protobuf.message.Message):
     step: builtins.int
     steps: builtins.int
     preview: builtins.bytes
+    """A small image, only if there is a new one; it may show an earlier step. A slow watcher gets the latest."""
     preview_media_type: builtins.str
     @property
     def fetch(self) -> fanlight.common.v1.common_pb2.FetchProgress:

@@ -252,6 +252,7 @@ class LeaseTasksRequest(google.protobuf.message.Message):
     HELD_LEASE_TOKENS_FIELD_NUMBER: builtins.int
     WAIT_S_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    WORKER_SECRET_FIELD_NUMBER: builtins.int
     HOLDINGS_DIGEST_FIELD_NUMBER: builtins.int
     HOLDINGS_UNCHANGED_FIELD_NUMBER: builtins.int
     capabilities_digest: builtins.bytes
@@ -262,6 +263,8 @@ class LeaseTasksRequest(google.protobuf.message.Message):
     """0 to 60 seconds."""
     draining: builtins.bool
     """The worker takes no more tasks; it finishes what it has and exits."""
+    worker_secret: builtins.bytes
+    """Random bytes of the worker's process, at most 64, the same in all its polls: no other process can poll under its id."""
     holdings_digest: builtins.bytes
     """Of the worker's vram_models, ram_models, disk_models and unfetched_models, at most 64 bytes; chosen by the worker, equal
     for equal lists. Empty: it is not known.
@@ -288,11 +291,12 @@ class LeaseTasksRequest(google.protobuf.message.Message):
         held_lease_tokens: collections.abc.Iterable[builtins.bytes] | None = ...,
         wait_s: builtins.float = ...,
         draining: builtins.bool = ...,
+        worker_secret: builtins.bytes = ...,
         holdings_digest: builtins.bytes = ...,
         holdings_unchanged: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities", "worker", b"worker"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "capabilities_digest", b"capabilities_digest", "draining", b"draining", "held_lease_tokens", b"held_lease_tokens", "holdings_digest", b"holdings_digest", "holdings_unchanged", b"holdings_unchanged", "max_tasks", b"max_tasks", "wait_s", b"wait_s", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "capabilities_digest", b"capabilities_digest", "draining", b"draining", "held_lease_tokens", b"held_lease_tokens", "holdings_digest", b"holdings_digest", "holdings_unchanged", b"holdings_unchanged", "max_tasks", b"max_tasks", "wait_s", b"wait_s", "worker", b"worker", "worker_secret", b"worker_secret"]) -> None: ...
 
 Global___LeaseTasksRequest: typing_extensions.TypeAlias = LeaseTasksRequest
 
@@ -451,7 +455,7 @@ class Progress(google.protobuf.message.Message):
     step: builtins.int
     steps: builtins.int
     preview: builtins.bytes
-    """A small preview image, at most 64 KiB; empty if there is no new one."""
+    """A small preview image, at most 64 KiB; empty if there is no new one. It may show an earlier step than `step`."""
     @property
     def fetch(self) -> fanlight.common.v1.common_pb2.FetchProgress:
         """Set while weights are fetched for the task; `step` and `steps` are 0 then."""

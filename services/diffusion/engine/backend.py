@@ -12,16 +12,17 @@ from services.diffusion.engine.conditioning import ConditioningCache
 from services.diffusion.engine.controls import ControlEmbeddingCache, control_rows
 from services.diffusion.engine.generation import Generation, Safety
 from services.diffusion.engine.memory import OomRetry, out_of_memory_error, vram_estimate_bytes
-from services.diffusion.engine.ports import DeviceLost, DeviceResult, RequestState, StepProgress, StepResult
+from services.diffusion.engine.ports import DeviceResult, RequestState, StepProgress, StepResult
+from services.diffusion.engine.previews import due_preview
 from services.diffusion.engine.row import Row, are_finite, nan_error
 from services.diffusion.engine.safety import SafetyChecker
 from services.diffusion.engine.unet_step import NoisePrediction, predict
-from services.diffusion.engine.vae import decode_image, preview
-from services.diffusion.images import encode_png
+from services.diffusion.engine.vae import decode_image
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.model_cache import Checkpoint
 from services.diffusion.models.model_manager import ModelManager
+from services.worker.device import DeviceLost
 
 # Below so many weights times latent pixels an evaluation is too short for several threads: measured on two cores, a
 # second thread saves nothing for 5 million weights on 16 x 16 latents, and costs a multiple beside other work.
@@ -130,23 +131,9 @@ def _step(row: Row, prediction: NoisePrediction) -> FanlightError | None:
 
 
 def _advanced(row: Row, error: FanlightError | None) -> StepResult:
-    image = b""
-    try:
-        with translate_oom():
-            if error is None and _preview_is_due(row):
-                image = encode_png(preview(row.checkpoint, row.predicted_original))
-    except DeviceOutOfMemory:
-        # An image without a preview is better than none.
-        pass
-    except FanlightError as reason:
-        error = reason
-    progress = StepProgress(step=row.index, steps=row.evaluations, preview=image)
+    preview = due_preview(row) if error is None else None
+    progress = StepProgress(step=row.index, steps=row.evaluations, preview=preview)
     return StepResult(progress=progress, is_finished=row.is_finished, error=error)
-
-
-def _preview_is_due(row: Row) -> bool:
-    every = row.generation.preview_every_steps
-    return bool(every) and row.index % every == 0 and not row.is_finished
 
 
 class ThreadCount:

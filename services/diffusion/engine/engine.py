@@ -5,6 +5,7 @@ Knows no torch and no protobuf: a Backend does the work.
 
 import asyncio
 import itertools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,6 @@ from services.diffusion.engine.batching import BatchQueue, batch_key
 from services.diffusion.engine.generation import Generation
 from services.diffusion.engine.ports import (
     Backend,
-    DeviceLost,
     DeviceResult,
     Report,
     RequestState,
@@ -26,6 +26,7 @@ from services.diffusion.engine.ports import (
 )
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.kernel.averages import MovingAverage
+from services.worker.device import DeviceLost, HangLimits, HangWatch
 
 # How much the latest evaluation's time counts against those before.
 LATEST_WEIGHT = 0.2
@@ -37,13 +38,28 @@ Result = TypeVar("Result")
 class DeviceThread:
     """The one thread that owns the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: HangWatch | None = None) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._watch = watch or HangWatch()
 
-    async def attempt(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
-        """Run `work` on the thread and return its finished future: an error is stored in it, not raised."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        await asyncio.wait([future])
+    @property
+    def limits(self) -> HangLimits:
+        return self._watch.limits
+
+    async def attempt(self, work: Callable[[], Result], *, limit_s: float) -> asyncio.Future[Result]:
+        """Run `work` on the thread and return its finished future: an error is stored in it, not raised.
+
+        DeviceLost if the work has not ended `limit_s` after it began.
+        """
+        begun = threading.Event()
+
+        def begin() -> Result:
+            begun.set()
+            return work()
+
+        future = asyncio.get_running_loop().run_in_executor(self._executor, begin)
+        if not await self._watch.has_finished(future, has_begun=begun.is_set, limit_s=limit_s):
+            raise DeviceLost(f"the device has hung: no result after {limit_s:.0f} s; the worker's process starts again")
         return future
 
     def close(self) -> None:
@@ -71,6 +87,11 @@ class StepTimes:
     def __iter__(self) -> Iterator[MeasuredStepTime]:
         for (family, size), average in sorted(self._times.items(), key=lambda item: item[0]):
             yield MeasuredStepTime(family=family, size_class=size, mean_s=average.mean, deviation_s=average.deviation)
+
+    def mean_s(self, family: str, size_class: int) -> float | None:
+        """None where it was not measured."""
+        average = self._times.get((family, size_class))
+        return average.mean if average else None
 
     def note(self, family: str, size_class: int, took_s: float) -> None:
         key = (family, size_class)
@@ -142,11 +163,17 @@ class DiffusionEngine:
         hold_limit_s: float,
         clock: Callable[[], float],
         family_of: Callable[[CheckpointEntry], str] = lambda entry: entry.base,
+        device_name: Callable[[], str] = lambda: "",
+        on_lost: Callable[[DeviceLost], None] = lambda error: None,
     ) -> None:
         """`open_backend` is called on the device thread, at the latest for the first model; `clock` counts seconds.
 
-        `family_of`: the name of a checkpoint's family in step times.
+        `family_of`: the name of a checkpoint's family in step times. `device_name`: empty while unknown.
+        `on_lost`: called when the device is lost, whatever it did then.
         """
+        self._device_name = device_name
+        self._on_lost = on_lost
+        self._lost: DeviceLost | None = None
         self._open_backend = open_backend
         self._opened: Backend | None = None
         self._thread = thread
@@ -158,11 +185,16 @@ class DiffusionEngine:
         self._numbers = itertools.count()
         self._family_of = family_of
         self.step_times = StepTimes()
-        # The device failed: this process cannot generate any more.
-        self.is_lost = False
+
+    @property
+    def is_lost(self) -> bool:
+        """The device failed or hangs: this process cannot generate any more."""
+        return self._lost is not None
 
     async def generate(self, generation: Generation, report: Report) -> TimedResult:
-        """The finished image. Cancelling the call takes it off the device before the next evaluation."""
+        """The finished image. Cancelling the call takes it off the device before the next evaluation. DeviceLost."""
+        if self._lost is not None:
+            raise self._lost
         image = PendingImage(generation, report, self._clock)
         self._pending.add(image)
         self._queue.add(batch_key(generation, number=next(self._numbers)), image)
@@ -175,21 +207,15 @@ class DiffusionEngine:
 
     async def open(self) -> None:
         """Import and open what works on the device, before there is any work for it."""
-        (await self._thread.attempt(self._backend)).result()
+        (await self._attempt(self._backend)).result()
 
     async def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry] = ()) -> None:
         """Load models into memory ahead of requests. Raises as the backend does."""
-        (await self._thread.attempt(lambda: self._backend().load(checkpoint, controlnets))).result()
+        (await self._attempt(lambda: self._backend().load(checkpoint, controlnets))).result()
 
     async def run(self) -> None:
         """Generate until cancelled. DeviceLost, also for all who wait: this process cannot generate any more."""
-        try:
-            await self._run_batches()
-        except DeviceLost as error:
-            self.is_lost = True
-            for image in self._pending:
-                image.fail(error)
-            raise
+        await self._run_batches()
 
     async def _run_batches(self) -> None:
         batch: list[PendingImage] = []
@@ -228,10 +254,12 @@ class DiffusionEngine:
     async def _advance(self, batch: Sequence[PendingImage]) -> None:
         """One evaluation for all; an error of the whole batch fails each of its images."""
         began_s = self._clock()
-        done = await self._thread.attempt(lambda: self._backend().advance([image.state for image in batch]))
+        measured_s = self.step_times.mean_s(*self._class_of(batch[0].generation))
+        done = await self._attempt(
+            lambda: self._backend().advance([image.state for image in batch]),
+            limit_s=self._thread.limits.limit_s(measured_s, items=len(batch)),
+        )
         if (error := done.exception()) is not None:
-            if isinstance(error, DeviceLost):
-                raise error
             for image in batch:
                 image.fail(error)
             return
@@ -258,14 +286,28 @@ class DiffusionEngine:
         """
         if image.is_over:
             return None
-        done = await self._thread.attempt(work)
+        done = await self._attempt(work)
         image.end_span(name)
         error = done.exception()
-        if isinstance(error, DeviceLost) or (joins and isinstance(error, ResourceExhausted)):
+        if joins and isinstance(error, ResourceExhausted):
             raise error
         if error is not None:
             image.fail(error)
             return None
+        return done
+
+    async def _attempt(self, work: Callable[[], Result], *, limit_s: float | None = None) -> asyncio.Future[Result]:
+        """As the device thread's. DeviceLost, also for all who wait or come later: nothing works on it any more."""
+        try:
+            done = await self._thread.attempt(work, limit_s=limit_s or self._thread.limits.limit_s(None))
+            if isinstance(error := done.exception(), DeviceLost):
+                raise error
+        except DeviceLost as error:
+            self._lost = error.of_part(f"device:{self._device_name()}")
+            for image in self._pending:
+                image.fail(error)
+            self._on_lost(error)
+            raise
         return done
 
     def _backend(self) -> Backend:
@@ -275,9 +317,11 @@ class DiffusionEngine:
         return self._opened
 
     def _measure(self, generation: Generation, took_s: float) -> None:
-        """All images of a batch have one checkpoint and size."""
-        size = size_class(generation.width_px, generation.height_px)
-        self.step_times.note(self._family_of(generation.checkpoint), size, took_s)
+        self.step_times.note(*self._class_of(generation), took_s)
+
+    def _class_of(self, generation: Generation) -> tuple[str, int]:
+        """Family and size class; all images of a batch have one checkpoint and size."""
+        return self._family_of(generation.checkpoint), size_class(generation.width_px, generation.height_px)
 
 
 def _unfinished(batch: Sequence[PendingImage]) -> list[PendingImage]:

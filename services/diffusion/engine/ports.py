@@ -4,28 +4,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fanlight.errors import NodeFault
 from services.diffusion.engine.generation import Generation
 from services.diffusion.images import Pixels
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
-from services.kernel.config import ProcessEnd
 
 
-class DeviceLost(NodeFault, ProcessEnd):
-    """The device failed so that only a new process can use it, as a GPU's context does after a bad access."""
+class UnmadePreview(Protocol):
+    """A preview that is not made yet."""
 
-    reason = "DEVICE_LOST"
-    # EX_TEMPFAIL of sysexits.h: start it again.
-    exit_code = 75
+    def encode(self) -> bytes:
+        """A PNG; empty where none can be made. Takes a while; for any thread but the device's."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgress:
-    """Counts evaluations of the model. `preview` is a PNG; empty where none is due."""
+    """Counts evaluations of the model. `preview`: None where none is due."""
 
     step: int
     steps: int
-    preview: bytes = field(default=b"", repr=False)
+    preview: UnmadePreview | None = field(default=None, repr=False)
 
 
 Report = Callable[[StepProgress], None]

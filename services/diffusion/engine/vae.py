@@ -1,6 +1,6 @@
-"""Between images and latents with a checkpoint's VAE: image tensors, tiles where memory is short, previews.
+"""Between images and latents with a checkpoint's VAE: image tensors, tiles where memory is short.
 
-For the device thread.
+For the device thread, but for what says otherwise.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.engine.memory import TILE_SIDE_PX
@@ -24,17 +23,6 @@ Result = TypeVar("Result")
 MISSING = -1.0
 # Larger images go through the VAE in tiles: it needs some gigabytes for each megapixel.
 TILED_ABOVE_PIXELS = 1280 * 1280
-# A preview's longest side: its PNG then has less than 64 KiB, whatever it shows.
-PREVIEW_SIDE_PX = 128
-
-# By checkpoint base, what each latent channel adds to red, green and blue, in [-1, 1]: a preview almost for free.
-# Fitted by others to the latents of these VAEs: for SD by keturn, for SDXL by Timothy Alexis Vass.
-_TO_RGB = {
-    "sd1": ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473)),
-    "sdxl": ((0.470, 0.470, 0.470), (-0.470, -0.039, 0.078), (0.196, 0.118, -0.039), (-0.549, -0.392, -0.275)),
-}
-_TO_RGB_OFFSET = {"sd1": (0.0, 0.0, 0.0), "sdxl": (0.176, 0.098, 0.020)}
-_LIKE = {"sd2": "sd1", "refiner": "sdxl"}
 
 
 class ModelGaveNaN(NodeFault):
@@ -91,8 +79,7 @@ def decode(checkpoint: Checkpoint, latents: Tensor) -> Tensor:
     """
     vae: Any = checkpoint.vae
     own = latents.to(vae.dtype)
-    mean, deviation = _latents_statistics(vae, own)
-    own = own * deviation / vae.config.scaling_factor + mean
+    own = _unscaled(vae, own)
     is_large = own.shape[-1] * own.shape[-2] * checkpoint.entry.shape.latent_factor**2 > TILED_ABOVE_PIXELS
     pixels: Tensor = _in_tiles_if_needed(vae, is_large, lambda: vae.decode(own, return_dict=False)[0])
     return pixels
@@ -100,38 +87,24 @@ def decode(checkpoint: Checkpoint, latents: Tensor) -> Tensor:
 
 def decode_image(checkpoint: Checkpoint, latents: Tensor) -> Pixels:
     """Latents (1, C, h, w) to an image (H, W, 3) of uint8. ModelGaveNaN, DeviceOutOfMemory."""
-    decoded = decode(checkpoint, latents)
+    return _sound_pixels(decode(checkpoint, latents))
+
+
+def decode_small(checkpoint: Checkpoint, latents: Tensor) -> Pixels:
+    """As `decode_image` for latents that are smaller than any tile, and for any thread: the VAE is left as it is."""
+    vae: Any = checkpoint.vae
+    decoded: Tensor = vae.decode(_unscaled(vae, latents.to(vae.dtype)), return_dict=False)[0]
+    return _sound_pixels(decoded)
+
+
+def _sound_pixels(decoded: Tensor) -> Pixels:
+    """From (1, 3, H, W), about in [-1, 1], to (H, W, 3) of uint8. ModelGaveNaN."""
     if not bool(torch.isfinite(decoded).all()):
         raise ModelGaveNaN("the VAE gave NaN; there is no image in it")
-    return _to_pixels(decoded)
+    return to_pixels(decoded)
 
 
-def preview(checkpoint: Checkpoint, latents: Tensor) -> Pixels:
-    """A small image (h, w, 3) of uint8 of latents (1, C, h, w), scaled down, then decoded as cheaply as possible.
-
-    With a TAESD where there is one, else with a linear map from latents to RGB, else with the VAE.
-    """
-    tiny, base = checkpoint.tiny_vae, checkpoint.entry.base
-    factor = checkpoint.entry.shape.latent_factor
-    if tiny is not None:
-        return _to_pixels(tiny.decode(_small(latents, factor).to(tiny.dtype)).sample)
-    if (known := _LIKE.get(base, base)) in _TO_RGB:
-        small = _small(latents, 1)
-        to_rgb, offset = small.new_tensor(_TO_RGB[known]), small.new_tensor(_TO_RGB_OFFSET[known])
-        return _to_pixels(torch.einsum("bchw,cr->brhw", small, to_rgb) + offset.view(1, 3, 1, 1))
-    return decode_image(checkpoint, _small(latents, factor))
-
-
-def _small(latents: Tensor, factor: int) -> Tensor:
-    """Latents (1, C, h, w), scaled so that `factor` pixels for each make a preview's size at most."""
-    sides = latents.shape[-2:]
-    scale = PREVIEW_SIDE_PX / (max(sides) * factor)
-    if scale >= 1:
-        return latents
-    return interpolate(latents, size=[max(1, int(side * scale)) for side in sides], mode="area")
-
-
-def _to_pixels(rgb: Tensor) -> Pixels:
+def to_pixels(rgb: Tensor) -> Pixels:
     """From (1, 3, H, W) in about [-1, 1] to (H, W, 3) of uint8."""
     unit = (rgb[0].float() * 0.5 + 0.5).clamp(0, 1)
     pixels: Pixels = (unit * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
@@ -164,6 +137,13 @@ def _tiled(vae: Any, use_tiling: bool) -> Iterator[None]:
         yield
     finally:
         vae.__dict__.update(before)
+
+
+def _unscaled(vae: Any, latents: Tensor) -> Tensor:
+    """Latents (1, C, h, w) as the VAE decodes them."""
+    mean, deviation = _latents_statistics(vae, latents)
+    unscaled: Tensor = latents * deviation / vae.config.scaling_factor + mean
+    return unscaled
 
 
 def _latents_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:

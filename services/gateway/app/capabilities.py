@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fanlight.contract.limits import size_class
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.app.job_store import Codec
+from services.gateway.app.records import Codec, Records
 from services.gateway.domain.job import Facts
 from services.gateway.domain.offers import LeftOut, OfferRules
 from services.gateway.domain.workers import (
@@ -24,7 +24,7 @@ from services.gateway.domain.workers import (
     Worker,
     needs_by_id,
 )
-from services.gateway.ports import Clock, RecordStore
+from services.gateway.ports import Clock
 from services.gateway.scheduler.pace import Delivered, RecentMean, StepTimes, delivered_times, plausible
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.scheduler.workers import WorkerView
@@ -143,7 +143,7 @@ def _group(digest: str, kept: KeptCapabilities, now_s: float, rules: OfferRules)
 class CapabilityGroups:
     """By digest, with what they offer together. A lookup costs the same for any number of alike workers."""
 
-    def __init__(self, store: RecordStore, clock: Clock, rules: OfferRules, *, default_model: str = "") -> None:
+    def __init__(self, store: Records, clock: Clock, rules: OfferRules, *, default_model: str = "") -> None:
         """`default_model`: the operator's; empty for none."""
         self._store = store
         self._clock = clock
@@ -159,7 +159,7 @@ class CapabilityGroups:
         page = await self._store.list(BUCKET, limit=PAGE)
         while page:
             for record in page:
-                if kept := CAPABILITIES.read(BUCKET, record):
+                if kept := self._store.read(CAPABILITIES, BUCKET, record):
                     self._remember(record.key, kept).checked_s = self._clock.monotonic_s()
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
 
@@ -180,7 +180,7 @@ class CapabilityGroups:
         if known is not None:
             return known
         record = await self._store.get(BUCKET, digest)
-        kept = CAPABILITIES.read(BUCKET, record) if record else None
+        kept = self._store.read(CAPABILITIES, BUCKET, record) if record else None
         return self._remember(digest, kept) if kept else None
 
     async def keep(self, capabilities: Capabilities) -> CapabilityGroup:
@@ -201,7 +201,7 @@ class CapabilityGroups:
         with contextlib.suppress(AlreadyExists, Conflict):
             if record is None:
                 await self._store.create(BUCKET, group.digest, value)
-            elif CAPABILITIES.read(BUCKET, record) is None:
+            elif self._store.read(CAPABILITIES, BUCKET, record) is None:
                 await self._store.put(BUCKET, group.digest, value, revision=record.revision)
         group.checked_s = now_s
 

@@ -12,9 +12,9 @@ from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFoun
 from services.gateway.app.control_cache import ControlImageCache
 from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
-from services.gateway.app.job_store import UnreadableRecord
-from services.gateway.app.leases import LiveLease, task_key_of
+from services.gateway.app.leases import LiveLease, MeasuredSpeed, task_key_of
 from services.gateway.app.queue_index import QueueLine, kind_of, queue_lines
+from services.gateway.app.records import UnreadableRecord
 from services.gateway.app.result_checks import ResultChecks
 from services.gateway.app.results import ClaimedSize, ResultChecker
 from services.gateway.app.second_opinions import OPINION_WAIT_S
@@ -110,7 +110,7 @@ class Completion:
 
     def _take_progress(self, lease: LiveLease, reported: TaskProgress) -> None:
         job_id, number = lease.key
-        self._leases.note_progress(lease, reported.step, reported.steps)
+        self._leases.note_progress(lease, reported)
         self._hub.publish(job_id, replace(reported, task=number))
 
     async def _status(self, token: str) -> LeaseStatus:
@@ -320,22 +320,31 @@ class Completion:
         await self._job_store.change(job_id, lambda job: machine.give_back(job, number, token, now_s=now_s))
         log.info("task_returned", task=task_name(job_id, number))
 
-    async def expire(self, live: LiveLease, *, unheld: bool = False) -> None:
-        """End a lease that its worker no longer renews, or does not know of; the task is retried."""
+    async def expire(self, live: LiveLease, *, unheld: bool = False, stalled: Failure | None = None) -> None:
+        """End a lease that its worker no longer renews, does not know of, or has stalled; the task is retried."""
         job_id, number = live.key
         now_s, chance = self._clock.now_s(), self._chance()
+
+        def expire(job: Job) -> Job:
+            return machine.expire(job, number, live.token, now_s=now_s, unheld=unheld, chance=chance, failure=stalled)
+
         try:
-            job = await self._job_store.change(
-                job_id, lambda job: machine.expire(job, number, live.token, now_s=now_s, unheld=unheld, chance=chance)
-            )
+            job = await self._job_store.change(job_id, expire)
         except (NotFound, UnreadableRecord):
             return
-        log.info("lease_expired", task=task_name(job_id, number), worker=live.worker, unheld=unheld)
+        why = {"stalled": stalled.message} if stalled else {}
+        log.info("lease_expired", task=task_name(job_id, number), worker=live.worker, unheld=unheld, **why)
         await self._keep_letter(job)
 
     async def expire_due(self) -> None:
+        """End the leases that were not renewed in time, and those whose tasks come no further."""
         for live in self._leases.due():
             await self.expire(live)
+        for live, idle_s in self._leases.stalled(self._speed_of):
+            await self.expire(live, stalled=_stalled(live, idle_s))
+
+    def _speed_of(self, live: LiveLease) -> MeasuredSpeed:
+        return self._workers.measured_speed(live.worker, live.family, live.size_class)
 
     async def end_late_jobs(self) -> None:
         """Fail the jobs whose deadline has passed."""
@@ -369,6 +378,13 @@ class Completion:
             return await self._job_store.get(job_id)
         except NotFound as error:
             raise LeaseLost("the job is gone; drop the work") from error
+
+
+def _stalled(live: LiveLease, idle_s: float) -> Failure:
+    progress = live.progress
+    where = f"at step {progress.reached} of {progress.steps}" if progress.reached else "before its first step"
+    message = f"{live.worker} reported no progress for {idle_s:.0f} s, {where}"
+    return Failure(reason="STALLED", message=message)
 
 
 def as_clients_field(failure: Failure, job: Job, number: int) -> Failure:

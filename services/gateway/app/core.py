@@ -9,6 +9,7 @@ from services.gateway.app.heartbeats import Heartbeats
 from services.gateway.app.job_store import JobStore
 from services.gateway.app.leases import LeaseTable, RandomBytes
 from services.gateway.app.queue_index import Deadlines, Notifier, QueueIndex
+from services.gateway.app.records import Records
 from services.gateway.app.second_opinions import SecondOpinions
 from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.app.watch import JobPublisher
@@ -16,7 +17,8 @@ from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.offers import OfferRules
-from services.gateway.ports import Clock, RecordStore
+from services.gateway.domain.progress import StallLimits
+from services.gateway.ports import Clock
 from services.gateway.scheduler.replication import Replication, ReplicationPolicy
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.blobs import BlobStore
@@ -44,7 +46,7 @@ class Core:
 
 
 def core_of(
-    store: RecordStore,
+    store: Records,
     blobs: BlobStore,
     clock: Clock,
     random_bytes: RandomBytes,
@@ -56,7 +58,13 @@ def core_of(
 ) -> Core:
     """All of them observe the job store. `shipped`: the annotators that no worker can change."""
     notifier, hub, jobs = Notifier(), JobPublisher(), JobStore(store)
-    leases = LeaseTable(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall_limit_s=limits.stall_limit_s)
+    stall = StallLimits(
+        factor=limits.stall_factor,
+        floor_s=limits.stall_floor_s,
+        first_s=limits.stall_first_s,
+        longest_s=limits.stall_longest_s,
+    )
+    leases = LeaseTable(clock, ttl_s=settings.lease_ttl_s, is_shared=is_shared, stall=stall)
     policy = ReplicationPolicy(
         day_bytes=limits.prefetch_day_bytes, speculative_share=settings.prefetch_speculative_share
     )

@@ -5,11 +5,11 @@ treat it as if the worker had talked to them.
 """
 
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.app.job_store import Codec
 from services.gateway.app.leases import LeaseTable
+from services.gateway.app.records import Codec, Records
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.domain.job import Heartbeat
-from services.gateway.ports import CaughtUp, Deleted, RecordStore
+from services.gateway.ports import CaughtUp, Deleted
 
 BUCKET = "heartbeats"
 # Several heartbeats per time to live, so that a late one loses no lease.
@@ -21,7 +21,7 @@ HEARTBEATS: Codec[Heartbeat] = Codec(Heartbeat)
 class Heartbeats:
     """Writes this gateway's heartbeats and takes in those of the others."""
 
-    def __init__(self, store: RecordStore, leases: LeaseTable, workers: WorkerRegistry) -> None:
+    def __init__(self, store: Records, leases: LeaseTable, workers: WorkerRegistry) -> None:
         self._store = store
         self._leases = leases
         self._workers = workers
@@ -42,7 +42,11 @@ class Heartbeats:
         callers, self._callers = self._callers, set()
         for worker_id in callers:
             held = self._leases.of_worker(worker_id)
-            heartbeat = Heartbeat(steps={each.token: (each.step, each.steps) for each in held if each.is_local})
+            local = [each for each in held if each.is_local]
+            heartbeat = Heartbeat(
+                steps={each.token: (each.progress.step, each.progress.steps) for each in local},
+                fetched={each.token: size for each in local if (size := each.progress.fetched_bytes)},
+            )
             await self._write(worker_id, HEARTBEATS.encode(heartbeat))
 
     async def _write(self, worker_id: str, value: bytes) -> None:
@@ -69,13 +73,13 @@ class Heartbeats:
                 self._revisions.pop(change.key, None)
             elif change.revision > self._revisions.get(change.key, 0):
                 self._revisions[change.key] = change.revision
-                if not is_old and (heartbeat := HEARTBEATS.read(BUCKET, change)):
+                if not is_old and (heartbeat := self._store.read(HEARTBEATS, BUCKET, change)):
                     self._take(change.key, heartbeat)
 
     def _take(self, worker_id: str, heartbeat: Heartbeat) -> None:
         self._workers.seen_elsewhere(worker_id)
         for token, (step, steps) in heartbeat.steps.items():
-            self._leases.renewed_elsewhere(token, step, steps)
+            self._leases.renewed_elsewhere(token, step, steps, heartbeat.fetched.get(token, 0))
 
     async def sweep(self) -> None:
         """Delete the heartbeats of workers that are no longer known."""

@@ -5,11 +5,14 @@ renews has longer: this gateway expires it only if the other one is gone as well
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from fanlight.contract.limits import size_class
 from fanlight.errors import LeaseLost
+from services.gateway.app.watch import TaskProgress
 from services.gateway.domain.job import Job, Task, TaskState
 from services.gateway.domain.nodes import node_of
+from services.gateway.domain.progress import EVALUATIONS_PER_STEP_MAX, LeaseProgress, Phase, StallLimits
 from services.gateway.ports import Clock
 from services.gateway.scheduler.queue import Key
 
@@ -41,22 +44,30 @@ class LiveLease:
     deadline_s: float
     # When it last made progress.
     moved_s: float
+    # What its task evaluates: the model's family, the image's size class, and the highest step that counts; 0: unknown.
+    family: str = ""
+    size_class: int = 0
+    evaluations_max: int = 0
     # Its worker renews it at this gateway.
     is_local: bool = False
-    step: int = 0
-    steps: int = 0
+    progress: LeaseProgress = field(default_factory=LeaseProgress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredSpeed:
+    """A worker's own, for one kind of task. `evaluation_s`: None where it was not measured."""
+
+    evaluation_s: float | None = None
+    slots: int = 1
 
 
 class LeaseTable:
     """The live leases by task, token and worker."""
 
-    def __init__(self, clock: Clock, *, ttl_s: float, stall_limit_s: float, is_shared: bool = False) -> None:
-        """`is_shared`: other gateways renew leases too, and report them in heartbeats.
-
-        A lease whose task reports no new progress for `stall_limit_s` is lost, however often it is renewed.
-        """
+    def __init__(self, clock: Clock, *, ttl_s: float, stall: StallLimits, is_shared: bool = False) -> None:
+        """`is_shared`: other gateways renew leases too, and report them in heartbeats."""
         self.ttl_s = ttl_s
-        self._stall_limit_s = stall_limit_s
+        self._stall = stall
         self._foreign_ttl_s = ttl_s * (FOREIGN_TTLS if is_shared else 1.0)
         self._clock = clock
         self._by_key: dict[Key, LiveLease] = {}
@@ -77,7 +88,17 @@ class LeaseTable:
             self._drop(lease)
         if task.lease and token:
             now_s = self._clock.monotonic_s()
-            lease = LiveLease(token, key, task.lease.worker, now_s + self._foreign_ttl_s, now_s)
+            facts = job.request_of(task).facts
+            lease = LiveLease(
+                token,
+                key,
+                task.lease.worker,
+                now_s + self._foreign_ttl_s,
+                now_s,
+                family=facts.family,
+                size_class=size_class(facts.width_px, facts.height_px),
+                evaluations_max=facts.steps * EVALUATIONS_PER_STEP_MAX,
+            )
             self._by_key[key] = self._by_token[token] = lease
             self._of_worker.setdefault(lease.worker, {})[token] = lease
 
@@ -94,21 +115,39 @@ class LeaseTable:
             lease.is_local = True
         return lease
 
-    def renewed_elsewhere(self, token: str, step: int, steps: int) -> None:
+    def renewed_elsewhere(self, token: str, step: int, steps: int, fetched_bytes: int) -> None:
         """Another gateway reports in a heartbeat that the lease was renewed there."""
         lease = self._by_token.get(token)
         if lease is not None:
             lease.deadline_s = self._clock.monotonic_s() + self._foreign_ttl_s
             lease.is_local = False
-            self.note_progress(lease, step, steps)
+            self._note_step(lease, step, steps)
+            self._note(lease, lease.progress.at_bytes_elsewhere(fetched_bytes))
 
-    def note_progress(self, lease: LiveLease, step: int, steps: int) -> None:
+    def note_progress(self, lease: LiveLease, reported: TaskProgress) -> None:
         """Take in its task's progress."""
-        if (lease.step, lease.steps) != (step, steps):
-            lease.step, lease.steps, lease.moved_s = step, steps, self._clock.monotonic_s()
+        if reported.fetching is None:
+            self._note_step(lease, reported.step, reported.steps)
+        else:
+            fetch = reported.fetching
+            self._note(lease, lease.progress.at_bytes(fetch.reference, fetch.done_bytes, fetch.total_bytes))
+
+    def _note_step(self, lease: LiveLease, step: int, steps: int) -> None:
+        self._note(lease, lease.progress.at_step(step, steps, evaluations_max=lease.evaluations_max))
+
+    def _note(self, lease: LiveLease, progress: LeaseProgress) -> None:
+        if progress.is_beyond(lease.progress):
+            lease.moved_s = self._clock.monotonic_s()
+        lease.progress = progress
 
     def of_worker(self, worker_id: str) -> list[LiveLease]:
         return list(self._of_worker.get(worker_id, {}).values())
+
+    def find(self, token: str) -> LiveLease | None:
+        return self._by_token.get(token)
+
+    def all(self) -> list[LiveLease]:
+        return list(self._by_token.values())
 
     def of_node(self, node_id: str) -> list[LiveLease]:
         """Those of the workers whose ids derive from the node's."""
@@ -116,10 +155,30 @@ class LeaseTable:
         return [lease for worker in workers for lease in self.of_worker(worker)]
 
     def due(self) -> list[LiveLease]:
-        """Those that were not renewed in time, and those whose task has stalled."""
+        """Those that were not renewed in time."""
         now_s = self._clock.monotonic_s()
-        stalled_s = now_s - self._stall_limit_s
-        return [lease for lease in self._by_token.values() if lease.deadline_s <= now_s or lease.moved_s <= stalled_s]
+        return [lease for lease in self._by_token.values() if lease.deadline_s <= now_s]
+
+    def stalled(self, measured: Callable[[LiveLease], MeasuredSpeed]) -> list[tuple[LiveLease, float]]:
+        """Those whose task has come no further for too long, however often they are renewed; and for how long.
+
+        `measured`: how fast its worker is with such tasks.
+        """
+        now_s = self._clock.monotonic_s()
+        found = []
+        for lease in self._by_token.values():
+            idle_s = now_s - lease.moved_s
+            if idle_s >= self._stall.floor_s and idle_s >= self._limit_s(lease, measured(lease), now_s):
+                found.append((lease, idle_s))
+        return found
+
+    def _limit_s(self, lease: LiveLease, speed: MeasuredSpeed, now_s: float) -> float:
+        limit_s = self._stall.limit_s(lease.progress, evaluation_s=speed.evaluation_s, slots=speed.slots)
+        if lease.progress.phase is not Phase.BEGINNING:
+            return limit_s
+        # Its turn has not come while the worker's device has other tasks, which come further.
+        latest_s = max(other.moved_s for other in self._of_worker[lease.worker].values())
+        return self._stall.longest_s if now_s - latest_s < limit_s else limit_s
 
     def postpone(self, late_s: float) -> None:
         """This process stood still that long and could receive no renewals: no worker is to blame."""
@@ -134,4 +193,4 @@ class LeaseTable:
     def _progressed(self, job_id: str, tasks: Iterable[Task]) -> Iterable[Task]:
         for task in tasks:
             lease = self._by_key.get((job_id, task.number))
-            yield replace(task, step=lease.step, steps=lease.steps) if lease else task
+            yield replace(task, step=lease.progress.step, steps=lease.progress.steps) if lease else task

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fanlight.errors import LeaseLost, NotFound, Unavailable
 from services.gateway.app.completion import Completion
 from services.gateway.app.core import Core
-from services.gateway.app.job_store import UnreadableRecord
 from services.gateway.app.leases import new_token
+from services.gateway.app.records import UnreadableRecord
 from services.gateway.domain import machine
 from services.gateway.domain.job import Failure, Fault, Job, Lease, Task, TaskState, task_name
 from services.gateway.domain.workers import CHECKPOINT, Capabilities, Worker
@@ -43,6 +43,8 @@ class Poll:
     holdings_digest: str = ""
     # `worker` is without them: they are those of its last poll with this digest.
     holdings_unchanged: bool = False
+    # Hexadecimal sha256 of the secret of the worker's process; empty for one that sent none.
+    secret_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +101,15 @@ class Polls:
         """
         if self._draining:
             raise Unavailable("the gateway is stopping", retry_after_s=1.0)
-        worker = (
-            self._workers.with_holdings(poll.worker, poll.holdings_digest) if poll.holdings_unchanged else poll.worker
-        )
+        self._workers.require_process(poll.worker.id, poll.secret_hash)
+        worker: Worker | None = poll.worker
+        if poll.holdings_unchanged:
+            worker = self._workers.with_holdings(poll.worker, poll.holdings_digest)
         if worker is None:
             return PollAnswer()
-        if not await self._workers.seen(worker, poll.capabilities_digest, poll.capabilities):
+        if not await self._workers.seen(
+            worker, poll.capabilities_digest, poll.capabilities, secret_hash=poll.secret_hash
+        ):
             return PollAnswer(wants_capabilities=True)
         self._workers.note_holdings(worker.id, poll.holdings_digest)
         self._heartbeats.note_call(worker.id)

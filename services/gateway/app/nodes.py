@@ -18,11 +18,11 @@ from fanlight.errors import (
     ResourceExhausted,
     Unauthenticated,
 )
-from services.gateway.app.job_store import Codec
 from services.gateway.app.leases import RandomBytes
+from services.gateway.app.records import Codec, Records
 from services.gateway.domain import nodes as domain
 from services.gateway.domain.nodes import Grant, Invite, NodeRecord, NodeState
-from services.gateway.ports import CaughtUp, Clock, Deleted, Record, RecordStore
+from services.gateway.ports import CaughtUp, Clock, Deleted, Record
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -87,7 +87,7 @@ class IssuedCredential:
 class Nodes:
     """All nodes and invitations; changes are compare-and-set."""
 
-    def __init__(self, store: RecordStore, clock: Clock, random_bytes: RandomBytes) -> None:
+    def __init__(self, store: Records, clock: Clock, random_bytes: RandomBytes) -> None:
         self._store, self._clock, self._random_bytes = store, clock, random_bytes
         self._known: dict[str, NodeRecord] = {}
         # Ids of nodes that lost their rights, until `pop_ended`.
@@ -102,7 +102,7 @@ class Nodes:
         before = ""
         while records := await self._store.list(NODES_BUCKET, before=before, limit=1_000):
             for record in records:
-                if node := NODES.read(NODES_BUCKET, record):
+                if node := self._store.read(NODES, NODES_BUCKET, record):
                     self._known[record.key] = node
             before = records[-1].key
 
@@ -113,7 +113,7 @@ class Nodes:
 
     def take(self, change: Record | Deleted) -> None:
         """Take in a change that this or another gateway made."""
-        self._note(change.key, None if isinstance(change, Deleted) else NODES.read(NODES_BUCKET, change))
+        self._note(change.key, None if isinstance(change, Deleted) else self._store.read(NODES, NODES_BUCKET, change))
 
     def _note(self, node_id: str, node: NodeRecord | None) -> None:
         before = self._known.get(node_id)
@@ -160,7 +160,7 @@ class Nodes:
         key, limit = identity.token_hash, identity.token_uses
         for _ in range(ROUNDS_LIMIT if limit else 0):
             record = await self._store.get(USED_TOKENS_BUCKET, key)
-            before = USED_TOKENS.read(USED_TOKENS_BUCKET, record) if record else None
+            before = self._store.read(USED_TOKENS, USED_TOKENS_BUCKET, record) if record else None
             count = before.count if before else 0
             if count >= limit:
                 log.warning("node_token_replayed", proof=identity.proof, subject=identity.subject)
@@ -240,7 +240,7 @@ class Nodes:
         """Those that can still be used; the others are deleted."""
         found = []
         for record in await self._store.list(INVITES_BUCKET, limit=2 * INVITES_LIMIT):
-            invite = INVITES.read(INVITES_BUCKET, record)
+            invite = self._store.read(INVITES, INVITES_BUCKET, record)
             if invite is not None and invite.is_open(self._clock.now_s()):
                 found.append(invite)
             elif invite is not None:
@@ -257,7 +257,7 @@ class Nodes:
             raise Unauthenticated("this is not a join code; make one with `fanlight nodes invite`")
         for _ in range(ROUNDS_LIMIT):
             record = await self._store.get(INVITES_BUCKET, invite_id)
-            invite = INVITES.read(INVITES_BUCKET, record) if record else None
+            invite = self._store.read(INVITES, INVITES_BUCKET, record) if record else None
             if record is None or invite is None:
                 raise Unauthenticated("this join code is wrong or used up; make a new one with `fanlight nodes invite`")
             used = domain.use_invite(invite, hashed(secret), now_s=self._clock.now_s())
@@ -283,6 +283,9 @@ class Nodes:
         if node is None:
             raise NotFound("there is no such node", field="id")
         return node
+
+    def is_known(self, node_id: str) -> bool:
+        return node_id in self._known
 
     def is_revoked(self, node_id: str) -> bool:
         node = self._known.get(node_id)
@@ -320,7 +323,7 @@ class Nodes:
         """Forget tokens that ended, and nodes that expired long ago; revoked nodes stay until they are removed."""
         now_s = self._clock.now_s()
         for record in await self._store.list(USED_TOKENS_BUCKET, limit=2 * NODES_LIMIT):
-            used = USED_TOKENS.read(USED_TOKENS_BUCKET, record)
+            used = self._store.read(USED_TOKENS, USED_TOKENS_BUCKET, record)
             if used is None or used.expire_s < now_s:
                 await self._store.delete(USED_TOKENS_BUCKET, record.key)
         old_s = now_s - RETENTION_S
@@ -332,7 +335,7 @@ class Nodes:
     async def _change(self, node_id: str, event: Event) -> NodeRecord:
         for _ in range(ROUNDS_LIMIT):
             record = await self._store.get(NODES_BUCKET, node_id)
-            before = NODES.read(NODES_BUCKET, record) if record else None
+            before = self._store.read(NODES, NODES_BUCKET, record) if record else None
             if record is None or before is None:
                 raise NotFound("there is no such node", field="id")
             after = event(before)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.gateway.domain.job import Job
 
@@ -32,7 +32,7 @@ class TaskProgress:
 
 
 class Subscription:
-    """What was published to one watcher and not taken yet: the newest job, and the newest progress of each task."""
+    """What was published to one watcher and not taken yet: the newest job, each task's newest progress and preview."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
@@ -43,7 +43,8 @@ class Subscription:
         if isinstance(news, Job):
             self._job = news
         else:
-            self._progress[news.task] = news
+            before = self._progress.get(news.task)
+            self._progress[news.task] = news if before is None else _after(before, news)
         self.arrived.set()
 
     def take(self) -> list[Job | TaskProgress]:
@@ -52,6 +53,11 @@ class Subscription:
         news: list[Job | TaskProgress] = [*self._progress.values(), *([self._job] if self._job else [])]
         self._job, self._progress = None, {}
         return news
+
+
+def _after(before: TaskProgress, news: TaskProgress) -> TaskProgress:
+    """The news, with the preview from before while it has none itself: one that was not taken yet is not lost."""
+    return news if news.preview else replace(news, preview=before.preview)
 
 
 class JobPublisher:

@@ -3,15 +3,18 @@
 Kept in the store, so that a restarted gateway still knows them. What a worker is given is for the scheduler to say.
 """
 
+import contextlib
+import hmac
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
+from fanlight.errors import AlreadyExists, Conflict, PermissionDenied, ResourceExhausted, Unavailable
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
 from services.gateway.app.circuit_breakers import Avoidances, CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
-from services.gateway.app.leases import LeaseTable
+from services.gateway.app.leases import LeaseTable, MeasuredSpeed
+from services.gateway.app.records import Records
 from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.config import GatewayLimits
 from services.gateway.domain.circuit_breaker import BreakerKey
@@ -27,7 +30,7 @@ from services.gateway.domain.workers import (
     WorkerStatus,
     held_by,
 )
-from services.gateway.ports import CaughtUp, Clock, Deleted, Record, RecordStore
+from services.gateway.ports import CaughtUp, Clock, Deleted, Record
 from services.gateway.scheduler.queue import Amounts
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.logs import get_logger
@@ -46,6 +49,8 @@ LEFT_OUT_LIMIT = 64
 WRITE_INTERVAL_S = 60.0
 # Changed models are written for other gateways at most this often.
 INVENTORY_INTERVAL_S = 5.0
+# Of one node and stage, alive at the same time.
+WORKERS_OF_A_NODE = 64
 
 
 @dataclass(slots=True)
@@ -84,7 +89,7 @@ class WorkerRegistry:
 
     def __init__(
         self,
-        store: RecordStore,
+        store: Records,
         leases: LeaseTable,
         breakers: CircuitBreakers,
         sources: SourceBackoffs,
@@ -121,13 +126,22 @@ class WorkerRegistry:
                 await self._take(each)
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
 
-    async def seen(self, worker: Worker, digest: str, capabilities: Capabilities | None) -> bool:
+    def require_process(self, worker_id: str, secret_hash: str) -> None:
+        """PermissionDenied for a poll under the id of a worker whose process has another secret."""
+        known = self._known.get(worker_id)
+        if known is not None and not hmac.compare_digest(known.record.secret_hash, secret_hash):
+            raise PermissionDenied("is the id of another worker's process; choose an id of your own", field="worker.id")
+
+    async def seen(
+        self, worker: Worker, digest: str, capabilities: Capabilities | None, *, secret_hash: str = ""
+    ) -> bool:
         """Take in what a poll reports; False where the capabilities with its digest are not known of this worker."""
         known = self._known.get(worker.id)
         is_same = known is not None and known.record.announced_digest == digest
         if capabilities is None and not is_same:
             return False
         if known is None:
+            self._require_few(worker)
             await self._make_room()
         if known is None or (capabilities is not None and capabilities != known.group.capabilities):
             assert capabilities is not None
@@ -136,7 +150,11 @@ class WorkerRegistry:
             group = known.group
         now_s = self._clock.now_s()
         record = WorkerRecord(
-            worker=worker, capabilities_digest=group.digest, announced_digest=digest, last_poll_time_s=now_s
+            worker=worker,
+            capabilities_digest=group.digest,
+            announced_digest=digest,
+            last_poll_time_s=now_s,
+            secret_hash=secret_hash,
         )
         known = self._known.get(worker.id)
         is_new = known is None
@@ -174,6 +192,15 @@ class WorkerRegistry:
         """What `seen` was just told of the worker has that digest."""
         if known := self._known.get(worker_id):
             known.holdings_digest = digest
+
+    def _require_few(self, worker: Worker) -> None:
+        """ResourceExhausted where the node has as many live workers as one machine can have."""
+        places = [self._at.get((worker.node, worker.stage), {})]
+        if sum(known.live for place in places for known in place.values()) >= WORKERS_OF_A_NODE:
+            raise ResourceExhausted(
+                f"{WORKERS_OF_A_NODE} workers of node {worker.node[:64]} run for {worker.stage} already",
+                retry_after_s=self._limits.retry_after_s,
+            )
 
     def live_ids(self) -> Sequence[str]:
         return [each for each, known in self._known.items() if known.live]
@@ -336,6 +363,17 @@ class WorkerRegistry:
             if known.live and known.record.worker.stage == stage and not known.record.worker.draining:
                 yield worker_id
 
+    def measured_speed(self, worker_id: str, family: str, size_class: int) -> MeasuredSpeed:
+        """As the worker itself measured it; for images of an unknown size, 0, the longest of the family."""
+        known = self._known.get(worker_id)
+        if known is None:
+            return MeasuredSpeed()
+        worker = known.record.worker
+        times = [
+            time.mean_s for time in worker.step_times if time.family == family and size_class in (0, time.size_class)
+        ]
+        return MeasuredSpeed(evaluation_s=max(times, default=None), slots=worker.slots)
+
     def draining_reason(self, worker_id: str) -> str:
         """Why the gateway gives it no tasks that others can do; empty while it does."""
         return self._stragglers.fault_of(worker_id)
@@ -347,15 +385,20 @@ class WorkerRegistry:
                 known = self._known.get(change.key)
                 if known is not None and not self._is_live(known):
                     self._drop(known)
+                elif known is not None:
+                    # The store lost it: written again with its next poll, and with what it can do.
+                    known.revision, known.written_s, known.group.checked_s = 0, 0.0, 0.0
             elif not isinstance(change, CaughtUp):
-                await self._take(change)
+                # Where the store is away just now, the worker's next record comes.
+                with contextlib.suppress(Unavailable):
+                    await self._take(change)
                 self.refresh(change.key)
 
     async def _take(self, change: Record) -> None:
         known = self._known.get(change.key)
         if known is not None and known.revision >= change.revision:
             return
-        record = WORKERS.read(BUCKET, change)
+        record = self._store.read(WORKERS, BUCKET, change)
         if record is None:
             return
         group = await self._groups.get(record.capabilities_digest)

@@ -185,9 +185,13 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """What a worker last reported to some gateway: lease tokens to the progress of their tasks, as step and steps."""
+    """What a worker last reported to some gateway: lease tokens to the progress of their tasks, as step and steps.
+
+    `fetched`: how many bytes of weights have come for the tasks that waited for some.
+    """
 
     steps: dict[str, tuple[int, int]] = field(default_factory=dict)
+    fetched: dict[str, int] = field(default_factory=dict)
 
 
 class Ending(StrEnum):

@@ -121,10 +121,19 @@ def give_back(job: Job, number: int, token: str, *, now_s: float) -> Job:
     return _changed(job, _queued(_leased(job, number, token)), now_s=now_s)
 
 
-def expire(job: Job, number: int, token: str, *, now_s: float, unheld: bool = False, chance: float = 1.0) -> Job:
+def expire(
+    job: Job,
+    number: int,
+    token: str,
+    *,
+    now_s: float,
+    unheld: bool = False,
+    chance: float = 1.0,
+    failure: Failure | None = None,
+) -> Job:
     """The lease was not renewed in time; nothing changes where the token is not the live one.
 
-    `chance`: as for `fail`.
+    `chance`: as for `fail`. `failure`: why the lease ends although it is renewed.
     `unheld`: the worker lives and does not know of the lease, as when the answer with it was lost.
     """
     task = job.task(number)
@@ -134,7 +143,7 @@ def expire(job: Job, number: int, token: str, *, now_s: float, unheld: bool = Fa
     if unheld and task.leases < LEASES_LIMIT:
         return _changed(job, _queued(task), now_s=now_s)
     alone = task.alone or (task.lease.batch_size > 1 and not unheld)
-    return _after_attempt(job, replace(task, alone=alone), Ending.LOST, None, now_s, chance)
+    return _after_attempt(job, replace(task, alone=alone), Ending.LOST, failure, now_s, chance)
 
 
 def cancel(job: Job, *, now_s: float) -> Job:

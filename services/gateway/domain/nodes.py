@@ -40,6 +40,15 @@ class Grant:
         return not self.stages or stage in self.stages
 
 
+# How offers begin that only the gateway gives.
+GRANTED = ("pool:", "label:")
+
+
+def offers_of(grant: Grant) -> tuple[str, ...]:
+    """What tasks can need of the node, such as `pool:trusted` or `label:site=attic`."""
+    return (f"pool:{grant.pool}", *(f"label:{name}={value}" for name, value in grant.labels))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invite:
     id: str

@@ -167,6 +167,8 @@ class WorkerRecord:
     # The digest that the worker sends for them in its polls. Not trusted: only compared with the same worker's.
     announced_digest: str = ""
     last_poll_time_s: float
+    # Hexadecimal sha256 of what its process sends with its polls; empty for one that sends nothing.
+    secret_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.queue_index import QueueLine
 from services.gateway.app.readiness import require_ready
+from services.gateway.app.tenants import Caller
 from services.gateway.http import docs
 from services.gateway.http.bodies import CurrentCaller, refuse_unknown
 from services.gateway.http.json_messages import answer, of_value
@@ -93,30 +94,46 @@ class DeadLetterRoutes:
 
 class MetricRoutes:
     def __init__(self, gateway: Gateway) -> None:
-        # The library's default registry is one per process, and has metrics of the process too.
-        self._registry = CollectorRegistry()
-        self._registry.register(GatewayCollector(gateway))
+        self._gateway = gateway
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["health"], dependencies=[Depends(refuse_unknown)])
         router.add_api_route("/metrics", self.metrics, methods=["GET"], **docs.METRICS)
         return router
 
-    async def metrics(self, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
+    async def metrics(
+        self, caller: CurrentCaller, accept: Annotated[str, Header(include_in_schema=False)] = ""
+    ) -> Response:
+        # The library's default registry is one per process, and has metrics of the process too.
+        registry = CollectorRegistry()
+        registry.register(GatewayCollector(self._gateway, caller))
         encode, media_type = choose_encoder(accept)
-        return Response(encode(self._registry), headers={"Content-Type": media_type})
+        return Response(encode(registry), headers={"Content-Type": media_type})
 
 
 class GatewayCollector(Collector):
-    """Reads the gateway's figures when Prometheus scrapes them; counts nothing itself."""
+    """Reads the gateway's figures when Prometheus scrapes them; counts nothing itself.
 
-    def __init__(self, gateway: Gateway) -> None:
+    A tenant sees its own tasks; the cache's figures are of all tenants together, so they are the operator's.
+    """
+
+    def __init__(self, gateway: Gateway, caller: Caller) -> None:
         self._gateway = gateway
+        self._caller = caller
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._cache()
+        if self._caller.is_operator:
+            yield from self._cache()
         yield from self._queue()
         yield from self._workers()
+        yield from self._records()
+
+    def _records(self) -> Iterator[Metric]:
+        name, words = "fanlight_damaged_records", "Records of the store that cannot be read."
+        family = GaugeMetricFamily(name, words, labels=("bucket",))
+        for bucket, count in sorted(self._gateway.records.damaged_counts.items()):
+            family.add_metric((bucket,), count)
+        yield family
 
     def _cache(self) -> Iterator[Metric]:
         figures = self._gateway.cache_figures
@@ -127,7 +144,7 @@ class GatewayCollector(Collector):
         yield GaugeMetricFamily("fanlight_cache_budget_bytes", "Limit of these bytes.", value=figures.budget_bytes)
 
     def _queue(self) -> Iterator[Metric]:
-        lines = list(self._gateway.queue.statistics())
+        lines = list(self._gateway.queue.statistics(self._caller))
         for name in ("waiting", "blocked", "leased", "oldest_age_s"):
             family = GaugeMetricFamily(f"fanlight_queue_{name}", "As in /v1/queue.", labels=("stage", "checkpoint"))
             for line in lines:

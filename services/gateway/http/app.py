@@ -1,15 +1,8 @@
-"""The HTTP application: guards before every request, the routes put together, and the server that serves them.
-
-It prints nothing and handles no signal; it stops when its event is set.
-"""
+"""The HTTP application: guards before every request, and the routes put together."""
 
 import asyncio
 import contextlib
-import socket
-import ssl
-from collections.abc import Iterator, Sequence
 
-import uvicorn
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -23,41 +16,50 @@ from services.gateway.http.admin import DeadLetterRoutes, HealthRoutes, ListingR
 from services.gateway.http.annotate import AnnotateRoutes
 from services.gateway.http.blobs import BlobRoutes
 from services.gateway.http.bodies import HttpOptions
+from services.gateway.http.connections import PROVE
+from services.gateway.http.hosts import HostGuard
 from services.gateway.http.jobs import EventRoutes, JobRoutes
 from services.gateway.http.openapi import describe
+from services.gateway.http.records import RecordRoutes
 from services.kernel.blobs import BlobStore
-from services.kernel.config import CommonSettings, SettingsError
-from services.kernel.grpc_server import expand_address, split_address
 
 LINGER_LIMIT_BYTES = 256 * 1024 * 1024
 LINGER_LIMIT_S = 30.0
-# What a request line and headers may take together.
-HEADER_LIMIT_BYTES = 64 * 1024
-KEEP_ALIVE_S = 75
-BACKLOG = 1_024
-# Above it uvicorn answers 503 by itself; the application's own limit comes first.
-CONNECTIONS_LIMIT = 4_000
 
 # For machines that have no token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+# They answer at once, also when all else waits.
+UNLIMITED_PATHS = OPEN_PATHS | {"/metrics"}
 BUSY_RETRY_AFTER_S = 2.0
 
 
 class TokenGuard:
-    """401 for requests whose token is unknown; handlers find the caller in the request's state."""
+    """401 for requests whose token is unknown; handlers find the caller in the request's state.
+
+    A known token takes the connection out of those that are limited by address.
+    """
 
     def __init__(self, app: ASGIApp, callers: Callers) -> None:
         self._app = app
         self._callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = self._callers.of_authorization(Headers(scope=scope).get("authorization", ""))
+        sent = Headers(scope=scope).getlist("authorization")
+        caller = self._callers.of_authorization(sent[0] if sent else "") if len(sent) <= 1 else None
+        state = scope.setdefault("state", {})
+        if caller is not None and PROVE in state:
+            state[PROVE]()
         if caller is not None or scope["path"] in OPEN_PATHS:
-            scope.setdefault("state", {})["caller"] = caller
+            state["caller"] = caller
             await self._app(scope, receive, send)
         else:
-            error = Unauthenticated("send the right token as `Authorization: Bearer TOKEN`")
-            await errors.answer(error)(scope, receive, send)
+            await errors.answer(_unauthenticated(sent))(scope, receive, send)
+
+
+def _unauthenticated(sent: list[str]) -> Unauthenticated:
+    if len(sent) > 1:
+        return Unauthenticated(f"send one `Authorization` header; this request has {len(sent)}")
+    return Unauthenticated("send the right token as `Authorization: Bearer TOKEN`")
 
 
 class RequestLimit:
@@ -69,7 +71,7 @@ class RequestLimit:
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in UNLIMITED_PATHS:
             await self._app(scope, receive, send)
             return
         if self._running >= self._limit:
@@ -145,6 +147,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         middleware=[
             Middleware(LingeringClose, idle_s=options.linger_idle_s),
             Middleware(errors.ErrorGuard),
+            Middleware(HostGuard, names=options.host_names, open_paths=OPEN_PATHS),
             Middleware(TokenGuard, callers=options.callers),
             Middleware(RequestLimit, limit=options.requests_limit),
         ],
@@ -157,6 +160,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         AnnotateRoutes(gateway, blobs, options),
         ListingRoutes(gateway),
         DeadLetterRoutes(gateway),
+        RecordRoutes(gateway),
         MetricRoutes(gateway),
         HealthRoutes(gateway),
     ):
@@ -164,80 +168,3 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
     describe(app)
     docs.install(app)
     return app
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """The process handles signals itself."""
-        yield
-
-
-def bind_http(address: str) -> list[socket.socket]:
-    """Listening sockets for HOST:PORT; `[::]` takes IPv4 as well. SettingsError if the port is taken."""
-    sockets: list[socket.socket] = []
-    try:
-        for each in expand_address(address):
-            sockets.append(_bound(*split_address(each)))
-    except OSError as error:
-        for opened in sockets:
-            opened.close()
-        raise SettingsError(f"cannot listen on {address}: {error.strerror or error}") from error
-    return sockets
-
-
-def port_of(sockets: Sequence[socket.socket]) -> int:
-    port: int = sockets[0].getsockname()[1]
-    return port
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.socket(family, kind)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-        listening.bind(target)
-        listening.listen(BACKLOG)
-        listening.setblocking(False)
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
-async def serve_http(app: ASGIApp, sockets: list[socket.socket], stop: asyncio.Event, settings: CommonSettings) -> None:
-    """Serve until `stop`, then let running requests end within the drain grace."""
-    server = _Server(_config(app, settings))
-    async with asyncio.TaskGroup() as group:
-        stopping = group.create_task(_stop(server, stop))
-        await server.serve(sockets=sockets)
-        stopping.cancel()
-
-
-async def _stop(server: uvicorn.Server, stop: asyncio.Event) -> None:
-    await stop.wait()
-    server.should_exit = True
-
-
-def _config(app: ASGIApp, settings: CommonSettings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        loop="none",
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=CONNECTIONS_LIMIT,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.drain_grace_s),
-        h11_max_incomplete_event_size=HEADER_LIMIT_BYTES,
-        ssl_certfile=settings.tls_cert_file,
-        ssl_keyfile=settings.tls_key_file,
-        ssl_ca_certs=str(settings.tls_client_ca_file) if settings.tls_client_ca_file else None,
-        ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca_file else ssl.CERT_NONE,
-    )

@@ -14,6 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from fanlight.contract.names import parse_scope
 from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
 from services.gateway.app.tenants import Caller, Callers
+from services.gateway.http.hosts import HostNames
 from services.kernel.blobs import BlobInfo, BlobStore
 
 # How long a client may let an answer wait.
@@ -31,6 +32,8 @@ MIB = 1024 * 1024
 class HttpOptions:
     # Who may call, by their bearer tokens.
     callers: Callers = field(default_factory=Callers)
+    # Under which names, and from which pages.
+    host_names: HostNames = field(default_factory=HostNames)
     # The largest JSON body, or `job` part of a form.
     json_limit_bytes: int = 64 * MIB
     # The largest blob, raw or as a file of a form.
@@ -39,6 +42,8 @@ class HttpOptions:
     form_limit_bytes: int = 256 * MIB
     # How long a body may stop coming before the request is refused.
     body_idle_s: float = 60.0
+    # A body must come this fast, on the whole, after that long: dripping extends nothing.
+    body_slowest_bps: int = 8_000
     # How long the rest of a refused body may stop coming before the connection is closed.
     linger_idle_s: float = 2.0
     # Interval of an event stream's heartbeats; home routers drop idle connections.
@@ -105,12 +110,18 @@ async def raw(request: Request, options: HttpOptions, *, limit_bytes: int) -> As
     refuse_announced(request, limit_bytes=limit_bytes)
     seen_bytes = 0
     chunks = request.stream()
+    loop = asyncio.get_running_loop()
+    begin_s = loop.time()
     while True:
+        late_s = begin_s + options.body_idle_s + seen_bytes * 8 / options.body_slowest_bps
+        idle_s = loop.time() + options.body_idle_s
         try:
-            async with asyncio.timeout(options.body_idle_s):
+            async with asyncio.timeout_at(min(late_s, idle_s)):
                 chunk = await anext(chunks, None)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"no byte of the body came for {options.body_idle_s:g} s") from error
+            if idle_s <= late_s:
+                raise DeadlineExceeded(f"no byte of the body came for {options.body_idle_s:g} s") from error
+            raise DeadlineExceeded(f"the body came slower than {options.body_slowest_bps:,} bit/s") from error
         if chunk is None:
             return
         seen_bytes += len(chunk)

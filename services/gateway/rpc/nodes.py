@@ -12,6 +12,7 @@ from services.gateway.domain.nodes import NodeRecord
 from services.gateway.ports import Clock
 from services.gateway.rpc.jobs import Context, caller_of
 from services.gateway.wire import nodes as wire
+from services.kernel.grpc_admission import bearer_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +124,3 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
     def _node(self, node: NodeRecord) -> nodes_pb2.Node:
         workers = [each for each in self._gateway.workers.live_ids() if each.startswith(f"{node.id}-")]
         return wire.node(node, workers, now_s=self._clock.now_s())
-
-
-def bearer_of(context: Context) -> str:
-    """The call's bearer token; empty without one."""
-    sent = dict(context.invocation_metadata() or ()).get("authorization", "")
-    kind, _, token = (sent if isinstance(sent, str) else "").partition(" ")
-    return token.strip() if kind.lower() == "bearer" else ""

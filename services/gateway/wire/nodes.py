@@ -1,13 +1,17 @@
 """NodeService's messages: protobuf to domain and back."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from fanlight.contract.limits import check_bytes, check_count, check_number, check_whole
 from fanlight.errors import InvalidField
 from fanlight.nodes.v1 import nodes_pb2
+from services.gateway.app.lease_rights import WorkerPrincipal
+from services.gateway.app.leasing import Poll
 from services.gateway.app.nodes import IssuedCredential
-from services.gateway.domain.nodes import DEFAULT_POOL, Grant, Invite, NodeRecord, state_of
+from services.gateway.domain.nodes import DEFAULT_POOL, GRANTED, Grant, Invite, NodeRecord, offers_of, state_of
 from services.gateway.wire.answers import moment
 
 NAME_LIMIT_BYTES = 64
@@ -123,3 +127,21 @@ def _grant(value: Grant) -> nodes_pb2.Grant:
         labels=[nodes_pb2.Label(name=name, value=text) for name, text in value.labels],
         stages=value.stages,
     )
+
+
+def poll_of(principal: WorkerPrincipal, poll: Poll) -> Poll:
+    """The poll as the gateway believes it: the node is the one that the credential proves, and so are its offers.
+
+    Pool and labels are offers that no worker can announce by itself.
+    """
+    worker = poll.worker
+    if principal.node_id:
+        worker = replace(worker, node=principal.node_id, draining=worker.draining or principal.draining)
+    granted = offers_of(principal.grant)
+    capabilities = poll.capabilities
+    if capabilities is not None:
+        own = (each for each in capabilities.other_offers if not each.startswith(GRANTED))
+        capabilities = replace(capabilities, other_offers=tuple(sorted({*own, *granted})))
+    # Another grant makes other capabilities, which the gateway asks for then.
+    digest = hashlib.sha256("\n".join([poll.capabilities_digest, *granted]).encode()).hexdigest()
+    return replace(poll, worker=worker, capabilities=capabilities, capabilities_digest=digest)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from fanlight.cli.main import run
+from fanlight.cli.reports import print_explanation
 from fanlight.client import AsyncClient
-from fanlight.gateway.v1.gateway_pb2 import Job
+from fanlight.gateway.v1.gateway_pb2 import Job, JobEstimate, JobExplanation, TaskExplanation, WorkerExplanation
 from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator
+from fanlight.terminal import printable_json
 from tests.fakes.job_service import IMAGE_BYTES, FakeJobService, serving_beside
 
 
@@ -176,6 +178,42 @@ def test_a_prompt_cannot_control_the_terminal(said, service):
     service.jobs["jobs/j1"] = job
 
     assert r"a \x1bc cat \u202e\x07" in said("jobs", "list")
+
+
+EVIL = "a \x1b]0;b\x07 \u202e \x9b31m"
+HARMLESS = r"a \x1b]0;b\x07 \u202e \x9b31m"
+
+
+def test_what_a_worker_says_of_a_job_cannot_control_the_terminal(said, service):
+    job = Job(name="jobs/j1", state=Job.STATE_FAILED)
+    job.failure.message = job.tasks.add(number=1, stage=EVIL, worker=EVIL).failure.message = EVIL
+    service.jobs["jobs/j1"] = job
+
+    printed = said("jobs", "show", "j1")
+    assert printed.count(HARMLESS) == 3
+    assert all(each.isprintable() for line in printed.split("\n") for each in line)
+
+
+def test_an_explanation_cannot_control_the_terminal(capsys):
+    worker = WorkerExplanation(worker=EVIL, verdict=EVIL, why=EVIL)
+    task = TaskExplanation(task=1, stage=EVIL, why=EVIL, needs=[EVIL], workers=[worker])
+    estimate = JobEstimate(fetch_bytes=1, node=EVIL)
+    print_explanation(JobExplanation(name="jobs/j1", summary=EVIL, estimate=estimate, tasks=[task]))
+
+    printed = capsys.readouterr().out
+    assert printed.count(HARMLESS) == 8
+    assert all(each.isprintable() for line in printed.split("\n") for each in line)
+
+
+def test_json_says_the_same_with_escapes(said, service):
+    job = Job(name="jobs/j1", state=Job.STATE_FAILED)
+    job.failure.message = f"{EVIL} 木 \U000e0041"
+    service.jobs["jobs/j1"] = job
+
+    assert said("jobs", "show", "j1", "--json")["failure"]["message"] == job.failure.message
+    text = printable_json(json.dumps(EVIL, ensure_ascii=False))
+    assert text.isprintable()
+    assert json.loads(text) == EVIL
 
 
 def test_a_waiting_job_shows_why_its_last_attempt_failed(said, service):

@@ -45,3 +45,12 @@ def test_an_ended_task_counts_whole_whatever_its_last_step_was(terminal):
 
 def test_nothing_is_shown_where_there_is_no_terminal():
     assert shown(Console(file=io.StringIO()), job(Task.STATE_LEASED), at(1, 5, 10)) == ""
+
+
+def test_a_reference_neither_marks_up_nor_controls_the_terminal(terminal):
+    evil = JobEvent(progress=TaskProgress(task=1))
+    evil.progress.fetch.reference = "hf:[/red]\x1b[2J\u202e"
+    text = shown(terminal, job(Task.STATE_LEASED), evil)
+
+    assert r"[/red]\x1b[2J" in text
+    assert "\x1b[2J" not in text

@@ -16,8 +16,9 @@ from services.diffusion.engine import unet_step
 from services.diffusion.engine import vae as vae_module
 from services.diffusion.engine.backend import TorchBackend
 from services.diffusion.engine.generation import Start
+from services.diffusion.engine.previews import PREVIEW_SIDE_PX, LatentPreview
 from services.diffusion.engine.row import are_finite
-from services.diffusion.engine.vae import PREVIEW_SIDE_PX, ModelGaveNaN
+from services.diffusion.engine.vae import ModelGaveNaN
 from services.diffusion.models.device import CpuDevice
 from services.diffusion.models.entries import VaeEntry
 from services.diffusion.models.model_manager import ModelManager
@@ -53,9 +54,9 @@ def test_previews_come_every_so_many_steps_and_are_small(scheduler, asked, backe
     row = backend.begin(asked(scheduler=scheduler, preview_every_steps=2, width_px=256, height_px=128))
     previews = [backend.advance([row])[0].progress.preview for _ in range(row.evaluations)]
     assert [bool(preview) for preview in previews] == [False, True, False, True, False]
-    image = Image.open(io.BytesIO(previews[1]))
-    assert image.size == (PREVIEW_SIDE_PX, PREVIEW_SIDE_PX // 2)
-    assert len(previews[1]) <= 64 * 1024
+    png = previews[1].encode()
+    assert Image.open(io.BytesIO(png)).size == (PREVIEW_SIDE_PX, PREVIEW_SIDE_PX // 2)
+    assert len(png) <= 64 * 1024
 
 
 @pytest.mark.parametrize("part", ["model/text_encoder", "controlnet-canny"])
@@ -85,7 +86,7 @@ def test_after_a_file_was_replaced_nothing_that_was_made_of_the_old_one_is_used(
 def test_a_preview_of_an_image_that_is_a_mere_line_has_at_least_one_row(size_px, asked, backend):
     row = backend.begin(asked(preview_every_steps=1, steps=2, width_px=size_px[0], height_px=size_px[1]))
     [advance] = backend.advance([row])
-    assert max(Image.open(io.BytesIO(advance.progress.preview)).size) == PREVIEW_SIDE_PX
+    assert max(Image.open(io.BytesIO(advance.progress.preview.encode())).size) == PREVIEW_SIDE_PX
 
 
 def test_nan_is_reported_for_the_image_that_has_it(asked, backend):
@@ -175,7 +176,7 @@ def test_previews_of_sd_are_told_from_the_latents_channels(asked, backend, monke
     row = backend.begin(asked(width_px=256, height_px=128))
     monkeypatch.setattr(type(row.checkpoint.entry), "base", "sd1")
     monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=None))
-    assert vae_module.preview(row.checkpoint, row.predicted_original).shape == (32, 64, 3)
+    assert LatentPreview(row.checkpoint, row.predicted_original).pixels().shape == (32, 64, 3)
 
 
 def test_a_taesd_that_is_damaged_costs_no_image(asked, tmp_path):
@@ -184,7 +185,7 @@ def test_a_taesd_that_is_damaged_costs_no_image(asked, tmp_path):
     tiny = VaeEntry(id="taesd", path=file, latent_factor=4, latent_channels=4, is_tiny=True, size_bytes=11)
     backend = TorchBackend(ModelManager(device="cpu", tiny_vae_of=lambda entry: tiny), threads=1)
     [advance] = backend.advance([backend.begin(asked(preview_every_steps=1))])
-    assert Image.open(io.BytesIO(advance.progress.preview)).size == (64, 64)
+    assert Image.open(io.BytesIO(advance.progress.preview.encode())).size == (64, 64)
 
 
 def test_previews_are_a_taesds_where_one_is_held(asked, backend, monkeypatch):
@@ -198,4 +199,4 @@ def test_previews_are_a_taesds_where_one_is_held(asked, backend, monkeypatch):
         upsampling_scaling_factor=2,
     )
     monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=None, tiny_vae=tiny.eval()))
-    assert vae_module.preview(row.checkpoint, row.predicted_original).shape == (64, 128, 3)
+    assert LatentPreview(row.checkpoint, row.predicted_original).pixels().shape == (64, 128, 3)

@@ -8,8 +8,9 @@ import pytest
 
 from fanlight.errors import NodeFault
 from services.diffusion.engine.engine import CLASSES_LIMIT, DeviceThread, DiffusionEngine, StepTimes
-from services.diffusion.engine.ports import DeviceLost
+from services.worker.device import DeviceLost
 from tests.fakes.backend import FakeBackend
+from tests.fakes.hanging import FakeHangWatch
 
 LIMIT_S = 30
 
@@ -169,6 +170,78 @@ async def test_a_device_that_is_lost_over_one_image_fails_all_who_wait_for_it_to
     assert all(isinstance(error, DeviceLost) for error in errors)
     with pytest.raises(DeviceLost):
         await running
+
+
+async def test_an_evaluation_that_hangs_loses_the_device_for_all_who_wait_and_who_come_later(asked, backend):
+    watch, lost = FakeHangWatch(), []
+    engine = DiffusionEngine(
+        lambda: backend,
+        thread=DeviceThread(watch),
+        rows_limit=4,
+        hold_limit_s=0.0,
+        clock=lambda: 0.0,
+        device_name=lambda: "cuda:a card",
+        on_lost=lost.append,
+    )
+    backend.gate = threading.Semaphore(0)
+    running = asyncio.create_task(engine.run())
+    heard = []
+    generates = [
+        asyncio.create_task(engine.generate(asked(seed=seed, steps=3, width_px=size), heard.append))
+        for seed, size in enumerate((64, 64, 32))
+    ]
+    backend.gate.release()
+    await until(lambda: len(heard) == 2)
+    # The second evaluation never ends.
+    watch.hurry()
+    async with asyncio.timeout(LIMIT_S):
+        errors = await asyncio.gather(*generates, return_exceptions=True)
+    with pytest.raises(DeviceLost):
+        await running
+    with pytest.raises(DeviceLost):
+        await engine.generate(asked(), print)
+    assert {(type(error), error.part) for error in errors} == {(DeviceLost, "device:cuda:a card")}
+    assert [error.part for error in lost] == ["device:cuda:a card"]
+    assert watch.waited_s >= 0.9 * watch.limits.floor_s
+    backend.gate.release(1000)
+
+
+async def test_a_load_that_hangs_loses_the_device_though_no_image_waits(catalog, backend, monkeypatch):
+    watch, lost, hangs = FakeHangWatch(is_patient=False), [], threading.Event()
+    monkeypatch.setattr(backend, "load", lambda *_: hangs.wait())
+    engine = DiffusionEngine(
+        lambda: backend,
+        thread=DeviceThread(watch),
+        rows_limit=4,
+        hold_limit_s=0.0,
+        clock=lambda: 0.0,
+        on_lost=lost.append,
+    )
+    with pytest.raises(DeviceLost):
+        await engine.load(catalog.default())
+    assert len(lost) == 1
+    assert watch.waited_s >= watch.limits.first_s
+    hangs.set()
+
+
+@pytest.mark.parametrize(("takes_s", "rows", "limit_s"), [(0.1, 1, 60.0), (9.0, 1, 180.0), (9.0, 2, 360.0)])
+async def test_the_limit_of_an_evaluation_follows_the_measured_ones(asked, backend, takes_s, rows, limit_s):
+    limits = []
+
+    class Thread(DeviceThread):
+        async def attempt(self, work, *, limit_s):
+            limits.append(limit_s)
+            return await super().attempt(work, limit_s=limit_s)
+
+    engine = DiffusionEngine(lambda: backend, thread=Thread(), rows_limit=4, hold_limit_s=0.0, clock=lambda: 0.0)
+    entry = asked().checkpoint
+    engine.step_times.note(entry.base, 12, takes_s)
+    running = asyncio.create_task(engine.run())
+    await asyncio.gather(*(engine.generate(asked(seed=seed, steps=1), print) for seed in range(rows)))
+    assert limit_s in limits
+    # What is not an evaluation may load and compile.
+    assert set(limits) == {limit_s, 600.0}
+    running.cancel()
 
 
 class Clock:

@@ -27,7 +27,7 @@ async def generator(backend, parser):
     thread, codecs = DeviceThread(), ThreadPoolExecutor(2)
     engine = DiffusionEngine(lambda: backend, thread=thread, rows_limit=CLIENTS, hold_limit_s=0.2, clock=time.monotonic)
     running = asyncio.create_task(engine.run())
-    yield ImageGenerator(engine, parser, codecs=codecs, digests=WeightDigests(), clock=time.monotonic)
+    yield ImageGenerator(engine, parser, codecs=codecs, previews=codecs, digests=WeightDigests(), clock=time.monotonic)
     running.cancel()
     await asyncio.wait([running])
     thread.close()

@@ -64,7 +64,7 @@ def test_a_strict_image_has_the_same_bits_every_time(asked, control, on_gpu):
 def test_previews_come_off_the_gpu(asked, on_gpu):
     row = on_gpu.begin(asked(preview_every_steps=1))
     [advance] = on_gpu.advance([row])
-    assert Image.open(io.BytesIO(advance.progress.preview)).size == (64, 64)
+    assert Image.open(io.BytesIO(advance.progress.preview.encode())).size == (64, 64)
 
 
 def test_it_says_what_it_is_and_counts_what_it_holds(asked, manager, on_gpu):

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,15 +11,17 @@ import torch
 
 from fanlight.errors import ResourceExhausted
 from services.diffusion.engine import backend as backend_module
+from services.diffusion.engine import previews as previews_module
 from services.diffusion.engine import unet_step
 from services.diffusion.engine import vae as vae_module
 from services.diffusion.engine.backend import TorchBackend
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.engine.memory import vram_estimate_bytes
-from services.diffusion.engine.ports import DeviceLost
+from services.diffusion.engine.vae import ModelGaveNaN
 from services.diffusion.models.loading import AutoencoderKL, UNet2DConditionModel
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.recipes import shipped
+from services.worker.device import DeviceLost
 from tests.fakes.device import FakeGpu
 from tests.fakes.memory import FakeMemory
 
@@ -169,12 +172,20 @@ async def test_no_room_to_check_the_numbers_is_tried_again_or_a_typed_error(time
 
 
 async def test_a_preview_that_does_not_fit_is_left_out(asked, short, monkeypatch):
-    def no_memory(checkpoint, latents):
+    def no_memory(latents, factor):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(backend_module, "preview", no_memory)
+    monkeypatch.setattr(previews_module, "_small", no_memory)
     [made] = await _generated(short, [asked(preview_every_steps=1)])
     assert not isinstance(made, BaseException)
+
+
+def test_a_preview_that_cannot_be_decoded_is_empty(asked, short, monkeypatch):
+    row = short.begin(asked(preview_every_steps=1))
+    preview = short.advance([row])[0].progress.preview
+    for error in (torch.OutOfMemoryError(), ModelGaveNaN("there is no image in it")):
+        monkeypatch.setattr(previews_module, "decode_small", Mock(side_effect=error))
+        assert preview.encode() == b""
 
 
 async def test_who_finds_no_room_beside_a_batch_is_generated_after_it(asked, short, monkeypatch):

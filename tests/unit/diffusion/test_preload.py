@@ -6,8 +6,8 @@ import pytest
 
 from services.diffusion.__main__ import preload
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
-from services.diffusion.engine.ports import DeviceLost
 from services.kernel.config import ProcessEnd
+from services.worker.device import DeviceLost
 from tests.fakes.backend import FakeBackend
 
 

@@ -20,6 +20,7 @@ from services.diffusion.provenance import WeightDigests
 from services.diffusion.stage import DiffusionStage
 from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.weights.references.catalog import Catalog
+from services.worker.device import DeviceLost
 from services.worker.ports import ReportsCondition, StageCondition, StageProgress
 from tests.fakes.backend import FakeBackend
 from tests.fakes.references import FakeStore
@@ -40,7 +41,7 @@ async def stage(catalog, parser):
     )
     running = asyncio.create_task(engine.run())
     digests = WeightDigests()
-    generator = ImageGenerator(engine, parser, codecs=codecs, digests=digests, clock=time.monotonic)
+    generator = ImageGenerator(engine, parser, codecs=codecs, previews=codecs, digests=digests, clock=time.monotonic)
     store = FakeStore({})
     store.room_bytes = ROOM_BYTES
     supply = Supply(catalog, store, RemoteModels(catalog=Catalog(), fetch=FetchMode.OFF), readers=codecs)
@@ -116,5 +117,5 @@ def test_its_condition_is_that_of_the_preload_and_the_device(stage):
     assert stage.condition() is StageCondition.WARM
     stage.is_loading = True
     assert stage.condition() is StageCondition.LOADING
-    stage._engine.is_lost = True
+    stage._engine._lost = DeviceLost("gone")
     assert stage.condition() is StageCondition.LOST

@@ -10,7 +10,7 @@ from services.gateway.app.completion import Renewal
 from services.gateway.app.jobs import JobFilter
 from services.gateway.app.submission import SourceImage
 from services.gateway.app.tenants import OPERATOR
-from services.gateway.app.watch import TaskProgress
+from services.gateway.app.watch import JobPublisher, TaskProgress
 from services.gateway.domain.job import DIFFUSION, Job, JobState
 from tests.fakes.fleet import Fleet, FleetWorker, annotation, control, generation, photo, seed_of
 
@@ -166,6 +166,20 @@ async def test_a_watch_reports_states_and_progress_until_the_end(fleet: Fleet, p
     await painter.complete(task)
     assert (await anext(events)).state is JobState.SUCCEEDED
     assert [event async for event in events] == []
+
+
+def test_a_slow_watcher_gets_the_latest_preview_though_later_progress_has_none() -> None:
+    publisher = JobPublisher()
+    with publisher.subscribed("a") as quick, publisher.subscribed("a") as slow:
+        seen = []
+        for step, preview in ((10, b"ten"), (11, b""), (20, b"twenty"), (21, b"")):
+            publisher.publish("a", TaskProgress(task=1, step=step, steps=99, preview=preview))
+            seen += quick.take()
+        # Another image of the job has its own.
+        publisher.publish("a", TaskProgress(task=2, step=1, steps=99))
+        assert [(each.step, each.preview) for each in seen] == [(10, b"ten"), (11, b""), (20, b"twenty"), (21, b"")]
+        assert [(each.step, each.preview) for each in slow.take()] == [(21, b"twenty"), (1, b"")]
+        assert slow.take() == []
 
 
 async def test_a_watch_goes_on_after_the_revision_that_is_known(fleet: Fleet, painter: FleetWorker) -> None:

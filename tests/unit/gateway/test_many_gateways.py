@@ -7,7 +7,7 @@ import pytest
 
 from fanlight.errors import LeaseLost
 from services.gateway.app.completion import Renewal
-from services.gateway.app.watch import TaskProgress
+from services.gateway.app.watch import FetchStatus, TaskProgress
 from services.gateway.config import GatewayLimits
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
 from services.gateway.domain.machine import LeaseStatus
@@ -182,16 +182,32 @@ async def test_a_circuit_breaker_open_at_one_gateway_is_open_at_the_other(pair: 
     assert breaker.key.need == "checkpoint:starter"
 
 
-async def test_a_stalled_task_that_is_renewed_forever_loses_its_lease() -> None:
-    async with Fleet(limits=GatewayLimits(stall_limit_s=100.0)).running() as fleet:
-        _, task = await a_task(fleet)
-        for step in (1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2):
-            said = TaskProgress(task=0, step=step, steps=9)
-            (answer,) = await fleet.gateway.queue.renew("w", [Renewal(token=task.token, progress=said)])
-            fleet.clock.advance(10)
-            await fleet.gateway.queue.expire_due()
-        assert answer.status is LeaseStatus.LIVE
-        assert (await fleet.gateway.queue.renew("w", [Renewal(token=task.token)]))[0].status is LeaseStatus.LOST
+async def test_a_download_that_another_gateway_hears_of_is_progress_here_too() -> None:
+    fleet = Fleet(is_shared=True, limits=GatewayLimits(stall_first_s=200.0))
+    async with fleet.running() as here, here.restarted().running() as there:
+        painter, task = await a_task(here)
+        await told()
+        for megabytes in (*range(1, 50), *[50] * 19):
+            fetch = FetchStatus(
+                reference="sd15",
+                done_bytes=megabytes * 10**6,
+                total_bytes=10**9,
+                goodput_bps=1e6,
+                seconds_left=None,
+                source="hub.example",
+            )
+            said = TaskProgress(task=0, step=0, steps=0, fetching=fetch)
+            await here.gateway.queue.renew(painter.worker.id, [Renewal(token=task.token, progress=said)])
+            await here.gateway._core.heartbeats.beat()
+            await told()
+            here.clock.advance(10)
+            await there.gateway.queue.expire_due()
+        assert (await there.get(task.job)).state is JobState.RUNNING
+        here.clock.advance(10)
+        await there.gateway.queue.expire_due()
+        failure = (await there.get(task.job)).tasks[0].failure
+        assert failure is not None
+        assert failure.reason == "STALLED"
 
 
 async def test_a_store_that_answers_with_an_old_record_is_read_again(pair: Pair, monkeypatch) -> None:

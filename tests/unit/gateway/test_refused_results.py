@@ -2,8 +2,12 @@
 
 import pytest
 
+from fanlight.common.v1 import common_pb2
+from fanlight.contract.names import digest_of
 from fanlight.errors import LeaseLost, ResultRefused
+from fanlight.queue.v1 import queue_pb2
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
+from services.gateway.wire import workers
 from tests.fakes.fleet import Fleet, annotation, generation, result
 
 GARBAGE = [b"not a picture at all", b"<html><script>alert(1)</script></html>"]
@@ -81,3 +85,16 @@ async def test_a_task_that_only_a_liar_can_do_dies_after_its_attempts(fleet: Fle
     assert kept.state is JobState.FAILED
     assert kept.failure is not None
     assert "is no image" in kept.failure.message
+
+
+async def test_a_size_that_no_image_has_ends_the_attempt_like_any_other_false_one(fleet: Fleet) -> None:
+    worker = fleet.worker(DIFFUSION)
+    await worker.come()
+    job = await fleet.gateway.jobs.create(generation())
+    (task,) = await worker.lease()
+    blob = common_pb2.Blob(scope="default", digest=digest_of(b""))
+    output = queue_pb2.Output(blob=blob, width_px=4_000_000_000, height_px=256)
+    (made,) = workers.made(queue_pb2.CompleteTaskRequest(outputs=[output]))
+    with pytest.raises(ResultRefused, match="says another size"):
+        await worker.hand_in(task, result(256, 256, b""), (made.width_px, made.height_px))
+    assert (await fleet.get(job)).state is JobState.QUEUED

@@ -1,7 +1,6 @@
 """The health service over real gRPC: what each state means for each probe, and who may watch."""
 
 import asyncio
-import contextlib
 from contextlib import asynccontextmanager
 
 import grpc
@@ -11,7 +10,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fanlight.channel import open_channel
 from fanlight.gateway.v1 import gateway_pb2_grpc
-from services.kernel import health
 from services.kernel.config import CommonSettings
 from services.kernel.grpc_server import RpcServer
 from services.kernel.health import DRAINING, READY, STARTING, HealthService, HealthState
@@ -162,38 +160,6 @@ async def test_stopping_ends_every_watch_with_its_last_status_and_waits_for_none
         assert await watch.read() is grpc.aio.EOF
 
 
-async def test_watchers_are_limited_and_a_place_is_free_again_at_once(server, monkeypatch):
-    monkeypatch.setattr(health, "WATCHERS_PER_ADDRESS_LIMIT", 2)
-    async with health_of(server) as stub:
-        watches = [stub.Watch(asked(), timeout=20) for _ in range(2)]
-        for watch in watches:
-            await watch.read()
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await stub.Watch(asked(), timeout=20).read()
-        assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "use Check" in raised.value.details()
-        assert (await stub.Check(asked("liveness"), timeout=10)).status == SERVING
-        watches[0].cancel()
-        assert await first_status(stub, tries=200) == NOT_SERVING
-
-
-async def first_status(stub, *, tries):
-    """The server learns of a cancelled call a little later than its client."""
-    for _ in range(tries):
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            return (await stub.Watch(asked(), timeout=20).read()).status
-        await asyncio.sleep(0.05)
-    return None
-
-
-async def test_watchers_of_all_addresses_together_are_limited(server, monkeypatch):
-    monkeypatch.setattr(health, "WATCHERS_LIMIT", 0)
-    async with health_of(server) as stub:
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await stub.Watch(asked(), timeout=20).read()
-    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
 async def test_a_state_that_comes_late_does_not_hide_the_draining():
     ask = asyncio.Event()
 
@@ -208,6 +174,20 @@ async def test_a_state_that_comes_late_does_not_hide_the_draining():
     ask.set()
     await opening
     assert service._state == DRAINING
+
+
+async def test_a_process_that_needs_a_restart_says_so_while_it_drains():
+    lost = HealthState(name="device_lost", is_alive=False, is_ready=False, is_serving=False)
+    states = [READY, lost]
+
+    async def get_state():
+        return states.pop(0)
+
+    service = HealthService([], get_state)
+    await service.open()
+    await service.look()
+    await service.drain()
+    assert service._state == lost
 
 
 def test_a_starting_process_is_alive():

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from services.kernel.images import ImageLimits
 from services.preprocessor import annotation
 from services.preprocessor.annotation import Annotation
-from services.preprocessor.engine import AnnotationEngine
+from services.preprocessor.engine import AnnotationEngine, AnnotationTimes
+from services.worker.device import DeviceLost
 from tests.fakes.annotators import PATIENCE_S, Gate
+from tests.fakes.hanging import FakeHangWatch
 from tests.fakes.synthetic_images import encoded, scene
 
 
@@ -99,3 +102,32 @@ async def test_an_annotation_that_is_cancelled_before_its_turn_never_starts(gate
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert len(gate.threads) == 2
+
+
+async def test_an_annotation_that_hangs_is_left_and_blames_the_annotator(gate):
+    watch, lost = FakeHangWatch(), []
+    engine = AnnotationEngine(threads=1, limits=ImageLimits(), watch=watch, on_lost=lost.append)
+    run = asyncio.create_task(engine.run(asked(gate)))
+    await started(gate)
+    watch.hurry()
+    with pytest.raises(DeviceLost) as caught:
+        await run
+    assert caught.value.part == f"annotator:{gate.annotator().id}"
+    assert lost == [caught.value]
+    assert watch.waited_s >= 0.9 * watch.limits.first_s
+    # Its thread still runs, and is not waited for.
+    engine.close()
+
+
+@pytest.mark.parametrize(("took_s", "limit_s"), [(None, 600.0), (0.5, 60.0), (10.0, 200.0), (100.0, 600.0)])
+async def test_the_limit_of_an_annotation_follows_its_longest_one(gate, took_s, limit_s):
+    times = AnnotationTimes()
+    if took_s is not None:
+        times.note("gate", took_s)
+        times.note("gate", took_s / 10)
+    engine = AnnotationEngine(threads=1, limits=ImageLimits())
+    engine._times = times
+    annotator = gate.annotator()
+    assert times.longest_s("gate") == took_s
+    assert engine._limit_s(replace(annotator, id="gate")) == limit_s
+    engine.close()

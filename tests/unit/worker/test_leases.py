@@ -57,6 +57,37 @@ async def test_a_preview_that_is_too_large_is_left_out(gateway: FakeGateway, sta
     assert gateway.progress[NAME][0].preview == b""
 
 
+async def test_previews_are_made_only_when_a_report_is_due_and_the_newest_goes_with_it(
+    gateway: FakeGateway, stage: FakeStage
+) -> None:
+    stage.holds = True
+    gateway.ttl_s = 3_000.0
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage, progress_every_s=0.3):
+        await stage.until_running(NAME)
+        stage.report(NAME, 1)
+        await gateway.until(lambda: len(gateway.progress.get(NAME, [])) == 1)
+        # Before the next report is due; later steps have no preview of their own.
+        for step in range(2, 10):
+            stage.report(NAME, step, preview=b"step %d" % step if step in (2, 4, 6) else b"")
+        await gateway.until(lambda: len(gateway.progress[NAME]) == 2)
+        await stage.finish(NAME)
+        await gateway.until(lambda: gateway.results[NAME] == 1)
+    assert [(each.step, each.preview) for each in gateway.progress[NAME]] == [(1, b""), (9, b"step 6")]
+    assert stage.previews_made == [6]
+
+
+async def test_each_image_of_a_batch_has_its_own_preview(gateway: FakeGateway, stage: FakeStage) -> None:
+    stage.holds = True
+    await gateway.offer(task_named(NAME), task_named(OTHER))
+    async with working(gateway, stage, slots=2):
+        await stage.until_running(NAME, OTHER)
+        stage.report(NAME, 2, preview=b"one")
+        stage.report(OTHER, 2, preview=b"other")
+        await gateway.until(lambda: {NAME, OTHER} <= set(gateway.progress))
+    assert [gateway.progress[name][0].preview for name in (NAME, OTHER)] == [b"one", b"other"]
+
+
 async def test_the_fetching_of_weights_goes_up_as_progress(gateway: FakeGateway, stage: FakeStage) -> None:
     stage.holds = True
     await gateway.offer(task_named(NAME))

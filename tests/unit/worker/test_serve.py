@@ -15,9 +15,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fanlight.channel import open_channel
 from fanlight.preprocessor.v1 import preprocessor_pb2, preprocessor_pb2_grpc
+from fanlight.queue.v1 import queue_pb2
 from services.kernel.config import CommonSettings, SettingsError
 from services.worker import serve
 from services.worker.admission import Admission
+from services.worker.device import DeviceLost, DeviceState
 from services.worker.joining import JoinRefused
 from services.worker.loop import WorkerLimits, WorkerSettings
 from services.worker.serve import StageServer, serve_stage
@@ -252,3 +254,60 @@ async def test_with_a_gateway_it_leases_tasks_beside(capsys: pytest.CaptureFixtu
     async with served(capsys, settings=WorkerSettings(gateway=gateway.address)):
         await gateway.until(lambda: gateway.results["jobs/a/tasks/1"] == 1)
     assert gateway.polls[-1].draining
+
+
+async def test_a_lost_device_fails_its_tasks_by_name_and_ends_the_process(
+    capsys: pytest.CaptureFixture[str], gateway: FakeGateway
+) -> None:
+    stage, device, left = FakeStage(holds=True), DeviceState(), []
+    error = DeviceLost("the device has hung").of_part("device:cuda")
+    stage.failures["jobs/a/tasks/1"] = error
+    await gateway.offer(task_named("jobs/a/tasks/1"))
+    serving = serve_stage(
+        stage,
+        Admission(slots=1, waiting_limit=1),
+        server(),
+        settings=WorkerSettings(gateway=gateway.address, poll_wait_s=0.1),
+        common=CommonSettings(drain_grace_s=20.0),
+        stop=asyncio.Event(),
+        device=device,
+        leave=left.append,
+    )
+    task = asyncio.create_task(serving)
+    await stage.until_running("jobs/a/tasks/1")
+    device.lose(error)
+    await stage.let_go()
+    with pytest.raises(DeviceLost):
+        await asyncio.wait_for(task, 20)
+    [failed] = gateway.failed["jobs/a/tasks/1"]
+    assert (failed.failure.reason, failed.failure.part) == ("DEVICE_LOST", "device:cuda")
+    assert failed.fault == queue_pb2.FailTaskRequest.FAULT_NODE
+    assert gateway.polls[-1].draining
+    assert left == []
+
+
+async def test_a_process_that_cannot_end_for_what_hangs_in_it_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, device = asyncio.Event(), DeviceState()
+    left = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(serve, "LEAVE_S", 0.0)
+    hangs = asyncio.Event()
+    monkeypatch.setattr(serve, "_lease", lambda *_: hangs.wait())
+    serving = serve_stage(
+        FakeStage(),
+        Admission(slots=1, waiting_limit=1),
+        server(),
+        settings=WorkerSettings(),
+        common=CommonSettings(drain_grace_s=0.0),
+        stop=stop,
+        device=device,
+        leave=left.set_result,
+    )
+    task = asyncio.create_task(serving)
+    device.lose(DeviceLost("the device has hung"))
+    assert await asyncio.wait_for(left, 20) == DeviceLost.exit_code
+    assert stop.is_set()
+    hangs.set()
+    with pytest.raises(DeviceLost):
+        await asyncio.wait_for(task, 20)

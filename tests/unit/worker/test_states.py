@@ -4,6 +4,7 @@ import pytest
 
 from fanlight.errors import Unauthenticated, Unavailable
 from services.worker.admission import Admission
+from services.worker.device import DeviceLost, DeviceState
 from services.worker.joining import Credentials, GatewayContact
 from services.worker.ports import StageCondition
 from services.worker.retry import Env
@@ -83,6 +84,16 @@ async def test_a_lost_device_needs_a_restart_whatever_else_is_wrong(parts: Parts
     parts.now_s = 500.0
     parts.stage.now = StageCondition.LOST
     assert await parts.told() == ("device_lost", False, False)
+
+
+async def test_a_device_that_hangs_needs_a_restart_of_any_stage() -> None:
+    device = DeviceState()
+    health = WorkerHealth(
+        FakeStage(), Admission(slots=1, waiting_limit=1), None, unreachable_after_s=1.0, device=device
+    )
+    assert (await health.state()).name == "warm"
+    device.lose(DeviceLost("it has hung"))
+    assert (await health.state()).name == "device_lost"
 
 
 async def test_a_worker_without_a_gateway_and_a_stage_without_conditions_is_warm() -> None:

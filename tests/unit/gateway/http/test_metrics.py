@@ -10,12 +10,18 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway.app.control_cache import CacheFigures
 from services.gateway.app.gateway import Gateway
+from services.gateway.app.tenants import Caller, Tenant, callers_of
+from services.gateway.domain.job import DIFFUSION
 from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
-from tests.fakes.fleet import Fleet
+from tests.fakes.fleet import Fleet, generation
 
 HITS = 12_345_678
 FIGURES = CacheFigures(entries=1_234_567, size_bytes=2**40 + 1, budget_bytes=2**41, hits=HITS, misses=0)
+
+
+TOKENS = {"acme": "a", "globex": "g", "operator": "o"}
+CALLERS = callers_of("o", [Tenant(name=name, token=TOKENS[name]) for name in ("acme", "globex")])
 
 
 @pytest.fixture
@@ -52,3 +58,24 @@ async def test_gateways_of_one_process_have_figures_of_their_own(http: httpx.Asy
         http_app(other.gateway, other.blobs, HttpOptions())
         assert "process_cpu_seconds_total" not in samples_of((await http.get("/metrics")).text)
         assert not any(family.name.startswith("fanlight_") for family in REGISTRY.collect())
+
+
+async def test_a_tenant_sees_no_load_of_others_and_the_operator_all() -> None:
+    async with Fleet().running() as fleet:
+        await fleet.worker(DIFFUSION).come()
+        for tenant, count in (("acme", 1), ("globex", 2)):
+            for _ in range(count):
+                await fleet.gateway.jobs.create(generation(), Caller(tenant=tenant))
+        app = http_app(fleet.gateway, fleet.blobs, HttpOptions(callers=CALLERS))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+            seen = {}
+            for name, token in TOKENS.items():
+                answer = await client.get("/metrics", headers={"Authorization": f"Bearer {token}"})
+                seen[name] = samples_of(answer.text)
+            assert (await client.get("/metrics")).status_code == 401
+    assert {name: each["fanlight_queue_waiting"] for name, each in seen.items()} == {
+        "acme": 1,
+        "globex": 2,
+        "operator": 3,
+    }
+    assert {name for name, each in seen.items() if "fanlight_cache_hits_total" in each} == {"operator"}
