@@ -67,6 +67,11 @@ class GatewaySettings(BaseSettings):
         None,
         description="A file with one tenant per line, NAME TOKEN; each tenant has its own jobs and blobs.",
     )
+    tenant_pools: str = Field(
+        "",
+        pattern=r"^([a-z0-9-]+=[a-z0-9-]+(,[a-z0-9-]+=[a-z0-9-]+)*)?$",
+        description="Tenants whose jobs only nodes of a pool may work on: TENANT=POOL, separated by commas.",
+    )
     webhook_secret: SecretStr | None = Field(
         None,
         description="Signs webhooks: `whsec_` and base64. Unset: only tenants with a secret have webhooks.",

@@ -204,6 +204,13 @@ class Gateway:
         log.info("node_purged", node=node_id, dropped=dropped)
         return dropped
 
+    def workers_of(self, node_id: str) -> Sequence[str]:
+        """Ids of the node's live workers."""
+        return [each for each in self.workers.live_ids() if node_of(each) == node_id]
+
+    def now_s(self) -> float:
+        return self._core.clock.now_s()
+
     def lease_rights(self, images_of: ImagesOf) -> LeaseRights:
         return LeaseRights(self._job_store, self._leases, self.nodes, images_of)
 

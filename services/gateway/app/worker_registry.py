@@ -202,6 +202,10 @@ class WorkerRegistry:
                 retry_after_s=self._limits.retry_after_s,
             )
 
+    def offers_of(self, worker_id: str) -> frozenset[str]:
+        """Of a known worker, what its tasks can need, such as `pool:home`."""
+        return self._known[worker_id].group.capabilities.offers
+
     def live_ids(self) -> Sequence[str]:
         return [each for each, known in self._known.items() if known.live]
 

@@ -308,6 +308,8 @@ class Job:
     deadline_s: float = 0.0
     # Called when it ends; empty for no webhook.
     webhook_url: str = ""
+    # The pool whose nodes alone work on it; empty: any.
+    pool: str = ""
     # How often it was redriven after its attempts were spent.
     redrives: int = 0
     # It repeats another job's task; None for what a client requested.

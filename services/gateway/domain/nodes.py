@@ -44,9 +44,13 @@ class Grant:
 GRANTED = ("pool:", "label:")
 
 
+def pool_need(pool: str) -> str:
+    return f"pool:{pool}"
+
+
 def offers_of(grant: Grant) -> tuple[str, ...]:
     """What tasks can need of the node, such as `pool:trusted` or `label:site=attic`."""
-    return (f"pool:{grant.pool}", *(f"label:{name}={value}" for name, value in grant.labels))
+    return (pool_need(grant.pool), *(f"label:{name}={value}" for name, value in grant.labels))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -122,5 +122,4 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
             raise PermissionDenied("only an operator may do this: send the operator's token")
 
     def _node(self, node: NodeRecord) -> nodes_pb2.Node:
-        workers = [each for each in self._gateway.workers.live_ids() if each.startswith(f"{node.id}-")]
-        return wire.node(node, workers, now_s=self._clock.now_s())
+        return wire.node(node, self._gateway.workers_of(node.id), now_s=self._clock.now_s())

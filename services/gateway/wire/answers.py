@@ -51,6 +51,7 @@ def job(value: Job) -> gateway_pb2.Job:
         tenant=value.tenant,
         deadline_time=moment(value.deadline_s),
         webhook_url=value.webhook_url,
+        pool=value.pool,
         redrives=value.redrives,
     )
     stages.show(value.request, message)
