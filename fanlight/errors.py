@@ -181,6 +181,7 @@ class ResultRefused(NodeFault):
     """
 
     reason = "RESULT_REFUSED"
+    is_final = True
 
 
 class CallFailed(FanlightError):

@@ -93,6 +93,23 @@ class GatewaySettings(BaseSettings):
     webhook_networks: str = Field(
         "", description="Private networks that webhooks may call, such as 10.1.0.0/16, separated by commas."
     )
+    default_model: str = Field(
+        "",
+        description="The model of requests that name none. Unset: the starter model if a worker holds it, else the"
+        " worker's default that was announced first.",
+    )
+    other_annotators: str = Field(
+        "",
+        description="Ids of annotators that do not ship with the gateway and that workers may offer, separated by"
+        " commas; `*`: any.",
+    )
+    checked_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Fraction of control images of deterministic annotators that a second node repeats, where another"
+        " live one has the same build on the same kind of device. 0: none.",
+    )
     blob_budget_bytes: int = Field(20 * GIB, gt=0, description="How many bytes of blobs are stored.")
     blob_limit_bytes: int = Field(64 * MIB, gt=0, description="The largest blob that is accepted.")
     image_limit_bytes: int = Field(32 * MIB, gt=0, description="The largest image that a job may name.")

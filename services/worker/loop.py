@@ -36,6 +36,13 @@ POLL_WAIT_MAX_S = 60.0
 EARLY_PAUSE_S = 0.2
 # For returning the tasks that are left after the grace period.
 RETURN_DEADLINE_S = 5.0
+# The lists of a worker's description that are sent only when they changed.
+HOLDINGS: tuple[Literal["vram_models", "ram_models", "disk_models", "unfetched_models"], ...] = (
+    "vram_models",
+    "ram_models",
+    "disk_models",
+    "unfetched_models",
+)
 
 
 def default_state_dir() -> Path:
@@ -150,12 +157,22 @@ class Poller:
         self._digest = b""
         # The digest of the capabilities that the gateway has.
         self._known = b""
+        # The digest of the held models that it has.
+        self._known_holdings = b""
 
     async def poll(self, *, max_tasks: int, wait_s: float, draining: bool = False) -> Sequence[queue_pb2.LeasedTask]:
         self._prefetcher.finished.clear()
         capabilities, digest = self._capabilities()
+        worker = self._worker()
+        holdings = holdings_digest(worker)
+        is_unchanged = holdings == self._known_holdings
+        if is_unchanged:
+            for name in HOLDINGS:
+                worker.ClearField(name)
         request = queue_pb2.LeaseTasksRequest(
-            worker=self._worker(),
+            worker=worker,
+            holdings_digest=holdings,
+            holdings_unchanged=is_unchanged,
             capabilities_digest=digest,
             capabilities=None if digest == self._known else capabilities,
             max_tasks=max_tasks,
@@ -166,6 +183,7 @@ class Poller:
         )
         answer = await self._queue.lease(request)
         self._known = b"" if answer.wants_capabilities else digest
+        self._known_holdings = answer.holdings_digest
         if answer.has_fetches:
             self._prefetcher.want(answer.fetches)
         return answer.tasks
@@ -192,6 +210,17 @@ class Poller:
         worker.takes_fetches = self._prefetcher.is_able
         worker.unfetched_models[:] = self._prefetcher.unfetched
         return worker
+
+
+def holdings_digest(worker: queue_pb2.Worker) -> bytes:
+    """Of the models that it holds and those that it could not prefetch, in whatever order."""
+    held = queue_pb2.Worker(
+        vram_models=sorted(worker.vram_models),
+        ram_models=sorted(worker.ram_models),
+        disk_models=sorted(worker.disk_models),
+        unfetched_models=sorted(worker.unfetched_models),
+    )
+    return hashlib.sha256(held.SerializeToString(deterministic=True)).digest()
 
 
 def canonical(capabilities: queue_pb2.Capabilities, request_type: type[Message]) -> queue_pb2.Capabilities:

@@ -271,10 +271,10 @@ class Image(google.protobuf.message.Message):
     task: builtins.int
     """The task that made it; 0 for a cached control image."""
     nsfw: builtins.bool
-    """The safety checker's result; absent if it is off."""
+    """The safety checker's result, as the node says: the gateway does not check it. Absent if it is off."""
     provenance_json: builtins.str
-    """JSON with everything that is needed to generate the image again; empty for a control image, and where it has more than
-    16 KiB: the image's file holds all of it.
+    """JSON with everything that is needed to generate the image again, as the node says: the gateway does not check it. Empty
+    for a control image, and where it has more than 16 KiB: the image's file holds all of it.
     """
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...

@@ -5,7 +5,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from fanlight.errors import FanlightError, Unavailable
+from fanlight.contract.shipped import ShippedAnnotator, shipped_annotators
+from fanlight.errors import FanlightError, NotFound, Unavailable
 from services.gateway.app import (
     capabilities,
     circuit_breakers,
@@ -30,11 +31,13 @@ from services.gateway.app.leasing import Polls
 from services.gateway.app.nodes import Nodes
 from services.gateway.app.prefetch import PrefetchClaims
 from services.gateway.app.records import Codec, Records, refuse_other_format
+from services.gateway.app.result_checks import ResultChecks
 from services.gateway.app.retention import BlobRetention, ClockWatch, JobRetention
 from services.gateway.app.submission import JobPlanner, SourceImages
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewayLimits, GatewaySettings
-from services.gateway.domain.job import Job
+from services.gateway.domain.circuit_breaker import FAILURES_MAX
+from services.gateway.domain.job import Claim, Job, Task
 from services.gateway.domain.nodes import NodeRecord, node_of
 from services.gateway.ports import Clock, RecordStore
 from services.kernel.blobs import BlobStore
@@ -43,6 +46,8 @@ from services.kernel.logs import get_logger
 log = get_logger()
 
 EXPIRY_INTERVAL_S = 1.0
+# The reason of the circuit breaker of a node that other nodes proved wrong.
+FALSE_RESULT = "RESULT_FALSE"
 # An expiry round that is later than this means that the whole process stood still.
 STANDSTILL_S = 2.0
 WEBHOOK_INTERVAL_S = 1.0
@@ -82,11 +87,17 @@ class Gateway:
         settings: GatewaySettings,
         limits: GatewayLimits | None = None,
         is_shared: bool = False,
+        shipped: Mapping[str, ShippedAnnotator] | None = None,
     ) -> None:
-        """`is_shared`: other gateways work over the same store."""
+        """`is_shared`: other gateways work over the same store.
+
+        `shipped`: the annotators that mean the same whatever workers say; None for those that Fanlight ships.
+        """
         limits = limits or GatewayLimits()
         records = self.records = Records(store, clock)
-        core = core_of(records, blobs, clock, random_bytes, settings, limits, is_shared=is_shared)
+        if shipped is None:
+            shipped = shipped_annotators()
+        core = core_of(records, blobs, clock, random_bytes, settings, limits, is_shared=is_shared, shipped=shipped)
         self._core, self._is_shared = core, is_shared
         self._job_store, self._leases = core.job_store, core.leases
         self._cache = ControlImageCache(
@@ -102,7 +113,8 @@ class Gateway:
         self.explanations = Explainer(core)
         self._prefetches = PrefetchClaims(records, core.scheduler, clock)
         self.jobs = Jobs(core, requests, JobPlanner(images, self._cache, core.workers, random_bytes))
-        self.queue = Completion(core, self._cache, self.dead_letters)
+        checks = ResultChecks(core, note_checked=self._note_checked, leave_out=self._leave_out)
+        self.queue = Completion(core, self._cache, self.dead_letters, checks)
         self.polls = Polls(core, self.queue)
         self._retention = JobRetention(core.job_store, requests, core.webhooks, clock, settings)
         self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings)
@@ -212,6 +224,22 @@ class Gateway:
         node = await self.nodes.revoke(node_id, reason)
         await self._end_nodes()
         return node
+
+    async def _note_checked(self, claim: Claim, is_false: bool) -> None:
+        await self.nodes.note_checked(node_of(claim.worker), is_false=is_false)
+
+    async def _leave_out(self, liar: Claim, task: Task, need: str, why: str) -> None:
+        """Revoke a node that was proven to lie; one without a credential gets such tasks only where no other can."""
+        try:
+            await self.revoke_node(self.nodes.get(node_of(liar.worker)).id, why)
+        except NotFound:
+            key = self.workers.key_of(liar.worker, task.stage, need)
+            now_s = self._core.clock.now_s()
+            await self._core.circuit_breakers.note_failure(
+                liar.node, key, FALSE_RESULT, lease_s=now_s, weight=FAILURES_MAX
+            )
+            self.workers.refresh(liar.worker)
+        await self.purge_node(liar.node)
 
     async def _end_nodes(self) -> None:
         """Ends the leases of nodes whose rights have ended, and drops what revoked ones made."""

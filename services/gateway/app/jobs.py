@@ -66,7 +66,8 @@ class JobFilter:
 
     def matches(self, job: Job) -> bool:
         return (
-            (self.state is None or job.state is self.state)
+            job.check is None
+            and (self.state is None or job.state is self.state)
             and (not self.tenant or job.tenant == self.tenant)
             and (not self.model or job.request.facts.checkpoint == self.model)
             and (not self.annotator or job.request.facts.annotator == self.annotator)

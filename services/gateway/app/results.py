@@ -7,8 +7,9 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fanlight.contract.needs import PIXELS
 from fanlight.errors import ResultRefused
-from services.gateway.domain.job import DIFFUSION, Facts
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts
 from services.kernel.blobs import BlobInfo, BlobStore, media_type_of
 from services.kernel.image_headers import ImageSize, size_in
 
@@ -16,8 +17,15 @@ from services.kernel.image_headers import ImageSize, size_in
 HEAD_BYTES = 64 * 1024
 TAIL_BYTES = 12
 SIDE_LIMIT_PX = 16_384
+# No encoded image is larger than its pixels with four channels of 16 bits and so much metadata.
+PIXEL_BYTES = 8
+METADATA_LIMIT_BYTES = 1024 * 1024
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
+PREVIEW_LIMIT_BYTES = 64 * 1024
+PREVIEW_SIDE_LIMIT_PX = 2_048
+# Whose results are images. A new stage that makes images belongs here too.
+IMAGE_STAGES = (PREPROCESS, DIFFUSION)
 FORMATS = ("image/png", "image/jpeg", "image/webp")
 
 
@@ -29,12 +37,25 @@ class ClaimedSize:
     height_px: int
 
 
+def is_preview(data: bytes) -> bool:
+    """Whether a preview is a small, whole image; others are dropped."""
+    media_type, size = media_type_of(data[:16]), size_in(data)
+    if media_type not in FORMATS or size is None or max(size.width_px, size.height_px) > PREVIEW_SIDE_LIMIT_PX:
+        return False
+    return len(data) <= PREVIEW_LIMIT_BYTES and _is_whole(media_type, data, data[-TAIL_BYTES:], len(data))
+
+
 class ResultChecker:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
 
     async def check(self, stage: str, facts: Facts, index: int, blob: BlobInfo, claimed: ClaimedSize) -> None:
-        """ResultRefused, with the output's field, for what cannot be a result of the request."""
+        """ResultRefused, with the output's field, for what cannot be a result of the request.
+
+        Of other stages than those that make images nothing is known.
+        """
+        if stage not in IMAGE_STAGES:
+            return
         field = f"outputs[{index}]"
         head = await self._read(blob, 0, HEAD_BYTES)
         media_type = media_type_of(head[:16])
@@ -48,16 +69,21 @@ class ResultChecker:
             raise ResultRefused(f"ends in the middle of its {media_type}", field=f"{field}.blob")
         if (claimed.width_px, claimed.height_px) != (size.width_px, size.height_px):
             raise ResultRefused(f"is {_shown(size)}, and the worker says another size", field=f"{field}.width_px")
-        _check_asked(stage, facts, size, field)
+        _check_asked(facts, size, field)
+        if blob.size_bytes > size.width_px * size.height_px * PIXEL_BYTES + METADATA_LIMIT_BYTES:
+            raise ResultRefused(f"has {blob.size_bytes} bytes, too many for {_shown(size)}", field=f"{field}.blob")
 
     async def _read(self, blob: BlobInfo, offset_bytes: int, limit_bytes: int) -> bytes:
         chunks = self._blobs.read(blob.scope, blob.digest, offset_bytes=offset_bytes, limit_bytes=limit_bytes)
         return b"".join([chunk async for chunk in chunks])[:limit_bytes]
 
 
-def _check_asked(stage: str, facts: Facts, size: ImageSize, field: str) -> None:
+def _check_asked(facts: Facts, size: ImageSize, field: str) -> None:
     """Of annotators the request fixes no size, unless it names one; of images it always does."""
-    if stage == DIFFUSION and facts.width_px and (size.width_px, size.height_px) != (facts.width_px, facts.height_px):
+    pixels = dict(facts.amounts).get(PIXELS, 0)
+    if not facts.width_px and pixels and size.width_px * size.height_px != pixels:
+        raise ResultRefused(f"is {_shown(size)}; {pixels} pixels were asked for", field=field)
+    if facts.width_px and (size.width_px, size.height_px) != (facts.width_px, facts.height_px):
         raise ResultRefused(f"is {_shown(size)}; {facts.width_px} x {facts.height_px} was asked for", field=field)
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fanlight.errors import ResultRefused
-from services.gateway.app.results import ClaimedSize, ResultChecker
-from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts
+from services.gateway.app.results import PREVIEW_LIMIT_BYTES, ClaimedSize, ResultChecker, is_preview
+from services.gateway.domain.job import DIFFUSION, Facts
 from tests.fakes.memory_blobs import MemoryBlobs
 
 ASKED = Facts(width_px=96, height_px=64)
@@ -20,7 +20,7 @@ def encoded(kind: str, width_px: int = 96, height_px: int = 64) -> bytes:
     return out.getvalue()
 
 
-async def check(data: bytes, *, stage: str = DIFFUSION, claimed: tuple[int, int] = (96, 64)) -> None:
+async def check(data: bytes, *, facts: Facts = ASKED, claimed: tuple[int, int] = (96, 64)) -> None:
     blobs = MemoryBlobs()
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -28,7 +28,7 @@ async def check(data: bytes, *, stage: str = DIFFUSION, claimed: tuple[int, int]
 
     blob = await blobs.write("default", chunks())
     size = ClaimedSize(width_px=claimed[0], height_px=claimed[1])
-    await ResultChecker(blobs).check(stage, ASKED, 0, blob, size)
+    await ResultChecker(blobs).check(DIFFUSION, facts, 0, blob, size)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -69,4 +69,34 @@ async def test_another_size_than_the_worker_says_is_refused() -> None:
 
 
 async def test_an_annotator_may_choose_its_size() -> None:
-    await check(encoded("PNG", 64, 64), stage=PREPROCESS, claimed=(64, 64))
+    await check(encoded("PNG", 64, 64), facts=Facts(), claimed=(64, 64))
+
+
+async def test_an_annotator_keeps_the_size_that_the_request_names() -> None:
+    asked = Facts(amounts=(("pixels", 96 * 64),))
+    await check(encoded("PNG"), facts=asked)
+    with pytest.raises(ResultRefused, match="6144 pixels were asked for"):
+        await check(encoded("PNG", 64, 64), facts=asked, claimed=(64, 64))
+
+
+async def test_more_bytes_than_the_pixels_can_have_are_refused() -> None:
+    data = encoded("PNG")
+    with pytest.raises(ResultRefused, match="too many for 96 x 64"):
+        await check(data[:-12] + bytes(2 * 1024 * 1024) + data[-12:])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_preview_is_a_small_whole_image(kind: str) -> None:
+    data = encoded(kind)
+    assert is_preview(data)
+    assert not is_preview(data[:-3])
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", encoded("GIF"), encoded("PNG", 4_096, 8)])
+def test_another_preview_is_dropped(data: bytes) -> None:
+    assert not is_preview(data)
+
+
+def test_a_preview_of_too_many_bytes_is_dropped() -> None:
+    data = encoded("PNG")
+    assert not is_preview(data[:-12] + bytes(PREVIEW_LIMIT_BYTES) + data[-12:])
