@@ -7,23 +7,20 @@ of one machine share the file.
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import json
 import math
 import os
-import socket
-import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc.aio
 
-from fanlight.contract.join_code import OWN_NAME, JoinCode
-from fanlight.errors import FanlightError, Unauthenticated, Unavailable
+from fanlight.contract.join_code import JoinCode
+from fanlight.errors import FanlightError, Unavailable
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from services.kernel.logs import get_logger
 from services.worker.retry import CALL_DEADLINE_S, Backoff, Env, our_errors
@@ -35,7 +32,6 @@ RENEW_AFTER = 0.5
 TTL_MIN_S, TTL_MAX_S = 10.0, 30 * 86_400.0
 # A credential that could not be renewed is tried again after this long at least.
 RETRY_MAX_S = 60.0
-HANDSHAKE_TIMEOUT_S = 10.0
 METADATA_TIMEOUT_S = 5.0
 LOCK_PAUSE_S = 0.2
 METADATA_LIMIT_BYTES = 16 * 1024
@@ -136,43 +132,6 @@ class SaladCloudProof:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unavailable(f"SaladCloud's metadata service at {self.url} gives no token") from error
         request.jwt = str(token)
-
-
-def pinned_roots(address: str, authority: str) -> bytes:
-    """The PEM of that certificate of the chain that the server at HOST:PORT shows whose sha256 is `authority`.
-
-    Unauthenticated where it shows no such certificate; Unavailable where it cannot be reached.
-    """
-    host, _, port = address.rpartition(":")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Only to see the chain: what is trusted is decided by the digest, and checked in every later connection.
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    try:
-        with (
-            socket.create_connection((host.strip("[]"), int(port)), timeout=HANDSHAKE_TIMEOUT_S) as connection,
-            context.wrap_socket(connection, server_hostname=OWN_NAME) as tls,
-        ):
-            chain = _shown_chain(tls)
-    except ssl.SSLError as error:
-        raise Unauthenticated(
-            f"the gateway at {address} does not speak TLS there, but the join code asks for it: check the port"
-        ) from error
-    except OSError as error:
-        raise Unavailable(f"the gateway at {address} cannot be reached: {error.strerror or error}") from error
-    for der in chain:
-        if hashlib.sha256(der).hexdigest() == authority:
-            return ssl.DER_cert_to_PEM_cert(der).encode()
-    raise Unauthenticated(
-        f"the gateway at {address} shows another certificate than the join code names: it is another gateway, or"
-        " somebody is in between; make a new code with `fanlight nodes invite` if the gateway has a new certificate"
-    )
-
-
-def _shown_chain(tls: ssl.SSLSocket) -> Sequence[bytes]:
-    """DER, the server's own first. Public since Python 3.13."""
-    shown = tls if hasattr(tls, "get_unverified_chain") else tls._sslobj  # type: ignore[attr-defined]
-    return [each if isinstance(each, bytes) else each.public_bytes(2) for each in shown.get_unverified_chain() or ()]
 
 
 def _is_locked(handle: int) -> bool:
