@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import grpc.aio
 
 from fanlight.contract.join_code import JoinCode
-from fanlight.errors import FanlightError, Unavailable
+from fanlight.errors import FanlightError, Unauthenticated, Unavailable
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from services.kernel.logs import get_logger
 from services.worker.retry import CALL_DEADLINE_S, Backoff, Env, our_errors
@@ -34,6 +34,8 @@ TTL_MIN_S, TTL_MAX_S = 10.0, 30 * 86_400.0
 RETRY_MAX_S = 60.0
 METADATA_TIMEOUT_S = 5.0
 LOCK_PAUSE_S = 0.2
+# A clock that was set back by less does not matter.
+CLOCK_STEP_S = 1.0
 METADATA_LIMIT_BYTES = 16 * 1024
 # SaladCloud's metadata service, on each of its machines.
 SALADCLOUD_TOKEN_URL = "http://169.254.169.254/v1/token"
@@ -237,11 +239,21 @@ class NodeIdentity:
         """Take the credential of the file, or join. Unauthenticated where the proof is refused; Unavailable."""
         async with self._file.locked():
             known = self._file.read()
-            if known is not None and known.proof == self._proof.name and self._wall_s() < known.expire_at_s:
-                self._credential = known
-                log.info("node_known", node=known.node_id)
+            if known is None or known.proof != self._proof.name or not await self._is_usable(known):
+                await self._join()
                 return
-            await self._join()
+            log.info("node_known", node=known.node_id)
+
+    async def _is_usable(self, known: NodeCredential) -> bool:
+        """Takes it. One that seems to have expired is tried: the clock may be wrong, and the code used up."""
+        self._credential = known
+        if self._wall_s() < known.expire_at_s:
+            return True
+        try:
+            await self._exchange()
+        except Unauthenticated:
+            return False
+        return True
 
     async def recover(self) -> None:
         """After the gateway refused the credential: take what another worker of this machine got, or join again."""
@@ -258,7 +270,7 @@ class NodeIdentity:
         backoff = Backoff(self._env, max_s=RETRY_MAX_S)
         while True:
             assert self._credential is not None
-            await self._env.sleep(max(0.0, self._credential.renew_at_s - self._wall_s()))
+            await self._env.sleep(self._due_in_s(self._credential))
             try:
                 await self.renew_if_due()
                 backoff.reset()
@@ -270,18 +282,29 @@ class NodeIdentity:
         """Unless another worker of this machine did. Unauthenticated where the node has no rights any more."""
         async with self._file.locked():
             known = self._file.read()
-            if known is not None and known.node_id == self.node_id and known.renew_at_s > self._wall_s():
+            if known is not None and known.node_id == self.node_id:
+                # The file has the latest; an older one would look like a copy.
                 self._credential = known
-                return
-            assert self._credential is not None
-            old = self._credential
-            async with self._open_channel(old.trust) as channel:
-                metadata = (("authorization", f"bearer {old.credential}"),)
-                with our_errors():
-                    answer = await nodes_pb2_grpc.NodeServiceStub(channel).RenewCredential(
-                        nodes_pb2.RenewCredentialRequest(), metadata=metadata, timeout=CALL_DEADLINE_S
-                    )
-            self._keep(answer, old.trust)
+                if self._due_in_s(known):
+                    return
+            await self._exchange()
+
+    def _due_in_s(self, credential: NodeCredential) -> float:
+        """Zero for what should be renewed. More than half of its life is left only where the clock was set back."""
+        left_s = credential.renew_at_s - self._wall_s()
+        return left_s if 0.0 < left_s <= credential.expire_at_s - credential.renew_at_s + CLOCK_STEP_S else 0.0
+
+    async def _exchange(self) -> None:
+        """For the next one, with the file locked."""
+        old = self._credential
+        assert old is not None
+        async with self._open_channel(old.trust) as channel:
+            metadata = (("authorization", f"bearer {old.credential}"),)
+            with our_errors():
+                answer = await nodes_pb2_grpc.NodeServiceStub(channel).RenewCredential(
+                    nodes_pb2.RenewCredentialRequest(), metadata=metadata, timeout=CALL_DEADLINE_S
+                )
+        self._keep(answer, old.trust)
 
     async def _join(self) -> None:
         """With the file locked."""

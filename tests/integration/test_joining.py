@@ -204,3 +204,43 @@ async def test_a_proxy_that_refuses_is_told_from_a_gateway_that_does_not_speak_t
         monkeypatch.setenv("https_proxy", proxy.url().replace("secret", "wrong"))
         with pytest.raises(Unavailable, match="cannot be reached"):
             await asyncio.to_thread(pinned_roots, "gateway.example:50051", "0" * 64)
+
+
+@pytest.mark.parametrize("jump_s", [300.0, -300.0, 10 * 365 * 86_400.0, -10 * 365 * 86_400.0])
+async def test_a_node_whose_clock_jumps_goes_on_with_its_used_up_code(
+    door: Door, tmp_path: Path, jump_s: float
+) -> None:
+    now_s = 1_000_000_000.0
+    code = await door.invite()
+    identity = door.identity(code, tmp_path / "state", lambda: now_s)
+    await identity.establish()
+    now_s += jump_s
+    again = door.identity(code, tmp_path / "state", lambda: now_s)
+    await again.establish()
+    assert again.node_id == identity.node_id
+    assert door.fleet.gateway.nodes.of_credential(again.token())
+    await again.renew_if_due()
+    assert door.fleet.gateway.nodes.of_credential(again.token())
+    # Whatever the clock says, it is renewed in time.
+    renewed = again.token()
+    now_s += 4 * 3_600.0
+    await again.renew_if_due()
+    assert again.token() != renewed
+
+
+async def test_a_worker_that_slept_through_a_renewal_does_not_look_like_a_copy(door: Door, tmp_path: Path) -> None:
+    now_s = 1_000_000_000.0
+    code = await door.invite()
+    awake, asleep = (door.identity(code, tmp_path / "state", lambda: now_s) for _ in range(2))
+    await awake.establish()
+    await asleep.establish()
+    for _ in range(3):
+        now_s += 4 * 3_600.0
+        door.fleet.clock.advance(4 * 3_600.0)
+        await awake.renew_if_due()
+    now_s += 4 * 3_600.0
+    door.fleet.clock.advance(4 * 3_600.0)
+    await asleep.renew_if_due()
+    assert door.fleet.gateway.nodes.of_credential(asleep.token())
+    await awake.renew_if_due()
+    assert awake.token() == asleep.token()
