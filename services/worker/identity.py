@@ -7,22 +7,19 @@ of one machine share the file.
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import json
 import math
 import os
-import socket
-import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc.aio
 
-from fanlight.contract.join_code import OWN_NAME, JoinCode
+from fanlight.contract.join_code import JoinCode
 from fanlight.errors import FanlightError, Unauthenticated, Unavailable
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from services.kernel.logs import get_logger
@@ -35,9 +32,10 @@ RENEW_AFTER = 0.5
 TTL_MIN_S, TTL_MAX_S = 10.0, 30 * 86_400.0
 # A credential that could not be renewed is tried again after this long at least.
 RETRY_MAX_S = 60.0
-HANDSHAKE_TIMEOUT_S = 10.0
 METADATA_TIMEOUT_S = 5.0
 LOCK_PAUSE_S = 0.2
+# A clock that was set back by less does not matter.
+CLOCK_STEP_S = 1.0
 METADATA_LIMIT_BYTES = 16 * 1024
 # SaladCloud's metadata service, on each of its machines.
 SALADCLOUD_TOKEN_URL = "http://169.254.169.254/v1/token"
@@ -136,43 +134,6 @@ class SaladCloudProof:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unavailable(f"SaladCloud's metadata service at {self.url} gives no token") from error
         request.jwt = str(token)
-
-
-def pinned_roots(address: str, authority: str) -> bytes:
-    """The PEM of that certificate of the chain that the server at HOST:PORT shows whose sha256 is `authority`.
-
-    Unauthenticated where it shows no such certificate; Unavailable where it cannot be reached.
-    """
-    host, _, port = address.rpartition(":")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Only to see the chain: what is trusted is decided by the digest, and checked in every later connection.
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    try:
-        with (
-            socket.create_connection((host.strip("[]"), int(port)), timeout=HANDSHAKE_TIMEOUT_S) as connection,
-            context.wrap_socket(connection, server_hostname=OWN_NAME) as tls,
-        ):
-            chain = _shown_chain(tls)
-    except ssl.SSLError as error:
-        raise Unauthenticated(
-            f"the gateway at {address} does not speak TLS there, but the join code asks for it: check the port"
-        ) from error
-    except OSError as error:
-        raise Unavailable(f"the gateway at {address} cannot be reached: {error.strerror or error}") from error
-    for der in chain:
-        if hashlib.sha256(der).hexdigest() == authority:
-            return ssl.DER_cert_to_PEM_cert(der).encode()
-    raise Unauthenticated(
-        f"the gateway at {address} shows another certificate than the join code names: it is another gateway, or"
-        " somebody is in between; make a new code with `fanlight nodes invite` if the gateway has a new certificate"
-    )
-
-
-def _shown_chain(tls: ssl.SSLSocket) -> Sequence[bytes]:
-    """DER, the server's own first. Public since Python 3.13."""
-    shown = tls if hasattr(tls, "get_unverified_chain") else tls._sslobj  # type: ignore[attr-defined]
-    return [each if isinstance(each, bytes) else each.public_bytes(2) for each in shown.get_unverified_chain() or ()]
 
 
 def _is_locked(handle: int) -> bool:
@@ -278,11 +239,21 @@ class NodeIdentity:
         """Take the credential of the file, or join. Unauthenticated where the proof is refused; Unavailable."""
         async with self._file.locked():
             known = self._file.read()
-            if known is not None and known.proof == self._proof.name and self._wall_s() < known.expire_at_s:
-                self._credential = known
-                log.info("node_known", node=known.node_id)
+            if known is None or known.proof != self._proof.name or not await self._is_usable(known):
+                await self._join()
                 return
-            await self._join()
+            log.info("node_known", node=known.node_id)
+
+    async def _is_usable(self, known: NodeCredential) -> bool:
+        """Takes it. One that seems to have expired is tried: the clock may be wrong, and the code used up."""
+        self._credential = known
+        if self._wall_s() < known.expire_at_s:
+            return True
+        try:
+            await self._exchange()
+        except Unauthenticated:
+            return False
+        return True
 
     async def recover(self) -> None:
         """After the gateway refused the credential: take what another worker of this machine got, or join again."""
@@ -299,7 +270,7 @@ class NodeIdentity:
         backoff = Backoff(self._env, max_s=RETRY_MAX_S)
         while True:
             assert self._credential is not None
-            await self._env.sleep(max(0.0, self._credential.renew_at_s - self._wall_s()))
+            await self._env.sleep(self._due_in_s(self._credential))
             try:
                 await self.renew_if_due()
                 backoff.reset()
@@ -311,18 +282,29 @@ class NodeIdentity:
         """Unless another worker of this machine did. Unauthenticated where the node has no rights any more."""
         async with self._file.locked():
             known = self._file.read()
-            if known is not None and known.node_id == self.node_id and known.renew_at_s > self._wall_s():
+            if known is not None and known.node_id == self.node_id:
+                # The file has the latest; an older one would look like a copy.
                 self._credential = known
-                return
-            assert self._credential is not None
-            old = self._credential
-            async with self._open_channel(old.trust) as channel:
-                metadata = (("authorization", f"bearer {old.credential}"),)
-                with our_errors():
-                    answer = await nodes_pb2_grpc.NodeServiceStub(channel).RenewCredential(
-                        nodes_pb2.RenewCredentialRequest(), metadata=metadata, timeout=CALL_DEADLINE_S
-                    )
-            self._keep(answer, old.trust)
+                if self._due_in_s(known):
+                    return
+            await self._exchange()
+
+    def _due_in_s(self, credential: NodeCredential) -> float:
+        """Zero for what should be renewed. More than half of its life is left only where the clock was set back."""
+        left_s = credential.renew_at_s - self._wall_s()
+        return left_s if 0.0 < left_s <= credential.expire_at_s - credential.renew_at_s + CLOCK_STEP_S else 0.0
+
+    async def _exchange(self) -> None:
+        """For the next one, with the file locked."""
+        old = self._credential
+        assert old is not None
+        async with self._open_channel(old.trust) as channel:
+            metadata = (("authorization", f"bearer {old.credential}"),)
+            with our_errors():
+                answer = await nodes_pb2_grpc.NodeServiceStub(channel).RenewCredential(
+                    nodes_pb2.RenewCredentialRequest(), metadata=metadata, timeout=CALL_DEADLINE_S
+                )
+        self._keep(answer, old.trust)
 
     async def _join(self) -> None:
         """With the file locked."""

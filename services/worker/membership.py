@@ -33,10 +33,10 @@ from services.worker.identity import (
     SaladCloudProof,
     TokenFileProof,
     Trust,
-    pinned_roots,
 )
 from services.worker.joining import Credentials, GatewayContact
 from services.worker.loop import WorkerSettings
+from services.worker.pinning import pinned_roots
 from services.worker.retry import Backoff, Env, race
 
 log = get_logger()

@@ -21,9 +21,11 @@ from services.gateway.adapters.certificates import CertificateFiles, authority_d
 from services.gateway.app.tenants import callers_of
 from services.gateway.rpc.nodes import JoinAddress, NodeService
 from services.kernel.grpc_guards import ErrorInterceptor
-from services.worker.identity import CodeProof, CredentialFile, NodeIdentity, Trust, pinned_roots
+from services.worker.identity import CodeProof, CredentialFile, NodeIdentity, Trust
+from services.worker.pinning import pinned_roots
 from services.worker.retry import Env
 from tests.fakes.fleet import Fleet
+from tests.fakes.proxy import FakeProxy
 
 OPERATOR = "operator-token"
 
@@ -179,3 +181,66 @@ async def test_only_an_operator_invites(door: Door) -> None:
     async with channel:
         with pytest.raises(grpc.aio.AioRpcError, match="right token"):
             await nodes_pb2_grpc.NodeServiceStub(channel).CreateInvite(nodes_pb2.CreateInviteRequest())
+
+
+async def test_a_node_behind_a_proxy_finds_its_gateway_through_it(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fanlight.proxies._resolved", lambda name: [])
+    code = replace(await door.invite(), gateway="gateway.example:50051")
+    with FakeProxy(login="me:secret") as proxy:
+        proxy.lead("gateway.example", f"http://{door.address}")
+        monkeypatch.setenv("https_proxy", proxy.url())
+        roots = await asyncio.to_thread(pinned_roots, code.gateway, code.authority)
+        assert proxy.asked == ["gateway.example:50051"]
+    assert roots == door.files.authority.read_bytes()
+
+
+async def test_a_proxy_that_refuses_is_told_from_a_gateway_that_does_not_speak_tls(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fanlight.proxies._resolved", lambda name: [])
+    with FakeProxy(login="me:secret") as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url().replace("secret", "wrong"))
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await asyncio.to_thread(pinned_roots, "gateway.example:50051", "0" * 64)
+
+
+@pytest.mark.parametrize("jump_s", [300.0, -300.0, 10 * 365 * 86_400.0, -10 * 365 * 86_400.0])
+async def test_a_node_whose_clock_jumps_goes_on_with_its_used_up_code(
+    door: Door, tmp_path: Path, jump_s: float
+) -> None:
+    now_s = 1_000_000_000.0
+    code = await door.invite()
+    identity = door.identity(code, tmp_path / "state", lambda: now_s)
+    await identity.establish()
+    now_s += jump_s
+    again = door.identity(code, tmp_path / "state", lambda: now_s)
+    await again.establish()
+    assert again.node_id == identity.node_id
+    assert door.fleet.gateway.nodes.of_credential(again.token())
+    await again.renew_if_due()
+    assert door.fleet.gateway.nodes.of_credential(again.token())
+    # Whatever the clock says, it is renewed in time.
+    renewed = again.token()
+    now_s += 4 * 3_600.0
+    await again.renew_if_due()
+    assert again.token() != renewed
+
+
+async def test_a_worker_that_slept_through_a_renewal_does_not_look_like_a_copy(door: Door, tmp_path: Path) -> None:
+    now_s = 1_000_000_000.0
+    code = await door.invite()
+    awake, asleep = (door.identity(code, tmp_path / "state", lambda: now_s) for _ in range(2))
+    await awake.establish()
+    await asleep.establish()
+    for _ in range(3):
+        now_s += 4 * 3_600.0
+        door.fleet.clock.advance(4 * 3_600.0)
+        await awake.renew_if_due()
+    now_s += 4 * 3_600.0
+    door.fleet.clock.advance(4 * 3_600.0)
+    await asleep.renew_if_due()
+    assert door.fleet.gateway.nodes.of_credential(asleep.token())
+    await awake.renew_if_due()
+    assert awake.token() == asleep.token()
