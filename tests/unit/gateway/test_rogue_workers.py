@@ -17,12 +17,12 @@ from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
-from services.gateway.__main__ import _rpc_server
 from services.gateway.app.tenants import Tenant
 from services.gateway.domain.job import DIFFUSION, PREPROCESS
 from services.kernel.config import GatewayCommonSettings
 from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.fleet import Fleet, annotation, generation
+from tests.fakes.rpc_gateway import serving
 
 OPERATOR, WORKERS, ACME = "operator-0123456789", "workers-0123456789", "acme-0123456789"
 PNG = b"\x89PNG\r\n\x1a\n" + b"pixels"
@@ -72,13 +72,8 @@ class Town:
 @pytest.fixture
 async def town(fleet: Fleet) -> AsyncIterator[Town]:
     common = GatewayCommonSettings(drain_grace_s=0, client_token=OPERATOR, worker_token=WORKERS)
-    server = _rpc_server(fleet.gateway, fleet.blobs, common, [Tenant(name="acme", token=ACME)], polls=100)
-    port = server.bind("127.0.0.1:0")
-    await server.start()
-    try:
-        yield Town(fleet, f"127.0.0.1:{port}")
-    finally:
-        await server.stop()
+    async with serving(fleet, common, [Tenant(name="acme", token=ACME)]) as address:
+        yield Town(fleet, address)
 
 
 def poll(worker_id: str, needs: frozenset[str] = frozenset(), *, secret: bytes = b"s") -> queue_pb2.LeaseTasksRequest:
