@@ -250,9 +250,11 @@ async def _text(
         if not kept.exists():
             raise
         return kept.read_bytes()
-    fresh = kept.with_suffix(".part")
-    fresh.write_bytes(body)
-    fresh.rename(kept)
+    # Without the copy, as on a disk that is full or read-only, the mirror is needed next time.
+    with contextlib.suppress(OSError):
+        fresh = kept.with_suffix(".part")
+        fresh.write_bytes(body)
+        fresh.rename(kept)
     return body
 
 
