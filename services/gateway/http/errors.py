@@ -11,8 +11,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fanlight.errors import FanlightError, InvalidField, Unauthenticated
+from fanlight.errors import FanlightError, InvalidField, Unauthenticated, Unavailable
 from services.kernel.config import describe_problem
+from services.kernel.disks import RETRY_AFTER_S, folder_of, is_of_disk, why
 from services.kernel.errors_wire import http_status, to_body
 from services.kernel.logs import get_logger
 
@@ -22,13 +23,28 @@ log = get_logger()
 PATH_QUOTED = 100
 
 
+class UnsupportedEncoding(InvalidField):
+    """A Content-Encoding that is not read here: 415."""
+
+
 def answer(error: FanlightError) -> JSONResponse:
     headers = {"Cache-Control": "no-store"}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(to_body(error), status_code=http_status(error), headers=headers)
+    status = http_status(error)
+    if isinstance(error, UnsupportedEncoding):
+        status, headers["Accept-Encoding"] = 415, "gzip, identity"
+    return JSONResponse(to_body(error), status_code=status, headers=headers)
+
+
+def of_disk(error: OSError) -> Unavailable:
+    """A fault of this machine's disk, which an operator must know of, and which may pass."""
+    where = folder_of(error, "")
+    message = f"{why(error)}{f' in {where}' if where else ''}"
+    log.error("disk_fault", folder=where, why=why(error))
+    return Unavailable(message, retry_after_s=RETRY_AFTER_S)
 
 
 class ErrorGuard:
@@ -49,7 +65,10 @@ class ErrorGuard:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
             log.debug("client_gone", path=scope["path"])
-        except Exception:
+        except Exception as error:
+            if not started and isinstance(error, OSError) and is_of_disk(error):
+                await answer(of_disk(error))(scope, receive, send)
+                return
             reference = uuid.uuid4().hex[:12]
             log.exception("request_failed", reference=reference, path=scope["path"])
             if started:
