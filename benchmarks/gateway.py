@@ -27,8 +27,10 @@ from fanlight.client import requests
 from fanlight.contract.names import digest_of
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
+from services.gateway.__main__ import SystemClock
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.app.job_store import JOBS, JobStore
+from services.gateway.app.records import Records
 from services.gateway.domain import machine, plan
 from services.gateway.domain.job import Job, Lease
 from tests.fakes.gateway_process import GatewayProcess, RpcWorker, jobs_of
@@ -60,7 +62,7 @@ async def sqlite(rounds: int, report: Report, *, smoke: bool) -> None:
     """Transitions of jobs, one and sixteen at a time, and commits of records of the same size."""
     with tempfile.TemporaryDirectory() as folder:
         async with open_sqlite_store(Path(folder) / "ours.sqlite") as store:
-            ledger = JobStore(store)
+            ledger = JobStore(Records(store, SystemClock()))
             jobs = [await ledger.create(a_job(number)) for number in range(AT_A_TIME)]
             value = JOBS.encode(leased(jobs[0], "t" * 40))
             raw = Raw(Path(folder) / "raw.sqlite", len(value))

@@ -155,7 +155,7 @@ def locked(
 
 def _open(folder: Path) -> int:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(folder / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise InvalidInput(f"{folder}: cannot be used for data: {error.strerror}") from error
@@ -187,6 +187,11 @@ LOG_LIMIT_BYTES = 32 * 1024 * 1024
 TAIL_BYTES = 16 * 1024
 
 
+def _private(path: str, flags: int) -> int:
+    """Logs name jobs and models, which are for their user alone."""
+    return os.open(path, flags, 0o600)
+
+
 class LogFile:
     def __init__(self, path: Path, *, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
         self.path = path
@@ -194,9 +199,9 @@ class LogFile:
 
     def open(self) -> BinaryIO:
         """For appending, as a child's standard error."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.trim()
-        return self.path.open("ab")
+        return open(self.path, "ab", opener=_private)
 
     def size_bytes(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
@@ -204,7 +209,7 @@ class LogFile:
     def trim(self) -> None:
         """Rotates a log that is too large. Writers append, so they continue at the new end."""
         if self.size_bytes() > self._limit_bytes:
-            shutil.copyfile(self.path, self.path.with_suffix(".log.1"))
+            shutil.copy(self.path, self.path.with_suffix(".log.1"))
             with self.path.open("r+b") as file:
                 file.truncate(0)
 

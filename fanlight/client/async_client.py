@@ -25,6 +25,9 @@ from fanlight.gateway.v1 import gateway_pb2 as gateway
 from fanlight.gateway.v1.gateway_pb2 import Job, JobEvent
 from fanlight.gateway.v1.gateway_pb2_grpc import JobServiceStub
 from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest, Annotator
+from fanlight.records.v1 import records_pb2
+from fanlight.records.v1.records_pb2 import DamagedRecord
+from fanlight.records.v1.records_pb2_grpc import RecordServiceStub
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 # How long a call may take with all retries; a blob's transfer may take longer.
@@ -57,6 +60,7 @@ class AsyncClient:
     ) -> None:
         self._channel = _open(address, token=token, ca_file=ca_file)
         self._jobs = JobServiceStub(self._channel)
+        self._records = RecordServiceStub(self._channel)
         self._retry = Retry(connect_s=connect_s)
         self._blobs = BlobTransfer(BlobServiceStub(self._channel), self._retry, scope=scope)
         self._timeout_s = timeout_s
@@ -219,6 +223,28 @@ class AsyncClient:
         """Retries the letter's job; finished tasks stay finished."""
         request = gateway.RedriveDeadLetterRequest(task=task)
         return await self._call(lambda left_s: self._jobs.RedriveDeadLetter(request, timeout=left_s))
+
+    async def list_damaged_records(self, *, limit: int = 100) -> list[DamagedRecord]:
+        """Records of the gateway's store that cannot be read; for the operator."""
+        found: list[DamagedRecord] = []
+        request = records_pb2.ListDamagedRecordsRequest(page_size=min(limit, PAGE_JOBS))
+        while len(found) < limit:
+            page = await self._call(lambda left_s: self._records.ListDamagedRecords(request, timeout=left_s))
+            found += page.records
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+        return found[:limit]
+
+    async def get_damaged_record(self, name: str) -> DamagedRecord:
+        """By `BUCKET/KEY`, with its bytes."""
+        request = records_pb2.GetDamagedRecordRequest(name=name)
+        return await self._call(lambda left_s: self._records.GetDamagedRecord(request, timeout=left_s))
+
+    async def remove_damaged_record(self, name: str) -> DamagedRecord:
+        """Deletes it from the store, for good."""
+        request = records_pb2.RemoveDamagedRecordRequest(name=name)
+        return await self._call(lambda left_s: self._records.RemoveDamagedRecord(request, timeout=left_s))
 
     async def list_annotators(self) -> list[Annotator]:
         request = gateway.ListAnnotatorsRequest()

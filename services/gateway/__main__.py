@@ -13,12 +13,13 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
+from fanlight.records.v1 import records_pb2, records_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.job_store import OtherFormatVersion
 from services.gateway.app.readiness import require_ready
+from services.gateway.app.records import OtherFormatVersion
 from services.gateway.app.tenants import Tenant, callers_of, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings
@@ -29,6 +30,7 @@ from services.gateway.http.serving import bind_http, port_of, serve_http
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
+from services.gateway.rpc.records import RecordService
 from services.gateway.wire.answers import payload
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
@@ -36,10 +38,12 @@ from services.kernel.config import GatewayCommonSettings, SettingsError, load, r
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.health import READY, HealthState
 from services.kernel.logs import get_logger
+from services.kernel.private_files import UMASK, make_private
 from services.kernel.process import leave, raise_open_files_limit, run
 
 JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
+RECORD_SERVICE = records_pb2.DESCRIPTOR.services_by_name["RecordService"].full_name
 POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
@@ -49,6 +53,8 @@ SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
 BLOBS_FOLDER = "blobs"
+# What Fanlight keeps in the data folder, which may hold more; the last two are `fanlight up`'s.
+OWN_NAMES = (STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm", BLOBS_FOLDER, "logs", "up.lock")
 
 
 STORE_UNAVAILABLE = HealthState(
@@ -209,16 +215,19 @@ def _rpc_server(
     callers = callers_of(common.token_of_clients(), tenants)
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
+    operators = tuple(filter(None, [common.token_of_clients()]))
     jobs, queue = JobService(gateway, callers), QueueService(gateway)
+    records = RecordService(gateway.records)
     blob = BlobService(blobs, callers.and_workers(workers))
     return RpcServer(
         common,
         services={
             JOB_SERVICE: lambda server: gateway_pb2_grpc.add_JobServiceServicer_to_server(jobs, server),
             QUEUE_SERVICE: lambda server: queue_pb2_grpc.add_QueueServiceServicer_to_server(queue, server),
+            RECORD_SERVICE: lambda server: records_pb2_grpc.add_RecordServiceServicer_to_server(records, server),
             BLOB_SERVICE: lambda server: blobs_pb2_grpc.add_BlobServiceServicer_to_server(blob, server),
         },
-        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers},
+        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, RECORD_SERVICE: operators},
         default_tokens=clients + workers,
         places={POLL: polls},
         get_health=lambda: _health_of(gateway),
@@ -252,12 +261,14 @@ def _require_tokens(settings: GatewaySettings, common: GatewayCommonSettings) ->
 
 def _make_folder(settings: GatewaySettings) -> None:
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        make_private(settings.data_dir, OWN_NAMES)
     except OSError as error:
         raise SettingsError(f"{settings.data_dir}: cannot be created: {error.strerror}") from error
 
 
 def main() -> int:
+    # Every file of the gateway is its user's alone, also those that libraries make.
+    os.umask(UMASK)
     try:
         refuse_unknown(GatewayCommonSettings, GatewaySettings)
         common, settings = load(GatewayCommonSettings), load(GatewaySettings)

@@ -70,6 +70,21 @@ class RecordStore(Protocol):
         ...
 
 
+@runtime_checkable
+class SelfChecking(Protocol):
+    """A store that notices when what it keeps is gone or cannot be written."""
+
+    @property
+    def fault(self) -> str:
+        """One sentence; empty while it works. With a fault every call that needs what is gone raises Unavailable."""
+        ...
+
+
+def store_fault(store: object) -> str:
+    """Empty also for a store that does not check itself."""
+    return store.fault if isinstance(store, SelfChecking) else ""
+
+
 class WebhookSender(Protocol):
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
         """The HTTP status that the target answered. Bounded in time.

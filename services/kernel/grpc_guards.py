@@ -13,6 +13,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from fanlight.contract.finite import refuse_at_edge
 from fanlight.errors import FanlightError, InvalidField
 from services.kernel.errors_wire import find_broken_string, to_status
 from services.kernel.grpc_admission import CallAdmission, Context, Continuation, Handler, OpenCall, is_open
@@ -186,6 +187,7 @@ def _checked(request: Any) -> Any:
         raise InvalidField("cannot be read: it is truncated or not a message of this type", field="request")
     if hasattr(request, "__aiter__"):
         return _checked_all(request)
+    refuse_at_edge(request)
     return request
 
 

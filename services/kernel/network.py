@@ -7,10 +7,12 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from fanlight.errors import FailedPrecondition
 from fanlight.proxies import SOCKS_SCHEMES, proxy_for
@@ -19,6 +21,8 @@ ROOTS_FILE = "SSL_CERT_FILE"
 # What curl, Go and browsers wait for one address before they try the next one beside it (RFC 8305).
 NEXT_ADDRESS_S = 0.25
 AWS_URL = "https://s3.amazonaws.com"
+_AMAZON = re.compile(r"(^|\.)amazonaws\.com(\.cn)?$")
+REQUIRED_ONLY = "when_required"
 # OpenSSL's codes of X509_V_ERR_*.
 _TIMES = (9, 10)
 _NAMES = (62, 63, 64)
@@ -79,12 +83,17 @@ def _verification_error(error: BaseException) -> ssl.SSLCertVerificationError | 
 def s3_connection(endpoint: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of botocore's Config and of `create_client`, so that S3 uses the environment's proxy and certificates.
 
+    A server that is not Amazon's gets only the checksums that it requires.
+
     BadProxy for a variable that names no proxy.
     """
     proxy = proxy_for(endpoint or AWS_URL)
     config: dict[str, Any] = {"proxies": {"http": proxy, "https": proxy} if proxy else {}}
     if proxy.split(":", 1)[0] in SOCKS_SCHEMES:
         config = {"proxies": {}, "http_session_cls": _socks_session(proxy)}
+    if endpoint and not _AMAZON.search(urlsplit(endpoint).hostname or ""):
+        # Other servers refuse the checksums that botocore adds since 1.36.
+        config |= {"request_checksum_calculation": REQUIRED_ONLY, "response_checksum_validation": REQUIRED_ONLY}
     roots = os.environ.get(ROOTS_FILE, "")
     return config, {"verify": roots} if roots and "AWS_CA_BUNDLE" not in os.environ else {}
 

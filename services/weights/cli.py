@@ -123,7 +123,7 @@ def bar_reporter(shown: Bars) -> Callable[[DownloadProgress], None]:
         key = (progress.reference, progress.path)
         if key not in tasks:
             tasks[key] = shown.add_task(printable(progress.path), total=progress.total_bytes, source=progress.source)
-        shown.update(tasks[key], completed=progress.done_bytes, source=progress.source)
+        shown.update(tasks[key], completed=progress.done_bytes, total=progress.total_bytes, source=progress.source)
 
     return show
 

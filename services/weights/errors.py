@@ -56,6 +56,18 @@ class SourceFailed(Unavailable):
     reason = "SOURCE_FAILED"
 
 
+class ForeignAnswer(SourceFailed):
+    """The source answers with a page, a pointer, an error or nothing in place of the file."""
+
+
+class Untrusted(SourceFailed):
+    """The server's certificate is not trusted: also how a captive portal answers in place of an HTTPS server."""
+
+
+class RequestRefused(SourceFailed):
+    """The server calls the request wrong (400): also how some say that a signed address ran out."""
+
+
 class SourceChanged(SourceFailed):
     """The file at the address changed since the download began."""
 
@@ -76,6 +88,12 @@ class ServerBusy(Transient):
     """The server is overloaded or throttles us (429, 503, 5xx): retry only after a back-off."""
 
 
+def blame_source(error: FanlightError, host: str) -> None:
+    """Name the host as the part that failed, unless a refused token or a wrong name is the reason."""
+    if isinstance(error, SourceFailed | WrongBytes):
+        error.of_part(f"source:{host}")
+
+
 def combine_failures(reference: str, failures: list[FanlightError]) -> FanlightError:
     """One error for a file that no source delivered, with the reference and each source's reason.
 
@@ -84,7 +102,8 @@ def combine_failures(reference: str, failures: list[FanlightError]) -> FanlightE
     assert failures
     last = next((f for f in reversed(failures) if not isinstance(f, SourceFailed)), failures[-1])
     reasons = "; ".join(dict.fromkeys(f.message for f in failures))
-    return type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s)
+    part = next((f.part for f in (last, *reversed(failures)) if f.part), "")
+    return type(last)(f"{reference}: {reasons}", field="reference", retry_after_s=last.retry_after_s).of_part(part)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,11 @@ class WeightsSettings(BaseSettings):
         0, ge=0, description="Download limit in bytes per day (UTC), all processes of the store together. 0: no limit."
     )
     connections: int = Field(8, ge=1, le=64, description="Maximum parallel connections for one file.")
+    piece_bytes: int = Field(
+        16 * MIB,
+        ge=64 * 1024,
+        description="Maximum bytes of one range request; fewer where a proxy cuts long answers off.",
+    )
     slow_bps: int = Field(
         500_000,
         ge=0,
@@ -76,7 +81,5 @@ class WeightsSettings(BaseSettings):
 class WeightsLimits:
     """Limits of downloads that no operator sets."""
 
-    # The most bytes of one range request.
-    piece_bytes: int = 16 * MIB
     # How long a connection may bring no data before it times out.
     stall_s: float = 15.0

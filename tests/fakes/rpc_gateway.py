@@ -11,7 +11,7 @@ from tests.fakes.fleet import Fleet
 @asynccontextmanager
 async def serving(fleet: Fleet) -> AsyncIterator[str]:
     """Its address; the fleet runs already."""
-    server = _rpc_server(fleet.gateway, fleet.blobs, GatewayCommonSettings(drain_grace_s=0), [])
+    server = _rpc_server(fleet.gateway, fleet.blobs, GatewayCommonSettings(drain_grace_s=0), [], polls=100)
     port = server.bind("127.0.0.1:0")
     await server.start()
     try:

@@ -13,4 +13,5 @@ STALL_S = 20.0
 def open_store(
     settings: WeightsSettings, *, stall_s: float = STALL_S, **more: Any
 ) -> AbstractAsyncContextManager[WeightStore]:
-    return WeightStore.open(settings, limits=WeightsLimits(piece_bytes=PIECE_BYTES, stall_s=stall_s), **more)
+    small = settings.model_copy(update={"piece_bytes": PIECE_BYTES})
+    return WeightStore.open(small, limits=WeightsLimits(stall_s=stall_s), **more)

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from io import FileIO
@@ -17,12 +18,22 @@ from pathlib import Path
 from fanlight.contract.names import named, parse_digest, parse_scope
 from fanlight.errors import Cancelled, FanlightError, InvalidField, NodeFault, ResourceExhausted, TooLarge, Unavailable
 from services.kernel.blobs import BlobInfo, Keep, media_type_of
+from services.kernel.logs import get_logger
+from services.kernel.private_files import FOLDER_MODE, close_tree, private
+
+log = get_logger()
 
 # No scope can have this name.
 INCOMING = ".incoming"
 FULL_RETRY_AFTER_S = 60.0
 HEAD_BYTES = 16
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+LOST_RETRY_AFTER_S = 30.0
+# The disk takes no bytes: why.
+_FULL = {
+    errno.ENOSPC: "the disk for blobs is full",
+    errno.EDQUOT: "the quota of the disk for blobs is used up",
+    errno.EROFS: "the disk for blobs is read-only",
+}
 # Errors of file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 
@@ -42,9 +53,70 @@ class BlobFiles:
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
         self.blob_limit_bytes = blob_limit_bytes
-        (root / INCOMING).mkdir(parents=True, exist_ok=True)
+        # Why the folder is lost; empty while it is there. Why the disk takes no bytes, and since when.
+        self._lost, self._full, self._full_s = "", "", 0.0
+        root.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        close_tree(root)
+        (root / INCOMING).mkdir(mode=FOLDER_MODE, exist_ok=True)
+        self._identity = _identity_of(root)
+        self._try_writing()
         self._remove_leftovers()
         self._used_bytes = sum(path.stat().st_size for _, _, path in self._all())
+
+    def _try_writing(self) -> None:
+        """A full disk is a fault that may pass; any other error is raised."""
+        path = self.incoming(uuid.uuid4().hex)
+        try:
+            with open(path, "xb", buffering=0, opener=private) as file:
+                file.write(b"\0")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._note_full(_FULL[error.errno])
+        finally:
+            path.unlink(missing_ok=True)
+
+    @property
+    def fault(self) -> str:
+        """As last seen: why it takes no blobs; empty while it does."""
+        return self._lost or (self._full if time.monotonic() - self._full_s < FULL_RETRY_AFTER_S else "")
+
+    def _note_full(self, why: str) -> None:
+        if not self.fault:
+            log.error("blobs_not_written", why=why)
+        self._full, self._full_s = why, time.monotonic()
+
+    def check(self) -> None:
+        """Unavailable where the folder is no longer the one of the start: deleted, replaced, or not mounted."""
+        try:
+            is_there = _identity_of(self._root) == self._identity
+        except OSError:
+            is_there = False
+        if not is_there:
+            why = f"the folder of blobs, {self._root}, was removed or replaced; put it back, or restart the gateway"
+            if not self._lost:
+                log.error("blobs_lost", why=why)
+            self._lost = why
+            raise Unavailable(why, retry_after_s=LOST_RETRY_AFTER_S)
+        self._lost = ""
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Errors of the disk as ours."""
+        try:
+            yield
+        except OSError as error:
+            raise self._of_os(error) from error
+
+    def _of_os(self, error: OSError) -> FanlightError:
+        if why := _FULL.get(error.errno or 0):
+            self._note_full(why)
+            return Unavailable(why, retry_after_s=FULL_RETRY_AFTER_S)
+        try:
+            self.check()
+        except Unavailable as lost:
+            return lost
+        return NodeFault(f"the disk for blobs fails: {os.strerror(error.errno or errno.EIO)}")
 
     @property
     def used_bytes(self) -> int:
@@ -57,15 +129,16 @@ class BlobFiles:
         return self._root / parse_scope(scope, field="scope") / name[:2] / name[2:]
 
     def open(self, scope: str, digest: str) -> FileIO | None:
-        """None if it is not stored."""
+        """None if it is not stored. Unavailable where no blob is any more."""
         try:
             return self.path(scope, digest).open("rb", buffering=0)
         except FileNotFoundError:
+            self.check()
             return None
 
     def stat(self, scope: str, digest: str, *, settled: bool = False) -> BlobInfo | None:
         """Marks it as used: its modification time is the time of its last use. `settled`: durable on return."""
-        with translated(), contextlib.ExitStack() as until_return:
+        with self.translated(), contextlib.ExitStack() as until_return:
             with self._lock:
                 file = self.open(scope, digest)
                 if file is None:
@@ -83,13 +156,13 @@ class BlobFiles:
             )
 
     def delete(self, scope: str, digest: str) -> None:
-        with translated(), self._lock:
+        with self.translated(), self._lock:
             self._remove(self.path(scope, digest))
 
     def sweep(self, *, before_s: float, keep: Keep) -> int:
         """Delete blobs last used before that time; returns how many. Raises the error of the last file that failed."""
         swept, failure = 0, None
-        with translated():
+        with self.translated():
             for scope, digest, path in self._all():
                 needed = keep(scope, digest)
                 try:
@@ -115,6 +188,15 @@ class BlobFiles:
     def incoming(self, name: str) -> Path:
         return self._root / INCOMING / name
 
+    def create(self, incoming: Path) -> FileIO:
+        """A new file for a blob on its way in."""
+        self.check()
+        try:
+            return open(incoming, "xb", buffering=0, opener=private)
+        except FileNotFoundError:
+            incoming.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            return open(incoming, "xb", buffering=0, opener=private)
+
     def reserve(self, size_bytes: int) -> None:
         with self._lock:
             if self._used_bytes + size_bytes > self._budget_bytes:
@@ -139,6 +221,7 @@ class BlobFiles:
                 if error.errno not in _NO_LINKS:
                     raise
                 return _moved(incoming, file, path)
+            self._full = ""
             return True
 
     def _link(self, incoming: Path, path: Path) -> None:
@@ -149,7 +232,7 @@ class BlobFiles:
     def _make_scope(self, scope: Path) -> None:
         """With all its folders at once, so that hardly any write has to sync a new folder."""
         for folder in (scope, *(scope / f"{number:02x}" for number in range(256))):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
         _sync_folder(scope)
         _sync_folder(self._root)
 
@@ -206,18 +289,9 @@ def _moved(incoming: Path, file: FileIO, path: Path) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def translated() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _of_os(error) from error
-
-
-def _of_os(error: OSError) -> FanlightError:
-    if error.errno in _FULL:
-        return Unavailable("the disk for blobs is full", retry_after_s=FULL_RETRY_AFTER_S)
-    return NodeFault(f"the disk for blobs fails: {os.strerror(error.errno or errno.EIO)}")
+def _identity_of(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _sync_folder(folder: Path) -> None:
@@ -260,14 +334,14 @@ class IncomingBlob:
 
     def flush(self) -> None:
         """Write the buffer. ResourceExhausted when the budget is used up."""
-        with self._lock, translated():
+        with self._lock, self._files.translated():
             self._write()
 
     def _write(self) -> None:
         if self._discarded:
             raise Cancelled("the writer of this blob has given up")
         if self._file is None:
-            self._file = self._path.open("xb", buffering=0)
+            self._file = self._files.create(self._path)
             fcntl.flock(self._file, fcntl.LOCK_EX)
         buffered, self._buffered = self._buffered, []
         size_bytes = sum(map(len, buffered))
@@ -286,7 +360,7 @@ class IncomingBlob:
 
         Also returns its bytes, if all of them were still buffered.
         """
-        with self._lock, translated():
+        with self._lock, self._files.translated():
             buffered = tuple(self._buffered)
             self._write()
             assert self._file is not None
@@ -306,7 +380,7 @@ class IncomingBlob:
 
     def settle(self) -> None:
         """Make the published blob durable against a power cut; if that fails, delete it and raise."""
-        with self._lock, translated():
+        with self._lock, self._files.translated():
             if self._file is None or self._published is None:
                 return
             scope, digest = self._published.scope, self._published.digest
@@ -325,7 +399,7 @@ class IncomingBlob:
         """Remove it, unless it was published. An error of the disk is ignored: no caller is left to report it to."""
         with contextlib.suppress(FanlightError):
             self.settle()
-        with self._lock, translated():
+        with self._lock, self._files.translated():
             self._discarded = True
             self._close()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fanlight.errors import FanlightError, NotFound, OutOfRange, TooLarge
-from services.gateway.adapters.blob_files import BlobFiles, IncomingBlob, translated
+from services.gateway.adapters.blob_files import BlobFiles, IncomingBlob
 from services.kernel.blobs import BlobInfo, ByteLru, Keep
 from services.kernel.config import SettingsError
 from services.kernel.logs import get_logger
@@ -103,6 +103,10 @@ class DiskBlobs:
     def used_bytes(self) -> int:
         return self._files.used_bytes
 
+    @property
+    def fault(self) -> str:
+        return self._files.fault
+
     async def write(
         self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0, settled: bool = False
     ) -> BlobInfo:
@@ -166,8 +170,12 @@ class DiskBlobs:
         if self._settling.get(key) is settling:
             del self._settling[key]
 
+    def _just_written(self, scope: str, digest: str) -> CachedBlob | None:
+        """None while the folder is lost: what is in memory alone is not stored."""
+        return None if self._files.fault else self._recent.get(scope, digest)
+
     async def stat(self, scope: str, digest: str) -> BlobInfo | None:
-        recent = self._recent.get(scope, digest)
+        recent = self._just_written(scope, digest)
         return recent.info if recent else await self._run(partial(self._files.stat, scope, digest))
 
     async def _wait_for(self, scope: str, digest: str) -> None:
@@ -178,13 +186,13 @@ class DiskBlobs:
 
     async def settle(self, scope: str, digest: str) -> BlobInfo | None:
         await self._wait_for(scope, digest)
-        recent = self._recent.get(scope, digest)
+        recent = self._just_written(scope, digest)
         return recent.info if recent else await self._run(partial(self._files.stat, scope, digest, settled=True))
 
     async def read(
         self, scope: str, digest: str, *, offset_bytes: int = 0, limit_bytes: int = 0
     ) -> AsyncIterator[bytes]:
-        recent = self._recent.get(scope, digest)
+        recent = self._just_written(scope, digest)
         if recent is not None and offset_bytes <= recent.info.size_bytes:
             for piece in recent.read(offset_bytes, limit_bytes):
                 yield piece
@@ -194,7 +202,7 @@ class DiskBlobs:
             while chunk:
                 yield chunk
                 left -= len(chunk)
-                chunk = await self._run(partial(_read, file, min(left, READ_CHUNK_BYTES))) if left > 0 else b""
+                chunk = await self._run(partial(self._read, file, min(left, READ_CHUNK_BYTES))) if left > 0 else b""
         finally:
             if not file.closed:
                 await self._run(file.close)
@@ -214,7 +222,7 @@ class DiskBlobs:
 
     def _open(self, scope: str, digest: str, offset_bytes: int, limit_bytes: int) -> tuple[FileIO, int, bytes]:
         """The file, how many bytes are to be read, and the first of them; closed if these are all."""
-        with translated(), contextlib.ExitStack() as unless_more:
+        with self._files.translated(), contextlib.ExitStack() as unless_more:
             file = self._files.open(scope, digest)
             if file is None:
                 raise NotFound(f"no blob {digest}", field="digest")
@@ -229,14 +237,13 @@ class DiskBlobs:
                 unless_more.pop_all()
         return file, left, chunk
 
+    def _read(self, file: FileIO, size_bytes: int) -> bytes:
+        with self._files.translated():
+            return file.read(size_bytes)
+
     async def _run(self, call: Callable[[], T]) -> T:
         """Run it on our threads. A cancelled caller returns at once, while the call still runs to its end."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, call))
-
-
-def _read(file: FileIO, size_bytes: int) -> bytes:
-    with translated():
-        return file.read(size_bytes)
 
 
 @asynccontextmanager

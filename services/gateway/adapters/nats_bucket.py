@@ -7,8 +7,9 @@ subject's token; long values are compressed, because a message has at most a meg
 import asyncio
 import bisect
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 
 import nats.errors
 import nats.js.errors
@@ -17,7 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.api import Header
 
 from fanlight.errors import AlreadyExists, Conflict, TooLarge, Unavailable
-from services.gateway.adapters.nats_feed import CONNECTION_ERRORS, Feed, Message
+from services.gateway.adapters.nats_feed import CONNECTION_ERRORS, Feed, Message, Replaced, is_no_stream
 from services.gateway.ports import CaughtUp, Change, Deleted, Record
 
 # The server's default `max_payload`, less room for headers.
@@ -52,6 +53,7 @@ def unpacked(data: bytes) -> bytes:
 
 
 RETRY_AFTER_S = 2.0
+LOST = "the store has lost its records; its buckets are made again"
 # How long a deletion marker stays for gateways that were disconnected.
 DELETION_MARKER_S = 3_600
 READS_AT_A_TIME = 32
@@ -63,7 +65,16 @@ _WRONG_SEQUENCE = (10071, 10164)
 
 
 class NatsBucket:
-    def __init__(self, connection: Client, jetstream: JetStreamContext, name: str) -> None:
+    def __init__(
+        self,
+        connection: Client,
+        jetstream: JetStreamContext,
+        name: str,
+        *,
+        created: datetime | None,
+        on_lost: Callable[[], None],
+    ) -> None:
+        """`created`: when its stream was. `on_lost` is called whenever there seems to be no stream any more."""
         self._connection = connection
         self._jetstream = jetstream
         self._stream = f"KV_{name}"
@@ -71,6 +82,14 @@ class NatsBucket:
         self._keys = BucketKeys()
         self._following: asyncio.Task[None] | None = None
         self._feeds: list[Feed] = []
+        self._on_lost = on_lost
+        # Of the stream as the store made or found it; None while it is lost.
+        self.created = created
+
+    @property
+    def is_settled(self) -> bool:
+        """Its stream exists, and all who follow it know that it is this one."""
+        return self.created is not None and all(feed.created in (None, self.created) for feed in self._feeds)
 
     async def create(self, key: str, value: bytes) -> Record:
         last = 0
@@ -131,16 +150,28 @@ class NatsBucket:
         return found
 
     async def watch(self) -> AsyncIterator[Change]:
-        caught_up = False
+        caught_up, present = False, set[str]()
         feed = self._feed(headers_only=False)
-        async for message in feed.follow():
-            if message is None:
-                caught_up = True
-                yield CaughtUp()
-            elif not _is_deleted(message):
-                yield self._record(message)
-            elif caught_up:
-                yield Deleted(key=self._key(message))
+        try:
+            async for message in feed.follow():
+                if message is None:
+                    caught_up = True
+                    yield CaughtUp()
+                elif isinstance(message, Replaced):
+                    # Whoever watches must not go on as if these existed.
+                    gone, present, caught_up = present, set(), False
+                    for key in gone:
+                        yield Deleted(key=key)
+                elif not _is_deleted(message):
+                    record = self._record(message)
+                    present.add(record.key)
+                    yield record
+                elif caught_up:
+                    present.discard(self._key(message))
+                    yield Deleted(key=self._key(message))
+        finally:
+            feed.close()
+            self._feeds.remove(feed)
 
     async def _follow_keys(self) -> None:
         """From the first call on, keep the list of keys up to date."""
@@ -158,11 +189,13 @@ class NatsBucket:
         async for message in self._feed(headers_only=True).follow():
             if message is None:
                 self._keys.caught_up.set()
+            elif isinstance(message, Replaced):
+                self._keys.clear()
             else:
                 self._keys.note(self._key(message), message.sequence, deleted=_is_deleted(message))
 
     def _feed(self, *, headers_only: bool) -> Feed:
-        feed = Feed(self._connection, self._jetstream, self._stream, headers_only=headers_only)
+        feed = Feed(self._connection, self._jetstream, self._stream, on_lost=self._on_lost, headers_only=headers_only)
         self._feeds.append(feed)
         return feed
 
@@ -181,13 +214,20 @@ class NatsBucket:
 
     @contextmanager
     def _our_errors(self) -> Iterator[None]:
-        """NotFoundError passes; for the caller it is not an error."""
+        """NotFoundError of a record passes; for the caller it is not an error."""
         if not self._connection.is_connected:
             raise Unavailable("the store is disconnected", retry_after_s=RETRY_AFTER_S)
         try:
             yield
-        except nats.js.errors.NotFoundError:
-            raise
+        except nats.js.errors.NotFoundError as error:
+            if not is_no_stream(error):
+                raise
+            self._on_lost()
+            raise Unavailable(LOST, retry_after_s=RETRY_AFTER_S) from error
+        except nats.js.errors.NoStreamResponseError as error:
+            # None exists, or its servers are electing a leader; the store finds out.
+            self._on_lost()
+            raise Unavailable("the store does not answer", retry_after_s=RETRY_AFTER_S) from error
         except nats.errors.MaxPayloadError as error:
             raise TooLarge("a record is larger than the store accepts") from error
         except nats.js.errors.APIError as error:
@@ -205,6 +245,12 @@ class BucketKeys:
         self.caught_up = asyncio.Event()
         self._revisions: dict[str, int] = {}
         self._present: list[str] = []
+
+    def clear(self) -> None:
+        """Nothing is known of the keys any more."""
+        self.caught_up.clear()
+        self._revisions.clear()
+        self._present.clear()
 
     def note(self, key: str, revision: int, *, deleted: bool) -> None:
         if revision <= self._revisions.get(key, 0):

@@ -6,8 +6,9 @@ seen. The streams keep only the last message of a subject, so a feed that lags g
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 import nats.errors
 import nats.js.errors
@@ -29,7 +30,19 @@ RETRY_PAUSE_S = 0.5
 # How long the server keeps a consumer without pulls.
 INACTIVE_S = 60.0
 
+# The server's code for a stream that does not exist.
+_NO_STREAM = 10059
+
 CONNECTION_ERRORS = (nats.errors.Error, asyncio.TimeoutError, OSError)
+
+
+def is_no_stream(error: BaseException) -> bool:
+    """Whether the server said that the stream does not exist."""
+    return isinstance(error, nats.js.errors.NotFoundError) and error.err_code == _NO_STREAM
+
+
+class Replaced:
+    """The stream is another one of the same name: nothing of the old one is in it."""
 
 
 class _Missed(Exception):
@@ -45,13 +58,28 @@ class Message:
 
 
 class Feed:
-    """`follow` yields every message, and None once after those that existed at the beginning."""
+    """`follow` yields every message, and None once after those that existed at the beginning.
 
-    def __init__(self, connection: Client, stream: JetStreamContext, name: str, *, headers_only: bool = False) -> None:
+    Where the stream was lost and made again it yields Replaced, and begins anew.
+    """
+
+    def __init__(
+        self,
+        connection: Client,
+        stream: JetStreamContext,
+        name: str,
+        *,
+        on_lost: Callable[[], None],
+        headers_only: bool = False,
+    ) -> None:
+        """`on_lost` is called when there is no such stream."""
         self._connection = connection
         self._jetstream = stream
         self._name = name
         self._headers_only = headers_only
+        self._on_lost = on_lost
+        # When the stream was created that it follows; None before it follows one.
+        self.created: datetime | None = None
         self._last = 0
         self._caught_up = False
         self._closed = False
@@ -59,21 +87,30 @@ class Feed:
     def close(self) -> None:
         self._closed = True
 
-    async def follow(self) -> AsyncIterator[Message | None]:
+    async def follow(self) -> AsyncIterator[Message | Replaced | None]:
         while not self._closed and not self._connection.is_closed:
             try:
                 async for message in self._consume():
                     yield message
             except (_Missed, *CONNECTION_ERRORS) as error:
+                if is_no_stream(error):
+                    self._on_lost()
                 log.info("store_feed_retried", stream=self._name, after=self._last, why=type(error).__name__)
                 await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def _consume(self) -> AsyncIterator[Message | None]:
+    async def _consume(self) -> AsyncIterator[Message | Replaced | None]:
         """Until messages are missed or the connection breaks."""
         inbox = self._connection.new_inbox()
         subscription = await self._connection.subscribe(inbox)
         try:
             info = await self._jetstream.add_consumer(self._name, config=self._config())
+            # Asked after the consumer exists, which ends with its stream: they belong together.
+            created = (await self._jetstream.stream_info(self._name)).created
+            if self.created not in (None, created):
+                self.created, self._last, self._caught_up = created, 0, False
+                yield Replaced()
+                raise _Missed
+            self.created = created
             left = info.num_pending
             seen = 0
             while not self._closed:

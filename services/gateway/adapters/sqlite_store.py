@@ -5,7 +5,10 @@ is for every store of this process.
 """
 
 import asyncio
+import contextlib
+import secrets
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,14 +16,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from fanlight.errors import AlreadyExists, Conflict, FanlightError, Unavailable
-from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore
+from services.gateway.adapters.sqlite_guard import ADVICE, SPOILED, FileGuard, FileLost, code_of, why_not
+from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore, store_fault
 from services.kernel.config import SettingsError
+from services.kernel.logs import get_logger
+
+log = get_logger()
 
 SCHEMA_VERSION = 1
 
 TIMEOUT_S = 10.0
 RETRY_AFTER_S = 5.0
 LIST_PAGE = 500
+# How long after a check of the file reads and writes need none. A file that goes right after a write takes it along
+# anyway; and the calls of the system, in each of which the thread gives way to others, cost a busy gateway 5 %.
+CHECK_READS_S, CHECK_WRITES_S = 1.0, 0.05
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -39,16 +49,21 @@ Result = Written | FanlightError
 
 class SqliteFile:
     def __init__(self, path: Path) -> None:
-        """Blocks. SettingsError if another process uses the file, or if it is of a later version."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, timeout=0, isolation_level=None)
-        try:
-            self._prepare(path)
-        except sqlite3.Error as error:
-            self._connection.close()
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-                raise SettingsError(f"{path} is in use: it serves one gateway at a time") from error
-            raise SettingsError(f"{path} cannot be opened: {error}") from error
+        """Blocks. SettingsError if the file cannot be used: by this process, in this version, or at all."""
+        self._path = path
+        # Why the file is not used any more; empty while it is.
+        self.fault = ""
+        self._checked_s = 0.0
+        with contextlib.ExitStack() as unless_ready:
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+                unless_ready.callback(self._connection.close)
+                self._prepare(path)
+                self._guard = FileGuard(path)
+            except (sqlite3.Error, OSError) as error:
+                raise SettingsError(why_not(path, error)) from error
+            unless_ready.pop_all()
 
     def _prepare(self, path: Path) -> None:
         run = self._connection.execute
@@ -62,22 +77,66 @@ class SqliteFile:
             raise SettingsError(f"{path} was written by a later version of Fanlight")
         run(_SCHEMA)
         run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        # So that no copy of this file is taken for it.
+        run(f"PRAGMA application_id = {secrets.randbelow(2**31)}")
         run("COMMIT")
+        _, logged, written = run("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if logged != written:
+            raise sqlite3.OperationalError("its log cannot be written back into it")
+        # What is damaged stops the start in one line, rather than a watch later.
+        (sound,) = run("PRAGMA quick_check(1)").fetchone()
+        if sound != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged: {' '.join(str(sound).split())}")
         self._revision: int = run("SELECT coalesce(max(revision), 0) FROM records").fetchone()[0]
 
     def close(self) -> None:
         self._connection.close()
+        self._guard.close()
+
+    def check(self) -> None:
+        """Unavailable where the file is not the one that was opened. Notes the fault, and that it has gone."""
+        self._checked_s = time.monotonic()
+        try:
+            self._guard.check()
+        except FileLost as error:
+            self._note_fault(str(error))
+            raise Unavailable(self.fault, retry_after_s=RETRY_AFTER_S) from error
+        if self.fault:
+            log.warning("store_file_found", path=str(self._path))
+            self.fault = ""
+
+    def check_after(self, checked_s: float) -> None:
+        """As `check`, where the last one is so long ago or found a fault."""
+        if self.fault or time.monotonic() - self._checked_s > checked_s:
+            self.check()
+
+    def _note_fault(self, why: str) -> None:
+        if why != self.fault:
+            log.error("store_file_lost", path=str(self._path), why=why)
+        self.fault = why
+
+    def failure_of(self, error: sqlite3.Error, doing: str) -> Unavailable:
+        """The same error as ours."""
+        if code_of(error) in SPOILED:
+            self._note_fault(f"{self._path} is damaged: {error}; {ADVICE}")
+            return Unavailable(self.fault, retry_after_s=RETRY_AFTER_S)
+        retry_after_s = RETRY_AFTER_S if code_of(error) == sqlite3.SQLITE_FULL else 1.0
+        return Unavailable(f"the store cannot {doing}: {error}", retry_after_s=retry_after_s)
 
     def write_all(self, writes: Sequence[Write]) -> list[Result]:
         """All in one transaction, durable on return; a refused write does not affect the others."""
         try:
+            self.check_after(CHECK_WRITES_S)
             self._connection.execute("BEGIN IMMEDIATE")
             results = [self._one(write) for write in writes]
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            return [Unavailable(f"the store cannot write: {error}", retry_after_s=1.0) for _ in writes]
+            with contextlib.suppress(sqlite3.Error):
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+            return [self.failure_of(error, "write") for _ in writes]
+        except Unavailable as error:
+            return [error for _ in writes]
         return results
 
     def _one(self, write: Write) -> Result:
@@ -150,6 +209,11 @@ class SqliteStore:
         self._waiting: list[_Entry] = []
         self._writing = False
 
+    @property
+    def fault(self) -> str:
+        """As last seen by a call; empty while the file is the one that was opened."""
+        return self._file.fault
+
     def close(self) -> None:
         """End the watches; the file is closed by its opener."""
         self._watchers.close()
@@ -173,22 +237,35 @@ class SqliteStore:
     async def watch(self, bucket: str) -> AsyncIterator[Change]:
         watcher = self._watchers.add(bucket)
         try:
-            page = await self.list(bucket, limit=LIST_PAGE)
+            page = await self._page(bucket, "")
             while page:
                 for record in page:
                     yield record
-                page = await self.list(bucket, before=page[-1].key, limit=LIST_PAGE)
+                page = await self._page(bucket, page[-1].key)
             yield CaughtUp()
             async for change in watcher.changes():
                 yield change
         finally:
             self._watchers.remove(bucket, watcher)
 
+    async def _page(self, bucket: str, before: str) -> Sequence[Record]:
+        """Retries, because a watch has no caller to report an error to."""
+        while True:
+            try:
+                return await self.list(bucket, before=before, limit=LIST_PAGE)
+            except Unavailable as error:
+                log.info("store_not_ready", bucket=bucket, message=error.message)
+                await asyncio.sleep(error.retry_after_s or 1.0)
+
     async def _read(self, read: Callable[[], T]) -> T:
+        def checked() -> T:
+            self._file.check_after(CHECK_READS_S)
+            return read()
+
         try:
-            return await self._loop.run_in_executor(self._executor, read)
+            return await self._loop.run_in_executor(self._executor, checked)
         except sqlite3.Error as error:
-            raise Unavailable(f"the store cannot read: {error}", retry_after_s=1.0) from error
+            raise self._file.failure_of(error, "read") from error
 
     async def _write(self, buckets: tuple[str, ...], write: Write) -> Written:
         """Durable on return. If the caller is cancelled, the write may still happen."""
@@ -274,6 +351,10 @@ class TimeoutStore:
 
     def watch(self, bucket: str) -> AsyncIterator[Change]:
         return self._store.watch(bucket)
+
+    @property
+    def fault(self) -> str:
+        return store_fault(self._store)
 
     async def _with_timeout(self, call: Awaitable[T]) -> T:
         try:

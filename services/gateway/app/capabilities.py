@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.app.job_store import Codec
+from services.gateway.app.records import Codec, Records
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     Capabilities,
@@ -21,7 +21,7 @@ from services.gateway.domain.workers import (
     Worker,
     needs_by_id,
 )
-from services.gateway.ports import Clock, RecordStore
+from services.gateway.ports import Clock
 from services.gateway.scheduler.pace import RecentMean, StepTimes, plausible
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.scheduler.workers import WorkerView
@@ -125,7 +125,7 @@ def _group(digest: str, kept: KeptCapabilities, now_s: float) -> CapabilityGroup
 class CapabilityGroups:
     """By digest, with what they offer together. A lookup costs the same for any number of alike workers."""
 
-    def __init__(self, store: RecordStore, clock: Clock) -> None:
+    def __init__(self, store: Records, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self.catalog = FleetCatalog()
@@ -139,7 +139,7 @@ class CapabilityGroups:
         page = await self._store.list(BUCKET, limit=PAGE)
         while page:
             for record in page:
-                if kept := CAPABILITIES.read(BUCKET, record):
+                if kept := self._store.read(CAPABILITIES, BUCKET, record):
                     self._remember(record.key, kept).checked_s = self._clock.monotonic_s()
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
 
@@ -157,7 +157,7 @@ class CapabilityGroups:
         if known is not None:
             return known
         record = await self._store.get(BUCKET, digest)
-        kept = CAPABILITIES.read(BUCKET, record) if record else None
+        kept = self._store.read(CAPABILITIES, BUCKET, record) if record else None
         return self._remember(digest, kept) if kept else None
 
     async def keep(self, capabilities: Capabilities) -> CapabilityGroup:
@@ -178,7 +178,7 @@ class CapabilityGroups:
         with contextlib.suppress(AlreadyExists, Conflict):
             if record is None:
                 await self._store.create(BUCKET, group.digest, value)
-            elif CAPABILITIES.read(BUCKET, record) is None:
+            elif self._store.read(CAPABILITIES, BUCKET, record) is None:
                 await self._store.put(BUCKET, group.digest, value, revision=record.revision)
         group.checked_s = now_s
 

@@ -6,7 +6,7 @@ Circuit breakers are shared by all gateways; each gateway judges stragglers for 
 from collections.abc import Callable, Iterable, Sequence
 
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.app.job_store import Codec
+from services.gateway.app.records import Codec, Records
 from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.domain.blame import is_own_fault, stage_need
 from services.gateway.domain.circuit_breaker import (
@@ -18,7 +18,7 @@ from services.gateway.domain.circuit_breaker import (
 )
 from services.gateway.domain.job import Attempt, Ending, Job, Task, TaskState
 from services.gateway.domain.workers import Avoidance, Worker
-from services.gateway.ports import CaughtUp, Clock, Deleted, RecordStore
+from services.gateway.ports import CaughtUp, Clock, Deleted
 from services.gateway.scheduler.pace import SpeedStats
 from services.kernel.logs import get_logger
 
@@ -40,7 +40,7 @@ Event = Callable[[NodeBreakers], NodeBreakers]
 class CircuitBreakers:
     """Of every node, cached in memory and kept up by watching the store; changes are compare-and-set."""
 
-    def __init__(self, store: RecordStore, clock: Clock) -> None:
+    def __init__(self, store: Records, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         # By node; only nodes that failed something.
@@ -59,7 +59,7 @@ class CircuitBreakers:
             if isinstance(change, Deleted):
                 self._known.pop(change.key, None)
             elif not isinstance(change, CaughtUp):
-                self._known[change.key] = BREAKERS.read(BUCKET, change) or _NONE
+                self._known[change.key] = self._store.read(BREAKERS, BUCKET, change) or _NONE
 
     async def note_failure(self, node: str, key: BreakerKey, reason: str, *, lease_s: float) -> None:
         """`lease_s`: as for `after_failure`."""
@@ -86,7 +86,7 @@ class CircuitBreakers:
     async def _change(self, node: str, event: Event) -> NodeBreakers:
         for _ in range(ROUNDS_LIMIT):
             record = await self._store.get(BUCKET, node)
-            before = (BREAKERS.read(BUCKET, record) if record else None) or _NONE
+            before = (self._store.read(BREAKERS, BUCKET, record) if record else None) or _NONE
             after = event(before)
             try:
                 if after is not before and record is None:

@@ -12,9 +12,9 @@ from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFoun
 from services.gateway.app.control_cache import ControlImageCache
 from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
-from services.gateway.app.job_store import UnreadableRecord
 from services.gateway.app.leases import LiveLease, MeasuredSpeed, task_key_of
 from services.gateway.app.queue_index import QueueLine, kind_of, queue_lines
+from services.gateway.app.records import UnreadableRecord
 from services.gateway.app.second_opinions import OPINION_WAIT_S
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress

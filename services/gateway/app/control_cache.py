@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass, replace
 
 from fanlight.errors import AlreadyExists, Conflict, FanlightError
-from services.gateway.app.job_store import Codec
+from services.gateway.app.records import Codec, Records
 from services.gateway.domain.job import Output, StageRequest
 from services.gateway.domain.workers import AnnouncedAnnotator
-from services.gateway.ports import CaughtUp, Clock, Deleted, Record, RecordStore
+from services.gateway.ports import CaughtUp, Clock, Deleted, Record
 from services.kernel.blobs import BlobInfo, BlobStore
 
 # The heap is rebuilt when it has so many more stale uses than entries.
@@ -100,7 +100,7 @@ class ControlImageCache:
     """Shared by all gateways: each knows all keys and their last uses to within `USE_WRITE_INTERVAL_S`, and above the
     limits evicts the least recently used entry."""
 
-    def __init__(self, store: RecordStore, blobs: BlobStore, clock: Clock, *, limit: int, budget_bytes: int) -> None:
+    def __init__(self, store: Records, blobs: BlobStore, clock: Clock, *, limit: int, budget_bytes: int) -> None:
         self._store = store
         self._blobs = blobs
         self._clock = clock
@@ -124,7 +124,7 @@ class ControlImageCache:
             if isinstance(change, Deleted):
                 self._entries.drop(change.key)
             elif not isinstance(change, CaughtUp):
-                image = IMAGES.read(BUCKET, change)
+                image = self._store.read(IMAGES, BUCKET, change)
                 # An unreadable entry is evicted first.
                 size_bytes, used_s = (image.blob.size_bytes, image.used_s) if image else (0, 0.0)
                 self._entries.note(change.key, size_bytes, used_s)
@@ -135,7 +135,7 @@ class ControlImageCache:
             return None
         key = cache_key(request, annotator)
         record = await self._store.get(BUCKET, key)
-        image = IMAGES.read(BUCKET, record) if record else None
+        image = self._store.read(IMAGES, BUCKET, record) if record else None
         if record is None or image is None or await self._blobs.stat(image.blob.scope, image.blob.digest) is None:
             self._misses += 1
             return None
@@ -167,7 +167,7 @@ class ControlImageCache:
         while len(entries) > self._limit or (entries.size_bytes > self._budget_bytes and len(entries) > 1):
             last = entries.oldest()
             record = await self._store.get(BUCKET, last.key)
-            image = IMAGES.read(BUCKET, record) if record else None
+            image = self._store.read(IMAGES, BUCKET, record) if record else None
             if image is not None and image.used_s > last.time_s:
                 # Another gateway used it, and the change has not arrived here yet.
                 entries.note(last.key, image.blob.size_bytes, image.used_s)

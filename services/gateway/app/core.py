@@ -7,6 +7,7 @@ from services.gateway.app.heartbeats import Heartbeats
 from services.gateway.app.job_store import JobStore
 from services.gateway.app.leases import LeaseTable, RandomBytes
 from services.gateway.app.queue_index import Deadlines, Notifier, QueueIndex
+from services.gateway.app.records import Records
 from services.gateway.app.second_opinions import SecondOpinions
 from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.app.watch import JobPublisher
@@ -14,7 +15,7 @@ from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.progress import StallLimits
-from services.gateway.ports import Clock, RecordStore
+from services.gateway.ports import Clock
 from services.gateway.scheduler.replication import Replication, ReplicationPolicy
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.blobs import BlobStore
@@ -42,7 +43,7 @@ class Core:
 
 
 def core_of(
-    store: RecordStore,
+    store: Records,
     blobs: BlobStore,
     clock: Clock,
     random_bytes: RandomBytes,

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, FailedPrecondition, InvalidField, NotFound
 from services.gateway.app.core import Core
-from services.gateway.app.job_store import Codec
+from services.gateway.app.records import Codec, Records
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.domain import machine
 from services.gateway.domain.job import DEFAULT_TENANT, Attempt, Failure, Job, Task, blobs_of, task_name
-from services.gateway.ports import RecordStore
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -36,7 +35,7 @@ LETTERS: Codec[DeadLetter] = Codec(DeadLetter)
 
 
 class DeadLetters:
-    def __init__(self, store: RecordStore) -> None:
+    def __init__(self, store: Records) -> None:
         self._store = store
 
     async def keep(self, job: Job) -> None:
@@ -71,7 +70,7 @@ class DeadLetters:
         found: list[DeadLetter] = []
         key = _key(before) if before else ""
         while len(found) < limit and (records := await self._store.list(BUCKET, before=key, limit=limit)):
-            letters = [LETTERS.read(BUCKET, record) for record in records]
+            letters = [self._store.read(LETTERS, BUCKET, record) for record in records]
             found += [
                 letter
                 for letter in letters
@@ -83,7 +82,7 @@ class DeadLetters:
     async def get(self, task: str, caller: Caller = OPERATOR) -> DeadLetter:
         """By the task's name. NotFound, also for another tenant's letter."""
         record = await self._store.get(BUCKET, _key(task))
-        letter = LETTERS.read(BUCKET, record) if record else None
+        letter = self._store.read(LETTERS, BUCKET, record) if record else None
         if letter is None or not (caller.is_operator or letter.tenant == caller.tenant):
             raise NotFound("there is no such dead letter", field="task")
         return letter

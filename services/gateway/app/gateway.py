@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fanlight.errors import FanlightError, Unavailable
@@ -21,11 +21,12 @@ from services.gateway.app.control_cache import CacheFigures, ControlImageCache
 from services.gateway.app.core import core_of
 from services.gateway.app.dead_letters import DeadLetters, Redrives
 from services.gateway.app.explain import Explainer
-from services.gateway.app.job_store import IdempotencyKeys, StoreProbe, refuse_other_format
+from services.gateway.app.job_store import PROBE_INTERVAL_S, IdempotencyKeys, StoreProbe
 from services.gateway.app.jobs import Jobs
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.leasing import Polls
 from services.gateway.app.prefetch import PrefetchClaims
+from services.gateway.app.records import Codec, Records, refuse_other_format
 from services.gateway.app.retention import BlobRetention, ClockWatch, JobRetention
 from services.gateway.app.submission import JobPlanner, SourceImages
 from services.gateway.app.webhooks import WebhookOptions
@@ -54,6 +55,11 @@ BUCKETS = (
     webhooks.BUCKET,
     worker_registry.BUCKET,
 )
+# Those that no part follows: read once at the start, so that damaged records are known.
+UNFOLLOWED: Mapping[str, Codec[Any]] = {
+    dead_letters.BUCKET: dead_letters.LETTERS,
+    job_store.REQUESTS_BUCKET: job_store.REQUESTS,
+}
 BLOB_SWEEP_INTERVAL_S = 3_600.0
 
 
@@ -73,20 +79,21 @@ class Gateway:
     ) -> None:
         """`is_shared`: other gateways work over the same store."""
         limits = limits or GatewayLimits()
-        core = core_of(store, blobs, clock, random_bytes, settings, limits, is_shared=is_shared)
-        self._core, self._is_shared, self._store = core, is_shared, store
+        records = self.records = Records(store, clock)
+        core = core_of(records, blobs, clock, random_bytes, settings, limits, is_shared=is_shared)
+        self._core, self._is_shared = core, is_shared
         self._job_store, self._leases = core.job_store, core.leases
         self._cache = ControlImageCache(
-            store, blobs, clock, limit=limits.cache_limit, budget_bytes=settings.cache_budget_bytes
+            records, blobs, clock, limit=limits.cache_limit, budget_bytes=settings.cache_budget_bytes
         )
-        requests = IdempotencyKeys(store)
+        requests = IdempotencyKeys(records)
         images = SourceImages(blobs, limit_bytes=settings.image_limit_bytes)
-        self.probe = StoreProbe(store, clock)
+        self.probe = StoreProbe(records, clock, blobs)
         self.workers = core.workers
-        self.dead_letters = DeadLetters(store)
+        self.dead_letters = DeadLetters(records)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)
-        self._prefetches = PrefetchClaims(store, core.scheduler, clock)
+        self._prefetches = PrefetchClaims(records, core.scheduler, clock)
         self.jobs = Jobs(core, requests, JobPlanner(images, self._cache, core.workers, random_bytes))
         self.queue = Completion(core, self._cache, self.dead_letters)
         self.polls = Polls(core, self.queue)
@@ -119,7 +126,7 @@ class Gateway:
         """
         while True:
             try:
-                await refuse_other_format(self._store, BUCKETS)
+                await refuse_other_format(self.records, BUCKETS)
                 return await self.workers.load()
             except Unavailable as error:
                 log.info("store_not_ready", message=error.message)
@@ -132,7 +139,9 @@ class Gateway:
         """Ends after `drain`."""
         async with asyncio.TaskGroup() as group:
             following = [group.create_task(each) for each in self._followed()]
+            following.append(group.create_task(self.records.scan(UNFOLLOWED)))
             group.create_task(self._every(SWEEP_INTERVAL_S, self.sweep))
+            group.create_task(self._every(PROBE_INTERVAL_S, self._probe))
             group.create_task(self._every(BLOB_SWEEP_INTERVAL_S, self._sweep_blobs))
             group.create_task(self._expire())
             group.create_task(self._every(WEBHOOK_INTERVAL_S, lambda: self._core.webhooks.run(group)))
@@ -161,6 +170,7 @@ class Gateway:
             await self.dead_letters.keep(self._dead[-1])
             self._dead.pop()
         await self.dead_letters.sweep()
+        await self.records.verify()
 
     async def _sweep_blobs(self) -> None:
         if self._clock_watch.is_settled():
@@ -169,6 +179,11 @@ class Gateway:
     @property
     def cache_figures(self) -> CacheFigures:
         return self._cache.figures
+
+    async def _probe(self) -> None:
+        """Whoever is asked next says what is wrong; a store that notices a fault of its own logs it once."""
+        with contextlib.suppress(Unavailable):
+            await self.probe.read()
 
     def _note_dead(self, job: Job) -> None:
         """While the store is read: a task that died with the process may have no dead letter."""

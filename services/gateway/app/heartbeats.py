@@ -5,11 +5,11 @@ treat it as if the worker had talked to them.
 """
 
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.app.job_store import Codec
 from services.gateway.app.leases import LeaseTable
+from services.gateway.app.records import Codec, Records
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.domain.job import Heartbeat
-from services.gateway.ports import CaughtUp, Deleted, RecordStore
+from services.gateway.ports import CaughtUp, Deleted
 
 BUCKET = "heartbeats"
 # Several heartbeats per time to live, so that a late one loses no lease.
@@ -21,7 +21,7 @@ HEARTBEATS: Codec[Heartbeat] = Codec(Heartbeat)
 class Heartbeats:
     """Writes this gateway's heartbeats and takes in those of the others."""
 
-    def __init__(self, store: RecordStore, leases: LeaseTable, workers: WorkerRegistry) -> None:
+    def __init__(self, store: Records, leases: LeaseTable, workers: WorkerRegistry) -> None:
         self._store = store
         self._leases = leases
         self._workers = workers
@@ -73,7 +73,7 @@ class Heartbeats:
                 self._revisions.pop(change.key, None)
             elif change.revision > self._revisions.get(change.key, 0):
                 self._revisions[change.key] = change.revision
-                if not is_old and (heartbeat := HEARTBEATS.read(BUCKET, change)):
+                if not is_old and (heartbeat := self._store.read(HEARTBEATS, BUCKET, change)):
                     self._take(change.key, heartbeat)
 
     def _take(self, worker_id: str, heartbeat: Heartbeat) -> None:

@@ -1,4 +1,4 @@
-"""The jobs of the store, how values become records, and which request ids were used. The only module that writes jobs.
+"""The jobs of the store, and which request ids were used. The only module that writes jobs.
 
 A change is a compare-and-set on the job's whole record, retried on what another gateway made of it meanwhile. Which
 change is allowed is for `domain.machine` to say.
@@ -6,118 +6,33 @@ change is allowed is for `domain.machine` to say.
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from fanlight.errors import AlreadyExists, Conflict, FailedPrecondition, LeaseLost, NotFound, Unavailable
+from fanlight.errors import AlreadyExists, Conflict, LeaseLost, NotFound, Unavailable
+from services.gateway.app.records import Codec, Records, UnreadableRecord
 from services.gateway.domain import machine
 from services.gateway.domain.integrity import fault_of
 from services.gateway.domain.job import DEFAULT_TENANT, Job
 from services.gateway.domain.workers import WorkerRecord
-from services.gateway.ports import CaughtUp, Clock, Deleted, NewRecord, Record, RecordStore
+from services.gateway.ports import CaughtUp, Clock, Deleted, NewRecord, Record, store_fault
+from services.kernel.blobs import BlobStore
 from services.kernel.logs import get_logger
 
 log = get_logger()
-
-# The version of the records' format. 2: a job keeps its stages' request messages.
-FORMAT_VERSION = 2
 
 JOBS_BUCKET = "jobs"
 REQUESTS_BUCKET = "requests"
 PROBE_BUCKET, PROBE_KEY = "probes", "0"
 PROBE_INTERVAL_S = 5.0
+# No bytes have it.
+ABSENT_DIGEST = "sha256:" + "0" * 64
 # In each round another gateway's change was first, so that so many mean that something is wrong.
 ROUNDS_LIMIT = 100
 LAGS_LIMIT, LAG_PAUSE_S = 10, 0.2
 
-T = TypeVar("T")
 Event = Callable[[Job], Job]
 Observer = Callable[[Job], None]
-
-
-class UnreadableRecord(FailedPrecondition):
-    """A record that this gateway cannot read: of another format version, or damaged. Other records are unaffected."""
-
-    reason = "UNREADABLE_RECORD"
-
-
-class OtherFormatVersion(UnreadableRecord):
-    """Written by an older or a newer Fanlight."""
-
-
-class Codec(Generic[T]):
-    """Values of one type as the bytes of records, and back."""
-
-    def __init__(
-        self, kind: Any, *, fault_of: Callable[[T], str] | None = None, key_of: Callable[[T], str] | None = None
-    ) -> None:
-        """`fault_of`: why a value of the right types cannot be; empty where it can. `key_of`: its record's key."""
-        self._adapter: TypeAdapter[T] = TypeAdapter(kind)
-        self._fault_of = fault_of
-        self._key_of = key_of
-        self._head = b'{"version":%d,"value":' % FORMAT_VERSION
-
-    def encode(self, value: T) -> bytes:
-        """Leaves defaults out, which therefore must never change within a format version."""
-        return b"%b%b}" % (self._head, self._adapter.dump_json(value, exclude_defaults=True))
-
-    def decode(self, data: bytes) -> T:
-        """OtherFormatVersion, UnreadableRecord."""
-        if not data.startswith(self._head):
-            raise _not_ours(data)
-        try:
-            value = self._adapter.validate_json(data[len(self._head) : -1])
-        except ValidationError as error:
-            where = error.errors(include_url=False, include_input=False)[0]
-            raise UnreadableRecord(f"{'.'.join(map(str, where['loc']))}: {where['msg']}") from error
-        if self._fault_of is not None and (fault := self._fault_of(value)):
-            raise UnreadableRecord(fault)
-        return value
-
-    def decode_record(self, record: Record) -> T:
-        """OtherFormatVersion, UnreadableRecord; also for another key's value."""
-        value = self.decode(record.value)
-        if self._key_of is not None and (key := self._key_of(value)) != record.key:
-            raise UnreadableRecord(f"id: is {key[:80]!r}, and the record's key is {record.key!r}")
-        return value
-
-    def read(self, bucket: str, record: Record) -> T | None:
-        """None for a record that cannot be read: it is logged and skipped, and stops no gateway and no list."""
-        try:
-            return self.decode_record(record)
-        except UnreadableRecord as error:
-            log.error("unreadable_record_skipped", bucket=bucket, key=record.key, why=error.message)
-            return None
-
-
-async def refuse_other_format(store: RecordStore, buckets: Iterable[str]) -> None:
-    """OtherFormatVersion where a record of the store has another format version than those of this gateway."""
-    for bucket in buckets:
-        for record in await store.list(bucket, limit=1):
-            version = _version_of(record.value)
-            if version is not None and version != FORMAT_VERSION:
-                raise OtherFormatVersion(
-                    f"{bucket} have format version {version}; this gateway reads and writes version {FORMAT_VERSION}"
-                )
-
-
-def _not_ours(data: bytes) -> UnreadableRecord:
-    version = _version_of(data)
-    if version is None or version == FORMAT_VERSION:
-        return UnreadableRecord("it is not a record of Fanlight")
-    return OtherFormatVersion(f"it has format version {version}; this gateway reads version {FORMAT_VERSION}")
-
-
-def _version_of(data: bytes) -> object:
-    """None where the record has no version."""
-    try:
-        return json.loads(data)["version"]
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 JOBS: Codec[Job] = Codec(Job, fault_of=fault_of, key_of=lambda job: job.id)
@@ -134,7 +49,7 @@ class _StoredJob:
 class JobStore:
     """Open jobs are cached in memory; ended ones are read from the store when asked for."""
 
-    def __init__(self, store: RecordStore) -> None:
+    def __init__(self, store: Records) -> None:
         self._store = store
         self._open: dict[str, _StoredJob] = {}
         self._observers: list[Observer] = []
@@ -209,7 +124,9 @@ class JobStore:
                 self.caught_up.set()
             elif isinstance(change, Deleted):
                 self._drop(change.key)
-            elif change.revision > self._known_revision(change.key) and (job := JOBS.read(JOBS_BUCKET, change)):
+            elif change.revision > self._known_revision(change.key) and (
+                job := self._store.read(JOBS, JOBS_BUCKET, change)
+            ):
                 self._apply(job, change.revision)
 
     async def _find(self, job_id: str) -> _StoredJob:
@@ -224,7 +141,7 @@ class JobStore:
             record = await self._store.get(JOBS_BUCKET, job_id)
             if record is None or record.revision >= self._known_revision(job_id):
                 return record
-            JOBS.decode_record(record)
+            self._store.decode(JOBS, JOBS_BUCKET, record)
             await asyncio.sleep(LAG_PAUSE_S)
         raise Unavailable("the store lags behind", retry_after_s=1.0)
 
@@ -232,7 +149,7 @@ class JobStore:
         """NotFound; UnreadableRecord for a damaged record: no gateway can continue that job."""
         try:
             record = await self._record(job_id)
-            job = JOBS.decode_record(record) if record else None
+            job = self._store.decode(JOBS, JOBS_BUCKET, record) if record else None
         except UnreadableRecord:
             self._drop(job_id)
             raise
@@ -253,7 +170,9 @@ class JobStore:
 
     def _decoded(self, record: Record) -> Job | None:
         stored = self._open.get(record.key)
-        return stored.job if stored and stored.revision >= record.revision else JOBS.read(JOBS_BUCKET, record)
+        return (
+            stored.job if stored and stored.revision >= record.revision else self._store.read(JOBS, JOBS_BUCKET, record)
+        )
 
     def _known_revision(self, job_id: str) -> int:
         if stored := self._open.get(job_id):
@@ -288,7 +207,7 @@ REQUESTS: Codec[IdempotencyRecord] = Codec(IdempotencyRecord)
 class IdempotencyKeys:
     """Which job a client's request id belongs to. The gateway that creates the record first has decided it."""
 
-    def __init__(self, store: RecordStore) -> None:
+    def __init__(self, store: Records) -> None:
         self._store = store
 
     async def job_of(self, request_id: str, content_digest: str, tenant: str) -> str | None:
@@ -296,7 +215,7 @@ class IdempotencyKeys:
         record = await self._store.get(REQUESTS_BUCKET, _request_key(request_id, tenant)) if request_id else None
         if record is None:
             return None
-        request = REQUESTS.decode(record.value)
+        request = self._store.decode(REQUESTS, REQUESTS_BUCKET, record)
         if request.content_digest != content_digest:
             raise AlreadyExists("was used with other content before", field="request_id")
         return request.job_id
@@ -320,15 +239,17 @@ def _request_key(request_id: str, tenant: str) -> str:
 
 
 class StoreProbe:
-    """Whether the store accepts writes: rewrites a small record when asked, at most every `PROBE_INTERVAL_S`."""
+    """Whether the stores work: rewrites a small record when asked, at most every `PROBE_INTERVAL_S`."""
 
-    def __init__(self, store: RecordStore, clock: Clock) -> None:
+    def __init__(self, store: Records, clock: Clock, blobs: BlobStore) -> None:
         self._store = store
         self._clock = clock
+        self._blobs = blobs
         self._good_until_s = 0.0
 
     async def write(self) -> None:
-        """Unavailable where the store accepts no writes."""
+        """Unavailable where the store accepts no writes, or what is stored is gone."""
+        self._refuse_fault()
         now_s = self._clock.monotonic_s()
         if now_s < self._good_until_s:
             return
@@ -342,4 +263,18 @@ class StoreProbe:
         except (AlreadyExists, Conflict):
             # Another gateway's write has just succeeded, so the store accepts writes.
             pass
+        await self._look_at_blobs()
         self._good_until_s = now_s + PROBE_INTERVAL_S
+
+    async def read(self) -> None:
+        """Look at both stores without writing, so that one that is gone is noticed also while nobody asks."""
+        await self._store.get(PROBE_BUCKET, PROBE_KEY)
+        await self._look_at_blobs()
+
+    async def _look_at_blobs(self) -> None:
+        await self._blobs.stat(DEFAULT_TENANT, ABSENT_DIGEST)
+        self._refuse_fault()
+
+    def _refuse_fault(self) -> None:
+        if fault := self._store.fault or store_fault(self._blobs):
+            raise Unavailable(fault, retry_after_s=PROBE_INTERVAL_S)

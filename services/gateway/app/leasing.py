@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fanlight.errors import LeaseLost, NotFound, Unavailable
 from services.gateway.app.completion import Completion
 from services.gateway.app.core import Core
-from services.gateway.app.job_store import UnreadableRecord
 from services.gateway.app.leases import new_token
+from services.gateway.app.records import UnreadableRecord
 from services.gateway.domain import machine
 from services.gateway.domain.job import Failure, Fault, Job, Lease, Task, TaskState, task_name
 from services.gateway.domain.workers import CHECKPOINT, Capabilities, Worker

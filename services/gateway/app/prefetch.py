@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, Conflict
-from services.gateway.app.job_store import Codec
-from services.gateway.ports import Clock, RecordStore
+from services.gateway.app.records import Codec, Records
+from services.gateway.ports import Clock
 from services.gateway.scheduler.replication import Claim
 from services.gateway.scheduler.schedule import Scheduler
 
@@ -33,7 +33,7 @@ PREFETCHES: Codec[Prefetch] = Codec(Prefetch)
 class PrefetchClaims:
     """Single flight across gateways: the first claim of a checkpoint wins until it ends."""
 
-    def __init__(self, store: RecordStore, scheduler: Scheduler, clock: Clock) -> None:
+    def __init__(self, store: Records, scheduler: Scheduler, clock: Clock) -> None:
         self._store = store
         self._scheduler = scheduler
         self._clock = clock
@@ -58,7 +58,7 @@ class PrefetchClaims:
         present = await self._store.get(BUCKET, key)
         if present is None:
             return claim.worker
-        before = PREFETCHES.read(BUCKET, present)
+        before = self._store.read(PREFETCHES, BUCKET, present)
         if before is not None and self._lives(before) and before.worker != claim.worker:
             return before.worker
         try:
@@ -84,7 +84,7 @@ class PrefetchClaims:
         page = await self._store.list(BUCKET, limit=PAGE)
         while page:
             for record in page:
-                prefetch = PREFETCHES.read(BUCKET, record)
+                prefetch = self._store.read(PREFETCHES, BUCKET, record)
                 if prefetch is None or not self._lives(prefetch):
                     await self._store.delete(BUCKET, record.key)
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)

@@ -4,7 +4,8 @@ While the wall clock cannot be trusted, nothing is deleted.
 """
 
 from fanlight.errors import NotFound
-from services.gateway.app.job_store import IdempotencyKeys, JobStore, UnreadableRecord
+from services.gateway.app.job_store import IdempotencyKeys, JobStore
+from services.gateway.app.records import UnreadableRecord
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.config import GatewaySettings
 from services.gateway.domain.job import blobs_of

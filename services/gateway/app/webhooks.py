@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from fanlight.errors import AlreadyExists, Conflict, FailedPrecondition, FanlightError, InvalidField, NotFound
-from services.gateway.app.job_store import JOBS, JOBS_BUCKET, Codec
+from services.gateway.app.job_store import JOBS, JOBS_BUCKET
+from services.gateway.app.records import Codec, Records
 from services.gateway.domain.delivery import BACKOFF_S, Delivery, DeliveryAttempt, DeliveryState, attempted, claimed
 from services.gateway.domain.job import Job
-from services.gateway.ports import CaughtUp, Clock, Deleted, RecordStore, WebhookSender
+from services.gateway.ports import CaughtUp, Clock, Deleted, WebhookSender
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -127,7 +128,7 @@ class _KnownDelivery:
 class Webhooks:
     """Records deliveries of ended jobs and makes the attempts that are due."""
 
-    def __init__(self, store: RecordStore, clock: Clock, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, store: Records, clock: Clock, random_bytes: Callable[[int], bytes]) -> None:
         self._store = store
         self._clock = clock
         self._random_bytes = random_bytes
@@ -158,7 +159,7 @@ class Webhooks:
         record = await self._store.get(BUCKET, _key(job))
         if record is None:
             raise NotFound("this job has no webhook delivery", field="name")
-        return DELIVERIES.decode(record.value)
+        return self._store.decode(DELIVERIES, BUCKET, record)
 
     async def forget(self, job: Job) -> None:
         if job.webhook_url:
@@ -171,7 +172,7 @@ class Webhooks:
                 self._caught_up = True
             elif isinstance(change, Deleted):
                 self._known.pop(change.key, None)
-            elif delivery := DELIVERIES.read(BUCKET, change):
+            elif delivery := self._store.read(DELIVERIES, BUCKET, change):
                 self._take(change.key, delivery, change.revision)
 
     def _take(self, key: str, delivery: Delivery, revision: int) -> None:
@@ -236,7 +237,7 @@ class Webhooks:
         record = await self._store.get(JOBS_BUCKET, job_id)
         if record is None:
             raise NotFound("the job is deleted", field="name")
-        return JOBS.decode(record.value)
+        return self._store.decode(JOBS, JOBS_BUCKET, record)
 
 
 def _key(job: Job) -> str:

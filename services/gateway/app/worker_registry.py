@@ -3,15 +3,17 @@
 Kept in the store, so that a restarted gateway still knows them. What a worker is given is for the scheduler to say.
 """
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted
+from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted, Unavailable
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
 from services.gateway.app.circuit_breakers import Avoidances, CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
 from services.gateway.app.leases import LeaseTable, MeasuredSpeed
+from services.gateway.app.records import Records
 from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.config import GatewayLimits
 from services.gateway.domain.circuit_breaker import BreakerKey
@@ -26,7 +28,7 @@ from services.gateway.domain.workers import (
     WorkerStatus,
     held_by,
 )
-from services.gateway.ports import CaughtUp, Clock, Deleted, Record, RecordStore
+from services.gateway.ports import CaughtUp, Clock, Deleted, Record
 from services.gateway.scheduler.queue import Amounts
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.logs import get_logger
@@ -73,7 +75,7 @@ class WorkerRegistry:
 
     def __init__(
         self,
-        store: RecordStore,
+        store: Records,
         leases: LeaseTable,
         breakers: CircuitBreakers,
         sources: SourceBackoffs,
@@ -302,15 +304,20 @@ class WorkerRegistry:
                 known = self._known.get(change.key)
                 if known is not None and not self._is_live(known):
                     self._drop(known)
+                elif known is not None:
+                    # The store lost it: written again with its next poll, and with what it can do.
+                    known.revision, known.written_s, known.group.checked_s = 0, 0.0, 0.0
             elif not isinstance(change, CaughtUp):
-                await self._take(change)
+                # Where the store is away just now, the worker's next record comes.
+                with contextlib.suppress(Unavailable):
+                    await self._take(change)
                 self.refresh(change.key)
 
     async def _take(self, change: Record) -> None:
         known = self._known.get(change.key)
         if known is not None and known.revision >= change.revision:
             return
-        record = WORKERS.read(BUCKET, change)
+        record = self._store.read(WORKERS, BUCKET, change)
         if record is None:
             return
         group = await self._groups.get(record.capabilities_digest)

@@ -126,6 +126,14 @@ class GatewayCollector(Collector):
             yield from self._cache()
         yield from self._queue()
         yield from self._workers()
+        yield from self._records()
+
+    def _records(self) -> Iterator[Metric]:
+        name, words = "fanlight_damaged_records", "Records of the store that cannot be read."
+        family = GaugeMetricFamily(name, words, labels=("bucket",))
+        for bucket, count in sorted(self._gateway.records.damaged_counts.items()):
+            family.add_metric((bucket,), count)
+        yield family
 
     def _cache(self) -> Iterator[Metric]:
         figures = self._gateway.cache_figures

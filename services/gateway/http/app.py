@@ -22,6 +22,7 @@ from services.gateway.http.connections import PROVE
 from services.gateway.http.hosts import HostGuard
 from services.gateway.http.jobs import EventRoutes, JobRoutes
 from services.gateway.http.openapi import describe
+from services.gateway.http.records import RecordRoutes
 from services.kernel.blobs import BlobStore
 
 LINGER_LIMIT_BYTES = 256 * 1024 * 1024
@@ -161,6 +162,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         AnnotateRoutes(gateway, blobs, options),
         ListingRoutes(gateway),
         DeadLetterRoutes(gateway),
+        RecordRoutes(gateway),
         MetricRoutes(gateway),
         HealthRoutes(gateway),
     ):

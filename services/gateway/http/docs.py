@@ -186,6 +186,17 @@ REDRIVE_DEAD_LETTER = _document(
     {200: _json("Job", "The job, waiting again. What was finished stays finished.")},
     errors=(404, 409),
 )
+LIST_DAMAGED_RECORDS = _document(
+    "List damaged records",
+    {200: _json("ListDamagedRecordsResponse", "Records of the store that cannot be read. For the operator.")},
+    errors=(503,),
+)
+GET_DAMAGED_RECORD = _document(
+    "Show a damaged record", {200: _json("DamagedRecord", "With its first bytes, in base64.")}, errors=(404, 503)
+)
+REMOVE_DAMAGED_RECORD = _document(
+    "Remove a damaged record", {200: _json("DamagedRecord", "What was removed, for good.")}, errors=(404, 503)
+)
 QUEUE = _document(
     "Show how much waits", {200: _json("Queue", "Tasks by stage and checkpoint, and the oldest one's age.")}, errors=()
 )

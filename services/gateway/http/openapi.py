@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from fanlight.gateway.v1 import gateway_pb2
+from fanlight.records.v1 import records_pb2
 
 Schema = dict[str, Any]
 # Its two implementations have no type in common.
@@ -119,6 +120,8 @@ MESSAGES = (
     gateway_pb2.ListModelsResponse,
     gateway_pb2.ListWorkersResponse,
     gateway_pb2.TaskProgress,
+    records_pb2.DamagedRecord,
+    records_pb2.ListDamagedRecordsResponse,
 )
 DESCRIPTION = (
     "Stable Diffusion with ControlNet, served from many small machines. Bodies are the messages of the gRPC services "

@@ -8,6 +8,7 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.message import DecodeError, EncodeError, Message
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.finite import refuse_not_finite
 from fanlight.contract.images import images_of
 from fanlight.contract.limits import (
     BATCH_JOBS_LIMIT,
@@ -45,7 +46,7 @@ def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
             f"has {len(request.request_id)} characters; at most {REQUEST_ID_CHARACTERS_LIMIT}", field="request_id"
         )
     _refuse_newer(request, request.WhichOneof("work") or "request")
-    return NewJob(
+    new = NewJob(
         draft=draft_of(request, fleet),
         content_digest=_content_digest(request),
         request_id=request.request_id,
@@ -53,6 +54,9 @@ def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
         deadline_s=check_number(request.deadline_s, 0.0, DEADLINE_LIMIT_S, field="deadline_s"),
         webhook_url=_webhook_url(request.webhook_url),
     )
+    # The contract has refused these with their ranges. One that it forgot must not reach a record.
+    refuse_not_finite(request)
+    return new
 
 
 def _content_digest(request: gateway_pb2.CreateJobRequest) -> str:

@@ -15,7 +15,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
-from services.gateway.app.job_store import UnreadableRecord
+from services.gateway.app.records import UnreadableRecord
 from services.gateway.app.submission import Draft, KeptImage, SourceImage
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts, Failure, Job, StageRequest, Task
 from services.gateway.domain.plan import IMAGE, JobPlan, NewTask, check

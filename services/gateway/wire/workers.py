@@ -1,6 +1,5 @@
 """What workers and the queue send each other: descriptions, polls and reports in, leased tasks out."""
 
-import math
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
@@ -44,9 +43,15 @@ SLOTS_LIMIT = 1_024
 # Aliases of a model, its schedulers and the like.
 NAMES_LIMIT = 256
 DESCRIPTION_LIMIT_BYTES = 4_096
-# Of a model's weights: more than any disk has.
+# Of a model's weights, a disk or a download: more than any has.
 BYTES_LIMIT = 2**50
 STEP_TIMES_LIMIT = 64
+# Measurements beyond these are impossible, and so unknown: no link, step, span or download takes more.
+GOODPUT_LIMIT_BPS = 1e15
+DURATION_LIMIT_S = 1e8
+PROGRESS_STEPS_LIMIT = 1_000_000
+# Of a result; the gateway compares it with the image itself.
+OUTPUT_SIDE_LIMIT_PX = 65_536
 # Of an image's size; no image is larger.
 SIZE_CLASS_LIMIT = 40
 TEXT_ENCODER_LAYERS_LIMIT = 1_000
@@ -131,7 +136,8 @@ def _progress(renewal: queue_pb2.Renewal) -> TaskProgress | None:
     progress = renewal.progress
     preview = progress.preview if len(progress.preview) <= PREVIEW_LIMIT_BYTES else b""
     fetching = _fetching(progress.fetch) if progress.HasField("fetch") else None
-    return TaskProgress(task=0, step=progress.step, steps=progress.steps, preview=preview, fetching=fetching)
+    step, steps = (min(each, PROGRESS_STEPS_LIMIT) for each in (progress.step, progress.steps))
+    return TaskProgress(task=0, step=step, steps=steps, preview=preview, fetching=fetching)
 
 
 def _fetching(message: common_pb2.FetchProgress) -> FetchStatus:
@@ -139,10 +145,10 @@ def _fetching(message: common_pb2.FetchProgress) -> FetchStatus:
     left_s = message.seconds_left if message.HasField("seconds_left") else None
     return FetchStatus(
         reference=message.reference[:REFERENCE_LIMIT_CHARS],
-        done_bytes=max(0, message.done_bytes),
-        total_bytes=max(0, message.total_bytes),
-        goodput_bps=message.goodput_bps if math.isfinite(message.goodput_bps) else 0.0,
-        seconds_left=left_s if left_s is not None and math.isfinite(left_s) else None,
+        done_bytes=_counted(message.done_bytes),
+        total_bytes=_counted(message.total_bytes),
+        goodput_bps=_measured(message.goodput_bps, GOODPUT_LIMIT_BPS),
+        seconds_left=left_s if left_s is not None and 0 <= left_s <= DURATION_LIMIT_S else None,
         source=message.source[:REFERENCE_LIMIT_CHARS],
     )
 
@@ -167,8 +173,8 @@ def _made(output: queue_pb2.Output, field: str) -> ReportedOutput:
     return ReportedOutput(
         scope=parse_scope(output.blob.scope, field=f"{field}.blob.scope"),
         digest=parse_digest(output.blob.digest, field=f"{field}.blob.digest"),
-        width_px=output.width_px,
-        height_px=output.height_px,
+        width_px=check_whole(output.width_px, 0, OUTPUT_SIDE_LIMIT_PX, field=f"{field}.width_px"),
+        height_px=check_whole(output.height_px, 0, OUTPUT_SIDE_LIMIT_PX, field=f"{field}.height_px"),
         seed=output.seed if output.HasField("seed") else None,
         nsfw=output.nsfw if output.HasField("nsfw") else None,
         provenance=check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field=f"{field}.provenance_json"),
@@ -178,12 +184,12 @@ def _made(output: queue_pb2.Output, field: str) -> ReportedOutput:
 def spans(request: queue_pb2.CompleteTaskRequest) -> list[Span]:
     """The first ones, up to the limit; they are for people to look at.
 
-    Without those whose duration is not finite: no record can keep them.
+    Without those whose duration is impossible, such as NaN, which no record can keep.
     """
     return [
         Span(name=span.name[:REASON_LIMIT], duration_s=span.duration_s)
         for span in request.spans[:SPANS_LIMIT]
-        if math.isfinite(span.duration_s)
+        if 0 <= span.duration_s <= DURATION_LIMIT_S
     ]
 
 
@@ -220,13 +226,13 @@ def polling_worker(message: queue_pb2.Worker, *, draining: bool) -> Worker:
         vram_models=_models(message.vram_models, "worker.vram_models"),
         ram_models=_models(message.ram_models, "worker.ram_models"),
         disk_models=_models(message.disk_models, "worker.disk_models"),
-        goodput_bps=_measured(message.goodput_bps),
+        goodput_bps=_measured(message.goodput_bps, GOODPUT_LIMIT_BPS),
         step_times=_step_times(message.step_times),
         draining=draining,
-        vram_bytes=max(0, message.vram_bytes),
-        goodput_deviation_bps=_measured(message.goodput_deviation_bps),
+        vram_bytes=_counted(message.vram_bytes),
+        goodput_deviation_bps=_measured(message.goodput_deviation_bps, GOODPUT_LIMIT_BPS),
         takes_fetches=message.takes_fetches,
-        disk_bytes=max(0, message.disk_bytes),
+        disk_bytes=_counted(message.disk_bytes),
         unfetched_models=_models(message.unfetched_models, "worker.unfetched_models"),
     )
 
@@ -250,22 +256,27 @@ def _step_times(reported: Iterable[queue_pb2.StepTime]) -> tuple[ReportedStepTim
     """The possible ones, up to a limit; of two for the same family and size the first one."""
     found: dict[tuple[str, int], ReportedStepTime] = {}
     for each in reported:
-        mean_s = _measured(each.mean_s)
+        mean_s = _measured(each.mean_s, DURATION_LIMIT_S)
         is_sound = mean_s and 0 < each.size_class <= SIZE_CLASS_LIMIT and len(each.family.encode()) <= NAME_LIMIT_BYTES
         if is_sound and len(found) < STEP_TIMES_LIMIT:
             time = ReportedStepTime(
                 family=each.family,
                 size_class=each.size_class,
                 mean_s=mean_s,
-                deviation_s=_measured(each.deviation_s),
+                deviation_s=_measured(each.deviation_s, DURATION_LIMIT_S),
             )
             found.setdefault((each.family, each.size_class), time)
     return tuple(found.values())
 
 
-def _measured(value: float) -> float:
-    """0, which means unknown, for an impossible measurement."""
-    return value if math.isfinite(value) and value > 0 else 0.0
+def _measured(value: float, limit: float) -> float:
+    """0, which means unknown, for an impossible measurement; NaN is one."""
+    return value if 0 < value <= limit else 0.0
+
+
+def _counted(size_bytes: int) -> int:
+    """0, which means unknown, for an impossible count of bytes."""
+    return size_bytes if 0 < size_bytes <= BYTES_LIMIT else 0
 
 
 def worker(value: Worker) -> queue_pb2.Worker:
@@ -410,9 +421,9 @@ def _annotator(message: preprocessor_pb2.Annotator, field: str) -> AnnouncedAnno
         deterministic=message.deterministic,
         weight_bytes=check_whole(message.weight_bytes, 0, BYTES_LIMIT, field=f"{field}.weight_bytes"),
         controlnets=_names(message.controlnets, f"{field}.controlnets"),
-        version=message.version,
-        device=message.device,
-        license=message.license,
+        version=check_bytes(message.version, NAME_LIMIT_BYTES, field=f"{field}.version"),
+        device=check_bytes(message.device, NAME_LIMIT_BYTES, field=f"{field}.device"),
+        license=check_bytes(message.license, DESCRIPTION_LIMIT_BYTES, field=f"{field}.license"),
         aliases=_names(message.aliases, f"{field}.aliases"),
     )
 
@@ -424,7 +435,7 @@ def _model(message: diffusion_pb2.Model, field: str) -> AnnouncedModel:
         kind=check_some_bytes(message.kind, NAME_LIMIT_BYTES, field=f"{field}.kind"),
         is_default=message.is_default,
         size_bytes=check_whole(message.size_bytes, 0, BYTES_LIMIT, field=f"{field}.size_bytes"),
-        license=message.license,
+        license=check_bytes(message.license, DESCRIPTION_LIMIT_BYTES, field=f"{field}.license"),
         pipelines=_names(message.pipelines, f"{field}.pipelines"),
         width_px=message.width_px,
         height_px=message.height_px,

@@ -1,5 +1,6 @@
 """Resolve references to manifests: from the catalog, else from the hub, Civitai, an HTTP server, S3 or the disk."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fanlight.contract.names import digest_of
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
-from services.weights.errors import SourceFailed
+from services.weights.errors import SourceFailed, TokenRefused
 from services.weights.planning.selection import PLAIN_FILE
 from services.weights.references.catalog import Catalog, packaged_path
 from services.weights.references.manifest import MAX_FILES, Manifest, WeightFile
+from services.weights.references.pages import file_addresses
 from services.weights.references.references import (
     AirRef,
     CatalogRef,
@@ -27,6 +29,7 @@ from services.weights.references.references import (
 )
 from services.weights.settings import WeightsSettings
 from services.weights.transfer import s3
+from services.weights.transfer.answers import RemoteFile
 from services.weights.transfer.pacing import DownloadTools
 
 MAX_LOCAL_FILES = 10_000
@@ -53,8 +56,8 @@ class Resolver:
         except FanlightError as error:
             if text in error.message:
                 raise
-            raise type(error)(
-                f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s
+            raise type(error)(f"{text}: {error.message}", field="reference", retry_after_s=error.retry_after_s).of_part(
+                error.part
             ) from error
 
     def add(self, catalog: Catalog) -> None:
@@ -153,12 +156,11 @@ class Resolver:
 
     async def _resolve_url(self, url: str) -> Manifest:
         parts = urlsplit(url)
-        self._web.guard(url)
-        remote = await self._tools.retry_probe(lambda: self._web.probe_ahead(url))
+        address, remote = await self._probed_file(url)
         name = unquote(parts.path.rsplit("/", 1)[-1]) or "file"
         name = name if is_safe_path(name) else "file"
         is_known = remote.size_bytes is not None
-        file = WeightFile(path=name, size_bytes=remote.size_bytes or 0, sources=(url,), is_exact=is_known)
+        file = WeightFile(path=name, size_bytes=remote.size_bytes or 0, sources=(address,), is_exact=is_known)
         folder = digest_of(url.encode()).removeprefix("sha256:")[:12]
         host = (parts.hostname or "host").replace(":", "_")
         return Manifest(
@@ -169,6 +171,18 @@ class Resolver:
             kind=PLAIN_FILE,
             is_chosen=True,
         )
+
+    async def _probed_file(self, url: str) -> tuple[str, RemoteFile]:
+        """The address of the file itself, and its metadata."""
+        *likely, last = file_addresses(url, hub=self._hub)
+        for address in likely:
+            with contextlib.suppress(NotFound, SourceFailed, TokenRefused):
+                return address, await self._probe(address)
+        return last, await self._probe(last)
+
+    async def _probe(self, url: str) -> RemoteFile:
+        self._web.guard(url)
+        return await self._tools.retry_probe(lambda: self._web.probe_ahead(url))
 
     async def _resolve_s3(self, reference: S3Ref) -> Manifest:
         if reference.key.endswith("/"):

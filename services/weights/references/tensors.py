@@ -48,7 +48,7 @@ READ_BYTES = 4 * 1024 * 1024
 
 
 class BadHeader(FailedPrecondition):
-    """The file is not a valid safetensors file; the message says why."""
+    """The file is not a valid safetensors file, or not of its name's kind; the message says why."""
 
     reason = "BAD_WEIGHTS"
 

@@ -8,19 +8,29 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fanlight.errors import FailedPrecondition, FanlightError, NotFound
 from services.kernel.logs import get_logger
-from services.weights.errors import SourceFailed, TokenRefused, WrongBytes, combine_failures, disk_errors
+from services.weights.errors import (
+    SourceFailed,
+    TokenRefused,
+    WrongBytes,
+    blame_source,
+    combine_failures,
+    disk_errors,
+)
 from services.weights.mirror.packing import StreamingUnpacker
 from services.weights.planning.plan import FetchPlan, PlannedFile
 from services.weights.planning.resolve import Resolver
 from services.weights.planning.selection import PLAIN_FILE, Selection
 from services.weights.references.manifest import ByteSpan, WeightFile
-from services.weights.references.tensors import Digested
+from services.weights.references.tensors import BadHeader, Digested, FileDigests
 from services.weights.store.keeping import Link, ObjectWriter, discard, key_of, missing_digests, missing_layout
 from services.weights.store.objects import Objects, locked
+from services.weights.transfer.answers import RemoteFile
 from services.weights.transfer.download import Download, Downloaded, DownloadProgress, DownloadTarget, SpanDigest
+from services.weights.transfer.gate import HEAD_BYTES, TAIL_BYTES, is_text, page_in, refuse_foreign, refuse_unsound
 from services.weights.transfer.pacing import DownloadTools, Meter
 from services.weights.transfer.partial import (
     RECORD_BYTES,
@@ -31,7 +41,6 @@ from services.weights.transfer.partial import (
     layout_of_spans,
     replay,
 )
-from services.weights.transfer.web import RemoteFile
 
 log = get_logger()
 
@@ -144,7 +153,7 @@ class FileFetcher:
             with disk_errors(f"{plan.manifest.reference} ({item.file.path})"):
                 if item.tensors is not None:
                     return await self._fetch_tensors(plan, item, key)
-                if item.size_bytes < SMALL_BYTES and not item.file.chunks and not item.frames:
+                if _is_small(item):
                     return await self._fetch_small(plan, item, selection)
                 return await self._fetch_whole(plan, item, selection, key)
 
@@ -174,12 +183,19 @@ class FileFetcher:
             raise FailedPrecondition("a file has no source", field="reference")
         return tuple([await self.resolver.address(source) for source in sources])
 
+    def _renewing(self, sources: Sequence[str]) -> Callable[[int], Awaitable[str]]:
+        async def renew(number: int) -> str:
+            return await self.resolver.address(sources[number])
+
+        return renew
+
     async def _fetch_small(self, plan: FetchPlan, item: PlannedFile, selection: Selection) -> PlacedFile:
         failures: list[FanlightError] = []
         for number, url in enumerate(await self._urls(item.file.sources)):
             try:
                 body, remote = await self._small_body(url, item.file)
-            except (SourceFailed, WrongBytes, NotFound, TokenRefused) as error:
+            except (SourceFailed, WrongBytes, NotFound, TokenRefused, BadHeader) as error:
+                blame_source(error, urlsplit(url).hostname or "")
                 failures.append(error)
                 continue
             await self.tools.count(len(body))
@@ -195,13 +211,19 @@ class FileFetcher:
         retry = self.tools.retry if self._has_received or self.tools.link.has_begun else self.tools.retry_probe
         body, remote = await retry(lambda: self.tools.web.body(url, limit_bytes=MAX_SMALL_BYTES))
         self._has_received = True
+        sha256 = hashlib.sha256(body).hexdigest()
+        if sha256 == file.sha256:
+            return body, remote
+        may_be_empty = file.is_exact and is_text(file.path)
+        if page_in(body[:HEAD_BYTES]) or not (file.sha256 or (may_be_empty and not body)):
+            refuse_foreign(body[:HEAD_BYTES], len(body), name=file.path, url=url)
         if remote.size_bytes is not None and len(body) != remote.size_bytes:
             raise SourceFailed(f"sent {len(body)} of {remote.size_bytes} bytes")
         if file.is_exact and len(body) != file.size_bytes:
             raise WrongBytes(f"{file.path} has {len(body)} bytes instead of {file.size_bytes}")
-        sha256 = hashlib.sha256(body).hexdigest()
-        if file.sha256 and sha256 != file.sha256:
+        if file.sha256:
             raise WrongBytes(f"{file.path}: sha256 is {sha256} instead of {file.sha256}")
+        _refuse_unsound_small(body, file.path, host=urlsplit(url).hostname or "")
         return body, remote
 
     async def _fetch_whole(self, plan: FetchPlan, item: PlannedFile, selection: Selection, key: str) -> PlacedFile:
@@ -219,6 +241,7 @@ class FileFetcher:
             path=file.path,
             key=key,
             urls=await self._urls(file.sources),
+            renew=self._renewing(file.sources),
             size_bytes=file.size_bytes if is_known else None,
             sha256=file.sha256,
             digests=_chunk_digests(file),
@@ -254,6 +277,7 @@ class FileFetcher:
             path=item.link,
             key=key,
             urls=await self._urls(file.sources),
+            renew=self._renewing(file.sources),
             size_bytes=file.size_bytes if file.is_exact else None,
             segments=layout.segments,
             digests=missing_digests(item, layout),
@@ -282,6 +306,7 @@ class FileFetcher:
             path=item.link,
             key=key,
             urls=await self._urls(packed.sources),
+            renew=self._renewing(packed.sources),
             size_bytes=packed.size_bytes,
             segments=None if is_whole else places.segments,
             digests=tuple(
@@ -309,6 +334,20 @@ class FileFetcher:
         await self.tools.run(discard, got.path)
         layout = layout_of_spans(frame.span for frame in frames)
         return _Unpacked(path=out, layout=layout, digested=got.digested, downloaded_bytes=got.downloaded_bytes)
+
+
+def _is_small(item: PlannedFile) -> bool:
+    """Whether it comes in one answer. A file whose size nobody knows may be large."""
+    is_known = item.size_bytes > 0 or item.file.is_exact
+    return is_known and item.size_bytes < SMALL_BYTES and not item.file.chunks and not item.frames
+
+
+def _refuse_unsound_small(body: bytes, name: str, *, host: str) -> None:
+    digests = FileDigests(size_bytes=len(body), is_safetensors=name.endswith(".safetensors"))
+    digests.update(body)
+    fault = digests.finish().fault
+    header_fault = fault.message if fault else ""
+    refuse_unsound(body[:HEAD_BYTES], body[-TAIL_BYTES:], name=name, host=host, header_fault=header_fault)
 
 
 def _progress(plan: FetchPlan, item: PlannedFile, *, size_bytes: int, source: str = "") -> DownloadProgress:

@@ -144,13 +144,14 @@ class WeightStore:
                 pacer=Pacer(settings.bandwidth_bps, time.monotonic, objects.folder / "bandwidth"),
                 limits=DownloadLimits(
                     connections=settings.connections,
-                    piece_bytes=limits.piece_bytes,
+                    piece_bytes=settings.piece_bytes,
                     slow_bps=settings.slow_bps,
                     retries=settings.retries,
                 ),
                 parts=objects.parts,
                 reserve=objects.reserve,
                 count=traffic.count,
+                wall_s=wall_s,
                 chance=random.Random(),
             )
             try:

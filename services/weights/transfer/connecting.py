@@ -9,7 +9,7 @@ from fanlight.errors import FanlightError
 from fanlight.proxies import BadProxy, proxy_for, shown
 from services.kernel.network import certificate_problem, tls_context
 from services.kernel.process import without
-from services.weights.errors import SourceFailed, Unreachable
+from services.weights.errors import SourceFailed, Unreachable, Untrusted
 
 # As in transfer/web.py.
 with without("click"):
@@ -60,7 +60,7 @@ class ProxyTransport(httpx.AsyncBaseTransport):
 def _problem(error: httpx.TransportError, host: str, proxy: str) -> FanlightError:
     """`proxy`: its host and port; empty where there is none."""
     if told := certificate_problem(error, host):
-        return SourceFailed(told)
+        return Untrusted(told)
     if isinstance(error, httpx.ProxyError):
         what = " ".join(str(error).split())[:100]
         if what.startswith("407"):

@@ -34,8 +34,8 @@ MAX_BACKOFF_S = 30.0
 WINDOW_S = 1.0
 IDLE_S = 5.0
 LATEST_WEIGHT = 0.2
-# With a longer Retry-After than this, the next source is tried.
-MAX_RETRY_AFTER_S = 120.0
+# If a server wants more time than this, the next source is tried. The hub's windows have 300 s.
+MAX_RETRY_AFTER_S = 330.0
 COUNT_STEP_BYTES = 4 * 1024 * 1024
 DAY_S = 86_400
 
@@ -221,6 +221,7 @@ class DownloadTools:
     count: Callable[[int], Awaitable[None]]
     link: LinkRate = field(default_factory=LinkRate)
     now_s: Callable[[], float] = time.monotonic
+    wall_s: Callable[[], float] = time.time
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     chance: random.Random = field(default_factory=random.Random)
 
@@ -228,20 +229,33 @@ class DownloadTools:
         """Run blocking work on a thread. On cancellation, wait for its end: it still uses its files and its lock."""
         return await run_blocking(self.io, partial(work, *args))
 
-    async def back_off(self, failures: int, error: Transient) -> None:
+    async def back_off(
+        self, failures: int, error: Transient, waits_until: Callable[[float], None] = lambda wall_s: None
+    ) -> None:
         """Wait before the next attempt; SourceFailed after too many retries, or where the wait would be too long.
 
-        The server's Retry-After goes first, else exponential back-off with jitter.
+        The time that the server asks for goes first, else exponential back-off with jitter. `waits_until` is called
+        with the end of a wait that the server asked for, in seconds since 1970.
         """
-        wait_s = error.retry_after_s
+        asked_s = error.retry_after_s
+        wait_s = asked_s
         if wait_s is None:
             wait_s = backoff_s(failures, longest_s=MAX_BACKOFF_S, chance=self.chance.random())
         if failures > self.limits.retries or wait_s > MAX_RETRY_AFTER_S:
-            raise SourceFailed(error.message, retry_after_s=error.retry_after_s) from error
+            asks = f"; it asks to wait {asked_s:.0f} s" if asked_s else ""
+            raise SourceFailed(f"{error.message}{asks}", retry_after_s=asked_s).of_part(error.part) from error
+        if asked_s:
+            waits_until(self.wall_s() + asked_s)
         log.warning("weights_retry", why=error.message, wait_s=round(wait_s, 1))
         await self.sleep(wait_s)
 
-    async def retry(self, once: Callable[[], Awaitable[T]], done_bytes: Callable[[], int] = lambda: 0) -> T:
+    async def retry(
+        self,
+        once: Callable[[], Awaitable[T]],
+        done_bytes: Callable[[], int] = lambda: 0,
+        *,
+        waits_until: Callable[[float], None] = lambda wall_s: None,
+    ) -> T:
         """Retry until it works, or fails too often without progress in between."""
         failures, before = 0, done_bytes()
         while True:
@@ -250,9 +264,11 @@ class DownloadTools:
             except Transient as error:
                 failures = 1 if done_bytes() - before >= ENOUGH_BYTES else failures + 1
                 before = done_bytes()
-                await self.back_off(failures, error)
+                await self.back_off(failures, error, waits_until)
 
-    async def retry_probe(self, once: Callable[[], Awaitable[T]]) -> T:
+    async def retry_probe(
+        self, once: Callable[[], Awaitable[T]], *, waits_until: Callable[[float], None] = lambda wall_s: None
+    ) -> T:
         """As `retry`, for the first request to a server: gives up after few attempts where it is unreachable."""
         unreachable = 0
 
@@ -263,7 +279,7 @@ class DownloadTools:
             except Unreachable as error:
                 unreachable += 1
                 if unreachable > MAX_UNREACHABLE_RETRIES:
-                    raise SourceFailed(error.message) from error
+                    raise SourceFailed(error.message).of_part(error.part) from error
                 raise
 
-        return await self.retry(attempt)
+        return await self.retry(attempt, waits_until=waits_until)

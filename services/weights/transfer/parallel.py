@@ -5,15 +5,30 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from fanlight.errors import NotFound
-from services.weights.errors import ServerBusy, SourceFailed, TokenRefused, Transient
+from fanlight.errors import FanlightError, NotFound
+from services.weights.errors import (
+    NoRanges,
+    NotAllowed,
+    RequestRefused,
+    ServerBusy,
+    SourceChanged,
+    SourceFailed,
+    TokenRefused,
+    Transient,
+    Untrusted,
+)
 from services.weights.references.manifest import ByteSpan
+from services.weights.transfer.answers import RemoteFile
 from services.weights.transfer.pacing import ENOUGH_BYTES, Meter
 from services.weights.transfer.partial import Layout, PartialFile, piece_bytes
-from services.weights.transfer.web import RemoteFile, Web
+from services.weights.transfer.web import Web
 
 FIRST_CONNECTIONS = 4
 SPEED_CHECK_S = 1.0
+# How often a server that sent ranges before may answer with the whole file before it is read in one go.
+MAX_WHOLE_ANSWERS = 3
+# How often a server that sent pieces before may refuse in a row: it may count connections that have ended.
+MAX_REFUSALS = 3
 
 
 class SpanWriter(Protocol):
@@ -23,18 +38,25 @@ class SpanWriter(Protocol):
 
     async def back_off(self, failures: int, error: Transient) -> None: ...
 
+    async def renew(self) -> str:
+        """The source's first address, signed again where it is a signed one."""
+        ...
+
+    async def probe(self, url: str) -> RemoteFile: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Flight:
     piece: ByteSpan
     round: int
+    url: str
 
 
 @dataclass(slots=True, kw_only=True)
 class ParallelDownload:
     """Adapts the number of connections: one more after each piece, half after a failure (AIMD, as in TCP).
 
-    A redirect target that expired is requested again from the original address.
+    An address that ran out, signed or behind a redirect, is requested again from the first one.
     """
 
     writer: SpanWriter
@@ -52,6 +74,10 @@ class ParallelDownload:
     _allowed: int = FIRST_CONNECTIONS
     _failures: int = 0
     _done_before: int = 0
+    _done_at_renewal: int = -1
+    _pieces: int = 0
+    _refusals: int = 0
+    _whole_answers: int = 0
     # Each failure starts a round; one that hits all connections at once counts once.
     _round: int = 0
     _tasks: dict[asyncio.Task[None], "_Flight"] = field(default_factory=dict)
@@ -72,7 +98,9 @@ class ParallelDownload:
             piece = self.part.map.take(self._wanted_bytes(), self.layout.borders)
             if piece is None:
                 return
-            self._tasks[asyncio.create_task(self._fetch(piece))] = _Flight(piece=piece, round=self._round)
+            self._tasks[asyncio.create_task(self._fetch(piece))] = _Flight(
+                piece=piece, round=self._round, url=self.remote.url
+            )
 
     def _wanted_bytes(self) -> int:
         return piece_bytes(
@@ -93,12 +121,35 @@ class ParallelDownload:
         error = task.exception()
         if error is None:
             self._allowed, self._failures = min(self._allowed + 1, self.max_connections), 0
+            self._pieces, self._refusals = self._pieces + 1, 0
         elif isinstance(error, Transient):
             await self._slow_down(error, flight)
-        elif isinstance(error, TokenRefused | NotFound) and self.remote.url != self.url:
-            await self._refresh_address(error)
+        elif isinstance(error, NotAllowed | Untrusted) and self._pieces:
+            # A captive portal in between: by a redirect, or with a certificate of its own.
+            await self._slow_down(Transient(error.message).of_part(error.part), flight)
+        elif isinstance(error, TokenRefused | NotFound | RequestRefused):
+            await self._after_refusal(error, flight)
+        elif isinstance(error, NoRanges) and self._pieces and self._whole_answers < MAX_WHOLE_ANSWERS:
+            self._whole_answers += 1
+            await self._slow_down(Transient(error.message).of_part(error.part), flight)
         else:
             raise error
+
+    async def _after_refusal(self, error: TokenRefused | NotFound | RequestRefused, flight: "_Flight") -> None:
+        """Renew an address that ran out. Of one that lasts, a refusal is about too many connections, or is final."""
+        if flight.url != self.remote.url:
+            return
+        if await self._renew(error):
+            return
+        # Those that hit several connections at once count once.
+        self._refusals += flight.round == self._round
+        if not self._pieces or self._refusals > MAX_REFUSALS:
+            raise error
+        self.max_connections = max(1, len(self._tasks))
+        try:
+            await self._slow_down(ServerBusy(error.message).of_part(error.part), flight)
+        except SourceFailed:
+            raise error from None
 
     async def _slow_down(self, error: Transient, flight: "_Flight") -> None:
         """Retry cut connections at once while bytes arrive; back off from a busy server and use fewer connections."""
@@ -115,11 +166,21 @@ class ParallelDownload:
         self._allowed = max(1, self._allowed // 2)
         await self.writer.back_off(self._failures, error)
 
-    async def _refresh_address(self, error: TokenRefused | NotFound) -> None:
-        self._failures += 1
-        await self.writer.back_off(self._failures, Transient(error.message))
-        fresh = await self.web.probe(self.url)
-        self.remote = replace(self.remote, url=fresh.url)
+    async def _renew(self, error: FanlightError) -> bool:
+        """Request the address again; False if there is nothing to renew. Waits if the last one brought nothing."""
+        url = await self.writer.renew()
+        if url == self.url == self.remote.url:
+            return False
+        done_bytes = self.part.map.done_bytes
+        if done_bytes - self._done_at_renewal < ENOUGH_BYTES:
+            self._failures += 1
+            await self.writer.back_off(self._failures, Transient(error.message).of_part(error.part))
+        self._done_at_renewal = done_bytes
+        fresh = await self.writer.probe(url)
+        if not self.remote.is_pinned and fresh.is_other_than(self.remote):
+            raise SourceChanged(f"{url.split('/')[2]} has a different file than before")
+        self.url, self.remote = url, replace(self.remote, url=fresh.url)
+        return True
 
     def _leave_if_slow(self) -> None:
         now_s = self.now_s()

@@ -205,11 +205,15 @@ def replay(map_: ChunkMap, record: bytes) -> bool:
 
 
 class PartialFile:
-    """The part file and journal of one download. `identity`: bytes are resumed only if it is the same as before."""
+    """The part file and journal of one download. `identity`: bytes are resumed only if it is the same as before.
 
-    def __init__(self, folder: Path, key: str, *, size: int, identity: str) -> None:
-        self.path = folder / f"{key}.part"
-        self._journal_path = journal_of(folder, key)
+    `size` is None for a file of unknown length, which arrives in order and is written to a part of its own.
+    """
+
+    def __init__(self, folder: Path, key: str, *, size: int | None, identity: str) -> None:
+        self.is_growing, size = size is None, size or 0
+        self.path = folder / f"{key}.{'stream' if self.is_growing else 'part'}"
+        self._journal_path = folder / f"{key}.stream-map" if self.is_growing else journal_of(folder, key)
         self._head = (json.dumps({"size": size, "identity": identity}) + "\n").encode()
         self.map = ChunkMap(size)
         self.resumed_bytes = 0
@@ -217,13 +221,15 @@ class PartialFile:
         self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             self._load()
-            self._allocate(size)
+            self._allocate(self.map.size)
         except BaseException:
             self.close()
             raise
 
     def _load(self) -> None:
         data = self._journal_path.read_bytes()
+        if self.is_growing:
+            self.map.size = os.fstat(self._fd).st_size
         if not data.startswith(self._head) or os.fstat(self._fd).st_size != self.map.size:
             self.restart()
             return
@@ -233,10 +239,14 @@ class PartialFile:
                 break
             end = at + RECORD_BYTES
         os.ftruncate(self._journal, end)
+        if self.is_growing:
+            self.map.size = self.map.frontier
         self.resumed_bytes = self.map.done_bytes
 
     def _allocate(self, size: int) -> None:
         """Allocate the space now: a full disk fails before the download, not in the middle."""
+        if os.fstat(self._fd).st_size > size:
+            os.ftruncate(self._fd, size)
         if not size:
             return
         try:
@@ -252,6 +262,13 @@ class PartialFile:
         os.write(self._journal, self._head)
         self.map.done = []
         self.resumed_bytes = 0
+        if self.is_growing:
+            self.map.size = 0
+            os.ftruncate(self._fd, 0)
+
+    def grow(self, size: int) -> None:
+        """A file of unknown length has at least so many bytes."""
+        self.map.size = max(self.map.size, size)
 
     def write(self, begin: int, data: bytes) -> None:
         at = begin

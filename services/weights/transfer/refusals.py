@@ -1,10 +1,12 @@
 """Why a hub refuses: mistyped, gated, private or gone are four sentences, each with what to do.
 
-Reads what the hubs say of it: Hugging Face's `X-Error-Code` and `X-Error-Message`, Civitai's JSON.
+Reads what the hubs say of it: Hugging Face's `X-Error-Code` and `X-Error-Message`, Civitai's JSON, a storage's XML.
 """
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fanlight.errors import FanlightError, NotFound
 from services.kernel.process import without
@@ -20,6 +22,10 @@ HF_TOKEN = "FANLIGHT_WEIGHTS_HF_TOKEN"
 CIVITAI_TOKEN = "FANLIGHT_WEIGHTS_CIVITAI_TOKEN"
 REFUSED = (401, 403, 404, 407, 410, 451)
 _REMOVED = (410, 451)
+_CLOCK = "RequestTimeTooSkewed"
+_STORAGE_TODO = "check the credentials of this machine, or whether the signed address ran out"
+# How S3 says that the bucket is in another region than the request was signed for.
+_OTHER_REGION = (301, 307, 400)
 _DISABLED = "access to this resource is disabled"
 
 
@@ -29,13 +35,17 @@ async def refusal_of(response: httpx.Response, *, has_token: bool) -> FanlightEr
     if status == 407:
         return SourceFailed(f"the proxy refuses to fetch from {host} (407): set its user and password in HTTP_PROXY")
     code = response.headers.get("x-error-code", "")
-    told = _printable(response.headers.get("x-error-message", "")) or await _told(response)
+    said = await said_by(response)
+    told = _printable(response.headers.get("x-error-message", "")) or said.told
     if code:
         return _of_hugging_face(code, told, response, has_token=has_token)
     if status in _REMOVED or _DISABLED in told.lower():
         return NotFound(f"{host} answers {status}: it was removed there and does not come back{_in_brackets(told)}")
     if status == 404:
         return NotFound(f"{host} does not have it (404): check how it is spelled{_in_brackets(told)}")
+    if said.is_storage:
+        todo = "set this machine's clock" if told.startswith(_CLOCK) else _STORAGE_TODO
+        return TokenRefused(f"{host} answers {status}{_in_brackets(told)}: {todo}")
     return _gated(host, told, has_token=has_token) or TokenRefused(
         f"{host} answers {status}: it is private; it requires a token, or rejects the configured one "
         f"({HF_TOKEN}, {CIVITAI_TOKEN}){_in_brackets(told)}"
@@ -81,20 +91,39 @@ def _gated(host: str, told: str, *, has_token: bool) -> FanlightError | None:
     return None
 
 
-async def _told(response: httpx.Response) -> str:
-    """What a JSON body says in words; empty for any other body."""
-    if "json" not in response.headers.get("content-type", "json"):
-        return ""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What the body of a refusal says: `told` in words or as a storage's code; the bucket's `region`."""
+
+    told: str = ""
+    region: str = ""
+    is_storage: bool = False
+
+
+async def said_by(response: httpx.Response) -> Said:
+    """Reads a short body of JSON or of a storage's XML; any other one says nothing."""
     body = bytearray()
     async for block in response.aiter_raw():
         body += block
         if len(body) > MAX_BODY_BYTES:
-            return ""
+            break
+    text = bytes(body).decode(errors="replace").lstrip("\ufeff").strip()
+    region = response.headers.get("x-amz-bucket-region", "") if response.status_code in _OTHER_REGION else ""
+    if text.startswith("<"):
+        return _said_in_xml(text, region)
     try:
-        found = json.loads(bytes(body))
+        found = json.loads(text)
     except ValueError:
-        return ""
-    return _printable(_words(found)) if isinstance(found, dict) else ""
+        found = None
+    return Said(told=_printable(_words(found)) if isinstance(found, dict) else "", region=_printable(region))
+
+
+def _said_in_xml(text: str, region: str) -> Said:
+    """S3, Google and Azure answer `<Error><Code>AccessDenied</Code><Message>...`."""
+    code, words, there = (re.search(rf"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message", "Region"))
+    told = ": ".join(found[1].strip() for found in (code, words) if found) if code else ""
+    region = region or (there[1] if there else "")
+    return Said(told=_printable(told), region=_printable(region), is_storage=code is not None)
 
 
 def _words(found: Mapping[str, object]) -> str:

@@ -19,8 +19,10 @@ from services.weights.references.references import S3Ref
 EXPIRES_S = 12 * 3600
 PART_BYTES = 16 * 1024 * 1024
 MAX_PARTS = 10_000
+_OTHER_REGION = ("301", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 _MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
-_REFUSED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+_REFUSED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
+_CLOCK = "RequestTimeTooSkewed"
 
 
 @contextlib.asynccontextmanager
@@ -44,17 +46,28 @@ async def _client(reference: S3Ref, endpoint: str, region: str) -> AsyncIterator
         ) as client:
             yield client
     except ClientError as error:
-        raise _answer(_code(error))(f"{reference}: the S3 server answers {_code(error)}", field="reference") from error
+        raise _refusal(reference, error) from error
     except (NoConnection, HTTPClientError) as error:
         raise SourceFailed(f"{reference}: {error}", field="reference") from error
     except BotoCoreError as error:
         raise TokenRefused(f"{reference}: {error}", field="reference") from error
 
 
-def _answer(code: str) -> type[FanlightError]:
+def _refusal(reference: S3Ref, error: Any) -> FanlightError:
+    """Our error for a `ClientError`, with AWS's code and what to do."""
+    code = _code(error)
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = error.response.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region", "")
+    told = f"{reference}: the S3 server answers {code}"
     if code in _MISSING:
-        return NotFound
-    return TokenRefused if code in _REFUSED else SourceFailed
+        return NotFound(told, field="reference")
+    if code in _REFUSED:
+        return TokenRefused(f"{told}: check the AWS credentials of this machine", field="reference")
+    if code == _CLOCK:
+        told += ": set this machine's clock"
+    elif code in _OTHER_REGION and region:
+        told += f": the bucket is in the region {region}; set FANLIGHT_WEIGHTS_S3_REGION={region}"
+    return SourceFailed(told, field="reference")
 
 
 def _code(error: Any) -> str:

@@ -2,30 +2,44 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
 from socket import SO_RCVBUF, SOL_SOCKET
+from urllib.parse import unquote, urlsplit
 
 from fanlight.errors import FanlightError
 from services.kernel.process import without
 from services.weights.errors import (
+    ForeignAnswer,
     NoRanges,
     NotAllowed,
+    RequestRefused,
     ServerBusy,
     SourceChanged,
     SourceFailed,
     Transient,
+    blame_source,
 )
 from services.weights.references.manifest import ByteSpan
+from services.weights.transfer.answers import (
+    RemoteFile,
+    blocks_of,
+    check_piece,
+    exactly,
+    finish,
+    host_of,
+    look,
+    read,
+    remote_of,
+)
 from services.weights.transfer.connecting import ProxyTransport
-from services.weights.transfer.refusals import REFUSED, refusal_of
+from services.weights.transfer.gate import HEAD_BYTES, page_in, refuse_foreign
+from services.weights.transfer.rate_limits import is_exhausted, wait_s
+from services.weights.transfer.refusals import REFUSED, refusal_of, said_by
 
 # httpx with click also imports its own command line, and rich and pygments for that.
 with without("click"):
     import httpx
 
-# A body up to this size is read to its end, so that the connection can be reused.
-SHORT_BYTES = 16 * 1024
 MAX_REDIRECTS = 6
 MAX_PROBED = 256
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -33,100 +47,12 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 RECEIVE_BUFFER_BYTES = 256 * 1024
 CONNECT_TIMEOUT_S = 10.0
 USER_AGENT = "fanlight"
-_BUSY = (429, 503)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteFile:
-    """A server's metadata of a file: `etag` only if it is a strong one; `url` is the address after all redirects.
-
-    `is_guarded`: this address and its redirects may only use allowed hosts.
-    """
-
-    url: str
-    size_bytes: int | None
-    etag: str = ""
-    has_ranges: bool = True
-    sha256: str = ""
-    commit: str = ""
-    is_guarded: bool = False
-
-
-def check_piece(response: httpx.Response, span: ByteSpan, known: RemoteFile) -> None:
-    now, host = remote_of(response), host_of(response.url)
-    if response.status_code == 416 or (known.etag and now.etag and now.etag != known.etag):
-        raise SourceChanged(f"{host} has a different file than before")
-    if response.status_code == 200:
-        same = now.etag == known.etag and now.size_bytes == known.size_bytes
-        raise (
-            NoRanges(f"{host} does not support ranges")
-            if same
-            else SourceChanged(f"{host} has a different file than before")
-        )
-    begin = response.headers.get("content-range", "").removeprefix("bytes").strip().split("-")[0]
-    length = response.headers.get("content-length", str(len(span)))
-    is_whole = begin == str(span.begin) and length == str(len(span))
-    if response.status_code != 206 or not is_whole or now.size_bytes != known.size_bytes:
-        raise SourceFailed(f"{host} sends other bytes than the requested range")
-
-
-def remote_of(response: httpx.Response) -> RemoteFile:
-    headers = response.headers
-    # 416 is the response to a range of an empty file.
-    is_range = response.status_code in (206, 416)
-    total = headers.get("content-range", "").rpartition("/")[2] if is_range else headers.get("content-length", "")
-    etag = headers.get("etag", "")
-    linked = headers.get("x-linked-etag", "").strip('"')
-    return RemoteFile(
-        url=str(response.url),
-        size_bytes=int(total) if total.isdigit() else None,
-        etag="" if etag.startswith("W/") else etag,
-        has_ranges=is_range,
-        sha256=linked if len(linked) == 64 else "",
-        commit=headers.get("x-repo-commit", ""),
-    )
-
-
-async def exactly(response: httpx.Response, count: int | None) -> AsyncIterator[bytes]:
-    """The body up to `count` bytes; Transient if it ends early.
-
-    Reads to the end of the body if it ends there: only then the connection can be reused.
-    """
-    is_all = response.headers.get("content-length") == str(count)
-    async for block in response.aiter_raw():
-        if count is None:
-            yield block
-            continue
-        yield block[:count]
-        count -= len(block)
-        if count <= 0 and not is_all:
-            return
-    if count:
-        raise Transient(f"{host_of(response.url)} ended {count} bytes too early")
-
-
-async def finish(response: httpx.Response) -> None:
-    """Read a short body to its end, so that the connection can be reused; close a long one."""
-    length = response.headers.get("content-length", "")
-    if length.isdigit() and int(length) <= SHORT_BYTES:
-        async for _ in response.aiter_raw():
-            pass
-    else:
-        await response.aclose()
-
-
-async def read(response: httpx.Response, limit_bytes: int) -> bytes:
-    body = bytearray()
-    async for block in response.aiter_raw():
-        body += block
-        if len(body) > limit_bytes:
-            raise SourceFailed(f"{host_of(response.url)} sends more than {limit_bytes} bytes")
-    return bytes(body)
-
-
-def host_of(url: httpx.URL) -> str:
-    """The host of an address, for errors and logs; the query is never shown, as it may contain a signature."""
-    return url.host or "the source"
+# Every other status is an error; 416 is the answer to a range of an empty file.
+ANSWERS = (200, 206, 416)
+_BUSY = (408, 425, 429)
+_LOGIN_TO_NETWORK = 511
+# How servers refuse a range that they could answer without.
+_RANGE_REFUSED = (400, 405, 501)
 
 
 class Web:
@@ -205,22 +131,24 @@ class Web:
         raise SourceFailed(f"{host_of(url)} redirects more than {MAX_REDIRECTS} times")
 
     async def _refuse(self, response: httpx.Response) -> None:
-        status, host = response.status_code, host_of(response.url)
-        if status < 400 or status == 416:
+        """Raise the error for any status that is no answer."""
+        status, host, headers = response.status_code, host_of(response.url), response.headers
+        if status in ANSWERS:
             return
+        is_throttled = status in (401, 403) and is_exhausted(headers)
+        if status in _BUSY or (status >= 500 and status not in _RANGE_REFUSED) or is_throttled:
+            todo = ": log in to this network first" if status == _LOGIN_TO_NETWORK else ""
+            raise ServerBusy(f"{host} answers {status}{todo}", retry_after_s=wait_s(headers, self._wall_s()))
         if status in REFUSED:
             raise await refusal_of(response, has_token="authorization" in response.request.headers)
-        if status in _BUSY or status >= 500 or status == 408:
-            raise ServerBusy(f"{host} answers {status}", retry_after_s=self._retry_after_s(response))
-        raise SourceFailed(f"{host} answers {status}")
-
-    def _retry_after_s(self, response: httpx.Response) -> float | None:
-        text = response.headers.get("retry-after", "")
-        if text.isdigit():
-            return float(text)
-        with contextlib.suppress(ValueError):
-            return max(0.0, parsedate_to_datetime(text).timestamp() - self._wall_s())
-        return None
+        said = await said_by(response)
+        told = f" ({said.told})" if said.told else ""
+        if said.region:
+            told += f": the bucket is in the region {said.region}; set FANLIGHT_WEIGHTS_S3_REGION={said.region}"
+        elif status < 400:
+            told += " in place of the file: check the address"
+        kind = RequestRefused if status in _RANGE_REFUSED else SourceFailed
+        raise kind(f"{host} answers {status}{told}")
 
     async def json(self, url: str) -> tuple[object, httpx.Headers]:
         async with self.open(url, {"accept": "application/json"}) as response:
@@ -228,18 +156,39 @@ class Web:
             try:
                 return httpx.Response(200, content=body).json(), response.headers
             except ValueError as error:
-                raise SourceFailed(f"{host_of(response.url)} answers with something that is not JSON") from error
+                host = host_of(response.url)
+                if page_in(body[:HEAD_BYTES]):
+                    todo = "does one have to log in to this network first?"
+                    raise ForeignAnswer(f"{host} answers with a web page instead of JSON: {todo}") from error
+                raise SourceFailed(f"{host} answers with something that is not JSON") from error
 
     async def body(self, url: str, *, limit_bytes: int) -> tuple[bytes, RemoteFile]:
         """The whole body; SourceFailed if it is larger than `limit_bytes`."""
         async with self.open(url) as response:
             return await read(response, limit_bytes), remote_of(response)
 
-    async def probe(self, url: str) -> RemoteFile:
-        """The file's metadata, from a request for its first byte."""
-        async with self.open(url, {"range": "bytes=0-0"}) as response:
-            await finish(response)
-            return replace(remote_of(response), is_guarded=self._is_guarded(url))
+    async def probe(self, url: str, *, name: str = "", is_pinned: bool = False) -> RemoteFile:
+        """The file's metadata, from a request for its first byte. ForeignAnswer if it is no file `name`.
+
+        `is_pinned`: a digest will judge the bytes; only a web page is refused.
+        """
+        try:
+            return await self._probe(url, {"range": "bytes=0-0"}, name=name, is_pinned=is_pinned)
+        except RequestRefused:
+            return await self._probe(url, {}, name=name, is_pinned=is_pinned)
+
+    async def _probe(self, url: str, headers: Mapping[str, str], *, name: str, is_pinned: bool) -> RemoteFile:
+        async with self.open(url, headers) as response:
+            remote = replace(
+                remote_of(response), is_guarded=self._is_guarded(url), is_pinned=is_pinned, name=name or _name_of(url)
+            )
+            if response.status_code == 200:
+                head, _ = await look(response)
+                if not is_pinned or page_in(head):
+                    refuse_foreign(head, remote.size_bytes, name=remote.name, url=url)
+            else:
+                await finish(response)
+            return remote
 
     async def probe_ahead(self, url: str) -> RemoteFile:
         """As `probe`, and keep the result for the download that probably follows."""
@@ -248,42 +197,95 @@ class Web:
         self._probed[url] = await self.probe(url)
         return self._probed[url]
 
-    async def probed(self, url: str) -> RemoteFile:
+    async def probed(self, url: str, *, name: str = "", is_pinned: bool = False) -> RemoteFile:
         """The result of `probe_ahead`, once; else a new probe."""
-        return self._probed.pop(url, None) or await self.probe(url)
+        ahead = self._probed.pop(url, None)
+        if ahead is None:
+            return await self.probe(url, name=name, is_pinned=is_pinned)
+        return replace(ahead, name=name or ahead.name, is_pinned=is_pinned)
 
     @contextlib.asynccontextmanager
     async def piece(self, url: str, span: ByteSpan, known: RemoteFile) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Exactly the bytes of the span, if the file is unchanged. NoRanges, SourceChanged."""
+        """Bytes of the span from its begin, if the file is unchanged; perhaps not all of them. NoRanges, SourceChanged.
+
+        Versions are compared here rather than by `If-Range`, which some servers answer with the whole file.
+        """
         headers = {"range": f"bytes={span.begin}-{span.end - 1}"}
-        if known.etag:
-            headers["if-range"] = known.etag
         async with self.open(url, headers, is_guarded=known.is_guarded) as response:
-            check_piece(response, span, known)
-            yield exactly(response, len(span))
+            if response.status_code == 200:
+                await self._checked(response, known)
+            count = check_piece(response, span, known)
+            host = host_of(response.url)
+            yield exactly(blocks_of(response), count, host=host, is_pinned=known.is_pinned)
 
     @contextlib.asynccontextmanager
-    async def stream(self, url: str, known: RemoteFile) -> AsyncIterator[AsyncIterator[bytes]]:
-        """All bytes from the start, for servers without ranges."""
-        async with self.open(url) as response:
-            now = remote_of(response)
-            if now.etag != known.etag or now.size_bytes != known.size_bytes:
+    async def stream(self, url: str, known: RemoteFile, begin: int = 0) -> AsyncIterator[AsyncIterator[bytes]]:
+        """All bytes from `begin`, in one answer; of a length that is checked where it is known. NoRanges."""
+        headers = {"range": f"bytes={begin}-"} if begin else {}
+        async with self.open(url, headers, is_guarded=known.is_guarded) as response:
+            if begin and response.status_code == 416:
+                # The file ends where we are.
+                yield blocks_of(response)
+                return
+            blocks = await self._checked(response, known)
+            if not known.is_pinned and known.validator and remote_of(response).is_other_than(known):
                 raise SourceChanged(f"{host_of(response.url)} has a different file than before")
-            yield exactly(response, known.size_bytes)
+            if begin and (response.status_code != 206 or not _begins_at(response, begin)):
+                raise NoRanges(f"{host_of(response.url)} does not support ranges")
+            host = host_of(response.url)
+            if known.size_bytes is None:
+                yield blocks
+            else:
+                yield exactly(blocks, known.size_bytes - begin, host=host, is_pinned=known.is_pinned)
+
+    async def _checked(self, response: httpx.Response, known: RemoteFile) -> AsyncIterator[bytes]:
+        """The blocks of an answer in the middle of a download. A page there is trouble of the link: Transient."""
+        head, blocks = await look(response)
+        size_bytes = remote_of(response).size_bytes
+        is_likely = size_bytes == known.size_bytes if size_bytes is not None else not page_in(head)
+        try:
+            if not (known.is_pinned and is_likely):
+                refuse_foreign(head, size_bytes, name=known.name, url=str(response.url))
+        except ForeignAnswer as error:
+            raise Transient(error.message) from error
+        return blocks
 
 
 @contextlib.contextmanager
 def _network_errors(url: str) -> Iterator[None]:
+    """Our errors for the client's, with the host as the part that failed where it is at fault."""
+    try:
+        with _our_errors(url):
+            yield
+    except FanlightError as error:
+        blame_source(error, _host(url))
+        raise
+
+
+@contextlib.contextmanager
+def _our_errors(url: str) -> Iterator[None]:
     try:
         yield
-    except FanlightError:
-        raise
     except httpx.TimeoutException as error:
-        raise Transient(f"{host_of(httpx.URL(url))} timed out: no data") from error
+        raise Transient(f"{_host(url)} timed out: no data") from error
     except (httpx.TransportError, httpx.StreamError) as error:
-        raise Transient(f"{host_of(httpx.URL(url))}: the connection broke") from error
+        raise Transient(f"{_host(url)}: the connection broke") from error
     except httpx.InvalidURL as error:
         raise SourceFailed(f"not a valid address: {error}") from error
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or "the source"
+
+
+def _begins_at(response: httpx.Response, begin: int) -> bool:
+    content_range = str(response.headers.get("content-range", ""))
+    return content_range.removeprefix("bytes").strip().startswith(f"{begin}-")
+
+
+def _name_of(url: str) -> str:
+    """The file's name by its address."""
+    return unquote(httpx.URL(url).path.rsplit("/", 1)[-1])
 
 
 def _next(url: httpx.URL, location: str) -> httpx.URL:

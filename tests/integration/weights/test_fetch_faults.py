@@ -390,12 +390,6 @@ async def test_a_cap_on_bandwidth_is_kept_by_waiting(server, settings, body):
     assert 4.0 < sum(waited) <= 5.0
 
 
-async def test_bytes_named_by_their_address_are_kept_whatever_their_name_promises(server, store, body):
-    for name, content in (("/m.safetensors", body), ("/m.ckpt", b"x"), ("/empty.bin", b"")):
-        path = await store.ensure(server.put(name, content))
-        assert path.read_bytes() == content
-
-
 async def test_a_budget_too_small_for_one_model_is_said_and_nothing_of_it_is_evicted_on_the_way(server, settings):
     files = {"config.json": b"{}"} | {f"{n}.safetensors": safetensors({"w": bytes([n]) * 2_000_000}) for n in (1, 2, 3)}
     put_repository(server, "org/m", files)

@@ -10,6 +10,7 @@ from fanlight.contract.names import ANY, find_name, plain_name
 from fanlight.contract.prompt import words_in
 from fanlight.errors import InvalidField, NotFound
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups
+from services.gateway.app.records import Records
 from services.gateway.domain.workers import (
     DISK,
     RAM,
@@ -67,7 +68,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
-        self.groups = CapabilityGroups(MemoryStore(), self.clock)
+        self.groups = CapabilityGroups(Records(MemoryStore(), self.clock), self.clock)
         self.known: dict[str, CapabilityGroup] = {}
 
     async def step(self, what: str, worker: str, announced: Capabilities) -> None:

@@ -9,10 +9,11 @@ import pytest
 from fanlight.errors import Unavailable
 from services.gateway.app import job_store as ledgers
 from services.gateway.app.job_store import JOBS, JOBS_BUCKET, LAGS_LIMIT, JobStore
+from services.gateway.app.records import Records
 from services.gateway.domain import machine
 from services.gateway.domain.job import Job, JobState, Lease
 from services.gateway.ports import Record
-from tests.fakes.fleet import Fleet, generation
+from tests.fakes.fleet import FakeClock, Fleet, generation
 from tests.fakes.memory_store import MemoryStore
 
 
@@ -66,7 +67,7 @@ def store() -> LateStore:
 
 @asynccontextmanager
 async def following(store: LateStore) -> AsyncIterator[JobStore]:
-    ledger = JobStore(store)
+    ledger = JobStore(Records(store, FakeClock()))
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         group.create_task(ledger.follow())
         await ledger.caught_up.wait()

@@ -1,6 +1,7 @@
 """Of several gateways only one has a checkpoint prefetched."""
 
 from services.gateway.app.prefetch import BUCKET, PrefetchClaims
+from services.gateway.app.records import Records
 from services.gateway.scheduler.schedule import Scheduler
 from tests.fakes.fleet import FakeClock
 from tests.fakes.memory_store import MemoryStore
@@ -12,7 +13,7 @@ def a_gateway(store: MemoryStore, clock: FakeClock, *workers: str) -> tuple[Sche
     for worker in workers:
         board.seen(a_view(worker, held=frozenset()), clock.monotonic_s())
         board.asks(worker, clock.monotonic_s())
-    return board, PrefetchClaims(store, board, clock)
+    return board, PrefetchClaims(Records(store, clock), board, clock)
 
 
 def models(board: Scheduler, worker: str) -> list[str]:

@@ -13,13 +13,14 @@ import pytest
 
 from fanlight.channel import open_channel
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import FailedPrecondition
+from fanlight.errors import FailedPrecondition, FanlightError
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.app.completion import Renewal
 from services.gateway.app.gateway import BUCKETS
-from services.gateway.app.job_store import FORMAT_VERSION, JOBS, JOBS_BUCKET, OtherFormatVersion, UnreadableRecord
+from services.gateway.app.job_store import JOBS, JOBS_BUCKET
+from services.gateway.app.records import FORMAT_VERSION, OtherFormatVersion, UnreadableRecord
 from services.gateway.domain import plan
 from services.gateway.domain.job import (
     DIFFUSION,
@@ -92,7 +93,6 @@ OUTPUT = Output(blob=blob("made"), width_px=2**32, height_px=8)
         ({"job_redrives": 2**32}, "redrives: is 4294967296"),
         ({"job_priority": 2**31}, "priority: is 2147483648"),
         ({"job_create_time_s": 1e300}, "create_time_s: is 1e"),
-        ({"job_deadline_s": float("nan")}, "deadline_s: "),
         ({"job_end_time_s": 1e300}, "end_time_s: is 1e"),
         ({"job_state": JobState.FAILED}, "state: is failed, which its tasks contradict"),
         ({"job_tasks": (), "job_control_images": ()}, "state: is queued, which its tasks contradict"),
@@ -119,6 +119,11 @@ OUTPUT = Output(blob=blob("made"), width_px=2**32, height_px=8)
 def test_a_job_that_cannot_be_is_unreadable(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UnreadableRecord, match=re.escape(words)):
         JOBS.decode(JOBS.encode(damaged(**changes)))
+
+
+def test_a_number_that_no_gateway_could_read_again_is_never_stored() -> None:
+    with pytest.raises(FanlightError, match="would be stored as a record that cannot be read: deadline_s: "):
+        JOBS.encode(damaged(job_deadline_s=float("nan")))
 
 
 def test_a_state_that_no_gateway_knows_is_unreadable() -> None:

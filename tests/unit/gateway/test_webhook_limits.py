@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from services.gateway.app import webhooks as module
 from services.gateway.app.job_store import JOBS
+from services.gateway.app.records import Records
 from services.gateway.app.webhooks import SENDING_LIMIT, WebhookOptions, Webhooks
 from services.gateway.domain import machine
 from services.gateway.domain.delivery import CLAIM_S, DeliveryState
@@ -54,7 +55,7 @@ async def ended_jobs(store: MemoryStore, count: int) -> list[Job]:
 
 @asynccontextmanager
 async def telling(store: MemoryStore, target: SlowTarget, clock: FakeClock) -> AsyncIterator[Webhooks]:
-    webhooks = Webhooks(store, clock, CountingBytes(0))
+    webhooks = Webhooks(Records(store, clock), clock, CountingBytes(0))
     webhooks.use(WebhookOptions(sender=target, payload=lambda job: b"{}", default_key=b"k" * 32))
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         group.create_task(webhooks.follow())

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from services.weights.errors import ServerBusy, Transient
+from services.weights.transfer.answers import RemoteFile
 from services.weights.transfer.pacing import Meter
 from services.weights.transfer.parallel import ParallelDownload
 from services.weights.transfer.partial import ChunkMap, whole_file_layout
-from services.weights.transfer.web import RemoteFile
 
 CONNECTIONS = 8
 SIZE = 64 * 1024 * 1024

@@ -12,9 +12,9 @@ from services.weights.planning.selection import Selection
 from services.weights.references.manifest import Manifest, WeightFile
 from services.weights.store.fetching import FileFetcher
 from services.weights.store.objects import Objects
+from services.weights.transfer.answers import RemoteFile
 from services.weights.transfer.download import DownloadProgress, ProgressTally
 from services.weights.transfer.pacing import DownloadLimits, DownloadTools, Pacer
-from services.weights.transfer.web import RemoteFile
 
 BODY = b'{"a": 1}'
 FIRST, SECOND = "https://first/c.json", "https://second/c.json"
