@@ -6,7 +6,13 @@ Knows no service and no store: who catches the error says what was to be written
 import errno
 import os
 import sqlite3
+import tempfile
 from pathlib import Path
+
+from fanlight.errors import Unavailable
+from services.kernel.logs import get_logger
+
+log = get_logger()
 
 # When room may have been made, or a disk mounted again.
 RETRY_AFTER_S = 60.0
@@ -50,6 +56,22 @@ def folder_of(error: OSError, otherwise: Path | str) -> str:
     """The folder of the file that the error names; `otherwise` where it names none, as errors of writes do not."""
     name = error.filename
     return os.path.dirname(name) or name if isinstance(name, str) and name else str(otherwise)
+
+
+def unavailable(error: OSError) -> Unavailable:
+    """For callers: what failed is this machine's, and may pass. An operator must know of it."""
+    where = folder_of(error, "")
+    log.error("disk_fault", folder=where, why=why(error))
+    return Unavailable(f"{why(error)}{f' in {where}' if where else ''}", retry_after_s=RETRY_AFTER_S)
+
+
+def no_temporary_file(error: OSError) -> Unavailable:
+    """For callers: what they send cannot be buffered."""
+    # Known without another look at the disk, unless no folder could be written at all.
+    place = tempfile.tempdir or "the folder for temporary files"
+    log.error("temporary_file_failed", folder=place, why=why(error))
+    message = f"no temporary file can be written in {place} (TMPDIR): {why(error)}"
+    return Unavailable(message, retry_after_s=RETRY_AFTER_S)
 
 
 def sqlite_code(error: sqlite3.Error) -> int:

@@ -5,7 +5,6 @@ import codecs
 import contextlib
 import json
 import math
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated, NoReturn
@@ -16,15 +15,12 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fanlight.contract.names import parse_scope
-from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge, Unavailable
+from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
 from services.gateway.app.tenants import Caller, Callers
 from services.gateway.http.encodings import inflated, is_compressed
 from services.gateway.http.hosts import HostNames
 from services.kernel.blobs import BlobInfo, BlobStore
-from services.kernel.disks import RETRY_AFTER_S, why
-from services.kernel.logs import get_logger
-
-log = get_logger()
+from services.kernel.disks import no_temporary_file
 
 # How long a client may let an answer wait.
 WAIT_LIMIT_S = 60.0
@@ -264,20 +260,12 @@ async def read_form(request: Request, options: HttpOptions) -> Form:
     except UnicodeDecodeError as error:
         raise InvalidField("has a part that is not UTF-8", field="body") from error
     except OSError as error:
-        raise _no_temporary_file(error) from error
+        raise no_temporary_file(error) from error
     try:
         return _by_name(data)
     except InvalidField:
         await data.close()
         raise
-
-
-def _no_temporary_file(error: OSError) -> Unavailable:
-    # Known without another look at the disk, unless no folder could be written at all.
-    place = tempfile.tempdir or "the folder for temporary files"
-    log.error("temporary_file_failed", folder=place, why=why(error))
-    message = f"a form of more than 1 MB cannot be buffered in {place} (TMPDIR): {why(error)}"
-    return Unavailable(message, retry_after_s=RETRY_AFTER_S)
 
 
 def _by_name(data: FormData) -> Form:
@@ -303,7 +291,7 @@ async def _read(file: UploadFile, limit_bytes: int) -> bytes:
     try:
         return await file.read(limit_bytes)
     except OSError as error:
-        raise _no_temporary_file(error) from error
+        raise no_temporary_file(error) from error
 
 
 async def read_file(file: UploadFile, *, limit_bytes: int, field: str) -> bytes:

@@ -81,7 +81,8 @@ CREATE_JOB = _document(
     errors=(404, 409, 413, 415, 429, 503),
     description="Images are blobs written before, as `data:` URLs, or as files of a form: then the form has a"
     " part `job` with the JSON, and an image's `url` is `part:NAME` for the part of that name. No other URL is"
-    " fetched. The body may be gzip, named by `Content-Encoding`; limits are those of the inflated body. Repeating a request with the same `request_id` or `Idempotency-Key` and the same content returns the"
+    " fetched. The body may be gzip, named by `Content-Encoding`; limits are those of the inflated body. Repeating a"
+    " request with the same `request_id` or `Idempotency-Key` and the same content returns the"
     " original job.",
     body={
         "application/json": {"schema": reference("CreateJobRequest"), "examples": _CREATE_EXAMPLES},

@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fanlight.errors import FanlightError, InvalidField, Unauthenticated, Unavailable
+from fanlight.errors import FanlightError, InvalidField, Unauthenticated
 from services.kernel.config import describe_problem
-from services.kernel.disks import RETRY_AFTER_S, folder_of, is_of_disk, why
+from services.kernel.disks import is_of_disk, unavailable
 from services.kernel.errors_wire import http_status, to_body
 from services.kernel.logs import get_logger
 
@@ -39,14 +39,6 @@ def answer(error: FanlightError) -> JSONResponse:
     return JSONResponse(to_body(error), status_code=status, headers=headers)
 
 
-def of_disk(error: OSError) -> Unavailable:
-    """A fault of this machine's disk, which an operator must know of, and which may pass."""
-    where = folder_of(error, "")
-    message = f"{why(error)}{f' in {where}' if where else ''}"
-    log.error("disk_fault", folder=where, why=why(error))
-    return Unavailable(message, retry_after_s=RETRY_AFTER_S)
-
-
 class ErrorGuard:
     """The outermost guard: an unexpected exception becomes INTERNAL with a reference to the log."""
 
@@ -67,7 +59,7 @@ class ErrorGuard:
             log.debug("client_gone", path=scope["path"])
         except Exception as error:
             if not started and isinstance(error, OSError) and is_of_disk(error):
-                await answer(of_disk(error))(scope, receive, send)
+                await answer(unavailable(error))(scope, receive, send)
                 return
             reference = uuid.uuid4().hex[:12]
             log.exception("request_failed", reference=reference, path=scope["path"])
