@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fanlight.errors import Unavailable
-from services.kernel.disks import UNWRITABLE, sqlite_code
+from fanlight.errors import NodeFault, Unavailable
+from services.kernel.disks import RETRY_AFTER_S, UNWRITABLE, sqlite_code
 from services.kernel.logs import get_logger
 from services.weights.planning.plan import Holdings
 from services.weights.references.manifest import Manifest, TensorTable, manifest_from_json
@@ -141,9 +141,16 @@ class Index:
             raise error
         with self._lock:
             if self._copy is None:
-                self._copy = IndexCopy(self._path, _SCHEMA)
+                self._copy = self._load(error)
                 self._file_due_s = time.monotonic() + FILE_AGAIN_S
                 log.info("weights_index_in_memory", path=str(self._path), why=str(error))
+
+    def _load(self, error: sqlite3.OperationalError) -> IndexCopy:
+        try:
+            return IndexCopy(self._path, _SCHEMA)
+        except (sqlite3.Error, OSError) as unread:
+            message = f"the store's index, {self._path}, can be neither written ({error}) nor read ({unread})"
+            raise NodeFault(message, retry_after_s=RETRY_AFTER_S) from unread
 
     def _return_to_file(self, *, now: bool = False) -> bool:
         """Write to the file what was written to the copy; False while that is not possible. Not tried all the time."""

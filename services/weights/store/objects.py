@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from fanlight.errors import NotFound
+from fanlight.errors import NodeFault, NotFound
 from services.kernel.disks import why
 from services.kernel.logs import get_logger
 from services.weights.errors import DiskFull, disk_errors
@@ -285,7 +285,12 @@ class Objects:
         return {sha: table for sha in sorted(shas) if (table := self.index.table(sha))}
 
     def pin(self, name: str, is_pinned: bool) -> None:
+        """NodeFault where that would be forgotten with this process."""
         self.index.pin(self.objects_of(name), is_pinned)
+        if not self.index.save():
+            raise NodeFault(
+                f"{self.folder / INDEX_FILE} cannot be written: the disk is full or read-only, or it is another user's"
+            )
 
     def remove_model(self, name: str) -> int:
         """Remove a view and the objects only it has, or a digest's object; not those in use. Returns bytes freed."""

@@ -83,9 +83,11 @@ def test_a_read_only_store_is_read(tmp_path, run, server):
     with read_only(tmp_path / "full", tmp_path / "there") as there:
         listed, verified, _ = outputs(run, there, ("ls",), ("verify",), FETCH)
         refused = run(there, "rm", "org/repo")
+        pinned = run(there, "pin", "org/repo")
     assert "org/repo" in listed
     assert "intact" in verified
-    assert refused.exit_code == 1
+    assert (refused.exit_code, pinned.exit_code) == (1, 1)
+    assert f"{there}/index.sqlite cannot be written" in pinned.output
     assert f"the disk is read-only in {there}" in refused.output
 
 
@@ -120,6 +122,8 @@ def test_a_worker_uses_the_models_of_a_read_only_store(tmp_path, run, server):
     outputs(run, tmp_path / "full", FETCH)
     with read_only(tmp_path / "full", tmp_path / "there") as there:
         assert [model.name for model in Inventory(there).read()] == ["org/repo"]
+        # Nothing is prefetched into it.
+        assert Provision(WeightsSettings(dir=there)).room_bytes == 0
 
         async def load():
             settings = WeightsSettings(dir=there, offline=True, hf_endpoint=server.url)
@@ -150,7 +154,7 @@ def test_an_index_that_cannot_be_written_is_used_in_memory(tmp_path, unwritable)
     objects = open_objects(tmp_path)
     assert objects.index.is_in_memory
     assert [model.name for model in held_models(objects.index)] == ["me/m"]
-    objects.pin("me/m", True)
+    objects.index.pin([sha], True)
     assert objects.index.objects()[0].is_pinned
     unwritable.clear()
     assert objects.index.save()
@@ -210,6 +214,34 @@ def test_an_index_that_another_process_locks_is_named(tmp_path, monkeypatch):
             open_objects(tmp_path)
     other.close()
     assert caught.value.retry_after_s is not None
+
+
+def test_an_inventory_of_a_locked_index_is_the_last_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "BUSY_TIMEOUT_S", 0.01)
+    add(open_objects(tmp_path), b"body", "me/m")
+    inventory = Inventory(tmp_path)
+    assert [model.name for model in inventory.read()] == ["me/m"]
+    with sqlite3.connect(tmp_path / INDEX_FILE, isolation_level=None) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        os.utime(tmp_path / INDEX_FILE)
+        assert [model.name for model in inventory.read()] == ["me/m"]
+    other.close()
+
+
+def test_an_index_that_can_be_neither_written_nor_read_is_named(tmp_path, monkeypatch):
+    open_objects(tmp_path)
+    connect = sqlite3.connect
+
+    def fails(path, *args, **options):
+        if path == ":memory:":
+            return connect(path, *args, **options)
+        raise sqlite_error(sqlite3.SQLITE_CANTOPEN, "unable to open database file")
+
+    monkeypatch.setattr(index_module.sqlite3, "connect", fails)
+    with pytest.raises(NodeFault, match=r"index\.sqlite, can be neither written .* nor read") as caught:
+        open_objects(tmp_path)
+    assert caught.value.retry_after_s
 
 
 def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
