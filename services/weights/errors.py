@@ -117,7 +117,7 @@ def disk_errors(what: str, folder: Path | str = "") -> Iterator[None]:
     except DiskFull as error:
         raise DiskFull(f"{what}: {error.message}", retry_after_s=error.retry_after_s) from error
     except sqlite3.OperationalError as error:
-        if sqlite_code(error) == sqlite3.SQLITE_FULL:
+        if sqlite_code(error) == sqlite3.SQLITE_FULL or "full" in str(error):
             raise DiskFull(f"the disk is full while fetching {what}", retry_after_s=RETRY_AFTER_S) from error
         message = f"{what}: the store's index cannot be written ({error}); is the disk full?"
         raise NodeFault(message, retry_after_s=RETRY_AFTER_S) from error
