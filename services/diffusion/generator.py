@@ -12,6 +12,7 @@ from services.diffusion.engine.engine import DiffusionEngine
 from services.diffusion.engine.generation import Generation
 from services.diffusion.engine.ports import Report, TimedResult, UnmadePreview
 from services.diffusion.images import MEDIA_TYPES, PARAMETERS, PROVENANCE, encode
+from services.diffusion.models.faults import blames
 from services.diffusion.parse.parser import Parser, effective_to_proto
 from services.diffusion.provenance import WeightDigests, entries_of, infotext, provenance_json, version_of
 from services.worker.ports import MadePreview
@@ -93,7 +94,8 @@ class ImageGenerator:
 
     def _digest(self, generation: Generation) -> None:
         for entry in entries_of(generation):
-            self._digests.of(entry)
+            with blames(entry):
+                self._digests.of(entry)
 
     def _encode(self, generation: Generation, result: TimedResult) -> tuple[bytes, str]:
         provenance = provenance_json(

@@ -46,6 +46,12 @@ class TextPart:
         positions: int = self.encoder.config.max_position_embeddings
         return positions
 
+    @property
+    def rows(self) -> int:
+        """How many tokens it has vectors for, with those of textual inversions."""
+        known: int = self.encoder.embeddings.token_embedding.weight.shape[0]
+        return known + sum(map(len, self.added.values()))
+
 
 class PromptChunk(NamedTuple):
     """What the encoder takes at once beside its two marks. `weights` has one for each of `ids`."""

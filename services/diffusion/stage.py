@@ -3,11 +3,13 @@
 from functools import partial
 
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
+from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
 from services.diffusion.engine.engine import DiffusionEngine, MeasuredStepTime
 from services.diffusion.engine.ports import StepProgress
 from services.diffusion.generator import ImageGenerator
 from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.faults import part_of_device
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.tiers import Residency
 from services.diffusion.parse.abilities import Abilities
@@ -16,6 +18,7 @@ from services.diffusion.supply import Supply
 from services.diffusion.wire import capable_models
 from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker import ports
+from services.worker.device import DeviceLost
 
 
 class DiffusionStage:
@@ -80,6 +83,15 @@ class DiffusionStage:
         await self._supply.prefetch(model, kind)
 
     async def run(self, request: GenerateRequest, task: queue_pb2.LeasedTask, report: ports.Report) -> ports.Outcome:
+        try:
+            return await self._run(request, task, report)
+        except FanlightError as error:
+            if isinstance(error, DeviceLost):
+                error.of_part(part_of_device(self._models.device_name))
+            error.part = self._supply.part_as_named(request, error.part) if error.part else ""
+            raise
+
+    async def _run(self, request: GenerateRequest, task: queue_pb2.LeasedTask, report: ports.Report) -> ports.Outcome:
         self._generator.check(request)
         async with self._supply.provided(request, lambda fetching: report(_fetching(fetching))):
             generation = await self._generator.parse(request, alone=task.alone)

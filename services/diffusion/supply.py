@@ -17,6 +17,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.entries import KINDS, CheckpointEntry, ControlNetEntry, Entry, controlnet_id
+from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, part_of
 from services.diffusion.models.recipes import Recipe, UnfitFolder, shipped
 from services.diffusion.models.scan import read_fetched
 from services.kernel.logs import get_logger
@@ -149,7 +150,7 @@ def is_here(model: RemoteModel, catalog: ModelCatalog) -> bool:
     """Found on this machine, or fetched by this process already."""
     return any(
         model.id in (entry.id, entry.reference)
-        and (isinstance(entry, CheckpointEntry) or catalog.family_of(entry) == model.family)
+        and (isinstance(entry, CheckpointEntry) or catalog.family_of(entry) in ("", model.family))
         for entry in catalog.entries
     )
 
@@ -191,6 +192,11 @@ class NamedModel:
     name: str
     kind: str
     field: str
+
+    @property
+    def part(self) -> str:
+        """As failures name it."""
+        return f"{self.kind}:{self.name}"
 
 
 class Supply:
@@ -239,10 +245,21 @@ class Supply:
                     try:
                         await self._fetch(stack, reference, model, pipeline, report)
                     except FanlightError as error:
-                        raise _within(error, model.field) from error
+                        raise _within(error, model) from error
                 if model.kind == "checkpoint":
                     checkpoint = self._checkpoint(model.name)
             yield
+
+    def part_as_named(self, request: diffusion_pb2.GenerateRequest, part: str) -> str:
+        """A part to blame by the name that the request has for it, as its needs have it: perhaps a reference."""
+        checkpoint: CheckpointEntry | None = None
+        for model in _named_models(request, self._catalog.default_id):
+            entry = self._known(model, checkpoint)
+            if isinstance(entry, CheckpointEntry):
+                checkpoint = entry
+            if entry is not None and model.name and part_of(entry) == part:
+                return model.part
+        return part
 
     async def prefetch(self, name: str, kind: str) -> None:
         """Prefetch a model to this disk before a request names it. Does nothing for a model that cannot be fetched."""
@@ -287,9 +304,11 @@ class Supply:
         try:
             entry = await loop.run_in_executor(self._readers, read_fetched, path)
         except UnfitFolder as error:
-            raise FailedPrecondition(f"{reference} cannot be used: {error}") from error
+            raise UnusableModel(f"{reference} cannot be used: {error}") from error
+        except CONTENT_ERRORS as error:
+            raise UnusableModel(f"{reference} cannot be used: it has what no model has") from error
         if entry is None or KINDS[type(entry)] != model.kind:
-            raise FailedPrecondition(f"{reference} is no {model.kind} that this service can use")
+            raise UnusableModel(f"{reference} is no {model.kind} that this service can use")
         # A ControlNet keeps its usual short name.
         id_ = entry.id if isinstance(entry, ControlNetEntry) else model.name or entry.id
         self._catalog.add(replace(entry, id=id_, reference=reference), is_newer=True)
@@ -319,6 +338,7 @@ def _named_models(request: diffusion_pb2.GenerateRequest, default_id: str) -> It
         yield NamedModel(name=name, kind="embedding", field=f"embeddings[{number}]")
 
 
-def _within(error: FanlightError, field: str) -> FanlightError:
-    """The store's error names its own argument; this one names the request's field."""
-    return type(error)(error.message, field=field, retry_after_s=error.retry_after_s)
+def _within(error: FanlightError, model: NamedModel) -> FanlightError:
+    """The store's error names its own argument; this one names the request's field, and the source or the model."""
+    named = type(error)(error.message, field=model.field, retry_after_s=error.retry_after_s)
+    return named.of_part(error.part or model.part)

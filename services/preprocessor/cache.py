@@ -10,6 +10,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fanlight.contract.parameters import canonical
@@ -17,6 +18,7 @@ from services.kernel.logs import get_logger
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.annotator import ControlMap, Pixels
 from services.preprocessor.config import CUDA, AnnotatorDevice
+from services.preprocessor.faults import reads_weights
 from services.preprocessor.weights import AnnotatorWeights, OnProgress, Weights, ignore_progress
 
 log = get_logger()
@@ -166,10 +168,14 @@ class AnnotatorCache:
         async with self._weights.folder(weights, report) as folder:
             device = weights.device(self._device)
             log.info("model_loading", model=weights.name, size_bytes=weights.size_bytes, device=device.label)
-            network = await loop.run_in_executor(self._executor, weights.build, folder, device)
+            network = await loop.run_in_executor(self._executor, self._build, weights, folder, device)
         loaded = LoadedNetwork(weights, network, device, batch_limit=self._limits.batch)
         self._loaded[weights.name] = loaded
         return loaded
+
+    def _build(self, weights: AnnotatorWeights, folder: Path, device: AnnotatorDevice) -> Any:
+        with reads_weights(weights.name):
+            return weights.build(folder, device)
 
     def _evict(self, needed_bytes: int) -> None:
         """Evict the least recently used until `needed_bytes` fit, or until only pinned networks are left."""

@@ -20,6 +20,7 @@ from services.kernel.grpc_guards import hide_unexpected_errors
 from services.kernel.images import ImageLimits
 from services.preprocessor.annotation import Annotation, AnnotationResult, SharedImage
 from services.preprocessor.engine import AnnotationEngine
+from services.preprocessor.faults import blames
 from services.preprocessor.registry import Registry
 from services.preprocessor.wire import annotator_to_proto, failure_of, parse_many, parse_request, response_of
 from services.worker.admission import Admission
@@ -161,9 +162,10 @@ class PreprocessStage:
     async def run(
         self, request: preprocessor_pb2.AnnotateRequest, task: queue_pb2.LeasedTask, report: Report
     ) -> Outcome:
-        result = await self._engine.run(
-            parse_request(request, self._registry, self._limits),
-            report=lambda fetched: report(StageProgress(fetch=fetched.whole or fetched)),
-        )
+        annotation = parse_request(request, self._registry, self._limits)
+        with blames(annotation.annotator.id, self._engine.device.kind):
+            result = await self._engine.run(
+                annotation, report=lambda fetched: report(StageProgress(fetch=fetched.whole or fetched))
+            )
         output = StageOutput(data=result.data, width_px=result.width_px, height_px=result.height_px)
         return Outcome(outputs=[output], spans=result.spans)

@@ -145,4 +145,4 @@ class StoreWeights:
                 f"{weights.name} needs {weights.describe_files()}: {error.message}",
                 field="annotator",
                 retry_after_s=error.retry_after_s,
-            ) from error
+            ).of_part(error.part) from error

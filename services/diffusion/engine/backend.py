@@ -7,11 +7,12 @@ from typing import cast
 
 import torch
 
-from fanlight.errors import FanlightError
+from fanlight.errors import FanlightError, ResourceExhausted
 from services.diffusion.engine.conditioning import ConditioningCache
 from services.diffusion.engine.controls import ControlEmbeddingCache, control_rows
+from services.diffusion.engine.diagnosis import culprit
 from services.diffusion.engine.generation import Generation, Safety
-from services.diffusion.engine.memory import OomRetry, out_of_memory_error, vram_estimate_bytes
+from services.diffusion.engine.memory import OomRetry, out_of_memory_error, vram_estimate_bytes, with_culprit
 from services.diffusion.engine.ports import DeviceResult, RequestState, StepProgress, StepResult
 from services.diffusion.engine.previews import due_preview
 from services.diffusion.engine.row import Row, are_finite, nan_error
@@ -20,6 +21,7 @@ from services.diffusion.engine.unet_step import NoisePrediction, predict
 from services.diffusion.engine.vae import decode_image
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
+from services.diffusion.models.faults import blames, part_of, part_of_device
 from services.diffusion.models.model_cache import Checkpoint
 from services.diffusion.models.model_manager import ModelManager
 from services.worker.device import DeviceLost
@@ -27,14 +29,6 @@ from services.worker.device import DeviceLost
 # Below so many weights times latent pixels an evaluation is too short for several threads: measured on two cores, a
 # second thread saves nothing for 5 million weights on 16 x 16 latents, and costs a multiple beside other work.
 _MANY_THREADS_ABOVE = 2e10
-
-
-@contextmanager
-def _translate_device_loss() -> Iterator[None]:
-    try:
-        yield
-    except torch.AcceleratorError as error:
-        raise DeviceLost("the worker's device failed; its process starts again") from error
 
 
 class TorchBackend:
@@ -47,28 +41,44 @@ class TorchBackend:
         self._controls = ControlEmbeddingCache()
         self._oom = OomRetry(self._release)
 
-    @_translate_device_loss()
     def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
         work = partial(self._models.checkpoint, checkpoint, controlnets)
-        self._oom.retry_after_release(work, "load these models", field="model")
+        with self._device_faults(), blames(checkpoint):
+            self._oom.retry_after_release(work, "load these models", field="model")
 
-    @_translate_device_loss()
     @torch.inference_mode()
     def begin(self, generation: Generation) -> Row:
-        return self._oom.retry_after_release(lambda: self._begin(generation), "begin this image")
+        with self._device_faults(generation):
+            return self._oom.retry_after_release(lambda: self._begin(generation), "begin this image")
+
+    @contextmanager
+    def _device_faults(self, generation: Generation | None = None) -> Iterator[None]:
+        """DeviceLost names the device; ResourceExhausted too, unless the size of the generation explains it."""
+        try:
+            yield
+        except torch.AcceleratorError as error:
+            lost = DeviceLost("the worker's device failed; its process starts again")
+            raise lost.of_part(part_of_device(self._models.device_name)) from error
+        except ResourceExhausted as error:
+            if generation is None:
+                raise
+            raise with_culprit(error, generation, self._models.device_name) from error
 
     def _begin(self, generation: Generation) -> Row:
         checkpoint = assemble(self._models, generation)
         self._threads.set_for(generation, checkpoint)
         with deterministic(generation.strict):
-            prompts = self._conditioning.get(generation, checkpoint)
+            with blames(generation.checkpoint):
+                prompts = self._conditioning.get(generation, checkpoint)
             controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._controls)
             return Row(generation, checkpoint, prompts, controls)
 
-    @_translate_device_loss()
     @torch.inference_mode()
     def advance(self, states: Sequence[RequestState]) -> list[StepResult]:
-        rows = cast(Sequence[Row], states)
+        with self._device_faults():
+            return self._advance(cast(Sequence[Row], states))
+
+    def _advance(self, rows: Sequence[Row]) -> list[StepResult]:
         self._threads.set_for(rows[0].generation, rows[0].checkpoint)
         with deterministic(rows[0].generation.strict):
             errors = [_step(*pair) for pair in zip(rows, predict(rows, self._oom), strict=True)]
@@ -76,19 +86,24 @@ class TorchBackend:
             checked = self._oom.retry_after_release(lambda: are_finite(left), "check these images")
             finite = dict(zip(map(id, left), checked, strict=True))
             return [
-                _advanced(row, error or (None if finite[id(row)] else nan_error(row)))
+                _advanced(row, self._named(row, error) if error or finite[id(row)] else _nan_error(row))
                 for row, error in zip(rows, errors, strict=True)
             ]
 
-    @_translate_device_loss()
+    def _named(self, row: Row, error: FanlightError | None) -> FanlightError | None:
+        if isinstance(error, ResourceExhausted):
+            return with_culprit(error, row.generation, self._models.device_name)
+        return error
+
     @torch.inference_mode()
     def finish(self, state: RequestState) -> DeviceResult:
         row = cast(Row, state)
-        return self._oom.retry_after_release(lambda: self._finish(row), "finish an image of this size")
+        with self._device_faults(row.generation):
+            return self._oom.retry_after_release(lambda: self._finish(row), "finish an image of this size")
 
     def _finish(self, row: Row) -> DeviceResult:
         checkpoint = row.checkpoint
-        with deterministic(row.generation.strict):
+        with deterministic(row.generation.strict), blames(row.generation.vae_entry):
             pixels = decode_image(checkpoint, row.latents)
         nsfw = None
         if row.generation.safety_checker is not Safety.OFF:
@@ -127,7 +142,13 @@ def _step(row: Row, prediction: NoisePrediction) -> FanlightError | None:
             row.advance(prediction)
     except DeviceOutOfMemory:
         return out_of_memory_error("take a step of this image")
+    except FanlightError as error:
+        return error
     return None
+
+
+def _nan_error(row: Row) -> FanlightError:
+    return nan_error(row).of_part(part_of(culprit(row)))
 
 
 def _advanced(row: Row, error: FanlightError | None) -> StepResult:

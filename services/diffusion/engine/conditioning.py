@@ -143,7 +143,11 @@ def _encode(checkpoint: Checkpoint, chunks: Sequence[list[PromptChunk]], count: 
     pooled: Tensor | None = None
     for text, own in zip(checkpoint.texts, chunks, strict=True):
         filled = own + [PromptChunk([], [])] * (count - len(own))
-        ids = torch.tensor([_with_marks(text, chunk.ids) for chunk in filled], device=checkpoint.device)
+        rows = [_with_marks(text, chunk.ids) for chunk in filled]
+        if max(map(max, rows)) >= text.rows:
+            # On a GPU it would be a bad access, which ends the process.
+            raise ValueError("the tokenizer has tokens that the text encoder has no vectors for")
+        ids = torch.tensor(rows, device=checkpoint.device)
         encoded: TextStates = text.encoder(ids)
         state = _weighted(_state(text, encoded, layer), filled)
         states.append(state.reshape(1, -1, state.shape[-1]))

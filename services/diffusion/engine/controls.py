@@ -10,7 +10,8 @@ from torch import Tensor
 
 from services.diffusion.engine.generation import ControlInput, Generation
 from services.diffusion.engine.vae import to_condition
-from services.diffusion.models.entries import fingerprint
+from services.diffusion.models.entries import ControlNetEntry, fingerprint
+from services.diffusion.models.faults import blames
 from services.diffusion.models.model_cache import Checkpoint
 from services.kernel.blobs import ByteLru
 
@@ -53,6 +54,10 @@ class ControlRow:
         self._control = control
         self._guess_mode = guess_mode
 
+    @property
+    def entry(self) -> ControlNetEntry:
+        return self._control.controlnet
+
     def scale_at(self, index: int, count: int) -> float:
         """How strongly it conditions evaluation `index` of `count`; 0 outside of its start and end."""
         control = self._control
@@ -74,10 +79,13 @@ class ControlRow:
 def control_rows(
     generation: Generation, checkpoint: Checkpoint, nets: list[Any], cache: ControlEmbeddingCache
 ) -> list[ControlRow]:
-    return [
-        ControlRow(control, net, cache.get(control, net, checkpoint), guess_mode=generation.guess_mode)
-        for control, net in zip(generation.controls, nets, strict=True)
-    ]
+    """UnusableModel names a net that cannot take its control image."""
+    rows = []
+    for control, net in zip(generation.controls, nets, strict=True):
+        with blames(control.controlnet):
+            condition = cache.get(control, net, checkpoint)
+        rows.append(ControlRow(control, net, condition, guess_mode=generation.guess_mode))
+    return rows
 
 
 @contextmanager

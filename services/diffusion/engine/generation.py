@@ -123,6 +123,11 @@ class Generation:
         return self.guidance_scale > 1 and not self.checkpoint.has_guidance_embedding
 
     @property
+    def vae_entry(self) -> CheckpointEntry | VaeEntry:
+        """The model whose VAE it uses."""
+        return self.vae or self.checkpoint
+
+    @property
     def model(self) -> str:
         return self.checkpoint.id
 

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
-from fanlight.errors import ResourceExhausted
+from fanlight.errors import ResourceExhausted, TooLarge
 from services.diffusion.engine.generation import Generation
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
+from services.diffusion.models.faults import part_of_device
 
 # What an evaluation needs beside the weights, in numbers for each latent pixel and channel of the UNet's first layer.
 # SD's own shapes have 26 alive at a time, SDXL's 16; the rest is for ControlNets' residuals and libraries' workspaces.
@@ -49,6 +50,25 @@ class OomRetry:
     def learn(self, key: Hashable, rows_limit: int) -> None:
         """Kept until rows of another kind run out of memory, so that not every evaluation fails first."""
         self._key, self._rows_limit = key, rows_limit
+
+
+class ImageTooLarge(ResourceExhausted):
+    """The device has no memory for an image of this size: neither the device's fault nor the checkpoint's."""
+
+    reason = TooLarge.reason
+
+
+def with_culprit(error: ResourceExhausted, generation: Generation, device: str) -> ResourceExhausted:
+    """The error with what explains it: the size, where that is more than the checkpoint was made for; else the device.
+
+    `device`: its name. A part that is named already stays.
+    """
+    checkpoint = generation.checkpoint
+    if error.part:
+        return error
+    if generation.width_px * generation.height_px > checkpoint.width_px * checkpoint.height_px:
+        return ImageTooLarge(error.message, field=error.field, retry_after_s=error.retry_after_s)
+    return error.of_part(part_of_device(device))
 
 
 def out_of_memory_error(what: str, *, field: str = "width_px") -> ResourceExhausted:

@@ -11,6 +11,7 @@ from services.diffusion.engine.row import Row
 from services.diffusion.engine.vae import ModelGaveNaN, decode_small, to_pixels
 from services.diffusion.images import Pixels, encode_png
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
+from services.diffusion.models.faults import CONTENT_ERRORS
 from services.diffusion.models.model_cache import Checkpoint
 
 # A preview's longest side: its PNG then has less than 64 KiB, whatever it shows.
@@ -38,11 +39,11 @@ class LatentPreview:
 
     @torch.inference_mode()
     def encode(self) -> bytes:
-        """A PNG; empty where there is no image in the latents, or no memory for it. For any other thread."""
+        """A PNG; empty where there is no image in the latents, or none can be made of them. For any other thread."""
         try:
             with translate_oom():
                 return encode_png(self.pixels())
-        except (DeviceOutOfMemory, ModelGaveNaN):
+        except (DeviceOutOfMemory, ModelGaveNaN, *CONTENT_ERRORS):
             return b""
 
     @torch.inference_mode()

@@ -4,7 +4,8 @@ Random numbers are drawn in the order of diffusers' pipelines, even unused ones:
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fanlight.errors import InvalidField
+from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.engine.conditioning import Conditioning
 from services.diffusion.engine.controls import ControlRow
 from services.diffusion.engine.generation import Generation, Start
-from services.diffusion.engine.vae import ModelGaveNaN, encode, to_mask, to_vae
+from services.diffusion.engine.vae import ModelGaveNaN, encode, require_encoder, to_mask, to_vae
+from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, blames, fault_of, is_of_device, part_of
 from services.diffusion.models.model_cache import Checkpoint
-from services.diffusion.schedulers import make_scheduler
+from services.diffusion.schedulers import make_scheduler, scheduler_class
 
 # Above this mean cosine A1111 takes two noises for the same.
 _SAME_NOISE_COSINE = 0.9995
@@ -73,8 +75,9 @@ class Row:
         self.checkpoint = checkpoint
         self.conditioning, self.unconditional = prompts
         self.controls = controls
-        self._scheduler = _scheduler(generation, checkpoint)
-        self._timesteps = _timesteps(self._scheduler, generation)
+        with _scheduler_faults(generation, checkpoint):
+            self._scheduler = _scheduler(generation, checkpoint)
+            self._timesteps = _timesteps(self._scheduler, generation)
         generator = torch.Generator("cpu").manual_seed(generation.seed)
         self._step_arguments = _step_arguments(self._scheduler, generator, generation.eta)
         self.index = 0
@@ -102,21 +105,31 @@ class Row:
 
     def model_input(self) -> Tensor:
         """The latents (1, C, H/f, W/f), scaled as the model takes them at this step; call once before `advance`."""
-        scaled: Tensor = self._scheduler.scale_model_input(self.latents, self.timestep)
+        with _scheduler_faults(self.generation, self.checkpoint):
+            scaled: Tensor = self._scheduler.scale_model_input(self.latents, self.timestep)
         return scaled
 
     def control_scales(self) -> list[float]:
         return [control.scale_at(self.index, self.evaluations) for control in self.controls]
 
     def advance(self, prediction: Tensor) -> None:
-        """Take one step with the model's prediction (1, C, H/f, W/f): noise, velocity or sample, as it was trained."""
-        step = self._scheduler.step(prediction, self.timestep, self.latents, **self._step_arguments)
-        self.latents = step.prev_sample
-        self.predicted_original = _predicted_original(self._scheduler, step)
-        self.index += 1
-        if self._inpaint is not None:
-            upcoming = None if self.is_finished else self.timestep
-            self.latents = self._inpaint.put_back(self.latents, self._scheduler, upcoming)
+        """Take one step with the model's prediction (1, C, H/f, W/f): noise, velocity or sample, as it was trained.
+
+        InvalidField where the scheduler cannot; UnusableModel for a prediction of another shape.
+        """
+        if prediction.shape != self.latents.shape:
+            entry = self.checkpoint.entry
+            raise UnusableModel(f"checkpoint {entry.id} predicts {tuple(prediction.shape)} numbers").of_part(
+                part_of(entry)
+            )
+        with _scheduler_faults(self.generation, self.checkpoint):
+            step = self._scheduler.step(prediction, self.timestep, self.latents, **self._step_arguments)
+            self.latents = step.prev_sample
+            self.predicted_original = _predicted_original(self._scheduler, step)
+            self.index += 1
+            if self._inpaint is not None:
+                upcoming = None if self.is_finished else self.timestep
+                self.latents = self._inpaint.put_back(self.latents, self._scheduler, upcoming)
 
 
 def are_finite(rows: Sequence[Row]) -> list[bool]:
@@ -145,13 +158,46 @@ def _scheduler(generation: Generation, checkpoint: Checkpoint) -> Any:
             dtype=checkpoint.dtype,
             device=checkpoint.device,
         )
-    except (ValueError, IndexError, ZeroDivisionError) as error:
+    except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
+        if not _is_sound(config):
+            raise
+        if isinstance(error, TypeError):
+            raise InvalidField(
+                f"is {generation.scheduler}, which is for checkpoints of another kind than {generation.checkpoint.id}",
+                field="scheduler",
+            ) from error
         raise InvalidField(f"{generation.scheduler} cannot run {generation.steps} steps", field="steps") from error
-    except TypeError as error:
+
+
+@contextmanager
+def _scheduler_faults(generation: Generation, checkpoint: Checkpoint) -> Iterator[None]:
+    """What a scheduler raises is the request's fault, which chose it; unless the checkpoint's config is damaged."""
+    try:
+        yield
+    except FanlightError:
+        raise
+    except CONTENT_ERRORS as error:
+        if is_of_device(error):
+            raise
+        if not _is_sound(checkpoint.scheduler_config):
+            raise fault_of(checkpoint.entry, error) from error
         raise InvalidField(
-            f"is {generation.scheduler}, which is for checkpoints of another kind than {generation.checkpoint.id}",
+            f"{generation.scheduler} fails for {generation.steps} steps on the noise schedule of "
+            f"{generation.checkpoint.id}; choose another scheduler or number of steps",
             field="scheduler",
         ) from error
+
+
+def _is_sound(config: Mapping[str, Any]) -> bool:
+    """Whether the plainest scheduler can be made from a checkpoint's config, with finite numbers."""
+    try:
+        plain = scheduler_class("DDIMScheduler").from_config(config)
+        plain.set_timesteps(10)
+        latents = torch.zeros(1, 1, 1, 1)
+        stepped = plain.step(latents, plain.timesteps[0], latents).prev_sample
+        return bool(torch.isfinite(plain.alphas_cumprod).all() and torch.isfinite(stepped).all())
+    except CONTENT_ERRORS:
+        return False
 
 
 def _timesteps(scheduler: Any, generation: Generation) -> Tensor:
@@ -200,7 +246,7 @@ def initial_latents(
         noise = _first_noise(generation, checkpoint, generator)
         return InitialLatents(latents=noise * scheduler.init_noise_sigma)
     if generation.start.mask is None:
-        original = encode(checkpoint, to_vae(generation.start.image), generator)
+        original = _encode(generation, checkpoint, to_vae(generation.start.image), generator)
         noise = _first_noise(generation, checkpoint, generator, after_encoding=True)
         return InitialLatents(latents=scheduler.add_noise(original, noise, timestep.reshape(1)))
     return _inpainting(generation, generation.start, checkpoint, scheduler, timestep, generator)
@@ -218,7 +264,7 @@ def _inpainting(
     pixels, mask = to_vae(start.image), to_mask(start.mask)
     is_inpainting_unet, is_all_noise = checkpoint.entry.is_inpainting, start.strength == 1.0
     needs_original = not (is_inpainting_unet and is_all_noise)
-    original = encode(checkpoint, pixels, generator) if needs_original else None
+    original = _encode(generation, checkpoint, pixels, generator) if needs_original else None
     noise = _first_noise(generation, checkpoint, generator, after_encoding=needs_original)
     if is_all_noise:
         latents = noise * scheduler.init_noise_sigma
@@ -226,12 +272,19 @@ def _inpainting(
         latents = scheduler.add_noise(original, noise, timestep.reshape(1))
     small = interpolate(mask, size=latents.shape[-2:]).to(latents.device, latents.dtype)
     if is_inpainting_unet:
-        masked = encode(checkpoint, pixels * (mask < 0.5), generator)
+        masked = _encode(generation, checkpoint, pixels * (mask < 0.5), generator)
         return InitialLatents(latents=latents, extra_channels=torch.cat([small, masked], dim=1))
     # The pipelines encode the masked image for every UNet; an ordinary one does not use it, but its draw counts.
     _draw(generation, checkpoint, generator)
     assert original is not None
     return InitialLatents(latents=latents, inpaint=InpaintState(original=original, noise=noise, mask=small))
+
+
+def _encode(generation: Generation, checkpoint: Checkpoint, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """As `encode`, from (1, 3, H, W) to (1, C, h, w); errors of the VAE name its model."""
+    require_encoder(checkpoint)
+    with blames(generation.vae_entry):
+        return encode(checkpoint, pixels, generator)
 
 
 def latent_shape(generation: Generation, checkpoint: Checkpoint) -> tuple[int, int, int, int]:

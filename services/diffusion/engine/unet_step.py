@@ -1,6 +1,7 @@
 """One evaluation of the UNet for many images at once: noise prediction with guidance. For the device thread.
 
-Changes no row. If the device is out of memory for a batch, the batch is evaluated in parts.
+Changes no row. If the device is out of memory for a batch, the batch is evaluated in parts; if a row makes the batch
+fail, each row is evaluated alone, and the error is that row's.
 """
 
 import math
@@ -11,15 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fanlight.errors import ResourceExhausted
+from fanlight.errors import FanlightError
 from services.diffusion.engine.conditioning import Conditioning, time_ids
 from services.diffusion.engine.controls import ControlRow, takes_embedded_images
 from services.diffusion.engine.memory import OomRetry, out_of_memory_error
 from services.diffusion.engine.row import Row
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
+from services.diffusion.models.entries import Entry
+from services.diffusion.models.faults import CONTENT_ERRORS, blames, fault_of, is_of_device
 
 # The model's prediction for one row, (1, C, H/f, W/f); or why there is none for it.
-NoisePrediction = Tensor | ResourceExhausted
+NoisePrediction = Tensor | FanlightError
 
 
 class Residuals(NamedTuple):
@@ -75,7 +78,7 @@ def _predict_in_parts(rows: Sequence[Row], retry: OomRetry) -> list[NoisePredict
         retry.learn(kind, limit)
         predictions = _predict(rows[:limit])
     if predictions is None:
-        predictions = [out_of_memory_error("generate an image of this size")]
+        predictions = [out_of_memory_error(_ONE_IMAGE)]
     return predictions if limit >= len(rows) else predictions + _predict_in_parts(rows[limit:], retry)
 
 
@@ -87,11 +90,39 @@ def _predict(rows: Sequence[Row]) -> list[NoisePrediction] | None:
     except DeviceOutOfMemory:
         torch.cuda.empty_cache()
         return None
+    except (FanlightError, *CONTENT_ERRORS) as error:
+        if is_of_device(error):
+            raise
+        return _isolate(rows, error)
 
 
-def _evaluate(rows: Sequence[Row]) -> list[Tensor]:
+def _isolate(rows: Sequence[Row], error: Exception) -> list[NoisePrediction]:
+    """What evaluating the rows together raised ends the row that raises it alone as well."""
+    if len(rows) == 1:
+        return [error if isinstance(error, FanlightError) else fault_of(_to_blame(rows[0]), error)]
+    alone = (_predict([row]) for row in rows)
+    return [prediction for each in alone for prediction in each or [out_of_memory_error(_ONE_IMAGE)]]
+
+
+_ONE_IMAGE = "generate an image of this size"
+
+
+def _to_blame(row: Row) -> Entry:
+    """The ControlNet without which the row can be evaluated; else the checkpoint."""
+    for number, control in enumerate(row.controls):
+        try:
+            with translate_oom():
+                _evaluate([row], without=number)
+        except (DeviceOutOfMemory, FanlightError, *CONTENT_ERRORS):
+            continue
+        return control.entry
+    return row.checkpoint.entry
+
+
+def _evaluate(rows: Sequence[Row], *, without: int | None = None) -> list[Tensor]:
+    """`without`: the number of a ControlNet that is left out."""
     inputs = _inputs(rows)
-    residuals = _residuals(rows, inputs)
+    residuals = _residuals(rows, inputs, without=without)
     output: Tensor = rows[0].checkpoint.unet(
         _with_extra_channels(rows, inputs.sample),
         inputs.timesteps,
@@ -155,14 +186,15 @@ def _added_cond(rows: Sequence[Row], prompts: Sequence[Conditioning]) -> dict[st
     return {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(ids)}
 
 
-def _residuals(rows: Sequence[Row], inputs: UNetInputs) -> Residuals | None:
-    """The sum of all ControlNets' residuals; None if none conditions this evaluation."""
+def _residuals(rows: Sequence[Row], inputs: UNetInputs, *, without: int | None) -> Residuals | None:
+    """The sum of all ControlNets' residuals; None if none conditions this evaluation. Errors name the ControlNet."""
     scales = [row.control_scales() for row in rows]
     total: Residuals | None = None
     for number in range(len(rows[0].controls)):
         net_scales = [row_scales[number] for row_scales in scales]
-        if any(net_scales):
-            total = _added(total, _one_net([row.controls[number] for row in rows], net_scales, inputs))
+        if any(net_scales) and number != without:
+            with blames(rows[0].controls[number].entry):
+                total = _added(total, _one_net([row.controls[number] for row in rows], net_scales, inputs))
     return total
 
 

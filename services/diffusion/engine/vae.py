@@ -54,14 +54,17 @@ def _unit(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
+def require_encoder(checkpoint: Checkpoint) -> None:
+    """FailedPrecondition where the VAE's files have the decoder alone."""
+    if not checkpoint.can_encode:
+        raise FailedPrecondition(f"{checkpoint.entry.id} was fetched without its VAE's encoder", field="image")
+
+
 def encode(checkpoint: Checkpoint, pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Encode RGB pixels (1, 3, H, W) in [-1, 1] to latents (1, C, H/f, W/f), C and f from the VAE's config.
 
-    Drawn from the VAE's distribution and scaled as in diffusers' pipelines (Rombach et al. 2022). FailedPrecondition
-    where the VAE's files have the decoder alone.
+    Drawn from the VAE's distribution and scaled as in diffusers' pipelines (Rombach et al. 2022).
     """
-    if not checkpoint.can_encode:
-        raise FailedPrecondition(f"{checkpoint.entry.id} was fetched without its VAE's encoder", field="image")
     vae: Any = checkpoint.vae
     own = pixels.to(vae.device, vae.dtype)
     is_large = pixels.shape[-1] * pixels.shape[-2] > TILED_ABOVE_PIXELS

@@ -152,9 +152,13 @@ class ModelCatalog:
         return family if family != NO_FAMILY else f"text encoders of width {width}"
 
     def family_of(self, entry: Entry) -> str:
-        """The family that it belongs to or fits."""
+        """The family that it belongs to or fits; empty where its file does not show it, so that all may fit."""
         if isinstance(entry, CheckpointEntry | ControlNetEntry):
             return self.family(entry.shape)
+        if (isinstance(entry, LoraEntry) and not entry.cross_attention_dim) or (
+            isinstance(entry, EmbeddingEntry) and not entry.widths
+        ):
+            return ""
         if isinstance(entry, LoraEntry):
             return self._family_of_width(entry.cross_attention_dim)
         if isinstance(entry, EmbeddingEntry):

@@ -1,23 +1,19 @@
 """Textual inversions: from their files to text encoders with a few more tokens. Tokenizers are not changed."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
+from fanlight.errors import FanlightError
 from services.diffusion.models.device import shallow_copy_module
 from services.diffusion.models.entries import EmbeddingEntry
+from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, damaged
 from services.diffusion.prompt import TextPart
-from services.kernel.logs import get_logger
 from services.weights.loading import load_pickle, load_safetensors
-
-log = get_logger()
 
 _SDXL = ("clip_l", "clip_g")
 
@@ -45,7 +41,7 @@ class ExtendedEmbedding(nn.Module):
 
 
 def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
-    """Vectors (N, D) of float32 for each text encoder (Gal et al. 2022). NodeFault for a damaged file.
+    """Vectors (N, D) of float32 for each text encoder (Gal et al. 2022). UnusableModel for a damaged file.
 
     Of a pickle only tensors are loaded.
     """
@@ -56,10 +52,9 @@ def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
             # Only tensors are loaded of a pickle here, so its digest need not be pinned.
             found = load_pickle(entry.path, pinned=frozenset(), allow=True)
         vectors = [_rows(tensor) for tensor in _tensors(found)]
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, AttributeError) as error:
-        raise _damaged(entry, error) from error
-    except (pickle.UnpicklingError, SafetensorError, FanlightError) as error:
-        raise _damaged(entry, error) from error
+    except (*CONTENT_ERRORS, FanlightError) as error:
+        message = f"embedding {entry.id} cannot be loaded: its file is missing, damaged or no textual inversion"
+        raise damaged(entry.id, error, message) from error
     return tuple(vectors)
 
 
@@ -83,19 +78,30 @@ def with_rows(text: TextPart, rows: Mapping[str, Tensor]) -> TextPart:
 
 
 def check_widths(entry: EmbeddingEntry, vectors: Sequence[Tensor], widths: Sequence[int], checkpoint_id: str) -> None:
-    """FailedPrecondition where the vectors are not one tensor (N, D) for each text encoder, D of `widths`."""
+    """UnusableModel where the vectors are not one tensor (N, D) for each text encoder, D of `widths`."""
     own = tuple(each.shape[-1] for each in vectors)
     if own != tuple(widths):
-        raise FailedPrecondition(
+        raise UnusableModel(
             f"embedding {entry.id} has vectors of {_listed(own)}, {checkpoint_id} takes {_listed(widths)}",
             field="embeddings",
+        )
+
+
+def check_length(entry: EmbeddingEntry, vectors: Sequence[Tensor], texts: Sequence[TextPart]) -> None:
+    """UnusableModel where it has more vectors (N, D) than a text encoder takes tokens at once."""
+    room = min(text.positions for text in texts) - 2
+    longest = max(map(len, vectors))
+    if longest > room:
+        raise UnusableModel(
+            f"embedding {entry.id} has {longest} vectors, and a prompt's part takes {room}", field="embeddings"
         )
 
 
 def _tensors(found: Mapping[str, Any]) -> list[Tensor]:
     """Vectors (N, D): A1111's `.pt` (string_to_param), `emb_params`, SDXL's pairs, or one token and its vectors."""
     if "string_to_param" in found:
-        return [next(iter(found["string_to_param"].values()))]
+        [vectors] = found["string_to_param"].values()
+        return [vectors]
     if set(_SDXL) <= set(found):
         return [found[name] for name in _SDXL]
     tensors = [value for value in found.values() if isinstance(value, Tensor)]
@@ -109,12 +115,9 @@ def _rows(tensor: Tensor) -> Tensor:
     rows = rows[None] if rows.dim() == 1 else rows
     if rows.dim() != 2 or not rows.numel():
         raise ValueError("the vectors are not in rows")
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError("the vectors are not finite")
     return rows
-
-
-def _damaged(entry: EmbeddingEntry, cause: Exception) -> NodeFault:
-    log.warning("load_failed", model=entry.id, cause=repr(cause))
-    return NodeFault(f"embedding {entry.id} cannot be loaded: its file is missing, damaged or no textual inversion")
 
 
 def _listed(widths: Sequence[int]) -> str:

@@ -4,7 +4,7 @@ Reads JSON and file sizes, never weights. Loads no torch.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -149,6 +149,7 @@ def checkpoint_entry(path: Path, recipe: Recipe, size_bytes: int, *, is_ldm: boo
     """UnfitFolder where the parts of the recipe do not fit together."""
     unet, vae = recipe.unet, recipe.vae
     try:
+        check_widths(vae["block_out_channels"])
         shape = shape_of(unet, 2 ** (len(vae["block_out_channels"]) - 1))
         if shape.latent_channels != vae["latent_channels"]:
             raise UnfitFolder(
@@ -157,6 +158,9 @@ def checkpoint_entry(path: Path, recipe: Recipe, size_bytes: int, *, is_ldm: boo
         if unet["in_channels"] not in (shape.latent_channels, 2 * shape.latent_channels + 1):
             raise UnfitFolder(f"a UNet that takes {unet['in_channels']} channels is not supported")
         height, width = _pair(unet["sample_size"])
+        check_counts([height * shape.latent_factor, width * shape.latent_factor], SIDE_LIMIT_PX)
+        check_counts([text.config["hidden_size"] for text in recipe.texts], WIDTH_LIMIT)
+        check_counts([text.layers for text in recipe.texts], LAYERS_LIMIT)
         if min(text.layers for text in recipe.texts) < 1:
             raise UnfitFolder("its text encoder has no layers")
     except (KeyError, TypeError, ValueError) as error:
@@ -190,7 +194,8 @@ def controlnet_entry(path: Path, config: Config, size_bytes: int) -> ControlNetE
 
 
 def shape_of(config: Mapping[str, Any], latent_factor: int) -> Shape:
-    return Shape(
+    """KeyError, TypeError or ValueError for what no such config has."""
+    shape = Shape(
         latent_factor=latent_factor,
         # A ControlNet has no output of its own; it takes the latents as they are.
         latent_channels=int(config.get("out_channels", config["in_channels"])),
@@ -198,6 +203,30 @@ def shape_of(config: Mapping[str, Any], latent_factor: int) -> Shape:
         block_out_channels=tuple(config["block_out_channels"]),
         layers_per_block=int(config["layers_per_block"]),
     )
+    check_counts([shape.latent_factor, shape.latent_channels, shape.layers_per_block], LAYERS_LIMIT)
+    check_counts([shape.cross_attention_dim], WIDTH_LIMIT)
+    check_widths(shape.block_out_channels)
+    return shape
+
+
+# No model of these families comes near: what is beyond would overflow a report, or be built for hours.
+LAYERS_LIMIT = 1_000
+WIDTH_LIMIT = 65_536
+SIDE_LIMIT_PX = 8_192
+
+
+def check_counts(counts: Iterable[object], limit: int) -> None:
+    """ValueError unless all are whole numbers from 1 to the limit."""
+    for count in counts:
+        if type(count) is not int or not 1 <= count <= limit:
+            raise ValueError(f"{str(count)[:40]} is not 1 to {limit}")
+
+
+def check_widths(widths: object) -> None:
+    """TypeError or ValueError unless it is a list of blocks' widths."""
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= LAYERS_LIMIT:
+        raise ValueError(f"{str(widths)[:40]} are not the widths of blocks")
+    check_counts(widths, WIDTH_LIMIT)
 
 
 def weight_bytes(folder: Path) -> int:

@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
+from fanlight.errors import FanlightError
 from services.diffusion.diffusers_import import ROOT, import_diffusers_module
 from services.diffusion.models.clip import ClipText
-from services.diffusion.models.device import is_out_of_memory, shallow_copy_module
+from services.diffusion.models.device import shallow_copy_module
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, VaeEntry
-from services.diffusion.models.recipes import Config, TextRecipe, UnfitFolder, read_json
+from services.diffusion.models.faults import CONTENT_ERRORS, MissingFile, UnusableModel, damaged, is_of_device
+from services.diffusion.models.recipes import Config, TextRecipe, read_json
 from services.kernel.logs import get_logger
 from services.weights.loading import load_checkpoint, load_safetensors
 from services.weights.references.tensors import BadHeader
@@ -40,7 +41,6 @@ log = get_logger()
 
 # For how many configs empty modules are cached.
 EMPTY_LIMIT = 32
-_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, UnfitFolder)
 Tensors = dict[str, Tensor]
 # Names of attention layers in older VAE files.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -56,12 +56,8 @@ class LoadTarget:
     reserve: Callable[[int], None] = lambda size_bytes: None
 
 
-class NoWeights(FileNotFoundError):
-    """The folder has no weights in it."""
-
-
 def load_unet(entry: CheckpointEntry, target: LoadTarget) -> Any:
-    """NodeFault for a damaged file, FailedPrecondition where there are only pickles; so for all loaders here."""
+    """UnusableModel for a damaged file, or where there are only pickles; so for all loaders here."""
     name, config = f"{entry.id}/unet", entry.recipe.unet
     with _translate_damage(name):
         found = _ldm_unet_tensors(entry.path, config) if entry.is_ldm else folder_tensors(entry.path / "unet", name)
@@ -182,15 +178,14 @@ def _translate_damage(name: str) -> Iterator[None]:
         raise _damaged(name, error) from error
     except FanlightError:
         raise
-    except _DAMAGE as error:
-        if is_out_of_memory(error):
+    except (*CONTENT_ERRORS, SafetensorError) as error:
+        if is_of_device(error):
             raise
         raise _damaged(name, error) from error
 
 
-def _damaged(name: str, cause: Exception) -> NodeFault:
-    log.warning("load_failed", model=name, cause=repr(cause))
-    return NodeFault(f"{name} cannot be loaded: a file is missing, damaged or of another model")
+def _damaged(name: str, cause: Exception) -> FanlightError:
+    return damaged(name, cause, f"{name} cannot be loaded: a file is missing, damaged or of another model")
 
 
 @contextmanager
@@ -217,15 +212,13 @@ class _Unfilled(TorchFunctionMode):
 
 
 def folder_tensors(folder: Path, name: str) -> Tensors:
-    """Of one part's folder; fp16 only where there is nothing else. FailedPrecondition where there are only pickles."""
+    """Of one part's folder; fp16 only where there is nothing else. UnusableModel where there are only pickles."""
     files = sorted(folder.glob("*.safetensors"))
     whole = [file for file in files if not _VARIANT.search(file.name)]
     if not files and (any(folder.glob("*.bin")) or any(folder.glob("*.ckpt"))):
-        raise FailedPrecondition(
-            f"{name} has pickles only, which are not loaded; give it as safetensors", field="model"
-        )
+        raise UnusableModel(f"{name} has pickles only, which are not loaded; give it as safetensors", field="model")
     if not files:
-        raise NoWeights("no safetensors")
+        raise MissingFile("no safetensors")
     chosen = whole or [file for file in files if ".fp16" in file.name] or files
     return {key: tensor for file in chosen for key, tensor in load_safetensors(file).items()}
 
@@ -251,7 +244,7 @@ def _ldm_text_tensors(path: Path, recipe: TextRecipe, model: Any) -> Tensors:
     for prefix in ("cond_stage_model.model.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model."):
         if any(name.startswith(prefix) for name in found):
             return text_tensors(_conversions().convert_open_clip_checkpoint(model, found, prefix=prefix))
-    raise NoWeights("no text encoder")
+    raise MissingFile("no text encoder")
 
 
 def _control_file_tensors(path: Path, config: Config) -> Tensors:
@@ -299,6 +292,6 @@ def _conversions() -> Any:
 def _converted(convert: Any, found: Tensors, config: Config) -> Tensors:
     """diffusers' conversion, which removes from its argument what it converts."""
     if not found:
-        raise NoWeights("nothing of this part is in the file")
+        raise MissingFile("nothing of this part is in the file")
     converted: Mapping[str, Tensor] = convert(dict(found), dict(config))
     return {name: tensor for name, tensor in converted.items() if isinstance(tensor, torch.Tensor)}

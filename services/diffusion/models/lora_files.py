@@ -13,15 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.models.entries import LoraEntry
-from services.diffusion.models.recipes import UnfitFolder
+from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, damaged, is_of_device
 from services.diffusion.models.single_files import read_header
-from services.kernel.logs import get_logger
 from services.weights.loading import load_safetensors
 from services.weights.references.tensors import BadHeader
-
-log = get_logger()
 
 # What a tensor is, by the last part of its name in any format.
 _ENDINGS = {
@@ -99,12 +95,14 @@ class LoraWeights:
 
 
 def read_lora(entry: LoraEntry) -> LoraWeights:
-    """NodeFault for a damaged file, FailedPrecondition for a form that is not supported."""
+    """UnusableModel for a damaged file, and for a form that is not supported."""
     try:
         return LoraWeights(entry=entry, layers=_layers(entry))
-    except (OSError, BadHeader, UnfitFolder, ValueError, TypeError, AttributeError) as error:
-        log.warning("load_failed", model=entry.id, cause=repr(error))
-        raise NodeFault(f"LoRA {entry.id} cannot be loaded: its file is missing or damaged") from error
+    except (*CONTENT_ERRORS, BadHeader) as error:
+        if is_of_device(error):
+            raise
+        message = f"LoRA {entry.id} cannot be loaded: its file is missing or damaged"
+        raise damaged(entry.id, error, message) from error
 
 
 def _layers(entry: LoraEntry) -> Mapping[str, Mapping[str, LoraLayer]]:
@@ -136,7 +134,7 @@ def _split(name: str, entry: LoraEntry) -> tuple[str, str]:
         if what := _ENDINGS.get(".".join(parts[-length:])):
             return ".".join(parts[:-length]), what
     form = next((form for mark, form in _OTHER_FORMS.items() if name.endswith(mark)), "of an unknown form")
-    raise FailedPrecondition(
+    raise UnusableModel(
         f"LoRA {entry.id} is {form}, which is not supported (tensor {name[:80]}); LoRA, LoCon, LoHa, LoKr and DoRA are",
         field="loras",
     )
@@ -163,10 +161,10 @@ def _peft_alphas(file: Path) -> Any:
     return alpha
 
 
-def unmatched(lora: LoraWeights, names: Mapping[str, str], part: str, checkpoint_id: str) -> FailedPrecondition:
+def unmatched(lora: LoraWeights, names: Mapping[str, str], part: str, checkpoint_id: str) -> UnusableModel:
     """The error for a LoRA with layers that the checkpoint lacks."""
     layers = [layer.name for name, layer in lora.layers[part].items() if name not in names]
-    return FailedPrecondition(
+    return UnusableModel(
         f"LoRA {lora.entry.id} is of another base than {checkpoint_id}: that has no {layers[0][:80]}"
         + (f" and lacks {len(layers) - 1} other of its layers" if len(layers) > 1 else ""),
         field="loras",

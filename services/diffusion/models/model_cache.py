@@ -13,7 +13,7 @@ import torch
 from fanlight.errors import FailedPrecondition, NodeFault, ResourceExhausted
 from services.diffusion.models.device import TorchDevice, module_bytes
 from services.diffusion.models.device import ram_bytes as machine_bytes
-from services.diffusion.models.embeddings import check_widths, read_embedding, with_rows
+from services.diffusion.models.embeddings import check_length, check_widths, read_embedding, with_rows
 from services.diffusion.models.entries import (
     CheckpointEntry,
     ControlNetEntry,
@@ -23,6 +23,7 @@ from services.diffusion.models.entries import (
     VaeEntry,
     fingerprint,
 )
+from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, blames
 from services.diffusion.models.loading import (
     LoadTarget,
     load_controlnet,
@@ -145,19 +146,20 @@ class ModelCache:
         """`work_bytes`: what an image needs beside the models. ResourceExhausted where the two do not fit."""
         pin = Pin(work_bytes)
         self._vram.admit(pin)
-        unet = self._unet(entry, loras, pin)
-        texts = tuple(self._text(entry, recipe, loras, pin) for recipe in entry.recipe.texts)
-        return Checkpoint(
-            entry=entry,
-            texts=self._with_embeddings(entry, texts, embeddings) if embeddings else texts,
-            unet=unet,
-            vae=self._own_vae(entry, pin) if vae is None else self._separate_vae(vae, entry, pin),
-            nets=tuple(self._controlnet(each, pin) for each in controlnets),
-            tiny_vae=self._tiny_vae(tiny_vae, entry, pin) if tiny_vae else None,
-            weights=self._cached(("weights", entry), lambda: sum(each.numel() for each in unet.parameters())),
-            scheduler_config=self._cached(("scheduler", entry), lambda: _scheduler_config(entry)),
-            pin=pin,
-        )
+        with blames(entry):
+            unet = self._unet(entry, loras, pin)
+            texts = tuple(self._text(entry, recipe, loras, pin) for recipe in entry.recipe.texts)
+            return Checkpoint(
+                entry=entry,
+                texts=self._with_embeddings(entry, texts, embeddings) if embeddings else texts,
+                unet=unet,
+                vae=self._own_vae(entry, pin) if vae is None else self._separate_vae(vae, entry, pin),
+                nets=tuple(self._controlnet(each, pin) for each in controlnets),
+                tiny_vae=self._tiny_vae(tiny_vae, entry, pin) if tiny_vae else None,
+                weights=self._cached(("weights", entry), lambda: sum(each.numel() for each in unet.parameters())),
+                scheduler_config=self._cached(("scheduler", entry), lambda: _scheduler_config(entry)),
+                pin=pin,
+            )
 
     def _unet(self, entry: CheckpointEntry, loras: Sequence[LoraUse], pin: Pin) -> Any:
         key = ("unet", entry, fingerprint(entry.path, "unet"))
@@ -193,10 +195,11 @@ class ModelCache:
         )
 
     def _separate_vae(self, vae: VaeEntry, entry: CheckpointEntry, pin: Pin) -> Any:
-        config = vae_config(vae, entry.recipe.vae)
-        dtype = self._vae_dtype(config, entry.recipe.vae)
-        key = ("vae", vae, fingerprint(vae.path, ""), config.get("scaling_factor"), dtype)
-        return self._part(key, lambda: load_separate_vae(vae, config, self._target(dtype)), pin)
+        with blames(vae):
+            config = vae_config(vae, entry.recipe.vae)
+            dtype = self._vae_dtype(config, entry.recipe.vae)
+            key = ("vae", vae, fingerprint(vae.path, ""), config.get("scaling_factor"), dtype)
+            return self._part(key, lambda: load_separate_vae(vae, config, self._target(dtype)), pin)
 
     def _tiny_vae(self, vae: VaeEntry, entry: CheckpointEntry, pin: Pin) -> Any:
         """None where it is damaged or does not fit: no image fails for its previews."""
@@ -212,7 +215,8 @@ class ModelCache:
 
     def _controlnet(self, entry: ControlNetEntry, pin: Pin) -> Any:
         key = ("controlnet", entry, fingerprint(entry.path, ""))
-        return self._part(key, lambda: load_controlnet(entry, self._target()), pin)
+        with blames(entry):
+            return self._part(key, lambda: load_controlnet(entry, self._target()), pin)
 
     def _target(self, dtype: torch.dtype | None = None) -> LoadTarget:
         return LoadTarget(
@@ -261,22 +265,25 @@ class ModelCache:
     def _with_embeddings(
         self, entry: CheckpointEntry, texts: Sequence[TextPart], embeddings: Sequence[EmbeddingEntry]
     ) -> tuple[TextPart, ...]:
-        """FailedPrecondition for one of another width."""
+        """UnusableModel for one of another width."""
         widths = [text.encoder.config.hidden_size for text in texts]
         read = {}
         for each in embeddings:
             key = ("embedding", each, fingerprint(each.path, ""))
-            read[each.id] = self._cached(key, partial(read_embedding, each))
-            check_widths(each, read[each.id], widths, entry.id)
+            with blames(each):
+                read[each.id] = self._cached(key, partial(read_embedding, each))
+                check_widths(each, read[each.id], widths, entry.id)
+                check_length(each, read[each.id], texts)
         return tuple(
             with_rows(text, {name: vectors[number] for name, vectors in read.items()})
             for number, text in enumerate(texts)
         )
 
     def _lora(self, use: LoraUse) -> LoraWeights:
-        lora: LoraWeights = self._cached(
-            ("lora", use.entry, fingerprint(use.entry.path, "")), lambda: read_lora(use.entry)
-        )
+        with blames(use.entry):
+            lora: LoraWeights = self._cached(
+                ("lora", use.entry, fingerprint(use.entry.path, "")), lambda: read_lora(use.entry)
+            )
         return lora
 
     def _cached(self, key: Key, make: Callable[[], Any]) -> Any:
@@ -303,8 +310,8 @@ def _with_end_token(encoder: Any, tokenizer: Any) -> Any:
 def _scheduler_config(entry: CheckpointEntry) -> Mapping[str, Any]:
     try:
         return base_config(entry.recipe.scheduler)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise NodeFault(f"{entry.id}/scheduler cannot be loaded: its config is damaged") from error
+    except CONTENT_ERRORS as error:
+        raise UnusableModel(f"{entry.id}/scheduler cannot be loaded: its config is damaged") from error
 
 
 def _log_eviction(key: object) -> None:

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from fanlight.errors import NodeFault
 from services.diffusion.models.entries import weight_bytes
+from services.diffusion.models.faults import part_of_device
 from services.diffusion.models.tiers import Pin, Residency
 from services.kernel import process
 
@@ -152,7 +154,11 @@ class ModelManager:
             from services.diffusion.models.device import open_device
             from services.diffusion.models.model_cache import ModelCache
 
-            device = (self._open_device or open_device)(self._device_name)
+            try:
+                device = (self._open_device or open_device)(self._device_name)
+            except NodeFault as error:
+                error.of_part(part_of_device(self._device_name))
+                raise
             self._opened = ModelCache(device, ram_bytes=self._ram_bytes, vram_bytes=self._vram_bytes)
         return self._opened
 

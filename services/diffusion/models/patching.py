@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fanlight.errors import FailedPrecondition
-from services.diffusion.models.device import is_out_of_memory, shallow_copy_module
+from services.diffusion.models.device import shallow_copy_module
+from services.diffusion.models.entries import LoraEntry
+from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, is_of_device, part_of
 from services.diffusion.models.lora_files import LoraLayer, LoraWeights, plain_name, unmatched
 
 _RESNET = {
@@ -53,29 +54,39 @@ class PatchedModule:
 
 
 def patch_loras(module: Any, part: str, strengths: Sequence[LoraStrength], checkpoint_id: str) -> PatchedModule:
-    """FailedPrecondition where a LoRA has layers that the module lacks, or of another shape."""
+    """UnusableModel where a LoRA has layers that the module lacks, or of another shape."""
     names = layer_names(module)
-    work: dict[str, list[tuple[LoraLayer, float]]] = {}
+    work: dict[str, list[tuple[LoraStrength, LoraLayer]]] = {}
     for each in strengths:
         for name, layer in each.lora.layers.get(part, {}).items():
             if name not in names:
-                raise unmatched(each.lora, names, part, checkpoint_id)
-            work.setdefault(names[name], []).append((layer, each.strength))
+                raise unmatched(each.lora, names, part, checkpoint_id).of_part(part_of(each.lora.entry))
+            work.setdefault(names[name], []).append((each, layer))
     modules = dict(module.named_modules())
     copies: dict[str, Tensor] = {}
     for path, layers in work.items():
         try:
             copies.update(_copies(path, modules[path], layers))
-        except torch.AcceleratorError:
-            # The device's fault, not the LoRA's.
-            raise
-        except (ValueError, RuntimeError, KeyError, IndexError) as error:
-            if is_out_of_memory(error):
+        except CONTENT_ERRORS as error:
+            # The device's fault is not the LoRA's.
+            if is_of_device(error):
                 raise
-            ids = " and ".join(each.lora.entry.id for each in strengths)
-            raise FailedPrecondition(f"LoRA {ids} does not fit {checkpoint_id} at {path}", field="loras") from error
+            lora = _misfit(path, modules[path], layers)
+            raise UnusableModel(f"LoRA {lora.id} does not fit {checkpoint_id} at {path}", field="loras").of_part(
+                part_of(lora)
+            ) from error
     copy = shallow_copy_module(module, lambda name, tensor: copies.get(name, tensor))
     return PatchedModule(module=copy, size_bytes=sum(tensor.nbytes for tensor in copies.values()))
+
+
+def _misfit(path: str, module: Any, layers: Sequence[tuple[LoraStrength, LoraLayer]]) -> LoraEntry:
+    """Which of several LoRAs cannot be applied to the module."""
+    for pair in layers[:-1]:
+        try:
+            _copies(path, module, [pair])
+        except CONTENT_ERRORS:
+            return pair[0].lora.entry
+    return layers[-1][0].lora.entry
 
 
 def layer_names(module: Any) -> Mapping[str, str]:
@@ -115,9 +126,10 @@ def _inner(kind: str, rest: str) -> str:
     return _RESNET.get(rest, rest) if kind == "resnets" else rest
 
 
-def _copies(path: str, module: Any, layers: Sequence[tuple[LoraLayer, float]]) -> dict[str, Tensor]:
+def _copies(path: str, module: Any, uses: Sequence[tuple[LoraStrength, LoraLayer]]) -> dict[str, Tensor]:
     """Private copies of the module's tensors with the layers' deltas added, in float32 until they are whole."""
     copies = {}
+    layers = [(layer, use.strength) for use, layer in uses]
     weighing = [(layer, strength) for layer, strength in layers if set(layer.tensors) - {"diff_b", "alpha"}]
     if weighing:
         total = module.weight.to(torch.float32, copy=True)

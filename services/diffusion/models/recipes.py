@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 CONFIGS = Path(__file__).parent / "configs"
 MERGES = CONFIGS / "merges.txt"
@@ -16,6 +16,8 @@ MERGES = CONFIGS / "merges.txt"
 TEXT_ENCODERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 # transformers' default.
 CLIP_TEXT_LAYERS = 12
+# Configs of real models have some kilobytes; a tokenizer's vocabulary is not read here.
+CONFIG_LIMIT_BYTES = 4 * 1024 * 1024
 Config = Mapping[str, Any]
 
 
@@ -113,10 +115,20 @@ def from_folder(folder: Path) -> Recipe:
 
 
 def read_json(file: Path) -> Config:
+    """The object in the file. UnfitFolder for anything else; never waits, as a pipe would make it."""
+    where = f"{file.parent.name}/{file.name}"
     try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UnfitFolder(f"{file.parent.name}/{file.name} cannot be read") from error
+        if not file.is_file():
+            raise UnfitFolder(f"{where} is missing")
+        if file.stat().st_size > CONFIG_LIMIT_BYTES:
+            raise UnfitFolder(f"{where} has more than {CONFIG_LIMIT_BYTES} bytes")
+        content = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnfitFolder(f"{where} cannot be read as JSON") from error
     if not isinstance(content, dict):
-        raise UnfitFolder(f"{file.parent.name}/{file.name} is not an object")
+        raise UnfitFolder(f"{where} is not an object")
     return content
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number")

@@ -7,18 +7,22 @@ from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
+from fanlight.contract.limits import NAME_LIMIT_BYTES
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.entries import (
+    LAYERS_LIMIT,
     CheckpointEntry,
     ControlNetEntry,
     Entry,
     VaeEntry,
+    check_counts,
     checkpoint_entry,
     controlnet_entry,
     license_of,
     part_id,
     weight_bytes,
 )
+from services.diffusion.models.faults import CONTENT_ERRORS
 from services.diffusion.models.recipes import UnfitFolder, from_folder, read_json
 from services.diffusion.models.single_files import (
     EMBEDDING_PICKLES,
@@ -45,7 +49,8 @@ def starter_folder() -> Path:
 
 def scan(roots: Iterable[Path], *, default_id: str = "") -> ModelCatalog:
     """All models at or under the roots; of several with one id the first. Unusable ones are logged and skipped."""
-    entries = [entry for root in roots for entry in _entries(root, DEPTH_LIMIT)]
+    seen: set[Path] = set()
+    entries = [entry for root in roots for entry in _entries(root, DEPTH_LIMIT, seen)]
     return ModelCatalog(entries, default_id=default_id)
 
 
@@ -69,27 +74,60 @@ def read_fetched(path: Path) -> Entry | None:
     return read_path(files[0]) if entry is None and len(files) == 1 else entry
 
 
-def _entries(path: Path, depth: int) -> Iterator[Entry]:
+def _entries(path: Path, depth: int, seen: set[Path]) -> Iterator[Entry]:
+    """`seen`: the folders that were searched, so that links to a folder above search nothing twice."""
     try:
+        if path.is_dir():
+            if (real := path.resolve()) in seen:
+                return
+            seen.add(real)
         entry = _read(path)
         children = _children(path) if entry is None and depth and path.is_dir() else []
-    except (UnfitFolder, OSError) as reason:
+    except CONTENT_ERRORS as reason:
         log.warning("model_skipped", folder=path.name, reason=str(reason))
         return
     if entry is not None:
         yield entry
     for child in children:
-        yield from _entries(child, depth - 1)
+        yield from _entries(child, depth - 1, seen)
 
 
 def _read(path: Path) -> Entry | None:
     """None also for a folder that looks like a model but is not: there may be models in it."""
     try:
-        return read_path(path)
+        return _checked(read_path(path))
     except UnfitFolder:
         if path.is_file() or is_checkpoint(path):
             raise
         return None
+    except OSError:
+        raise
+    except CONTENT_ERRORS as error:
+        why = f"a config or header in it has what no model has ({type(error).__name__})"
+        if path.is_file() or is_checkpoint(path):
+            raise UnfitFolder(why) from error
+        log.warning("model_skipped", folder=path.name, reason=why)
+        return None
+
+
+def _checked(entry: Entry | None) -> Entry | None:
+    """UnfitFolder where its id, size or license is nothing that a worker could report."""
+    if entry is None:
+        return None
+    if found := next((each for each in _NOT_IN_IDS if each in entry.id), ""):
+        raise UnfitFolder(f"its name has {found!r}, which ids cannot have; rename it")
+    if not entry.id or not entry.id.isprintable() or len(entry.id.encode(errors="replace")) > NAME_LIMIT_BYTES:
+        raise UnfitFolder(f"its name is empty, longer than {NAME_LIMIT_BYTES} bytes or not printable; rename it")
+    if not isinstance(entry.license, str) or not entry.license.isprintable():
+        raise UnfitFolder("its MANIFEST.json names a license that is no text")
+    if isinstance(entry, CheckpointEntry | ControlNetEntry):
+        # Equal shapes tell families: what cannot be compared would fail at the first lookup.
+        hash(entry.shape)
+    return entry
+
+
+# What references and LoRA tags are told by.
+_NOT_IN_IDS = ":/<>"
 
 
 def _children(folder: Path) -> list[Path]:
@@ -152,6 +190,7 @@ def read_vae(folder: Path) -> VaeEntry:
     blocks = config.get("decoder_block_out_channels" if is_tiny else "block_out_channels")
     try:
         channels, factor = int(config.get("latent_channels", 4)), 2 ** (len(blocks) - 1) if blocks else 8
+        check_counts([channels, factor], LAYERS_LIMIT)
     except (TypeError, ValueError) as error:
         raise UnfitFolder("its config lacks what a VAE has") from error
     return VaeEntry(

@@ -15,12 +15,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from fanlight.errors import NodeFault
 from services.diffusion.models.entries import CheckpointEntry
-from services.diffusion.models.recipes import MERGES, Config, TextRecipe, UnfitFolder, read_json
-from services.kernel.logs import get_logger
-
-log = get_logger()
+from services.diffusion.models.faults import CONTENT_ERRORS, damaged
+from services.diffusion.models.recipes import MERGES, Config, TextRecipe, read_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
@@ -55,14 +52,14 @@ class ClipTokenizer:
 
 
 def load_tokenizer(entry: CheckpointEntry, recipe: TextRecipe) -> ClipTokenizer:
-    """NodeFault where a file is missing or damaged."""
+    """UnusableModel or NodeFault where a file is missing or damaged."""
     if entry.recipe.folder is None:
         return shipped(recipe.pad_token)
     try:
         return from_folder(entry.recipe.folder / recipe.tokenizer)
-    except (UnfitFolder, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("load_failed", model=entry.id, part=recipe.tokenizer, cause=repr(error))
-        raise NodeFault(f"{entry.id}/{recipe.tokenizer} cannot be loaded: a file is missing or damaged") from error
+    except CONTENT_ERRORS as error:
+        name = f"{entry.id}/{recipe.tokenizer}"
+        raise damaged(name, error, f"{name} cannot be loaded: a file is missing or damaged") from error
 
 
 def digest_of(entry: CheckpointEntry, recipe: TextRecipe) -> str:

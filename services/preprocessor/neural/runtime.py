@@ -139,7 +139,20 @@ def open_session(model: bytes | Path, device: AnnotatorDevice) -> Any:
     options.intra_op_num_threads = device.threads
     options.log_severity_level = ONNX_ERRORS_ONLY
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    with _onnx_errors():
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _onnx_errors() -> Iterator[None]:
+    """ONNX Runtime's errors, which have no base of their own, as ValueError."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile", "NotImplemented")
+    try:
+        yield
+    except tuple(getattr(state, name) for name in names if hasattr(state, name)) as error:
+        raise ValueError(f"ONNX Runtime cannot read the network: {error}") from error
 
 
 class OnnxGraph:

@@ -15,9 +15,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 from fanlight.errors import FanlightError, InvalidField
 from services.kernel.logs import get_logger
+from services.weights.errors import SourceFailed
 from services.weights.mirror.packing import pack_file
 from services.weights.planning.resolve import local_path
 from services.weights.planning.selection import PICKLES
@@ -246,6 +248,7 @@ async def _text(
         return kept.read_bytes()
     try:
         body, _ = await web.body(await address(f"{base}/{CATALOG_FILE}"), limit_bytes=MAX_CATALOG_BYTES)
+        _refuse_page(body, base)
     except FanlightError:
         if not kept.exists():
             raise
@@ -256,6 +259,19 @@ async def _text(
         fresh.write_bytes(body)
         fresh.rename(kept)
     return body
+
+
+def _refuse_page(body: bytes, base: str) -> None:
+    """A page to log in at, or an error, must not replace the catalog that was read last."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or not {"entries", "packed"} & set(document):
+        host = urlsplit(base).hostname or base
+        raise SourceFailed(
+            f"{host} answers with something that is no mirror's catalog: does one have to log in to this network first?"
+        ).of_part(f"source:{host}")
 
 
 def _local(document: dict[str, Any], base: str) -> dict[str, Any]:

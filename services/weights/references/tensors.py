@@ -18,6 +18,8 @@ from services.weights.references.manifest import TensorEntry, TensorTable
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 100_000
+# More overflow what libraries count with.
+MAX_ELEMENTS = 2**60
 MAX_DIMENSIONS = 16
 # The first tensor of a canonical file begins at a multiple of this.
 ALIGNMENT_BYTES = 64
@@ -105,11 +107,14 @@ def _entry(name: str, row: Any, start: int) -> TensorEntry:
     if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
         raise BadHeader(f"{name[:80]!r} must have dtype, shape and data_offsets")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise BadHeader(f"{name[:80]!r} has the unknown dtype {str(dtype)[:20]!r}")
     if not _is_naturals(shape) or len(shape) > MAX_DIMENSIONS or not _is_naturals(offsets) or len(offsets) != 2:
         raise BadHeader(f"{name[:80]!r} has a bad shape or bad offsets")
     begin, end = offsets
+    # Without its zeros, because libraries multiply from the left and overflow before they meet one.
+    if prod(side for side in shape if side) >= MAX_ELEMENTS:
+        raise BadHeader(f"{name[:80]!r} has more elements than any file")
     if prod(shape) * DTYPE_BITS[dtype] != (end - begin) * 8:
         raise BadHeader(f"{name[:80]!r}: {end - begin} bytes are not {dtype} of shape {shape}")
     return TensorEntry(name=name, dtype=dtype, shape=tuple(shape), begin=start + begin, end=start + end)

@@ -110,7 +110,8 @@ def check_piece(response: httpx.Response, span: ByteSpan, known: RemoteFile) -> 
         raise SourceChanged(f"{host} has a different file than before")
     found = _RANGE.fullmatch(response.headers.get("content-range", "").strip())
     if found is None or int(found[1]) != span.begin or not span.begin < int(found[2]) + 1 <= span.end:
-        raise SourceFailed(f"{host} sends other bytes than the requested range")
+        # Several parts in one answer, or all of the file under the status of a range.
+        raise NoRanges(f"{host} sends other bytes than the requested range")
     count = int(found[2]) + 1 - span.begin
     is_other_file = now.size_bytes is not None and now.size_bytes != known.size_bytes
     if response.headers.get("content-length", str(count)) != str(count) or is_other_file:

@@ -231,8 +231,6 @@ class Download:
             return replace(remote, size_bytes=target.size_bytes)
         if target.size_bytes is not None and remote.size_bytes != target.size_bytes:
             raise WrongBytes(f"{host} has {remote.size_bytes} bytes instead of {target.size_bytes}")
-        if target.sha256 and remote.sha256 and remote.sha256 != target.sha256:
-            raise WrongBytes(f"{host} has a different file: sha256 {remote.sha256}")
         if not target.is_pinned and not remote.size_bytes and target.size_bytes is None:
             refuse_foreign(b"", 0, name=target.path, url=self._url)
         # A digest that the source says pins the bytes as well as one of the target.

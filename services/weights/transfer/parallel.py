@@ -143,12 +143,14 @@ class ParallelDownload:
             return
         # Those that hit several connections at once count once.
         self._refusals += flight.round == self._round
-        if not self._pieces or self._refusals > MAX_REFUSALS:
+        is_alone = not self._pieces and not self._tasks
+        if is_alone or self._refusals > MAX_REFUSALS:
             raise error
         self.max_connections = max(1, len(self._tasks))
         try:
             await self._slow_down(ServerBusy(error.message).of_part(error.part), flight)
         except SourceFailed:
+            # It was asked often enough: what it says is meant.
             raise error from None
 
     async def _slow_down(self, error: Transient, flight: "_Flight") -> None:

@@ -109,6 +109,16 @@ async def test_a_mirror_whose_catalog_cannot_be_read_costs_nothing_but_its_forms
         assert (path / "unet/diffusion_pytorch_model.safetensors").read_bytes() == UNET
 
 
+@pytest.mark.parametrize("answer", [b"<html>please log in</html>", b'{"error": "down"}', b""])
+async def test_a_page_does_not_replace_the_catalog_that_was_read_last(server, settings, mirror, answer):
+    for body in (None, answer, answer):
+        if body is not None:
+            server.put("/mirror/catalog.json", body)
+        async with open_store(settings(mirrors=mirror)) as store:
+            await store.plan(["org-model"], store.selection())
+            assert "org-model" in store.catalog.entries
+
+
 async def test_a_mirror_allows_no_pickle(server, settings, mirror):
     entry = {"name": "evil", "view": "e/v", "kind": "", "is_chosen": True}
     entry["files"] = [{"path": "m.bin", "bytes": 3, "sha256": "0" * 64, "sources": ["./m"]}]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fanlight.errors import FailedPrecondition, NodeFault, NotFound
+from fanlight.errors import FailedPrecondition, NotFound
 from services.diffusion.engine.backend import assemble
+from services.diffusion.models.faults import UnusableModel
 from services.diffusion.models.scan import scan
 from tests.fakes.families import make_tiny_sdxl
 
@@ -122,6 +123,12 @@ def test_a_pickle_of_another_width_is_refused_when_it_is_used(folder, manager, a
         assemble(manager, asked(embeddings=(entry,)))
 
 
+def test_a_pickle_that_shows_no_width_is_reported_as_one_for_any_family(folder, catalog):
+    torch.save({"string_to_param": {"*": torch.randn(1, 16)}}, folder / "old.pt")
+    found = scan([folder.parent])
+    assert [found.family_of(entry) for entry in found.entries] == [""]
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("a pickle ran code",))
@@ -138,7 +145,7 @@ class Evil:
 def test_what_is_no_textual_inversion_is_a_typed_error_and_runs_no_code(save, folder, manager, asked, capsys):
     save(folder / "bad.pt")
     [entry] = scan([folder.parent]).entries
-    with pytest.raises(NodeFault, match="embedding bad"):
+    with pytest.raises(UnusableModel, match="embedding bad"):
         assemble(manager, asked(embeddings=(entry,)))
     assert "ran code" not in capsys.readouterr().out
 

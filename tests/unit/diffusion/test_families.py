@@ -14,10 +14,11 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fanlight.errors import FailedPrecondition, NodeFault
+from fanlight.errors import FailedPrecondition
 from services.diffusion.engine.backend import assemble
 from services.diffusion.engine.generation import Start
 from services.diffusion.models.entries import LoraUse
+from services.diffusion.models.faults import UnusableModel
 from services.diffusion.models.scan import read_path, scan
 from tests.fakes.families import make_tiny_refiner, make_tiny_sd2, make_tiny_sdxl
 from tests.fakes.ldm_files import write_ldm_file, write_parts
@@ -117,7 +118,7 @@ def test_a_single_file_that_lacks_a_tensor_is_a_typed_error(lacking, families, m
     del tensors[lacking]
     save_file(tensors, tmp_path / "second.safetensors")
     (tmp_path / "second.config").symlink_to(families / "files" / "second.config")
-    with pytest.raises(NodeFault, match="second/"):
+    with pytest.raises(UnusableModel, match="second/"):
         manager.checkpoint(scan([tmp_path]).checkpoint("second"))
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fanlight.errors import FailedPrecondition, NodeFault
+from services.diffusion.models.faults import UnusableModel
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.scan import scan
 
@@ -28,7 +29,7 @@ def load(copied):
 def test_damaged_weights_are_a_typed_error(part, damage, copied, load):
     [file] = (copied / "model" / part).glob("*.safetensors")
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(NodeFault, match=f"copied/{part} cannot be loaded"):
+    with pytest.raises(UnusableModel, match=f"copied/{part} cannot be loaded"):
         load()
 
 
@@ -37,7 +38,7 @@ def test_weights_that_lack_a_tensor_are_a_typed_error(copied, load):
     tensors = load_file(file)
     tensors.pop("conv_in.weight")
     save_file(tensors, file)
-    with pytest.raises(NodeFault, match="unet"):
+    with pytest.raises(UnusableModel, match="unet"):
         load()
 
 
@@ -46,13 +47,13 @@ def test_weights_of_another_shape_are_a_typed_error(copied, load):
     tensors = load_file(file)
     tensors["decoder.conv_in.weight"] = tensors["decoder.conv_in.weight"][:2].clone()
     save_file(tensors, file)
-    with pytest.raises(NodeFault, match="vae"):
+    with pytest.raises(UnusableModel, match="vae"):
         load()
 
 
 def test_a_damaged_tokenizer_is_a_typed_error(copied, load):
     (copied / "model" / "tokenizer" / "tokenizer.json").write_text("{")
-    with pytest.raises(NodeFault, match="cannot be loaded"):
+    with pytest.raises(UnusableModel, match="cannot be loaded"):
         load()
 
 
@@ -62,7 +63,7 @@ def test_a_tokenizer_with_a_merge_of_no_tokens_is_a_typed_error(merge, copied, l
     content = json.loads(file.read_text())
     content["model"]["merges"].append(merge)
     file.write_text(json.dumps(content))
-    with pytest.raises(NodeFault, match="tokenizer cannot be loaded"):
+    with pytest.raises(UnusableModel, match="tokenizer cannot be loaded"):
         load()
 
 
@@ -123,7 +124,7 @@ def test_after_a_failed_load_the_next_one_tries_again(copied):
     [weights] = (copied / "model" / "unet").glob("*.safetensors")
     saved = weights.read_bytes()
     weights.write_bytes(saved[:-1])
-    with pytest.raises(NodeFault):
+    with pytest.raises(UnusableModel):
         manager.checkpoint(entry)
     weights.write_bytes(saved)
     assert manager.checkpoint(entry).entry == entry
@@ -134,5 +135,6 @@ def test_after_a_failed_load_the_next_one_tries_again(copied):
 def test_a_device_that_is_not_there_is_a_typed_error(catalog):
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
-    with pytest.raises(NodeFault, match="cuda:3"):
+    with pytest.raises(NodeFault, match="cuda:3") as caught:
         ModelManager(device="cuda:3").checkpoint(catalog.default())
+    assert caught.value.part == "device:cuda:3"

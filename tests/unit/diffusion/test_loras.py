@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fanlight.errors import FailedPrecondition, NodeFault
+from fanlight.errors import FailedPrecondition
 from services.diffusion.engine.backend import assemble
 from services.diffusion.models import patching
 from services.diffusion.models.entries import LoraEntry, LoraUse
+from services.diffusion.models.faults import UnusableModel
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.patching import layer_names
 from services.diffusion.models.scan import scan
@@ -223,7 +224,7 @@ def test_a_device_that_fails_while_a_lora_is_applied_is_not_the_loras_fault(writ
 @pytest.mark.parametrize("config", ["[1]", '{"unet.lora_alpha": "six"}', '{"unet.alpha_pattern": [1]}', "{"])
 def test_metadata_that_is_damaged_is_a_typed_error(config, written, patched):
     tensors = {f"unet.{LINEAR}.lora_A.weight": numbers(RANK, 16), f"unet.{LINEAR}.lora_B.weight": numbers(16, RANK)}
-    with pytest.raises(NodeFault, match="LoRA style cannot be loaded"):
+    with pytest.raises(UnusableModel, match="LoRA style cannot be loaded"):
         patched(LoraUse(entry=written(tensors, metadata={"lora_adapter_metadata": config})))
 
 
@@ -231,7 +232,7 @@ def test_a_damaged_lora_is_a_typed_error_and_the_next_image_is_generated(catalog
     name = f"lora_unet_{LINEAR.replace('.', '_')}"
     entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.lora_up.weight": numbers(16, 1)})
     entry.path.write_bytes(entry.path.read_bytes()[:-3])
-    with pytest.raises(NodeFault, match="LoRA style"):
+    with pytest.raises(UnusableModel, match="LoRA style"):
         patched(LoraUse(entry=entry))
     assert assemble(manager, asked()).unet is manager.checkpoint(catalog.default()).unet
 

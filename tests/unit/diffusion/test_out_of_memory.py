@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fanlight.errors import ResourceExhausted
+from fanlight.errors import NodeFault, ResourceExhausted
 from services.diffusion.engine import backend as backend_module
 from services.diffusion.engine import previews as previews_module
 from services.diffusion.engine import unet_step
@@ -212,8 +212,10 @@ def test_other_faults_are_not_taken_for_shortages(asked, short, monkeypatch):
 
     row = short.begin(asked())
     monkeypatch.setattr(unet_step, "_evaluate", broken)
-    with pytest.raises(RuntimeError, match="Half"):
-        short.advance([row])
+    [step] = short.advance([row])
+    assert isinstance(step.error, NodeFault)
+    assert not isinstance(step.error, ResourceExhausted)
+    assert step.error.part == "checkpoint:tiny"
 
 
 def test_a_fault_of_the_device_is_told_apart_from_those_of_images(asked, short, monkeypatch):
@@ -222,8 +224,9 @@ def test_a_fault_of_the_device_is_told_apart_from_those_of_images(asked, short, 
 
     row = short.begin(asked())
     monkeypatch.setattr(unet_step, "_evaluate", dead)
-    with pytest.raises(DeviceLost):
+    with pytest.raises(DeviceLost) as caught:
         short.advance([row])
+    assert caught.value.part.startswith("device:")
 
 
 @pytest.mark.parametrize("error", ["DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED when"])

@@ -1,5 +1,6 @@
 """What a request names is fetched before it is parsed, where that is allowed, and kept while it is generated."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,11 +9,12 @@ from safetensors.torch import save_file
 
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import FailedPrecondition, NodeFault, NotFound
+from fanlight.errors import FailedPrecondition, FanlightError, NodeFault, NotFound
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.entries import controlnet_id
 from services.diffusion.supply import FetchMode, RemoteModels, Supply
 from services.diffusion.wire import capable_models, models_to_proto
+from services.weights.errors import DiskFull, SourceFailed
 from services.weights.references.catalog import shipped
 from services.weights.store.index import HeldModel
 from tests.fakes.references import FakeStore
@@ -93,6 +95,32 @@ async def test_what_cannot_be_fetched_is_an_error_that_names_field_and_reference
         async with supply.provided(Request(model="sdxl"), lambda progress: None):
             pass
     assert caught.value.field == "model"
+
+
+async def test_what_cannot_be_fetched_names_the_source_or_else_the_model(supplied):
+    _, store, supply = supplied(FetchMode.ANY)
+    failures = {"hf:a/away": SourceFailed("hub.test cannot be reached").of_part("source:hub.test"), "hf:a/b": None}
+
+    @contextlib.asynccontextmanager
+    async def obtain(reference, pipeline="", *, report):
+        raise failures[reference] or DiskFull("the disk is full")
+        yield
+
+    store.obtain = obtain
+    for name, part in {"hf:a/away": "source:hub.test", "hf:a/b": "checkpoint:hf:a/b"}.items():
+        with pytest.raises(FanlightError) as caught:
+            async with supply.provided(Request(model=name), lambda progress: None):
+                pass
+        assert caught.value.part == part
+
+
+async def test_a_part_is_named_as_the_request_names_its_model(supplied, models):
+    _, _, supply = supplied(FetchMode.ANY, **{"hf:net/canny": models / "controlnet-canny"})
+    request = Request(model="hf:some/one", controls=[diffusion_pb2.Control(controlnet="hf:net/canny")])
+    async with supply.provided(request, lambda progress: None):
+        assert supply.part_as_named(request, "controlnet:canny") == "controlnet:hf:net/canny"
+        assert supply.part_as_named(request, "checkpoint:hf:some/one") == "checkpoint:hf:some/one"
+        assert supply.part_as_named(request, "device:cpu") == "device:cpu"
 
 
 async def test_a_reference_to_another_kind_of_model_is_refused(supplied, models):
