@@ -80,6 +80,15 @@ class SelfChecking(Protocol):
         ...
 
 
+@runtime_checkable
+class WriteProbe(Protocol):
+    """A BlobStore that can try whether it takes bytes."""
+
+    async def probe(self) -> None:
+        """Unavailable where it does not."""
+        ...
+
+
 def store_fault(store: object) -> str:
     """Empty also for a store that does not check itself."""
     return store.fault if isinstance(store, SelfChecking) else ""

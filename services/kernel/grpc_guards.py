@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from fanlight.contract.finite import refuse_at_edge
 from fanlight.errors import FanlightError, InvalidField
+from services.kernel.disks import is_of_disk, unavailable
 from services.kernel.errors_wire import find_broken_string, to_status
 from services.kernel.grpc_admission import CallAdmission, Context, Continuation, Handler, OpenCall, is_open
 from services.kernel.logs import get_logger
@@ -62,6 +63,8 @@ async def hide_unexpected_errors(call: Callable[[], Awaitable[T]]) -> T:
     except (FanlightError, grpc.aio.AbortError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and is_of_disk(error):
+            raise unavailable(error) from error
         reference = uuid.uuid4().hex[:12]
         log.exception("handler_failed", reference=reference)
         raise FanlightError(f"internal error, reference {reference}") from error

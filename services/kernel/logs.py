@@ -41,8 +41,29 @@ def configure(*, level: str, style: str, service: str) -> None:
     )
     structlog.contextvars.bind_contextvars(service=service)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_PrintableFormatter("%(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(
+        _json_formatter(service, shared, last)
+        if style == "json"
+        else _PrintableFormatter("%(levelname)s %(name)s %(message)s")
+    )
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # Warnings of libraries are lines like theirs.
+    logging.captureWarnings(True)
+
+
+def _json_formatter(
+    service: str, shared: list[structlog.typing.Processor], last: list[structlog.typing.Processor]
+) -> logging.Formatter:
+    """Libraries' lines, uvicorn's too, as events like ours: their text is the event, and `logger` who wrote it."""
+
+    def of_service(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        # Threads of libraries do not know our context.
+        return {"service": service, **event}
+
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name, of_service],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )
 
 
 class _PrintableFormatter(logging.Formatter):

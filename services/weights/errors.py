@@ -4,6 +4,7 @@ import contextlib
 import errno
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 from fanlight.errors import (
     FailedPrecondition,
@@ -13,6 +14,7 @@ from fanlight.errors import (
     Unauthenticated,
     Unavailable,
 )
+from services.kernel.disks import RETRY_AFTER_S, folder_of, is_no_room, is_of_disk, sqlite_code, why
 
 
 class WrongBytes(NodeFault):
@@ -105,17 +107,26 @@ def combine_failures(reference: str, failures: list[FanlightError]) -> FanlightE
 
 
 @contextlib.contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Translate errors of the disk and of SQLite: a full disk becomes DiskFull that names `what` was fetched."""
+def disk_errors(what: str, folder: Path | str = "") -> Iterator[None]:
+    """Translate errors of the disk and of SQLite: a full disk becomes DiskFull, another fault of the disk NodeFault.
+
+    They name `what` was fetched, the folder (`folder` where the error names no file), and when to try again.
+    """
     try:
         yield
     except DiskFull as error:
         raise DiskFull(f"{what}: {error.message}", retry_after_s=error.retry_after_s) from error
     except sqlite3.OperationalError as error:
-        if "full" in str(error):
-            raise DiskFull(f"the disk is full while fetching {what}") from error
-        raise NodeFault(f"{what}: the store's index cannot be written ({error}); is the disk full?") from error
+        if sqlite_code(error) == sqlite3.SQLITE_FULL or "full" in str(error):
+            raise DiskFull(f"the disk is full while fetching {what}", retry_after_s=RETRY_AFTER_S) from error
+        message = f"{what}: the store's index cannot be written ({error}); is the disk full?"
+        raise NodeFault(message, retry_after_s=RETRY_AFTER_S) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"the disk is full while fetching {what}") from error
+        place = folder_of(error, folder)
+        where = f" in {place}" if place else ""
+        if is_no_room(error):
+            raise DiskFull(f"{why(error)}{where}, while fetching {what}", retry_after_s=RETRY_AFTER_S) from error
+        # Errors of the network are of the same class.
+        if is_of_disk(error) or (error.errno in (errno.EACCES, errno.EPERM) and error.filename):
+            raise NodeFault(f"{what}: {why(error)}{where}", retry_after_s=RETRY_AFTER_S) from error
         raise

@@ -5,13 +5,14 @@ One per process. The store is opened on first use. Knows no stage and no wire fo
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from fanlight.errors import NodeFault
+from fanlight.errors import FanlightError, NodeFault
 from services.kernel.logs import get_logger
 from services.weights.references.references import parse
 from services.weights.settings import WeightsSettings
@@ -36,7 +37,7 @@ class Inventory:
         if seen != self._seen:
             try:
                 self._held = held_models(Index(self._path)) if self._path.exists() else ()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError, FanlightError) as error:
                 # A stale inventory is better than no poll.
                 log.warning("weights_index_unreadable", why=str(error))
             self._seen = seen
@@ -109,12 +110,12 @@ class Provision:
 
     @property
     def room_bytes(self) -> int:
-        """Disk space that prefetched weights may fill; 0 if offline or if the operator capped the link.
+        """Disk space that prefetched weights may fill; 0 if offline, read-only, or if the operator capped the link.
 
         The budget; without one, held bytes plus free disk space.
         """
         settings = self._settings
-        if settings.offline or settings.bandwidth_bps or settings.daily_bytes:
+        if settings.offline or settings.bandwidth_bps or settings.daily_bytes or not _is_writable(settings.dir):
             return 0
         return settings.budget_bytes or _held_bytes(self.inventory()) + _free_bytes(settings.dir)
 
@@ -131,5 +132,12 @@ def _held_bytes(models: Sequence[HeldModel]) -> int:
 
 def _free_bytes(folder: Path) -> int:
     """Free space of the disk that the folder is on, or will be on."""
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(_existing(folder), os.W_OK)
+
+
+def _existing(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.parents) if each.exists())

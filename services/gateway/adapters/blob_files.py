@@ -18,6 +18,7 @@ from pathlib import Path
 from fanlight.contract.names import named, parse_digest, parse_scope
 from fanlight.errors import Cancelled, FanlightError, InvalidField, NodeFault, ResourceExhausted, TooLarge, Unavailable
 from services.kernel.blobs import BlobInfo, Keep, media_type_of
+from services.kernel.disks import RETRY_AFTER_S, is_no_room, is_of_disk, why
 from services.kernel.logs import get_logger
 from services.kernel.private_files import FOLDER_MODE, close_tree, private
 
@@ -27,6 +28,7 @@ log = get_logger()
 INCOMING = ".incoming"
 FULL_RETRY_AFTER_S = 60.0
 HEAD_BYTES = 16
+PROBE_BYTES = 64 * 1024
 LOST_RETRY_AFTER_S = 30.0
 # The disk takes no bytes: why.
 _FULL = {
@@ -65,26 +67,38 @@ class BlobFiles:
 
     def _try_writing(self) -> None:
         """A full disk is a fault that may pass; any other error is raised."""
+        try:
+            self._write_some()
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            self._note_full(self._words(error))
+
+    def _write_some(self) -> None:
+        """As many bytes as a small image has, and away with them."""
         path = self.incoming(uuid.uuid4().hex)
         try:
-            with open(path, "xb", buffering=0, opener=private) as file:
-                file.write(b"\0")
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._note_full(_FULL[error.errno])
+            with open(path, "xb", opener=private) as file:
+                file.write(bytes(PROBE_BYTES))
         finally:
             path.unlink(missing_ok=True)
+
+    def probe(self) -> None:
+        """Unavailable where no bytes can be written."""
+        with self.translated():
+            self.check()
+            self._write_some()
+        self._full = ""
 
     @property
     def fault(self) -> str:
         """As last seen: why it takes no blobs; empty while it does."""
         return self._lost or (self._full if time.monotonic() - self._full_s < FULL_RETRY_AFTER_S else "")
 
-    def _note_full(self, why: str) -> None:
+    def _note_full(self, words: str) -> None:
         if not self.fault:
-            log.error("blobs_not_written", why=why)
-        self._full, self._full_s = why, time.monotonic()
+            log.error("blobs_not_written", why=words)
+        self._full, self._full_s = words, time.monotonic()
 
     def check(self) -> None:
         """Unavailable where the folder is no longer the one of the start: deleted, replaced, or not mounted."""
@@ -93,11 +107,11 @@ class BlobFiles:
         except OSError:
             is_there = False
         if not is_there:
-            why = f"the folder of blobs, {self._root}, was removed or replaced; put it back, or restart the gateway"
+            words = f"the folder of blobs, {self._root}, was removed or replaced; put it back, or restart the gateway"
             if not self._lost:
-                log.error("blobs_lost", why=why)
-            self._lost = why
-            raise Unavailable(why, retry_after_s=LOST_RETRY_AFTER_S)
+                log.error("blobs_lost", why=words)
+            self._lost = words
+            raise Unavailable(words, retry_after_s=LOST_RETRY_AFTER_S)
         self._lost = ""
 
     @contextlib.contextmanager
@@ -109,14 +123,19 @@ class BlobFiles:
             raise self._of_os(error) from error
 
     def _of_os(self, error: OSError) -> FanlightError:
-        if why := _FULL.get(error.errno or 0):
-            self._note_full(why)
-            return Unavailable(why, retry_after_s=FULL_RETRY_AFTER_S)
+        if error.errno in _FULL:
+            self._note_full(self._words(error))
+            return Unavailable(self._words(error), retry_after_s=FULL_RETRY_AFTER_S)
         try:
             self.check()
         except Unavailable as lost:
             return lost
-        return NodeFault(f"the disk for blobs fails: {os.strerror(error.errno or errno.EIO)}")
+        if is_of_disk(error):
+            return Unavailable(f"the disk for blobs, {self._root}, fails: {why(error)}", retry_after_s=RETRY_AFTER_S)
+        return NodeFault(f"the disk for blobs, {self._root}, fails: {os.strerror(error.errno or errno.EIO)}")
+
+    def _words(self, error: OSError) -> str:
+        return f"{_FULL[error.errno or 0]} ({self._root})"
 
     @property
     def used_bytes(self) -> int:
@@ -144,7 +163,7 @@ class BlobFiles:
                 if file is None:
                     return None
                 until_return.enter_context(file)
-                os.utime(file.fileno())
+                _mark_used(file.fileno())
             found = os.fstat(file.fileno())
             if settled and found.st_nlink > 1:
                 os.fsync(file.fileno())
@@ -215,7 +234,7 @@ class BlobFiles:
             try:
                 self._link(incoming, path)
             except FileExistsError:
-                os.utime(path)
+                _mark_used(path)
                 return False
             except OSError as error:
                 if error.errno not in _NO_LINKS:
@@ -287,6 +306,15 @@ def _moved(incoming: Path, file: FileIO, path: Path) -> bool:
     incoming.rename(path)
     _sync_folder(path.parent)
     return True
+
+
+def _mark_used(file: Path | int) -> None:
+    """A disk that takes no bytes is read all the same."""
+    try:
+        os.utime(file)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
 
 
 def _identity_of(folder: Path) -> tuple[int, int]:
@@ -388,7 +416,8 @@ class IncomingBlob:
                 if self._is_new:
                     os.fsync(self._file.fileno())
                 elif self._files.stat(scope, digest, settled=True) is None:
-                    raise NodeFault("another write of this blob failed on the disk; write it again")
+                    message = "another write of this blob failed on the disk; write it again"
+                    raise Unavailable(message, retry_after_s=RETRY_AFTER_S)
             except OSError:
                 self._files.delete(scope, digest)
                 raise

@@ -107,6 +107,10 @@ class DiskBlobs:
     def fault(self) -> str:
         return self._files.fault
 
+    async def probe(self) -> None:
+        """Unavailable where no bytes can be written."""
+        await self._run(self._files.probe)
+
     async def write(
         self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0, settled: bool = False
     ) -> BlobInfo:

@@ -26,9 +26,12 @@ from services.gateway.adapters.blob_files import check_announced
 from services.gateway.ports import Upload
 from services.kernel.blobs import BlobInfo, Keep, media_type_of
 from services.kernel.config import SettingsError
+from services.kernel.disks import is_of_disk, no_temporary_file, unavailable
 from services.kernel.network import s3_connection
 
 RETRY_AFTER_S = 2.0
+# Characters of the server's words.
+WORDS_QUOTED = 200
 
 ABSENT = ("404", "NoSuchKey", "NotFound")
 PRESENT = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
@@ -39,6 +42,15 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def described(error: ClientError | BotoCoreError) -> str:
+    """The server's code, its status where they differ, and its words; never an address or a key of the request."""
+    if isinstance(error, BotoCoreError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:WORDS_QUOTED]}"
+    status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    words = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:WORDS_QUOTED]
+    return ", ".join(dict.fromkeys(each for each in (code_of(error), status, words) if each))
+
+
 @contextmanager
 def our_errors() -> Iterator[None]:
     """ABSENT, PRESENT and BEYOND pass to the caller; every other error becomes Unavailable."""
@@ -47,8 +59,12 @@ def our_errors() -> Iterator[None]:
     except ClientError as error:
         if code_of(error) in (*ABSENT, *PRESENT, *BEYOND):
             raise
-        raise Unavailable(f"the blob store refuses: {code_of(error)}", retry_after_s=RETRY_AFTER_S) from error
-    except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise Unavailable(f"the blob store refuses: {described(error)}", retry_after_s=RETRY_AFTER_S) from error
+    except OSError as error:
+        if is_of_disk(error):
+            raise unavailable(error) from error
+        raise Unavailable("the blob store does not answer", retry_after_s=RETRY_AFTER_S) from error
+    except (BotoCoreError, aiohttp.ClientError, TimeoutError) as error:
         raise Unavailable("the blob store does not answer", retry_after_s=RETRY_AFTER_S) from error
 
 
@@ -100,7 +116,10 @@ class S3Blobs:
                 raise TooLarge(f"a blob has at most {self._blob_limit_bytes} bytes")
             sha256.update(chunk)
             head = (head + chunk[:HEAD_BYTES])[:HEAD_BYTES]
-            spool.write(chunk)
+            try:
+                spool.write(chunk)
+            except OSError as error:
+                raise no_temporary_file(error) from error
         spool.seek(0)
         return BlobInfo(
             scope=scope, digest=named(sha256.hexdigest()), size_bytes=size_bytes, media_type=media_type_of(head)
@@ -311,6 +330,6 @@ async def open_s3_blobs(url: str, *, endpoint: str, region: str, blob_limit_byte
         try:
             await opened.head_bucket(Bucket=bucket)
         except (ClientError, BotoCoreError) as error:
-            raise SettingsError(f"{url}: cannot be used: {type(error).__name__}") from error
+            raise SettingsError(f"{url}: cannot be used: {described(error)}") from error
         folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         yield S3Blobs(opened, bucket=bucket, prefix=folder, blob_limit_bytes=blob_limit_bytes)

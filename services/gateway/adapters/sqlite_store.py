@@ -121,7 +121,8 @@ class SqliteFile:
             self._note_fault(f"{self._path} is damaged: {error}; {ADVICE}")
             return Unavailable(self.fault, retry_after_s=RETRY_AFTER_S)
         retry_after_s = RETRY_AFTER_S if code_of(error) == sqlite3.SQLITE_FULL else 1.0
-        return Unavailable(f"the store cannot {doing}: {error}", retry_after_s=retry_after_s)
+        # SQLite's own words do not name the file, nor what its system said.
+        return Unavailable(f"the store cannot {doing}: {error} ({self._path})", retry_after_s=retry_after_s)
 
     def write_all(self, writes: Sequence[Write]) -> list[Result]:
         """All in one transaction, durable on return; a refused write does not affect the others."""

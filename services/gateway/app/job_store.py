@@ -15,7 +15,7 @@ from services.gateway.domain import machine
 from services.gateway.domain.integrity import fault_of
 from services.gateway.domain.job import DEFAULT_TENANT, Job
 from services.gateway.domain.workers import WorkerRecord
-from services.gateway.ports import CaughtUp, Clock, Deleted, NewRecord, Record, store_fault
+from services.gateway.ports import CaughtUp, Clock, Deleted, NewRecord, Record, WriteProbe, store_fault
 from services.kernel.blobs import BlobStore
 from services.kernel.logs import get_logger
 
@@ -253,10 +253,12 @@ class StoreProbe:
         self._good_until_s = 0.0
 
     async def write(self) -> None:
-        """Unavailable where the store accepts no writes, or what is stored is gone."""
-        self._refuse_fault()
+        """Unavailable where a store accepts no writes, or what is stored is gone."""
+        if fault := self._store.fault:
+            raise Unavailable(fault, retry_after_s=PROBE_INTERVAL_S)
         now_s = self._clock.monotonic_s()
-        if now_s < self._good_until_s:
+        # A fault of the blobs is looked at again: it may have gone.
+        if now_s < self._good_until_s and not store_fault(self._blobs):
             return
         value = str(self._clock.now_s()).encode()
         record = await self._store.get(PROBE_BUCKET, PROBE_KEY)
@@ -268,6 +270,8 @@ class StoreProbe:
         except (AlreadyExists, Conflict):
             # Another gateway's write has just succeeded, so the store accepts writes.
             pass
+        if isinstance(self._blobs, WriteProbe):
+            await self._blobs.probe()
         await self._look_at_blobs()
         self._good_until_s = now_s + PROBE_INTERVAL_S
 

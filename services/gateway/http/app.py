@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -166,7 +168,24 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         MetricRoutes(gateway),
         HealthRoutes(gateway),
     ):
-        app.include_router(routes.router())
+        app.include_router(_with_heads(routes.router()))
     describe(app)
     docs.install(app)
     return app
+
+
+def _with_heads(router: APIRouter) -> APIRouter:
+    """HEAD wherever GET is; the server leaves out the body."""
+    routes = [(route, route.methods or ()) for route in router.routes if isinstance(route, APIRoute)]
+    answered = {route.path for route, methods in routes if "HEAD" in methods}
+    for route, methods in routes:
+        if "GET" in methods and route.path not in answered:
+            router.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                response_class=Response,
+                response_model=None,
+                include_in_schema=False,
+            )
+    return router

@@ -1,6 +1,8 @@
 """What HTTP requests carry, read within limits: query parameters, raw streams, JSON and forms. Knows no message."""
 
 import asyncio
+import codecs
+import contextlib
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -8,18 +10,23 @@ from dataclasses import dataclass, field
 from typing import Annotated, NoReturn
 
 from fastapi import Depends, Query, Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fanlight.contract.names import parse_scope
 from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
 from services.gateway.app.tenants import Caller, Callers
+from services.gateway.http.encodings import inflated, is_compressed
 from services.gateway.http.hosts import HostNames
 from services.kernel.blobs import BlobInfo, BlobStore
+from services.kernel.disks import no_temporary_file
 
 # How long a client may let an answer wait.
 WAIT_LIMIT_S = 60.0
 FORM = "multipart/form-data"
+# The part of a form that has the job's JSON.
+JOB_PART = "job"
 # As many images as a job can have, and some more.
 FORM_FILES_LIMIT = 64
 FORM_FIELDS_LIMIT = 16
@@ -91,9 +98,9 @@ def content_type(request: Request) -> str:
 
 
 def announced_bytes(request: Request) -> int:
-    """The body's size by Content-Length; 0 for unknown."""
+    """The body's size by Content-Length; 0 for unknown, as before it is inflated."""
     text = request.headers.get("content-length", "")
-    return int(text) if text.isdecimal() else 0
+    return int(text) if text.isdecimal() and not is_compressed(request) else 0
 
 
 def refuse_announced(request: Request, *, limit_bytes: int) -> None:
@@ -103,11 +110,26 @@ def refuse_announced(request: Request, *, limit_bytes: int) -> None:
 
 
 async def raw(request: Request, options: HttpOptions, *, limit_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body's chunks. TooLarge as soon as that is known, DeadlineExceeded when the body stops coming.
+    """The body's chunks, inflated where they are gzip. TooLarge as soon as that is known.
 
-    Raises Starlette's ClientDisconnect if the client disconnects in the middle.
+    DeadlineExceeded when the body stops coming. Raises Starlette's ClientDisconnect if the client disconnects in the
+    middle.
     """
     refuse_announced(request, limit_bytes=limit_bytes)
+    sent = _sent(request, options, limit_bytes=limit_bytes)
+    if not is_compressed(request):
+        async for chunk in sent:
+            yield chunk
+        return
+    seen_bytes = 0
+    async for piece in inflated(sent):
+        seen_bytes += len(piece)
+        if seen_bytes > limit_bytes:
+            _too_large(limit_bytes)
+        yield piece
+
+
+async def _sent(request: Request, options: HttpOptions, *, limit_bytes: int) -> AsyncGenerator[bytes, None]:
     seen_bytes = 0
     chunks = request.stream()
     loop = asyncio.get_running_loop()
@@ -147,8 +169,10 @@ async def read_json(request: Request, options: HttpOptions) -> object:
 
 def parse_json(data: bytes, *, field: str) -> object:
     try:
+        # With a byte order mark or without.
+        text = data.removeprefix(codecs.BOM_UTF8).decode()
         value: object = json.loads(
-            data.decode(), parse_constant=_not_a_number, parse_float=_finite, object_pairs_hook=_no_repeats
+            text, parse_constant=_not_a_number, parse_float=_finite, object_pairs_hook=_no_repeats
         )
     except UnicodeDecodeError as error:
         raise InvalidField(f"is not UTF-8 at byte {error.start}", field=field) from error
@@ -184,16 +208,45 @@ class Form:
     """A form's parts by name. Its files are open until `close`."""
 
     data: FormData
+    # The JSON of JOB_PART, where it is no file.
     fields: dict[str, str]
     files: dict[str, UploadFile]
+    # Parts without a file name: files where one is expected, and of no concern elsewhere.
+    unnamed: dict[str, UploadFile]
 
     async def close(self) -> None:
-        await self.data.close()
+        # What could not be written before cannot be written now.
+        with contextlib.suppress(OSError):
+            await self.data.close()
+
+    def file(self, name: str) -> UploadFile | None:
+        return self.files.get(name) or self.unnamed.get(name)
+
+    def only_file(self) -> tuple[str, UploadFile]:
+        """InvalidField for none or several."""
+        files = self.files or self.unnamed
+        if len(files) != 1:
+            raise InvalidField(f"must have one file; this form has {len(files)}", field="body")
+        return next(iter(files.items()))
+
+
+class _FormParser(MultiPartParser):
+    """Every part is a file, except the job's: whoever makes a form by hand forgets the file names."""
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        _, options = parse_options_header(part.content_disposition)
+        is_unnamed = b"filename" not in options and options.get(b"name") not in (None, JOB_PART.encode())
+        if is_unnamed and part.content_disposition is not None:
+            part.content_disposition = part.content_disposition.rstrip(b"; ") + b"; filename=unnamed"
+        super().on_headers_finished()
+        if is_unnamed and part.file is not None:
+            part.file.filename = None
 
 
 async def read_form(request: Request, options: HttpOptions) -> Form:
-    """A whole multipart body; its files are in unnamed temporary files."""
-    parser = MultiPartParser(
+    """A whole multipart body; its files are in unnamed temporary files. Unavailable where there is no room for them."""
+    parser = _FormParser(
         request.headers,
         raw(request, options, limit_bytes=options.form_limit_bytes),
         max_files=FORM_FILES_LIMIT,
@@ -206,6 +259,8 @@ async def read_form(request: Request, options: HttpOptions) -> Form:
         raise InvalidField(f"is not {FORM} that we accept: {error.message}", field="body") from error
     except UnicodeDecodeError as error:
         raise InvalidField("has a part that is not UTF-8", field="body") from error
+    except OSError as error:
+        raise no_temporary_file(error) from error
     try:
         return _by_name(data)
     except InvalidField:
@@ -214,25 +269,33 @@ async def read_form(request: Request, options: HttpOptions) -> Form:
 
 
 def _by_name(data: FormData) -> Form:
-    fields: dict[str, str] = {}
-    files: dict[str, UploadFile] = {}
+    form = Form(data=data, fields={}, files={}, unnamed={})
     for name, part in data.multi_items():
-        if name in fields or name in files:
+        if name in form.fields or form.file(name):
             raise InvalidField("is given twice", field=name)
         if isinstance(part, str):
-            fields[name] = part
+            form.fields[name] = part
+        elif part.filename is None:
+            form.unnamed[name] = part
         else:
-            files[name] = part
-    return Form(data=data, fields=fields, files=files)
+            form.files[name] = part
+    return form
 
 
 async def chunks_of(file: UploadFile) -> AsyncIterator[bytes]:
-    while chunk := await file.read(READ_BYTES):
+    while chunk := await _read(file, READ_BYTES):
         yield chunk
 
 
+async def _read(file: UploadFile, limit_bytes: int) -> bytes:
+    try:
+        return await file.read(limit_bytes)
+    except OSError as error:
+        raise no_temporary_file(error) from error
+
+
 async def read_file(file: UploadFile, *, limit_bytes: int, field: str) -> bytes:
-    data = await file.read(limit_bytes + 1)
+    data = await _read(file, limit_bytes + 1)
     if len(data) > limit_bytes:
         raise TooLarge(f"has more than {limit_bytes} bytes", field=field)
     return data
@@ -245,9 +308,7 @@ async def store_body(
     if content_type(request) == FORM:
         form = await read_form(request, options)
         try:
-            if len(form.files) != 1:
-                raise InvalidField(f"must have one file; this form has {len(form.files)}", field="body")
-            ((name, file),) = form.files.items()
+            name, file = form.only_file()
             return await store_file(blobs, name, file, scope=scope, digest=digest)
         finally:
             await form.close()

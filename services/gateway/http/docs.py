@@ -52,8 +52,9 @@ _ERRORS = {
     404: _json("Error", "Something that the request names does not exist."),
     409: _json("Error", "`request_id` was used with other content."),
     413: _json("Error", "More bytes than a limit allows."),
+    415: _json("Error", "`Content-Encoding` is neither `gzip` nor `identity`."),
     429: _json("Error", "A limit is reached; `Retry-After` says when to try again."),
-    503: _json("Error", "Starting, draining, or no worker yet."),
+    503: _json("Error", "Starting, draining, no worker yet, or a disk of the gateway is full or fails."),
     504: _json("Error", "Not done in the time that was given."),
 }
 
@@ -78,10 +79,11 @@ def _document(
 CREATE_JOB = _document(
     "Create a job",
     {201: _json("Job", "The job. It is durable and will end.")},
-    errors=(404, 409, 413, 429, 503),
+    errors=(404, 409, 413, 415, 429, 503),
     description="Images are blobs written before, as `data:` URLs, or as files of a form: then the form has a"
-    " part `job` with the JSON, and an image's `url` is `part:NAME` for the file part of that name. No other URL is"
-    " fetched. Repeating a request with the same `request_id` or `Idempotency-Key` and the same content returns the"
+    " part `job` with the JSON, and an image's `url` is `part:NAME` for the part of that name. No other URL is"
+    " fetched. The body may be gzip, named by `Content-Encoding`; limits are those of the inflated body. Repeating a"
+    " request with the same `request_id` or `Idempotency-Key` and the same content returns the"
     " original job.",
     body={
         "application/json": {"schema": reference("CreateJobRequest"), "examples": _CREATE_EXAMPLES},
@@ -124,8 +126,9 @@ WATCH_JOB = _document(
 WRITE_BLOB = _document(
     "Store bytes",
     {201: _json("Blob", "The blob. Storing the same bytes again returns the same blob.")},
-    errors=(413, 429),
-    description="The body is the bytes themselves, or a form with one file.",
+    errors=(413, 415, 429, 503),
+    description="The body is the bytes themselves, or a form with one file; gzip is inflated if `Content-Encoding`"
+    " names it.",
     body=_ANY_BYTES | {"multipart/form-data": {"schema": {"type": "object", "properties": {"file": _BYTES["schema"]}}}},
 )
 READ_BLOB = _document(
@@ -148,7 +151,7 @@ ANNOTATE = _document(
             "content": {"image/png": _BYTES},
         }
     },
-    errors=(404, 413, 429, 503, 504),
+    errors=(404, 413, 415, 429, 503, 504),
     description="The body is the image. Query parameters that are not listed here are the annotator's own; see"
     " `/v1/annotators`.",
     body={"image/*": _BYTES},
@@ -258,7 +261,7 @@ def install(app: FastAPI) -> None:
         return HTMLResponse(made[0], headers=HEADERS)
 
     router = APIRouter()
-    router.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
+    router.add_api_route("/docs", docs, methods=["GET", "HEAD"], include_in_schema=False)
     app.include_router(router)
 
 

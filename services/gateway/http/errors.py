@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fanlight.errors import FanlightError, InvalidField, Unauthenticated
 from services.kernel.config import describe_problem
+from services.kernel.disks import is_of_disk, unavailable
 from services.kernel.errors_wire import http_status, to_body
 from services.kernel.logs import get_logger
 
@@ -22,13 +23,20 @@ log = get_logger()
 PATH_QUOTED = 100
 
 
+class UnsupportedEncoding(InvalidField):
+    """A Content-Encoding that is not read here: 415."""
+
+
 def answer(error: FanlightError) -> JSONResponse:
     headers = {"Cache-Control": "no-store"}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(to_body(error), status_code=http_status(error), headers=headers)
+    status = http_status(error)
+    if isinstance(error, UnsupportedEncoding):
+        status, headers["Accept-Encoding"] = 415, "gzip, identity"
+    return JSONResponse(to_body(error), status_code=status, headers=headers)
 
 
 class ErrorGuard:
@@ -49,7 +57,10 @@ class ErrorGuard:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
             log.debug("client_gone", path=scope["path"])
-        except Exception:
+        except Exception as error:
+            if not started and isinstance(error, OSError) and is_of_disk(error):
+                await answer(unavailable(error))(scope, receive, send)
+                return
             reference = uuid.uuid4().hex[:12]
             log.exception("request_failed", reference=reference, path=scope["path"])
             if started:

@@ -22,7 +22,7 @@ from services.gateway.app.tenants import Caller
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain.job import Job
 from services.gateway.http import bodies, docs
-from services.gateway.http.bodies import CurrentCaller, HttpOptions, Wait, refuse_unknown, store_file
+from services.gateway.http.bodies import JOB_PART, CurrentCaller, HttpOptions, Wait, refuse_unknown, store_file
 from services.gateway.http.json_messages import answer, fill, text, to_json
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobStore
@@ -35,7 +35,6 @@ REVISION_LIMIT = 1 << 64
 _EVENTS_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 PART = "part:"
-JOB_PART = "job"
 
 
 class JobRoutes:
@@ -125,7 +124,7 @@ class JobRoutes:
         form = await bodies.read_form(request, self._options)
         try:
             message = _parsed(bodies.parse_json(await self._job_part(form), field=JOB_PART))
-            await self._store_parts(message, form.files, caller)
+            await self._store_parts(message, form, caller)
             return message
         finally:
             await form.close()
@@ -140,15 +139,16 @@ class JobRoutes:
             )
         return await bodies.read_file(file, limit_bytes=self._options.json_limit_bytes, field=JOB_PART)
 
-    async def _store_parts(
-        self, message: gateway_pb2.CreateJobRequest, files: dict[str, UploadFile], caller: Caller
-    ) -> None:
+    async def _store_parts(self, message: gateway_pb2.CreateJobRequest, form: bodies.Form, caller: Caller) -> None:
         images = {field: image for field, image in images_of(message) if image.url.startswith(PART)}
         names = {field: image.url.removeprefix(PART) for field, image in images.items()}
+        files: dict[str, UploadFile] = {}
         for field, name in names.items():
-            if name not in files:
+            file = form.file(name)
+            if file is None:
                 raise InvalidField(f"the form has no file named {name!r}", field=f"{field}.url")
-        for name in files.keys() - names.values():
+            files[name] = file
+        for name in form.files.keys() - files.keys():
             raise InvalidField(f"no image's url is {PART}{name}", field=name)
         stored = {name: await store_file(self._blobs, name, file, scope=caller.tenant) for name, file in files.items()}
         for field, image in images.items():
@@ -223,6 +223,7 @@ class EventRoutes:
         self,
         job_id: str,
         caller: CurrentCaller,
+        request: Request,
         last_event_id: Annotated[str, Header(description="The last state event that was received.")] = "",
     ) -> Response:
         after_revision = _revision(last_event_id)
@@ -230,6 +231,8 @@ class EventRoutes:
         if job.state.ended and job.revision <= after_revision:
             # The only answer after which an EventSource does not reconnect.
             return Response(status_code=204)
+        if request.method == "HEAD":
+            return Response(media_type=EVENTS_MEDIA_TYPE, headers=_EVENTS_HEADERS)
         events = self._gateway.jobs.watch(job.name, after_revision=after_revision, caller=caller)
         events_out = (self._gateway.explanations.with_estimate(each) async for each in events)
         return StreamingResponse(

@@ -256,9 +256,11 @@ async def _text(
         if not kept.exists():
             raise
         return read_limited(kept, MAX_CATALOG_BYTES)
-    fresh = kept.with_suffix(".part")
-    fresh.write_bytes(body)
-    fresh.rename(kept)
+    # Without the copy, as on a disk that is full or read-only, the mirror is needed next time.
+    with contextlib.suppress(OSError):
+        fresh = kept.with_suffix(".part")
+        fresh.write_bytes(body)
+        fresh.rename(kept)
     return body
 
 

@@ -7,71 +7,32 @@ models/AUTHOR/NAME/...  links, in the layout that loaders expect
 a1111/models/..., a1111/embeddings/...  links, in the layout of the A1111 web UI
 """
 
-import asyncio
 import contextlib
-import fcntl
+import errno
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from fanlight.errors import NotFound
+from fanlight.errors import NodeFault, NotFound
+from services.kernel.disks import why
 from services.kernel.logs import get_logger
-from services.weights.errors import DiskFull
+from services.weights.errors import DiskFull, disk_errors
 from services.weights.references.manifest import TensorTable
 from services.weights.references.tensors import Digested, component_key, sha256_from, sha256_of
 from services.weights.store.index import INDEX_FILE, Index, ObjectRow
+from services.weights.store.locks import locked, shared, try_lock
 from services.weights.transfer.partial import sync
 
 log = get_logger()
 
-POLL_S = 0.1
+__all__ = ["AUTOV2_CHARS", "SPARE_BYTES", "Objects", "locked", "shared", "try_lock"]
 
 # Disk space that is always left free.
 SPARE_BYTES = 64 * 1024 * 1024
 AUTOV2_CHARS = 10
-
-
-def try_lock(path: Path, *, is_shared: bool = False) -> int | None:
-    """A file descriptor that holds the lock until it is closed; None if another process has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
-
-
-@contextlib.asynccontextmanager
-async def locked(path: Path, on_wait: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
-    """Hold the lock exclusively, among all processes of this machine. `on_wait` is called repeatedly while waiting."""
-    while (fd := try_lock(path)) is None:
-        if on_wait is not None:
-            await on_wait()
-        await asyncio.sleep(POLL_S)
-    try:
-        yield
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def shared(paths: Iterable[Path]) -> Iterator[bool]:
-    """Hold all these locks, shared; yields False if another process has one of them exclusively."""
-    with contextlib.ExitStack() as stack:
-        fds = []
-        for path in paths:
-            fd = try_lock(path, is_shared=True)
-            if fd is None:
-                break
-            stack.callback(os.close, fd)
-            fds.append(fd)
-        else:
-            yield True
-            return
-        yield False
 
 
 class Objects:
@@ -82,9 +43,18 @@ class Objects:
         self._budget_bytes = budget_bytes
         self._now_s = now_s
         for name in ("objects", "parts", "locks", "models"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            self._make_folder(folder / name)
         self.index = Index(folder / INDEX_FILE)
         self._reconcile()
+
+    def _make_folder(self, place: Path) -> None:
+        """A store that is there, and cannot be written, is read without the folder."""
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if not (self.folder / "objects").is_dir():
+                raise
+            log.info("weights_folder_missing", path=str(place), why=why(error))
 
     def path_of(self, sha256: str) -> Path:
         return self.folder / "objects" / sha256[:2] / sha256
@@ -107,11 +77,46 @@ class Objects:
         """Make the index agree with the disk: the files there are the truth."""
         # Read the index first: an object published meanwhile may be indexed twice, but never dropped.
         known = {row.sha256 for row in self.index.objects()}
-        there = {path.name: path for path in (self.folder / "objects").glob("??/*")}
+        there, unread = self._listed()
         for sha in known - there.keys():
-            self._drop_links(self.index.forget(sha))
-        for sha in there.keys() - known:
+            if sha[:2] not in unread:
+                self._drop_links(self.index.forget(sha))
+        found = there.keys() - known
+        for sha in found:
             self._index_object(sha, there[sha])
+        if found:
+            for view, links in self._views_on_disk(found).items():
+                self.index.set_links(view, links)
+
+    def _listed(self) -> tuple[dict[str, Path], frozenset[str]]:
+        """The objects' files by sha256, and the folders that could not be read: what is in them is not gone.
+
+        OSError where no folder of objects can be read at all.
+        """
+        there: dict[str, Path] = {}
+        unread = set()
+        for folder in (self.folder / "objects").iterdir():
+            try:
+                there |= {path.name: path for path in folder.iterdir()}
+            except NotADirectoryError:
+                continue
+            except OSError as error:
+                unread.add(folder.name)
+                log.warning("weights_folder_unread", path=str(folder), why=why(error))
+        return there, frozenset(unread)
+
+    def _views_on_disk(self, shas: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+        """The links to these objects by AUTHOR/NAME, for an index that lost them."""
+        wanted, found = set(shas), defaultdict[str, list[tuple[str, str]]](list)
+        for folder, _, names in os.walk(self.views):
+            for name in names:
+                path = Path(folder, name)
+                sha = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
+                author, _, rest = path.relative_to(self.views).as_posix().partition("/")
+                model, _, link = rest.partition("/")
+                if sha in wanted and link:
+                    found[f"{author}/{model}"].append((link, sha))
+        return found
 
     def publish(self, part: Path, digested: Digested, *, may_alias: bool = False) -> str:
         """Make the part an object, durably, and return its sha256.
@@ -181,13 +186,15 @@ class Objects:
 
     def remove(self, sha256: str) -> bool:
         """Remove the object unless it is in use."""
-        fd = try_lock(self.lock_of(sha256))
+        fd = try_lock(self.lock_of(sha256), otherwise=self.path_of(sha256))
         if fd is None:
             return False
         try:
+            # First, because that makes room for the index, and fails before anything else has changed.
+            self.path_of(sha256).unlink(missing_ok=True)
+            self.index.save()
             self._drop_links(self.index.forget(sha256))
             self._drop_other_names(self.index.drop_other_names(sha256=sha256))
-            self.path_of(sha256).unlink(missing_ok=True)
         finally:
             os.close(fd)
         return True
@@ -196,7 +203,7 @@ class Objects:
     def using(self, shas: Iterable[str]) -> Iterator[bool]:
         """Protect the objects from eviction while this is open; yields False if one does not exist."""
         names = sorted(set(shas))
-        with shared(self.lock_of(name) for name in names) as has_all:
+        with shared((self.lock_of(name), self.path_of(name)) for name in names) as has_all:
             yield has_all and all(self.path_of(name).exists() for name in names)
 
     def link(self, view: str, links: Iterable[tuple[str, str]]) -> Path:
@@ -214,19 +221,23 @@ class Objects:
         self.index.add_other_name(path, view, sha256)
 
     def _point(self, place: Path, sha256: str) -> None:
+        target = os.path.relpath(self.path_of(sha256), place.parent)
+        with contextlib.suppress(OSError):
+            if os.readlink(place) == target:
+                return
         place.parent.mkdir(parents=True, exist_ok=True)
         fresh = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
         fresh.unlink(missing_ok=True)
-        fresh.symlink_to(os.path.relpath(self.path_of(sha256), place.parent))
+        fresh.symlink_to(target)
         fresh.rename(place)
 
     def _drop_other_names(self, paths: Iterable[str]) -> None:
         for path in paths:
-            (self.folder / path).unlink(missing_ok=True)
+            _unlink(self.folder / path)
 
     def _drop_links(self, links: Iterable[tuple[str, str]]) -> None:
         for view, link in links:
-            (self.views / view / link).unlink(missing_ok=True)
+            _unlink(self.views / view / link)
 
     def drop_view(self, view: str) -> None:
         """Remove the view; its objects stay until eviction or garbage collection."""
@@ -235,10 +246,13 @@ class Objects:
         shutil.rmtree(self.views / view, ignore_errors=True)
 
     def verify(self, sha256: str) -> bool:
-        """Check the object's sha256; a damaged one is removed unless it is in use."""
-        if sha256_of(self.path_of(sha256)) == sha256:
-            return True
-        self.remove(sha256)
+        """Check the object's sha256; a damaged one is removed unless it is in use or the store is read-only."""
+        try:
+            if sha256_of(self.path_of(sha256)) == sha256:
+                return True
+            self.remove(sha256)
+        except OSError as error:
+            log.warning("weights_damaged_object_kept", sha256=sha256, why=why(error))
         return False
 
     def verify_all(self) -> list[str]:
@@ -271,26 +285,44 @@ class Objects:
         return {sha: table for sha in sorted(shas) if (table := self.index.table(sha))}
 
     def pin(self, name: str, is_pinned: bool) -> None:
+        """NodeFault where that would be forgotten with this process."""
         self.index.pin(self.objects_of(name), is_pinned)
+        if not self.index.save():
+            raise NodeFault(
+                f"{self.folder / INDEX_FILE} cannot be written: the disk is full or read-only, or it is another user's"
+            )
 
     def remove_model(self, name: str) -> int:
         """Remove a view and the objects only it has, or a digest's object; not those in use. Returns bytes freed."""
         shas = set(self.objects_of(name))
+        self._require_writable()
         if not any(view == name for view, _, _ in self.index.links()):
             sizes = {row.sha256: row.size_bytes for row in self.index.objects()}
             return sum(sizes.get(sha, 0) for sha in shas if self.remove(sha))
         self.drop_view(name)
-        return self._remove_unlinked(shas)
+        freed = self._remove_unlinked(shas)
+        self.index.save()
+        return freed
+
+    def _require_writable(self) -> None:
+        """NodeFault before anything is changed where nothing can be removed."""
+        objects = self.folder / "objects"
+        with disk_errors(f"remove from {self.folder}", self.folder):
+            if not os.access(objects, os.W_OK | os.X_OK):
+                is_read_only = os.statvfs(objects).f_flag & os.ST_RDONLY
+                code = errno.EROFS if is_read_only else errno.EACCES
+                raise OSError(code, os.strerror(code), str(objects))
 
     def collect(self) -> int:
         """Garbage collection: remove objects without a view and abandoned downloads. Returns the bytes freed."""
+        self._require_writable()
         freed = self._remove_unlinked({row.sha256 for row in self.index.objects() if not row.is_pinned})
         return freed + self._remove_abandoned()
 
     def _remove_abandoned(self) -> int:
         """Remove downloads that no process continues. Returns the bytes freed."""
         freed = 0
-        for path in self.parts.iterdir():
+        for path in self.parts.iterdir() if self.parts.exists() else ():
             fd = try_lock(self.lock_of(f"fetch-{path.stem}"))
             if fd is None:
                 continue
@@ -309,10 +341,18 @@ class Objects:
         return sum(sizes.get(sha, 0) for sha in sorted(set(shas) - linked) if self.remove(sha))
 
 
+def _unlink(path: Path) -> None:
+    """A link that cannot be removed leads nowhere, and harms nobody."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.info("weights_link_kept", path=str(path), why=why(error))
+
+
 def _allocated_bytes(folder: Path) -> int:
     """Bytes on disk of the files in the folder."""
     total = 0
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.exists() else ():
         with contextlib.suppress(FileNotFoundError):
             total += path.stat().st_blocks * 512
     return total

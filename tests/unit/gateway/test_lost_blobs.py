@@ -17,6 +17,7 @@ from services.gateway.app.job_store import ABSENT_DIGEST, StoreProbe
 from services.gateway.app.records import Records
 from tests.fakes.fleet import FakeClock
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.small_disks import fill, tmpfs
 
 LIMITS = {"budget_bytes": 10**9, "blob_limit_bytes": 10**8}
 
@@ -101,6 +102,59 @@ async def test_a_disk_that_takes_no_bytes_is_a_fault_until_it_takes_some(
     assert caught.value.retry_after_s == 60.0
     assert words in blobs.fault
     await blobs.write("default", once(b"data"))
+    assert blobs.fault == ""
+
+
+async def test_a_full_disk_is_not_ready_until_there_is_room_again(tmp_path: Path) -> None:
+    clock = FakeClock()
+    with tmpfs(tmp_path / "disk") as disk:
+        root = disk / "blobs"
+        async with open_disk_blobs(root, **LIMITS) as blobs:
+            probe = StoreProbe(Records(MemoryStore(), clock), clock, blobs)
+            info = await blobs.write("default", once(b"before" * 100_000), settled=True)
+            await probe.write()
+            something_else = fill(disk)
+            clock.advance(100.0)
+            for _ in range(2):
+                with pytest.raises(Unavailable, match=f"the disk for blobs is full .{root}."):
+                    await probe.write()
+            with pytest.raises(Unavailable, match=f"the disk for blobs is full .{root}.") as caught:
+                await blobs.write("default", once(b"after" * 100_000))
+            assert caught.value.retry_after_s == 60.0
+            assert b"".join([chunk async for chunk in blobs.read("default", info.digest)]) == b"before" * 100_000
+            something_else.unlink()
+            await probe.write()
+            assert blobs.fault == ""
+            await blobs.write("default", once(b"after" * 100_000))
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+async def test_blobs_are_read_from_a_disk_that_takes_no_bytes(
+    number: int, blobs: DiskBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"before" * 100_000
+    info = await blobs.write("default", once(data), settled=True)
+
+    def fails(path: object, *times: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(blob_files.os, "utime", fails)
+    blobs._recent.clear()
+    assert await blobs.stat("default", info.digest) == info
+    assert b"".join([chunk async for chunk in blobs.read("default", info.digest)]) == data
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENFILE])
+async def test_a_fault_that_may_pass_names_the_folder_and_when_to_try_again(
+    number: int, blobs: DiskBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: str, flags: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(blob_files, "private", fails)
+    with pytest.raises(Unavailable, match=str(tmp_path / "blobs")) as caught:
+        await blobs.write("default", once(b"data"))
+    assert caught.value.retry_after_s == 60.0
     assert blobs.fault == ""
 
 

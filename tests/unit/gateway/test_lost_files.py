@@ -15,6 +15,7 @@ from services.gateway.app.job_store import PROBE_INTERVAL_S
 from services.gateway.ports import CaughtUp
 from services.kernel.config import SettingsError
 from tests.fakes.fleet import Fleet
+from tests.fakes.small_disks import fill, tmpfs
 
 NAME = "gateway.sqlite"
 
@@ -160,6 +161,19 @@ async def test_a_full_disk_refuses_writes_and_takes_them_again(tmp_path: Path) -
         assert await store.get("jobs", "a")
         await loop.run_in_executor(store._executor, connection.execute, "PRAGMA max_page_count = 100000")
         await store.create("jobs", "b", b"x" * 1_000_000)
+
+
+async def test_a_store_on_a_full_disk_is_read_and_takes_writes_when_there_is_room(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk") as disk:
+        async with open_sqlite_store(disk / NAME) as store:
+            await store.create("jobs", "a", b"1")
+            something_else = fill(disk)
+            with pytest.raises(Unavailable, match=f"the store cannot write: .* .{disk / NAME}.") as caught:
+                await store.create("jobs", "b", b"x" * 1_000_000)
+            assert caught.value.retry_after_s
+            assert await store.get("jobs", "a")
+            something_else.unlink()
+            await store.create("jobs", "b", b"x" * 1_000_000)
 
 
 async def test_a_watch_goes_on_when_the_store_works_again(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """What a bucket does on bad days: objects of others, writes that cross, objects that vanish, bodies that break."""
 
+import errno
+import os
+import tempfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -9,11 +12,11 @@ import pytest
 pytest.importorskip("aiobotocore")
 
 import aiohttp
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoCredentialsError
 
 from fanlight.contract.names import digest_of
 from fanlight.errors import NotFound, Unavailable
-from services.gateway.adapters.s3_blobs import S3Blobs
+from services.gateway.adapters.s3_blobs import S3Blobs, described
 
 OLD = datetime(2026, 1, 1, tzinfo=UTC)
 DATA = b"data"
@@ -24,8 +27,9 @@ async def once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def refused(code: str) -> ClientError:
-    return ClientError({"Error": {"Code": code}}, "Call")
+def refused(code: str, words: str = "", status: int = 403) -> ClientError:
+    answer = {"Error": {"Code": code, "Message": words}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "Call")
 
 
 class Body:
@@ -121,3 +125,37 @@ async def test_a_body_that_breaks_off_is_a_store_that_is_away() -> None:
     bucket.breaks = aiohttp.ClientPayloadError("cut")
     with pytest.raises(Unavailable):
         [chunk async for chunk in store_of(bucket).read("default", DIGEST)]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (refused("InvalidAccessKeyId", "The key does not\nexist."), "InvalidAccessKeyId, 403, The key does not exist."),
+        (refused("SlowDown", "Please reduce your rate.", 503), "SlowDown, 503, Please reduce your rate."),
+        (refused("XMinioStorageFull", "Storage is full.", 507), "XMinioStorageFull, 507, Storage is full."),
+        (refused("403"), "403"),
+    ],
+)
+async def test_an_error_of_the_bucket_has_its_code(error: ClientError, words: str) -> None:
+    bucket = Bucket({})
+    bucket.gets, bucket.puts = [error], error
+    for call in (store_of(bucket).write("default", once(DATA)), store_of(bucket).stat("default", DIGEST)):
+        with pytest.raises(Unavailable, match=f"the blob store refuses: {words}$") as caught:
+            await call
+        assert caught.value.retry_after_s
+
+
+def test_missing_credentials_are_named() -> None:
+    assert described(NoCredentialsError()) == "NoCredentialsError: Unable to locate credentials"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+async def test_a_fault_of_the_temporary_folder_is_not_the_buckets(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: object, **_options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fails)
+    store = S3Blobs(Bucket({}), bucket="blobs", prefix="", blob_limit_bytes=10_000_000)
+    with pytest.raises(Unavailable, match="TMPDIR") as caught:
+        await store.write("default", once(bytes(2_000_000)))
+    assert caught.value.retry_after_s == 60.0

@@ -1,5 +1,6 @@
-"""What must never be in a log."""
+"""What must never be in a log, and how the lines of libraries look there."""
 
+import json
 import subprocess
 import sys
 
@@ -44,5 +45,41 @@ def test_text_of_strangers_cannot_control_the_terminal_that_shows_a_log(style: s
     done = subprocess.run(
         [sys.executable, "-c", SPEAKER, style], capture_output=True, text=True, check=True, timeout=60
     )
-    assert r"\x1b[2J\u202e\x9b" in done.stderr
+    escaped = r"\u001b[2J\u202e\u009b" if style == "json" else r"\x1b[2J\u202e\x9b"
+    assert done.stderr.count(escaped) == 2
     assert all(each.isprintable() for line in done.stderr.split("\n") for each in line)
+
+
+LIBRARIES = """
+import logging, threading, warnings
+from services.kernel.logs import configure, get_logger
+configure(level="info", style="json", service="test")
+get_logger().info("worker_joined")
+def fail():
+    secret = "a secret" + " garden"
+    try:
+        raise KeyError("of no use")
+    except KeyError:
+        logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+logging.getLogger("uvicorn.error").warning("%s:%d - refused", "127.0.0.1", 80)
+warnings.warn("of a library")
+"""
+
+
+def test_every_line_of_a_json_log_is_json_with_the_service() -> None:
+    done = subprocess.run([sys.executable, "-c", LIBRARIES], capture_output=True, text=True, check=True, timeout=60)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["service"] for line in lines] == ["test"] * 4
+    assert [line["event"] for line in lines[:3]] == [
+        "worker_joined",
+        "Exception in ASGI application",
+        "127.0.0.1:80 - refused",
+    ]
+    assert [line["level"] for line in lines] == ["info", "error", "warning", "warning"]
+    assert lines[1]["logger"] == "uvicorn.error"
+    assert lines[1]["exception"][0]["exc_type"] == "KeyError"
+    assert "of a library" in lines[3]["event"]
+    assert "secret garden" not in done.stderr

@@ -39,8 +39,9 @@ async def test_raw_bytes_become_a_blob_that_can_be_fetched(client: Client) -> No
     assert fetched.headers["etag"] == f'"{digest_of(PNG)}"'
 
 
-async def test_a_form_with_one_file_becomes_a_blob(client: Client) -> None:
-    written = await client.post("/v1/blobs", files={"anything": ("photo.png", PNG)})
+@pytest.mark.parametrize("name", ["photo.png", "", None])
+async def test_a_form_with_one_file_becomes_a_blob(client: Client, name: str | None) -> None:
+    written = await client.post("/v1/blobs", files={"anything": (name, PNG)})
     assert written.json()["digest"] == digest_of(PNG)
 
 
@@ -58,7 +59,12 @@ async def test_bytes_that_are_no_image_have_no_telling_type(client: Client, blob
     assert fetched.headers["content-type"] == "application/octet-stream"
 
 
-@pytest.mark.parametrize("files", [{"text": (None, "no file")}, {"a": ("a.png", PNG), "b": ("b.png", PNG)}])
+async def test_a_part_without_a_file_name_is_of_no_concern_beside_a_file(client: Client) -> None:
+    written = await client.post("/v1/blobs", files={"note": (None, "a note"), "photo": ("p.png", PNG)})
+    assert written.json()["digest"] == digest_of(PNG)
+
+
+@pytest.mark.parametrize("files", [{"a": (None, PNG), "b": (None, PNG)}, {"a": ("a.png", PNG), "b": ("b.png", PNG)}])
 async def test_a_form_with_no_file_or_several_is_refused(client: Client, files: dict[str, tuple[str, bytes]]) -> None:
     assert error_of(await client.post("/v1/blobs", files=files)) == (400, "INVALID_FIELD", "body")
 

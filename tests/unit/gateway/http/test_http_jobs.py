@@ -1,6 +1,7 @@
 """/v1/jobs"""
 
 import base64
+import codecs
 import json
 from dataclasses import replace
 from typing import Any
@@ -130,6 +131,23 @@ async def test_a_form_brings_the_job_and_its_images(
     (new,) = gateway.jobs.created
     assert sources_of(new) == [("generation.controls[0].image", b"", digest_of(PNG))]
     assert await blobs.stat("default", digest_of(PNG)) is not None
+
+
+@pytest.mark.parametrize("name", ["p.png", "", None])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+async def test_a_form_made_by_hand_is_read(client: Client, gateway: FakeGateway, name: str | None, mark: bytes) -> None:
+    job = mark + json.dumps(controlled({"url": "part:photo"})).encode()
+    files: dict[str, Any] = {"note": (None, "to whom it concerns"), "photo": (name, PNG), "job": (None, job)}
+    assert (await client.post("/v1/jobs", files=files)).status_code == 201
+    (new,) = gateway.jobs.created
+    assert sources_of(new) == [("generation.controls[0].image", b"", digest_of(PNG))]
+
+
+async def test_json_may_begin_with_a_byte_order_mark(client: Client, gateway: FakeGateway) -> None:
+    body = codecs.BOM_UTF8 + json.dumps(TEAPOT).encode()
+    response = await client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 201
+    assert len(gateway.jobs.created) == 1
 
 
 async def test_one_part_may_be_the_image_of_several_controls(client: Client, gateway: FakeGateway) -> None:
