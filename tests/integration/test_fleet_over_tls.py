@@ -122,11 +122,12 @@ async def test_a_node_needs_nothing_but_its_code_and_stays_the_same_node(gateway
     async with gateway.client() as client:
         for _ in range(2):
             async with worker(tmp_path / "worker.log", environ):
-                (status,) = await live_workers(client)
+                await until(client.list_annotators, bool)
                 job = await client.annotate("echo", PIXEL)
                 assert await client.read_blob(job.images[0].blob) == PIXEL
+                workers = await live_workers(client)
             (node,) = await client.nodes.list()
-            assert status.worker.id.startswith(f"{node.id}-preprocess-")
+            assert all(each.worker.id.startswith(f"{node.id}-preprocess-") for each in workers)
             ids.append(node.id)
             await gateway.stop(signal.SIGTERM)
             await gateway.start()
