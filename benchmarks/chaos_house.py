@@ -164,7 +164,6 @@ class House:
             "FANLIGHT_GATEWAY_BLOBS": str(self.folder / "blobs"),
             "FANLIGHT_GATEWAY_LEASE_TTL_S": "10",
             "FANLIGHT_GATEWAY_OTHER_ANNOTATORS": "cheap",
-            "FANLIGHT_GATEWAY_OTHER_ANNOTATORS": "cheap",
         }
         command = [sys.executable, "-m", "services.gateway"]
         log = self.folder / f"gateway-{number}.log"
