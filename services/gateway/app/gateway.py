@@ -62,12 +62,15 @@ BUCKETS = (
     job_store.JOBS_BUCKET,
     nodes.INVITES_BUCKET,
     nodes.NODES_BUCKET,
+    nodes.USED_TOKENS_BUCKET,
     prefetch.BUCKET,
     webhooks.BUCKET,
     worker_registry.BUCKET,
 )
 # Those that no part follows: read once at the start, so that damaged records are known.
 UNFOLLOWED: Mapping[str, Codec[Any]] = {
+    nodes.INVITES_BUCKET: nodes.INVITES,
+    nodes.USED_TOKENS_BUCKET: nodes.USED_TOKENS,
     dead_letters.BUCKET: dead_letters.LETTERS,
     job_store.REQUESTS_BUCKET: job_store.REQUESTS,
 }
