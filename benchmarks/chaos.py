@@ -230,7 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--liars", action="store_true", help="four of the workers lie")
     parser.add_argument("--keep", action="store_true", help="leave the logs")
     asked = parser.parse_args(argv)
-    minutes, gateways, workers = (SMOKE_MINUTES, 1, 2) if asked.smoke else (asked.minutes, GATEWAYS, WORKERS)
+    # Liars need honest workers beside them.
+    few = WORKERS if asked.liars else 2
+    minutes, gateways, workers = (SMOKE_MINUTES, 1, few) if asked.smoke else (asked.minutes, GATEWAYS, WORKERS)
     report = Report()
     chaos = run(minutes, asked.seed, report, gateways=gateways, workers=workers, keep=asked.keep, has_liars=asked.liars)
     code = asyncio.run(chaos)
