@@ -42,7 +42,7 @@ class Secured(GatewayProcess):
     """Listens everywhere, so that it has TLS; called at loopback."""
 
     def __init__(self, data: Path, **environment: str) -> None:
-        super().__init__(data, FANLIGHT_CLIENT_TOKEN=TOKEN, **environment)
+        super().__init__(data, FANLIGHT_CLIENT_TOKEN=TOKEN, FANLIGHT_GATEWAY_OTHER_ANNOTATORS="echo", **environment)
         self.grpc = self.http = "0.0.0.0:0"
 
     @property
