@@ -16,16 +16,14 @@ from tests.fakes.fleet import FakeClock
 from tests.fakes.memory_store import MemoryStore
 
 
-def blobs_of_clients(blobs: BlobStore, callers: Callers) -> BlobService:
+def clients_alone(callers: Callers) -> tuple[Principals, LeaseRights]:
     clock = FakeClock()
     store = Records(MemoryStore(), clock)
     nodes = Nodes(store, clock, os.urandom)
-    rights = LeaseRights(
-        JobStore(store),
-        LeaseTable(
-            clock, ttl_s=20.0, stall=StallLimits(factor=40.0, floor_s=120.0, first_s=1_800.0, longest_s=3_600.0)
-        ),
-        nodes,
-        lambda job, task: (),
-    )
-    return BlobService(blobs, Principals(callers, "", nodes), rights)
+    stall = StallLimits(factor=40.0, floor_s=120.0, first_s=1_800.0, longest_s=3_600.0)
+    leases = LeaseTable(clock, ttl_s=20.0, stall=stall)
+    return Principals(callers, "", nodes), LeaseRights(JobStore(store), leases, nodes, lambda job, task: ())
+
+
+def blobs_of_clients(blobs: BlobStore, callers: Callers) -> BlobService:
+    return BlobService(blobs, *clients_alone(callers))

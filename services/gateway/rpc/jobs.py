@@ -12,6 +12,7 @@ from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.tenants import Caller, Callers
+from services.gateway.rpc.peer_roles import Role, require_role
 from services.gateway.rpc.principals import Principals, require_own
 from services.gateway.wire import answers, requests, workers
 from services.gateway.wire.nodes import poll_of
@@ -22,7 +23,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def caller_of(callers: Callers, context: Context) -> Caller:
-    """Unauthenticated for a token that only other services accept; the kernel's guard has refused unknown tokens."""
+    """Unauthenticated for a token that only other services accept; the kernel's guard has refused unknown tokens.
+
+    PermissionDenied for a worker's certificate.
+    """
+    require_role(context.auth_context(), Role.CLIENT, Role.OPERATOR)
     sent = dict(context.invocation_metadata() or ()).get("authorization", "")
     caller = callers.of_authorization(sent if isinstance(sent, str) else "")
     if caller is None:
@@ -103,11 +108,13 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     async def ListAnnotators(
         self, request: gateway_pb2.ListAnnotatorsRequest, context: Context
     ) -> gateway_pb2.ListAnnotatorsResponse:
+        self._caller(context)
         return answers.annotators(self._gateway.workers)
 
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: Context
     ) -> gateway_pb2.ListModelsResponse:
+        self._caller(context)
         return answers.models(self._gateway.workers)
 
     async def ListWorkers(

@@ -6,6 +6,7 @@ from fanlight.errors import PermissionDenied, Unauthenticated
 from services.gateway.app.lease_rights import LOCAL, WorkerPrincipal
 from services.gateway.app.nodes import Nodes
 from services.gateway.app.tenants import Caller, Callers
+from services.gateway.rpc.peer_roles import Role, require_role
 from services.kernel.grpc_admission import Context, address_of_peer, bearer_of
 from services.kernel.grpc_server import is_loopback_ip
 
@@ -18,7 +19,11 @@ class Principals:
     nodes: Nodes
 
     def worker(self, context: Context) -> WorkerPrincipal:
-        """Unauthenticated for anybody else, and for the shared token from another machine."""
+        """Unauthenticated for anybody else, and for the shared token from another machine.
+
+        PermissionDenied for a certificate that is not a worker's.
+        """
+        require_role(context.auth_context(), Role.WORKER)
         found = self.worker_or_none(context)
         if found is None:
             raise Unauthenticated("send a node's credential as `authorization: bearer TOKEN`")
@@ -42,6 +47,7 @@ class Principals:
         """None for a worker's call. Unauthenticated for anybody unknown."""
         token = bearer_of(context)
         if self.callers.tokens and (caller := self.callers.of_token(token)) is not None:
+            require_role(context.auth_context(), Role.CLIENT, Role.OPERATOR)
             return caller
         if self.worker_or_none(context) is not None and (self.worker_token or self.nodes.of_credential(token)):
             return None
