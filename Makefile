@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: setup demo test test-long annotators lint protos settings starter images audit compose-demo chaos benchmarks
+.PHONY: setup demo test test-long annotators lint protos catalog settings starter images audit compose-demo chaos benchmarks
 
 setup: $(VENV)/.installed
 
@@ -49,6 +49,9 @@ annotators: setup
 
 protos:
 	scripts/protos.sh
+
+catalog: setup
+	PYTHONPATH=. $(VENV)/bin/python scripts/catalog.py > fanlight/contract/annotators.json
 
 settings: setup
 	PYTHONPATH=. $(VENV)/bin/python scripts/settings.py > docs/settings.md

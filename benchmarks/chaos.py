@@ -2,7 +2,8 @@
 
 usage: python -m benchmarks.chaos [--minutes N] [--seed N]; `make chaos` runs 10 minutes. At the end everything is left
 alone until all jobs have ended. Fails when a job is lost or does not end, when its watch does not report its end, and
-when an image was delivered twice or cannot be fetched.
+when an image was delivered twice or cannot be fetched. With `--liars` four of the workers lie: one hands in garbage,
+one speaks nonsense, one claims everything, one vanishes; then a job that fails is a failure too.
 """
 
 import asyncio
@@ -18,14 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.chaos_house import House, Member
+from benchmarks.chaos_worker import SIDE_PX
 from benchmarks.figures import Report, arguments
 from fanlight.client import AsyncClient, requests
 from fanlight.client.requests import Control
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1.gateway_pb2 import Job
+from services.kernel.image_headers import size_in
 
 GATEWAYS, WORKERS = 2, 6
 CLIENTS = 4
+# By the number of the worker; the first and the fourth worker preprocess.
+LIARS = {1: "garbage", 2: "nonsense", 3: "claims", 4: "vanishes"}
 KILL_EVERY_S = (2.0, 6.0)
 DOWN_S = (0.5, 3.0)
 CUT_EVERY_S = (3.0, 8.0)
@@ -51,6 +56,8 @@ class Seen:
     # Jobs whose watch has reported their end.
     watched: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
+    # Delivered images of a wrong format or size.
+    wrong: int = 0
 
     def note(self, job: Job) -> None:
         for image in job.images:
@@ -95,6 +102,14 @@ async def follow(client: AsyncClient, name: str, seen: Seen) -> None:
         await asyncio.sleep(0.2)
 
 
+async def revive(house: House, stop: asyncio.Event) -> None:
+    """Start those again that ended by themselves, as a platform does."""
+    while not await waited(stop, 1.0):
+        for number, member in enumerate(house.workers):
+            if LIARS.get(number) == "vanishes" and not member.lives:
+                await member.start_again()
+
+
 async def kill(house: House, stop: asyncio.Event, chance: random.Random) -> None:
     """A random process every few seconds; of the store only a minority at a time, as Raft needs."""
     async with asyncio.TaskGroup() as group:
@@ -133,27 +148,29 @@ async def rage(house: House, minutes: float, seed: int) -> Seen:
                     group.create_task(send_jobs(client, number, seen, stop, random.Random(seed * 100 + number)))
                 group.create_task(kill(house, stop, random.Random(seed)))
                 group.create_task(cut(house, stop, random.Random(seed + 1)))
+                group.create_task(revive(house, stop))
                 await asyncio.sleep(minutes * 60)
                 stop.set()
                 print(f"{len(seen.accepted)} jobs accepted, {len(seen.ended)} ended; now left alone", flush=True)
         for name in seen.accepted:
             with contextlib.suppress(FanlightError):
                 seen.note(await client.get_job(name))
-        seen.unreadable = [name for name in seen.ended if not await all_come(client, seen.ended[name])]
+        seen.unreadable = [name for name in seen.ended if not await all_come(client, seen.ended[name], seen)]
     return seen
 
 
-async def all_come(client: AsyncClient, job: Job) -> bool:
-    """Whether every image of the job is there, with the bytes that it was reported to have."""
+async def all_come(client: AsyncClient, job: Job, seen: Seen) -> bool:
+    """Whether every image of the job is there, with the bytes that it was reported to have. Counts wrong ones."""
     try:
         for image in job.images:
-            await client.read_blob(image.blob)
+            size = size_in(await client.read_blob(image.blob))
+            seen.wrong += size is None or (size.width_px, size.height_px) != (SIDE_PX, SIDE_PX)
     except FanlightError:
         return False
     return True
 
 
-def judge(seen: Seen, members: list[Member], report: Report, seed: int) -> int:
+def judge(seen: Seen, members: list[Member], report: Report, seed: int, *, has_liars: bool) -> int:
     states = Counter(Job.State.Name(seen.ended[name].state) for name in seen.accepted if name in seen.ended)
     lost = [name for name in seen.accepted if name not in seen.ended]
     twice = [where for where, digests in seen.images.items() if len(digests) > 1]
@@ -168,7 +185,8 @@ def judge(seen: Seen, members: list[Member], report: Report, seed: int) -> int:
     attempts = sum(task.attempts for job in seen.ended.values() for task in job.tasks)
     tasks = sum(len(job.tasks) for job in seen.ended.values())
     kills = Counter(member.name.split("-")[0] for member in members for _ in range(member.kills))
-    row = f"seed {seed}"
+    failed = [name for name, job in seen.ended.items() if job.state == Job.STATE_FAILED]
+    row = f"seed {seed}, liars" if has_liars else f"seed {seed}"
     report.add(row, len(seen.accepted), "", column="jobs accepted", goal=1, at_least=True)
     report.add(row, len(lost), "", column="not ended or lost", goal=0)
     report.add(row, len(seen.images), "", column="images")
@@ -176,6 +194,9 @@ def judge(seen: Seen, members: list[Member], report: Report, seed: int) -> int:
     report.add(row, len(short), "", column="jobs short of images", goal=0)
     report.add(row, len(unwatched), "", column="watches without an end", goal=0)
     report.add(row, len(seen.unreadable), "", column="jobs with images that do not come", goal=0)
+    report.add(row, seen.wrong, "", column="images of a wrong format or size", goal=0)
+    if has_liars:
+        report.add(row, len(failed), "", column="jobs failed", goal=0)
     for name in ("nats", "gateway", "worker"):
         report.add(row, kills[name], "", column=f"kills of a {name}")
     report.add(row, attempts / max(1, tasks), "", column="leases for a task")
@@ -183,15 +204,17 @@ def judge(seen: Seen, members: list[Member], report: Report, seed: int) -> int:
     return 1 if any(figure.met is False for figure in report.figures) else 0
 
 
-async def run(minutes: float, seed: int, report: Report, *, gateways: int, workers: int, keep: bool) -> int:
+async def run(
+    minutes: float, seed: int, report: Report, *, gateways: int, workers: int, keep: bool, has_liars: bool
+) -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    house = House(folder, gateways=gateways, workers=workers)
+    house = House(folder, gateways=gateways, workers=workers, liars=LIARS if has_liars else {})
     begin_s = time.monotonic()
     try:
         async with asyncio.timeout(240):
             await house.start()
         print(f"started in {time.monotonic() - begin_s:.0f} s, seed {seed}", flush=True)
-        return judge(await rage(house, minutes, seed), house.members, report, seed)
+        return judge(await rage(house, minutes, seed), house.members, report, seed, has_liars=has_liars)
     finally:
         await house.end()
         if keep:
@@ -204,11 +227,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--liars", action="store_true", help="four of the workers lie")
     parser.add_argument("--keep", action="store_true", help="leave the logs")
     asked = parser.parse_args(argv)
-    minutes, gateways, workers = (SMOKE_MINUTES, 1, 2) if asked.smoke else (asked.minutes, GATEWAYS, WORKERS)
+    # Liars need honest workers beside them.
+    few = WORKERS if asked.liars else 2
+    minutes, gateways, workers = (SMOKE_MINUTES, 1, few) if asked.smoke else (asked.minutes, GATEWAYS, WORKERS)
     report = Report()
-    code = asyncio.run(run(minutes, asked.seed, report, gateways=gateways, workers=workers, keep=asked.keep))
+    chaos = run(minutes, asked.seed, report, gateways=gateways, workers=workers, keep=asked.keep, has_liars=asked.liars)
+    code = asyncio.run(chaos)
     report.save(asked.json)
     return code
 

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,12 +122,16 @@ class Member:
                     await asyncio.sleep(0.5)
 
 
+NO_LIARS: Mapping[int, str] = {}
+
+
 class House:
     """Three NATS servers, two gateways, workers; every gateway's way to each server and every worker's to each gateway
     is a link of its own."""
 
-    def __init__(self, folder: Path, *, gateways: int, workers: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, gateways: int, workers: int, liars: Mapping[int, str] = NO_LIARS) -> None:
+        """`liars`: how a worker lies, by its number."""
+        self.folder, self._liars = folder, liars
         self.servers: list[Member] = []
         self.gateways: list[Member] = []
         self.workers: list[Member] = []
@@ -159,6 +163,7 @@ class House:
             "FANLIGHT_GATEWAY_NATS_REPLICAS": "3",
             "FANLIGHT_GATEWAY_BLOBS": str(self.folder / "blobs"),
             "FANLIGHT_GATEWAY_LEASE_TTL_S": "10",
+            "FANLIGHT_GATEWAY_OTHER_ANNOTATORS": "cheap",
         }
         command = [sys.executable, "-m", "services.gateway"]
         log = self.folder / f"gateway-{number}.log"
@@ -170,6 +175,7 @@ class House:
             "FANLIGHT_WORKER_GATEWAY": ",".join(f"127.0.0.1:{port}" for port in links),
             "FANLIGHT_WORKER_NODE": f"node-{number}",
             "FANLIGHT_CHAOS_STAGE": stage,
+            "FANLIGHT_CHAOS_LIAR": self._liars.get(number, ""),
         }
         command = [sys.executable, "-m", "benchmarks.chaos_worker"]
         self.workers.append(Member(f"worker-{number}", command, self.folder / f"worker-{number}.log", environment))

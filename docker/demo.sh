@@ -10,11 +10,11 @@ cd "$(dirname "$0")/.."
 out=${1:-demo/out/compose}
 export FANLIGHT_HTTP_PORT=${FANLIGHT_HTTP_PORT:-18080} FANLIGHT_GRPC_PORT=${FANLIGHT_GRPC_PORT:-18051}
 FANLIGHT_CLIENT_TOKEN=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
-FANLIGHT_WORKER_TOKEN=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
-export FANLIGHT_CLIENT_TOKEN FANLIGHT_WORKER_TOKEN
+export FANLIGHT_CLIENT_TOKEN
 python=$(test -x .venv/bin/python && echo .venv/bin/python || echo python3)
 file=compose.yaml
-url=http://127.0.0.1:$FANLIGHT_HTTP_PORT
+url=https://127.0.0.1:$FANLIGHT_HTTP_PORT
+engine=${ENGINE:-podman}
 patience_s=${FANLIGHT_DEMO_PATIENCE_S:-300}
 poll_s=60
 mkdir -p "$out"
@@ -26,6 +26,9 @@ if [ ! -d /run/systemd/system ]; then
 whole = yaml.safe_load(open("compose.yaml"))
 for service in whole["services"].values():
     service.pop("healthcheck")
+    for needed in service.get("depends_on", {}).values():
+        if needed["condition"] == "service_healthy":
+            needed["condition"] = "service_started"
 yaml.safe_dump(whole, sys.stdout)' > "$file"
 fi
 compose=(${COMPOSE:-podman-compose} --project-name fanlight-demo --file "$file")
@@ -36,7 +39,12 @@ stop() {
 trap stop EXIT
 
 call() {
-    curl --silent --show-error --fail-with-body --header "Authorization: bearer $FANLIGHT_CLIENT_TOKEN" "$@"
+    curl --silent --show-error --fail-with-body --cacert "$out/authority.pem" --header "Authorization: bearer $FANLIGHT_CLIENT_TOKEN" "$@"
+}
+
+container() {
+    "$engine" ps --quiet --filter label=com.docker.compose.project=fanlight-demo \
+        --filter "label=com.docker.compose.service=$1"
 }
 
 # Submits a job, waits up to $2 seconds, and prints it; the files it refers to are the further arguments.
@@ -55,7 +63,10 @@ print(functools.reduce(lambda v, k: v[int(k) if isinstance(v, list) else k], sys
 
 "${compose[@]}" up --detach > "$out/up.log" 2>&1 || { cat "$out/up.log" >&2; exit 1; }
 echo "started; waiting for the gateway and its workers"
+workers=0
 for ((second = 0; second < patience_s; second++)); do
+    # The gateway makes its certificate when it starts for the first time.
+    "$engine" cp "$(container gateway):/data/tls/authority.pem" "$out/authority.pem" > "$out/cp.log" 2>&1 || { sleep 1; continue; }
     workers=$(call "$url/v1/workers" 2> /dev/null | grep --only-matching '"worker":' | wc --lines || true)
     [ "$workers" -ge 2 ] && break
     sleep 1
@@ -86,9 +97,7 @@ for ((tick = 0; tick < patience_s * 10; tick++)); do
     sleep 0.1
     job=$(look_at "$job" 0)
 done
-engine=${ENGINE:-podman}
-worker=$("$engine" ps --quiet --filter label=com.docker.compose.project=fanlight-demo \
-    --filter label=com.docker.compose.service=diffusion)
+worker=$(container diffusion)
 "$engine" kill --signal KILL "$worker" > "$out/kill.log"
 job=$(look_at "$job" 0)
 echo "killed the diffusion worker; its job is $(value state <<< "$job") and goes on when it is back"

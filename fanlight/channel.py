@@ -1,10 +1,15 @@
-"""Opens gRPC channels: keepalive that suits home routers, message limits, bearer token, optional TLS, the proxy."""
+"""Opens gRPC channels: keepalive that suits home routers, message limits, bearer token, TLS, the proxy.
+
+Loopback is called in plain text unless roots are named; other addresses with TLS unless plain text is asked for.
+"""
 
 import ipaddress
 import os
+import ssl
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -24,6 +29,75 @@ PROXY_OFF = "off"
 _PROXY_NAMES = ["grpc_proxy", "https_proxy", "http_proxy", "all_proxy"]
 
 _NOT_GRPC = ("http:", "https:")
+
+# Turns TLS off beyond loopback, where no CA file is named.
+PLAIN_TEXT_SETTING = "FANLIGHT_PLAIN_TEXT"
+PLAIN_TEXT_WARNING = "calls travel in plain text: whoever is between reads the token, prompts and images"
+ROOTS_FILE = "SSL_CERT_FILE"
+# Where systems keep their roots, for Pythons that do not find them.
+_SYSTEM_ROOTS = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+
+# The token of the next call; a function where it changes.
+Token: TypeAlias = "str | Callable[[], str]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """How a channel is protected, and whom it takes for the server."""
+
+    is_plain_text: bool = False
+    # PEM root certificates; None: gRPC's own copy of the well-known ones.
+    roots: bytes | None = field(default=None, repr=False)
+    # The name that the server's certificate must have, in place of the dialed one.
+    name: str = ""
+    # PEM chain and key, for a server that asks its callers for a certificate.
+    certificate: tuple[bytes, bytes] | None = field(default=None, repr=False)
+
+
+def is_local(address: str) -> bool:
+    """Whether every address of HOST:PORT[,HOST:PORT] is loopback."""
+    return all(is_loopback(each.rpartition(":")[0].strip("[]")) for each in address.split(","))
+
+
+def security_of(
+    address: str,
+    *,
+    ca_file: Path | None = None,
+    certificate: tuple[Path, Path] | None = None,
+    plain_text: bool = False,
+) -> Security:
+    """The rule above. OSError for a file that cannot be read; ValueError for roots that are none.
+
+    `certificate`: PEM files of a chain and its key. `plain_text` is for addresses beyond loopback.
+    """
+    if ca_file is None and (plain_text or is_local(address)):
+        return Security(is_plain_text=True)
+    roots = read_roots(ca_file) if ca_file else system_roots()
+    chain = (certificate[0].read_bytes(), certificate[1].read_bytes()) if certificate else None
+    return Security(roots=roots, certificate=chain)
+
+
+def read_roots(file: Path) -> bytes:
+    """OSError, or ValueError where it has no certificates, which gRPC would tell in its own log only."""
+    data = file.read_bytes()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+    except ssl.SSLError as error:
+        raise ValueError(f"{file} has no PEM certificates, or a damaged one") from error
+    return data
+
+
+def system_roots(environ: Mapping[str, str] | None = None) -> bytes | None:
+    """Those of SSL_CERT_FILE, or the system's; None where it has none. OSError or ValueError for a bad file."""
+    named = (os.environ if environ is None else environ).get(ROOTS_FILE, "")
+    if named:
+        return read_roots(Path(named))
+    for file in filter(None, (ssl.get_default_verify_paths().cafile, *_SYSTEM_ROOTS)):
+        try:
+            return Path(file).read_bytes()
+        except OSError:
+            continue
+    return None
 
 
 def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, Any]]:
@@ -97,34 +171,41 @@ def _family(address: str) -> str:
 def open_channel(
     address: str,
     *,
-    token: str = "",
+    token: Token = "",
     ca_file: Path | None = None,
     certificate: tuple[Path, Path] | None = None,
+    plain_text: bool = False,
+    security: Security | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.aio.Channel:
-    """An async channel to `address`, with TLS when `ca_file` has the root certificates. It dials nothing yet.
+    """An async channel to `address`. It dials nothing yet. ValueError for a bad address; OSError for unreadable files.
 
-    `certificate`: PEM files of a chain and its key, for a server that asks its callers for one.
+    `security`: in place of what `ca_file`, `certificate` and `plain_text` give by `security_of`.
     Several IP addresses, separated by commas, are gateways that share a store: when one fails, the next one is dialed.
     """
     target = target_of(address)
+    security = security or security_of(address, ca_file=ca_file, certificate=certificate, plain_text=plain_text)
     options = [*channel_options(max_message_bytes=max_message_bytes), *proxy_options(address)]
     interceptors = bearer_interceptors(token) if token else []
-    if ca_file is None:
+    if security.is_plain_text:
         return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
-    chain, key = (file.read_bytes() for file in certificate) if certificate else (None, None)
-    credentials = grpc.ssl_channel_credentials(ca_file.read_bytes(), key, chain)
+    if security.name:
+        options.append(("grpc.ssl_target_name_override", security.name))
+    chain, key = security.certificate or (None, None)
+    credentials = grpc.ssl_channel_credentials(security.roots, key, chain)
     return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
 
 
 class _Bearer:
     """Adds the token to a call's metadata."""
 
-    def __init__(self, token: str) -> None:
-        self._entry = ("authorization", f"bearer {token}")
+    def __init__(self, token: Token) -> None:
+        self._token = token
 
     def _details(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
-        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._entry)
+        token = self._token if isinstance(self._token, str) else self._token()
+        entries = [("authorization", f"bearer {token}")] if token else []
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), *entries)
         return grpc.aio.ClientCallDetails(
             method=details.method,
             timeout=details.timeout,
@@ -155,5 +236,5 @@ class _StreamUnary(_Bearer, grpc.aio.StreamUnaryClientInterceptor):
         return await continuation(self._details(client_call_details), request_iterator)
 
 
-def bearer_interceptors(token: str) -> Sequence[grpc.aio.ClientInterceptor]:
+def bearer_interceptors(token: Token) -> Sequence[grpc.aio.ClientInterceptor]:
     return [_UnaryUnary(token), _UnaryStream(token), _StreamUnary(token)]

@@ -126,6 +126,15 @@ class Unauthenticated(FanlightError):
     is_request_fault = True
 
 
+class PermissionDenied(FanlightError):
+    """The caller is known and may not do this."""
+
+    code = "PERMISSION_DENIED"
+    reason = "PERMISSION_DENIED"
+    is_final = True
+    is_request_fault = True
+
+
 class LeaseLost(FanlightError):
     """The token is no longer the task's: abandon the work."""
 
@@ -172,6 +181,7 @@ class ResultRefused(NodeFault):
     """
 
     reason = "RESULT_REFUSED"
+    is_final = True
 
 
 class CallFailed(FanlightError):
@@ -222,6 +232,8 @@ def advice(error: FanlightError, *, gateway: str) -> str:
         return text
     if error.code == "UNAVAILABLE" and "parsing HTTP/2" in text:
         return f"{gateway} answers, but not with gRPC: name the gateway's gRPC address with --gateway"
+    if error.code == "UNAVAILABLE" and (problem := next((each for each in _TLS_PROBLEMS if each in text), "")):
+        return f"{gateway} {_TLS_PROBLEMS[problem]}"
     if error.code == "UNAVAILABLE":
         return f"cannot reach the gateway at {gateway}: start one with `fanlight up`, or name another with --gateway"
     if error.code == "UNAUTHENTICATED":
@@ -233,5 +245,13 @@ def advice(error: FanlightError, *, gateway: str) -> str:
     return text
 
 
+# By what gRPC says of the handshake.
+_TLS_PROBLEMS = {
+    "WRONG_VERSION_NUMBER": "does not speak TLS: set FANLIGHT_PLAIN_TEXT=true if you trust the network to it",
+    "CERTIFICATE_VERIFY_FAILED": "has a certificate that is not trusted here: set FANLIGHT_TLS_CA_FILE to the root that"
+    " signed it; a gateway that made its own logs where its authority.pem is",
+    "Hostname Verification": "has a certificate for another name: use that name with --gateway; a gateway that makes"
+    " its own takes names from FANLIGHT_GATEWAY_NAMES",
+}
 # Empty where gRPC itself raised the error; the gateway's own UNAUTHENTICATED has the same meaning.
 _TRANSPORT_REASONS = ("", "UNAUTHENTICATED")

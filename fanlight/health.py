@@ -99,15 +99,25 @@ def _trust_of(ca_file: str, server_name: str) -> Trust:
 
 
 def own_trust(address: str, environ: Mapping[str, str], *, timeout_s: float = TIMEOUT_S) -> Trust:
-    """For the server of this container: it has the certificate of FANLIGHT_TLS_CERT_FILE, for whatever name, or no TLS.
+    """For the server of this container: its certificate is the settings', or made by the gateway, for whatever name.
 
     FANLIGHT_TLS_CA_FILE is for the gateway that a worker calls, not for its own server. OSError if it has another one.
     """
     cert_file, key_file = environ.get("FANLIGHT_TLS_CERT_FILE", ""), environ.get("FANLIGHT_TLS_KEY_FILE", "")
     if not cert_file:
+        cert_file, key_file = _made_by_gateway(environ)
+    if not cert_file:
         return Trust()
     name = _name_in_certificate(address, cert_file, key_file, timeout_s)
     return Trust(roots=_read(cert_file), server_name=name, certificate=(cert_file, key_file)) if name else Trust()
+
+
+def _made_by_gateway(environ: Mapping[str, str]) -> tuple[str, str]:
+    """The files of the certificate that the gateway of this container made for itself; empty where it made none."""
+    folder = os.path.join(environ.get("FANLIGHT_GATEWAY_DATA_DIR", ""), "tls")
+    files = os.path.join(folder, "gateway.pem"), os.path.join(folder, "gateway.key")
+    is_there = environ.get("FANLIGHT_GATEWAY_GRPC") and all(os.path.exists(each) for each in files)
+    return files if is_there else ("", "")
 
 
 def _name_in_certificate(address: str, cert_file: str, key_file: str, timeout_s: float) -> str:

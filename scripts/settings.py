@@ -21,7 +21,8 @@ All settings are environment variables. An unknown name that starts with `FANLIG
 common settings and its own, and ignores those of other services. A token can also be read from a file (`..._FILE`).
 
 The command line reads `FANLIGHT_GATEWAY` (the gateway's address), `FANLIGHT_TOKEN` or `FANLIGHT_TOKEN_FILE`,
-`FANLIGHT_TLS_CA_FILE` and `FANLIGHT_GRPC_PROXY`. `HTTPS_PROXY`, `NO_PROXY`, `SSL_CERT_FILE` and their like are in
+`FANLIGHT_TLS_CA_FILE`, `FANLIGHT_TLS_CERT_FILE` and `FANLIGHT_TLS_KEY_FILE`, `FANLIGHT_PLAIN_TEXT` and
+`FANLIGHT_GRPC_PROXY`. `HTTPS_PROXY`, `NO_PROXY`, `SSL_CERT_FILE` and their like are in
 [operations](operations.md#proxies-and-certificates).
 
 This page is generated from the settings classes by `make settings`.

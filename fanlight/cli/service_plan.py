@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from fanlight.cli.session import MissingExtra
+from fanlight.channel import PLAIN_TEXT_SETTING, is_local
+from fanlight.cli.session import MissingExtra, flag
 from fanlight.errors import FanlightError, InvalidInput
 
 STAGE_SERVICES = ("preprocessor", "diffusion")
@@ -33,6 +34,7 @@ DRAIN_GRACE_S = 10.0
 GRACE_SETTING = "FANLIGHT_DRAIN_GRACE_S"
 ANY_PORT = "127.0.0.1:0"
 OPERATOR_TOKENS = ("FANLIGHT_CLIENT_TOKEN", "FANLIGHT_CLIENT_TOKEN_FILE")
+WORKER_TOKENS = ("FANLIGHT_WORKER_TOKEN", "FANLIGHT_WORKER_TOKEN_FILE")
 DIRECT_TOKENS = ("FANLIGHT_WORKER_DIRECT_TOKEN", "FANLIGHT_WORKER_DIRECT_TOKEN_FILE")
 # Settings that say where weights come from.
 _OF_WEIGHTS = ("FANLIGHT_WEIGHTS_", "FANLIGHT_DIFFUSION_")
@@ -53,6 +55,8 @@ class ProcessPlan:
     grpc: str
     # Called with a line for each restart and stop.
     report: Callable[[str], None]
+    # Called once the gateway is ready, for what else the stages need to know.
+    introduce: "Callable[[Addresses], Awaitable[Mapping[str, str]]] | None" = None
     # Called with each line of the services' logs.
     follow: Callable[[str], None] | None = None
     command: Callable[[str], Sequence[str]] = command_of
@@ -62,6 +66,13 @@ class ProcessPlan:
 class Addresses:
     http: str
     grpc: str
+    # The roots of the gateway's certificate; None: it speaks no TLS.
+    ca_file: Path | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it listens at an outer address of this machine alone, from which its workers seem to be strangers."""
+        return not is_local(self.grpc) and self.grpc.rpartition(":")[0] not in _EVERYWHERE
 
     @property
     def local_grpc(self) -> str:
@@ -88,9 +99,36 @@ def environ_of_gateway(data: Path, http: str, grpc: str) -> dict[str, str]:
     return {"FANLIGHT_GATEWAY_DATA_DIR": str(data), "FANLIGHT_GATEWAY_HTTP": http, "FANLIGHT_GATEWAY_GRPC": grpc}
 
 
+def ca_file_of(data: Path, grpc: str, environ: Mapping[str, str]) -> Path | None:
+    """Where the roots are of the certificate that the gateway has, which listens there; None: it speaks no TLS.
+
+    InvalidInput for one that its own workers could not trust.
+    """
+    named = environ.get("FANLIGHT_TLS_CA_FILE")
+    if environ.get("FANLIGHT_TLS_CLIENT_CA_FILE"):
+        raise InvalidInput(
+            "FANLIGHT_TLS_CLIENT_CA_FILE is set: `fanlight up` has no certificates for its own workers; start gateway"
+            " and workers by themselves"
+        )
+    if environ.get("FANLIGHT_TLS_CERT_FILE"):
+        if not named:
+            raise InvalidInput(
+                "FANLIGHT_TLS_CERT_FILE is set: set FANLIGHT_TLS_CA_FILE too, to the roots that signed it; the workers"
+                " here call the gateway with TLS"
+            )
+        return Path(named)
+    if is_local(grpc) or flag(environ, PLAIN_TEXT_SETTING):
+        return None
+    return data / "tls" / "authority.pem"
+
+
 def environ_of_stage(service: str, addresses: Addresses, environ: Mapping[str, str]) -> dict[str, str]:
     """Where the gateway needs tokens, direct calls to a stage need one too: their own, or one that nobody knows."""
-    own = {f"FANLIGHT_{service.upper()}_GRPC": ANY_PORT, "FANLIGHT_WORKER_GATEWAY": addresses.local_grpc}
+    own = {
+        f"FANLIGHT_{service.upper()}_GRPC": ANY_PORT,
+        "FANLIGHT_WORKER_GATEWAY": addresses.local_grpc,
+        "FANLIGHT_TLS_CA_FILE": str(addresses.ca_file or ""),
+    }
     if any(environ.get(name) for name in OPERATOR_TOKENS) and not any(environ.get(name) for name in DIRECT_TOKENS):
         own["FANLIGHT_WORKER_DIRECT_TOKEN"] = secrets.token_urlsafe(32)
     return own
@@ -108,7 +146,15 @@ def environ_of_all(lifeline_fd: int, environ: Mapping[str, str]) -> dict[str, st
     return {
         "FANLIGHT_LIFELINE_FD": str(lifeline_fd),
         GRACE_SETTING: environ.get(GRACE_SETTING, f"{DRAIN_GRACE_S:g}"),
+        **_worker_token(environ),
     }
+
+
+def _worker_token(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where clients need a token, the workers here need one too: that of the settings, or one that nobody knows."""
+    is_needed = any(environ.get(name) for name in OPERATOR_TOKENS)
+    is_given = any(environ.get(name) for name in WORKER_TOKENS)
+    return {"FANLIGHT_WORKER_TOKEN": secrets.token_urlsafe(32)} if is_needed and not is_given else {}
 
 
 def grace_s(environ: Mapping[str, str]) -> float:

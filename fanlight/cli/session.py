@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,9 +72,48 @@ def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
 async def _talk(gateway: str, work: "Callable[[AsyncClient], Awaitable[Answer]]") -> Answer:
     from fanlight.client import AsyncClient
 
-    ca_file = os.environ.get("FANLIGHT_TLS_CA_FILE")
-    async with AsyncClient(gateway, token=_token(), ca_file=Path(ca_file) if ca_file else None) as client:
+    certificate = certificate_of(os.environ)
+    plain_text = _wants_plain_text(gateway)
+    async with AsyncClient(
+        gateway, token=_token(), ca_file=_path("FANLIGHT_TLS_CA_FILE"), certificate=certificate, plain_text=plain_text
+    ) as client:
         return await work(client)
+
+
+def _path(name: str) -> Path | None:
+    value = os.environ.get(name)
+    return Path(value) if value else None
+
+
+def certificate_of(environ: Mapping[str, str]) -> tuple[Path, Path] | None:
+    """The files of the client certificate and its key. InvalidInput where one of them is missing."""
+    files = [environ.get(f"FANLIGHT_TLS_{part}_FILE", "") for part in ("CERT", "KEY")]
+    if any(files) and not all(files):
+        raise InvalidInput("FANLIGHT_TLS_CERT_FILE and FANLIGHT_TLS_KEY_FILE go together: set both or none")
+    return (Path(files[0]), Path(files[1])) if all(files) else None
+
+
+def flag(environ: Mapping[str, str], name: str) -> bool:
+    """Of a setting that is true or false, as the services read it. InvalidInput."""
+    value = environ.get(name, "").strip().lower()
+    if value not in (*_FALSE, *_TRUE):
+        raise InvalidInput(f"{name}: must be true or false")
+    return value in _TRUE
+
+
+_FALSE, _TRUE = ("", "0", "false", "no", "off", "f", "n"), ("1", "true", "yes", "on", "t", "y")
+
+
+def _wants_plain_text(gateway: str) -> bool:
+    """Whether FANLIGHT_PLAIN_TEXT is set; warns where that matters."""
+    from fanlight.channel import PLAIN_TEXT_SETTING, PLAIN_TEXT_WARNING, is_local
+    from fanlight.cli.output import say
+
+    if not flag(os.environ, PLAIN_TEXT_SETTING):
+        return False
+    if not is_local(gateway) and _path("FANLIGHT_TLS_CA_FILE") is None:
+        say(f"warning: {PLAIN_TEXT_SETTING} is set: {PLAIN_TEXT_WARNING}")
+    return True
 
 
 def _token() -> str:
@@ -104,5 +143,16 @@ def make_folder(path: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Whole or not at all, for the file's owner alone."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            out.write(text)
+        partial.replace(path)
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from error

@@ -224,10 +224,11 @@ class Supervisor:
 
     async def run(self, wait_ready: WaitReady, body: "Body[Answer]") -> Answer:
         addresses = await self._start_gateway()
+        introduced = await self._plan.introduce(addresses) if self._plan.introduce else {}
         stages = [
             self._process(
                 name,
-                service_plan.environ_of_stage(name, addresses, os.environ),
+                {**service_plan.environ_of_stage(name, addresses, os.environ), **introduced},
                 self._workers,
                 inherits=lambda variable: service_plan.is_for_stages(variable, os.environ),
             )
@@ -242,7 +243,8 @@ class Supervisor:
         environ = service_plan.environ_of_gateway(self._plan.data, self._plan.http, self._plan.grpc)
         gateway = self._process("gateway", environ, self._gateway)
         ready = await gateway.ready
-        addresses = Addresses(http=ready["http"], grpc=ready["grpc"])
+        ca_file = service_plan.ca_file_of(self._plan.data, self._plan.grpc, os.environ)
+        addresses = Addresses(http=ready["http"], grpc=ready["grpc"], ca_file=ca_file)
         # A restarted gateway listens where it listened before.
         gateway.environ |= service_plan.environ_of_gateway(self._plan.data, addresses.http, addresses.grpc)
         return addresses

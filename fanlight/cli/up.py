@@ -11,7 +11,7 @@ import typer
 
 from fanlight.cli.options import AsJson
 from fanlight.cli.session import read_text
-from fanlight.errors import FanlightError, InvalidInput
+from fanlight.errors import FanlightError
 
 if TYPE_CHECKING:
     from fanlight.cli.service_plan import Addresses, ProcessPlan
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # How the services word it; they do not know this command's options.
 CANNOT_LISTEN = "cannot listen on"
 ASK_EVERY_S = 0.2
+# Of the workers' own invitation, where they need one: it lasts as long as one can, and so do restarts of the workers.
+OWN_INVITE = "the workers of `fanlight up`"
+INVITE_USES, INVITE_TTL_S = 1_000, 30 * 86_400.0
 
 
 def up(
@@ -43,12 +46,19 @@ def up(
 ) -> None:
     """Run all of Fanlight on this machine until Ctrl-C: gateway, preprocessor and diffusion."""
     from fanlight.cli.output import say
-    from fanlight.cli.service_plan import ProcessPlan, default_data, require_extras
+    from fanlight.cli.service_plan import ProcessPlan, ca_file_of, default_data, require_extras
 
     require_extras()
-    _require_roots(os.environ)
     folder = (data or default_data()).absolute()
-    plan = ProcessPlan(data=folder, http=http, grpc=grpc, report=say, follow=say if verbose else None)
+    ca_file_of(folder, grpc, os.environ)
+    plan = ProcessPlan(
+        data=folder,
+        http=http,
+        grpc=grpc,
+        report=say,
+        follow=say if verbose else None,
+        introduce=lambda addresses: introduced(addresses, folder),
+    )
     try:
         asyncio.run(run_until_signal(plan, wait_ready=all_registered, as_json=as_json))
     except FanlightError as error:
@@ -113,7 +123,7 @@ def client_of(addresses: "Addresses") -> "AsyncClient":
     """A client of the gateway that was started here, with the token and the CA file that match its settings."""
     from fanlight.client import AsyncClient
 
-    return AsyncClient(addresses.local_grpc, token=_token(), ca_file=_ca_file())
+    return AsyncClient(addresses.local_grpc, token=_token(), ca_file=addresses.ca_file)
 
 
 def _token() -> str:
@@ -124,16 +134,16 @@ def _token() -> str:
     return read_text(Path(file)).strip() if file else ""
 
 
-def _require_roots(environ: Mapping[str, str]) -> None:
-    """InvalidInput for a gateway with TLS that its own workers could not trust."""
-    if environ.get("FANLIGHT_TLS_CERT_FILE") and not environ.get("FANLIGHT_TLS_CA_FILE"):
-        raise InvalidInput(
-            "FANLIGHT_TLS_CERT_FILE is set: set FANLIGHT_TLS_CA_FILE too, to the roots that signed it; the workers here"
-            " call the gateway with TLS"
-        )
-
-
-def _ca_file() -> Path | None:
-    """Only a gateway with a certificate speaks TLS."""
-    file = os.environ.get("FANLIGHT_TLS_CA_FILE")
-    return Path(file) if file and os.environ.get("FANLIGHT_TLS_CERT_FILE") else None
+async def introduced(addresses: "Addresses", data: Path) -> Mapping[str, str]:
+    """What the stages need to join the gateway. Nothing where it knows them by their loopback address."""
+    if not addresses.is_elsewhere:
+        return {}
+    async with client_of(addresses) as client:
+        for old in await client.nodes.list_invites():
+            if old.comment == OWN_INVITE:
+                await client.nodes.remove_invite(old.id)
+        made = await client.nodes.invite(uses=INVITE_USES, ttl_s=INVITE_TTL_S, comment=OWN_INVITE)
+    return {
+        "FANLIGHT_WORKER_JOIN_CODE": made.join_code,
+        "FANLIGHT_WORKER_STATE_DIR": str(data / "node"),
+    }

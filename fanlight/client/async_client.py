@@ -14,6 +14,7 @@ from fanlight.blobs.v1.blobs_pb2_grpc import BlobServiceStub
 from fanlight.channel import open_channel
 from fanlight.client import requests
 from fanlight.client.blobs import BlobTransfer
+from fanlight.client.nodes import NodeCalls
 from fanlight.client.requests import GenerationOptions, ImageInput, ParameterValue
 from fanlight.client.retry import Answer, Retry
 from fanlight.client.watch import JobWatch, require_success
@@ -45,7 +46,8 @@ Listener = Callable[[JobEvent], None]
 class AsyncClient:
     """Made inside the event loop that uses it, closed with `async with` or `close`. Raises fanlight.errors.
 
-    InvalidInput at once where the address or the token is malformed, or the CA file cannot be read.
+    InvalidInput at once where the address or the token is malformed, or a file cannot be read. Loopback is called in
+    plain text unless `ca_file` names roots; other addresses with TLS, and the system's roots where it names none.
     """
 
     def __init__(
@@ -54,15 +56,23 @@ class AsyncClient:
         *,
         token: str = "",
         ca_file: Path | None = None,
+        certificate: tuple[Path, Path] | None = None,
+        plain_text: bool = False,
         scope: str = "",
         timeout_s: float = TIMEOUT_S,
         connect_s: float = CONNECT_S,
     ) -> None:
-        self._channel = _open(address, token=token, ca_file=ca_file)
+        """`certificate`: PEM files of a chain and its key, for a gateway that asks for one.
+
+        `plain_text`: no TLS beyond loopback, for a private network where the gateway has none. Others can read along.
+        """
+        self._channel = _open(address, token=token, ca_file=ca_file, certificate=certificate, plain_text=plain_text)
         self._jobs = JobServiceStub(self._channel)
         self._records = RecordServiceStub(self._channel)
         self._retry = Retry(connect_s=connect_s)
         self._blobs = BlobTransfer(BlobServiceStub(self._channel), self._retry, scope=scope)
+        # The operator's calls about nodes.
+        self.nodes = NodeCalls(self._channel, self._retry, timeout_s=timeout_s)
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
@@ -270,12 +280,14 @@ class AsyncClient:
         return await self._retry.call(send, timeout_s=timeout_s or self._timeout_s)
 
 
-def _open(address: str, *, token: str, ca_file: Path | None) -> grpc.aio.Channel:
+def _open(
+    address: str, *, token: str, ca_file: Path | None, certificate: tuple[Path, Path] | None, plain_text: bool
+) -> grpc.aio.Channel:
     if not (token.isascii() and token.isprintable()):
         raise InvalidInput("the token has characters that a token cannot have; it must be printable ASCII on one line")
     try:
-        return open_channel(address, token=token, ca_file=ca_file)
+        return open_channel(address, token=token, ca_file=ca_file, certificate=certificate, plain_text=plain_text)
     except ValueError as error:
         raise InvalidInput(f"{address}: {error}") from error
     except OSError as error:
-        raise InvalidInput(f"{ca_file}: cannot be read: {error.strerror}") from error
+        raise InvalidInput(f"{error.filename}: cannot be read: {error.strerror}") from error

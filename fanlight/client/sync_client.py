@@ -38,6 +38,8 @@ class Client:
         *,
         token: str = "",
         ca_file: Path | None = None,
+        certificate: tuple[Path, Path] | None = None,
+        plain_text: bool = False,
         scope: str = "",
         timeout_s: float = TIMEOUT_S,
         connect_s: float = CONNECT_S,
@@ -48,7 +50,14 @@ class Client:
 
         async def build() -> AsyncClient:
             return AsyncClient(
-                address, token=token, ca_file=ca_file, scope=scope, timeout_s=timeout_s, connect_s=connect_s
+                address,
+                token=token,
+                ca_file=ca_file,
+                certificate=certificate,
+                plain_text=plain_text,
+                scope=scope,
+                timeout_s=timeout_s,
+                connect_s=connect_s,
             )
 
         self._client = self._run(build())

@@ -12,9 +12,12 @@ from pathlib import Path
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from fanlight.records.v1 import records_pb2, records_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
+from services.gateway.adapters.encryption import Encryption, encryption_of
+from services.gateway.adapters.jwt_identity import IssuerRule, JwtVerifier, read_issuers
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
@@ -30,8 +33,11 @@ from services.gateway.http.serving import bind_http, port_of, serve_http
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
+from services.gateway.rpc.nodes import JoinAddress, NodeService
+from services.gateway.rpc.principals import Principals
 from services.gateway.rpc.records import RecordService
 from services.gateway.wire.answers import payload
+from services.gateway.wire.stages import images_of_task
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
 from services.kernel.config import GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
@@ -45,10 +51,13 @@ JOB_SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
 RECORD_SERVICE = records_pb2.DESCRIPTOR.services_by_name["RecordService"].full_name
 POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
+NODE_SERVICE = nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
 log = get_logger()
 
+# Those that take nodes' credentials; what a node may do in each is checked there.
+FOR_NODES = frozenset({QUEUE_SERVICE, BLOB_SERVICE, NODE_SERVICE})
 SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
@@ -75,7 +84,8 @@ class SystemClock:
 async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: asyncio.Event) -> None:
     _require_tokens(settings, common)
     _make_folder(settings)
-    tenants = read_tenants(settings.tenants_file)
+    tenants, issuers = read_tenants(settings.tenants_file), read_issuers(settings.issuers_file)
+    encryption = encryption_of(settings, common)
     async with _open_store(settings) as store, _open_blobs(settings) as blobs:
         gateway = Gateway(
             store=store,
@@ -93,7 +103,8 @@ async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: 
         async with asyncio.TaskGroup() as group:
             group.create_task(gateway.run())
             await gateway.wait_until_ready()
-            await _listen(gateway, blobs, settings, common, tenants, stop, group)
+            rpc = _rpc_server(gateway, blobs, settings, encryption, tenants, issuers)
+            await _listen(gateway, blobs, rpc, settings, encryption, tenants, stop, group)
 
 
 def _other_version(settings: GatewaySettings, error: OtherFormatVersion) -> str:
@@ -173,19 +184,16 @@ def _webhooks(settings: GatewaySettings, tenants: Sequence[Tenant]) -> WebhookOp
 async def _listen(
     gateway: Gateway,
     blobs: BlobStore,
+    rpc: RpcServer,
     settings: GatewaySettings,
-    common: GatewayCommonSettings,
+    encryption: Encryption,
     tenants: Sequence[Tenant],
     stop: asyncio.Event,
     group: asyncio.TaskGroup,
 ) -> None:
     """Answer calls until `stop`, then let running calls end."""
-    rpc = _rpc_server(gateway, blobs, common, tenants, polls=settings.worker_polls_limit)
-    app = http_app(
-        gateway,
-        blobs,
-        _http_options(settings, common, tenants),
-    )
+    common = encryption.settings_of(settings.http)
+    app = http_app(gateway, blobs, _http_options(settings, common, tenants))
     grpc_address = address_of(settings.grpc, rpc.bind(settings.grpc))
     sockets = bind_http(settings.http)
     try:
@@ -210,15 +218,26 @@ def _http_options(settings: GatewaySettings, common: GatewayCommonSettings, tena
 
 
 def _rpc_server(
-    gateway: Gateway, blobs: BlobStore, common: GatewayCommonSettings, tenants: Sequence[Tenant], *, polls: int
+    gateway: Gateway,
+    blobs: BlobStore,
+    settings: GatewaySettings,
+    encryption: Encryption,
+    tenants: Sequence[Tenant],
+    issuers: Sequence[IssuerRule],
 ) -> RpcServer:
+    common = encryption.settings_of(settings.grpc)
     callers = callers_of(common.token_of_clients(), tenants)
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
     operators = tuple(filter(None, [common.token_of_clients()]))
-    jobs, queue = JobService(gateway, callers), QueueService(gateway)
+    principals = Principals(callers, common.token_of_workers(), gateway.nodes)
+    jobs, queue = JobService(gateway, callers), QueueService(gateway, principals)
     records = RecordService(gateway.records)
-    blob = BlobService(blobs, callers.and_workers(workers))
+    blob = BlobService(blobs, principals, gateway.lease_rights(images_of_task))
+    address = JoinAddress(
+        gateway=settings.address or "", authority=encryption.authority, is_own=encryption.has_own_name
+    )
+    node = NodeService(gateway, callers, SystemClock(), address, JwtVerifier(issuers) if issuers else None)
     return RpcServer(
         common,
         services={
@@ -226,11 +245,14 @@ def _rpc_server(
             QUEUE_SERVICE: lambda server: queue_pb2_grpc.add_QueueServiceServicer_to_server(queue, server),
             RECORD_SERVICE: lambda server: records_pb2_grpc.add_RecordServiceServicer_to_server(records, server),
             BLOB_SERVICE: lambda server: blobs_pb2_grpc.add_BlobServiceServicer_to_server(blob, server),
+            NODE_SERVICE: lambda server: nodes_pb2_grpc.add_NodeServiceServicer_to_server(node, server),
         },
-        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, RECORD_SERVICE: operators},
+        # NodeService looks itself: a node that joins has no token yet.
+        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, RECORD_SERVICE: operators, NODE_SERVICE: ()},
         default_tokens=clients + workers,
-        places={POLL: polls},
+        places={POLL: settings.worker_polls_limit},
         get_health=lambda: _health_of(gateway),
+        accepts=lambda service, token: service in FOR_NODES and gateway.nodes.of_credential(token) is not None,
     )
 
 
@@ -244,19 +266,24 @@ async def _health_of(gateway: Gateway) -> HealthState:
 
 
 def _require_tokens(settings: GatewaySettings, common: GatewayCommonSettings) -> None:
-    """SettingsError where tokens are incomplete, so that some calls would need none."""
-    tokens = {"FANLIGHT_CLIENT_TOKEN": common.token_of_clients(), "FANLIGHT_WORKER_TOKEN": common.token_of_workers()}
-    mutual_tls = common.tls_client_ca_file is not None
-    if settings.tenants_file is not None and not all(tokens.values()):
+    """SettingsError where tokens are incomplete, so that some calls would need none.
+
+    Nodes need none here, because each has a credential of its own. A certificate is none either: it says in which role
+    a caller connects, and HTTP does not even see it.
+    """
+    client, worker = common.token_of_clients(), common.token_of_workers()
+    if settings.tenants_file is not None and not client:
+        raise SettingsError("tenants need FANLIGHT_CLIENT_TOKEN, the operator's, beside theirs")
+    if worker and not client:
+        raise SettingsError("FANLIGHT_WORKER_TOKEN: set FANLIGHT_CLIENT_TOKEN too (or a _FILE of each), or none")
+    if client and client == worker:
+        raise SettingsError("FANLIGHT_WORKER_TOKEN: must be another one than FANLIGHT_CLIENT_TOKEN")
+    if common.tls_client_ca_file is not None and not client:
         raise SettingsError(
-            "tenants need FANLIGHT_CLIENT_TOKEN, the operator's, and FANLIGHT_WORKER_TOKEN beside theirs"
+            "FANLIGHT_TLS_CLIENT_CA_FILE: set FANLIGHT_CLIENT_TOKEN too (or a _FILE): a certificate replaces no token"
         )
-    if len([token for token in tokens.values() if token]) == 1:
-        raise SettingsError("set both FANLIGHT_CLIENT_TOKEN and FANLIGHT_WORKER_TOKEN (or a _FILE of each), or none")
-    if tokens["FANLIGHT_CLIENT_TOKEN"] and len(set(tokens.values())) == 1:
-        raise SettingsError("FANLIGHT_WORKER_TOKEN: must be another one than FANLIGHT_CLIENT_TOKEN: every node has it")
     for address in (settings.grpc, settings.http):
-        require_tokens(address, tokens, mutual_tls=mutual_tls)
+        require_tokens(address, {"FANLIGHT_CLIENT_TOKEN": client})
 
 
 def _make_folder(settings: GatewaySettings) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.kernel.config import MIB, Address
+from services.kernel.config import MIB, Address, Addresses
 
 GIB = 1024 * MIB
 
@@ -43,6 +43,19 @@ class GatewaySettings(BaseSettings):
     worker_polls_limit: int = Field(
         10_000, gt=0, description="How many workers may wait for tasks at a time; other calls have places of their own."
     )
+    address: Addresses | None = Field(
+        None,
+        description="HOST:PORT by which nodes reach gRPC, or several separated by commas. Part of join codes, so that a"
+        " node needs nothing but its code.",
+    )
+    names: str = Field(
+        "",
+        description="Host names and addresses by which clients call the gateway, separated by commas: for the"
+        " certificate that it makes itself.",
+    )
+    issuers_file: Path | None = Field(
+        None, description="A file with the issuers whose tokens let nodes join (TOML); see operations.md."
+    )
     data_dir: Path = Field(
         default_factory=default_data_dir, description="The folder of jobs and blobs; created if it does not exist."
     )
@@ -67,6 +80,11 @@ class GatewaySettings(BaseSettings):
         None,
         description="A file with one tenant per line, NAME TOKEN; each tenant has its own jobs and blobs.",
     )
+    tenant_pools: str = Field(
+        "",
+        pattern=r"^([a-z0-9-]+=[a-z0-9-]+(,[a-z0-9-]+=[a-z0-9-]+)*)?$",
+        description="Tenants whose jobs only nodes of a pool may work on: TENANT=POOL, separated by commas.",
+    )
     webhook_secret: SecretStr | None = Field(
         None,
         description="Signs webhooks: `whsec_` and base64. Unset: only tenants with a secret have webhooks.",
@@ -74,6 +92,23 @@ class GatewaySettings(BaseSettings):
     webhook_secret_file: Path | None = Field(None, description="A file with the secret that signs webhooks.")
     webhook_networks: str = Field(
         "", description="Private networks that webhooks may call, such as 10.1.0.0/16, separated by commas."
+    )
+    default_model: str = Field(
+        "",
+        description="The model of requests that name none. Unset: the starter model if a worker holds it, else the"
+        " worker's default that was announced first.",
+    )
+    other_annotators: str = Field(
+        "",
+        description="Ids of annotators that do not ship with the gateway and that workers may offer, separated by"
+        " commas; `*`: any.",
+    )
+    checked_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Fraction of control images of deterministic annotators that a second node repeats, where another"
+        " live one has the same build on the same kind of device. 0: none.",
     )
     blob_budget_bytes: int = Field(20 * GIB, gt=0, description="How many bytes of blobs are stored.")
     blob_limit_bytes: int = Field(64 * MIB, gt=0, description="The largest blob that is accepted.")

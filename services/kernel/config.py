@@ -105,12 +105,20 @@ class CommonSettings(BaseSettings):
     worker_token: SecretStr | None = Field(None, description="The bearer token that workers must send.")
     worker_token_file: SecretFile = Field(None, description="A file with the worker token.")
     tls_cert_file: PemFile = Field(
-        None, description="PEM certificate chain of the servers; a worker also shows it to a gateway that asks for one."
+        None,
+        description="PEM certificate chain of the servers; a worker, client or command shows it to a gateway that asks"
+        " for one. Unset: a gateway makes one of its own where it listens beyond loopback.",
     )
     tls_key_file: PemFile = Field(None, description="PEM private key of that certificate.")
     tls_client_ca_file: RootsFile = Field(None, description="PEM root certificates that clients must be signed by.")
     tls_ca_file: RootsFile = Field(
-        None, description="PEM root certificates that a worker trusts. Unset: it calls the gateway without TLS."
+        None,
+        description="PEM root certificates that a worker trusts. Unset: those of its join code, or else the system's.",
+    )
+    plain_text: bool = Field(
+        False,
+        description="Allows plain text beyond loopback: a gateway then listens without TLS where it has no certificate,"
+        " and a worker or client calls without TLS where no roots are named. Others can read along.",
     )
     grpc_proxy: Annotated[str, AfterValidator(_proxy)] = Field(
         "",

@@ -29,6 +29,8 @@ from services.kernel.errors_wire import to_status
 from services.kernel.unproven import Unproven
 
 OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
+# Calls that prove in their message who the caller is.
+OPEN_METHODS = frozenset({"/fanlight.nodes.v1.NodeService/Join"})
 BUSY_RETRY_AFTER_S = 2.0
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -36,6 +38,14 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Returns None if no handler has the method.
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 Metadata: TypeAlias = "Iterable[tuple[str, str | bytes]]"
+
+
+# Of a full service name and a token.
+Accepts: TypeAlias = "Callable[[str, str], bool]"
+
+
+def accepts_none(service: str, token: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,23 +62,29 @@ class CallLimits:
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """UNAUTHENTICATED for calls without a token that the called service accepts. Health needs no token."""
+    """UNAUTHENTICATED for calls without a token that the called service accepts. Open calls need no token."""
 
-    def __init__(self, tokens: Mapping[str, tuple[str, ...]], *, default: tuple[str, ...]) -> None:
-        """`tokens`: by full service name, the tokens it accepts; `default` for the others. Empty: no token needed."""
+    def __init__(
+        self, tokens: Mapping[str, tuple[str, ...]], *, default: tuple[str, ...], accepts: Accepts = accepts_none
+    ) -> None:
+        """`tokens`: by full service name, the tokens it accepts; `default` for the others. Empty: no token needed.
+
+        `accepts`: whether a full service name also accepts a token that is made while the server runs.
+        """
         self._tokens = tokens
         self._default = default
+        self._accepts = accepts
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         service = handler_call_details.method.split("/")[1]
-        if service not in OPEN_SERVICES:
+        if not is_open(handler_call_details.method):
             sent = _authorizations(handler_call_details.invocation_metadata)
             if len(sent) > 1:
                 return _MANY
             accepted = self._tokens.get(service, self._default)
-            if accepted and not _is_bearer(sent, accepted):
+            if accepted and not _is_bearer(sent, accepted) and not self._accepts(service, _bearer(sent)):
                 return _WRONG
         return await continuation(handler_call_details)
 
@@ -79,12 +95,21 @@ def _authorizations(metadata: "Metadata | None") -> "list[str | bytes]":
 
 def _is_bearer(sent: "list[str | bytes]", accepted: Iterable[str]) -> bool:
     """Whether it is one header with one of the tokens."""
+    token = _bearer(sent)
+    return bool(token) and any(hmac.compare_digest(token.encode(), each.encode()) for each in accepted)
+
+
+def _bearer(sent: "list[str | bytes]") -> str:
+    """The token of the one header; empty for anything else."""
     if len(sent) != 1 or not isinstance(sent[0], str):
-        return False
+        return ""
     kind, _, token = sent[0].partition(" ")
-    if kind.lower() != "bearer":
-        return False
-    return any(hmac.compare_digest(token.encode(), each.encode()) for each in accepted)
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
+def bearer_of(context: "Context") -> str:
+    """The call's bearer token; empty without one, or with several."""
+    return _bearer(_authorizations(context.invocation_metadata()))
 
 
 def _refusing(error: FanlightError) -> Handler:
@@ -237,7 +262,7 @@ class CallAdmission:
 
 
 def is_open(method: str) -> bool:
-    return method.split("/")[1] in OPEN_SERVICES
+    return method in OPEN_METHODS or method.split("/")[1] in OPEN_SERVICES
 
 
 def _gave_way() -> ResourceExhausted:

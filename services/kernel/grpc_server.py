@@ -14,7 +14,14 @@ from grpc_reflection.v1alpha import reflection
 
 from fanlight.channel import MAX_MESSAGE_BYTES, channel_options
 from services.kernel.config import CommonSettings, SettingsError
-from services.kernel.grpc_admission import CallAdmission, CallLimits, DrainInterceptor, TokenInterceptor
+from services.kernel.grpc_admission import (
+    Accepts,
+    CallAdmission,
+    CallLimits,
+    DrainInterceptor,
+    TokenInterceptor,
+    accepts_none,
+)
 from services.kernel.grpc_connections import GrpcConnections, connections_limit
 from services.kernel.grpc_guards import ErrorInterceptor
 from services.kernel.health import GetState, HealthService, always_ready
@@ -41,10 +48,12 @@ class RpcServer:
         places: Mapping[str, int] | None = None,
         limits: CallLimits | None = None,
         get_health: GetState = always_ready,
+        accepts: Accepts = accepts_none,
     ) -> None:
         """`services`: by full service name, the function that adds its servicer; without any, it serves health alone.
 
-        `tokens`: by full service name, the tokens it accepts; `default_tokens` for the others.
+        `tokens`: by full service name, the tokens it accepts; `default_tokens` for the others; `accepts`: whether it
+        accepts another token.
         `places`: by full method, how many of its calls may run at a time, apart from all others.
         """
         self._settings = settings
@@ -55,7 +64,7 @@ class RpcServer:
         self._draining = DrainInterceptor()
         self._server = grpc.aio.server(
             interceptors=[
-                TokenInterceptor(tokens, default=default_tokens),
+                TokenInterceptor(tokens, default=default_tokens, accepts=accepts),
                 self._draining,
                 ErrorInterceptor(admission),
             ],
@@ -156,21 +165,24 @@ def split_address(address: str) -> tuple[str, int]:
 
 def is_loopback(address: str) -> bool:
     host, _ = split_address(address)
-    if host == "localhost":
-        return True
+    return host == "localhost" or is_loopback_ip(host)
+
+
+def is_loopback_ip(host: str) -> bool:
+    """Also of an IPv4 address that came in over IPv6; False for what is no IP address."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
-def require_tokens(address: str, tokens: dict[str, str], *, mutual_tls: bool) -> None:
-    """SettingsError if anyone could call: not on loopback, and without the named tokens or mutual TLS."""
+def require_tokens(address: str, tokens: dict[str, str]) -> None:
+    """SettingsError if anyone could call: not on loopback, and without the named tokens."""
     missing = [name for name, token in tokens.items() if not token]
-    if missing and not mutual_tls and not is_loopback(address):
-        raise SettingsError(
-            f"{address} is not loopback: set {' and '.join(missing)} (or a _FILE of each), or mutual TLS"
-        )
+    if missing and not is_loopback(address):
+        raise SettingsError(f"{address} is not loopback: set {' and '.join(missing)} (or a _FILE of each)")
 
 
 def expand_address(address: str) -> list[str]:

@@ -93,7 +93,7 @@ class Annotator:
     @property
     def version(self) -> str:
         """Differs wherever the same input may give other bytes on the same kind of device."""
-        return "+".join((str(self.revision), LIBRARIES, *_versions(self.needs), *_digests(self.models)))
+        return "+".join((str(self.revision), LIBRARIES, *_versions(self.needs), *pinned(self.models)))
 
     @property
     def weight_bytes(self) -> int:
@@ -125,7 +125,7 @@ def _version(package: str) -> str:
 
 
 @cache
-def _digests(models: tuple[AnnotatorWeights, ...]) -> tuple[str, ...]:
+def pinned(models: tuple[AnnotatorWeights, ...]) -> tuple[str, ...]:
     """One short digest of all pinned sha256s; empty if nothing is pinned."""
     pins = [pin for model in models for pin in model.sha256s]
     return (f"weights-{hashlib.sha256(' '.join(pins).encode()).hexdigest()[:12]}",) if pins else ()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import grpc.aio
 
 from fanlight import __version__
-from fanlight.errors import FanlightError
+from fanlight.channel import PLAIN_TEXT_SETTING
+from fanlight.errors import FanlightError, Unauthenticated
 from services.kernel.config import ProcessEnd
 from services.kernel.logs import get_logger
 from services.worker.retry import Env, Throttle
@@ -50,15 +51,27 @@ class Credentials:
     """What this worker was given for the gateway, not the values."""
 
     has_token: bool = False
-    has_roots: bool = False
+    # A node's own: a join code, a platform's token or a certificate.
+    has_proof: bool = False
+    uses_tls: bool = False
     has_certificate: bool = False
 
 
-def obstacle_of(error: FanlightError, *, gateway: str, credentials: Credentials) -> Obstacle | None:
-    """What the error means; None where only a look at the connection can tell."""
+def obstacle_of(
+    error: FanlightError, *, gateway: str, credentials: Credentials, is_joining: bool = False
+) -> Obstacle | None:
+    """What the error means; None where only a look at the connection can tell.
+
+    `is_joining`: it comes from the exchange of the node's proof, not from a poll.
+    """
     code, text = _code_of(error), " ".join(error.message.split())
+    if is_joining and not isinstance(error.__cause__, grpc.aio.AioRpcError):
+        return _own_obstacle(error, text)
+    if is_joining and code in ("UNAUTHENTICATED", "INVALID_ARGUMENT"):
+        advice = f"the gateway at {gateway} does not let this node join: {text}"
+        return Obstacle(reason="proof_refused", advice=advice, is_final=True)
     if code == "UNAUTHENTICATED":
-        return _token_obstacle(gateway, has_token=credentials.has_token)
+        return _token_obstacle(gateway, credentials)
     if code == "UNIMPLEMENTED":
         advice = (
             f"{gateway} speaks gRPC but is no Fanlight gateway that this worker ({__version__}) knows: correct"
@@ -91,9 +104,22 @@ def _code_of(error: FanlightError) -> str:
     return cause.code().name if isinstance(cause, grpc.aio.AioRpcError) else error.code
 
 
-def _token_obstacle(gateway: str, *, has_token: bool) -> Obstacle:
-    what = "refuses this worker's token" if has_token else "asks for a token"
-    advice = f"the gateway at {gateway} {what}: set {TOKEN} to the gateway's worker token, which clients do not use"
+def _own_obstacle(error: FanlightError, text: str) -> Obstacle:
+    """What this machine found itself while it joined: a gateway with another certificate, or no proof or folder yet."""
+    if isinstance(error, Unauthenticated):
+        return Obstacle(reason="another_gateway", advice=text, is_final=True)
+    return Obstacle(reason="cannot_join_yet", advice=text)
+
+
+def _token_obstacle(gateway: str, credentials: Credentials) -> Obstacle:
+    if credentials.has_proof:
+        advice = f"the gateway at {gateway} does not take this node's credential any more: see `fanlight nodes list`"
+        return Obstacle(reason="credential_refused", advice=advice, is_final=True)
+    what = "refuses this worker's token" if credentials.has_token else "asks for a credential"
+    advice = (
+        f"the gateway at {gateway} {what}: set FANLIGHT_WORKER_JOIN_CODE to a code from `fanlight nodes invite`, or on"
+        f" the gateway's own machine {TOKEN} to its worker token"
+    )
     return Obstacle(reason="token_refused", advice=advice, is_final=True)
 
 
@@ -109,8 +135,8 @@ _BY_TEXT = (
     (
         "WRONG_VERSION_NUMBER",
         "no_tls_there",
-        f"{{gateway}} does not speak TLS: correct {ADDRESS}, unset {ROOTS}, or give the gateway a certificate"
-        " (FANLIGHT_TLS_CERT_FILE)",
+        f"{{gateway}} does not speak TLS: correct {ADDRESS}, give the gateway a certificate (FANLIGHT_TLS_CERT_FILE),"
+        f" or, in a network that you trust, unset {ROOTS} and set {PLAIN_TEXT_SETTING}=true",
         True,
     ),
     (
@@ -122,8 +148,8 @@ _BY_TEXT = (
     (
         "CERTIFICATE_VERIFY_FAILED",
         "certificate_not_trusted",
-        f"the certificate of the gateway at {{gateway}} is not signed by a root in {ROOTS}: set {ROOTS} to the root"
-        " that signed it",
+        f"the certificate of the gateway at {{gateway}} is not signed by a root that this worker trusts: set {ROOTS} to"
+        " the root that signed it, or join with a new code, which names it",
         True,
     ),
     (
@@ -179,8 +205,11 @@ async def look_at(gateway: str, credentials: Credentials) -> Obstacle:
     after = await _handshake(gateway, ssl.TLSVersion.TLSv1_3)
     if after is None:
         return closed
-    if not credentials.has_roots:
-        advice = f"{gateway} speaks TLS: set {ROOTS} to the root certificates that signed its certificate"
+    if not credentials.uses_tls:
+        advice = (
+            f"{gateway} speaks TLS: join with a code from `fanlight nodes invite`, or set {ROOTS} to the roots"
+            " that signed its certificate"
+        )
         return Obstacle(reason="tls_needed", advice=advice, is_final=True)
     # With TLS 1.3 a server that misses a certificate ends the connection after the handshake, as others do that have
     # nobody behind them; with TLS 1.2, before its end.
@@ -264,9 +293,9 @@ class GatewayContact:
         self._answered_s = self._env.now_s()
         self._throttle.reset()
 
-    async def note_failure(self, error: FanlightError) -> None:
-        """JoinRefused where the obstacles have been final for long enough."""
-        obstacle = obstacle_of(error, gateway=self._gateway, credentials=self._credentials)
+    async def note_failure(self, error: FanlightError, *, is_joining: bool = False) -> None:
+        """JoinRefused where the obstacles have been final for long enough. `is_joining`: see `obstacle_of`."""
+        obstacle = obstacle_of(error, gateway=self._gateway, credentials=self._credentials, is_joining=is_joining)
         if obstacle is None:
             obstacle = await self._look(self._gateway, self._credentials)
         self.obstacle = obstacle

@@ -215,7 +215,7 @@ class Renewer:
         prefetcher: Prefetcher,
         env: Env,
         *,
-        worker_id: str,
+        worker_id: Callable[[], str],
         retry_delay_max_s: float,
         make_previews: Callable[[], Awaitable[None]],
     ) -> None:
@@ -253,7 +253,7 @@ class Renewer:
         await self._make_previews()
         sent_s = self._env.now_s()
         renewals = self._leases.take_renewals(now_s=sent_s)
-        answer = await self._queue.renew(queue_pb2.RenewLeasesRequest(worker_id=self._worker_id, renewals=renewals))
+        answer = await self._queue.renew(queue_pb2.RenewLeasesRequest(worker_id=self._worker_id(), renewals=renewals))
         self._leases.note(list(answer.leases), now_s=sent_s)
         if answer.has_fetches:
             self._prefetcher.want(answer.fetches)

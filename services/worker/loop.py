@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
+import os
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from google.protobuf.message import Message
 from pydantic import Field, SecretStr
@@ -34,6 +36,19 @@ POLL_WAIT_MAX_S = 60.0
 EARLY_PAUSE_S = 0.2
 # For returning the tasks that are left after the grace period.
 RETURN_DEADLINE_S = 5.0
+# The lists of a worker's description that are sent only when they changed.
+HOLDINGS: tuple[Literal["vram_models", "ram_models", "disk_models", "unfetched_models"], ...] = (
+    "vram_models",
+    "ram_models",
+    "disk_models",
+    "unfetched_models",
+)
+
+
+def default_state_dir() -> Path:
+    """As the XDG base directory specification says."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "state") / "fanlight"
 
 
 class WorkerSettings(BaseSettings):
@@ -51,6 +66,25 @@ class WorkerSettings(BaseSettings):
         min_length=1,
         max_length=128,
         description="The machine's name, the same for all its workers. Unset: the host name.",
+    )
+    join_code: SecretStr | None = Field(
+        None, description="From `fanlight nodes invite`: lets this node join, and may name the gateway. A secret."
+    )
+    join_code_file: SecretFile = Field(None, description="A file with the join code.")
+    identity: Literal["", "saladcloud", "certificate"] = Field(
+        "",
+        description="What the node joins with instead of a code: `saladcloud`, that platform's token of its machines;"
+        " or `certificate`, FANLIGHT_TLS_CERT_FILE, for a gateway that asks for one.",
+    )
+    identity_token_file: SecretFile = Field(
+        None,
+        description="A file with a platform's token (JWT) that the node joins with, such as Kubernetes' projected"
+        " service account token.",
+    )
+    state_dir: Path = Field(
+        default_factory=default_state_dir,
+        description="Where the node's credential is kept, so that a restarted worker is the same node. The workers of"
+        " one machine share it.",
     )
     poll_wait_s: float = Field(
         20.0, ge=0, le=POLL_WAIT_MAX_S, description="How long the gateway may hold a poll open until a task arrives."
@@ -103,11 +137,13 @@ class Poller:
         goodput: Goodput,
         prefetcher: Prefetcher,
         *,
-        worker_id: str,
+        worker_id: Callable[[], str],
         node: str,
         slots: int,
+        secret: bytes = b"",
     ) -> None:
-        self.worker_id = worker_id
+        """`secret`: random, of this process; no other can poll under its id."""
+        self._worker_id, self._secret = worker_id, secret
         self._stage = stage
         self._leases = leases
         self._queue = queue
@@ -121,21 +157,33 @@ class Poller:
         self._digest = b""
         # The digest of the capabilities that the gateway has.
         self._known = b""
+        # The digest of the held models that it has.
+        self._known_holdings = b""
 
     async def poll(self, *, max_tasks: int, wait_s: float, draining: bool = False) -> Sequence[queue_pb2.LeasedTask]:
         self._prefetcher.finished.clear()
         capabilities, digest = self._capabilities()
+        worker = self._worker()
+        holdings = holdings_digest(worker)
+        is_unchanged = holdings == self._known_holdings
+        if is_unchanged:
+            for name in HOLDINGS:
+                worker.ClearField(name)
         request = queue_pb2.LeaseTasksRequest(
-            worker=self._worker(),
+            worker=worker,
+            holdings_digest=holdings,
+            holdings_unchanged=is_unchanged,
             capabilities_digest=digest,
             capabilities=None if digest == self._known else capabilities,
             max_tasks=max_tasks,
             held_lease_tokens=self._leases.tokens,
             wait_s=wait_s,
             draining=draining,
+            worker_secret=self._secret,
         )
         answer = await self._queue.lease(request)
         self._known = b"" if answer.wants_capabilities else digest
+        self._known_holdings = answer.holdings_digest
         if answer.has_fetches:
             self._prefetcher.want(answer.fetches)
         return answer.tasks
@@ -151,7 +199,7 @@ class Poller:
     def _worker(self) -> queue_pb2.Worker:
         worker = queue_pb2.Worker()
         self._stage.describe(worker)
-        worker.id = self.worker_id
+        worker.id = self._worker_id()
         worker.node = self._node
         worker.stage = self._stage.name
         worker.version = __version__
@@ -162,6 +210,17 @@ class Poller:
         worker.takes_fetches = self._prefetcher.is_able
         worker.unfetched_models[:] = self._prefetcher.unfetched
         return worker
+
+
+def holdings_digest(worker: queue_pb2.Worker) -> bytes:
+    """Of the models that it holds and those that it could not prefetch, in whatever order."""
+    held = queue_pb2.Worker(
+        vram_models=sorted(worker.vram_models),
+        ram_models=sorted(worker.ram_models),
+        disk_models=sorted(worker.disk_models),
+        unfetched_models=sorted(worker.unfetched_models),
+    )
+    return hashlib.sha256(held.SerializeToString(deterministic=True)).digest()
 
 
 def canonical(capabilities: queue_pb2.Capabilities, request_type: type[Message]) -> queue_pb2.Capabilities:
@@ -196,8 +255,10 @@ class LeaseLoop:
         env: Env,
         stop: asyncio.Event,
         contact: GatewayContact,
+        recover: Callable[[FanlightError], Awaitable[bool]],
     ) -> None:
-        self._contact = contact
+        """`recover`: whether a poll that failed can be tried again at once, with another credential."""
+        self._contact, self._recover = contact, recover
         self._prefetcher = prefetcher
         self._admission = admission
         self._leases = leases
@@ -236,6 +297,8 @@ class LeaseLoop:
             polling = self._poller.poll(max_tasks=count, wait_s=wait_s)
             tasks = await race(polling, self._prefetcher.finished.wait(), self._stop.wait())
         except FanlightError as error:
+            if await self._recover(error):
+                return 0.0
             await self._contact.note_failure(error)
             return self._backoff.next_s(error)
         if tasks is None:

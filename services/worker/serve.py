@@ -6,23 +6,24 @@ The worker's composition root. Knows no stage.
 import asyncio
 import os
 import re
+import secrets
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 
-from fanlight.channel import open_channel
 from services.kernel.config import CommonSettings, SettingsError, drop_operator_secrets
-from services.kernel.grpc_server import RpcServer, address_of, is_loopback, require_pair
+from services.kernel.grpc_server import RpcServer, address_of, is_loopback
 from services.kernel.logs import get_logger
 from services.kernel.process import leave
 from services.worker.admission import Admission
 from services.worker.blobs import BlobCalls
 from services.worker.device import DeviceLost, DeviceState
-from services.worker.joining import Credentials, GatewayContact
+from services.worker.joining import GatewayContact
 from services.worker.leases import QueueCalls, Renewer, WorkerLeases
 from services.worker.loop import LeaseLoop, Poller, WorkerLimits, WorkerSettings
+from services.worker.membership import Membership, credentials_of, membership_of, with_gateway
 from services.worker.ports import Stage
 from services.worker.prefetch import Prefetcher
 from services.worker.previews import PreviewMaker
@@ -36,6 +37,7 @@ _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]")
 NODE_IN_ID_MAX = 64
 # How long a process with a lost device may take to end, beside what it gives to its callers.
 LEAVE_S = 10.0
+WORKER_SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,7 @@ async def serve_stage(
     keeps this from ending: then `leave` ends the process.
     """
     device = device or DeviceState()
+    settings = with_gateway(settings)
     env, limits = Env(), WorkerLimits()
     rpc_settings, tokens = _direct_access(server, settings, common, drop_operator_secrets(environ))
     contact = _contact(settings, common, env, limits) if settings.gateway else None
@@ -180,44 +183,34 @@ async def work(
     JoinRefused if the gateway never takes this worker.
     """
     env, limits = env or Env(), limits or WorkerLimits()
+    settings = with_gateway(settings)
     contact = contact or _contact(settings, common, env, limits)
-    async with _channel(settings, common) as channel:
+    membership = membership_of(settings, common, contact, env)
+    if not await membership.begin(stop, delay_max_s=limits.retry_delay_max_s):
+        return
+    async with membership.open_channel() as channel:
         prefetcher = Prefetcher(stage)
-        leasing, renewer = _wire(stage, admission, settings, limits, channel, stop, env, prefetcher, contact)
+        leasing, renewer = _wire(
+            stage, admission, settings, limits, channel, stop, env, prefetcher, contact, membership
+        )
         async with asyncio.TaskGroup() as group:
-            renewing = group.create_task(renewer.run())
+            beside = [group.create_task(each) for each in (renewer.run(), membership.run())]
             prefetching = group.create_task(prefetcher.run())
             await leasing.run(group)
             prefetching.cancel()
             await leasing.drain(grace_s=common.drain_grace_s)
-            renewing.cancel()
+            for task in beside:
+                task.cancel()
 
 
 def _contact(settings: WorkerSettings, common: CommonSettings, env: Env, limits: WorkerLimits) -> GatewayContact:
     assert settings.gateway is not None
-    credentials = Credentials(
-        has_token=bool(common.token_of_workers()),
-        has_roots=common.tls_ca_file is not None,
-        has_certificate=common.tls_cert_file is not None,
-    )
     return GatewayContact(
         settings.gateway,
-        credentials,
+        credentials_of(settings, common),
         env,
         refused_exit_s=limits.refused_exit_s,
         refused_again_exit_s=limits.refused_again_exit_s,
-    )
-
-
-def _channel(settings: WorkerSettings, common: CommonSettings) -> grpc.aio.Channel:
-    assert settings.gateway is not None
-    if common.certificate is not None:
-        require_pair(*common.certificate)
-    return open_channel(
-        settings.gateway,
-        token=common.token_of_workers(),
-        ca_file=common.tls_ca_file,
-        certificate=common.certificate,
     )
 
 
@@ -231,9 +224,15 @@ def _wire(
     env: Env,
     prefetcher: Prefetcher,
     contact: GatewayContact,
+    membership: Membership,
 ) -> tuple[LeaseLoop, Renewer]:
-    worker_id = f"{_NOT_IN_IDS.sub('-', settings.node)[:NODE_IN_ID_MAX]}-{stage.name}-{env.new_id()}"
-    log.info("worker_started", worker=worker_id, gateway=settings.gateway, slots=admission.slots)
+    tail = f"{stage.name}-{env.new_id()}"
+    named = _NOT_IN_IDS.sub("-", settings.node)[:NODE_IN_ID_MAX]
+
+    def worker_id() -> str:
+        return f"{membership.node_id or named}-{tail}"
+
+    log.info("worker_started", worker=worker_id(), gateway=settings.gateway, slots=admission.slots)
     delay_max_s = limits.retry_delay_max_s
     queue = QueueCalls(channel)
     leases = WorkerLeases(progress_every_s=settings.progress_every_s)
@@ -242,9 +241,19 @@ def _wire(
     images = InputImages(blobs, cache_bytes=limits.input_cache_bytes)
     runner = TaskRunner(stage, admission, leases, queue, blobs, images, retry)
     poller = Poller(
-        stage, leases, queue, blobs.goodput, prefetcher, worker_id=worker_id, node=settings.node, slots=admission.slots
+        stage,
+        leases,
+        queue,
+        blobs.goodput,
+        prefetcher,
+        worker_id=worker_id,
+        node=settings.node,
+        slots=admission.slots,
+        secret=secrets.token_bytes(WORKER_SECRET_BYTES),
     )
-    leasing = LeaseLoop(admission, leases, poller, runner, settings, limits, prefetcher, env, stop, contact)
+    leasing = LeaseLoop(
+        admission, leases, poller, runner, settings, limits, prefetcher, env, stop, contact, membership.recover
+    )
     return leasing, Renewer(
         queue,
         leases,

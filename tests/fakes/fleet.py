@@ -8,9 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from google.protobuf import any_pb2
+
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.names import digest_of
 from fanlight.contract.parameters import Parameter
+from fanlight.contract.shipped import ShippedAnnotator
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
@@ -30,7 +33,7 @@ from services.gateway.domain.workers import (
     catalog_of,
 )
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
-from services.gateway.wire import requests
+from services.gateway.wire import requests, stages
 from services.kernel.blobs import BlobInfo
 from services.kernel.image_headers import ImageSize, size_in
 from tests.fakes.broken_images import SIGNATURE, png_chunk
@@ -38,6 +41,15 @@ from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.memory_store import MemoryStore
 
 PNG = SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 256, 192, 8, 2, 0, 0, 0))
+
+
+def result(width_px: int, height_px: int, made_of: bytes) -> bytes:
+    """An image of that size for header readers; others for other `made_of`."""
+    header = struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"teXt", made_of), (b"IEND", b""))
+    return SIGNATURE + b"".join(png_chunk(kind, data) for kind, data in chunks)
+
+
 CRASH = Failure(reason="NODE_FAULT", message="out of memory")
 
 CANNY = AnnouncedAnnotator(
@@ -106,6 +118,7 @@ class Fleet:
     settings: dict[str, Any] = field(default_factory=dict)
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     is_shared: bool = False
+    shipped: dict[str, ShippedAnnotator] = field(default_factory=dict)
     number: int = 0
     gateway: Gateway = field(init=False)
 
@@ -115,9 +128,11 @@ class Fleet:
             blobs=self.blobs,
             clock=self.clock,
             random_bytes=CountingBytes(self.number),
-            settings=GatewaySettings(**self.settings),
+            # Annotators that the tests made up mean what their workers say.
+            settings=GatewaySettings(**{"other_annotators": "*", "checked_share": 0.0, **self.settings}),
             limits=self.limits,
             is_shared=self.is_shared,
+            shipped=self.shipped,
         )
 
     @asynccontextmanager
@@ -138,6 +153,7 @@ class Fleet:
             settings=self.settings,
             limits=self.limits,
             is_shared=self.is_shared,
+            shipped=self.shipped,
             number=self.number + 1,
         )
 
@@ -192,8 +208,17 @@ class FleetWorker:
 
     async def complete(self, task: LeasedTask, image: bytes = b"", scope: str = "") -> None:
         scope = scope or task.job.tenant
-        written = await self.fleet.blobs.write(scope, _once(PNG + (image or task.token.encode())))
-        made = ReportedOutput(scope=scope, digest=written.digest, width_px=64, height_px=64)
+        width_px, height_px = size_in_request(stages.request_for(task.job, task.task))
+        data = result(width_px, height_px, image or task.token.encode())
+        await self.hand_in(task, data, (width_px, height_px), scope)
+
+    async def hand_in(
+        self, task: LeasedTask, data: bytes, size_px: tuple[int, int] = (64, 64), scope: str = ""
+    ) -> None:
+        """Any bytes as the result."""
+        scope = scope or task.job.tenant
+        written = await self.fleet.blobs.write(scope, _once(data))
+        made = ReportedOutput(scope=scope, digest=written.digest, width_px=size_px[0], height_px=size_px[1])
         await self.fleet.gateway.queue.complete(task.token, [made], [])
         self.held.remove(task.token)
 
@@ -213,6 +238,13 @@ class FleetWorker:
 
 async def _once(data: bytes):
     yield data
+
+
+def size_in_request(message: any_pb2.Any) -> tuple[int, int]:
+    """Of the task's image, in pixels; 64 x 64 where the request leaves it open."""
+    asked = diffusion_pb2.GenerateRequest(), preprocessor_pb2.AnnotateRequest()
+    sizes = [(each.width_px, each.height_px) for each in asked if message.Unpack(each) and each.width_px]
+    return sizes[0] if sizes else (64, 64)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
@@ -12,10 +13,12 @@ import grpc.aio
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.shipped import shipped_annotators
 from fanlight.gateway.v1 import gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
+from services.gateway.domain.workers import AnnouncedAnnotator
 from services.gateway.wire import answers
-from tests.fakes.fleet import OFFERS, PNG
+from tests.fakes.fleet import OFFERS, result, size_in_request
 
 START_LIMIT_S = 60
 CALL_LIMIT_S = 30
@@ -33,6 +36,7 @@ class GatewayProcess:
             "FANLIGHT_GATEWAY_DATA_DIR": str(self.data),
             "FANLIGHT_GATEWAY_GRPC": self.grpc or "127.0.0.1:0",
             "FANLIGHT_GATEWAY_HTTP": self.http or "127.0.0.1:0",
+            "FANLIGHT_GATEWAY_OTHER_ANNOTATORS": "dream",
         }
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -59,6 +63,12 @@ class GatewayProcess:
 
     def channel(self, token: str = "") -> grpc.aio.Channel:
         return open_channel(self.grpc, token=token)
+
+
+def as_shipped(made_up: AnnouncedAnnotator) -> AnnouncedAnnotator:
+    """With the parameters that its namesake ships with: a gateway process takes no others."""
+    shipped = shipped_annotators().get(made_up.id)
+    return replace(made_up, parameters=shipped.parameters) if shipped else made_up
 
 
 class RpcWorker:
@@ -89,7 +99,7 @@ class RpcWorker:
             ),
             capabilities_digest=self.stage.encode(),
             capabilities=queue_pb2.Capabilities(
-                annotators=[answers.annotator(each) for each in offers.annotators],
+                annotators=[answers.annotator(as_shipped(each)) for each in offers.annotators],
                 models=[answers.model(each) for each in offers.models],
                 contract=self.contract,
             ),
@@ -102,13 +112,16 @@ class RpcWorker:
         return list(answer.tasks)
 
     async def complete(self, task: queue_pb2.LeasedTask) -> None:
-        data = PNG + task.name.encode()
+        width_px, height_px = size_in_request(task.request)
+        data = result(width_px, height_px, task.name.encode())
         parts = [
             blobs_pb2.WriteBlobRequest(header=blobs_pb2.WriteBlobHeader(size_bytes=len(data))),
             blobs_pb2.WriteBlobRequest(chunk=data),
         ]
         written = await self.blobs.WriteBlob(iter(parts), timeout=CALL_LIMIT_S, wait_for_ready=True)
-        output = queue_pb2.Output(blob=common_pb2.Blob(digest=written.blob.digest), width_px=8, height_px=8)
+        output = queue_pb2.Output(
+            blob=common_pb2.Blob(digest=written.blob.digest), width_px=width_px, height_px=height_px
+        )
         request = queue_pb2.CompleteTaskRequest(lease_token=task.lease_token, outputs=[output])
         await self.queue.CompleteTask(request, timeout=CALL_LIMIT_S, wait_for_ready=True)
         self.held.remove(task.lease_token)

@@ -20,10 +20,10 @@ from fanlight.gateway.v1 import gateway_pb2_grpc
 from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator, Parameter
 from fanlight.queue.v1.queue_pb2 import Worker
 from services.gateway.app.tenants import Callers
-from services.gateway.rpc.blobs import BlobService
 from services.kernel.config import CommonSettings
 from services.kernel.grpc_server import RpcServer
 from tests.fakes.memory_blobs import MemoryBlobs
+from tests.fakes.principals import blobs_of_clients
 
 IMAGE_BYTES = b"\x89PNG\r\n\x1a\n an image that was requested"
 FIRST_SEED = 100
@@ -189,7 +189,7 @@ async def serving(service: FakeJobService, *, address: str = "127.0.0.1:0", toke
     services = {
         "fanlight.gateway.v1.JobService": lambda s: gateway_pb2_grpc.add_JobServiceServicer_to_server(service, s),
         "fanlight.blobs.v1.BlobService": lambda s: add_BlobServiceServicer_to_server(
-            BlobService(service.blobs, Callers()), s
+            blobs_of_clients(service.blobs, Callers()), s
         ),
     }
     server = RpcServer(

@@ -1,17 +1,23 @@
 """A gateway over stores in memory, called over gRPC on loopback."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from services.gateway.__main__ import _rpc_server
+from services.gateway.adapters.encryption import Encryption
+from services.gateway.app.tenants import Tenant
+from services.gateway.config import GatewaySettings
 from services.kernel.config import GatewayCommonSettings
 from tests.fakes.fleet import Fleet
 
 
 @asynccontextmanager
-async def serving(fleet: Fleet) -> AsyncIterator[str]:
+async def serving(
+    fleet: Fleet, common: GatewayCommonSettings | None = None, tenants: Sequence[Tenant] = ()
+) -> AsyncIterator[str]:
     """Its address; the fleet runs already."""
-    server = _rpc_server(fleet.gateway, fleet.blobs, GatewayCommonSettings(drain_grace_s=0), [], polls=100)
+    common = common or GatewayCommonSettings(drain_grace_s=0)
+    server = _rpc_server(fleet.gateway, fleet.blobs, GatewaySettings(), Encryption(common=common), tenants, ())
     port = server.bind("127.0.0.1:0")
     await server.start()
     try:

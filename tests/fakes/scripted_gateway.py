@@ -48,6 +48,8 @@ class FakeGateway:
         # What to answer to the renewal of a task, by its name.
         self.statuses: dict[str, Status.ValueType] = {}
         self.wants_capabilities = 0
+        # Whether it is one that needs no lists of models that did not change.
+        self.knows_holdings = False
         # How many of the next calls of a method are answered UNAVAILABLE before, or after, they took effect.
         self.refusals: Counter[str] = Counter()
         self.lost_answers: Counter[str] = Counter()
@@ -214,7 +216,8 @@ class _Queue(queue_pb2_grpc.QueueServiceServicer):
         await gateway.end("LeaseTasks")
         wants = gateway.wants_capabilities > 0
         gateway.wants_capabilities -= wants
-        return queue_pb2.LeaseTasksResponse(tasks=tasks, wants_capabilities=wants)
+        known = request.holdings_digest if gateway.knows_holdings else b""
+        return queue_pb2.LeaseTasksResponse(tasks=tasks, wants_capabilities=wants, holdings_digest=known)
 
     async def RenewLeases(self, request: queue_pb2.RenewLeasesRequest, context: Any) -> queue_pb2.RenewLeasesResponse:
         await self._gateway.begin("RenewLeases")

@@ -12,6 +12,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.kernel import logs
 from services.kernel.config import CommonSettings, load
+from services.kernel.image_headers import size_in
 from services.kernel.process import run
 from services.worker.admission import Admission
 from services.worker.loop import WorkerSettings
@@ -47,7 +48,10 @@ class Echo:
         sys.stdout.write(f"running {task.name}\n")
         sys.stdout.flush()
         await self._may_end.wait()
-        return Outcome(outputs=[StageOutput(data=request.image.data, width_px=1, height_px=1)])
+        size = size_in(request.image.data)
+        assert size is not None
+        output = StageOutput(data=request.image.data, width_px=size.width_px, height_px=size.height_px)
+        return Outcome(outputs=[output])
 
 
 def main() -> int:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 PREFIX = "localhost/fanlight"
 # What a container is let, and no more.
 LOCKED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
-# Beyond loopback nothing starts without them. A worker here has no gateway, so it needs direct calls.
-GATEWAY_TOKENS = ("--env", "FANLIGHT_CLIENT_TOKEN=client", "--env", "FANLIGHT_WORKER_TOKEN=worker")
+# Beyond loopback no gateway starts without it. A worker here has no gateway, so it needs direct calls.
+GATEWAY_TOKENS = ("--env", "FANLIGHT_CLIENT_TOKEN=client")
 WORKER_TOKENS = ("--env", "FANLIGHT_WORKER_DIRECT_TOKEN=direct")
 # Much longer than it takes: what is broken is told, not waited for.
 PATIENCE_S = 240

@@ -62,7 +62,7 @@ async def test_an_image_and_a_prompt_become_images(channel: grpc.aio.Channel) ->
 
     (annotate,) = await annotator.lease()
     request = preprocessor_pb2.AnnotateRequest.FromString(annotate.request.value)
-    assert (request.annotator, request.parameters["low"]) == ("canny", 100)
+    assert (request.annotator, request.parameters["low_threshold"]) == ("canny", 100)
     await annotator.complete(annotate)
     paints = await painter.lease()
     made = [diffusion_pb2.GenerateRequest.FromString(task.request.value) for task in paints]

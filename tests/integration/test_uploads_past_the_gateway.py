@@ -18,6 +18,7 @@ from services.gateway.rpc.blobs import BlobService
 from services.worker.blobs import BlobCalls
 from services.worker.retry import Env, RetryPolicy
 from tests.fakes.bucket import Bucket
+from tests.fakes.principals import clients_alone
 from tests.fakes.seaweed import seaweed, weed
 
 pytest.importorskip("aiobotocore")
@@ -50,7 +51,7 @@ async def served() -> AsyncIterator[tuple]:
     with seaweed() as server:
         async with Bucket(server).opened() as make:
             store = make()
-            service = Counting(store, Callers())
+            service = Counting(store, *clients_alone(Callers()))
             rpc = grpc.aio.server()
             blobs_pb2_grpc.add_BlobServiceServicer_to_server(service, rpc)
             port = rpc.add_insecure_port("127.0.0.1:0")

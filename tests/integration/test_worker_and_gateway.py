@@ -75,6 +75,7 @@ class House:
             "services.gateway",
             FANLIGHT_GATEWAY_GRPC=self.address,
             FANLIGHT_GATEWAY_HTTP="127.0.0.1:0",
+            FANLIGHT_GATEWAY_OTHER_ANNOTATORS="echo",
             FANLIGHT_GATEWAY_DATA_DIR=str(self._folder / "data"),
             FANLIGHT_GATEWAY_LEASE_TTL_S=str(ttl_s),
         )

@@ -36,6 +36,7 @@ class CreateJobRequest(google.protobuf.message.Message):
     REQUEST_FIELD_NUMBER: builtins.int
     DEADLINE_S_FIELD_NUMBER: builtins.int
     WEBHOOK_URL_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client, at most 128 characters; makes retries safe. Empty: every call creates a new job."""
     priority: builtins.int
@@ -45,6 +46,10 @@ class CreateJobRequest(google.protobuf.message.Message):
     webhook_url: builtins.str
     """An http or https URL that the ended job is posted to, with retries until it answers 2xx. Signed as in Standard
     Webhooks.
+    """
+    pool: builtins.str
+    """Only nodes of this pool may work on it, such as `trusted`, and no control image of other nodes is used. Empty: any,
+    unless the tenant is bound to a pool.
     """
     @property
     def generation(self) -> fanlight.diffusion.v1.diffusion_pb2.GenerateRequest: ...
@@ -64,9 +69,10 @@ class CreateJobRequest(google.protobuf.message.Message):
         request: google.protobuf.any_pb2.Any | None = ...,
         deadline_s: builtins.float = ...,
         webhook_url: builtins.str = ...,
+        pool: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["annotation", b"annotation", "generation", b"generation", "request", b"request", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "deadline_s", b"deadline_s", "generation", b"generation", "priority", b"priority", "request", b"request", "request_id", b"request_id", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "deadline_s", b"deadline_s", "generation", b"generation", "pool", b"pool", "priority", b"priority", "request", b"request", "request_id", b"request_id", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation", "request"] | None: ...
 
 Global___CreateJobRequest: typing_extensions.TypeAlias = CreateJobRequest
@@ -172,6 +178,7 @@ class Job(google.protobuf.message.Message):
     DEADLINE_TIME_FIELD_NUMBER: builtins.int
     WEBHOOK_URL_FIELD_NUMBER: builtins.int
     REDRIVES_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
     ESTIMATE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`jobs/{id}`."""
@@ -185,6 +192,8 @@ class Job(google.protobuf.message.Message):
     webhook_url: builtins.str
     redrives: builtins.int
     """How often it was retried from the dead letter list."""
+    pool: builtins.str
+    """The pool whose nodes alone work on it; empty: any."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -234,10 +243,11 @@ class Job(google.protobuf.message.Message):
         deadline_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         webhook_url: builtins.str = ...,
         redrives: builtins.int = ...,
+        pool: builtins.str = ...,
         estimate: Global___JobEstimate | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["annotation", b"annotation", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "request", b"request", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "priority", b"priority", "redrives", b"redrives", "request", b"request", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "pool", b"pool", "priority", b"priority", "redrives", b"redrives", "request", b"request", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation", "request"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
@@ -261,10 +271,10 @@ class Image(google.protobuf.message.Message):
     task: builtins.int
     """The task that made it; 0 for a cached control image."""
     nsfw: builtins.bool
-    """The safety checker's result; absent if it is off."""
+    """The safety checker's result, as the node says: the gateway does not check it. Absent if it is off."""
     provenance_json: builtins.str
-    """JSON with everything that is needed to generate the image again; empty for a control image, and where it has more than
-    16 KiB: the image's file holds all of it.
+    """JSON with everything that is needed to generate the image again, as the node says: the gateway does not check it. Empty
+    for a control image, and where it has more than 16 KiB: the image's file holds all of it.
     """
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...

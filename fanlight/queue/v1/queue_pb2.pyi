@@ -252,6 +252,9 @@ class LeaseTasksRequest(google.protobuf.message.Message):
     HELD_LEASE_TOKENS_FIELD_NUMBER: builtins.int
     WAIT_S_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    WORKER_SECRET_FIELD_NUMBER: builtins.int
+    HOLDINGS_DIGEST_FIELD_NUMBER: builtins.int
+    HOLDINGS_UNCHANGED_FIELD_NUMBER: builtins.int
     capabilities_digest: builtins.bytes
     """sha256 of the current capabilities, so that they need not be sent with every poll."""
     max_tasks: builtins.int
@@ -260,6 +263,16 @@ class LeaseTasksRequest(google.protobuf.message.Message):
     """0 to 60 seconds."""
     draining: builtins.bool
     """The worker takes no more tasks; it finishes what it has and exits."""
+    worker_secret: builtins.bytes
+    """Random bytes of the worker's process, at most 64, the same in all its polls: no other process can poll under its id."""
+    holdings_digest: builtins.bytes
+    """Of the worker's vram_models, ram_models, disk_models and unfetched_models, at most 64 bytes; chosen by the worker, equal
+    for equal lists. Empty: it is not known.
+    """
+    holdings_unchanged: builtins.bool
+    """Those lists are as they were in its last poll with this digest, and left out here. Only where the gateway's last response
+    had the digest.
+    """
     @property
     def worker(self) -> Global___Worker: ...
     @property
@@ -278,9 +291,12 @@ class LeaseTasksRequest(google.protobuf.message.Message):
         held_lease_tokens: collections.abc.Iterable[builtins.bytes] | None = ...,
         wait_s: builtins.float = ...,
         draining: builtins.bool = ...,
+        worker_secret: builtins.bytes = ...,
+        holdings_digest: builtins.bytes = ...,
+        holdings_unchanged: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities", "worker", b"worker"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "capabilities_digest", b"capabilities_digest", "draining", b"draining", "held_lease_tokens", b"held_lease_tokens", "max_tasks", b"max_tasks", "wait_s", b"wait_s", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "capabilities_digest", b"capabilities_digest", "draining", b"draining", "held_lease_tokens", b"held_lease_tokens", "holdings_digest", b"holdings_digest", "holdings_unchanged", b"holdings_unchanged", "max_tasks", b"max_tasks", "wait_s", b"wait_s", "worker", b"worker", "worker_secret", b"worker_secret"]) -> None: ...
 
 Global___LeaseTasksRequest: typing_extensions.TypeAlias = LeaseTasksRequest
 
@@ -292,9 +308,12 @@ class LeaseTasksResponse(google.protobuf.message.Message):
     WANTS_CAPABILITIES_FIELD_NUMBER: builtins.int
     FETCHES_FIELD_NUMBER: builtins.int
     HAS_FETCHES_FIELD_NUMBER: builtins.int
+    HOLDINGS_DIGEST_FIELD_NUMBER: builtins.int
     wants_capabilities: builtins.bool
     """Send `capabilities` with the next poll: this gateway does not know the digest."""
     has_fetches: builtins.bool
+    holdings_digest: builtins.bytes
+    """Of the holdings that the gateway knows of the worker. Empty: send the lists with the next poll."""
     @property
     def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LeasedTask]: ...
     @property
@@ -310,8 +329,9 @@ class LeaseTasksResponse(google.protobuf.message.Message):
         wants_capabilities: builtins.bool = ...,
         fetches: collections.abc.Iterable[Global___Fetch] | None = ...,
         has_fetches: builtins.bool = ...,
+        holdings_digest: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fetches", b"fetches", "has_fetches", b"has_fetches", "tasks", b"tasks", "wants_capabilities", b"wants_capabilities"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fetches", b"fetches", "has_fetches", b"has_fetches", "holdings_digest", b"holdings_digest", "tasks", b"tasks", "wants_capabilities", b"wants_capabilities"]) -> None: ...
 
 Global___LeaseTasksResponse: typing_extensions.TypeAlias = LeaseTasksResponse
 
@@ -560,7 +580,7 @@ class Output(google.protobuf.message.Message):
     nsfw: builtins.bool
     """As in fanlight.diffusion.v1.GeneratedImage."""
     provenance_json: builtins.str
-    """At most 16 KiB; empty where it is longer."""
+    """At most 16 KiB; empty where it is longer. Shown to clients as the node's word."""
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
     def __init__(

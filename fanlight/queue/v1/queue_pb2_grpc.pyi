@@ -136,7 +136,8 @@ class QueueServiceStub(typing.Generic[_QueueServiceLeaseTasksType, _QueueService
     """Waits up to `wait_s` for work and leases up to `max_tasks` compatible tasks, each under its own token.
     Leases of this worker that are missing in `held_lease_tokens` go back to the queue at once.
     A response without tasks is not an error: poll again.
-    INVALID_ARGUMENT: a field is wrong.
+    INVALID_ARGUMENT: a field is wrong. PERMISSION_DENIED: the worker's id is another node's or another process's, or the
+    node may not serve the stage.
     """
 
     RenewLeases: _QueueServiceRenewLeasesType
@@ -187,7 +188,8 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         """Waits up to `wait_s` for work and leases up to `max_tasks` compatible tasks, each under its own token.
         Leases of this worker that are missing in `held_lease_tokens` go back to the queue at once.
         A response without tasks is not an error: poll again.
-        INVALID_ARGUMENT: a field is wrong.
+        INVALID_ARGUMENT: a field is wrong. PERMISSION_DENIED: the worker's id is another node's or another process's, or the
+        node may not serve the stage.
         """
 
     @abc.abstractmethod

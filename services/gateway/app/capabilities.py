@@ -10,8 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from fanlight.contract.limits import size_class
 from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.records import Codec, Records
+from services.gateway.domain.job import Facts
+from services.gateway.domain.offers import LeftOut, OfferRules
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     Capabilities,
@@ -22,9 +25,12 @@ from services.gateway.domain.workers import (
     needs_by_id,
 )
 from services.gateway.ports import Clock
-from services.gateway.scheduler.pace import RecentMean, StepTimes, plausible
+from services.gateway.scheduler.pace import Delivered, RecentMean, StepTimes, delivered_times, plausible
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.scheduler.workers import WorkerView
+from services.kernel.logs import get_logger
+
+log = get_logger()
 
 BUCKET = "capabilities"
 PAGE = 20
@@ -32,6 +38,8 @@ PAGE = 20
 UNUSED_S = 3_600.0
 # How often a used record is checked: another gateway may have deleted it.
 CHECK_INTERVAL_S = 600.0
+# Of what workers announce and get no tasks for, in one line of the log.
+LEFT_OUT_SHOWN = 5
 # How many nodes a refusal names.
 NODES_LIMIT = 5
 # Where no link was measured yet: what most homes have.
@@ -41,6 +49,10 @@ TASK_S = 0.5
 # No home link and no card is faster than these bounds, and slower ones are useless.
 LINK_MAX_BPS, LINK_MIN_BPS = 10e9, 0.1e6
 STEP_MIN_S, STEP_MAX_S = 1e-3, 600.0
+# How many times what its fetches got a worker's link may have.
+LINK_OFF = 2.0
+# Of how many families and sizes a worker's times are measured.
+DELIVERED_CLASSES_LIMIT = 64
 # For how many devices averages are kept, and for how many families and sizes of each.
 DEVICES_LIMIT = 1_000
 CLASSES_LIMIT = 256
@@ -78,6 +90,9 @@ class CapabilityGroup:
 
     digest: str
     kept: KeptCapabilities
+    # What counts of what they announced, and what does not.
+    offered: Capabilities
+    left_out: tuple[LeftOut, ...]
     offers: frozenset[str]
     limits: Amounts
     needs_by_id: Mapping[str, tuple[str, ...]]
@@ -98,21 +113,24 @@ class CapabilityGroup:
 
     @property
     def capabilities(self) -> Capabilities:
+        """As announced."""
         return self.kept.capabilities
 
     @property
     def rank(self) -> Rank:
-        return not self.live, -self.kept.time_s, self.digest
+        return not self.live, self.kept.time_s, self.digest
 
 
-def _group(digest: str, kept: KeptCapabilities, now_s: float) -> CapabilityGroup:
-    capabilities = kept.capabilities
+def _group(digest: str, kept: KeptCapabilities, now_s: float, rules: OfferRules) -> CapabilityGroup:
+    capabilities, left_out = rules.offered(kept.capabilities)
     sizes: dict[str, int] = {}
     for model in capabilities.models:
         sizes[model.id] = max(sizes.get(model.id, 0), model.size_bytes)
     return CapabilityGroup(
         digest=digest,
         kept=kept,
+        offered=capabilities,
+        left_out=left_out,
         offers=capabilities.offers,
         limits=capabilities.all_limits,
         needs_by_id=needs_by_id(capabilities),
@@ -125,10 +143,12 @@ def _group(digest: str, kept: KeptCapabilities, now_s: float) -> CapabilityGroup
 class CapabilityGroups:
     """By digest, with what they offer together. A lookup costs the same for any number of alike workers."""
 
-    def __init__(self, store: Records, clock: Clock) -> None:
+    def __init__(self, store: Records, clock: Clock, rules: OfferRules, *, default_model: str = "") -> None:
+        """`default_model`: the operator's; empty for none."""
         self._store = store
         self._clock = clock
-        self.catalog = FleetCatalog()
+        self._rules = rules
+        self.catalog = FleetCatalog(default_model)
         self._known: dict[str, CapabilityGroup] = {}
         # By need, of groups that have workers.
         self._offering: dict[str, list[CapabilityGroup]] = {}
@@ -145,7 +165,10 @@ class CapabilityGroups:
 
     def _remember(self, digest: str, kept: KeptCapabilities) -> CapabilityGroup:
         if digest not in self._known:
-            self._known[digest] = _group(digest, kept, self._clock.now_s())
+            group = self._known[digest] = _group(digest, kept, self._clock.now_s(), self._rules)
+            if group.left_out:
+                shown = [f"{each.need}: {each.why}" for each in group.left_out[:LEFT_OUT_SHOWN]]
+                log.warning("offers_left_out", digest=digest, count=len(group.left_out), offers=shown)
         return self._known[digest]
 
     def find(self, digest: str) -> CapabilityGroup | None:
@@ -196,7 +219,7 @@ class CapabilityGroups:
         """Add a worker, not live yet. Returns the group that it is in: the first of two with the same digest."""
         group = self._known.setdefault(group.digest, group)
         if not group.workers:
-            self.catalog.change(group.capabilities, before=None, after=group.rank)
+            self.catalog.change(group.offered, before=None, after=group.rank)
             for need in group.offers:
                 self._offering.setdefault(need, []).append(group)
         group.workers[worker_id] = Member(node, stage)
@@ -220,7 +243,7 @@ class CapabilityGroups:
         group.of_stage[stage] -= 1
         self.catalog.count_announcing(group.digest, stage, -1)
         if not group.workers:
-            self.catalog.change(group.capabilities, before=group.rank, after=None)
+            self.catalog.change(group.offered, before=group.rank, after=None)
             group.unused_since_s = self._clock.now_s()
             for need in group.offers:
                 groups = self._offering[need]
@@ -238,7 +261,7 @@ class CapabilityGroups:
         else:
             group.live.remove(worker_id)
         if group.rank != before:
-            self.catalog.change(group.capabilities, before=before, after=group.rank)
+            self.catalog.change(group.offered, before=before, after=group.rank)
 
     # What they can do
 
@@ -247,6 +270,15 @@ class CapabilityGroups:
             (group.live_of_stage if only_live else group.of_stage)[stage]
             and can_do(group.offers, group.limits, needs, amounts)
             for group in self._nearest(needs)
+        )
+
+    def has_live(self, stage: str, needs: frozenset[str], but_not: frozenset[str]) -> bool:
+        """Whether a live worker of another node than those offers all the needs."""
+        return any(
+            node not in but_not
+            for group in self._nearest(needs)
+            if needs <= group.offers
+            for node in _nodes(group, stage, live=True)
         )
 
     def _nearest(self, needs: frozenset[str]) -> list[CapabilityGroup]:
@@ -307,6 +339,9 @@ class WorkerViews:
         # By worker: its last report, and its plausible values.
         self._step_times: dict[str, tuple[tuple[ReportedStepTime, ...], StepTimes]] = {}
         self._usual_link = RecentMean()
+        # By worker: what it delivered, as this gateway measured it.
+        self._delivered: dict[str, dict[tuple[str, int], Delivered]] = {}
+        self._links: dict[str, Delivered] = {}
 
     def of(self, worker: Worker, group: CapabilityGroup, avoided: frozenset[str]) -> WorkerView:
         """`avoided`: the needs that the worker is given tasks for only where no other worker can do them."""
@@ -323,8 +358,8 @@ class WorkerViews:
             ram=worker.ram_models,
             held=worker.held_models,
             sizes=group.sizes,
-            link_bps=self._link_bps(worker.goodput_bps),
-            step_times=self._plausible_times(worker, device),
+            link_bps=self._link_bps(worker),
+            step_times=delivered_times(self._plausible_times(worker, device), self._measured_times(worker.id)),
             usual_times=device.usual_times,
             task_s=TASK_S,
             takes_fetches=worker.takes_fetches,
@@ -332,8 +367,33 @@ class WorkerViews:
             unfetched=worker.unfetched_models,
         )
 
+    def note_task(self, worker_id: str, facts: Facts, took_s: float) -> None:
+        """A task with these facts took so long, from lease to result."""
+        if not facts.steps or not facts.width_px or took_s <= 0:
+            return
+        which = facts.family, size_class(facts.width_px, facts.height_px)
+        delivered = self._delivered.setdefault(worker_id, {})
+        if which in delivered or len(delivered) < DELIVERED_CLASSES_LIMIT:
+            step_s = max(took_s - TASK_S, took_s / 2) / facts.steps
+            delivered.setdefault(which, Delivered()).note(min(max(step_s, STEP_MIN_S), STEP_MAX_S))
+
+    def note_fetch(self, worker_id: str, size_bytes: int, took_s: float) -> None:
+        """It holds a model that it was told to fetch so long ago."""
+        if size_bytes and took_s > 0:
+            self._links.setdefault(worker_id, Delivered()).note(size_bytes * 8 / took_s)
+
     def forget(self, worker_id: str) -> None:
         self._step_times.pop(worker_id, None)
+        self.forget_delivered(worker_id)
+
+    def forget_delivered(self, worker_id: str) -> None:
+        """Its claims count again: it may be quicker now, and gets no tasks that would show it."""
+        self._delivered.pop(worker_id, None)
+        self._links.pop(worker_id, None)
+
+    def _measured_times(self, worker_id: str) -> StepTimes:
+        delivered = self._delivered.get(worker_id, {})
+        return {which: each.least for which, each in delivered.items() if each.least}
 
     def _device(self, name: str) -> "_Device":
         if name not in self._devices:
@@ -356,10 +416,14 @@ class WorkerViews:
             self._step_times[worker.id] = worker.step_times, plausible_times
         return plausible_times
 
-    def _link_bps(self, reported_bps: float) -> float:
-        link_bps = plausible(reported_bps, self._usual_link.mean) or USUAL_LINK_BPS
+    def _link_bps(self, worker: Worker) -> float:
+        """As reported, but not much more than its fetches got: those also wait for one another."""
+        link_bps = plausible(worker.goodput_bps, self._usual_link.mean) or USUAL_LINK_BPS
+        delivered = self._links.get(worker.id)
+        if delivered is not None and delivered.largest:
+            link_bps = min(link_bps, LINK_OFF * delivered.largest)
         link_bps = min(max(link_bps, LINK_MIN_BPS), LINK_MAX_BPS)
-        if reported_bps:
+        if worker.goodput_bps:
             self._usual_link.note(link_bps)
         return link_bps
 

@@ -16,7 +16,7 @@ from services.gateway.domain.circuit_breaker import (
     after_failure,
     after_success,
 )
-from services.gateway.domain.job import Attempt, Ending, Job, Task, TaskState
+from services.gateway.domain.job import Attempt, Ending, Facts, Job, Task, TaskState
 from services.gateway.domain.workers import Avoidance, Worker
 from services.gateway.ports import CaughtUp, Clock, Deleted
 from services.gateway.scheduler.pace import SpeedStats
@@ -61,11 +61,12 @@ class CircuitBreakers:
             elif not isinstance(change, CaughtUp):
                 self._known[change.key] = self._store.read(BREAKERS, BUCKET, change) or _NONE
 
-    async def note_failure(self, node: str, key: BreakerKey, reason: str, *, lease_s: float) -> None:
-        """`lease_s`: as for `after_failure`."""
+    async def note_failure(self, node: str, key: BreakerKey, reason: str, *, lease_s: float, weight: int = 1) -> None:
+        """`lease_s` and `weight`: as for `after_failure`."""
         now_s = self._clock.now_s()
         breakers = await self._change(
-            node, lambda before: after_failure(before, key, reason=reason, lease_s=lease_s, now_s=now_s)
+            node,
+            lambda before: after_failure(before, key, reason=reason, lease_s=lease_s, weight=weight, now_s=now_s),
         )
         failed = breakers.find(key)
         if failed is not None and failed.is_open(now_s):
@@ -108,9 +109,15 @@ class StragglerDetector:
     """
 
     def __init__(
-        self, clock: Clock, *, device_of: Callable[[str], str], live_of: Callable[[str], Iterable[str]]
+        self,
+        clock: Clock,
+        *,
+        device_of: Callable[[str], str],
+        live_of: Callable[[str], Iterable[str]],
+        note_task: Callable[[str, Facts, float], None],
     ) -> None:
-        """`live_of`: the ids of the live workers of a stage that take tasks."""
+        """`live_of`: the ids of the live workers of a stage that take tasks. `note_task`: told what each took."""
+        self._note_task = note_task
         self._clock = clock
         self._device_of, self._live_of = device_of, live_of
         self._paces = SpeedStats()
@@ -143,6 +150,7 @@ class StragglerDetector:
             worker, alike = task.lease.worker, task.lease.batch_size
             took_s = (task.end_time_s - task.lease.time_s) / max(1, alike)
             self._paces.done(worker, self._class_of(worker, task), _work_of(job, task), took_s)
+            self._note_task(worker, job.request_of(task).facts, took_s)
             self._judge(worker, task.stage)
             for refusal in task.refusals:
                 self._fail(job, task, refusal)

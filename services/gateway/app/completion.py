@@ -8,17 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound
+from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, ResultRefused
 from services.gateway.app.control_cache import ControlImageCache
 from services.gateway.app.core import Core
 from services.gateway.app.dead_letters import DeadLetters
 from services.gateway.app.leases import LiveLease, MeasuredSpeed, task_key_of
 from services.gateway.app.queue_index import QueueLine, kind_of, queue_lines
 from services.gateway.app.records import UnreadableRecord
+from services.gateway.app.result_checks import ResultChecks
+from services.gateway.app.results import ClaimedSize, ResultChecker
 from services.gateway.app.second_opinions import OPINION_WAIT_S
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain import blame, machine
+from services.gateway.domain.circuit_breaker import FAILURES_ALLOWED
 from services.gateway.domain.job import Failure, Fault, Job, Output, Span, Task, task_name
 from services.gateway.domain.machine import LeaseStatus
 from services.kernel.logs import get_logger
@@ -65,7 +68,7 @@ class ReportedOutput:
 class Completion:
     """Ends and renews leases, by their tokens."""
 
-    def __init__(self, core: Core, cache: ControlImageCache, dead_letters: DeadLetters) -> None:
+    def __init__(self, core: Core, cache: ControlImageCache, dead_letters: DeadLetters, checks: ResultChecks) -> None:
         self._job_store = core.job_store
         self._leases = core.leases
         self._workers = core.workers
@@ -80,6 +83,8 @@ class Completion:
         self._clock = core.clock
         self._cache = cache
         self._dead_letters = dead_letters
+        self._results = ResultChecker(core.blobs)
+        self._checks = checks
 
     def statistics(self, caller: Caller = OPERATOR) -> Sequence[QueueLine]:
         """How much waits, by stage and checkpoint; only of jobs that the caller may see."""
@@ -119,20 +124,63 @@ class Completion:
         return found if found is LeaseStatus.CANCELLED else LeaseStatus.LOST
 
     async def complete(self, token: str, reported: Sequence[ReportedOutput], spans: Sequence[Span]) -> None:
-        """Complete a task with its outputs. LeaseLost; FailedPrecondition when an output's blob does not exist."""
+        """Complete a task with its outputs. LeaseLost; FailedPrecondition when an output's blob does not exist.
+
+        ResultRefused for what cannot be a result of the task: that attempt has then failed by its node's fault.
+        """
         job_id, number = task_key_of(token)
         is_again = await self._require_lease(job_id, number, token) is LeaseStatus.COMPLETED
         scope = (await self._job(job_id)).tenant
         outputs = [await self._output(i, each, scope) for i, each in enumerate(reported)]
+        if not is_again:
+            await self._check_results(token, outputs)
         now_s = self._clock.now_s()
         job = await self._job_store.change(
             job_id,
             lambda job: machine.complete(job, number, token, outputs=outputs, spans=spans, now_s=now_s),
         )
         log.info("task_completed", task=task_name(job_id, number), job_state=job.state.value)
-        await self._cache_output(job, number)
+        if job.check is None:
+            await self._cache_output(job, number)
         if not is_again:
             await self._note_success(job, number)
+            await self._check_later(job, number)
+
+    async def _check_later(self, job: Job, number: int) -> None:
+        if job.check is not None:
+            await self._checks.settle(job)
+        elif job.request_of(job.tasks[number - 1]).facts.annotator:
+            await self._checks.consider(job, number)
+
+    async def _check_results(self, token: str, outputs: Sequence[Output]) -> None:
+        job_id, number = task_key_of(token)
+        job = await self._job(job_id)
+        task = job.tasks[number - 1]
+        try:
+            for i, each in enumerate(outputs):
+                size = ClaimedSize(width_px=each.width_px, height_px=each.height_px)
+                await self._results.check(task.stage, job.request_of(task).facts, i, each.blob, size)
+        except ResultRefused as refused:
+            await self._refuse(token, refused)
+            raise
+
+    async def _refuse(self, token: str, refused: ResultRefused) -> None:
+        """End the attempt as the node's failure; the node is left out at once for what the task mainly needed."""
+        job_id, number = task_key_of(token)
+        failure = Failure(reason=refused.reason, message=f"the result's {refused.field} {refused.message}")
+        now_s, chance = self._clock.now_s(), self._chance()
+        job = await self._job_store.change(
+            job_id,
+            lambda job: machine.fail(job, number, token, fault=Fault.NODE, failure=failure, now_s=now_s, chance=chance),
+        )
+        task = job.tasks[number - 1]
+        attempt = task.attempts[-1]
+        log.warning("result_refused", task=task_name(job_id, number), worker=attempt.worker, why=failure.message)
+        await self._keep_letter(job)
+        key = self._workers.key_of(attempt.worker, task.stage, blame.main_need(job, task))
+        await self._breakers.note_failure(
+            attempt.node, key, refused.reason, lease_s=attempt.lease_time_s, weight=FAILURES_ALLOWED
+        )
 
     async def _require_lease(self, job_id: str, number: int, token: str) -> LeaseStatus:
         """LIVE or COMPLETED. LeaseLost for a token that may not complete the task, also after a fresh read."""
@@ -182,7 +230,7 @@ class Completion:
             return
         annotator = self._workers.annotator_of(task.lease.worker, request.facts.annotator)
         if annotator is not None:
-            await self._cache.keep(request, annotator, task.outputs[0])
+            await self._cache.keep(request, annotator, task.outputs[0], node=task.lease.node)
 
     async def end_attempt(
         self, token: str, fault: Fault | None, failure: Failure, confirms: Confirms | None = None
@@ -225,7 +273,7 @@ class Completion:
             part=failure.part,
             job_state=job.state.value,
         )
-        await self._dead_letters.keep(job)
+        await self._keep_letter(job)
         if fault is Fault.NODE:
             await self._note_failure(job, number)
 
@@ -286,7 +334,7 @@ class Completion:
             return
         why = {"stalled": stalled.message} if stalled else {}
         log.info("lease_expired", task=task_name(job_id, number), worker=live.worker, unheld=unheld, **why)
-        await self._dead_letters.keep(job)
+        await self._keep_letter(job)
 
     async def expire_due(self) -> None:
         """End the leases that were not renewed in time, and those whose tasks come no further."""
@@ -313,6 +361,11 @@ class Completion:
             with contextlib.suppress(NotFound, UnreadableRecord):
                 await self._job_store.change(job_id, partial(machine.uphold, number=number, now_s=now_s))
                 log.info("second_opinion_missing", task=task_name(job_id, number))
+
+    async def _keep_letter(self, job: Job) -> None:
+        """Of what a client requested."""
+        if job.check is None:
+            await self._dead_letters.keep(job)
 
     async def _fresh(self, job_id: str) -> Job:
         try:

@@ -20,6 +20,7 @@ from services.kernel.blobs import BlobInfo, BlobStore
 STALE_LIMIT = 1_000
 BUCKET = "control_images"
 USE_WRITE_INTERVAL_S = 600.0
+PURGE_PAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,6 +76,8 @@ class CachedImage:
     height_px: int
     # On the wall clock; may lag by `USE_WRITE_INTERVAL_S`.
     used_s: float = 0.0
+    # The id of the node that made it; empty if unknown.
+    node: str = ""
 
 
 IMAGES: Codec[CachedImage] = Codec(CachedImage)
@@ -152,15 +155,28 @@ class ControlImageCache:
                 value = IMAGES.encode(replace(image, used_s=now_s))
                 await self._store.put(BUCKET, record.key, value, revision=record.revision)
 
-    async def keep(self, request: StageRequest, annotator: AnnouncedAnnotator, made: Output) -> None:
-        """Cache what was made, and evict what no longer fits."""
+    async def keep(self, request: StageRequest, annotator: AnnouncedAnnotator, made: Output, *, node: str = "") -> None:
+        """Cache what that node made, and evict what no longer fits."""
         if not annotator.deterministic:
             return
         key, now_s = cache_key(request, annotator), self._clock.now_s()
-        image = CachedImage(blob=made.blob, width_px=made.width_px, height_px=made.height_px, used_s=now_s)
+        image = CachedImage(blob=made.blob, width_px=made.width_px, height_px=made.height_px, used_s=now_s, node=node)
         await self._write(key, IMAGES.encode(image))
         self._entries.note(key, made.blob.size_bytes, now_s)
         await self._evict()
+
+    async def purge(self, node: str) -> int:
+        """Drop what the node made, and return how many entries that were."""
+        dropped, before = 0, ""
+        while records := await self._store.list(BUCKET, before=before, limit=PURGE_PAGE):
+            for record in records:
+                image = self._store.read(IMAGES, BUCKET, record)
+                if image is not None and image.node == node:
+                    self._entries.drop(record.key)
+                    await self._store.delete(BUCKET, record.key)
+                    dropped += 1
+            before = records[-1].key
+        return dropped
 
     async def _evict(self) -> None:
         entries = self._entries

@@ -1,7 +1,9 @@
 """What every part of the app works with, wired once. `gateway` composes the parts themselves."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fanlight.contract.shipped import ShippedAnnotator
 from services.gateway.app.circuit_breakers import CircuitBreakers
 from services.gateway.app.heartbeats import Heartbeats
 from services.gateway.app.job_store import JobStore
@@ -14,6 +16,7 @@ from services.gateway.app.watch import JobPublisher
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.config import GatewayLimits, GatewaySettings
+from services.gateway.domain.offers import OfferRules
 from services.gateway.domain.progress import StallLimits
 from services.gateway.ports import Clock
 from services.gateway.scheduler.replication import Replication, ReplicationPolicy
@@ -51,8 +54,9 @@ def core_of(
     limits: GatewayLimits,
     *,
     is_shared: bool,
+    shipped: Mapping[str, ShippedAnnotator],
 ) -> Core:
-    """All of them observe the job store."""
+    """All of them observe the job store. `shipped`: the annotators that no worker can change."""
     notifier, hub, jobs = Notifier(), JobPublisher(), JobStore(store)
     stall = StallLimits(
         factor=limits.stall_factor,
@@ -68,7 +72,10 @@ def core_of(
     sources, opinions, deadlines = SourceBackoffs(clock), SecondOpinions(clock), Deadlines(clock)
     queue_index = QueueIndex(scheduler, notifier, sources, clock)
     breakers = CircuitBreakers(store, clock)
-    workers = WorkerRegistry(store, leases, breakers, sources, scheduler, clock, limits)
+    rules = OfferRules(shipped=shipped, others=frozenset(settings.other_annotators.replace(",", " ").split()))
+    workers = WorkerRegistry(
+        store, leases, breakers, sources, scheduler, clock, limits, rules, default_model=settings.default_model
+    )
     webhooks = Webhooks(store, clock, random_bytes)
     for part in (leases, sources, queue_index, deadlines, opinions, workers, webhooks):
         jobs.observe(part.observe)

@@ -5,13 +5,15 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from fanlight.errors import FanlightError, Unavailable
+from fanlight.contract.shipped import ShippedAnnotator, shipped_annotators
+from fanlight.errors import FanlightError, NotFound, Unavailable
 from services.gateway.app import (
     capabilities,
     circuit_breakers,
     control_cache,
     dead_letters,
     job_store,
+    nodes,
     prefetch,
     webhooks,
     worker_registry,
@@ -23,15 +25,20 @@ from services.gateway.app.dead_letters import DeadLetters, Redrives
 from services.gateway.app.explain import Explainer
 from services.gateway.app.job_store import PROBE_INTERVAL_S, IdempotencyKeys, StoreProbe
 from services.gateway.app.jobs import Jobs
+from services.gateway.app.lease_rights import ImagesOf, LeaseRights
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.leasing import Polls
+from services.gateway.app.nodes import Nodes
 from services.gateway.app.prefetch import PrefetchClaims
 from services.gateway.app.records import Codec, Records, refuse_other_format
+from services.gateway.app.result_checks import ResultChecks
 from services.gateway.app.retention import BlobRetention, ClockWatch, JobRetention
 from services.gateway.app.submission import JobPlanner, SourceImages
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewayLimits, GatewaySettings
-from services.gateway.domain.job import Job
+from services.gateway.domain.circuit_breaker import FAILURES_MAX
+from services.gateway.domain.job import Claim, Job, Task
+from services.gateway.domain.nodes import NodeRecord, node_of
 from services.gateway.ports import Clock, RecordStore
 from services.kernel.blobs import BlobStore
 from services.kernel.logs import get_logger
@@ -39,6 +46,8 @@ from services.kernel.logs import get_logger
 log = get_logger()
 
 EXPIRY_INTERVAL_S = 1.0
+# The reason of the circuit breaker of a node that other nodes proved wrong.
+FALSE_RESULT = "RESULT_FALSE"
 # An expiry round that is later than this means that the whole process stood still.
 STANDSTILL_S = 2.0
 WEBHOOK_INTERVAL_S = 1.0
@@ -51,12 +60,17 @@ BUCKETS = (
     circuit_breakers.BUCKET,
     job_store.REQUESTS_BUCKET,
     job_store.JOBS_BUCKET,
+    nodes.INVITES_BUCKET,
+    nodes.NODES_BUCKET,
+    nodes.USED_TOKENS_BUCKET,
     prefetch.BUCKET,
     webhooks.BUCKET,
     worker_registry.BUCKET,
 )
 # Those that no part follows: read once at the start, so that damaged records are known.
 UNFOLLOWED: Mapping[str, Codec[Any]] = {
+    nodes.INVITES_BUCKET: nodes.INVITES,
+    nodes.USED_TOKENS_BUCKET: nodes.USED_TOKENS,
     dead_letters.BUCKET: dead_letters.LETTERS,
     job_store.REQUESTS_BUCKET: job_store.REQUESTS,
 }
@@ -76,11 +90,17 @@ class Gateway:
         settings: GatewaySettings,
         limits: GatewayLimits | None = None,
         is_shared: bool = False,
+        shipped: Mapping[str, ShippedAnnotator] | None = None,
     ) -> None:
-        """`is_shared`: other gateways work over the same store."""
+        """`is_shared`: other gateways work over the same store.
+
+        `shipped`: the annotators that mean the same whatever workers say; None for those that Fanlight ships.
+        """
         limits = limits or GatewayLimits()
         records = self.records = Records(store, clock)
-        core = core_of(records, blobs, clock, random_bytes, settings, limits, is_shared=is_shared)
+        if shipped is None:
+            shipped = shipped_annotators()
+        core = core_of(records, blobs, clock, random_bytes, settings, limits, is_shared=is_shared, shipped=shipped)
         self._core, self._is_shared = core, is_shared
         self._job_store, self._leases = core.job_store, core.leases
         self._cache = ControlImageCache(
@@ -90,12 +110,14 @@ class Gateway:
         images = SourceImages(blobs, limit_bytes=settings.image_limit_bytes)
         self.probe = StoreProbe(records, clock, blobs)
         self.workers = core.workers
+        self.nodes = Nodes(records, clock, random_bytes)
         self.dead_letters = DeadLetters(records)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)
         self._prefetches = PrefetchClaims(records, core.scheduler, clock)
         self.jobs = Jobs(core, requests, JobPlanner(images, self._cache, core.workers, random_bytes))
-        self.queue = Completion(core, self._cache, self.dead_letters)
+        checks = ResultChecks(core, note_checked=self._note_checked, leave_out=self._leave_out)
+        self.queue = Completion(core, self._cache, self.dead_letters, checks)
         self.polls = Polls(core, self.queue)
         self._retention = JobRetention(core.job_store, requests, core.webhooks, clock, settings)
         self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings)
@@ -127,6 +149,7 @@ class Gateway:
         while True:
             try:
                 await refuse_other_format(self.records, BUCKETS)
+                await self.nodes.load()
                 return await self.workers.load()
             except Unavailable as error:
                 log.info("store_not_ready", message=error.message)
@@ -155,6 +178,7 @@ class Gateway:
         """Watches over the store, by which this gateway learns of the others' changes."""
         core = self._core
         ours = [core.job_store.follow(), core.circuit_breakers.follow(), core.webhooks.follow(), self._cache.follow()]
+        ours.append(self.nodes.follow())
         return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:
@@ -162,6 +186,7 @@ class Gateway:
         if self._clock_watch.is_settled():
             await self._retention.sweep()
             await self.workers.sweep()
+            await self.nodes.sweep()
             await self._core.circuit_breakers.sweep()
             await self._core.heartbeats.sweep()
             await self._blob_retention.make_room()
@@ -175,6 +200,57 @@ class Gateway:
     async def _sweep_blobs(self) -> None:
         if self._clock_watch.is_settled():
             await self._blob_retention.sweep()
+
+    async def purge_node(self, node_id: str) -> int:
+        """Drop the cached control images that the node made; returns how many."""
+        dropped = await self._cache.purge(node_id)
+        log.info("node_purged", node=node_id, dropped=dropped)
+        return dropped
+
+    def workers_of(self, node_id: str) -> Sequence[str]:
+        """Ids of the node's live workers."""
+        return [each for each in self.workers.live_ids() if node_of(each) == node_id]
+
+    def now_s(self) -> float:
+        return self._core.clock.now_s()
+
+    def lease_rights(self, images_of: ImagesOf) -> LeaseRights:
+        return LeaseRights(self._job_store, self._leases, self.nodes, images_of)
+
+    def is_lease_of(self, token: str, node_id: str) -> bool:
+        """Whether it is a live lease of that node; also for one that has just ended, which the caller may repeat."""
+        lease = self._leases.find(token)
+        return lease is None or node_of(lease.worker) == node_id
+
+    async def revoke_node(self, node_id: str, reason: str) -> NodeRecord:
+        """End its credentials and leases, and drop the cached control images that it made. NotFound."""
+        node = await self.nodes.revoke(node_id, reason)
+        await self._end_nodes()
+        return node
+
+    async def _note_checked(self, claim: Claim, is_false: bool) -> None:
+        await self.nodes.note_checked(node_of(claim.worker), is_false=is_false)
+
+    async def _leave_out(self, liar: Claim, task: Task, need: str, why: str) -> None:
+        """Revoke a node that was proven to lie; one without a credential gets such tasks only where no other can."""
+        try:
+            await self.revoke_node(self.nodes.get(node_of(liar.worker)).id, why)
+        except NotFound:
+            key = self.workers.key_of(liar.worker, task.stage, need)
+            now_s = self._core.clock.now_s()
+            await self._core.circuit_breakers.note_failure(
+                liar.node, key, FALSE_RESULT, lease_s=now_s, weight=FAILURES_MAX
+            )
+            self.workers.refresh(liar.worker)
+        await self.purge_node(liar.node)
+
+    async def _end_nodes(self) -> None:
+        """Ends the leases of nodes whose rights have ended, and drops what revoked ones made."""
+        for node_id in self.nodes.pop_ended():
+            for lease in self._leases.of_node(node_id):
+                await self.queue.expire(lease)
+            if self.nodes.is_revoked(node_id):
+                await self.purge_node(node_id)
 
     @property
     def cache_figures(self) -> CacheFigures:
@@ -203,6 +279,7 @@ class Gateway:
             self._core.workers.retire_silent()
             self._core.queue_index.release_due()
             await self._claim_prefetches()
+            await self._end_nodes()
             await self.queue.expire_due()
             await self.queue.end_late_jobs()
             await self.queue.end_unconfirmed()

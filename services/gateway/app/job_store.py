@@ -65,6 +65,11 @@ class JobStore:
     def open_jobs(self) -> Iterable[Job]:
         return (stored.job for stored in self._open.values())
 
+    def open_job(self, job_id: str) -> Job | None:
+        """As cached; None where it has ended, or is not known here."""
+        stored = self._open.get(job_id)
+        return stored.job if stored else None
+
     @property
     def ended(self) -> Sequence[tuple[str, float]]:
         """Ids and end times of the ended jobs, the earliest end first."""

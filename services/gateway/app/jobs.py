@@ -9,7 +9,15 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from fanlight.errors import AlreadyExists, FanlightError, InvalidField, NotFound, ResourceExhausted, Unavailable
+from fanlight.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    FanlightError,
+    InvalidField,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.gateway.app.core import Core
 from services.gateway.app.job_store import IdempotencyKeys
 from services.gateway.app.leases import RandomBytes
@@ -19,6 +27,7 @@ from services.gateway.app.watch import Subscription, TaskProgress
 from services.gateway.domain import machine, plan
 from services.gateway.domain.delivery import Delivery
 from services.gateway.domain.job import Job, JobState
+from services.gateway.domain.nodes import pool_need
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -57,7 +66,8 @@ class JobFilter:
 
     def matches(self, job: Job) -> bool:
         return (
-            (self.state is None or job.state is self.state)
+            job.check is None
+            and (self.state is None or job.state is self.state)
             and (not self.tenant or job.tenant == self.tenant)
             and (not self.model or job.request.facts.checkpoint == self.model)
             and (not self.annotator or job.request.facts.annotator == self.annotator)
@@ -92,6 +102,8 @@ class Jobs:
         self._planner = planner
         self._reserved = 0
         self._draining = False
+        pairs = filter(None, core.settings.tenant_pools.split(","))
+        self._tenant_pools = {tenant: pool for tenant, _, pool in (pair.partition("=") for pair in pairs)}
 
     def drain(self) -> None:
         self._draining = True
@@ -140,7 +152,9 @@ class Jobs:
             return error
 
     async def _plan(self, new: NewJob, caller: Caller) -> Job:
+        pool = self._pool_of(new, caller)
         draft = await self._planner.plan(new.draft, caller)
+        self._require_pool(draft, pool)
         now_s = self._clock.now_s()
         return plan.create(
             draft,
@@ -148,11 +162,31 @@ class Jobs:
             request_id=new.request_id,
             priority=new.priority,
             now_s=now_s,
-            made_before=await self._planner.made_before(draft),
+            # Of a pool's job no other node's work is used.
+            made_before={} if pool else await self._planner.made_before(draft),
             tenant=caller.tenant,
             deadline_s=now_s + new.deadline_s if new.deadline_s else 0.0,
             webhook_url=new.webhook_url,
+            pool=pool,
         )
+
+    def _pool_of(self, new: NewJob, caller: Caller) -> str:
+        """Empty for any. InvalidField where the tenant is bound to another pool."""
+        bound = self._tenant_pools.get(caller.tenant, "")
+        if bound and new.pool not in ("", bound):
+            raise InvalidField(f"is {new.pool}; your jobs are bound to the pool {bound}", field="pool")
+        return new.pool or bound
+
+    def _require_pool(self, draft: plan.JobPlan, pool: str) -> None:
+        """FailedPrecondition where no worker of the pool can do a task."""
+        for request in draft.requests if pool else ():
+            needs = request.facts.needs | {pool_need(pool)}
+            if not self._workers.can_any(request.stage, needs, request.facts.amounts):
+                raise FailedPrecondition(
+                    f"no worker of the pool {pool} can do this {request.stage} task; leave it out, or invite nodes"
+                    f" into it with `fanlight nodes invite --pool {pool}`",
+                    field="pool",
+                )
 
     @contextmanager
     def _room_for(self, tasks: int) -> Iterator[None]:

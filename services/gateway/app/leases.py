@@ -11,6 +11,7 @@ from fanlight.contract.limits import size_class
 from fanlight.errors import LeaseLost
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain.job import Job, Task, TaskState
+from services.gateway.domain.nodes import node_of
 from services.gateway.domain.progress import EVALUATIONS_PER_STEP_MAX, LeaseProgress, Phase, StallLimits
 from services.gateway.ports import Clock
 from services.gateway.scheduler.queue import Key
@@ -141,6 +142,17 @@ class LeaseTable:
 
     def of_worker(self, worker_id: str) -> list[LiveLease]:
         return list(self._of_worker.get(worker_id, {}).values())
+
+    def find(self, token: str) -> LiveLease | None:
+        return self._by_token.get(token)
+
+    def all(self) -> list[LiveLease]:
+        return list(self._by_token.values())
+
+    def of_node(self, node_id: str) -> list[LiveLease]:
+        """Those of the workers whose ids derive from the node's."""
+        workers = [each for each in self._of_worker if node_of(each) == node_id]
+        return [lease for worker in workers for lease in self.of_worker(worker)]
 
     def due(self) -> list[LiveLease]:
         """Those that were not renewed in time."""

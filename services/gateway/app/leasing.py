@@ -39,6 +39,12 @@ class Poll:
     max_tasks: int
     held_tokens: frozenset[str]
     wait_s: float
+    # Of the models that the worker holds; empty if unknown. Hexadecimal.
+    holdings_digest: str = ""
+    # `worker` is without them: they are those of its last poll with this digest.
+    holdings_unchanged: bool = False
+    # Hexadecimal sha256 of the secret of the worker's process; empty for one that sent none.
+    secret_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,8 @@ class PollAnswer:
     # All models to prefetch, the most urgent first; None where nothing changed.
     fetches: Sequence[ModelToFetch] | None = None
     wants_capabilities: bool = False
+    # Of the holdings that are known of the worker; empty where it should send them.
+    holdings_digest: str = ""
 
 
 class Polls:
@@ -93,20 +101,29 @@ class Polls:
         """
         if self._draining:
             raise Unavailable("the gateway is stopping", retry_after_s=1.0)
-        worker = poll.worker
-        if not await self._workers.seen(worker, poll.capabilities_digest, poll.capabilities):
+        self._workers.require_process(poll.worker.id, poll.secret_hash)
+        worker: Worker | None = poll.worker
+        if poll.holdings_unchanged:
+            worker = self._workers.with_holdings(poll.worker, poll.holdings_digest)
+        if worker is None:
+            return PollAnswer()
+        if not await self._workers.seen(
+            worker, poll.capabilities_digest, poll.capabilities, secret_hash=poll.secret_hash
+        ):
             return PollAnswer(wants_capabilities=True)
+        self._workers.note_holdings(worker.id, poll.holdings_digest)
         self._heartbeats.note_call(worker.id)
         await self._expire_unheld(worker.id, poll.held_tokens)
         if worker.draining or not poll.max_tasks:
             self._newest.pop(worker.id, None)
             self._queue_index.notify()
-            return PollAnswer(fetches=self.new_fetches(worker.id))
+            return PollAnswer(fetches=self.new_fetches(worker.id), holdings_digest=poll.holdings_digest)
         self._newest[worker.id] = poll
         self._workers.begin_poll(worker.id)
         try:
             tasks = await self._wait(poll, check)
-            return PollAnswer(tasks=tasks, fetches=self.new_fetches(worker.id))
+            fetches = self.new_fetches(worker.id)
+            return PollAnswer(tasks=tasks, fetches=fetches, holdings_digest=poll.holdings_digest)
         finally:
             self._workers.end_poll(worker.id)
             self._heartbeats.note_call(worker.id)

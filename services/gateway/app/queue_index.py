@@ -161,11 +161,12 @@ class QueueIndex:
     def _rank_s(self, job: Job) -> float:
         """Assigned once, when this gateway first sees the job."""
         if job.id not in self._ranks:
+            # A check is no tenant's wish, and takes nothing of its share.
             self._ranks[job.id] = self._shares.rank_s(
-                job.tenant,
+                "" if job.check is not None else job.tenant,
                 create_time_s=job.create_time_s,
                 priority=job.priority,
-                work_s=USUAL_TASK_S * len(job.tasks),
+                work_s=0.0 if job.check is not None else USUAL_TASK_S * len(job.tasks),
                 slots=self._scheduler.slots,
             )
         return self._ranks[job.id]

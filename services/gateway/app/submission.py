@@ -76,6 +76,8 @@ class NewJob:
     # How long it may take; 0 for no limit.
     deadline_s: float = 0.0
     webhook_url: str = ""
+    # Empty: any, or the tenant's own.
+    pool: str = ""
 
 
 class SourceImages:

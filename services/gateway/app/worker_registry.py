@@ -4,11 +4,12 @@ Kept in the store, so that a restarted gateway still knows them. What a worker i
 """
 
 import contextlib
+import hmac
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fanlight.errors import AlreadyExists, Conflict, ResourceExhausted, Unavailable
+from fanlight.errors import AlreadyExists, Conflict, PermissionDenied, ResourceExhausted, Unavailable
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
 from services.gateway.app.circuit_breakers import Avoidances, CircuitBreakers, StragglerDetector
 from services.gateway.app.job_store import WORKERS
@@ -18,6 +19,7 @@ from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.config import GatewayLimits
 from services.gateway.domain.circuit_breaker import BreakerKey
 from services.gateway.domain.job import Facts, Job, task_name
+from services.gateway.domain.offers import OfferRules
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     Avoidance,
@@ -37,10 +39,18 @@ log = get_logger()
 
 BUCKET = "workers"
 PAGE = 1_000
+# For how long after its last task a worker's measured speeds count.
+MEASURED_S = 900.0
+# How many versions and devices of one annotator the cache is asked for, whatever workers claim.
+VARIANTS_LIMIT = 8
+# Of what a worker announced and gets no tasks for.
+LEFT_OUT_LIMIT = 64
 # How far the stored time of the last poll may lag.
 WRITE_INTERVAL_S = 60.0
 # Changed models are written for other gateways at most this often.
 INVENTORY_INTERVAL_S = 5.0
+# Of one node and stage, alive at the same time.
+WORKERS_OF_A_NODE = 64
 
 
 @dataclass(slots=True)
@@ -55,6 +65,10 @@ class _KnownWorker:
     # When it first called this gateway, and when it was last heard of; monotonic, 0 for not by this process.
     come_s: float = 0.0
     heard_s: float = 0.0
+    # As it sent it with the models of its last poll here; empty for none.
+    holdings_digest: str = ""
+    # When a task or fetch of it was measured last; monotonic.
+    measured_s: float = 0.0
     # A newer worker of its node and stage is there instead.
     replaced: bool = False
     # As last written.
@@ -82,16 +96,22 @@ class WorkerRegistry:
         scheduler: Scheduler,
         clock: Clock,
         limits: GatewayLimits,
+        rules: OfferRules,
+        *,
+        default_model: str = "",
     ) -> None:
+        """`default_model`: the operator's; empty for none."""
         self._store = store
         self._scheduler = scheduler
         self._views = WorkerViews()
-        self._stragglers = StragglerDetector(clock, device_of=self._device_of, live_of=self._live_of)
+        self._stragglers = StragglerDetector(
+            clock, device_of=self._device_of, live_of=self._live_of, note_task=self._note_task
+        )
         self._avoidances = Avoidances(breakers, sources, self._stragglers, clock)
         self._leases = leases
         self._clock = clock
         self._limits = limits
-        self._groups = CapabilityGroups(store, clock)
+        self._groups = CapabilityGroups(store, clock, rules, default_model=default_model)
         self._known: dict[str, _KnownWorker] = {}
         # By node and stage.
         self._at: dict[tuple[str, str], dict[str, _KnownWorker]] = {}
@@ -106,13 +126,22 @@ class WorkerRegistry:
                 await self._take(each)
             page = await self._store.list(BUCKET, before=page[-1].key, limit=PAGE)
 
-    async def seen(self, worker: Worker, digest: str, capabilities: Capabilities | None) -> bool:
+    def require_process(self, worker_id: str, secret_hash: str) -> None:
+        """PermissionDenied for a poll under the id of a worker whose process has another secret."""
+        known = self._known.get(worker_id)
+        if known is not None and not hmac.compare_digest(known.record.secret_hash, secret_hash):
+            raise PermissionDenied("is the id of another worker's process; choose an id of your own", field="worker.id")
+
+    async def seen(
+        self, worker: Worker, digest: str, capabilities: Capabilities | None, *, secret_hash: str = ""
+    ) -> bool:
         """Take in what a poll reports; False where the capabilities with its digest are not known of this worker."""
         known = self._known.get(worker.id)
         is_same = known is not None and known.record.announced_digest == digest
         if capabilities is None and not is_same:
             return False
         if known is None:
+            self._require_few(worker)
             await self._make_room()
         if known is None or (capabilities is not None and capabilities != known.group.capabilities):
             assert capabilities is not None
@@ -121,7 +150,11 @@ class WorkerRegistry:
             group = known.group
         now_s = self._clock.now_s()
         record = WorkerRecord(
-            worker=worker, capabilities_digest=group.digest, announced_digest=digest, last_poll_time_s=now_s
+            worker=worker,
+            capabilities_digest=group.digest,
+            announced_digest=digest,
+            last_poll_time_s=now_s,
+            secret_hash=secret_hash,
         )
         known = self._known.get(worker.id)
         is_new = known is None
@@ -140,6 +173,41 @@ class WorkerRegistry:
             self._update_live()
             await self._forget([each for each in self._at.get(known.place, {}).values() if self._is_replaced(each)])
         return True
+
+    def with_holdings(self, worker: Worker, digest: str) -> Worker | None:
+        """The worker with the models of its last poll at this gateway, if that had the digest."""
+        known = self._known.get(worker.id)
+        if known is None or not digest or known.holdings_digest != digest:
+            return None
+        held = known.record.worker
+        return replace(
+            worker,
+            vram_models=held.vram_models,
+            ram_models=held.ram_models,
+            disk_models=held.disk_models,
+            unfetched_models=held.unfetched_models,
+        )
+
+    def note_holdings(self, worker_id: str, digest: str) -> None:
+        """What `seen` was just told of the worker has that digest."""
+        if known := self._known.get(worker_id):
+            known.holdings_digest = digest
+
+    def _require_few(self, worker: Worker) -> None:
+        """ResourceExhausted where the node has as many live workers as one machine can have."""
+        places = [self._at.get((worker.node, worker.stage), {})]
+        if sum(known.live for place in places for known in place.values()) >= WORKERS_OF_A_NODE:
+            raise ResourceExhausted(
+                f"{WORKERS_OF_A_NODE} workers of node {worker.node[:64]} run for {worker.stage} already",
+                retry_after_s=self._limits.retry_after_s,
+            )
+
+    def offers_of(self, worker_id: str) -> frozenset[str]:
+        """Of a known worker, what its tasks can need, such as `pool:home`."""
+        return self._known[worker_id].group.capabilities.offers
+
+    def live_ids(self) -> Sequence[str]:
+        return [each for each, known in self._known.items() if known.live]
 
     def _is_replaced(self, known: _KnownWorker) -> bool:
         """It went away, and was not heard of since a newer worker of its node and stage came."""
@@ -167,10 +235,25 @@ class WorkerRegistry:
             self._attach(known)
             return
         known.record = record
+        self._note_fetched(worker.id, worker.held_models - before.held_models)
         if _places(before) != _places(worker) and known.is_counted:
             was, now = (set(held_by(each, group.needs_by_id)) for each in (before, worker))
             for held, by in ((was - now, -1), (now - was, 1)):
                 self._groups.catalog.count_held(held, by, live=known.live, stage=worker.stage)
+
+    def _note_task(self, worker_id: str, facts: Facts, took_s: float) -> None:
+        if known := self._known.get(worker_id):
+            self._views.note_task(worker_id, facts, took_s)
+            known.measured_s = self._clock.monotonic_s()
+
+    def _note_fetched(self, worker_id: str, models: frozenset[str]) -> None:
+        """It holds these now, and did not before."""
+        state = self._scheduler.worker(worker_id)
+        for model in models if state else ():
+            fetch = state.fetches.get(model) if state else None
+            if state and fetch and model in state.reported_fetches:
+                self._known[worker_id].measured_s = self._clock.monotonic_s()
+                self._views.note_fetch(worker_id, fetch.size_bytes, self._clock.monotonic_s() - fetch.start_s)
 
     def _drop(self, known: _KnownWorker) -> None:
         worker_id = known.record.worker.id
@@ -256,6 +339,8 @@ class WorkerRegistry:
         if known is None or known.record.worker.draining:
             self._scheduler.gone(worker_id, self._clock.monotonic_s())
         elif self._is_live(known):
+            if self._clock.monotonic_s() - known.measured_s > MEASURED_S:
+                self._views.forget_delivered(worker_id)
             avoided = frozenset(each.need for each in self.avoidances_of(worker_id))
             view = self._views.of(known.record.worker, known.group, avoided)
             self._scheduler.seen(view, self._clock.monotonic_s())
@@ -330,6 +415,7 @@ class WorkerRegistry:
             known = self._add(record, group)
         elif known.polls == 0:
             self._revise(known, record, group)
+            known.holdings_digest = ""
         known.revision = max(known.revision, change.revision)
 
     def is_known(self, worker_id: str) -> bool:
@@ -425,18 +511,35 @@ class WorkerRegistry:
         return (known.group.offers, known.group.limits) if known and known.is_counted else None
 
     def variants(self, annotator_id: str) -> Sequence[AnnouncedAnnotator]:
-        """The annotator in every version and on every device that a worker announced, live ones first."""
+        """The annotator in the versions and on the devices that workers have, live ones first, up to a limit."""
         self._update_live()
         distinct: dict[tuple[str, str], AnnouncedAnnotator] = {}
         for group in self._groups.with_annotator(annotator_id):
             annotator = group.annotators[annotator_id]
             distinct.setdefault((annotator.version, annotator.device), annotator)
+            if len(distinct) == VARIANTS_LIMIT:
+                break
         return list(distinct.values())
 
     def annotator_of(self, worker_id: str, annotator_id: str) -> AnnouncedAnnotator | None:
-        """The annotator as that worker announced it."""
+        """The annotator as that worker has it."""
         known = self._known.get(worker_id)
         return known.group.annotators.get(annotator_id) if known else None
+
+    def announced_annotator(self, worker_id: str, annotator_id: str) -> AnnouncedAnnotator | None:
+        """The annotator as that worker announced it, its build included."""
+        known = self._known.get(worker_id)
+        announced = known.group.capabilities.annotators if known else ()
+        return next((each for each in announced if each.id == annotator_id), None)
+
+    def is_deterministic(self, worker_id: str, annotator_id: str) -> bool:
+        annotator = self.annotator_of(worker_id, annotator_id)
+        return annotator is not None and annotator.deterministic
+
+    def has_live(self, stage: str, needs: frozenset[str], *, but_not: frozenset[str]) -> bool:
+        """Whether a live worker of another node than those meets all the needs."""
+        self._update_live()
+        return self._groups.has_live(stage, needs, but_not)
 
     def model_kind(self, worker_id: str, model_id: str) -> str:
         """Such as `lora`; empty where the worker offers no such model."""
@@ -464,7 +567,7 @@ class WorkerRegistry:
             live=self._is_live(known),
             tasks=tuple(task_name(*held.key) for held in self._leases.of_worker(worker.id)),
             draining_reason=self.draining_reason(worker.id),
-            avoided=tuple(self.avoidances_of(worker.id)),
+            avoided=(*self.avoidances_of(worker.id), *_left_out(known.group)),
         )
 
     async def sweep(self) -> None:
@@ -497,6 +600,12 @@ class WorkerRegistry:
             self._stragglers.forget(worker_id)
             self._scheduler.gone(worker_id, self._clock.monotonic_s())
             await self._store.delete(BUCKET, worker_id)
+
+
+def _left_out(group: CapabilityGroup) -> Iterator[Avoidance]:
+    """What its workers announced and get no tasks for."""
+    for each in group.left_out[:LEFT_OUT_LIMIT]:
+        yield Avoidance(need=each.need, why=each.why, until_s=0.0)
 
 
 def _places(worker: Worker) -> tuple[frozenset[str], ...]:

@@ -66,13 +66,22 @@ class NodeBreakers:
 
 
 def after_failure(
-    breakers: NodeBreakers, key: BreakerKey, *, reason: str = "", lease_s: float = math.inf, now_s: float
+    breakers: NodeBreakers,
+    key: BreakerKey,
+    *,
+    reason: str = "",
+    lease_s: float = math.inf,
+    weight: int = 1,
+    now_s: float,
 ) -> NodeBreakers:
-    """`lease_s`: when the failed task was leased. Tasks that ran at the same time count once: one may fail them all."""
+    """`lease_s`: when the failed task was leased. Tasks that ran at the same time count once: one may fail them all.
+
+    `weight`: as how many failures it counts; a result that no sound node hands in counts as FAILURES_ALLOWED.
+    """
     before = breakers.find(key)
     if before is not None and lease_s < before.failed_s <= now_s:
         return breakers
-    count = min(FAILURES_MAX, (before.count if before and _counts(before, now_s) else 0) + 1)
+    count = min(FAILURES_MAX, (before.count if before and _counts(before, now_s) else 0) + weight)
     excess = count - FAILURES_ALLOWED
     until_s = now_s + min(OPEN_MAX_S, OPEN_FIRST_S * 2.0**excess) if excess >= 0 else 0.0
     failed = CircuitBreaker(key=key, count=count, until_s=until_s, failed_s=now_s, reason=reason)

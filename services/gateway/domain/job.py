@@ -154,6 +154,24 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a node handed in for a task."""
+
+    node: str
+    worker: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultCheck:
+    """What a job that repeats another job's task compares its result with."""
+
+    # The name of the task.
+    task: str
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """A worker's right to finish a task. It stays on an ended task, so that its token is recognized."""
 
@@ -228,14 +246,16 @@ class Task:
     outputs: tuple[Output, ...] = ()
     spans: tuple[Span, ...] = ()
     failure: Failure | None = None
+    # Other nodes go first: these have done the same before.
+    other_nodes: frozenset[str] = frozenset()
     # Its progress; not stored, filled in for answers.
     step: int = 0
     steps: int = 0
 
     @property
     def failed_nodes(self) -> frozenset[str]:
-        """Those that reported that they could not do it, for whatever fault."""
-        return frozenset(a.node for a in self.counted if a.ending is Ending.FAILED)
+        """Those that reported that they could not do it, for whatever fault, and those that must not repeat it."""
+        return self.other_nodes | frozenset(a.node for a in self.counted if a.ending is Ending.FAILED)
 
     @property
     def refusals(self) -> tuple[Attempt, ...]:
@@ -288,8 +308,12 @@ class Job:
     deadline_s: float = 0.0
     # Called when it ends; empty for no webhook.
     webhook_url: str = ""
+    # The pool whose nodes alone work on it; empty: any.
+    pool: str = ""
     # How often it was redriven after its attempts were spent.
     redrives: int = 0
+    # It repeats another job's task; None for what a client requested.
+    check: ResultCheck | None = None
 
     # Not stored; filled in for answers, where an estimate is possible.
     estimate: JobEstimate | None = None

@@ -17,6 +17,7 @@ from services.gateway.domain.job import (
     TaskState,
 )
 from services.gateway.domain.machine import has_inputs, succeeded
+from services.gateway.domain.nodes import pool_need
 from services.kernel.blobs import BlobInfo
 
 # What tasks read and make.
@@ -92,8 +93,12 @@ def create(
     tenant: str = DEFAULT_TENANT,
     deadline_s: float = 0.0,
     webhook_url: str = "",
+    pool: str = "",
 ) -> Job:
-    """`plan` has passed `check`. `made_before`: cached outputs of the plan's tasks, which need not run."""
+    """`plan` has passed `check`. `made_before`: cached outputs of the plan's tasks, which need not run.
+
+    With a `pool` all its tasks need a node of it.
+    """
     made_before = made_before or {}
     left = [number for number in range(1, len(plan.tasks) + 1) if number not in made_before]
     numbers = {number: place for place, number in enumerate(left, 1)}
@@ -107,14 +112,19 @@ def create(
         end_time_s=0.0 if tasks else now_s,
         priority=priority,
         request_id=request_id,
-        requests=plan.requests,
+        requests=tuple(_in_pool(each, pool) for each in plan.requests) if pool else plan.requests,
         tasks=tasks,
         control_images=tuple(_control_image(each, numbers, made_before) for each in plan.control_images),
         blobs=plan.blobs,
         tenant=tenant,
         deadline_s=deadline_s,
         webhook_url=webhook_url,
+        pool=pool,
     )
+
+
+def _in_pool(request: StageRequest, pool: str) -> StageRequest:
+    return replace(request, facts=replace(request.facts, needs=request.facts.needs | {pool_need(pool)}))
 
 
 def _draft(plan: JobPlan, number: int, numbers: Mapping[int, int], made: Mapping[int, Output]) -> Task:

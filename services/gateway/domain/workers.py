@@ -1,17 +1,20 @@
 """Workers as values, what each announced, and the catalog of everything that the fleet offers together. Pure.
 
 Of two annotators with the same id, and of two models with the same kind, id and family, the catalog lists one: what a
-live worker announces goes before what only absent workers announced; then the newest announcement; then the lesser
-digest. So the same workers give the same catalog, in whatever order they came, and a lookup merges nothing.
+live worker announces goes before what only absent workers announced; then the first announcement; then the lesser
+digest. So the same workers give the same catalog, in whatever order they came, a lookup merges nothing, and no newcomer
+changes what is there.
 
-Of two families of one checkpoint id a request means the one that more diffusion workers announced, live or not; then
-the one that was announced first; then the lesser by name. So no single worker can change what a checkpoint is.
+Of several models that a name may stand for, such as two families of one checkpoint id, a request means the one that
+more diffusion workers announced, live or not; then the one that was announced first; then the lesser by name. So no
+single worker can change what a name means.
 """
 
 import re
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -23,6 +26,8 @@ from fanlight.contract.parameters import Parameter
 from services.gateway.domain.job import DIFFUSION
 
 CHECKPOINT = "checkpoint"
+# The id of the checkpoint that ships.
+STARTER = "starter"
 CONTROLNET = "controlnet"
 LORA = "lora"
 VAE = "vae"
@@ -34,7 +39,7 @@ TEXT_ENCODER_LAYERS = "text_encoder_layers"
 REMOTE, DISK, RAM, VRAM = 1, 2, 3, 4
 # Kind, id and family: several families have a ControlNet `canny`.
 ModelKey = tuple[str, str, str]
-# Of equal announcements: whether all their workers are away; the negative time of the first; the digest.
+# Of equal announcements: whether all their workers are away; the time of the first; the digest.
 Rank = tuple[bool, float, str]
 _WORD = re.compile(r"\w+")
 K = TypeVar("K", str, ModelKey)
@@ -162,6 +167,8 @@ class WorkerRecord:
     # The digest that the worker sends for them in its polls. Not trusted: only compared with the same worker's.
     announced_digest: str = ""
     last_poll_time_s: float
+    # Hexadecimal sha256 of what its process sends with its polls; empty for one that sends nothing.
+    secret_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +179,7 @@ class Avoidance:
     need: str
     # In a sentence.
     why: str
+    # 0 for as long as the worker announces it so.
     until_s: float
 
 
@@ -235,7 +243,9 @@ class _Index(Generic[K]):
 class FleetCatalog:
     """A lookup costs the same for any number of models. It changes in place: read it before the next await."""
 
-    def __init__(self) -> None:
+    def __init__(self, default_model: str = "") -> None:
+        """`default_model`: the operator's; empty for none."""
+        self.default_model = default_model
         self._annotators: _Ranked[str, AnnouncedAnnotator] = _Ranked()
         self._annotator_aliases: _Index[str] = _Index()
         self._models: _Ranked[ModelKey, AnnouncedModel] = _Ranked()
@@ -285,19 +295,20 @@ class FleetCatalog:
         plain = plain_name(name)
         for index, each in ((self._ids, name), (self._plain_ids, plain), (self._aliases, plain)):
             if each and each != ANY and (found := _fitting(index.of(kind, each), family)):
+                meant = self._most_announced(found)
                 if kind == CHECKPOINT and not family:
-                    found = self._most_announced(self._ids.of(kind, found[1]))
-                return self._models.chosen[found]
+                    meant = self._most_announced(self._ids.of(kind, meant[1]))
+                return self._models.chosen[meant]
         return None
 
     def _most_announced(self, keys: list[ModelKey]) -> ModelKey:
-        """Of the families of one checkpoint id."""
+        """Of those that one name may stand for."""
         return max(keys, key=self._support) if len(keys) > 1 else keys[0]
 
     def _support(self, key: ModelKey) -> tuple[int, float]:
         """How many diffusion workers announced it, and the negative time of the first announcement."""
         ranks = list(self._models.ranks(key))
-        return sum(self._announcing[digest] for _, _, digest in ranks), max(age for _, age, _ in ranks)
+        return sum(self._announcing[digest] for _, _, digest in ranks), -min(time_s for _, time_s, _ in ranks)
 
     def mentioned(self, kind: str, text: str, family: str = "") -> list[str]:
         """Ids of fitting models that the text may mention, in order; includes all that `words_in` would find.
@@ -316,14 +327,22 @@ class FleetCatalog:
         """Never one that must be downloaded first: one that a live diffusion worker holds, else one that an absent one
         held.
 
-        Of those a default one, else the first by id.
+        The operator's, whoever holds it, where there is one. Else the one that ships, else a worker's default, else
+        any; of several the one that was announced first.
         """
+        if self.default_model:
+            return self.model(CHECKPOINT, self.default_model)
         for is_live in (True, False):
-            if first := self._checkpoints.first_checkpoint(live=is_live):
-                defaults = (model_id for _, model_id, _ in self._defaults.of(CHECKPOINT, ""))
-                held = (each for each in defaults if self._checkpoints.is_held(f"{CHECKPOINT}:{each}", live=is_live))
-                return self.model(CHECKPOINT, next(held, first))
+            if held := self._checkpoints.checkpoints(live=is_live):
+                defaults = [each for each in self._defaults.of(CHECKPOINT, "") if each[1] in held]
+                found = [STARTER] if STARTER in held else [each[1] for each in self._oldest_first(defaults)]
+                any_held = (key for model_id in held for key in self._ids.of(CHECKPOINT, model_id))
+                return self.model(CHECKPOINT, found[0] if found else self._oldest_first(any_held)[0][1])
         return None
+
+    def _oldest_first(self, keys: Iterable[ModelKey]) -> list[ModelKey]:
+        """By their first announcements."""
+        return sorted(keys, key=lambda key: (min(time_s for _, time_s, _ in self._models.ranks(key)), key))
 
     def residency_of(self, kind: str, name: str) -> int:
         """The best place where a live worker holds it, else the best of absent workers; REMOTE where no worker does.
@@ -396,12 +415,11 @@ class FleetCatalog:
                 self._checkpoints.count(need, place, by, live=live)
 
 
-def _fitting(keys: list[ModelKey], family: str) -> ModelKey | None:
-    """The first that fits the family; one of the family itself before one without a family."""
+def _fitting(keys: list[ModelKey], family: str) -> list[ModelKey]:
+    """Those that fit the family: those of the family itself, else those without a family."""
     if not family:
-        return keys[0] if keys else None
-    fits = [key for key in keys if key[2] in ("", family)]
-    return max(fits, key=itemgetter(2), default=None)
+        return keys
+    return [key for key in keys if key[2] == family] or [key for key in keys if not key[2]]
 
 
 class _Holdings:
@@ -410,8 +428,8 @@ class _Holdings:
     def __init__(self) -> None:
         # By need: counts for DISK, RAM, VRAM of absent workers, then of live ones.
         self._counts: dict[str, list[int]] = {}
-        # Ids in order, by whether the workers live.
-        self._checkpoints: dict[bool, list[str]] = {False: [], True: []}
+        # Ids, by whether the workers live.
+        self._checkpoints: dict[bool, set[str]] = {False: set(), True: set()}
 
     def count(self, need: str, place: int, by: int, *, live: bool) -> None:
         was = self.is_held(need, live=live)
@@ -424,17 +442,17 @@ class _Holdings:
         if was != now and kind == CHECKPOINT:
             ids = self._checkpoints[live]
             if now:
-                insort(ids, name)
+                ids.add(name)
             else:
-                del ids[bisect_left(ids, name)]
+                ids.remove(name)
 
     def is_held(self, need: str, *, live: bool) -> bool:
         counts = self._counts.get(need)
         return counts is not None and any(counts[3 * live : 3 * live + 3])
 
-    def first_checkpoint(self, *, live: bool) -> str:
-        """Empty where no checkpoint is held."""
-        return next(iter(self._checkpoints[live]), "")
+    def checkpoints(self, *, live: bool) -> AbstractSet[str]:
+        """The ids of the held ones."""
+        return self._checkpoints[live]
 
     def residency_of(self, need: str) -> int:
         counts = self._counts.get(need, [0] * 6)

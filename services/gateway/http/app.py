@@ -21,6 +21,7 @@ from services.gateway.http.bodies import HttpOptions
 from services.gateway.http.connections import PROVE
 from services.gateway.http.hosts import HostGuard
 from services.gateway.http.jobs import EventRoutes, JobRoutes
+from services.gateway.http.nodes import NodeRoutes
 from services.gateway.http.openapi import describe
 from services.gateway.http.records import RecordRoutes
 from services.kernel.blobs import BlobStore
@@ -162,6 +163,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         AnnotateRoutes(gateway, blobs, options),
         ListingRoutes(gateway),
         DeadLetterRoutes(gateway),
+        NodeRoutes(gateway),
         RecordRoutes(gateway),
         MetricRoutes(gateway),
         HealthRoutes(gateway),

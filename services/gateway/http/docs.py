@@ -48,6 +48,7 @@ def _json(name: str, description: str) -> Document:
 _ERRORS = {
     400: _json("Error", "A field is wrong; `field` names it."),
     401: _json("Error", "The token is missing or wrong."),
+    403: _json("Error", "You may not do this."),
     404: _json("Error", "Something that the request names does not exist."),
     409: _json("Error", "`request_id` was used with other content."),
     413: _json("Error", "More bytes than a limit allows."),
@@ -186,6 +187,29 @@ REDRIVE_DEAD_LETTER = _document(
     "Try a dead letter's job again",
     {200: _json("Job", "The job, waiting again. What was finished stays finished.")},
     errors=(404, 409),
+)
+LIST_NODES = _document(
+    "List nodes", {200: _json("ListNodesResponse", "Those that joined last first.")}, errors=(400, 403)
+)
+GET_NODE = _document("Show a node", {200: _json("Node", "Who it is and what it may do.")}, errors=(403, 404))
+DRAIN_NODE = _document(
+    "Drain a node",
+    {200: _json("Node", "Its workers finish what they lease, and are leased no more tasks.")},
+    errors=(403, 404),
+)
+UNDRAIN_NODE = _document(
+    "End a node's draining", {200: _json("Node", "Its workers are leased tasks again.")}, errors=(403, 404)
+)
+REVOKE_NODE = _document(
+    "Revoke a node",
+    {200: _json("Node", "Its credentials and leases have ended; cached control images that it made are dropped.")},
+    errors=(400, 403, 404),
+)
+PURGE_NODE = _document(
+    "Drop the cached control images of a node", {200: _json("PurgeNodeResponse", "How many.")}, errors=(403, 404)
+)
+REMOVE_NODE = _document(
+    "Forget a revoked or expired node", {200: _json("RemoveNodeResponse", "Nothing more.")}, errors=(403, 404, 409)
 )
 LIST_DAMAGED_RECORDS = _document(
     "List damaged records",

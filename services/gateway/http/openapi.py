@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from fanlight.gateway.v1 import gateway_pb2
+from fanlight.nodes.v1 import nodes_pb2
 from fanlight.records.v1 import records_pb2
 
 Schema = dict[str, Any]
@@ -120,6 +121,10 @@ MESSAGES = (
     gateway_pb2.ListModelsResponse,
     gateway_pb2.ListWorkersResponse,
     gateway_pb2.TaskProgress,
+    nodes_pb2.ListNodesResponse,
+    nodes_pb2.Node,
+    nodes_pb2.PurgeNodeResponse,
+    nodes_pb2.RemoveNodeResponse,
     records_pb2.DamagedRecord,
     records_pb2.ListDamagedRecordsResponse,
 )

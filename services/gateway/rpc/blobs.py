@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.errors import InvalidField, NotFound, OutOfRange, TooLarge
-from services.gateway.app.tenants import Callers
+from services.gateway.app.lease_rights import LeaseRights
 from services.gateway.ports import DirectTransfer
-from services.gateway.rpc.jobs import Context, caller_of
+from services.gateway.rpc.principals import Principals
 from services.gateway.wire.images import blob
 from services.kernel.blobs import BlobStore
+from services.kernel.grpc_admission import Context
 
 CHUNK_OUT_BYTES = 512 * 1024
 CHUNK_IN_LIMIT_BYTES = 1024 * 1024
@@ -17,21 +18,34 @@ DIGESTS_LIMIT = 1_000
 
 
 class BlobService(blobs_pb2_grpc.BlobServiceServicer):
-    def __init__(self, blobs: BlobStore, callers: Callers) -> None:
-        """`callers`: clients and workers; a worker may read and write in every scope."""
+    def __init__(self, blobs: BlobStore, principals: Principals, rights: LeaseRights) -> None:
+        """A client reads and writes in its own scope, a worker what its live leases are about."""
         self._blobs = blobs
         self._bypass = blobs if isinstance(blobs, DirectTransfer) else None
-        self._callers = callers
+        self._principals, self._rights = principals, rights
 
-    def _scope(self, named: str, context: Context, *, field: str) -> str:
-        return caller_of(self._callers, context).scope_of(parse_scope(named, field=field), field=field)
+    def _writable(self, named: str, context: Context, *, field: str) -> str:
+        """The scope, if the caller may write in it. NotFound, LeaseLost."""
+        scope = parse_scope(named, field=field)
+        if (client := self._principals.client(context)) is not None:
+            return client.scope_of(scope, field=field)
+        self._rights.require_write(self._principals.worker(context), scope)
+        return scope
+
+    def _readable(self, named: str, digest: str, context: Context) -> str:
+        """The scope, if the caller may read that blob of it. NotFound, LeaseLost."""
+        scope = parse_scope(named, field="scope")
+        if (client := self._principals.client(context)) is not None:
+            return client.scope_of(scope, field="scope")
+        self._rights.require_read(self._principals.worker(context), scope, digest)
+        return scope
 
     async def WriteBlob(
         self, request_iterator: AsyncIterator[blobs_pb2.WriteBlobRequest], context: Context
     ) -> blobs_pb2.WriteBlobResponse:
         header = await _header(request_iterator)
         info = await self._blobs.write(
-            self._scope(header.scope, context, field="header.scope"),
+            self._writable(header.scope, context, field="header.scope"),
             _chunks(request_iterator),
             digest=header.digest and parse_digest(header.digest, field="header.digest"),
             size_bytes=_natural(header.size_bytes, "header.size_bytes"),
@@ -41,8 +55,8 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     async def ReadBlob(
         self, request: blobs_pb2.ReadBlobRequest, context: Context
     ) -> AsyncIterator[blobs_pb2.ReadBlobResponse]:
-        scope = self._scope(request.scope, context, field="scope")
         digest = parse_digest(request.digest, field="digest")
+        scope = self._readable(request.scope, digest, context)
         offset_bytes = _natural(request.offset_bytes, "offset_bytes")
         limit_bytes = _natural(request.limit_bytes, "limit_bytes")
         info = await self._blobs.stat(scope, digest)
@@ -58,7 +72,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     async def PrepareUpload(
         self, request: blobs_pb2.PrepareUploadRequest, context: Context
     ) -> blobs_pb2.PrepareUploadResponse:
-        scope = self._scope(request.scope, context, field="scope")
+        scope = self._writable(request.scope, context, field="scope")
         digest = parse_digest(request.digest, field="digest")
         if self._bypass is None:
             return blobs_pb2.PrepareUploadResponse()
@@ -72,14 +86,14 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     async def PrepareRead(
         self, request: blobs_pb2.PrepareReadRequest, context: Context
     ) -> blobs_pb2.PrepareReadResponse:
-        scope = self._scope(request.scope, context, field="scope")
         digest = parse_digest(request.digest, field="digest")
+        scope = self._readable(request.scope, digest, context)
         if self._bypass is None:
             return blobs_pb2.PrepareReadResponse()
         return blobs_pb2.PrepareReadResponse(url=await self._bypass.prepare_read(scope, digest))
 
     async def HasBlobs(self, request: blobs_pb2.HasBlobsRequest, context: Context) -> blobs_pb2.HasBlobsResponse:
-        scope = self._scope(request.scope, context, field="scope")
+        scope = self._writable(request.scope, context, field="scope")
         if len(request.digests) > DIGESTS_LIMIT:
             raise TooLarge(f"has {len(request.digests)} entries; at most {DIGESTS_LIMIT}", field="digests")
         digests = [parse_digest(text, field=f"digests[{index}]") for index, text in enumerate(request.digests)]

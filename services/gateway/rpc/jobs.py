@@ -6,20 +6,28 @@ from typing import Any
 import grpc.aio
 
 from fanlight.contract.limits import check_whole
-from fanlight.errors import Unauthenticated
+from fanlight.errors import LeaseLost, Unauthenticated
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.tenants import Caller, Callers
+from services.gateway.rpc.peer_roles import Role, require_role
+from services.gateway.rpc.principals import Principals, require_own
 from services.gateway.wire import answers, requests, workers
+from services.gateway.wire.nodes import poll_of
 from services.gateway.wire.stages import confirms, request_for
+from services.kernel.grpc_admission import bearer_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def caller_of(callers: Callers, context: Context) -> Caller:
-    """Unauthenticated for a token that only other services accept; the kernel's guard has refused unknown tokens."""
+    """Unauthenticated for a token that only other services accept; the kernel's guard has refused unknown tokens.
+
+    PermissionDenied for a worker's certificate.
+    """
+    require_role(context.auth_context(), Role.CLIENT, Role.OPERATOR)
     sent = dict(context.invocation_metadata() or ()).get("authorization", "")
     caller = callers.of_authorization(sent if isinstance(sent, str) else "")
     if caller is None:
@@ -100,11 +108,13 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     async def ListAnnotators(
         self, request: gateway_pb2.ListAnnotatorsRequest, context: Context
     ) -> gateway_pb2.ListAnnotatorsResponse:
+        self._caller(context)
         return answers.annotators(self._gateway.workers)
 
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: Context
     ) -> gateway_pb2.ListModelsResponse:
+        self._caller(context)
         return answers.models(self._gateway.workers)
 
     async def ListWorkers(
@@ -116,17 +126,24 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
 
 
 class QueueService(queue_pb2_grpc.QueueServiceServicer):
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, principals: Principals) -> None:
         self._gateway = gateway
+        self._principals = principals
 
     async def LeaseTasks(self, request: queue_pb2.LeaseTasksRequest, context: Context) -> queue_pb2.LeaseTasksResponse:
-        return workers.poll_answer(await self._gateway.polls.lease(workers.poll(request), request_for))
+        principal = self._principals.worker(context)
+        require_own(principal, request.worker.id, request.worker.stage, field="worker.id")
+        if principal.node_id:
+            await self._gateway.nodes.note_use(bearer_of(context))
+        poll = poll_of(principal, workers.poll(request))
+        return workers.poll_answer(await self._gateway.polls.lease(poll, request_for))
 
     async def RenewLeases(
         self, request: queue_pb2.RenewLeasesRequest, context: Context
     ) -> queue_pb2.RenewLeasesResponse:
         renewals = workers.renewals(request)
         worker = workers.worker_id(request.worker_id, field="worker_id")
+        require_own(self._principals.worker(context), worker, "", field="worker_id")
         renewed = await self._gateway.queue.renew(worker, renewals)
         return workers.renewed(renewed, self._gateway.polls.new_fetches(worker))
 
@@ -134,10 +151,18 @@ class QueueService(queue_pb2_grpc.QueueServiceServicer):
         self, request: queue_pb2.CompleteTaskRequest, context: Context
     ) -> queue_pb2.CompleteTaskResponse:
         token = workers.token(request.lease_token)
+        self._require_lease(context, token)
         await self._gateway.queue.complete(token, workers.made(request), workers.spans(request))
         return queue_pb2.CompleteTaskResponse()
 
+    def _require_lease(self, context: Context, token: str) -> None:
+        """LeaseLost where the lease is another node's: a token that leaked is worth nothing elsewhere."""
+        principal = self._principals.worker(context)
+        if principal.node_id and not self._gateway.is_lease_of(token, principal.node_id):
+            raise LeaseLost("the lease is not this node's; drop the work")
+
     async def FailTask(self, request: queue_pb2.FailTaskRequest, context: Context) -> queue_pb2.FailTaskResponse:
+        self._require_lease(context, workers.token(request.lease_token))
         await self._gateway.queue.end_attempt(
             workers.token(request.lease_token), workers.fault(request), workers.failure(request), confirms
         )

@@ -5,6 +5,7 @@ Means and variances are exponentially weighted and on a logarithmic scale.
 """
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ USUALLY_FAILING = 0.5
 # A reported speed is believed up to this factor off what is usual for the worker's class.
 ABSURD_FACTOR = 8.0
 RECORDS_LIMIT = 10_000
+# The gateway's own measurements count from so many on: the best of the latest, because tasks also load and fetch.
+DELIVERED_MIN, DELIVERED_LATEST = 3, 8
 
 # Seconds for one evaluation, by model family and size class.
 StepTimes = Mapping[tuple[str, int], float]
@@ -79,6 +82,36 @@ def plausible(reported: float, usual: float) -> float:
     if not reported or not usual:
         return reported or usual
     return min(max(reported, usual / ABSURD_FACTOR), usual * ABSURD_FACTOR)
+
+
+class Delivered:
+    """The best of the latest values that the gateway measured of something that workers claim."""
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=DELIVERED_LATEST)
+
+    def note(self, value: float) -> None:
+        self._latest.append(value)
+
+    @property
+    def least(self) -> float:
+        """0 while there are too few."""
+        return min(self._latest) if len(self._latest) >= DELIVERED_MIN else 0.0
+
+    @property
+    def largest(self) -> float:
+        """0 while there are too few."""
+        return max(self._latest) if len(self._latest) >= DELIVERED_MIN else 0.0
+
+
+def delivered_times(claimed: StepTimes, measured: StepTimes) -> StepTimes:
+    """What a worker delivered counts; its other claims are off by as much as those that were measured, if that is
+    slower. So whoever claims much and delivers little is soon believed nothing.
+    """
+    if not measured:
+        return claimed
+    off = max([1.0, *(measured[each] / claimed[each] for each in measured if claimed.get(each))])
+    return {**{which: time_s * off for which, time_s in claimed.items()}, **measured}
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from google.protobuf import timestamp_pb2
@@ -50,6 +51,7 @@ def job(value: Job) -> gateway_pb2.Job:
         tenant=value.tenant,
         deadline_time=moment(value.deadline_s),
         webhook_url=value.webhook_url,
+        pool=value.pool,
         redrives=value.redrives,
     )
     stages.show(value.request, message)
@@ -202,6 +204,8 @@ def annotators(fleet: Fleet) -> gateway_pb2.ListAnnotatorsResponse:
 
 def models(fleet: Fleet) -> gateway_pb2.ListModelsResponse:
     known = sorted(fleet.catalog().models.values(), key=lambda each: (each.kind, each.id, each.family))
+    default = fleet.catalog().default_checkpoint()
+    known = [replace(each, is_default=each == default) for each in known]
     return gateway_pb2.ListModelsResponse(
         models=[model(each, fleet.residency_of(each.kind, each.id)) for each in known]
     )
@@ -253,7 +257,9 @@ def worker_status(value: WorkerStatus) -> gateway_pb2.WorkerStatus:
         tasks=value.tasks,
         draining_reason=value.draining_reason,
         avoided=[
-            gateway_pb2.AvoidedTasks(need=each.need, why=each.why, until_time=moment(each.until_s))
+            gateway_pb2.AvoidedTasks(
+                need=each.need, why=each.why, until_time=moment(each.until_s) if each.until_s else None
+            )
             for each in value.avoided
         ],
     )

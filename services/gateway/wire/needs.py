@@ -154,11 +154,14 @@ def checkpoint_of(catalog: FleetCatalog, model_id: str, *, field: str) -> Announ
     found = catalog.model(CHECKPOINT, model_id) if model_id else catalog.default_checkpoint()
     if found is not None:
         return found
-    if _is_fetched(catalog, CHECKPOINT, model_id):
-        return AnnouncedModel(id=model_id, kind=CHECKPOINT)
+    name = model_id or catalog.default_model
+    if _is_fetched(catalog, CHECKPOINT, name):
+        return AnnouncedModel(id=name, kind=CHECKPOINT)
     there = _names(models_for(catalog, CHECKPOINT, AnnouncedModel(id="", kind=CHECKPOINT)))
     if model_id:
         raise NotFound(f"there is no such model{_not_fetched(model_id)}; there are {there}", field=field)
+    if name:
+        raise NotFound(f"is missing, and no worker has the default one, {name[:80]}; name one of {there}", field=field)
     raise NotFound(f"no worker holds a model; name one of {there}", field=field)
 
 

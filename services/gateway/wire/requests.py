@@ -20,7 +20,7 @@ from fanlight.contract.limits import (
     check_number,
     check_whole,
 )
-from fanlight.contract.names import DEFAULT_SCOPE
+from fanlight.contract.names import DEFAULT_SCOPE, parse_scope
 from fanlight.contract.needs import refuse_unknown_fields
 from fanlight.errors import FanlightError, InvalidField
 from fanlight.gateway.v1 import gateway_pb2
@@ -53,6 +53,7 @@ def new_job(request: gateway_pb2.CreateJobRequest, fleet: Fleet) -> NewJob:
         priority=check_whole(request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT, field="priority"),
         deadline_s=check_number(request.deadline_s, 0.0, DEADLINE_LIMIT_S, field="deadline_s"),
         webhook_url=_webhook_url(request.webhook_url),
+        pool=parse_scope(request.pool, field="pool") if request.pool else "",
     )
     # The contract has refused these with their ranges. One that it forgot must not reach a record.
     refuse_not_finite(request)

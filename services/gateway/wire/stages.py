@@ -9,7 +9,8 @@ from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 
 from fanlight.contract import annotation, generation
-from fanlight.contract.images import image_at
+from fanlight.contract.images import image_at, images_of
+from fanlight.contract.names import DEFAULT_SCOPE
 from fanlight.contract.needs import Needs
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
@@ -229,6 +230,18 @@ def request_for(job: Job, task: Task) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message, deterministic=True)
     return packed
+
+
+def images_of_task(job: Job, task: Task) -> Iterator[tuple[str, str]]:
+    """Scope and digest of each image that the task's message names. UnreadableRecord."""
+    stage = STAGES.get(task.stage)
+    if stage is None:
+        raise UnreadableRecord(f"this gateway knows no stage {task.stage[:80]!r}")
+    request = stage.request_type()
+    request_for(job, task).Unpack(request)
+    for _, image in images_of(request):
+        if image.HasField("blob"):
+            yield image.blob.scope or DEFAULT_SCOPE, image.blob.digest
 
 
 def confirms(job: Job, task: Task, failure: Failure) -> bool:

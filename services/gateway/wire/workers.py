@@ -1,5 +1,6 @@
 """What workers and the queue send each other: descriptions, polls and reports in, leased tasks out."""
 
+import hashlib
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
@@ -16,6 +17,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.app.completion import Renewal, RenewalResult, ReportedOutput
 from services.gateway.app.leasing import LeasedTask, ModelToFetch, Poll, PollAnswer
+from services.gateway.app.results import is_preview
 from services.gateway.app.watch import FetchStatus, TaskProgress
 from services.gateway.domain.job import Failure, Fault, Span, task_name
 from services.gateway.domain.machine import LeaseStatus
@@ -27,8 +29,8 @@ WAIT_LIMIT_S = 60.0
 HELD_LIMIT = 1_024
 RENEWALS_LIMIT = 1_024
 DIGEST_LIMIT_BYTES = 64
+SECRET_LIMIT_BYTES = 64
 SPANS_LIMIT = 64
-PREVIEW_LIMIT_BYTES = 64 * 1024
 REASON_LIMIT = 64
 MESSAGE_LIMIT = 2_000
 REFERENCE_LIMIT_CHARS = 256
@@ -83,6 +85,8 @@ def poll(request: queue_pb2.LeaseTasksRequest) -> Poll:
         raise InvalidField(f"has more than {HELD_LIMIT} entries", field="held_lease_tokens")
     if len(request.capabilities_digest) > DIGEST_LIMIT_BYTES:
         raise InvalidField(f"has more than {DIGEST_LIMIT_BYTES} bytes", field="capabilities_digest")
+    if len(request.holdings_digest) > DIGEST_LIMIT_BYTES:
+        raise InvalidField(f"has more than {DIGEST_LIMIT_BYTES} bytes", field="holdings_digest")
     return Poll(
         worker=polling_worker(request.worker, draining=request.draining),
         capabilities_digest=request.capabilities_digest.hex(),
@@ -90,7 +94,16 @@ def poll(request: queue_pb2.LeaseTasksRequest) -> Poll:
         max_tasks=check_whole(request.max_tasks, 0, BATCH_LIMIT, field="max_tasks"),
         held_tokens=frozenset(token(each) for each in request.held_lease_tokens),
         wait_s=check_number(request.wait_s, 0.0, WAIT_LIMIT_S, field="wait_s"),
+        holdings_digest=request.holdings_digest.hex(),
+        holdings_unchanged=request.holdings_unchanged,
+        secret_hash=_hash_of(request.worker_secret),
     )
+
+
+def _hash_of(secret: bytes) -> str:
+    if len(secret) > SECRET_LIMIT_BYTES:
+        raise InvalidField(f"has {len(secret)} bytes; at most {SECRET_LIMIT_BYTES}", field="worker_secret")
+    return hashlib.sha256(secret).hexdigest() if secret else ""
 
 
 def poll_answer(answer: PollAnswer) -> queue_pb2.LeaseTasksResponse:
@@ -99,6 +112,7 @@ def poll_answer(answer: PollAnswer) -> queue_pb2.LeaseTasksResponse:
         wants_capabilities=answer.wants_capabilities,
         fetches=[_fetch(each) for each in answer.fetches or ()],
         has_fetches=answer.fetches is not None,
+        holdings_digest=bytes.fromhex(answer.holdings_digest),
     )
 
 
@@ -134,7 +148,7 @@ def _progress(renewal: queue_pb2.Renewal) -> TaskProgress | None:
     if not renewal.HasField("progress"):
         return None
     progress = renewal.progress
-    preview = progress.preview if len(progress.preview) <= PREVIEW_LIMIT_BYTES else b""
+    preview = progress.preview if is_preview(progress.preview) else b""
     fetching = _fetching(progress.fetch) if progress.HasField("fetch") else None
     step, steps = (min(each, PROGRESS_STEPS_LIMIT) for each in (progress.step, progress.steps))
     return TaskProgress(task=0, step=step, steps=steps, preview=preview, fetching=fetching)
@@ -173,8 +187,9 @@ def _made(output: queue_pb2.Output, field: str) -> ReportedOutput:
     return ReportedOutput(
         scope=parse_scope(output.blob.scope, field=f"{field}.blob.scope"),
         digest=parse_digest(output.blob.digest, field=f"{field}.blob.digest"),
-        width_px=check_whole(output.width_px, 0, OUTPUT_SIDE_LIMIT_PX, field=f"{field}.width_px"),
-        height_px=check_whole(output.height_px, 0, OUTPUT_SIDE_LIMIT_PX, field=f"{field}.height_px"),
+        # What is impossible differs from the image, for which the result is refused and its attempt ends.
+        width_px=min(output.width_px, OUTPUT_SIDE_LIMIT_PX),
+        height_px=min(output.height_px, OUTPUT_SIDE_LIMIT_PX),
         seed=output.seed if output.HasField("seed") else None,
         nsfw=output.nsfw if output.HasField("nsfw") else None,
         provenance=check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field=f"{field}.provenance_json"),
@@ -243,10 +258,11 @@ def worker_id(text: str, *, field: str) -> str:
     return text
 
 
-def _models(names: Iterable[str], field: str) -> frozenset[str]:
+def _models(names: Sequence[str], field: str) -> frozenset[str]:
+    # Before anything is built of them: a million names are half a gigabyte.
+    if len(names) > HOLDINGS_LIMIT:
+        raise InvalidField(f"has {len(names)} models; at most {HOLDINGS_LIMIT} are taken", field=field)
     found = frozenset(names)
-    if len(found) > HOLDINGS_LIMIT:
-        raise InvalidField(f"has {len(found)} models; at most {HOLDINGS_LIMIT} are taken", field=field)
     for name in found:
         check_bytes(name, NAME_LIMIT_BYTES, field=field)
     return found

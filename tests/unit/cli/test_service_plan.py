@@ -16,9 +16,10 @@ from fanlight.cli.main import run
 from fanlight.cli.service_plan import WAIT_S, Addresses, DataInUse, LogFile, locked
 from fanlight.cli.session import MissingExtra
 from fanlight.cli.supervisor import RestartBackoff
-from fanlight.cli.up import all_registered
+from fanlight.cli.up import OWN_INVITE, all_registered, introduced
 from fanlight.errors import InvalidInput
 from fanlight.gateway.v1 import gateway_pb2 as pb
+from fanlight.nodes.v1.nodes_pb2 import CreateInviteResponse, Invite
 from tests.fakes.job_service import FakeJobService, serving
 
 ROOT = Path(__file__).parents[3]
@@ -222,6 +223,78 @@ def test_where_the_gateway_has_a_token_direct_calls_to_a_stage_need_one_that_is_
     own = {"FANLIGHT_CLIENT_TOKEN": "operator", "FANLIGHT_WORKER_DIRECT_TOKEN": "direct"}
     assert "FANLIGHT_WORKER_DIRECT_TOKEN" not in service_plan.environ_of_stage("diffusion", HERE, own)
     assert "FANLIGHT_WORKER_DIRECT_TOKEN" not in service_plan.environ_of_stage("diffusion", HERE, {})
+
+
+@pytest.mark.parametrize(
+    ("grpc", "environ", "expected"),
+    [
+        ("127.0.0.1:1", {}, None),
+        ("127.0.0.1:1", {"FANLIGHT_TLS_CA_FILE": "/ca.pem"}, None),
+        ("0.0.0.0:1", {}, "/data/tls/authority.pem"),
+        ("192.0.2.1:1", {"FANLIGHT_TLS_CA_FILE": "/ca.pem"}, "/data/tls/authority.pem"),
+        ("0.0.0.0:1", {"FANLIGHT_PLAIN_TEXT": "true"}, None),
+        ("127.0.0.1:1", {"FANLIGHT_TLS_CERT_FILE": "/c", "FANLIGHT_TLS_CA_FILE": "/ca.pem"}, "/ca.pem"),
+    ],
+)
+def test_the_workers_of_up_trust_what_their_gateway_shows(grpc, environ, expected):
+    found = service_plan.ca_file_of(Path("/data"), grpc, environ)
+    assert found == (Path(expected) if expected else None)
+    given = service_plan.environ_of_stage("diffusion", Addresses(http="", grpc=grpc, ca_file=found), environ)
+    assert given["FANLIGHT_TLS_CA_FILE"] == (expected or "")
+
+
+def test_the_workers_of_up_have_a_token_wherever_clients_need_one():
+    assert "FANLIGHT_WORKER_TOKEN" not in service_plan.environ_of_all(3, {})
+    made = service_plan.environ_of_all(3, {"FANLIGHT_CLIENT_TOKEN": "operator"})["FANLIGHT_WORKER_TOKEN"]
+    assert len(made) >= 32
+    for name in ("FANLIGHT_WORKER_TOKEN", "FANLIGHT_WORKER_TOKEN_FILE"):
+        given = service_plan.environ_of_all(3, {"FANLIGHT_CLIENT_TOKEN": "operator", name: "own"})
+        assert "FANLIGHT_WORKER_TOKEN" not in given
+
+
+@pytest.mark.parametrize(
+    ("grpc", "is_elsewhere"), [("127.0.0.1:1", False), ("0.0.0.0:1", False), ("[::]:1", False), ("192.0.2.1:1", True)]
+)
+async def test_the_workers_of_up_get_a_join_code_only_where_their_address_is_not_loopback(
+    grpc, is_elsewhere, monkeypatch
+):
+    class Nodes:
+        removed, made = [], []
+
+        async def list_invites(self):
+            return [Invite(id="old", comment=OWN_INVITE), Invite(id="other", comment="a friend's")]
+
+        async def remove_invite(self, invite_id):
+            self.removed.append(invite_id)
+
+        async def invite(self, **fields):
+            self.made.append(fields)
+            return CreateInviteResponse(join_code="flj1")
+
+    class Client:
+        nodes = Nodes()
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *_):
+            pass
+
+    monkeypatch.setattr("fanlight.cli.up.client_of", lambda addresses: Client())
+    given = await introduced(Addresses(http="", grpc=grpc), Path("/data"))
+    if is_elsewhere:
+        assert given == {"FANLIGHT_WORKER_JOIN_CODE": "flj1", "FANLIGHT_WORKER_STATE_DIR": "/data/node"}
+        assert Nodes.removed == ["old"]
+    else:
+        assert given == {}
+        assert not Nodes.made
+
+
+def test_up_does_not_start_where_its_workers_would_need_certificates(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FANLIGHT_TLS_CLIENT_CA_FILE", str(tmp_path / "ca.pem"))
+
+    assert run(["up", "--data", str(tmp_path)]) == 1
+    assert "no certificates for its own workers" in capsys.readouterr().err
 
 
 def test_up_with_a_certificate_and_no_roots_says_what_to_set(monkeypatch, capsys, tmp_path):

@@ -120,7 +120,7 @@ def answering():
 
 
 async def echoed(address: str) -> bytes:
-    async with open_channel(address) as channel:
+    async with open_channel(address, plain_text=True) as channel:
         return await channel.unary_unary("/a.B/C")(b"hello", timeout=20)
 
 
@@ -171,7 +171,7 @@ CALL = """
 import asyncio, sys
 from fanlight.channel import open_channel
 async def main():
-    async with open_channel(sys.argv[1]) as channel:
+    async with open_channel(sys.argv[1], plain_text=True) as channel:
         print((await channel.unary_unary("/a.B/C")(b"hello", timeout=20)).decode())
 asyncio.run(main())
 """

@@ -11,7 +11,7 @@ from services.gateway.app.job_store import PROBE_INTERVAL_S
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
 from services.gateway.domain.machine import LeaseStatus
 from services.kernel.errors_wire import http_status
-from tests.fakes.fleet import PNG, STARTER, Fleet, FleetWorker, annotation, control, generation
+from tests.fakes.fleet import STARTER, Fleet, FleetWorker, annotation, control, generation, result
 from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.moody_store import MoodyStore
 
@@ -120,7 +120,7 @@ async def test_the_cache_stays_within_its_bytes_and_counts_its_hits() -> None:
         for name in ("a", "b", "a", "c", "d"):
             await fleet.gateway.jobs.create(annotation(name, side_px=STARTER.width_px))
             for task in await annotator.lease():
-                await annotator.complete(task, image=name.encode() * (100 - len(PNG)))
+                await annotator.complete(task, image=name.encode() * (100 - len(result(64, 64, b""))))
         figures = fleet.gateway.cache_figures
         assert (figures.hits, figures.misses) == (1, 4)
         assert (figures.entries, figures.size_bytes) == (2, 200)

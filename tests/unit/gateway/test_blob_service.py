@@ -12,11 +12,12 @@ from fanlight.channel import open_channel
 from fanlight.contract.names import digest_of
 from services.gateway.app.tenants import Callers, Tenant, callers_of
 from services.gateway.ports import Upload
-from services.gateway.rpc.blobs import CHUNK_OUT_BYTES, BlobService
+from services.gateway.rpc.blobs import CHUNK_OUT_BYTES
 from services.kernel.config import CommonSettings
 from services.kernel.errors_wire import from_rpc_error
 from services.kernel.grpc_server import RpcServer
 from tests.fakes.memory_blobs import MemoryBlobs
+from tests.fakes.principals import blobs_of_clients
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"pixels" * 100
 Stub = blobs_pb2_grpc.BlobServiceStub
@@ -33,7 +34,7 @@ async def serving(blobs: MemoryBlobs, callers: Callers) -> AsyncIterator[str]:
     """Its address."""
 
     def add(server: grpc.aio.Server) -> None:
-        blobs_pb2_grpc.add_BlobServiceServicer_to_server(BlobService(blobs, callers), server)
+        blobs_pb2_grpc.add_BlobServiceServicer_to_server(blobs_of_clients(blobs, callers), server)
 
     server = RpcServer(
         CommonSettings(drain_grace_s=0), services={"fanlight.blobs.v1.BlobService": add}, tokens={}, default_tokens=()

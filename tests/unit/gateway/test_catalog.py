@@ -11,6 +11,7 @@ from fanlight.contract.prompt import words_in
 from fanlight.errors import InvalidField, NotFound
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups
 from services.gateway.app.records import Records
+from services.gateway.domain.offers import OfferRules
 from services.gateway.domain.workers import (
     DISK,
     RAM,
@@ -68,7 +69,8 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
-        self.groups = CapabilityGroups(Records(MemoryStore(), self.clock), self.clock)
+        rules = OfferRules(others=frozenset("*"))
+        self.groups = CapabilityGroups(Records(MemoryStore(), self.clock), self.clock, rules)
         self.known: dict[str, CapabilityGroup] = {}
 
     async def step(self, what: str, worker: str, announced: Capabilities) -> None:
@@ -87,9 +89,9 @@ class Fleet:
 
     @property
     def ranked(self) -> list[CapabilityGroup]:
-        """Each group once: live ones first, then those that were announced first last, then by digest."""
+        """Each group once: live ones first, then those that were announced first, then by digest."""
         distinct = {group.digest: group for group in self.known.values()}.values()
-        return sorted(distinct, key=lambda each: (not each.live, -each.kept.time_s, each.digest))
+        return sorted(distinct, key=lambda each: (not each.live, each.kept.time_s, each.digest))
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,9 +103,9 @@ async def test_the_catalog_is_the_one_that_merging_all_workers_again_gives(taken
     merged_models: dict[tuple[str, str, str], AnnouncedModel] = {}
     merged_annotators: dict[str, AnnouncedAnnotator] = {}
     for group in fleet.ranked:
-        for model in group.capabilities.models:
+        for model in group.offered.models:
             merged_models.setdefault((model.kind, model.id, model.family), model)
-        for annotator in group.capabilities.annotators:
+        for annotator in group.offered.annotators:
             merged_annotators.setdefault(annotator.id, annotator)
     catalog = fleet.groups.catalog
     assert dict(catalog.models) == merged_models
@@ -113,13 +115,10 @@ async def test_the_catalog_is_the_one_that_merging_all_workers_again_gives(taken
         assert sorted(map(repr, catalog.of_kind(kind))) == sorted(map(repr, of_kind))
         assert catalog.fetches_any(kind) == any(model.id == ANY for model in of_kind)
         for name in ("a", "A", "canny", "b", "first", "second.ckpt", "none", ANY):
-            found = catalog.model(kind, name)
-            assert (found.id if found else "") == find_name(_aliases(of_kind), name)
-            if kind == "checkpoint" and found:
-                assert found.family == _family_of(found.id, fleet)
-            for family in ("sd1", "sdxl"):
-                fitting = [model for model in of_kind if model.family in ("", family)]
-                assert catalog.model(kind, name, family) == _meant(fitting, name, family)
+            assert bool(catalog.model(kind, name)) == bool(find_name(_aliases(of_kind), name))
+            for family in ("", "sd1", "sdxl"):
+                fitting = [model for model in of_kind if not family or model.family in ("", family)]
+                assert catalog.model(kind, name, family) == _meant(fleet, fitting, name, family)
     for alias in ("edges", "lines", "canny"):
         by_alias = sorted(each.id for each in merged_annotators.values() if alias in each.aliases)
         expected = alias if alias in merged_annotators else next(iter(by_alias), None)
@@ -127,18 +126,19 @@ async def test_the_catalog_is_the_one_that_merging_all_workers_again_gives(taken
         assert (found_annotator.id if found_annotator else None) == expected
 
 
-def _family_of(checkpoint: str, fleet: Fleet) -> str:
+def _most_announced(fleet: Fleet, models: list[AnnouncedModel]) -> AnnouncedModel:
     """The one that most diffusion workers announced; then the one announced first, then the least by name."""
-    support: dict[str, list[tuple[bool, float]]] = {}
-    for worker, group in fleet.known.items():
-        for model in group.capabilities.models:
-            if (model.kind, model.id) == ("checkpoint", checkpoint):
-                announced = (STAGE_OF[worker] == "diffusion", group.kept.time_s)
-                support.setdefault(model.family, []).append(announced)
-    return min(
-        support,
-        key=lambda family: (-sum(each for each, _ in support[family]), min(s for _, s in support[family]), family),
-    )
+
+    def rank(model: AnnouncedModel) -> tuple[int, float, str, str]:
+        key = model.kind, model.id, model.family
+        announced = [
+            (STAGE_OF[worker] == "diffusion", group.kept.time_s)
+            for worker, group in fleet.known.items()
+            if any((each.kind, each.id, each.family) == key for each in group.capabilities.models)
+        ]
+        return -sum(each for each, _ in announced), min(time_s for _, time_s in announced), model.id, model.family
+
+    return min(models, key=rank)
 
 
 def _aliases(of_kind: list[AnnouncedModel]) -> dict[str, list[str]]:
@@ -148,8 +148,8 @@ def _aliases(of_kind: list[AnnouncedModel]) -> dict[str, list[str]]:
     return known
 
 
-def _meant(fitting: list[AnnouncedModel], name: str, family: str) -> AnnouncedModel | None:
-    """By id, by id in another spelling, by alias; of several of a kind one of the family itself, then the first."""
+def _meant(fleet: Fleet, fitting: list[AnnouncedModel], name: str, family: str) -> AnnouncedModel | None:
+    """By id, by id in another spelling, by alias; of several those of the family itself, then the most announced."""
     plain = plain_name(name)
     for is_meant in (
         lambda model: model.id == name,
@@ -158,7 +158,11 @@ def _meant(fitting: list[AnnouncedModel], name: str, family: str) -> AnnouncedMo
     ):
         found = [model for model in fitting if model.id != ANY and is_meant(model)]
         if found:
-            return min(found, key=lambda each: (each.family != family, each.id))
+            own = [model for model in found if model.family == family] if family else []
+            meant = _most_announced(fleet, own or found)
+            if meant.kind != "checkpoint" or family:
+                return meant
+            return _most_announced(fleet, [model for model in fitting if model.id == meant.id])
     return None
 
 

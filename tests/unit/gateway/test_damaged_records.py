@@ -9,7 +9,6 @@ import pytest
 from fanlight.cli.main import run
 from fanlight.client import AsyncClient
 from fanlight.errors import FanlightError
-from services.gateway.__main__ import _rpc_server
 from services.gateway.app import dead_letters
 from services.gateway.app.gateway import BUCKETS
 from services.gateway.app.records import FORMAT_VERSION
@@ -115,18 +114,13 @@ async def test_a_record_that_can_be_read_is_never_removed(damaged: Fleet) -> Non
 
 async def test_only_the_operator_sees_them_over_grpc(damaged: Fleet) -> None:
     settings = GatewayCommonSettings(client_token=OPERATOR, worker_token="w", drain_grace_s=0)
-    server = _rpc_server(damaged.gateway, damaged.blobs, settings, [Tenant(name="acme", token=ACME)], polls=100)
-    port = server.bind("127.0.0.1:0")
-    await server.start()
-    try:
+    async with serving(damaged, settings, [Tenant(name="acme", token=ACME)]) as address:
         for token in (ACME, "w", ""):
-            async with AsyncClient(f"127.0.0.1:{port}", token=token) as client:
+            async with AsyncClient(address, token=token) as client:
                 with pytest.raises(FanlightError, match="send the right token"):
                     await client.list_damaged_records()
-        async with AsyncClient(f"127.0.0.1:{port}", token=OPERATOR) as client:
+        async with AsyncClient(address, token=OPERATOR) as client:
             assert len(await client.list_damaged_records()) == len(FOUND)
-    finally:
-        await server.stop()
 
 
 async def test_they_are_counted_listed_and_removed_over_http(damaged: Fleet) -> None:

@@ -12,7 +12,7 @@ from services.gateway.domain.workers import ReportedStepTime
 from services.gateway.scheduler.explain import Verdict
 from services.gateway.scheduler.replication import SPECULATIVE_WORKERS_MIN
 from services.gateway.wire import answers
-from tests.fakes.fleet import STARTER, Fleet, FleetWorker, control, generation
+from tests.fakes.fleet import STARTER, Fleet, FleetWorker, annotation, control, generation
 
 FAR = replace(STARTER, id="far", size_bytes=1_000_000_000)
 TENTH = (ReportedStepTime(family="starter", size_class=16, mean_s=0.1),)
@@ -139,21 +139,21 @@ async def test_an_ended_job_needs_no_estimate(fleet: Fleet, painter: FleetWorker
 
 async def test_a_straggler_is_set_aside_with_a_reason() -> None:
     async with Fleet().running() as fleet:
-        quick = [fleet.worker(DIFFUSION, f"q{i}") for i in range(5)]
-        slow = fleet.worker(DIFFUSION, "slow")
+        quick = [fleet.worker(PREPROCESS, f"q{i}") for i in range(5)]
+        slow = fleet.worker(PREPROCESS, "slow")
         for worker in [*quick, slow]:
             worker.worker = replace(worker.worker, device="cuda:small")
-        for _ in range(12):
+        for number in range(12):
             for worker in [*quick, slow]:
                 if fleet.gateway.workers.draining_reason(worker.worker.id):
                     continue
-                await fleet.gateway.jobs.create(generation())
+                await fleet.gateway.jobs.create(annotation(f"{number} {worker.worker.id}"))
                 (task,) = await worker.lease()
                 fleet.clock.advance(9.0 if worker is slow else 1.0)
                 await worker.complete(task)
         statuses = {status.worker.node: status for status in fleet.gateway.workers.statuses()}
         assert "times as long as those of 4 others of its class" in statuses["slow"].draining_reason
         assert not any(statuses[f"q{i}"].draining_reason for i in range(5))
-        await fleet.gateway.jobs.create(generation())
+        await fleet.gateway.jobs.create(annotation())
         assert await slow.lease() == []
         assert len(await quick[0].lease()) == 1

@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.app.control_cache import BUCKET, IMAGES, USE_WRITE_INTERVAL_S, LruIndex
 from services.gateway.domain.job import PREPROCESS
-from tests.fakes.fleet import Fleet, annotation
+from tests.fakes.fleet import Fleet, annotation, result
 from tests.unit.gateway.test_many_gateways import Pair, told
 
 IMAGE_BYTES = 100
@@ -26,7 +26,7 @@ async def ask(fleet: Fleet, name: str) -> bool:
     await annotator.come()
     job = await fleet.gateway.jobs.create(annotation(name))
     for task in await annotator.lease():
-        await annotator.complete(task, image=name.encode() * (IMAGE_BYTES - 8))
+        await annotator.complete(task, image=name.encode() * (IMAGE_BYTES - len(result(64, 64, b""))))
     await told()
     fleet.clock.advance(USE_WRITE_INTERVAL_S + 1)
     return job.state.ended

@@ -24,7 +24,17 @@ from tests.fakes.scheduler import A, a_task, a_view
 
 SMALL, LARGE = 18, 22
 KEPT = KeptCapabilities(capabilities=Capabilities(), time_s=0.0)
-NOTHING = CapabilityGroup(digest="", kept=KEPT, offers=frozenset(), limits=(), needs_by_id={}, annotators={}, sizes={})
+NOTHING = CapabilityGroup(
+    digest="",
+    kept=KEPT,
+    offered=KEPT.capabilities,
+    left_out=(),
+    offers=frozenset(),
+    limits=(),
+    needs_by_id={},
+    annotators={},
+    sizes={},
+)
 
 
 @pytest.mark.parametrize(

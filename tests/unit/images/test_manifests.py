@@ -12,6 +12,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from fanlight.health import TIMEOUT_S
+from services.gateway.adapters.jwt_identity import read_issuers
+
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "deploy" / "kubernetes" / "base"
 CLUSTER = ROOT / "deploy" / "kubernetes" / "cluster"
@@ -82,7 +85,13 @@ def test_probes_ask_the_port_that_the_image_listens_on(manifest):
     name = manifest["metadata"]["name"]
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
     for kind in ("startup", "liveness", "readiness"):
-        assert container[f"{kind}Probe"]["grpc"] == {"port": PORTS[name], "service": kind}
+        probe = container[f"{kind}Probe"]
+        if name in WORKERS:
+            assert probe["grpc"] == {"port": PORTS[name], "service": kind}
+        else:
+            # The gateway speaks TLS, and Kubernetes' own probe does not.
+            assert probe["exec"]["command"] == ["python3", "-m", "fanlight.health", "--service", kind]
+            assert probe["timeoutSeconds"] > TIMEOUT_S
     assert f"FANLIGHT_{name.upper()}_GRPC=[::]:{PORTS[name]}" in (ROOT / "docker" / "Dockerfile").read_text()
 
 
@@ -99,6 +108,8 @@ def test_what_a_pod_mounts_and_reads_is_there(manifest):
     claims = {each["metadata"]["name"] for each in manifest["spec"].get("volumeClaimTemplates", ())}
     kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
     made = {each["name"] for each in kustomization["configMapGenerator"]}
+    accounts = {each["metadata"]["name"] for each in ALL if each["kind"] == "ServiceAccount"}
+    assert pod.get("serviceAccountName", "default") in accounts | {"default"}
     for container in pod["containers"]:
         assert {each["name"] for each in container["volumeMounts"]} <= volumes | claims
         read = {each["configMapRef"]["name"] for each in container.get("envFrom", ()) if "configMapRef" in each}
@@ -123,16 +134,20 @@ def test_every_setting_that_a_manifest_names_is_one(path):
 def test_every_setting_that_the_compose_file_gives_is_one():
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     given = {name for service in services.values() for name in service["environment"]}
-    assert given <= known_settings()
+    assert given <= known_settings() | {"FANLIGHT_GATEWAY", "FANLIGHT_TOKEN"}
 
 
 def test_every_service_of_the_compose_file_is_locked_limited_and_watched():
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-    assert services.keys() == PORTS.keys()
-    for service in services.values():
+    assert services.keys() == PORTS.keys() | {"invite"}
+    for name, service in services.items():
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
         assert {"mem_limit", "cpus", "pids_limit", "stop_grace_period", "volumes"} <= service.keys()
+        if name == "invite":
+            assert service["healthcheck"] == {"disable": True}
+            assert service["restart"] == "on-failure"
+            continue
         assert service["healthcheck"]["test"] == ["CMD", "python3", "-m", "fanlight.health", "--service", "readiness"]
 
 
@@ -146,7 +161,7 @@ def test_the_health_command_of_the_containers_is_there():
 def pod_environment(manifest):
     """The names of settings that a pod gets, and the names of the Secrets that it reads."""
     kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
-    literals = {each["name"]: each["literals"] for each in kustomization["configMapGenerator"]}
+    literals = {each["name"]: each.get("literals", []) for each in kustomization["configMapGenerator"]}
     pod = manifest["spec"]["template"]["spec"]
     names, secrets = set(), set()
     for container in pod["containers"]:
@@ -181,15 +196,12 @@ NODES = environments_of_nodes()
 
 
 @pytest.mark.parametrize("names", NODES.values(), ids=NODES.keys())
-def test_a_node_gets_the_workers_token_and_no_other_secret(names):
-    tokens = {name for name in names if re.search("token|secret|key|password|credential|s3|tls", name, re.IGNORECASE)}
-    assert tokens - {"FANLIGHT_TLS_CA_FILE"} in ({"FANLIGHT_WORKER_TOKEN"}, {"fanlight-worker-token"})
+def test_a_node_gets_what_it_joins_with_and_no_secret_beside_it(names):
+    proofs = {"FANLIGHT_WORKER_JOIN_CODE_FILE", "FANLIGHT_WORKER_IDENTITY", "FANLIGHT_WORKER_IDENTITY_TOKEN_FILE"}
+    assert len(names & proofs) == 1
+    secrets = {name for name in names if re.search("token|secret|key|password|credential|s3|tls", name, re.IGNORECASE)}
+    assert secrets <= proofs | {"FANLIGHT_TLS_CA_FILE"}
     assert not [name for name in names if name.startswith(("AWS_", "FANLIGHT_GATEWAY_", "FANLIGHT_CLIENT_"))]
-
-
-@pytest.mark.parametrize("names", NODES.values(), ids=NODES.keys())
-def test_a_node_has_the_setting_of_the_roots_that_it_trusts(names):
-    assert "FANLIGHT_TLS_CA_FILE" in names
 
 
 def test_a_gateway_has_the_settings_of_its_certificate():
@@ -199,9 +211,49 @@ def test_a_gateway_has_the_settings_of_its_certificate():
         assert {"FANLIGHT_TLS_CERT_FILE", "FANLIGHT_TLS_KEY_FILE"} <= names
 
 
-def test_nodes_over_the_internet_use_tls():
-    for path in SALAD_GROUPS:
-        assert json.loads(path.read_text())["container"]["environment_variables"]["FANLIGHT_TLS_CA_FILE"]
+def test_nothing_is_deployed_in_plain_text():
+    for path in [*MANIFESTS, *SALAD_GROUPS, BASE / "kustomization.yaml", ROOT / "compose.yaml"]:
+        assert "FANLIGHT_PLAIN_TEXT" not in path.read_text()
+
+
+@pytest.mark.parametrize("file", [BASE / "issuers.toml", SALAD / "issuers.toml"], ids=str)
+def test_the_issuers_that_a_gateway_is_given_are_read(file):
+    (rule,) = read_issuers(file)
+    assert rule.required_claims
+
+
+def test_a_pods_token_is_what_the_gateway_of_the_cluster_takes():
+    (rule,) = read_issuers(BASE / "issuers.toml")
+    namespace = yaml.safe_load((CLUSTER / "kustomization.yaml").read_text())["namespace"]
+    assert rule.claims["kubernetes.io/namespace"] == (namespace,)
+    for manifest in WORKLOADS:
+        if manifest["metadata"]["name"] in WORKERS:
+            pod = manifest["spec"]["template"]["spec"]
+            assert rule.claims["kubernetes.io/serviceaccount/name"] == (pod["serviceAccountName"],)
+            token, path = projected_token(pod)
+            assert (token["audience"],) == rule.audience
+            settings = (BASE / "kustomization.yaml").read_text()
+            assert f"FANLIGHT_WORKER_IDENTITY_TOKEN_FILE={path}" in settings
+
+
+def projected_token(pod):
+    """The token that a pod gets for the gateway, and its path."""
+    (volume,) = [each for each in pod["volumes"] if "projected" in each]
+    (source,) = volume["projected"]["sources"]
+    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == volume["name"]]
+    token = source["serviceAccountToken"]
+    return token, f"{mount['mountPath']}/{token['path']}"
+
+
+def test_the_workers_of_the_compose_file_read_the_code_that_is_written_for_them():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    command, written = services["invite"]["command"], services["invite"]["volumes"]
+    assert command[command.index("--out") + 1] == "/data/code"
+    assert "join:/data" in written
+    for name in WORKERS:
+        assert "join:/join:ro" in services[name]["volumes"]
+        assert services[name]["environment"]["FANLIGHT_WORKER_JOIN_CODE_FILE"] == "/join/code"
+        assert not [each for each in services[name]["volumes"] if each.startswith("gateway-data")]
 
 
 def test_no_file_for_nodes_names_the_operators_token():
@@ -266,8 +318,9 @@ def test_a_kustomization_says_only_what_kustomize_knows(folder):
     known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images"}
     assert kustomization.keys() <= known
     for made in kustomization.get("configMapGenerator", ()):
-        assert made.keys() <= {"name", "literals"}
-        assert all("=" in each for each in made["literals"])
+        assert made.keys() <= {"name", "literals", "files"}
+        assert all("=" in each for each in made.get("literals", ()))
+        assert all((folder / each).is_file() for each in made.get("files", ()))
     for each in kustomization["resources"]:
         assert (folder / each).exists()
 

@@ -180,9 +180,9 @@ async def test_a_port_that_is_taken_is_a_settings_error(serve):
 def test_off_loopback_needs_tokens(address):
     assert not is_loopback(address)
     with pytest.raises(SettingsError, match="FANLIGHT_CLIENT_TOKEN"):
-        require_tokens(address, {"FANLIGHT_CLIENT_TOKEN": ""}, mutual_tls=False)
+        require_tokens(address, {"FANLIGHT_CLIENT_TOKEN": ""})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "localhost:1"])
 def test_loopback_needs_none(address):
-    require_tokens(address, {"FANLIGHT_CLIENT_TOKEN": ""}, mutual_tls=False)
+    require_tokens(address, {"FANLIGHT_CLIENT_TOKEN": ""})

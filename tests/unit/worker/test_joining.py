@@ -78,7 +78,7 @@ async def obstacle_at(
     address: str, *, token: str = "", ca_file: Path | None = None, certificate: tuple[Path, Path] | None = None
 ) -> Obstacle:
     """What a worker with these settings finds in its way."""
-    has = Credentials(has_token=bool(token), has_roots=ca_file is not None, has_certificate=certificate is not None)
+    has = Credentials(has_token=bool(token), uses_tls=ca_file is not None, has_certificate=certificate is not None)
     async with open_channel(address, token=token, ca_file=ca_file, certificate=certificate) as channel:
         with pytest.raises(FanlightError) as raised:
             await QueueCalls(channel).lease(queue_pb2.LeaseTasksRequest())
@@ -92,7 +92,7 @@ def says(obstacle: Obstacle, reason: str, *words: str, is_final: bool) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("token", "words"), [("", "asks for a token"), ("clients", "refuses this worker's token")])
+@pytest.mark.parametrize(("token", "words"), [("", "asks for a credential"), ("clients", "refuses this worker's")])
 async def test_a_wrong_or_missing_token(token: str, words: str) -> None:
     async with FakeGateway(token="workers") as gateway:
         obstacle = await obstacle_at(gateway.address, token=token)
@@ -224,7 +224,7 @@ async def test_it_tries_for_a_while_and_then_ends_with_the_code_for_wrong_config
     clock = Clock()
     contact = contact_at(clock)
     await fail_until(contact, clock, Unauthenticated("wrong"), 10.0)
-    with pytest.raises(JoinRefused, match=r"^cannot join: the gateway at gw:1 asks for a token: set FANLIGHT_WORKER"):
+    with pytest.raises(JoinRefused, match=r"^cannot join: the gateway at gw:1 asks for a credential: set FANLIGHT"):
         await contact.note_failure(Unauthenticated("wrong"))
     assert JoinRefused.exit_code == 78
 

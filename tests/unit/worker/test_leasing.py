@@ -7,7 +7,8 @@ import pytest
 
 from fanlight.contract.needs import REVISION
 from fanlight.errors import ResourceExhausted
-from services.worker.loop import EARLY_PAUSE_S
+from fanlight.queue.v1 import queue_pb2
+from services.worker.loop import EARLY_PAUSE_S, holdings_digest
 from services.worker.retry import Env
 from tests.fakes.scripted_gateway import FakeGateway
 from tests.fakes.stage import FakeStage
@@ -238,3 +239,29 @@ async def test_the_first_poll_is_short_and_so_is_the_first_after_a_failure(
         await gateway.start()
         await gateway.until(lambda: len(gateway.polls) == 2)
         assert [poll.wait_s for poll in gateway.polls] == [0.0, 5.0]
+
+
+async def polls_of(gateway: FakeGateway, stage: FakeStage, count: int) -> list[tuple[list[str], bool]]:
+    """What a worker reports to hold, and whether it says that this is as before."""
+    limits = {"report_every_s": 0.01}
+    async with working(gateway, stage, slots=2, poll_wait_s=0.01, limits=limits):
+        await gateway.until(lambda: len(gateway.polls) >= count)
+    polls = [each for each in gateway.polls if not each.draining]
+    return [(list(each.worker.disk_models), each.holdings_unchanged) for each in polls[:count]]
+
+
+async def test_models_that_a_worker_holds_are_sent_when_they_change(gateway: FakeGateway, stage: FakeStage) -> None:
+    gateway.knows_holdings = True
+    assert await polls_of(gateway, stage, 3) == [(["starter"], False), ([], True), ([], True)]
+
+
+async def test_to_an_older_gateway_they_are_sent_with_every_poll(gateway: FakeGateway, stage: FakeStage) -> None:
+    assert await polls_of(gateway, stage, 3) == [(["starter"], False)] * 3
+
+
+def test_the_digest_of_what_is_held_does_not_depend_on_the_order() -> None:
+    worker = queue_pb2.Worker(vram_models=["a", "b"], disk_models=["c"], goodput_bps=1.0)
+    other = queue_pb2.Worker(vram_models=["b", "a"], disk_models=["c"], goodput_bps=2.0)
+    assert holdings_digest(worker) == holdings_digest(other)
+    other.unfetched_models.append("d")
+    assert holdings_digest(worker) != holdings_digest(other)

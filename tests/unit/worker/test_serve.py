@@ -246,7 +246,7 @@ async def test_a_worker_that_the_gateway_never_takes_ends_with_its_reason(
                 stop=asyncio.Event(),
                 environ={},
             )
-    assert raised.group_contains(JoinRefused, match="set FANLIGHT_WORKER_TOKEN")
+    assert raised.group_contains(JoinRefused, match="set FANLIGHT_WORKER_JOIN_CODE")
 
 
 async def test_with_a_gateway_it_leases_tasks_beside(capsys: pytest.CaptureFixture[str], gateway: FakeGateway) -> None:
