@@ -123,6 +123,7 @@ COMMANDS = (
     Command(name="gateway image", module="gateway", arguments=("image",)),
     Command(name="gateway memory", module="gateway", arguments=("memory",)),
     Command(name="gateway submit", module="gateway_submit"),
+    Command(name="gateway nodes", module="gateway_nodes"),
     Command(name="strangers", module="strangers"),
     Command(name="chaos", module="chaos", needs=(nats,), is_long=True),
     Command(name="chaos liars", module="chaos", arguments=("--liars",), needs=(nats,), is_long=True),
