@@ -108,9 +108,8 @@ def from_rpc_error(error: grpc.RpcError) -> errors.FanlightError:
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             retry = error_details_pb2.RetryInfo.FromString(detail.value)
             retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
-    kind = _BY_REASON.get(reason)
-    if kind is None:
-        return _of_code(status.code, status.message)
+    # A reason of a newer peer, or of one room's own.
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(status.code, errors.NodeFault)
     message = status.message.removeprefix(f"{field}: ") if field else status.message
     return kind(message, field=field, retry_after_s=retry_after_s)
 

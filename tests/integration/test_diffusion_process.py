@@ -21,7 +21,7 @@ from PIL import Image
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
-from fanlight.errors import FailedPrecondition, InvalidField, NodeFault, NotFound, ResourceExhausted, TooLarge
+from fanlight.errors import FailedPrecondition, InvalidField, NotFound, ResourceExhausted, TooLarge
 from services.diffusion.config import WAITING_LIMIT
 from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.corpus import CORPUS
@@ -189,7 +189,7 @@ async def test_mixed_calls_at_once_give_the_images_they_give_alone(service):
         (GenerateRequest(width_px=7, height_px=7), InvalidField, "width_px"),
         (GenerateRequest(model="nobody"), NotFound, "model"),
         (GenerateRequest(scheduler="nobody"), NotFound, "scheduler"),
-        (GenerateRequest(model="damaged"), NodeFault, ""),
+        (GenerateRequest(model="damaged"), FailedPrecondition, ""),
         (GenerateRequest(model="pickled"), FailedPrecondition, "model"),
         (GenerateRequest(prompt="猫" * 9000), InvalidField, "prompt"),
         (GenerateRequest(prompt="x" * 10_001), TooLarge, "prompt"),
