@@ -11,9 +11,9 @@ from fanlight.contract.needs import PIXELS
 from fanlight.errors import ResultRefused
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts
 from services.kernel.blobs import BlobInfo, BlobStore, media_type_of
-from services.kernel.image_headers import ImageSize, size_in
+from services.kernel.image_headers import ImageSize, read_size, size_in
 
-# Enough for the size in any header that our encoders write, EXIF before it included.
+# Enough for nearly all headers; what lies behind is read where it is needed.
 HEAD_BYTES = 64 * 1024
 TAIL_BYTES = 12
 SIDE_LIMIT_PX = 16_384
@@ -61,7 +61,7 @@ class ResultChecker:
         media_type = media_type_of(head[:16])
         if media_type not in FORMATS:
             raise ResultRefused(f"is no image but {media_type or 'of an unknown format'}", field=f"{field}.blob")
-        size = size_in(head)
+        size = await self._size(blob, head)
         if size is None or max(size.width_px, size.height_px) > SIDE_LIMIT_PX:
             raise ResultRefused(f"has no sound header of {media_type}", field=f"{field}.blob")
         tail = await self._read(blob, max(0, blob.size_bytes - TAIL_BYTES), TAIL_BYTES)
@@ -72,6 +72,22 @@ class ResultChecker:
         _check_asked(facts, size, field)
         if blob.size_bytes > size.width_px * size.height_px * PIXEL_BYTES + METADATA_LIMIT_BYTES:
             raise ResultRefused(f"has {blob.size_bytes} bytes, too many for {_shown(size)}", field=f"{field}.blob")
+
+    async def _size(self, blob: BlobInfo, head: bytes) -> ImageSize | None:
+        """Of the upright image; reads on where what tells it lies behind the head, as behind a long provenance."""
+        reader = read_size()
+        wanted = next(reader)
+        try:
+            while True:
+                end = wanted.offset_bytes + wanted.size_bytes
+                if end <= len(head) or wanted.offset_bytes >= blob.size_bytes:
+                    data = head[wanted.offset_bytes : end]
+                else:
+                    data = await self._read(blob, wanted.offset_bytes, wanted.size_bytes)
+                wanted = reader.send(data)
+        except StopIteration as done:
+            size: ImageSize | None = done.value
+            return size
 
     async def _read(self, blob: BlobInfo, offset_bytes: int, limit_bytes: int) -> bytes:
         chunks = self._blobs.read(blob.scope, blob.digest, offset_bytes=offset_bytes, limit_bytes=limit_bytes)

@@ -21,7 +21,7 @@ from services.diffusion.provenance import FileDigest, entries_of, for_record, pr
 from services.gateway.domain.job import DIFFUSION
 from tests.fakes.corpus import CORPUS, IMAGE, LONGEST_PROMPT
 from tests.fakes.fleet import Fleet, _once, generation
-from tests.fakes.gateway_process import jobs_of
+from tests.fakes.gateway_process import jobs_of, result
 from tests.fakes.rpc_gateway import serving
 
 # A character of one byte that takes six as JSON.
@@ -68,8 +68,10 @@ async def test_the_result_of_the_largest_request_can_be_handed_in(build, parser)
         await painter.come()
         created = await fleet.gateway.jobs.create(generation(workers=None))
         [task] = await painter.lease()
-        written = await fleet.blobs.write(task.job.tenant, _once(b"\x89PNG\r\n\x1a\nimage"))
-        output = queue_pb2.Output(width_px=64, height_px=64, provenance_json=for_record(provenance))
+        facts = task.job.requests[0].facts
+        side_px = facts.width_px or 64
+        written = await fleet.blobs.write(task.job.tenant, _once(result(side_px, side_px, b"image")))
+        output = queue_pb2.Output(width_px=side_px, height_px=side_px, provenance_json=for_record(provenance))
         output.blob.scope, output.blob.digest = task.job.tenant, written.digest
         queue = queue_pb2_grpc.QueueServiceStub(channel)
         await queue.CompleteTask(queue_pb2.CompleteTaskRequest(lease_token=task.token.encode(), outputs=[output]))

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fanlight.errors import ResultRefused
 from services.gateway.app.results import PREVIEW_LIMIT_BYTES, ClaimedSize, ResultChecker, is_preview
@@ -100,3 +101,18 @@ def test_another_preview_is_dropped(data: bytes) -> None:
 def test_a_preview_of_too_many_bytes_is_dropped() -> None:
     data = encoded("PNG")
     assert not is_preview(data[:-12] + bytes(PREVIEW_LIMIT_BYTES) + data[-12:])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+async def test_a_provenance_longer_than_the_head_hides_no_size(kind: str) -> None:
+    out = io.BytesIO()
+    image = Image.new("RGB", (96, 64), (200, 30, 30))
+    if kind == "PNG":
+        info = PngInfo()
+        info.add_text("parameters", "x" * 200_000)
+        image.save(out, kind, pnginfo=info)
+    else:
+        exif = Image.Exif()
+        exif[0x010E] = "x" * (200_000 if kind == "WEBP" else 60_000)
+        image.save(out, kind, exif=exif)
+    await check(out.getvalue())
