@@ -40,7 +40,7 @@ HALF_HEAD = b"GET /v1/jobs HTTP/1.1\r\nHost: localhost\r\nX-A: "
 PATHS = ("/fanlight.gateway.v1.JobService/ListJobs", "/grpc.health.v1.Health/Check")
 CALLS_A_CHANNEL = 100
 # Connections, and calls.
-AGAIN_PER_S = 200
+AGAIN_PER_S = 50
 LOOK_S = 0.02
 # For the stranger to have opened all, and for the gateway to be at rest again.
 SETTLE_S = 4.0
