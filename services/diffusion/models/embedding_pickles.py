@@ -207,8 +207,13 @@ class _Reader(pickle.Unpickler):
             raise UnfitFolder(f"its pickle names {module[:40]}.{name[:40]}, as no textual inversion does")
         return self._known[module, name]
 
-    def persistent_load(self, saved: Any) -> _Storage:
-        """`saved`: ("storage", its class, its key, where it was, how many numbers), as torch.save writes it."""
+    def persistent_load(self, saved: Any) -> Any:
+        """`saved`: ("storage", its class, its key, where it was, how many numbers), as torch.save writes it.
+
+        Old files have ("module", a class, its source code) too, of which the class counts.
+        """
+        if saved[0] == "module":
+            return saved[1]
         mark, kind, key, _, numbers = saved[:5]
         dtype, size_bytes = _DTYPES[kind]
         if mark != "storage" or type(numbers) is not int or not 0 <= numbers <= EMBEDDING_LIMIT_BYTES:

@@ -279,6 +279,11 @@ _COMMON = frozenset({
 _COMMON_ENDING = re.compile(r"([_.-](fp16|bf16|fp32|non_ema|ema)|[_-]steps?[_-]?\d+)+$")
 # Folders that are called alike in every model: the folder above says which one it is.
 _COMMON_FOLDERS = frozenset({"unet", "vae", "text_encoder", "text_encoder_2", "controlnet", "lora", "snapshots"})
+# Folders of many models: none of them is called so.
+_COLLECTIONS = frozenset({
+    "checkpoints", "diffusers", "diffusion_models", "embeddings", "loras", "lycoris", "models", "stable-diffusion",
+    "textual_inversion", "vae-approx",
+})  # fmt: skip
 # Of the hub's cache, `models--ORG--NAME/snapshots/REVISION`.
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _HUB_FOLDER = re.compile(r"^models--.*--")
@@ -319,7 +324,8 @@ def own_name(path: PurePath) -> str:
     if not (is_common(name) if is_file else _is_common_folder(name)):
         return _HUB_FOLDER.sub("", name)
     folders = (folder.name for folder in path.parents if not _is_common_folder(folder.name))
-    return _HUB_FOLDER.sub("", next(filter(None, folders), name))
+    nearest = next(filter(None, folders), name)
+    return name if is_file and nearest.lower() in _COLLECTIONS else _HUB_FOLDER.sub("", nearest)
 
 
 def is_common(name: str) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
-from fanlight.contract.limits import NAME_LIMIT_BYTES
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.config_defaults import whole_controlnet, whole_recipe, whole_vae
 from services.diffusion.models.controlnet_files import refuse_other_controlnet, with_marks
@@ -33,7 +32,7 @@ from services.diffusion.models.faults import CONTENT_ERRORS
 from services.diffusion.models.left_out import LeftOutList
 from services.diffusion.models.recipes import TEXT_ENCODERS, UnfitFolder, from_folder, read_json
 from services.diffusion.models.single_files import read_embedding_pickle, read_file, read_header, read_parts
-from services.diffusion.models.unique_ids import with_unique_ids
+from services.diffusion.models.unique_ids import ID_LIMIT_BYTES, with_unique_ids
 from services.diffusion.models.unknown_files import PICKLES, SAFETENSORS, unread_file
 from services.kernel.logs import get_logger
 
@@ -180,8 +179,8 @@ def _checked(entry: Entry | None) -> Entry | None:
         return None
     if found := next((each for each in _NOT_IN_IDS if each in entry.id), ""):
         raise UnfitFolder(f"its name has {found!r}, which ids cannot have; rename it")
-    if not entry.id or not entry.id.isprintable() or len(entry.id.encode(errors="replace")) > NAME_LIMIT_BYTES:
-        raise UnfitFolder(f"its name is empty, longer than {NAME_LIMIT_BYTES} bytes or not printable; rename it")
+    if not entry.id or not entry.id.isprintable() or len(entry.id.encode(errors="replace")) > ID_LIMIT_BYTES:
+        raise UnfitFolder(f"its name is empty, longer than {ID_LIMIT_BYTES} bytes or not printable; rename it")
     if not isinstance(entry.license, str) or not entry.license.isprintable() or len(entry.license) > LICENSE_LIMIT:
         raise UnfitFolder(f"its MANIFEST.json names a license that is no text of at most {LICENSE_LIMIT} characters")
     if isinstance(entry, CheckpointEntry | ControlNetEntry):

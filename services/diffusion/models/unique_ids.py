@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fanlight.contract.limits import NAME_LIMIT_BYTES
 from fanlight.contract.names import FOLDER_SEPARATOR
 from services.diffusion.models.entries import (
     ControlNetEntry,
@@ -20,6 +19,8 @@ from services.diffusion.models.entries import (
     plain,
 )
 
+# Longer ids are not announced.
+ID_LIMIT_BYTES = 256
 # How many folders an id names.
 _FOLDERS_LIMIT = 8
 
@@ -36,8 +37,9 @@ def with_unique_ids(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[E
         if not colliding:
             break
         for group in colliding:
+            keeper = _keeper([(index, kept[index], levels[index]) for index in group])
             for index in group:
-                levels[index] += index != _keeper([(each, kept[each], levels[each]) for each in group])
+                levels[index] += index != keeper
     named = [_at_level(entry, level) for entry, level in zip(kept, levels, strict=True)]
     for group in _collisions(named):
         left_out += [(named[index], f"another model has the id {named[index].id}; rename it") for index in group[1:]]
@@ -94,7 +96,7 @@ def _at_level(entry: Entry, level: int) -> Entry:
         level -= 1
     above = _folders_above(entry)[:level]
     id_ = FOLDER_SEPARATOR.join([*reversed(above), entry.id])
-    return replace(entry, id=id_) if len(id_.encode(errors="replace")) <= NAME_LIMIT_BYTES else entry
+    return replace(entry, id=id_) if len(id_.encode(errors="replace")) <= ID_LIMIT_BYTES else entry
 
 
 def _folders_above(entry: Entry) -> list[str]:
