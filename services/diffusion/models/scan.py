@@ -151,6 +151,7 @@ class _Search:
             children = [child for child in children if child not in own]
         room = min(FILES_LIMIT, ALL_FILES_LIMIT - self.visited)
         if len(children) > room:
+            log.warning("folder_truncated", folder=folder.name, files=len(children), limit=room)
             self.left_out.add(folder, root, f"it has {len(children)} files; {max(room, 0)} of them are searched")
         return children[: max(room, 0)]
 

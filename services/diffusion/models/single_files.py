@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from services.diffusion.models.config_defaults import whole_recipe
 from services.diffusion.models.controlnet_files import controlnet_of_file, is_controlnet
 from services.diffusion.models.embedding_files import (
     EMBEDDING_LIMIT_BYTES,
@@ -156,7 +157,7 @@ def _checkpoint(path: Path, header: SafetensorsHeader) -> CheckpointEntry:
 def _recipe(path: Path, header: SafetensorsHeader) -> Recipe:
     beside = path.with_name(f"{path.stem if path.is_file() else path.name}.config")
     if beside.is_dir():
-        return from_folder(beside)
+        return whole_recipe(from_folder(beside))
     width, channels = header.shapes[LDM_FIRST][0], header.shapes[LDM_FIRST][1]
     base = _BASES.get((width, _context(header)))
     if base is None:
