@@ -6,6 +6,7 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.errors import InvalidField, NotFound, OutOfRange, TooLarge
 from services.gateway.app.lease_rights import LeaseRights
+from services.gateway.domain.keys import Right
 from services.gateway.ports import DirectTransfer
 from services.gateway.rpc.principals import Principals
 from services.gateway.wire.images import blob
@@ -28,6 +29,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         """The scope, if the caller may write in it. NotFound, LeaseLost."""
         scope = parse_scope(named, field=field)
         if (client := self._principals.client(context)) is not None:
+            client.require(Right.SUBMIT)
             return client.scope_of(scope, field=field)
         self._rights.require_write(self._principals.worker(context), scope)
         return scope
@@ -36,6 +38,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         """The scope, if the caller may read that blob of it. NotFound, LeaseLost."""
         scope = parse_scope(named, field="scope")
         if (client := self._principals.client(context)) is not None:
+            client.require(Right.READ)
             return client.scope_of(scope, field="scope")
         self._rights.require_read(self._principals.worker(context), scope, digest)
         return scope
