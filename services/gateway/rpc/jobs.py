@@ -46,15 +46,15 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         return caller_of(self._callers, context, right)
 
     async def CreateJob(self, request: gateway_pb2.CreateJobRequest, context: Context) -> gateway_pb2.Job:
-        new = requests.new_job(request, self._gateway.workers)
-        job = await self._gateway.jobs.create(new, self._caller(context, Right.SUBMIT))
+        caller = self._caller(context, Right.SUBMIT)
+        job = await self._gateway.jobs.create(requests.new_job(request, self._gateway.workers), caller)
         return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def CreateJobs(
         self, request: gateway_pb2.CreateJobsRequest, context: Context
     ) -> gateway_pb2.CreateJobsResponse:
-        news = requests.new_jobs(request, self._gateway.workers)
-        made = await self._gateway.jobs.create_each(news, self._caller(context, Right.SUBMIT))
+        caller = self._caller(context, Right.SUBMIT)
+        made = await self._gateway.jobs.create_each(requests.new_jobs(request, self._gateway.workers), caller)
         return answers.results(await self._gateway.explanations.with_estimates(made))
 
     async def GetJob(self, request: gateway_pb2.GetJobRequest, context: Context) -> gateway_pb2.Job:
