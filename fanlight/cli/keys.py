@@ -96,7 +96,7 @@ def _print_created(made: "CreateKeyResponse", *, as_json: bool) -> None:
     print(made.secret)
     key = made.key
     until = f", until {_time(key, 'expire_time')} UTC" if key.HasField("expire_time") else ""
-    say(f"Key {key.id}: {_word(key, 'role')} of {key.tenant}{until}. Set it as FANLIGHT_CLIENT_TOKEN.")
+    say(f"Key {key.id}: {_word(key, 'role')} of {key.tenant}{until}. Its holder sets it as FANLIGHT_TOKEN.")
 
 
 def _row(key: "Key") -> tuple[object, ...]:
