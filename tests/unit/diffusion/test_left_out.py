@@ -9,6 +9,7 @@ import torch
 from services.diffusion.models.left_out import LEFT_OUT_LIMIT, PATH_LIMIT, REASON_LIMIT
 from services.diffusion.models.scan import scan
 from services.diffusion.models.unknown_files import LARGE_BYTES
+from services.diffusion.wire import left_out_to_proto
 from tests.fakes.sparse_files import sparse_file
 
 LORA = "lora_down.weight"
@@ -169,6 +170,12 @@ def test_a_checkpoints_folder_with_pickles_only_is_left_out(models, tmp_path):
     assert (left_out.path, left_out.reason) == (
         "old", "its unet has pickles only, which are not loaded; convert them to .safetensors"
     )  # fmt: skip
+
+
+def test_a_worker_reports_what_it_left_out(tmp_path):
+    (tmp_path / "old.ckpt").touch()
+    [message] = left_out_to_proto(scan([tmp_path]))
+    assert (message.path, "pickle" in message.reason, list(message.nodes)) == ("old.ckpt", True, [])
 
 
 def test_the_list_is_bounded_and_its_words_are_printable(tmp_path, capsys):

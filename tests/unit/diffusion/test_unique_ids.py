@@ -61,6 +61,27 @@ def test_generic_files_in_folders_of_one_name_are_told_apart(tmp_path):
     assert ids(tmp_path) == ["a.detail", "b.detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "shapes", "id_"),
+    [
+        ("Lora/lora-ink/pytorch_lora_weights.safetensors", LORA, "ink"),
+        ("Lora/ink/pytorch_lora_weights.fp16.safetensors", LORA, "ink"),
+        ("loras/pytorch_lora_weights.safetensors", LORA, "pytorch_lora_weights"),
+        ("vae-mse/diffusion_pytorch_model.safetensors", VAE, "mse"),
+        ("mse/vae/diffusion_pytorch_model.safetensors", VAE, "mse"),
+        ("vae/diffusion_pytorch_model.safetensors", VAE, "diffusion_pytorch_model"),
+        ("embeddings/mint/learned_embeds.safetensors", EMBEDDING, "mint"),
+        ("embeddings/mint/learned_embeds-steps-500.safetensors", EMBEDDING, "mint"),
+        ("Stable-diffusion/dream/model.safetensors", CHECKPOINT, "dream"),
+        ("Stable-diffusion/model.safetensors", CHECKPOINT, "model"),
+        ("checkpoints/dream.fp16.safetensors", CHECKPOINT, "dream.fp16"),
+    ],
+)
+def test_a_generic_file_is_called_by_its_folder(path, shapes, id_, tmp_path):
+    sparse_file(tmp_path / "models" / path, shapes)
+    assert ids(tmp_path / "models") == [id_]
+
+
 def test_two_roots_hide_nothing_of_each_other(tmp_path):
     for root in ("mine", "shared"):
         sparse_file(tmp_path / root / "dream.safetensors", CHECKPOINT)
