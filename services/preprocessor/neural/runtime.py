@@ -1,6 +1,6 @@
 """How networks run: torch's on the device, ONNX's on the CPU. Knows no annotator, and imports both libraries on use."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ def place(network: Any, device: AnnotatorDevice) -> Any:
     torch.set_num_threads(device.threads)
     if device.kind == CUDA and not torch.cuda.is_available():
         raise NodeFault("torch cannot use the GPU; set FANLIGHT_PREPROCESSOR_DEVICE=cpu, or update the driver")
+    check_finite(network.named_parameters())
     # In separate calls: MiDaS overrides what `eval` returns, and ZoeDepth what `to` accepts.
     network.eval()
     network.requires_grad_(False)
@@ -40,6 +41,21 @@ def place(network: Any, device: AnnotatorDevice) -> Any:
     plain: Any = torch.nn.Module.to
     plain(network, memory_format=torch.channels_last)
     return widen_outputs(network, device)
+
+
+def check_finite(tensors: Iterable[tuple[str, "torch.Tensor"]]) -> None:
+    """ValueError for a tensor (...,) of any shape with a value that is no number: such a network draws nothing."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are not numbers")
+
+
+def pretrained(kind: Any, folder: Path) -> Any:
+    """A network of transformers. ValueError where the file lacks tensors, which transformers would draw at random."""
+    network, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if lacking := [*info["missing_keys"], *info["mismatched_keys"]]:
+        raise ValueError(f"{len(lacking)} tensors are missing, such as {lacking[0]}")
+    return network
 
 
 def widen_outputs(network: Any, device: AnnotatorDevice) -> Any:
