@@ -63,12 +63,12 @@ def blames_weights(annotation: Annotation, device: AnnotatorDevice) -> Iterator[
         text = f"{name} cannot run here: one of the packages that it needs cannot be imported; see the worker's log"
         raise NodeFault(text, field="annotator").of_part(part_of(annotation)) from error
     except NetworkNotBuilt as failed:
-        error = failed.__cause__
-        assert error is not None, "names_files sets it"
-        _log(annotation, error)
-        if fault := _fault_of_device(error, annotation, device):
-            raise fault from error
-        raise _unusable(annotation, error, failed.files) from error
+        cause = failed.__cause__
+        assert cause is not None, "names_files sets it"
+        _log(annotation, cause)
+        if fault := _fault_of_device(cause, annotation, device):
+            raise fault from cause
+        raise _unusable(annotation, cause, failed.files) from cause
 
 
 def _unusable(annotation: Annotation, error: BaseException, files: tuple[str, ...]) -> FanlightError:
@@ -87,7 +87,7 @@ def damaged(name: str, files: str) -> UnusableWeights:
 
 @contextmanager
 def names_files(weights: AnnotatorWeights, folder: Path) -> Iterator[None]:
-    """Errors inside, where a network is built from the folder's files, become NetworkNotBuilt with the files to blame."""
+    """Errors inside, where a network is built from the folder's files, become NetworkNotBuilt with those to blame."""
     try:
         yield
     except (FanlightError, ImportError):

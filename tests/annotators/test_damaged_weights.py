@@ -1,4 +1,4 @@
-"""Weights in a folder that are cut, empty, of another network or no numbers: one error, which names the file to replace.
+"""Weights in a folder that are cut, empty, of another network or no numbers: one error, which names the file.
 
 Neither the image nor the node is blamed, and no map of such weights is ever given out.
 """
@@ -124,7 +124,7 @@ async def test_weights_that_are_no_numbers_draw_nothing(network, sound, tmp_path
     file = copied(sound, network, tmp_path)
     is_safe = file.suffix == ".safetensors"
     state = load_file(file) if is_safe else torch.load(file, weights_only=True)
-    tensors = state["state_dict"] if "state_dict" in state else state
+    tensors = state.get("state_dict", state)
     name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dim() == 4)
     tensors[name] = tensors[name].clone()
     tensors[name].view(-1)[0] = torch.nan

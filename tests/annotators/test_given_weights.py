@@ -1,9 +1,10 @@
 """Networks on real weights that no package holds: those in the folder that FANLIGHT_TEST_WEIGHTS names, and only those.
 
-`make annotators WEIGHTS=FOLDER` names it. A file in it counts by its name, such as `table5_pidinet.pth`, and has to be the
-one that the catalog pins. Every network whose files are all there is run; what is known of its maps is checked.
+`make annotators WEIGHTS=FOLDER` names it. A file in it counts by its name, such as `table5_pidinet.pth`, and has to be
+the one that the catalog pins. Every network whose files are all there is run; what is known of its maps is checked.
 """
 
+import asyncio
 import io
 import os
 import shutil
@@ -53,10 +54,11 @@ def models(tmp_path_factory) -> Path:
 def draw(models):
     async def draw(annotator_id: str, photo: Path, **parameters: object) -> np.ndarray:
         """(H, W) uint8, at the photo's own size; the mean of the colors."""
+        data = await asyncio.to_thread(photo.read_bytes)
         engine = AnnotationEngine(threads=2, limits=ImageLimits(), weights=FolderWeights(models, Nowhere()))
         annotator = installed().get(annotator_id)
         values = {each.name: each.default for each in annotator.all_parameters} | parameters
-        result = await engine.run(Annotation(annotator=annotator, parameters=values, image=photo.read_bytes()))
+        result = await engine.run(Annotation(annotator=annotator, parameters=values, image=data))
         engine.close()
         return np.asarray(Image.open(io.BytesIO(result.data)).convert("L"))
 

@@ -282,7 +282,7 @@ def _save(state: object, path: Path) -> None:
     torch.save(state, path)
 
 
-# Networks that `make annotators` runs on real weights: out of packages, and out of the folder that WEIGHTS names, if any.
+# Networks that `make annotators` runs on real weights: out of packages, and out of the folder that WEIGHTS names.
 IN_PACKAGES = ("hed", "mediapipe_face", "mediapipe_pose", "selfie_segmentation")
 LOOKED_AT = ("pidinet", "mlsd_tiny")
 
