@@ -7,14 +7,16 @@ no variable of the environment, so no secret either.
 import io
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from PIL import AvifImagePlugin, Image, ImageOps
 
-from fanlight.errors import InvalidField, NodeFault
+from fanlight.errors import InvalidField, NodeFault, ResourceExhausted
 from services.kernel.heif_headers import is_avif
 from services.kernel.image_headers import ImageSize
 
@@ -29,7 +31,7 @@ _NO_DECODER = 3
 
 
 def decode_heif(data: bytes, size: ImageSize, *, field: str) -> Image.Image:
-    """RGB or RGBA, 8 bits each, of the upright size that the header names. InvalidField, NodeFault without decoder."""
+    """RGB or RGBA, 8 bits each, of the upright size that the header names. InvalidField, NodeFault, ResourceExhausted."""
     # Its own malloc arenas for each thread would be most of what it reserves.
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-P", "-m", "services.kernel.heif_decoder"]
@@ -38,7 +40,11 @@ def decode_heif(data: bytes, size: ImageSize, *, field: str) -> Image.Image:
             command, input=data, capture_output=True, env=environment, timeout=WAIT_LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise InvalidField(f"takes more than {WAIT_LIMIT_S:.0f} seconds to decode", field=field) from error
+        raise _too_slow(field) from error
+    if done.returncode == -signal.SIGXCPU:
+        raise _too_slow(field)
+    if done.returncode == -signal.SIGKILL:
+        raise ResourceExhausted("the worker is out of memory: it cannot decode an image of this size", field=field)
     if done.returncode == _NO_DECODER:
         text = "is a HEIC, for which this worker lacks the package pi-heif: install it, or send a JPEG"
         raise NodeFault(text, field=field)
@@ -51,6 +57,10 @@ def decode_heif(data: bytes, size: ImageSize, *, field: str) -> Image.Image:
     return Image.frombytes(mode, (width, height), pixels)
 
 
+def _too_slow(field: str) -> InvalidField:
+    return InvalidField("takes too long to decode; send a smaller image, or a JPEG", field=field)
+
+
 def main() -> int:
     """The process: an exit status other than 0, and no answer, where the image cannot be decoded."""
     data = sys.stdin.buffer.read()
@@ -61,6 +71,8 @@ def main() -> int:
     ):
         with suppress(ValueError, OSError):  # a stricter limit is there already
             resource.setrlimit(limit, (amount, amount))
+    with suppress(OSError):  # where memory runs out, the kernel ends this process and not the worker
+        Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         format_name = _register(data)
     except ImportError:

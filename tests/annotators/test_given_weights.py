@@ -1,4 +1,4 @@
-"""Networks on real weights that no package holds: those in the folder that FANLIGHT_TEST_WEIGHTS names, and only those.
+"""Networks on real weights that no package holds: those in the folder that ANNOTATOR_WEIGHTS names, and only those.
 
 `make annotators WEIGHTS=FOLDER` names it. A file in it counts by its name, such as `table5_pidinet.pth`, and has to be
 the one that the catalog pins. Every network whose files are all there is run; what is known of its maps is checked.
@@ -24,7 +24,7 @@ from tests.annotators.conftest import Nowhere
 from tests.fakes.annotator_weights import MODELS
 from tests.golden.annotator_maps import PHOTO
 
-VARIABLE = "FANLIGHT_TEST_WEIGHTS"
+VARIABLE = "ANNOTATOR_WEIGHTS"
 GIVEN = Path(os.environ.get(VARIABLE) or "/nonexistent")
 DEMO = PHOTO.parents[3] / "demo" / "photos"
 SIDE_PX = 512

@@ -1,6 +1,7 @@
 """An AVIF or HEIC comes out upright, at the size that its header names, or as an error that says what is wrong."""
 
 import random
+import signal
 import struct
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fanlight.errors import FanlightError, InvalidField, NodeFault, TooLarge
+from fanlight.errors import FanlightError, InvalidField, NodeFault, ResourceExhausted, TooLarge
 from services.kernel import heif_decoder
 from services.kernel.image_headers import size_in
 from services.kernel.images import ImageLimits, decode_rgb, decode_rgba, read_header
@@ -156,8 +157,20 @@ def test_a_file_that_crashes_its_decoder_is_refused_and_harms_nobody():
 
 def test_a_decoder_that_takes_too_long_is_ended(monkeypatch):
     monkeypatch.setattr(heif_decoder, "WAIT_LIMIT_S", 0.0)
-    with pytest.raises(InvalidField, match="seconds to decode"):
+    with pytest.raises(InvalidField, match="too long to decode"):
         decode(SAMPLES["avif"])
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [(signal.SIGKILL, ResourceExhausted), (signal.SIGXCPU, InvalidField), (signal.SIGSEGV, InvalidField)],
+)
+def test_who_is_to_blame_depends_on_how_the_decoder_ended(end, kind, monkeypatch):
+    ended = heif_decoder.subprocess.CompletedProcess([], -end, b"", b"")
+    monkeypatch.setattr(heif_decoder.subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(kind) as refused:
+        decode(SAMPLES["avif"])
+    assert refused.value.field == "image"
 
 
 def test_the_decoder_gets_no_secret_of_the_worker(monkeypatch):
