@@ -31,7 +31,7 @@ _NO_DECODER = 3
 
 
 def decode_heif(data: bytes, size: ImageSize, *, field: str) -> Image.Image:
-    """RGB or RGBA, 8 bits each, of the upright size that the header names. InvalidField, NodeFault, ResourceExhausted."""
+    """RGB or RGBA, 8 bits, of the upright size that the header names. InvalidField, NodeFault, ResourceExhausted."""
     # Its own malloc arenas for each thread would be most of what it reserves.
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-P", "-m", "services.kernel.heif_decoder"]
