@@ -46,3 +46,38 @@ def header(
     iprp = box(b"iprp", box(b"ipco", *properties), ipma)
     before = box(b"ftyp", brands[0], bytes(4), *brands) + box(b"free", bytes(9), long=long)
     return before + full(b"meta", full(b"hdlr", bytes(20)), pitm, iprp)
+
+
+def tiled(heic: bytes, tile_px: tuple[int, int], *, turns: int = 0, grid_px: tuple[int, int] | None = None) -> bytes:
+    """A HEIC as phones write it, a grid of tiles: the only image of `heic` twice, beside each other, then turned.
+
+    `grid_px`: the size that the grid itself names, where it is not that of its tiles.
+    """
+    width, height = 2 * tile_px[0], tile_px[1]
+    grid = struct.pack(">BBBBHH", 0, 0, 0, 1, *(grid_px or (width, height)))
+    tile = _content(heic, b"mdat")
+    properties = [box(b"hvcC", _content(heic, b"hvcC")), ispe(*tile_px), ispe(width, height), irot(turns)]
+    uses = {1: b"\x81\x02", 2: b"\x81\x02", 3: b"\x03\x84"}
+    entries = b"".join(struct.pack(">HB", item, len(numbers)) + numbers for item, numbers in uses.items())
+    iprp = box(b"iprp", box(b"ipco", *properties), full(b"ipma", struct.pack(">I", len(uses)), entries))
+    kinds = ((1, b"hvc1"), (2, b"hvc1"), (3, b"grid"))
+    items = [full(b"infe", struct.pack(">HH4sB", item, 0, kind, 0), version=2) for item, kind in kinds]
+    iinf = full(b"iinf", struct.pack(">H", len(items)), *items)
+    iref = full(b"iref", box(b"dimg", struct.pack(">4H", 3, 2, 1, 2)))
+    first = box(b"ftyp", b"heic", bytes(4), b"mif1", b"heic")
+
+    def meta(mdat_at: int) -> bytes:
+        # Item, way (1: within `idat`), file, extents, offset, length.
+        places = ((1, 0, mdat_at + 8, len(tile)), (2, 0, mdat_at + 8, len(tile)), (3, 1, 0, len(grid)))
+        rows = [struct.pack(">4H2I", item, way, 0, 1, offset, length) for item, way, offset, length in places]
+        iloc = full(b"iloc", struct.pack(">BBH", 0x44, 0, len(rows)), *rows, version=1)
+        hdlr = full(b"hdlr", bytes(4), b"pict", bytes(13))
+        return full(b"meta", hdlr, full(b"pitm", struct.pack(">H", 3)), iloc, iinf, iref, iprp, box(b"idat", grid))
+
+    return first + meta(len(first) + len(meta(0))) + box(b"mdat", tile)
+
+
+def _content(data: bytes, kind: bytes) -> bytes:
+    """Of the only box of that kind."""
+    at = data.index(kind)
+    return data[at + 4 : at - 4 + int.from_bytes(data[at - 4 : at], "big")]

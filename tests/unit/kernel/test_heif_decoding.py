@@ -13,7 +13,7 @@ from fanlight.errors import FanlightError, InvalidField, NodeFault, ResourceExha
 from services.kernel import heif_decoder
 from services.kernel.image_headers import size_in
 from services.kernel.images import ImageLimits, decode_rgb, decode_rgba, read_header
-from tests.fakes.heif_boxes import header, ispe
+from tests.fakes.heif_boxes import header, ispe, tiled
 from tests.fakes.synthetic_images import encoded
 
 LIMITS = ImageLimits(size_bytes=1_000_000, pixels=100_000, side_px=5_000)
@@ -87,6 +87,24 @@ def test_a_heic_is_turned_once_though_boxes_and_exif_both_say_so():
     assert size is not None
     assert (size.width_px, size.height_px) == image.size
     assert corners(image) == [BLUE, RED, WHITE, GREEN]
+
+
+@pytest.mark.parametrize(("turns", "size_px"), [(0, (192, 64)), (1, (64, 192)), (3, (64, 192))])
+def test_a_phones_grid_of_tiles_is_one_upright_image(turns, size_px):
+    data = tiled((HEIC / "plain.heic").read_bytes(), (96, 64), turns=turns)
+    image, size = decode(data), size_in(data)
+    assert image.size == size_px
+    assert size is not None
+    assert (size.width_px, size.height_px) == size_px
+    # Turns are counterclockwise.
+    flat = image.rotate(-90 * turns, expand=True)
+    assert corners(flat.crop((0, 0, 96, 64))) == corners(flat.crop((96, 0, 192, 64))) == [RED, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize("grid_px", [(192, 63), (191, 64), (65_535, 65_535), (0, 0)])
+def test_a_grid_of_another_size_than_the_header_names_is_refused(grid_px):
+    with pytest.raises(InvalidField, match="damaged"):
+        decode(tiled((HEIC / "plain.heic").read_bytes(), (96, 64), grid_px=grid_px))
 
 
 def test_an_orientation_in_xmp_turns_nothing():
