@@ -48,16 +48,29 @@ def header(
     return before + full(b"meta", full(b"hdlr", bytes(20)), pitm, iprp)
 
 
-def tiled(heic: bytes, tile_px: tuple[int, int], *, turns: int = 0, grid_px: tuple[int, int] | None = None) -> bytes:
-    """A HEIC as phones write it, a grid of tiles: the only image of `heic` twice, beside each other, then turned.
+def tiled(
+    heic: bytes,
+    tile_px: tuple[int, int],
+    *,
+    turns: int = 0,
+    crop: bytes = b"",
+    grid_px: tuple[int, int] | None = None,
+) -> bytes:
+    """A HEIC as phones write it, a grid of tiles: the only image of `heic` twice, beside each other.
 
-    `grid_px`: the size that the grid itself names, where it is not that of its tiles.
+    The whole is cropped, then turned. `grid_px`: the size that the grid itself names, where it is not that of its tiles.
     """
     width, height = 2 * tile_px[0], tile_px[1]
     grid = struct.pack(">BBBBHH", 0, 0, 0, 1, *(grid_px or (width, height)))
     tile = _content(heic, b"mdat")
-    properties = [box(b"hvcC", _content(heic, b"hvcC")), ispe(*tile_px), ispe(width, height), irot(turns)]
-    uses = {1: b"\x81\x02", 2: b"\x81\x02", 3: b"\x03\x84"}
+    properties = [
+        box(b"hvcC", _content(heic, b"hvcC")),
+        ispe(*tile_px),
+        ispe(width, height),
+        crop or box(b"free"),
+        irot(turns),
+    ]
+    uses = {1: b"\x81\x02", 2: b"\x81\x02", 3: b"\x03\x84\x85" if crop else b"\x03\x85"}
     entries = b"".join(struct.pack(">HB", item, len(numbers)) + numbers for item, numbers in uses.items())
     iprp = box(b"iprp", box(b"ipco", *properties), full(b"ipma", struct.pack(">I", len(uses)), entries))
     kinds = ((1, b"hvc1"), (2, b"hvc1"), (3, b"grid"))

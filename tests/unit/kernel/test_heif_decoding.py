@@ -13,7 +13,7 @@ from fanlight.errors import FanlightError, InvalidField, NodeFault, ResourceExha
 from services.kernel import heif_decoder
 from services.kernel.image_headers import size_in
 from services.kernel.images import ImageLimits, decode_rgb, decode_rgba, read_header
-from tests.fakes.heif_boxes import header, ispe, tiled
+from tests.fakes.heif_boxes import clap, header, ispe, tiled
 from tests.fakes.synthetic_images import encoded
 
 LIMITS = ImageLimits(size_bytes=1_000_000, pixels=100_000, side_px=5_000)
@@ -99,6 +99,18 @@ def test_a_phones_grid_of_tiles_is_one_upright_image(turns, size_px):
     # Turns are counterclockwise.
     flat = image.rotate(-90 * turns, expand=True)
     assert corners(flat.crop((0, 0, 96, 64))) == corners(flat.crop((96, 0, 192, 64))) == [RED, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size_px"),
+    [((100, 1), (50, 1), (50, 100)), ((101, 1), (33, 1), (33, 101)), ((201, 2), (64, 1), (64, 101))],
+)
+def test_a_crop_of_a_heic_is_applied_before_its_turn(width, height, size_px):
+    data = tiled((HEIC / "plain.heic").read_bytes(), (96, 64), turns=1, crop=clap(width, height))
+    size = size_in(data)
+    assert size is not None
+    assert (size.width_px, size.height_px) == size_px
+    assert decode(data).size == size_px
 
 
 @pytest.mark.parametrize("grid_px", [(192, 63), (191, 64), (65_535, 65_535), (0, 0)])
