@@ -58,7 +58,7 @@ def tiled(
 ) -> bytes:
     """A HEIC as phones write it, a grid of tiles: the only image of `heic` twice, beside each other.
 
-    The whole is cropped, then turned. `grid_px`: the size that the grid itself names, where it is not that of its tiles.
+    The whole is cropped, then turned. `grid_px`: the size that the grid itself names, if it is not that of its tiles.
     """
     width, height = 2 * tile_px[0], tile_px[1]
     grid = struct.pack(">BBBBHH", 0, 0, 0, 1, *(grid_px or (width, height)))
