@@ -19,7 +19,9 @@ _MEANT = {
     "DDIMScheduler": _EULER,
     "DPMSolverMultistepScheduler": _MULTISTEP,
 }
-_NAMES = "euler, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde"
+_NAMES = "euler, ddim, dpmpp_2m, dpmpp_2m_sde"
+# diffusers' class has no third order for what draws noise in every step.
+_ORDER_LIMIT = 2
 _SCHEDULES = {"karras": "karras", "exponential": "exponential", "polyexponential": "exponential"}
 _OWN_SCHEDULE = ("", "normal", "automatic")
 # What the classes take of a checkpoint's config and of a name's options.
@@ -36,7 +38,7 @@ def make_edm_scheduler(name: str, config: Mapping[str, Any], *, noise_schedule: 
     """A fresh scheduler for so many steps. InvalidField where the name or the schedule means none of this kind."""
     known = SCHEDULERS[name]
     meant = _MEANT.get(known.cls)
-    if meant is None:
+    if meant is None or known.options.get("solver_order", _ORDER_LIMIT) != _ORDER_LIMIT:
         raise InvalidField(
             f"is {name}, and the checkpoint is of the EDM kind; it can follow {_NAMES}", field="scheduler"
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from fanlight.contract.schedulers import CLASSES, NOISE_SCHEDULES, SCHEDULERS
 from services.diffusion.diffusers_import import import_diffusers_module
 from services.diffusion.edm import is_edm, make_edm_scheduler
-from services.diffusion.zero_snr import OPTION, step_in_float32, with_zero_snr
+from services.diffusion.zero_snr import OPTION, compute_in_float32, with_zero_snr
 
 # Exact for polynomials of degree 7; a linear multistep of order 4 has degree 3.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
@@ -59,7 +59,7 @@ def make_scheduler(
     if hasattr(scheduler, "noise_sampler"):
         scheduler.noise_sampler = BrownianNoise(seed=seed, shape=shape, dtype=dtype, device=device)
     if has_zero_snr and dtype is not torch.float32:
-        step_in_float32(scheduler)
+        compute_in_float32(scheduler, dtype)
     return scheduler
 
 

@@ -49,14 +49,20 @@ def _rescaled(key: tuple[tuple[str, Any], ...], given: tuple[float, ...] | None)
     return tuple(betas)
 
 
-def step_in_float32(scheduler: Any) -> None:
-    """Makes a scheduler's `step` compute in float32: in half precision the noise of the first step drowns the image."""
+def compute_in_float32(scheduler: Any, dtype: torch.dtype) -> None:
+    """Makes a scheduler compute latents, (1, C, h, w), in float32, and give the model its input in `dtype`.
+
+    In half precision the noise of the first step, 4096 times the image, drowns it: the steps' results are differences.
+    """
     step: Callable[..., Any] = scheduler.step
+    scale: Callable[..., Any] = scheduler.scale_model_input
 
     @wraps(step)
-    def wide(model_output: Any, timestep: Any, sample: Any, *arguments: Any, **options: Any) -> Any:
-        stepped = step(model_output.float(), timestep, sample.float(), *arguments, **options)
-        stepped.prev_sample = stepped.prev_sample.to(sample.dtype)
-        return stepped
+    def wide_step(model_output: Any, timestep: Any, sample: Any, *arguments: Any, **options: Any) -> Any:
+        return step(model_output.float(), timestep, sample.float(), *arguments, **options)
 
-    scheduler.step = wide
+    @wraps(scale)
+    def wide_scale(sample: Any, *arguments: Any, **options: Any) -> Any:
+        return scale(sample.float(), *arguments, **options).to(dtype)
+
+    scheduler.step, scheduler.scale_model_input = wide_step, wide_scale

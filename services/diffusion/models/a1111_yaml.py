@@ -79,9 +79,7 @@ def _config(name: str, content: Any) -> YamlConfig:
     scaling = _last_word(values.get("scaling_config.target", ""))
     parameterization = values.get("parameterization", "").strip().lower()
     if parameterization and parameterization not in _PARAMETERIZATIONS:
-        raise UnfitFolder(
-            f"{name} beside it has the parameterization {parameterization[:40]!r}, which is not supported"
-        )
+        raise UnfitFolder(f"{name} beside it says parameterization {parameterization[:40]!r}, which is not supported")
     if scaling and scaling not in _SCALINGS and scaling not in _EDM_SCALINGS:
         raise UnfitFolder(f"{name} beside it says scaling {scaling[:40]!r}, which is not supported")
     return YamlConfig(
