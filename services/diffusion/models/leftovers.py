@@ -173,10 +173,16 @@ def _left_over(header: SafetensorsHeader, taken: Collection[str]) -> list[str]:
     ]
     if not left:
         return []
-    told = f"{len(left)} tensors that no part of it takes, such as {min(left)[:100]}"
+    told = no_place(left)
     if is_much(left, header.shapes):
         raise UnfitFolder(f"it has {told}; it is another kind of model, or has one in it")
     return [f"its file has {told}"]
+
+
+def no_place(left: Collection[str]) -> str:
+    """Of one name or more."""
+    count = "1 tensor" if len(left) == 1 else f"{len(left)} tensors"
+    return f"{count} that no part of it takes, such as {min(left)[:100]}"
 
 
 def is_much(left: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:

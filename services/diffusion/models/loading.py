@@ -33,7 +33,7 @@ from services.diffusion.models.faults import (
     is_of_device,
 )
 from services.diffusion.models.ldm_names import TEXT_PREFIXES
-from services.diffusion.models.leftovers import is_harmless_in_text, is_much
+from services.diffusion.models.leftovers import is_harmless_in_text, is_much, no_place
 from services.diffusion.models.quantized import dequantized
 from services.diffusion.models.recipes import Config, TextRecipe, read_json
 from services.kernel.logs import get_logger
@@ -182,10 +182,7 @@ def _report_leftovers(name: str, model: Any, found: Mapping[str, Tensor]) -> Non
         return
     log.warning("weights_left_over", model=name, tensors=len(left), such_as=min(left)[:CAUSE_LIMIT])
     if is_much(left, {each: tuple(tensor.shape) for each, tensor in found.items()}):
-        raise UnusableModel(
-            f"{name} has {len(left)} tensors that no part of it takes, such as {min(left)[:100]}; "
-            "it is another kind of model"
-        )
+        raise UnusableModel(f"{name} has {no_place(left)}; it is another kind of model")
 
 
 def is_harmless(model: Any, name: str) -> bool:
