@@ -80,7 +80,7 @@ def with_marks(recipe: Recipe, path: Path, header: SafetensorsHeader) -> Recipe:
 def with_own_configs(recipe: Recipe, header: SafetensorsHeader) -> Recipe:
     """A recipe from the configs beside the file, which say all but what the file's own marks say otherwise."""
     _check_known(header)
-    if edm := _edm(recipe.base, header):
+    if edm := _edm(recipe, header):
         return changed(recipe, vae=edm.vae, scheduler=edm.scheduler)
     told: str = VELOCITY if V_PRED in header.shapes else recipe.scheduler.get("prediction_type", EPSILON)
     more = _zero_snr(told) if ZERO_SNR in header.shapes else {}
@@ -92,7 +92,7 @@ def _read(recipe: Recipe, path: Path, header: SafetensorsHeader) -> Marks:
     notes = _lies(recipe.base, header.metadata)
     sidecar, more = _sidecar(path, header)
     notes += more
-    if edm := _edm(recipe.base, header):
+    if edm := _edm(recipe, header):
         return Marks(scheduler=edm.scheduler, vae=edm.vae, unet=_size(header.metadata, notes), notes=tuple(notes))
     if sidecar is not None and sidecar.is_edm:
         raise UnfitFolder(f"its .yaml says EDM, and the file lacks {EDM_V_MAX}, which tells how much noise that is")
@@ -193,13 +193,13 @@ class _Edm:
     vae: Config = field(default_factory=dict)
 
 
-def _edm(base: str, header: SafetensorsHeader) -> _Edm | None:
+def _edm(recipe: Recipe, header: SafetensorsHeader) -> _Edm | None:
     """The formulation of Karras et al. 2022, as Playground 2.5 and CosXL have it; None for other checkpoints."""
     mark = next((name for name in (EDM_MEAN, EDM_V_MAX) if name in header.shapes), "")
     if not mark:
         return None
-    if base != "sdxl":
-        raise UnfitFolder(f"it has {mark}, which is known of SDXL only, and it is {base}")
+    if recipe.base not in ("sdxl", "") or not recipe.is_sdxl:
+        raise UnfitFolder(f"it has {mark}, which is known of SDXL only, and it is {recipe.base or 'of another family'}")
     return _playground(header) if mark == EDM_MEAN else _cosxl(header)
 
 
