@@ -23,6 +23,7 @@ _FORMAT_LIMIT_BYTES = 4_096
 _INPUT_SCALES = (".scale_input", ".input_scale")
 _OLD_SCALE = ".scale_weight"
 _SCALE = "weight_scale"
+_ENDINGS = (_OLD_SCALE, _SCALE, _FORMAT, *_INPUT_SCALES, f".{_MARK}")
 # By how a tensor's name ends, the kinds that need more than a product.
 _REFUSED = {
     "weight_scale_inv": "scales for blocks of a weight (weight_scale_inv)",
@@ -41,7 +42,7 @@ _PACKED = frozenset({"U8", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"})
 
 def is_scale(name: str) -> bool:
     """A tensor that says how others are stored, and is no weight itself."""
-    return name.endswith((_OLD_SCALE, _SCALE, _FORMAT, *_INPUT_SCALES)) or _is_mark(name)
+    return name.endswith(_ENDINGS) or name == _MARK
 
 
 def _is_mark(name: str) -> bool:

@@ -69,7 +69,8 @@ _LORA_INPUT = re.compile(r"attn2[._](?:processor[._])?to_k(?:_lora)?\.(?:lora_do
 def read_file(path: Path) -> Entry:
     """Of a file, or a folder of files that are one. UnfitFolder for what is damaged, unsupported or of no kind."""
     header = read_header(path)
-    if what := foreign_kind(header.shapes):
+    # What has a Stable Diffusion's first layer is compared with its family, name by name.
+    if LDM_FIRST not in header.shapes and (what := foreign_kind(header.shapes)):
         raise UnfitFolder(f"it is {what}, which is not supported")
     try:
         return _entry(path, header, kind_of(header))
