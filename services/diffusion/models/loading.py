@@ -6,7 +6,7 @@ Which modules are on a device, and for how long, is not decided here. Of pickles
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -155,8 +155,7 @@ def fill_module(model: Any, found: Mapping[str, Tensor], target: LoadTarget, *, 
     shape. What no parameter takes is logged; with a `name`, which it is logged under, UnusableModel where that is much.
     Raises as `target.reserve` does before anything is copied.
     """
-    if name:
-        _report_leftovers(name, model, found)
+    left = _leftovers(name, model, found) if name else ""
     lacking = [name for name, _ in model.named_parameters() if name not in found]
     if lacking:
         raise ValueError(f"{len(lacking)} tensors are missing, such as {lacking[0]}")
@@ -171,18 +170,26 @@ def fill_module(model: Any, found: Mapping[str, Tensor], target: LoadTarget, *, 
             raise ValueError(f"{name} has another shape")
         return found[name].to(target.dtype)
 
-    return shallow_copy_module(model, put)
+    filled = shallow_copy_module(model, put)
+    filled.leftovers = left
+    return filled
 
 
-def _report_leftovers(name: str, model: Any, found: Mapping[str, Tensor]) -> None:
-    """`found`: by parameter name, of any shape."""
+def leftovers_of(modules: Iterable[Any]) -> tuple[str, ...]:
+    """A sentence for each of these parts whose files have more than it takes."""
+    return tuple(left for module in modules if (left := getattr(module, "leftovers", "")))
+
+
+def _leftovers(name: str, model: Any, found: Mapping[str, Tensor]) -> str:
+    """A sentence, or an empty string. `found`: by parameter name, of any shape."""
     taken = {each for each, _ in model.named_parameters()} | {each for each, _ in model.named_buffers()}
     left = [each for each in found if each not in taken and not is_harmless(model, each)]
     if not left:
-        return
+        return ""
     log.warning("weights_left_over", model=name, tensors=len(left), such_as=min(left)[:CAUSE_LIMIT])
     if is_much(left, {each: tuple(tensor.shape) for each, tensor in found.items()}):
         raise UnusableModel(f"{name} has {no_place(left)}; it is another kind of model")
+    return f"{name} has {no_place(left)}"
 
 
 def is_harmless(model: Any, name: str) -> bool:

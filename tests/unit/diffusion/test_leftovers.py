@@ -2,20 +2,26 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition
+from services.diffusion.engine.backend import TorchBackend
 from services.diffusion.models.faults import UnusableModel
 from services.diffusion.models.ldm_names import text_names, unet_names, vae_names
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.recipes import UnfitFolder, shipped
 from services.diffusion.models.scan import scan
 from services.diffusion.models.single_files import read_file
+from services.diffusion.parse.parser import Parser
+from services.kernel.images import ImageLimits
 from tests.fakes.checkpoint_files import TEXT_HEADS, as_rows, ldm, whole_names, whole_shapes, without, write_header
 from tests.fakes.ldm_files import write_ldm_file
+from tests.unit.diffusion.conftest import ABILITIES
 
 SD1, SD2, SDXL, REFINER = (320, 768), (320, 1024), (320, 2048), (384, 1280)
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -169,6 +175,39 @@ def test_without_a_vae_an_image_is_refused_with_what_it_needs(single):
     with pytest.raises(UnusableModel, match="one has no VAE of its own; name one in `vae`") as raised:
         load(single)
     assert raised.value.field == "vae"
+
+
+def parse(file, **fields):
+    catalog = scan([file.parent])
+    parser = Parser(catalog=catalog, abilities=ABILITIES, picture_limits=ImageLimits(), random_seed=lambda: 42)
+    return parser.parse(diffusion_pb2.GenerateRequest(prompt="a cat", width_px=64, height_px=64, **fields))
+
+
+def test_a_request_without_a_vae_is_refused_where_the_checkpoint_has_none(single):
+    vae = {name: tensor for name, tensor in load_file(single).items() if name.startswith(VAE)}
+    change(single, lambda tensors: without(tensors, VAE))
+    with pytest.raises(FailedPrecondition, match="one has no VAE of its own; name one") as raised:
+        parse(single)
+    assert raised.value.field == "vae"
+    save_file(vae, single.with_name("mine.safetensors"))
+    generation = parse(single, vae="mine")
+    made = ModelManager(device="cpu").checkpoint(generation.checkpoint, vae=generation.vae)
+    assert made.vae.decoder.conv_in.weight.shape[1] == 4
+
+
+def test_what_is_odd_about_a_file_is_a_warning_of_its_images(single):
+    change(single, lambda tensors: {**tensors, "odd": torch.ones(2)})
+    assert parse(single).warnings == ("one: its file has 1 tensor that no part of it takes, such as odd",)
+
+
+def test_what_a_parts_folder_has_beyond_it_is_a_warning_of_its_images(models, tmp_path):
+    copied = shutil.copytree(models, tmp_path / "copied")
+    file = copied / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    change(file, lambda tensors: {**tensors, "odd": torch.ones(2)})
+    backend = TorchBackend(ModelManager(device="cpu"), threads=1)
+    row = backend.begin(replace(parse(copied / "model"), steps=1, scheduler="ddim"))
+    backend.advance([row])
+    assert backend.finish(row).warnings == ("copied/unet has 1 tensor that no part of it takes, such as odd",)
 
 
 def test_what_a_parts_folder_has_beyond_it_is_logged(models, tmp_path, capsys):
