@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from services.diffusion.engine.generation import Start
-from services.diffusion.engine.vae import decode
+from services.diffusion.engine.vae import decode, usually_scaled
 from services.diffusion.models.scan import scan
 from tests.fakes.families import make_tiny_sdxl
 from tests.fakes.ldm_files import write_ldm_file
@@ -106,6 +106,14 @@ def test_playgrounds_latents_are_decoded_with_its_mean_and_deviation(marked, fol
         mean, deviation = (torch.tensor(each).view(1, 4, 1, 1) for each in (MEAN, DEVIATION))
         theirs = vae.decode(row.latents * deviation / 0.5 + mean).sample
     assert float((ours - theirs).abs().max()) < 1e-3
+
+
+def test_playgrounds_previews_are_of_latents_as_sdxls_are(marked, manager):
+    vae = manager.checkpoint(marked(PLAYGROUND).checkpoint).vae
+    mean, deviation = (torch.tensor(each).view(1, 4, 1, 1) for each in (MEAN, DEVIATION))
+    latents = torch.randn(1, 4, 4, 4)
+    assert torch.allclose(usually_scaled(vae, latents), (latents * deviation / 0.5 + mean) * 0.13025)
+    assert usually_scaled(manager.checkpoint(marked(COSXL).checkpoint).vae, latents) is latents
 
 
 @pytest.mark.parametrize("tensors", [PLAYGROUND, COSXL, ZERO_SNR], ids=["playground", "cosxl", "ztsnr"])
