@@ -9,6 +9,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
+from services.diffusion.models.config_defaults import whole_recipe
 from services.diffusion.models.controlnet_files import controlnet_of_file, is_controlnet
 from services.diffusion.models.embedding_files import (
     EMBEDDING_LIMIT_BYTES,
@@ -118,7 +119,7 @@ def _recipe(path: Path, header: SafetensorsHeader) -> Recipe:
     """From the configs beside it, or its family's with what the file says; UnfitFolder where it is not whole."""
     beside = path.with_name(f"{path.stem if path.is_file() else path.name}.config")
     if beside.is_dir():
-        return checked(with_own_configs(from_folder(beside), header), header)
+        return checked(with_own_configs(whole_recipe(from_folder(beside)), header), header)
     width = header.shapes[LDM_FIRST][0]
     base = _BASES.get((width, context_width(header)), "")
     check_kind(header.shapes, base)
