@@ -22,6 +22,7 @@ from services.diffusion.engine.vae import decode_image
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.faults import blames, part_of, part_of_device
+from services.diffusion.models.loading import leftovers_of
 from services.diffusion.models.model_cache import Checkpoint
 from services.diffusion.models.model_manager import ModelManager
 from services.worker.device import DeviceLost
@@ -69,9 +70,9 @@ class TorchBackend:
         self._threads.set_for(generation, checkpoint)
         with deterministic(generation.strict):
             with blames(generation.checkpoint):
-                prompts = self._conditioning.get(generation, checkpoint)
+                conditioning = self._conditioning.get(generation, checkpoint)
             controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._controls)
-            return Row(generation, checkpoint, prompts, controls)
+            return Row(generation, checkpoint, conditioning, controls)
 
     @torch.inference_mode()
     def advance(self, states: Sequence[RequestState]) -> list[StepResult]:
@@ -105,10 +106,17 @@ class TorchBackend:
         checkpoint = row.checkpoint
         with deterministic(row.generation.strict), blames(row.generation.vae_entry):
             pixels = decode_image(checkpoint, row.latents)
+        parts = (checkpoint.unet, checkpoint.vae, *(text.encoder for text in checkpoint.texts), *checkpoint.nets)
         nsfw = None
         if row.generation.safety_checker is not Safety.OFF:
             pixels, nsfw = self._safety.check(pixels, row.generation.safety_checker, self._models)
-        return DeviceResult(pixels=pixels, nsfw=nsfw, device=self._models.device_name, dtype=str(checkpoint.dtype)[6:])
+        return DeviceResult(
+            pixels=pixels,
+            nsfw=nsfw,
+            device=self._models.device_name,
+            dtype=str(checkpoint.dtype)[6:],
+            warnings=(*checkpoint.warnings, *leftovers_of(parts)),
+        )
 
     def _release(self) -> None:
         """Drop from the device all that no running image uses."""

@@ -3,10 +3,9 @@
 A checkpoint of no known shape needs its configs and tokenizer beside it, in a folder `NAME.config` as diffusers has it.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
@@ -29,20 +28,14 @@ from services.diffusion.models.entries import (
     license_of,
     part_id,
 )
-from services.diffusion.models.recipes import (
-    CONFIG_LIMIT_BYTES,
-    Recipe,
-    UnfitFolder,
-    for_file,
-    from_folder,
-    shipped,
-)
+from services.diffusion.models.headers import SafetensorsHeader as SafetensorsHeader
+from services.diffusion.models.headers import read_header as read_header
+from services.diffusion.models.leftovers import check_kind, checked
+from services.diffusion.models.marks import LDM_FIRST, LDM_UNET, context_width, with_marks, with_own_configs
+from services.diffusion.models.quantized import check_quantized
+from services.diffusion.models.recipes import Recipe, UnfitFolder, from_folder, shipped
 from services.diffusion.models.unknown_files import foreign_kind, unknown_kind
-from services.kernel.files import StrangeFile, open_ordinary, read_limited
-from services.weights.references.tensors import LENGTH_BYTES, BadHeader, header_length, parse_header
 
-LDM_UNET = "model.diffusion_model."
-LDM_FIRST = f"{LDM_UNET}input_blocks.0.0.weight"
 _LORA_PARTS = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 
 
@@ -52,42 +45,6 @@ class FileKind(Enum):
     LORA = "lora"
     VAE = "vae"
     EMBEDDING = "embedding"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SafetensorsHeader:
-    """Tensors' shapes by name, and the file's metadata."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    def width(self, ending: str) -> int:
-        """The last dimension of a tensor whose name ends so; 0 where there is none."""
-        return next((shape[-1] for name, shape in self.shapes.items() if name.endswith(ending) and shape), 0)
-
-
-def read_header(path: Path) -> SafetensorsHeader:
-    """Of one file, or of all in a folder of parts. UnfitFolder where one is not a valid safetensors file."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    shapes: dict[str, tuple[int, ...]] = {}
-    metadata: dict[str, str] = {}
-    for file in files:
-        header = _read_header(file)
-        shapes.update(header.shapes)
-        metadata.update(header.metadata)
-    return SafetensorsHeader(shapes=shapes, metadata=metadata)
-
-
-def _read_header(file: Path) -> SafetensorsHeader:
-    try:
-        with open_ordinary(file) as opened:
-            first = opened.read(LENGTH_BYTES)
-            header = opened.read(header_length(first))
-        table = parse_header(first, header, size_bytes=file.stat().st_size)
-    except (OSError, StrangeFile, BadHeader) as error:
-        raise UnfitFolder(f"{file.name} is damaged: {error}") from error
-    shapes = {tensor.name: tensor.shape for tensor in table.tensors}
-    return SafetensorsHeader(shapes=shapes, metadata=json.loads(header).get("__metadata__", {}))
 
 
 def kind_of(header: SafetensorsHeader) -> FileKind | None:
@@ -107,15 +64,14 @@ def kind_of(header: SafetensorsHeader) -> FileKind | None:
 # The first layer's width and the width of the prompt embeddings.
 _BASES = {(320, 768): "sd1", (320, 1024): "sd2", (320, 2048): "sdxl", (384, 1280): "refiner"}
 _TO_KEY = "attn2.to_k.weight"
-# In the names of SD 2 models that were trained at 512 pixels and predict the noise.
-_SMALL = re.compile(r"(512|base)", re.IGNORECASE)
 _LORA_INPUT = re.compile(r"attn2[._](?:processor[._])?to_k(?:_lora)?\.(?:lora_down|lora_A|down|lora\.down|hada_w1_b)")
 
 
 def read_file(path: Path) -> Entry:
     """Of a file, or a folder of files that are one. UnfitFolder for what is damaged, unsupported or of no kind."""
     header = read_header(path)
-    if what := foreign_kind(header.shapes):
+    # What has a Stable Diffusion's first layer is compared with its family, name by name.
+    if LDM_FIRST not in header.shapes and (what := foreign_kind(header.shapes)):
         raise UnfitFolder(f"it is {what}, which is not supported")
     try:
         return _entry(path, header, kind_of(header))
@@ -124,13 +80,15 @@ def read_file(path: Path) -> Entry:
 
 
 def _entry(path: Path, header: SafetensorsHeader, kind: FileKind | None) -> Entry:
+    if kind in (FileKind.CHECKPOINT, FileKind.CONTROLNET, FileKind.VAE):
+        check_quantized(header)
     if kind is FileKind.CHECKPOINT:
         return _checkpoint(path, header)
     if kind is FileKind.CONTROLNET:
         return controlnet_of_file(path, header.shapes, size_bytes=path.stat().st_size)
     if kind is FileKind.LORA:
         return _lora(path, header)
-    if kind is FileKind.VAE:
+    if kind is FileKind.VAE and not any(name.startswith(LDM_UNET) for name in header.shapes):
         return _vae(path, header)
     if kind is FileKind.EMBEDDING:
         return _embedding(path, header)
@@ -151,42 +109,23 @@ def read_embedding_pickle(path: Path) -> EmbeddingEntry:
 def _checkpoint(path: Path, header: SafetensorsHeader) -> CheckpointEntry:
     files = path.glob("*.safetensors") if path.is_dir() else [path]
     size_bytes = sum(file.stat().st_size for file in files)
-    return checkpoint_entry(path, _recipe(path, header), size_bytes, is_ldm=True)
+    recipe = _recipe(path, header)
+    needs = () if recipe.has_vae else ("it has no VAE, so requests must name one",)
+    note = "; ".join([*recipe.notes, *needs])
+    return replace(checkpoint_entry(path, recipe, size_bytes, is_ldm=True), note=note)
 
 
 def _recipe(path: Path, header: SafetensorsHeader) -> Recipe:
+    """From the configs beside it, or its family's with what the file says; UnfitFolder where it is not whole."""
     beside = path.with_name(f"{path.stem if path.is_file() else path.name}.config")
     if beside.is_dir():
-        return whole_recipe(from_folder(beside))
-    width, channels = header.shapes[LDM_FIRST][0], header.shapes[LDM_FIRST][1]
-    base = _BASES.get((width, _context(header)))
-    if base is None:
+        return checked(with_own_configs(whole_recipe(from_folder(beside)), header), header)
+    width = header.shapes[LDM_FIRST][0]
+    base = _BASES.get((width, context_width(header)), "")
+    check_kind(header.shapes, base)
+    if not base:
         raise UnfitFolder(f"its shapes are those of no known model; {beside.name}/ could hold its configs")
-    prediction_type = _prediction_type(path, header, base)
-    is_small = base == "sd2" and prediction_type == "epsilon"
-    return for_file(base, unet_channels=channels, prediction_type=prediction_type, is_small=is_small)
-
-
-def _context(header: SafetensorsHeader) -> int:
-    names = {name: shape for name, shape in header.shapes.items() if name.startswith(LDM_UNET)}
-    return SafetensorsHeader(shapes=names).width(_TO_KEY)
-
-
-def _prediction_type(path: Path, header: SafetensorsHeader, base: str) -> str:
-    """From its metadata, its tensors or a .yaml beside it; for SD 2 else from the file's name, as in diffusers."""
-    declared = header.metadata.get("modelspec.prediction_type", "")
-    if declared in ("v", "v_prediction") or "v_pred" in header.shapes:
-        return "v_prediction"
-    if declared == "epsilon":
-        return "epsilon"
-    sidecar = path.with_suffix(".yaml")
-    if sidecar.is_file():
-        text = read_limited(sidecar, CONFIG_LIMIT_BYTES).decode(errors="replace")
-        return "v_prediction" if re.search(r'parameterization:\s*"?v"?\s', text) else "epsilon"
-    if base == "sd2":
-        is_inpainting = header.shapes[LDM_FIRST][1] != shipped(base).unet["in_channels"]
-        return "epsilon" if is_inpainting or _SMALL.search(path.stem) else "v_prediction"
-    return ""
+    return checked(with_marks(shipped(base), path, header), header)
 
 
 def _lora(path: Path, header: SafetensorsHeader) -> LoraEntry:

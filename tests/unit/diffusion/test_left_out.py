@@ -10,6 +10,7 @@ from services.diffusion.models.left_out import LEFT_OUT_LIMIT, PATH_LIMIT, REASO
 from services.diffusion.models.scan import scan
 from services.diffusion.models.unknown_files import LARGE_BYTES
 from services.diffusion.wire import left_out_to_proto
+from tests.fakes.checkpoint_files import ldm
 from tests.fakes.sparse_files import sparse_file
 
 LORA = "lora_down.weight"
@@ -157,8 +158,7 @@ def test_a_lora_beside_a_config_of_another_class_is_used(tmp_path):
 def test_a_models_folder_may_hold_a_config_that_is_none(tmp_path):
     """As A1111's own settings."""
     (tmp_path / "config.json").write_text('{"samples_save": true, "_class_name": "Settings"}')
-    key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-    sparse_file(tmp_path / "dream.safetensors", {SD: (320, 4, 3, 3), key: (320, 768)})
+    sparse_file(tmp_path / "dream.safetensors", {name: tuple(each.shape) for name, each in ldm(320, 768).items()})
     assert [entry.id for entry in scan([tmp_path]).entries] == ["dream"]
 
 

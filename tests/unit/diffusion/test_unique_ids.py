@@ -9,14 +9,12 @@ from safetensors.torch import save_file
 from fanlight.contract.names import shares_name
 from fanlight.errors import NotFound
 from services.diffusion.models.scan import scan
+from tests.fakes.checkpoint_files import ldm
 from tests.fakes.sparse_files import sparse_file
 from tests.unit.diffusion.test_controlnet_files import LDM
 
 UNET = "model.diffusion_model."
-CHECKPOINT = {
-    f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3),
-    f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
-}
+CHECKPOINT = {name: tuple(tensor.shape) for name, tensor in ldm(320, 768).items()}
 LORA = {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768)}
 TEXT_LORA = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (4, 768)}
 SDXL_LORA = dict.fromkeys(LORA, (4, 2048))
