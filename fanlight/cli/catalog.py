@@ -1,6 +1,8 @@
-"""`fanlight annotators | models | workers`: list what the fleet offers."""
+"""`fanlight annotators | models | workers`: list what the fleet offers, and show one model."""
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
 
 from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway
 
@@ -69,8 +71,16 @@ def _number(value: float) -> str:
 _WHERE = {1: "to be fetched", 2: "disk", 3: "RAM", 4: "VRAM"}
 
 
-def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
-    """List the models that the workers offer."""
+Show = Annotated[list[str] | None, typer.Argument(metavar="[show ID]", help="One model, with its defaults.")]
+
+
+def models(show: Show = None, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
+    """List the models that the workers offer, or show one with its defaults."""
+    if show:
+        from fanlight.cli.model_card import show_model
+
+        show_model(gateway, show, as_json=as_json)
+        return
 
     def row(model: "Model") -> tuple[str, ...]:
         size = f"{model.width_px}x{model.height_px}" if model.width_px else "-"

@@ -33,7 +33,7 @@ def sigmas_of(alphas_cumprod: Sigmas) -> Sigmas:
 
 
 def noise_levels(name: str, trained: Sigmas, steps: int, *, is_sdxl: bool, span: Sigmas | None = None) -> Sigmas:
-    """`name`: one of the contract's, but `lu`. `span`: where diffusers takes the first and last level from, if known."""
+    """`name`: one of the contract's, but `lu`. `span`: levels whose first and last one diffusers takes, if any."""
     if name == names.ALIGN_YOUR_STEPS:
         return _align_your_steps(steps, is_sdxl=is_sdxl)
     ends = trained[::-1] if span is None else span
@@ -84,11 +84,13 @@ def _ddim_uniform(trained: Sigmas, steps: int) -> Sigmas:
 
 def _turbo(trained: Sigmas, steps: int) -> Sigmas:
     timesteps = np.rint(np.arange(steps, 0, -1) * (len(trained) / steps) - 1).astype(int)
-    return trained[np.clip(timesteps, 0, len(trained) - 1)]
+    found: Sigmas = trained[np.clip(timesteps, 0, len(trained) - 1)]
+    return found
 
 
 def _exponential(high: float, low: float, steps: int) -> Sigmas:
-    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+    found: Sigmas = np.exp(np.linspace(math.log(high), math.log(low), steps))
+    return found
 
 
 def _karras(high: float, low: float, steps: int) -> Sigmas:
@@ -99,7 +101,7 @@ def _karras(high: float, low: float, steps: int) -> Sigmas:
 
 
 def _kl_optimal(high: float, low: float, steps: int) -> Sigmas:
-    """Sabour et al. 2024, its equation for a Gaussian. A1111 ends on `low`; here the last step ends on 0, as others'."""
+    """Sabour et al. 2024, for a Gaussian. A1111 ends on `low`; here the last step ends on 0, as those of others."""
     part = np.arange(steps) / steps
     found: Sigmas = np.tan(part * math.atan(low) + (1 - part) * math.atan(high))
     return found

@@ -21,6 +21,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
+from fanlight.contract.defaults import NO_DEFAULTS, Defaults
 from fanlight.contract.names import ANY, plain_name
 from fanlight.contract.parameters import Parameter
 from services.gateway.domain.job import DIFFUSION
@@ -81,6 +82,8 @@ class AnnouncedModel:
     aliases: tuple[str, ...] = ()
     # Of a checkpoint; 0 where unknown.
     text_encoder_layers: int = 0
+    # Of a checkpoint: what requests get that leave these options out.
+    defaults: Defaults = NO_DEFAULTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,8 +88,8 @@ def test_a_noise_schedule_goes_by_its_spellings(schedule):
     assert resolve("euler_a", schedule) == ("euler_a", "sgm_uniform")
 
 
-# A1111's modules/sd_samplers_kdiffusion.py, `samplers_k_diffusion`: what its samplers follow for Automatic; those without
-# an entry follow Uniform, and those of sd_samplers_timesteps.py and sd_samplers_lcm.py steps of their own.
+# A1111's modules/sd_samplers_kdiffusion.py, `samplers_k_diffusion`: what its samplers follow for Automatic; those
+# without an entry follow Uniform, and those of sd_samplers_timesteps.py and sd_samplers_lcm.py steps of their own.
 AUTOMATIC = {
     "DPM++ 2M": "karras",
     "DPM++ SDE": "karras",

@@ -19,8 +19,8 @@ SD15 = {
     "skip_prk_steps": True,
     "steps_offset": 1,
 }
-# Noise levels of five steps for those betas, by A1111's modules/sd_schedulers.py run with scipy; Turbo by Forge's; those
-# of Align Your Steps interpolate the paper's table (research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html).
+# Noise levels of five steps for those betas, by A1111's modules/sd_schedulers.py run with scipy; Turbo by Forge's;
+# those of Align Your Steps interpolate the table of research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html.
 LEVELS = {
     "uniform": (14.614641, 4.086081, 1.615580, 0.695150, 0.029167),
     "karras": (14.614641, 4.796535, 1.274100, 0.247950, 0.029167),
