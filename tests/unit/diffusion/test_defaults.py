@@ -1,4 +1,4 @@
-"""A checkpoint's defaults come from its configs, its card, the files beside it and its name; only what fits is taken."""
+"""A checkpoint's defaults come from its configs, its card, the files beside it and its name, as far as they fit."""
 
 import json
 import struct
