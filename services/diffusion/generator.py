@@ -105,6 +105,7 @@ class ImageGenerator:
             self._digests.of,
             device=result.device,
             dtype=result.dtype,
+            vae_dtype=result.vae_dtype,
         )
         texts = {
             PARAMETERS: infotext(generation, self._digests.of, version=version_of("fanlight")),

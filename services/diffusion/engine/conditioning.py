@@ -55,6 +55,7 @@ class ConditioningCache:
         """`checkpoint`: assembled for the generation. Without guidance the negative prompt is not encoded."""
         key = (
             generation.checkpoint,
+            str(checkpoint.dtype),
             tuple((use.entry, use.text_weight) for use in generation.loras),
             generation.embeddings,
             generation.text_layer,

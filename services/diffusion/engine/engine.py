@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from fanlight.contract.limits import size_class
@@ -147,6 +148,7 @@ class PendingImage:
                 nsfw=finished.nsfw,
                 device=finished.device,
                 dtype=finished.dtype,
+                vae_dtype=finished.vae_dtype,
                 spans=tuple(self._spans.items()),
             )
             self.result.set_result(result)
@@ -268,6 +270,10 @@ class DiffusionEngine:
         for image, advance in zip(batch, done.result(), strict=True):
             if advance.error is not None:
                 image.fail(advance.error)
+                continue
+            if advance.is_again:
+                begun = await self._try(image, "prepare", partial(self._backend().begin_again, image.state))
+                image.state = begun.result() if begun else None
                 continue
             image.report_progress(advance.progress)
             if advance.is_finished:
