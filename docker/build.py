@@ -1,9 +1,9 @@
 """Builds our images with podman: `python docker/build.py IMAGE... [--build-arg NAME=VALUE]...`.
 
-IMAGE: wheels, wheels-cuda or wheels-cuda126 (what the others are made of), wheels-plain (what an image without our layers
-is made of, for `benchmarks.cold_start`), or gateway, preprocessor, preprocessor-neural, diffusion; the last two also with
--cuda, or with -cuda126 for older cards. Build arguments are those of docker/Dockerfile. WEIGHTS names references or
-profiles: the files of their plan are fetched here and become a layer each, on top of the image.
+IMAGE: wheels, wheels-cuda or wheels-cuda126 (what the others are made of), wheels-plain (what an image without our
+layers is made of, for `benchmarks.cold_start`), or gateway, preprocessor, preprocessor-neural, diffusion; the last two
+also with -cuda, or with -cuda126 for older cards. Build arguments are those of docker/Dockerfile. WEIGHTS names
+references or profiles: the files of their plan are fetched here and become a layer each, on top of the image.
 """
 
 import argparse

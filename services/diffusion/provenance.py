@@ -117,7 +117,7 @@ def provenance_json(
     *,
     device: str,
     dtype: str,
-    vae_dtype: str,
+    vae_dtype: str = "",
 ) -> str:
     """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image."""
     content = {
