@@ -116,10 +116,13 @@ _NAME_LIMIT_BYTES = 256
 
 
 def card_of(number: int) -> tuple[str, tuple[int, int]] | None:
-    """Name and compute capability of a GPU, such as ("NVIDIA GeForce GTX 1660", (7, 5)); None where there is none."""
+    """Name and compute capability of a GPU, such as ("NVIDIA GeForce GTX 1660", (7, 5)); None where it says neither."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
     if not 0 <= number < count_gpus():
         return None
-    driver = ctypes.CDLL("libcuda.so.1")
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(_NAME_LIMIT_BYTES)
     results = (

@@ -51,10 +51,11 @@ class TorchDevice(Protocol):
 class CpuDevice:
     torch_device = torch.device("cpu")
     name = "cpu"
+    dtype = torch.float32
     is_host = True
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype or self.dtype
 
     def memory_bytes(self) -> int:
         return ram_bytes()
@@ -70,6 +71,8 @@ class CpuDevice:
 
 
 class CudaDevice:
+    # Of a card that says nothing else.
+    dtype = torch.float16
     is_host = False
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
@@ -109,7 +112,7 @@ def open_device(name: str, *, precision: str = AUTO) -> TorchDevice:
     has_cuda = torch.cuda.is_available()
     dtype = None if precision == AUTO else _dtype_of(precision)
     if name == "cpu" or (name == "auto" and not has_cuda):
-        return CpuDevice(dtype or torch.float32)
+        return CpuDevice(dtype)
     device = torch.device("cuda" if name == "auto" else name)
     if not has_cuda or (device.index or 0) >= torch.cuda.device_count():
         raise NodeFault(f"torch finds no device {name}")

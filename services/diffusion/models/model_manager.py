@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fanlight.errors import NodeFault
 from services.diffusion.models.entries import weight_bytes
 from services.diffusion.models.faults import part_of_device
-from services.diffusion.models.precision import AUTO, FLOAT32, precision_of_card
+from services.diffusion.models.precision import AUTO, FLOAT16, FLOAT32, precision_of_card
 from services.diffusion.models.tiers import Pin, Residency
 from services.kernel import process
 
@@ -85,9 +85,10 @@ class ModelManager:
         """Known without importing torch."""
         if self._precision != AUTO:
             return self._precision
-        number = self._device_name.partition(":")[2] or "0"
-        card = None if self._device_name == "cpu" else process.card_of(int(number))
-        return precision_of_card(*card) if card else FLOAT32
+        if self._device_name == "cpu" or (self._device_name == "auto" and not process.count_gpus()):
+            return FLOAT32
+        card = process.card_of(int(self._device_name.partition(":")[2] or "0"))
+        return precision_of_card(*card) if card else FLOAT16
 
     @property
     def is_on_gpu(self) -> bool:

@@ -46,9 +46,10 @@ def test_a_card_computes_in_what_it_can(name, capability, wanted):
 
 
 def test_the_card_is_known_before_torch_is(monkeypatch):
+    monkeypatch.setattr(process, "count_gpus", lambda: 2)
     monkeypatch.setattr(process, "card_of", lambda number: ("NVIDIA GeForce GTX 1650", (7, 5)) if number == 1 else None)
     assert ModelManager(device="cuda:1").precision == "float32"
-    assert ModelManager(device="auto").precision == "float32"
+    assert ModelManager(device="auto").precision == "float16"
     monkeypatch.setattr(process, "card_of", lambda number: ("NVIDIA GeForce RTX 4090", (8, 9)))
     assert ModelManager(device="auto").precision == "bfloat16"
     assert ModelManager(device="auto", precision="float16").precision == "float16"
