@@ -1,4 +1,4 @@
-"""`fanlight annotators | models | workers`: list what the fleet offers."""
+"""`fanlight annotators | models | workers`: list what the fleet offers, and show one model."""
 
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -74,10 +74,20 @@ LeftOut = Annotated[
 _WHERE = {1: "to be fetched", 2: "disk", 3: "RAM", 4: "VRAM"}
 
 
-def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False, left_out: LeftOut = False) -> None:
-    """List the models that the workers offer, or what is among their models and not used."""
+Show = Annotated[list[str] | None, typer.Argument(metavar="[show ID]", help="One model, with its defaults.")]
+
+
+def models(
+    show: Show = None, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False, left_out: LeftOut = False
+) -> None:
+    """List the models that the workers offer, or show one with its defaults, or list what is not used."""
     if left_out:
         _list_left_out(gateway, as_json=as_json)
+        return
+    if show:
+        from fanlight.cli.model_card import show_model
+
+        show_model(gateway, show, as_json=as_json)
         return
 
     def row(model: "Model") -> tuple[str, ...]:

@@ -100,7 +100,7 @@ Scheduler = Annotated[
 ]
 NoiseSchedule = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="karras, exponential or sgm_uniform; the scheduler's own if left out."),
+    typer.Option(metavar="NAME", help="karras, simple, automatic, ...; the scheduler's own if left out."),
 ]
 Quality = Annotated[int | None, typer.Option(help="Of webp and jpeg, 1 to 100; 90 if left out.", show_default=False)]
 SafetyChecker = Annotated[

@@ -16,7 +16,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from fanlight.contract.generation import OFF, parsed_prompts
 from fanlight.contract.names import need
 from fanlight.contract.prompt import ORIGINAL, STRICT
-from fanlight.contract.schedulers import resolve
+from fanlight.contract.schedulers import is_known_to_all, resolve
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest
@@ -28,6 +28,7 @@ CHECKPOINT, CONTROLNET, LORA, VAE, EMBEDDING = "checkpoint", "controlnet", "lora
 ANNOTATOR, SCHEDULER, SAFETY_CHECKER, PRECISION = "annotator", "scheduler", "safety_checker", "precision"
 # Of a worker that knows `prompt_syntax`, `emphasis` and `sdxl_clip_skip`, prompts that change and AND.
 WHOLE_SYNTAX = "prompt_syntax:a1111"
+NOISE_SCHEDULE = "noise_schedule"
 # Names of limits: width x height in pixels, and the largest `clip_skip` of a checkpoint.
 PIXELS, TEXT_ENCODER_LAYERS = "pixels", "text_encoder_layers"
 
@@ -89,6 +90,9 @@ def _models(request: GenerateRequest) -> list[tuple[str, str]]:
 
 def _others(request: GenerateRequest) -> list[tuple[str, str]]:
     found = [(scheduler_need(request.scheduler), "scheduler")] if request.scheduler else []
+    scheduler, schedule = resolve(request.scheduler, request.noise_schedule)
+    if not is_known_to_all(scheduler, schedule):
+        found.append((f"{NOISE_SCHEDULE}:{schedule}", "noise_schedule"))
     if request.safety_checker not in ("", OFF):
         found.append((f"{SAFETY_CHECKER}:{request.safety_checker}", "safety_checker"))
     if request.precision:

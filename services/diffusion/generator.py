@@ -115,6 +115,7 @@ class ImageGenerator:
             device=result.device,
             dtype=result.dtype,
             warnings=_warnings(generation, result),
+            vae_dtype=result.vae_dtype,
         )
         texts = {
             PARAMETERS: infotext(generation, self._digests.of, version=version_of("fanlight")),

@@ -119,6 +119,7 @@ def provenance_json(
     device: str,
     dtype: str,
     warnings: Sequence[str] = (),
+    vae_dtype: str = "",
 ) -> str:
     """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image."""
     content = {
@@ -137,6 +138,7 @@ def provenance_json(
         "device": device,
         "dtype": dtype,
         **({"warnings": list(warnings)} if warnings else {}),
+        "vae_dtype": vae_dtype,
     }
     return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
 

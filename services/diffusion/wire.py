@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from fanlight.contract.defaults import NO_DEFAULTS
+from fanlight.contract.filled import defaults_to_proto
 from fanlight.contract.schedulers import SHORT_NAMES
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.defaults import defaults_of
 from services.diffusion.models.entries import KINDS, CheckpointEntry, Entry, checkpoint_entry, controlnet_aliases
 from services.diffusion.models.tiers import Residency
 from services.diffusion.parse.abilities import pipelines_of, size_step_px
@@ -104,3 +107,5 @@ def _fill_checkpoint(model: _Model, entry: CheckpointEntry) -> None:
     model.size_step_px = size_step_px(entry)
     model.schedulers[:] = SHORT_NAMES
     model.text_encoder_layers = entry.text_encoder_layers
+    if (defaults := defaults_of(entry)) != NO_DEFAULTS:
+        model.defaults.CopyFrom(defaults_to_proto(defaults))

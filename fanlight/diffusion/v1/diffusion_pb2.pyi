@@ -126,6 +126,7 @@ class Model(google.protobuf.message.Message):
     ALIASES_FIELD_NUMBER: builtins.int
     TEXT_ENCODER_LAYERS_FIELD_NUMBER: builtins.int
     NOTE_FIELD_NUMBER: builtins.int
+    DEFAULTS_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The name to use in requests: a short id such as `starter`, or a reference."""
     kind: builtins.str
@@ -157,6 +158,10 @@ class Model(google.protobuf.message.Message):
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Other names that requests may use for it, such as its repository's and A1111's; case does not matter."""
 
+    @property
+    def defaults(self) -> Global___GenerationDefaults:
+        """For a checkpoint: what requests get that leave these options out."""
+
     def __init__(
         self,
         *,
@@ -176,10 +181,60 @@ class Model(google.protobuf.message.Message):
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
         text_encoder_layers: builtins.int = ...,
         note: builtins.str = ...,
+        defaults: Global___GenerationDefaults | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "license", b"license", "note", b"note", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "text_encoder_layers", b"text_encoder_layers", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["defaults", b"defaults"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "defaults", b"defaults", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "license", b"license", "note", b"note", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "text_encoder_layers", b"text_encoder_layers", "width_px", b"width_px"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
+
+@typing.final
+class GenerationDefaults(google.protobuf.message.Message):
+    """Values of options for one checkpoint, by its family, its kind and its card. What is absent is as GenerateRequest says."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: builtins.int
+    SCHEDULER_FIELD_NUMBER: builtins.int
+    NOISE_SCHEDULE_FIELD_NUMBER: builtins.int
+    WIDTH_PX_FIELD_NUMBER: builtins.int
+    HEIGHT_PX_FIELD_NUMBER: builtins.int
+    VARIANT_FIELD_NUMBER: builtins.int
+    SOURCES_FIELD_NUMBER: builtins.int
+    steps: builtins.int
+    """Model steps, 1 to 150; 0: absent."""
+    guidance_scale: builtins.float
+    """0 to 30; 1 and below means no guidance."""
+    scheduler: builtins.str
+    """A short name such as `euler_a`, and its noise schedule."""
+    noise_schedule: builtins.str
+    width_px: builtins.int
+    """Both 0: the model's native size."""
+    height_px: builtins.int
+    variant: builtins.str
+    """`lcm`, `tcd`, `turbo`, `lightning` or `hyper` for a checkpoint that was distilled to few steps; empty for others."""
+    @property
+    def sources(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What they were read from, such as `family sdxl` or `README.md`."""
+
+    def __init__(
+        self,
+        *,
+        steps: builtins.int = ...,
+        guidance_scale: builtins.float | None = ...,
+        scheduler: builtins.str = ...,
+        noise_schedule: builtins.str = ...,
+        width_px: builtins.int = ...,
+        height_px: builtins.int = ...,
+        variant: builtins.str = ...,
+        sources: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "noise_schedule", b"noise_schedule", "scheduler", b"scheduler", "sources", b"sources", "steps", b"steps", "variant", b"variant", "width_px", b"width_px"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
+
+Global___GenerationDefaults: typing_extensions.TypeAlias = GenerationDefaults
 
 @typing.final
 class GenerateRequest(google.protobuf.message.Message):
@@ -235,15 +290,17 @@ class GenerateRequest(google.protobuf.message.Message):
     """
     negative_prompt: builtins.str
     width_px: builtins.int
-    """Both 0: the size of `image`, rounded to what the model supports, or the model's native size."""
+    """Both 0: the size of `image`, rounded to what the model supports, or the model's default or native size."""
     height_px: builtins.int
     steps: builtins.int
-    """Model steps, 1 to 150. Absent means 20."""
+    """Model steps, 1 to 150. Absent means the checkpoint's default, else 20."""
     guidance_scale: builtins.float
-    """Scale of classifier-free guidance, 0 to 30; 1 and below means no guidance. Absent means 5."""
+    """Scale of classifier-free guidance, 0 to 30; 1 and below means no guidance. Absent means the checkpoint's
+    default, else 5.
+    """
     scheduler: builtins.str
     """A short name such as `euler_a` or `dpmpp_2m_karras`, A1111's such as `DPM++ 2M Karras`, or a diffusers class name;
-    empty means `ddim`. ListModels has all short names.
+    empty means the checkpoint's default, else `ddim`. ListModels has all short names.
     """
     seed: builtins.int
     """The first image's seed; the next images count it up, unless they count up the variation seed. Absent means random
@@ -266,7 +323,10 @@ class GenerateRequest(google.protobuf.message.Message):
     a ControlNet that was trained with 2.
     """
     noise_schedule: builtins.str
-    """The noise schedule: `karras`, `exponential` or `sgm_uniform`; empty means the scheduler's own."""
+    """The noise schedule, in any case: `karras`, `exponential`, `polyexponential`, `sgm_uniform`, `kl_optimal`,
+    `align_your_steps`, `simple`, `normal`, `uniform`, `ddim_uniform`, `beta`, `turbo`, `lu`, or `automatic`, which is
+    A1111's choice for the scheduler; empty means the scheduler's own.
+    """
     eta: builtins.float
     """The noise that ddim adds in each step, 0 to 1. Absent means 0."""
     format: builtins.str

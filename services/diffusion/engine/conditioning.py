@@ -95,6 +95,7 @@ class ConditioningCache:
         schedules = PromptSchedules.of(generation)
         key = (
             generation.checkpoint,
+            str(checkpoint.dtype),
             tuple((use.entry, use.text_weight) for use in generation.loras),
             generation.embeddings,
             generation.text_layer,

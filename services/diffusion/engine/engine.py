@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from fanlight.contract.limits import size_class
@@ -148,6 +149,7 @@ class PendingImage:
                 device=finished.device,
                 dtype=finished.dtype,
                 warnings=finished.warnings,
+                vae_dtype=finished.vae_dtype,
                 spans=tuple(self._spans.items()),
             )
             self.result.set_result(result)
@@ -269,6 +271,10 @@ class DiffusionEngine:
         for image, advance in zip(batch, done.result(), strict=True):
             if advance.error is not None:
                 image.fail(advance.error)
+                continue
+            if advance.is_again:
+                begun = await self._try(image, "prepare", partial(self._backend().begin_again, image.state))
+                image.state = begun.result() if begun else None
                 continue
             image.report_progress(advance.progress)
             if advance.is_finished:

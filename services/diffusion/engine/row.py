@@ -169,6 +169,7 @@ def _scheduler(generation: Generation, checkpoint: Checkpoint) -> Any:
             shape=latent_shape(generation, checkpoint),
             dtype=checkpoint.dtype,
             device=checkpoint.device,
+            is_sdxl=checkpoint.entry.recipe.is_sdxl,
         )
     except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
         if not _is_sound(config):

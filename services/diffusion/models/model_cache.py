@@ -4,7 +4,7 @@ A part comes to the device from RAM, and to RAM from disk. On a CPU the two are 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -60,8 +60,9 @@ class Checkpoint:
     weights: int
     # With the defaults of the class that the checkpoint was saved with.
     scheduler_config: Mapping[str, Any]
-    # Keeps all of this in memory.
+    # Keeps all of this in memory, with those of what it was made from.
     pin: Pin
+    pins: tuple[Pin, ...] = ()
     # What it does otherwise than the request may have meant, such as a LoRA's layers that it lacks; sentences.
     warnings: tuple[str, ...] = ()
 
@@ -144,9 +145,13 @@ class ModelCache:
         embeddings: Sequence[EmbeddingEntry] = (),
         tiny_vae: VaeEntry | None = None,
         work_bytes: int = 0,
+        in_float32: bool = False,
     ) -> Checkpoint:
-        """`work_bytes`: what an image needs beside the models. ResourceExhausted where the two do not fit."""
-        pin = Pin(work_bytes)
+        """`work_bytes`: what an image needs beside the models. ResourceExhausted where the two do not fit.
+
+        `in_float32`: all of it, whatever the device computes in.
+        """
+        pin = Pin(work_bytes, torch.float32 if in_float32 else None)
         self._vram.admit(pin)
         with blames(entry):
             unet = self._unet(entry, loras, pin)
@@ -163,18 +168,25 @@ class ModelCache:
                 pin=pin,
             )
 
+    def with_vae_in_float32(self, checkpoint: Checkpoint, vae: VaeEntry | None) -> Checkpoint:
+        """`vae`: the one that was asked for, if any. ResourceExhausted where it does not fit."""
+        pin = Pin(dtype=torch.float32)
+        entry = checkpoint.entry
+        own = self._own_vae(entry, pin) if vae is None else self._separate_vae(vae, entry, pin)
+        return replace(checkpoint, vae=own, pins=(*checkpoint.pins, checkpoint.pin), pin=pin)
+
     def _unet(self, entry: CheckpointEntry, loras: Sequence[LoraUse], pin: Pin) -> Any:
-        key = ("unet", entry, fingerprint(entry.path, "unet"))
+        key = ("unet", entry, fingerprint(entry.path, "unet"), *_typed(pin))
         uses = [(use, use.unet_weight) for use in loras if use.unet_weight]
-        return self._patched(key, lambda: load_unet(entry, self._target()), uses, "unet", pin)
+        return self._patched(key, lambda: load_unet(entry, self._target(pin.dtype)), uses, "unet", pin)
 
     def _text(self, entry: CheckpointEntry, recipe: TextRecipe, loras: Sequence[LoraUse], pin: Pin) -> TextPart:
-        key = (recipe.part, entry, fingerprint(entry.path, recipe.part))
+        key = (recipe.part, entry, fingerprint(entry.path, recipe.part), *_typed(pin))
         uses = [(use, use.text_weight) for use in loras if use.text_weight]
         tokenizer = self._cached(("tokenizer", entry, recipe.tokenizer), lambda: self._tokenizer(entry, recipe))
         encoder = self._patched(
             key,
-            lambda: _with_end_token(load_text(entry, recipe, self._target()), tokenizer),
+            lambda: _with_end_token(load_text(entry, recipe, self._target(pin.dtype)), tokenizer),
             uses,
             recipe.part,
             pin,
@@ -191,15 +203,14 @@ class ModelCache:
         return self._cached(("tokenizer", digest_of(entry, recipe)), lambda: load_tokenizer(entry, recipe))
 
     def _own_vae(self, entry: CheckpointEntry, pin: Pin) -> Any:
-        dtype = self._vae_dtype(entry.recipe.vae)
-        return self._part(
-            ("vae", entry, fingerprint(entry.path, "vae")), lambda: load_vae(entry, self._target(dtype)), pin
-        )
+        dtype = pin.dtype or self._vae_dtype(entry.recipe.vae)
+        key = ("vae", entry, fingerprint(entry.path, "vae"), *_typed(pin))
+        return self._part(key, lambda: load_vae(entry, self._target(dtype)), pin)
 
     def _separate_vae(self, vae: VaeEntry, entry: CheckpointEntry, pin: Pin) -> Any:
         with blames(vae):
             config = vae_config(vae, entry.recipe.vae)
-            dtype = self._vae_dtype(config, entry.recipe.vae)
+            dtype = pin.dtype or self._vae_dtype(config, entry.recipe.vae)
             key = ("vae", vae, fingerprint(vae.path, ""), config.get("scaling_factor"), dtype)
             return self._part(key, lambda: load_separate_vae(vae, config, self._target(dtype)), pin)
 
@@ -216,14 +227,15 @@ class ModelCache:
         return torch.float32 if is_upcast else self.device.dtype
 
     def _controlnet(self, entry: ControlNetEntry, checkpoint: CheckpointEntry, pin: Pin) -> Any:
-        key: Key = ("controlnet", entry, fingerprint(entry.path, ""))
+        key: Key = ("controlnet", entry, fingerprint(entry.path, ""), *_typed(pin))
+        target = self._target(pin.dtype)
         with blames(entry):
             if not entry.is_difference:
-                return self._part(key, lambda: load_controlnet(entry, self._target()), pin)
+                return self._part(key, lambda: load_controlnet(entry, target), pin)
             # One for each checkpoint: its tensors are that one's with a difference.
             key = (*key, checkpoint, fingerprint(checkpoint.path, "unet"))
             unet = self._unet(checkpoint, (), pin)
-            return self._part(key, lambda: load_controlnet(entry, self._target(), unet.state_dict()), pin)
+            return self._part(key, lambda: load_controlnet(entry, target, unet.state_dict()), pin)
 
     def _target(self, dtype: torch.dtype | None = None) -> LoadTarget:
         return LoadTarget(
@@ -306,6 +318,11 @@ class ModelCache:
     def _on_evicted_from_device(self, key: object) -> None:
         _log_eviction(key)
         self.device.after_eviction()
+
+
+def _typed(pin: Pin) -> tuple[object, ...]:
+    """What a part's key has beside the rest where it is not in the device's number type."""
+    return () if pin.dtype is None else (str(pin.dtype),)
 
 
 def _with_end_token(encoder: Any, tokenizer: Any) -> Any:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from fanlight.contract import generation as contract
 from fanlight.contract import needs
 from fanlight.contract.limits import size_of_source
-from fanlight.contract.schedulers import SCHEDULERS
+from fanlight.contract.schedulers import NOISE_SCHEDULES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, InvalidField, TooLarge
 from services.diffusion.engine.generation import Pipeline, Safety
 from services.diffusion.models.entries import CheckpointEntry
 
 # Kinds of needs that a worker meets; those that a model meets are checked with the model.
-_KINDS = (needs.SCHEDULER, needs.SAFETY_CHECKER, needs.PRECISION)
+_KINDS = (needs.SCHEDULER, needs.NOISE_SCHEDULE, needs.SAFETY_CHECKER, needs.PRECISION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,7 @@ class Abilities:
         precision = self.precision_of_device()
         return [
             *(f"{needs.SCHEDULER}:{name}" for name in SCHEDULERS),
+            *(f"{needs.NOISE_SCHEDULE}:{name}" for name in NOISE_SCHEDULES),
             *(f"{needs.SAFETY_CHECKER}:{mode}" for mode in modes),
             *([f"{needs.PRECISION}:{precision}"] if precision else []),
             needs.WHOLE_SYNTAX,

@@ -7,12 +7,14 @@ from typing import Any
 
 from fanlight.contract import generation as contract
 from fanlight.contract import schedulers
+from fanlight.contract.filled import missing
 from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition
 from services.diffusion.engine.generation import DEFAULTS_WITH_CONTROLNET, ControlInput, Generation, Safety
 from services.diffusion.images import Resize
 from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.defaults import defaults_of
 from services.diffusion.models.entries import CheckpointEntry
 from services.diffusion.parse.abilities import Abilities, checked_size, pipeline_of, size_of_image
 from services.diffusion.parse.images import ControlReader, Sources, digests_of_images, sources, start_of
@@ -45,6 +47,7 @@ class Parser:
         self.check(request)
         checkpoint = self.catalog.checkpoint(request.model) if request.model else self.catalog.default()
         _require_vae(request, checkpoint)
+        request = _with_defaults(request, checkpoint)
         how = Resize(request.resize or Resize.CROP)
         reader = ControlReader(catalog=self.catalog, checkpoint=checkpoint, picture_limits=self.picture_limits, how=how)
         nets = reader.nets(request)
@@ -93,6 +96,9 @@ class Parser:
             return checked_size(request.width_px, request.height_px, checkpoint, limit)
         if own.image is not None:
             return size_of_image(own.image.size, checkpoint, limit)
+        own_size = defaults_of(checkpoint)
+        if own_size.width_px and own_size.height_px:
+            return checked_size(own_size.width_px, own_size.height_px, checkpoint, limit)
         return checkpoint.width_px, checkpoint.height_px
 
     def _variation(self, request: diffusion_pb2.GenerateRequest) -> dict[str, object]:
@@ -101,6 +107,19 @@ class Parser:
             return {"variation_seed": None}
         seed = request.variation_seed if request.HasField("variation_seed") else self.random_seed()
         return {"variation_seed": seed}
+
+
+def _with_defaults(
+    request: diffusion_pb2.GenerateRequest, checkpoint: CheckpointEntry
+) -> diffusion_pb2.GenerateRequest:
+    """With the checkpoint's defaults for what it leaves out: for direct calls, as the gateway fills in the others'."""
+    found = missing(request, defaults_of(checkpoint))
+    if found == diffusion_pb2.GenerateRequest():
+        return request
+    filled = diffusion_pb2.GenerateRequest()
+    filled.CopyFrom(request)
+    filled.MergeFrom(found)
+    return filled
 
 
 _FIELDS = diffusion_pb2.GenerateRequest.DESCRIPTOR.fields_by_name

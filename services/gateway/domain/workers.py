@@ -21,6 +21,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
+from fanlight.contract.defaults import NO_DEFAULTS, Defaults
 from fanlight.contract.names import ANY, plain_name
 from fanlight.contract.parameters import Parameter
 from services.gateway.domain.job import DIFFUSION
@@ -83,6 +84,8 @@ class AnnouncedModel:
     text_encoder_layers: int = 0
     # What is unusual about it, in the worker's own words.
     note: str = ""
+    # Of a checkpoint: what requests get that leave these options out.
+    defaults: Defaults = NO_DEFAULTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

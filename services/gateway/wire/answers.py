@@ -10,6 +10,8 @@ from google.protobuf.json_format import MessageToDict
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.annotation import description
+from fanlight.contract.defaults import NO_DEFAULTS
+from fanlight.contract.filled import defaults_to_proto
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2
@@ -256,6 +258,7 @@ def model(value: AnnouncedModel, residency: int = 0) -> diffusion_pb2.Model:
         aliases=value.aliases,
         text_encoder_layers=value.text_encoder_layers,
         note=value.note,
+        defaults=None if value.defaults == NO_DEFAULTS else defaults_to_proto(value.defaults),
     )
 
 

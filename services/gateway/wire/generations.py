@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from fanlight.contract import generation, schedulers
+from fanlight.contract.filled import missing
 from fanlight.contract.images import image_at
 from fanlight.contract.limits import EMBEDDINGS_LIMIT, check_size, size_of_source, size_step_px
 from fanlight.contract.names import is_reference
@@ -191,7 +192,7 @@ def _model(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> AnnouncedMod
 
 
 def _resolved(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> diffusion_pb2.GenerateRequest:
-    """With models by their ids, the scheduler by its short name, pipeline and size filled in."""
+    """With models by their ids, the scheduler by its short name, pipeline, size and the model's defaults filled in."""
     catalog = fleet.catalog()
     require_stage(catalog, DIFFUSION)
     request = _copy(message)
@@ -199,6 +200,7 @@ def _resolved(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> diffusion
     request.model = model.id
     request.pipeline = _pipeline(request, model)
     _resolve_size(request, model)
+    request.MergeFrom(missing(request, model.defaults))
     if request.scheduler or request.noise_schedule:
         request.scheduler, request.noise_schedule = schedulers.resolve(request.scheduler, request.noise_schedule)
     syntax = generation.syntax_of(request)
@@ -227,7 +229,8 @@ def _pipeline(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> 
 def _resolve_size(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> None:
     """The model's own size if no size is requested; unset if the model does not say, or if an image decides it."""
     if not request.width_px and not request.height_px and not request.HasField("image"):
-        request.width_px, request.height_px = model.width_px, model.height_px
+        own = model.defaults if model.defaults.width_px and model.defaults.height_px else model
+        request.width_px, request.height_px = own.width_px, own.height_px
     check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
 
 

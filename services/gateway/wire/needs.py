@@ -8,8 +8,16 @@ from google.protobuf.message import Message
 
 from fanlight.contract.generation import PRECISIONS, SAFETY_MODES
 from fanlight.contract.names import ANY, find_name, is_reference, shares_name
-from fanlight.contract.needs import PRECISION, REVISION, SAFETY_CHECKER, SCHEDULER, Needs, unknown_fields
-from fanlight.contract.schedulers import SCHEDULERS
+from fanlight.contract.needs import (
+    NOISE_SCHEDULE,
+    PRECISION,
+    REVISION,
+    SAFETY_CHECKER,
+    SCHEDULER,
+    Needs,
+    unknown_fields,
+)
+from fanlight.contract.schedulers import NOISE_SCHEDULES, SCHEDULERS
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
 from services.gateway.domain.job import Facts
 from services.gateway.domain.workers import (
@@ -26,6 +34,7 @@ RETRY_AFTER_S = 5.0
 # How many names an error lists.
 NAMES_LIMIT = 20
 _CHOICES: Mapping[str, Iterable[str]] = {
+    NOISE_SCHEDULE: NOISE_SCHEDULES,
     PRECISION: PRECISIONS,
     SAFETY_CHECKER: SAFETY_MODES,
     SCHEDULER: SCHEDULERS,

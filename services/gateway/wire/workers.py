@@ -9,7 +9,15 @@ from google.protobuf.descriptor import Descriptor
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.annotation import described_all
-from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes, check_number, check_some_bytes, check_whole
+from fanlight.contract.filled import read_defaults
+from fanlight.contract.limits import (
+    PROVENANCE_LIMIT_BYTES,
+    check_bytes,
+    check_number,
+    check_some_bytes,
+    check_whole,
+    size_step_px,
+)
 from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
@@ -486,4 +494,7 @@ def _model(message: diffusion_pb2.Model, field: str) -> AnnouncedModel:
             message.text_encoder_layers, 0, TEXT_ENCODER_LAYERS_LIMIT, field=f"{field}.text_encoder_layers"
         ),
         note=_words(message.note),
+        defaults=read_defaults(
+            message.defaults, size_step_px=size_step_px(message.size_step_px), field=f"{field}.defaults"
+        ),
     )

@@ -261,6 +261,16 @@ def test_a_job_is_explained(said, service):
     assert said("jobs", "explain", "j1", "--json")["tasks"][0]["workers"][0]["verdict"] == "slower"
 
 
+def test_a_model_is_shown_with_its_defaults(said, refused):
+    text = said("models", "show", "Starter")
+    assert "guidance scale  1.5" in text
+    assert "scheduler       lcm" in text
+    assert "defaults from   lcm by name" in text
+    assert said("models", "show", "starter", "--json")[0]["defaults"]["steps"] == 4
+    assert "no worker offers a model 'startr'; near it: starter" in refused("models", "show", "startr")[1]
+    assert refused("models", "tell", "starter")[0] == refused("models", "show")[0] == 1
+
+
 def test_annotators_models_and_workers_are_listed(said):
     assert [annotator["id"] for annotator in said("annotators", "--json")] == ["canny"]
     assert said("models", "--json")[0]["size_bytes"] == 13_000_000

@@ -66,6 +66,11 @@ def test_fields_that_are_newer_than_the_gateway_are_offered_by_number() -> None:
     assert workers.capabilities(announced()).offers == frozenset()
 
 
+def with_defaults(**fields):
+    defaults = diffusion_pb2.GenerationDefaults(**fields)
+    return announced(models=[diffusion_pb2.Model(id="m", kind="k", defaults=defaults)])
+
+
 def sized(width_px: int, height_px: int, step_px: int = 0) -> queue_pb2.Capabilities:
     model = diffusion_pb2.Model(id="m", kind="checkpoint", width_px=width_px, height_px=height_px, size_step_px=step_px)
     return announced(models=[model])
@@ -124,6 +129,11 @@ LONG = "n" * 300
             announced(annotators=[preprocessor_pb2.Annotator(id="a", weight_bytes=-5)]),
             "capabilities.annotators[0].weight_bytes",
         ),
+        (with_defaults(steps=151), "capabilities.models[0].defaults.steps"),
+        (with_defaults(guidance_scale=math.nan), "capabilities.models[0].defaults.guidance_scale"),
+        (with_defaults(guidance_scale=31.0), "capabilities.models[0].defaults.guidance_scale"),
+        (with_defaults(width_px=65, height_px=64), "capabilities.models[0].defaults.width_px"),
+        (with_defaults(sources=["x"] * 9), "capabilities.models[0].defaults.sources"),
         (sized(2**32 - 1, 2**32 - 1), "capabilities.models[0].width_px"),
         (sized(63, 64), "capabilities.models[0].width_px"),
         (sized(64, 8_193), "capabilities.models[0].height_px"),

@@ -7,6 +7,7 @@ import pytest
 from google.protobuf import json_format
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.defaults import Defaults
 from fanlight.contract.prompt import loras_in, words_in
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, NotFound
@@ -360,3 +361,46 @@ def test_a_controlnet_of_one_family_does_not_hide_its_namesake_of_another() -> N
     offered = [AnnouncedModel(id="canny", kind="controlnet", family=family) for family in ("starter", "sd1")]
     catalog = catalog_of(["diffusion"], [Capabilities(models=tuple(offered))])
     assert set(catalog.of_kind("controlnet")) == set(offered)
+
+
+LIGHTNING = Defaults(
+    steps=4, guidance_scale=1.0, scheduler="euler", noise_schedule="sgm_uniform", width_px=128, height_px=64
+)
+
+
+async def worked(**fields: Any) -> tuple[diffusion_pb2.GenerateRequest, Job]:
+    """What the worker gets of a checkpoint that has defaults, and the job."""
+    fleet = Fleet()
+    async with fleet.running():
+        models = (replace(STARTER, pipelines=PIPELINES, defaults=LIGHTNING),)
+        offers = ("scheduler:euler", "scheduler:ddim")
+        worker = fleet.worker("diffusion", models=models, other_offers=offers)
+        await worker.come()
+        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(**fields), fleet.gateway.workers))
+        (task,) = await worker.lease()
+    return request_of(task), job
+
+
+async def test_a_checkpoints_defaults_are_in_the_job():
+    request, job = await worked()
+    assert (request.steps, request.guidance_scale, request.scheduler) == (4, 1.0, "euler")
+    assert (request.noise_schedule, request.width_px, request.height_px) == ("sgm_uniform", 128, 64)
+    assert asked_of(job).steps == 4
+
+
+async def test_a_requests_own_values_win_over_the_checkpoints():
+    own = {"steps": 30, "guidance_scale": 8.0, "scheduler": "ddim", "width_px": 64, "height_px": 64}
+    request, _ = await worked(**own)
+    assert {name: getattr(request, name) for name in own} == own
+    assert request.noise_schedule == ""
+
+
+async def test_a_job_is_ordered_by_the_checkpoints_steps():
+    _, job = await worked()
+    assert {(task.facts.steps, task.facts.guided) for task in job.requests} == {(4, False)}
+
+
+def test_a_checkpoints_defaults_are_listed():
+    model = answers.model(replace(STARTER, defaults=LIGHTNING))
+    assert json_format.MessageToDict(model)["defaults"]["guidanceScale"] == 1.0
+    assert not answers.model(STARTER).HasField("defaults")
