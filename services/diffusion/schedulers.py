@@ -20,8 +20,8 @@ from fanlight.contract import schedulers as names
 from fanlight.contract.schedulers import CLASSES, SCHEDULERS
 from services.diffusion.diffusers_import import import_diffusers_module
 from services.diffusion.edm import is_edm, make_edm_scheduler
-from services.diffusion.zero_snr import OPTION, compute_in_float32, with_zero_snr
 from services.diffusion.noise_schedules import noise_levels, sigmas_of, timesteps_of, whole_timesteps
+from services.diffusion.zero_snr import OPTION, compute_in_float32, with_zero_snr
 
 # Exact for polynomials of degree 7; a linear multistep of order 4 has degree 3.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
