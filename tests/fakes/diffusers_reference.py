@@ -78,7 +78,8 @@ class Reference:
             "num_inference_steps": generation.steps,
             "guidance_scale": generation.guidance_scale,
             "eta": generation.eta,
-            "clip_skip": generation.clip_skip - 1 or None,
+            # Ours changes nothing for SDXL.
+            "clip_skip": None if generation.is_sdxl else generation.clip_skip - 1 or None,
             "generator": torch.Generator("cpu").manual_seed(generation.seed),
             "output_type": output_type,
             **_size(generation),
