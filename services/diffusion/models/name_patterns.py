@@ -1,7 +1,7 @@
 """Matches PEFT's patterns of layers' names, which are regular expressions of strangers, in bounded work. No torch.
 
-Python's own engine may take years for such a pattern. Here a pattern maps the set of positions where it may begin to the
-set of those where it may end; a set is an integer with one bit for each position.
+Python's own engine may take years for such a pattern. Here a pattern maps the set of positions where it may begin to
+the set of those where it may end; a set is an integer with one bit for each position.
 """
 
 import re

@@ -79,7 +79,7 @@ def test_random_patterns_agree_with_pythons(pieces, name):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(a+)+b", "(a|a)*b", "(a|aa)+$b", "(.*)*" * 8 + "x", ".*" * 200 + "x", "((a{0,100}){0,100}){0,100}b", "(a*)*" * 80],
+    ["(a+)+b", "(a|a)*b", "(a|aa)+$b", "(.*)*" * 8 + "x", ".*" * 200 + "x", "((a{0,99}){0,99}){0,99}b", "(a*)*" * 80],
 )
 def test_patterns_that_never_end_elsewhere_end_here(pattern):
     work = PatternWork()
@@ -88,10 +88,8 @@ def test_patterns_that_never_end_elsewhere_end_here(pattern):
 
 
 def test_work_without_an_end_is_refused():
-    work = PatternWork()
     with pytest.raises(BadPattern, match="take more than"):
-        while work.steps <= STEPS_LIMIT:
-            found("(a*)*" * 80, "a" * 300, work)
+        found("(a*)*", "a" * 300, PatternWork(steps=STEPS_LIMIT))
 
 
 @pytest.mark.parametrize(
