@@ -148,12 +148,13 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Generate images from a prompt, conditioned on control images if there are any."""
-    from fanlight.cli.output import print_json
+    from fanlight.cli.output import print_json, print_warnings
     from fanlight.cli.session import make_folder, talk
 
     options = _options(context.params)
     make_folder(out)
     made = talk(gateway, lambda client: run_generation(client, prompt, out, priority, options))
+    print_warnings(made["warnings"])
     if as_json:
         print_json(made)
         return
@@ -186,6 +187,7 @@ async def run_generation(
 ) -> dict[str, Any]:
     """What `--json` prints. Ctrl-C while it waits cancels the job."""
     from fanlight.cli.reports import JobBar, timings_of
+    from fanlight.client import warnings_of
 
     started_s = time.monotonic()
     with JobBar() as bar:
@@ -194,7 +196,12 @@ async def run_generation(
     images = await download(client, job, out)
     ended_s = time.monotonic()
     measured = {"total_s": round(ended_s - started_s, 3), "download_s": round(ended_s - generated_s, 3)}
-    return {"job": job.name, "images": images, "timings": {**measured, **timings_of(job)}}
+    return {
+        "job": job.name,
+        "images": images,
+        "warnings": warnings_of(job),
+        "timings": {**measured, **timings_of(job)},
+    }
 
 
 async def download(client: "AsyncClient", job: "Job", out: Path) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ from fanlight.contract.limits import (
 )
 from fanlight.contract.prompt import check_prompt, parse_prompt
 from fanlight.contract.schedulers import resolve
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest, LoraUse
 from fanlight.errors import FanlightError, InvalidField, NotFound
 
@@ -124,6 +125,11 @@ def check(request: GenerateRequest) -> None:
     _check_pipeline(request)
     _check_strength(request)
     _check_variation(request)
+
+
+def warnings_of(request: GenerateRequest) -> tuple[str, ...]:
+    """What of a request that `check` accepts is read otherwise than it may have been meant, in sentences."""
+    return bounded_warnings(())
 
 
 def check_one_image(request: GenerateRequest) -> None:

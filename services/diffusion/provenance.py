@@ -117,6 +117,7 @@ def provenance_json(
     *,
     device: str,
     dtype: str,
+    warnings: Sequence[str] = (),
 ) -> str:
     """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image."""
     content = {
@@ -134,6 +135,7 @@ def provenance_json(
         "versions": versions(),
         "device": device,
         "dtype": dtype,
+        **({"warnings": list(warnings)} if warnings else {}),
     }
     return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
 

@@ -178,6 +178,7 @@ def _image(result: ImageResult) -> diffusion_pb2.GenerateResponse:
             height_px=generation.height_px,
             nsfw=result.nsfw,
             provenance_json=result.provenance,
+            warnings=result.warnings,
         )
     )
 

@@ -108,7 +108,13 @@ class TorchBackend:
         nsfw = None
         if row.generation.safety_checker is not Safety.OFF:
             pixels, nsfw = self._safety.check(pixels, row.generation.safety_checker, self._models)
-        return DeviceResult(pixels=pixels, nsfw=nsfw, device=self._models.device_name, dtype=str(checkpoint.dtype)[6:])
+        return DeviceResult(
+            pixels=pixels,
+            nsfw=nsfw,
+            device=self._models.device_name,
+            dtype=str(checkpoint.dtype)[6:],
+            warnings=checkpoint.warnings,
+        )
 
     def _release(self) -> None:
         """Drop from the device all that no running image uses."""

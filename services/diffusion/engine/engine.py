@@ -147,6 +147,7 @@ class PendingImage:
                 nsfw=finished.nsfw,
                 device=finished.device,
                 dtype=finished.dtype,
+                warnings=finished.warnings,
                 spans=tuple(self._spans.items()),
             )
             self.result.set_result(result)

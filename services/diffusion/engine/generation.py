@@ -113,6 +113,8 @@ class Generation:
     strict: bool = False
     # No other image may share its batch.
     alone: bool = False
+    # What is done otherwise than the request may have meant, in sentences: the contract's, then this worker's.
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_guided(self) -> bool:

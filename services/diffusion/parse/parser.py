@@ -7,6 +7,7 @@ from typing import Any
 
 from fanlight.contract import generation as contract
 from fanlight.contract import schedulers
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.engine.generation import DEFAULTS_WITH_CONTROLNET, ControlInput, Generation, Safety
 from services.diffusion.images import Resize
@@ -75,6 +76,7 @@ class Parser:
             vae=self.catalog.vae(request.vae, checkpoint) if request.vae else None,
             image_digests=tuple(digests_of_images(request)),
             alone=alone,
+            warnings=bounded_warnings([*contract.warnings_of(request), *prompts.warnings]),
             **options,
         )
         self.abilities.check(effective_to_proto(generation), checkpoint)

@@ -20,6 +20,8 @@ class ReadPrompts:
     prompt: str
     loras: tuple[LoraUse, ...]
     embeddings: tuple[EmbeddingEntry, ...]
+    # What this worker does otherwise than they may have meant, in sentences.
+    warnings: tuple[str, ...] = ()
 
 
 def read_prompts(

@@ -66,6 +66,7 @@ class GenerationDraft:
     # Of the size that an image implies.
     size_step_px: int
     fleet: Fleet
+    warnings: tuple[str, ...] = ()
 
     @property
     def tasks_limit(self) -> int:
@@ -120,6 +121,7 @@ class GenerationDraft:
             tasks=(*(NewTask(request=index) for index in range(1, len(makers) + 1)), *images),
             control_images=tuple(_control_images(asked, numbers, kept)),
             blobs=tuple(dict.fromkeys(image.blob for image in kept.values())),
+            warnings=self.warnings,
         )
 
 
@@ -145,6 +147,7 @@ def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDra
         needs=needs,
         size_step_px=_model(request, fleet).size_step_px or UNKNOWN_SIZE_STEP_PX,
         fleet=fleet,
+        warnings=generation.warnings_of(message),
     )
 
 
