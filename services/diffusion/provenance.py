@@ -206,8 +206,8 @@ def _infotext_fields(generation: Generation, digests: Digests, version: str) -> 
         yield f"ControlNet {number}", _control_field(generation, number, control.controlnet.id)
     if generation.loras:
         yield "Lora hashes", _hashes({use.entry.id: digests(use.entry) for use in generation.loras})
-    if generation.embeddings:
-        yield "TI hashes", _hashes({entry.id: digests(entry) for entry in generation.embeddings})
+    if separate := [entry for entry in generation.embeddings if not entry.bundled_in]:
+        yield "TI hashes", _hashes({entry.id: digests(entry) for entry in separate})
     yield "Version", f"Fanlight {version}"
 
 

@@ -15,13 +15,14 @@ from services.diffusion.models.entries import (
     ControlNetEntry,
     EmbeddingEntry,
     Entry,
-    LoraEntry,
     VaeEntry,
     checkpoint_entry,
     controlnet_entry,
     license_of,
     part_id,
 )
+from services.diffusion.models.lora_entries import lora_entry
+from services.diffusion.models.lora_names import is_lora
 from services.diffusion.models.recipes import (
     CONFIG_LIMIT_BYTES,
     Config,
@@ -36,7 +37,6 @@ from services.weights.references.tensors import LENGTH_BYTES, BadHeader, header_
 
 LDM_UNET = "model.diffusion_model."
 LDM_FIRST = f"{LDM_UNET}input_blocks.0.0.weight"
-_LORA_PARTS = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 
 
 class FileKind(Enum):
@@ -90,7 +90,7 @@ def kind_of(header: SafetensorsHeader) -> FileKind | None:
         return FileKind.CHECKPOINT
     if any(name.startswith(("control_model.", "controlnet_cond_embedding.", "input_hint_block.")) for name in names):
         return FileKind.CONTROLNET
-    if any(name.startswith("lora_") or any(mark in name for mark in _LORA_PARTS) for name in names):
+    if is_lora(names):
         return FileKind.LORA
     if any(name.endswith(("decoder.conv_in.weight", "decoder.layers.0.weight")) for name in names):
         return FileKind.VAE
@@ -108,7 +108,6 @@ _CONTROL_BASES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _TO_KEY = "attn2.to_k.weight"
 # In the names of SD 2 models that were trained at 512 pixels and predict the noise.
 _SMALL = re.compile(r"(512|base)", re.IGNORECASE)
-_LORA_INPUT = re.compile(r"attn2[._](?:processor[._])?to_k(?:_lora)?\.(?:lora_down|lora_A|down|lora\.down|hada_w1_b)")
 # Nets that condition with their residuals' mean over the image.
 _POOLING = "shuffle"
 
@@ -131,7 +130,7 @@ def _entry(path: Path, header: SafetensorsHeader, kind: FileKind | None) -> Entr
     if kind is FileKind.CONTROLNET:
         return _controlnet(path, header)
     if kind is FileKind.LORA:
-        return _lora(path, header)
+        return lora_entry(path, header.shapes, header.metadata)
     if kind is FileKind.VAE:
         return _vae(path, header)
     return _embedding(path, header) if kind is FileKind.EMBEDDING else None
@@ -212,17 +211,6 @@ def control_config(base: str, *, is_pooling: bool) -> Config:
 
 
 _NOT_CONTROL = frozenset({"_class_name", "center_input_sample", "out_channels", "sample_size", "up_block_types"})
-
-
-def _lora(path: Path, header: SafetensorsHeader) -> LoraEntry:
-    widths = [shape[1] for name, shape in header.shapes.items() if _LORA_INPUT.search(name) and len(shape) > 1]
-    return LoraEntry(
-        id=part_id(path),
-        path=path,
-        cross_attention_dim=widths[0] if widths else 0,
-        size_bytes=path.stat().st_size,
-        license=license_of(path),
-    )
 
 
 def _vae(path: Path, header: SafetensorsHeader) -> VaeEntry:

@@ -1,13 +1,13 @@
 """A request's prompts, and the LoRAs and embeddings that they and its fields name."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from fanlight.contract.limits import DEFAULT_LORA_WEIGHT, EMBEDDINGS_LIMIT
 from fanlight.contract.prompt import LoraTag, ParsedPrompt, parse_prompt, without_loras
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
-from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.catalog import ModelCatalog, has_widths
 from services.diffusion.models.entries import CheckpointEntry, EmbeddingEntry, LoraEntry, LoraUse
 from services.diffusion.prompt import embedding_pattern
 
@@ -29,10 +29,19 @@ def read_prompts(
 ) -> ReadPrompts:
     prompt = parse_prompt(request.prompt, "prompt")
     negative = parse_prompt(request.negative_prompt, "negative_prompt")
+    loras = _loras(request, prompt.loras, catalog, checkpoint)
+    bundled = {each.id.lower(): each for use in reversed(loras) for each in use.entry.bundled}
+    fitting = {word: each for word, each in bundled.items() if has_widths(each, checkpoint)}
     return ReadPrompts(
         prompt=without_loras(request.prompt, prompt.loras),
-        loras=_loras(request, prompt.loras, catalog, checkpoint),
-        embeddings=_embeddings(request, [prompt, negative], catalog, checkpoint),
+        loras=loras,
+        embeddings=_embeddings(request, [prompt, negative], catalog, checkpoint, fitting),
+        warnings=tuple(
+            f"LoRA {each.bundled_in} brings a textual inversion {each.id} along, which is for another base than"
+            f" {checkpoint.id}: it was not used"
+            for word, each in bundled.items()
+            if word not in fitting and _mentioned([prompt, negative], [word])
+        ),
     )
 
 
@@ -80,18 +89,27 @@ def _embeddings(
     prompts: list[ParsedPrompt],
     catalog: ModelCatalog,
     checkpoint: CheckpointEntry,
+    bundled: Mapping[str, EmbeddingEntry],
 ) -> tuple[EmbeddingEntry, ...]:
-    """Those that a prompt names, listed or not; a listed one must exist."""
+    """Those that a prompt names, listed or not; a listed one must exist.
+
+    `bundled`: those that the request's LoRAs bring along, by name; they come before others of that name.
+    """
     listed = [
         catalog.embedding(name, checkpoint, field=f"embeddings[{place}]")
         for place, name in enumerate(request.embeddings)
     ]
-    known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]}
-    if not known:
-        return ()
-    pattern = embedding_pattern(list(known))
-    words = [segment.text for prompt in prompts for part in prompt.parts for segment in part]
-    found = {match.group().lower() for each in words for match in pattern.finditer(each)}
+    known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]} | bundled
+    found = _mentioned(prompts, known)
     if len(found) > EMBEDDINGS_LIMIT:
         raise InvalidField(f"names {len(found)} embeddings; at most {EMBEDDINGS_LIMIT}", field="prompt")
     return tuple(known[name] for name in sorted(found))
+
+
+def _mentioned(prompts: list[ParsedPrompt], names: Collection[str]) -> set[str]:
+    """Which of the names, in lower case, a prompt mentions."""
+    if not names:
+        return set()
+    pattern = embedding_pattern(list(names))
+    words = [segment.text for prompt in prompts for part in prompt.parts for segment in part]
+    return {match.group().lower() for each in words for match in pattern.finditer(each)}

@@ -195,8 +195,8 @@ def test_a_lora_of_another_base_is_an_error_that_names_it(catalog, written, patc
 
 def test_a_form_that_is_not_known_is_refused_by_name(written, patched):
     name = f"lora_unet_{LINEAR.replace('.', '_')}"
-    entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.oft_blocks": numbers(2, 2)}, "odd")
-    with pytest.raises(FailedPrecondition, match="odd is an OFT, which is not supported"):
+    entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.oft_R.weight": numbers(2, 2)}, "odd")
+    with pytest.raises(FailedPrecondition, match="odd is an OFT of PEFT, which is not supported"):
         patched(LoraUse(entry=entry))
     entry.path.unlink()
     entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.what": numbers(2, 2)}, "odder")
