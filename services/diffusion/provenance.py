@@ -11,6 +11,7 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToDict
 
 from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES
+from fanlight.contract.lora_tag import lora_tag
 from fanlight.contract.schedulers import SCHEDULE_TITLES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import NodeFault
@@ -179,8 +180,7 @@ def infotext(generation: Generation, digests: Digests, *, version: str) -> str:
 def _prompt_with_tags(generation: Generation) -> str:
     tags = []
     for use in generation.loras:
-        weights = [use.unet_weight] if use.unet_weight == use.text_weight else [use.unet_weight, use.text_weight]
-        tags.append(f"<lora:{use.entry.id}:{':'.join(f'{weight:g}' for weight in weights)}>")
+        tags.append(lora_tag(use.entry.id, unet_weight=use.unet_weight, text_weight=use.text_weight))
     return " ".join(part for part in (generation.prompt, *tags) if part)
 
 

@@ -69,9 +69,9 @@ class TorchBackend:
         self._threads.set_for(generation, checkpoint)
         with deterministic(generation.strict):
             with blames(generation.checkpoint):
-                prompts = self._conditioning.get(generation, checkpoint)
+                conditioning = self._conditioning.get(generation, checkpoint)
             controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._controls)
-            return Row(generation, checkpoint, prompts, controls)
+            return Row(generation, checkpoint, conditioning, controls)
 
     @torch.inference_mode()
     def advance(self, states: Sequence[RequestState]) -> list[StepResult]:

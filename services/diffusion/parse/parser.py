@@ -59,6 +59,7 @@ class Parser:
         options: dict[str, Any] = {
             **read_options(request, defaults),
             **self._variation(request),
+            "negative_prompt": prompts.negative_prompt,
             "noise_schedule": noise_schedule,
             "resize": how if request.HasField("image") or nets else "",
         }

@@ -1,5 +1,6 @@
 """A generation request: checked, names resolved, one task for each control image and each image."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -200,9 +201,10 @@ def _resolved(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> diffusion
     _resolve_size(request, model)
     if request.scheduler or request.noise_schedule:
         request.scheduler, request.noise_schedule = schedulers.resolve(request.scheduler, request.noise_schedule)
-    if loras_in(request.prompt):
+    syntax = generation.syntax_of(request)
+    if loras_in(request.prompt, syntax):
         request.prompt = with_loras_renamed(
-            request.prompt, lambda name: model_of(catalog, LORA, name, model, field="prompt")
+            request.prompt, lambda name: model_of(catalog, LORA, name, model, field="prompt"), syntax
         )
     for i, use in enumerate(request.loras):
         use.model = model_of(catalog, LORA, use.model, model, field=f"loras[{i}].model")
@@ -321,9 +323,15 @@ def _facts(request: diffusion_pb2.GenerateRequest, needs: Needs, fleet: Fleet) -
         loras=tuple(sorted((name, unet) for name, (unet, _) in loras.items())),
         width_px=request.width_px,
         height_px=request.height_px,
-        steps=generation.steps_of(request),
+        steps=_evaluations(request),
         guided=generation.is_guided(request),
     )
+
+
+def _evaluations(request: diffusion_pb2.GenerateRequest) -> int:
+    """The steps; with AND as many steps without it as have so many noise predictions."""
+    steps, guided = generation.steps_of(request), generation.is_guided(request)
+    return math.ceil(steps * generation.predictions_of(request) / (1 + guided))
 
 
 def _stage_request(request: diffusion_pb2.GenerateRequest, facts: Facts) -> StageRequest:

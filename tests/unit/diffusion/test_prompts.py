@@ -102,4 +102,4 @@ def test_an_evicted_prompt_is_encoded_again(checkpoint, asked, monkeypatch):
     first = prompts.get(asked(seed=1), checkpoint)
     again = prompts.get(asked(seed=1), checkpoint)
     assert again is not first
-    assert torch.equal(again[0].embeds, first[0].embeds)
+    assert torch.equal(again.prompts[0][0][0][1].embeds, first.prompts[0][0][0][1].embeds)

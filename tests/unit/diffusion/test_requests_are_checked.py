@@ -54,6 +54,8 @@ def test_what_is_left_open_is_filled_in(parser):
         format="png",
         quality=90,
         safety_checker="off",
+        prompt_syntax="strict",
+        emphasis="original",
     )
 
 

@@ -39,6 +39,7 @@ OFFERS = (
     *(f"scheduler:{name}" for name in SCHEDULERS),
     *(f"safety_checker:{mode}" for mode in SAFETY_MODES),
     *(f"precision:{precision}" for precision in PRECISIONS),
+    "prompt_syntax:a1111",
 )
 EDGES = replace(
     CANNY,

@@ -27,7 +27,7 @@ MODELS = (
     AnnouncedModel(id="mint", kind="embedding", family="starter"),
     AnnouncedModel(id="sd-lora", kind="lora", family="sd1"),
 )
-OFFERS = ("precision:float16", "safety_checker:blur", "scheduler:dpmpp_2m")
+OFFERS = ("precision:float16", "prompt_syntax:a1111", "safety_checker:blur", "scheduler:dpmpp_2m")
 ANYTHING = (AnnouncedModel(id="*", kind="checkpoint"), AnnouncedModel(id="*", kind="lora"))
 SENT = common_pb2.ImageSource(data=PNG)
 # With values that are no defaults.
@@ -49,6 +49,9 @@ OPTIONS: dict[str, Any] = {
     "variation_seed": 7,
     "variation_strength": 0.25,
     "precision": "float16",
+    "prompt_syntax": "a1111",
+    "emphasis": "no_norm",
+    "sdxl_clip_skip": 3,
 }
 
 
