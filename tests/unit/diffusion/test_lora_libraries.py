@@ -1,6 +1,7 @@
 """Where PEFT or LyCORIS are installed: what they save is applied here as they merge it themselves."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    config = {}
+    config: ClassVar = {}
 
     def __init__(self):
         super().__init__()
