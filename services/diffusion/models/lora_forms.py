@@ -60,6 +60,8 @@ def add_delta(total: Tensor, weight: Tensor, layer: LoraLayer, strength: float) 
     pieces = {
         name: tensor.to(total.device).to(total.dtype) for name, tensor in layer.tensors.items() if name not in OF_BIAS
     }
+    if sum(bool(pieces.keys() & form) for form in _FORMS) > 1:
+        raise ValueError(f"{layer.name} has tensors of two forms")
     magnitude = "row_magnitude" if "row_magnitude" in pieces else "magnitude"
     if magnitude in pieces:
         merged = weight.to(total.dtype) + _delta(pieces, layer, weight)
@@ -122,6 +124,8 @@ def _delta(pieces: Pieces, layer: LoraLayer, weight: Tensor) -> Tensor:
 
 def _shaped(made: Tensor, layer: LoraLayer, shape: torch.Size) -> Tensor:
     """For a UNet made for inpainting, zeros for mask and masked image, which come after the latents' channels."""
+    if made.shape[:1] != shape[:1]:
+        raise ValueError(f"{layer.name} is for another number of outputs")
     if made.numel() == shape.numel():
         return made.reshape(shape)
     channels, left = divmod(made.numel(), shape[0] * shape[2:].numel())
@@ -133,8 +137,6 @@ def _shaped(made: Tensor, layer: LoraLayer, shape: torch.Size) -> Tensor:
 def _product(pieces: Pieces, layer: LoraLayer, weight: Tensor) -> tuple[Tensor, int]:
     """Not scaled, and the rank; 0 where what alpha is divided by is unknown, or alpha means something else."""
     limit = weight.numel()
-    if sum(bool(pieces.keys() & form) for form in _FORMS) > 1:
-        raise ValueError(f"{layer.name} has tensors of two forms")
     if "up" in pieces and "down" in pieces:
         return _locon(pieces, limit), _rank(pieces)
     if "token_up" in pieces and "token_down" in pieces:
