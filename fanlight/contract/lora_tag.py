@@ -31,7 +31,7 @@ class LoraTagContent:
 def read_lora_tag(inner: str) -> LoraTagContent:
     """BadLoraTag for what is no LoRA's name and weights. `inner`: without `<lora:` and `>`."""
     name, *given = inner.split(":")
-    numbers, named, unused = [], dict[str, float](), []
+    numbers, named, unused = list[float](), dict[str, float](), list[str]()
     for each in given:
         key, is_named, value = each.partition("=")
         if not is_named and len(numbers) < _POSITIONS_LIMIT:

@@ -280,7 +280,8 @@ def _rotations(blocks: Tensor, constraint: float) -> Tensor:
     if 0 < constraint < length:
         skew = skew * (constraint / length)
     one = torch.eye(blocks.shape[-1], device=blocks.device)
-    return (one + skew) @ torch.linalg.inv(one - skew)
+    rotations: Tensor = (one + skew) @ torch.linalg.inv(one - skew)
+    return rotations
 
 
 def _turned(own: Tensor, rotations: Tensor) -> Tensor:
@@ -288,7 +289,8 @@ def _turned(own: Tensor, rotations: Tensor) -> Tensor:
     count, size, _ = rotations.shape
     if count * size != own.shape[0]:
         raise ValueError("its blocks are for another number of outputs")
-    return torch.einsum("knm,kn...->km...", rotations, own.reshape(count, size, *own.shape[1:])).reshape(own.shape)
+    turned: Tensor = torch.einsum("knm,kn...->km...", rotations, own.reshape(count, size, *own.shape[1:]))
+    return turned.reshape(own.shape)
 
 
 def _butterfly(own: Tensor, rotations: Tensor) -> Tensor:

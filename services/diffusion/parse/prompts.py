@@ -126,7 +126,7 @@ def _embeddings(
         catalog.embedding(name, checkpoint, field=f"embeddings[{place}]")
         for place, name in enumerate(request.embeddings)
     ]
-    known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]} | bundled
+    known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]} | dict(bundled)
     found = _mentioned(words, known)
     if len(found) > EMBEDDINGS_LIMIT:
         raise InvalidField(f"names {len(found)} embeddings; at most {EMBEDDINGS_LIMIT}", field="prompt")
