@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from fanlight.errors import FanlightError
 from services.diffusion.diffusers_import import ROOT, import_diffusers_module
 from services.diffusion.models.clip import ClipText
+from services.diffusion.models.controlnet_files import CONTROL
 from services.diffusion.models.device import shallow_copy_module
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, VaeEntry
 from services.diffusion.models.faults import CONTENT_ERRORS, MissingFile, UnusableModel, damaged, is_of_device
@@ -102,14 +103,31 @@ def load_text(entry: CheckpointEntry, recipe: TextRecipe, target: LoadTarget) ->
         return fill_module(model, found, target)
 
 
-def load_controlnet(entry: ControlNetEntry, target: LoadTarget) -> Any:
+def load_controlnet(entry: ControlNetEntry, target: LoadTarget, base: Mapping[str, Tensor] | None = None) -> Any:
+    """`base`: the UNet's tensors, such as (O, I), by name, for one whose own are a difference to them."""
     name = f"controlnet {entry.id}"
     with _translate_damage(name):
         if entry.path.is_dir():
             found = folder_tensors(entry.path, name)
         else:
             found = _control_file_tensors(entry.path, entry.config)
+        if base is not None:
+            found = _added(found, base)
         return fill_module(_empty(ControlNetModel, entry.config), found, target)
+
+
+def _added(found: Tensors, base: Mapping[str, Tensor]) -> Tensors:
+    """Tensors, such as (O, I), and the base's of the same names added, in float32.
+
+    Of a UNet for inpainting, which takes more channels, those of the latents count: they come first.
+    """
+    added = dict(found)
+    for name in found.keys() & base.keys():
+        own, other = found[name].float(), base[name].detach().to("cpu", torch.float32)
+        if other.shape != own.shape and other.dim() > 1:
+            other = other[:, : own.shape[1]]
+        added[name] = own + other
+    return added
 
 
 def fill_module(model: Any, found: Mapping[str, Tensor], target: LoadTarget) -> Any:
@@ -248,7 +266,8 @@ def _ldm_text_tensors(path: Path, recipe: TextRecipe, model: Any) -> Tensors:
 
 
 def _control_file_tensors(path: Path, config: Config) -> Tensors:
-    found = load_safetensors(path)
+    # In some files the base model's tensors are beside its own.
+    found = load_safetensors(path, prefixes=(CONTROL,)) or load_safetensors(path)
     if any(name.startswith("controlnet_cond_embedding.") for name in found):
         return found
     return _converted(_conversions().convert_controlnet_checkpoint, found, config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fanlight.contract.names import DEFAULT_SCOPE, parse_scope
-from fanlight.errors import InvalidField, NotFound
+from fanlight.errors import InvalidField, NotFound, PermissionDenied
 from services.gateway.domain.job import DEFAULT_TENANT, Job
 from services.gateway.domain.workers import WorkerStatus
 from services.kernel.config import SettingsError
@@ -30,6 +30,11 @@ class Caller:
     def without_secrets(self, status: WorkerStatus) -> WorkerStatus:
         """A worker's status as the caller may see it: tenants do not see the tasks."""
         return status if self.is_operator else replace(status, tasks=())
+
+    def require_operator(self, what: str) -> None:
+        """PermissionDenied for a tenant."""
+        if not self.is_operator:
+            raise PermissionDenied(f"{what} is for the operator alone: send the token of FANLIGHT_CLIENT_TOKEN")
 
     def sees(self, job: Job) -> bool:
         return self.is_operator or (job.tenant == self.tenant and job.check is None)

@@ -38,8 +38,16 @@ class ListingRoutes:
     async def annotators(self) -> Response:
         return answer(answers.annotators(self._gateway.workers))
 
-    async def models(self) -> Response:
-        return answer(answers.models(self._gateway.workers))
+    async def models(
+        self,
+        caller: CurrentCaller,
+        left_out: Annotated[
+            bool, Query(description="Also list what workers found among their models and do not use; operator only.")
+        ] = False,
+    ) -> Response:
+        if left_out:
+            caller.require_operator("what workers do not use")
+        return answer(answers.models(self._gateway.workers, left_out=left_out))
 
     async def workers(self, caller: CurrentCaller) -> Response:
         statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]
