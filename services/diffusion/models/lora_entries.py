@@ -16,6 +16,7 @@ from services.diffusion.models.recipes import UnfitFolder
 
 Shape = tuple[int, ...]
 BUNDLES_LIMIT = 100
+_WORDS_CHARACTERS_LIMIT = 200
 # The name that kohya's scripts were asked to write the file under; what a prompt may call it.
 _OUTPUT_NAME = "ss_output_name"
 _ALIAS_CHARACTERS_LIMIT = 100
@@ -44,6 +45,8 @@ def lora_entry(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, s
     except (BadPeftConfig, BadPattern) as error:
         raise UnfitFolder(str(error)) from error
     id_, size_bytes = part_id(path), path.stat().st_size
+    bundled = _bundled(path, shapes, size_bytes=size_bytes, lora_id=id_)
+    words = ", ".join(each.id for each in bundled)
     return LoraEntry(
         id=id_,
         path=path,
@@ -51,7 +54,8 @@ def lora_entry(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, s
         size_bytes=size_bytes,
         license=license_of(path),
         aliases=_aliases(id_, metadata),
-        bundled=_bundled(path, shapes, size_bytes=size_bytes, lora_id=id_),
+        bundled=bundled,
+        note=f"brings textual inversions along: {words[:_WORDS_CHARACTERS_LIMIT]}" if bundled else "",
     )
 
 

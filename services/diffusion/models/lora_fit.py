@@ -50,6 +50,6 @@ class LoraFit:
                 field="loras",
             ).of_part(part_of(use.entry))
         return (
-            f"LoRA {use.entry.id}: {len(left_out)} of its {total} layers do not fit {self._checkpoint_id} and were left"
-            f" out, such as {left_out[0][:_NAME_LIMIT]}"
+            f"LoRA {use.entry.id} was applied without {len(left_out)} of its {total} layers, for which"
+            f" {self._checkpoint_id} has no place, such as {left_out[0][:_NAME_LIMIT]}"
         )

@@ -62,6 +62,7 @@ _ALONE = {
     "rescale": "rescale",
     "on_input": "on_input",
 }
+_AFTER_UNDERSCORES = {f"{mark}.{end}" if end else mark: what for (mark, end), what in _WHAT.items()} | _ALONE
 _MARKS = "|".join(re.escape(mark) for mark in sorted({mark for mark, _ in _WHAT}, key=len, reverse=True))
 _MARK = re.compile(
     rf"(?P<module>.+?)\.(?P<mark>{_MARKS})"
@@ -70,6 +71,7 @@ _MARK = re.compile(
 _ALONE_MARK = re.compile(rf"(?P<module>.+)\.(?P<mark>{'|'.join(_ALONE)})")
 # PEFT's whole tensors: biases that were trained too, and layers of `modules_to_save`.
 _WHOLE = re.compile(r"(?P<module>.+?)(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.(?P<end>weight|bias)")
+_WHOLE_TENSORS = frozenset({"whole_weight", "whole_bias"})
 # Known and not supported, by what is in a tensor's name. PEFT's forms, which are LoRAs in no other sense, come first.
 _PEFTS_OWN = (
     (r"\.(oft_[rR]|oft_embedding_R)\b", "an OFT of PEFT"),
@@ -95,6 +97,8 @@ _OTHER_FORMS = tuple(
         (r"^lora_prior_", "of Stable Cascade"),
     )
 )
+# One search for each of thousands of names.
+_ANY_OTHER_FORM = re.compile("|".join(mark.pattern for mark, _ in _OTHER_FORMS))
 _IGNORED = re.compile(rf"^{re.escape(BUNDLED)}|position_ids$")
 # What trainers' wrappers put before everything else, some of them twice.
 _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "model.diffusion_model.", "diffusion_model.")
@@ -120,6 +124,8 @@ _HEADS = {
         for clip, meant in (("clip_l", "text_encoder"), ("clip_h", "text_encoder"), ("clip_g", "text_encoder_2"))
     },
 }
+_WRAPPED = f"(?:{'|'.join(map(re.escape, _WRAPPERS))})*"
+_BEFORE = re.compile(f"{_WRAPPED}({'|'.join(map(re.escape, _HEADS))})?{_WRAPPED}")
 _TEXT = re.compile(r"(text_model|encoder|final_layer_norm|embeddings)\.")
 # `attn1.processor.to_q_lora.down`, as diffusers wrote before PEFT.
 _OLD_ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out)_lora\.(?=(?:down|up)\.)")
@@ -140,9 +146,9 @@ def is_lora(names: Iterable[str]) -> bool:
 
 def lora_names(names: Collection[str]) -> Mapping[str, LoraName]:
     """What each tensor's name says, without those that change no layer. UnsupportedForm for the whole file."""
-    for mark, form in _OTHER_FORMS:
-        if found := next((name for name in names if mark.search(name)), ""):
-            raise UnsupportedForm(f"{form}, which is not supported (tensor {found[:80]})")
+    if found := next(filter(_ANY_OTHER_FORM.search, names), ""):
+        form = next(form for mark, form in _OTHER_FORMS if mark.search(found))
+        raise UnsupportedForm(f"{form}, which is not supported (tensor {found[:80]})")
     read = {name: _read(name) for name in names if not _IGNORED.search(name)}
     _check(read)
     return read
@@ -151,19 +157,32 @@ def lora_names(names: Collection[str]) -> Mapping[str, LoraName]:
 def _check(read: Mapping[str, LoraName]) -> None:
     if not read:
         raise UnsupportedForm("without a single layer")
-    is_peft = any(name.startswith("base_model.model.") or ".base_layer." in name for name in read)
-    ia3 = {(meant.part, meant.module) for meant in read.values() if meant.what == "on_input"}
+    if unknown := _without_owner(read):
+        raise UnsupportedForm(f"of an unknown form, which is not supported (tensor {unknown[:80]})")
+    if not any(meant.adapter for meant in read.values()):
+        return
     adapters: dict[tuple[str, str, str], str] = {}
-    for name, meant in read.items():
-        if meant.what.startswith("whole_") and not is_peft and (meant.part, meant.module) not in ia3:
-            raise UnsupportedForm(f"of an unknown form, which is not supported (tensor {name[:80]})")
+    for meant in read.values():
         other = adapters.setdefault((meant.part, plain_name(meant.module), meant.what), meant.adapter)
         if other != meant.adapter:
             raise UnsupportedForm(f"of two adapters, {other[:40]!r} and {meant.adapter[:40]!r}; save one of them")
 
 
+def _without_owner(read: Mapping[str, LoraName]) -> str:
+    """The name of a whole tensor that is neither PEFT's nor LyCORIS' IA3's; empty where there is none."""
+    whole = {name: meant for name, meant in read.items() if meant.what in _WHOLE_TENSORS}
+    if not whole or any(name.startswith("base_model.model.") or ".base_layer." in name for name in read):
+        return ""
+    ia3 = {(meant.part, meant.module) for meant in read.values() if meant.what == "on_input"}
+    return next((name for name, meant in whole.items() if (meant.part, meant.module) not in ia3), "")
+
+
 def _read(name: str) -> LoraName:
     part, rest = _part_of(name)
+    module, _, mark = rest.partition(".")
+    if what := _AFTER_UNDERSCORES.get(mark):
+        # Of most files, and five times as fast.
+        return LoraName(part=part, module=module, what=what)
     if ".processor." in rest or "_lora." in rest:
         rest = _OLD_ATTENTION.sub(lambda old: f".{_new_name(old[1], part)}.lora.", rest.replace(".processor.", "."))
     if found := _MARK.fullmatch(rest):
@@ -186,18 +205,13 @@ def _new_name(old: str, part: str) -> str:
 
 def _part_of(name: str) -> tuple[str, str]:
     """The part of the model, and the name without what stands before the layer's."""
-    rest = _unwrapped(name)
-    for head, part in _HEADS.items():
-        if rest.startswith(head):
-            inner = _unwrapped(rest.removeprefix(head))
-            return part, inner.removeprefix("transformer.") if part != "unet" else inner
-    return ("text_encoder" if _TEXT.match(rest) else "unet"), rest
-
-
-def _unwrapped(name: str) -> str:
-    while found := next((each for each in _WRAPPERS if name.startswith(each)), ""):
-        name = name.removeprefix(found)
-    return name
+    found = _BEFORE.match(name)
+    assert found is not None, "it matches nothing at least"
+    rest = name[found.end() :]
+    part = _HEADS.get(found[1] or "", "")
+    if not part:
+        return ("text_encoder" if _TEXT.match(rest) else "unet"), rest
+    return part, rest if part == "unet" else rest.removeprefix("transformer.")
 
 
 def plain_name(module: str) -> str:

@@ -188,8 +188,6 @@ def _prediction_type(path: Path, header: SafetensorsHeader, base: str) -> str:
     return ""
 
 
-
-
 def _vae(path: Path, header: SafetensorsHeader) -> VaeEntry:
     """The latents' channels from the decoder's first layer, their factor from how many blocks it has."""
     is_tiny = any(name.endswith("decoder.layers.0.weight") for name in header.shapes)

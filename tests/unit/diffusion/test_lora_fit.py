@@ -83,7 +83,9 @@ def test_what_fits_is_applied_and_the_rest_is_told(what, manager, catalog, writt
         assert changed(image.unet, pristine.unet) == [f"{KEY}.weight"]
         assert changed(image.texts[0].encoder, pristine.texts[0].encoder) == [f"{TEXT}.weight"]
         [told] = image.warnings
-        assert re.match(r"LoRA style: 1 of its 3 layers do not fit tiny and were left out, such as \w", told)
+        assert re.match(
+            r"LoRA style was applied without 1 of its 3 layers, for which tiny has no place, such as \w", told
+        )
 
 
 def test_what_is_not_asked_for_is_not_told(written, made):
@@ -107,7 +109,7 @@ def test_one_lora_that_does_not_fit_leaves_the_other_as_it_is(manager, catalog, 
     good, half = written(unet(KEY), "good"), written({**unet(KEY, rows=24), **unet(QUERY)}, "half")
     image = assemble(manager, asked(loras=(LoraUse(entry=half), LoraUse(entry=good))))
     assert torch.allclose(image.unet.get_submodule(KEY).weight, pristine + numbers(16, 2) @ numbers(2, 16), atol=1e-6)
-    assert [told.partition(":")[0] for told in image.warnings] == ["LoRA half"]
+    assert [told.partition(" was")[0] for told in image.warnings] == ["LoRA half"]
 
 
 @pytest.fixture(scope="module")
