@@ -5,7 +5,7 @@ kohya's, diffusers' of all ages, PEFT's, LyCORIS' and ComfyUI's. Reads nothing, 
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 BUNDLED = "bundle_emb."
@@ -15,8 +15,7 @@ class UnsupportedForm(Exception):
     """A LoRA that cannot be applied; the message goes on from "it is"."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraName:
+class LoraName(NamedTuple):
     """What a tensor's name says. `module`: with the file's own dots or underscores, without what stands before it."""
 
     part: str

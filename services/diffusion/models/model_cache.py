@@ -230,7 +230,7 @@ class ModelCache:
                 return self._part(key, lambda: load_controlnet(entry, self._target()), pin)
             # One for each checkpoint: its tensors are that one's with a difference.
             key = (*key, checkpoint, fingerprint(checkpoint.path, "unet"))
-            unet = self._unet(checkpoint, (), pin)
+            unet = self._unet(checkpoint, (), pin, LoraFit(checkpoint.id))
             return self._part(key, lambda: load_controlnet(entry, self._target(), unet.state_dict()), pin)
 
     def _target(self, dtype: torch.dtype | None = None) -> LoadTarget:
