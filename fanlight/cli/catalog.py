@@ -83,7 +83,7 @@ def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False, left_out
     def row(model: "Model") -> tuple[str, ...]:
         size = f"{model.width_px}x{model.height_px}" if model.width_px else "-"
         mebibytes = f"{model.size_bytes / MIB:.1f} MiB" if model.size_bytes else "-"
-        default = "default" if model.is_default else ""
+        default = "; ".join(filter(None, ("default" if model.is_default else "", model.note)))
         where = _WHERE.get(model.residency, "-")
         return model.id, model.kind, model.family or "-", size, mebibytes, where, model.license or "-", default
 

@@ -207,7 +207,8 @@ class ModelCatalog:
 def _the_one(entries: Sequence[_Named], name: str, *, kind: str, field: str) -> _Named:
     named = _named(entries, name)
     if not named:
-        if alike := [entry.id for entry in entries if shares_name(entry.id, name)]:
+        alike = [entry.id for entry in entries if shares_name(entry.id, name)]
+        if len(alike) > 1:
             several = " and ".join(alike[:_KNOWN_LIMIT])
             raise NotFound(f"several have the name {_short(name)}: write {several}", field=field)
         known = ", ".join(entry.id for entry in entries[:_KNOWN_LIMIT]) or "none"

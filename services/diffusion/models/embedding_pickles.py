@@ -63,7 +63,7 @@ def pickled_shapes(path: Path) -> Mapping[str, Shape]:
 
 
 def pickled_tensors(path: Path) -> "dict[str, Tensor]":
-    """The tensors by name, of any shape, in the file's types. UnfitFolder."""
+    """The tensors by name, such as (N, D), in the file's types and unscaled. UnfitFolder."""
     import torch
 
     with _opened(path) as file:

@@ -3,47 +3,50 @@
 Reads nothing, loads no torch.
 """
 
-import re
 from collections.abc import Collection
 from pathlib import PurePath
 
-# Of kinds that share names with those that are used, so that they are looked for first: what it is, what a tensor's
-# name has.
-_FOREIGN = (
-    ("of Flux", r"double_blocks[._]\d|single_blocks[._]\d|single_transformer_blocks[._]\d"),
+# What a kind is called, and what of its tensors' names no other kind has; a line break stands for a name's begin.
+# Substrings, as each file's thousands of names are searched for each of them.
+_Marks = tuple[tuple[str, tuple[str, ...]], ...]
+# Of kinds that share names with those that are used, so that they are looked for first.
+_FOREIGN: _Marks = (
+    ("of Flux", ("double_blocks", "single_blocks", "single_transformer_blocks")),
     (
         "of Stable Diffusion 3 or another diffusion transformer",
-        r"joint_blocks[._]\d|transformer_blocks[._]\d+[._](norm1_context|attn[._])|(^|\.)pos_embed_input\.",
+        ("joint_blocks", ".norm1_context.", ".attn.to_", ".attn.add_", "\npos_embed_input."),
     ),
     (
         "of Hunyuan, Wan, PixArt or another diffusion transformer",
-        r"(^|[._])(cross_attn|caption_projection|y_embedder|t_block|adaln_single|cap_embedder|noise_refiner)[._]",
+        ("cross_attn.", "caption_projection.", "y_embedder.", "\nt_block.", "adaln_single.", "cap_embedder.",
+         "noise_refiner."),
     ),
-    ("of Stable Cascade", r"(^|\.)(clip_txt_pooled_mapper|effnet_mapper|down_repeat_mappers)\."),
-    ("a motion module of AnimateDiff", r"(^|[._])(motion_modules|temporal_transformer)[._]"),
-    ("an IP-Adapter", r"^(ip_adapter|image_proj|image_proj_model)\.|\.to_[kv]_ip\."),
-    ("a ControlNet-LLLite", r"^lllite_"),
-    ("a PhotoMaker or InstantID adapter", r"^(id_encoder|lora_weights|face_adapter)\."),
-    ("a BrushNet", r"^brushnet_"),
-    ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\.(block1|block2|resnets|in_conv|down_opt)\b"),
-    ("a GLIGEN", r"(^|\.)position_net\."),
-)
+    ("of Stable Cascade", ("clip_txt_pooled_mapper.", "effnet_mapper.", "down_repeat_mappers.")),
+    ("a motion module of AnimateDiff", ("motion_modules", "temporal_transformer")),
+    ("an IP-Adapter", ("\nip_adapter.", "\nimage_proj.", "\nimage_proj_model.", ".to_k_ip.", ".to_v_ip.")),
+    ("a ControlNet-LLLite", ("\nlllite_",)),
+    ("a PhotoMaker or InstantID adapter", ("\nid_encoder.", "\nlora_weights.", "\nface_adapter.")),
+    ("a BrushNet", ("\nbrushnet_",)),
+    ("a T2I-Adapter", ("\nadapter.body.", "\nbody.0.block1.", "\nbody.0.in_conv.", "\nbody.0.resnets.")),
+    ("a GLIGEN", ("position_net.",)),
+)  # fmt: skip
 # Looked for where a file is of no kind that is used.
-_OTHER = (
-    ("an OFT", r"oft_unet|\.oft_(blocks|diag|R)\b"),
-    ("a CLIP vision encoder", r"(^|\.)(vision_model|visual)\."),
-    ("a T5 text encoder", r"(^|\.)encoder\.block\.\d+\.layer\."),
-    ("a text encoder without its model", r"(^|\.)(text_model|text_projection|transformer\.resblocks)\b"),
-    ("a UNet without its text encoders and VAE", r"^(down|up|mid)_blocks?\.|^(input|output)_blocks\."),
+_OTHER: _Marks = (
+    ("an OFT", ("oft_unet", ".oft_blocks", ".oft_diag", ".oft_R.")),
+    ("a CLIP vision encoder", ("vision_model.", "\nvisual.", ".visual.")),
+    ("a T5 text encoder", ("encoder.block.0.layer.",)),
+    ("a text encoder without its model", ("text_model.", "text_projection", "transformer.resblocks.")),
+    (
+        "a UNet without its text encoders and VAE",
+        ("\ndown_blocks.", "\nup_blocks.", "\nmid_block.", "\ninput_blocks.", "\noutput_blocks."),
+    ),
     (
         "an upscaler",
-        r"^(model\.\d+\.(sub|weight|bias)|conv_first|upconv\d|conv_up\d|body\.\d+\.(weight|rdb\d|RDB\d)|RRDB_trunk)"
-        r"|residual_group",
+        ("\nmodel.0.weight", "\nmodel.1.sub.", "\nconv_first.", "\nupconv", "\nconv_up", "\nbody.0.weight",
+         "\nbody.0.rdb", "RRDB_trunk", "residual_group."),
     ),
-    ("a diffusion model of another family", r"^model\.diffusion_model\."),
-)
-_FOREIGN_MARKS = tuple((what, re.compile(pattern)) for what, pattern in _FOREIGN)
-_OTHER_MARKS = tuple((what, re.compile(pattern)) for what, pattern in _OTHER)
+    ("a diffusion model of another family", ("\nmodel.diffusion_model.",)),
+)  # fmt: skip
 
 SAFETENSORS = ".safetensors"
 PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"})
@@ -75,21 +78,21 @@ _DOCUMENTS = frozenset({
 
 def foreign_kind(names: Collection[str]) -> str:
     """What a file is by its tensors' names, such as `a T2I-Adapter`; empty for what may be of a kind that is used."""
-    return _first(_FOREIGN_MARKS, names)
+    return _first(_FOREIGN, names)
 
 
 def unknown_kind(names: Collection[str]) -> str:
     """For a file of no kind that is used: a sentence."""
     if not names:
         return "it has no tensors"
-    what = foreign_kind(names) or _first(_OTHER_MARKS, names)
-    if what:
+    if what := foreign_kind(names) or _first(_OTHER, names):
         return f"it is {what}, which is not supported"
     return f"its tensors are those of no known kind of model, such as {next(iter(names))[:60]!r}"
 
 
-def _first(marks: tuple[tuple[str, re.Pattern[str]], ...], names: Collection[str]) -> str:
-    return next((what for what, mark in marks if any(mark.search(name) for name in names)), "")
+def _first(marks: _Marks, names: Collection[str]) -> str:
+    text = "\n".join(("", *names))
+    return next((what for what, own in marks if any(mark in text for mark in own)), "")
 
 
 def unread_file(path: PurePath, size_bytes: int) -> str:

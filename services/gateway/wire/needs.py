@@ -203,7 +203,8 @@ def controlnet_of(
 
 def _refuse_shared(catalog: FleetCatalog, kind: str, name: str, model: AnnouncedModel, *, field: str) -> None:
     """NotFound where several models of a worker have the name, each in another folder."""
-    if alike := [each for each in models_for(catalog, kind, model) if shares_name(each, name)]:
+    alike = [each for each in models_for(catalog, kind, model) if shares_name(each, name)]
+    if len(alike) > 1:
         raise NotFound(f"{name[:80]!r} is the name of several models: write {_names(alike)}", field=field)
 
 

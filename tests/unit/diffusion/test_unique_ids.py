@@ -133,6 +133,12 @@ def test_an_id_that_cannot_be_told_apart_is_left_out(tmp_path):
     assert "rename it" in found.left_out[0].reason
 
 
+def test_a_version_behind_a_point_is_no_shared_name(tmp_path):
+    sparse_file(tmp_path / "dream-v1.5.safetensors", CHECKPOINT)
+    with pytest.raises(NotFound, match="no checkpoint is called '5'; there are dream-v1.5"):
+        scan([tmp_path]).checkpoint("5")
+
+
 @pytest.mark.parametrize(
     ("id_", "name", "shares"),
     [
