@@ -277,12 +277,14 @@ def fingerprint(path: Path, part: str) -> object:
 _HASH = re.compile(r"\s*\[[0-9a-fA-F]{6,64}\]$")
 _ENDINGS = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$", re.IGNORECASE)
 _PRECISION = re.compile(r"[_.-](fp16|bf16|fp32)$")
+# What libraries call the weights of a folder with a config.
+_WEIGHTS = frozenset({"diffusion_pytorch_model", "model", "pytorch_model"})
 # Names that many files have; such a file is called by its folder.
-_COMMON = frozenset({
-    "adapter_model", "diffusion_pytorch_model", "learned_embeds", "model", "pytorch_lora_weights", "pytorch_model",
-})  # fmt: skip
+_COMMON = _WEIGHTS | {"adapter_model", "learned_embeds", "pytorch_lora_weights"}
 # What such names may end in: precision, kind of average, step of the training.
 _COMMON_ENDING = re.compile(r"([_.-](fp16|bf16|fp32|non_ema|ema)|[_-]steps?[_-]?\d+)+$")
+# `-00001-of-00002`, of a model in several files.
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 # Folders that are called alike in every model: the folder above says which one it is.
 _COMMON_FOLDERS = frozenset({"unet", "vae", "text_encoder", "text_encoder_2", "controlnet", "lora", "snapshots"})
 # Folders of many models: none of them is called so.
@@ -337,6 +339,11 @@ def own_name(path: PurePath) -> str:
 def is_common(name: str) -> bool:
     """Whether many files have that name, without ending, so that it says nothing of the model."""
     return _COMMON_ENDING.sub("", name).lower() in _COMMON
+
+
+def belongs_to_config(name: str) -> bool:
+    """Whether a file of that name, without ending, is what the config.json beside it is about."""
+    return _COMMON_ENDING.sub("", _SHARD.sub("", name)).lower() in _WEIGHTS
 
 
 def _is_common_folder(name: str) -> bool:

@@ -3,7 +3,6 @@
 Whatever is there and is not used is listed with the reason. Reads no weights, loads no torch.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -19,6 +18,7 @@ from services.diffusion.models.entries import (
     ControlNetEntry,
     Entry,
     VaeEntry,
+    belongs_to_config,
     check_counts,
     checkpoint_entry,
     controlnet_entry,
@@ -202,16 +202,12 @@ def _may_be_model(path: Path) -> bool:
 
 
 def _own_weights(folder: Path) -> frozenset[Path]:
-    """The files that belong to the folder's config: those that many models' files are called alike."""
+    """The files that the folder's config is about."""
     return frozenset(
         child
         for child in folder.iterdir()
-        if child.suffix.lower() in {SAFETENSORS, *PICKLES} and is_common(_SHARD.sub("", plain(child.name)))
+        if child.suffix.lower() in {SAFETENSORS, *PICKLES} and belongs_to_config(plain(child.name))
     )
-
-
-# `-00001-of-00002`, of a model in several files.
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 # Of what a pipeline adds to the usual UNet, VAE and text encoders nothing is in the folder, but for ControlNets.

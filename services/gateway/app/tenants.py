@@ -62,11 +62,6 @@ class Caller:
         """A worker's status as the caller may see it: tenants do not see the tasks."""
         return status if self.is_operator else replace(status, tasks=())
 
-    def require_operator(self, what: str) -> None:
-        """PermissionDenied for a tenant."""
-        if not self.is_operator:
-            raise PermissionDenied(f"{what} is for the operator alone: send the token of FANLIGHT_CLIENT_TOKEN")
-
     def sees(self, job: Job) -> bool:
         return self.is_operator or (job.tenant == self.tenant and job.check is None)
 

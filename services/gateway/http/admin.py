@@ -16,6 +16,7 @@ from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.queue_index import QueueLine
 from services.gateway.app.readiness import require_ready
 from services.gateway.app.tenants import Caller
+from services.gateway.domain.keys import Right
 from services.gateway.http import docs
 from services.gateway.http.bodies import MetricsReader, QueueReader, Reader, Submitter, refuse_unknown
 from services.gateway.http.json_messages import answer, of_value
@@ -46,7 +47,7 @@ class ListingRoutes:
         ] = False,
     ) -> Response:
         if left_out:
-            caller.require_operator("what workers do not use")
+            caller.require(Right.OPERATE)
         return answer(answers.models(self._gateway.workers, left_out=left_out))
 
     async def workers(self, caller: Reader) -> Response:

@@ -120,7 +120,7 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     ) -> gateway_pb2.ListModelsResponse:
         caller = self._caller(context, Right.READ)
         if request.left_out:
-            caller.require_operator("what workers do not use")
+            caller.require(Right.OPERATE)
         return answers.models(self._gateway.workers, left_out=request.left_out)
 
     async def ListWorkers(

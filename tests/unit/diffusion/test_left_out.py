@@ -144,6 +144,15 @@ def test_a_folder_of_an_unsupported_class_is_named_once(tmp_path):
     assert "T2IAdapter" in found.left_out[0].reason
 
 
+def test_a_lora_beside_a_config_of_another_class_is_used(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    sparse_file(tmp_path / "diffusion_pytorch_model.safetensors", {"conv_in.weight": (8, 4, 3, 3)})
+    sparse_file(tmp_path / "pytorch_lora_weights.safetensors", {f"lora_unet_down_attn2_to_k.{LORA}": (4, 768)})
+    found = scan([tmp_path])
+    assert [entry.id for entry in found.entries] == ["pytorch_lora_weights"]
+    assert ["UNet2DConditionModel" in each.reason for each in found.left_out] == [True]
+
+
 def test_a_models_folder_may_hold_a_config_that_is_none(tmp_path):
     """As A1111's own settings."""
     (tmp_path / "config.json").write_text('{"samples_save": true, "_class_name": "Settings"}')

@@ -135,7 +135,7 @@ def test_an_id_that_cannot_be_told_apart_is_left_out(tmp_path):
 
 def test_a_version_behind_a_point_is_no_shared_name(tmp_path):
     sparse_file(tmp_path / "dream-v1.5.safetensors", CHECKPOINT)
-    with pytest.raises(NotFound, match="no checkpoint is called '5'; there are dream-v1.5"):
+    with pytest.raises(NotFound, match=r"no checkpoint is called '5'; there are dream-v1\.5"):
         scan([tmp_path]).checkpoint("5")
 
 
