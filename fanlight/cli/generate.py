@@ -69,7 +69,26 @@ Embeddings = Annotated[
 ]
 ClipSkip = Annotated[
     int | None,
-    typer.Option(help="The text encoder's layer: 1 is the last one, 2 the one before.", show_default=False),
+    typer.Option(
+        help="The text encoder's layer for both prompts: 1 is the last one, 2 the one before. Not for SDXL.",
+        show_default=False,
+    ),
+]
+SdxlClipSkip = Annotated[
+    int | None,
+    typer.Option("--sdxl-clip-skip", help="The same for SDXL, which was trained with 2.", show_default=False),
+]
+PromptSyntax = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="a1111: mistakes in brackets are read as A1111 reads them, with a warning; strict: they are refused;"
+        " plain: no syntax at all.",
+    ),
+]
+Emphasis = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What weights do: original, no_norm, ignore or none; original if left out."),
 ]
 Steps = Annotated[int | None, typer.Option(min=0, help="Model steps, 1 to 150; 20 if left out.", show_default=False)]
 Guidance = Annotated[
@@ -125,6 +144,9 @@ def generate(
     vae: Annotated[str | None, typer.Option(metavar="NAME", help="A VAE instead of the checkpoint's own.")] = None,
     embedding: Embeddings = None,
     clip_skip: ClipSkip = None,
+    sdxl_clip_skip: SdxlClipSkip = None,
+    prompt_syntax: PromptSyntax = "a1111",
+    emphasis: Emphasis = None,
     model: Checkpoint = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Pixels; if left out the image's, or the model's own.")

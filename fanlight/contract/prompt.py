@@ -34,9 +34,11 @@ from fanlight.contract.prompt_schedule import PromptTemplate, parse_template
 from fanlight.contract.prompt_weights import (
     EMPHASES,
     FORGIVING,
+    IGNORE,
     LESS,
     MORE,
     NO_NORM,
+    NONE,
     ORIGINAL,
     PLAIN,
     STRICT,
@@ -51,8 +53,10 @@ from fanlight.errors import InvalidField
 __all__ = [
     "EMPHASES",
     "FORGIVING",
+    "IGNORE",
     "LESS",
     "MORE",
+    "NONE",
     "NO_NORM",
     "ORIGINAL",
     "PLAIN",

@@ -188,6 +188,8 @@ A1111_OPTIONS: Mapping[str, str] = {
     "variation_strength": "Variation seed strength",
     "strength": "Denoising strength",
     "clip_skip": "Clip skip",
+    "sdxl_clip_skip": "SDXL clip skip",
+    "emphasis": "Emphasis",
     "eta": "Eta",
 }
 

@@ -132,3 +132,12 @@ def test_a_prompt_without_its_loras_keeps_its_words():
 def test_words_are_whole():
     names = ["mint", "pepper", "bad-hands", "bad"]
     assert words_in("Mint, peppermint, bad-hands!", names) == ["mint", "bad-hands", "bad"]
+
+
+def test_loras_are_taken_out_of_changes_and_composed_prompts():
+    text = "a [<lora:one:0.5>cat:<lora:two>dog:3] AND b<lora:three>:0.5"
+    parsed = parse_prompt(text, "prompt")
+    assert [tag.name for tag in parsed.loras] == ["one", "two", "three"]
+    assert parsed.texts(10) == ["a cat", "a dog", " b"]
+    assert [each.weight for each in parsed.prompts] == [1.0, 0.5]
+    assert with_loras_renamed(text, str.upper).count("<lora:TWO>") == 1
