@@ -14,7 +14,6 @@ from functools import lru_cache
 
 from fanlight.contract.limits import (
     DEFAULT_STEPS,
-    LORA_WEIGHT_LIMIT,
     LORAS_LIMIT,
     PART_TOKENS,
     PROMPT_AND_LIMIT,
@@ -30,6 +29,7 @@ from fanlight.contract.limits import (
     check_characters,
     format_number,
 )
+from fanlight.contract.lora_tag import BadLoraTag, read_lora_tag
 from fanlight.contract.prompt_schedule import PromptTemplate, parse_template
 from fanlight.contract.prompt_weights import (
     EMPHASES,
@@ -404,20 +404,13 @@ class _Parser:
             raise self._error(at, f"'<{match['kind']}:' is never closed by a '>'")
         if match["kind"] == "hypernet":
             raise self._error(at, "hypernetworks are not offered")
-        name, *weights = match["inner"].split(":")
-        if not name.strip() or len(weights) > 2:
-            raise self._error(at, "is not '<lora:name:weight>' or '<lora:name:weight:text encoder weight>'")
-        numbers = [self._number(weight, at, LORA_WEIGHT_LIMIT) for weight in weights] or [1.0]
-        return LoraTag(name.strip(), numbers[0], numbers[-1], at, match.end())
-
-    def _number(self, text: str, at: int, limit: float) -> float:
         try:
-            number = float(text)
-        except ValueError as error:
-            raise self._error(at, f"{text.strip()[:40]!r} is not a weight such as 1.2") from error
-        if not math.isfinite(number) or abs(number) > limit:
-            raise self._error(at, f"the weight is {format_number(number)}; must be {-limit:g} to {limit:g}")
-        return number
+            read = read_lora_tag(match["inner"])
+        except BadLoraTag as error:
+            raise self._error(at, str(error)) from error
+        for each in read.unused:
+            self._mistake(at, f"{each!r} in a LoRA's tag is not offered", f"{each!r} in a LoRA's tag was not used")
+        return LoraTag(read.name, read.unet_weight, read.text_weight, at, match.end())
 
     def _prompts(self, untagged: _Untagged) -> Iterator[ComposedPrompt]:
         ands = [] if self._field == "negative_prompt" else [each.span() for each in _AND.finditer(untagged.text)]

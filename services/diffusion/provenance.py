@@ -11,6 +11,7 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToDict
 
 from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES
+from fanlight.contract.lora_tag import lora_tag
 from fanlight.contract.prompt import IGNORE, NO_NORM, NONE, PLAIN
 from fanlight.contract.schedulers import SCHEDULE_TITLES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
@@ -186,8 +187,7 @@ def infotext(generation: Generation, digests: Digests, *, version: str) -> str:
 def _prompt_with_tags(generation: Generation) -> str:
     tags = []
     for use in generation.loras:
-        weights = [use.unet_weight] if use.unet_weight == use.text_weight else [use.unet_weight, use.text_weight]
-        tags.append(f"<lora:{use.entry.id}:{':'.join(f'{weight:g}' for weight in weights)}>")
+        tags.append(lora_tag(use.entry.id, unet_weight=use.unet_weight, text_weight=use.text_weight))
     return " ".join(part for part in (_as_a1111(generation.prompt, generation), *tags) if part)
 
 
@@ -218,8 +218,8 @@ def _infotext_fields(generation: Generation, digests: Digests, version: str) -> 
         yield f"ControlNet {number}", _control_field(generation, number, control.controlnet.id)
     if generation.loras:
         yield "Lora hashes", _hashes({use.entry.id: digests(use.entry) for use in generation.loras})
-    if generation.embeddings:
-        yield "TI hashes", _hashes({entry.id: digests(entry) for entry in generation.embeddings})
+    if separate := [entry for entry in generation.embeddings if not entry.bundled_in]:
+        yield "TI hashes", _hashes({entry.id: digests(entry) for entry in separate})
     yield "Version", f"Fanlight {version}"
 
 

@@ -47,7 +47,7 @@ def models_to_proto(
             family=catalog.family_of(entry),
             residency=_RESIDENCIES[residency_of(entry)],
             sha256=digest_of(entry),
-            aliases=_aliases(entry.id, entry.reference, KINDS[type(entry)]),
+            aliases=_aliases(entry.id, entry.reference, KINDS[type(entry)], getattr(entry, "aliases", ())),
             note=entry.note,
         )
         if isinstance(entry, CheckpointEntry):
@@ -76,12 +76,12 @@ def capable_models(
     return models
 
 
-def _aliases(id_: str, reference: str, kind: str) -> list[str]:
+def _aliases(id_: str, reference: str, kind: str, own: Sequence[str] = ()) -> list[str]:
     """Its own id is among them: aliases are matched without case and ending."""
     if id_ == "*":
         return []
     more = controlnet_aliases(id_) if kind == "controlnet" else []
-    return list(dict.fromkeys(filter(None, [id_, reference, *more])))
+    return list(dict.fromkeys(filter(None, [id_, reference, *more, *own])))
 
 
 def _remote(model: RemoteModel, default_id: str) -> _Model:

@@ -128,7 +128,7 @@ class ModelCatalog:
             EmbeddingEntry,
             embedding_id,
             checkpoint,
-            fits=lambda entry: _has_widths(entry, checkpoint),
+            fits=lambda entry: has_widths(entry, checkpoint),
             family=lambda entry: self._family_or_width(sum(entry.widths)),
             kind="embedding",
             field=field,
@@ -138,7 +138,7 @@ class ModelCatalog:
         return [entry for entry in self.controlnets if entry.shape == checkpoint.shape]
 
     def embeddings_of(self, checkpoint: CheckpointEntry) -> list[EmbeddingEntry]:
-        return [entry for entry in self._of(EmbeddingEntry) if _has_widths(entry, checkpoint)]
+        return [entry for entry in self._of(EmbeddingEntry) if has_widths(entry, checkpoint)]
 
     def tiny_vae_of(self, checkpoint: CheckpointEntry) -> VaeEntry | None:
         """The TAESD that its previews are made with, where there is one."""
@@ -233,6 +233,8 @@ def _named(entries: Sequence[_Named], name: str) -> list[_Named]:
 
 
 def _other_names(entry: Entry) -> Sequence[str]:
+    if isinstance(entry, LoraEntry):
+        return entry.aliases
     return controlnet_aliases(entry.id) if isinstance(entry, ControlNetEntry) else ()
 
 
@@ -245,7 +247,7 @@ def _decodes(entry: VaeEntry, checkpoint: CheckpointEntry) -> bool:
     return (entry.latent_factor, entry.latent_channels) == (shape.latent_factor, shape.latent_channels)
 
 
-def _has_widths(entry: EmbeddingEntry, checkpoint: CheckpointEntry) -> bool:
+def has_widths(entry: EmbeddingEntry, checkpoint: CheckpointEntry) -> bool:
     """One width for each text encoder. A pickle's widths are checked when it is used."""
     widths = tuple(text.config["hidden_size"] for text in checkpoint.recipe.texts)
     return not entry.widths or entry.widths == widths

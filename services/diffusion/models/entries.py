@@ -101,14 +101,6 @@ class ControlNetEntry(_Entry):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoraEntry(_Entry):
-    """It fits checkpoints of the same width."""
-
-    # The width of the prompt embeddings that it was trained on; 0 where its file does not show it.
-    cross_attention_dim: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VaeEntry(_Entry):
     """A single file may be in either layout's names."""
 
@@ -126,6 +118,20 @@ class EmbeddingEntry(_Entry):
     widths: tuple[int, ...]
     # How many tokens it takes up in a prompt.
     vectors: int
+    # The LoRA whose file has it, for whose images alone it counts; empty for a file of its own.
+    bundled_in: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraEntry(_Entry):
+    """It fits checkpoints of the same width."""
+
+    # The width of the prompt embeddings that it was trained on; 0 where its file does not show it.
+    cross_attention_dim: int
+    # What it may be called beside its id.
+    aliases: tuple[str, ...] = ()
+    # Textual inversions in its file.
+    bundled: tuple[EmbeddingEntry, ...] = ()
 
 
 Entry = CheckpointEntry | ControlNetEntry | LoraEntry | VaeEntry | EmbeddingEntry

@@ -33,8 +33,10 @@ from services.diffusion.models.loading import (
     load_vae,
     vae_config,
 )
+from services.diffusion.models.lora_bundles import read_bundled
 from services.diffusion.models.lora_files import LoraWeights, read_lora
-from services.diffusion.models.patching import LoraStrength, patch_loras
+from services.diffusion.models.lora_fit import LoraFit
+from services.diffusion.models.patching import LoraStrength, PatchedModule, patch_loras
 from services.diffusion.models.recipes import Config, TextRecipe
 from services.diffusion.models.tiers import Pin, Residency, Tier
 from services.diffusion.models.tokenizer import digest_of, load_tokenizer
@@ -154,8 +156,10 @@ class ModelCache:
         pin = Pin(work_bytes, torch.float32 if in_float32 else None)
         self._vram.admit(pin)
         with blames(entry):
-            unet = self._unet(entry, loras, pin)
-            texts = tuple(self._text(entry, recipe, loras, pin) for recipe in entry.recipe.texts)
+            fit = LoraFit(entry.id)
+            unet = self._unet(entry, loras, pin, fit)
+            texts = tuple(self._text(entry, recipe, loras, pin, fit) for recipe in entry.recipe.texts)
+            parts = ("unet", *(recipe.part for recipe in entry.recipe.texts))
             return Checkpoint(
                 entry=entry,
                 texts=self._with_embeddings(entry, texts, embeddings) if embeddings else texts,
@@ -166,6 +170,7 @@ class ModelCache:
                 weights=self._cached(("weights", entry), lambda: sum(each.numel() for each in unet.parameters())),
                 scheduler_config=self._cached(("scheduler", entry), lambda: _scheduler_config(entry)),
                 pin=pin,
+                warnings=fit.warnings([(use, self._lora(use)) for use in loras], parts),
             )
 
     def with_vae_in_float32(self, checkpoint: Checkpoint, vae: VaeEntry | None) -> Checkpoint:
@@ -175,12 +180,14 @@ class ModelCache:
         own = self._own_vae(entry, pin) if vae is None else self._separate_vae(vae, entry, pin)
         return replace(checkpoint, vae=own, pins=(*checkpoint.pins, checkpoint.pin), pin=pin)
 
-    def _unet(self, entry: CheckpointEntry, loras: Sequence[LoraUse], pin: Pin) -> Any:
+    def _unet(self, entry: CheckpointEntry, loras: Sequence[LoraUse], pin: Pin, fit: LoraFit) -> Any:
         key = ("unet", entry, fingerprint(entry.path, "unet"), *_typed(pin))
         uses = [(use, use.unet_weight) for use in loras if use.unet_weight]
-        return self._patched(key, lambda: load_unet(entry, self._target(pin.dtype)), uses, "unet", pin)
+        return self._patched(key, lambda: load_unet(entry, self._target(pin.dtype)), uses, "unet", pin, fit)
 
-    def _text(self, entry: CheckpointEntry, recipe: TextRecipe, loras: Sequence[LoraUse], pin: Pin) -> TextPart:
+    def _text(
+        self, entry: CheckpointEntry, recipe: TextRecipe, loras: Sequence[LoraUse], pin: Pin, fit: LoraFit
+    ) -> TextPart:
         key = (recipe.part, entry, fingerprint(entry.path, recipe.part), *_typed(pin))
         uses = [(use, use.text_weight) for use in loras if use.text_weight]
         tokenizer = self._cached(("tokenizer", entry, recipe.tokenizer), lambda: self._tokenizer(entry, recipe))
@@ -190,6 +197,7 @@ class ModelCache:
             uses,
             recipe.part,
             pin,
+            fit,
         )
         return TextPart(
             tokenizer=tokenizer,
@@ -234,7 +242,7 @@ class ModelCache:
                 return self._part(key, lambda: load_controlnet(entry, target), pin)
             # One for each checkpoint: its tensors are that one's with a difference.
             key = (*key, checkpoint, fingerprint(checkpoint.path, "unet"))
-            unet = self._unet(checkpoint, (), pin)
+            unet = self._unet(checkpoint, (), pin, LoraFit(checkpoint.id))
             return self._part(key, lambda: load_controlnet(entry, target, unet.state_dict()), pin)
 
     def _target(self, dtype: torch.dtype | None = None) -> LoadTarget:
@@ -244,7 +252,13 @@ class ModelCache:
         )
 
     def _patched(
-        self, key: Key, load: Callable[[], Any], uses: Sequence[tuple[LoraUse, float]], part: str, pin: Pin
+        self,
+        key: Key,
+        load: Callable[[], Any],
+        uses: Sequence[tuple[LoraUse, float]],
+        part: str,
+        pin: Pin,
+        fit: LoraFit,
     ) -> Any:
         """The part with these LoRAs in it, in whatever order; unpatched where none of them has layers for it."""
         ordered = sorted(uses, key=lambda pair: (pair[0].entry.id, pair[1]))
@@ -256,14 +270,14 @@ class ModelCache:
             *key,
             *((each.lora.entry, fingerprint(each.lora.entry.path, ""), each.strength) for each in strengths),
         )
-        ready = self._vram.get(combination, pin)
+        ready: PatchedModule | None = self._vram.get(combination, pin)
         # Used after the patched one, so that of the two it is evicted later.
         pristine = self._part(key, load, pin)
         if ready is None:
-            made = patch_loras(pristine, part, strengths, str(getattr(key[1], "id", "")))
-            ready = made.module
-            self._vram.put(combination, ready, made.size_bytes, pin)
-        return ready
+            ready = patch_loras(pristine, part, strengths)
+            self._vram.put(combination, ready, ready.size_bytes, pin)
+        fit.add(ready.left_out)
+        return ready.module
 
     def _part(self, key: Key, load: Callable[[], Any], pin: Pin) -> Any:
         """From the nearest tier that has it, to the device."""
@@ -290,7 +304,7 @@ class ModelCache:
         for each in embeddings:
             key = ("embedding", each, fingerprint(each.path, ""))
             with blames(each):
-                read[each.id] = self._cached(key, partial(read_embedding, each))
+                read[each.id] = self._cached(key, partial(read_bundled if each.bundled_in else read_embedding, each))
                 check_widths(each, read[each.id], widths, entry.id)
                 check_length(each, read[each.id], texts)
         return tuple(

@@ -22,7 +22,6 @@ from services.diffusion.models.entries import (
     CheckpointEntry,
     EmbeddingEntry,
     Entry,
-    LoraEntry,
     VaeEntry,
     checkpoint_entry,
     license_of,
@@ -31,12 +30,12 @@ from services.diffusion.models.entries import (
 from services.diffusion.models.headers import SafetensorsHeader as SafetensorsHeader
 from services.diffusion.models.headers import read_header as read_header
 from services.diffusion.models.leftovers import check_kind, checked
+from services.diffusion.models.lora_entries import lora_entry
+from services.diffusion.models.lora_names import is_lora
 from services.diffusion.models.marks import LDM_FIRST, LDM_UNET, context_width, with_marks, with_own_configs
 from services.diffusion.models.quantized import check_quantized
 from services.diffusion.models.recipes import Recipe, UnfitFolder, from_folder, shipped
 from services.diffusion.models.unknown_files import foreign_kind, unknown_kind
-
-_LORA_PARTS = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 
 
 class FileKind(Enum):
@@ -54,7 +53,7 @@ def kind_of(header: SafetensorsHeader) -> FileKind | None:
         return FileKind.CONTROLNET
     if LDM_FIRST in names:
         return FileKind.CHECKPOINT
-    if any(name.startswith("lora_") or any(mark in name for mark in _LORA_PARTS) for name in names):
+    if is_lora(names):
         return FileKind.LORA
     if any(name.endswith(("decoder.conv_in.weight", "decoder.layers.0.weight")) for name in names):
         return FileKind.VAE
@@ -64,7 +63,6 @@ def kind_of(header: SafetensorsHeader) -> FileKind | None:
 # The first layer's width and the width of the prompt embeddings.
 _BASES = {(320, 768): "sd1", (320, 1024): "sd2", (320, 2048): "sdxl", (384, 1280): "refiner"}
 _TO_KEY = "attn2.to_k.weight"
-_LORA_INPUT = re.compile(r"attn2[._](?:processor[._])?to_k(?:_lora)?\.(?:lora_down|lora_A|down|lora\.down|hada_w1_b)")
 
 
 def read_file(path: Path) -> Entry:
@@ -87,7 +85,7 @@ def _entry(path: Path, header: SafetensorsHeader, kind: FileKind | None) -> Entr
     if kind is FileKind.CONTROLNET:
         return controlnet_of_file(path, header.shapes, size_bytes=path.stat().st_size)
     if kind is FileKind.LORA:
-        return _lora(path, header)
+        return lora_entry(path, header.shapes, header.metadata)
     if kind is FileKind.VAE and not any(name.startswith(LDM_UNET) for name in header.shapes):
         return _vae(path, header)
     if kind is FileKind.EMBEDDING:
@@ -126,17 +124,6 @@ def _recipe(path: Path, header: SafetensorsHeader) -> Recipe:
     if not base:
         raise UnfitFolder(f"its shapes are those of no known model; {beside.name}/ could hold its configs")
     return checked(with_marks(shipped(base), path, header), header)
-
-
-def _lora(path: Path, header: SafetensorsHeader) -> LoraEntry:
-    widths = [shape[1] for name, shape in header.shapes.items() if _LORA_INPUT.search(name) and len(shape) > 1]
-    return LoraEntry(
-        id=part_id(path),
-        path=path,
-        cross_attention_dim=widths[0] if widths else 0,
-        size_bytes=path.stat().st_size,
-        license=license_of(path),
-    )
 
 
 def _vae(path: Path, header: SafetensorsHeader) -> VaeEntry:

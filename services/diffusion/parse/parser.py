@@ -177,7 +177,7 @@ def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:
             for use in generation.loras
         ],
         vae=generation.vae.id if generation.vae else "",
-        embeddings=[entry.id for entry in generation.embeddings],
+        embeddings=[entry.id for entry in generation.embeddings if not entry.bundled_in],
     )
     for option in _SHARED_OPTIONS:
         value = getattr(generation, option)

@@ -1,6 +1,6 @@
 """A request's prompts, and the LoRAs and embeddings that they and its fields name."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from fanlight.contract.generation import parsed_prompts, steps_of, syntax_of
@@ -9,7 +9,7 @@ from fanlight.contract.prompt import ORIGINAL, LoraTag, read_weights
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.engine.generation import SDXL_LAYER
-from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.catalog import ModelCatalog, has_widths
 from services.diffusion.models.entries import CheckpointEntry, EmbeddingEntry, LoraEntry, LoraUse
 from services.diffusion.prompt import embedding_pattern
 
@@ -32,13 +32,24 @@ def read_prompts(
 ) -> ReadPrompts:
     prompts = parsed_prompts(request)
     prompt = prompts["prompt"]
+    loras, words = _loras(request, prompt.loras, catalog, checkpoint), list(_segment_texts(request))
+    bundled = {each.id.lower(): each for use in reversed(loras) for each in use.entry.bundled}
+    fitting = {word: each for word, each in bundled.items() if has_widths(each, checkpoint)}
     return ReadPrompts(
         prompt=prompt.text if prompt.text == request.prompt else prompt.text.strip(),
         # Where there are any, they were left out of a forgiving reading.
         negative_prompt=prompts["negative_prompt"].text,
-        loras=_loras(request, prompt.loras, catalog, checkpoint),
-        embeddings=_embeddings(request, _segment_texts(request), catalog, checkpoint),
-        warnings=_clip_skip_warnings(request, checkpoint),
+        loras=loras,
+        embeddings=_embeddings(request, words, catalog, checkpoint, fitting),
+        warnings=(
+            *_clip_skip_warnings(request, checkpoint),
+            *(
+                f"LoRA {each.bundled_in} brings the textual inversion {each.id} along, which is for another base than"
+                f" {checkpoint.id}: it was not used"
+                for word, each in bundled.items()
+                if word not in fitting and _mentioned(words, [word])
+            ),
+        ),
     )
 
 
@@ -105,17 +116,26 @@ def _embeddings(
     words: Iterable[str],
     catalog: ModelCatalog,
     checkpoint: CheckpointEntry,
+    bundled: Mapping[str, EmbeddingEntry],
 ) -> tuple[EmbeddingEntry, ...]:
-    """Those that a prompt names, listed or not; a listed one must exist."""
+    """Those that a prompt names, listed or not; a listed one must exist.
+
+    `bundled`: those that the request's LoRAs bring along, by name; they come before others of that name.
+    """
     listed = [
         catalog.embedding(name, checkpoint, field=f"embeddings[{place}]")
         for place, name in enumerate(request.embeddings)
     ]
-    known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]}
-    if not known:
-        return ()
-    pattern = embedding_pattern(list(known))
-    found = {match.group().lower() for each in words for match in pattern.finditer(each)}
+    known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]} | dict(bundled)
+    found = _mentioned(words, known)
     if len(found) > EMBEDDINGS_LIMIT:
         raise InvalidField(f"names {len(found)} embeddings; at most {EMBEDDINGS_LIMIT}", field="prompt")
     return tuple(known[name] for name in sorted(found))
+
+
+def _mentioned(words: Iterable[str], names: Collection[str]) -> set[str]:
+    """Which of the names, in lower case, the texts mention."""
+    if not names:
+        return set()
+    pattern = embedding_pattern(list(names))
+    return {match.group().lower() for each in words for match in pattern.finditer(each)}

@@ -56,7 +56,7 @@ def test_loras_are_taken_out_with_their_weights():
     read = parse_prompt("a cat <lora:fur:0.8>, <lora:old style:1:-0.5><lora:plain>", "prompt")
     assert read.loras == (
         LoraTag("fur", 0.8, 0.8, 6, 20),
-        LoraTag("old style", 1.0, -0.5, 22, 45),
+        LoraTag("old style", -0.5, 1.0, 22, 45),
         LoraTag("plain", 1.0, 1.0, 45, 57),
     )
     assert read.text == "a cat , "
@@ -86,7 +86,8 @@ def test_loras_are_taken_out_with_their_weights():
         ("(cat:1_0)", 6, "not a weight"),
         ("a <lora:fur:0.5", 3, "never closed"),
         ("a <lora::0.5>", 3, "is not '<lora:name:weight>'"),
-        ("a <lora:fur:1:2:3>", 3, "is not '<lora:name:weight>'"),
+        ("a <lora:fur:1:2:3>", 3, "'3' in a LoRA's tag is not offered"),
+        ("a <lora:fur:1:lbw=ALL>", 3, "'lbw=ALL' in a LoRA's tag is not offered"),
         ("a <lora:fur:much>", 3, "not a weight"),
         ("a <lora:fur:5>", 3, "must be -4 to 4"),
         ("a <hypernet:fur:1>", 3, "not offered"),
