@@ -174,8 +174,8 @@ def _image(result: ImageResult) -> diffusion_pb2.GenerateResponse:
             data=result.data,
             media_type=result.media_type,
             seed=generation.seed,
-            width_px=generation.width_px,
-            height_px=generation.height_px,
+            width_px=generation.result_size_px[0],
+            height_px=generation.result_size_px[1],
             nsfw=result.nsfw,
             provenance_json=result.provenance,
         )

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from fanlight.contract.generation import PRECISIONS, SAFETY_MODES
 from fanlight.contract.names import ANY, find_name, is_reference
-from fanlight.contract.needs import PRECISION, REVISION, SAFETY_CHECKER, SCHEDULER, Needs, unknown_fields
+from fanlight.contract.needs import PRECISION, REVISION, SAFETY_CHECKER, SCHEDULER, Needs, unknown_fields, young_fields
 from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
 from services.gateway.domain.job import Facts
@@ -97,6 +97,8 @@ def _refuse_need(fleet: Fleet, stage: str, need: str, field: str) -> NoReturn:
     kind, _, name = need.partition(":")
     if kind == "field":
         message, _, number = name.partition(":")
+        if need in young_fields(message):
+            raise FailedPrecondition("is newer than every worker here; leave it out, or update a worker", field=field)
         raise InvalidField(
             f"field {number} of {message} is newer than this gateway's contract, revision {REVISION}, and than that of"
             " every worker: leave it out, or update a worker",

@@ -7,6 +7,7 @@ import pytest
 from google.protobuf import json_format
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.needs import young_fields
 from fanlight.contract.prompt import loras_in, words_in
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, NotFound
@@ -27,7 +28,8 @@ MODELS = (
     AnnouncedModel(id="mint", kind="embedding", family="starter"),
     AnnouncedModel(id="sd-lora", kind="lora", family="sd1"),
 )
-OFFERS = ("precision:float16", "safety_checker:blur", "scheduler:dpmpp_2m")
+YOUNG = young_fields("fanlight.diffusion.v1.GenerateRequest") + young_fields("fanlight.diffusion.v1.Control")
+OFFERS = tuple(sorted(("precision:float16", "safety_checker:blur", "scheduler:dpmpp_2m", *YOUNG)))
 ANYTHING = (AnnouncedModel(id="*", kind="checkpoint"), AnnouncedModel(id="*", kind="lora"))
 SENT = common_pb2.ImageSource(data=PNG)
 # With values that are no defaults.
@@ -49,6 +51,16 @@ OPTIONS: dict[str, Any] = {
     "variation_seed": 7,
     "variation_strength": 0.25,
     "precision": "float16",
+    "mask_blur": 0.0,
+    "only_masked": True,
+    "mask_padding": 0,
+    "mask_fill": "noise",
+    "mask_invert": True,
+    "mask_from_alpha": True,
+    "outpaint_left_px": 8,
+    "outpaint_right_px": 16,
+    "outpaint_top_px": 24,
+    "outpaint_bottom_px": 32,
 }
 
 

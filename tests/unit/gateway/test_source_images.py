@@ -134,7 +134,7 @@ async def test_a_mask_of_another_size_than_the_image_is_refused(fleet: Fleet) ->
     await small_and_large(fleet)
     error = await refusal(create(fleet, image=source(encoded(128, 64)), mask=source(encoded(128, 72))))
     assert (type(error), error.field) == (InvalidField, "generation.mask")
-    assert error.message == "is 128 x 72 pixels, the image 128 x 64; they must have one size"
+    assert error.message == "is 128 x 72 pixels, the image 128 x 64; they must have one aspect ratio"
     await create(fleet, image=source(encoded(128, 64, "JPEG", turn=8)), mask=source(encoded(64, 128)))
 
 
