@@ -12,6 +12,7 @@ from google.protobuf import any_pb2
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.names import digest_of
+from fanlight.contract.needs import young_fields
 from fanlight.contract.parameters import Parameter
 from fanlight.contract.shipped import ShippedAnnotator
 from fanlight.diffusion.v1 import diffusion_pb2
@@ -41,6 +42,13 @@ from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.memory_store import MemoryStore
 
 PNG = SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 256, 192, 8, 2, 0, 0, 0))
+
+
+# What a worker of today knows and an older one may not.
+YOUNG = (
+    *young_fields("fanlight.diffusion.v1.GenerateRequest"),
+    *young_fields("fanlight.diffusion.v1.Control"),
+)
 
 
 def result(width_px: int, height_px: int, made_of: bytes) -> bytes:

@@ -7,7 +7,6 @@ import pytest
 from google.protobuf import json_format
 
 from fanlight.common.v1 import common_pb2
-from fanlight.contract.needs import young_fields
 from fanlight.contract.prompt import loras_in, words_in
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, NotFound
@@ -16,7 +15,7 @@ from services.gateway.app.leasing import LeasedTask
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job
 from services.gateway.domain.workers import AnnouncedModel, Capabilities, catalog_of
 from services.gateway.wire import answers, requests, workers
-from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, FixedFleet, Fleet, resolved
+from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, YOUNG, FixedFleet, Fleet, resolved
 
 PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
 MODELS = (
@@ -28,7 +27,6 @@ MODELS = (
     AnnouncedModel(id="mint", kind="embedding", family="starter"),
     AnnouncedModel(id="sd-lora", kind="lora", family="sd1"),
 )
-YOUNG = young_fields("fanlight.diffusion.v1.GenerateRequest") + young_fields("fanlight.diffusion.v1.Control")
 OFFERS = tuple(sorted(("precision:float16", "safety_checker:blur", "scheduler:dpmpp_2m", *YOUNG)))
 ANYTHING = (AnnouncedModel(id="*", kind="checkpoint"), AnnouncedModel(id="*", kind="lora"))
 SENT = common_pb2.ImageSource(data=PNG)
