@@ -34,7 +34,7 @@ class ImageResult:
         return MEDIA_TYPES[self.generation.format]
 
 
-def _whole(generation: Generation, result: TimedResult) -> Pixels:
+def whole_of(generation: Generation, result: TimedResult) -> Pixels:
     """What was generated in the place that it has in the image that it was made from."""
     paste = generation.start.paste if generation.start else None
     if paste is None:
@@ -120,5 +120,5 @@ class ImageGenerator:
             PROVENANCE: provenance,
         }
         return encode(
-            _whole(generation, result), texts, format=generation.format, quality=generation.quality
+            whole_of(generation, result), texts, format=generation.format, quality=generation.quality
         ), provenance

@@ -84,7 +84,7 @@ OTHER = AnnouncedModel(id="other", kind="checkpoint", family="sd1")
 STARTER_CANNY = AnnouncedModel(id="canny", kind="controlnet", family="starter")
 OFFERS = {
     PREPROCESS: Capabilities(annotators=(CANNY, DREAM)),
-    DIFFUSION: Capabilities(models=(STARTER, OTHER, STARTER_CANNY)),
+    DIFFUSION: Capabilities(models=(STARTER, OTHER, STARTER_CANNY), other_offers=tuple(sorted(YOUNG))),
 }
 
 
@@ -165,7 +165,12 @@ class Fleet:
             number=self.number + 1,
         )
 
-    def worker(self, stage: str, name: str = "w", *, node: str = "", **offers: Any) -> "FleetWorker":
+    def worker(
+        self, stage: str, name: str = "w", *, node: str = "", is_old: bool = False, **offers: Any
+    ) -> "FleetWorker":
+        """`is_old`: it does not know the fields that are young today."""
+        if stage == DIFFUSION and offers and not is_old:
+            offers["other_offers"] = tuple(sorted({*offers.get("other_offers", ()), *YOUNG}))
         return FleetWorker(self, Worker(id=f"{name}-{stage}", node=node or name, stage=stage), offers)
 
     async def get(self, job: Job) -> Job:

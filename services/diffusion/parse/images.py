@@ -63,7 +63,9 @@ def sources(request: diffusion_pb2.GenerateRequest, limits: ImageLimits) -> Sour
         return Sources(image=None, mask=None)
     if not request.mask_from_alpha:
         image = decode(request.image, "image", limits)
-        return Sources(image=image, mask=_mask(request, image.size, limits))
+        # New sides are a mask too: of the image itself nothing is masked then.
+        black = Image.new("L", image.size) if sides_of(request) else None
+        return Sources(image=image, mask=_mask(request, image.size, limits) or black)
     rgba = decode_rgba(data_of(request.image, "image"), field="image", limits=limits)
     mask, hole = _mask(request, rgba.size, limits), transparency(rgba)
     if mask is None and request.mask_invert:

@@ -95,7 +95,8 @@ def test_generate_sends_what_is_masked(said, service):
     Path("in.png").write_bytes(b"an image")
     said(
         "generate", "a cat", "--image", "in.png", "--mask", "in.png", "--mask-blur", "0", "--only-masked",
-        "--mask-padding", "8", "--mask-fill", "noise", "--mask-invert", "--mask-from-alpha", "--outpaint", "left=8,top=16",
+        "--mask-padding", "8", "--mask-fill", "noise", "--mask-invert", "--mask-from-alpha",
+        "--outpaint", "left=8,top=16",
     )  # fmt: skip
 
     sent = service.requests["CreateJob"][0].generation

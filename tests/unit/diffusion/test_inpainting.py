@@ -16,7 +16,9 @@ from fanlight.common.v1.common_pb2 import ImageSource
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest
 from fanlight.errors import InvalidField, TooLarge
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
-from services.diffusion.generator import ImageGenerator
+from services.diffusion.engine.generation import Safety
+from services.diffusion.engine.ports import TimedResult
+from services.diffusion.generator import ImageGenerator, whole_of
 from services.diffusion.models.scan import scan
 from services.diffusion.parse.parser import Parser, effective_to_proto
 from services.diffusion.provenance import WeightDigests, infotext
@@ -317,6 +319,17 @@ def test_controls_lie_on_what_is_generated(parser):
     lit = [np.asarray(each.convert("L")) >= 128 for each in (generation.start.image, generation.controls[0].image)]
     assert (lit[0] != lit[1]).mean() <= 0.02
     assert lit[0].any()
+
+
+def test_hidden_images_hide_all_of_the_result(parser):
+    image = noise((128, 96))
+    request = asked(image, white((8, 8, 16, 16), size=(128, 96)), only_masked=True, width_px=64, height_px=64)
+    generation = replace(parser.parse(request), safety_checker=Safety.BLOCK)
+    black = TimedResult(pixels=np.zeros((64, 64, 3), np.uint8), nsfw=True, spans=())
+    assert whole_of(generation, black).shape == (96, 128, 3)
+    assert not whole_of(generation, black).any()
+    assert whole_of(generation, replace(black, nsfw=False)).any()
+    assert whole_of(replace(generation, safety_checker=Safety.FLAG), black).any(), "it is only flagged"
 
 
 def test_the_effective_request_makes_the_same_image_again(parser):

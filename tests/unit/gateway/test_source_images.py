@@ -15,7 +15,7 @@ from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job
 from services.gateway.wire import answers, requests
-from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, YOUNG, Fleet, FleetWorker
+from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, Fleet, FleetWorker
 
 SMALL, LARGE = 128 * 128, 512 * 512
 MODEL = replace(STARTER, pipelines=())
@@ -54,8 +54,7 @@ async def refusal(made: Any) -> FanlightError:
 async def small_and_large(fleet: Fleet) -> list[FleetWorker]:
     limits = {"small": SMALL, "large": LARGE}
     workers = [
-        fleet.worker(DIFFUSION, name, models=(MODEL,), limits=(("pixels", limit),), other_offers=YOUNG)
-        for name, limit in limits.items()
+        fleet.worker(DIFFUSION, name, models=(MODEL,), limits=(("pixels", limit),)) for name, limit in limits.items()
     ]
     for each in workers:
         await each.come()
@@ -180,7 +179,7 @@ async def test_the_result_of_only_masked_has_the_size_of_the_image(fleet: Fleet)
 async def test_a_control_image_is_asked_for_as_the_image_is_fitted(
     fleet: Fleet, fields: dict[str, Any], size: tuple[int, int], fitted: str
 ) -> None:
-    await fleet.worker(DIFFUSION, models=(MODEL, STARTER_CANNY), other_offers=YOUNG).come()
+    await fleet.worker(DIFFUSION, models=(MODEL, STARTER_CANNY)).come()
     worker = fleet.worker(PREPROCESS, annotators=(replace(CANNY, parameters=(*CANNY.parameters, RESIZE_MODE)),))
     await worker.come()
     control = diffusion_pb2.Control(image=source(encoded(300, 100)), annotator="canny", controlnet="canny")
@@ -192,7 +191,7 @@ async def test_a_control_image_is_asked_for_as_the_image_is_fitted(
 @pytest.mark.parametrize(("resize", "parameter", "fitted"), [("stretch", "", "stretch"), ("stretch", "pad", "pad")])
 async def test_a_control_has_a_resize_of_its_own(fleet: Fleet, resize: str, parameter: str, fitted: str) -> None:
     """What the annotator's parameters say goes first."""
-    await fleet.worker(DIFFUSION, models=(MODEL, STARTER_CANNY), other_offers=YOUNG).come()
+    await fleet.worker(DIFFUSION, models=(MODEL, STARTER_CANNY)).come()
     worker = fleet.worker(PREPROCESS, annotators=(replace(CANNY, parameters=(*CANNY.parameters, RESIZE_MODE)),))
     await worker.come()
     control = diffusion_pb2.Control(image=source(PNG), annotator="canny", controlnet="canny", resize=resize)
@@ -211,14 +210,14 @@ async def annotated(job: Job, worker: FleetWorker) -> tuple[tuple[int, int], str
 
 async def test_what_an_older_worker_does_not_know_goes_to_a_newer_one(fleet: Fleet) -> None:
     image = source(encoded(64, 64))
-    old = fleet.worker(DIFFUSION, "old", models=(MODEL, STARTER_CANNY))
+    old = fleet.worker(DIFFUSION, "old", models=(MODEL, STARTER_CANNY), is_old=True)
     await old.come()
     error = await refusal(create(fleet, image=image, mask=image, mask_blur=2.0))
     assert (type(error), error.field) == (FailedPrecondition, "generation.mask_blur")
     edges = diffusion_pb2.Control(image=image, controlnet="canny", mode="prompt")
     error = await refusal(create(fleet, controls=[edges]))
     assert (type(error), error.field) == (FailedPrecondition, "generation.controls[0].mode")
-    new = fleet.worker(DIFFUSION, "new", models=(MODEL, STARTER_CANNY), other_offers=YOUNG)
+    new = fleet.worker(DIFFUSION, "new", models=(MODEL, STARTER_CANNY))
     await new.come()
     await create(fleet, image=image, mask=image, mask_blur=2.0)
     assert [len(await each.lease()) for each in (old, new)] == [0, 1]
