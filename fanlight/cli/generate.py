@@ -98,7 +98,26 @@ Embeddings = Annotated[
 ]
 ClipSkip = Annotated[
     int | None,
-    typer.Option(help="The text encoder's layer: 1 is the last one, 2 the one before.", show_default=False),
+    typer.Option(
+        help="The text encoder's layer for both prompts: 1 is the last one, 2 the one before. Not for SDXL.",
+        show_default=False,
+    ),
+]
+SdxlClipSkip = Annotated[
+    int | None,
+    typer.Option("--sdxl-clip-skip", help="The same for SDXL, which was trained with 2.", show_default=False),
+]
+PromptSyntax = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="a1111: mistakes in brackets are read as A1111 reads them, with a warning; strict: they are refused;"
+        " plain: no syntax at all.",
+    ),
+]
+Emphasis = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What weights do: original, no_norm, ignore or none; original if left out."),
 ]
 Steps = Annotated[int | None, typer.Option(min=0, help="Model steps, 1 to 150; 20 if left out.", show_default=False)]
 Guidance = Annotated[
@@ -161,6 +180,9 @@ def generate(
     vae: Annotated[str | None, typer.Option(metavar="NAME", help="A VAE instead of the checkpoint's own.")] = None,
     embedding: Embeddings = None,
     clip_skip: ClipSkip = None,
+    sdxl_clip_skip: SdxlClipSkip = None,
+    prompt_syntax: PromptSyntax = "a1111",
+    emphasis: Emphasis = None,
     model: Checkpoint = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Pixels; if left out the image's, or the model's own.")
@@ -184,12 +206,13 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Generate images from a prompt, conditioned on control images if there are any."""
-    from fanlight.cli.output import print_json
+    from fanlight.cli.output import print_json, print_warnings
     from fanlight.cli.session import make_folder, talk
 
     options = _options(context.params)
     make_folder(out)
     made = talk(gateway, lambda client: run_generation(client, prompt, out, priority, options))
+    print_warnings(made["warnings"])
     if as_json:
         print_json(made)
         return
@@ -223,6 +246,7 @@ async def run_generation(
 ) -> dict[str, Any]:
     """What `--json` prints. Ctrl-C while it waits cancels the job."""
     from fanlight.cli.reports import JobBar, timings_of
+    from fanlight.client import warnings_of
 
     started_s = time.monotonic()
     with JobBar() as bar:
@@ -231,7 +255,12 @@ async def run_generation(
     images = await download(client, job, out)
     ended_s = time.monotonic()
     measured = {"total_s": round(ended_s - started_s, 3), "download_s": round(ended_s - generated_s, 3)}
-    return {"job": job.name, "images": images, "timings": {**measured, **timings_of(job)}}
+    return {
+        "job": job.name,
+        "images": images,
+        "warnings": warnings_of(job),
+        "timings": {**measured, **timings_of(job)},
+    }
 
 
 async def download(client: "AsyncClient", job: "Job", out: Path) -> list[dict[str, Any]]:

@@ -28,6 +28,8 @@ from fanlight.contract.limits import (
     LORA_WEIGHT_LIMIT,
     LORAS_LIMIT,
     NAME_LIMIT_BYTES,
+    PART_TOKENS,
+    PROMPT_ENCODED_PARTS_LIMIT,
     QUALITY_LIMIT,
     SEED_LIMIT,
     STEPS_LIMIT,
@@ -40,8 +42,18 @@ from fanlight.contract.limits import (
     format_number,
 )
 from fanlight.contract.masks import MaskOptions, check_mask_options, has_mask
-from fanlight.contract.prompt import check_prompt, parse_prompt
+from fanlight.contract.prompt import (
+    EMPHASES,
+    ORIGINAL,
+    STRICT,
+    SYNTAXES,
+    ParsedPrompt,
+    PromptSize,
+    check_prompt,
+    parse_prompt,
+)
 from fanlight.contract.schedulers import resolve
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest, LoraUse
 from fanlight.errors import FanlightError, InvalidField, NotFound
 
@@ -102,11 +114,19 @@ class ScalarOptions(MaskOptions, total=False):
     strict: bool | None
     # The number type that the UNet must compute in.
     precision: str | None
+    # How prompts are read: strict, a1111 or plain.
+    prompt_syntax: str | None
+    # What the weights of prompts do: original, no_norm, ignore or none.
+    emphasis: str | None
+    # SDXL's own, counted as ComfyUI does: 2 is the layer that it was trained with.
+    sdxl_clip_skip: int | None
 
 
 def check(request: GenerateRequest) -> None:
     """InvalidField, NotFound or TooLarge about the first field that no worker could accept."""
     _check_names(request)
+    check_choice(request.prompt_syntax, SYNTAXES, field="prompt_syntax")
+    check_choice(request.emphasis, EMPHASES, field="emphasis")
     _check_prompts(request)
     check_size(request.width_px, request.height_px)
     _check_numbers(request)
@@ -126,6 +146,28 @@ def check(request: GenerateRequest) -> None:
     check_mask_options(request, is_masked=pipeline_of(request) in HAS_MASK)
     _check_strength(request)
     _check_variation(request)
+
+
+def warnings_of(request: GenerateRequest) -> tuple[str, ...]:
+    """What of a request that `check` accepts is read otherwise than it may have been meant, in sentences."""
+    said = []
+    for field, prompt in parsed_prompts(request).items():
+        said += [f"{field}: {warning}" for warning in prompt.warnings]
+        said += _late_changes(request, field, prompt)
+        if field == "negative_prompt":
+            said += [f"{field}: the LoRA {tag.name} is left out; it belongs in the prompt" for tag in prompt.loras]
+    return bounded_warnings(said)
+
+
+def _late_changes(request: GenerateRequest, field: str, prompt: ParsedPrompt) -> list[str]:
+    """About a text that no step has: as in A1111 the steps of an image to start from are counted from its first one."""
+    steps, strength = steps_of(request), strength_of(request)
+    count = steps if strength is None else min(int(steps * strength), steps)
+    if late := prompt.unreached(steps, count):
+        return [f"{field}: the change at step {late} never comes, because {count} of {steps} steps run"]
+    if wheres := prompt.outside(steps):
+        return [f"{field}: the change at {wheres[0]} is outside the {steps} steps and never comes"]
+    return []
 
 
 def check_one_image(request: GenerateRequest) -> None:
@@ -153,6 +195,25 @@ def check_resolved(request: GenerateRequest) -> None:
                 f"is missing; the ControlNet {control.controlnet} conditions on an image",
                 field=f"controls[{index}].image",
             )
+
+
+def syntax_of(request: GenerateRequest) -> str:
+    """How the prompts are read, one of SYNTAXES."""
+    return request.prompt_syntax or STRICT
+
+
+def parsed_prompts(request: GenerateRequest) -> dict[str, ParsedPrompt]:
+    """The prompt and the negative prompt, by field. InvalidField for one that cannot be read."""
+    syntax = syntax_of(request)
+    return {
+        "prompt": parse_prompt(request.prompt, "prompt", syntax),
+        "negative_prompt": parse_prompt(request.negative_prompt, "negative_prompt", syntax),
+    }
+
+
+def predictions_of(request: GenerateRequest) -> int:
+    """How often the model predicts noise in each step: for each prompt between ANDs, and with guidance once more."""
+    return len(parsed_prompts(request)["prompt"].prompts) + is_guided(request)
 
 
 def pipeline_of(request: GenerateRequest) -> str:
@@ -200,7 +261,7 @@ def lora_weights(request: GenerateRequest) -> dict[str, tuple[float, float]]:
     """
     weights: dict[str, tuple[float, float]] = {}
     listed = [(use.model, *_weights(use)) for use in request.loras]
-    tagged = [(tag.name, tag.unet_weight, tag.text_weight) for tag in parse_prompt(request.prompt, "prompt").loras]
+    tagged = [(tag.name, tag.unet_weight, tag.text_weight) for tag in parsed_prompts(request)["prompt"].loras]
     for name, unet, text in [*listed, *tagged]:
         others = weights.get(name, (0.0, 0.0))
         weights[name] = (others[0] + unet, others[1] + text)
@@ -243,9 +304,19 @@ def _check_names(request: GenerateRequest) -> None:
 
 
 def _check_prompts(request: GenerateRequest) -> None:
-    prompt = check_prompt(request.prompt, "prompt")
-    negative = check_prompt(request.negative_prompt, "negative_prompt")
-    if negative.loras:
+    sizes = {
+        field: check_prompt(
+            getattr(request, field),
+            field,
+            syntax_of(request),
+            emphasis=request.emphasis or ORIGINAL,
+            steps=steps_of(request),
+        )
+        for field in ("prompt", "negative_prompt")
+    }
+    _check_encoded(sizes)
+    prompt, negative = parsed_prompts(request).values()
+    if negative.loras and syntax_of(request) == STRICT:
         at = negative.loras[0].at + 1
         raise InvalidField(f"character {at}: a LoRA belongs in the prompt", field="negative_prompt")
     for tag in prompt.loras:
@@ -258,8 +329,25 @@ def _check_prompts(request: GenerateRequest) -> None:
         )
 
 
+def _check_encoded(sizes: Mapping[str, PromptSize]) -> None:
+    """InvalidField where the texts of both prompts, each filled up to the longest, are too many parts."""
+    texts, parts = sum(size.texts for size in sizes.values()), max(size.parts for size in sizes.values())
+    if texts * parts > PROMPT_ENCODED_PARTS_LIMIT:
+        raise InvalidField(
+            f"changes or is composed of several texts, {texts} with those of the other prompt, which may fill {parts}"
+            f" parts of {PART_TOKENS} tokens each; at most {PROMPT_ENCODED_PARTS_LIMIT} in all are taken",
+            field=max(sizes, key=lambda field: sizes[field].texts),
+        )
+
+
 def _check_numbers(request: GenerateRequest) -> None:
-    whole = {"steps": STEPS_LIMIT, "clip_skip": CLIP_SKIP_LIMIT, "quality": QUALITY_LIMIT, "count": COUNT_LIMIT}
+    whole = {
+        "steps": STEPS_LIMIT,
+        "clip_skip": CLIP_SKIP_LIMIT,
+        "sdxl_clip_skip": CLIP_SKIP_LIMIT,
+        "quality": QUALITY_LIMIT,
+        "count": COUNT_LIMIT,
+    }
     for field, limit in whole.items():
         if request.HasField(field):  # type: ignore[arg-type]  # names of optional fields
             check_whole(getattr(request, field), 1, limit, field=field)

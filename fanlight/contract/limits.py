@@ -14,8 +14,18 @@ PROMPT_CHARACTERS_LIMIT = 10_000
 PART_TOKENS = 75
 # Any 10,000 ASCII characters without BREAK fit: a token has at least one byte of text.
 PROMPT_PARTS_LIMIT = 150
+# Of all texts that a prompt and its negative prompt have in turn, each filled up to the longest.
+PROMPT_ENCODED_PARTS_LIMIT = 600
 # Nested brackets.
 PROMPT_DEPTH_LIMIT = 20
+# Of `[from:to:when]` and `[a|b]` in a prompt, and of those in one another.
+PROMPT_CHANGES_LIMIT = 200
+PROMPT_CHANGES_DEPTH_LIMIT = 64
+# How many texts a prompt has in turn, and their characters.
+PROMPT_TEXTS_LIMIT = 64
+PROMPT_TEXTS_CHARACTERS_LIMIT = 40_000
+# Prompts joined by AND: the UNet is evaluated for each.
+PROMPT_AND_LIMIT = 8
 # Of `(text:weight)`, positive and negative.
 PROMPT_WEIGHT_LIMIT = 10.0
 # Of models, schedulers and annotators.

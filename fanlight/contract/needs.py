@@ -14,9 +14,9 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from fanlight.contract.generation import OFF
+from fanlight.contract.generation import OFF, parsed_prompts
 from fanlight.contract.names import need
-from fanlight.contract.prompt import parse_prompt
+from fanlight.contract.prompt import ORIGINAL, STRICT
 from fanlight.contract.schedulers import resolve
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import InvalidField
@@ -27,6 +27,8 @@ from fanlight.queue.v1.queue_pb2 import ContractRevision, KnownMessage
 CHECKPOINT, CONTROLNET, LORA, VAE, EMBEDDING = "checkpoint", "controlnet", "lora", "vae", "embedding"
 # Kinds of other offers.
 ANNOTATOR, SCHEDULER, SAFETY_CHECKER, PRECISION = "annotator", "scheduler", "safety_checker", "precision"
+# Of a worker that knows `prompt_syntax`, `emphasis` and `sdxl_clip_skip`, prompts that change and AND.
+WHOLE_SYNTAX = "prompt_syntax:a1111"
 # Names of limits: width x height in pixels, and the largest `clip_skip` of a checkpoint.
 PIXELS, TEXT_ENCODER_LAYERS = "pixels", "text_encoder_layers"
 
@@ -79,7 +81,7 @@ def _models(request: GenerateRequest) -> list[tuple[str, str]]:
         if control.controlnet
     ]
     found += [(need(LORA, use.model), f"loras[{index}].model") for index, use in enumerate(request.loras)]
-    found += [(need(LORA, tag.name), "prompt") for tag in parse_prompt(request.prompt, "prompt").loras]
+    found += [(need(LORA, tag.name), "prompt") for tag in parsed_prompts(request)["prompt"].loras]
     if request.vae:
         found.append((need(VAE, request.vae), "vae"))
     found += [(need(EMBEDDING, name), f"embeddings[{index}]") for index, name in enumerate(request.embeddings)]
@@ -92,15 +94,32 @@ def _others(request: GenerateRequest) -> list[tuple[str, str]]:
         found.append((f"{SAFETY_CHECKER}:{request.safety_checker}", "safety_checker"))
     if request.precision:
         found.append((f"{PRECISION}:{request.precision}", "precision"))
+    if field := _of_whole_syntax(request):
+        found.append((WHOLE_SYNTAX, field))
     return found
+
+
+def _of_whole_syntax(request: GenerateRequest) -> str:
+    """The field that only a worker with A1111's whole syntax reads; empty for none."""
+    for field, prompt in parsed_prompts(request).items():
+        if prompt.has_changes or len(prompt.prompts) > 1:
+            return field
+    if request.prompt_syntax not in ("", STRICT):
+        return "prompt_syntax"
+    if request.emphasis not in ("", ORIGINAL):
+        return "emphasis"
+    return "sdxl_clip_skip" if request.HasField("sdxl_clip_skip") else ""
 
 
 def _amounts(request: GenerateRequest) -> list[tuple[str, int, str]]:
     found = []
     if request.width_px and request.height_px:
         found.append((PIXELS, request.width_px * request.height_px, "width_px"))
-    if request.HasField("clip_skip"):
-        found.append((layers_limit(request.model), request.clip_skip, "clip_skip"))
+    # SDXL's own is counted from the last layer, and the limit from the one before, with which it was trained.
+    layers = [(request.clip_skip, "clip_skip"), (request.sdxl_clip_skip - 1, "sdxl_clip_skip")]
+    layer, field = max(layers)
+    if layer > 0:
+        found.append((layers_limit(request.model), layer, field))
     return found
 
 

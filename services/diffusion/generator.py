@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.engine.engine import DiffusionEngine
 from services.diffusion.engine.generation import Generation, Safety
@@ -28,6 +29,8 @@ class ImageResult:
     nsfw: bool | None
     provenance: str = field(repr=False)
     spans: tuple[tuple[str, float], ...]
+    # What was done otherwise than the request may have meant, in sentences.
+    warnings: tuple[str, ...] = ()
 
     @property
     def media_type(self) -> str:
@@ -47,6 +50,11 @@ def _make(unmade: UnmadePreview) -> MadePreview:
     before_s = time.thread_time()
     data = unmade.encode()
     return MadePreview(data=data, cpu_s=time.thread_time() - before_s)
+
+
+def _warnings(generation: Generation, result: TimedResult) -> tuple[str, ...]:
+    """What the parser found, then what showed on the device."""
+    return bounded_warnings([*generation.warnings, *result.warnings])
 
 
 class ImageGenerator:
@@ -95,6 +103,7 @@ class ImageGenerator:
             nsfw=result.nsfw,
             provenance=provenance,
             spans=(*result.spans, ("encode", self._clock() - began_s)),
+            warnings=_warnings(generation, result),
         )
 
     async def preview(self, unmade: UnmadePreview) -> MadePreview:
@@ -114,6 +123,7 @@ class ImageGenerator:
             self._digests.of,
             device=result.device,
             dtype=result.dtype,
+            warnings=_warnings(generation, result),
         )
         texts = {
             PARAMETERS: infotext(generation, self._digests.of, version=version_of("fanlight")),

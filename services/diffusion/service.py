@@ -178,6 +178,7 @@ def _image(result: ImageResult) -> diffusion_pb2.GenerateResponse:
             height_px=generation.result_size_px[1],
             nsfw=result.nsfw,
             provenance_json=result.provenance,
+            warnings=result.warnings,
         )
     )
 

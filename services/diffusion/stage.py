@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from fanlight.contract import generation as generation_contract
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
@@ -103,6 +104,8 @@ class DiffusionStage:
             seed=generation.seed,
             nsfw=result.nsfw,
             provenance=for_record(result.provenance),
+            # The gateway says itself what the contract says.
+            warnings=[each for each in result.warnings if each not in set(generation_contract.warnings_of(request))],
         )
         return ports.Outcome(outputs=[output], spans=result.spans)
 

@@ -215,6 +215,7 @@ class TaskRunner:
             height_px=output.height_px,
             nsfw=output.nsfw,
             provenance_json=output.provenance,
+            warnings=output.warnings,
         )
 
     async def return_task(self, task: queue_pb2.LeasedTask) -> None:

@@ -26,6 +26,7 @@ class FakeBackend:
         self.errors: dict[int, Exception] = {}
         self.batch_errors: list[Exception] = []
         self.gate: threading.Semaphore | None = None
+        self.warnings: tuple[str, ...] = ()
 
     def load(self, checkpoint: CheckpointEntry, controlnets: Sequence[ControlNetEntry]) -> None:
         self.loaded.append(checkpoint.id)
@@ -43,7 +44,9 @@ class FakeBackend:
 
     def finish(self, state: FakeRequestState) -> DeviceResult:
         size = (state.generation.height_px, state.generation.width_px, 3)
-        return DeviceResult(pixels=np.zeros(size, dtype=np.uint8), device="cpu", dtype="float32")
+        return DeviceResult(
+            pixels=np.zeros(size, dtype=np.uint8), device="cpu", dtype="float32", warnings=self.warnings
+        )
 
     def _advanced(self, state: FakeRequestState) -> StepResult:
         state.step += 1

@@ -69,7 +69,7 @@ class Reference:
         return np.asarray(self._run(generation, "np", arguments))[0]
 
     def _run(self, generation: Generation, output_type: str, more: Mapping[str, object]) -> object:
-        pipeline = self._pipeline(generation)
+        pipeline = self.pipeline(generation)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = make_scheduler(generation, pipeline.scheduler.config)
         arguments = {
@@ -88,7 +88,7 @@ class Reference:
         }
         return pipeline(**arguments).images
 
-    def _pipeline(self, generation: Generation) -> Any:
+    def pipeline(self, generation: Generation) -> Any:
         plain = _plain(self.folder)
         nets = [_net(control.controlnet.path) for control in generation.controls]
         named = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}

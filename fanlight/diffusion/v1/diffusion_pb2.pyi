@@ -178,6 +178,9 @@ class GenerateRequest(google.protobuf.message.Message):
     VARIATION_SEED_FIELD_NUMBER: builtins.int
     VARIATION_STRENGTH_FIELD_NUMBER: builtins.int
     PRECISION_FIELD_NUMBER: builtins.int
+    PROMPT_SYNTAX_FIELD_NUMBER: builtins.int
+    EMPHASIS_FIELD_NUMBER: builtins.int
+    SDXL_CLIP_SKIP_FIELD_NUMBER: builtins.int
     MASK_BLUR_FIELD_NUMBER: builtins.int
     ONLY_MASKED_FIELD_NUMBER: builtins.int
     MASK_PADDING_FIELD_NUMBER: builtins.int
@@ -254,6 +257,19 @@ class GenerateRequest(google.protobuf.message.Message):
     """From 0, the seed's noise alone, to 1, the variation seed's alone; spherical interpolation, as in A1111. Absent means 0."""
     precision: builtins.str
     """`float32`, `float16` or `bfloat16`: the number type that the UNet must compute in; empty means any."""
+    prompt_syntax: builtins.str
+    """How both prompts are read. `strict`: A1111's syntax, and a mistake is refused; `a1111`: the same, and a mistake is
+    taken as text, with a warning; `plain`: no syntax at all. Empty means `strict`.
+    """
+    emphasis: builtins.str
+    """What a prompt's weights do, as in A1111. `original`: each token's states are multiplied by its weight, then the mean of
+    the states is restored; `no_norm`: the mean is left; `ignore`: weights are read and count as 1; `none`: brackets are
+    text. Empty means `original`.
+    """
+    sdxl_clip_skip: builtins.int
+    """For SDXL, which `clip_skip` does not change: the layer of its text encoders, counted from the end as in ComfyUI. Absent
+    means 2, the layer that SDXL was trained with.
+    """
     mask_blur: builtins.float
     """The edge of the mask fades outwards over twice so many pixels of the result, by a Gaussian with this deviation, 0 to 64.
     Farther away the result is `image`, bit by bit. Absent means 4.
@@ -331,6 +347,9 @@ class GenerateRequest(google.protobuf.message.Message):
         variation_seed: builtins.int | None = ...,
         variation_strength: builtins.float | None = ...,
         precision: builtins.str = ...,
+        prompt_syntax: builtins.str = ...,
+        emphasis: builtins.str = ...,
+        sdxl_clip_skip: builtins.int | None = ...,
         mask_blur: builtins.float | None = ...,
         only_masked: builtins.bool = ...,
         mask_padding: builtins.int | None = ...,
@@ -342,8 +361,8 @@ class GenerateRequest(google.protobuf.message.Message):
         outpaint_top_px: builtins.int = ...,
         outpaint_bottom_px: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_mask_blur", b"_mask_blur", "_mask_padding", b"_mask_padding", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "count", b"count", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "mask_blur", b"mask_blur", "mask_padding", b"mask_padding", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_mask_blur", b"_mask_blur", "_mask_padding", b"_mask_padding", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "controls", b"controls", "count", b"count", "embeddings", b"embeddings", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "mask_blur", b"mask_blur", "mask_fill", b"mask_fill", "mask_from_alpha", b"mask_from_alpha", "mask_invert", b"mask_invert", "mask_padding", b"mask_padding", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "only_masked", b"only_masked", "outpaint_bottom_px", b"outpaint_bottom_px", "outpaint_left_px", b"outpaint_left_px", "outpaint_right_px", b"outpaint_right_px", "outpaint_top_px", b"outpaint_top_px", "pipeline", b"pipeline", "precision", b"precision", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_mask_blur", b"_mask_blur", "_mask_padding", b"_mask_padding", "_quality", b"_quality", "_sdxl_clip_skip", b"_sdxl_clip_skip", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "count", b"count", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "mask_blur", b"mask_blur", "mask_padding", b"mask_padding", "quality", b"quality", "sdxl_clip_skip", b"sdxl_clip_skip", "seed", b"seed", "steps", b"steps", "strength", b"strength", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_mask_blur", b"_mask_blur", "_mask_padding", b"_mask_padding", "_quality", b"_quality", "_sdxl_clip_skip", b"_sdxl_clip_skip", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "controls", b"controls", "count", b"count", "embeddings", b"embeddings", "emphasis", b"emphasis", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "mask_blur", b"mask_blur", "mask_fill", b"mask_fill", "mask_from_alpha", b"mask_from_alpha", "mask_invert", b"mask_invert", "mask_padding", b"mask_padding", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "only_masked", b"only_masked", "outpaint_bottom_px", b"outpaint_bottom_px", "outpaint_left_px", b"outpaint_left_px", "outpaint_right_px", b"outpaint_right_px", "outpaint_top_px", b"outpaint_top_px", "pipeline", b"pipeline", "precision", b"precision", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "prompt_syntax", b"prompt_syntax", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "sdxl_clip_skip", b"sdxl_clip_skip", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength", "width_px", b"width_px"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_clip_skip", b"_clip_skip"]) -> typing.Literal["clip_skip"] | None: ...
     @typing.overload
@@ -358,6 +377,8 @@ class GenerateRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_mask_padding", b"_mask_padding"]) -> typing.Literal["mask_padding"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_sdxl_clip_skip", b"_sdxl_clip_skip"]) -> typing.Literal["sdxl_clip_skip"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -603,6 +624,7 @@ class GeneratedImage(google.protobuf.message.Message):
     HEIGHT_PX_FIELD_NUMBER: builtins.int
     NSFW_FIELD_NUMBER: builtins.int
     PROVENANCE_JSON_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     """A PNG, WebP or JPEG, with A1111's `parameters` text in its metadata."""
     media_type: builtins.str
@@ -615,6 +637,10 @@ class GeneratedImage(google.protobuf.message.Message):
     """JSON with everything that is needed to generate the image again: parameters, sha256 of weights and images, versions,
     device.
     """
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What was done otherwise than the request may have meant: sentences, at most 16."""
+
     def __init__(
         self,
         *,
@@ -625,9 +651,10 @@ class GeneratedImage(google.protobuf.message.Message):
         height_px: builtins.int = ...,
         nsfw: builtins.bool | None = ...,
         provenance_json: builtins.str = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "nsfw", b"nsfw"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "data", b"data", "height_px", b"height_px", "media_type", b"media_type", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "data", b"data", "height_px", b"height_px", "media_type", b"media_type", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "warnings", b"warnings", "width_px", b"width_px"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
 
 Global___GeneratedImage: typing_extensions.TypeAlias = GeneratedImage

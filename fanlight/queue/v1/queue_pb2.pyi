@@ -573,6 +573,7 @@ class Output(google.protobuf.message.Message):
     HEIGHT_PX_FIELD_NUMBER: builtins.int
     NSFW_FIELD_NUMBER: builtins.int
     PROVENANCE_JSON_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
     seed: builtins.int
     """The seed of a generated image; absent for control images."""
     width_px: builtins.int
@@ -583,6 +584,12 @@ class Output(google.protobuf.message.Message):
     """At most 16 KiB; empty where it is longer. Shown to clients as the node's word."""
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What was done otherwise than the request may have meant, and the request alone does not show. Shown to clients as the
+        node's word: the first 16, 500 characters of each.
+        """
+
     def __init__(
         self,
         *,
@@ -592,9 +599,10 @@ class Output(google.protobuf.message.Message):
         height_px: builtins.int = ...,
         nsfw: builtins.bool | None = ...,
         provenance_json: builtins.str = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "nsfw", b"nsfw", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "warnings", b"warnings", "width_px", b"width_px"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
     @typing.overload

@@ -69,9 +69,9 @@ class TorchBackend:
         self._threads.set_for(generation, checkpoint)
         with deterministic(generation.strict):
             with blames(generation.checkpoint):
-                prompts = self._conditioning.get(generation, checkpoint)
+                conditioning = self._conditioning.get(generation, checkpoint)
             controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._controls)
-            return Row(generation, checkpoint, prompts, controls)
+            return Row(generation, checkpoint, conditioning, controls)
 
     @torch.inference_mode()
     def advance(self, states: Sequence[RequestState]) -> list[StepResult]:
@@ -108,7 +108,13 @@ class TorchBackend:
         nsfw = None
         if row.generation.safety_checker is not Safety.OFF:
             pixels, nsfw = self._safety.check(pixels, row.generation.safety_checker, self._models)
-        return DeviceResult(pixels=pixels, nsfw=nsfw, device=self._models.device_name, dtype=str(checkpoint.dtype)[6:])
+        return DeviceResult(
+            pixels=pixels,
+            nsfw=nsfw,
+            device=self._models.device_name,
+            dtype=str(checkpoint.dtype)[6:],
+            warnings=checkpoint.warnings,
+        )
 
     def _release(self) -> None:
         """Drop from the device all that no running image uses."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from PIL import Image
 
-from fanlight.contract import limits
-from fanlight.contract.masks import ORIGINAL
+from fanlight.contract import limits, masks
+from fanlight.contract.prompt import ORIGINAL, STRICT, parse_prompt
 from services.diffusion.canvas import Paste
 from services.diffusion.images import Format
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, EmbeddingEntry, LoraUse, VaeEntry
+
+# Which of SDXL's layers, counted from the last one, it was trained with.
+SDXL_LAYER = 2
 
 
 class Pipeline(StrEnum):
@@ -49,7 +53,7 @@ class Start:
     # steps. None: all is, as in img2img.
     mask: Image.Image | None = field(default=None, repr=False, compare=False)
     # What latents under the mask begin as: `noise`, `nothing`, or else what the image has there.
-    fill: str = ORIGINAL
+    fill: str = masks.ORIGINAL
     # What is done with the finished image; None: nothing.
     paste: Paste | None = field(default=None, repr=False, compare=False)
 
@@ -126,6 +130,11 @@ class Generation:
     # Of WebP and JPEG; WebP with 100 is lossless.
     quality: int = limits.DEFAULT_QUALITY
     safety_checker: Safety = Safety.OFF
+    # How its prompts are read, and what their weights do: as fanlight.contract.prompt has them.
+    prompt_syntax: str = STRICT
+    emphasis: str = ORIGINAL
+    # None: the layer that SDXL was trained with, which is 2.
+    sdxl_clip_skip: int | None = None
     # What the UNet must compute in; empty takes any.
     precision: str = ""
     # sha256 of the encoded images that came with the request, by field.
@@ -135,6 +144,8 @@ class Generation:
     strict: bool = False
     # No other image may share its batch.
     alone: bool = False
+    # What is done otherwise than the request may have meant, in sentences: the contract's, then this worker's.
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_guided(self) -> bool:
@@ -174,8 +185,28 @@ class Generation:
 
     @property
     def text_layer(self) -> int:
-        """Which of the text encoder's layers the prompt's states come from, counted from its end; 1 is the last."""
+        """Which of the text encoders' layers both prompts' states come from, counted from the end.
+
+        1 is the one that the checkpoint was trained with. As in A1111 `clip_skip` counts for both prompts and not for
+        SDXL, whose own option counts from the last layer: SDXL was trained with the one before, 2.
+        """
+        if self.is_sdxl:
+            return (self.sdxl_clip_skip or SDXL_LAYER) - SDXL_LAYER + 1
         return self.clip_skip
+
+    @property
+    def is_sdxl(self) -> bool:
+        return self.checkpoint.recipe.is_sdxl
+
+    @property
+    def predictions(self) -> int:
+        """How often the model predicts noise in each step: for each prompt between ANDs, with guidance once more."""
+        return len(parse_prompt(self.prompt, "prompt", self.prompt_syntax).prompts) + self.is_guided
+
+    @property
+    def rows(self) -> int:
+        """How much of a batch it takes: 1, and with AND as many images without it have so many noise predictions."""
+        return math.ceil(self.predictions / (1 + self.is_guided))
 
 
 # A1111's titles of options, in the order in which it writes them.
@@ -184,6 +215,8 @@ A1111_OPTIONS: Mapping[str, str] = {
     "variation_strength": "Variation seed strength",
     "strength": "Denoising strength",
     "clip_skip": "Clip skip",
+    "sdxl_clip_skip": "SDXL clip skip",
+    "emphasis": "Emphasis",
     "eta": "Eta",
 }
 

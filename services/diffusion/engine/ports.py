@@ -37,6 +37,8 @@ class DeviceResult:
     nsfw: bool | None = None
     device: str = ""
     dtype: str = ""
+    # What showed on the device only, such as layers of a LoRA that the UNet lacks; sentences.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

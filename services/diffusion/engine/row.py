@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_max_pool2d
 
 from fanlight.contract.masks import NOISE, NOTHING, ORIGINAL
 from fanlight.errors import FanlightError, InvalidField
-from services.diffusion.engine.conditioning import Conditioning
+from services.diffusion.engine.conditioning import RowConditioning, StepConditioning
 from services.diffusion.engine.controls import ControlRow
 from services.diffusion.engine.generation import Generation, Start
 from services.diffusion.engine.vae import ModelGaveNaN, encode, require_encoder, to_mask, to_vae
@@ -70,13 +70,12 @@ class Row:
         self,
         generation: Generation,
         checkpoint: Checkpoint,
-        prompts: tuple[Conditioning, Conditioning | None],
+        conditioning: RowConditioning,
         controls: list[ControlRow],
     ) -> None:
-        """`prompts`: the conditioning, and with guidance the unconditional one."""
         self.generation = generation
         self.checkpoint = checkpoint
-        self.conditioning, self.unconditional = prompts
+        self.conditioning = conditioning
         self.controls = controls
         with _scheduler_faults(generation, checkpoint):
             self._scheduler = _scheduler(generation, checkpoint)
@@ -96,6 +95,19 @@ class Row:
     def evaluations(self) -> int:
         """How often the model is evaluated in all: some schedulers need two evaluations a step."""
         return len(self._timesteps)
+
+    @property
+    def step(self) -> int:
+        """The step that the current evaluation belongs to, from 1, as prompts that change count them.
+
+        As in A1111 the first one that runs is 1, also with an image to start from. Other than there both evaluations of
+        a second-order scheduler's step are of one step.
+        """
+        order: int = self._scheduler.order
+        return min(self.index // max(1, order) + 1, self.generation.steps)
+
+    def step_conditioning(self) -> StepConditioning:
+        return self.conditioning.at(self.step)
 
     @property
     def is_finished(self) -> bool:

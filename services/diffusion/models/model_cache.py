@@ -62,6 +62,8 @@ class Checkpoint:
     scheduler_config: Mapping[str, Any]
     # Keeps all of this in memory.
     pin: Pin
+    # What it does otherwise than the request may have meant, such as a LoRA's layers that it lacks; sentences.
+    warnings: tuple[str, ...] = ()
 
     @property
     def can_encode(self) -> bool:

@@ -37,6 +37,7 @@ class Abilities:
             *(f"{needs.SCHEDULER}:{name}" for name in SCHEDULERS),
             *(f"{needs.SAFETY_CHECKER}:{mode}" for mode in modes),
             *([f"{needs.PRECISION}:{precision}"] if precision else []),
+            needs.WHOLE_SYNTAX,
         ]
 
     def limits(self) -> dict[str, int]:
@@ -60,8 +61,9 @@ class Abilities:
             if amount <= limits.get(name, amount):
                 continue
             if name == layers:
+                shown, most = getattr(resolved, field), limits[name] + getattr(resolved, field) - amount
                 raise FailedPrecondition(
-                    f"is {amount}; the text encoder of {checkpoint.id} takes {limits[name]} at most", field=field
+                    f"is {shown}; the text encoder of {checkpoint.id} takes {most} at most", field=field
                 )
             raise TooLarge(
                 f"{resolved.width_px} x {resolved.height_px} are more than the {limits[name]} {name} that this worker"

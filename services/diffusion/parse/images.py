@@ -130,6 +130,12 @@ def mask_options(request: diffusion_pb2.GenerateRequest, *, is_masked: bool) -> 
     return {"mask_blur": mask_blur_of(request), "mask_padding": padding}
 
 
+def mask_warnings(canvas: Canvas | None, *, is_masked: bool) -> list[str]:
+    if canvas is None or not is_masked or canvas.whole_mask.getbbox() is not None:
+        return []
+    return ["The mask says to replace nothing, so that the result is the image itself."]
+
+
 def digests_of_images(request: diffusion_pb2.GenerateRequest) -> Iterator[tuple[str, str]]:
     """By field, of the encoded images that were sent."""
     for field, image in images_of(request):

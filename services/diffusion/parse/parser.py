@@ -8,6 +8,7 @@ from typing import Any
 from fanlight.contract import generation as contract
 from fanlight.contract import schedulers
 from fanlight.contract.masks import sides_of
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.engine.generation import DEFAULTS_WITH_CONTROLNET, ControlInput, Generation, Safety
 from services.diffusion.images import Resize
@@ -20,6 +21,7 @@ from services.diffusion.parse.images import (
     canvas_of,
     digests_of_images,
     mask_options,
+    mask_warnings,
     sources,
     start_of,
 )
@@ -69,6 +71,7 @@ class Parser:
             **read_options(request, defaults),
             **self._variation(request),
             **mask_options(request, is_masked=is_masked),
+            "negative_prompt": prompts.negative_prompt,
             "noise_schedule": noise_schedule,
             "resize": how if request.HasField("image") or nets else "",
         }
@@ -86,6 +89,9 @@ class Parser:
             vae=self.catalog.vae(request.vae, checkpoint) if request.vae else None,
             image_digests=tuple(digests_of_images(request)),
             alone=alone,
+            warnings=bounded_warnings(
+                [*contract.warnings_of(request), *prompts.warnings, *mask_warnings(canvas, is_masked=is_masked)]
+            ),
             **options,
         )
         self.abilities.check(effective_to_proto(generation), checkpoint)

@@ -63,6 +63,7 @@ class ReportedOutput:
     seed: int | None = None
     nsfw: bool | None = None
     provenance: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class Completion:
@@ -220,6 +221,7 @@ class Completion:
             seed=reported.seed,
             nsfw=reported.nsfw,
             provenance=reported.provenance,
+            warnings=reported.warnings,
         )
 
     async def _cache_output(self, job: Job, number: int) -> None:

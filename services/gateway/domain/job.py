@@ -153,6 +153,8 @@ class Output:
     nsfw: bool | None = None
     # JSON; empty for a control image.
     provenance: str = ""
+    # The node's word.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +318,8 @@ class Job:
     redrives: int = 0
     # It repeats another job's task; None for what a client requested.
     check: ResultCheck | None = None
+    # What the gateway did otherwise than the request may have meant, in sentences.
+    warnings: tuple[str, ...] = ()
 
     # Not stored; filled in for answers, where an estimate is possible.
     estimate: JobEstimate | None = None

@@ -44,6 +44,8 @@ class JobPlan:
     # Made by tasks, whose numbers they name, or given by the client.
     control_images: tuple[ControlImage, ...] = ()
     blobs: tuple[BlobInfo, ...] = ()
+    # What is done otherwise than the request may have meant, in sentences.
+    warnings: tuple[str, ...] = ()
 
 
 def check(plan: JobPlan, makes: Mapping[str, str]) -> None:
@@ -120,6 +122,7 @@ def create(
         deadline_s=deadline_s,
         webhook_url=webhook_url,
         pool=pool,
+        warnings=plan.warnings,
     )
 
 

@@ -53,6 +53,7 @@ def job(value: Job) -> gateway_pb2.Job:
         webhook_url=value.webhook_url,
         pool=value.pool,
         redrives=value.redrives,
+        warnings=value.warnings,
     )
     stages.show(value.request, message)
     return message
@@ -147,6 +148,7 @@ def _images(value: Job) -> Iterator[gateway_pb2.Image]:
                     task=task.number,
                     nsfw=output.nsfw,
                     provenance_json=output.provenance,
+                    warnings=output.warnings,
                 )
 
 

@@ -1,5 +1,6 @@
 """A generation request: checked, names resolved, one task for each control image and each image."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -69,6 +70,7 @@ class GenerationDraft:
     # Of the size that an image implies.
     size_step_px: int
     fleet: Fleet
+    warnings: tuple[str, ...] = ()
 
     @property
     def tasks_limit(self) -> int:
@@ -139,6 +141,7 @@ class GenerationDraft:
             tasks=(*(NewTask(request=index) for index in range(1, len(makers) + 1)), *images),
             control_images=tuple(_control_images(asked, numbers, kept)),
             blobs=tuple(dict.fromkeys(image.blob for image in kept.values())),
+            warnings=self.warnings,
         )
 
 
@@ -164,6 +167,7 @@ def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDra
         needs=needs,
         size_step_px=_model(request, fleet).size_step_px or UNKNOWN_SIZE_STEP_PX,
         fleet=fleet,
+        warnings=generation.warnings_of(message),
     )
 
 
@@ -215,9 +219,10 @@ def _resolved(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> diffusion
     _resolve_size(request, model)
     if request.scheduler or request.noise_schedule:
         request.scheduler, request.noise_schedule = schedulers.resolve(request.scheduler, request.noise_schedule)
-    if loras_in(request.prompt):
+    syntax = generation.syntax_of(request)
+    if loras_in(request.prompt, syntax):
         request.prompt = with_loras_renamed(
-            request.prompt, lambda name: model_of(catalog, LORA, name, model, field="prompt")
+            request.prompt, lambda name: model_of(catalog, LORA, name, model, field="prompt"), syntax
         )
     for i, use in enumerate(request.loras):
         use.model = model_of(catalog, LORA, use.model, model, field=f"loras[{i}].model")
@@ -344,9 +349,15 @@ def _facts(request: diffusion_pb2.GenerateRequest, needs: Needs, fleet: Fleet) -
         loras=tuple(sorted((name, unet) for name, (unet, _) in loras.items())),
         width_px=request.width_px,
         height_px=request.height_px,
-        steps=generation.steps_of(request),
+        steps=_evaluations(request),
         guided=generation.is_guided(request),
     )
+
+
+def _evaluations(request: diffusion_pb2.GenerateRequest) -> int:
+    """The steps; with AND as many steps without it as have so many noise predictions."""
+    steps, guided = generation.steps_of(request), generation.is_guided(request)
+    return math.ceil(steps * generation.predictions_of(request) / (1 + guided))
 
 
 def _stage_request(request: diffusion_pb2.GenerateRequest, facts: Facts) -> StageRequest:

@@ -12,6 +12,7 @@ from fanlight.contract.annotation import described_all
 from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes, check_number, check_some_bytes, check_whole
 from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.contract.needs import young_fields
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2
@@ -194,6 +195,7 @@ def _made(output: queue_pb2.Output, field: str) -> ReportedOutput:
         seed=output.seed if output.HasField("seed") else None,
         nsfw=output.nsfw if output.HasField("nsfw") else None,
         provenance=check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field=f"{field}.provenance_json"),
+        warnings=bounded_warnings(output.warnings),
     )
 
 

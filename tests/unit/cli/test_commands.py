@@ -152,6 +152,17 @@ def test_what_is_wrong_is_named_as_json(refused):
     }
 
 
+def test_warnings_are_said_once_on_standard_error(service, capsys):
+    service.warnings, service.image_warnings = ["')' closes nothing"], ["two layers\x1b[2J", "two layers\x1b[2J"]
+    assert run(["generate", "a cat", "-n", "2", "--json"]) == 0
+
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == ["warning: ')' closes nothing", r"warning: two layers\x1b[2J"]
+    assert json.loads(printed.out)["warnings"] == ["')' closes nothing", "two layers\x1b[2J"]
+    assert run(["jobs", "show", "j1"]) == 0
+    assert "warning: ')' closes nothing" in capsys.readouterr().out
+
+
 def test_annotate_writes_the_control_image_beside_where_it_runs(said, service):
     Path("photo.jpg").write_bytes(b"an image")
 

@@ -134,6 +134,14 @@ def test_what_is_not_masked_comes_back_bit_by_bit(channels, blur, strength, make
             assert off(result, image)[masked].mean() > 5, name
 
 
+def test_a_mask_of_nothing_is_warned_of(parser):
+    assert parser.parse(asked(noise(), white())).warnings == (
+        "The mask says to replace nothing, so that the result is the image itself.",
+    )
+    assert not parser.parse(asked(noise(), MASKS["one pixel"])).warnings
+    assert not parser.parse(asked(noise(), white(), outpaint_left_px=8)).warnings
+
+
 def test_a_mask_of_everything_is_img2img(make):
     image = noise()
     [result] = make(asked(image, white((0, 0, *SIZE)), strength=0.5))

@@ -200,7 +200,7 @@ def test_a_checkpoint_that_is_told_the_guidance_scale_equals_the_pipeline(tmp_pa
         replace(asked(scheduler="lcm", steps=3, guidance_scale=scale), checkpoint=checkpoint) for scale in (2.0, 8.0)
     ]
     for generation, row in zip(strangers, generated(*strangers), strict=True):
-        assert row.unconditional is None
+        assert row.conditioning.unconditional is None
         assert _difference(row.latents, Reference(folder).latents(generation)) <= LATENTS_LIMIT
 
 

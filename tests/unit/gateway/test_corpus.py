@@ -40,6 +40,7 @@ OFFERS = (
     *(f"safety_checker:{mode}" for mode in SAFETY_MODES),
     *(f"precision:{precision}" for precision in PRECISIONS),
     *YOUNG,
+    "prompt_syntax:a1111",
 )
 EDGES = replace(
     CANNY,

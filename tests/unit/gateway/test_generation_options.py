@@ -27,7 +27,9 @@ MODELS = (
     AnnouncedModel(id="mint", kind="embedding", family="starter"),
     AnnouncedModel(id="sd-lora", kind="lora", family="sd1"),
 )
-OFFERS = tuple(sorted(("precision:float16", "safety_checker:blur", "scheduler:dpmpp_2m", *YOUNG)))
+OFFERS = tuple(
+    sorted(("precision:float16", "prompt_syntax:a1111", "safety_checker:blur", "scheduler:dpmpp_2m", *YOUNG))
+)
 ANYTHING = (AnnouncedModel(id="*", kind="checkpoint"), AnnouncedModel(id="*", kind="lora"))
 SENT = common_pb2.ImageSource(data=PNG)
 # With values that are no defaults.
@@ -59,6 +61,9 @@ OPTIONS: dict[str, Any] = {
     "outpaint_right_px": 16,
     "outpaint_top_px": 24,
     "outpaint_bottom_px": 32,
+    "prompt_syntax": "a1111",
+    "emphasis": "no_norm",
+    "sdxl_clip_skip": 3,
 }
 
 

@@ -139,6 +139,15 @@ async def test_a_result_above_a_limit_of_the_gateway_is_refused_by_its_field(
     assert gateway.calls["CompleteTask"] == 1
 
 
+async def test_what_a_stage_warns_of_is_handed_in_with_its_output(gateway: FakeGateway, stage: FakeStage) -> None:
+    stage.warnings = ["two layers of the LoRA do not fit"]
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.results[NAME] == 1)
+    [completed] = gateway.completed.values()
+    assert list(completed.outputs[0].warnings) == stage.warnings
+
+
 async def test_a_result_that_never_arrives_is_a_fault_of_the_node(gateway: FakeGateway, stage: FakeStage) -> None:
     gateway.refusals["CompleteTask"] = 1_000_000
     await gateway.offer(task_named(NAME))
