@@ -30,7 +30,7 @@ from tests.fakes.gateway_process import GatewayProcess
 Answer = TypeVar("Answer")
 
 PATIENCE_S = 60.0
-TOKEN = "operator-token"
+TOKEN = "operator-0123456789"
 # A PNG of one pixel.
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
@@ -53,8 +53,8 @@ class Secured(GatewayProcess):
     def authority(self) -> Path:
         return self.data / "tls" / "authority.pem"
 
-    def client(self) -> AsyncClient:
-        return AsyncClient(self.address, token=TOKEN, ca_file=self.authority)
+    def client(self, token: str = TOKEN) -> AsyncClient:
+        return AsyncClient(self.address, token=token, ca_file=self.authority)
 
     async def command(self, *arguments: str, environ: Mapping[str, str] | None = None) -> str:
         own = {"FANLIGHT_GATEWAY": self.address, "FANLIGHT_TOKEN": TOKEN}
@@ -307,3 +307,24 @@ async def test_with_mutual_tls_a_workers_certificate_joins_and_the_operators_com
     assert await ended(tmp_path / "other.log", other) == 78
     assert "role is client" in (tmp_path / "other.log").read_text()
     await gateway.stop()
+
+
+async def test_keys_are_managed_on_the_command_line_and_outlive_a_restart(gateway: Secured) -> None:
+    secret = await gateway.command("keys", "create", "--tenant", "acme", "--role", "read", "--note", "for the wall")
+    assert secret.startswith("flk_k")
+    async with gateway.client(secret) as reader:
+        assert await reader.list_jobs() == []
+        with pytest.raises(CallFailed, match="does not let you submit jobs"):
+            await reader.annotate("echo", PIXEL)
+    listing = await gateway.command("keys", "list")
+    assert "for the wall" in listing
+    assert secret not in listing
+    await gateway.stop(signal.SIGTERM)
+    await gateway.start()
+    key = secret.split("_")[1]
+    renewed = await gateway.command("keys", "rotate", key, "--overlap", "1s")
+    await gateway.command("keys", "revoke", key)
+    async with gateway.client(secret) as ended, gateway.client(renewed) as reader:
+        with pytest.raises(CallFailed, match="right token"):
+            await ended.list_jobs()
+        assert await reader.list_jobs() == []

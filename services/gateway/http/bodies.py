@@ -17,6 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from fanlight.contract.names import parse_scope
 from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
 from services.gateway.app.tenants import Caller, Callers
+from services.gateway.domain.keys import Right
 from services.gateway.http.encodings import inflated, is_compressed
 from services.gateway.http.hosts import HostNames
 from services.kernel.blobs import BlobInfo, BlobStore
@@ -70,7 +71,24 @@ async def caller_of(request: Request) -> Caller:
     return caller
 
 
-CurrentCaller = Annotated[Caller, Depends(caller_of)]
+class CallerWith:
+    """The caller, if it has the right; PermissionDenied otherwise. Each path depends on one of these."""
+
+    def __init__(self, right: Right) -> None:
+        self.right = right
+
+    async def __call__(self, request: Request) -> Caller:
+        caller = await caller_of(request)
+        caller.require(self.right)
+        return caller
+
+
+Reader = Annotated[Caller, Depends(CallerWith(Right.READ))]
+Submitter = Annotated[Caller, Depends(CallerWith(Right.SUBMIT))]
+Manager = Annotated[Caller, Depends(CallerWith(Right.MANAGE))]
+QueueReader = Annotated[Caller, Depends(CallerWith(Right.QUEUE))]
+MetricsReader = Annotated[Caller, Depends(CallerWith(Right.METRICS))]
+FOR_OPERATORS = Depends(CallerWith(Right.OPERATE))
 
 
 def refuse_unknown(request: Request) -> None:
