@@ -17,6 +17,8 @@ from torch import Tensor
 
 from fanlight.contract.schedulers import CLASSES, NOISE_SCHEDULES, SCHEDULERS
 from services.diffusion.diffusers_import import import_diffusers_module
+from services.diffusion.edm import is_edm, make_edm_scheduler
+from services.diffusion.zero_snr import OPTION, compute_in_float32, with_zero_snr
 
 # Exact for polynomials of degree 7; a linear multistep of order 4 has degree 3.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
@@ -46,12 +48,18 @@ def make_scheduler(
 
     `name`, `noise_schedule`: as fanlight.contract.schedulers has them. `shape`: of the latents.
     """
+    if is_edm(config):
+        return make_edm_scheduler(name, config, noise_schedule=noise_schedule, steps=steps, device=device)
     known = SCHEDULERS[name]
+    has_zero_snr = bool(config.get(OPTION))
+    config = with_zero_snr(scheduler_class(known.cls), config)
     schedule = NOISE_SCHEDULES.get(noise_schedule, {})
     scheduler = scheduler_class(known.cls).from_config(config, **{**known.options, **schedule})
     scheduler.set_timesteps(steps, device=device)
     if hasattr(scheduler, "noise_sampler"):
         scheduler.noise_sampler = BrownianNoise(seed=seed, shape=shape, dtype=dtype, device=device)
+    if has_zero_snr and dtype is not torch.float32:
+        compute_in_float32(scheduler, dtype)
     return scheduler
 
 

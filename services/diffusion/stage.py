@@ -16,7 +16,7 @@ from services.diffusion.models.tiers import Residency
 from services.diffusion.parse.abilities import Abilities
 from services.diffusion.provenance import WeightDigests, for_record
 from services.diffusion.supply import Supply
-from services.diffusion.wire import capable_models
+from services.diffusion.wire import capable_models, left_out_to_proto
 from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker import ports
 from services.worker.device import DeviceLost
@@ -65,6 +65,8 @@ class DiffusionStage:
             models=capable_models(self._catalog, digest_of=self._digests.named, offers=self._supply.offers),
             offers=self._abilities.offers(),
             limits=[queue_pb2.Limit(name=name, maximum=maximum) for name, maximum in limits],
+            left_out=left_out_to_proto(self._catalog),
+            left_out_count=self._catalog.left_out_count,
         )
 
     def describe(self, worker: queue_pb2.Worker) -> None:

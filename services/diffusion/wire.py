@@ -12,12 +12,17 @@ from services.diffusion.parse.abilities import pipelines_of, size_step_px
 from services.diffusion.supply import RemoteModel, is_here
 
 _Model = diffusion_pb2.Model
+_LeftOut = diffusion_pb2.LeftOutModel
 _RESIDENCIES = {
     Residency.REMOTE: _Model.RESIDENCY_REMOTE,
     Residency.DISK: _Model.RESIDENCY_DISK,
     Residency.RAM: _Model.RESIDENCY_RAM,
     Residency.VRAM: _Model.RESIDENCY_VRAM,
 }
+
+
+def left_out_to_proto(catalog: ModelCatalog) -> list[_LeftOut]:
+    return [_LeftOut(path=each.path, reason=each.reason) for each in catalog.left_out]
 
 
 def models_to_proto(
@@ -40,6 +45,7 @@ def models_to_proto(
             residency=_RESIDENCIES[residency_of(entry)],
             sha256=digest_of(entry),
             aliases=_aliases(entry.id, entry.reference, KINDS[type(entry)]),
+            note=entry.note,
         )
         if isinstance(entry, CheckpointEntry):
             _fill_checkpoint(model, entry)

@@ -30,6 +30,7 @@ from services.gateway.domain.workers import (
     AnnouncedModel,
     Capabilities,
     FleetCatalog,
+    LeftOutOfFleet,
     Worker,
     catalog_of,
 )
@@ -294,6 +295,10 @@ class FixedFleet:
 
     def offering(self, stage: str, need: str) -> Sequence[str]:
         return [f"node-{i}" for i, each in enumerate(self.capabilities) if need in each.offers]
+
+    def left_out(self) -> LeftOutOfFleet:
+        found = [(each, (f"node-{i}",)) for i, own in enumerate(self.capabilities) for each in own.left_out]
+        return LeftOutOfFleet(listed=tuple(found), count=len(found))
 
     def limits_of(self, stage: str, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
         able = [

@@ -13,7 +13,7 @@ import grpc
 
 from fanlight.blobs.v1.blobs_pb2_grpc import add_BlobServiceServicer_to_server
 from fanlight.common.v1.common_pb2 import Blob, Failure, Span
-from fanlight.diffusion.v1.diffusion_pb2 import Model
+from fanlight.diffusion.v1.diffusion_pb2 import LeftOutModel, Model
 from fanlight.errors import FanlightError, NotFound
 from fanlight.gateway.v1 import gateway_pb2 as pb
 from fanlight.gateway.v1 import gateway_pb2_grpc
@@ -169,7 +169,8 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
     async def ListModels(self, request, context):
         self._take("ListModels", request)
         model = Model(id="starter", kind="checkpoint", is_default=True, size_bytes=13_000_000, width_px=64)
-        return pb.ListModelsResponse(models=[model])
+        left_out = [LeftOutModel(path="Lora/old.ckpt", reason="it is a pickle", nodes=["here"])]
+        return pb.ListModelsResponse(models=[model], left_out=left_out if request.left_out else [])
 
     async def ListWorkers(self, request, context):
         self._take("ListWorkers", request)

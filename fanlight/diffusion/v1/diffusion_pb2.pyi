@@ -36,16 +36,54 @@ class ListModelsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    LEFT_OUT_COUNT_FIELD_NUMBER: builtins.int
+    left_out_count: builtins.int
+    """All of them, listed or not."""
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Model]: ...
+    @property
+    def left_out(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LeftOutModel]:
+        """What was found among the models and is not used; at most 500, the first ones."""
+
     def __init__(
         self,
         *,
         models: collections.abc.Iterable[Global___Model] | None = ...,
+        left_out: collections.abc.Iterable[Global___LeftOutModel] | None = ...,
+        left_out_count: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["models", b"models"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["left_out", b"left_out", "left_out_count", b"left_out_count", "models", b"models"]) -> None: ...
 
 Global___ListModelsResponse: typing_extensions.TypeAlias = ListModelsResponse
+
+@typing.final
+class LeftOutModel(google.protobuf.message.Message):
+    """A file or folder among a worker's models that is not used."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """Within the models' folder."""
+    reason: builtins.str
+    """A sentence without a name, such as `it is a T2I-Adapter, which is not supported`."""
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Only in the responses of a gateway: the nodes that have it, at most 5."""
+
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        reason: builtins.str = ...,
+        nodes: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "path", b"path", "reason", b"reason"]) -> None: ...
+
+Global___LeftOutModel: typing_extensions.TypeAlias = LeftOutModel
 
 @typing.final
 class Model(google.protobuf.message.Message):
@@ -87,6 +125,7 @@ class Model(google.protobuf.message.Message):
     SHA256_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
     TEXT_ENCODER_LAYERS_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The name to use in requests: a short id such as `starter`, or a reference."""
     kind: builtins.str
@@ -106,6 +145,8 @@ class Model(google.protobuf.message.Message):
     """Of its weights, 64 lower-case hexadecimal digits; empty while unknown."""
     text_encoder_layers: builtins.int
     """For a checkpoint: the largest `clip_skip`; 0 while unknown."""
+    note: builtins.str
+    """What is unusual about it, in a sentence; empty where nothing is."""
     @property
     def pipelines(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """For a checkpoint: the pipelines that it supports, its native size, and what width and height must be multiples of."""
@@ -134,8 +175,9 @@ class Model(google.protobuf.message.Message):
         sha256: builtins.str = ...,
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
         text_encoder_layers: builtins.int = ...,
+        note: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "license", b"license", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "text_encoder_layers", b"text_encoder_layers", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "license", b"license", "note", b"note", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "text_encoder_layers", b"text_encoder_layers", "width_px", b"width_px"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 

@@ -912,9 +912,15 @@ Global___ListAnnotatorsResponse: typing_extensions.TypeAlias = ListAnnotatorsRes
 class ListModelsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    left_out: builtins.bool
+    """Also list what workers found among their models and do not use."""
     def __init__(
         self,
+        *,
+        left_out: builtins.bool = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["left_out", b"left_out"]) -> None: ...
 
 Global___ListModelsRequest: typing_extensions.TypeAlias = ListModelsRequest
 
@@ -923,14 +929,24 @@ class ListModelsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    LEFT_OUT_COUNT_FIELD_NUMBER: builtins.int
+    left_out_count: builtins.int
+    """All of them, listed or not, as the workers say."""
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.Model]: ...
+    @property
+    def left_out(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.LeftOutModel]:
+        """Only if requested; at most 1,000. Names and reasons are the nodes' own words: shortened, and printable."""
+
     def __init__(
         self,
         *,
         models: collections.abc.Iterable[fanlight.diffusion.v1.diffusion_pb2.Model] | None = ...,
+        left_out: collections.abc.Iterable[fanlight.diffusion.v1.diffusion_pb2.LeftOutModel] | None = ...,
+        left_out_count: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["models", b"models"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["left_out", b"left_out", "left_out_count", b"left_out_count", "models", b"models"]) -> None: ...
 
 Global___ListModelsResponse: typing_extensions.TypeAlias = ListModelsResponse
 

@@ -148,6 +148,10 @@ class Capabilities(google.protobuf.message.Message):
     OFFERS_FIELD_NUMBER: builtins.int
     LIMITS_FIELD_NUMBER: builtins.int
     CONTRACT_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    LEFT_OUT_COUNT_FIELD_NUMBER: builtins.int
+    left_out_count: builtins.int
+    """All of them, listed or not."""
     @property
     def annotators(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.preprocessor.v1.preprocessor_pb2.Annotator]: ...
     @property
@@ -164,6 +168,10 @@ class Capabilities(google.protobuf.message.Message):
     def contract(self) -> Global___ContractRevision:
         """The contract that it was built with; absent means revision 1, whose workers are assumed to know the gateway's fields."""
 
+    @property
+    def left_out(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.LeftOutModel]:
+        """What it found among its models and does not use; more than 500 are cut off."""
+
     def __init__(
         self,
         *,
@@ -172,9 +180,11 @@ class Capabilities(google.protobuf.message.Message):
         offers: collections.abc.Iterable[builtins.str] | None = ...,
         limits: collections.abc.Iterable[Global___Limit] | None = ...,
         contract: Global___ContractRevision | None = ...,
+        left_out: collections.abc.Iterable[fanlight.diffusion.v1.diffusion_pb2.LeftOutModel] | None = ...,
+        left_out_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["contract", b"contract"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotators", b"annotators", "contract", b"contract", "limits", b"limits", "models", b"models", "offers", b"offers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["annotators", b"annotators", "contract", b"contract", "left_out", b"left_out", "left_out_count", b"left_out_count", "limits", b"limits", "models", b"models", "offers", b"offers"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 

@@ -22,6 +22,7 @@ from services.diffusion.engine.vae import decode_image
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.faults import blames, part_of, part_of_device
+from services.diffusion.models.loading import leftovers_of
 from services.diffusion.models.model_cache import Checkpoint
 from services.diffusion.models.model_manager import ModelManager
 from services.worker.device import DeviceLost
@@ -105,6 +106,7 @@ class TorchBackend:
         checkpoint = row.checkpoint
         with deterministic(row.generation.strict), blames(row.generation.vae_entry):
             pixels = decode_image(checkpoint, row.latents)
+        parts = (checkpoint.unet, checkpoint.vae, *(text.encoder for text in checkpoint.texts), *checkpoint.nets)
         nsfw = None
         if row.generation.safety_checker is not Safety.OFF:
             pixels, nsfw = self._safety.check(pixels, row.generation.safety_checker, self._models)
@@ -113,7 +115,7 @@ class TorchBackend:
             nsfw=nsfw,
             device=self._models.device_name,
             dtype=str(checkpoint.dtype)[6:],
-            warnings=checkpoint.warnings,
+            warnings=(*checkpoint.warnings, *leftovers_of(parts)),
         )
 
     def _release(self) -> None:

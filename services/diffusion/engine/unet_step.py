@@ -222,7 +222,7 @@ def _guidance_embedding(rows: Sequence[Row], places: Sequence[Place]) -> Tensor 
     frequencies = torch.exp(torch.arange(size // 2) * (-math.log(10_000.0) / (size // 2 - 1)))
     angles = scales[:, None] * frequencies[None]
     embedding = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, size % 2))
-    return embedding.to(rows[0].latents)
+    return embedding.to(rows[0].checkpoint.device, rows[0].checkpoint.dtype)
 
 
 def _added_cond(rows: Sequence[Row], places: Sequence[Place]) -> dict[str, Tensor] | None:

@@ -21,6 +21,8 @@ from services.diffusion.models.model_cache import Checkpoint
 Result = TypeVar("Result")
 # What the ControlNet `inpaint` reads as a missing pixel.
 MISSING = -1.0
+# SDXL's `scaling_factor`.
+SDXL_SCALING = 0.13025
 # Larger images go through the VAE in tiles: it needs some gigabytes for each megapixel.
 TILED_ABOVE_PIXELS = 1280 * 1280
 
@@ -140,6 +142,16 @@ def _tiled(vae: Any, use_tiling: bool) -> Iterator[None]:
         yield
     finally:
         vae.__dict__.update(before)
+
+
+def usually_scaled(vae: Any, latents: Tensor) -> Tensor:
+    """Latents (1, C, h, w) as SDXL's ordinary checkpoints have them, for previews that were fitted to those.
+
+    Playground 2.5's have a mean and a deviation of their own.
+    """
+    if vae.config.get("latents_mean") is None or vae.config.get("latents_std") is None:
+        return latents
+    return _unscaled(vae, latents) * SDXL_SCALING
 
 
 def _unscaled(vae: Any, latents: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from fanlight.contract.names import find_name
+from fanlight.contract.names import find_name, shares_name
 from fanlight.errors import FailedPrecondition, NotFound
 from services.diffusion.models.entries import (
     FAMILIES,
@@ -17,6 +17,8 @@ from services.diffusion.models.entries import (
     controlnet_aliases,
     controlnet_id,
 )
+from services.diffusion.models.left_out import LeftOutModel
+from services.diffusion.models.unique_ids import fits_of
 
 NO_FAMILY = "unknown"
 _Named = TypeVar("_Named", CheckpointEntry, ControlNetEntry, LoraEntry, VaeEntry, EmbeddingEntry)
@@ -28,8 +30,17 @@ class ModelCatalog:
     Ids are unique for each kind and what it fits, so that several families can have a `canny`.
     """
 
-    def __init__(self, entries: Iterable[Entry] = (), *, default_id: str = "") -> None:
-        """`default_id`: empty for the first checkpoint."""
+    def __init__(
+        self,
+        entries: Iterable[Entry] = (),
+        *,
+        default_id: str = "",
+        left_out: Sequence[LeftOutModel] = (),
+        left_out_count: int = 0,
+    ) -> None:
+        """`default_id`: empty for the first checkpoint. `left_out`: what was found and is not used, perhaps not all."""
+        self.left_out = tuple(left_out)
+        self.left_out_count = max(left_out_count, len(self.left_out))
         self._entries: dict[tuple[object, ...], Entry] = {}
         self.default_id = default_id
         # Counts the models added.
@@ -196,6 +207,10 @@ class ModelCatalog:
 def _the_one(entries: Sequence[_Named], name: str, *, kind: str, field: str) -> _Named:
     named = _named(entries, name)
     if not named:
+        alike = [entry.id for entry in entries if shares_name(entry.id, name)]
+        if len(alike) > 1:
+            several = " and ".join(alike[:_KNOWN_LIMIT])
+            raise NotFound(f"several have the name {_short(name)}: write {several}", field=field)
         known = ", ".join(entry.id for entry in entries[:_KNOWN_LIMIT]) or "none"
         more = f" and {len(entries) - _KNOWN_LIMIT} more" if len(entries) > _KNOWN_LIMIT else ""
         raise NotFound(f"no {kind} is called {_short(name)}; there are {known}{more}", field=field)
@@ -222,14 +237,7 @@ def _other_names(entry: Entry) -> Sequence[str]:
 
 
 def _key(entry: Entry) -> tuple[object, ...]:
-    fits: object = None
-    if isinstance(entry, ControlNetEntry):
-        fits = entry.shape
-    elif isinstance(entry, LoraEntry):
-        fits = entry.cross_attention_dim
-    elif isinstance(entry, EmbeddingEntry):
-        fits = entry.widths
-    return type(entry), entry.id, fits
+    return type(entry), entry.id, fits_of(entry)
 
 
 def _decodes(entry: VaeEntry, checkpoint: CheckpointEntry) -> bool:

@@ -156,7 +156,7 @@ class ModelCache:
                 texts=self._with_embeddings(entry, texts, embeddings) if embeddings else texts,
                 unet=unet,
                 vae=self._own_vae(entry, pin) if vae is None else self._separate_vae(vae, entry, pin),
-                nets=tuple(self._controlnet(each, pin) for each in controlnets),
+                nets=tuple(self._controlnet(each, entry, pin) for each in controlnets),
                 tiny_vae=self._tiny_vae(tiny_vae, entry, pin) if tiny_vae else None,
                 weights=self._cached(("weights", entry), lambda: sum(each.numel() for each in unet.parameters())),
                 scheduler_config=self._cached(("scheduler", entry), lambda: _scheduler_config(entry)),
@@ -215,10 +215,15 @@ class ModelCache:
         is_upcast = next((config["force_upcast"] for config in configs if "force_upcast" in config), False)
         return torch.float32 if is_upcast else self.device.dtype
 
-    def _controlnet(self, entry: ControlNetEntry, pin: Pin) -> Any:
-        key = ("controlnet", entry, fingerprint(entry.path, ""))
+    def _controlnet(self, entry: ControlNetEntry, checkpoint: CheckpointEntry, pin: Pin) -> Any:
+        key: Key = ("controlnet", entry, fingerprint(entry.path, ""))
         with blames(entry):
-            return self._part(key, lambda: load_controlnet(entry, self._target()), pin)
+            if not entry.is_difference:
+                return self._part(key, lambda: load_controlnet(entry, self._target()), pin)
+            # One for each checkpoint: its tensors are that one's with a difference.
+            key = (*key, checkpoint, fingerprint(checkpoint.path, "unet"))
+            unet = self._unet(checkpoint, (), pin)
+            return self._part(key, lambda: load_controlnet(entry, self._target(), unet.state_dict()), pin)
 
     def _target(self, dtype: torch.dtype | None = None) -> LoadTarget:
         return LoadTarget(

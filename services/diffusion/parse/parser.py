@@ -10,6 +10,7 @@ from fanlight.contract import schedulers
 from fanlight.contract.masks import sides_of
 from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FailedPrecondition
 from services.diffusion.engine.generation import DEFAULTS_WITH_CONTROLNET, ControlInput, Generation, Safety
 from services.diffusion.images import Resize
 from services.diffusion.models.catalog import ModelCatalog
@@ -53,6 +54,7 @@ class Parser:
         """
         self.check(request)
         checkpoint = self.catalog.checkpoint(request.model) if request.model else self.catalog.default()
+        _require_vae(request, checkpoint)
         how = Resize(request.resize or Resize.CROP)
         reader = ControlReader(catalog=self.catalog, checkpoint=checkpoint, picture_limits=self.picture_limits, how=how)
         nets = reader.nets(request)
@@ -90,7 +92,12 @@ class Parser:
             image_digests=tuple(digests_of_images(request)),
             alone=alone,
             warnings=bounded_warnings(
-                [*contract.warnings_of(request), *prompts.warnings, *mask_warnings(canvas, is_masked=is_masked)]
+                [
+                    *contract.warnings_of(request),
+                    *prompts.warnings,
+                    *_notes(checkpoint),
+                    *mask_warnings(canvas, is_masked=is_masked),
+                ]
             ),
             **options,
         )
@@ -122,6 +129,16 @@ _DEFAULTS = {
     for own in fields(Generation)
     if own.default is not MISSING and own.name in _FIELDS and own.name != "vae" and not _FIELDS[own.name].is_repeated
 }
+
+
+def _notes(checkpoint: CheckpointEntry) -> list[str]:
+    """What is odd about the checkpoint's file, in sentences."""
+    return [f"{checkpoint.id}: {note}" for note in checkpoint.recipe.notes]
+
+
+def _require_vae(request: diffusion_pb2.GenerateRequest, checkpoint: CheckpointEntry) -> None:
+    if not request.vae and not checkpoint.recipe.has_vae:
+        raise FailedPrecondition(f"is empty, and {checkpoint.id} has no VAE of its own; name one", field="vae")
 
 
 def read_options(request: diffusion_pb2.GenerateRequest, defaults: Mapping[str, object]) -> dict[str, object]:

@@ -25,6 +25,7 @@ from services.gateway.domain.workers import (
     Avoidance,
     Capabilities,
     FleetCatalog,
+    LeftOutOfFleet,
     Worker,
     WorkerRecord,
     WorkerStatus,
@@ -492,6 +493,11 @@ class WorkerRegistry:
         """Whether some known worker of the stage meets all the needs together, and accepts those amounts."""
         self._update_live()
         return self._groups.can_any(stage, needs, amounts, only_live=only_live)
+
+    def left_out(self) -> LeftOutOfFleet:
+        """What known workers found among their models and do not use."""
+        self._update_live()
+        return self._groups.left_out()
 
     def offering(self, stage: str, need: str) -> list[str]:
         """Up to five nodes whose workers of the stage offer it, live ones first; for error messages."""

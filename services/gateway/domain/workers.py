@@ -81,6 +81,16 @@ class AnnouncedModel:
     aliases: tuple[str, ...] = ()
     # Of a checkpoint; 0 where unknown.
     text_encoder_layers: int = 0
+    # What is unusual about it, in the worker's own words.
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnouncedLeftOut:
+    """A file or folder that a worker found among its models and does not use, and why, in its own words."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +103,9 @@ class Capabilities:
     other_offers: tuple[str, ...] = ()
     # Upper limits by name, such as `pixels`; sorted.
     limits: tuple[tuple[str, int], ...] = ()
+    # What is among its models and not used; perhaps not all of the count.
+    left_out: tuple[AnnouncedLeftOut, ...] = ()
+    left_out_count: int = 0
 
     @property
     def offers(self) -> frozenset[str]:
@@ -114,6 +127,14 @@ class Capabilities:
             if model.text_encoder_layers
         }
         return tuple(sorted((layers | dict(self.limits)).items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutOfFleet:
+    """What all workers together do not use: each with up to five nodes that have it. `count`: listed or not."""
+
+    listed: tuple[tuple[AnnouncedLeftOut, tuple[str, ...]], ...] = ()
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

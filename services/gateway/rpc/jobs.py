@@ -118,8 +118,10 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: Context
     ) -> gateway_pb2.ListModelsResponse:
-        self._caller(context, Right.READ)
-        return answers.models(self._gateway.workers)
+        caller = self._caller(context, Right.READ)
+        if request.left_out:
+            caller.require(Right.OPERATE)
+        return answers.models(self._gateway.workers, left_out=request.left_out)
 
     async def ListWorkers(
         self, request: gateway_pb2.ListWorkersRequest, context: Context

@@ -204,13 +204,21 @@ def annotators(fleet: Fleet) -> gateway_pb2.ListAnnotatorsResponse:
     )
 
 
-def models(fleet: Fleet) -> gateway_pb2.ListModelsResponse:
+def models(fleet: Fleet, *, left_out: bool = False) -> gateway_pb2.ListModelsResponse:
+    """`left_out`: also what workers found and do not use."""
     known = sorted(fleet.catalog().models.values(), key=lambda each: (each.kind, each.id, each.family))
     default = fleet.catalog().default_checkpoint()
     known = [replace(each, is_default=each == default) for each in known]
-    return gateway_pb2.ListModelsResponse(
+    response = gateway_pb2.ListModelsResponse(
         models=[model(each, fleet.residency_of(each.kind, each.id)) for each in known]
     )
+    if left_out:
+        found = fleet.left_out()
+        response.left_out.extend(
+            diffusion_pb2.LeftOutModel(path=each.path, reason=each.reason, nodes=nodes) for each, nodes in found.listed
+        )
+        response.left_out_count = min(found.count, 2**32 - 1)
+    return response
 
 
 def annotator(value: AnnouncedAnnotator, residency: int = 0) -> preprocessor_pb2.Annotator:
@@ -247,6 +255,7 @@ def model(value: AnnouncedModel, residency: int = 0) -> diffusion_pb2.Model:
         schedulers=value.schedulers,
         aliases=value.aliases,
         text_encoder_layers=value.text_encoder_layers,
+        note=value.note,
     )
 
 

@@ -7,12 +7,19 @@ from typing import NoReturn, Protocol
 from google.protobuf.message import Message
 
 from fanlight.contract.generation import PRECISIONS, SAFETY_MODES
-from fanlight.contract.names import ANY, find_name, is_reference
+from fanlight.contract.names import ANY, find_name, is_reference, shares_name
 from fanlight.contract.needs import PRECISION, REVISION, SAFETY_CHECKER, SCHEDULER, Needs, unknown_fields, young_fields
 from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
 from services.gateway.domain.job import Facts
-from services.gateway.domain.workers import CHECKPOINT, CONTROLNET, AnnouncedAnnotator, AnnouncedModel, FleetCatalog
+from services.gateway.domain.workers import (
+    CHECKPOINT,
+    CONTROLNET,
+    AnnouncedAnnotator,
+    AnnouncedModel,
+    FleetCatalog,
+    LeftOutOfFleet,
+)
 from services.gateway.scheduler.queue import Amounts
 
 RETRY_AFTER_S = 5.0
@@ -37,6 +44,7 @@ class Fleet(Protocol):
         self, stage: str, name: str, needs: frozenset[str] = frozenset()
     ) -> Sequence[tuple[str, int | None]]: ...
     def residency_of(self, kind: str, name: str) -> int: ...
+    def left_out(self) -> LeftOutOfFleet: ...
 
 
 @contextmanager
@@ -159,8 +167,10 @@ def checkpoint_of(catalog: FleetCatalog, model_id: str, *, field: str) -> Announ
     name = model_id or catalog.default_model
     if _is_fetched(catalog, CHECKPOINT, name):
         return AnnouncedModel(id=name, kind=CHECKPOINT)
-    there = _names(models_for(catalog, CHECKPOINT, AnnouncedModel(id="", kind=CHECKPOINT)))
+    any_model = AnnouncedModel(id="", kind=CHECKPOINT)
+    there = _names(models_for(catalog, CHECKPOINT, any_model))
     if model_id:
+        _refuse_shared(catalog, CHECKPOINT, model_id, any_model, field=field)
         raise NotFound(f"there is no such model{_not_fetched(model_id)}; there are {there}", field=field)
     if name:
         raise NotFound(f"is missing, and no worker has the default one, {name[:80]}; name one of {there}", field=field)
@@ -179,6 +189,7 @@ def controlnet_of(
     if controlnet_id:
         found = catalog.model(CONTROLNET, controlnet_id, model.family)
         if found is None and not _is_fetched(catalog, CONTROLNET, controlnet_id):
+            _refuse_shared(catalog, CONTROLNET, controlnet_id, model, field=field)
             has = _names(models_for(catalog, CONTROLNET, model))
             raise NotFound(f"{model.id} has no such ControlNet; it has {has}", field=field)
         return found.id if found else controlnet_id
@@ -192,10 +203,18 @@ def controlnet_of(
     raise InvalidField(f"no ControlNet of {model.id} is made for {annotator.id}; it has {has}", field=field)
 
 
+def _refuse_shared(catalog: FleetCatalog, kind: str, name: str, model: AnnouncedModel, *, field: str) -> None:
+    """NotFound where several models of a worker have the name, each in another folder."""
+    alike = [each for each in models_for(catalog, kind, model) if shares_name(each, name)]
+    if len(alike) > 1:
+        raise NotFound(f"{name[:80]!r} is the name of several models: write {_names(alike)}", field=field)
+
+
 def model_of(catalog: FleetCatalog, kind: str, name: str, checkpoint: AnnouncedModel, *, field: str) -> str:
     """The id of the LoRA, VAE or embedding of that name that fits the checkpoint. NotFound lists those that do."""
     found = catalog.model(kind, name, checkpoint.family)
     if found is None and not _is_fetched(catalog, kind, name):
+        _refuse_shared(catalog, kind, name, checkpoint, field=field)
         has = _names(models_for(catalog, kind, checkpoint))
         raise NotFound(f"{checkpoint.id} has no {kind} {name[:80]!r}{_not_fetched(name)}; it has {has}", field=field)
     return found.id if found else name

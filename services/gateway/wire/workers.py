@@ -17,13 +17,21 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
+from fanlight.terminal import printable
 from services.gateway.app.completion import Renewal, RenewalResult, ReportedOutput
 from services.gateway.app.leasing import LeasedTask, ModelToFetch, Poll, PollAnswer
 from services.gateway.app.results import is_preview
 from services.gateway.app.watch import FetchStatus, TaskProgress
 from services.gateway.domain.job import Failure, Fault, Span, task_name
 from services.gateway.domain.machine import LeaseStatus
-from services.gateway.domain.workers import AnnouncedAnnotator, AnnouncedModel, Capabilities, ReportedStepTime, Worker
+from services.gateway.domain.workers import (
+    AnnouncedAnnotator,
+    AnnouncedLeftOut,
+    AnnouncedModel,
+    Capabilities,
+    ReportedStepTime,
+    Worker,
+)
 from services.gateway.wire.stages import request_for
 
 BATCH_LIMIT = 64
@@ -41,6 +49,9 @@ NAME_LIMIT_BYTES = 256
 # Annotators, models and other offers together.
 OFFERS_LIMIT = 10_000
 LIMITS_LIMIT = 256
+# Of what a worker found and does not use, and how much of a path, a reason or a note is kept.
+LEFT_OUT_LIMIT = 500
+WORDS_LIMIT_CHARS = 300
 # Models in one place, or unfetched.
 HOLDINGS_LIMIT = 20_000
 SLOTS_LIMIT = 1_024
@@ -341,7 +352,17 @@ def capabilities(message: queue_pb2.Capabilities) -> Capabilities:
         models=models,
         other_offers=tuple(sorted({*offers, *_new_fields(message.contract)})),
         limits=_limits(message.limits),
+        left_out=tuple(
+            AnnouncedLeftOut(path=_words(each.path), reason=_words(each.reason))
+            for each in message.left_out[:LEFT_OUT_LIMIT]
+        ),
+        left_out_count=max(message.left_out_count, min(len(message.left_out), LEFT_OUT_LIMIT)),
     )
+
+
+def _words(text: str) -> str:
+    """A worker's own words for people: cut, and escaped where they would control a terminal."""
+    return printable(text[:WORDS_LIMIT_CHARS])[:WORDS_LIMIT_CHARS]
 
 
 def _require_unique(values: Iterable[Hashable], field: str) -> None:
@@ -466,4 +487,5 @@ def _model(message: diffusion_pb2.Model, field: str) -> AnnouncedModel:
         text_encoder_layers=check_whole(
             message.text_encoder_layers, 0, TEXT_ENCODER_LAYERS_LIMIT, field=f"{field}.text_encoder_layers"
         ),
+        note=_words(message.note),
     )

@@ -281,6 +281,8 @@ def test_annotators_models_and_workers_are_listed(said):
     assert [status["worker"]["stage"] for status in said("workers", "--json")] == ["preprocess", "diffusion"]
     assert "low_threshold=100" in said("annotators")
     assert "starter" in said("models")
+    assert said("models", "--left-out").split("\n")[1].split() == ["Lora/old.ckpt", "it", "is", "a", "pickle", "here"]
+    assert said("models", "--left-out", "--json")[0]["reason"] == "it is a pickle"
     assert "0/2" in said("workers")
     assert "embedding:oldstyle until 2027-01-15T08:00:00Z: 2 jobs failed there by it" in said("workers")
 
