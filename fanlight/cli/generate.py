@@ -16,6 +16,7 @@ from fanlight.cli.options import (
     parse_control,
     parse_lora,
     parse_parameter,
+    parse_sides,
     parse_size,
 )
 
@@ -34,7 +35,8 @@ Controls = Annotated[
         "--control",
         metavar="ANNOTATOR=IMAGE[:SCALE]",
         help="Condition on an image; may be repeated. `none`: it is a control image already; `none/canny` also names"
-        " the ControlNet.",
+        " the ControlNet. `canny,resize=pad,mode=prompt=IMAGE` says how it is fitted (crop, stretch, pad), and what is"
+        " more important (balanced, prompt, control).",
     ),
 ]
 StartImage = Annotated[
@@ -42,7 +44,34 @@ StartImage = Annotated[
     typer.Option("--image", metavar="FILE", help="Start from this image (img2img).", show_default=False),
 ]
 Mask = Annotated[
-    Path | None, typer.Option("--mask", metavar="FILE", help="Replace only what is white in this mask (inpaint).")
+    Path | None,
+    typer.Option("--mask", metavar="FILE", help="Replace only what is white, or opaque, in this mask (inpaint)."),
+]
+MaskBlur = Annotated[
+    float | None,
+    typer.Option(help="How far the mask's edge fades, in pixels, 0 to 64; 4 if left out.", show_default=False),
+]
+OnlyMasked = Annotated[
+    bool,
+    typer.Option("--only-masked", help="Generate the masked part alone, at --size, and put it back into the image."),
+]
+MaskPadding = Annotated[
+    int | None,
+    typer.Option(help="With --only-masked: pixels around the mask, 0 to 1024; 32 if left out.", show_default=False),
+]
+MaskFill = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What is under the mask at the start: original, blurred, noise or nothing."),
+]
+MaskInvert = Annotated[bool, typer.Option("--mask-invert", help="Replace what is black in the mask.")]
+MaskFromAlpha = Annotated[bool, typer.Option("--mask-from-alpha", help="Replace what is transparent in the image.")]
+Outpaint = Annotated[
+    str | None,
+    typer.Option(
+        "--outpaint",
+        metavar="SIDE=PIXELS,...",
+        help="Make the image grow, such as left=64,right=64; also top and bottom.",
+    ),
 ]
 Strength = Annotated[
     float | None,
@@ -138,6 +167,13 @@ def generate(
     control: Controls = None,
     image: StartImage = None,
     mask: Mask = None,
+    mask_blur: MaskBlur = None,
+    only_masked: OnlyMasked = False,
+    mask_padding: MaskPadding = None,
+    mask_fill: MaskFill = None,
+    mask_invert: MaskInvert = False,
+    mask_from_alpha: MaskFromAlpha = False,
+    outpaint: Outpaint = None,
     strength: Strength = None,
     resize: Resize = None,
     lora: Loras = None,
@@ -192,6 +228,7 @@ def _options(params: Mapping[str, Any]) -> "GenerationOptions":
     others = {name: params[name] for name in GenerationOptions.__annotations__.keys() & params.keys()}
     options = {
         **others,
+        **parse_sides(params["outpaint"]),
         "negative_prompt": params["negative"],
         "width_px": width_px,
         "height_px": height_px,

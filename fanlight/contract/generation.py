@@ -5,7 +5,6 @@ Fields in errors are relative to the request, such as `controls[0].end`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TypedDict
 
 from fanlight.contract.annotation import check_struct
 from fanlight.contract.images import check_source, images_of
@@ -42,6 +41,7 @@ from fanlight.contract.limits import (
     check_whole,
     format_number,
 )
+from fanlight.contract.masks import MaskOptions, check_mask_options, has_mask
 from fanlight.contract.prompt import (
     EMPHASES,
     ORIGINAL,
@@ -72,6 +72,7 @@ HAS_MASK = frozenset(name for (_, mask, _), name in _PIPELINES.items() if mask)
 HAS_CONTROLS = frozenset(name for (_, _, controls), name in _PIPELINES.items() if controls)
 
 RESIZES = ("crop", "stretch", "pad")
+CONTROL_MODES = ("balanced", "prompt", "control")
 FORMATS = ("png", "webp", "jpeg")
 # No safety checker, or what happens to images that it flags.
 OFF = "off"
@@ -82,7 +83,7 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 INPAINT_CONTROLNET = "inpaint"
 
 
-class ScalarOptions(TypedDict, total=False):
+class ScalarOptions(MaskOptions, total=False):
     """The options that are single values, by their field names; None leaves one unset."""
 
     model: str | None
@@ -142,6 +143,7 @@ def check(request: GenerateRequest) -> None:
         except FanlightError as error:
             raise error.within(f"controls[{index}]") from error
     _check_pipeline(request)
+    check_mask_options(request, is_masked=pipeline_of(request) in HAS_MASK)
     _check_strength(request)
     _check_variation(request)
 
@@ -218,8 +220,8 @@ def pipeline_of(request: GenerateRequest) -> str:
     """The pipeline that the request names, or the one of PIPELINES for what it has."""
     if request.pipeline:
         return request.pipeline
-    has_mask = request.HasField("mask")
-    return _PIPELINES[has_mask or request.HasField("image"), has_mask, bool(request.controls)]
+    is_masked = has_mask(request)
+    return _PIPELINES[is_masked or request.HasField("image"), is_masked, bool(request.controls)]
 
 
 def steps_of(request: GenerateRequest) -> int:
@@ -394,6 +396,8 @@ def _check_control(control: Control, request: GenerateRequest) -> None:
     if not control.controlnet and not control.annotator:
         raise InvalidField("is missing, and there is no annotator to choose one for", field="controlnet")
     check_number(control.scale, 0.0, CONTROL_SCALE_LIMIT, field="scale")
+    check_choice(control.resize, RESIZES, field="resize")
+    check_choice(control.mode, CONTROL_MODES, field="mode")
     _check_range(control)
     _check_annotator(control)
     if not control.HasField("image") and not _makes_its_image(control, request):
@@ -430,17 +434,17 @@ def _makes_its_image(control: Control, request: GenerateRequest) -> bool:
         INPAINT_CONTROLNET in control.controlnet.lower()
         and not control.annotator
         and request.HasField("image")
-        and request.HasField("mask")
+        and has_mask(request)
     )
 
 
 def _check_pipeline(request: GenerateRequest) -> None:
-    if request.HasField("mask") and not request.HasField("image"):
+    if has_mask(request) and not request.HasField("image"):
         raise InvalidField("is missing, and there is a mask for it", field="image")
     pipeline = pipeline_of(request)
     if pipeline in STARTS_FROM_IMAGE and not request.HasField("image"):
         raise InvalidField(f"is missing; the pipeline {pipeline} starts from it", field="image")
-    if pipeline in HAS_MASK and not request.HasField("mask"):
+    if pipeline in HAS_MASK and not has_mask(request):
         raise InvalidField(f"is missing; the pipeline {pipeline} replaces what is white in it", field="mask")
     if pipeline in HAS_CONTROLS and not request.controls:
         raise InvalidField(f"is missing; the pipeline {pipeline} needs one", field="controls")
@@ -448,8 +452,9 @@ def _check_pipeline(request: GenerateRequest) -> None:
         raise InvalidField(f"{pipeline} takes no controls; leave the pipeline out", field="pipeline")
     # The ControlNet `inpaint` uses both, whatever the pipeline does.
     if not any(INPAINT_CONTROLNET in control.controlnet.lower() for control in request.controls):
+        given = {"image": request.HasField("image"), "mask": has_mask(request)}
         for field, pipelines in (("image", STARTS_FROM_IMAGE), ("mask", HAS_MASK)):
-            if pipeline not in pipelines and request.HasField(field):  # type: ignore[arg-type]  # two literals
+            if pipeline not in pipelines and given[field]:
                 raise InvalidField(f"{pipeline} takes no {field}; leave the pipeline out", field="pipeline")
 
 

@@ -51,6 +51,15 @@ SEED_LIMIT = 2**64
 # Random seeds are shorter, so that people can copy them.
 DRAWN_SEED_LIMIT = 2**32
 
+# --- Masks ---
+# The blur is the deviation of a Gaussian that ends after BLUR_REACH deviations.
+DEFAULT_MASK_BLUR_PX, MASK_BLUR_LIMIT_PX, BLUR_REACH = 4.0, 64.0, 2
+DEFAULT_MASK_PADDING_PX, MASK_PADDING_LIMIT_PX = 32, 1024
+# Of one side.
+OUTPAINT_LIMIT_PX = 2048
+# Of a result that keeps the size of its image, width x height: its PNG is never larger than the largest blob.
+PASTED_PIXELS_LIMIT = 4096 * 4096
+
 # --- Models ---
 LORAS_LIMIT = 16
 DEFAULT_LORA_WEIGHT, LORA_WEIGHT_LIMIT = 1.0, 4.0

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -46,7 +47,7 @@ class Needs:
 def needs_of(request: GenerateRequest) -> Needs:
     """`request`: resolved, so that models are named by their ids and ControlNets are chosen."""
     offers: dict[str, str] = {}
-    for offer, field in [*_models(request), *_others(request)]:
+    for offer, field in [*_models(request), *_others(request), *_young_fields(request, "")]:
         offers.setdefault(offer, field)
     return Needs(offers=tuple(offers.items()), amounts=tuple(_amounts(request)))
 
@@ -124,6 +125,32 @@ def _amounts(request: GenerateRequest) -> list[tuple[str, int, str]]:
     if layer > 0:
         found.append((layers_limit(request.model), layer, field))
     return found
+
+
+# By message, the last field that every worker knows. One that is younger is a need where it is set.
+ALWAYS_KNOWN = {"fanlight.diffusion.v1.GenerateRequest": 31, "fanlight.diffusion.v1.Control": 8}
+
+
+def _young_fields(message: Message, path: str) -> Iterator[tuple[str, str]]:
+    """The set fields that not every worker knows, as needs, and where they are."""
+    name = message.DESCRIPTOR.full_name
+    for field, value in message.ListFields():
+        below = f"{path}.{field.name}" if path else field.name
+        if field.number > ALWAYS_KNOWN.get(name, field.number):
+            yield field_need(name, field.number), below
+        if field.message_type is None or field.message_type.full_name not in ALWAYS_KNOWN:
+            continue
+        for index, each in enumerate(value):
+            yield from _young_fields(each, f"{below}[{index}]")
+
+
+def young_fields(message_name: str) -> list[str]:
+    """As needs, the fields of a message that this side knows and an older worker may not."""
+    known = ALWAYS_KNOWN.get(message_name)
+    if known is None:
+        return []
+    fields = descriptor_pool.Default().FindMessageTypeByName(message_name).fields
+    return [field_need(message_name, field.number) for field in fields if field.number > known]
 
 
 # Counts up when requests change in a way that field numbers do not show.

@@ -10,9 +10,9 @@ from functools import partial
 from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.engine.engine import DiffusionEngine
-from services.diffusion.engine.generation import Generation
+from services.diffusion.engine.generation import Generation, Safety
 from services.diffusion.engine.ports import Report, TimedResult, UnmadePreview
-from services.diffusion.images import MEDIA_TYPES, PARAMETERS, PROVENANCE, encode
+from services.diffusion.images import MEDIA_TYPES, PARAMETERS, PROVENANCE, Pixels, encode
 from services.diffusion.models.faults import blames
 from services.diffusion.parse.parser import Parser, effective_to_proto
 from services.diffusion.provenance import WeightDigests, entries_of, infotext, provenance_json, version_of
@@ -35,6 +35,15 @@ class ImageResult:
     @property
     def media_type(self) -> str:
         return MEDIA_TYPES[self.generation.format]
+
+
+def whole_of(generation: Generation, result: TimedResult) -> Pixels:
+    """What was generated in the place that it has in the image that it was made from."""
+    paste = generation.start.paste if generation.start else None
+    if paste is None:
+        return result.pixels
+    is_hidden = result.nsfw and generation.safety_checker in (Safety.BLUR, Safety.BLOCK)
+    return paste.hidden(result.pixels) if is_hidden else paste.onto(result.pixels)
 
 
 def _make(unmade: UnmadePreview) -> MadePreview:
@@ -121,4 +130,6 @@ class ImageGenerator:
             PARAMETERS: infotext(generation, self._digests.of, version=version_of("fanlight")),
             PROVENANCE: provenance,
         }
-        return encode(result.pixels, texts, format=generation.format, quality=generation.quality), provenance
+        return encode(
+            whole_of(generation, result), texts, format=generation.format, quality=generation.quality
+        ), provenance

@@ -214,6 +214,7 @@ def _infotext_fields(generation: Generation, digests: Digests, version: str) -> 
         value = getattr(generation, option)
         if value != default_of(option) and option not in _without_effect(generation):
             yield title, _EMPHASES.get(value) or (f"{value:g}" if isinstance(value, float) else str(value))
+    yield from _mask_fields(generation)
     for number, control in enumerate(generation.controls):
         yield f"ControlNet {number}", _control_field(generation, number, control.controlnet.id)
     if generation.loras:
@@ -223,6 +224,31 @@ def _infotext_fields(generation: Generation, digests: Digests, version: str) -> 
     yield "Version", f"Fanlight {version}"
 
 
+# A1111's words for what the request's fields say.
+_CONTROL_MODES = {
+    "balanced": "Balanced",
+    "prompt": "My prompt is more important",
+    "control": "ControlNet is more important",
+}
+_RESIZE_MODES = {"stretch": "Just Resize", "crop": "Crop and Resize", "pad": "Resize and Fill"}
+_FILLS = {"blurred": "fill", "noise": "latent noise", "nothing": "latent nothing"}
+
+
+def _mask_fields(generation: Generation) -> Iterable[tuple[str, str]]:
+    """Those that A1111 writes for inpainting."""
+    if generation.mask_blur is None:
+        return
+    if generation.mask_blur:
+        yield "Mask blur", f"{generation.mask_blur:g}"
+    if generation.mask_invert:
+        yield "Mask mode", "Inpaint not masked"
+    if generation.mask_fill in _FILLS:
+        yield "Masked content", _FILLS[generation.mask_fill]
+    if generation.only_masked:
+        yield "Inpaint area", "Only masked"
+        yield "Masked area padding", str(generation.mask_padding)
+
+
 def _without_effect(generation: Generation) -> tuple[str, ...]:
     """The option of `clip_skip`'s two that the checkpoint's kind does not take."""
     return ("clip_skip",) if generation.is_sdxl else ("sdxl_clip_skip",)
@@ -230,9 +256,11 @@ def _without_effect(generation: Generation) -> tuple[str, ...]:
 
 def _control_field(generation: Generation, number: int, net: str) -> str:
     control = generation.controls[number]
-    mode = "ControlNet is more important" if generation.guess_mode else "Balanced"
+    mode = _CONTROL_MODES[control.mode or ("control" if generation.guess_mode else "balanced")]
+    how = control.resize or generation.resize
+    resize = f" Resize Mode: {_RESIZE_MODES[how]}," if how else ""
     return (
-        f"Module: {control.annotator or 'none'}, Model: {net}, Weight: {control.scale:g},"
+        f"Module: {control.annotator or 'none'}, Model: {net}, Weight: {control.scale:g},{resize}"
         f" Guidance Start: {control.start:g}, Guidance End: {control.end:g}, Control Mode: {mode}"
     )
 

@@ -101,8 +101,8 @@ class DiffusionStage:
             result = await self._generator.generate(generation, lambda progress: report(self._to_report(progress)))
         output = ports.StageOutput(
             data=result.data,
-            width_px=generation.width_px,
-            height_px=generation.height_px,
+            width_px=generation.result_size_px[0],
+            height_px=generation.result_size_px[1],
             seed=generation.seed,
             nsfw=result.nsfw,
             provenance=for_record(result.provenance),

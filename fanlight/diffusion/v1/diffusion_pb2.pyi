@@ -278,6 +278,16 @@ class GenerateRequest(google.protobuf.message.Message):
     PROMPT_SYNTAX_FIELD_NUMBER: builtins.int
     EMPHASIS_FIELD_NUMBER: builtins.int
     SDXL_CLIP_SKIP_FIELD_NUMBER: builtins.int
+    MASK_BLUR_FIELD_NUMBER: builtins.int
+    ONLY_MASKED_FIELD_NUMBER: builtins.int
+    MASK_PADDING_FIELD_NUMBER: builtins.int
+    MASK_FILL_FIELD_NUMBER: builtins.int
+    MASK_INVERT_FIELD_NUMBER: builtins.int
+    MASK_FROM_ALPHA_FIELD_NUMBER: builtins.int
+    OUTPAINT_LEFT_PX_FIELD_NUMBER: builtins.int
+    OUTPAINT_RIGHT_PX_FIELD_NUMBER: builtins.int
+    OUTPAINT_TOP_PX_FIELD_NUMBER: builtins.int
+    OUTPAINT_BOTTOM_PX_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A checkpoint's id; empty means the default one."""
     pipeline: builtins.str
@@ -315,7 +325,9 @@ class GenerateRequest(google.protobuf.message.Message):
     resize: builtins.str
     """How images of another aspect ratio are fitted to the size: `crop`, `stretch`, or `pad` with black; empty means `crop`."""
     guess_mode: builtins.bool
-    """ControlNets condition only the prompt's noise prediction, deeper blocks more strongly; the prompt may be empty."""
+    """ControlNets condition only the prompt's noise prediction, deeper blocks more strongly; the prompt may be empty. For
+    controls without a mode of their own.
+    """
     vae: builtins.str
     """A VAE's id; empty means the checkpoint's own."""
     clip_skip: builtins.int
@@ -360,6 +372,31 @@ class GenerateRequest(google.protobuf.message.Message):
     """For SDXL, which `clip_skip` does not change: the layer of its text encoders, counted from the end as in ComfyUI. Absent
     means 2, the layer that SDXL was trained with.
     """
+    mask_blur: builtins.float
+    """The edge of the mask fades outwards over twice so many pixels of the result, by a Gaussian with this deviation, 0 to 64.
+    Farther away the result is `image`, bit by bit. Absent means 4.
+    """
+    only_masked: builtins.bool
+    """Generate the masked part alone, at the whole size, and put it back into `image`: the result has the size of `image`.
+    Without a size, at the model's native one.
+    """
+    mask_padding: builtins.int
+    """With `only_masked`, how many pixels of `image` around the mask are generated too, 0 to 1024. Absent means 32."""
+    mask_fill: builtins.str
+    """What is under the mask at the start: `original`, `blurred` (the colors around it), `noise` or `nothing`, the last two in
+    latents; empty means `original`.
+    """
+    mask_invert: builtins.bool
+    """Black is replaced, white stays."""
+    mask_from_alpha: builtins.bool
+    """What is transparent in `image` is replaced too, or alone where there is no `mask`."""
+    outpaint_left_px: builtins.int
+    """Outpainting: by how many pixels of `image` it grows at each side, 0 to 2048; what is new is replaced. Image and new sides
+    together are fitted to the size. Without a size it is theirs.
+    """
+    outpaint_right_px: builtins.int
+    outpaint_top_px: builtins.int
+    outpaint_bottom_px: builtins.int
     @property
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Control]: ...
     @property
@@ -368,7 +405,9 @@ class GenerateRequest(google.protobuf.message.Message):
 
     @property
     def mask(self) -> fanlight.common.v1.common_pb2.ImageSource:
-        """For inpaint: white is replaced, black stays. Resized in the same way as `image`."""
+        """For inpaint: white is replaced, black stays, gray is replaced by the last part of the steps and shows as much. If it has
+        transparent pixels, its opacity is the mask. Of the size of `image`, or of its aspect ratio; fitted as `image` is.
+        """
 
     @property
     def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LoraUse]: ...
@@ -413,9 +452,19 @@ class GenerateRequest(google.protobuf.message.Message):
         prompt_syntax: builtins.str = ...,
         emphasis: builtins.str = ...,
         sdxl_clip_skip: builtins.int | None = ...,
+        mask_blur: builtins.float | None = ...,
+        only_masked: builtins.bool = ...,
+        mask_padding: builtins.int | None = ...,
+        mask_fill: builtins.str = ...,
+        mask_invert: builtins.bool = ...,
+        mask_from_alpha: builtins.bool = ...,
+        outpaint_left_px: builtins.int = ...,
+        outpaint_right_px: builtins.int = ...,
+        outpaint_top_px: builtins.int = ...,
+        outpaint_bottom_px: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_sdxl_clip_skip", b"_sdxl_clip_skip", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "count", b"count", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "quality", b"quality", "sdxl_clip_skip", b"sdxl_clip_skip", "seed", b"seed", "steps", b"steps", "strength", b"strength", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_sdxl_clip_skip", b"_sdxl_clip_skip", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "controls", b"controls", "count", b"count", "embeddings", b"embeddings", "emphasis", b"emphasis", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "pipeline", b"pipeline", "precision", b"precision", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "prompt_syntax", b"prompt_syntax", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "sdxl_clip_skip", b"sdxl_clip_skip", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_mask_blur", b"_mask_blur", "_mask_padding", b"_mask_padding", "_quality", b"_quality", "_sdxl_clip_skip", b"_sdxl_clip_skip", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "count", b"count", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "mask_blur", b"mask_blur", "mask_padding", b"mask_padding", "quality", b"quality", "sdxl_clip_skip", b"sdxl_clip_skip", "seed", b"seed", "steps", b"steps", "strength", b"strength", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_mask_blur", b"_mask_blur", "_mask_padding", b"_mask_padding", "_quality", b"_quality", "_sdxl_clip_skip", b"_sdxl_clip_skip", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "controls", b"controls", "count", b"count", "embeddings", b"embeddings", "emphasis", b"emphasis", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "mask_blur", b"mask_blur", "mask_fill", b"mask_fill", "mask_from_alpha", b"mask_from_alpha", "mask_invert", b"mask_invert", "mask_padding", b"mask_padding", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "only_masked", b"only_masked", "outpaint_bottom_px", b"outpaint_bottom_px", "outpaint_left_px", b"outpaint_left_px", "outpaint_right_px", b"outpaint_right_px", "outpaint_top_px", b"outpaint_top_px", "pipeline", b"pipeline", "precision", b"precision", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "prompt_syntax", b"prompt_syntax", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "sdxl_clip_skip", b"sdxl_clip_skip", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength", "width_px", b"width_px"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_clip_skip", b"_clip_skip"]) -> typing.Literal["clip_skip"] | None: ...
     @typing.overload
@@ -424,6 +473,10 @@ class GenerateRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_eta", b"_eta"]) -> typing.Literal["eta"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mask_blur", b"_mask_blur"]) -> typing.Literal["mask_blur"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mask_padding", b"_mask_padding"]) -> typing.Literal["mask_padding"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
     @typing.overload
@@ -486,6 +539,8 @@ class Control(google.protobuf.message.Message):
     ANNOTATOR_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
     MADE_BY_FIELD_NUMBER: builtins.int
+    RESIZE_FIELD_NUMBER: builtins.int
+    MODE_FIELD_NUMBER: builtins.int
     controlnet: builtins.str
     """A ControlNet's short id, such as `canny`. Empty: the first ControlNet for this annotator in the checkpoint's family."""
     scale: builtins.float
@@ -497,9 +552,16 @@ class Control(google.protobuf.message.Message):
     """The annotator that makes the control image from `image`; only the gateway accepts it. Empty: `image` is the control
     image.
     """
+    resize: builtins.str
+    """How a control image of another aspect ratio is fitted: `crop`, `stretch` or `pad`; empty means the request's `resize`."""
+    mode: builtins.str
+    """`balanced`; `prompt`: the prompt is more important, residuals count the less the shallower they are; `control`: the same,
+    and only for the prompt's noise prediction. As in A1111's ControlNet extension. Empty: `balanced`, or `guess_mode`.
+    """
     @property
     def image(self) -> fanlight.common.v1.common_pb2.ImageSource:
-        """The control image, or with `annotator` the photo that it is made from. It is fitted to the image's size by `resize`.
+        """The control image, or with `annotator` the photo that it is made from. It is fitted to the image's size by `resize`; with
+        `only_masked` and outpainting it lies on `image`.
         Absent for the ControlNet `inpaint`, whose control image is made from the request's `image` and `mask`.
         """
 
@@ -522,9 +584,11 @@ class Control(google.protobuf.message.Message):
         annotator: builtins.str = ...,
         parameters: google.protobuf.struct_pb2.Struct | None = ...,
         made_by: Global___AnnotatorUse | None = ...,
+        resize: builtins.str = ...,
+        mode: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "end", b"end", "image", b"image", "made_by", b"made_by", "parameters", b"parameters", "scale", b"scale", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator", b"annotator", "controlnet", b"controlnet", "end", b"end", "image", b"image", "made_by", b"made_by", "parameters", b"parameters", "scale", b"scale", "start", b"start"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator", b"annotator", "controlnet", b"controlnet", "end", b"end", "image", b"image", "made_by", b"made_by", "mode", b"mode", "parameters", b"parameters", "resize", b"resize", "scale", b"scale", "start", b"start"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_end", b"_end"]) -> typing.Literal["end"] | None: ...
     @typing.overload

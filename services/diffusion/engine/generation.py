@@ -9,8 +9,9 @@ from enum import StrEnum
 
 from PIL import Image
 
-from fanlight.contract import limits
+from fanlight.contract import limits, masks
 from fanlight.contract.prompt import ORIGINAL, STRICT, parse_prompt
+from services.diffusion.canvas import Paste
 from services.diffusion.images import Format
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, EmbeddingEntry, LoraUse, VaeEntry
 
@@ -48,8 +49,13 @@ class Start:
     image: Image.Image = field(repr=False, compare=False)
     # The part of the steps that run on it, above 0 to 1; at 1 nothing of the image is left.
     strength: float
-    # Grayscale, of the generated image's size; pixels from 128 on are generated again. None: all are, as in img2img.
+    # Grayscale, of the generated image's size; white is generated again, black stays, gray is generated in the last
+    # steps. None: all is, as in img2img.
     mask: Image.Image | None = field(default=None, repr=False, compare=False)
+    # What latents under the mask begin as: `noise`, `nothing`, or else what the image has there.
+    fill: str = masks.ORIGINAL
+    # What is done with the finished image; None: nothing.
+    paste: Paste | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +74,10 @@ class ControlInput:
     # Which annotator made the image, and with what parameters, as JSON; empty where that is not known.
     annotator: str = ""
     annotator_parameters: str = ""
+    # How its image was fitted; empty: as the generation's images.
+    resize: str = ""
+    # `balanced`, `prompt` or `control`; empty: `balanced`, or as the generation's guess mode says.
+    mode: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +106,17 @@ class Generation:
     start: Start | None = None
     controls: tuple[ControlInput, ...] = ()
     guess_mode: bool = False
+    # None where nothing is masked.
+    mask_blur: float | None = None
+    only_masked: bool = False
+    mask_padding: int | None = None
+    mask_fill: str = ""
+    mask_invert: bool = False
+    mask_from_alpha: bool = False
+    outpaint_left_px: int = 0
+    outpaint_right_px: int = 0
+    outpaint_top_px: int = 0
+    outpaint_bottom_px: int = 0
     # How images were fitted to the size: crop, stretch or pad; empty without images.
     resize: str = ""
     # Those of the prompt's `<lora:name:weight>` are among them.
@@ -133,6 +154,12 @@ class Generation:
         A checkpoint that was distilled to take the scale as an input (LCM) does not need it.
         """
         return self.guidance_scale > 1 and not self.checkpoint.has_guidance_embedding
+
+    @property
+    def result_size_px(self) -> tuple[int, int]:
+        """Another size than the generated one where a part of a larger image was generated."""
+        paste = self.start.paste if self.start else None
+        return paste.size_px if paste else (self.width_px, self.height_px)
 
     @property
     def vae_entry(self) -> CheckpointEntry | VaeEntry:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_max_pool2d
 
+from fanlight.contract.masks import NOISE, NOTHING, ORIGINAL
 from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.engine.conditioning import RowConditioning, StepConditioning
 from services.diffusion.engine.controls import ControlRow
@@ -32,22 +33,24 @@ _SINE_MIN = 1e-3
 class InpaintState:
     """What inpainting with an ordinary UNet keeps: after every step the noised original goes where the mask is 0.
 
-    `original`, `noise`: latents (1, C, h, w); `mask`: (1, 1, h, w), 1 is generated again, 0 is kept.
+    `original`, `noise`: latents (1, C, h, w); `mask`: (1, 1, h, w), 1 is generated again, 0 is kept, and a value
+    between is kept until that part of the steps is left (differential diffusion, Levin and Fried 2023).
     """
 
     original: Tensor
     noise: Tensor
     mask: Tensor
 
-    def put_back(self, latents: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
+    def put_back(self, latents: Tensor, scheduler: Any, timestep: Tensor | None, *, done: float) -> Tensor:
         """Latents (1, C, h, w) with the original where the mask is 0, as diffusers' inpaint pipeline does.
 
-        `timestep`: the next one, (); None after the last step.
+        `timestep`: the next one, (); None after the last step. `done`: which part of the steps, above 0 to 1.
         """
         original = self.original
         if timestep is not None:
             original = scheduler.add_noise(original, self.noise, timestep.reshape(1))
-        return (1 - self.mask) * original + self.mask * latents
+        free = (self.mask > 1 - done).to(latents.dtype)
+        return (1 - free) * original + free * latents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,7 +144,9 @@ class Row:
             self.index += 1
             if self._inpaint is not None:
                 upcoming = None if self.is_finished else self.timestep
-                self.latents = self._inpaint.put_back(self.latents, self._scheduler, upcoming)
+                self.latents = self._inpaint.put_back(
+                    self.latents, self._scheduler, upcoming, done=self.index / self.evaluations
+                )
 
 
 def are_finite(rows: Sequence[Row]) -> list[bool]:
@@ -275,22 +280,33 @@ def _inpainting(
 ) -> InitialLatents:
     assert start.mask is not None
     pixels, mask = to_vae(start.image), to_mask(start.mask)
-    is_inpainting_unet, is_all_noise = checkpoint.entry.is_inpainting, start.strength == 1.0
+    is_inpainting_unet = checkpoint.entry.is_inpainting
+    # As in A1111, what a fill lays under the mask shows through even at full strength.
+    is_all_noise = start.strength == 1.0 and start.fill == ORIGINAL
     needs_original = not (is_inpainting_unet and is_all_noise)
     original = _encode(generation, checkpoint, pixels, generator) if needs_original else None
     noise = _first_noise(generation, checkpoint, generator, after_encoding=needs_original)
+    # A latent is generated again if any of its pixels is: nothing of the old image is left under the mask.
+    small = adaptive_max_pool2d(mask, noise.shape[-2:]).to(noise.device, noise.dtype)
     if is_all_noise:
         latents = noise * scheduler.init_noise_sigma
     else:
-        latents = scheduler.add_noise(original, noise, timestep.reshape(1))
-    small = interpolate(mask, size=latents.shape[-2:]).to(latents.device, latents.dtype)
+        assert original is not None
+        latents = scheduler.add_noise(_under_mask(start.fill, original, noise, small), noise, timestep.reshape(1))
     if is_inpainting_unet:
         masked = _encode(generation, checkpoint, pixels * (mask < 0.5), generator)
-        return InitialLatents(latents=latents, extra_channels=torch.cat([small, masked], dim=1))
+        return InitialLatents(latents=latents, extra_channels=torch.cat([small.round(), masked], dim=1))
     # The pipelines encode the masked image for every UNet; an ordinary one does not use it, but its draw counts.
     _draw(generation, checkpoint, generator)
     assert original is not None
     return InitialLatents(latents=latents, inpaint=InpaintState(original=original, noise=noise, mask=small))
+
+
+def _under_mask(fill: str, original: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
+    """Latents (1, C, h, w) that the first noise goes on; as A1111's latent noise and latent nothing."""
+    if fill == NOISE:
+        return original * (1 - mask) + noise * mask
+    return original * (1 - mask) if fill == NOTHING else original
 
 
 def _encode(generation: Generation, checkpoint: Checkpoint, pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -269,23 +269,23 @@ def _one_net(controls: list[ControlRow], scales: list[float], inputs: UNetInputs
             conditioning_scale=_column(here.sample, [scales[row] for row in places]),
             return_dict=False,
         )
-    residuals = _graded(Residuals(list(down), middle), [controls[row].is_graded for row in places])
+    weights = [controls[row].weights(len(down) + 1) for row in places]
+    residuals = _weighted(Residuals(list(down), middle), weights)
     if len(places) == len(inputs.sample):
         return residuals
     total = len(inputs.sample)
     return Residuals([_spread(part, at, total) for part in residuals.down], _spread(residuals.middle, at, total))
 
 
-def _graded(residuals: Residuals, is_graded: list[bool]) -> Residuals:
-    """Residuals weighted from a tenth at the full size to 1 in the middle, as in ControlNet's guess mode."""
-    if not any(is_graded):
+def _weighted(residuals: Residuals, weights: list[list[float]]) -> Residuals:
+    """Each place's residuals times its weights, the middle's last."""
+    parts = [*residuals.down, residuals.middle]
+    if all(weight == 1.0 for each in weights for weight in each):
         return residuals
-    factors = torch.logspace(-1, 0, len(residuals.down) + 1).tolist()
-    down = [
-        part * _column(part, [factor if graded else 1.0 for graded in is_graded])
-        for part, factor in zip(residuals.down, factors[:-1], strict=True)
+    weighted = [
+        part * _column(part, list(column)) for part, column in zip(parts, zip(*weights, strict=True), strict=True)
     ]
-    return Residuals(down, residuals.middle)
+    return Residuals(weighted[:-1], weighted[-1])
 
 
 def _column(like: Tensor, values: list[float]) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fanlight.contract import generation as contract
 from fanlight.contract import needs
-from fanlight.contract.limits import size_of_source
+from fanlight.contract.masks import Sides, size_of_outpainted
 from fanlight.contract.schedulers import NOISE_SCHEDULES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, InvalidField, TooLarge
@@ -112,6 +112,9 @@ def checked_size(width_px: int, height_px: int, checkpoint: CheckpointEntry, pix
     return width_px, height_px
 
 
-def size_of_image(size_px: tuple[int, int], checkpoint: CheckpointEntry, pixels_limit: int) -> tuple[int, int]:
+def size_of_image(
+    size_px: tuple[int, int], sides: Sides, checkpoint: CheckpointEntry, pixels_limit: int
+) -> tuple[int, int]:
     """The size that an input image implies, whichever worker generates it. TooLarge above this worker's limit."""
-    return checked_size(*size_of_source(*size_px, size_step_px(checkpoint)), checkpoint, pixels_limit)
+    implied_px = size_of_outpainted(size_px, sides, size_step_px(checkpoint))
+    return checked_size(*implied_px, checkpoint, pixels_limit)

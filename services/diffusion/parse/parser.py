@@ -8,6 +8,7 @@ from typing import Any
 from fanlight.contract import generation as contract
 from fanlight.contract import schedulers
 from fanlight.contract.filled import missing
+from fanlight.contract.masks import sides_of
 from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition
@@ -16,8 +17,17 @@ from services.diffusion.images import Resize
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.defaults import defaults_of
 from services.diffusion.models.entries import CheckpointEntry
-from services.diffusion.parse.abilities import Abilities, checked_size, pipeline_of, size_of_image
-from services.diffusion.parse.images import ControlReader, Sources, digests_of_images, sources, start_of
+from services.diffusion.parse.abilities import Abilities, checked_size, pipeline_of, size_of_image, size_step_px
+from services.diffusion.parse.images import (
+    ControlReader,
+    Sources,
+    canvas_of,
+    digests_of_images,
+    mask_options,
+    mask_warnings,
+    sources,
+    start_of,
+)
 from services.diffusion.parse.prompts import read_prompts
 from services.kernel.images import ImageLimits
 
@@ -59,11 +69,13 @@ class Parser:
         size_px = (width_px, height_px)
         is_started, is_masked = pipeline in contract.STARTS_FROM_IMAGE, pipeline in contract.HAS_MASK
         defaults: dict[str, object] = {"safety_checker": self.safety}
+        canvas = canvas_of(request, own, size_px, how, size_step_px=size_step_px(checkpoint))
         for net in nets:
             defaults.update(DEFAULTS_WITH_CONTROLNET.get(net.id, {}))
         options: dict[str, Any] = {
             **read_options(request, defaults),
             **self._variation(request),
+            **mask_options(request, is_masked=is_masked),
             "negative_prompt": prompts.negative_prompt,
             "noise_schedule": noise_schedule,
             "resize": how if request.HasField("image") or nets else "",
@@ -77,12 +89,19 @@ class Parser:
             height_px=height_px,
             scheduler=scheduler,
             seed=request.seed if request.HasField("seed") else self.random_seed(),
-            start=start_of(request, own, size_px, how, is_masked=is_masked) if is_started else None,
-            controls=reader.controls(request, nets, own, size_px),
+            start=start_of(request, canvas, is_masked=is_masked) if is_started else None,
+            controls=reader.controls(request, nets, own, canvas, size_px),
             vae=self.catalog.vae(request.vae, checkpoint) if request.vae else None,
             image_digests=tuple(digests_of_images(request)),
             alone=alone,
-            warnings=bounded_warnings([*contract.warnings_of(request), *prompts.warnings, *_notes(checkpoint)]),
+            warnings=bounded_warnings(
+                [
+                    *contract.warnings_of(request),
+                    *prompts.warnings,
+                    *_notes(checkpoint),
+                    *mask_warnings(canvas, is_masked=is_masked),
+                ]
+            ),
             **options,
         )
         self.abilities.check(effective_to_proto(generation), checkpoint)
@@ -94,8 +113,8 @@ class Parser:
         limit = self.abilities.pixels_limit
         if request.width_px or request.height_px:
             return checked_size(request.width_px, request.height_px, checkpoint, limit)
-        if own.image is not None:
-            return size_of_image(own.image.size, checkpoint, limit)
+        if own.image is not None and not request.only_masked:
+            return size_of_image(own.image.size, sides_of(request), checkpoint, limit)
         own_size = defaults_of(checkpoint)
         if own_size.width_px and own_size.height_px:
             return checked_size(own_size.width_px, own_size.height_px, checkpoint, limit)
@@ -188,7 +207,12 @@ def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:
 
 def _control_to_proto(control: ControlInput) -> diffusion_pb2.Control:
     effective = diffusion_pb2.Control(
-        controlnet=control.controlnet.id, scale=control.scale, start=control.start, end=control.end
+        controlnet=control.controlnet.id,
+        scale=control.scale,
+        start=control.start,
+        end=control.end,
+        resize=control.resize,
+        mode=control.mode,
     )
     if control.annotator:
         effective.made_by.annotator = control.annotator

@@ -92,6 +92,8 @@ class Facts:
     # Both 0 where they are not known before the work begins.
     width_px: int = 0
     height_px: int = 0
+    # Of the image that is handed in, where that is not the size of what is generated.
+    result_size_px: tuple[int, int] | None = None
     # Noise predictions, and whether each has guidance; 0 for stages without steps.
     steps: int = 0
     guided: bool = False

@@ -16,6 +16,7 @@ from fanlight.contract.needs import (
     SCHEDULER,
     Needs,
     unknown_fields,
+    young_fields,
 )
 from fanlight.contract.schedulers import NOISE_SCHEDULES, SCHEDULERS
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
@@ -114,6 +115,8 @@ def _refuse_need(fleet: Fleet, stage: str, need: str, field: str) -> NoReturn:
     kind, _, name = need.partition(":")
     if kind == "field":
         message, _, number = name.partition(":")
+        if need in young_fields(message):
+            raise FailedPrecondition("is newer than every worker here; leave it out, or update a worker", field=field)
         raise InvalidField(
             f"field {number} of {message} is newer than this gateway's contract, revision {REVISION}, and than that of"
             " every worker: leave it out, or update a worker",

@@ -19,6 +19,7 @@ from fanlight.contract.limits import (
     size_step_px,
 )
 from fanlight.contract.names import parse_digest, parse_scope
+from fanlight.contract.needs import young_fields
 from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
@@ -392,7 +393,7 @@ def _limits(limits: Sequence[queue_pb2.Limit]) -> tuple[tuple[str, int], ...]:
 
 
 def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
-    """What the worker knows of messages beyond this gateway, as needs such as `field:fanlight.common.v1.Blob:9`."""
+    """What the worker knows of messages beyond the oldest ones, as needs such as `field:fanlight.common.v1.Blob:9`."""
     where = "capabilities.contract"
     check_whole(contract.revision, 0, REVISION_LIMIT, field=f"{where}.revision")
     if len(contract.messages) > KNOWN_MESSAGES_LIMIT:
@@ -407,6 +408,7 @@ def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
                 "must be a message's full name, such as fanlight.common.v1.ImageSource", field=f"{field}.name"
             )
         last = check_whole(each.last_field, 0, FIELD_NUMBER_LIMIT, field=f"{field}.last_field")
+        yield from (need for need in young_fields(name) if int(need.rpartition(":")[2]) <= last)
         # In a message that this gateway does not know it never finds a new field.
         if (known := _last_field(name)) is not None:
             yield from (

@@ -91,6 +91,20 @@ def test_generate_sends_what_was_asked_for_and_no_more(said, service):
     assert not sent.HasField("count")
 
 
+def test_generate_sends_what_is_masked(said, service):
+    Path("in.png").write_bytes(b"an image")
+    said(
+        "generate", "a cat", "--image", "in.png", "--mask", "in.png", "--mask-blur", "0", "--only-masked",
+        "--mask-padding", "8", "--mask-fill", "noise", "--mask-invert", "--mask-from-alpha",
+        "--outpaint", "left=8,top=16",
+    )  # fmt: skip
+
+    sent = service.requests["CreateJob"][0].generation
+    assert (sent.mask_blur, sent.HasField("mask_blur"), sent.mask_padding, sent.mask_fill) == (0.0, True, 8, "noise")
+    assert (sent.only_masked, sent.mask_invert, sent.mask_from_alpha) == (True, True, True)
+    assert (sent.outpaint_left_px, sent.outpaint_top_px, sent.outpaint_right_px) == (8, 16, 0)
+
+
 def test_generate_sends_a_variation_and_a_precision(said, service):
     said(
         "generate",

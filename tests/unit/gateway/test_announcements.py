@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from fanlight.contract.needs import ALWAYS_KNOWN, young_fields
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2
@@ -56,12 +57,13 @@ def test_what_is_loaded_is_no_part_of_capabilities() -> None:
 
 
 def test_fields_that_are_newer_than_the_gateway_are_offered_by_number() -> None:
-    assert workers.capabilities(knowing(LAST)).offers == frozenset()
-    assert workers.capabilities(knowing(LAST + 2)).offers == {
+    young = frozenset(young_fields(GENERATE))
+    assert workers.capabilities(knowing(LAST)).offers == young
+    assert workers.capabilities(knowing(LAST + 2)).offers - young == {
         f"field:{GENERATE}:{LAST + 1}",
         f"field:{GENERATE}:{LAST + 2}",
     }
-    assert len(workers.capabilities(knowing(2**29 - 1)).offers) == workers.NEW_FIELDS_LIMIT
+    assert len(workers.capabilities(knowing(2**29 - 1)).offers - young) == workers.NEW_FIELDS_LIMIT
     assert workers.capabilities(knowing(7, name="fanlight.future.v1.Unknown")).offers == frozenset()
     assert workers.capabilities(announced()).offers == frozenset()
 
@@ -69,6 +71,12 @@ def test_fields_that_are_newer_than_the_gateway_are_offered_by_number() -> None:
 def with_defaults(**fields):
     defaults = diffusion_pb2.GenerationDefaults(**fields)
     return announced(models=[diffusion_pb2.Model(id="m", kind="k", defaults=defaults)])
+
+
+def test_a_worker_offers_the_young_fields_that_its_contract_has() -> None:
+    assert workers.capabilities(knowing(ALWAYS_KNOWN[GENERATE])).offers == frozenset()
+    assert workers.capabilities(knowing(40)).offers >= {f"field:{GENERATE}:40"}
+    assert f"field:{GENERATE}:41" not in workers.capabilities(knowing(40)).offers
 
 
 def sized(width_px: int, height_px: int, step_px: int = 0) -> queue_pb2.Capabilities:

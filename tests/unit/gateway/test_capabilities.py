@@ -20,7 +20,7 @@ async def kept(fleet: Fleet) -> set[str]:
 
 
 async def come(fleet: Fleet, name: str, capabilities: Capabilities) -> FleetWorker:
-    worker = fleet.worker(DIFFUSION, name, models=capabilities.models, limits=capabilities.limits)
+    worker = fleet.worker(DIFFUSION, name, models=capabilities.models, limits=capabilities.limits, is_old=True)
     await worker.come()
     return worker
 
@@ -129,7 +129,7 @@ async def test_where_a_model_is_comes_from_what_workers_hold(
     fleet: Fleet, places: tuple[str, ...], residency: int
 ) -> None:
     for number, place in enumerate(places or ("none",)):
-        worker = fleet.worker(DIFFUSION, f"w{number}", models=(STARTER,))
+        worker = fleet.worker(DIFFUSION, f"w{number}", models=(STARTER,), is_old=True)
         worker.disk = frozenset()
         if place != "none":
             worker.worker = replace(worker.worker, **{f"{place}_models": frozenset({"starter", "not announced"})})
@@ -157,7 +157,7 @@ async def test_what_a_worker_held_that_is_away_counts_behind_what_a_live_one_hol
     gone.worker = replace(gone.worker, vram_models=frozenset({"starter"}))
     await gone.come()
     fleet.clock.advance(60)
-    here = fleet.worker(DIFFUSION, "here", models=TWO.models)
+    here = fleet.worker(DIFFUSION, "here", models=TWO.models, is_old=True)
     here.disk = frozenset({"other"})
     await here.come()
     assert fleet.gateway.workers.residency_of("checkpoint", "other") == DISK
@@ -243,7 +243,7 @@ async def test_a_worker_that_is_leaving_makes_no_request_possible_and_gives_no_d
 
 
 def at_home(fleet: Fleet, name: str, capabilities: Capabilities, stage: str = DIFFUSION) -> FleetWorker:
-    return fleet.worker(stage, name, node="home", models=capabilities.models)
+    return fleet.worker(stage, name, node="home", models=capabilities.models, is_old=True)
 
 
 async def test_a_nodes_new_worker_replaces_its_older_one_that_is_away(fleet: Fleet) -> None:

@@ -16,7 +16,7 @@ from services.gateway.app.leasing import LeasedTask
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job
 from services.gateway.domain.workers import AnnouncedModel, Capabilities, catalog_of
 from services.gateway.wire import answers, requests, workers
-from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, FixedFleet, Fleet, resolved
+from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, YOUNG, FixedFleet, Fleet, resolved
 
 PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
 MODELS = (
@@ -28,7 +28,9 @@ MODELS = (
     AnnouncedModel(id="mint", kind="embedding", family="starter"),
     AnnouncedModel(id="sd-lora", kind="lora", family="sd1"),
 )
-OFFERS = ("precision:float16", "prompt_syntax:a1111", "safety_checker:blur", "scheduler:dpmpp_2m")
+OFFERS = tuple(
+    sorted(("precision:float16", "prompt_syntax:a1111", "safety_checker:blur", "scheduler:dpmpp_2m", *YOUNG))
+)
 ANYTHING = (AnnouncedModel(id="*", kind="checkpoint"), AnnouncedModel(id="*", kind="lora"))
 SENT = common_pb2.ImageSource(data=PNG)
 # With values that are no defaults.
@@ -50,6 +52,16 @@ OPTIONS: dict[str, Any] = {
     "variation_seed": 7,
     "variation_strength": 0.25,
     "precision": "float16",
+    "mask_blur": 0.0,
+    "only_masked": True,
+    "mask_padding": 0,
+    "mask_fill": "noise",
+    "mask_invert": True,
+    "mask_from_alpha": True,
+    "outpaint_left_px": 8,
+    "outpaint_right_px": 16,
+    "outpaint_top_px": 24,
+    "outpaint_bottom_px": 32,
     "prompt_syntax": "a1111",
     "emphasis": "no_norm",
     "sdxl_clip_skip": 3,
