@@ -180,6 +180,10 @@ class FakeWorkers:
     def statuses(self) -> Sequence[WorkerStatus]:
         return self.known
 
+    @property
+    def offers(self) -> "FakeWorkers":
+        return self
+
 
 @dataclass
 class FakeQueue:

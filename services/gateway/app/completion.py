@@ -228,7 +228,7 @@ class Completion:
         request = job.request_of(task)
         if task.lease is None or task.inputs or not request.facts.annotator:
             return
-        annotator = self._workers.annotator_of(task.lease.worker, request.facts.annotator)
+        annotator = self._workers.offers.annotator_of(task.lease.worker, request.facts.annotator)
         if annotator is not None:
             await self._cache.keep(request, annotator, task.outputs[0], node=task.lease.node)
 

@@ -69,12 +69,12 @@ class ResultChecks:
         """Create the check, unless no other node can do it."""
         request = job.request_of(task)
         first, nodes = check.claims[0], frozenset(each.node for each in check.claims)
-        announced = self._workers.announced_annotator(first.worker, request.facts.annotator)
-        is_repeatable = self._workers.is_deterministic(first.worker, request.facts.annotator)
+        announced = self._workers.offers.announced_annotator(first.worker, request.facts.annotator)
+        is_repeatable = self._workers.offers.is_deterministic(first.worker, request.facts.annotator)
         if announced is None or not is_repeatable or any(each.task for each in task.inputs):
             return False
         need = build_need(announced)
-        if not self._workers.has_live(task.stage, request.facts.needs | {need}, but_not=nodes):
+        if not self._workers.offers.has_live(task.stage, request.facts.needs | {need}, but_not=nodes):
             return False
         now_s = self._clock.now_s()
         facts = replace(request.facts, needs=request.facts.needs | {need})

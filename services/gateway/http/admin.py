@@ -36,10 +36,10 @@ class ListingRoutes:
         return router
 
     async def annotators(self) -> Response:
-        return answer(answers.annotators(self._gateway.workers))
+        return answer(answers.annotators(self._gateway.workers.offers))
 
     async def models(self) -> Response:
-        return answer(answers.models(self._gateway.workers))
+        return answer(answers.models(self._gateway.workers.offers))
 
     async def workers(self, caller: CurrentCaller) -> Response:
         statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]

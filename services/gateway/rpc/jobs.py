@@ -44,14 +44,14 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         return caller_of(self._callers, context)
 
     async def CreateJob(self, request: gateway_pb2.CreateJobRequest, context: Context) -> gateway_pb2.Job:
-        new = requests.new_job(request, self._gateway.workers)
+        new = requests.new_job(request, self._gateway.workers.offers)
         job = await self._gateway.jobs.create(new, self._caller(context))
         return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def CreateJobs(
         self, request: gateway_pb2.CreateJobsRequest, context: Context
     ) -> gateway_pb2.CreateJobsResponse:
-        news = requests.new_jobs(request, self._gateway.workers)
+        news = requests.new_jobs(request, self._gateway.workers.offers)
         made = await self._gateway.jobs.create_each(news, self._caller(context))
         return answers.results(await self._gateway.explanations.with_estimates(made))
 
@@ -109,13 +109,13 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         self, request: gateway_pb2.ListAnnotatorsRequest, context: Context
     ) -> gateway_pb2.ListAnnotatorsResponse:
         self._caller(context)
-        return answers.annotators(self._gateway.workers)
+        return answers.annotators(self._gateway.workers.offers)
 
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: Context
     ) -> gateway_pb2.ListModelsResponse:
         self._caller(context)
-        return answers.models(self._gateway.workers)
+        return answers.models(self._gateway.workers.offers)
 
     async def ListWorkers(
         self, request: gateway_pb2.ListWorkersRequest, context: Context

@@ -209,7 +209,9 @@ async def test_no_worker_announces_itself_into_a_pool(town: Town) -> None:
         asked = poll(f"{node.node_id}-diffusion-1", frozenset({"pool:trusted", "label:a=b"}))
         await node.queue.LeaseTasks(asked)
         (known,) = town.fleet.gateway.workers.statuses()
-        offers = town.fleet.gateway.workers.offers_of(known.worker.id)
+        abilities = town.fleet.gateway.workers.offers.abilities_of(known.worker.id)
+        assert abilities is not None
+        offers, _ = abilities
         assert "pool:home" in offers
         assert not {"pool:trusted", "label:a=b"} & offers
 
