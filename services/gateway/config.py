@@ -56,6 +56,12 @@ class GatewaySettings(BaseSettings):
     issuers_file: Path | None = Field(
         None, description="A file with the issuers whose tokens let nodes join (TOML); see operations.md."
     )
+    credential_lifetime_s: float = Field(
+        21_600.0,
+        ge=20,
+        le=30 * 86_400,
+        description="How long a node's credential lives; it renews itself after half of that.",
+    )
     data_dir: Path = Field(
         default_factory=default_data_dir, description="The folder of jobs and blobs; created if it does not exist."
     )

@@ -110,7 +110,7 @@ class Gateway:
         images = SourceImages(blobs, limit_bytes=settings.image_limit_bytes)
         self.probe = StoreProbe(records, clock, blobs)
         self.workers = core.workers
-        self.nodes = Nodes(records, clock, random_bytes)
+        self.nodes = Nodes(records, clock, random_bytes, credential_ttl_s=settings.credential_lifetime_s)
         self.dead_letters = DeadLetters(records)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)
