@@ -269,7 +269,7 @@ def _require_tokens(settings: GatewaySettings, common: GatewayCommonSettings) ->
     """SettingsError where tokens are incomplete, so that some calls would need none.
 
     Nodes need none here, because each has a credential of its own. A certificate is none either: it says in which role
-    a caller connects, and HTTP does not even see it.
+    a caller connects.
     """
     client, worker = common.token_of_clients(), common.token_of_workers()
     if settings.tenants_file is not None and not client:

@@ -185,7 +185,7 @@ class IssuerKeys:
         if found is None and key_id != self._absent:
             left_s = max(0.0, self._tried_s + KEYS_COOLDOWN_S - self._now_s())
             raise Unavailable(
-                f"the token's key is new, and the keys of issuer {self._rule.name} cannot be read before {left_s:.0f} s",
+                f"the token's key is new; the keys of issuer {self._rule.name} are read again in {left_s:.0f} s",
                 retry_after_s=left_s,
             )
         if found is None:
@@ -193,7 +193,7 @@ class IssuerKeys:
         return found
 
     async def _refresh(self, key_id: str) -> None:
-        """Keeps the keys that it has where the issuer is away or answers nonsense. `key_id`: what they are needed for."""
+        """Keeps the keys that it has where the issuer is away or answers nonsense. `key_id`: the key that is needed."""
         self._tried_s = self._now_s()
         try:
             keys = _keys_of(await asyncio.to_thread(self._document))

@@ -86,9 +86,7 @@ class IssuedCredential:
 class Nodes:
     """All nodes and invitations; changes are compare-and-set."""
 
-    def __init__(
-        self, store: Records, clock: Clock, random_bytes: RandomBytes, *, credential_ttl_s: float
-    ) -> None:
+    def __init__(self, store: Records, clock: Clock, random_bytes: RandomBytes, *, credential_ttl_s: float) -> None:
         self._store, self._clock, self._random_bytes = store, clock, random_bytes
         self._ttl_s = credential_ttl_s
         self._known: dict[str, NodeRecord] = {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterable, Mapping
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
@@ -10,15 +11,16 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fanlight.errors import FanlightError, ResourceExhausted, Unauthenticated
+from fanlight.errors import FanlightError, PermissionDenied, ResourceExhausted, Unauthenticated
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.tenants import Callers
+from services.gateway.app.peer_roles import Role, require_role
+from services.gateway.app.tenants import Caller, Callers
 from services.gateway.http import docs, errors
 from services.gateway.http.admin import DeadLetterRoutes, HealthRoutes, ListingRoutes, MetricRoutes
 from services.gateway.http.annotate import AnnotateRoutes
 from services.gateway.http.blobs import BlobRoutes
 from services.gateway.http.bodies import HttpOptions
-from services.gateway.http.connections import PROVE
+from services.gateway.http.connections import AUTH_CONTEXT, PROVE
 from services.gateway.http.hosts import HostGuard
 from services.gateway.http.jobs import EventRoutes, JobRoutes
 from services.gateway.http.nodes import NodeRoutes
@@ -39,7 +41,8 @@ BUSY_RETRY_AFTER_S = 2.0
 class TokenGuard:
     """401 for requests whose token is unknown; handlers find the caller in the request's state.
 
-    A known token takes the connection out of those that are limited by address.
+    403 for a certificate that is not a client's or an operator's, whatever the token. A known token takes the
+    connection out of those that are limited by address.
     """
 
     def __init__(self, app: ASGIApp, callers: Callers) -> None:
@@ -52,11 +55,22 @@ class TokenGuard:
         state = scope.setdefault("state", {})
         if caller is not None and PROVE in state:
             state[PROVE]()
-        if caller is not None or scope["path"] in OPEN_PATHS:
+        refused = None if scope["path"] in OPEN_PATHS else _refusal(caller, sent, state.get(AUTH_CONTEXT, {}))
+        if refused is None:
             state["caller"] = caller
             await self._app(scope, receive, send)
         else:
-            await errors.answer(_unauthenticated(sent))(scope, receive, send)
+            await errors.answer(refused)(scope, receive, send)
+
+
+def _refusal(
+    caller: Caller | None, sent: list[str], auth_context: Mapping[str, Iterable[bytes]]
+) -> FanlightError | None:
+    try:
+        require_role(auth_context, Role.CLIENT, Role.OPERATOR)
+    except PermissionDenied as error:
+        return error
+    return _unauthenticated(sent) if caller is None else None
 
 
 def _unauthenticated(sent: list[str]) -> Unauthenticated:

@@ -16,7 +16,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fanlight.contract.names import parse_scope
 from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
+from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Caller, Callers
+from services.gateway.http.connections import AUTH_CONTEXT
 from services.gateway.http.encodings import inflated, is_compressed
 from services.gateway.http.hosts import HostNames
 from services.kernel.blobs import BlobInfo, BlobStore
@@ -71,6 +73,11 @@ async def caller_of(request: Request) -> Caller:
 
 
 CurrentCaller = Annotated[Caller, Depends(caller_of)]
+
+
+def require_operators_certificate(request: Request) -> None:
+    """PermissionDenied for a client's, with mutual TLS; the token is checked besides."""
+    require_role(getattr(request.state, AUTH_CONTEXT, {}), Role.OPERATOR)
 
 
 def refuse_unknown(request: Request) -> None:

@@ -10,7 +10,7 @@ from fanlight.nodes.v1 import nodes_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.domain.nodes import NodeRecord
 from services.gateway.http import docs
-from services.gateway.http.bodies import CurrentCaller, refuse_unknown
+from services.gateway.http.bodies import CurrentCaller, refuse_unknown, require_operators_certificate
 from services.gateway.http.json_messages import answer
 from services.gateway.wire import nodes as wire
 
@@ -25,7 +25,10 @@ class NodeRoutes:
         self._gateway = gateway
 
     def router(self) -> APIRouter:
-        router = APIRouter(tags=["nodes"], dependencies=[Depends(refuse_unknown), Depends(_require_operator)])
+        router = APIRouter(
+            tags=["nodes"],
+            dependencies=[Depends(refuse_unknown), Depends(_require_operator), Depends(require_operators_certificate)],
+        )
         add = router.add_api_route
         one = "/v1/nodes/{node_id}"
         add("/v1/nodes", self.list, methods=["GET"], **docs.LIST_NODES)

@@ -10,7 +10,7 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.tenants import Caller
 from services.gateway.http import docs
-from services.gateway.http.bodies import CurrentCaller, refuse_unknown
+from services.gateway.http.bodies import CurrentCaller, refuse_unknown, require_operators_certificate
 from services.gateway.http.json_messages import answer
 from services.gateway.wire import records
 
@@ -20,7 +20,9 @@ class RecordRoutes:
         self._gateway = gateway
 
     def router(self) -> APIRouter:
-        router = APIRouter(tags=["damaged records"], dependencies=[Depends(refuse_unknown)])
+        router = APIRouter(
+            tags=["damaged records"], dependencies=[Depends(refuse_unknown), Depends(require_operators_certificate)]
+        )
         add = router.add_api_route
         one = "/v1/damaged-records/{bucket}/{key:path}"
         add("/v1/damaged-records", self.list, methods=["GET"], **docs.LIST_DAMAGED_RECORDS)

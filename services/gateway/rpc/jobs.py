@@ -11,8 +11,8 @@ from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
+from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Caller, Callers
-from services.gateway.rpc.peer_roles import Role, require_role
 from services.gateway.rpc.principals import Principals, require_own
 from services.gateway.wire import answers, requests, workers
 from services.gateway.wire.nodes import poll_of
