@@ -251,7 +251,7 @@ async def test_two_machines_with_one_credential_both_lose_it_and_the_code_admits
     door: Door, tmp_path: Path
 ) -> None:
     now_s = 1_000_000_000.0
-    code = await door.invite(uses=2)
+    code = await door.invite(uses=2, ttl_s=86_400)
     nodes = door.fleet.gateway.nodes
     owner = door.identity(code, tmp_path / "state", lambda: now_s)
     await owner.establish()
