@@ -40,7 +40,7 @@ from services.gateway.wire.answers import payload
 from services.gateway.wire.stages import images_of_task
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
-from services.kernel.config import GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
+from services.kernel.config import MIB, GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.health import READY, HealthState
 from services.kernel.logs import get_logger
@@ -58,6 +58,9 @@ log = get_logger()
 
 # Those that take nodes' credentials; what a node may do in each is checked there.
 FOR_NODES = frozenset({QUEUE_SERVICE, BLOB_SERVICE, NODE_SERVICE})
+# What nodes send in one message; results and inputs are blobs, in chunks. 20,000 models that a node holds, or the
+# previews of 200 tasks, are about 10 MiB.
+NODES_MESSAGES = {QUEUE_SERVICE: 16 * MIB, NODE_SERVICE: MIB}
 SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
@@ -250,6 +253,7 @@ def _rpc_server(
         # NodeService looks itself: a node that joins has no token yet.
         tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, RECORD_SERVICE: operators, NODE_SERVICE: ()},
         default_tokens=clients + workers,
+        message_limits=NODES_MESSAGES,
         places={POLL: settings.worker_polls_limit},
         get_health=lambda: _health_of(gateway),
         accepts=lambda service, token: service in FOR_NODES and gateway.nodes.of_credential(token) is not None,

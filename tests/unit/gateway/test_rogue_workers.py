@@ -12,7 +12,7 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
 from fanlight.contract.join_code import parse_join_code
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import FailedPrecondition, FanlightError, LeaseLost, PermissionDenied, Unauthenticated
+from fanlight.errors import FailedPrecondition, FanlightError, LeaseLost, PermissionDenied, TooLarge, Unauthenticated
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.preprocessor.v1 import preprocessor_pb2
@@ -218,6 +218,19 @@ async def test_a_node_that_is_revoked_in_the_middle_of_a_batch_costs_no_image(to
     assert ended.state is JobState.SUCCEEDED
     assert [task.lease.node for task in ended.tasks if task.lease] == [first.node_id, *[second.node_id] * 3]
     assert [len(task.outputs) for task in ended.tasks] == [1] * 4
+
+
+async def test_a_node_cannot_make_the_gateway_parse_a_message_larger_than_its_reports_may_be(town: Town) -> None:
+    async with town.joined() as node:
+        asked = poll(f"{node.node_id}-diffusion-1")
+        asked.worker.disk_models.extend(f"model-{number:0250}" for number in range(70_000))
+        error = await refused(node.queue.LeaseTasks(asked))
+        assert isinstance(error, TooLarge)
+        assert (error.field, "at most 16777216" in error.message) == ("request", True)
+        named = nodes_pb2.JoinRequest(name="x" * 2_000_000)
+        assert isinstance(await refused(node.nodes.Join(named)), TooLarge)
+        # Others, and the node's next call, go on.
+        assert not (await node.queue.LeaseTasks(poll(f"{node.node_id}-diffusion-1"))).tasks
 
 
 async def test_a_drained_node_gets_no_more_tasks_until_that_is_undone(town: Town) -> None:
