@@ -38,6 +38,7 @@ from services.gateway.rpc.principals import Principals
 from services.gateway.rpc.records import RecordService
 from services.gateway.wire.answers import payload
 from services.gateway.wire.stages import images_of_task
+from services.gateway.wire.thumbnails import thumbnail_request
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
 from services.kernel.config import MIB, GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
@@ -97,6 +98,7 @@ async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: 
             random_bytes=os.urandom,
             settings=settings,
             is_shared=settings.store != SQLITE,
+            thumbnail=thumbnail_request(),
         )
         gateway.use_webhooks(_webhooks(settings, tenants))
         try:

@@ -116,6 +116,13 @@ class GatewaySettings(BaseSettings):
         description="Fraction of control images of deterministic annotators that a second node repeats, where another"
         " live one has the same build on the same kind of device. 0: none.",
     )
+    checked_images_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Fraction of generated images that a second node generates again, where another live one has the"
+        " same device; each costs a whole generation. They are compared by thumbnails. 0: none.",
+    )
     blob_budget_bytes: int = Field(20 * GIB, gt=0, description="How many bytes of blobs are stored.")
     blob_limit_bytes: int = Field(64 * MIB, gt=0, description="The largest blob that is accepted.")
     image_limit_bytes: int = Field(32 * MIB, gt=0, description="The largest image that a job may name.")

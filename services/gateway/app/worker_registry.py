@@ -68,7 +68,7 @@ class WorkerRegistry:
         self._scheduler = scheduler
         self._views = WorkerViews()
         self._stragglers = StragglerDetector(
-            clock, device_of=self._device_of, live_of=self._live_of, note_task=self._note_task
+            clock, device_of=self.device_of, live_of=self._live_of, note_task=self._note_task
         )
         self._avoidances = Avoidances(breakers, sources, self._stragglers, clock)
         self._leases = leases
@@ -317,9 +317,15 @@ class WorkerRegistry:
         """Learn from the outcomes of tasks how fast and how reliable workers are."""
         self._stragglers.observe(job)
 
-    def _device_of(self, worker_id: str) -> str:
+    def device_of(self, worker_id: str) -> str:
+        """Empty for an unknown worker."""
         known = self._known.get(worker_id)
         return known.record.worker.device if known else ""
+
+    def nodes_beside(self, stage: str, device: str) -> frozenset[str]:
+        """The nodes of live workers of the stage on other devices."""
+        workers = [self._known[each].record.worker for each in self._live_of(stage)]
+        return frozenset(each.node for each in workers if each.device != device)
 
     def _live_of(self, stage: str) -> Iterator[str]:
         """The ids of the live workers of a stage that take tasks."""
@@ -428,7 +434,7 @@ class WorkerRegistry:
 
     def key_of(self, worker_id: str, stage: str, need: str) -> BreakerKey:
         """The circuit breaker of the worker's node that counts failures and successes of the need."""
-        return BreakerKey(stage=stage, device=self._device_of(worker_id), need=need)
+        return BreakerKey(stage=stage, device=self.device_of(worker_id), need=need)
 
     def fetches_for(self, worker_id: str, facts: Facts) -> bool:
         """Whether the worker holds less than a task needs, as far as is known, so that it must fetch something."""
