@@ -22,7 +22,7 @@ from tests.fakes.nats_server import cluster, free_port
 # A machine that is busy with other things takes its time.
 START_S = 600.0
 READ_BYTES = 64 * 1024
-TOKEN = "operator"
+TOKEN = "operator-0123456789"
 # So that credentials are renewed many times in a run, and some end while their node is down.
 CREDENTIAL_S = 30
 # How often a worker that is started again has an empty disk, as a platform's new machine.

@@ -35,7 +35,7 @@ from tests.fakes.gateway_process import GatewayProcess, RpcWorker, jobs_of
 
 GOAL = 1.5
 ADDRESS = "127.0.0.2"
-TENANT, OPERATOR, WORKERS = "tenants-token", "operators-token", "workers-token"
+TENANT, OPERATOR, WORKERS = "tenant-0123456789", "operator-0123456789", "workers-0123456789"
 HALF_HEAD = b"GET /v1/jobs HTTP/1.1\r\nHost: localhost\r\nX-A: "
 PATHS = ("/fanlight.gateway.v1.JobService/ListJobs", "/grpc.health.v1.Health/Check")
 CALLS_A_CHANNEL = 100

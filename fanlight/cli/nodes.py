@@ -21,11 +21,11 @@ _DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, *, option: str = "--valid") -> float:
     """Seconds of `90s`, `30m`, `12h` or `7d`."""
     found = _DURATION.fullmatch(text)
     if not found:
-        raise typer.BadParameter(f"{text!r} is not a time such as 90s, 30m, 12h or 7d", param_hint="--valid")
+        raise typer.BadParameter(f"{text!r} is not a time such as 90s, 30m, 12h or 7d", param_hint=option)
     return float(int(found[1]) * _UNITS_S[found[2]])
 
 

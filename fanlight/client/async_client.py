@@ -14,6 +14,7 @@ from fanlight.blobs.v1.blobs_pb2_grpc import BlobServiceStub
 from fanlight.channel import open_channel
 from fanlight.client import requests
 from fanlight.client.blobs import BlobTransfer
+from fanlight.client.keys import KeyCalls
 from fanlight.client.nodes import NodeCalls
 from fanlight.client.requests import GenerationOptions, ImageInput, ParameterValue
 from fanlight.client.retry import Answer, Retry
@@ -71,7 +72,8 @@ class AsyncClient:
         self._records = RecordServiceStub(self._channel)
         self._retry = Retry(connect_s=connect_s)
         self._blobs = BlobTransfer(BlobServiceStub(self._channel), self._retry, scope=scope)
-        # The operator's calls about nodes.
+        # For operators, and keys also for a tenant's admins.
+        self.keys = KeyCalls(self._channel, self._retry, timeout_s=timeout_s)
         self.nodes = NodeCalls(self._channel, self._retry, timeout_s=timeout_s)
         self._timeout_s = timeout_s
 

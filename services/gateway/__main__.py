@@ -7,23 +7,26 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from fanlight.keys.v1 import keys_pb2, keys_pb2_grpc
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from fanlight.records.v1 import records_pb2, records_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.encryption import Encryption, encryption_of
-from services.gateway.adapters.jwt_identity import IssuerRule, JwtVerifier, read_issuers
+from services.gateway.adapters.jwt_identity import IssuerRule, JwtVerifier, read_issuers, read_rules
+from services.gateway.adapters.jwt_people import PeopleRule, PeopleVerifier
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.readiness import require_ready
 from services.gateway.app.records import OtherFormatVersion
-from services.gateway.app.tenants import Tenant, callers_of, read_tenants
+from services.gateway.app.tenants import Callers, Tenant, callers_of, check_tokens, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings
 from services.gateway.http.app import http_app
@@ -33,6 +36,7 @@ from services.gateway.http.serving import bind_http, port_of, serve_http
 from services.gateway.ports import RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
+from services.gateway.rpc.keys import KeyService
 from services.gateway.rpc.nodes import JoinAddress, NodeService
 from services.gateway.rpc.principals import Principals
 from services.gateway.rpc.records import RecordService
@@ -53,6 +57,7 @@ QUEUE_SERVICE = queue_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name
 RECORD_SERVICE = records_pb2.DESCRIPTOR.services_by_name["RecordService"].full_name
 POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
 NODE_SERVICE = nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
+KEY_SERVICE = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
 log = get_logger()
@@ -62,6 +67,8 @@ FOR_NODES = frozenset({QUEUE_SERVICE, BLOB_SERVICE, NODE_SERVICE})
 # What nodes send in one message; results and inputs are blobs, in chunks. 20,000 models that a node holds, or the
 # previews of 200 tasks, are about 10 MiB.
 NODES_MESSAGES = {QUEUE_SERVICE: 16 * MIB, NODE_SERVICE: MIB}
+# Those that take API keys; what a key's role may do in each is checked there.
+FOR_KEYS = frozenset({JOB_SERVICE, BLOB_SERVICE, RECORD_SERVICE})
 SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
@@ -77,6 +84,37 @@ STORE_UNAVAILABLE = HealthState(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may call, by the settings and their files."""
+
+    tenants: Sequence[Tenant]
+    callers: Callers
+    # Of nodes' tokens.
+    issuers: Sequence[IssuerRule]
+    # None where no issuer is trusted for people.
+    people: PeopleVerifier | None
+
+
+def _access_of(settings: GatewaySettings, common: GatewayCommonSettings) -> Access:
+    """SettingsError for files that are wrong, and for tokens that are used twice or can be guessed."""
+    tenants = read_tenants(settings.tenants_file)
+    check_tokens(
+        {
+            "FANLIGHT_CLIENT_TOKEN": common.token_of_clients(),
+            "FANLIGHT_WORKER_TOKEN": common.token_of_workers(),
+            **{f"{settings.tenants_file}: {each.name}'s token": each.token for each in tenants},
+        }
+    )
+    people = read_rules(settings.issuers_file, "people", PeopleRule)
+    return Access(
+        tenants=tenants,
+        callers=callers_of(common.token_of_clients(), tenants),
+        issuers=read_issuers(settings.issuers_file),
+        people=PeopleVerifier(people) if people else None,
+    )
+
+
 class SystemClock:
     def now_s(self) -> float:
         return time.time()
@@ -88,7 +126,7 @@ class SystemClock:
 async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: asyncio.Event) -> None:
     _require_tokens(settings, common)
     _make_folder(settings)
-    tenants, issuers = read_tenants(settings.tenants_file), read_issuers(settings.issuers_file)
+    access = _access_of(settings, common)
     encryption = encryption_of(settings, common)
     async with _open_store(settings) as store, _open_blobs(settings) as blobs:
         gateway = Gateway(
@@ -100,7 +138,8 @@ async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: 
             is_shared=settings.store != SQLITE,
             thumbnail=thumbnail_request(),
         )
-        gateway.use_webhooks(_webhooks(settings, tenants))
+        gateway.use_webhooks(_webhooks(settings, access.tenants))
+        gateway.keys.use_tokens(access.callers.tokens)
         try:
             await gateway.load()
         except OtherFormatVersion as error:
@@ -108,8 +147,9 @@ async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: 
         async with asyncio.TaskGroup() as group:
             group.create_task(gateway.run())
             await gateway.wait_until_ready()
-            rpc = _rpc_server(gateway, blobs, settings, encryption, tenants, issuers)
-            await _listen(gateway, blobs, rpc, settings, encryption, tenants, stop, group)
+            access = replace(access, callers=replace(access.callers, keys=gateway.keys))
+            rpc = _rpc_server(gateway, blobs, settings, encryption, access)
+            await _listen(gateway, blobs, rpc, settings, encryption, access, stop, group)
 
 
 def _other_version(settings: GatewaySettings, error: OtherFormatVersion) -> str:
@@ -192,13 +232,13 @@ async def _listen(
     rpc: RpcServer,
     settings: GatewaySettings,
     encryption: Encryption,
-    tenants: Sequence[Tenant],
+    access: Access,
     stop: asyncio.Event,
     group: asyncio.TaskGroup,
 ) -> None:
     """Answer calls until `stop`, then let running calls end."""
     common = encryption.settings_of(settings.http)
-    app = http_app(gateway, blobs, _http_options(settings, common, tenants))
+    app = http_app(gateway, blobs, _http_options(settings, access), access.people)
     grpc_address = address_of(settings.grpc, rpc.bind(settings.grpc))
     sockets = bind_http(settings.http)
     try:
@@ -212,8 +252,8 @@ async def _listen(
         await rpc.stop()
 
 
-def _http_options(settings: GatewaySettings, common: GatewayCommonSettings, tenants: Sequence[Tenant]) -> HttpOptions:
-    callers = callers_of(common.token_of_clients(), tenants)
+def _http_options(settings: GatewaySettings, access: Access) -> HttpOptions:
+    callers = access.callers
     extra = filter(None, settings.http_names.split(","))
     return HttpOptions(
         callers=callers,
@@ -227,22 +267,21 @@ def _rpc_server(
     blobs: BlobStore,
     settings: GatewaySettings,
     encryption: Encryption,
-    tenants: Sequence[Tenant],
-    issuers: Sequence[IssuerRule],
+    access: Access,
 ) -> RpcServer:
     common = encryption.settings_of(settings.grpc)
-    callers = callers_of(common.token_of_clients(), tenants)
+    callers, clock = access.callers, SystemClock()
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
-    operators = tuple(filter(None, [common.token_of_clients()]))
     principals = Principals(callers, common.token_of_workers(), gateway.nodes)
     jobs, queue = JobService(gateway, callers), QueueService(gateway, principals)
-    records = RecordService(gateway.records)
+    records = RecordService(gateway.records, callers)
+    keys = KeyService(gateway.keys, callers, clock, access.people)
     blob = BlobService(blobs, principals, gateway.lease_rights(images_of_task))
     address = JoinAddress(
         gateway=settings.address or "", authority=encryption.authority, is_own=encryption.has_own_name
     )
-    node = NodeService(gateway, callers, SystemClock(), address, JwtVerifier(issuers) if issuers else None)
+    node = NodeService(gateway, callers, clock, address, JwtVerifier(access.issuers) if access.issuers else None)
     return RpcServer(
         common,
         services={
@@ -251,14 +290,24 @@ def _rpc_server(
             RECORD_SERVICE: lambda server: records_pb2_grpc.add_RecordServiceServicer_to_server(records, server),
             BLOB_SERVICE: lambda server: blobs_pb2_grpc.add_BlobServiceServicer_to_server(blob, server),
             NODE_SERVICE: lambda server: nodes_pb2_grpc.add_NodeServiceServicer_to_server(node, server),
+            KEY_SERVICE: lambda server: keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server),
         },
-        # NodeService looks itself: a node that joins has no token yet.
-        tokens={JOB_SERVICE: clients, QUEUE_SERVICE: workers, RECORD_SERVICE: operators, NODE_SERVICE: ()},
+        # NodeService looks itself: a node that joins has no token yet. So does KeyService, where people sign in.
+        tokens={
+            JOB_SERVICE: clients,
+            QUEUE_SERVICE: workers,
+            RECORD_SERVICE: clients,
+            NODE_SERVICE: (),
+            KEY_SERVICE: (),
+        },
         default_tokens=clients + workers,
         message_limits=NODES_MESSAGES,
         places={POLL: settings.worker_polls_limit},
         get_health=lambda: _health_of(gateway),
-        accepts=lambda service, token: service in FOR_NODES and gateway.nodes.of_credential(token) is not None,
+        accepts=lambda service, token: (
+            (service in FOR_NODES and gateway.nodes.of_credential(token) is not None)
+            or (service in FOR_KEYS and gateway.keys.caller_of(token) is not None)
+        ),
     )
 
 

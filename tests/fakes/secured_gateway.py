@@ -16,7 +16,7 @@ from tests.fakes.gateway_process import GatewayProcess
 Answer = TypeVar("Answer")
 
 PATIENCE_S = 60.0
-TOKEN = "operator-token"
+TOKEN = "operator-0123456789"
 # A PNG of one pixel.
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
@@ -39,8 +39,8 @@ class Secured(GatewayProcess):
     def authority(self) -> Path:
         return self.data / "tls" / "authority.pem"
 
-    def client(self) -> AsyncClient:
-        return AsyncClient(self.address, token=TOKEN, ca_file=self.authority)
+    def client(self, token: str = TOKEN) -> AsyncClient:
+        return AsyncClient(self.address, token=token, ca_file=self.authority)
 
     async def command(self, *arguments: str, environ: Mapping[str, str] | None = None) -> str:
         own = {"FANLIGHT_GATEWAY": self.address, "FANLIGHT_TOKEN": TOKEN}

@@ -14,7 +14,7 @@ PREFIX = "localhost/fanlight"
 # What a container is let, and no more.
 LOCKED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 # Beyond loopback no gateway starts without it. A worker here has no gateway, so it needs direct calls.
-GATEWAY_TOKENS = ("--env", "FANLIGHT_CLIENT_TOKEN=client")
+GATEWAY_TOKENS = ("--env", "FANLIGHT_CLIENT_TOKEN=operator-0123456789")
 WORKER_TOKENS = ("--env", "FANLIGHT_WORKER_DIRECT_TOKEN=direct")
 # Much longer than it takes: what is broken is told, not waited for.
 PATIENCE_S = 240

@@ -224,3 +224,24 @@ async def test_with_mutual_tls_a_workers_certificate_joins_and_the_operators_com
     assert await ended(tmp_path / "other.log", other) == 78
     assert "role is client" in (tmp_path / "other.log").read_text()
     await gateway.stop()
+
+
+async def test_keys_are_managed_on_the_command_line_and_outlive_a_restart(gateway: Secured) -> None:
+    secret = await gateway.command("keys", "create", "--tenant", "acme", "--role", "read", "--note", "for the wall")
+    assert secret.startswith("flk_k")
+    async with gateway.client(secret) as reader:
+        assert await reader.list_jobs() == []
+        with pytest.raises(CallFailed, match="does not let you submit jobs"):
+            await reader.annotate("echo", PIXEL)
+    listing = await gateway.command("keys", "list")
+    assert "for the wall" in listing
+    assert secret not in listing
+    await gateway.stop(signal.SIGTERM)
+    await gateway.start()
+    key = secret.split("_")[1]
+    renewed = await gateway.command("keys", "rotate", key, "--overlap", "1s")
+    await gateway.command("keys", "revoke", key)
+    async with gateway.client(secret) as ended, gateway.client(renewed) as reader:
+        with pytest.raises(CallFailed, match="right token"):
+            await ended.list_jobs()
+        assert await reader.list_jobs() == []

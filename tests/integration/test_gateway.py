@@ -162,10 +162,11 @@ def _some_output() -> queue_pb2.Output:
 
 
 async def test_every_service_takes_only_its_own_token(tmp_path: Path) -> None:
-    gateway = GatewayProcess(tmp_path / "data", FANLIGHT_CLIENT_TOKEN="client", FANLIGHT_WORKER_TOKEN="worker")
+    operator, workers = "operator-0123456789", "workers-0123456789"
+    gateway = GatewayProcess(tmp_path / "data", FANLIGHT_CLIENT_TOKEN=operator, FANLIGHT_WORKER_TOKEN=workers)
     await gateway.start()
     try:
-        async with gateway.channel("client") as client, gateway.channel("worker") as worker, gateway.channel() as none:
+        async with gateway.channel(operator) as client, gateway.channel(workers) as worker, gateway.channel() as none:
             for channel, list_jobs, lease in ((client, True, False), (worker, False, True), (none, False, False)):
                 listing = jobs_of(channel).ListJobs(gateway_pb2.ListJobsRequest(), timeout=CALL_LIMIT_S)
                 assert await _let_in(listing) is list_jobs
@@ -175,7 +176,7 @@ async def test_every_service_takes_only_its_own_token(tmp_path: Path) -> None:
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         async with httpx.AsyncClient() as web:
             assert (await web.get(f"http://{gateway.http}/v1/jobs")).status_code == 401
-            header = {"authorization": "bearer client"}
+            header = {"authorization": f"bearer {operator}"}
             assert (await web.get(f"http://{gateway.http}/v1/jobs", headers=header)).status_code == 200
     finally:
         await gateway.stop(signal.SIGKILL)

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jwt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -38,19 +38,21 @@ FETCH_TIMEOUT_S = 10.0
 DOCUMENT_LIMIT_BYTES = 256 * 1024
 TOKEN_LIMIT_CHARS = 16 * 1024
 ISSUERS_LIMIT = 32
+SUBJECT_LIMIT_CHARS = 512
+# Of the issuers' file: issuers of nodes' tokens, and of people's.
+TABLES = frozenset({"issuer", "people"})
 # Never symmetric ones, and never `none`.
 ALGORITHMS = ("ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "EdDSA")
 
 SALADCLOUD_KEYS = "https://matrix-rest-api.salad.com/.well-known/workload-jwks.json"
 
 
-class IssuerRule(BaseModel):
-    """An issuer that is trusted, and what its nodes may do. One `[[issuer]]` of the issuers' file."""
+class TrustedIssuer(BaseModel):
+    """Whose tokens are believed, and where the keys that sign them are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")
-    kind: Literal["oidc", "saladcloud", "kubernetes"] = "oidc"
     # The claim `iss`; needed except for SaladCloud.
     issuer: str = ""
     # The claim `aud`; one of these.
@@ -61,11 +63,26 @@ class IssuerRule(BaseModel):
     ca_file: Path | None = None
     # Sent with requests to the issuer, as Kubernetes' API server wants it.
     token_file: Path | None = None
+    # Claims that must have one of these values; a name with dots in it is one key, a path is written with `/`.
+    claims: Mapping[str, tuple[str, ...]] = {}
+
+    @property
+    def default_keys_url(self) -> str:
+        """Empty: the issuer's discovery document says it."""
+        return ""
+
+    @property
+    def required_claims(self) -> Mapping[str, tuple[str, ...]]:
+        return self.claims
+
+
+class IssuerRule(TrustedIssuer):
+    """An issuer of nodes' tokens, and what its nodes may do. One `[[issuer]]` of the issuers' file."""
+
+    kind: Literal["oidc", "saladcloud", "kubernetes"] = "oidc"
     # SaladCloud: the organization's name, and the ids of its container groups whose nodes may join.
     organization: str = ""
     container_groups: tuple[str, ...] = ()
-    # Claims that must have one of these values; a name with dots in it is one key, a path is written with `/`.
-    claims: Mapping[str, tuple[str, ...]] = {}
     # The path of the claim that tells the node.
     subject: str = ""
     # How many times one token can be exchanged: a machine's processes share it.
@@ -93,6 +110,10 @@ class IssuerRule(BaseModel):
         )
 
     @property
+    def default_keys_url(self) -> str:
+        return SALADCLOUD_KEYS if self.kind == "saladcloud" else ""
+
+    @property
     def required_claims(self) -> Mapping[str, tuple[str, ...]]:
         if self.kind != "saladcloud":
             return self.claims
@@ -107,28 +128,39 @@ class IssuerRule(BaseModel):
         return Grant(pool=self.pool, labels=tuple(sorted(self.labels.items())), stages=self.stages)
 
 
+Rule = TypeVar("Rule", bound=TrustedIssuer)
+
+
 def read_issuers(file: Path | None) -> Sequence[IssuerRule]:
-    """SettingsError that names the issuer and its wrong field."""
+    """Those of nodes. SettingsError that names the issuer and its wrong field."""
+    return read_rules(file, "issuer", IssuerRule)
+
+
+def read_rules(file: Path | None, table: str, rule: type[Rule]) -> Sequence[Rule]:
+    """The `[[TABLE]]`s of the issuers' file. SettingsError; the file has no tables that are not known."""
     if file is None:
         return ()
     try:
         with file.open("rb") as source:
-            entries = tomllib.load(source).get("issuer", [])
+            document = tomllib.load(source)
     except OSError as error:
         raise SettingsError(f"{file}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: is not TOML: {error}") from error
-    if not isinstance(entries, list) or not entries or len(entries) > ISSUERS_LIMIT:
-        raise SettingsError(f"{file}: needs 1 to {ISSUERS_LIMIT} [[issuer]] tables")
-    rules = [_rule(f"{file}: issuer {number}", entry) for number, entry in enumerate(entries, 1)]
-    if len({rule.name for rule in rules}) < len(rules):
-        raise SettingsError(f"{file}: two issuers have the same name")
+    if not document or not all(isinstance(each, list) for each in document.values()) or set(document) - TABLES:
+        raise SettingsError(f"{file}: needs tables [[{']] or [['.join(sorted(TABLES))}]]")
+    entries = document.get(table, [])
+    if len(entries) > ISSUERS_LIMIT:
+        raise SettingsError(f"{file}: has more than {ISSUERS_LIMIT} [[{table}]] tables")
+    rules = [_rule(f"{file}: {table} {number}", entry, rule) for number, entry in enumerate(entries, 1)]
+    if len({each.name for each in rules}) < len(rules):
+        raise SettingsError(f"{file}: two of [[{table}]] have the same name")
     return rules
 
 
-def _rule(where: str, entry: object) -> IssuerRule:
+def _rule(where: str, entry: object, rule: type[Rule]) -> Rule:
     try:
-        return IssuerRule.model_validate(entry)
+        return rule.model_validate(entry)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, problem["loc"]))
@@ -138,7 +170,7 @@ def _rule(where: str, entry: object) -> IssuerRule:
 Fetch = Callable[[str], bytes]
 
 
-def fetcher(rule: IssuerRule) -> Fetch:
+def fetcher(rule: TrustedIssuer) -> Fetch:
     """Reads a document of the issuer, with a limit of bytes and time. Blocks; OSError or ValueError."""
     context = ssl.create_default_context(cafile=str(rule.ca_file) if rule.ca_file else None)
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
@@ -161,7 +193,7 @@ def fetcher(rule: IssuerRule) -> Fetch:
 class IssuerKeys:
     """An issuer's public keys, cached; fetched again when they are old, or for a key id that is new."""
 
-    def __init__(self, rule: IssuerRule, fetch: Fetch, monotonic_s: Callable[[], float]) -> None:
+    def __init__(self, rule: TrustedIssuer, fetch: Fetch, monotonic_s: Callable[[], float]) -> None:
         self._rule, self._fetch, self._now_s = rule, fetch, monotonic_s
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_s = self._tried_s = float("-inf")
@@ -206,7 +238,7 @@ class IssuerKeys:
     def _document(self) -> bytes:
         if self._rule.keys_file is not None:
             return self._rule.keys_file.read_bytes()
-        url = self._rule.keys_url or (SALADCLOUD_KEYS if self._rule.kind == "saladcloud" else "")
+        url = self._rule.keys_url or self._rule.default_keys_url
         if not url:
             discovery = json.loads(self._fetch(f"{self._rule.issuer.rstrip('/')}/.well-known/openid-configuration"))
             if discovery["issuer"] != self._rule.issuer:
@@ -241,7 +273,7 @@ class JwtVerifier:
         self._issuers = [(rule, IssuerKeys(rule, fetch_of(rule), monotonic_s)) for rule in rules]
 
     async def verify(self, token: str) -> VerifiedIdentity:
-        header, claims = _peek(token)
+        header, claims = peek(token)
         refused: Unauthenticated | None = None
         for rule, keys in self._issuers:
             if rule.issuer and claims.get("iss") != rule.issuer:
@@ -253,25 +285,8 @@ class JwtVerifier:
         raise refused or Unauthenticated("this gateway does not trust the token's issuer")
 
     async def _verify(self, token: str, key_id: str, rule: IssuerRule, keys: IssuerKeys) -> VerifiedIdentity:
-        key = await keys.find(key_id)
-        try:
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=[each for each in ALGORITHMS if each == key.algorithm_name],
-                audience=list(rule.audience) or None,
-                issuer=rule.issuer or None,
-                leeway=LEEWAY_S,
-                options={"require": ["exp", "iat"], "verify_aud": bool(rule.audience)},
-            )
-        except jwt.PyJWTError as error:
-            raise Unauthenticated(f"the token is not accepted: {_reason_of(error)}") from error
-        for path, values in rule.required_claims.items():
-            if _claim(claims, path) not in values:
-                raise Unauthenticated(f"the token's claim {path} is not one that issuer {rule.name} is trusted for")
-        subject = _claim(claims, rule.subject_path)
-        if not subject or len(subject) > 512 or not subject.isprintable():
-            raise Unauthenticated(f"the token has no claim {rule.subject_path}, which tells the node")
+        claims = await verified_claims(token, key_id, rule, keys)
+        subject = subject_in(claims, rule.subject_path)
         return VerifiedIdentity(
             proof=rule.name,
             subject=subject,
@@ -282,7 +297,36 @@ class JwtVerifier:
         )
 
 
-def _peek(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+async def verified_claims(token: str, key_id: str, rule: TrustedIssuer, keys: IssuerKeys) -> Mapping[str, Any]:
+    """Those of a token that the issuer signed and that has what the rule requires. Unauthenticated, Unavailable."""
+    key = await keys.find(key_id)
+    try:
+        claims: Mapping[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=[each for each in ALGORITHMS if each == key.algorithm_name],
+            audience=list(rule.audience) or None,
+            issuer=rule.issuer or None,
+            leeway=LEEWAY_S,
+            options={"require": ["exp", "iat"], "verify_aud": bool(rule.audience)},
+        )
+    except jwt.PyJWTError as error:
+        raise Unauthenticated(f"the token is not accepted: {_reason_of(error)}") from error
+    for path, values in rule.required_claims.items():
+        if claim_text(claims, path) not in values:
+            raise Unauthenticated(f"the token's claim {path} is not one that issuer {rule.name} is trusted for")
+    return claims
+
+
+def subject_in(claims: Mapping[str, Any], path: str) -> str:
+    """Who the token is of. Unauthenticated where the claim is missing, long or not printable."""
+    subject = claim_text(claims, path)
+    if not subject or len(subject) > SUBJECT_LIMIT_CHARS or not subject.isprintable():
+        raise Unauthenticated(f"the token has no claim {path}, which tells whose it is")
+    return subject
+
+
+def peek(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The header and the claims, not verified: only to find whose keys to verify them with."""
     if len(token) > TOKEN_LIMIT_CHARS:
         raise Unauthenticated("the token is longer than any platform's")
@@ -293,16 +337,27 @@ def _peek(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return complete["header"], complete["payload"]
 
 
-def _claim(claims: Mapping[str, Any], path: str) -> str:
-    """The string at the path; empty where there is none. A key may contain `/` and `.`: the longest match wins."""
+def claim_text(claims: Mapping[str, Any], path: str) -> str:
+    """The string at the path; empty where there is none."""
+    value = _claim(claims, path)
+    return value if isinstance(value, str) else ""
+
+
+def claim_values(claims: Mapping[str, Any], path: str) -> set[str]:
+    """The string at the path, or the strings of its list; empty where there is none."""
+    value = _claim(claims, path)
+    return {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)}
+
+
+def _claim(claims: Mapping[str, Any], path: str) -> object:
+    """None where there is none. A key may contain `/` and `.`: the longest match wins."""
     if path in claims:
-        value = claims[path]
-        return value if isinstance(value, str) else ""
+        return claims[path]
     for head in _heads(path):
         inner = claims.get(head)
         if isinstance(inner, Mapping):
             return _claim(inner, path[len(head) + 1 :])
-    return ""
+    return None
 
 
 @functools.cache

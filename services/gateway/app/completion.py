@@ -95,7 +95,7 @@ class Completion:
 
     def statistics(self, caller: Caller = OPERATOR) -> Sequence[QueueLine]:
         """How much waits, by stage and checkpoint; only of jobs that the caller may see."""
-        seen = (job for job in self._job_store.open_jobs if caller.sees(job))
+        seen = (job for job in self._job_store.open_jobs if caller.counts(job))
         return queue_lines(seen, now_s=self._clock.now_s())
 
     async def renew(self, worker_id: str, renewals: Sequence[Renewal]) -> list[RenewalResult]:

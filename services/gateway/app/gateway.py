@@ -13,6 +13,7 @@ from services.gateway.app import (
     control_cache,
     dead_letters,
     job_store,
+    keys,
     nodes,
     prefetch,
     webhooks,
@@ -26,6 +27,7 @@ from services.gateway.app.explain import Explainer
 from services.gateway.app.image_checks import ImageChecks
 from services.gateway.app.job_store import PROBE_INTERVAL_S, IdempotencyKeys, StoreProbe
 from services.gateway.app.jobs import Jobs
+from services.gateway.app.keys import Keys
 from services.gateway.app.lease_rights import ImagesOf, LeaseRights
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.leasing import Polls
@@ -61,6 +63,7 @@ BUCKETS = (
     circuit_breakers.BUCKET,
     job_store.REQUESTS_BUCKET,
     job_store.JOBS_BUCKET,
+    keys.KEYS_BUCKET,
     nodes.INVITES_BUCKET,
     nodes.NODES_BUCKET,
     nodes.USED_TOKENS_BUCKET,
@@ -113,6 +116,7 @@ class Gateway:
         self.probe = StoreProbe(records, clock, blobs)
         self.workers = core.workers
         self.nodes = Nodes(records, clock, random_bytes, credential_ttl_s=settings.credential_lifetime_s)
+        self.keys = Keys(records, clock, random_bytes)
         self.dead_letters = DeadLetters(records)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)
@@ -156,6 +160,7 @@ class Gateway:
             try:
                 await refuse_other_format(self.records, BUCKETS)
                 await self.nodes.load()
+                await self.keys.load()
                 return await self.workers.load()
             except Unavailable as error:
                 log.info("store_not_ready", message=error.message)
@@ -184,7 +189,7 @@ class Gateway:
         """Watches over the store, by which this gateway learns of the others' changes."""
         core = self._core
         ours = [core.job_store.follow(), core.circuit_breakers.follow(), core.webhooks.follow(), self._cache.follow()]
-        ours.append(self.nodes.follow())
+        ours += [self.nodes.follow(), self.keys.follow()]
         return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:
@@ -193,6 +198,7 @@ class Gateway:
             await self._retention.sweep()
             await self.workers.sweep()
             await self.nodes.sweep()
+            await self.keys.sweep()
             await self._core.circuit_breakers.sweep()
             await self._core.heartbeats.sweep()
             await self._blob_retention.make_room()

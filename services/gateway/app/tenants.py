@@ -1,23 +1,54 @@
 """Callers: the tenant that a token belongs to, and what it may see of others. Knows no transport."""
 
+import base64
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from fanlight.contract.names import DEFAULT_SCOPE, parse_scope
-from fanlight.errors import InvalidField, NotFound
+from fanlight.errors import InvalidField, NotFound, PermissionDenied
 from services.gateway.domain.job import DEFAULT_TENANT, Job
+from services.gateway.domain.keys import RIGHTS, KeyRole, Right
 from services.gateway.domain.workers import WorkerStatus
 from services.kernel.config import SettingsError
+
+# A token with less could be guessed.
+TOKEN_MIN_CHARS, TOKEN_MIN_DIFFERENT = 16, 6
+# Roles that see figures alone, and of the whole fleet where they are the operator's own.
+_FIGURES = frozenset({KeyRole.METRICS, KeyRole.SCALER})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     # Also the scope of its blobs.
     tenant: str
-    # Sees every tenant's jobs and blobs.
-    is_operator: bool = False
+    # A tenant's token in the settings is its admin's.
+    role: KeyRole = KeyRole.ADMIN
+    # Empty for a token of the settings.
+    key_id: str = ""
+
+    @property
+    def is_operator(self) -> bool:
+        """Sees every tenant's jobs and blobs."""
+        return self.role is KeyRole.OPERATOR
+
+    @property
+    def sees_fleet(self) -> bool:
+        """Sees figures of all tenants together."""
+        return self.is_operator or (self.tenant == DEFAULT_TENANT and self.role in _FIGURES)
+
+    @property
+    def name(self) -> str:
+        """For logs."""
+        return self.key_id or self.tenant
+
+    def require(self, right: Right) -> None:
+        """PermissionDenied for a role that does not have it."""
+        if right not in RIGHTS[self.role]:
+            having = " or ".join(role for role in KeyRole if right in RIGHTS[role])
+            raise PermissionDenied(f"the role {self.role} does not let you {right}; use a key of the role {having}")
 
     def scope_of(self, named: str, *, field: str) -> str:
         """The scope that a request names; `default` is the caller's own. NotFound for another tenant's."""
@@ -34,8 +65,16 @@ class Caller:
     def sees(self, job: Job) -> bool:
         return self.is_operator or (job.tenant == self.tenant and job.check is None)
 
+    def counts(self, job: Job) -> bool:
+        """Whether the job is in the figures that the caller sees."""
+        return self.sees_fleet or self.sees(job)
 
-OPERATOR = Caller(tenant=DEFAULT_TENANT, is_operator=True)
+
+OPERATOR = Caller(tenant=DEFAULT_TENANT, role=KeyRole.OPERATOR)
+
+
+class KeyLookup(Protocol):
+    def caller_of(self, token: str) -> Caller | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +87,10 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Callers:
-    """By token. Without any tokens every caller is the operator."""
+    """By token of the settings, or by key. Without any tokens every caller is the operator."""
 
     tokens: Mapping[str, Caller] = field(default_factory=dict, repr=False)
-
-    def and_workers(self, tokens: Sequence[str]) -> "Callers":
-        """With the workers' tokens as well, which act as the operator."""
-        return Callers({**dict.fromkeys(tokens, OPERATOR), **self.tokens})
+    keys: KeyLookup | None = None
 
     def of_token(self, token: str) -> Caller | None:
         """None for an unknown token."""
@@ -65,17 +101,50 @@ class Callers:
         for known, caller in self.tokens.items():
             if hmac.compare_digest(known.encode(), token.encode()):
                 found = caller
-        return found
+        return found if found is not None or self.keys is None else self.keys.caller_of(token)
 
     def of_authorization(self, header: str) -> Caller | None:
         """By the value of the header `authorization`."""
-        kind, _, token = header.partition(" ")
-        return self.of_token(token.strip() if kind.lower() == "bearer" else "")
+        return self.of_token(token_of(header))
 
 
-def callers_of(operator_token: str, tenants: Sequence[Tenant]) -> Callers:
+def token_of(header: str) -> str:
+    """The token in the value of the header `authorization`, bearer or basic; empty where there is none.
+
+    Of the two halves of basic the password is the token, or the name where there is no password.
+    """
+    kind, _, value = header.partition(" ")
+    value = value.strip()
+    if kind.lower() == "bearer":
+        return value
+    if kind.lower() != "basic":
+        return ""
+    try:
+        name, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+    except ValueError:
+        return ""
+    return password or name
+
+
+def callers_of(operator_token: str, tenants: Sequence[Tenant], keys: KeyLookup | None = None) -> Callers:
     tokens = {each.token: Caller(tenant=each.name) for each in tenants}
-    return Callers(tokens | ({operator_token: OPERATOR} if operator_token else {}))
+    return Callers(tokens | ({operator_token: OPERATOR} if operator_token else {}), keys)
+
+
+def check_tokens(tokens: Mapping[str, str]) -> None:
+    """By what they are called. SettingsError for one that can be guessed, and for one that is used twice."""
+    seen: dict[str, str] = {}
+    for name, token in tokens.items():
+        if not token:
+            continue
+        if len(token) < TOKEN_MIN_CHARS or len(set(token)) < TOKEN_MIN_DIFFERENT:
+            raise SettingsError(
+                f"{name}: can be guessed; take at least {TOKEN_MIN_CHARS} random characters, as `openssl rand -hex 32`"
+                " prints"
+            )
+        if token in seen:
+            raise SettingsError(f"{name}: must be another one than {seen[token]}")
+        seen[token] = name
 
 
 def read_tenants(file: Path | None) -> list[Tenant]:

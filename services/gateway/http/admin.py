@@ -17,7 +17,7 @@ from services.gateway.app.queue_index import QueueLine
 from services.gateway.app.readiness import require_ready
 from services.gateway.app.tenants import Caller
 from services.gateway.http import docs
-from services.gateway.http.bodies import CurrentCaller, refuse_unknown
+from services.gateway.http.bodies import MetricsReader, QueueReader, Reader, Submitter, refuse_unknown
 from services.gateway.http.json_messages import answer, of_value
 from services.gateway.wire import answers
 
@@ -35,17 +35,17 @@ class ListingRoutes:
         add("/v1/queue", self.queue, methods=["GET"], tags=["workers"], **docs.QUEUE)
         return router
 
-    async def annotators(self) -> Response:
+    async def annotators(self, caller: Reader) -> Response:
         return answer(answers.annotators(self._gateway.workers.offers))
 
-    async def models(self) -> Response:
+    async def models(self, caller: Reader) -> Response:
         return answer(answers.models(self._gateway.workers.offers))
 
-    async def workers(self, caller: CurrentCaller) -> Response:
+    async def workers(self, caller: Reader) -> Response:
         statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]
         return answer(gateway_pb2.ListWorkersResponse(workers=[answers.worker_status(each) for each in statuses]))
 
-    async def queue(self, caller: CurrentCaller) -> Response:
+    async def queue(self, caller: QueueReader) -> Response:
         return of_value({"lines": [_line(line) for line in self._gateway.queue.statistics(caller)]})
 
 
@@ -75,7 +75,7 @@ class DeadLetterRoutes:
 
     async def list(
         self,
-        caller: CurrentCaller,
+        caller: Reader,
         page_size: Annotated[int, Query(ge=0, le=PAGE_SIZE_LIMIT, description=f"0 means {PAGE_SIZE}.")] = 0,
         page_token: Annotated[str, Query(description="`next_page_token` of the page before.")] = "",
     ) -> Response:
@@ -83,11 +83,11 @@ class DeadLetterRoutes:
         letters = await self._gateway.dead_letters.page(before=page_token, limit=size, caller=caller)
         return answer(answers.dead_letters(letters, size))
 
-    async def get(self, job_id: str, number: str, caller: CurrentCaller) -> Response:
+    async def get(self, job_id: str, number: str, caller: Reader) -> Response:
         letter = await self._gateway.dead_letters.get(f"jobs/{job_id}/tasks/{number}", caller)
         return answer(answers.dead_letter(letter))
 
-    async def redrive(self, job_id: str, number: str, caller: CurrentCaller) -> Response:
+    async def redrive(self, job_id: str, number: str, caller: Submitter) -> Response:
         job = await self._gateway.redrives.redrive(f"jobs/{job_id}/tasks/{number}", caller)
         return answer(answers.job(self._gateway.explanations.with_estimate(job)))
 
@@ -102,7 +102,7 @@ class MetricRoutes:
         return router
 
     async def metrics(
-        self, caller: CurrentCaller, accept: Annotated[str, Header(include_in_schema=False)] = ""
+        self, caller: MetricsReader, accept: Annotated[str, Header(include_in_schema=False)] = ""
     ) -> Response:
         # The library's default registry is one per process, and has metrics of the process too.
         registry = CollectorRegistry()
@@ -122,7 +122,7 @@ class GatewayCollector(Collector):
         self._caller = caller
 
     def collect(self) -> Iterator[Metric]:
-        if self._caller.is_operator:
+        if self._caller.sees_fleet:
             yield from self._cache()
         yield from self._queue()
         yield from self._workers()

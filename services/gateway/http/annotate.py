@@ -16,7 +16,7 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.domain.job import Job, JobState
 from services.gateway.http import docs
 from services.gateway.http.blobs import blob_answer
-from services.gateway.http.bodies import CurrentCaller, HttpOptions, Wait, store_body
+from services.gateway.http.bodies import HttpOptions, Submitter, Wait, store_body
 from services.gateway.wire import answers, requests
 from services.gateway.wire.needs import find_annotator
 from services.kernel.blobs import BlobInfo, BlobStore
@@ -44,7 +44,7 @@ class AnnotateRoutes:
     async def annotate(
         self,
         request: Request,
-        caller: CurrentCaller,
+        caller: Submitter,
         annotator: str,
         wait: Wait = 60.0,
         width_px: Size = 0,

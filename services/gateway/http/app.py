@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
@@ -11,18 +10,18 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fanlight.errors import FanlightError, PermissionDenied, ResourceExhausted, Unauthenticated
+from fanlight.errors import FanlightError, ResourceExhausted
 from services.gateway.app.gateway import Gateway
-from services.gateway.app.peer_roles import Role, require_role
-from services.gateway.app.tenants import Caller, Callers
+from services.gateway.app.keys import PersonVerifier
 from services.gateway.http import docs, errors
 from services.gateway.http.admin import DeadLetterRoutes, HealthRoutes, ListingRoutes, MetricRoutes
 from services.gateway.http.annotate import AnnotateRoutes
 from services.gateway.http.blobs import BlobRoutes
 from services.gateway.http.bodies import HttpOptions
-from services.gateway.http.connections import AUTH_CONTEXT, PROVE
+from services.gateway.http.credentials import SESSION_PATH, TokenGuard
 from services.gateway.http.hosts import HostGuard
 from services.gateway.http.jobs import EventRoutes, JobRoutes
+from services.gateway.http.keys import KeyRoutes
 from services.gateway.http.nodes import NodeRoutes
 from services.gateway.http.openapi import describe
 from services.gateway.http.records import RecordRoutes
@@ -33,50 +32,9 @@ LINGER_LIMIT_S = 30.0
 
 # For machines that have no token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-# They answer at once, also when all else waits.
-UNLIMITED_PATHS = OPEN_PATHS | {"/metrics"}
+# They answer at once, also when all else waits; signing in has places of its own.
+UNLIMITED_PATHS = OPEN_PATHS | {"/metrics", SESSION_PATH}
 BUSY_RETRY_AFTER_S = 2.0
-
-
-class TokenGuard:
-    """401 for requests whose token is unknown; handlers find the caller in the request's state.
-
-    403 for a certificate that is not a client's or an operator's, whatever the token. A known token takes the
-    connection out of those that are limited by address.
-    """
-
-    def __init__(self, app: ASGIApp, callers: Callers) -> None:
-        self._app = app
-        self._callers = callers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sent = Headers(scope=scope).getlist("authorization")
-        caller = self._callers.of_authorization(sent[0] if sent else "") if len(sent) <= 1 else None
-        state = scope.setdefault("state", {})
-        if caller is not None and PROVE in state:
-            state[PROVE]()
-        refused = None if scope["path"] in OPEN_PATHS else _refusal(caller, sent, state.get(AUTH_CONTEXT, {}))
-        if refused is None:
-            state["caller"] = caller
-            await self._app(scope, receive, send)
-        else:
-            await errors.answer(refused)(scope, receive, send)
-
-
-def _refusal(
-    caller: Caller | None, sent: list[str], auth_context: Mapping[str, Iterable[bytes]]
-) -> FanlightError | None:
-    try:
-        require_role(auth_context, Role.CLIENT, Role.OPERATOR)
-    except PermissionDenied as error:
-        return error
-    return _unauthenticated(sent) if caller is None else None
-
-
-def _unauthenticated(sent: list[str]) -> Unauthenticated:
-    if len(sent) > 1:
-        return Unauthenticated(f"send one `Authorization` header; this request has {len(sent)}")
-    return Unauthenticated("send the right token as `Authorization: Bearer TOKEN`")
 
 
 class RequestLimit:
@@ -155,7 +113,8 @@ class LingeringClose:
                     more = message.get("more_body", False)
 
 
-def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAPI:
+def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions, people: PersonVerifier | None = None) -> FastAPI:
+    """`people`: verifies people's tokens; None where no issuer is trusted for people."""
     app = FastAPI(
         title="Fanlight",
         docs_url=None,
@@ -165,7 +124,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
             Middleware(LingeringClose, idle_s=options.linger_idle_s),
             Middleware(errors.ErrorGuard),
             Middleware(HostGuard, names=options.host_names, open_paths=OPEN_PATHS),
-            Middleware(TokenGuard, callers=options.callers),
+            Middleware(TokenGuard, callers=options.callers, open_paths=OPEN_PATHS),
             Middleware(RequestLimit, limit=options.requests_limit),
         ],
     )
@@ -179,6 +138,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> FastAP
         DeadLetterRoutes(gateway),
         NodeRoutes(gateway),
         RecordRoutes(gateway),
+        KeyRoutes(gateway, options, people),
         MetricRoutes(gateway),
         HealthRoutes(gateway),
     ):

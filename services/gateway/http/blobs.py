@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from fanlight.contract.names import parse_digest
 from fanlight.errors import NotFound, OutOfRange
 from services.gateway.http import docs
-from services.gateway.http.bodies import CurrentCaller, HttpOptions, Scope, refuse_unknown, scope_of, store_body
+from services.gateway.http.bodies import HttpOptions, Reader, Scope, Submitter, refuse_unknown, scope_of, store_body
 from services.gateway.http.json_messages import answer, of_value
 from services.gateway.ports import DirectTransfer
 from services.gateway.wire.images import blob
@@ -59,7 +59,7 @@ class BlobRoutes:
     async def write(
         self,
         request: Request,
-        caller: CurrentCaller,
+        caller: Submitter,
         digest: Annotated[str, Query(description="The digest that the bytes must have.")] = "",
         scope: Scope = "",
     ) -> Response:
@@ -71,7 +71,7 @@ class BlobRoutes:
     async def read(
         self,
         request: Request,
-        caller: CurrentCaller,
+        caller: Reader,
         digest: str,
         scope: Scope = "",
         redirect: Annotated[bool, Query(description="Redirect to where the bytes are stored, if possible.")] = False,

@@ -18,6 +18,7 @@ from fanlight.contract.names import parse_scope
 from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
 from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Caller, Callers
+from services.gateway.domain.keys import Right
 from services.gateway.http.connections import AUTH_CONTEXT
 from services.gateway.http.encodings import inflated, is_compressed
 from services.gateway.http.hosts import HostNames
@@ -72,12 +73,27 @@ async def caller_of(request: Request) -> Caller:
     return caller
 
 
-CurrentCaller = Annotated[Caller, Depends(caller_of)]
+class CallerWith:
+    """The caller, if it has the right; PermissionDenied otherwise. Each path depends on one of these."""
+
+    def __init__(self, right: Right) -> None:
+        self.right = right
+
+    async def __call__(self, request: Request) -> Caller:
+        caller = await caller_of(request)
+        caller.require(self.right)
+        if self.right is Right.OPERATE:
+            # With mutual TLS, a client's certificate does not do.
+            require_role(getattr(request.state, AUTH_CONTEXT, {}), Role.OPERATOR)
+        return caller
 
 
-def require_operators_certificate(request: Request) -> None:
-    """PermissionDenied for a client's, with mutual TLS; the token is checked besides."""
-    require_role(getattr(request.state, AUTH_CONTEXT, {}), Role.OPERATOR)
+Reader = Annotated[Caller, Depends(CallerWith(Right.READ))]
+Submitter = Annotated[Caller, Depends(CallerWith(Right.SUBMIT))]
+Manager = Annotated[Caller, Depends(CallerWith(Right.MANAGE))]
+QueueReader = Annotated[Caller, Depends(CallerWith(Right.QUEUE))]
+MetricsReader = Annotated[Caller, Depends(CallerWith(Right.METRICS))]
+FOR_OPERATORS = Depends(CallerWith(Right.OPERATE))
 
 
 def refuse_unknown(request: Request) -> None:

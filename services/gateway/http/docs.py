@@ -211,6 +211,30 @@ PURGE_NODE = _document(
 REMOVE_NODE = _document(
     "Forget a revoked or expired node", {200: _json("RemoveNodeResponse", "Nothing more.")}, errors=(403, 404, 409)
 )
+CREATE_KEY = _document(
+    "Create an API key",
+    {201: _json("CreateKeyResponse", "The key, and its secret, which is shown this once.")},
+    errors=(400, 403, 409, 429),
+    body={"application/json": {"schema": reference("CreateKeyRequest")}},
+)
+LIST_KEYS = _document("List API keys", {200: _json("ListKeysResponse", "The newest first.")}, errors=(400, 403))
+GET_KEY = _document("Show an API key", {200: _json("Key", "The key.")}, errors=(403, 404))
+ROTATE_KEY = _document(
+    "Replace an API key",
+    {201: _json("CreateKeyResponse", "The new key; the old one ends after the overlap.")},
+    errors=(400, 403, 404, 409),
+    body={"application/json": {"schema": reference("RotateKeyRequest")}},
+)
+REVOKE_KEY = _document(
+    "Revoke an API key", {200: _json("Key", "It and its sessions have ended, everywhere.")}, errors=(403, 404)
+)
+OPEN_SESSION = _document(
+    "Sign in at a browser",
+    {201: _json("Key", "The session. Its secret is in the cookie alone.")},
+    errors=(400, 403, 429, 503),
+    body={"application/json": {"schema": reference("OpenSessionRequest")}},
+)
+CLOSE_SESSION = _document("Sign out", {200: _json("OpenSessionRequest", "Nothing more.")}, errors=(503,))
 LIST_DAMAGED_RECORDS = _document(
     "List damaged records",
     {200: _json("ListDamagedRecordsResponse", "Records of the store that cannot be read. For the operator.")},

@@ -22,7 +22,7 @@ from services.gateway.app.tenants import Caller
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain.job import Job
 from services.gateway.http import bodies, docs
-from services.gateway.http.bodies import JOB_PART, CurrentCaller, HttpOptions, Wait, refuse_unknown, store_file
+from services.gateway.http.bodies import JOB_PART, HttpOptions, Reader, Submitter, Wait, refuse_unknown, store_file
 from services.gateway.http.json_messages import answer, fill, text, to_json
 from services.gateway.wire import answers, requests
 from services.kernel.blobs import BlobStore
@@ -58,7 +58,7 @@ class JobRoutes:
     async def create(
         self,
         request: Request,
-        caller: CurrentCaller,
+        caller: Submitter,
         wait: Wait = 0.0,
         idempotency_key: Annotated[str, Header(description="The job's `request_id`, if the body has none.")] = "",
     ) -> Response:
@@ -72,26 +72,26 @@ class JobRoutes:
             job = await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller)
         return _answer(self._gateway.explanations.with_estimate(job), status=201)
 
-    async def create_each(self, request: Request, caller: CurrentCaller) -> Response:
+    async def create_each(self, request: Request, caller: Submitter) -> Response:
         asked = _batch(await bodies.read_json(request, self._options))
         news = requests.new_or_refused(asked, self._gateway.workers.offers)
         made = await self._gateway.jobs.create_each(news, caller)
         return answer(answers.results(await self._gateway.explanations.with_estimates(made)))
 
-    async def get(self, job_id: str, caller: CurrentCaller, wait: Wait = 0.0) -> Response:
+    async def get(self, job_id: str, caller: Reader, wait: Wait = 0.0) -> Response:
         name = f"jobs/{job_id}"
         job = await (
             self._gateway.jobs.wait(name, wait_s=wait, caller=caller) if wait else self._gateway.jobs.get(name, caller)
         )
         return _answer(self._gateway.explanations.with_estimate(job))
 
-    async def explain(self, job_id: str, caller: CurrentCaller) -> Response:
+    async def explain(self, job_id: str, caller: Reader) -> Response:
         job = await self._gateway.jobs.get(f"jobs/{job_id}", caller)
         return answer(answers.explanation(self._gateway.explanations.of(job)))
 
     async def list(
         self,
-        caller: CurrentCaller,
+        caller: Reader,
         page_size: Annotated[int, Query(ge=0, le=PAGE_SIZE_LIMIT, description=f"0 means {PAGE_SIZE}.")] = 0,
         page_token: Annotated[str, Query(description="`next_page_token` of the page before.")] = "",
         state: Annotated[str, Query(description="List jobs in this state, such as `running`.")] = "",
@@ -113,10 +113,10 @@ class JobRoutes:
         jobs = [answers.job(job) for job in await self._gateway.explanations.with_estimates(page.jobs)]
         return answer(gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token))
 
-    async def webhook(self, job_id: str, caller: CurrentCaller) -> Response:
+    async def webhook(self, job_id: str, caller: Reader) -> Response:
         return answer(answers.webhook(await self._gateway.jobs.webhook(f"jobs/{job_id}", caller)))
 
-    async def cancel(self, job_id: str, caller: CurrentCaller) -> Response:
+    async def cancel(self, job_id: str, caller: Submitter) -> Response:
         return _answer(await self._gateway.jobs.cancel(f"jobs/{job_id}", caller))
 
     async def _of_form(self, request: Request, caller: Caller) -> gateway_pb2.CreateJobRequest:
@@ -222,7 +222,7 @@ class EventRoutes:
     async def watch(
         self,
         job_id: str,
-        caller: CurrentCaller,
+        caller: Reader,
         request: Request,
         last_event_id: Annotated[str, Header(description="The last state event that was received.")] = "",
     ) -> Response:

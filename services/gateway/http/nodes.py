@@ -5,19 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
-from fanlight.errors import PermissionDenied
 from fanlight.nodes.v1 import nodes_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.domain.nodes import NodeRecord
 from services.gateway.http import docs
-from services.gateway.http.bodies import CurrentCaller, refuse_unknown, require_operators_certificate
+from services.gateway.http.bodies import FOR_OPERATORS, refuse_unknown
 from services.gateway.http.json_messages import answer
 from services.gateway.wire import nodes as wire
-
-
-def _require_operator(caller: CurrentCaller) -> None:
-    if not caller.is_operator:
-        raise PermissionDenied("nodes are the operator's: send the token of FANLIGHT_CLIENT_TOKEN")
 
 
 class NodeRoutes:
@@ -25,10 +19,7 @@ class NodeRoutes:
         self._gateway = gateway
 
     def router(self) -> APIRouter:
-        router = APIRouter(
-            tags=["nodes"],
-            dependencies=[Depends(refuse_unknown), Depends(_require_operator), Depends(require_operators_certificate)],
-        )
+        router = APIRouter(tags=["nodes"], dependencies=[Depends(refuse_unknown), FOR_OPERATORS])
         add = router.add_api_route
         one = "/v1/nodes/{node_id}"
         add("/v1/nodes", self.list, methods=["GET"], **docs.LIST_NODES)

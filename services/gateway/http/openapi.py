@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from fanlight.gateway.v1 import gateway_pb2
+from fanlight.keys.v1 import keys_pb2
 from fanlight.nodes.v1 import nodes_pb2
 from fanlight.records.v1 import records_pb2
 
@@ -121,6 +122,12 @@ MESSAGES = (
     gateway_pb2.ListModelsResponse,
     gateway_pb2.ListWorkersResponse,
     gateway_pb2.TaskProgress,
+    keys_pb2.CreateKeyRequest,
+    keys_pb2.CreateKeyResponse,
+    keys_pb2.Key,
+    keys_pb2.ListKeysResponse,
+    keys_pb2.OpenSessionRequest,
+    keys_pb2.RotateKeyRequest,
     nodes_pb2.ListNodesResponse,
     nodes_pb2.Node,
     nodes_pb2.PurgeNodeResponse,

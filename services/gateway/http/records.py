@@ -5,12 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
-from fanlight.errors import Unauthenticated
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
-from services.gateway.app.tenants import Caller
 from services.gateway.http import docs
-from services.gateway.http.bodies import CurrentCaller, refuse_unknown, require_operators_certificate
+from services.gateway.http.bodies import FOR_OPERATORS, refuse_unknown
 from services.gateway.http.json_messages import answer
 from services.gateway.wire import records
 
@@ -20,9 +18,7 @@ class RecordRoutes:
         self._gateway = gateway
 
     def router(self) -> APIRouter:
-        router = APIRouter(
-            tags=["damaged records"], dependencies=[Depends(refuse_unknown), Depends(require_operators_certificate)]
-        )
+        router = APIRouter(tags=["damaged records"], dependencies=[Depends(refuse_unknown), FOR_OPERATORS])
         add = router.add_api_route
         one = "/v1/damaged-records/{bucket}/{key:path}"
         add("/v1/damaged-records", self.list, methods=["GET"], **docs.LIST_DAMAGED_RECORDS)
@@ -32,24 +28,15 @@ class RecordRoutes:
 
     async def list(
         self,
-        caller: CurrentCaller,
         page_size: Annotated[int, Query(ge=0, le=PAGE_SIZE_LIMIT, description=f"0 means {PAGE_SIZE}.")] = 0,
         page_token: Annotated[str, Query(description="`next_page_token` of the page before.")] = "",
     ) -> Response:
-        _require_operator(caller)
         size = page_size or PAGE_SIZE
         return answer(records.page(await self._gateway.records.damaged_page(before=page_token, limit=size), size))
 
-    async def get(self, bucket: str, key: str, caller: CurrentCaller) -> Response:
-        _require_operator(caller)
+    async def get(self, bucket: str, key: str) -> Response:
         damaged, value = await self._gateway.records.damaged(bucket, key)
         return answer(records.damaged_record(damaged, value))
 
-    async def remove(self, bucket: str, key: str, caller: CurrentCaller) -> Response:
-        _require_operator(caller)
+    async def remove(self, bucket: str, key: str) -> Response:
         return answer(records.damaged_record(await self._gateway.records.remove_damaged(bucket, key)))
-
-
-def _require_operator(caller: Caller) -> None:
-    if not caller.is_operator:
-        raise Unauthenticated("damaged records are the operator's: send the token of FANLIGHT_CLIENT_TOKEN")

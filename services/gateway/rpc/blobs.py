@@ -6,6 +6,7 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.errors import InvalidField, NotFound, OutOfRange, TooLarge
 from services.gateway.app.lease_rights import LeaseRights
+from services.gateway.domain.keys import Right
 from services.gateway.ports import DirectTransfer
 from services.gateway.rpc.principals import Principals
 from services.gateway.wire.images import blob
@@ -28,17 +29,21 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         """The scope, if the caller may write in it. NotFound, LeaseLost."""
         scope = parse_scope(named, field=field)
         if (client := self._principals.client(context)) is not None:
+            client.require(Right.SUBMIT)
             return client.scope_of(scope, field=field)
         self._rights.require_write(self._principals.worker(context), scope)
         return scope
 
-    def _readable(self, named: str, digest: str, context: Context) -> str:
-        """The scope, if the caller may read that blob of it. NotFound, LeaseLost."""
-        scope = parse_scope(named, field="scope")
-        if (client := self._principals.client(context)) is not None:
-            return client.scope_of(scope, field="scope")
+    def _readable(self, named: str, text: str, context: Context) -> tuple[str, str]:
+        """The scope and the digest, if the caller may read that blob of it. NotFound, LeaseLost."""
+        client = self._principals.client(context)
+        if client is not None:
+            client.require(Right.READ)
+        scope, digest = parse_scope(named, field="scope"), parse_digest(text, field="digest")
+        if client is not None:
+            return client.scope_of(scope, field="scope"), digest
         self._rights.require_read(self._principals.worker(context), scope, digest)
-        return scope
+        return scope, digest
 
     async def WriteBlob(
         self, request_iterator: AsyncIterator[blobs_pb2.WriteBlobRequest], context: Context
@@ -55,8 +60,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     async def ReadBlob(
         self, request: blobs_pb2.ReadBlobRequest, context: Context
     ) -> AsyncIterator[blobs_pb2.ReadBlobResponse]:
-        digest = parse_digest(request.digest, field="digest")
-        scope = self._readable(request.scope, digest, context)
+        scope, digest = self._readable(request.scope, request.digest, context)
         offset_bytes = _natural(request.offset_bytes, "offset_bytes")
         limit_bytes = _natural(request.limit_bytes, "limit_bytes")
         info = await self._blobs.stat(scope, digest)
@@ -86,8 +90,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     async def PrepareRead(
         self, request: blobs_pb2.PrepareReadRequest, context: Context
     ) -> blobs_pb2.PrepareReadResponse:
-        digest = parse_digest(request.digest, field="digest")
-        scope = self._readable(request.scope, digest, context)
+        scope, digest = self._readable(request.scope, request.digest, context)
         if self._bypass is None:
             return blobs_pb2.PrepareReadResponse()
         return blobs_pb2.PrepareReadResponse(url=await self._bypass.prepare_read(scope, digest))

@@ -13,6 +13,7 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Caller, Callers
+from services.gateway.domain.keys import Right
 from services.gateway.rpc.principals import Principals, require_own
 from services.gateway.wire import answers, requests, workers
 from services.gateway.wire.nodes import poll_of
@@ -22,16 +23,17 @@ from services.kernel.grpc_admission import bearer_of
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def caller_of(callers: Callers, context: Context) -> Caller:
+def caller_of(callers: Callers, context: Context, right: Right) -> Caller:
     """Unauthenticated for a token that only other services accept; the kernel's guard has refused unknown tokens.
 
-    PermissionDenied for a worker's certificate.
+    PermissionDenied for a worker's certificate, and for a caller without the right.
     """
     require_role(context.auth_context(), Role.CLIENT, Role.OPERATOR)
     sent = dict(context.invocation_metadata() or ()).get("authorization", "")
     caller = callers.of_authorization(sent if isinstance(sent, str) else "")
     if caller is None:
         raise Unauthenticated("send the right token as `authorization: bearer TOKEN`")
+    caller.require(right)
     return caller
 
 
@@ -40,27 +42,27 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         self._gateway = gateway
         self._callers = callers
 
-    def _caller(self, context: Context) -> Caller:
-        return caller_of(self._callers, context)
+    def _caller(self, context: Context, right: Right) -> Caller:
+        return caller_of(self._callers, context, right)
 
     async def CreateJob(self, request: gateway_pb2.CreateJobRequest, context: Context) -> gateway_pb2.Job:
-        new = requests.new_job(request, self._gateway.workers.offers)
-        job = await self._gateway.jobs.create(new, self._caller(context))
+        caller = self._caller(context, Right.SUBMIT)
+        job = await self._gateway.jobs.create(requests.new_job(request, self._gateway.workers.offers), caller)
         return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def CreateJobs(
         self, request: gateway_pb2.CreateJobsRequest, context: Context
     ) -> gateway_pb2.CreateJobsResponse:
-        news = requests.new_jobs(request, self._gateway.workers.offers)
-        made = await self._gateway.jobs.create_each(news, self._caller(context))
+        caller = self._caller(context, Right.SUBMIT)
+        made = await self._gateway.jobs.create_each(requests.new_jobs(request, self._gateway.workers.offers), caller)
         return answers.results(await self._gateway.explanations.with_estimates(made))
 
     async def GetJob(self, request: gateway_pb2.GetJobRequest, context: Context) -> gateway_pb2.Job:
-        job = await self._gateway.jobs.get(request.name, self._caller(context))
+        job = await self._gateway.jobs.get(request.name, self._caller(context, Right.READ))
         return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def ExplainJob(self, request: gateway_pb2.ExplainJobRequest, context: Context) -> gateway_pb2.JobExplanation:
-        job = await self._gateway.jobs.get(request.name, self._caller(context))
+        job = await self._gateway.jobs.get(request.name, self._caller(context, Right.READ))
         return answers.explanation(self._gateway.explanations.of(job))
 
     async def ListJobs(self, request: gateway_pb2.ListJobsRequest, context: Context) -> gateway_pb2.ListJobsResponse:
@@ -68,59 +70,61 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
             page_size=check_whole(request.page_size, 0, PAGE_SIZE_LIMIT, field="page_size"),
             page_token=request.page_token,
             only=requests.only(request),
-            caller=self._caller(context),
+            caller=self._caller(context, Right.READ),
         )
         jobs = [answers.job(job) for job in await self._gateway.explanations.with_estimates(page.jobs)]
         return gateway_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_token)
 
     async def CancelJob(self, request: gateway_pb2.CancelJobRequest, context: Context) -> gateway_pb2.Job:
-        return answers.job(await self._gateway.jobs.cancel(request.name, self._caller(context)))
+        return answers.job(await self._gateway.jobs.cancel(request.name, self._caller(context, Right.SUBMIT)))
 
     async def WatchJob(
         self, request: gateway_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[gateway_pb2.JobEvent]:
-        caller = self._caller(context)
+        caller = self._caller(context, Right.READ)
         async for news in self._gateway.jobs.watch(request.name, after_revision=request.after_revision, caller=caller):
             yield answers.event(self._gateway.explanations.with_estimate(news))
 
     async def GetWebhook(self, request: gateway_pb2.GetWebhookRequest, context: Context) -> gateway_pb2.Webhook:
-        return answers.webhook(await self._gateway.jobs.webhook(request.name, self._caller(context)))
+        return answers.webhook(await self._gateway.jobs.webhook(request.name, self._caller(context, Right.READ)))
 
     async def ListDeadLetters(
         self, request: gateway_pb2.ListDeadLettersRequest, context: Context
     ) -> gateway_pb2.ListDeadLettersResponse:
         size = check_whole(request.page_size, 0, PAGE_SIZE_LIMIT, field="page_size") or PAGE_SIZE
-        caller = self._caller(context)
+        caller = self._caller(context, Right.READ)
         letters = await self._gateway.dead_letters.page(before=request.page_token, limit=size, caller=caller)
         return answers.dead_letters(letters, size)
 
     async def GetDeadLetter(
         self, request: gateway_pb2.GetDeadLetterRequest, context: Context
     ) -> gateway_pb2.DeadLetter:
-        return answers.dead_letter(await self._gateway.dead_letters.get(request.task, self._caller(context)))
+        return answers.dead_letter(
+            await self._gateway.dead_letters.get(request.task, self._caller(context, Right.READ))
+        )
 
     async def RedriveDeadLetter(
         self, request: gateway_pb2.RedriveDeadLetterRequest, context: Context
     ) -> gateway_pb2.Job:
-        job = await self._gateway.redrives.redrive(request.task, self._caller(context))
+        job = await self._gateway.redrives.redrive(request.task, self._caller(context, Right.SUBMIT))
         return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def ListAnnotators(
         self, request: gateway_pb2.ListAnnotatorsRequest, context: Context
     ) -> gateway_pb2.ListAnnotatorsResponse:
-        self._caller(context)
+        self._caller(context, Right.READ)
         return answers.annotators(self._gateway.workers.offers)
 
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: Context
     ) -> gateway_pb2.ListModelsResponse:
-        self._caller(context)
+        self._caller(context, Right.READ)
         return answers.models(self._gateway.workers.offers)
 
     async def ListWorkers(
         self, request: gateway_pb2.ListWorkersRequest, context: Context
     ) -> gateway_pb2.ListWorkersResponse:
-        caller = self._caller(context)
+        caller = self._caller(context, Right.READ)
         statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]
         return gateway_pb2.ListWorkersResponse(workers=[answers.worker_status(each) for each in statuses])
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fanlight.contract.join_code import JoinCode, parse_join_code
-from fanlight.errors import InvalidField, PermissionDenied, Unauthenticated
+from fanlight.errors import InvalidField, Unauthenticated
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.nodes import IdentityVerifier, IssuedCredential, VerifiedIdentity
 from services.gateway.app.peer_roles import PeerCertificate, Role, certificate_of, require_role
 from services.gateway.app.tenants import Callers
+from services.gateway.domain.keys import Right
 from services.gateway.domain.nodes import Grant, NodeRecord
 from services.gateway.ports import Clock
 from services.gateway.rpc.jobs import Context, caller_of
@@ -131,8 +132,7 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
 
     def _require_operator(self, context: Context) -> None:
         require_role(context.auth_context(), Role.OPERATOR)
-        if not caller_of(self._callers, context).is_operator:
-            raise PermissionDenied("only an operator may do this: send the operator's token")
+        caller_of(self._callers, context, Right.OPERATE)
 
     def _node(self, node: NodeRecord) -> nodes_pb2.Node:
         return wire.node(node, self._gateway.workers_of(node.id), now_s=self._clock.now_s())

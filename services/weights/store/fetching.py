@@ -27,7 +27,8 @@ from services.weights.planning.selection import PLAIN_FILE, Selection
 from services.weights.references.manifest import ByteSpan, WeightFile
 from services.weights.references.tensors import BadHeader, Digested, FileDigests
 from services.weights.store.keeping import Link, ObjectWriter, discard, key_of, missing_digests, missing_layout
-from services.weights.store.objects import Objects, locked
+from services.weights.store.locks import locked
+from services.weights.store.objects import Objects
 from services.weights.transfer.answers import RemoteFile
 from services.weights.transfer.download import Download, Downloaded, DownloadProgress, DownloadTarget, SpanDigest
 from services.weights.transfer.gate import HEAD_BYTES, TAIL_BYTES, is_text, page_in, refuse_foreign, refuse_unsound

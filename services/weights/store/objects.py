@@ -23,12 +23,10 @@ from services.weights.errors import DiskFull, disk_errors
 from services.weights.references.manifest import TensorTable
 from services.weights.references.tensors import Digested, component_key, sha256_from, sha256_of
 from services.weights.store.index import INDEX_FILE, Index, ObjectRow
-from services.weights.store.locks import locked, shared, try_lock
+from services.weights.store.locks import shared, try_lock
 from services.weights.transfer.partial import sync
 
 log = get_logger()
-
-__all__ = ["AUTOV2_CHARS", "SPARE_BYTES", "Objects", "locked", "shared", "try_lock"]
 
 # Disk space that is always left free.
 SPARE_BYTES = 64 * 1024 * 1024
