@@ -290,7 +290,7 @@ class Completion:
         """Without a part that the task does not use."""
         task = job.tasks[number - 1]
         facts = job.request_of(task).facts
-        is_fetched = task.lease is not None and self._workers.fetches_for(task.lease.worker, facts)
+        is_fetched = task.lease is not None and self._workers.offers.fetches_for(task.lease.worker, facts)
         return blame.believed(failure, facts, is_fetched=is_fetched)
 
     def _is_confirmed(self, job: Job, number: int, failure: Failure, confirms: Confirms | None) -> bool:

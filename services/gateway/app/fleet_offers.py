@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups
+from services.gateway.domain.job import Facts
 from services.gateway.domain.workers import AnnouncedAnnotator, Avoidance, FleetCatalog, WorkerRecord
 from services.gateway.scheduler.queue import Amounts
 
@@ -115,6 +116,14 @@ class FleetOffers:
         """Whether a live worker of another node than those meets all the needs."""
         self._update_live()
         return self._groups.has_live(stage, needs, but_not)
+
+    def fetches_for(self, worker_id: str, facts: Facts) -> bool:
+        """Whether the worker holds less than a task needs, as far as is known, so that it must fetch something."""
+        known = self._known.get(worker_id)
+        if known is None:
+            return True
+        needed = facts.models | ({facts.annotator} if facts.annotator else set())
+        return not needed <= known.record.worker.held_models
 
     def model_kind(self, worker_id: str, model_id: str) -> str:
         """Such as `lora`; empty where the worker offers no such model."""

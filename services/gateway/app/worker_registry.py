@@ -436,14 +436,6 @@ class WorkerRegistry:
         """The circuit breaker of the worker's node that counts failures and successes of the need."""
         return BreakerKey(stage=stage, device=self.device_of(worker_id), need=need)
 
-    def fetches_for(self, worker_id: str, facts: Facts) -> bool:
-        """Whether the worker holds less than a task needs, as far as is known, so that it must fetch something."""
-        known = self._known.get(worker_id)
-        if known is None:
-            return True
-        needed = facts.models | ({facts.annotator} if facts.annotator else set())
-        return not needed <= known.record.worker.held_models
-
     def _rank(self, known: KnownWorker) -> tuple[bool, float]:
         return self._is_live(known), known.record.last_poll_time_s
 
