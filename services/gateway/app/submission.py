@@ -132,7 +132,7 @@ class SourceImages:
                 field=image.field,
             )
         if not media_type.startswith("image/"):
-            raise InvalidField("is not a PNG, JPEG, WebP, BMP, GIF or TIFF", field=image.field)
+            raise InvalidField("is not a PNG, JPEG, WebP, BMP, GIF, TIFF, AVIF or HEIC", field=image.field)
 
 
 def _sized(image: SourceImage, size: ImageSize | None) -> ImageSize:

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job
 from services.gateway.wire import answers, requests
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, Fleet, FleetWorker
+from tests.fakes.heif_boxes import header, ispe
 
+HEIC = Path(__file__).parents[2] / "golden" / "heic"
 SMALL, LARGE = 128 * 128, 512 * 512
 MODEL = replace(STARTER, pipelines=())
 
@@ -80,6 +83,26 @@ async def test_an_image_that_a_phone_turned_gives_its_upright_size(fleet: Fleet)
     await small_and_large(fleet)
     asked = answers.job(await create(fleet, image=source(encoded(256, 128, "JPEG", turn=6)))).generation
     assert (asked.width_px, asked.height_px) == (128, 256)
+
+
+@pytest.mark.parametrize("data", [encoded(96, 64, "AVIF", turn=6), (HEIC / "turned.heic").read_bytes()])
+async def test_an_avif_and_a_heic_give_their_upright_size(fleet: Fleet, data: bytes) -> None:
+    await small_and_large(fleet)
+    asked = answers.job(await create(fleet, image=source(data))).generation
+    assert (asked.width_px, asked.height_px) == (64, 96)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"avif"])
+async def test_a_hostile_heic_or_avif_is_refused_before_a_job_exists(fleet: Fleet, brand: bytes) -> None:
+    await annotators(fleet, 40_000_000)
+    for data in (
+        header([ispe(0, 2**31)], brands=(brand,)),
+        header([ispe(64, 64)], brands=(brand,), items=40_000),
+        header([ispe(64, 64)], brands=(brand,))[:-30],
+    ):
+        refused = await refusal(annotate(fleet, image=source(data)))
+        assert refused.field == "annotation.image"
+        assert refused.is_request_fault
 
 
 async def test_a_size_that_is_requested_stays(fleet: Fleet) -> None:
