@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.chaos import Seen, revive, send_jobs
-from benchmarks.chaos_house import House, Member
+from benchmarks.chaos_house import START_S, House, Member
 from benchmarks.chaos_liars import LIARS
 from benchmarks.figures import RATIO, Report, arguments
 from benchmarks.serving import cpu_s
@@ -39,6 +39,9 @@ async def tasks_per_cpu_s(folder: Path, seconds: float, warm_up_s: float, liars:
             for number in range(CLIENTS):
                 group.create_task(send_jobs(client, number, seen, stop, random.Random(number)))
             group.create_task(revive(house, stop))
+            async with asyncio.timeout(START_S):
+                while not seen.ended:
+                    await asyncio.sleep(0.2)
             await asyncio.sleep(warm_up_s)
             begin_s, used_s = time.time(), _cpu_s(honest)
             await asyncio.sleep(seconds)
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args(argv)
-    seconds, rounds, warm_up_s = (4.0, 1, 2.0) if asked.smoke else (asked.seconds, asked.rounds, WARM_UP_S)
+    seconds, rounds, warm_up_s = (5.0, 1, 0.0) if asked.smoke else (asked.seconds, asked.rounds, WARM_UP_S)
     report = Report()
     alone, among = asyncio.run(measure(seconds, rounds, warm_up_s))
     report.add("tasks of honest workers for each of their CPU seconds, alone", alone, "")
