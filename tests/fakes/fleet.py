@@ -36,6 +36,7 @@ from services.gateway.domain.workers import (
 )
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.wire import requests, stages
+from services.gateway.wire.thumbnails import thumbnail_request
 from services.kernel.blobs import BlobInfo
 from services.kernel.image_headers import ImageSize, size_in
 from tests.fakes.broken_images import SIGNATURE, png_chunk
@@ -142,6 +143,7 @@ class Fleet:
             limits=self.limits,
             is_shared=self.is_shared,
             shipped=self.shipped,
+            thumbnail=thumbnail_request(),
         )
 
     @asynccontextmanager

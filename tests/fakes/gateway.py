@@ -185,6 +185,10 @@ class FakeWorkers:
     def statuses(self) -> Sequence[WorkerStatus]:
         return self.known
 
+    @property
+    def offers(self) -> "FakeWorkers":
+        return self
+
 
 @dataclass
 class FakeQueue:

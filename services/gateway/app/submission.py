@@ -170,7 +170,7 @@ class JobPlanner:
     async def _find(self, request: StageRequest) -> Output | None:
         if not request.facts.annotator:
             return None
-        for annotator in self._workers.variants(request.facts.annotator):
+        for annotator in self._workers.offers.variants(request.facts.annotator):
             if output := await self._cache.find(request, annotator):
                 return output
         return None

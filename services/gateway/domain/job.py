@@ -164,6 +164,9 @@ class Claim:
     node: str
     worker: str
     digest: str
+    # Of a generated image: its worker's device, and its thumbnail's pixels in hexadecimal, as another node made it.
+    device: str = ""
+    thumbnail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

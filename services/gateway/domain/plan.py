@@ -114,7 +114,7 @@ def create(
         end_time_s=0.0 if tasks else now_s,
         priority=priority,
         request_id=request_id,
-        requests=tuple(_in_pool(each, pool) for each in plan.requests) if pool else plan.requests,
+        requests=tuple(in_pool(each, pool) for each in plan.requests),
         tasks=tasks,
         control_images=tuple(_control_image(each, numbers, made_before) for each in plan.control_images),
         blobs=plan.blobs,
@@ -126,7 +126,10 @@ def create(
     )
 
 
-def _in_pool(request: StageRequest, pool: str) -> StageRequest:
+def in_pool(request: StageRequest, pool: str) -> StageRequest:
+    """For that pool's nodes alone; empty: any."""
+    if not pool:
+        return request
     return replace(request, facts=replace(request.facts, needs=request.facts.needs | {pool_need(pool)}))
 
 

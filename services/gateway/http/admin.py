@@ -37,7 +37,7 @@ class ListingRoutes:
         return router
 
     async def annotators(self, caller: Reader) -> Response:
-        return answer(answers.annotators(self._gateway.workers))
+        return answer(answers.annotators(self._gateway.workers.offers))
 
     async def models(
         self,
@@ -48,7 +48,7 @@ class ListingRoutes:
     ) -> Response:
         if left_out:
             caller.require(Right.OPERATE)
-        return answer(answers.models(self._gateway.workers, left_out=left_out))
+        return answer(answers.models(self._gateway.workers.offers, left_out=left_out))
 
     async def workers(self, caller: Reader) -> Response:
         statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]

@@ -3,11 +3,11 @@
 from fanlight.contract.limits import check_whole
 from fanlight.records.v1 import records_pb2, records_pb2_grpc
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
+from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.records import Records
 from services.gateway.app.tenants import Callers
 from services.gateway.domain.keys import Right
 from services.gateway.rpc.jobs import Context, caller_of
-from services.gateway.rpc.peer_roles import Role, require_role
 from services.gateway.wire import records as wire
 
 

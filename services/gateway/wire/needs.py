@@ -45,7 +45,7 @@ NOTHING = Needs(offers=(), amounts=())
 
 
 class Fleet(Protocol):
-    """What is known about workers; `app.workers.Workers` implements it."""
+    """What is known about workers; `app.fleet_offers.FleetOffers` implements it."""
 
     def catalog(self) -> FleetCatalog: ...
     def can_any(self, stage: str, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool: ...

@@ -89,7 +89,7 @@ async def leased(**fields: Any) -> tuple[diffusion_pb2.GenerateRequest, diffusio
     async with fleet.running():
         worker = fleet.worker("diffusion", models=MODELS, other_offers=OFFERS)
         await worker.come()
-        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(**fields), fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(**fields), fleet.gateway.workers.offers))
         (task,) = await worker.lease()
     return request_of(task), asked_of(job)
 
@@ -123,7 +123,9 @@ async def test_the_seed_is_shown_if_the_worker_does_not_report_it() -> None:
     async with fleet.running():
         worker = fleet.worker("diffusion")
         await worker.come()
-        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(seed=7, count=2), fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(
+            requests.new_job(of_generation(seed=7, count=2), fleet.gateway.workers.offers)
+        )
         await worker.work()
         done = await fleet.get(job)
     assert [output.seed for task in done.tasks for output in task.outputs] == [None, None]
@@ -157,7 +159,9 @@ async def test_the_worker_gets_how_a_control_image_was_made() -> None:
         await annotator.come()
         await worker.come()
         controls = [diffusion_pb2.Control(image=SENT, annotator="canny", scale=0.5)]
-        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(controls=controls), fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(
+            requests.new_job(of_generation(controls=controls), fleet.gateway.workers.offers)
+        )
         await annotator.work()
         (task,) = await worker.lease()
         made = (await fleet.get(job)).output_of(1)
@@ -191,7 +195,7 @@ async def test_a_lora_named_in_the_prompt_is_needed_of_the_worker() -> None:
         await poor.come()
         await rich.come()
         request = of_generation(prompt="a fox <lora:cyanotype:0.7>")
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert await poor.lease() == []
         assert len(await rich.lease()) == 1
 
@@ -202,7 +206,7 @@ async def test_a_lora_in_a_prompt_may_go_by_another_of_its_names() -> None:
         worker = fleet.worker("diffusion", models=MODELS)
         await worker.come()
         request = of_generation(prompt="a <lora:CyanoType.safetensors:0.7> b <lora: blueprint >")
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         (task,) = await worker.lease()
     assert request_of(task).prompt == "a <lora:cyanotype:0.7> b <lora:cyanotype>"
 
@@ -231,7 +235,7 @@ async def test_an_embedding_named_in_a_prompt_is_needed_of_the_worker() -> None:
         await poor.come()
         await rich.come()
         request = of_generation(negative_prompt="(Mint:1.2), peppermint")
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert await poor.lease() == []
         (task,) = await rich.lease()
     assert list(request_of(task).embeddings) == ["mint"]
@@ -247,7 +251,7 @@ async def test_a_word_keeps_no_image_waiting_for_a_worker_that_is_away(listed: b
         fleet.clock.advance(3_600.0)
         await home.come()
         request = of_generation(embeddings=["mint"] if listed else [], prompt="mint tea")
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert len(await home.lease()) == (0 if listed else 1)
         assert len(await away.lease()) == (1 if listed else 0)
 
@@ -259,7 +263,7 @@ async def test_a_word_forbids_no_lora_that_another_worker_has() -> None:
             models = tuple(each for each in MODELS if each.id != absent)
             await fleet.worker("diffusion", name, models=models).come()
         request = of_generation(loras=[diffusion_pb2.LoraUse(model="cyanotype")], prompt="mint tea")
-        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert list(asked_of(job).embeddings) == []
 
 
@@ -269,7 +273,7 @@ async def test_a_word_is_an_embedding_where_all_workers_that_can_paint_it_are_aw
         await fleet.worker("diffusion", "away", models=MODELS).come()
         fleet.clock.advance(3_600.0)
         request = of_generation(prompt="mint tea")
-        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert list(asked_of(job).embeddings) == ["mint"]
 
 
@@ -302,10 +306,10 @@ async def test_a_reference_goes_to_a_worker_that_fetches_any() -> None:
         await fixed.come()
         request = of_generation(model="hf:someone/theirs", loras=[diffusion_pb2.LoraUse(model="civitai:82098@87153")])
         with pytest.raises(NotFound):
-            requests.new_job(request, fleet.gateway.workers)
+            requests.new_job(request, fleet.gateway.workers.offers)
         fetching = fleet.worker("diffusion", "fetching", models=(*MODELS, *ANYTHING))
         await fetching.come()
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert await fixed.lease() == []
         (task,) = await fetching.lease()
     shown = request_of(task)
@@ -319,11 +323,11 @@ async def test_what_would_have_to_be_fetched_is_never_the_default() -> None:
         remote.disk = frozenset()
         await remote.come()
         with pytest.raises(NotFound) as caught:
-            requests.new_job(of_generation(), fleet.gateway.workers)
+            requests.new_job(of_generation(), fleet.gateway.workers.offers)
         assert (caught.value.field, "sd15" in caught.value.message) == ("generation.model", True)
-        assert resolved(requests.new_job(of_generation(model="sd15"), fleet.gateway.workers)).model == "sd15"
+        assert resolved(requests.new_job(of_generation(model="sd15"), fleet.gateway.workers.offers)).model == "sd15"
         await fleet.worker("diffusion", "home", models=(replace(MODELS[0], id="zz"),)).come()
-        assert resolved(requests.new_job(of_generation(), fleet.gateway.workers)).model == "zz"
+        assert resolved(requests.new_job(of_generation(), fleet.gateway.workers.offers)).model == "zz"
 
 
 def test_the_id_of_any_is_no_model() -> None:
@@ -388,7 +392,7 @@ async def worked(**fields: Any) -> tuple[diffusion_pb2.GenerateRequest, Job]:
         offers = ("scheduler:euler", "scheduler:ddim")
         worker = fleet.worker("diffusion", models=models, other_offers=offers)
         await worker.come()
-        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(**fields), fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(**fields), fleet.gateway.workers.offers))
         (task,) = await worker.lease()
     return request_of(task), job
 

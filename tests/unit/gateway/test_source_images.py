@@ -38,13 +38,13 @@ def source(data: bytes) -> common_pb2.ImageSource:
 
 async def create(fleet: Fleet, **fields: Any) -> Job:
     asked = diffusion_pb2.GenerateRequest(**{"prompt": "a fox", **fields})
-    new = requests.new_job(gateway_pb2.CreateJobRequest(generation=asked), fleet.gateway.workers)
+    new = requests.new_job(gateway_pb2.CreateJobRequest(generation=asked), fleet.gateway.workers.offers)
     return await fleet.gateway.jobs.create(new)
 
 
 async def annotate(fleet: Fleet, **fields: Any) -> Job:
     asked = preprocessor_pb2.AnnotateRequest(annotator="canny", **fields)
-    new = requests.new_job(gateway_pb2.CreateJobRequest(annotation=asked), fleet.gateway.workers)
+    new = requests.new_job(gateway_pb2.CreateJobRequest(annotation=asked), fleet.gateway.workers.offers)
     return await fleet.gateway.jobs.create(new)
 
 
@@ -286,7 +286,7 @@ async def test_a_blob_of_another_scope_is_looked_up_there(fleet: Fleet) -> None:
 async def create_packed(fleet: Fleet, **fields: Any) -> Job:
     request = gateway_pb2.CreateJobRequest()
     request.request.Pack(diffusion_pb2.GenerateRequest(**{"prompt": "a fox", **fields}))
-    return await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+    return await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
 
 
 @pytest.mark.parametrize(
