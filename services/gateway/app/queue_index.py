@@ -126,11 +126,20 @@ class QueueIndex:
         self._leased: dict[str, dict[int, str]] = {}
         self._blocked: Counter[str] = Counter()
         self._count = 0
+        # Queued and blocked tasks by tenant, without checks of results.
+        self._counts: Counter[str] = Counter()
 
     @property
     def count(self) -> int:
         """Queued and blocked tasks."""
         return self._count
+
+    def count_of(self, tenant: str) -> int:
+        return self._counts[tenant]
+
+    def grant(self, tenant: str, share: Share) -> None:
+        """The operator changed what the tenant gets."""
+        self._shares.grant(tenant, share)
 
     def observe(self, job: Job) -> None:
         for task in job.tasks:
@@ -205,7 +214,12 @@ class QueueIndex:
 
     def _count_job(self, job: Job, queued_before: int, queued_now: int) -> None:
         blocked = sum(task.state is TaskState.BLOCKED for task in job.tasks)
-        self._count += queued_now - queued_before + blocked - self._blocked.pop(job.id, 0)
+        more = queued_now - queued_before + blocked - self._blocked.pop(job.id, 0)
+        self._count += more
+        if job.check is None:
+            self._counts[job.tenant] += more
+            if not self._counts[job.tenant]:
+                del self._counts[job.tenant]
         if blocked:
             self._blocked[job.id] = blocked
 
