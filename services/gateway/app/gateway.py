@@ -127,7 +127,7 @@ class Gateway:
         self.queue = Completion(core, self._cache, self.dead_letters, checks)
         self.polls = Polls(core, self.queue)
         self._retention = JobRetention(core.job_store, requests, core.webhooks, clock, core.quotas)
-        self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings)
+        self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings, core.quotas)
         self._clock_watch = ClockWatch(clock)
         self._stopping = asyncio.Event()
         self._dead: list[Job] = []
