@@ -18,6 +18,7 @@ from fanlight.client.keys import KeyCalls
 from fanlight.client.nodes import NodeCalls
 from fanlight.client.requests import GenerationOptions, ImageInput, ParameterValue
 from fanlight.client.retry import Answer, Retry
+from fanlight.client.tenants import TenantCalls
 from fanlight.client.watch import JobWatch, require_success
 from fanlight.common.v1.common_pb2 import Blob, ImageSource
 from fanlight.contract.images import images_of
@@ -74,6 +75,7 @@ class AsyncClient:
         self._blobs = BlobTransfer(BlobServiceStub(self._channel), self._retry, scope=scope)
         # For operators, and keys also for a tenant's admins.
         self.keys = KeyCalls(self._channel, self._retry, timeout_s=timeout_s)
+        self.tenants = TenantCalls(self._channel, self._retry, timeout_s=timeout_s)
         self.nodes = NodeCalls(self._channel, self._retry, timeout_s=timeout_s)
         self._timeout_s = timeout_s
 

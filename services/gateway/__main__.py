@@ -17,6 +17,7 @@ from fanlight.keys.v1 import keys_pb2, keys_pb2_grpc
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from fanlight.records.v1 import records_pb2, records_pb2_grpc
+from fanlight.tenants.v1 import tenants_pb2, tenants_pb2_grpc
 from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.encryption import Encryption, encryption_of
 from services.gateway.adapters.jwt_identity import IssuerRule, JwtVerifier, read_issuers, read_rules
@@ -40,6 +41,7 @@ from services.gateway.rpc.keys import KeyService
 from services.gateway.rpc.nodes import JoinAddress, NodeService
 from services.gateway.rpc.principals import Principals
 from services.gateway.rpc.records import RecordService
+from services.gateway.rpc.tenants import TenantService
 from services.gateway.wire.answers import payload
 from services.gateway.wire.stages import images_of_task
 from services.gateway.wire.thumbnails import thumbnail_request
@@ -58,6 +60,7 @@ RECORD_SERVICE = records_pb2.DESCRIPTOR.services_by_name["RecordService"].full_n
 POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
 NODE_SERVICE = nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
 KEY_SERVICE = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
+TENANT_SERVICE = tenants_pb2.DESCRIPTOR.services_by_name["TenantService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
 log = get_logger()
@@ -68,7 +71,7 @@ FOR_NODES = frozenset({QUEUE_SERVICE, BLOB_SERVICE, NODE_SERVICE})
 # previews of 200 tasks, are about 10 MiB.
 NODES_MESSAGES = {QUEUE_SERVICE: 16 * MIB, NODE_SERVICE: MIB}
 # Those that take API keys; what a key's role may do in each is checked there.
-FOR_KEYS = frozenset({JOB_SERVICE, BLOB_SERVICE, RECORD_SERVICE})
+FOR_KEYS = frozenset({JOB_SERVICE, BLOB_SERVICE, RECORD_SERVICE, TENANT_SERVICE})
 SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
@@ -277,7 +280,8 @@ def _rpc_server(
     jobs, queue = JobService(gateway, callers), QueueService(gateway, principals)
     records = RecordService(gateway.records, callers)
     keys = KeyService(gateway.keys, callers, clock, access.people)
-    blob = BlobService(blobs, principals, gateway.lease_rights(images_of_task))
+    tenants = TenantService(gateway.quotas, callers)
+    blob = BlobService(blobs, principals, gateway.lease_rights(images_of_task), gateway.quotas)
     address = JoinAddress(
         gateway=settings.address or "", authority=encryption.authority, is_own=encryption.has_own_name
     )
@@ -291,12 +295,14 @@ def _rpc_server(
             BLOB_SERVICE: lambda server: blobs_pb2_grpc.add_BlobServiceServicer_to_server(blob, server),
             NODE_SERVICE: lambda server: nodes_pb2_grpc.add_NodeServiceServicer_to_server(node, server),
             KEY_SERVICE: lambda server: keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server),
+            TENANT_SERVICE: lambda server: tenants_pb2_grpc.add_TenantServiceServicer_to_server(tenants, server),
         },
         # NodeService looks itself: a node that joins has no token yet. So does KeyService, where people sign in.
         tokens={
             JOB_SERVICE: clients,
             QUEUE_SERVICE: workers,
             RECORD_SERVICE: clients,
+            TENANT_SERVICE: clients,
             NODE_SERVICE: (),
             KEY_SERVICE: (),
         },

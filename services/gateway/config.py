@@ -134,9 +134,27 @@ class GatewaySettings(BaseSettings):
         description="Fraction of an idle worker's disk used for speculative prefetch of checkpoints without a replica."
         " 0: none.",
     )
-    waiting_tasks_limit: int = Field(10_000, gt=0, description="How many tasks may wait before jobs are refused.")
+    waiting_tasks_limit: int = Field(
+        10_000, gt=0, description="How many tasks of one tenant may wait before its jobs are refused."
+    )
+    tenant_requests_per_s: float = Field(
+        100.0,
+        ge=0.1,
+        le=1e6,
+        description="How many calls a second one tenant may send, as the mean of ten seconds.",
+    )
+    tenant_streams: int = Field(200, ge=1, description="How many watches and waits one tenant may have at a time.")
+    tenant_uploads: int = Field(32, ge=1, description="How many blobs one tenant may write at a time.")
+    tenant_blob_bytes: int = Field(
+        0,
+        ge=0,
+        description="How many bytes of blobs one tenant may have. 0: half of the gateway's budget.",
+    )
+    tenant_webhooks: int = Field(
+        10_000, ge=0, description="How many webhooks of one tenant may wait for their delivery."
+    )
     job_retention_s: float = Field(7 * 86_400.0, gt=0, description="How long an ended job is kept.")
-    job_retention_count: int = Field(10_000, gt=0, description="How many ended jobs are kept.")
+    job_retention_count: int = Field(10_000, gt=0, description="How many ended jobs of one tenant are kept.")
     cache_budget_bytes: int = Field(4 * GIB, gt=0, description="How many bytes of control images the cache keeps.")
 
 
@@ -144,6 +162,8 @@ class GatewaySettings(BaseSettings):
 class GatewayLimits:
     """Limits of the gateway that no operator sets."""
 
+    # How many tasks of all tenants may wait.
+    waiting_tasks_total: int = 200_000
     # How long a lease may be renewed without progress before it is lost. While the model is evaluated: so many times
     # the worker's measured time of an evaluation, at least the floor and at most the longest.
     stall_factor: float = 40.0

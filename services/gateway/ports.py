@@ -131,6 +131,10 @@ class Budgeted(Protocol):
     @property
     def used_bytes(self) -> int: ...
 
+    def used_bytes_of(self, scope: str) -> int:
+        """Of one scope. Other processes' writes are counted from their next start on."""
+        ...
+
 
 class Clock(Protocol):
     def now_s(self) -> float:

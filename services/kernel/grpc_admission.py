@@ -48,6 +48,14 @@ def accepts_none(service: str, token: str) -> bool:
     return False
 
 
+# Of a full service name and a token that it accepts, before each call; raises FanlightError where it may not run now.
+Admit: TypeAlias = "Callable[[str, str], Awaitable[None]]"
+
+
+async def admit_all(service: str, token: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallLimits:
     # Calls at a time, of methods that have no places of their own.
@@ -65,7 +73,12 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     """UNAUTHENTICATED for calls without a token that the called service accepts. Open calls need no token."""
 
     def __init__(
-        self, tokens: Mapping[str, tuple[str, ...]], *, default: tuple[str, ...], accepts: Accepts = accepts_none
+        self,
+        tokens: Mapping[str, tuple[str, ...]],
+        *,
+        default: tuple[str, ...],
+        accepts: Accepts = accepts_none,
+        admit: Admit = admit_all,
     ) -> None:
         """`tokens`: by full service name, the tokens it accepts; `default` for the others. Empty: no token needed.
 
@@ -74,6 +87,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         self._tokens = tokens
         self._default = default
         self._accepts = accepts
+        self._admit = admit
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -86,6 +100,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
             accepted = self._tokens.get(service, self._default)
             if accepted and not _is_bearer(sent, accepted) and not self._accepts(service, _bearer(sent)):
                 return _WRONG
+            try:
+                await self._admit(service, _bearer(sent))
+            except FanlightError as error:
+                return _refusing(error)
         return await continuation(handler_call_details)
 
 

@@ -16,11 +16,13 @@ from fanlight.channel import MAX_MESSAGE_BYTES, channel_options
 from services.kernel.config import CommonSettings, SettingsError
 from services.kernel.grpc_admission import (
     Accepts,
+    Admit,
     CallAdmission,
     CallLimits,
     DrainInterceptor,
     TokenInterceptor,
     accepts_none,
+    admit_all,
 )
 from services.kernel.grpc_connections import GrpcConnections, connections_limit
 from services.kernel.grpc_guards import NO_LIMITS, ErrorInterceptor
@@ -50,11 +52,12 @@ class RpcServer:
         limits: CallLimits | None = None,
         get_health: GetState = always_ready,
         accepts: Accepts = accepts_none,
+        admit: Admit = admit_all,
     ) -> None:
         """`services`: by full service name, the function that adds its servicer; without any, it serves health alone.
 
         `tokens`: by full service name, the tokens it accepts; `default_tokens` for the others; `accepts`: whether it
-        accepts another token.
+        accepts another token; `admit`: is called before each call that has a right token.
         `message_limits`: by full service name, a lower limit of its requests' bytes than `max_message_bytes`.
         `places`: by full method, how many of its calls may run at a time, apart from all others.
         """
@@ -66,7 +69,7 @@ class RpcServer:
         self._draining = DrainInterceptor()
         self._server = grpc.aio.server(
             interceptors=[
-                TokenInterceptor(tokens, default=default_tokens, accepts=accepts),
+                TokenInterceptor(tokens, default=default_tokens, accepts=accepts, admit=admit),
                 self._draining,
                 ErrorInterceptor(admission, message_limits),
             ],

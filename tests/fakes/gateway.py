@@ -10,9 +10,12 @@ from fanlight.errors import FanlightError, NotFound, Unavailable
 from services.gateway.app.explain import JobExplanation
 from services.gateway.app.jobs import ALL_JOBS, JobFilter, Page
 from services.gateway.app.queue_index import QueueLine
+from services.gateway.app.quotas import Quotas
+from services.gateway.app.records import Records
 from services.gateway.app.submission import NewJob
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress
+from services.gateway.config import GatewaySettings
 from services.gateway.domain import plan
 from services.gateway.domain.job import Job, JobState
 from services.gateway.domain.workers import (
@@ -24,7 +27,8 @@ from services.gateway.domain.workers import (
     WorkerStatus,
     catalog_of,
 )
-from tests.fakes.fleet import annotation, plan_of
+from tests.fakes.fleet import FakeClock, annotation, plan_of
+from tests.fakes.memory_store import MemoryStore
 
 CANNY = AnnouncedAnnotator(
     id="canny",
@@ -224,6 +228,8 @@ class FakeGateway:
         self.explanations = FakeExplanations()
         self.probe = FakeProbe()
         self.ready = True
+        clock = FakeClock()
+        self.quotas = Quotas(Records(MemoryStore(), clock), clock, GatewaySettings())
 
 
 def a_job(id_: str, *, new: NewJob | None = None, request_id: str = "", priority: int = 0) -> Job:

@@ -26,6 +26,9 @@ class MemoryBlobs:
         # Bytes of the blobs, and of those being written.
         self.used_bytes = 0
 
+    def used_bytes_of(self, scope: str) -> int:
+        return sum(len(data) for (each, _), data in self._kept.items() if each == scope)
+
     async def write(
         self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0, settled: bool = False
     ) -> BlobInfo:

@@ -6,8 +6,10 @@ from services.gateway.app.job_store import JobStore
 from services.gateway.app.lease_rights import LeaseRights
 from services.gateway.app.leases import LeaseTable
 from services.gateway.app.nodes import Nodes
+from services.gateway.app.quotas import Quotas
 from services.gateway.app.records import Records
 from services.gateway.app.tenants import Callers
+from services.gateway.config import GatewaySettings
 from services.gateway.domain.progress import StallLimits
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.principals import Principals
@@ -26,4 +28,5 @@ def clients_alone(callers: Callers) -> tuple[Principals, LeaseRights]:
 
 
 def blobs_of_clients(blobs: BlobStore, callers: Callers) -> BlobService:
-    return BlobService(blobs, *clients_alone(callers))
+    quotas = Quotas(Records(MemoryStore(), FakeClock()), FakeClock(), GatewaySettings())
+    return BlobService(blobs, *clients_alone(callers), quotas)

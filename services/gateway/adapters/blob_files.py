@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -63,7 +64,10 @@ class BlobFiles:
         self._identity = _identity_of(root)
         self._try_writing()
         self._remove_leftovers()
-        self._used_bytes = sum(path.stat().st_size for _, _, path in self._all())
+        self._scope_bytes: Counter[str] = Counter()
+        for scope, _, path in self._all():
+            self._scope_bytes[scope] += path.stat().st_size
+        self._used_bytes = self._scope_bytes.total()
 
     def _try_writing(self) -> None:
         """A full disk is a fault that may pass; any other error is raised."""
@@ -141,6 +145,9 @@ class BlobFiles:
     def used_bytes(self) -> int:
         """Bytes of the blobs, and of those being written."""
         return self._used_bytes
+
+    def used_bytes_of(self, scope: str) -> int:
+        return self._scope_bytes[scope]
 
     def path(self, scope: str, digest: str) -> Path:
         """The blob's path, if it is stored. InvalidField for names that could lead out of the folder."""
@@ -239,8 +246,10 @@ class BlobFiles:
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                return _moved(incoming, file, path)
+                if not _moved(incoming, file, path):
+                    return False
             self._full = ""
+            self._scope_bytes[scope] += path.stat().st_size
             return True
 
     def _link(self, incoming: Path, path: Path) -> None:
@@ -260,6 +269,7 @@ class BlobFiles:
             size_bytes = path.stat().st_size
             path.unlink()
             self._used_bytes -= size_bytes
+            self._scope_bytes[path.parent.parent.name] -= size_bytes
 
     def _all(self) -> Iterator[tuple[str, str, Path]]:
         for path in self._root.glob("[!.]*/??/*"):

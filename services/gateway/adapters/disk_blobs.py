@@ -103,6 +103,9 @@ class DiskBlobs:
     def used_bytes(self) -> int:
         return self._files.used_bytes
 
+    def used_bytes_of(self, scope: str) -> int:
+        return self._files.used_bytes_of(scope)
+
     @property
     def fault(self) -> str:
         return self._files.fault

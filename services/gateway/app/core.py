@@ -9,6 +9,7 @@ from services.gateway.app.heartbeats import Heartbeats
 from services.gateway.app.job_store import JobStore
 from services.gateway.app.leases import LeaseTable, RandomBytes
 from services.gateway.app.queue_index import Deadlines, Notifier, QueueIndex
+from services.gateway.app.quotas import Quotas
 from services.gateway.app.records import Records
 from services.gateway.app.second_opinions import SecondOpinions
 from services.gateway.app.source_backoffs import SourceBackoffs
@@ -18,7 +19,7 @@ from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.offers import OfferRules
 from services.gateway.domain.progress import StallLimits
-from services.gateway.ports import Clock
+from services.gateway.ports import Budgeted, Clock
 from services.gateway.scheduler.replication import Replication, ReplicationPolicy
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.blobs import BlobStore
@@ -37,6 +38,7 @@ class Core:
     deadlines: Deadlines
     opinions: SecondOpinions
     webhooks: Webhooks
+    quotas: Quotas
     workers: WorkerRegistry
     blobs: BlobStore
     clock: Clock
@@ -70,13 +72,19 @@ def core_of(
     )
     scheduler = Scheduler(Replication(policy))
     sources, opinions, deadlines = SourceBackoffs(clock), SecondOpinions(clock), Deadlines(clock)
-    queue_index = QueueIndex(scheduler, notifier, sources, clock)
+    quotas = Quotas(store, clock, settings)
+    if isinstance(blobs, Budgeted):
+        quotas.measure("blob_bytes", blobs.used_bytes_of)
+    queue_index = QueueIndex(scheduler, notifier, sources, clock, quotas.share_of)
+    quotas.on_grant(queue_index.grant)
+    quotas.measure("waiting_tasks", queue_index.count_of)
     breakers = CircuitBreakers(store, clock)
     rules = OfferRules(shipped=shipped, others=frozenset(settings.other_annotators.replace(",", " ").split()))
     workers = WorkerRegistry(
         store, leases, breakers, sources, scheduler, clock, limits, rules, default_model=settings.default_model
     )
     webhooks = Webhooks(store, clock, random_bytes)
+    quotas.measure("webhooks", webhooks.count_of)
     for part in (leases, sources, queue_index, deadlines, opinions, workers, webhooks):
         jobs.observe(part.observe)
     jobs.observe(lambda job: hub.publish(job.id, job))
@@ -92,6 +100,7 @@ def core_of(
         deadlines=deadlines,
         opinions=opinions,
         webhooks=webhooks,
+        quotas=quotas,
         workers=workers,
         blobs=blobs,
         clock=clock,

@@ -16,6 +16,7 @@ from services.gateway.app import (
     keys,
     nodes,
     prefetch,
+    quotas,
     webhooks,
     worker_registry,
 )
@@ -68,6 +69,7 @@ BUCKETS = (
     nodes.NODES_BUCKET,
     nodes.USED_TOKENS_BUCKET,
     prefetch.BUCKET,
+    quotas.BUCKET,
     webhooks.BUCKET,
     worker_registry.BUCKET,
 )
@@ -117,6 +119,7 @@ class Gateway:
         self.workers = core.workers
         self.nodes = Nodes(records, clock, random_bytes, credential_ttl_s=settings.credential_lifetime_s)
         self.keys = Keys(records, clock, random_bytes)
+        self.quotas = core.quotas
         self.dead_letters = DeadLetters(records)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)
@@ -129,8 +132,8 @@ class Gateway:
         }
         self.queue = Completion(core, self._cache, self.dead_letters, checks)
         self.polls = Polls(core, self.queue)
-        self._retention = JobRetention(core.job_store, requests, core.webhooks, clock, settings)
-        self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings)
+        self._retention = JobRetention(core.job_store, requests, core.webhooks, clock, core.quotas)
+        self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings, core.quotas)
         self._clock_watch = ClockWatch(clock)
         self._stopping = asyncio.Event()
         self._dead: list[Job] = []
@@ -161,6 +164,7 @@ class Gateway:
                 await refuse_other_format(self.records, BUCKETS)
                 await self.nodes.load()
                 await self.keys.load()
+                await self.quotas.load()
                 return await self.workers.load()
             except Unavailable as error:
                 log.info("store_not_ready", message=error.message)
@@ -189,7 +193,7 @@ class Gateway:
         """Watches over the store, by which this gateway learns of the others' changes."""
         core = self._core
         ours = [core.job_store.follow(), core.circuit_breakers.follow(), core.webhooks.follow(), self._cache.follow()]
-        ours += [self.nodes.follow(), self.keys.follow()]
+        ours += [self.nodes.follow(), self.keys.follow(), self.quotas.follow()]
         return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:

@@ -6,6 +6,7 @@ change is allowed is for `domain.machine` to say.
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,17 @@ class _StoredJob:
     revision: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedJob:
+    """What is remembered of a job that has ended, for its retention."""
+
+    id: str
+    tenant: str
+    end_s: float
+    # The record's.
+    revision: int
+
+
 class JobStore:
     """Open jobs are cached in memory; ended ones are read from the store when asked for."""
 
@@ -53,8 +65,8 @@ class JobStore:
         self._store = store
         self._open: dict[str, _StoredJob] = {}
         self._observers: list[Observer] = []
-        # Job id to (end time, record's revision), in the order in which this process learned of the end.
-        self._ended: dict[str, tuple[float, int]] = {}
+        # By id, in the order in which this process learned of the end.
+        self._ended: dict[str, EndedJob] = {}
         self.caught_up = asyncio.Event()
 
     def observe(self, observer: Observer) -> None:
@@ -71,9 +83,9 @@ class JobStore:
         return stored.job if stored else None
 
     @property
-    def ended(self) -> Sequence[tuple[str, float]]:
-        """Ids and end times of the ended jobs, the earliest end first."""
-        return sorted(((job_id, end) for job_id, (end, _) in self._ended.items()), key=lambda each: each[1])
+    def ended(self) -> Sequence[EndedJob]:
+        """The ended jobs, the earliest end first."""
+        return sorted(self._ended.values(), key=lambda each: each.end_s)
 
     async def create(self, job: Job, *, after: NewRecord | None = None) -> Job:
         """Durable on return. AlreadyExists, also where the record `after`, which must come first, exists already."""
@@ -182,14 +194,17 @@ class JobStore:
     def _known_revision(self, job_id: str) -> int:
         if stored := self._open.get(job_id):
             return stored.revision
-        return self._ended.get(job_id, (0.0, 0))[1]
+        ended = self._ended.get(job_id)
+        return ended.revision if ended else 0
 
     def _apply(self, job: Job, revision: int) -> None:
         if revision <= self._known_revision(job.id):
             return
         if job.state.ended:
             self._open.pop(job.id, None)
-            self._ended[job.id] = (job.end_time_s, revision)
+            self._ended[job.id] = EndedJob(
+                id=job.id, tenant=sys.intern(job.tenant), end_s=job.end_time_s, revision=revision
+            )
         else:
             self._ended.pop(job.id, None)
             self._open[job.id] = _StoredJob(job, revision)

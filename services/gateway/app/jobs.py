@@ -5,6 +5,7 @@ What a request means is checked in `wire`, how a job changes is in `domain.machi
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ WATCH_REFRESH_S = 15.0
 PAGE_SIZE_LIMIT = 1_000
 # How many are read at a time: no other call is answered while they are decoded.
 READ_LIMIT = 100
+# As an error says it.
+STREAMS = "watches and waits"
 # How many jobs are searched for one page.
 SEARCH_LIMIT = 5_000
 
@@ -94,13 +97,14 @@ class Jobs:
         self._hub = core.hub
         self._workers = core.workers
         self._webhooks = core.webhooks
+        self._quotas = core.quotas
         self._clock = core.clock
         self._random_bytes = core.random_bytes
         self._settings = core.settings
         self._limits = core.limits
         self._requests = requests
         self._planner = planner
-        self._reserved = 0
+        self._reserved: Counter[str] = Counter()
         self._draining = False
         pairs = filter(None, core.settings.tenant_pools.split(","))
         self._tenant_pools = {tenant: pool for tenant, _, pool in (pair.partition("=") for pair in pairs)}
@@ -119,7 +123,10 @@ class Jobs:
         if first is not None and (job := await self._find(first)) is not None:
             return job
         self._webhooks.check(new.webhook_url, caller.tenant)
-        with self._room_for(new.draft.tasks_limit):
+        if new.webhook_url:
+            self._require_webhook_place(caller)
+        self._require_blob_bytes(new, caller)
+        with self._room_for(new.draft.tasks_limit, caller):
             made = await self._plan(new, caller)
             claim = self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
@@ -172,7 +179,7 @@ class Jobs:
 
     def _pool_of(self, new: NewJob, caller: Caller) -> str:
         """Empty for any. InvalidField where the tenant is bound to another pool."""
-        bound = self._tenant_pools.get(caller.tenant, "")
+        bound = self._quotas.pool_of(caller.tenant) or self._tenant_pools.get(caller.tenant, "")
         if bound and new.pool not in ("", bound):
             raise InvalidField(f"is {new.pool}; your jobs are bound to the pool {bound}", field="pool")
         return new.pool or bound
@@ -188,20 +195,34 @@ class Jobs:
                     field="pool",
                 )
 
+    def _require_webhook_place(self, caller: Caller) -> None:
+        used = self._webhooks.count_of(caller.tenant)
+        self._quotas.require(caller, "webhooks", used, 1, "webhooks waiting", retry_after_s=self._limits.retry_after_s)
+
+    def _require_blob_bytes(self, new: NewJob, caller: Caller) -> None:
+        """Its images, and room for results of any size where it is not used up already."""
+        size_bytes = sum(len(image.data) for image in new.draft.images)
+        self._quotas.require_blob_bytes(caller, size_bytes)
+
     @contextmanager
-    def _room_for(self, tasks: int) -> Iterator[None]:
-        """Reserve that many places among the waiting tasks while a job is created. ResourceExhausted."""
-        limit = self._settings.waiting_tasks_limit
-        if self._queue_index.count + self._reserved + tasks > limit:
+    def _room_for(self, tasks: int, caller: Caller) -> Iterator[None]:
+        """Reserve that many places among the tenant's waiting tasks while a job is created. ResourceExhausted."""
+        total = self._limits.waiting_tasks_total
+        if self._queue_index.count + self._reserved.total() + tasks > total:
             raise ResourceExhausted(
-                f"{self._queue_index.count} tasks are waiting; the limit is {limit}; try again later",
+                f"{self._queue_index.count} tasks are waiting; the limit is {total}; try again later",
                 retry_after_s=self._limits.retry_after_s,
             )
-        self._reserved += tasks
+        waiting = self._queue_index.count_of(caller.tenant) + self._reserved[caller.tenant]
+        retry_after_s = self._limits.retry_after_s
+        self._quotas.require(caller, "waiting_tasks", waiting, tasks, "tasks waiting", retry_after_s=retry_after_s)
+        self._reserved[caller.tenant] += tasks
         try:
             yield
         finally:
-            self._reserved -= tasks
+            self._reserved[caller.tenant] -= tasks
+            if not self._reserved[caller.tenant]:
+                del self._reserved[caller.tenant]
 
     async def _find(self, job_id: str) -> Job | None:
         try:
@@ -255,9 +276,9 @@ class Jobs:
         self, name: str, *, after_revision: int = 0, caller: Caller = OPERATOR
     ) -> AsyncIterator[Job | TaskProgress]:
         """Progress, and the job's states after that revision, until it has ended; of several states that came at once
-        only the newest. NotFound; Unavailable when the gateway stops.
+        only the newest. NotFound; ResourceExhausted where the tenant has too many; Unavailable when the gateway stops.
         """
-        with self._hub.subscribed(_id_of(name)) as subscription:
+        with self._quotas.place(caller, "streams", STREAMS), self._hub.subscribed(_id_of(name)) as subscription:
             news: Sequence[Job | TaskProgress] = [await self.get(name, caller)]
             while True:
                 for each in news:
@@ -283,16 +304,25 @@ class Jobs:
         return subscription.take()
 
     async def wait(self, name: str, *, wait_s: float, caller: Caller = OPERATOR) -> Job:
-        """The job once it has ended, or as it is when the wait is over or the gateway stops. NotFound."""
-        with self._hub.subscribed(_id_of(name)) as subscription:
-            job = await self.get(name, caller)
-            try:
-                async with asyncio.timeout(wait_s):
-                    while not (job.state.ended or self._draining):
-                        await subscription.arrived.wait()
-                        job = next((each for each in subscription.take() if isinstance(each, Job)), job)
-            except TimeoutError:
-                return await self.get(name, caller)
+        """The job once it has ended, or as it is when the wait is over or the gateway stops. NotFound.
+
+        As it is also where the tenant has too many streams: whoever created a job must get its name.
+        """
+        try:
+            with self._quotas.place(caller, "streams", STREAMS), self._hub.subscribed(_id_of(name)) as subscription:
+                return await self._wait(subscription, name, wait_s, caller)
+        except ResourceExhausted:
+            return await self.get(name, caller)
+
+    async def _wait(self, subscription: Subscription, name: str, wait_s: float, caller: Caller) -> Job:
+        job = await self.get(name, caller)
+        try:
+            async with asyncio.timeout(wait_s):
+                while not (job.state.ended or self._draining):
+                    await subscription.arrived.wait()
+                    job = next((each for each in subscription.take() if isinstance(each, Job)), job)
+        except TimeoutError:
+            return await self.get(name, caller)
         return job
 
 

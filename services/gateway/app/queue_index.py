@@ -5,8 +5,8 @@ Feeds the scheduler as tasks come and go. What is given to whom is for the sched
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from fanlight.contract.limits import size_class
@@ -14,11 +14,14 @@ from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.domain.job import Ending, Job, Task, TaskState
 from services.gateway.domain.machine import BACKOFF_MAX_S
 from services.gateway.ports import Clock
-from services.gateway.scheduler.queue import Key, Shares, TaskKind, WaitingTask
+from services.gateway.scheduler.queue import Key, TaskKind, WaitingTask, queue_of
 from services.gateway.scheduler.schedule import Scheduler
+from services.gateway.scheduler.shares import NOBODY, Share, Shares, equal_share
 
-# How long a task is assumed to take before any worker has reported a time.
-USUAL_TASK_S = 5.0
+# How many of a queue's first tasks are looked at for tenants with much to do.
+LOOK_AMONG = 32
+# How many tasks get another rank a second; the first ones first.
+RERANK_LIMIT = 1_000
 # Of how many kinds of tasks that wait for a source it is looked, each second, whether they still do.
 LOOK_KINDS = 256
 
@@ -98,29 +101,45 @@ class Deadlines:
 class QueueIndex:
     """The waiting and leased tasks of all open jobs. Notifies the workers for which the scheduler has something new."""
 
-    def __init__(self, scheduler: Scheduler, notifier: Notifier, sources: SourceBackoffs, clock: Clock) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        notifier: Notifier,
+        sources: SourceBackoffs,
+        clock: Clock,
+        share_of: Callable[[str], Share] = equal_share,
+    ) -> None:
+        """`share_of`: what a tenant was granted."""
         self._scheduler = scheduler
         self._notifier = notifier
         self._sources = sources
         self._clock = clock
-        self._shares = Shares()
+        self._shares = Shares(share_of)
         # Tasks in back-off after a failed or lost attempt: until when, in monotonic seconds, and their `not_before_s`.
         self._backoffs: dict[Key, tuple[float, float]] = {}
         # Queued tasks that wait for a source of weights, by kind.
         self._waiting_for_source: dict[TaskKind, set[Key]] = {}
         # Tasks that are being leased just now: withheld from the scheduler.
         self._withheld: set[Key] = set()
-        # Of open jobs: their ranks, their queued and their leased tasks, and how many more are blocked.
-        self._ranks: dict[str, float] = {}
+        # Of open jobs: their queued and their leased tasks, and how many more are blocked.
         self._queued: dict[str, dict[int, WaitingTask]] = {}
         self._leased: dict[str, dict[int, str]] = {}
         self._blocked: Counter[str] = Counter()
         self._count = 0
+        # Queued and blocked tasks by tenant, without checks of results.
+        self._counts: Counter[str] = Counter()
 
     @property
     def count(self) -> int:
         """Queued and blocked tasks."""
         return self._count
+
+    def count_of(self, tenant: str) -> int:
+        return self._counts[tenant]
+
+    def grant(self, tenant: str, share: Share) -> None:
+        """The operator changed what the tenant gets."""
+        self._shares.grant(tenant, share)
 
     def observe(self, job: Job) -> None:
         for task in job.tasks:
@@ -130,12 +149,14 @@ class QueueIndex:
         self._count_job(job, len(before), len(now))
         for number in before.keys() - now.keys():
             self._scheduler.remove((job.id, number))
+            self._shares.leave((job.id, number))
             self._wait_no_more(before[number])
         if now:
             self._queued[job.id] = now
         self._observe_leases(job)
-        if job.state.ended:
-            self._ranks.pop(job.id, None)
+        for task in job.tasks:
+            if task.state.ended:
+                self._shares.forget((job.id, task.number))
         new = [task for number, task in now.items() if before.get(number) != task]
         self._offer(task for task in new if task.key not in self._withheld)
 
@@ -147,10 +168,11 @@ class QueueIndex:
         }
 
     def as_waiting(self, job: Job, task: Task, before: WaitingTask | None = None) -> WaitingTask:
+        kind = before.kind if before else kind_of(job, task)
         return WaitingTask(
             key=(job.id, task.number),
-            kind=before.kind if before else kind_of(job, task),
-            rank_s=self._rank_s(job),
+            kind=kind,
+            rank_s=self._rank_s(job, task, kind),
             queue_time_s=before.queue_time_s if before else self._clock.monotonic_s(),
             steps=steps_of(job, task),
             alone=task.alone,
@@ -158,18 +180,26 @@ class QueueIndex:
             tenant=job.tenant,
         )
 
-    def _rank_s(self, job: Job) -> float:
-        """Assigned once, when this gateway first sees the job."""
-        if job.id not in self._ranks:
-            # A check is no tenant's wish, and takes nothing of its share.
-            self._ranks[job.id] = self._shares.rank_s(
-                "" if job.check is not None else job.tenant,
-                create_time_s=job.create_time_s,
-                priority=job.priority,
-                work_s=0.0 if job.check is not None else USUAL_TASK_S * len(job.tasks),
-                slots=self._scheduler.slots,
-            )
-        return self._ranks[job.id]
+    def _rank_s(self, job: Job, task: Task, kind: TaskKind) -> float:
+        key = (job.id, task.number)
+        # A check is no tenant's wish, and takes nothing of its share.
+        tenant = NOBODY if job.check is not None else job.tenant
+
+        def among() -> Sequence[WaitingTask]:
+            return self._scheduler.queues.first(queue_of(kind), LOOK_AMONG)
+
+        if task.state is TaskState.QUEUED:
+            return self._shares.enter(key, tenant, create_time_s=job.create_time_s, priority=job.priority, among=among)
+        return self._shares.rank_of(key) if key in self._shares else self._shares.would_enter(tenant, among)
+
+    def rerank(self) -> None:
+        """Give some tasks whose tenant's order has changed their new rank."""
+        for job_id, number in self._shares.pop_moved(RERANK_LIMIT):
+            task = self._queued.get(job_id, {}).get(number)
+            if task is not None:
+                task = replace(task, rank_s=self._shares.rank_of(task.key))
+                self._queued[job_id][number] = task
+                self._scheduler.rerank(task)
 
     def _observe_leases(self, job: Job) -> None:
         before = self._leased.pop(job.id, {})
@@ -184,7 +214,12 @@ class QueueIndex:
 
     def _count_job(self, job: Job, queued_before: int, queued_now: int) -> None:
         blocked = sum(task.state is TaskState.BLOCKED for task in job.tasks)
-        self._count += queued_now - queued_before + blocked - self._blocked.pop(job.id, 0)
+        more = queued_now - queued_before + blocked - self._blocked.pop(job.id, 0)
+        self._count += more
+        if job.check is None:
+            self._counts[job.tenant] += more
+            if not self._counts[job.tenant]:
+                del self._counts[job.tenant]
         if blocked:
             self._blocked[job.id] = blocked
 
@@ -197,7 +232,8 @@ class QueueIndex:
             self._backoffs[key] = (self._clock.monotonic_s() + wait_s, task.not_before_s)
 
     def release_due(self) -> None:
-        """Offer the tasks whose back-off is over."""
+        """Offer the tasks whose back-off is over, in an order that is up to date."""
+        self.rerank()
         now_s = self._clock.monotonic_s()
         due = [key for key, (until_s, _) in self._backoffs.items() if until_s <= now_s]
         due += self._after_waiting_for_sources()

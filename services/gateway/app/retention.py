@@ -3,8 +3,12 @@
 While the wall clock cannot be trusted, nothing is deleted.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+
 from fanlight.errors import NotFound
 from services.gateway.app.job_store import IdempotencyKeys, JobStore
+from services.gateway.app.quotas import Quotas
 from services.gateway.app.records import UnreadableRecord
 from services.gateway.app.webhooks import Webhooks
 from services.gateway.config import GatewaySettings
@@ -49,25 +53,41 @@ class ClockWatch:
 
 
 class JobRetention:
-    """Deletes ended jobs that are too old or too many, with their request ids and webhook deliveries."""
+    """Deletes ended jobs that are too old or too many for their tenant, with their request ids and deliveries.
+
+    A job whose webhook is still to be delivered stays, so that its delivery has something to say.
+    """
 
     def __init__(
-        self, jobs: JobStore, requests: IdempotencyKeys, webhooks: Webhooks, clock: Clock, settings: GatewaySettings
+        self, jobs: JobStore, requests: IdempotencyKeys, webhooks: Webhooks, clock: Clock, quotas: Quotas
     ) -> None:
         self._job_store = jobs
         self._webhooks = webhooks
         self._requests = requests
         self._clock = clock
-        self._settings = settings
+        self._quotas = quotas
 
     async def sweep(self) -> None:
-        ended = self._job_store.ended
-        until_s = self._clock.now_s() - self._settings.job_retention_s
-        too_many = len(ended) - self._settings.job_retention_count
-        for i, (job_id, end_time_s) in enumerate(ended):
-            if i >= too_many and end_time_s >= until_s:
-                break
+        if not self._webhooks.caught_up:
+            return
+        for job_id in self._too_old():
             await self._forget(job_id)
+
+    def _too_old(self) -> Sequence[str]:
+        """The earliest end first."""
+        ended, now_s = self._job_store.ended, self._clock.now_s()
+        # How many of each tenant's have not ended earlier, this one too.
+        left = Counter(each.tenant for each in ended)
+        old = []
+        for each in ended:
+            limits = self._quotas.limits_of(each.tenant)
+            assert limits.history_jobs is not None
+            assert limits.history_s is not None
+            is_too_old = left[each.tenant] > limits.history_jobs or each.end_s < now_s - limits.history_s
+            left[each.tenant] -= 1
+            if is_too_old and not self._webhooks.is_open(each.id):
+                old.append(each.id)
+        return old
 
     async def _forget(self, job_id: str) -> None:
         try:
@@ -84,11 +104,14 @@ class JobRetention:
 class BlobRetention:
     """Evicts blobs unused for longer than ended jobs are kept, never one that an open job needs."""
 
-    def __init__(self, jobs: JobStore, blobs: BlobStore, clock: Clock, settings: GatewaySettings) -> None:
+    def __init__(
+        self, jobs: JobStore, blobs: BlobStore, clock: Clock, settings: GatewaySettings, quotas: Quotas
+    ) -> None:
         self._job_store = jobs
         self._blobs = blobs
         self._clock = clock
         self._settings = settings
+        self._quotas = quotas
 
     async def make_room(self) -> None:
         """Where the budget is nearly used up, evict early: the least recently used blobs first."""
@@ -101,7 +124,7 @@ class BlobRetention:
             log.warning("blobs_evicted_early", count=swept, unused_for_s=older_than_s)
 
     async def sweep(self) -> None:
-        if swept := await self._sweep(self._settings.job_retention_s + GRACE_S):
+        if swept := await self._sweep(self._quotas.longest_history_s + GRACE_S):
             log.info("blobs_evicted", count=swept)
 
     async def _sweep(self, older_than_s: float) -> int:

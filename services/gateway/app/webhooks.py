@@ -13,8 +13,10 @@ import hmac
 import ipaddress
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from urllib.parse import urlsplit
 
 from fanlight.errors import AlreadyExists, Conflict, FailedPrecondition, FanlightError, InvalidField, NotFound
@@ -38,7 +40,9 @@ _NUMBERS = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+)){0,3}", re.I
 SECRET_PREFIX = "whsec_"
 KEY_MIN_BYTES, KEY_MAX_BYTES = 24, 64
 BUCKET = "deliveries"
-SENDING_LIMIT = 16
+SENDING_LIMIT = 64
+# Of one tenant, so that targets that do not answer hold up no other tenant's.
+SENDING_LIMIT_EACH = 16
 # Ended jobs whose delivery record is still to be created.
 PENDING_LIMIT = 100_000
 
@@ -135,8 +139,13 @@ class Webhooks:
         self._options: WebhookOptions | None = None
         self._pending: dict[str, Job] = {}
         self._known: dict[str, _KnownDelivery] = {}
-        self._caught_up = False
-        self._sending: set[str] = set()
+        self.caught_up = False
+        # Deliveries that are still to be made, and how many of each tenant; jobs that have some.
+        self._open: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self._open_jobs: Counter[str] = Counter()
+        # By key, the tenant.
+        self._sending: dict[str, str] = {}
 
     def use(self, options: WebhookOptions) -> None:
         self._options = options
@@ -153,6 +162,27 @@ class Webhooks:
         key = _key(job)
         if job.state.ended and job.webhook_url and key not in self._known and len(self._pending) < PENDING_LIMIT:
             self._pending[key] = job
+            self._note_open(key, job.tenant)
+
+    def count_of(self, tenant: str) -> int:
+        """How many webhooks of the tenant are still to be delivered."""
+        return self._counts[tenant]
+
+    def is_open(self, job_id: str) -> bool:
+        """Whether a webhook of the job is still to be delivered."""
+        return self._open_jobs[job_id] > 0
+
+    def _note_open(self, key: str, tenant: str) -> None:
+        if key not in self._open:
+            self._open[key] = tenant
+            self._counts[tenant] += 1
+            self._open_jobs[_job_of(key)] += 1
+
+    def _note_done(self, key: str) -> None:
+        tenant = self._open.pop(key, None)
+        if tenant is not None:
+            _take_one(self._counts, tenant)
+            _take_one(self._open_jobs, _job_of(key))
 
     async def get(self, job: Job) -> Delivery:
         """NotFound where the job has no webhook, or has not ended."""
@@ -169,9 +199,10 @@ class Webhooks:
     async def follow(self) -> None:
         async for change in self._store.watch(BUCKET):
             if isinstance(change, CaughtUp):
-                self._caught_up = True
+                self.caught_up = True
             elif isinstance(change, Deleted):
                 self._known.pop(change.key, None)
+                self._note_done(change.key)
             elif delivery := self._store.read(DELIVERIES, BUCKET, change):
                 self._take(change.key, delivery, change.revision)
 
@@ -180,20 +211,38 @@ class Webhooks:
         if known is None or known.revision < revision:
             wait_s = min(max(0.0, delivery.next_s - self._clock.now_s()), 2 * BACKOFF_S[-1])
             self._known[key] = _KnownDelivery(delivery, revision, self._clock.monotonic_s() + wait_s)
+            if delivery.state is DeliveryState.PENDING:
+                self._note_open(key, delivery.tenant)
+            else:
+                self._note_done(key)
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Record a delivery for each job that ended, and begin the attempts that are due."""
-        if self._options is None or not self._caught_up:
+        if self._options is None or not self.caught_up:
             return
         for key, job in list(self._pending.items()):
             await self._record_delivery(key, job)
             self._pending.pop(key, None)
+        for key in self._due():
+            known = self._known[key]
+            self._sending[key] = known.delivery.tenant
+            group.create_task(self._deliver(key, known, self._options))
+
+    def _due(self) -> Sequence[str]:
+        """Deliveries to begin, as far as there are places; the tenants in turns, each with its longest due ones."""
         now_s = self._clock.monotonic_s()
-        for key, known in list(self._known.items()):
-            is_due = known.delivery.state is DeliveryState.PENDING and known.due_s <= now_s
-            if is_due and key not in self._sending and len(self._sending) < SENDING_LIMIT:
-                self._sending.add(key)
-                group.create_task(self._deliver(key, known, self._options))
+        by_tenant: dict[str, list[tuple[float, str]]] = {}
+        for key, tenant in self._open.items():
+            known = self._known.get(key)
+            if known is not None and known.due_s <= now_s and key not in self._sending:
+                by_tenant.setdefault(tenant, []).append((known.due_s, key))
+        sending = Counter(self._sending.values())
+        turns = [
+            (turn, due_s, key)
+            for tenant, due in by_tenant.items()
+            for turn, (due_s, key) in enumerate(nsmallest(SENDING_LIMIT_EACH - sending[tenant], due), sending[tenant])
+        ]
+        return [key for _, _, key in nsmallest(SENDING_LIMIT - len(self._sending), turns)]
 
     async def _record_delivery(self, key: str, job: Job) -> None:
         delivery = Delivery(id=f"msg_{key.replace('.', '_')}", job_id=job.id, url=job.webhook_url, tenant=job.tenant)
@@ -218,7 +267,7 @@ class Webhooks:
         except FanlightError as error:
             log.warning("webhook_not_recorded", reason=error.reason, message=error.message)
         finally:
-            self._sending.discard(key)
+            self._sending.pop(key, None)
 
     async def _attempt(self, delivery: Delivery, options: WebhookOptions) -> DeliveryAttempt:
         begin_s, now_s = self._clock.monotonic_s(), self._clock.now_s()
@@ -242,3 +291,13 @@ class Webhooks:
 
 def _key(job: Job) -> str:
     return f"{job.id}.{job.redrives}"
+
+
+def _job_of(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _take_one(counts: Counter[str], key: str) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

@@ -16,7 +16,7 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.domain.job import Job, JobState
 from services.gateway.http import docs
 from services.gateway.http.blobs import blob_answer
-from services.gateway.http.bodies import HttpOptions, Submitter, Wait, store_body
+from services.gateway.http.bodies import HttpOptions, Submitter, Wait, announced_bytes, store_body
 from services.gateway.wire import answers, requests
 from services.gateway.wire.needs import find_annotator
 from services.kernel.blobs import BlobInfo, BlobStore
@@ -52,7 +52,8 @@ class AnnotateRoutes:
     ) -> Response:
         annotation = preprocessor_pb2.AnnotateRequest(annotator=annotator, width_px=width_px, height_px=height_px)
         annotation.parameters.update(self._parameters(annotator, request))
-        info = await store_body(request, self._blobs, self._options, scope=caller.tenant)
+        with self._gateway.quotas.upload(caller, announced_bytes(request)):
+            info = await store_body(request, self._blobs, self._options, scope=caller.tenant)
         annotation.image.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
         message = gateway_pb2.CreateJobRequest(annotation=annotation)
         job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.offers), caller)

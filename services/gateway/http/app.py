@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fanlight.errors import FanlightError, ResourceExhausted
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.keys import PersonVerifier
+from services.gateway.app.quotas import Quotas
 from services.gateway.http import docs, errors
 from services.gateway.http.admin import DeadLetterRoutes, HealthRoutes, ListingRoutes, MetricRoutes
 from services.gateway.http.annotate import AnnotateRoutes
@@ -25,6 +26,7 @@ from services.gateway.http.keys import KeyRoutes
 from services.gateway.http.nodes import NodeRoutes
 from services.gateway.http.openapi import describe
 from services.gateway.http.records import RecordRoutes
+from services.gateway.http.tenants import TenantRoutes
 from services.kernel.blobs import BlobStore
 
 LINGER_LIMIT_BYTES = 256 * 1024 * 1024
@@ -35,6 +37,23 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 # They answer at once, also when all else waits; signing in has places of its own.
 UNLIMITED_PATHS = OPEN_PATHS | {"/metrics", SESSION_PATH}
 BUSY_RETRY_AFTER_S = 2.0
+
+
+class RateGuard:
+    """429 for callers whose tenant has sent too many requests of late."""
+
+    def __init__(self, app: ASGIApp, quotas: Quotas, open_paths: frozenset[str]) -> None:
+        self._app, self._quotas, self._open_paths = app, quotas, open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = scope["state"].get("caller")
+        if caller is not None and scope["path"] not in self._open_paths:
+            try:
+                await self._quotas.take_request(caller)
+            except FanlightError as error:
+                await errors.answer(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class RequestLimit:
@@ -125,6 +144,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions, people: P
             Middleware(errors.ErrorGuard),
             Middleware(HostGuard, names=options.host_names, open_paths=OPEN_PATHS),
             Middleware(TokenGuard, callers=options.callers, open_paths=OPEN_PATHS),
+            Middleware(RateGuard, quotas=gateway.quotas, open_paths=UNLIMITED_PATHS),
             Middleware(RequestLimit, limit=options.requests_limit),
         ],
     )
@@ -132,13 +152,14 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions, people: P
     for routes in (
         JobRoutes(gateway, blobs, options),
         EventRoutes(gateway, options),
-        BlobRoutes(blobs, options),
+        BlobRoutes(blobs, options, gateway.quotas),
         AnnotateRoutes(gateway, blobs, options),
         ListingRoutes(gateway),
         DeadLetterRoutes(gateway),
         NodeRoutes(gateway),
         RecordRoutes(gateway),
         KeyRoutes(gateway, options, people),
+        TenantRoutes(gateway, options),
         MetricRoutes(gateway),
         HealthRoutes(gateway),
     ):

@@ -9,8 +9,18 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from fanlight.contract.names import parse_digest
 from fanlight.errors import NotFound, OutOfRange
+from services.gateway.app.quotas import Quotas
 from services.gateway.http import docs
-from services.gateway.http.bodies import HttpOptions, Reader, Scope, Submitter, refuse_unknown, scope_of, store_body
+from services.gateway.http.bodies import (
+    HttpOptions,
+    Reader,
+    Scope,
+    Submitter,
+    announced_bytes,
+    refuse_unknown,
+    scope_of,
+    store_body,
+)
 from services.gateway.http.json_messages import answer, of_value
 from services.gateway.ports import DirectTransfer
 from services.gateway.wire.images import blob
@@ -44,7 +54,8 @@ def range_of(header: str, size_bytes: int) -> ByteRange | None:
 
 
 class BlobRoutes:
-    def __init__(self, blobs: BlobStore, options: HttpOptions) -> None:
+    def __init__(self, blobs: BlobStore, options: HttpOptions, quotas: Quotas) -> None:
+        self._quotas = quotas
         self._blobs = blobs
         self._options = options
 
@@ -64,7 +75,9 @@ class BlobRoutes:
         scope: Scope = "",
     ) -> Response:
         wanted = digest and parse_digest(digest, field="digest")
-        info = await store_body(request, self._blobs, self._options, scope=scope_of(scope, caller), digest=wanted)
+        parsed_scope = scope_of(scope, caller)
+        with self._quotas.upload(caller, announced_bytes(request)):
+            info = await store_body(request, self._blobs, self._options, scope=parsed_scope, digest=wanted)
         headers = {"Location": f"/v1/blobs/{info.digest}"}
         return answer(blob(info), status=201, headers=headers)
 

@@ -213,6 +213,17 @@ PURGE_NODE = _document(
 REMOVE_NODE = _document(
     "Forget a revoked or expired node", {200: _json("RemoveNodeResponse", "Nothing more.")}, errors=(403, 404, 409)
 )
+GET_QUOTA = _document(
+    "Show a tenant's limits", {200: _json("Quota", "Each limit, and how much of it is used.")}, errors=(403,)
+)
+LIST_TENANTS = _document("List tenants", {200: _json("ListTenantsResponse", "By name.")}, errors=(403,))
+GET_TENANT = _document("Show a tenant", {200: _json("Tenant", "What it is granted.")}, errors=(403,))
+SET_TENANT = _document(
+    "Change what a tenant is granted",
+    {200: _json("Tenant", "As it is now. What the body leaves out stays.")},
+    errors=(403, 429),
+    body={"application/json": {"schema": reference("SetTenantRequest")}},
+)
 CREATE_KEY = _document(
     "Create an API key",
     {201: _json("CreateKeyResponse", "The key, and its secret, which is shown this once.")},

@@ -63,7 +63,8 @@ class JobRoutes:
         idempotency_key: Annotated[str, Header(description="The job's `request_id`, if the body has none.")] = "",
     ) -> Response:
         if bodies.content_type(request) == bodies.FORM:
-            message = await self._of_form(request, caller)
+            with self._gateway.quotas.upload(caller, bodies.announced_bytes(request)):
+                message = await self._of_form(request, caller)
         else:
             message = _parsed(await bodies.read_json(request, self._options))
         _identify(message, idempotency_key)

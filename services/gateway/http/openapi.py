@@ -19,6 +19,7 @@ from fanlight.gateway.v1 import gateway_pb2
 from fanlight.keys.v1 import keys_pb2
 from fanlight.nodes.v1 import nodes_pb2
 from fanlight.records.v1 import records_pb2
+from fanlight.tenants.v1 import tenants_pb2
 
 Schema = dict[str, Any]
 # Its two implementations have no type in common.
@@ -122,6 +123,10 @@ MESSAGES = (
     gateway_pb2.ListModelsResponse,
     gateway_pb2.ListWorkersResponse,
     gateway_pb2.TaskProgress,
+    tenants_pb2.ListTenantsResponse,
+    tenants_pb2.Quota,
+    tenants_pb2.SetTenantRequest,
+    tenants_pb2.Tenant,
     keys_pb2.CreateKeyRequest,
     keys_pb2.CreateKeyResponse,
     keys_pb2.Key,

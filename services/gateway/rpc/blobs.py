@@ -1,11 +1,13 @@
 """BlobService over gRPC: streams into and out of the BlobStore. Knows no jobs."""
 
+import contextlib
 from collections.abc import AsyncIterator
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.errors import InvalidField, NotFound, OutOfRange, TooLarge
 from services.gateway.app.lease_rights import LeaseRights
+from services.gateway.app.quotas import Quotas
 from services.gateway.domain.keys import Right
 from services.gateway.ports import DirectTransfer
 from services.gateway.rpc.principals import Principals
@@ -19,11 +21,11 @@ DIGESTS_LIMIT = 1_000
 
 
 class BlobService(blobs_pb2_grpc.BlobServiceServicer):
-    def __init__(self, blobs: BlobStore, principals: Principals, rights: LeaseRights) -> None:
+    def __init__(self, blobs: BlobStore, principals: Principals, rights: LeaseRights, quotas: Quotas) -> None:
         """A client reads and writes in its own scope, a worker what its live leases are about."""
         self._blobs = blobs
         self._bypass = blobs if isinstance(blobs, DirectTransfer) else None
-        self._principals, self._rights = principals, rights
+        self._principals, self._rights, self._quotas = principals, rights, quotas
 
     def _writable(self, named: str, context: Context, *, field: str) -> str:
         """The scope, if the caller may write in it. NotFound, LeaseLost."""
@@ -49,13 +51,22 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         self, request_iterator: AsyncIterator[blobs_pb2.WriteBlobRequest], context: Context
     ) -> blobs_pb2.WriteBlobResponse:
         header = await _header(request_iterator)
-        info = await self._blobs.write(
-            self._writable(header.scope, context, field="header.scope"),
-            _chunks(request_iterator),
-            digest=header.digest and parse_digest(header.digest, field="header.digest"),
-            size_bytes=_natural(header.size_bytes, "header.size_bytes"),
-        )
+        scope = self._writable(header.scope, context, field="header.scope")
+        with self._place(context, header):
+            info = await self._blobs.write(
+                scope,
+                _chunks(request_iterator),
+                digest=header.digest and parse_digest(header.digest, field="header.digest"),
+                size_bytes=_natural(header.size_bytes, "header.size_bytes"),
+            )
         return blobs_pb2.WriteBlobResponse(blob=blob(info))
+
+    def _place(self, context: Context, header: blobs_pb2.WriteBlobHeader) -> contextlib.AbstractContextManager[None]:
+        """For an upload of a client's. ResourceExhausted."""
+        client = self._principals.client(context)
+        if client is None:
+            return contextlib.nullcontext()
+        return self._quotas.upload(client, max(0, header.size_bytes))
 
     async def ReadBlob(
         self, request: blobs_pb2.ReadBlobRequest, context: Context
@@ -81,6 +92,8 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         if self._bypass is None:
             return blobs_pb2.PrepareUploadResponse()
         size_bytes = _natural(request.size_bytes, "size_bytes")
+        if (client := self._principals.client(context)) is not None:
+            self._quotas.require_blob_bytes(client, size_bytes)
         upload = await self._bypass.prepare_upload(scope, digest, size_bytes)
         if upload is None:
             return blobs_pb2.PrepareUploadResponse(is_kept=True)

@@ -6,6 +6,7 @@ from fanlight.errors import PermissionDenied, Unauthenticated
 from services.gateway.app.lease_rights import LOCAL, WorkerPrincipal
 from services.gateway.app.nodes import Nodes
 from services.gateway.app.peer_roles import Role, require_role
+from services.gateway.app.quotas import Quotas
 from services.gateway.app.tenants import Caller, Callers
 from services.kernel.grpc_admission import Context, address_of_peer, bearer_of
 from services.kernel.grpc_server import is_loopback_ip
@@ -55,6 +56,19 @@ class Principals:
         if caller is None:
             raise Unauthenticated("send the right token as `authorization: bearer TOKEN`")
         return caller
+
+
+class Admission:
+    """Counts calls of clients against their tenant's rate; those of nodes have limits of their own."""
+
+    def __init__(self, quotas: Quotas, callers: Callers) -> None:
+        self._quotas, self._callers = quotas, callers
+
+    async def __call__(self, service: str, token: str) -> None:
+        """ResourceExhausted where the caller's tenant has sent too many of late."""
+        caller = self._callers.of_token(token)
+        if caller is not None:
+            await self._quotas.take_request(caller)
 
 
 def require_own(principal: WorkerPrincipal, worker_id: str, stage: str, *, field: str) -> None:

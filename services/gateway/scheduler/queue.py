@@ -1,14 +1,9 @@
-"""Waiting tasks: what the scheduler knows of each, the queues they wait in, and the order between tenants. Pure."""
+"""Waiting tasks: what the scheduler knows of each, and the queues they wait in. Pure."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import nsmallest
-
-# A step of priority is worth this much waiting, so that every waiting task comes first in the end.
-PRIORITY_STEP_S = 30.0
-# Fair shares remember this many tenants. Those furthest behind are forgotten first; they have nothing to repay.
-TENANTS_LIMIT = 10_000
 
 # (job id, task number)
 Key = tuple[str, int]
@@ -89,7 +84,7 @@ class WaitingTask:
 
     key: Key
     kind: TaskKind
-    # The smaller, the sooner. Waiting tasks age alike, so their order by rank never changes.
+    # In virtual time, see `shares`: the smaller, the sooner.
     rank_s: float
     # Since when this task could have been leased.
     queue_time_s: float
@@ -168,31 +163,3 @@ class TaskQueues:
             yield from [(stage, model) for model in held if (stage, model) in self._queues]
         else:
             yield from [each for each in self._queues if each[0] == stage and each[1] in held]
-
-
-class Shares:
-    """Fair shares between tenants: a rank for every job when it comes.
-
-    A tenant's jobs are ranked as if the fleet were divided evenly between the tenants that have work: what a tenant
-    asks for beyond its share moves its own later jobs back, and no other tenant's. A rank never changes, so that every
-    waiting task comes first in the end; a tenant's own jobs keep their order.
-    """
-
-    def __init__(self) -> None:
-        # When each tenant's jobs so far would be done at its share.
-        self._done_s: dict[str, float] = {}
-
-    def rank_s(self, tenant: str, *, create_time_s: float, priority: int, work_s: float, slots: int) -> float:
-        """`work_s`: what the whole job takes on one slot of the fleet's `slots`."""
-        start_s = max(create_time_s, self._done_s.get(tenant, 0.0))
-        asking = len([None for each_s in self._done_s.values() if each_s > create_time_s])
-        asking += tenant not in self._done_s or self._done_s[tenant] <= create_time_s
-        self._done_s[tenant] = start_s + work_s * asking / max(1, slots)
-        if len(self._done_s) > TENANTS_LIMIT:
-            self._forget(create_time_s)
-        return start_s - priority * PRIORITY_STEP_S
-
-    def _forget(self, until_s: float) -> None:
-        behind: Iterable[str] = [tenant for tenant, done_s in self._done_s.items() if done_s <= until_s]
-        for tenant in behind or [min(self._done_s, key=lambda each: self._done_s[each])]:
-            del self._done_s[tenant]

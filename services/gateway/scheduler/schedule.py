@@ -238,6 +238,18 @@ class Scheduler:
         if task is not None:
             self._unplan(task)
 
+    def rerank(self, task: WaitingTask) -> None:
+        """A queued task has another rank; where it is planned stays. No error where the task is not queued."""
+        before = self.queues.remove(task.key)
+        if before is None:
+            return
+        self.queues.add(task)
+        worker = self._plan.get(task.key)
+        if worker is not None:
+            worker.rerank(before, task)
+        elif task.key in self._unplaced:
+            self._unplaced[task.key] = task
+
     def started(self, worker_id: str, task: WaitingTask, now_s: float) -> None:
         """It was leased."""
         worker = self.index.workers.get(worker_id)

@@ -180,6 +180,12 @@ class WorkerState:
         checkpoint = task.kind.checkpoint
         self.planned_checkpoints[checkpoint] = self.planned_checkpoints.get(checkpoint, 0) + 1
 
+    def rerank(self, before: WaitingTask, after: WaitingTask) -> None:
+        """The same planned task with another rank."""
+        del self._order[bisect_left(self._order, (before.rank_s, before.key))]
+        insort(self._order, (after.rank_s, after.key))
+        self.planned[after.key] = after
+
     def unplan(self, task: WaitingTask) -> None:
         self._work_s = max(0.0, self._work_s - self._taken_s.pop(task.key))
         del self.planned[task.key], self._extra_s[task.key]

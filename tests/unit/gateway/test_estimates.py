@@ -2,10 +2,8 @@
 
 import pytest
 
-from services.gateway.scheduler import queue as fair
 from services.gateway.scheduler.estimate import BUS_BYTES_PER_S, DISK_BYTES_PER_S, best_of, estimate, load_s
 from services.gateway.scheduler.pace import TASKS_MIN, SpeedStats
-from services.gateway.scheduler.queue import Shares
 from services.gateway.scheduler.workers import AWAY_S, PlannedFetch, WorkerState
 from tests.fakes.scheduler import GB, a_task, a_view
 
@@ -54,35 +52,6 @@ def test_a_worker_that_does_not_say_itself_that_a_task_ended_is_not_taken_for_th
         worker.stop(("t", 1), 60.0, heard=heard)
         waits_s.append(worker.wait_s(60.0))
     assert waits_s == [AWAY_S, 60.0 + AWAY_S]
-
-
-def test_a_tenants_later_jobs_are_moved_back_by_all_who_ask_with_it() -> None:
-    shares = Shares()
-
-    def rank_s(tenant: str, create_time_s: float) -> float:
-        return shares.rank_s(tenant, create_time_s=create_time_s, priority=0, work_s=10.0, slots=1)
-
-    assert [rank_s("a", 0.0), rank_s("a", 0.0)] == [0.0, 10.0]
-    # Beside the other its ten seconds take twenty.
-    assert [rank_s("b", 0.0), rank_s("b", 0.0)] == [0.0, 20.0]
-    # All of that is done: it asks alone again.
-    assert [rank_s("b", 100.0), rank_s("b", 100.0)] == [100.0, 110.0]
-
-
-def test_tenants_that_have_nothing_to_be_held_back_for_are_forgotten_and_no_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fair, "TENANTS_LIMIT", 2)
-    shares = Shares()
-
-    def rank_s(tenant: str, create_time_s: float, work_s: float) -> float:
-        return shares.rank_s(tenant, create_time_s=create_time_s, priority=0, work_s=work_s, slots=1)
-
-    for tenant, work_s in (("greedy", 1000.0), ("done", 1.0)):
-        rank_s(tenant, 0.0, work_s)
-    rank_s("new", 10.0, 1.0)
-    assert rank_s("greedy", 10.0, 1.0) == 1000.0
-    assert set(shares._done_s) == {"greedy", "new"}
 
 
 def test_a_worker_whose_times_vary_widely_is_not_surely_slow() -> None:

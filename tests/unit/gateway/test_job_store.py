@@ -93,7 +93,7 @@ async def test_a_late_notification_replaces_no_newer_state(store: LateStore, job
         store.tell_again(first)
         await heard()
         assert (await ledger.get(job.id)).state is JobState.CANCELLED
-        assert (list(ledger.open_jobs), [job_id for job_id, _ in ledger.ended], seen) == ([], [job.id], [])
+        assert (list(ledger.open_jobs), [each.id for each in ledger.ended], seen) == ([], [job.id], [])
 
 
 async def test_a_late_notification_replaces_no_newer_state_of_an_open_job(store: LateStore, job: Job) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.gateway.scheduler import estimate
 from services.gateway.scheduler.pace import ABSURD_FACTOR, SpeedStats, plausible
-from services.gateway.scheduler.queue import Shares, WaitingTask
+from services.gateway.scheduler.queue import WaitingTask
 from services.gateway.scheduler.replication import (
     CHECKPOINTS_LIMIT,
     FETCHES_LIMIT,
@@ -144,28 +144,6 @@ def test_the_best_worker_is_the_one_that_looking_at_all_of_them_finds(described,
         assert abs(found.cost_s - expected[0]) < 1e-6
         again = estimate.estimate(found.worker, task, 0.0)
         assert abs(again.cost_s - found.cost_s) < 1e-6
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["x", "y", "z"]), st.floats(0, 100)), max_size=60), st.integers(1, 50))
-def test_a_tenant_is_held_back_by_its_own_jobs_only(asked, slots) -> None:
-    shares, ranks = Shares(), []
-    for tenant, at_s in sorted(asked, key=lambda each: each[1]):
-        rank_s = shares.rank_s(tenant, create_time_s=at_s, priority=0, work_s=5.0, slots=slots)
-        own = sum(1 for other, _, _ in ranks if other == tenant)
-        # Never before it came, and after it by no more than its own work before it, at the least share there can be.
-        assert at_s <= rank_s <= at_s + own * 5.0 * 3 / slots + 1e-6
-        ranks.append((tenant, at_s, rank_s))
-    for tenant in ("x", "y", "z"):
-        mine = [rank_s for other, _, rank_s in ranks if other == tenant]
-        assert mine == sorted(mine)
-
-
-def test_who_asks_for_little_goes_before_who_asks_for_much() -> None:
-    shares = Shares()
-    greedy = [shares.rank_s("greedy", create_time_s=0.0, priority=0, work_s=5.0, slots=2) for _ in range(100)]
-    modest = shares.rank_s("modest", create_time_s=1.0, priority=0, work_s=5.0, slots=2)
-    assert sum(rank_s < modest for rank_s in greedy) <= 1
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))

@@ -1,0 +1,114 @@
+"""`fanlight tenants`: what each tenant is granted, and how much of it is used."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway
+
+if TYPE_CHECKING:
+    from fanlight.tenants.v1.tenants_pb2 import Tenant
+
+app = typer.Typer(help="Show and change what tenants are granted.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="TENANT", help="Its name.", show_default=False)]
+
+
+def parse_limit(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        equals = ""
+    if not name or not equals:
+        raise typer.BadParameter(f"{text!r} is not NAME=NUMBER, such as streams=20", param_hint="--limit")
+    return name, int(number) if number.is_integer() else number
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = 50,
+    gateway: Gateway = DEFAULT_GATEWAY,
+    as_json: AsJson = False,
+) -> None:
+    """List the tenants that were granted something of their own."""
+    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.cli.session import talk
+
+    found = talk(gateway, lambda client: client.tenants.list(limit=limit))
+    if as_json:
+        print_json([to_dict(each) for each in found])
+    else:
+        print_columns(("TENANT", "WEIGHT", "CLASS", "POOL", "LIMITS", "NOTE"), [_row(each) for each in found])
+
+
+@app.command("set")
+def set_(
+    tenant: Name,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Names as `show` has them; may be repeated.")
+    ] = None,
+    clear: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="This limit is the gateway's again; may be repeated.")
+    ] = None,
+    weight: Annotated[float | None, typer.Option(help="Its share of the workers, 0.01 to 100.")] = None,
+    service_class: Annotated[
+        int | None, typer.Option("--class", help="Its jobs go before all of lower classes, 0 to 9.")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="Its jobs go to nodes of this pool only; '' for any.")] = None,
+    note: Annotated[str | None, typer.Option(help="For yourself.")] = None,
+    gateway: Gateway = DEFAULT_GATEWAY,
+    as_json: AsJson = False,
+) -> None:
+    """Change what a tenant is granted; what is not given stays."""
+    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.cli.session import talk
+
+    limits = dict(map(parse_limit, limit or ()))
+    changed = talk(
+        gateway,
+        lambda client: client.tenants.set(
+            tenant,
+            limits=limits,
+            clear_limits=clear or (),
+            weight=weight,
+            service_class=service_class,
+            pool=pool,
+            note=note,
+        ),
+    )
+    if as_json:
+        print_json(to_dict(changed))
+    else:
+        print_columns(("TENANT", "WEIGHT", "CLASS", "POOL", "LIMITS", "NOTE"), [_row(changed)])
+
+
+@app.command()
+def show(
+    tenant: Annotated[str, typer.Argument(metavar="[TENANT]", help="Its name; your own without.")] = "",
+    gateway: Gateway = DEFAULT_GATEWAY,
+    as_json: AsJson = False,
+) -> None:
+    """Show each limit of a tenant, and how much of it is used."""
+    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.cli.session import talk
+
+    quota = talk(gateway, lambda client: client.tenants.quota(tenant))
+    if as_json:
+        print_json(to_dict(quota))
+        return
+    print(f"tenant: {quota.tenant}")
+    rows = [
+        (line.name, _number(line.used), _number(line.limit), "the tenant's" if line.is_own else "the gateway's")
+        for line in quota.lines
+    ]
+    print_columns(("LIMIT", "USED", "OF", "WHOSE"), rows)
+
+
+def _row(tenant: "Tenant") -> tuple[object, ...]:
+    own = " ".join(f"{field.name}={_number(value)}" for field, value in tenant.limits.ListFields())
+    return tenant.name, f"{tenant.weight:g}", tenant.service_class, tenant.pool or "-", own or "-", tenant.note or "-"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"

@@ -1,0 +1,34 @@
+"""TenantService over gRPC: translates, calls, translates."""
+
+from fanlight.tenants.v1 import tenants_pb2, tenants_pb2_grpc
+from services.gateway.app.quotas import Quotas
+from services.gateway.app.tenants import Callers
+from services.gateway.domain.keys import Right
+from services.gateway.rpc.jobs import Context, caller_of
+from services.gateway.wire import tenants as wire
+
+
+class TenantService(tenants_pb2_grpc.TenantServiceServicer):
+    def __init__(self, quotas: Quotas, callers: Callers) -> None:
+        self._quotas, self._callers = quotas, callers
+
+    async def SetTenant(self, request: tenants_pb2.SetTenantRequest, context: Context) -> tenants_pb2.Tenant:
+        caller_of(self._callers, context, Right.OPERATE)
+        name = wire.name(request.name, field="name")
+        return wire.tenant(await self._quotas.change(name, wire.change(request)))
+
+    async def ListTenants(
+        self, request: tenants_pb2.ListTenantsRequest, context: Context
+    ) -> tenants_pb2.ListTenantsResponse:
+        caller_of(self._callers, context, Right.OPERATE)
+        size = wire.page_size(request)
+        return wire.page(self._quotas.page(after=request.page_token, limit=size), size)
+
+    async def GetTenant(self, request: tenants_pb2.GetTenantRequest, context: Context) -> tenants_pb2.Tenant:
+        caller_of(self._callers, context, Right.OPERATE)
+        return wire.tenant(self._quotas.get(wire.name(request.name, field="name")))
+
+    async def GetQuota(self, request: tenants_pb2.GetQuotaRequest, context: Context) -> tenants_pb2.Quota:
+        caller = caller_of(self._callers, context, Right.QUEUE)
+        name = wire.quota_of(caller, request.tenant)
+        return wire.quota(name, self._quotas.uses(name))

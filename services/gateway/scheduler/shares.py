@@ -1,0 +1,205 @@
+"""Fair shares between tenants: a rank for every waiting task, by start-time fair queueing. Pure.
+
+Each waiting task has a place in virtual time, spaced by what a task takes over its tenant's weight (Goyal, Vin and
+Cheng, "Start-time Fair Queuing", 1996). A tenant's places are its own: its priorities decide which of its tasks has
+which of them, and move no other tenant's task. A tenant with nothing waiting begins where the tenants stand whose work
+it competes with, so that it waits for none of their later tasks, however long their queues are, and however long tasks
+take.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from services.gateway.scheduler.queue import Key, WaitingTask
+
+# A step of priority is worth this much waiting, so that every waiting task of a tenant comes first in the end.
+PRIORITY_STEP_S = 30.0
+# What one task takes in virtual time, at weight 1. Only its ratio to others' matters.
+TASK_COST = 1.0
+# A newcomer's place before those that it competes with.
+BEFORE = 1e-6
+# Classes of service are so far apart that one never reaches the next.
+CLASS_STEP = 1e9
+# A task of no tenant, such as a check of a result, waits behind this many of each tenant's.
+BEHIND_TASKS = 600.0
+# A lone newcomer begins at the least place among this many tasks that were leased last.
+LEASED_REMEMBERED = 64
+# Nobody's: work that takes nothing of a tenant's share.
+NOBODY = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What an operator grants a tenant. A higher class goes before all lower ones."""
+
+    weight: float = 1.0
+    service_class: int = 0
+
+
+def equal_share(tenant: str) -> Share:
+    return Share()
+
+
+@dataclass(slots=True)
+class _Line:
+    """A tenant's waiting tasks in its own order, and as many places; the first task has the first place."""
+
+    share: Share
+    order: list[tuple[float, Key]] = field(default_factory=list)
+    places: list[float] = field(default_factory=list)
+    # Where its next task would come.
+    end: float = 0.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    tenant: str
+    # Its place in the tenant's own order.
+    own: tuple[float, Key]
+    # As it was last given out.
+    rank: float
+    waits: bool = True
+
+
+class Shares:
+    """Ranks of tasks, by key. A rank that was given out may change later: see `pop_moved`."""
+
+    def __init__(self, share_of: Callable[[str], Share]) -> None:
+        self._share_of = share_of
+        self._lines: dict[str, _Line] = {}
+        self._entries: dict[Key, _Entry] = {}
+        # How many tasks of each tenant are known, waiting or leased.
+        self._open: dict[str, int] = {}
+        self._leased: deque[float] = deque(maxlen=LEASED_REMEMBERED)
+        # Tenants some of whose tasks may have another rank than was given out; and from which of their tasks on.
+        self._moved: dict[str, int] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._entries
+
+    def waiting_of(self, tenant: str) -> int:
+        line = self._lines.get(tenant)
+        return len(line.order) if line else 0
+
+    def enter(
+        self, key: Key, tenant: str, *, create_time_s: float, priority: int, among: Callable[[], Iterable[WaitingTask]]
+    ) -> float:
+        """The rank of a task that waits, which it keeps or gets back where it was known.
+
+        `among`: the first tasks of the queue that it joins, by rank.
+        """
+        entry = self._entries.get(key)
+        if entry is None:
+            own = (create_time_s - priority * PRIORITY_STEP_S, key)
+            entry = self._entries[key] = _Entry(tenant=tenant, own=own, rank=0.0, waits=False)
+            self._open[tenant] = self._open.get(tenant, 0) + 1
+            entry.rank = self._join(entry, self._start(tenant, among))
+            entry.waits = True
+        elif not entry.waits:
+            # It was leased and comes back: to the place that it had.
+            entry.rank = self._join(entry, self._place(entry))
+            entry.waits = True
+        return entry.rank
+
+    def would_enter(self, tenant: str, among: Callable[[], Iterable[WaitingTask]]) -> float:
+        """The rank of a task that does not wait yet, if it came now."""
+        return _rank(self._share_of(tenant), self._start(tenant, among))
+
+    def leave(self, key: Key) -> None:
+        """It waits no more, because it was leased or has ended; its place goes with it."""
+        entry = self._entries.get(key)
+        if entry is None or not entry.waits:
+            return
+        entry.waits = False
+        if entry.tenant == NOBODY:
+            return
+        line = self._lines[entry.tenant]
+        index = bisect_left(line.order, entry.own)
+        entry.rank = _rank(line.share, line.places[index])
+        del line.order[index], line.places[index]
+        if entry.tenant in self._moved:
+            self._note_moved(entry.tenant, max(0, self._moved[entry.tenant] - 1))
+        self._leased.append(self._place(entry))
+
+    def forget(self, key: Key) -> None:
+        """It has ended. A tenant of which nothing is left owes nothing for what it got."""
+        self.leave(key)
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        self._open[entry.tenant] -= 1
+        if not self._open[entry.tenant]:
+            del self._open[entry.tenant]
+            self._lines.pop(entry.tenant, None)
+            self._moved.pop(entry.tenant, None)
+
+    def grant(self, tenant: str, share: Share) -> None:
+        """The operator changed what the tenant gets."""
+        line = self._lines.get(tenant)
+        if line is not None and line.share != share:
+            line.share = share
+            self._note_moved(tenant, 0)
+
+    def rank_of(self, key: Key) -> float:
+        return self._entries[key].rank
+
+    def pop_moved(self, limit: int) -> list[Key]:
+        """At most so many waiting tasks whose rank is another one by now; call it again for more."""
+        moved: list[Key] = []
+        for tenant in list(self._moved):
+            line = self._lines[tenant]
+            index = self._moved.pop(tenant)
+            while index < len(line.order) and len(moved) < limit:
+                entry = self._entries[line.order[index][1]]
+                rank = _rank(line.share, line.places[index])
+                if rank != entry.rank:
+                    entry.rank = rank
+                    moved.append(line.order[index][1])
+                index += 1
+            if index < len(line.order):
+                self._moved[tenant] = index
+                break
+        return moved
+
+    def _join(self, entry: _Entry, place: float) -> float:
+        if entry.tenant == NOBODY:
+            return place
+        line = self._lines.setdefault(entry.tenant, _Line(share=self._share_of(entry.tenant)))
+        at = bisect_right(line.places, place)
+        line.places.insert(at, place)
+        line.end = max(line.end, place + TASK_COST / line.share.weight)
+        index = bisect_left(line.order, entry.own)
+        line.order.insert(index, entry.own)
+        if at != index or index < len(line.order) - 1:
+            self._note_moved(entry.tenant, min(at, index))
+        return _rank(line.share, line.places[index])
+
+    def _note_moved(self, tenant: str, index: int) -> None:
+        self._moved[tenant] = min(index, self._moved.get(tenant, index))
+
+    def _place(self, entry: _Entry) -> float:
+        line = self._lines.get(entry.tenant)
+        return entry.rank + line.share.service_class * CLASS_STEP if line else entry.rank
+
+    def _start(self, tenant: str, among: Callable[[], Iterable[WaitingTask]]) -> float:
+        recent = min(self._leased, default=0.0)
+        if tenant == NOBODY:
+            return recent + BEHIND_TASKS * TASK_COST
+        line = self._lines.get(tenant)
+        if line is not None and line.order:
+            return line.end
+        for task in among():
+            other = self._entries.get(task.key)
+            # Before those who have more waiting, and behind others who have come for little.
+            if other is not None and other.tenant not in (tenant, NOBODY) and self.waiting_of(other.tenant) > 1:
+                start = self._place(other) - BEFORE
+                break
+        else:
+            start = recent
+        return max(start, line.end) if line is not None else start
+
+
+def _rank(share: Share, place: float) -> float:
+    return place - share.service_class * CLASS_STEP
