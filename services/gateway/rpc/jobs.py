@@ -28,7 +28,8 @@ def caller_of(callers: Callers, context: Context, right: Right) -> Caller:
 
     PermissionDenied for a worker's certificate, and for a caller without the right.
     """
-    require_role(context.auth_context(), Role.CLIENT, Role.OPERATOR)
+    roles = (Role.OPERATOR,) if right is Right.OPERATE else (Role.CLIENT, Role.OPERATOR)
+    require_role(context.auth_context(), *roles)
     sent = dict(context.invocation_metadata() or ()).get("authorization", "")
     caller = callers.of_authorization(sent if isinstance(sent, str) else "")
     if caller is None:

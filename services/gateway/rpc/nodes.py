@@ -131,7 +131,6 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
         return nodes_pb2.RemoveNodeResponse()
 
     def _require_operator(self, context: Context) -> None:
-        require_role(context.auth_context(), Role.OPERATOR)
         caller_of(self._callers, context, Right.OPERATE)
 
     def _node(self, node: NodeRecord) -> nodes_pb2.Node:
