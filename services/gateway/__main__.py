@@ -22,6 +22,7 @@ from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.encryption import Encryption, encryption_of
 from services.gateway.adapters.jwt_identity import IssuerRule, JwtVerifier, read_issuers, read_rules
 from services.gateway.adapters.jwt_people import PeopleRule, PeopleVerifier
+from services.gateway.adapters.moderation_hooks import moderation_of
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.gateway import Gateway
@@ -142,6 +143,8 @@ async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: 
             thumbnail=thumbnail_request(),
         )
         gateway.use_webhooks(_webhooks(settings, access.tenants))
+        if settings.moderation_url:
+            gateway.moderation.use(moderation_of(settings))
         gateway.keys.use_tokens(access.callers.tokens)
         try:
             await gateway.load()
