@@ -1074,7 +1074,7 @@ class JobEstimate(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     LINK_BPS_FIELD_NUMBER: builtins.int
     tasks_ahead: builtins.int
-    """Tasks with the same checkpoint, or of the same kind, before its first waiting task."""
+    """The tenant's own tasks with the same checkpoint, or of the same kind, before its first waiting task."""
     ready_s: builtins.float
     """Seconds until all its tasks should be done."""
     fetch_bytes: builtins.int
