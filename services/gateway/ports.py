@@ -1,5 +1,6 @@
 """The gateway's ports: what it needs of the outside, as Protocols. Each has one conformance suite in tests/contract."""
 
+import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -112,7 +113,7 @@ class JudgedImage:
     field: str
     blob: BlobInfo
     # Empty where only the digest is sent.
-    data: bytes = field(default=b"", repr=False)
+    data: bytes = dataclasses.field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,20 +6,34 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
-from fanlight.errors import ContentBlocked, FailedPrecondition, ModerationUnavailable, ResourceExhausted, Unavailable
+from fanlight.client import AsyncClient
+from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
+from fanlight.errors import (
+    CallFailed,
+    ContentBlocked,
+    FailedPrecondition,
+    ModerationUnavailable,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.gateway.app.completion import Renewal
 from services.gateway.app.moderation import TAKEOVER_S, UNJUDGED
-from services.gateway.app.tenants import Caller
+from services.gateway.app.tenants import Caller, Tenant, callers_of
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job, JobState, TaskState
 from services.gateway.domain.moderation import POLICIES, Decision, Policy, Verdict, stricter, verdict_of
+from services.gateway.http.app import http_app
+from services.gateway.http.bodies import HttpOptions
 from services.gateway.wire import answers, stages
 from tests.fakes.fleet import OTHER, STARTER, STARTER_CANNY, Fleet, FleetWorker, annotation, generation, result
 from tests.fakes.moderation import ALLOW, BLOCK, BLUR, FLAG, FakeHook, options
+from tests.fakes.rpc_gateway import serving
 
 ACME, OTHERS = Caller(tenant="acme"), Caller(tenant="others")
+TOKEN, ACME_TOKEN = "operator-0123456789", "acme-0123456789-x"
 CHECKS = tuple(f"safety_checker:{policy}" for policy in POLICIES[1:])
 
 
@@ -356,3 +370,51 @@ def test_what_a_hook_says_is_bounded_and_printable() -> None:
     said = verdict_of(Decision.BLOCK, ["a\x1b[2J" + "b" * 100] * 50, "why\n" * 1_000)
     assert (len(said.labels), len(said.labels[0]), len(said.reason)) == (16, 64, 300)
     assert (said.labels[0] + said.reason).isprintable()
+
+
+@asynccontextmanager
+async def calling(fleet: Fleet) -> AsyncIterator[httpx.AsyncClient]:
+    callers = callers_of(TOKEN, [Tenant(name="acme", token=ACME_TOKEN)], fleet.gateway.keys)
+    app = http_app(fleet.gateway, fleet.blobs, HttpOptions(callers=callers))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+async def test_an_operator_sets_a_tenants_policy_over_http() -> None:
+    operator = {"X-Api-Key": TOKEN}
+    async with moderated(fleet=Fleet()) as fleet, calling(fleet) as client:
+        path = "/v1/tenants/acme"
+        changed = await client.patch(path, headers=operator, json={"policy": "blur", "policy_pool": "trusted"})
+        assert (changed.json()["policy"], changed.json()["policy_pool"]) == ("blur", "trusted")
+        assert fleet.gateway.moderation.policy_of("acme") is Policy.BLUR
+        cleared = await client.patch(path, headers=operator, json={"policy": "", "policy_pool": ""})
+        assert cleared.json()["policy"] == ""
+        assert fleet.gateway.moderation.policy_of("acme") is Policy.OFF
+        for body, field in (
+            ({"policy": "none"}, "policy"),
+            ({"policy_pool": "Not A Pool"}, "policy_pool"),
+            ({"pool": "acmes", "policy_pool": "trusted"}, "policy_pool"),
+        ):
+            refused = await client.patch(path, headers=operator, json=body)
+            assert (refused.status_code, refused.json()["error"]["field"]) == (400, field)
+        own = await client.patch(path, headers={"X-Api-Key": ACME_TOKEN}, json={"policy": "off"})
+        assert own.status_code == 403
+
+
+async def test_a_blocked_request_is_a_typed_error_over_http_and_grpc() -> None:
+    hook = FakeHook(of_requests=BLOCK)
+    async with moderated(hook) as fleet:
+        async with calling(fleet) as client:
+            asked = {"generation": {"prompt": "a knife", "model": "starter"}}
+            refused = await client.post("/v1/jobs", headers={"X-Api-Key": ACME_TOKEN}, json=asked)
+            assert (refused.status_code, refused.json()["error"]["reason"]) == (403, "CONTENT_BLOCKED")
+            assert "no knives here" in refused.json()["error"]["message"]
+            hook.of_requests = None
+            later = await client.post("/v1/jobs", headers={"X-Api-Key": ACME_TOKEN}, json=asked)
+            assert (later.status_code, later.json()["error"]["reason"]) == (503, "MODERATION_UNAVAILABLE")
+            assert later.headers["retry-after"]
+        hook.of_requests = BLOCK
+        async with serving(fleet) as address, AsyncClient(address) as rpc:
+            with pytest.raises(CallFailed) as caught:
+                await rpc.create_job(GenerateRequest(prompt="a knife", model="starter"))
+            assert (caught.value.code, caught.value.reason) == ("PERMISSION_DENIED", "CONTENT_BLOCKED")
