@@ -203,6 +203,7 @@ async def test_nobody_sees_a_result_before_its_verdict() -> None:
         waiting = await fleet.gateway.jobs.get(job.name, ACME)
         assert (waiting.state, waiting.tasks[0].state) == (JobState.RUNNING, TaskState.JUDGING)
         assert not answers.job(waiting).images
+        assert "moderation" in fleet.gateway.explanations.of(waiting).summary
         assert not list(fleet.gateway._leases.of_worker(worker.worker.id))
         after = await fleet.gateway.jobs.cancel(job.name, ACME)
         assert (after.state, after.tasks[0].outputs) == (JobState.CANCELLED, ())
