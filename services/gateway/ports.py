@@ -6,6 +6,14 @@ from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """With which data key a record is sealed."""
+
+    tenant: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """A small value under a key. `revision` grows with every change of the key."""
 
@@ -14,6 +22,8 @@ class Record:
     revision: int
     # Why the value cannot be what was written; empty where the store knows no reason.
     fault: str = ""
+    # How it is stored; None in clear.
+    seal: Seal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

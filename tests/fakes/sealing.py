@@ -25,7 +25,8 @@ def key_file(folder: Path, *keys: str) -> Path:
 def data_keys(vault: KeyVault | Path, *keys: str, clock: FakeClock | None = None) -> DataKeys:
     """`vault`: also a folder. `keys`: the operator's."""
     if isinstance(vault, Path):
-        vault = FolderVault(vault)
+        wrapper = FileKeys(key_file(vault.with_name(f"operator-{'-'.join(each[:4] for each in keys)}"), *keys))
+        return DataKeys(FolderVault(vault), wrapper, clock or FakeClock(), os.urandom)
     with tempfile.TemporaryDirectory() as folder:
         wrapper = FileKeys(key_file(Path(folder), *keys))
     return DataKeys(vault, wrapper, clock or FakeClock(), os.urandom)

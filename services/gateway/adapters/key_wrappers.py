@@ -1,6 +1,7 @@
 """The operator's key: from a file, or from a key management service by an installed package's entry point."""
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import secrets
@@ -46,7 +47,8 @@ class FileKeys:
 
     async def unwrap(self, wrapped_by: str, wrapped: bytes, context: bytes) -> bytes:
         if wrapped_by not in self._keys.ciphers:
-            await self.refresh()
+            with contextlib.suppress(SettingsError):
+                await self.refresh()
         cipher = self._keys.ciphers.get(wrapped_by)
         if cipher is None:
             raise WrongKey(f"it was wrapped with the operator's key {wrapped_by}, which is not in {self._file}")

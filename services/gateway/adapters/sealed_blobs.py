@@ -116,7 +116,7 @@ class SealedBlobs:
             if footer is None:
                 return None
             keys = await self._keys.get(scope)
-            if keys is None or footer.number > keys.current:
+            if footer.number > (keys.current if keys else 0) and not self._keys.is_destroyed(scope):
                 # Perhaps another gateway has made it within the last seconds.
                 keys = await self._keys.get(scope, is_fresh=True)
             if keys is None:

@@ -7,9 +7,7 @@ damaged record.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
-
-from pydantic import TypeAdapter, ValidationError
+from dataclasses import replace
 
 from fanlight.errors import Conflict, Unavailable
 from services.gateway.adapters.seal_format import (
@@ -20,56 +18,14 @@ from services.gateway.adapters.seal_format import (
     parse_record,
     seal_record,
 )
-from services.gateway.app import control_cache, dead_letters, job_store, webhooks
+from services.gateway.app.contents import CONTENT_BUCKETS, tenant_of
 from services.gateway.app.data_keys import DataKeys, KeysUnreadable, TenantClosed
-from services.gateway.domain.job import DEFAULT_TENANT
-from services.gateway.ports import Change, NewRecord, Record, RecordStore, store_fault
+from services.gateway.ports import Change, NewRecord, Record, RecordStore, Seal, store_fault
 from services.kernel.logs import get_logger
 
 log = get_logger()
 
 RETRY_S = 1.0
-
-
-# How each bucket's records name their tenant, read from the JSON of any of them; other buckets hold nothing that
-# tenants wrote.
-
-
-@dataclass(frozen=True, slots=True)
-class _Blob:
-    scope: str = DEFAULT_TENANT
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    tenant: str = ""
-    blob: _Blob = field(default_factory=_Blob)
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    value: _Value
-
-
-_CONTENT: TypeAdapter[_Content] = TypeAdapter(_Content)
-SEALED_BUCKETS = (
-    job_store.JOBS_BUCKET,
-    # Made together with its job, whose tenant it has.
-    job_store.REQUESTS_BUCKET,
-    dead_letters.BUCKET,
-    webhooks.BUCKET,
-    # The tenant is the scope of the image.
-    control_cache.BUCKET,
-)
-
-
-def tenant_of(value: bytes) -> str:
-    """Whose content it is. What names no tenant is the operator's."""
-    try:
-        content = _CONTENT.validate_json(value)
-    except ValidationError:
-        return DEFAULT_TENANT
-    return content.value.tenant or content.value.blob.scope
 
 
 class SealedStore:
@@ -85,18 +41,19 @@ class SealedStore:
     async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
         """TenantClosed, KeysUnreadable."""
         tenant = tenant_of(value)
-        sealed = await self._sealed(bucket, key, value, tenant)
+        sealed, seal = await self._sealed(bucket, key, value, tenant)
         if after is not None:
-            after = replace(after, value=await self._sealed(after.bucket, after.key, after.value, tenant))
-        return replace(await self._store.create(bucket, key, sealed, after=after), value=value)
+            first, _ = await self._sealed(after.bucket, after.key, after.value, tenant)
+            after = replace(after, value=first)
+        return replace(await self._store.create(bucket, key, sealed, after=after), value=value, seal=seal)
 
     async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
         """Conflict also where the tenant's key was destroyed: what the caller knows of the record is gone."""
         try:
-            sealed = await self._sealed(bucket, key, value, tenant_of(value))
+            sealed, seal = await self._sealed(bucket, key, value, tenant_of(value))
         except TenantClosed as error:
             raise Conflict(error.message) from error
-        return replace(await self._store.put(bucket, key, sealed, revision=revision), value=value)
+        return replace(await self._store.put(bucket, key, sealed, revision=revision), value=value, seal=seal)
 
     async def delete(self, bucket: str, key: str) -> None:
         await self._store.delete(bucket, key)
@@ -112,10 +69,11 @@ class SealedStore:
         async for change in self._store.watch(bucket):
             yield await self._opened_at_last(bucket, change) if isinstance(change, Record) else change
 
-    async def _sealed(self, bucket: str, key: str, value: bytes, tenant: str) -> bytes:
-        if bucket not in SEALED_BUCKETS:
-            return value
-        return seal_record(await self._keys.for_writing(tenant), bucket, key, value)
+    async def _sealed(self, bucket: str, key: str, value: bytes, tenant: str) -> tuple[bytes, Seal | None]:
+        if bucket not in CONTENT_BUCKETS:
+            return value, None
+        keys = await self._keys.for_writing(tenant)
+        return seal_record(keys, bucket, key, value), Seal(tenant=tenant, number=keys.current)
 
     async def _opened(self, bucket: str, record: Record) -> Record:
         """Unavailable where the keys are."""
@@ -123,6 +81,7 @@ class SealedStore:
             return record
         try:
             sealed = parse_record(record.value)
+            record = replace(record, seal=Seal(tenant=sealed.tenant, number=sealed.number))
             return replace(record, value=await self._open(bucket, record.key, sealed))
         except BrokenSeal as error:
             return replace(record, fault=str(error))
@@ -131,7 +90,7 @@ class SealedStore:
 
     async def _open(self, bucket: str, key: str, sealed: SealedRecord) -> bytes:
         keys = await self._keys.get(sealed.tenant)
-        if keys is None or sealed.number > keys.current:
+        if sealed.number > (keys.current if keys else 0) and not self._keys.is_destroyed(sealed.tenant):
             # Perhaps another gateway has made it within the last seconds.
             keys = await self._keys.get(sealed.tenant, is_fresh=True)
         if keys is None:

@@ -136,6 +136,11 @@ class DataKeys:
             return (await self._note(tenant, await self._vault.get(tenant))).keys
         return (self._remembered(tenant) or await self._load(tenant)).keys
 
+    def is_destroyed(self, tenant: str) -> bool:
+        """As last read from the vault."""
+        known = self._known.get(tenant)
+        return known is not None and known.keys is None and bool(known.destroy_s)
+
     async def for_writing(self, tenant: str) -> TenantKeys:
         """Made where the tenant has none yet. TenantClosed, KeysUnreadable, Unavailable."""
         known = self._remembered(tenant) or await self._load(tenant)
@@ -246,7 +251,11 @@ class DataKeys:
 
         Killed in the middle, it goes on at the next call: an entry names the key that wrapped it.
         """
-        await self._wrapper.refresh()
+        try:
+            await self._wrapper.refresh()
+        except SettingsError as error:
+            log.error("operator_key_unreadable", why=str(error))
+            return 0
         return sum([await self._rewrap(name) for name in await self._vault.names()])
 
     async def _rewrap(self, name: str) -> bool:
