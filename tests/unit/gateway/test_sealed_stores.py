@@ -16,9 +16,10 @@ from services.gateway.app.data_keys import RETIRED_S, DataKeys, TenantClosed
 from services.gateway.app.job_store import JOBS, JOBS_BUCKET
 from services.gateway.app.records import Records, UnreadableRecord
 from services.gateway.app.sealing import Sealing
+from services.gateway.domain import plan
+from services.gateway.domain.job import Job
 from services.gateway.ports import CaughtUp, DirectTransfer, NewRecord
-from tests.fakes.fleet import FakeClock
-from tests.fakes.gateway import a_job
+from tests.fakes.fleet import FakeClock, annotation, plan_of
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.sealing import data_keys
 
@@ -58,6 +59,10 @@ def file_of(folder: Path, scope: str = "acme") -> Path:
     return found
 
 
+def job_of(job_id: str) -> Job:
+    return plan.create(plan_of(annotation()), job_id=job_id, request_id="", priority=0, now_s=1_000.0)
+
+
 # Records
 
 
@@ -85,8 +90,7 @@ def test_a_value_that_names_no_tenant_is_the_operators() -> None:
 
 
 async def test_a_prompt_that_looks_like_a_tenant_changes_nothing() -> None:
-    job = a_job("1")
-    value = JOBS.encode(job).replace(b'"requests":', b'"note":"\\"tenant\\":\\"evil\\"","requests":')
+    value = JOBS.encode(job_of("1")).replace(b'"requests":', b'"note":"\\"tenant\\":\\"evil\\"","requests":')
     assert tenant_of(value) == "default"
 
 
@@ -109,7 +113,7 @@ async def test_a_damaged_record_is_set_aside_and_stops_no_list_and_no_watch(keys
     under = MemoryStore()
     store = SealedStore(under, keys)
     for job_id in ("1", "2"):
-        await store.create(JOBS_BUCKET, job_id, JOBS.encode(a_job(job_id)))
+        await store.create(JOBS_BUCKET, job_id, JOBS.encode(job_of(job_id)))
     stored = await under.get(JOBS_BUCKET, "1")
     assert stored is not None
     await under.put(JOBS_BUCKET, "1", damage(stored.value), revision=stored.revision)
