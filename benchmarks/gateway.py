@@ -1,6 +1,6 @@
 """What the gateway costs: over SQLite's own commits, over a bare grpc.aio server, and in memory.
 
-usage: python -m benchmarks.gateway sqlite|lease|image|memory [--rounds 5]. Ours and the other take turns in one run.
+usage: python -m benchmarks.gateway sqlite|lease|image|sealed|memory [--rounds 5]. Ours and the other take turns.
 """
 
 import asyncio
@@ -43,6 +43,8 @@ CONTROL_BYTES = 425_000
 QUEUED = 1_000
 AT_A_TIME = 16
 IMAGES_A_TURN = 10
+# Of this size, in the memory of a gateway.
+CACHED_IMAGES = 36
 # Of a run, for the range of its medians.
 PARTS = 5
 
@@ -231,8 +233,89 @@ async def image(rounds: int, report: Report, *, smoke: bool) -> None:
     report.add("CPU of the gateway for an image", [each * 1e3 for each in spent["ours"]], "ms")
 
 
+@asynccontextmanager
+async def gateway_alone(name: str, **settings: str) -> AsyncIterator[tuple[GatewayProcess, grpc.aio.Channel]]:
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "sealed":
+            (Path(folder) / "key").write_text(os.urandom(32).hex())
+            settings["FANLIGHT_GATEWAY_SEAL_KEY_FILE"] = str(Path(folder) / "key")
+        gateway = GatewayProcess(Path(folder) / "data", FANLIGHT_LOG_LEVEL="warning", **settings)
+        try:
+            await gateway.start()
+            async with gateway.channel() as channel:
+                yield gateway, channel
+        finally:
+            await gateway.stop()
+
+
+async def sealed(rounds: int, report: Report, *, smoke: bool) -> None:
+    """The image's way through a gateway that seals, and through one that does not; and reads of what only the disk has.
+
+    Also job transitions, whose records are sealed each time.
+    """
+    async with gateway_alone("clear") as clear, gateway_alone("sealed") as sealing:
+        sides = {"clear": clear, "sealed": sealing}
+        ways = ("carry", "cpu", "disk", "jobs")
+        figures: dict[str, dict[str, list[float]]] = {way: {name: [] for name in sides} for way in ways}
+        for turn_number in range(2 if smoke else rounds * 4 + 1):
+            order = list(sides) if turn_number % 2 else list(reversed(sides))
+            for name in order:
+                found = await sealed_turn(*sides[name], smoke=smoke)
+                # The first turn makes connections and folders.
+                if turn_number:
+                    for way in ways:
+                        figures[way][name] += found[way]
+    for way, what, goal in (
+        ("carry", "a 467 kB image from a worker to a client, wall, p50", 1.25),
+        ("disk", "a 467 kB image read from the disk by a client, wall, p50", 1.25),
+        ("jobs", "a job created, wall, p50", 1.25),
+    ):
+        ours, theirs = figures[way]["sealed"], figures[way]["clear"]
+        compare(report, ours, theirs, f"sealed: {what}", "the same in clear", goal=goal)
+    spent = figures["cpu"]
+    report.ratio("sealed: a 467 kB image, CPU of the gateway", spent["sealed"], spent["clear"], against="in clear")
+
+
+async def sealed_turn(gateway: GatewayProcess, channel: grpc.aio.Channel, *, smoke: bool) -> dict[str, list[float]]:
+    assert gateway._process is not None
+    before_s = cpu_s(gateway._process.pid)
+    carried = [await carry_image(channel) for _ in range(IMAGES_A_TURN)]
+    spent_s = (cpu_s(gateway._process.pid) - before_s) / IMAGES_A_TURN
+    blobs = blobs_pb2_grpc.BlobServiceStub(channel)
+    # More than a gateway caches in memory.
+    digests = [await write_image(channel) for _ in range(2 if smoke else 2 * CACHED_IMAGES)]
+    reads = []
+    for digest in digests[:IMAGES_A_TURN]:
+        begin_s = time.perf_counter()
+        async for _part in blobs.ReadBlob(blobs_pb2.ReadBlobRequest(digest=digest)):
+            pass
+        reads.append(time.perf_counter() - begin_s)
+    created = []
+    jobs: Any = jobs_of(channel)
+    await RpcWorker(channel, "diffusion").lease(0)
+    for _ in range(IMAGES_A_TURN):
+        request = gateway_pb2.CreateJobRequest(generation=requests.generation("a red teapot on a table, " * 4))
+        begin_s = time.perf_counter()
+        job = await jobs.CreateJob(request)
+        created.append(time.perf_counter() - begin_s)
+        await jobs.CancelJob(gateway_pb2.CancelJobRequest(name=job.name))
+    return {"carry": carried, "cpu": [spent_s], "disk": reads, "jobs": created}
+
+
+async def write_image(channel: grpc.aio.Channel) -> str:
+    data = PNG + os.urandom(IMAGE_BYTES)
+    header = blobs_pb2.WriteBlobHeader(size_bytes=len(data))
+    parts = [blobs_pb2.WriteBlobRequest(header=header)]
+    parts += [blobs_pb2.WriteBlobRequest(chunk=chunk) for chunk in chunks_of(data)]
+    return (await blobs_pb2_grpc.BlobServiceStub(channel).WriteBlob(iter(parts))).blob.digest
+
+
 async def ours_carries(house: House) -> float:
-    blobs = blobs_pb2_grpc.BlobServiceStub(house.ours)
+    return await carry_image(house.ours)
+
+
+async def carry_image(channel: grpc.aio.Channel) -> float:
+    blobs = blobs_pb2_grpc.BlobServiceStub(channel)
     data = PNG + os.urandom(IMAGE_BYTES)
     # The worker's digest and the client's check are no part of the way.
     digest = digest_of(data)
@@ -308,6 +391,7 @@ WHAT: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "sqlite": sqlite,
     "lease": lease,
     "image": image,
+    "sealed": sealed,
     "memory": memory,
 }
 

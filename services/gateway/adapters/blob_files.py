@@ -459,22 +459,20 @@ class IncomingBlob:
         buffered, self._buffered = self._buffered, []
         for chunk in buffered:
             if self._sealer is not None:
-                self._put(*self._sealer.take(chunk))
+                self._put(b"".join(self._sealer.take(chunk)))
                 continue
             if len(self._head) < HEAD_BYTES:
                 self._head = (self._head + chunk[:HEAD_BYTES])[:HEAD_BYTES]
             self._hash.update(chunk)
             self._put(chunk)
 
-    def _put(self, *pieces: bytes) -> None:
+    def _put(self, data: bytes) -> None:
         assert self._file is not None
-        size_bytes = sum(map(len, pieces))
-        self._files.reserve(size_bytes)
-        self._reserved_bytes += size_bytes
-        for piece in pieces:
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[self._file.write(rest) :]
+        self._files.reserve(len(data))
+        self._reserved_bytes += len(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def finish(self, scope: str, *, digest: str, size_bytes: int) -> tuple[BlobInfo, tuple[bytes, ...]]:
         """Publish it, if it is what was announced; InvalidField otherwise. `settle` must follow.
@@ -497,7 +495,7 @@ class IncomingBlob:
     def _identify(self, scope: str) -> BlobInfo:
         if self._sealer is not None:
             info, last = self._sealer.finish(scope)
-            self._put(*last)
+            self._put(b"".join(last))
             return info
         return BlobInfo(
             scope=scope,
