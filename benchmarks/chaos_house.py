@@ -1,20 +1,32 @@
-"""The processes of the chaos run, the links between them, and how they are killed, cut and started again."""
+"""The processes of the chaos run, the links between them, and how they are killed, cut and started again.
+
+Gateways speak TLS, and every worker is a node of its own: it joins with a token of the run's issuer.
+"""
 
 import asyncio
 import contextlib
 import os
+import random
 import re
+import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.chaos_issuer import Certificates, Issuer
+from fanlight.client import AsyncClient
 from tests.fakes.nats_server import cluster, free_port
 
 # A machine that is busy with other things takes its time.
 START_S = 600.0
 READ_BYTES = 64 * 1024
+TOKEN = "operator-0123456789"
+# So that credentials are renewed many times in a run, and some end while their node is down.
+CREDENTIAL_S = 30
+# How often a worker that is started again has an empty disk, as a platform's new machine.
+WIPED_SHARE = 0.25
 
 
 class Link:
@@ -75,11 +87,14 @@ class Member:
     environment: dict[str, str] = field(default_factory=dict)
     # What it prints once it may be used; empty where it says nothing.
     ready: str = ""
+    # Called before each start.
+    prepare: Callable[[], None] = lambda: None
     child: asyncio.subprocess.Process | None = None
     is_up: bool = False
     kills: int = 0
 
     async def start(self) -> None:
+        self.prepare()
         with self.log.open("ab") as log:
             self.child = await asyncio.create_subprocess_exec(
                 *self.command,
@@ -129,29 +144,48 @@ class House:
     """Three NATS servers, two gateways, workers; every gateway's way to each server and every worker's to each gateway
     is a link of its own."""
 
-    def __init__(self, folder: Path, *, gateways: int, workers: int, liars: Mapping[int, str] = NO_LIARS) -> None:
-        """`liars`: how a worker lies, by its number."""
-        self.folder, self._liars = folder, liars
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        gateways: int,
+        workers: Sequence[int],
+        liars: Mapping[int, str] = NO_LIARS,
+        checked_share: float | None = None,
+    ) -> None:
+        """`workers`: their numbers; every third one preprocesses. `liars`: how a worker lies, by its number.
+
+        `checked_share`: of the gateways' settings; None for their default.
+        """
+        self.folder, self._liars, self._checked_share = folder, liars, checked_share
+        self.issuer, self.certificates = Issuer(folder / "issuer"), Certificates(folder / "tls")
         self.servers: list[Member] = []
         self.gateways: list[Member] = []
         self.workers: list[Member] = []
         self.links: list[Link] = []
         self._ports = [free_port() for _ in range(2 * gateways)]
-        self._counts = (gateways, workers)
+        self._gateways, self._numbers = gateways, workers
 
     async def start(self) -> None:
+        await self.issuer.open()
+        self.certificates.open()
         nats = cluster(self.folder / "nats")
         for server in nats:
             server.folder.mkdir(parents=True)
             self.servers.append(Member(f"nats-{server.folder.name}", server.command(), self.folder / "nats.log"))
         for each in self.servers:
             await each.start()
-        count, workers = self._counts
-        for i in range(count):
+        for i in range(self._gateways):
             await self._add_gateway(i, [server.port for server in nats])
         await asyncio.gather(*(each.start_again() for each in self.gateways))
-        for i in range(workers):
+        for i in self._numbers:
             await self._add_worker(i, "preprocess" if i % 3 == 0 else "diffusion")
+
+    def rotate_keys(self) -> None:
+        """The issuer has a new key, and the platform gives each node a token of it."""
+        self.issuer.rotate()
+        for worker in self.workers:
+            self.issuer.write_token(worker.name)
 
     async def _add_gateway(self, number: int, servers: Sequence[int]) -> None:
         links = await self._linked(servers)
@@ -164,21 +198,38 @@ class House:
             "FANLIGHT_GATEWAY_BLOBS": str(self.folder / "blobs"),
             "FANLIGHT_GATEWAY_LEASE_TTL_S": "10",
             "FANLIGHT_GATEWAY_OTHER_ANNOTATORS": "cheap",
+            "FANLIGHT_GATEWAY_ISSUERS_FILE": str(self.issuer.rules_file),
+            "FANLIGHT_GATEWAY_CREDENTIAL_LIFETIME_S": str(CREDENTIAL_S),
+            "FANLIGHT_CLIENT_TOKEN": TOKEN,
         }
-        command = [sys.executable, "-m", "services.gateway"]
-        log = self.folder / f"gateway-{number}.log"
-        self.gateways.append(Member(f"gateway-{number}", command, log, environment, ready="ready "))
+        if self._checked_share is not None:
+            environment["FANLIGHT_GATEWAY_CHECKED_SHARE"] = str(self._checked_share)
+        name = f"gateway-{number}"
+        environment |= self.certificates.environment(name)
+        command, log = [sys.executable, "-m", "services.gateway"], self.folder / f"{name}.log"
+        prepare = lambda: self.certificates.issue(name)  # noqa: E731
+        self.gateways.append(Member(name, command, log, environment, ready="ready ", prepare=prepare))
 
     async def _add_worker(self, number: int, stage: str) -> None:
         links = await self._linked(self._ports[::2])
+        name, state = f"worker-{number}", self.folder / f"state-{number}"
+
+        def prepare() -> None:
+            if random.random() < WIPED_SHARE:
+                shutil.rmtree(state, ignore_errors=True)
+            self.issuer.write_token(name)
+
         environment = {
             "FANLIGHT_WORKER_GATEWAY": ",".join(f"127.0.0.1:{port}" for port in links),
             "FANLIGHT_WORKER_NODE": f"node-{number}",
+            "FANLIGHT_WORKER_IDENTITY_TOKEN_FILE": str(self.issuer.token_file(name)),
+            "FANLIGHT_WORKER_STATE_DIR": str(state),
+            "FANLIGHT_TLS_CA_FILE": str(self.certificates.roots_file),
             "FANLIGHT_CHAOS_STAGE": stage,
             "FANLIGHT_CHAOS_LIAR": self._liars.get(number, ""),
         }
         command = [sys.executable, "-m", "benchmarks.chaos_worker"]
-        self.workers.append(Member(f"worker-{number}", command, self.folder / f"worker-{number}.log", environment))
+        self.workers.append(Member(name, command, self.folder / f"{name}.log", environment, prepare=prepare))
         await self.workers[-1].start()
 
     async def _linked(self, targets: Sequence[int]) -> list[int]:
@@ -188,10 +239,10 @@ class House:
         self.links += links
         return [link.port for link in links]
 
-    @property
-    def addresses(self) -> str:
-        """Of the gateways, for clients."""
-        return ",".join(f"127.0.0.1:{port}" for port in self._ports[::2])
+    def client(self) -> AsyncClient:
+        """The operator's, of all gateways."""
+        addresses = ",".join(f"127.0.0.1:{port}" for port in self._ports[::2])
+        return AsyncClient(addresses, token=TOKEN, ca_file=self.certificates.roots_file)
 
     @property
     def members(self) -> list[Member]:
@@ -200,3 +251,4 @@ class House:
     async def end(self) -> None:
         for member in self.members:
             await member.end(signal.SIGKILL)
+        await self.issuer.close()

@@ -1,11 +1,12 @@
 """A worker with a cheap stage, for the chaos run: the real process and lease loop, images of a few bytes.
 
-`FANLIGHT_CHAOS_STAGE` names the stage. Every image it makes is another one, so that a second delivery would show.
-`FANLIGHT_CHAOS_LIAR` makes it lie: `garbage` for images, `nonsense` of requests and progress, `claims` of everything,
-`vanishes` in the middle.
+`FANLIGHT_CHAOS_STAGE` names the stage. Every generated image is another one, so that a second delivery would show; a
+control image follows from its photo. `FANLIGHT_CHAOS_LIAR` makes it lie: `garbage` for images, `nonsense` of requests
+and progress, `claims` of everything, `vanishes` in the middle, `forges` control images that look right.
 """
 
 import asyncio
+import hashlib
 import os
 import random
 import struct
@@ -35,10 +36,11 @@ SIDE_PX = 64
 CLAIMS_S = 4.0
 
 
-def png() -> bytes:
-    """A sound image of 64 x 64 pixels, another one at each call."""
+def png(seed: bytes) -> bytes:
+    """A sound image of 64 x 64 pixels, the same one for the same seed."""
     header = struct.pack(">IIBBBBB", SIDE_PX, SIDE_PX, 8, 0, 0, 0, 0)
-    rows = b"".join(b"\x00" + os.urandom(SIDE_PX) for _ in range(SIDE_PX))
+    pixels = hashlib.shake_256(seed).digest(SIDE_PX * SIDE_PX)
+    rows = b"".join(b"\x00" + pixels[start : start + SIDE_PX] for start in range(0, len(pixels), SIDE_PX))
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
@@ -55,7 +57,8 @@ class Cheap:
     def capabilities(self) -> queue_pb2.Capabilities:
         capabilities = queue_pb2.Capabilities()
         if self.name == "preprocess":
-            capabilities.annotators.add(id="cheap", version="1", device="cpu", controlnets=["cheap"])
+            known = {"version": "1", "device": "cpu", "deterministic": True, "controlnets": ["cheap"]}
+            capabilities.annotators.add(id="cheap", **known)
         else:
             capabilities.models.add(id="cheap", kind="checkpoint", is_default=True, width_px=64, height_px=64)
             capabilities.models.add(id="cheap", kind="controlnet")
@@ -69,7 +72,11 @@ class Cheap:
         for step in range(STEPS):
             report(StageProgress(step=step, steps=STEPS))
             await asyncio.sleep(random.uniform(*STEP_S))
-        return _outcome(png())
+        return _outcome(png(self.seed(request)))
+
+    def seed(self, request: Message) -> bytes:
+        """What the result follows from."""
+        return request.image.data if isinstance(request, preprocessor_pb2.AnnotateRequest) else os.urandom(16)
 
 
 def _outcome(data: bytes) -> Outcome:
@@ -80,7 +87,7 @@ class Garbage(Cheap):
     """Hands in what is no image, or half of one."""
 
     async def run(self, request: Message, task: queue_pb2.LeasedTask, report: Report) -> Outcome:
-        return _outcome(random.choice([os.urandom(2_000), b"<html></html>", png()[:-20], b""]))
+        return _outcome(random.choice([os.urandom(2_000), b"<html></html>", png(b"")[:-20], b""]))
 
 
 class Nonsense(Cheap):
@@ -115,12 +122,20 @@ class Vanishes(Cheap):
         return await super().run(request, task, report)
 
 
+class Forges(Cheap):
+    """Hands in another control image than the photo's; nothing in the image itself shows that."""
+
+    def seed(self, request: Message) -> bytes:
+        return os.urandom(16)
+
+
 STAGES: Mapping[str, Callable[[str], Cheap]] = {
     "": Cheap,
     "garbage": Garbage,
     "nonsense": Nonsense,
     "claims": Claims,
     "vanishes": Vanishes,
+    "forges": Forges,
 }
 
 

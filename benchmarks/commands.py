@@ -126,6 +126,8 @@ COMMANDS = (
     Command(name="gateway nodes", module="gateway_nodes"),
     Command(name="strangers", module="strangers"),
     Command(name="chaos", module="chaos", needs=(nats,), is_long=True),
+    Command(name="chaos liars", module="chaos", arguments=("--liars",), needs=(nats,), is_long=True),
+    Command(name="chaos honest", module="chaos_honest", needs=(nats,), is_long=True),
     Command(name="ordering", module="ordering"),
     Command(name="fleet_sim", module="fleet_sim", is_long=True),
     Command(name="fleet_sim large", module="fleet_sim", arguments=("--large",), is_long=True),

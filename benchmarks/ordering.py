@@ -88,7 +88,7 @@ def measure(count: int, rounds: int, waiting: int, goal_us: float, report: Repor
             taken.append(task)
 
     def floor(i: int) -> float:
-        held = scheduler.index.holders(tasks[i].kind.checkpoint)
+        held = scheduler.index.holders(tasks[i].kind.stage, tasks[i].kind.checkpoint)
         return min(
             (worker.wait_s(now_s) + 20 * worker.step_s_of(("", USUAL_SIZE_CLASS)) for worker in held), default=0.0
         )

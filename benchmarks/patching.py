@@ -84,7 +84,7 @@ def measure_calls(rounds: int, folder: Path, report: Report) -> None:
         read_s = time.perf_counter() - began_s
         with torch.inference_mode():
             for part, (_, module) in thin.items():
-                patch_loras(module, part, [dose], "sd15")
+                patch_loras(module, part, [dose])
         taken_s.append((time.perf_counter() - began_s, read_s))
     report.add("the calls of thin layers", [whole_s * 1e3 for whole_s, _ in taken_s], "ms")
     report.add("of them for the file's table", [read_s * 1e3 for _, read_s in taken_s], "ms")

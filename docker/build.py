@@ -1,9 +1,9 @@
 """Builds our images with podman: `python docker/build.py IMAGE... [--build-arg NAME=VALUE]...`.
 
-IMAGE: wheels or wheels-cuda (what the others are made of), wheels-plain (what an image without our layers is made of,
-for `benchmarks.cold_start`), or gateway, preprocessor, preprocessor-neural, diffusion;
-preprocessor-neural-cuda, diffusion-cuda. Build arguments are those of docker/Dockerfile. WEIGHTS names references or
-profiles: the files of their plan are fetched here and become a layer each, on top of the image.
+IMAGE: wheels, wheels-cuda or wheels-cuda126 (what the others are made of), wheels-plain (what an image without our
+layers is made of, for `benchmarks.cold_start`), or gateway, preprocessor, preprocessor-neural, diffusion; the last two
+also with -cuda, or with -cuda126 for older cards. Build arguments are those of docker/Dockerfile. WEIGHTS names
+references or profiles: the files of their plan are fetched here and become a layer each, on top of the image.
 """
 
 import argparse
@@ -22,10 +22,14 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 WHEELS = ROOT / "dist" / "wheels"
+LOCKS = sorted((ROOT / "docker" / "locks").glob("*.txt"))
 PREFIX = "localhost/fanlight"
 BASE = f"{PREFIX}/base:bookworm"
 TARGETS = ("gateway", "preprocessor", "preprocessor-neural", "diffusion")
-CUDA_LIST = "torch-cuda"
+# By the end of an image's name, the list of its torch layer.
+CUDA_LISTS = {"cuda": "torch-cuda", "cuda126": "torch-cuda126"}
+# Lists whose wheels lie in a folder of their own: pip would take their torch for the newest build of the CPU's.
+APART = ("torch-cuda126",)
 WITH_CUDA = ("preprocessor-neural", "diffusion")
 PYTHON = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none")
 # Up to the oldest glibc that the base image's Debian or Ubuntu may have, what wheels call those that they need. pip
@@ -36,7 +40,10 @@ PLATFORMS = (*(f"_2_{minor}" for minor in range(28, 16, -1)), "2014")
 def main() -> int:
     parser = argparse.ArgumentParser(description="Builds the images of Fanlight with podman.")
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", help=f"wheels or wheels-cuda first, then {', '.join(TARGETS)}; or X-cuda"
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help=f"wheels or wheels-cuda first, then {', '.join(TARGETS)}; or X-cuda, X-cuda126",
     )
     parser.add_argument(
         "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="one of the Dockerfile's, or WEIGHTS"
@@ -48,8 +55,8 @@ def main() -> int:
     for image in asked.images:
         if asked.export:
             export(image, asked.export)
-        elif image in ("wheels", "wheels-cuda"):
-            make_wheels(cuda=image == "wheels-cuda")
+        elif image == "wheels" or image.removeprefix("wheels-") in CUDA_LISTS:
+            make_wheels(cuda=CUDA_LISTS.get(image.removeprefix("wheels-"), ""))
         elif image == "wheels-plain":
             make_plain_wheels()
         else:
@@ -57,13 +64,19 @@ def main() -> int:
     return 0
 
 
-def make_wheels(*, cuda: bool = False) -> None:
-    """Everything that the images install, by this machine's own pip settings; and our own wheel."""
+def make_wheels(*, cuda: str = "") -> None:
+    """Everything that the images install, by this machine's own pip settings; and our own wheel.
+
+    `cuda`: the list of a torch with CUDA, which is made too.
+    """
     WHEELS.mkdir(parents=True, exist_ok=True)
-    lists = [path for path in sorted((ROOT / "docker" / "locks").glob("*.txt")) if cuda or path.stem != CUDA_LIST]
-    missing = sorted({line for path in lists for line in path.read_text().splitlines() if not _is_here(line)})
+    lists = [path for path in LOCKS if path.stem == cuda or path.stem not in CUDA_LISTS.values()]
+    together = [path for path in lists if path.stem not in APART]
+    missing = sorted({line for path in together for line in path.read_text().splitlines() if not _is_here(line)})
     if missing or not list(WHEELS.glob("pip-*.whl")):
         _download(*missing, "pip")
+    for path in (each for each in lists if each.stem in APART):
+        _download_apart(path, folder=WHEELS / path.stem)
     for stale in WHEELS.glob("fanlight-*.whl"):
         stale.unlink()
     _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(WHEELS), str(ROOT))
@@ -85,7 +98,14 @@ def plain_pins() -> list[str]:
     return [f"{name}=={pins[name]}" for name in sorted(names)]
 
 
-def _is_here(line: str) -> bool:
+def _download_apart(lock: Path, *, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    lines = lock.read_text().splitlines()
+    if missing := [line for line in lines if not _is_here(line) and not _is_here(line, folder)]:
+        _download(*missing, into=folder)
+
+
+def _is_here(line: str, folder: Path | None = None) -> bool:
     """Whether the wheel that a line of a lock names lies in the folder; a comment names none."""
     if line.startswith("#"):
         return True
@@ -94,18 +114,20 @@ def _is_here(line: str) -> bool:
     patterns = [f"{name.replace('-', '_')}-{version}-*.whl"]
     if "===" not in line:
         patterns.append(f"{name.replace('-', '_')}-{version}+*.whl")
-    return any(fnmatch.fnmatch(path.name.lower(), pattern) for path in WHEELS.iterdir() for pattern in patterns)
+    return any(
+        fnmatch.fnmatch(path.name.lower(), pattern) for path in (folder or WHEELS).iterdir() for pattern in patterns
+    )
 
 
-def _download(*what: str) -> None:
+def _download(*what: str, into: Path | None = None) -> None:
     platforms = [part for tag in PLATFORMS for part in ("--platform", f"manylinux{tag}_x86_64")]
     only = ["--quiet", "--no-deps", "--only-binary=:all:", *PYTHON, *platforms, "--platform", "linux_x86_64"]
-    _run(sys.executable, "-m", "pip", "download", *only, "--dest", str(WHEELS), *what)
+    _run(sys.executable, "-m", "pip", "download", *only, "--dest", str(into or WHEELS), *what)
 
 
 def build(image: str, arguments: dict[str, str], *, tag: str = "") -> str:
     """The name of the image that was built."""
-    target = image.removesuffix("-cuda")
+    target = image.removesuffix("-cuda126").removesuffix("-cuda")
     if target not in TARGETS or (image != target and target not in WITH_CUDA):
         raise SystemExit(f"error: {image} is no image of ours: {', '.join(TARGETS)}")
     weights = arguments.get("WEIGHTS", "")
@@ -119,7 +141,8 @@ def build(image: str, arguments: dict[str, str], *, tag: str = "") -> str:
 
 
 def _variant(image: str) -> dict[str, str]:
-    return {"TORCH": CUDA_LIST} if image.endswith("-cuda") else {}
+    cuda = CUDA_LISTS.get(image.rpartition("-")[2])
+    return {"TORCH": cuda} if cuda else {}
 
 
 def _tag_of(weights: str) -> str:

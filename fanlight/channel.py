@@ -182,6 +182,7 @@ def open_channel(
 
     `security`: in place of what `ca_file`, `certificate` and `plain_text` give by `security_of`.
     Several IP addresses, separated by commas, are gateways that share a store: when one fails, the next one is dialed.
+    They share a certificate too, which must be for the first of the addresses.
     """
     target = target_of(address)
     security = security or security_of(address, ca_file=ca_file, certificate=certificate, plain_text=plain_text)
@@ -189,11 +190,17 @@ def open_channel(
     interceptors = bearer_interceptors(token) if token else []
     if security.is_plain_text:
         return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
-    if security.name:
-        options.append(("grpc.ssl_target_name_override", security.name))
+    if name := security.name or _first_of_several(address):
+        options.append(("grpc.ssl_target_name_override", name))
     chain, key = security.certificate or (None, None)
     credentials = grpc.ssl_channel_credentials(security.roots, key, chain)
     return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
+
+
+def _first_of_several(address: str) -> str:
+    """The host that the certificate must have, because gRPC would take the whole list for it; empty for one address."""
+    first, comma, _ = address.partition(",")
+    return first.rpartition(":")[0].strip("[]") if comma else ""
 
 
 class _Bearer:

@@ -1,7 +1,8 @@
 """Run inside the build: puts a layer's packages into /layers/LAYER, less what no service needs, compiled ahead.
 
 usage: python3 install.py LAYER [--packages LIST] [WHEEL...]
-/wheels: the wheels; ../locks/LIST.txt: what to install of them, to the version; no package index is asked.
+/wheels: the wheels, those of a list alone in /wheels/LIST; ../locks/LIST.txt: what to install of them, to the version;
+no package index is asked.
 """
 
 import argparse
@@ -38,19 +39,21 @@ def main() -> None:
     parser.add_argument("wheels", nargs="*")
     asked = parser.parse_args()
     out = LAYERS / asked.layer
-    install(asked.wheels or ["--requirement", str(HERE.parent / "locks" / f"{asked.packages or asked.layer}.txt")], out)
+    chosen = asked.packages or asked.layer
+    install(asked.wheels or ["--requirement", str(HERE.parent / "locks" / f"{chosen}.txt")], out, own=WHEELS / chosen)
     removed = sum(remove(path) for path in unneeded(out)) + sum(strip(path) for path in out.rglob("*.so*"))
     layer = tomllib.loads((HERE.parent / "layers.toml").read_text())["layers"].get(asked.layer, {})
     compile_ahead(out, layer.get("compiled_by", ()), layer.get("below", ()), layer.get("compiled", ()))
     print(f"{asked.layer}: {size_of(out):,} bytes, {removed:,} taken out")
 
 
-def install(what: Iterable[str], out: Path) -> None:
-    """pip runs from its own wheel, so the base image needs none."""
+def install(what: Iterable[str], out: Path, *, own: Path) -> None:
+    """pip runs from its own wheel, so the base image needs none. `own`: a folder of wheels for this list alone."""
     pip = next(WHEELS.glob("pip-*.whl"))
     command = [sys.executable, f"{pip}/pip", "install", "--quiet", "--root-user-action=ignore", "--no-cache-dir"]
     offline = ["--no-index", "--find-links", str(WHEELS), "--no-deps", "--no-compile", "--target", str(out)]
-    subprocess.run([*command, *offline, *what], check=True)
+    beside = ["--find-links", str(own)] if own.is_dir() else []
+    subprocess.run([*command, *offline, *beside, *what], check=True)
 
 
 def unneeded(out: Path) -> Iterator[Path]:

@@ -1,6 +1,8 @@
-"""`fanlight annotators | models | workers`: list what the fleet offers."""
+"""`fanlight annotators | models | workers`: list what the fleet offers, and show one model."""
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
 
 from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway
 
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from fanlight.client import AsyncClient
-    from fanlight.diffusion.v1.diffusion_pb2 import Model
+    from fanlight.diffusion.v1.diffusion_pb2 import LeftOutModel, Model
     from fanlight.gateway.v1.gateway_pb2 import WorkerStatus
     from fanlight.preprocessor.v1.preprocessor_pb2 import Annotator, Parameter
 
@@ -65,22 +67,45 @@ def _number(value: float) -> str:
     return str(int(value)) if value.is_integer() else str(value)
 
 
+LeftOut = Annotated[
+    bool, typer.Option("--left-out", help="List the files that the workers found and do not use, and why.")
+]
 # By the numbers of the proto's enum Residency.
 _WHERE = {1: "to be fetched", 2: "disk", 3: "RAM", 4: "VRAM"}
 
 
-def models(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
-    """List the models that the workers offer."""
+Show = Annotated[list[str] | None, typer.Argument(metavar="[show ID]", help="One model, with its defaults.")]
+
+
+def models(
+    show: Show = None, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False, left_out: LeftOut = False
+) -> None:
+    """List the models that the workers offer, or show one with its defaults, or list what is not used."""
+    if left_out:
+        _list_left_out(gateway, as_json=as_json)
+        return
+    if show:
+        from fanlight.cli.model_card import show_model
+
+        show_model(gateway, show, as_json=as_json)
+        return
 
     def row(model: "Model") -> tuple[str, ...]:
         size = f"{model.width_px}x{model.height_px}" if model.width_px else "-"
         mebibytes = f"{model.size_bytes / MIB:.1f} MiB" if model.size_bytes else "-"
-        default = "default" if model.is_default else ""
+        default = "; ".join(filter(None, ("default" if model.is_default else "", model.note)))
         where = _WHERE.get(model.residency, "-")
         return model.id, model.kind, model.family or "-", size, mebibytes, where, model.license or "-", default
 
     titles = ("MODEL", "KIND", "FAMILY", "SIZE", "BYTES", "WHERE", "LICENSE", "")
     _list(gateway, lambda client: client.list_models(), titles, row, as_json=as_json)
+
+
+def _list_left_out(gateway: str, *, as_json: bool) -> None:
+    def row(each: "LeftOutModel") -> tuple[str, ...]:
+        return each.path, each.reason, ", ".join(each.nodes)
+
+    _list(gateway, lambda client: client.list_left_out(), ("LEFT OUT", "WHY", "NODES"), row, as_json=as_json)
 
 
 def workers(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:

@@ -16,6 +16,7 @@ from fanlight.cli.options import (
     parse_control,
     parse_lora,
     parse_parameter,
+    parse_sides,
     parse_size,
 )
 
@@ -34,7 +35,8 @@ Controls = Annotated[
         "--control",
         metavar="ANNOTATOR=IMAGE[:SCALE]",
         help="Condition on an image; may be repeated. `none`: it is a control image already; `none/canny` also names"
-        " the ControlNet.",
+        " the ControlNet. `canny,resize=pad,mode=prompt=IMAGE` says how it is fitted (crop, stretch, pad), and what is"
+        " more important (balanced, prompt, control).",
     ),
 ]
 StartImage = Annotated[
@@ -42,7 +44,34 @@ StartImage = Annotated[
     typer.Option("--image", metavar="FILE", help="Start from this image (img2img).", show_default=False),
 ]
 Mask = Annotated[
-    Path | None, typer.Option("--mask", metavar="FILE", help="Replace only what is white in this mask (inpaint).")
+    Path | None,
+    typer.Option("--mask", metavar="FILE", help="Replace only what is white, or opaque, in this mask (inpaint)."),
+]
+MaskBlur = Annotated[
+    float | None,
+    typer.Option(help="How far the mask's edge fades, in pixels, 0 to 64; 4 if left out.", show_default=False),
+]
+OnlyMasked = Annotated[
+    bool,
+    typer.Option("--only-masked", help="Generate the masked part alone, at --size, and put it back into the image."),
+]
+MaskPadding = Annotated[
+    int | None,
+    typer.Option(help="With --only-masked: pixels around the mask, 0 to 1024; 32 if left out.", show_default=False),
+]
+MaskFill = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What is under the mask at the start: original, blurred, noise or nothing."),
+]
+MaskInvert = Annotated[bool, typer.Option("--mask-invert", help="Replace what is black in the mask.")]
+MaskFromAlpha = Annotated[bool, typer.Option("--mask-from-alpha", help="Replace what is transparent in the image.")]
+Outpaint = Annotated[
+    str | None,
+    typer.Option(
+        "--outpaint",
+        metavar="SIDE=PIXELS,...",
+        help="Make the image grow, such as left=64,right=64; also top and bottom.",
+    ),
 ]
 Strength = Annotated[
     float | None,
@@ -69,7 +98,26 @@ Embeddings = Annotated[
 ]
 ClipSkip = Annotated[
     int | None,
-    typer.Option(help="The text encoder's layer: 1 is the last one, 2 the one before.", show_default=False),
+    typer.Option(
+        help="The text encoder's layer for both prompts: 1 is the last one, 2 the one before. Not for SDXL.",
+        show_default=False,
+    ),
+]
+SdxlClipSkip = Annotated[
+    int | None,
+    typer.Option("--sdxl-clip-skip", help="The same for SDXL, which was trained with 2.", show_default=False),
+]
+PromptSyntax = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="a1111: mistakes in brackets are read as A1111 reads them, with a warning; strict: they are refused;"
+        " plain: no syntax at all.",
+    ),
+]
+Emphasis = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What weights do: original, no_norm, ignore or none; original if left out."),
 ]
 Steps = Annotated[int | None, typer.Option(min=0, help="Model steps, 1 to 150; 20 if left out.", show_default=False)]
 Guidance = Annotated[
@@ -81,7 +129,7 @@ Scheduler = Annotated[
 ]
 NoiseSchedule = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="karras, exponential or sgm_uniform; the scheduler's own if left out."),
+    typer.Option(metavar="NAME", help="karras, simple, automatic, ...; the scheduler's own if left out."),
 ]
 Quality = Annotated[int | None, typer.Option(help="Of webp and jpeg, 1 to 100; 90 if left out.", show_default=False)]
 SafetyChecker = Annotated[
@@ -119,12 +167,22 @@ def generate(
     control: Controls = None,
     image: StartImage = None,
     mask: Mask = None,
+    mask_blur: MaskBlur = None,
+    only_masked: OnlyMasked = False,
+    mask_padding: MaskPadding = None,
+    mask_fill: MaskFill = None,
+    mask_invert: MaskInvert = False,
+    mask_from_alpha: MaskFromAlpha = False,
+    outpaint: Outpaint = None,
     strength: Strength = None,
     resize: Resize = None,
     lora: Loras = None,
     vae: Annotated[str | None, typer.Option(metavar="NAME", help="A VAE instead of the checkpoint's own.")] = None,
     embedding: Embeddings = None,
     clip_skip: ClipSkip = None,
+    sdxl_clip_skip: SdxlClipSkip = None,
+    prompt_syntax: PromptSyntax = "a1111",
+    emphasis: Emphasis = None,
     model: Checkpoint = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Pixels; if left out the image's, or the model's own.")
@@ -148,12 +206,13 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Generate images from a prompt, conditioned on control images if there are any."""
-    from fanlight.cli.output import print_json
+    from fanlight.cli.output import print_json, print_warnings
     from fanlight.cli.session import make_folder, talk
 
     options = _options(context.params)
     make_folder(out)
     made = talk(gateway, lambda client: run_generation(client, prompt, out, priority, options))
+    print_warnings(made["warnings"])
     if as_json:
         print_json(made)
         return
@@ -169,6 +228,7 @@ def _options(params: Mapping[str, Any]) -> "GenerationOptions":
     others = {name: params[name] for name in GenerationOptions.__annotations__.keys() & params.keys()}
     options = {
         **others,
+        **parse_sides(params["outpaint"]),
         "negative_prompt": params["negative"],
         "width_px": width_px,
         "height_px": height_px,
@@ -186,6 +246,7 @@ async def run_generation(
 ) -> dict[str, Any]:
     """What `--json` prints. Ctrl-C while it waits cancels the job."""
     from fanlight.cli.reports import JobBar, timings_of
+    from fanlight.client import warnings_of
 
     started_s = time.monotonic()
     with JobBar() as bar:
@@ -194,7 +255,12 @@ async def run_generation(
     images = await download(client, job, out)
     ended_s = time.monotonic()
     measured = {"total_s": round(ended_s - started_s, 3), "download_s": round(ended_s - generated_s, 3)}
-    return {"job": job.name, "images": images, "timings": {**measured, **timings_of(job)}}
+    return {
+        "job": job.name,
+        "images": images,
+        "warnings": warnings_of(job),
+        "timings": {**measured, **timings_of(job)},
+    }
 
 
 async def download(client: "AsyncClient", job: "Job", out: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, errors too.")]
 Priority = Annotated[int, typer.Option("--priority", min=-100, max=100, help="Higher goes first.")]
 
 NO_ANNOTATOR = "none"
+SIDES, SIDE_DIGITS_LIMIT = ("left", "right", "top", "bottom"), 6
+_CONTROL = re.compile(r"([^=,]*)((?:,(?:resize|mode)=[a-z]+)*)=(.*)", re.DOTALL)
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 
 
@@ -32,11 +34,29 @@ def parse_size(text: str | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def parse_sides(text: str | None) -> dict[str, int]:
+    """The outpainting fields of `left=64,top=32`, by name."""
+    sides = {}
+    for part in (text or "").split(",") if text else ():
+        side, _, pixels = part.strip().partition("=")
+        if side not in SIDES or not pixels.isascii() or not pixels.isdigit() or len(pixels) > SIDE_DIGITS_LIMIT:
+            raise typer.BadParameter(
+                f"{part!r} is not SIDE=PIXELS, such as left=64; sides are {', '.join(SIDES)}", param_hint="--outpaint"
+            )
+        sides[f"outpaint_{side}_px"] = int(pixels)
+    return sides
+
+
 def parse_control(text: str) -> "Control":
-    """`ANNOTATOR[/CONTROLNET]=IMAGE[:SCALE]`; with the annotator `none` the image is the control image."""
+    """`ANNOTATOR[/CONTROLNET][,resize=MODE][,mode=MODE]=IMAGE[:SCALE]`.
+
+    With the annotator `none` the image is the control image.
+    """
     from fanlight.client.requests import Control
 
-    name, _, source = text.partition("=")
+    found = _CONTROL.fullmatch(text)
+    name, more, source = found.groups() if found else ("", "", "")
+    options = dict(each.split("=") for each in more.split(",")[1:])
     annotator, _, controlnet = name.partition("/")
     if not annotator or not source:
         raise typer.BadParameter(
@@ -44,7 +64,14 @@ def parse_control(text: str) -> "Control":
         )
     path, scale = _split_scale(source)
     annotator = "" if annotator == NO_ANNOTATOR else annotator
-    return Control(image=path, annotator=annotator, controlnet=controlnet, scale=scale)
+    return Control(
+        image=path,
+        annotator=annotator,
+        controlnet=controlnet,
+        scale=scale,
+        resize=options.get("resize", ""),
+        mode=options.get("mode", ""),
+    )
 
 
 def parse_lora(text: str) -> "Lora":

@@ -37,6 +37,12 @@ def say(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
+def print_warnings(sentences: Sequence[str]) -> None:
+    """On standard error, one line each."""
+    for sentence in sentences:
+        say(f"warning: {' '.join(sentence.split())}")
+
+
 def print_error(error: FanlightError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": error.as_dict()})

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from fanlight.cli.output import print_columns, print_line
+from fanlight.client.watch import warnings_of
 from fanlight.gateway.v1.gateway_pb2 import Job, JobEstimate, JobExplanation, Task, TaskExplanation, WorkerExplanation
 from fanlight.terminal import printable
 
@@ -85,6 +86,8 @@ def print_job(job: Job) -> None:
     if job.HasField("failure"):
         print()
         print_line(f"failed: {_failure(job.failure)}")
+    for sentence in warnings_of(job):
+        print_line(f"warning: {' '.join(sentence.split())}")
     if job.tasks:
         print()
         print_columns(("TASK", "STAGE", "STATE", "ATTEMPTS", "STEP", "WORKER"), [_task_row(task) for task in job.tasks])

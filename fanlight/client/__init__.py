@@ -3,7 +3,7 @@
 from fanlight.client.async_client import AsyncClient
 from fanlight.client.requests import Control, Lora, annotation, generation
 from fanlight.client.sync_client import Client
-from fanlight.client.watch import has_ended
+from fanlight.client.watch import has_ended, warnings_of
 from fanlight.errors import BrokenBlob, CallFailed, FanlightError, InvalidInput, JobFailed
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "annotation",
     "generation",
     "has_ended",
+    "warnings_of",
     "FanlightError",
     "CallFailed",
     "JobFailed",

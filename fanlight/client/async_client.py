@@ -22,7 +22,7 @@ from fanlight.client.tenants import TenantCalls
 from fanlight.client.watch import JobWatch, require_success
 from fanlight.common.v1.common_pb2 import Blob, ImageSource
 from fanlight.contract.images import images_of
-from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest, Model
+from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest, LeftOutModel, Model
 from fanlight.errors import FanlightError, InvalidInput
 from fanlight.gateway.v1 import gateway_pb2 as gateway
 from fanlight.gateway.v1.gateway_pb2 import Job, JobEvent
@@ -267,6 +267,11 @@ class AsyncClient:
     async def list_models(self) -> list[Model]:
         request = gateway.ListModelsRequest()
         return list((await self._call(lambda left_s: self._jobs.ListModels(request, timeout=left_s))).models)
+
+    async def list_left_out(self) -> list[LeftOutModel]:
+        """What workers found among their models and do not use, with the reasons; for the operator."""
+        request = gateway.ListModelsRequest(left_out=True)
+        return list((await self._call(lambda left_s: self._jobs.ListModels(request, timeout=left_s))).left_out)
 
     async def list_workers(self) -> list[gateway.WorkerStatus]:
         request = gateway.ListWorkersRequest()

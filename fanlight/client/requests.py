@@ -36,6 +36,10 @@ class Control:
     # Parts of the steps, 0 to 1.
     start: float | None = None
     end: float | None = None
+    # `crop`, `stretch` or `pad`; empty: as the request's images are.
+    resize: str = ""
+    # `balanced`, `prompt` or `control`; empty leaves it to the service.
+    mode: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ class GenerationOptions(ScalarOptions, total=False):
     """The options of a generation besides its prompt; the service chooses what is left out or None."""
 
     controls: Sequence[Control]
-    # The image to start from, and what of it to replace: the mask's white part.
+    # The image to start from, and what of it to replace: the mask's white part, or its opaque part.
     image: ImageInput | None
     mask: ImageInput | None
     loras: Sequence[Lora]
@@ -132,6 +136,8 @@ def _control(control: Control) -> diffusion_pb2.Control:
         scale=control.scale,
         start=control.start,
         end=control.end,
+        resize=control.resize,
+        mode=control.mode,
     )
 
 

@@ -142,6 +142,7 @@ class Client:
     remove_damaged_record = _blocking(AsyncClient.remove_damaged_record)
     list_annotators = _blocking(AsyncClient.list_annotators)
     list_models = _blocking(AsyncClient.list_models)
+    list_left_out = _blocking(AsyncClient.list_left_out)
     list_workers = _blocking(AsyncClient.list_workers)
     write_blob = _blocking(AsyncClient.write_blob)
     read_blob = _blocking(AsyncClient.read_blob)

@@ -21,6 +21,12 @@ def has_ended(job: Job) -> bool:
     return job.state in _ENDED
 
 
+def warnings_of(job: Job) -> list[str]:
+    """What was done otherwise than the request may have meant: the gateway's sentences, then the nodes', each once."""
+    said = [*job.warnings, *(sentence for image in job.images for sentence in image.warnings)]
+    return list(dict.fromkeys(said))
+
+
 def require_success(job: Job) -> None:
     """JobFailed unless the job has its images."""
     if job.state == Job.STATE_SUCCEEDED:

@@ -5,7 +5,6 @@ Fields in errors are relative to the request, such as `controls[0].end`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TypedDict
 
 from fanlight.contract.annotation import check_struct
 from fanlight.contract.images import check_source, images_of
@@ -29,6 +28,8 @@ from fanlight.contract.limits import (
     LORA_WEIGHT_LIMIT,
     LORAS_LIMIT,
     NAME_LIMIT_BYTES,
+    PART_TOKENS,
+    PROMPT_ENCODED_PARTS_LIMIT,
     QUALITY_LIMIT,
     SEED_LIMIT,
     STEPS_LIMIT,
@@ -40,8 +41,19 @@ from fanlight.contract.limits import (
     check_whole,
     format_number,
 )
-from fanlight.contract.prompt import check_prompt, parse_prompt
+from fanlight.contract.masks import MaskOptions, check_mask_options, has_mask
+from fanlight.contract.prompt import (
+    EMPHASES,
+    ORIGINAL,
+    STRICT,
+    SYNTAXES,
+    ParsedPrompt,
+    PromptSize,
+    check_prompt,
+    parse_prompt,
+)
 from fanlight.contract.schedulers import resolve
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1.diffusion_pb2 import Control, GenerateRequest, LoraUse
 from fanlight.errors import FanlightError, InvalidField, NotFound
 
@@ -60,6 +72,7 @@ HAS_MASK = frozenset(name for (_, mask, _), name in _PIPELINES.items() if mask)
 HAS_CONTROLS = frozenset(name for (_, _, controls), name in _PIPELINES.items() if controls)
 
 RESIZES = ("crop", "stretch", "pad")
+CONTROL_MODES = ("balanced", "prompt", "control")
 FORMATS = ("png", "webp", "jpeg")
 # No safety checker, or what happens to images that it flags.
 OFF = "off"
@@ -70,7 +83,7 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 INPAINT_CONTROLNET = "inpaint"
 
 
-class ScalarOptions(TypedDict, total=False):
+class ScalarOptions(MaskOptions, total=False):
     """The options that are single values, by their field names; None leaves one unset."""
 
     model: str | None
@@ -101,11 +114,19 @@ class ScalarOptions(TypedDict, total=False):
     strict: bool | None
     # The number type that the UNet must compute in.
     precision: str | None
+    # How prompts are read: strict, a1111 or plain.
+    prompt_syntax: str | None
+    # What the weights of prompts do: original, no_norm, ignore or none.
+    emphasis: str | None
+    # SDXL's own, counted as ComfyUI does: 2 is the layer that it was trained with.
+    sdxl_clip_skip: int | None
 
 
 def check(request: GenerateRequest) -> None:
     """InvalidField, NotFound or TooLarge about the first field that no worker could accept."""
     _check_names(request)
+    check_choice(request.prompt_syntax, SYNTAXES, field="prompt_syntax")
+    check_choice(request.emphasis, EMPHASES, field="emphasis")
     _check_prompts(request)
     check_size(request.width_px, request.height_px)
     _check_numbers(request)
@@ -122,8 +143,31 @@ def check(request: GenerateRequest) -> None:
         except FanlightError as error:
             raise error.within(f"controls[{index}]") from error
     _check_pipeline(request)
+    check_mask_options(request, is_masked=pipeline_of(request) in HAS_MASK)
     _check_strength(request)
     _check_variation(request)
+
+
+def warnings_of(request: GenerateRequest) -> tuple[str, ...]:
+    """What of a request that `check` accepts is read otherwise than it may have been meant, in sentences."""
+    said = []
+    for field, prompt in parsed_prompts(request).items():
+        said += [f"{field}: {warning}" for warning in prompt.warnings]
+        said += _late_changes(request, field, prompt)
+        if field == "negative_prompt":
+            said += [f"{field}: the LoRA {tag.name} is left out; it belongs in the prompt" for tag in prompt.loras]
+    return bounded_warnings(said)
+
+
+def _late_changes(request: GenerateRequest, field: str, prompt: ParsedPrompt) -> list[str]:
+    """About a text that no step has: as in A1111 the steps of an image to start from are counted from its first one."""
+    steps, strength = steps_of(request), strength_of(request)
+    count = steps if strength is None else min(int(steps * strength), steps)
+    if late := prompt.unreached(steps, count):
+        return [f"{field}: the change at step {late} never comes, because {count} of {steps} steps run"]
+    if wheres := prompt.outside(steps):
+        return [f"{field}: the change at {wheres[0]} is outside the {steps} steps and never comes"]
+    return []
 
 
 def check_one_image(request: GenerateRequest) -> None:
@@ -153,12 +197,31 @@ def check_resolved(request: GenerateRequest) -> None:
             )
 
 
+def syntax_of(request: GenerateRequest) -> str:
+    """How the prompts are read, one of SYNTAXES."""
+    return request.prompt_syntax or STRICT
+
+
+def parsed_prompts(request: GenerateRequest) -> dict[str, ParsedPrompt]:
+    """The prompt and the negative prompt, by field. InvalidField for one that cannot be read."""
+    syntax = syntax_of(request)
+    return {
+        "prompt": parse_prompt(request.prompt, "prompt", syntax),
+        "negative_prompt": parse_prompt(request.negative_prompt, "negative_prompt", syntax),
+    }
+
+
+def predictions_of(request: GenerateRequest) -> int:
+    """How often the model predicts noise in each step: for each prompt between ANDs, and with guidance once more."""
+    return len(parsed_prompts(request)["prompt"].prompts) + is_guided(request)
+
+
 def pipeline_of(request: GenerateRequest) -> str:
     """The pipeline that the request names, or the one of PIPELINES for what it has."""
     if request.pipeline:
         return request.pipeline
-    has_mask = request.HasField("mask")
-    return _PIPELINES[has_mask or request.HasField("image"), has_mask, bool(request.controls)]
+    is_masked = has_mask(request)
+    return _PIPELINES[is_masked or request.HasField("image"), is_masked, bool(request.controls)]
 
 
 def steps_of(request: GenerateRequest) -> int:
@@ -198,7 +261,7 @@ def lora_weights(request: GenerateRequest) -> dict[str, tuple[float, float]]:
     """
     weights: dict[str, tuple[float, float]] = {}
     listed = [(use.model, *_weights(use)) for use in request.loras]
-    tagged = [(tag.name, tag.unet_weight, tag.text_weight) for tag in parse_prompt(request.prompt, "prompt").loras]
+    tagged = [(tag.name, tag.unet_weight, tag.text_weight) for tag in parsed_prompts(request)["prompt"].loras]
     for name, unet, text in [*listed, *tagged]:
         others = weights.get(name, (0.0, 0.0))
         weights[name] = (others[0] + unet, others[1] + text)
@@ -241,9 +304,19 @@ def _check_names(request: GenerateRequest) -> None:
 
 
 def _check_prompts(request: GenerateRequest) -> None:
-    prompt = check_prompt(request.prompt, "prompt")
-    negative = check_prompt(request.negative_prompt, "negative_prompt")
-    if negative.loras:
+    sizes = {
+        field: check_prompt(
+            getattr(request, field),
+            field,
+            syntax_of(request),
+            emphasis=request.emphasis or ORIGINAL,
+            steps=steps_of(request),
+        )
+        for field in ("prompt", "negative_prompt")
+    }
+    _check_encoded(sizes)
+    prompt, negative = parsed_prompts(request).values()
+    if negative.loras and syntax_of(request) == STRICT:
         at = negative.loras[0].at + 1
         raise InvalidField(f"character {at}: a LoRA belongs in the prompt", field="negative_prompt")
     for tag in prompt.loras:
@@ -256,8 +329,25 @@ def _check_prompts(request: GenerateRequest) -> None:
         )
 
 
+def _check_encoded(sizes: Mapping[str, PromptSize]) -> None:
+    """InvalidField where the texts of both prompts, each filled up to the longest, are too many parts."""
+    texts, parts = sum(size.texts for size in sizes.values()), max(size.parts for size in sizes.values())
+    if texts * parts > PROMPT_ENCODED_PARTS_LIMIT:
+        raise InvalidField(
+            f"changes or is composed of several texts, {texts} with those of the other prompt, which may fill {parts}"
+            f" parts of {PART_TOKENS} tokens each; at most {PROMPT_ENCODED_PARTS_LIMIT} in all are taken",
+            field=max(sizes, key=lambda field: sizes[field].texts),
+        )
+
+
 def _check_numbers(request: GenerateRequest) -> None:
-    whole = {"steps": STEPS_LIMIT, "clip_skip": CLIP_SKIP_LIMIT, "quality": QUALITY_LIMIT, "count": COUNT_LIMIT}
+    whole = {
+        "steps": STEPS_LIMIT,
+        "clip_skip": CLIP_SKIP_LIMIT,
+        "sdxl_clip_skip": CLIP_SKIP_LIMIT,
+        "quality": QUALITY_LIMIT,
+        "count": COUNT_LIMIT,
+    }
     for field, limit in whole.items():
         if request.HasField(field):  # type: ignore[arg-type]  # names of optional fields
             check_whole(getattr(request, field), 1, limit, field=field)
@@ -306,6 +396,8 @@ def _check_control(control: Control, request: GenerateRequest) -> None:
     if not control.controlnet and not control.annotator:
         raise InvalidField("is missing, and there is no annotator to choose one for", field="controlnet")
     check_number(control.scale, 0.0, CONTROL_SCALE_LIMIT, field="scale")
+    check_choice(control.resize, RESIZES, field="resize")
+    check_choice(control.mode, CONTROL_MODES, field="mode")
     _check_range(control)
     _check_annotator(control)
     if not control.HasField("image") and not _makes_its_image(control, request):
@@ -342,17 +434,17 @@ def _makes_its_image(control: Control, request: GenerateRequest) -> bool:
         INPAINT_CONTROLNET in control.controlnet.lower()
         and not control.annotator
         and request.HasField("image")
-        and request.HasField("mask")
+        and has_mask(request)
     )
 
 
 def _check_pipeline(request: GenerateRequest) -> None:
-    if request.HasField("mask") and not request.HasField("image"):
+    if has_mask(request) and not request.HasField("image"):
         raise InvalidField("is missing, and there is a mask for it", field="image")
     pipeline = pipeline_of(request)
     if pipeline in STARTS_FROM_IMAGE and not request.HasField("image"):
         raise InvalidField(f"is missing; the pipeline {pipeline} starts from it", field="image")
-    if pipeline in HAS_MASK and not request.HasField("mask"):
+    if pipeline in HAS_MASK and not has_mask(request):
         raise InvalidField(f"is missing; the pipeline {pipeline} replaces what is white in it", field="mask")
     if pipeline in HAS_CONTROLS and not request.controls:
         raise InvalidField(f"is missing; the pipeline {pipeline} needs one", field="controls")
@@ -360,8 +452,9 @@ def _check_pipeline(request: GenerateRequest) -> None:
         raise InvalidField(f"{pipeline} takes no controls; leave the pipeline out", field="pipeline")
     # The ControlNet `inpaint` uses both, whatever the pipeline does.
     if not any(INPAINT_CONTROLNET in control.controlnet.lower() for control in request.controls):
+        given = {"image": request.HasField("image"), "mask": has_mask(request)}
         for field, pipelines in (("image", STARTS_FROM_IMAGE), ("mask", HAS_MASK)):
-            if pipeline not in pipelines and request.HasField(field):  # type: ignore[arg-type]  # two literals
+            if pipeline not in pipelines and given[field]:
                 raise InvalidField(f"{pipeline} takes no {field}; leave the pipeline out", field="pipeline")
 
 

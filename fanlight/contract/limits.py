@@ -14,8 +14,18 @@ PROMPT_CHARACTERS_LIMIT = 10_000
 PART_TOKENS = 75
 # Any 10,000 ASCII characters without BREAK fit: a token has at least one byte of text.
 PROMPT_PARTS_LIMIT = 150
+# Of all texts that a prompt and its negative prompt have in turn, each filled up to the longest.
+PROMPT_ENCODED_PARTS_LIMIT = 600
 # Nested brackets.
 PROMPT_DEPTH_LIMIT = 20
+# Of `[from:to:when]` and `[a|b]` in a prompt, and of those in one another.
+PROMPT_CHANGES_LIMIT = 200
+PROMPT_CHANGES_DEPTH_LIMIT = 64
+# How many texts a prompt has in turn, and their characters.
+PROMPT_TEXTS_LIMIT = 64
+PROMPT_TEXTS_CHARACTERS_LIMIT = 40_000
+# Prompts joined by AND: the UNet is evaluated for each.
+PROMPT_AND_LIMIT = 8
 # Of `(text:weight)`, positive and negative.
 PROMPT_WEIGHT_LIMIT = 10.0
 # Of models, schedulers and annotators.
@@ -40,6 +50,15 @@ DEFAULT_COUNT, COUNT_LIMIT = 1, 32
 SEED_LIMIT = 2**64
 # Random seeds are shorter, so that people can copy them.
 DRAWN_SEED_LIMIT = 2**32
+
+# --- Masks ---
+# The blur is the deviation of a Gaussian that ends after BLUR_REACH deviations.
+DEFAULT_MASK_BLUR_PX, MASK_BLUR_LIMIT_PX, BLUR_REACH = 4.0, 64.0, 2
+DEFAULT_MASK_PADDING_PX, MASK_PADDING_LIMIT_PX = 32, 1024
+# Of one side.
+OUTPAINT_LIMIT_PX = 2048
+# Of a result that keeps the size of its image, width x height: its PNG is never larger than the largest blob.
+PASTED_PIXELS_LIMIT = 4096 * 4096
 
 # --- Models ---
 LORAS_LIMIT = 16

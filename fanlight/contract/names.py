@@ -12,6 +12,8 @@ from fanlight.errors import InvalidField
 
 # The id under which a worker offers to fetch whatever a reference names.
 ANY = "*"
+# Between the folder's name and the model's, in ids of models that share a name.
+FOLDER_SEPARATOR = "."
 # What A1111 appends to a model's name.
 _BEHIND_A_NAME = re.compile(r"(\.(safetensors|ckpt|pth|pt|bin))?(\s*\[[0-9a-fA-F]{6,64}\])?$", re.IGNORECASE)
 # Longer names are cut off: comparing costs the product of the lengths.
@@ -41,6 +43,12 @@ def find_name(known: Mapping[str, Sequence[str]], name: str) -> str:
     others = [each for each in known if each != ANY]
     by_id = next((each for each in others if plain_name(each) == plain), "")
     return by_id or next((each for each in others if plain in map(plain_name, known[each])), "")
+
+
+def shares_name(id_: str, name: str) -> bool:
+    """Whether a model was given its folder's name, as in `people.detail`, because the bare name is several models'."""
+    plain = plain_name(name)
+    return bool(plain) and plain_name(id_).endswith(f"{FOLDER_SEPARATOR}{plain}")
 
 
 def need(kind: str, name: str) -> str:

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from fanlight.contract.generation import OFF
+from fanlight.contract.generation import OFF, parsed_prompts
 from fanlight.contract.names import need
-from fanlight.contract.prompt import parse_prompt
-from fanlight.contract.schedulers import resolve
+from fanlight.contract.prompt import ORIGINAL, STRICT
+from fanlight.contract.schedulers import is_known_to_all, resolve
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1.preprocessor_pb2 import AnnotateRequest
@@ -26,6 +27,9 @@ from fanlight.queue.v1.queue_pb2 import ContractRevision, KnownMessage
 CHECKPOINT, CONTROLNET, LORA, VAE, EMBEDDING = "checkpoint", "controlnet", "lora", "vae", "embedding"
 # Kinds of other offers.
 ANNOTATOR, SCHEDULER, SAFETY_CHECKER, PRECISION = "annotator", "scheduler", "safety_checker", "precision"
+# Of a worker that knows `prompt_syntax`, `emphasis` and `sdxl_clip_skip`, prompts that change and AND.
+WHOLE_SYNTAX = "prompt_syntax:a1111"
+NOISE_SCHEDULE = "noise_schedule"
 # Names of limits: width x height in pixels, and the largest `clip_skip` of a checkpoint.
 PIXELS, TEXT_ENCODER_LAYERS = "pixels", "text_encoder_layers"
 
@@ -43,7 +47,7 @@ class Needs:
 def needs_of(request: GenerateRequest) -> Needs:
     """`request`: resolved, so that models are named by their ids and ControlNets are chosen."""
     offers: dict[str, str] = {}
-    for offer, field in [*_models(request), *_others(request)]:
+    for offer, field in [*_models(request), *_others(request), *_young_fields(request, "")]:
         offers.setdefault(offer, field)
     return Needs(offers=tuple(offers.items()), amounts=tuple(_amounts(request)))
 
@@ -78,7 +82,7 @@ def _models(request: GenerateRequest) -> list[tuple[str, str]]:
         if control.controlnet
     ]
     found += [(need(LORA, use.model), f"loras[{index}].model") for index, use in enumerate(request.loras)]
-    found += [(need(LORA, tag.name), "prompt") for tag in parse_prompt(request.prompt, "prompt").loras]
+    found += [(need(LORA, tag.name), "prompt") for tag in parsed_prompts(request)["prompt"].loras]
     if request.vae:
         found.append((need(VAE, request.vae), "vae"))
     found += [(need(EMBEDDING, name), f"embeddings[{index}]") for index, name in enumerate(request.embeddings)]
@@ -87,20 +91,66 @@ def _models(request: GenerateRequest) -> list[tuple[str, str]]:
 
 def _others(request: GenerateRequest) -> list[tuple[str, str]]:
     found = [(scheduler_need(request.scheduler), "scheduler")] if request.scheduler else []
+    scheduler, schedule = resolve(request.scheduler, request.noise_schedule)
+    if not is_known_to_all(scheduler, schedule):
+        found.append((f"{NOISE_SCHEDULE}:{schedule}", "noise_schedule"))
     if request.safety_checker not in ("", OFF):
         found.append((f"{SAFETY_CHECKER}:{request.safety_checker}", "safety_checker"))
     if request.precision:
         found.append((f"{PRECISION}:{request.precision}", "precision"))
+    if field := _of_whole_syntax(request):
+        found.append((WHOLE_SYNTAX, field))
     return found
+
+
+def _of_whole_syntax(request: GenerateRequest) -> str:
+    """The field that only a worker with A1111's whole syntax reads; empty for none."""
+    for field, prompt in parsed_prompts(request).items():
+        if prompt.has_changes or len(prompt.prompts) > 1:
+            return field
+    if request.prompt_syntax not in ("", STRICT):
+        return "prompt_syntax"
+    if request.emphasis not in ("", ORIGINAL):
+        return "emphasis"
+    return "sdxl_clip_skip" if request.HasField("sdxl_clip_skip") else ""
 
 
 def _amounts(request: GenerateRequest) -> list[tuple[str, int, str]]:
     found = []
     if request.width_px and request.height_px:
         found.append((PIXELS, request.width_px * request.height_px, "width_px"))
-    if request.HasField("clip_skip"):
-        found.append((layers_limit(request.model), request.clip_skip, "clip_skip"))
+    # SDXL's own is counted from the last layer, and the limit from the one before, with which it was trained.
+    layers = [(request.clip_skip, "clip_skip"), (request.sdxl_clip_skip - 1, "sdxl_clip_skip")]
+    layer, field = max(layers)
+    if layer > 0:
+        found.append((layers_limit(request.model), layer, field))
     return found
+
+
+# By message, the last field that every worker knows. One that is younger is a need where it is set.
+ALWAYS_KNOWN = {"fanlight.diffusion.v1.GenerateRequest": 31, "fanlight.diffusion.v1.Control": 8}
+
+
+def _young_fields(message: Message, path: str) -> Iterator[tuple[str, str]]:
+    """The set fields that not every worker knows, as needs, and where they are."""
+    name = message.DESCRIPTOR.full_name
+    for field, value in message.ListFields():
+        below = f"{path}.{field.name}" if path else field.name
+        if field.number > ALWAYS_KNOWN.get(name, field.number):
+            yield field_need(name, field.number), below
+        if field.message_type is None or field.message_type.full_name not in ALWAYS_KNOWN:
+            continue
+        for index, each in enumerate(value):
+            yield from _young_fields(each, f"{below}[{index}]")
+
+
+def young_fields(message_name: str) -> list[str]:
+    """As needs, the fields of a message that this side knows and an older worker may not."""
+    known = ALWAYS_KNOWN.get(message_name)
+    if known is None:
+        return []
+    fields = descriptor_pool.Default().FindMessageTypeByName(message_name).fields
+    return [field_need(message_name, field.number) for field in fields if field.number > known]
 
 
 # Counts up when requests change in a way that field numbers do not show.

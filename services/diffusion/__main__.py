@@ -118,6 +118,7 @@ async def until_lost(work: Coroutine[Any, Any, None]) -> None:
 def make_models(settings: DiffusionSettings, catalog: ModelCatalog) -> ModelManager:
     return ModelManager(
         device=settings.device,
+        precision=settings.precision,
         ram_bytes=settings.ram_bytes,
         vram_bytes=settings.vram_bytes,
         tiny_vae_of=catalog.tiny_vae_of,

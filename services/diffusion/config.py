@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.diffusion.engine.generation import Safety
+from services.diffusion.models.precision import AUTO
 from services.diffusion.supply import FetchMode
 from services.kernel.config import Address, SettingsError
 
@@ -31,6 +32,12 @@ class DiffusionSettings(BaseSettings):
     )
     preload: bool = Field(True, description="Load the default checkpoint at the start, not at the first request.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    precision: str = Field(
+        AUTO,
+        pattern=r"^(auto|float32|float16|bfloat16)$",
+        description="What models compute in: float32, float16 or bfloat16. auto: bfloat16 on cards from Ampere on,"
+        " float32 on GTX 16xx, cards without half precision and CPUs, float16 on others.",
+    )
     threads: int = Field(
         0,
         ge=0,

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.engine.engine import DiffusionEngine
-from services.diffusion.engine.generation import Generation
+from services.diffusion.engine.generation import Generation, Safety
 from services.diffusion.engine.ports import Report, TimedResult, UnmadePreview
-from services.diffusion.images import MEDIA_TYPES, PARAMETERS, PROVENANCE, encode
+from services.diffusion.images import MEDIA_TYPES, PARAMETERS, PROVENANCE, Pixels, encode
 from services.diffusion.models.faults import blames
 from services.diffusion.parse.parser import Parser, effective_to_proto
 from services.diffusion.provenance import WeightDigests, entries_of, infotext, provenance_json, version_of
@@ -28,16 +29,32 @@ class ImageResult:
     nsfw: bool | None
     provenance: str = field(repr=False)
     spans: tuple[tuple[str, float], ...]
+    # What was done otherwise than the request may have meant, in sentences.
+    warnings: tuple[str, ...] = ()
 
     @property
     def media_type(self) -> str:
         return MEDIA_TYPES[self.generation.format]
 
 
+def whole_of(generation: Generation, result: TimedResult) -> Pixels:
+    """What was generated in the place that it has in the image that it was made from."""
+    paste = generation.start.paste if generation.start else None
+    if paste is None:
+        return result.pixels
+    is_hidden = result.nsfw and generation.safety_checker in (Safety.BLUR, Safety.BLOCK)
+    return paste.hidden(result.pixels) if is_hidden else paste.onto(result.pixels)
+
+
 def _make(unmade: UnmadePreview) -> MadePreview:
     before_s = time.thread_time()
     data = unmade.encode()
     return MadePreview(data=data, cpu_s=time.thread_time() - before_s)
+
+
+def _warnings(generation: Generation, result: TimedResult) -> tuple[str, ...]:
+    """What the parser found, then what showed on the device."""
+    return bounded_warnings([*generation.warnings, *result.warnings])
 
 
 class ImageGenerator:
@@ -86,6 +103,7 @@ class ImageGenerator:
             nsfw=result.nsfw,
             provenance=provenance,
             spans=(*result.spans, ("encode", self._clock() - began_s)),
+            warnings=_warnings(generation, result),
         )
 
     async def preview(self, unmade: UnmadePreview) -> MadePreview:
@@ -105,9 +123,13 @@ class ImageGenerator:
             self._digests.of,
             device=result.device,
             dtype=result.dtype,
+            warnings=_warnings(generation, result),
+            vae_dtype=result.vae_dtype,
         )
         texts = {
             PARAMETERS: infotext(generation, self._digests.of, version=version_of("fanlight")),
             PROVENANCE: provenance,
         }
-        return encode(result.pixels, texts, format=generation.format, quality=generation.quality), provenance
+        return encode(
+            whole_of(generation, result), texts, format=generation.format, quality=generation.quality
+        ), provenance

@@ -24,7 +24,8 @@ class Format(StrEnum):
     JPEG = "jpeg"
 
 
-# From here on a mask's pixel counts as white, as in diffusers' mask processor.
+# From here on a mask's pixel counts as white where there is nothing between black and white, as in diffusers' mask
+# processor.
 MASK_THRESHOLD = 128
 
 
@@ -36,24 +37,25 @@ class Resize(StrEnum):
     PAD = "pad"
 
 
-def fit(image: Image.Image, size_px: tuple[int, int], how: Resize, *, padding: int = 0) -> Image.Image:
+def fit(
+    image: Image.Image,
+    size_px: tuple[int, int],
+    how: Resize,
+    *,
+    padding: int = 0,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
     """The image at that size, scaled as diffusers' pipelines do. `padding`: the gray that PAD adds, 0 to 255."""
     if image.size == size_px:
         return image
     if how is Resize.STRETCH:
-        return image.resize(size_px, Image.Resampling.LANCZOS)
+        return image.resize(size_px, resampling)
     if how is Resize.CROP:
-        return image.resize(size_px, Image.Resampling.LANCZOS, box=_inner_box(image.size, size_px))
-    return _padded(image, size_px, padding)
+        return image.resize(size_px, resampling, box=inner_box(image.size, size_px))
+    return _padded(image, size_px, padding, resampling)
 
 
-def fit_mask(mask: Image.Image, size_px: tuple[int, int], how: Resize) -> Image.Image:
-    """Grayscale, only black and white. What PAD adds is white: there is nothing to keep there."""
-    gray = fit(mask.convert("L"), size_px, how, padding=255)
-    return gray.point(lambda value: 255 if value >= MASK_THRESHOLD else 0)
-
-
-def _inner_box(size_px: tuple[int, int], target_px: tuple[int, int]) -> tuple[float, float, float, float]:
+def inner_box(size_px: tuple[int, int], target_px: tuple[int, int]) -> tuple[float, float, float, float]:
     """The largest box of the target's aspect ratio in the middle."""
     (width, height), (target_width, target_height) = size_px, target_px
     scale = min(width / target_width, height / target_height)
@@ -61,12 +63,17 @@ def _inner_box(size_px: tuple[int, int], target_px: tuple[int, int]) -> tuple[fl
     return max(left, 0.0), max(top, 0.0), min(width - left, width), min(height - top, height)
 
 
-def _padded(image: Image.Image, size_px: tuple[int, int], padding: int) -> Image.Image:
-    scale = min(size_px[0] / image.width, size_px[1] / image.height)
-    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+def inner_size(size_px: tuple[int, int], target_px: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the aspect ratio of `size_px` that fits inside the target."""
+    scale = min(target_px[0] / size_px[0], target_px[1] / size_px[1])
+    return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
+
+
+def _padded(image: Image.Image, size_px: tuple[int, int], padding: int, resampling: Image.Resampling) -> Image.Image:
+    inner = inner_size(image.size, size_px)
     color = padding if image.mode == "L" else (padding,) * 3
     padded = Image.new(image.mode, size_px, color)
-    scaled = image if image.size == inner else image.resize(inner, Image.Resampling.LANCZOS)
+    scaled = image if image.size == inner else image.resize(inner, resampling)
     padded.paste(scaled, ((size_px[0] - inner[0]) // 2, (size_px[1] - inner[1]) // 2))
     return padded
 

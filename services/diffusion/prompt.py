@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from fanlight.contract.limits import PROMPT_PARTS_LIMIT
-from fanlight.contract.prompt import ParsedPrompt, PromptSegment
+from fanlight.contract.prompt import PromptParts, PromptSegment
 from fanlight.errors import InvalidField
+
+# A1111's default.
+COMMA_BACKTRACK_TOKENS = 20
 
 
 class PromptTokenizer(Protocol):
@@ -21,6 +24,11 @@ class PromptTokenizer(Protocol):
 
     @property
     def pad_token_id(self) -> int: ...
+
+    @property
+    def comma_token_id(self) -> int | None:
+        """Of a comma at a word's end; None where the vocabulary has none."""
+        ...
 
     def ids(self, words: str) -> list[int]:
         """Without the marks at both ends; of any length."""
@@ -69,23 +77,51 @@ class _Piece(NamedTuple):
 
     ids: tuple[int, ...]
     weight: float
+    is_comma: bool = False
 
 
-def to_chunks(text: TextPart, prompt: ParsedPrompt, field: str) -> list[PromptChunk]:
-    """At least one chunk, which may be empty. InvalidField for a prompt of too many tokens."""
+def to_chunks(text: TextPart, parts: PromptParts, field: str) -> list[PromptChunk]:
+    """At least one chunk, which may be empty. InvalidField for a prompt of too many tokens.
+
+    As A1111's modules/sd_hijack_clip.py: what follows a comma near a chunk's end goes on in the next chunk, as long as
+    that does not take too many; a BREAK at the end adds no chunk.
+    """
     room = text.positions - 2
-    chunks: list[PromptChunk] = []
-    for segments in prompt.parts:
-        chunks.append(PromptChunk([], []))
-        for piece in _pieces(text, segments):
-            if len(chunks[-1].ids) + len(piece.ids) > room:
-                chunks.append(PromptChunk([], []))
-            chunks[-1].ids.extend(piece.ids)
-            chunks[-1].weights.extend([piece.weight] * len(piece.ids))
+    pieces = [[*_pieces(text, segments)] for segments in parts]
+    chunks = _fill(pieces, room, backtrack=COMMA_BACKTRACK_TOKENS)
+    if len(chunks) > PROMPT_PARTS_LIMIT:
+        chunks = _fill(pieces, room, backtrack=0)
     if len(chunks) > PROMPT_PARTS_LIMIT:
         raise InvalidField(
             f"fills {len(chunks)} parts of {room} tokens; at most {PROMPT_PARTS_LIMIT} are taken", field=field
         )
+    return chunks
+
+
+def _fill(parts: Sequence[Sequence[_Piece]], room: int, *, backtrack: int) -> list[PromptChunk]:
+    """`backtrack`: how many tokens behind a comma may move to the next chunk, so that they stay together."""
+    chunks: list[PromptChunk] = []
+    for pieces in parts:
+        chunks.append(PromptChunk([], []))
+        # Where the last comma of the chunk stands.
+        comma = -1
+        for piece in pieces:
+            chunk = chunks[-1]
+            if len(chunk.ids) + len(piece.ids) > room:
+                is_full = len(chunk.ids) == room and not piece.is_comma
+                cut = comma + 1 if is_full and comma >= 0 and room - comma <= backtrack else len(chunk.ids)
+                chunks.append(PromptChunk(chunk.ids[cut:], chunk.weights[cut:]))
+                del chunk.ids[cut:], chunk.weights[cut:]
+                comma = -1
+                if chunks[-1].ids and len(chunks[-1].ids) + len(piece.ids) > room:
+                    chunks.append(PromptChunk([], []))
+                chunk = chunks[-1]
+            if piece.is_comma:
+                comma = len(chunk.ids)
+            chunk.ids.extend(piece.ids)
+            chunk.weights.extend([piece.weight] * len(piece.ids))
+    if len(chunks) > 1 and not chunks[-1].ids:
+        chunks.pop()
     return chunks
 
 
@@ -98,7 +134,8 @@ def embedding_pattern(names: Sequence[str]) -> re.Pattern[str]:
 def _pieces(text: TextPart, segments: tuple[PromptSegment, ...]) -> Iterator[_Piece]:
     for segment in segments:
         for words, embedding in _around_embeddings(text, segment.text):
-            yield from (_Piece((each,), segment.weight) for each in text.tokenizer.ids(words))
+            comma = text.tokenizer.comma_token_id
+            yield from (_Piece((each,), segment.weight, each == comma) for each in text.tokenizer.ids(words))
             if embedding:
                 yield _Piece(embedding, segment.weight)
 

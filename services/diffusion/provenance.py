@@ -11,6 +11,8 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToDict
 
 from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES
+from fanlight.contract.lora_tag import lora_tag
+from fanlight.contract.prompt import IGNORE, NO_NORM, NONE, PLAIN
 from fanlight.contract.schedulers import SCHEDULE_TITLES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import NodeFault
@@ -117,6 +119,8 @@ def provenance_json(
     *,
     device: str,
     dtype: str,
+    warnings: Sequence[str] = (),
+    vae_dtype: str = "",
 ) -> str:
     """`effective`: the request with all defaults filled in; sent again with the same images it gives the same image."""
     content = {
@@ -134,6 +138,8 @@ def provenance_json(
         "versions": versions(),
         "device": device,
         "dtype": dtype,
+        **({"warnings": list(warnings)} if warnings else {}),
+        "vae_dtype": vae_dtype,
     }
     return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
 
@@ -161,6 +167,10 @@ def default_of(option: str) -> object:
     return None if own is None or own.default is MISSING else own.default
 
 
+# Brackets and backslashes, which are syntax to A1111.
+_MARKS = re.compile(r"[()\[\]\\]")
+# As A1111 writes them.
+_EMPHASES = {NO_NORM: "No norm", IGNORE: "Ignore", NONE: "None"}
 # The digits of sha256 by which A1111 names a file.
 _SHORT_HASH_LENGTH = 10
 
@@ -169,7 +179,7 @@ def infotext(generation: Generation, digests: Digests, *, version: str) -> str:
     """The parameters as A1111 writes them, for its tools, Civitai and others."""
     lines = [_prompt_with_tags(generation)]
     if generation.negative_prompt:
-        lines.append(f"Negative prompt: {generation.negative_prompt}")
+        lines.append(f"Negative prompt: {_as_a1111(generation.negative_prompt, generation)}")
     fields = [f"{name}: {_quoted(value)}" for name, value in _infotext_fields(generation, digests, version)]
     return "\n".join([*lines, ", ".join(fields)])
 
@@ -177,9 +187,13 @@ def infotext(generation: Generation, digests: Digests, *, version: str) -> str:
 def _prompt_with_tags(generation: Generation) -> str:
     tags = []
     for use in generation.loras:
-        weights = [use.unet_weight] if use.unet_weight == use.text_weight else [use.unet_weight, use.text_weight]
-        tags.append(f"<lora:{use.entry.id}:{':'.join(f'{weight:g}' for weight in weights)}>")
-    return " ".join(part for part in (generation.prompt, *tags) if part)
+        tags.append(lora_tag(use.entry.id, unet_weight=use.unet_weight, text_weight=use.text_weight))
+    return " ".join(part for part in (_as_a1111(generation.prompt, generation), *tags) if part)
+
+
+def _as_a1111(prompt: str, generation: Generation) -> str:
+    """As A1111 would have to be given it: what is text in a plain prompt is escaped."""
+    return _MARKS.sub(r"\\\g<0>", prompt) if generation.prompt_syntax == PLAIN else prompt
 
 
 def _infotext_fields(generation: Generation, digests: Digests, version: str) -> Iterable[tuple[str, str]]:
@@ -198,22 +212,55 @@ def _infotext_fields(generation: Generation, digests: Digests, version: str) -> 
     # Only values that are not the default, as A1111 does.
     for option, title in A1111_OPTIONS.items():
         value = getattr(generation, option)
-        if value != default_of(option):
-            yield title, f"{value:g}" if isinstance(value, float) else str(value)
+        if value != default_of(option) and option not in _without_effect(generation):
+            yield title, _EMPHASES.get(value) or (f"{value:g}" if isinstance(value, float) else str(value))
+    yield from _mask_fields(generation)
     for number, control in enumerate(generation.controls):
         yield f"ControlNet {number}", _control_field(generation, number, control.controlnet.id)
     if generation.loras:
         yield "Lora hashes", _hashes({use.entry.id: digests(use.entry) for use in generation.loras})
-    if generation.embeddings:
-        yield "TI hashes", _hashes({entry.id: digests(entry) for entry in generation.embeddings})
+    if separate := [entry for entry in generation.embeddings if not entry.bundled_in]:
+        yield "TI hashes", _hashes({entry.id: digests(entry) for entry in separate})
     yield "Version", f"Fanlight {version}"
+
+
+# A1111's words for what the request's fields say.
+_CONTROL_MODES = {
+    "balanced": "Balanced",
+    "prompt": "My prompt is more important",
+    "control": "ControlNet is more important",
+}
+_RESIZE_MODES = {"stretch": "Just Resize", "crop": "Crop and Resize", "pad": "Resize and Fill"}
+_FILLS = {"blurred": "fill", "noise": "latent noise", "nothing": "latent nothing"}
+
+
+def _mask_fields(generation: Generation) -> Iterable[tuple[str, str]]:
+    """Those that A1111 writes for inpainting."""
+    if generation.mask_blur is None:
+        return
+    if generation.mask_blur:
+        yield "Mask blur", f"{generation.mask_blur:g}"
+    if generation.mask_invert:
+        yield "Mask mode", "Inpaint not masked"
+    if generation.mask_fill in _FILLS:
+        yield "Masked content", _FILLS[generation.mask_fill]
+    if generation.only_masked:
+        yield "Inpaint area", "Only masked"
+        yield "Masked area padding", str(generation.mask_padding)
+
+
+def _without_effect(generation: Generation) -> tuple[str, ...]:
+    """The option of `clip_skip`'s two that the checkpoint's kind does not take."""
+    return ("clip_skip",) if generation.is_sdxl else ("sdxl_clip_skip",)
 
 
 def _control_field(generation: Generation, number: int, net: str) -> str:
     control = generation.controls[number]
-    mode = "ControlNet is more important" if generation.guess_mode else "Balanced"
+    mode = _CONTROL_MODES[control.mode or ("control" if generation.guess_mode else "balanced")]
+    how = control.resize or generation.resize
+    resize = f" Resize Mode: {_RESIZE_MODES[how]}," if how else ""
     return (
-        f"Module: {control.annotator or 'none'}, Model: {net}, Weight: {control.scale:g},"
+        f"Module: {control.annotator or 'none'}, Model: {net}, Weight: {control.scale:g},{resize}"
         f" Guidance Start: {control.start:g}, Guidance End: {control.end:g}, Control Mode: {mode}"
     )
 

@@ -4,6 +4,7 @@ Two of diffusers' classes import packages that are not worth their bytes; what t
 """
 
 import bisect
+import inspect
 import math
 import sys
 import types
@@ -15,8 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fanlight.contract.schedulers import CLASSES, NOISE_SCHEDULES, SCHEDULERS
+from fanlight.contract import schedulers as names
+from fanlight.contract.schedulers import CLASSES, SCHEDULERS
 from services.diffusion.diffusers_import import import_diffusers_module
+from services.diffusion.edm import is_edm, make_edm_scheduler
+from services.diffusion.noise_schedules import noise_levels, sigmas_of, timesteps_of, whole_timesteps
+from services.diffusion.zero_snr import OPTION, compute_in_float32, with_zero_snr
 
 # Exact for polynomials of degree 7; a linear multistep of order 4 has degree 3.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
@@ -41,18 +46,103 @@ def make_scheduler(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
+    is_sdxl: bool = False,
 ) -> Any:
     """A fresh scheduler for so many steps; its prediction type and betas are those of the checkpoint's config.
 
-    `name`, `noise_schedule`: as fanlight.contract.schedulers has them. `shape`: of the latents.
+    `name`, `noise_schedule`: as fanlight.contract.schedulers has them. `shape`: of the latents. `is_sdxl`: Align Your
+    Steps has levels of its own for SDXL.
     """
+    if is_edm(config):
+        return make_edm_scheduler(name, config, noise_schedule=noise_schedule, steps=steps, device=device)
     known = SCHEDULERS[name]
-    schedule = NOISE_SCHEDULES.get(noise_schedule, {})
-    scheduler = scheduler_class(known.cls).from_config(config, **{**known.options, **schedule})
-    scheduler.set_timesteps(steps, device=device)
+    cls = scheduler_class(known.cls)
+    has_zero_snr = bool(config.get(OPTION))
+    config = with_zero_snr(cls, config)
+    option = _option(cls, known.cls, noise_schedule)
+    is_followed = option is None and bool(noise_schedule)
+    chosen = _CONVERTED if is_followed else option or {}
+    scheduler = cls.from_config(config, **{**known.options, **_taken(cls, {**_cleared(noise_schedule), **chosen})})
+    if is_followed:
+        _follow(scheduler, noise_schedule, steps, device=device, is_sdxl=is_sdxl)
+    else:
+        scheduler.set_timesteps(steps, device=device)
     if hasattr(scheduler, "noise_sampler"):
         scheduler.noise_sampler = BrownianNoise(seed=seed, shape=shape, dtype=dtype, device=device)
+    if has_zero_snr and dtype is not torch.float32:
+        compute_in_float32(scheduler, dtype)
     return scheduler
+
+
+# Options of diffusers' schedulers by noise schedule: those of its table of A1111's names.
+_OPTIONS: Mapping[str, Mapping[str, object]] = {
+    names.KARRAS: {"use_karras_sigmas": True},
+    names.EXPONENTIAL: {"use_exponential_sigmas": True},
+    # A1111's rho is 1, with which the two are the same.
+    names.POLYEXPONENTIAL: {"use_exponential_sigmas": True},
+    names.SGM_UNIFORM: {"timestep_spacing": "trailing"},
+    names.LU: {"use_lu_lambdas": True},
+}
+# Of the classes whose steps all have one width; `normal` is as the checkpoint's config spaces them.
+_EVEN_OPTIONS: Mapping[str, Mapping[str, object]] = {
+    names.UNIFORM: {"timestep_spacing": "leading"},
+    names.DDIM_UNIFORM: {"timestep_spacing": "leading"},
+    names.SGM_UNIFORM: {"timestep_spacing": "trailing"},
+    names.SIMPLE: {"timestep_spacing": "trailing"},
+    names.NORMAL: {},
+}
+_EVEN_CLASSES = ("DDIMScheduler", "PNDMScheduler")
+# A noise schedule that was asked for takes the place of what the checkpoint's config says.
+_OFF = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), False)
+# Makes a class convert its levels by `_convert_to_karras`, which then gives ours.
+_CONVERTED: Mapping[str, object] = {"use_karras_sigmas": True}
+
+
+def _cleared(noise_schedule: str) -> Mapping[str, object]:
+    return _OFF if noise_schedule else {}
+
+
+def _option(cls: Any, name: str, noise_schedule: str) -> Mapping[str, object] | None:
+    """diffusers' own way to follow it; None where it has none."""
+    option = (_EVEN_OPTIONS if name in _EVEN_CLASSES else _OPTIONS).get(noise_schedule)
+    if not noise_schedule or option is None:
+        return None
+    # LCM's and TCD's own timesteps fall as those of SGM Uniform do.
+    is_own = noise_schedule == names.SGM_UNIFORM and name in ("LCMScheduler", "TCDScheduler")
+    return option if is_own or len(_taken(cls, option)) == len(option) else None
+
+
+def _taken(cls: Any, options: Mapping[str, object]) -> Mapping[str, object]:
+    """Those of the options that the class has."""
+    has = _parameters(cls)
+    return {option: value for option, value in options.items() if option in has}
+
+
+@cache
+def _parameters(cls: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(cls.__init__).parameters)
+
+
+def _follow(scheduler: Any, noise_schedule: str, steps: int, *, device: torch.device, is_sdxl: bool) -> None:
+    """Set the timesteps by the levels of `noise_levels`."""
+    trained = sigmas_of(scheduler.alphas_cumprod.numpy())
+    if hasattr(scheduler, "_convert_to_karras"):
+
+        def convert(in_sigmas: Any, num_inference_steps: int = 0) -> Any:
+            span = np.asarray(in_sigmas, dtype=np.float64) if noise_schedule == names.BETA else None
+            return noise_levels(noise_schedule, trained, steps, is_sdxl=is_sdxl, span=span)
+
+        scheduler._convert_to_karras = convert
+        scheduler.set_timesteps(steps, device=device)
+        return
+    scheduler.set_timesteps(steps, device=device)
+    levels = noise_levels(noise_schedule, trained, steps, is_sdxl=is_sdxl)
+    if hasattr(scheduler, "sigmas"):
+        scheduler.sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
+        scheduler.timesteps = torch.from_numpy(timesteps_of(levels, trained).astype(np.float32)).to(device)
+    else:
+        scheduler.custom_timesteps = True
+        scheduler.timesteps = torch.from_numpy(whole_timesteps(levels, trained)).to(device)
 
 
 @cache

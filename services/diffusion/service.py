@@ -19,7 +19,7 @@ from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.parse.parser import effective_to_proto
 from services.diffusion.provenance import WeightDigests
 from services.diffusion.supply import Supply
-from services.diffusion.wire import models_to_proto
+from services.diffusion.wire import left_out_to_proto, models_to_proto
 from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker.admission import Admission
 from services.worker.ports import MadePreview
@@ -63,7 +63,9 @@ class DiffusionService(diffusion_pb2_grpc.DiffusionServiceServicer):
             digest_of=self._digests.known,
             remote=self._supply.remote_models(),
         )
-        return diffusion_pb2.ListModelsResponse(models=listed)
+        return diffusion_pb2.ListModelsResponse(
+            models=listed, left_out=left_out_to_proto(self._catalog), left_out_count=self._catalog.left_out_count
+        )
 
     async def Generate(
         self, request: diffusion_pb2.GenerateRequest, context: _Context
@@ -174,10 +176,11 @@ def _image(result: ImageResult) -> diffusion_pb2.GenerateResponse:
             data=result.data,
             media_type=result.media_type,
             seed=generation.seed,
-            width_px=generation.width_px,
-            height_px=generation.height_px,
+            width_px=generation.result_size_px[0],
+            height_px=generation.result_size_px[1],
             nsfw=result.nsfw,
             provenance_json=result.provenance,
+            warnings=result.warnings,
         )
     )
 

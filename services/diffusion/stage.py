@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from fanlight.contract import generation as generation_contract
 from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
@@ -15,7 +16,7 @@ from services.diffusion.models.tiers import Residency
 from services.diffusion.parse.abilities import Abilities
 from services.diffusion.provenance import WeightDigests, for_record
 from services.diffusion.supply import Supply
-from services.diffusion.wire import capable_models
+from services.diffusion.wire import capable_models, left_out_to_proto
 from services.weights.transfer.download import DownloadProgress as FetchProgress
 from services.worker import ports
 from services.worker.device import DeviceLost
@@ -64,6 +65,8 @@ class DiffusionStage:
             models=capable_models(self._catalog, digest_of=self._digests.named, offers=self._supply.offers),
             offers=self._abilities.offers(),
             limits=[queue_pb2.Limit(name=name, maximum=maximum) for name, maximum in limits],
+            left_out=left_out_to_proto(self._catalog),
+            left_out_count=self._catalog.left_out_count,
         )
 
     def describe(self, worker: queue_pb2.Worker) -> None:
@@ -98,11 +101,13 @@ class DiffusionStage:
             result = await self._generator.generate(generation, lambda progress: report(self._to_report(progress)))
         output = ports.StageOutput(
             data=result.data,
-            width_px=generation.width_px,
-            height_px=generation.height_px,
+            width_px=generation.result_size_px[0],
+            height_px=generation.result_size_px[1],
             seed=generation.seed,
             nsfw=result.nsfw,
             provenance=for_record(result.provenance),
+            # The gateway says itself what the contract says.
+            warnings=[each for each in result.warnings if each not in set(generation_contract.warnings_of(request))],
         )
         return ports.Outcome(outputs=[output], spans=result.spans)
 

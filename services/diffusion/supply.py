@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from fanlight.contract.prompt import parse_prompt
+from fanlight.contract.generation import parsed_prompts
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
 from services.diffusion.models.catalog import ModelCatalog
@@ -330,7 +330,7 @@ def _named_models(request: diffusion_pb2.GenerateRequest, default_id: str) -> It
         yield NamedModel(name=control.controlnet, kind="controlnet", field=f"controls[{number}].controlnet")
     for number, lora in enumerate(request.loras):
         yield NamedModel(name=lora.model, kind="lora", field=f"loras[{number}].model")
-    for tag in parse_prompt(request.prompt, "prompt").loras:
+    for tag in parsed_prompts(request)["prompt"].loras:
         yield NamedModel(name=tag.name, kind="lora", field="prompt")
     if request.vae:
         yield NamedModel(name=request.vae, kind="vae", field="vae")

@@ -3,21 +3,29 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from fanlight.contract.defaults import NO_DEFAULTS
+from fanlight.contract.filled import defaults_to_proto
 from fanlight.contract.schedulers import SHORT_NAMES
 from fanlight.diffusion.v1 import diffusion_pb2
 from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.defaults import defaults_of
 from services.diffusion.models.entries import KINDS, CheckpointEntry, Entry, checkpoint_entry, controlnet_aliases
 from services.diffusion.models.tiers import Residency
 from services.diffusion.parse.abilities import pipelines_of, size_step_px
 from services.diffusion.supply import RemoteModel, is_here
 
 _Model = diffusion_pb2.Model
+_LeftOut = diffusion_pb2.LeftOutModel
 _RESIDENCIES = {
     Residency.REMOTE: _Model.RESIDENCY_REMOTE,
     Residency.DISK: _Model.RESIDENCY_DISK,
     Residency.RAM: _Model.RESIDENCY_RAM,
     Residency.VRAM: _Model.RESIDENCY_VRAM,
 }
+
+
+def left_out_to_proto(catalog: ModelCatalog) -> list[_LeftOut]:
+    return [_LeftOut(path=each.path, reason=each.reason) for each in catalog.left_out]
 
 
 def models_to_proto(
@@ -39,7 +47,8 @@ def models_to_proto(
             family=catalog.family_of(entry),
             residency=_RESIDENCIES[residency_of(entry)],
             sha256=digest_of(entry),
-            aliases=_aliases(entry.id, entry.reference, KINDS[type(entry)]),
+            aliases=_aliases(entry.id, entry.reference, KINDS[type(entry)], getattr(entry, "aliases", ())),
+            note=entry.note,
         )
         if isinstance(entry, CheckpointEntry):
             _fill_checkpoint(model, entry)
@@ -67,12 +76,12 @@ def capable_models(
     return models
 
 
-def _aliases(id_: str, reference: str, kind: str) -> list[str]:
+def _aliases(id_: str, reference: str, kind: str, own: Sequence[str] = ()) -> list[str]:
     """Its own id is among them: aliases are matched without case and ending."""
     if id_ == "*":
         return []
     more = controlnet_aliases(id_) if kind == "controlnet" else []
-    return list(dict.fromkeys(filter(None, [id_, reference, *more])))
+    return list(dict.fromkeys(filter(None, [id_, reference, *more, *own])))
 
 
 def _remote(model: RemoteModel, default_id: str) -> _Model:
@@ -98,3 +107,5 @@ def _fill_checkpoint(model: _Model, entry: CheckpointEntry) -> None:
     model.size_step_px = size_step_px(entry)
     model.schedulers[:] = SHORT_NAMES
     model.text_encoder_layers = entry.text_encoder_layers
+    if (defaults := defaults_of(entry)) != NO_DEFAULTS:
+        model.defaults.CopyFrom(defaults_to_proto(defaults))

@@ -51,9 +51,10 @@ from services.gateway.rpc.records import RecordService
 from services.gateway.rpc.tenants import TenantService
 from services.gateway.wire.answers import payload
 from services.gateway.wire.stages import images_of_task
+from services.gateway.wire.thumbnails import thumbnail_request
 from services.kernel import logs
 from services.kernel.blobs import BlobStore
-from services.kernel.config import GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
+from services.kernel.config import MIB, GatewayCommonSettings, SettingsError, load, refuse_unknown, secret_of
 from services.kernel.grpc_server import RpcServer, address_of, require_tokens
 from services.kernel.health import READY, HealthState
 from services.kernel.logs import get_logger
@@ -73,6 +74,9 @@ log = get_logger()
 
 # Those that take nodes' credentials; what a node may do in each is checked there.
 FOR_NODES = frozenset({QUEUE_SERVICE, BLOB_SERVICE, NODE_SERVICE})
+# What nodes send in one message; results and inputs are blobs, in chunks. 20,000 models that a node holds, or the
+# previews of 200 tasks, are about 10 MiB.
+NODES_MESSAGES = {QUEUE_SERVICE: 16 * MIB, NODE_SERVICE: MIB}
 # Those that take API keys; what a key's role may do in each is checked there.
 FOR_KEYS = frozenset({JOB_SERVICE, BLOB_SERVICE, RECORD_SERVICE, TENANT_SERVICE})
 SQLITE = "sqlite"
@@ -147,6 +151,7 @@ async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: 
             random_bytes=os.urandom,
             settings=settings,
             is_shared=settings.store != SQLITE,
+            thumbnail=thumbnail_request(),
         )
         gateway.use_webhooks(_webhooks(settings, access.tenants))
         gateway.keys.use_tokens(access.callers.tokens)
@@ -340,6 +345,7 @@ def _rpc_server(
             KEY_SERVICE: (),
         },
         default_tokens=clients + workers,
+        message_limits=NODES_MESSAGES,
         places={POLL: settings.worker_polls_limit},
         get_health=lambda: _health_of(gateway),
         accepts=lambda service, token: (
@@ -362,7 +368,7 @@ def _require_tokens(settings: GatewaySettings, common: GatewayCommonSettings) ->
     """SettingsError where tokens are incomplete, so that some calls would need none.
 
     Nodes need none here, because each has a credential of its own. A certificate is none either: it says in which role
-    a caller connects, and HTTP does not even see it.
+    a caller connects.
     """
     client, worker = common.token_of_clients(), common.token_of_workers()
     if settings.tenants_file is not None and not client:

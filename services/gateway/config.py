@@ -56,6 +56,12 @@ class GatewaySettings(BaseSettings):
     issuers_file: Path | None = Field(
         None, description="A file with the issuers whose tokens let nodes join (TOML); see operations.md."
     )
+    credential_lifetime_s: float = Field(
+        21_600.0,
+        ge=20,
+        le=30 * 86_400,
+        description="How long a node's credential lives; it renews itself after half of that.",
+    )
     data_dir: Path = Field(
         default_factory=default_data_dir, description="The folder of jobs and blobs; created if it does not exist."
     )
@@ -124,6 +130,13 @@ class GatewaySettings(BaseSettings):
         le=1,
         description="Fraction of control images of deterministic annotators that a second node repeats, where another"
         " live one has the same build on the same kind of device. 0: none.",
+    )
+    checked_images_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Fraction of generated images that a second node generates again, where another live one has the"
+        " same device; each costs a whole generation. They are compared by thumbnails. 0: none.",
     )
     blob_budget_bytes: int = Field(20 * GIB, gt=0, description="How many bytes of blobs are stored.")
     blob_limit_bytes: int = Field(64 * MIB, gt=0, description="The largest blob that is accepted.")

@@ -15,6 +15,17 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
+AVIF, HEIC = "image/avif", "image/heic"
+# Of either kind; only the brands behind the first one tell which.
+HEIF = "image/heif"
+# By the first brand of the box that such a file starts with.
+HEIF_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), AVIF),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), HEIC),
+    **dict.fromkeys((b"mif1", b"msf1"), HEIF),
+}
+
+
 def media_type_of(head: bytes) -> str:
     """The media type of an image by its first 16 bytes; empty for anything else."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -29,7 +40,7 @@ def media_type_of(head: bytes) -> str:
         return "image/bmp"
     if head[:4] in (b"II*\x00", b"MM\x00*"):
         return "image/tiff"
-    return ""
+    return HEIF_BRANDS.get(head[8:12], "") if head[4:8] == b"ftyp" else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ A client never sees a traceback. Knows no service.
 """
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from fanlight.contract.finite import refuse_at_edge
-from fanlight.errors import FanlightError, InvalidField
+from fanlight.errors import FanlightError, InvalidField, TooLarge
 from services.kernel.disks import is_of_disk, unavailable
 from services.kernel.errors_wire import find_broken_string, to_status
 from services.kernel.grpc_admission import CallAdmission, Context, Continuation, Handler, OpenCall, is_open
@@ -24,12 +24,19 @@ log = get_logger()
 
 T = TypeVar("T")
 
+NO_LIMITS: Mapping[str, int] = {}
+
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Our errors leave as google.rpc.Status; anything else as INTERNAL with a reference to the log."""
 
-    def __init__(self, admission: CallAdmission | None = None) -> None:
-        self._admission = admission or CallAdmission()
+    def __init__(self, admission: CallAdmission | None = None, message_limits: Mapping[str, int] = NO_LIMITS) -> None:
+        """`message_limits`: by full service name, the most bytes of a request, below the server's own limit.
+
+        gRPC has one limit for all services of a server, so it holds such a message before it is refused here; but it
+        is not parsed, which would take many times its bytes.
+        """
+        self._admission, self._message_limits = admission or CallAdmission(), message_limits
         # By method: the handler, and the same handler guarded. Only methods that exist.
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
 
@@ -42,7 +49,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         name = handler_call_details.method
         original, guarded = self._guarded.get(name, (None, handler))
         if original is not handler:
-            guarded = _guarded(handler, name, self._admission)
+            limit_bytes = self._message_limits.get(name[1:].partition("/")[0])
+            guarded = _guarded(handler, name, self._admission, limit_bytes)
             self._guarded[name] = (handler, guarded)
         return guarded
 
@@ -70,7 +78,7 @@ async def hide_unexpected_errors(call: Callable[[], Awaitable[T]]) -> T:
         raise FanlightError(f"internal error, reference {reference}") from error
 
 
-def _guarded(handler: Handler, method: str, admission: CallAdmission) -> Handler:
+def _guarded(handler: Handler, method: str, admission: CallAdmission, limit_bytes: int | None) -> Handler:
     """The same handler, with every call admitted, and its errors and those of a streamed response translated.
 
     Where no token is needed it reads the call's one message itself, because gRPC would wait for it without a limit.
@@ -84,7 +92,7 @@ def _guarded(handler: Handler, method: str, admission: CallAdmission) -> Handler
     else:
         behavior = _guarded_unary(handler, method, admission, reads=reads)
         make = grpc.stream_unary_rpc_method_handler if takes_stream else grpc.unary_unary_rpc_method_handler
-    return make(behavior, _lenient(handler.request_deserializer), handler.response_serializer)
+    return make(behavior, _lenient(handler.request_deserializer, limit_bytes), handler.response_serializer)
 
 
 def _guarded_unary(handler: Handler, method: str, admission: CallAdmission, *, reads: bool) -> Callable[..., Any]:
@@ -166,8 +174,16 @@ class _Unreadable:
     field: str
 
 
-def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """Returns _Unreadable for bytes that cannot be parsed, for which gRPC itself would answer INTERNAL."""
+@dataclass(frozen=True, slots=True)
+class _Oversized:
+    """A request that has more bytes than its service takes, and was not parsed."""
+
+    size_bytes: int
+    limit_bytes: int
+
+
+def _lenient(deserialize: Callable[[bytes], Any] | None, limit_bytes: int | None) -> Callable[[bytes], Any] | None:
+    """Returns _Oversized, or _Unreadable for bytes that cannot be parsed, for which gRPC itself answers INTERNAL."""
     if deserialize is None:
         return None
 
@@ -175,6 +191,8 @@ def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     descriptor = getattr(getattr(deserialize, "__self__", None), "DESCRIPTOR", None)
 
     def lenient(data: bytes) -> Any:
+        if limit_bytes is not None and len(data) > limit_bytes:
+            return _Oversized(len(data), limit_bytes)
         try:
             return deserialize(data)
         except DecodeError:
@@ -184,6 +202,8 @@ def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
 
 
 def _checked(request: Any) -> Any:
+    if isinstance(request, _Oversized):
+        raise TooLarge(f"has {request.size_bytes} bytes; at most {request.limit_bytes} are taken", field="request")
     if isinstance(request, _Unreadable):
         if request.field:
             raise InvalidField("must be UTF-8", field=request.field)

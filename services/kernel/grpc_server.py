@@ -25,7 +25,7 @@ from services.kernel.grpc_admission import (
     admit_all,
 )
 from services.kernel.grpc_connections import GrpcConnections, connections_limit
-from services.kernel.grpc_guards import ErrorInterceptor
+from services.kernel.grpc_guards import NO_LIMITS, ErrorInterceptor
 from services.kernel.health import GetState, HealthService, always_ready
 
 # A client may ping this often while it waits; home routers need it, gRPC's own default is five minutes.
@@ -47,6 +47,7 @@ class RpcServer:
         tokens: Mapping[str, tuple[str, ...]],
         default_tokens: tuple[str, ...],
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        message_limits: Mapping[str, int] = NO_LIMITS,
         places: Mapping[str, int] | None = None,
         limits: CallLimits | None = None,
         get_health: GetState = always_ready,
@@ -57,6 +58,7 @@ class RpcServer:
 
         `tokens`: by full service name, the tokens it accepts; `default_tokens` for the others; `accepts`: whether it
         accepts another token; `admit`: is called before each call that has a right token.
+        `message_limits`: by full service name, a lower limit of its requests' bytes than `max_message_bytes`.
         `places`: by full method, how many of its calls may run at a time, apart from all others.
         """
         self._settings = settings
@@ -69,7 +71,7 @@ class RpcServer:
             interceptors=[
                 TokenInterceptor(tokens, default=default_tokens, accepts=accepts, admit=admit),
                 self._draining,
-                ErrorInterceptor(admission),
+                ErrorInterceptor(admission, message_limits),
             ],
             options=_server_options(max_message_bytes),
             maximum_concurrent_rpcs=admission.limit,

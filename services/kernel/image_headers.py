@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from services.kernel.blobs import ByteRange
+from services.kernel.heif_headers import DamagedHeif, is_heif, read_heif_size
 
 T = TypeVar("T")
 
@@ -45,11 +46,11 @@ class _Damaged(Exception):
 
 
 def read_size() -> Reader[ImageSize | None]:
-    """The size of a PNG, JPEG, WebP, GIF, BMP or TIFF; None where the header cannot be read."""
+    """The size of a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC; None where the header cannot be read."""
     try:
         head = yield ByteRange(offset_bytes=0, size_bytes=16)
         width_px, height_px = yield from _read(head)
-    except _Damaged:
+    except (_Damaged, DamagedHeif):
         return None
     return ImageSize(width_px=width_px, height_px=height_px) if width_px and height_px else None
 
@@ -79,6 +80,8 @@ def _read(head: bytes) -> Reader[tuple[int, int]]:
         return (yield from _bmp())
     if head[:4] in (b"II*\x00", b"MM\x00*"):
         return (yield from _tiff())
+    if is_heif(head):
+        return (yield from read_heif_size())
     raise _Damaged
 
 

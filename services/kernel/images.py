@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from fanlight.errors import InvalidField, TooLarge
+from services.kernel.heif_decoder import decode_heif
+from services.kernel.heif_headers import is_heif
+from services.kernel.image_headers import size_in
 
+# Those that Pillow decodes in this process, and those that a process of their own decodes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+HEIF_FORMATS = ("AVIF", "HEIC")
 
 # What Pillow raises for damaged bytes; every one of them was observed.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
@@ -60,39 +65,57 @@ class ImageHeader:
 
 def read_header(data: bytes, *, field: str, limits: ImageLimits) -> ImageHeader:
     """The header of an encoded image within the limits. InvalidField, TooLarge."""
+    if is_heif(data):
+        return ImageHeader(kind="HEIF", mode="", is_upright=False)
     with _opened(data, field, limits) as image:
         turn = _TURNS.get(_orientation(image))
         return ImageHeader(kind=image.format or "", mode=image.mode, is_upright=turn is None)
 
 
 def _decoded(data: bytes, finish: Callable[[Image.Image], Image.Image], field: str, limits: ImageLimits) -> Image.Image:
+    if is_heif(data):
+        return finish(_decoded_heif(data, field, limits))
     with _opened(data, field, limits) as image:
         image.load()
         return finish(_upright(image))
 
 
-@contextmanager
-def _opened(data: bytes, field: str, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]:
-    """An image whose header is valid, not decoded yet. Errors of Pillow inside become errors of the image."""
+def _decoded_heif(data: bytes, field: str, limits: ImageLimits) -> Image.Image:
+    _check_bytes(data, field, limits)
+    size = size_in(data)
+    if size is None:
+        raise InvalidField("is a damaged or truncated image", field=field)
+    _check_size((size.width_px, size.height_px), field, limits)
+    return decode_heif(data, size, field=field)
+
+
+def _check_bytes(data: bytes, field: str, limits: ImageLimits) -> None:
     if not data:
         raise InvalidField("is empty; send an encoded image", field=field)
     if len(data) > limits.size_bytes:
         raise TooLarge(f"has {len(data)} bytes; at most {limits.size_bytes} are accepted", field=field)
+
+
+@contextmanager
+def _opened(data: bytes, field: str, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]:
+    """An image whose header is valid, not decoded yet. Errors of Pillow inside become errors of the image."""
+    _check_bytes(data, field, limits)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(image, field, limits)
+        _check_size(image.size, field, limits)
         _check_mode(image, field)
         yield image
     except Image.DecompressionBombError as error:
         raise TooLarge(f"has far more than the {limits.pixels} pixels that are accepted", field=field) from error
     except UnidentifiedImageError as error:
-        raise InvalidField(f"is not an image of a known format ({', '.join(FORMATS)})", field=field) from error
+        known = ", ".join((*FORMATS, *HEIF_FORMATS))
+        raise InvalidField(f"is not an image of a known format ({known})", field=field) from error
     except _DAMAGE as error:
         raise InvalidField("is a damaged or truncated image", field=field) from error
 
 
-def _check_size(image: ImageFile.ImageFile, field: str, limits: ImageLimits) -> None:
-    width, height = image.size
+def _check_size(size_px: tuple[int, int], field: str, limits: ImageLimits) -> None:
+    width, height = size_px
     if max(width, height) > limits.side_px or width * height > limits.pixels:
         raise TooLarge(
             f"is {width} x {height} pixels; at most {limits.pixels} pixels and {limits.side_px} a side are accepted",

@@ -110,6 +110,30 @@ def count_gpus() -> int:
     return found.value if works else 0
 
 
+# CUDA's numbers of a device's attributes: its compute capability.
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_NAME_LIMIT_BYTES = 256
+
+
+def card_of(number: int) -> tuple[str, tuple[int, int]] | None:
+    """Name and compute capability of a GPU, such as ("NVIDIA GeForce GTX 1660", (7, 5)); None where it says neither."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    if not 0 <= number < count_gpus():
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(_NAME_LIMIT_BYTES)
+    results = (
+        driver.cuDeviceGet(ctypes.byref(device), number),
+        driver.cuDeviceGetName(name, _NAME_LIMIT_BYTES - 1, device),
+        driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device),
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device),
+    )
+    return None if any(results) else (name.value.decode(errors="replace"), (major.value, minor.value))
+
+
 def check_device(device: str, *, setting: str) -> None:
     """SettingsError if the device is a GPU, as `cuda` or `cuda:N`, that does not exist: no work would ever succeed."""
     kind, _, number = device.partition(":")

@@ -24,8 +24,16 @@ from services.preprocessor.weights import AnnotatorWeights
 # channel (H, W).
 Pixels: TypeAlias = MatLike
 
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
 # The libraries, besides our own code, whose versions decide a control image's bytes.
-LIBRARIES = f"opencv-{cv2.__version__}.pillow-{PIL.__version__}.isal-{isal.__version__}"
+LIBRARIES = f"opencv-{cv2.__version__}.pillow-{PIL.__version__}.isal-{isal.__version__}.heif-{_version('pi-heif')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +123,6 @@ class Annotator:
 @cache
 def _versions(packages: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{package}-{_version(package)}" for package in packages)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 @cache

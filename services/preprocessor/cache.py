@@ -10,6 +10,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,7 @@ from services.kernel.logs import get_logger
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.annotator import ControlMap, Pixels
 from services.preprocessor.config import CUDA, AnnotatorDevice
+from services.preprocessor.faults import names_files
 from services.preprocessor.weights import AnnotatorWeights, OnProgress, Weights, ignore_progress
 
 log = get_logger()
@@ -95,24 +97,30 @@ def _run_calls(batch: list[_Call[Item, Result]], work: Work[Item, Result]) -> No
 
 
 def _build(weights: AnnotatorWeights, folder: Path, device: AnnotatorDevice) -> Any:
-    """The network. What iterates over damaged weights may raise StopIteration, which no future takes: it never ends."""
-    try:
+    """The network. NetworkNotBuilt, also for the StopIteration of weights that end too early, which no future takes."""
+    with names_files(weights, folder):
         return weights.build(folder, device)
-    except StopIteration as error:
-        raise ValueError("the weights end too early") from error
 
 
 class LoadedNetwork:
     """A network in memory, with the batcher in front of it. `pins`: how many annotations use it now."""
 
-    def __init__(self, weights: AnnotatorWeights, network: Any, device: AnnotatorDevice, *, batch_limit: int) -> None:
+    def __init__(
+        self, weights: AnnotatorWeights, network: Any, device: AnnotatorDevice, *, folder: Path, batch_limit: int
+    ) -> None:
         self.weights = weights
+        self._folder = folder
         self.network = network
         self.device = device.label
         # One image keeps a CPU busy already; alone, each has the same map whatever else waits.
         self.batch_limit = batch_limit if device.kind == CUDA else 1
         self.pins = 0
         self._batcher: MicroBatcher[Pixels, ControlMap] = MicroBatcher(batch_limit=self.batch_limit)
+
+    @cached_property
+    def altered_files(self) -> tuple[str, ...]:
+        """Asked for after a failure alone: it reads the files again."""
+        return self.weights.altered_files(self._folder)
 
     def draw(self, annotation: Annotation, image: Pixels) -> ControlMap:
         """The map of an image (H, W, 3) uint8; images of one shape for one annotator may share a batch."""
@@ -176,7 +184,7 @@ class AnnotatorCache:
             device = weights.device(self._device)
             log.info("model_loading", model=weights.name, size_bytes=weights.size_bytes, device=device.label)
             network = await loop.run_in_executor(self._executor, _build, weights, folder, device)
-        loaded = LoadedNetwork(weights, network, device, batch_limit=self._limits.batch)
+        loaded = LoadedNetwork(weights, network, device, folder=folder, batch_limit=self._limits.batch)
         self._loaded[weights.name] = loaded
         return loaded
 

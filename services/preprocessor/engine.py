@@ -18,7 +18,7 @@ from services.preprocessor.annotation import (
     annotate,
 )
 from services.preprocessor.annotator import Annotator, ControlMap, Pixels
-from services.preprocessor.cache import AnnotatorCache, AnnotatorCacheLimits
+from services.preprocessor.cache import AnnotatorCache, AnnotatorCacheLimits, LoadedNetwork
 from services.preprocessor.config import CORE_LABEL, CUDA, AnnotatorDevice
 from services.preprocessor.faults import blames_annotator, blames_weights
 from services.preprocessor.weights import AnnotatorWeights, OnProgress, Weights, ignore_progress
@@ -42,8 +42,11 @@ class BlamingRunner:
 
     def draw(self, annotation: Annotation, image: Pixels) -> ControlMap:
         """The map of an image (H, W, 3) or (H, W, 4) uint8."""
-        with blames_annotator(annotation, self._device):
+        with blames_annotator(annotation, self._device, self._altered_files):
             return self._runner.draw(annotation, image)
+
+    def _altered_files(self) -> tuple[str, ...]:
+        return self._runner.altered_files if isinstance(self._runner, LoadedNetwork) else ()
 
 
 class AnnotationTimes:

@@ -3,15 +3,17 @@
 import pickle
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 
-from fanlight.errors import Cancelled, FailedPrecondition, FanlightError, InvalidField, NodeFault, ResourceExhausted
+from fanlight.errors import Cancelled, FanlightError, InvalidField, NodeFault, ResourceExhausted
 from services.kernel.logs import get_logger
 from services.preprocessor.annotation import Annotation
 from services.preprocessor.config import AnnotatorDevice
+from services.preprocessor.weights import AnnotatorWeights, UnusableWeights
 from services.worker.device import DeviceLost
 
 log = get_logger()
@@ -21,21 +23,20 @@ _CONTENT_ERRORS: tuple[type[BaseException], ...] = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError, OSError,
     RuntimeError, StopIteration, TypeError, ValueError, cv2.error, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
-# Has its exceptions' classes; there only where a network of that kind was loaded.
+# They have their exceptions' classes; there only where a network of that kind was loaded.
 _ONNX_ERRORS = "onnxruntime.capi.onnxruntime_pybind11_state"
+_SAFETENSORS = "safetensors"
 _OOM_TEXTS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory", "out of memory")
 # A device without memory for an image that is worked on at so many pixels on the short side has none for any.
 _SMALL_SIDE_PX = 512
 
 
-class UnusableWeights(FailedPrecondition):
-    """An annotator's weights are damaged or of another network.
+class NetworkNotBuilt(Exception):
+    """A network could not be built from these files; the cause is the library's own error."""
 
-    Trying again here gives the same error; another node may have sound files, and is asked before the task ends.
-    """
-
-    reason = "BAD_WEIGHTS"
-    is_request_fault = True
+    def __init__(self, files: tuple[str, ...]) -> None:
+        super().__init__(files)
+        self.files = files
 
 
 class AnnotatorFailed(InvalidField):
@@ -61,18 +62,48 @@ def blames_weights(annotation: Annotation, device: AnnotatorDevice) -> Iterator[
         _log(annotation, error)
         text = f"{name} cannot run here: one of the packages that it needs cannot be imported; see the worker's log"
         raise NodeFault(text, field="annotator").of_part(part_of(annotation)) from error
-    except _content_errors() as error:
-        _log(annotation, error)
-        if fault := _fault_of_device(error, annotation, device):
-            raise fault from error
-        kind: type[FanlightError] = NodeFault if isinstance(error, OSError) else UnusableWeights
-        text = f"the weights of {name} cannot be used: a file is missing, damaged or of another network"
-        raise kind(text, field="annotator").of_part(part_of(annotation)) from error
+    except NetworkNotBuilt as failed:
+        cause = failed.__cause__
+        assert cause is not None, "names_files sets it"
+        _log(annotation, cause)
+        if fault := _fault_of_device(cause, annotation, device):
+            raise fault from cause
+        raise _unusable(annotation, cause, failed.files) from cause
+
+
+def _unusable(annotation: Annotation, error: BaseException, files: tuple[str, ...]) -> FanlightError:
+    """A file that cannot be read is this node's fault; one that is damaged may be damaged everywhere."""
+    name, listed = annotation.annotator.id, ", ".join(files)
+    if isinstance(error, OSError):
+        text = f"the weights of {name} cannot be read here: {listed}; look for the file and its permissions"
+        return NodeFault(text, field="annotator").of_part(part_of(annotation))
+    return damaged(name, listed).of_part(part_of(annotation))
+
+
+def damaged(name: str, files: str) -> UnusableWeights:
+    text = f"the weights of {name} cannot be used: {files} is damaged or of another network"
+    return UnusableWeights(f"{text}; delete it, so that it is fetched again, or replace it", field="annotator")
 
 
 @contextmanager
-def blames_annotator(annotation: Annotation, device: AnnotatorDevice) -> Iterator[None]:
-    """Errors inside, where the map is drawn, name the annotator or the device; not those about the request itself."""
+def names_files(weights: AnnotatorWeights, folder: Path) -> Iterator[None]:
+    """Errors inside, where a network is built from the folder's files, become NetworkNotBuilt with those to blame."""
+    try:
+        yield
+    except (FanlightError, ImportError):
+        raise
+    except _content_errors() as error:
+        raise NetworkNotBuilt(weights.altered_files(folder) or weights.files) from error
+
+
+@contextmanager
+def blames_annotator(
+    annotation: Annotation, device: AnnotatorDevice, altered_files: Callable[[], tuple[str, ...]] = tuple
+) -> Iterator[None]:
+    """Errors inside, where the map is drawn, name the annotator or the device; not those about the request itself.
+
+    `altered_files`: the files of its weights that are not the pinned ones, which are to blame before any image is.
+    """
     name = annotation.annotator.id
     try:
         yield
@@ -85,14 +116,16 @@ def blames_annotator(annotation: Annotation, device: AnnotatorDevice) -> Iterato
         _log(annotation, error)
         if fault := _fault_of_device(error, annotation, device):
             raise fault from error
+        if files := altered_files():
+            raise damaged(name, ", ".join(files)).of_part(part_of(annotation)) from error
         text = f"{name} fails on this image with these parameters: try other ones, another image or another annotator"
         raise AnnotatorFailed(text, field="image").of_part(part_of(annotation)) from error
 
 
 def _content_errors() -> tuple[type[BaseException], ...]:
     """Looked up when an error is there: what a library raises is known only once it is imported."""
-    module = sys.modules.get(_ONNX_ERRORS)
-    found = vars(module).values() if module else ()
+    modules = [sys.modules[name] for name in (_ONNX_ERRORS, _SAFETENSORS) if name in sys.modules]
+    found = [each for module in modules for each in vars(module).values()]
     own = [each for each in found if isinstance(each, type) and issubclass(each, Exception)]
     return (*_CONTENT_ERRORS, *own)
 

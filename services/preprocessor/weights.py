@@ -5,11 +5,14 @@ Knows no network library and nothing of how the store works.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
 
 from fanlight.errors import FailedPrecondition, FanlightError, NodeFault
 from services.preprocessor.config import CPU, AnnotatorDevice
@@ -19,6 +22,16 @@ if TYPE_CHECKING:
     from services.weights.provision import Provision
     from services.weights.references.manifest import Manifest
     from services.weights.transfer.download import DownloadProgress
+
+
+class UnusableWeights(FailedPrecondition):
+    """An annotator's weights are damaged or of another network.
+
+    Trying again here gives the same error; another node may have sound files, and is asked before the task ends.
+    """
+
+    reason = "BAD_WEIGHTS"
+    is_request_fault = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +73,31 @@ class AnnotatorWeights:
 
     def missing_files(self, folder: Path) -> list[str]:
         return [name for name in self.files if not (folder / name).is_file()]
+
+    def altered_files(self, folder: Path) -> tuple[str, ...]:
+        """Those that exist and whose digest is not the pinned one: files in a folder are not checked before use."""
+        pinned = [(file.path, file.sha256) for file in self.manifest.files if file.sha256]
+        return tuple(name for name, sha256 in pinned if _sha256_of(folder / name) not in ("", sha256))
+
+
+def answers_of(outputs: Sequence[Any]) -> Sequence[Any]:
+    """The outputs (...,) of a network that is not torch's. UnusableWeights where a value is no number."""
+    if any(np.isnan(each).any() for each in outputs):
+        raise UnusableWeights(
+            "the annotator's network answers with values that are no numbers, so its weights are damaged; "
+            "delete them, so that they are fetched again, or replace them",
+            field="annotator",
+        )
+    return outputs
+
+
+def _sha256_of(path: Path) -> str:
+    """Empty where the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 @cache

@@ -22,6 +22,8 @@ class StageOutput:
     nsfw: bool | None = None
     # JSON with everything that is needed to generate it again; may be empty.
     provenance: str = ""
+    # What was done otherwise than the request may have meant, in sentences; the gateway takes 16.
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,12 @@ class UnknownTask(NodeFault):
     reason = "UNKNOWN_TASK"
 
 
+class AttemptEnded(NodeFault):
+    """The gateway looked at the result, refused it and ended the attempt: there is nothing left to report."""
+
+    reason = "ATTEMPT_ENDED"
+
+
 def request_of(task: queue_pb2.LeasedTask, request_type: type[Message]) -> Message:
     """The request in the task. UnknownTask for another type, broken bytes, or fields that this worker does not know."""
     expected = request_type.DESCRIPTOR.full_name
@@ -129,6 +135,8 @@ class TaskRunner:
                 log.info("task_completed")
             except LeaseLost:
                 log.info("task_abandoned", why="lost")
+            except AttemptEnded as ended:
+                log.warning("result_refused", field=ended.field, message=ended.message)
             except FanlightError as error:
                 fault = Fault.FAULT_REQUEST if error.is_request_fault else Fault.FAULT_NODE
                 failure = common_pb2.Failure(
@@ -189,7 +197,7 @@ class TaskRunner:
         raise NodeFault("the gateway did not store the outputs")
 
     async def _complete(self, request: queue_pb2.CompleteTaskRequest) -> bool:
-        """False if an output must be uploaded again. Raises LeaseLost, ResultRefused, or NodeFault.
+        """False if an output must be uploaded again. Raises LeaseLost, AttemptEnded, ResultRefused, or NodeFault.
 
         None of them is the request's fault.
         """
@@ -200,6 +208,8 @@ class TaskRunner:
             return False
         except LeaseLost:
             raise
+        except ResultRefused as error:
+            raise AttemptEnded(error.message, field=error.field) from error
         except (InvalidField, TooLarge) as error:
             raise ResultRefused(f"the gateway refused the result: {error.message}", field=error.field) from error
         except FanlightError as error:
@@ -215,6 +225,7 @@ class TaskRunner:
             height_px=output.height_px,
             nsfw=output.nsfw,
             provenance_json=output.provenance,
+            warnings=output.warnings,
         )
 
     async def return_task(self, task: queue_pb2.LeasedTask) -> None:

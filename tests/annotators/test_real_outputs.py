@@ -1,5 +1,6 @@
 """Networks with real weights on a real photo: maps that a person reviewed, and controlnet_aux's own."""
 
+import io
 import json
 
 import numpy as np
@@ -98,6 +99,34 @@ async def test_no_body_is_drawn_in_an_image_without_people(annotate, photo):
     control = await annotate("mediapipe_pose", (PHOTO.parents[3] / "demo" / "photos" / photo).read_bytes())
     assert json.loads(control.pose_json)["people"] == []
     assert decoded(control.data).max() == 0
+
+
+async def test_the_person_is_what_stays_without_the_background(annotate):
+    control = await annotate("remove_background", PHOTO.read_bytes(), model="selfie_segmentation")
+    pixels = np.asarray(Image.open(io.BytesIO(control.data)))
+    assert pixels.shape == (256, 256, 4)
+    alpha = pixels[:, :, 3]
+    # Her face, chest and arm; the wall beside her head, and the rocket at the right.
+    for left, top, right, bottom in ((85, 60, 130, 130), (60, 200, 150, 255), (170, 225, 195, 255)):
+        assert alpha[top:bottom, left:right].min() > 200
+    for left, top, right, bottom in ((0, 0, 35, 120), (180, 0, 255, 120), (235, 100, 255, 200)):
+        assert alpha[top:bottom, left:right].max() < 50
+    assert 0.4 < (alpha > 127).mean() < 0.6
+
+
+async def test_the_background_alone_is_a_mask_to_inpaint_with(annotate):
+    """White is what inpainting replaces; both masks have the photo's size, as inpainting wants it."""
+    wanted = {"model": "selfie_segmentation"}
+    masks = {}
+    for output in ("image", "mask", "background_mask"):
+        control = await annotate("remove_background", PHOTO.read_bytes(), output=output, **wanted)
+        masks[output] = Image.open(io.BytesIO(control.data))
+    alpha, mask, background = (np.asarray(masks[name]) for name in masks)
+    assert masks["mask"].mode == masks["background_mask"].mode == "L"
+    assert np.array_equal(alpha[:, :, 3], mask)
+    assert np.array_equal(background, 255 - mask)
+    assert mask[95, 106] > 250
+    assert background[10, 10] > 250
 
 
 def test_ten_annotators_and_more_give_real_maps_of_a_real_photo():

@@ -76,6 +76,10 @@ def real_bodies(folder: Path) -> None:
         shutil.copy(package("mediapipe") / "modules" / f"{name}.tflite", folder)
 
 
+def real_selfie(folder: Path) -> None:
+    shutil.copy(package("mediapipe") / "modules" / "selfie_segmentation" / "selfie_segmentation.tflite", folder)
+
+
 def pidinet(folder: Path) -> None:
     state = _louder(defects.submodule("pidi.model").pidinet().state_dict(), 100, "classifier")
     _save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, folder / "table5_pidinet.pth")
@@ -102,6 +106,11 @@ def teed(folder: Path, file: str) -> None:
 def mlsd(folder: Path) -> None:
     network = defects.submodule("mlsd.models.mbv2_mlsd_large").MobileV2_MLSD_Large()
     _save(network.state_dict(), folder / "mlsd_large_512_fp32.pth")
+
+
+def mlsd_tiny(folder: Path) -> None:
+    network = defects.submodule("mlsd.models.mbv2_mlsd_tiny").MobileV2_MLSD_Tiny()
+    _save(network.state_dict(), folder / "mlsd_tiny_512_fp32.pth")
 
 
 def midas(folder: Path) -> None:
@@ -273,9 +282,14 @@ def _save(state: object, path: Path) -> None:
     torch.save(state, path)
 
 
+# Networks that `make annotators` runs on real weights: out of packages, and out of the folder that WEIGHTS names.
+IN_PACKAGES = ("hed", "mediapipe_face", "mediapipe_pose", "selfie_segmentation")
+LOOKED_AT = ("pidinet", "mlsd_tiny")
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "mediapipe_face": real_faces,
     "mediapipe_pose": real_bodies,
+    "selfie_segmentation": real_selfie,
     "hed": real_hed,
     "pidinet": pidinet,
     "lineart": lineart,
@@ -283,6 +297,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "teed": partial(teed, file="7_model.pth"),
     "anyline": partial(teed, file="MTEED.pth"),
     "mlsd": mlsd,
+    "mlsd_tiny": mlsd_tiny,
     "midas": midas,
     "zoe": zoe,
     "depth_anything_v2": depth_anything,

@@ -43,6 +43,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 IMAGE = ImageSource(data=png())
+MASKED = {"image": IMAGE, "mask": IMAGE}
 
 
 def photo(**fields: Any) -> Control:
@@ -116,9 +117,12 @@ PROMPTS = [
     _generate("21 brackets in each other", (INVALID, "prompt", "at most 20"), prompt="(" * 21 + "a" + ")" * 21),
     _generate("an open bracket", (INVALID, "prompt", "character 1: '(' is never closed"), prompt="(apple"),
     _generate("a bracket that closes nothing", (INVALID, "prompt", "closes nothing"), prompt="apple)"),
-    _generate("prompt editing", (INVALID, "prompt", "not offered"), prompt="a [b:c:0.5]"),
-    _generate("alternating words", (INVALID, "prompt", "not offered"), prompt="a [b|c]"),
-    _generate("AND", (INVALID, "prompt", "lower case"), prompt="a cup AND a pot"),
+    _generate("three texts to edit", (INVALID, "prompt", "is neither"), prompt="a [b:c:d:0.5]"),
+    _generate("AND in brackets", (INVALID, "prompt", "stands in brackets"), prompt="(a cup AND a pot)"),
+    _generate("nine prompts", (INVALID, "prompt", "composes 9 prompts"), prompt=" AND ".join("abcdefghi")),
+    _generate("AND in a negative prompt", (INVALID, "negative_prompt", "lower case"), negative_prompt="a AND b"),
+    _generate("an unknown syntax", (INVALID, "prompt_syntax", "must be strict"), prompt_syntax="comfy"),
+    _generate("an unknown emphasis", (INVALID, "emphasis", "must be original"), emphasis="much"),
     _generate("a weight that is no number", (INVALID, "prompt", "not a weight"), prompt="(cup:1.2x)"),
     _generate("a weight of 11", (INVALID, "prompt", "-10 to 10"), prompt="(cup:11)"),
     _generate("a weight of nan", (INVALID, "prompt", "-10 to 10"), prompt="(cup:nan)"),
@@ -205,6 +209,34 @@ IMAGES = [
     _generate("img2img", image=IMAGE, strength=0.5),
     _generate("img2img by name", image=IMAGE, pipeline="img2img"),
     _generate("inpaint", image=IMAGE, mask=IMAGE),
+    _generate("all options of a mask", **MASKED, mask_blur=0.5, mask_fill="noise", mask_invert=True),
+    _generate("only what is masked", **MASKED, only_masked=True, mask_padding=0, width_px=64, height_px=64),
+    _generate("a blur of 64.5", (INVALID, "mask_blur", "0 to 64"), **MASKED, mask_blur=64.5),
+    _generate("a blur of nan", (INVALID, "mask_blur", "0 to 64"), **MASKED, mask_blur=NAN),
+    _generate("a blur below 0", (INVALID, "mask_blur", "0 to 64"), **MASKED, mask_blur=-1.0),
+    _generate("a blur of no mask", (INVALID, "mask_blur", "no part of an image is masked"), image=IMAGE, mask_blur=4.0),
+    _generate(
+        "a padding of 1025", (INVALID, "mask_padding", "0 to 1024"), **MASKED, only_masked=True, mask_padding=1025
+    ),
+    _generate("a padding alone", (INVALID, "mask_padding", "only_masked"), **MASKED, mask_padding=8),
+    _generate("only masked without mask", (INVALID, "only_masked", "no part"), image=IMAGE, only_masked=True),
+    _generate(
+        "an unknown fill", (INVALID, "mask_fill", "original, blurred, noise, nothing"), **MASKED, mask_fill="red"
+    ),
+    _generate("a fill of nothing", (INVALID, "mask_fill", "no part"), mask_fill="noise"),
+    _generate("no mask to invert", (INVALID, "mask_invert", "there is none"), image=IMAGE, mask_invert=True),
+    _generate("an image whose alpha is its mask", image=IMAGE, mask_from_alpha=True),
+    _generate("alpha of no image", (INVALID, "image", "there is a mask for it"), mask_from_alpha=True),
+    _generate("outpainting", image=IMAGE, outpaint_left_px=64, outpaint_top_px=32),
+    _generate("outpainting of no image", (INVALID, "image", "there is a mask for it"), outpaint_left_px=64),
+    _generate("a side of 2049", (INVALID, "outpaint_right_px", "0 to 2048"), image=IMAGE, outpaint_right_px=2049),
+    _generate(
+        "outpainting by img2img",
+        (INVALID, "pipeline", "takes no mask"),
+        image=IMAGE,
+        outpaint_bottom_px=8,
+        pipeline="img2img",
+    ),
     _generate("a mask without image", (INVALID, "image", "there is a mask for it"), mask=IMAGE),
     _generate("img2img without image", (INVALID, "image", "starts from it"), pipeline="img2img"),
     _generate("inpaint without mask", (INVALID, "mask", "is missing"), pipeline="inpaint", image=IMAGE),
@@ -252,6 +284,11 @@ CONTROLS = [
         (INVALID, "controls[0].image", "is missing"),
         controls=[Control(annotator="canny")],
     ),
+    _generate("a control with resize and mode", controls=[edges(resize="pad", mode="prompt")], depends_on_worker=True),
+    _generate(
+        "an unknown mode", (INVALID, "controls[0].mode", "balanced, prompt, control"), controls=[edges(mode="x")]
+    ),
+    _generate("a control's resize", (INVALID, "controls[0].resize", "crop, stretch"), controls=[edges(resize="fit")]),
     _generate("a scale of 2.1", (INVALID, "controls[0].scale", "0 to 2"), controls=[edges(scale=2.1)]),
     _generate("a scale of nan", (INVALID, "controls[0].scale", "0 to 2"), controls=[edges(scale=NAN)]),
     _generate("a control that ends at 1.5", (INVALID, "controls[0].end", "0 to 1"), controls=[edges(end=1.5)]),

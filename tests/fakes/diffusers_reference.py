@@ -69,7 +69,7 @@ class Reference:
         return np.asarray(self._run(generation, "np", arguments))[0]
 
     def _run(self, generation: Generation, output_type: str, more: Mapping[str, object]) -> object:
-        pipeline = self._pipeline(generation)
+        pipeline = self.pipeline(generation)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = make_scheduler(generation, pipeline.scheduler.config)
         arguments = {
@@ -78,7 +78,8 @@ class Reference:
             "num_inference_steps": generation.steps,
             "guidance_scale": generation.guidance_scale,
             "eta": generation.eta,
-            "clip_skip": generation.clip_skip - 1 or None,
+            # Ours changes nothing for SDXL.
+            "clip_skip": None if generation.is_sdxl else generation.clip_skip - 1 or None,
             "generator": torch.Generator("cpu").manual_seed(generation.seed),
             "output_type": output_type,
             **_size(generation),
@@ -88,7 +89,7 @@ class Reference:
         }
         return pipeline(**arguments).images
 
-    def _pipeline(self, generation: Generation) -> Any:
+    def pipeline(self, generation: Generation) -> Any:
         plain = _plain(self.folder)
         nets = [_net(control.controlnet.path) for control in generation.controls]
         named = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}

@@ -12,6 +12,7 @@ from google.protobuf import any_pb2
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.names import digest_of
+from fanlight.contract.needs import young_fields
 from fanlight.contract.parameters import Parameter
 from fanlight.contract.shipped import ShippedAnnotator
 from fanlight.diffusion.v1 import diffusion_pb2
@@ -30,11 +31,13 @@ from services.gateway.domain.workers import (
     AnnouncedModel,
     Capabilities,
     FleetCatalog,
+    LeftOutOfFleet,
     Worker,
     catalog_of,
 )
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.wire import requests, stages
+from services.gateway.wire.thumbnails import thumbnail_request
 from services.kernel.blobs import BlobInfo
 from services.kernel.image_headers import ImageSize, size_in
 from tests.fakes.broken_images import SIGNATURE, png_chunk
@@ -42,6 +45,13 @@ from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.memory_store import MemoryStore
 
 PNG = SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 256, 192, 8, 2, 0, 0, 0))
+
+
+# What a worker of today knows and an older one may not.
+YOUNG = (
+    *young_fields("fanlight.diffusion.v1.GenerateRequest"),
+    *young_fields("fanlight.diffusion.v1.Control"),
+)
 
 
 def result(width_px: int, height_px: int, made_of: bytes) -> bytes:
@@ -77,7 +87,7 @@ OTHER = AnnouncedModel(id="other", kind="checkpoint", family="sd1")
 STARTER_CANNY = AnnouncedModel(id="canny", kind="controlnet", family="starter")
 OFFERS = {
     PREPROCESS: Capabilities(annotators=(CANNY, DREAM)),
-    DIFFUSION: Capabilities(models=(STARTER, OTHER, STARTER_CANNY)),
+    DIFFUSION: Capabilities(models=(STARTER, OTHER, STARTER_CANNY), other_offers=tuple(sorted(YOUNG))),
 }
 
 
@@ -137,6 +147,7 @@ class Fleet:
             is_shared=self.is_shared,
             shipped=self.shipped,
             data_keys=self.data_keys,
+            thumbnail=thumbnail_request(),
         )
 
     @asynccontextmanager
@@ -162,7 +173,12 @@ class Fleet:
             data_keys=self.data_keys,
         )
 
-    def worker(self, stage: str, name: str = "w", *, node: str = "", **offers: Any) -> "FleetWorker":
+    def worker(
+        self, stage: str, name: str = "w", *, node: str = "", is_old: bool = False, **offers: Any
+    ) -> "FleetWorker":
+        """`is_old`: it does not know the fields that are young today."""
+        if stage == DIFFUSION and offers and not is_old:
+            offers["other_offers"] = tuple(sorted({*offers.get("other_offers", ()), *YOUNG}))
         return FleetWorker(self, Worker(id=f"{name}-{stage}", node=node or name, stage=stage), offers)
 
     async def get(self, job: Job) -> Job:
@@ -286,6 +302,10 @@ class FixedFleet:
 
     def offering(self, stage: str, need: str) -> Sequence[str]:
         return [f"node-{i}" for i, each in enumerate(self.capabilities) if need in each.offers]
+
+    def left_out(self) -> LeftOutOfFleet:
+        found = [(each, (f"node-{i}",)) for i, own in enumerate(self.capabilities) for each in own.left_out]
+        return LeftOutOfFleet(listed=tuple(found), count=len(found))
 
     def limits_of(self, stage: str, name: str, needs: frozenset[str] = frozenset()) -> Sequence[tuple[str, int | None]]:
         able = [

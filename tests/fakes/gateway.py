@@ -23,6 +23,7 @@ from services.gateway.domain.workers import (
     AnnouncedModel,
     Capabilities,
     FleetCatalog,
+    LeftOutOfFleet,
     WorkerStatus,
     catalog_of,
 )
@@ -181,8 +182,16 @@ class FakeWorkers:
     def residency_of(self, kind: str, name: str) -> int:
         return self.catalog().residency_of(kind, name)
 
+    def left_out(self) -> LeftOutOfFleet:
+        found = self.capabilities.left_out
+        return LeftOutOfFleet(listed=tuple((each, ("node",)) for each in found), count=len(found))
+
     def statuses(self) -> Sequence[WorkerStatus]:
         return self.known
+
+    @property
+    def offers(self) -> "FakeWorkers":
+        return self
 
 
 @dataclass

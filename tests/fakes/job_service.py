@@ -13,7 +13,7 @@ import grpc
 
 from fanlight.blobs.v1.blobs_pb2_grpc import add_BlobServiceServicer_to_server
 from fanlight.common.v1.common_pb2 import Blob, Failure, Span
-from fanlight.diffusion.v1.diffusion_pb2 import Model
+from fanlight.diffusion.v1.diffusion_pb2 import GenerationDefaults, LeftOutModel, Model
 from fanlight.errors import FanlightError, NotFound
 from fanlight.gateway.v1 import gateway_pb2 as pb
 from fanlight.gateway.v1 import gateway_pb2_grpc
@@ -46,6 +46,9 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
         self.failures: dict[str, deque[FanlightError | None]] = {}
         # After so many events each of the next streams breaks.
         self.breaks: deque[int] = deque()
+        # What the gateway and each image's node warn of.
+        self.warnings: list[str] = []
+        self.image_warnings: list[str] = []
         self.changed = asyncio.Condition()
 
     def _take(self, method: str, request) -> None:
@@ -129,11 +132,13 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
             job.failure.CopyFrom(Failure(reason="INVALID_FIELD", message="is too odd", field="generation.prompt"))
             return
         job.state = pb.Job.STATE_SUCCEEDED
+        job.warnings.extend(self.warnings)
         info = self.blobs.put(IMAGE_BYTES)
         first = job.generation.seed or FIRST_SEED
         for index in range(job.generation.count or 1):
             blob = Blob(scope=info.scope, digest=info.digest, size_bytes=info.size_bytes, media_type="image/png")
             image = job.images.add(blob=blob, width_px=64, height_px=64, task=index + 1)
+            image.warnings.extend(self.image_warnings)
             if job.HasField("generation"):
                 image.seed = first + index
             spans = [Span(name="denoise", duration_s=0.5), Span(name="load", duration_s=0.25)]
@@ -164,7 +169,11 @@ class FakeJobService(gateway_pb2_grpc.JobServiceServicer):
     async def ListModels(self, request, context):
         self._take("ListModels", request)
         model = Model(id="starter", kind="checkpoint", is_default=True, size_bytes=13_000_000, width_px=64)
-        return pb.ListModelsResponse(models=[model])
+        model.defaults.MergeFrom(
+            GenerationDefaults(steps=4, guidance_scale=1.5, scheduler="lcm", variant="lcm", sources=["lcm by name"])
+        )
+        left_out = [LeftOutModel(path="Lora/old.ckpt", reason="it is a pickle", nodes=["here"])]
+        return pb.ListModelsResponse(models=[model], left_out=left_out if request.left_out else [])
 
     async def ListWorkers(self, request, context):
         self._take("ListWorkers", request)

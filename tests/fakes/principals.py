@@ -21,7 +21,7 @@ from tests.fakes.memory_store import MemoryStore
 def clients_alone(callers: Callers) -> tuple[Principals, LeaseRights]:
     clock = FakeClock()
     store = Records(MemoryStore(), clock)
-    nodes = Nodes(store, clock, os.urandom)
+    nodes = Nodes(store, clock, os.urandom, credential_ttl_s=600.0)
     stall = StallLimits(factor=40.0, floor_s=120.0, first_s=1_800.0, longest_s=3_600.0)
     leases = LeaseTable(clock, ttl_s=20.0, stall=stall)
     return Principals(callers, "", nodes), LeaseRights(JobStore(store), leases, nodes, lambda job, task: ())

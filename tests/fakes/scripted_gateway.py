@@ -15,7 +15,7 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes
 from fanlight.contract.names import digest_of
-from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, Unavailable
+from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, ResultRefused, Unavailable
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.kernel.grpc_admission import TokenInterceptor
 from services.kernel.grpc_guards import ErrorInterceptor
@@ -53,6 +53,8 @@ class FakeGateway:
         # How many of the next calls of a method are answered UNAVAILABLE before, or after, they took effect.
         self.refusals: Counter[str] = Counter()
         self.lost_answers: Counter[str] = Counter()
+        # How many of the next results are looked at and refused, which ends their attempts.
+        self.refused_results = 0
         self.calls: Counter[str] = Counter()
         self.blobs: dict[str, bytes] = {}
         self.corrupt: set[str] = set()
@@ -183,6 +185,10 @@ class FakeGateway:
             check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field="outputs[0].provenance_json")
         if any(output.blob.digest not in self.blobs for output in request.outputs):
             raise FailedPrecondition("no such blob", field="outputs")
+        if self.refused_results:
+            self.refused_results -= 1
+            del self.leased[request.lease_token]
+            raise ResultRefused("is no image", field="outputs[0].blob")
         self.results[self.leased.pop(request.lease_token).name] += 1
         self.completed[request.lease_token] = request
 

@@ -20,6 +20,7 @@ class FakeStage:
         self.holds = holds
         self.outputs = [b"an output"]
         self.provenance = ""
+        self.warnings: list[str] = []
         self.failures: dict[str, Exception] = {}
         self.version = "1"
         self.annotators = ["canny"]
@@ -64,7 +65,10 @@ class FakeStage:
             await self._change()
         if task.name in self.failures:
             raise self.failures[task.name]
-        outputs = [StageOutput(data=data, width_px=8, height_px=6, provenance=self.provenance) for data in self.outputs]
+        outputs = [
+            StageOutput(data=data, width_px=8, height_px=6, provenance=self.provenance, warnings=self.warnings)
+            for data in self.outputs
+        ]
         return Outcome(outputs=outputs, spans=[("annotate", 0.25)])
 
     async def finish(self, *names: str) -> None:

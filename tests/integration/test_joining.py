@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import json
+import shutil
 import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -244,3 +245,33 @@ async def test_a_worker_that_slept_through_a_renewal_does_not_look_like_a_copy(d
     assert door.fleet.gateway.nodes.of_credential(asleep.token())
     await awake.renew_if_due()
     assert awake.token() == asleep.token()
+
+
+async def test_two_machines_with_one_credential_both_lose_it_and_the_code_admits_the_next_one(
+    door: Door, tmp_path: Path
+) -> None:
+    now_s = 1_000_000_000.0
+    code = await door.invite(uses=2, ttl_s=86_400)
+    nodes = door.fleet.gateway.nodes
+    owner = door.identity(code, tmp_path / "state", lambda: now_s)
+    await owner.establish()
+    shutil.copytree(tmp_path / "state", tmp_path / "stolen")
+    thief = door.identity(code, tmp_path / "stolen", lambda: now_s)
+    await thief.establish()
+    assert (thief.node_id, thief.token()) == (owner.node_id, owner.token()), (
+        "until its renewal nothing tells them apart"
+    )
+    now_s += 4 * 3_600.0
+    door.fleet.clock.advance(4 * 3_600.0)
+    await thief.renew_if_due()
+    await nodes.note_use(thief.token())
+    with pytest.raises(Unauthenticated, match="two machines have it"):
+        await owner.renew_if_due()
+    assert nodes.of_credential(thief.token()) is None
+    assert nodes.of_credential(owner.token()) is None
+    before = owner.node_id
+    await owner.recover()
+    assert nodes.of_credential(owner.token())
+    assert owner.node_id != before
+    with pytest.raises(Unauthenticated, match="used up"):
+        await thief.recover()

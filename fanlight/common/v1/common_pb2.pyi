@@ -47,7 +47,7 @@ Global___Blob: typing_extensions.TypeAlias = Blob
 
 @typing.final
 class ImageSource(google.protobuf.message.Message):
-    """Where an encoded image comes from: PNG, JPEG, WebP, BMP, GIF (first frame) or TIFF."""
+    """Where an encoded image comes from: PNG, JPEG, WebP, BMP, GIF (first frame), TIFF, AVIF or HEIC."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

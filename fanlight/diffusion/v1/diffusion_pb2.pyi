@@ -36,16 +36,54 @@ class ListModelsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    LEFT_OUT_COUNT_FIELD_NUMBER: builtins.int
+    left_out_count: builtins.int
+    """All of them, listed or not."""
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Model]: ...
+    @property
+    def left_out(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LeftOutModel]:
+        """What was found among the models and is not used; at most 500, the first ones."""
+
     def __init__(
         self,
         *,
         models: collections.abc.Iterable[Global___Model] | None = ...,
+        left_out: collections.abc.Iterable[Global___LeftOutModel] | None = ...,
+        left_out_count: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["models", b"models"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["left_out", b"left_out", "left_out_count", b"left_out_count", "models", b"models"]) -> None: ...
 
 Global___ListModelsResponse: typing_extensions.TypeAlias = ListModelsResponse
+
+@typing.final
+class LeftOutModel(google.protobuf.message.Message):
+    """A file or folder among a worker's models that is not used."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """Within the models' folder."""
+    reason: builtins.str
+    """A sentence without a name, such as `it is a T2I-Adapter, which is not supported`."""
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Only in the responses of a gateway: the nodes that have it, at most 5."""
+
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        reason: builtins.str = ...,
+        nodes: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "path", b"path", "reason", b"reason"]) -> None: ...
+
+Global___LeftOutModel: typing_extensions.TypeAlias = LeftOutModel
 
 @typing.final
 class Model(google.protobuf.message.Message):
@@ -87,6 +125,8 @@ class Model(google.protobuf.message.Message):
     SHA256_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
     TEXT_ENCODER_LAYERS_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
+    DEFAULTS_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The name to use in requests: a short id such as `starter`, or a reference."""
     kind: builtins.str
@@ -106,6 +146,8 @@ class Model(google.protobuf.message.Message):
     """Of its weights, 64 lower-case hexadecimal digits; empty while unknown."""
     text_encoder_layers: builtins.int
     """For a checkpoint: the largest `clip_skip`; 0 while unknown."""
+    note: builtins.str
+    """What is unusual about it, in a sentence; empty where nothing is."""
     @property
     def pipelines(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """For a checkpoint: the pipelines that it supports, its native size, and what width and height must be multiples of."""
@@ -115,6 +157,10 @@ class Model(google.protobuf.message.Message):
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Other names that requests may use for it, such as its repository's and A1111's; case does not matter."""
+
+    @property
+    def defaults(self) -> Global___GenerationDefaults:
+        """For a checkpoint: what requests get that leave these options out."""
 
     def __init__(
         self,
@@ -134,10 +180,61 @@ class Model(google.protobuf.message.Message):
         sha256: builtins.str = ...,
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
         text_encoder_layers: builtins.int = ...,
+        note: builtins.str = ...,
+        defaults: Global___GenerationDefaults | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "license", b"license", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "text_encoder_layers", b"text_encoder_layers", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["defaults", b"defaults"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "defaults", b"defaults", "family", b"family", "height_px", b"height_px", "id", b"id", "is_default", b"is_default", "kind", b"kind", "license", b"license", "note", b"note", "pipelines", b"pipelines", "residency", b"residency", "schedulers", b"schedulers", "sha256", b"sha256", "size_bytes", b"size_bytes", "size_step_px", b"size_step_px", "text_encoder_layers", b"text_encoder_layers", "width_px", b"width_px"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
+
+@typing.final
+class GenerationDefaults(google.protobuf.message.Message):
+    """Values of options for one checkpoint, by its family, its kind and its card. What is absent is as GenerateRequest says."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: builtins.int
+    SCHEDULER_FIELD_NUMBER: builtins.int
+    NOISE_SCHEDULE_FIELD_NUMBER: builtins.int
+    WIDTH_PX_FIELD_NUMBER: builtins.int
+    HEIGHT_PX_FIELD_NUMBER: builtins.int
+    VARIANT_FIELD_NUMBER: builtins.int
+    SOURCES_FIELD_NUMBER: builtins.int
+    steps: builtins.int
+    """Model steps, 1 to 150; 0: absent."""
+    guidance_scale: builtins.float
+    """0 to 30; 1 and below means no guidance."""
+    scheduler: builtins.str
+    """A short name such as `euler_a`, and its noise schedule."""
+    noise_schedule: builtins.str
+    width_px: builtins.int
+    """Both 0: the model's native size."""
+    height_px: builtins.int
+    variant: builtins.str
+    """`lcm`, `tcd`, `turbo`, `lightning` or `hyper` for a checkpoint that was distilled to few steps; empty for others."""
+    @property
+    def sources(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What they were read from, such as `family sdxl` or `README.md`."""
+
+    def __init__(
+        self,
+        *,
+        steps: builtins.int = ...,
+        guidance_scale: builtins.float | None = ...,
+        scheduler: builtins.str = ...,
+        noise_schedule: builtins.str = ...,
+        width_px: builtins.int = ...,
+        height_px: builtins.int = ...,
+        variant: builtins.str = ...,
+        sources: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "noise_schedule", b"noise_schedule", "scheduler", b"scheduler", "sources", b"sources", "steps", b"steps", "variant", b"variant", "width_px", b"width_px"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
+
+Global___GenerationDefaults: typing_extensions.TypeAlias = GenerationDefaults
 
 @typing.final
 class GenerateRequest(google.protobuf.message.Message):
@@ -178,6 +275,19 @@ class GenerateRequest(google.protobuf.message.Message):
     VARIATION_SEED_FIELD_NUMBER: builtins.int
     VARIATION_STRENGTH_FIELD_NUMBER: builtins.int
     PRECISION_FIELD_NUMBER: builtins.int
+    PROMPT_SYNTAX_FIELD_NUMBER: builtins.int
+    EMPHASIS_FIELD_NUMBER: builtins.int
+    SDXL_CLIP_SKIP_FIELD_NUMBER: builtins.int
+    MASK_BLUR_FIELD_NUMBER: builtins.int
+    ONLY_MASKED_FIELD_NUMBER: builtins.int
+    MASK_PADDING_FIELD_NUMBER: builtins.int
+    MASK_FILL_FIELD_NUMBER: builtins.int
+    MASK_INVERT_FIELD_NUMBER: builtins.int
+    MASK_FROM_ALPHA_FIELD_NUMBER: builtins.int
+    OUTPAINT_LEFT_PX_FIELD_NUMBER: builtins.int
+    OUTPAINT_RIGHT_PX_FIELD_NUMBER: builtins.int
+    OUTPAINT_TOP_PX_FIELD_NUMBER: builtins.int
+    OUTPAINT_BOTTOM_PX_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A checkpoint's id; empty means the default one."""
     pipeline: builtins.str
@@ -190,15 +300,17 @@ class GenerateRequest(google.protobuf.message.Message):
     """
     negative_prompt: builtins.str
     width_px: builtins.int
-    """Both 0: the size of `image`, rounded to what the model supports, or the model's native size."""
+    """Both 0: the size of `image`, rounded to what the model supports, or the model's default or native size."""
     height_px: builtins.int
     steps: builtins.int
-    """Model steps, 1 to 150. Absent means 20."""
+    """Model steps, 1 to 150. Absent means the checkpoint's default, else 20."""
     guidance_scale: builtins.float
-    """Scale of classifier-free guidance, 0 to 30; 1 and below means no guidance. Absent means 5."""
+    """Scale of classifier-free guidance, 0 to 30; 1 and below means no guidance. Absent means the checkpoint's
+    default, else 5.
+    """
     scheduler: builtins.str
     """A short name such as `euler_a` or `dpmpp_2m_karras`, A1111's such as `DPM++ 2M Karras`, or a diffusers class name;
-    empty means `ddim`. ListModels has all short names.
+    empty means the checkpoint's default, else `ddim`. ListModels has all short names.
     """
     seed: builtins.int
     """The first image's seed; the next images count it up, unless they count up the variation seed. Absent means random
@@ -213,7 +325,9 @@ class GenerateRequest(google.protobuf.message.Message):
     resize: builtins.str
     """How images of another aspect ratio are fitted to the size: `crop`, `stretch`, or `pad` with black; empty means `crop`."""
     guess_mode: builtins.bool
-    """ControlNets condition only the prompt's noise prediction, deeper blocks more strongly; the prompt may be empty."""
+    """ControlNets condition only the prompt's noise prediction, deeper blocks more strongly; the prompt may be empty. For
+    controls without a mode of their own.
+    """
     vae: builtins.str
     """A VAE's id; empty means the checkpoint's own."""
     clip_skip: builtins.int
@@ -221,7 +335,10 @@ class GenerateRequest(google.protobuf.message.Message):
     a ControlNet that was trained with 2.
     """
     noise_schedule: builtins.str
-    """The noise schedule: `karras`, `exponential` or `sgm_uniform`; empty means the scheduler's own."""
+    """The noise schedule, in any case: `karras`, `exponential`, `polyexponential`, `sgm_uniform`, `kl_optimal`,
+    `align_your_steps`, `simple`, `normal`, `uniform`, `ddim_uniform`, `beta`, `turbo`, `lu`, or `automatic`, which is
+    A1111's choice for the scheduler; empty means the scheduler's own.
+    """
     eta: builtins.float
     """The noise that ddim adds in each step, 0 to 1. Absent means 0."""
     format: builtins.str
@@ -242,6 +359,44 @@ class GenerateRequest(google.protobuf.message.Message):
     """From 0, the seed's noise alone, to 1, the variation seed's alone; spherical interpolation, as in A1111. Absent means 0."""
     precision: builtins.str
     """`float32`, `float16` or `bfloat16`: the number type that the UNet must compute in; empty means any."""
+    prompt_syntax: builtins.str
+    """How both prompts are read. `strict`: A1111's syntax, and a mistake is refused; `a1111`: the same, and a mistake is
+    taken as text, with a warning; `plain`: no syntax at all. Empty means `strict`.
+    """
+    emphasis: builtins.str
+    """What a prompt's weights do, as in A1111. `original`: each token's states are multiplied by its weight, then the mean of
+    the states is restored; `no_norm`: the mean is left; `ignore`: weights are read and count as 1; `none`: brackets are
+    text. Empty means `original`.
+    """
+    sdxl_clip_skip: builtins.int
+    """For SDXL, which `clip_skip` does not change: the layer of its text encoders, counted from the end as in ComfyUI. Absent
+    means 2, the layer that SDXL was trained with.
+    """
+    mask_blur: builtins.float
+    """The edge of the mask fades outwards over twice so many pixels of the result, by a Gaussian with this deviation, 0 to 64.
+    Farther away the result is `image`, bit by bit. Absent means 4.
+    """
+    only_masked: builtins.bool
+    """Generate the masked part alone, at the whole size, and put it back into `image`: the result has the size of `image`.
+    Without a size, at the model's native one.
+    """
+    mask_padding: builtins.int
+    """With `only_masked`, how many pixels of `image` around the mask are generated too, 0 to 1024. Absent means 32."""
+    mask_fill: builtins.str
+    """What is under the mask at the start: `original`, `blurred` (the colors around it), `noise` or `nothing`, the last two in
+    latents; empty means `original`.
+    """
+    mask_invert: builtins.bool
+    """Black is replaced, white stays."""
+    mask_from_alpha: builtins.bool
+    """What is transparent in `image` is replaced too, or alone where there is no `mask`."""
+    outpaint_left_px: builtins.int
+    """Outpainting: by how many pixels of `image` it grows at each side, 0 to 2048; what is new is replaced. Image and new sides
+    together are fitted to the size. Without a size it is theirs.
+    """
+    outpaint_right_px: builtins.int
+    outpaint_top_px: builtins.int
+    outpaint_bottom_px: builtins.int
     @property
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Control]: ...
     @property
@@ -250,7 +405,9 @@ class GenerateRequest(google.protobuf.message.Message):
 
     @property
     def mask(self) -> fanlight.common.v1.common_pb2.ImageSource:
-        """For inpaint: white is replaced, black stays. Resized in the same way as `image`."""
+        """For inpaint: white is replaced, black stays, gray is replaced by the last part of the steps and shows as much. If it has
+        transparent pixels, its opacity is the mask. Of the size of `image`, or of its aspect ratio; fitted as `image` is.
+        """
 
     @property
     def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LoraUse]: ...
@@ -292,9 +449,22 @@ class GenerateRequest(google.protobuf.message.Message):
         variation_seed: builtins.int | None = ...,
         variation_strength: builtins.float | None = ...,
         precision: builtins.str = ...,
+        prompt_syntax: builtins.str = ...,
+        emphasis: builtins.str = ...,
+        sdxl_clip_skip: builtins.int | None = ...,
+        mask_blur: builtins.float | None = ...,
+        only_masked: builtins.bool = ...,
+        mask_padding: builtins.int | None = ...,
+        mask_fill: builtins.str = ...,
+        mask_invert: builtins.bool = ...,
+        mask_from_alpha: builtins.bool = ...,
+        outpaint_left_px: builtins.int = ...,
+        outpaint_right_px: builtins.int = ...,
+        outpaint_top_px: builtins.int = ...,
+        outpaint_bottom_px: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "count", b"count", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "controls", b"controls", "count", b"count", "embeddings", b"embeddings", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "pipeline", b"pipeline", "precision", b"precision", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength", "width_px", b"width_px"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_mask_blur", b"_mask_blur", "_mask_padding", b"_mask_padding", "_quality", b"_quality", "_sdxl_clip_skip", b"_sdxl_clip_skip", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "count", b"count", "eta", b"eta", "guidance_scale", b"guidance_scale", "image", b"image", "mask", b"mask", "mask_blur", b"mask_blur", "mask_padding", b"mask_padding", "quality", b"quality", "sdxl_clip_skip", b"sdxl_clip_skip", "seed", b"seed", "steps", b"steps", "strength", b"strength", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip_skip", b"_clip_skip", "_count", b"_count", "_eta", b"_eta", "_guidance_scale", b"_guidance_scale", "_mask_blur", b"_mask_blur", "_mask_padding", b"_mask_padding", "_quality", b"_quality", "_sdxl_clip_skip", b"_sdxl_clip_skip", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_variation_seed", b"_variation_seed", "_variation_strength", b"_variation_strength", "clip_skip", b"clip_skip", "controls", b"controls", "count", b"count", "embeddings", b"embeddings", "emphasis", b"emphasis", "eta", b"eta", "format", b"format", "guess_mode", b"guess_mode", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "loras", b"loras", "mask", b"mask", "mask_blur", b"mask_blur", "mask_fill", b"mask_fill", "mask_from_alpha", b"mask_from_alpha", "mask_invert", b"mask_invert", "mask_padding", b"mask_padding", "model", b"model", "negative_prompt", b"negative_prompt", "noise_schedule", b"noise_schedule", "only_masked", b"only_masked", "outpaint_bottom_px", b"outpaint_bottom_px", "outpaint_left_px", b"outpaint_left_px", "outpaint_right_px", b"outpaint_right_px", "outpaint_top_px", b"outpaint_top_px", "pipeline", b"pipeline", "precision", b"precision", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "prompt_syntax", b"prompt_syntax", "quality", b"quality", "resize", b"resize", "safety_checker", b"safety_checker", "scheduler", b"scheduler", "sdxl_clip_skip", b"sdxl_clip_skip", "seed", b"seed", "steps", b"steps", "strength", b"strength", "strict", b"strict", "vae", b"vae", "variation_seed", b"variation_seed", "variation_strength", b"variation_strength", "width_px", b"width_px"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_clip_skip", b"_clip_skip"]) -> typing.Literal["clip_skip"] | None: ...
     @typing.overload
@@ -304,7 +474,13 @@ class GenerateRequest(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mask_blur", b"_mask_blur"]) -> typing.Literal["mask_blur"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mask_padding", b"_mask_padding"]) -> typing.Literal["mask_padding"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_sdxl_clip_skip", b"_sdxl_clip_skip"]) -> typing.Literal["sdxl_clip_skip"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -363,6 +539,8 @@ class Control(google.protobuf.message.Message):
     ANNOTATOR_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
     MADE_BY_FIELD_NUMBER: builtins.int
+    RESIZE_FIELD_NUMBER: builtins.int
+    MODE_FIELD_NUMBER: builtins.int
     controlnet: builtins.str
     """A ControlNet's short id, such as `canny`. Empty: the first ControlNet for this annotator in the checkpoint's family."""
     scale: builtins.float
@@ -374,9 +552,16 @@ class Control(google.protobuf.message.Message):
     """The annotator that makes the control image from `image`; only the gateway accepts it. Empty: `image` is the control
     image.
     """
+    resize: builtins.str
+    """How a control image of another aspect ratio is fitted: `crop`, `stretch` or `pad`; empty means the request's `resize`."""
+    mode: builtins.str
+    """`balanced`; `prompt`: the prompt is more important, residuals count the less the shallower they are; `control`: the same,
+    and only for the prompt's noise prediction. As in A1111's ControlNet extension. Empty: `balanced`, or `guess_mode`.
+    """
     @property
     def image(self) -> fanlight.common.v1.common_pb2.ImageSource:
-        """The control image, or with `annotator` the photo that it is made from. It is fitted to the image's size by `resize`.
+        """The control image, or with `annotator` the photo that it is made from. It is fitted to the image's size by `resize`; with
+        `only_masked` and outpainting it lies on `image`.
         Absent for the ControlNet `inpaint`, whose control image is made from the request's `image` and `mask`.
         """
 
@@ -399,9 +584,11 @@ class Control(google.protobuf.message.Message):
         annotator: builtins.str = ...,
         parameters: google.protobuf.struct_pb2.Struct | None = ...,
         made_by: Global___AnnotatorUse | None = ...,
+        resize: builtins.str = ...,
+        mode: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "end", b"end", "image", b"image", "made_by", b"made_by", "parameters", b"parameters", "scale", b"scale", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator", b"annotator", "controlnet", b"controlnet", "end", b"end", "image", b"image", "made_by", b"made_by", "parameters", b"parameters", "scale", b"scale", "start", b"start"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "annotator", b"annotator", "controlnet", b"controlnet", "end", b"end", "image", b"image", "made_by", b"made_by", "mode", b"mode", "parameters", b"parameters", "resize", b"resize", "scale", b"scale", "start", b"start"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_end", b"_end"]) -> typing.Literal["end"] | None: ...
     @typing.overload
@@ -539,6 +726,7 @@ class GeneratedImage(google.protobuf.message.Message):
     HEIGHT_PX_FIELD_NUMBER: builtins.int
     NSFW_FIELD_NUMBER: builtins.int
     PROVENANCE_JSON_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     """A PNG, WebP or JPEG, with A1111's `parameters` text in its metadata."""
     media_type: builtins.str
@@ -551,6 +739,10 @@ class GeneratedImage(google.protobuf.message.Message):
     """JSON with everything that is needed to generate the image again: parameters, sha256 of weights and images, versions,
     device.
     """
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What was done otherwise than the request may have meant: sentences, at most 16."""
+
     def __init__(
         self,
         *,
@@ -561,9 +753,10 @@ class GeneratedImage(google.protobuf.message.Message):
         height_px: builtins.int = ...,
         nsfw: builtins.bool | None = ...,
         provenance_json: builtins.str = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "nsfw", b"nsfw"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "data", b"data", "height_px", b"height_px", "media_type", b"media_type", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "data", b"data", "height_px", b"height_px", "media_type", b"media_type", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "warnings", b"warnings", "width_px", b"width_px"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
 
 Global___GeneratedImage: typing_extensions.TypeAlias = GeneratedImage

@@ -179,6 +179,7 @@ class Job(google.protobuf.message.Message):
     WEBHOOK_URL_FIELD_NUMBER: builtins.int
     REDRIVES_FIELD_NUMBER: builtins.int
     POOL_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
     ESTIMATE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`jobs/{id}`."""
@@ -219,6 +220,12 @@ class Job(google.protobuf.message.Message):
         """Absent if there is no deadline."""
 
     @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the gateway did otherwise than the request may have meant, such as a bracket of a prompt that it took as text:
+        sentences, at most 16. What the nodes say is in `images`.
+        """
+
+    @property
     def estimate(self) -> Global___JobEstimate:
         """When it should be ready; absent once the job has ended, and if it cannot be estimated."""
 
@@ -244,10 +251,11 @@ class Job(google.protobuf.message.Message):
         webhook_url: builtins.str = ...,
         redrives: builtins.int = ...,
         pool: builtins.str = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
         estimate: Global___JobEstimate | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["annotation", b"annotation", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "request", b"request", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "pool", b"pool", "priority", b"priority", "redrives", b"redrives", "request", b"request", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "pool", b"pool", "priority", b"priority", "redrives", b"redrives", "request", b"request", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "warnings", b"warnings", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation", "request"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
@@ -265,6 +273,7 @@ class Image(google.protobuf.message.Message):
     TASK_FIELD_NUMBER: builtins.int
     NSFW_FIELD_NUMBER: builtins.int
     PROVENANCE_JSON_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
     seed: builtins.int
     width_px: builtins.int
     height_px: builtins.int
@@ -278,6 +287,12 @@ class Image(google.protobuf.message.Message):
     """
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What was done otherwise than the request may have meant, as the node says: the gateway does not check it. Sentences,
+        at most 16.
+        """
+
     def __init__(
         self,
         *,
@@ -288,9 +303,10 @@ class Image(google.protobuf.message.Message):
         task: builtins.int = ...,
         nsfw: builtins.bool | None = ...,
         provenance_json: builtins.str = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "nsfw", b"nsfw", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "task", b"task", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "task", b"task", "warnings", b"warnings", "width_px", b"width_px"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
     @typing.overload
@@ -896,9 +912,15 @@ Global___ListAnnotatorsResponse: typing_extensions.TypeAlias = ListAnnotatorsRes
 class ListModelsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    left_out: builtins.bool
+    """Also list what workers found among their models and do not use."""
     def __init__(
         self,
+        *,
+        left_out: builtins.bool = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["left_out", b"left_out"]) -> None: ...
 
 Global___ListModelsRequest: typing_extensions.TypeAlias = ListModelsRequest
 
@@ -907,14 +929,24 @@ class ListModelsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    LEFT_OUT_COUNT_FIELD_NUMBER: builtins.int
+    left_out_count: builtins.int
+    """All of them, listed or not, as the workers say."""
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.Model]: ...
+    @property
+    def left_out(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.LeftOutModel]:
+        """Only if requested; at most 1,000. Names and reasons are the nodes' own words: shortened, and printable."""
+
     def __init__(
         self,
         *,
         models: collections.abc.Iterable[fanlight.diffusion.v1.diffusion_pb2.Model] | None = ...,
+        left_out: collections.abc.Iterable[fanlight.diffusion.v1.diffusion_pb2.LeftOutModel] | None = ...,
+        left_out_count: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["models", b"models"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["left_out", b"left_out", "left_out_count", b"left_out_count", "models", b"models"]) -> None: ...
 
 Global___ListModelsResponse: typing_extensions.TypeAlias = ListModelsResponse
 

@@ -209,7 +209,8 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models that the workers offer.
+        """Lists the models that the workers offer and, for the operator, what they found and do not use.
+        PERMISSION_DENIED: a tenant requests what workers do not use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

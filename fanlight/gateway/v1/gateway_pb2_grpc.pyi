@@ -431,7 +431,9 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
     """Lists the annotators that the workers offer."""
 
     ListModels: _JobServiceListModelsType
-    """Lists the models that the workers offer."""
+    """Lists the models that the workers offer and, for the operator, what they found and do not use.
+    PERMISSION_DENIED: a tenant requests what workers do not use.
+    """
 
     ListWorkers: _JobServiceListWorkersType
     """Lists the workers that polled recently."""
@@ -622,7 +624,9 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.gateway.v1.gateway_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.ListModelsResponse, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.ListModelsResponse]]:
-        """Lists the models that the workers offer."""
+        """Lists the models that the workers offer and, for the operator, what they found and do not use.
+        PERMISSION_DENIED: a tenant requests what workers do not use.
+        """
 
     @abc.abstractmethod
     def ListWorkers(

@@ -28,7 +28,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2 as fanlight_dot_preprocess
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61nlight/queue/v1/queue.proto\x12\x11\x66\x61nlight.queue.v1\x1a\x1f\x66\x61nlight/common/v1/common.proto\x1a%fanlight/diffusion/v1/diffusion.proto\x1a+fanlight/preprocessor/v1/preprocessor.proto\x1a\x19google/protobuf/any.proto\"\x83\x03\n\x06Worker\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x13\n\x0bvram_models\x18\x07 \x03(\t\x12\x12\n\nram_models\x18\x08 \x03(\t\x12\x13\n\x0b\x64isk_models\x18\t \x03(\t\x12\x13\n\x0bgoodput_bps\x18\n \x01(\x01\x12\x12\n\nvram_bytes\x18( \x01(\x03\x12\x1d\n\x15goodput_deviation_bps\x18* \x01(\x01\x12\x15\n\rtakes_fetches\x18+ \x01(\x08\x12\x12\n\ndisk_bytes\x18, \x01(\x03\x12\x18\n\x10unfetched_models\x18- \x03(\t\x12/\n\nstep_times\x18. \x03(\x0b\x32\x1b.fanlight.queue.v1.StepTimeJ\x04\x08\x0b\x10\x0cJ\x04\x08)\x10*R\x06step_sR\x10step_s_deviation\"S\n\x08StepTime\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x12\n\nsize_class\x18\x02 \x01(\r\x12\x0e\n\x06mean_s\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65viation_s\x18\x04 \x01(\x01\"\xe6\x01\n\x0c\x43\x61pabilities\x12\x37\n\nannotators\x18\x01 \x03(\x0b\x32#.fanlight.preprocessor.v1.Annotator\x12,\n\x06models\x18\x02 \x03(\x0b\x32\x1c.fanlight.diffusion.v1.Model\x12\x0e\n\x06offers\x18\x03 \x03(\t\x12(\n\x06limits\x18\x04 \x03(\x0b\x32\x18.fanlight.queue.v1.Limit\x12\x35\n\x08\x63ontract\x18\x05 \x01(\x0b\x32#.fanlight.queue.v1.ContractRevision\"&\n\x05Limit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07maximum\x18\x02 \x01(\x04\"W\n\x10\x43ontractRevision\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.fanlight.queue.v1.KnownMessage\"0\n\x0cKnownMessage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nlast_field\x18\x02 \x01(\r\"\xae\x02\n\x11LeaseTasksRequest\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.fanlight.queue.v1.Worker\x12\x1b\n\x13\x63\x61pabilities_digest\x18\x02 \x01(\x0c\x12\x35\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32\x1f.fanlight.queue.v1.Capabilities\x12\x11\n\tmax_tasks\x18\x04 \x01(\r\x12\x19\n\x11held_lease_tokens\x18\x05 \x03(\x0c\x12\x0e\n\x06wait_s\x18\x06 \x01(\x01\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x15\n\rworker_secret\x18\x08 \x01(\x0c\x12\x17\n\x0fholdings_digest\x18\t \x01(\x0c\x12\x1a\n\x12holdings_unchanged\x18\n \x01(\x08\"\xb7\x01\n\x12LeaseTasksResponse\x12,\n\x05tasks\x18\x01 \x03(\x0b\x32\x1d.fanlight.queue.v1.LeasedTask\x12\x1a\n\x12wants_capabilities\x18\x02 \x01(\x08\x12)\n\x07\x66\x65tches\x18( \x03(\x0b\x32\x18.fanlight.queue.v1.Fetch\x12\x13\n\x0bhas_fetches\x18) \x01(\x08\x12\x17\n\x0fholdings_digest\x18* \x01(\x0c\"8\n\x05\x46\x65tch\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\xb4\x01\n\nLeasedTask\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\x0c\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\r\n\x05\x61lone\x18\x05 \x01(\x08\x12%\n\x07request\x18\t \x01(\x0b\x32\x14.google.protobuf.Any\x12\r\n\x05scope\x18\x08 \x01(\tJ\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08R\x08\x61nnotateR\x08generate\"U\n\x12RenewLeasesRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12,\n\x08renewals\x18\x02 \x03(\x0b\x32\x1a.fanlight.queue.v1.Renewal\"M\n\x07Renewal\x12\x13\n\x0blease_token\x18\x01 \x01(\x0c\x12-\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.fanlight.queue.v1.Progress\"j\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x0f\n\x07preview\x18\x03 \x01(\x0c\x12\x30\n\x05\x66\x65tch\x18\n \x01(\x0b\x32!.fanlight.common.v1.FetchProgress\"\x86\x01\n\x13RenewLeasesResponse\x12/\n\x06leases\x18\x01 \x03(\x0b\x32\x1f.fanlight.queue.v1.RenewedLease\x12)\n\x07\x66\x65tches\x18( \x03(\x0b\x32\x18.fanlight.queue.v1.Fetch\x12\x13\n\x0bhas_fetches\x18) \x01(\x08\"\xc7\x01\n\x0cRenewedLease\x12\x13\n\x0blease_token\x18\x01 \x01(\x0c\x12\x36\n\x06status\x18\x02 \x01(\x0e\x32&.fanlight.queue.v1.RenewedLease.Status\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\"[\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_RENEWED\x10\x01\x12\x0f\n\x0bSTATUS_LOST\x10\x02\x12\x14\n\x10STATUS_CANCELLED\x10\x03\"\x7f\n\x13\x43ompleteTaskRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x0c\x12*\n\x07outputs\x18\x02 \x03(\x0b\x32\x19.fanlight.queue.v1.Output\x12\'\n\x05spans\x18\x03 \x03(\x0b\x32\x18.fanlight.common.v1.Span\"\xa6\x01\n\x06Output\x12&\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x18.fanlight.common.v1.Blob\x12\x11\n\x04seed\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x10\n\x08width_px\x18\x03 \x01(\r\x12\x11\n\theight_px\x18\x04 \x01(\r\x12\x11\n\x04nsfw\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\x0fprovenance_json\x18\x06 \x01(\tB\x07\n\x05_seedB\x07\n\x05_nsfw\"\x16\n\x14\x43ompleteTaskResponse\"\xe4\x01\n\x0f\x46\x61ilTaskRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x0c\x12\x37\n\x05\x66\x61ult\x18\x02 \x01(\x0e\x32(.fanlight.queue.v1.FailTaskRequest.Fault\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.fanlight.common.v1.Failure\"U\n\x05\x46\x61ult\x12\x15\n\x11\x46\x41ULT_UNSPECIFIED\x10\x00\x12\x11\n\rFAULT_REQUEST\x10\x01\x12\x0e\n\nFAULT_NODE\x10\x02\x12\x12\n\x0e\x46\x41ULT_RETURNED\x10\x03\"\x12\n\x10\x46\x61ilTaskResponse2\xfd\x02\n\x0cQueueService\x12Y\n\nLeaseTasks\x12$.fanlight.queue.v1.LeaseTasksRequest\x1a%.fanlight.queue.v1.LeaseTasksResponse\x12\\\n\x0bRenewLeases\x12%.fanlight.queue.v1.RenewLeasesRequest\x1a&.fanlight.queue.v1.RenewLeasesResponse\x12_\n\x0c\x43ompleteTask\x12&.fanlight.queue.v1.CompleteTaskRequest\x1a\'.fanlight.queue.v1.CompleteTaskResponse\x12S\n\x08\x46\x61ilTask\x12\".fanlight.queue.v1.FailTaskRequest\x1a#.fanlight.queue.v1.FailTaskResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61nlight/queue/v1/queue.proto\x12\x11\x66\x61nlight.queue.v1\x1a\x1f\x66\x61nlight/common/v1/common.proto\x1a%fanlight/diffusion/v1/diffusion.proto\x1a+fanlight/preprocessor/v1/preprocessor.proto\x1a\x19google/protobuf/any.proto\"\x83\x03\n\x06Worker\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x13\n\x0bvram_models\x18\x07 \x03(\t\x12\x12\n\nram_models\x18\x08 \x03(\t\x12\x13\n\x0b\x64isk_models\x18\t \x03(\t\x12\x13\n\x0bgoodput_bps\x18\n \x01(\x01\x12\x12\n\nvram_bytes\x18( \x01(\x03\x12\x1d\n\x15goodput_deviation_bps\x18* \x01(\x01\x12\x15\n\rtakes_fetches\x18+ \x01(\x08\x12\x12\n\ndisk_bytes\x18, \x01(\x03\x12\x18\n\x10unfetched_models\x18- \x03(\t\x12/\n\nstep_times\x18. \x03(\x0b\x32\x1b.fanlight.queue.v1.StepTimeJ\x04\x08\x0b\x10\x0cJ\x04\x08)\x10*R\x06step_sR\x10step_s_deviation\"S\n\x08StepTime\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x12\n\nsize_class\x18\x02 \x01(\r\x12\x0e\n\x06mean_s\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65viation_s\x18\x04 \x01(\x01\"\xb5\x02\n\x0c\x43\x61pabilities\x12\x37\n\nannotators\x18\x01 \x03(\x0b\x32#.fanlight.preprocessor.v1.Annotator\x12,\n\x06models\x18\x02 \x03(\x0b\x32\x1c.fanlight.diffusion.v1.Model\x12\x0e\n\x06offers\x18\x03 \x03(\t\x12(\n\x06limits\x18\x04 \x03(\x0b\x32\x18.fanlight.queue.v1.Limit\x12\x35\n\x08\x63ontract\x18\x05 \x01(\x0b\x32#.fanlight.queue.v1.ContractRevision\x12\x35\n\x08left_out\x18< \x03(\x0b\x32#.fanlight.diffusion.v1.LeftOutModel\x12\x16\n\x0eleft_out_count\x18= \x01(\r\"&\n\x05Limit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07maximum\x18\x02 \x01(\x04\"W\n\x10\x43ontractRevision\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.fanlight.queue.v1.KnownMessage\"0\n\x0cKnownMessage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nlast_field\x18\x02 \x01(\r\"\xae\x02\n\x11LeaseTasksRequest\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.fanlight.queue.v1.Worker\x12\x1b\n\x13\x63\x61pabilities_digest\x18\x02 \x01(\x0c\x12\x35\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32\x1f.fanlight.queue.v1.Capabilities\x12\x11\n\tmax_tasks\x18\x04 \x01(\r\x12\x19\n\x11held_lease_tokens\x18\x05 \x03(\x0c\x12\x0e\n\x06wait_s\x18\x06 \x01(\x01\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x15\n\rworker_secret\x18\x08 \x01(\x0c\x12\x17\n\x0fholdings_digest\x18\t \x01(\x0c\x12\x1a\n\x12holdings_unchanged\x18\n \x01(\x08\"\xb7\x01\n\x12LeaseTasksResponse\x12,\n\x05tasks\x18\x01 \x03(\x0b\x32\x1d.fanlight.queue.v1.LeasedTask\x12\x1a\n\x12wants_capabilities\x18\x02 \x01(\x08\x12)\n\x07\x66\x65tches\x18( \x03(\x0b\x32\x18.fanlight.queue.v1.Fetch\x12\x13\n\x0bhas_fetches\x18) \x01(\x08\x12\x17\n\x0fholdings_digest\x18* \x01(\x0c\"8\n\x05\x46\x65tch\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\xb4\x01\n\nLeasedTask\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\x0c\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\r\n\x05\x61lone\x18\x05 \x01(\x08\x12%\n\x07request\x18\t \x01(\x0b\x32\x14.google.protobuf.Any\x12\r\n\x05scope\x18\x08 \x01(\tJ\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08R\x08\x61nnotateR\x08generate\"U\n\x12RenewLeasesRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12,\n\x08renewals\x18\x02 \x03(\x0b\x32\x1a.fanlight.queue.v1.Renewal\"M\n\x07Renewal\x12\x13\n\x0blease_token\x18\x01 \x01(\x0c\x12-\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.fanlight.queue.v1.Progress\"j\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x0f\n\x07preview\x18\x03 \x01(\x0c\x12\x30\n\x05\x66\x65tch\x18\n \x01(\x0b\x32!.fanlight.common.v1.FetchProgress\"\x86\x01\n\x13RenewLeasesResponse\x12/\n\x06leases\x18\x01 \x03(\x0b\x32\x1f.fanlight.queue.v1.RenewedLease\x12)\n\x07\x66\x65tches\x18( \x03(\x0b\x32\x18.fanlight.queue.v1.Fetch\x12\x13\n\x0bhas_fetches\x18) \x01(\x08\"\xc7\x01\n\x0cRenewedLease\x12\x13\n\x0blease_token\x18\x01 \x01(\x0c\x12\x36\n\x06status\x18\x02 \x01(\x0e\x32&.fanlight.queue.v1.RenewedLease.Status\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\"[\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_RENEWED\x10\x01\x12\x0f\n\x0bSTATUS_LOST\x10\x02\x12\x14\n\x10STATUS_CANCELLED\x10\x03\"\x7f\n\x13\x43ompleteTaskRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x0c\x12*\n\x07outputs\x18\x02 \x03(\x0b\x32\x19.fanlight.queue.v1.Output\x12\'\n\x05spans\x18\x03 \x03(\x0b\x32\x18.fanlight.common.v1.Span\"\xb8\x01\n\x06Output\x12&\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x18.fanlight.common.v1.Blob\x12\x11\n\x04seed\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x10\n\x08width_px\x18\x03 \x01(\r\x12\x11\n\theight_px\x18\x04 \x01(\r\x12\x11\n\x04nsfw\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\x0fprovenance_json\x18\x06 \x01(\t\x12\x10\n\x08warnings\x18\x07 \x03(\tB\x07\n\x05_seedB\x07\n\x05_nsfw\"\x16\n\x14\x43ompleteTaskResponse\"\xe4\x01\n\x0f\x46\x61ilTaskRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x0c\x12\x37\n\x05\x66\x61ult\x18\x02 \x01(\x0e\x32(.fanlight.queue.v1.FailTaskRequest.Fault\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.fanlight.common.v1.Failure\"U\n\x05\x46\x61ult\x12\x15\n\x11\x46\x41ULT_UNSPECIFIED\x10\x00\x12\x11\n\rFAULT_REQUEST\x10\x01\x12\x0e\n\nFAULT_NODE\x10\x02\x12\x12\n\x0e\x46\x41ULT_RETURNED\x10\x03\"\x12\n\x10\x46\x61ilTaskResponse2\xfd\x02\n\x0cQueueService\x12Y\n\nLeaseTasks\x12$.fanlight.queue.v1.LeaseTasksRequest\x1a%.fanlight.queue.v1.LeaseTasksResponse\x12\\\n\x0bRenewLeases\x12%.fanlight.queue.v1.RenewLeasesRequest\x1a&.fanlight.queue.v1.RenewLeasesResponse\x12_\n\x0c\x43ompleteTask\x12&.fanlight.queue.v1.CompleteTaskRequest\x1a\'.fanlight.queue.v1.CompleteTaskResponse\x12S\n\x08\x46\x61ilTask\x12\".fanlight.queue.v1.FailTaskRequest\x1a#.fanlight.queue.v1.FailTaskResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,45 +40,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEPTIME']._serialized_start=586
   _globals['_STEPTIME']._serialized_end=669
   _globals['_CAPABILITIES']._serialized_start=672
-  _globals['_CAPABILITIES']._serialized_end=902
-  _globals['_LIMIT']._serialized_start=904
-  _globals['_LIMIT']._serialized_end=942
-  _globals['_CONTRACTREVISION']._serialized_start=944
-  _globals['_CONTRACTREVISION']._serialized_end=1031
-  _globals['_KNOWNMESSAGE']._serialized_start=1033
-  _globals['_KNOWNMESSAGE']._serialized_end=1081
-  _globals['_LEASETASKSREQUEST']._serialized_start=1084
-  _globals['_LEASETASKSREQUEST']._serialized_end=1386
-  _globals['_LEASETASKSRESPONSE']._serialized_start=1389
-  _globals['_LEASETASKSRESPONSE']._serialized_end=1572
-  _globals['_FETCH']._serialized_start=1574
-  _globals['_FETCH']._serialized_end=1630
-  _globals['_LEASEDTASK']._serialized_start=1633
-  _globals['_LEASEDTASK']._serialized_end=1813
-  _globals['_RENEWLEASESREQUEST']._serialized_start=1815
-  _globals['_RENEWLEASESREQUEST']._serialized_end=1900
-  _globals['_RENEWAL']._serialized_start=1902
-  _globals['_RENEWAL']._serialized_end=1979
-  _globals['_PROGRESS']._serialized_start=1981
-  _globals['_PROGRESS']._serialized_end=2087
-  _globals['_RENEWLEASESRESPONSE']._serialized_start=2090
-  _globals['_RENEWLEASESRESPONSE']._serialized_end=2224
-  _globals['_RENEWEDLEASE']._serialized_start=2227
-  _globals['_RENEWEDLEASE']._serialized_end=2426
-  _globals['_RENEWEDLEASE_STATUS']._serialized_start=2335
-  _globals['_RENEWEDLEASE_STATUS']._serialized_end=2426
-  _globals['_COMPLETETASKREQUEST']._serialized_start=2428
-  _globals['_COMPLETETASKREQUEST']._serialized_end=2555
-  _globals['_OUTPUT']._serialized_start=2558
-  _globals['_OUTPUT']._serialized_end=2724
-  _globals['_COMPLETETASKRESPONSE']._serialized_start=2726
-  _globals['_COMPLETETASKRESPONSE']._serialized_end=2748
-  _globals['_FAILTASKREQUEST']._serialized_start=2751
-  _globals['_FAILTASKREQUEST']._serialized_end=2979
-  _globals['_FAILTASKREQUEST_FAULT']._serialized_start=2894
-  _globals['_FAILTASKREQUEST_FAULT']._serialized_end=2979
-  _globals['_FAILTASKRESPONSE']._serialized_start=2981
-  _globals['_FAILTASKRESPONSE']._serialized_end=2999
-  _globals['_QUEUESERVICE']._serialized_start=3002
-  _globals['_QUEUESERVICE']._serialized_end=3383
+  _globals['_CAPABILITIES']._serialized_end=981
+  _globals['_LIMIT']._serialized_start=983
+  _globals['_LIMIT']._serialized_end=1021
+  _globals['_CONTRACTREVISION']._serialized_start=1023
+  _globals['_CONTRACTREVISION']._serialized_end=1110
+  _globals['_KNOWNMESSAGE']._serialized_start=1112
+  _globals['_KNOWNMESSAGE']._serialized_end=1160
+  _globals['_LEASETASKSREQUEST']._serialized_start=1163
+  _globals['_LEASETASKSREQUEST']._serialized_end=1465
+  _globals['_LEASETASKSRESPONSE']._serialized_start=1468
+  _globals['_LEASETASKSRESPONSE']._serialized_end=1651
+  _globals['_FETCH']._serialized_start=1653
+  _globals['_FETCH']._serialized_end=1709
+  _globals['_LEASEDTASK']._serialized_start=1712
+  _globals['_LEASEDTASK']._serialized_end=1892
+  _globals['_RENEWLEASESREQUEST']._serialized_start=1894
+  _globals['_RENEWLEASESREQUEST']._serialized_end=1979
+  _globals['_RENEWAL']._serialized_start=1981
+  _globals['_RENEWAL']._serialized_end=2058
+  _globals['_PROGRESS']._serialized_start=2060
+  _globals['_PROGRESS']._serialized_end=2166
+  _globals['_RENEWLEASESRESPONSE']._serialized_start=2169
+  _globals['_RENEWLEASESRESPONSE']._serialized_end=2303
+  _globals['_RENEWEDLEASE']._serialized_start=2306
+  _globals['_RENEWEDLEASE']._serialized_end=2505
+  _globals['_RENEWEDLEASE_STATUS']._serialized_start=2414
+  _globals['_RENEWEDLEASE_STATUS']._serialized_end=2505
+  _globals['_COMPLETETASKREQUEST']._serialized_start=2507
+  _globals['_COMPLETETASKREQUEST']._serialized_end=2634
+  _globals['_OUTPUT']._serialized_start=2637
+  _globals['_OUTPUT']._serialized_end=2821
+  _globals['_COMPLETETASKRESPONSE']._serialized_start=2823
+  _globals['_COMPLETETASKRESPONSE']._serialized_end=2845
+  _globals['_FAILTASKREQUEST']._serialized_start=2848
+  _globals['_FAILTASKREQUEST']._serialized_end=3076
+  _globals['_FAILTASKREQUEST_FAULT']._serialized_start=2991
+  _globals['_FAILTASKREQUEST_FAULT']._serialized_end=3076
+  _globals['_FAILTASKRESPONSE']._serialized_start=3078
+  _globals['_FAILTASKRESPONSE']._serialized_end=3096
+  _globals['_QUEUESERVICE']._serialized_start=3099
+  _globals['_QUEUESERVICE']._serialized_end=3480
 # @@protoc_insertion_point(module_scope)

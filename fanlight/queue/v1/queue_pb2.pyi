@@ -148,6 +148,10 @@ class Capabilities(google.protobuf.message.Message):
     OFFERS_FIELD_NUMBER: builtins.int
     LIMITS_FIELD_NUMBER: builtins.int
     CONTRACT_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    LEFT_OUT_COUNT_FIELD_NUMBER: builtins.int
+    left_out_count: builtins.int
+    """All of them, listed or not."""
     @property
     def annotators(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.preprocessor.v1.preprocessor_pb2.Annotator]: ...
     @property
@@ -164,6 +168,10 @@ class Capabilities(google.protobuf.message.Message):
     def contract(self) -> Global___ContractRevision:
         """The contract that it was built with; absent means revision 1, whose workers are assumed to know the gateway's fields."""
 
+    @property
+    def left_out(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fanlight.diffusion.v1.diffusion_pb2.LeftOutModel]:
+        """What it found among its models and does not use; more than 500 are cut off."""
+
     def __init__(
         self,
         *,
@@ -172,9 +180,11 @@ class Capabilities(google.protobuf.message.Message):
         offers: collections.abc.Iterable[builtins.str] | None = ...,
         limits: collections.abc.Iterable[Global___Limit] | None = ...,
         contract: Global___ContractRevision | None = ...,
+        left_out: collections.abc.Iterable[fanlight.diffusion.v1.diffusion_pb2.LeftOutModel] | None = ...,
+        left_out_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["contract", b"contract"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotators", b"annotators", "contract", b"contract", "limits", b"limits", "models", b"models", "offers", b"offers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["annotators", b"annotators", "contract", b"contract", "left_out", b"left_out", "left_out_count", b"left_out_count", "limits", b"limits", "models", b"models", "offers", b"offers"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 
@@ -573,6 +583,7 @@ class Output(google.protobuf.message.Message):
     HEIGHT_PX_FIELD_NUMBER: builtins.int
     NSFW_FIELD_NUMBER: builtins.int
     PROVENANCE_JSON_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
     seed: builtins.int
     """The seed of a generated image; absent for control images."""
     width_px: builtins.int
@@ -583,6 +594,12 @@ class Output(google.protobuf.message.Message):
     """At most 16 KiB; empty where it is longer. Shown to clients as the node's word."""
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What was done otherwise than the request may have meant, and the request alone does not show. Shown to clients as the
+        node's word: the first 16, 500 characters of each.
+        """
+
     def __init__(
         self,
         *,
@@ -592,9 +609,10 @@ class Output(google.protobuf.message.Message):
         height_px: builtins.int = ...,
         nsfw: builtins.bool | None = ...,
         provenance_json: builtins.str = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "nsfw", b"nsfw", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "warnings", b"warnings", "width_px", b"width_px"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
     @typing.overload

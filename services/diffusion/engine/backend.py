@@ -18,14 +18,20 @@ from services.diffusion.engine.previews import due_preview
 from services.diffusion.engine.row import Row, are_finite, nan_error
 from services.diffusion.engine.safety import SafetyChecker
 from services.diffusion.engine.unet_step import NoisePrediction, predict
-from services.diffusion.engine.vae import decode_image
+from services.diffusion.engine.vae import ModelGaveNaN, decode_image
+from services.diffusion.images import Pixels
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.faults import blames, part_of, part_of_device
+from services.diffusion.models.loading import leftovers_of
 from services.diffusion.models.model_cache import Checkpoint
 from services.diffusion.models.model_manager import ModelManager
+from services.kernel.logs import get_logger
 from services.worker.device import DeviceLost
 
+log = get_logger()
+
+_FLOAT32_BYTES = 4
 # Below so many weights times latent pixels an evaluation is too short for several threads: measured on two cores, a
 # second thread saves nothing for 5 million weights on 16 x 16 latents, and costs a multiple beside other work.
 _MANY_THREADS_ABOVE = 2e10
@@ -64,14 +70,26 @@ class TorchBackend:
                 raise
             raise with_culprit(error, generation, self._models.device_name) from error
 
-    def _begin(self, generation: Generation) -> Row:
-        checkpoint = assemble(self._models, generation)
+    @torch.inference_mode()
+    def begin_again(self, state: RequestState) -> Row:
+        """In float32. The error of the number type that was tried first, where there is no memory for that."""
+        row = cast(Row, state)
+        generation = row.generation
+        log.warning("nan_tried_in_float32", part="unet", model=generation.model, dtype=str(row.checkpoint.dtype)[6:])
+        try:
+            with self._device_faults(generation):
+                return self._oom.retry_after_release(lambda: self._begin(generation, in_float32=True), "begin again")
+        except ResourceExhausted as error:
+            raise _nan_error(row) from error
+
+    def _begin(self, generation: Generation, *, in_float32: bool = False) -> Row:
+        checkpoint = assemble(self._models, generation, in_float32=in_float32)
         self._threads.set_for(generation, checkpoint)
         with deterministic(generation.strict):
             with blames(generation.checkpoint):
-                prompts = self._conditioning.get(generation, checkpoint)
+                conditioning = self._conditioning.get(generation, checkpoint)
             controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._controls)
-            return Row(generation, checkpoint, prompts, controls)
+            return Row(generation, checkpoint, conditioning, controls)
 
     @torch.inference_mode()
     def advance(self, states: Sequence[RequestState]) -> list[StepResult]:
@@ -86,9 +104,17 @@ class TorchBackend:
             checked = self._oom.retry_after_release(lambda: are_finite(left), "check these images")
             finite = dict(zip(map(id, left), checked, strict=True))
             return [
-                _advanced(row, self._named(row, error) if error or finite[id(row)] else _nan_error(row))
+                self._result(row, error, is_finite=finite.get(id(row), True))
                 for row, error in zip(rows, errors, strict=True)
             ]
+
+    def _result(self, row: Row, error: FanlightError | None, *, is_finite: bool) -> StepResult:
+        """What left the range of a short number type is begun again in float32, unless the request names a type."""
+        if error is not None or is_finite:
+            return _advanced(row, self._named(row, error))
+        if row.checkpoint.dtype == torch.float32 or row.generation.precision:
+            return _advanced(row, _nan_error(row))
+        return StepResult(progress=StepProgress(step=0, steps=row.evaluations), is_finished=False, is_again=True)
 
     def _named(self, row: Row, error: FanlightError | None) -> FanlightError | None:
         if isinstance(error, ResourceExhausted):
@@ -104,11 +130,31 @@ class TorchBackend:
     def _finish(self, row: Row) -> DeviceResult:
         checkpoint = row.checkpoint
         with deterministic(row.generation.strict), blames(row.generation.vae_entry):
-            pixels = decode_image(checkpoint, row.latents)
+            pixels, checkpoint = self._decode(row)
+        parts = (checkpoint.unet, checkpoint.vae, *(text.encoder for text in checkpoint.texts), *checkpoint.nets)
         nsfw = None
         if row.generation.safety_checker is not Safety.OFF:
             pixels, nsfw = self._safety.check(pixels, row.generation.safety_checker, self._models)
-        return DeviceResult(pixels=pixels, nsfw=nsfw, device=self._models.device_name, dtype=str(checkpoint.dtype)[6:])
+        return DeviceResult(
+            pixels=pixels,
+            nsfw=nsfw,
+            device=self._models.device_name,
+            dtype=str(checkpoint.dtype)[6:],
+            warnings=(*checkpoint.warnings, *leftovers_of(parts)),
+            vae_dtype=str(checkpoint.vae.dtype)[6:],
+        )
+
+    def _decode(self, row: Row) -> tuple[Pixels, Checkpoint]:
+        """The pixels, and the checkpoint that made them: with its VAE in float32 where a shorter type gave NaN."""
+        checkpoint = row.checkpoint
+        try:
+            return decode_image(checkpoint, row.latents), checkpoint
+        except ModelGaveNaN:
+            if checkpoint.vae.dtype == torch.float32:
+                raise
+            log.warning("nan_tried_in_float32", part="vae", model=row.generation.model)
+            again = self._models.with_vae_in_float32(checkpoint, row.generation.vae)
+            return decode_image(again, row.latents), again
 
     def _release(self) -> None:
         """Drop from the device all that no running image uses."""
@@ -117,7 +163,7 @@ class TorchBackend:
         self._models.release()
 
 
-def assemble(models: ModelManager, generation: Generation) -> Checkpoint:
+def assemble(models: ModelManager, generation: Generation, *, in_float32: bool = False) -> Checkpoint:
     """The generation's checkpoint with its LoRAs, VAE, embeddings and ControlNets, pinned while it is referenced.
 
     FailedPrecondition where one does not fit; ResourceExhausted where there is no memory for the image.
@@ -129,7 +175,8 @@ def assemble(models: ModelManager, generation: Generation) -> Checkpoint:
         vae=generation.vae,
         embeddings=generation.embeddings,
         has_previews=bool(generation.preview_every_steps),
-        work_bytes=vram_estimate_bytes(generation, models.number_bytes),
+        work_bytes=vram_estimate_bytes(generation, _FLOAT32_BYTES if in_float32 else models.number_bytes),
+        in_float32=in_float32,
     )
 
 

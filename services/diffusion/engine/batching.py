@@ -42,6 +42,7 @@ class _Waiting(NamedTuple, Generic[Item]):
     number: int
     key: BatchKey
     item: Item
+    rows: int
 
 
 class BatchQueue(Generic[Item]):
@@ -65,8 +66,9 @@ class BatchQueue(Generic[Item]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, key: BatchKey, item: Item) -> None:
-        self._waiting.append(_Waiting(next(self._numbers), key, item))
+    def add(self, key: BatchKey, item: Item, *, rows: int = 1) -> None:
+        """`rows`: how many it counts for in its batch; one that counts for more than all is a batch of its own."""
+        self._waiting.append(_Waiting(next(self._numbers), key, item, rows))
 
     def put_back(self, items: Sequence[Item]) -> None:
         """Items just taken found no memory beside the batch: they wait for its end, at their old places."""
@@ -87,9 +89,20 @@ class BatchQueue(Generic[Item]):
             self._key, self._since_s, self._is_full = self._waiting[0].key, now_s, False
         elif self._is_full or self._is_overdue(now_s):
             return []
-        self._taken = [each for each in self._waiting if each.key == self._key][: self._rows_limit - running]
+        self._taken = self._fitting(running)
         self._waiting = [each for each in self._waiting if not any(each is other for other in self._taken)]
         return [each.item for each in self._taken]
+
+    def _fitting(self, running: int) -> list[_Waiting[Item]]:
+        """The oldest of the batch's key, as many as there are rows left for; one waits for room before younger ones."""
+        taken: list[_Waiting[Item]] = []
+        for each in self._waiting:
+            if each.key == self._key:
+                if running and running + each.rows > self._rows_limit:
+                    break
+                running += each.rows
+                taken.append(each)
+        return taken
 
     def _is_overdue(self, now_s: float) -> bool:
         return now_s - self._since_s >= self._hold_limit_s and any(each.key != self._key for each in self._waiting)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fanlight.contract.prompt import parse_prompt
+from fanlight.contract.prompt import NO_NORM, ORIGINAL, STRICT, parse_prompt, read_weights
 from services.diffusion.engine.generation import Generation
 from services.diffusion.models.clip import TextStates
 from services.diffusion.models.entries import fingerprint
@@ -38,35 +38,77 @@ class Conditioning:
         return self.embeds.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
 
-# The conditioning, and with guidance the unconditional one.
-Pair = tuple[Conditioning, Conditioning | None]
+# Each conditioning with the last step, counted from 1, that has it; in order.
+Schedule = tuple[tuple[int, Conditioning], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowConditioning:
+    """All that one image is conditioned on, step by step; all of one length L."""
+
+    # With its weight, for each of the prompts that are composed by AND.
+    prompts: tuple[tuple[Schedule, float], ...]
+    # None without guidance.
+    unconditional: Schedule | None = None
+
+    def at(self, step: int) -> "StepConditioning":
+        """`step`: from 1."""
+        prompts = tuple((_turn(schedule, step), weight) for schedule, weight in self.prompts)
+        return StepConditioning(prompts, _turn(self.unconditional, step) if self.unconditional else None)
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.prompts[0][0][0][1].embeds.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        schedules = [schedule for schedule, _ in self.prompts] + ([self.unconditional] if self.unconditional else [])
+        return sum({id(each): each.nbytes for schedule in schedules for _, each in schedule}.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepConditioning:
+    """What one step is conditioned on: prompts with their weights, and with guidance the unconditional one."""
+
+    prompts: tuple[tuple[Conditioning, float], ...]
+    unconditional: Conditioning | None
+
+
+def _turn(schedule: Schedule, step: int) -> Conditioning:
+    return next((each for end, each in schedule if step <= end), schedule[-1][1])
 
 
 class ConditioningCache:
     """Byte-bounded LRU cache: the images of a job, and a common negative prompt, are encoded once. For one thread."""
 
     def __init__(self) -> None:
-        self._cache: ByteLru[tuple[object, ...], Pair] = ByteLru(limit_bytes=CACHE_LIMIT_BYTES, size_of=_size_bytes)
+        self._cache: ByteLru[tuple[object, ...], RowConditioning] = ByteLru(
+            limit_bytes=CACHE_LIMIT_BYTES, size_of=lambda each: each.nbytes
+        )
 
     def clear(self) -> None:
         self._cache.clear()
 
-    def get(self, generation: Generation, checkpoint: Checkpoint) -> Pair:
+    def get(self, generation: Generation, checkpoint: Checkpoint) -> RowConditioning:
         """`checkpoint`: assembled for the generation. Without guidance the negative prompt is not encoded."""
+        schedules = PromptSchedules.of(generation)
         key = (
             generation.checkpoint,
+            str(checkpoint.dtype),
             tuple((use.entry, use.text_weight) for use in generation.loras),
             generation.embeddings,
             generation.text_layer,
-            generation.prompt,
-            generation.negative_prompt if generation.is_guided else None,
+            schedules,
             _fingerprints(generation),
         )
-        pair = self._cache.get(key)
-        if pair is None:
-            pair = _encode_prompts(generation, checkpoint)
-            self._cache.put(key, pair)
-        return pair
+        conditioning = self._cache.get(key)
+        if conditioning is None:
+            conditioning = _Encoder(checkpoint, generation.text_layer, schedules.syntax, schedules.emphasis).row(
+                schedules
+            )
+            self._cache.put(key, conditioning)
+        return conditioning
 
 
 def _fingerprints(generation: Generation) -> tuple[object, ...]:
@@ -79,43 +121,50 @@ def _fingerprints(generation: Generation) -> tuple[object, ...]:
     )
 
 
-def _encode_prompts(generation: Generation, checkpoint: Checkpoint) -> Pair:
-    layer = generation.text_layer
-    if generation.is_guided:
-        return encode_pair(checkpoint, generation.prompt, generation.negative_prompt, layer=layer)
-    return encode_one(checkpoint, generation.prompt, layer=layer), None
+# Texts, each with the last step that has it.
+_Texts = tuple[tuple[int, str], ...]
 
 
-def _size_bytes(pair: Pair) -> int:
-    return sum(each.nbytes for each in pair if each is not None)
+@dataclass(frozen=True, slots=True)
+class PromptSchedules:
+    """What a generation's prompts say in each step, and how that is read. A text that never changes ends at 0."""
+
+    prompts: tuple[tuple[_Texts, float], ...]
+    # None without guidance.
+    negative: _Texts | None
+    syntax: str = STRICT
+    emphasis: str = ORIGINAL
+
+    @classmethod
+    def of(cls, generation: Generation) -> "PromptSchedules":
+        syntax, steps = generation.prompt_syntax, generation.steps
+        prompt = parse_prompt(generation.prompt, "prompt", syntax)
+        negative = parse_prompt(generation.negative_prompt, "negative_prompt", syntax).prompts[0]
+        return cls(
+            tuple((_without_steps(each.schedule(steps)), each.weight) for each in prompt.prompts),
+            _without_steps(negative.schedule(steps)) if generation.is_guided else None,
+            syntax,
+            generation.emphasis,
+        )
+
+
+def _without_steps(texts: _Texts) -> _Texts:
+    """Equal for all numbers of steps, where the text is the same in all."""
+    return ((0, texts[0][1]),) if len(texts) == 1 else texts
 
 
 def encode_pair(
     checkpoint: Checkpoint, prompt: str, negative: str, *, layer: int = 1
 ) -> tuple[Conditioning, Conditioning]:
-    """Conditioning and unconditional, of one length: the shorter is filled up with empty chunks.
-
-    Checkpoints that were trained with zeros for an empty prompt (SDXL base) get zeros for an empty negative one.
-    `layer`: counted from the encoder's end; 1 is the one that the checkpoint was trained with. As in diffusers'
-    pipelines it applies to the prompt alone.
-    """
-    positive_chunks = _chunks(checkpoint, prompt, "prompt")
-    negative_chunks = _chunks(checkpoint, negative, "negative_prompt")
-    count = max(len(chunks) for chunks in (*positive_chunks, *negative_chunks))
-    conditioning = _encode(checkpoint, positive_chunks, count, layer)
-    unconditional = _encode(checkpoint, negative_chunks, count, 1)
-    if checkpoint.entry.zeroes_empty_negative and not negative:
-        pooled = unconditional.pooled
-        unconditional = Conditioning(
-            torch.zeros_like(unconditional.embeds), None if pooled is None else torch.zeros_like(pooled)
-        )
-    return conditioning, unconditional
+    """Conditioning and unconditional of prompts that never change, of one length. `layer`: Generation.text_layer."""
+    step = _Encoder(checkpoint, layer).row(PromptSchedules(((((0, prompt),), 1.0),), ((0, negative),))).at(1)
+    assert step.unconditional is not None
+    return step.prompts[0][0], step.unconditional
 
 
 def encode_one(checkpoint: Checkpoint, prompt: str, *, layer: int = 1) -> Conditioning:
     """`layer`: as in encode_pair."""
-    chunks = _chunks(checkpoint, prompt, "prompt")
-    return _encode(checkpoint, chunks, max(len(own) for own in chunks), layer)
+    return _Encoder(checkpoint, layer).row(PromptSchedules(((((0, prompt),), 1.0),), None)).at(1).prompts[0][0]
 
 
 def time_ids(checkpoint: Checkpoint, generation: Generation, *, is_unconditional: bool) -> Tensor:
@@ -131,48 +180,82 @@ def time_ids(checkpoint: Checkpoint, generation: Generation, *, is_unconditional
     return torch.tensor([ids], dtype=checkpoint.dtype, device=checkpoint.device)
 
 
-def _chunks(checkpoint: Checkpoint, prompt: str, field: str) -> list[list[PromptChunk]]:
-    """One list for each text encoder."""
-    read = parse_prompt(prompt, field)
-    return [to_chunks(text, read, field) for text in checkpoint.texts]
+class _Encoder:
+    """Encodes the texts of one image, each once, all filled up with empty chunks to the longest one's length."""
 
+    def __init__(self, checkpoint: Checkpoint, layer: int, syntax: str = STRICT, emphasis: str = ORIGINAL) -> None:
+        self._checkpoint = checkpoint
+        self._layer = layer
+        self._syntax = syntax
+        self._emphasis = emphasis
 
-def _encode(checkpoint: Checkpoint, chunks: Sequence[list[PromptChunk]], count: int, layer: int) -> Conditioning:
-    """The encoders' states side by side, (1, count * L, C); the pooled vector is the last encoder's."""
-    states: list[Tensor] = []
-    pooled: Tensor | None = None
-    for text, own in zip(checkpoint.texts, chunks, strict=True):
-        filled = own + [PromptChunk([], [])] * (count - len(own))
-        rows = [_with_marks(text, chunk.ids) for chunk in filled]
-        if max(map(max, rows)) >= text.rows:
-            # On a GPU it would be a bad access, which ends the process.
-            raise ValueError("the tokenizer has tokens that the text encoder has no vectors for")
-        ids = torch.tensor(rows, device=checkpoint.device)
-        encoded: TextStates = text.encoder(ids)
-        state = _weighted(_state(text, encoded, layer), filled)
-        states.append(state.reshape(1, -1, state.shape[-1]))
-        # Of a prompt in several chunks the first one's vector counts, as in A1111.
-        if text.is_pooled:
-            assert encoded.text_embeds is not None
-            pooled = encoded.text_embeds[:1].to(checkpoint.dtype)
-    return Conditioning(torch.cat(states, dim=-1).to(checkpoint.dtype), pooled)
+    def row(self, schedules: PromptSchedules) -> RowConditioning:
+        """InvalidField for a prompt of too many tokens."""
+        prompts = {text: self._chunks(text, "prompt") for texts, _ in schedules.prompts for _, text in texts}
+        negatives = {text: self._chunks(text, "negative_prompt") for _, text in schedules.negative or ()}
+        count = max(len(chunks) for texts in (prompts, negatives) for own in texts.values() for chunks in own)
+        encoded = {text: self._encode(chunks, count) for text, chunks in (prompts | negatives).items()}
+        unconditional = None
+        if schedules.negative is not None:
+            unconditional = tuple((end, self._zeroed(text, encoded[text])) for end, text in schedules.negative)
+        return RowConditioning(
+            tuple((tuple((end, encoded[text]) for end, text in texts), weight) for texts, weight in schedules.prompts),
+            unconditional,
+        )
+
+    def _zeroed(self, negative: str, unconditional: Conditioning) -> Conditioning:
+        """Checkpoints trained with zeros for an empty prompt (SDXL base) get zeros for an empty negative one."""
+        if negative or not self._checkpoint.entry.zeroes_empty_negative:
+            return unconditional
+        pooled = unconditional.pooled
+        return Conditioning(
+            torch.zeros_like(unconditional.embeds), None if pooled is None else torch.zeros_like(pooled)
+        )
+
+    def _chunks(self, text: str, field: str) -> list[list[PromptChunk]]:
+        """One list for each text encoder."""
+        parts = read_weights(text, self._syntax, self._emphasis)
+        return [to_chunks(part, parts, field) for part in self._checkpoint.texts]
+
+    def _encode(self, chunks: Sequence[list[PromptChunk]], count: int) -> Conditioning:
+        """The encoders' states side by side, (1, count * L, C); the pooled vector is the last encoder's."""
+        states: list[Tensor] = []
+        pooled: Tensor | None = None
+        for text, own in zip(self._checkpoint.texts, chunks, strict=True):
+            filled = own + [PromptChunk([], [])] * (count - len(own))
+            rows = [_with_marks(text, chunk.ids) for chunk in filled]
+            if max(map(max, rows)) >= text.rows:
+                # On a GPU it would be a bad access, which ends the process.
+                raise ValueError("the tokenizer has tokens that the text encoder has no vectors for")
+            ids = torch.tensor(rows, device=self._checkpoint.device)
+            encoded: TextStates = text.encoder(ids)
+            state = _weighted(_state(text, encoded, self._layer), filled, restores_mean=self._emphasis != NO_NORM)
+            states.append(state.reshape(1, -1, state.shape[-1]))
+            # Of a prompt in several chunks the first one's vector counts, as in A1111.
+            if text.is_pooled:
+                assert encoded.text_embeds is not None
+                pooled = encoded.text_embeds[:1].to(self._checkpoint.dtype)
+        return Conditioning(torch.cat(states, dim=-1).to(self._checkpoint.dtype), pooled)
 
 
 def _state(text: TextPart, encoded: TextStates, layer: int) -> Tensor:
     """(chunks, L, C) of the chosen layer; of layers before the last, SD takes the normalized states."""
     place = layer + 1 if text.is_penultimate else layer
-    assert place < len(encoded.hidden_states), "a request's layer is checked against the checkpoint's recipe"
+    assert 0 < place < len(encoded.hidden_states), "a request's layer is checked against the checkpoint's recipe"
+    if text.is_penultimate:
+        return encoded.hidden_states[-place]
     if place == 1:
         return encoded.last_hidden_state
     state = encoded.hidden_states[-place]
-    if text.is_penultimate:
-        return state
     normalized: Tensor = text.encoder.final_layer_norm(state)
     return normalized
 
 
-def _weighted(states: Tensor, chunks: Sequence[PromptChunk]) -> Tensor:
-    """States (chunks, L, C), each token's times its weight, then each chunk's mean restored, as A1111 does."""
+def _weighted(states: Tensor, chunks: Sequence[PromptChunk], *, restores_mean: bool) -> Tensor:
+    """States (chunks, L, C), each token's times its weight, then each chunk's mean restored.
+
+    As A1111's modules/sd_emphasis.py: `Original`, and `No norm` without the mean.
+    """
     weighted = []
     for state, chunk in zip(states, chunks, strict=True):
         if not chunk.is_weighted:
@@ -181,7 +264,7 @@ def _weighted(states: Tensor, chunks: Sequence[PromptChunk]) -> Tensor:
         column = state.new_ones(len(state), 1)
         column[1 : 1 + len(chunk.ids), 0] = state.new_tensor(chunk.weights)
         scaled = state * column
-        weighted.append(scaled * _mean_ratio(state, scaled))
+        weighted.append(scaled * _mean_ratio(state, scaled) if restores_mean else scaled)
     return torch.stack(weighted)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fanlight.contract.generation import CONTROL_MODES
 from services.diffusion.engine.generation import ControlInput, Generation
 from services.diffusion.engine.vae import to_condition
 from services.diffusion.models.entries import ControlNetEntry, fingerprint
@@ -15,6 +16,8 @@ from services.diffusion.models.faults import blames
 from services.diffusion.models.model_cache import Checkpoint
 from services.kernel.blobs import ByteLru
 
+PROMPT, CONTROL = CONTROL_MODES[1:]
+SOFT_WEIGHT, SD1_RESIDUALS = 0.825, 13
 CACHE_LIMIT_BYTES = 256 * 2**20
 _IDENTITY = torch.nn.Identity()
 
@@ -68,12 +71,23 @@ class ControlRow:
     @property
     def is_one_sided(self) -> bool:
         """It adds to the conditional half alone. So do nets that pool their residuals globally, such as shuffle."""
-        return self._guess_mode or bool(self.net.config.global_pool_conditions)
+        return self._guesses or self._control.mode == CONTROL or bool(self.net.config.global_pool_conditions)
 
     @property
-    def is_graded(self) -> bool:
-        """Its residuals count the more the deeper they are: a guess is about the whole, not about lines."""
-        return self._guess_mode and not self.net.config.global_pool_conditions
+    def _guesses(self) -> bool:
+        return self._guess_mode and not self._control.mode
+
+    def weights(self, count: int) -> list[float]:
+        """What its `count` residuals count, the middle one's last: the more, the deeper they are.
+
+        In a mode, those of A1111's ControlNet extension (hook.py), whose last weight is of SD 1's thirteenth residual.
+        In guess mode diffusers', which leave nets that pool globally as they are. Else all 1.
+        """
+        if self._control.mode in (PROMPT, CONTROL):
+            return [SOFT_WEIGHT ** (SD1_RESIDUALS - 1 - index) for index in range(count)]
+        if self._guesses and not self.net.config.global_pool_conditions:
+            return torch.logspace(-1, 0, count).tolist()
+        return [1.0] * count
 
 
 def control_rows(

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from fanlight.contract.limits import size_class
@@ -147,6 +148,8 @@ class PendingImage:
                 nsfw=finished.nsfw,
                 device=finished.device,
                 dtype=finished.dtype,
+                warnings=finished.warnings,
+                vae_dtype=finished.vae_dtype,
                 spans=tuple(self._spans.items()),
             )
             self.result.set_result(result)
@@ -198,7 +201,7 @@ class DiffusionEngine:
             raise self._lost
         image = PendingImage(generation, report, self._clock)
         self._pending.add(image)
-        self._queue.add(batch_key(generation, number=next(self._numbers)), image)
+        self._queue.add(batch_key(generation, number=next(self._numbers)), image, rows=generation.rows)
         self._arrived.set()
         try:
             return await image.result
@@ -232,7 +235,7 @@ class DiffusionEngine:
 
     async def _join(self, batch: list[PendingImage]) -> None:
         """Add those whose turn it is to the batch; one that finds no memory beside the batch waits for its end."""
-        taken = self._queue.take(now_s=self._clock(), running=len(batch))
+        taken = self._queue.take(now_s=self._clock(), running=_rows(batch))
         for number, image in enumerate(taken):
             try:
                 await self._begin(image)
@@ -258,7 +261,7 @@ class DiffusionEngine:
         measured_s = self.step_times.mean_s(*self._class_of(batch[0].generation))
         done = await self._attempt(
             lambda: self._backend().advance([image.state for image in batch]),
-            limit_s=self._thread.limits.limit_s(measured_s, items=len(batch)),
+            limit_s=self._thread.limits.limit_s(measured_s, items=_rows(batch)),
         )
         if (error := done.exception()) is not None:
             for image in batch:
@@ -268,6 +271,10 @@ class DiffusionEngine:
         for image, advance in zip(batch, done.result(), strict=True):
             if advance.error is not None:
                 image.fail(advance.error)
+                continue
+            if advance.is_again:
+                begun = await self._try(image, "prepare", partial(self._backend().begin_again, image.state))
+                image.state = begun.result() if begun else None
                 continue
             image.report_progress(advance.progress)
             if advance.is_finished:
@@ -323,6 +330,10 @@ class DiffusionEngine:
     def _class_of(self, generation: Generation) -> tuple[str, int]:
         """Family and size class; all images of a batch have one checkpoint and size."""
         return self._family_of(generation.checkpoint), size_class(generation.width_px, generation.height_px)
+
+
+def _rows(batch: Sequence[PendingImage]) -> int:
+    return sum(image.generation.rows for image in batch)
 
 
 def _unfinished(batch: Sequence[PendingImage]) -> list[PendingImage]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from PIL import Image
 
-from fanlight.contract import limits
+from fanlight.contract import limits, masks
+from fanlight.contract.prompt import ORIGINAL, STRICT, parse_prompt
+from services.diffusion.canvas import Paste
 from services.diffusion.images import Format
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, EmbeddingEntry, LoraUse, VaeEntry
+
+# Which of SDXL's layers, counted from the last one, it was trained with.
+SDXL_LAYER = 2
 
 
 class Pipeline(StrEnum):
@@ -43,8 +49,13 @@ class Start:
     image: Image.Image = field(repr=False, compare=False)
     # The part of the steps that run on it, above 0 to 1; at 1 nothing of the image is left.
     strength: float
-    # Grayscale, of the generated image's size; pixels from 128 on are generated again. None: all are, as in img2img.
+    # Grayscale, of the generated image's size; white is generated again, black stays, gray is generated in the last
+    # steps. None: all is, as in img2img.
     mask: Image.Image | None = field(default=None, repr=False, compare=False)
+    # What latents under the mask begin as: `noise`, `nothing`, or else what the image has there.
+    fill: str = masks.ORIGINAL
+    # What is done with the finished image; None: nothing.
+    paste: Paste | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +74,10 @@ class ControlInput:
     # Which annotator made the image, and with what parameters, as JSON; empty where that is not known.
     annotator: str = ""
     annotator_parameters: str = ""
+    # How its image was fitted; empty: as the generation's images.
+    resize: str = ""
+    # `balanced`, `prompt` or `control`; empty: `balanced`, or as the generation's guess mode says.
+    mode: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +106,17 @@ class Generation:
     start: Start | None = None
     controls: tuple[ControlInput, ...] = ()
     guess_mode: bool = False
+    # None where nothing is masked.
+    mask_blur: float | None = None
+    only_masked: bool = False
+    mask_padding: int | None = None
+    mask_fill: str = ""
+    mask_invert: bool = False
+    mask_from_alpha: bool = False
+    outpaint_left_px: int = 0
+    outpaint_right_px: int = 0
+    outpaint_top_px: int = 0
+    outpaint_bottom_px: int = 0
     # How images were fitted to the size: crop, stretch or pad; empty without images.
     resize: str = ""
     # Those of the prompt's `<lora:name:weight>` are among them.
@@ -104,6 +130,11 @@ class Generation:
     # Of WebP and JPEG; WebP with 100 is lossless.
     quality: int = limits.DEFAULT_QUALITY
     safety_checker: Safety = Safety.OFF
+    # How its prompts are read, and what their weights do: as fanlight.contract.prompt has them.
+    prompt_syntax: str = STRICT
+    emphasis: str = ORIGINAL
+    # None: the layer that SDXL was trained with, which is 2.
+    sdxl_clip_skip: int | None = None
     # What the UNet must compute in; empty takes any.
     precision: str = ""
     # sha256 of the encoded images that came with the request, by field.
@@ -113,6 +144,8 @@ class Generation:
     strict: bool = False
     # No other image may share its batch.
     alone: bool = False
+    # What is done otherwise than the request may have meant, in sentences: the contract's, then this worker's.
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_guided(self) -> bool:
@@ -121,6 +154,12 @@ class Generation:
         A checkpoint that was distilled to take the scale as an input (LCM) does not need it.
         """
         return self.guidance_scale > 1 and not self.checkpoint.has_guidance_embedding
+
+    @property
+    def result_size_px(self) -> tuple[int, int]:
+        """Another size than the generated one where a part of a larger image was generated."""
+        paste = self.start.paste if self.start else None
+        return paste.size_px if paste else (self.width_px, self.height_px)
 
     @property
     def vae_entry(self) -> CheckpointEntry | VaeEntry:
@@ -146,8 +185,28 @@ class Generation:
 
     @property
     def text_layer(self) -> int:
-        """Which of the text encoder's layers the prompt's states come from, counted from its end; 1 is the last."""
+        """Which of the text encoders' layers both prompts' states come from, counted from the end.
+
+        1 is the one that the checkpoint was trained with. As in A1111 `clip_skip` counts for both prompts and not for
+        SDXL, whose own option counts from the last layer: SDXL was trained with the one before, 2.
+        """
+        if self.is_sdxl:
+            return (self.sdxl_clip_skip or SDXL_LAYER) - SDXL_LAYER + 1
         return self.clip_skip
+
+    @property
+    def is_sdxl(self) -> bool:
+        return self.checkpoint.recipe.is_sdxl
+
+    @property
+    def predictions(self) -> int:
+        """How often the model predicts noise in each step: for each prompt between ANDs, with guidance once more."""
+        return len(parse_prompt(self.prompt, "prompt", self.prompt_syntax).prompts) + self.is_guided
+
+    @property
+    def rows(self) -> int:
+        """How much of a batch it takes: 1, and with AND as many images without it have so many noise predictions."""
+        return math.ceil(self.predictions / (1 + self.is_guided))
 
 
 # A1111's titles of options, in the order in which it writes them.
@@ -156,6 +215,8 @@ A1111_OPTIONS: Mapping[str, str] = {
     "variation_strength": "Variation seed strength",
     "strength": "Denoising strength",
     "clip_skip": "Clip skip",
+    "sdxl_clip_skip": "SDXL clip skip",
+    "emphasis": "Emphasis",
     "eta": "Eta",
 }
 

@@ -79,8 +79,14 @@ def vram_estimate_bytes(generation: Generation, number_bytes: int) -> int:
     """About the least that one image needs beside the models. `number_bytes`: of one number on the device."""
     shape, vae = generation.checkpoint.shape, generation.checkpoint.recipe.vae
     pixels = generation.width_px * generation.height_px
-    halves = 2 if generation.is_guided else 1
-    unet = pixels // shape.latent_factor**2 * shape.block_out_channels[0] * UNET_NUMBERS * halves * number_bytes
+    unet = (
+        pixels
+        // shape.latent_factor**2
+        * shape.block_out_channels[0]
+        * UNET_NUMBERS
+        * generation.predictions
+        * number_bytes
+    )
     channels = int(list(vae["block_out_channels"])[:2][-1])
     vae_number_bytes = 4 if vae.get("force_upcast") else number_bytes
     return max(unet, min(pixels, TILE_SIDE_PX**2) * channels * VAE_NUMBERS * vae_number_bytes)

@@ -31,12 +31,15 @@ Report = Callable[[StepProgress], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceResult:
-    """`nsfw`: None where no check was requested; `device` and `dtype` as torch names them."""
+    """`nsfw`: None where no check was requested; `device` and the UNet's and VAE's number types as torch names them."""
 
     pixels: Pixels
     nsfw: bool | None = None
     device: str = ""
     dtype: str = ""
+    # What showed on the device only, such as layers of a LoRA that the UNet lacks; sentences.
+    warnings: tuple[str, ...] = ()
+    vae_dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,8 @@ class StepResult:
     is_finished: bool
     # What went wrong with this image alone.
     error: Exception | None = None
+    # Whether the image is to be begun again, by `begin_again`.
+    is_again: bool = False
 
 
 # One image's state on the device; only its backend knows what it is.
@@ -72,6 +77,10 @@ class Backend(Protocol):
 
     def advance(self, states: Sequence[RequestState]) -> Sequence[StepResult]:
         """One evaluation for images of one BatchKey, in order."""
+        ...
+
+    def begin_again(self, state: RequestState) -> RequestState:
+        """Prepare the image anew, in a number type of more range."""
         ...
 
     def finish(self, state: RequestState) -> DeviceResult:

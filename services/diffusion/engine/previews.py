@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from services.diffusion.engine.row import Row
-from services.diffusion.engine.vae import ModelGaveNaN, decode_small, to_pixels
+from services.diffusion.engine.vae import ModelGaveNaN, decode_small, to_pixels, usually_scaled
 from services.diffusion.images import Pixels, encode_png
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.faults import CONTENT_ERRORS
@@ -53,12 +53,13 @@ class LatentPreview:
         With a TAESD where there is one, else with a linear map from latents to RGB, else with the VAE.
         """
         tiny, known = self._checkpoint.tiny_vae, _to_rgb_of(self._checkpoint)
+        usual = usually_scaled(self._checkpoint.vae, self._small)
         if tiny is not None:
-            return to_pixels(tiny.decode(self._small.to(tiny.device, tiny.dtype)).sample)
+            return to_pixels(tiny.decode(usual.to(tiny.device, tiny.dtype)).sample)
         if known is None:
             return decode_small(self._checkpoint, self._small.to(self._checkpoint.device))
         to_rgb, offset = self._small.new_tensor(_TO_RGB[known]), self._small.new_tensor(_TO_RGB_OFFSET[known])
-        return to_pixels(torch.einsum("bchw,cr->brhw", self._small, to_rgb) + offset.view(1, 3, 1, 1))
+        return to_pixels(torch.einsum("bchw,cr->brhw", usual, to_rgb) + offset.view(1, 3, 1, 1))
 
 
 def due_preview(row: Row) -> LatentPreview | None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_max_pool2d
 
+from fanlight.contract.masks import NOISE, NOTHING, ORIGINAL
 from fanlight.errors import FanlightError, InvalidField
-from services.diffusion.engine.conditioning import Conditioning
+from services.diffusion.engine.conditioning import RowConditioning, StepConditioning
 from services.diffusion.engine.controls import ControlRow
 from services.diffusion.engine.generation import Generation, Start
 from services.diffusion.engine.vae import ModelGaveNaN, encode, require_encoder, to_mask, to_vae
@@ -32,22 +33,24 @@ _SINE_MIN = 1e-3
 class InpaintState:
     """What inpainting with an ordinary UNet keeps: after every step the noised original goes where the mask is 0.
 
-    `original`, `noise`: latents (1, C, h, w); `mask`: (1, 1, h, w), 1 is generated again, 0 is kept.
+    `original`, `noise`: latents (1, C, h, w); `mask`: (1, 1, h, w), 1 is generated again, 0 is kept, and a value
+    between is kept until that part of the steps is left (differential diffusion, Levin and Fried 2023).
     """
 
     original: Tensor
     noise: Tensor
     mask: Tensor
 
-    def put_back(self, latents: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
+    def put_back(self, latents: Tensor, scheduler: Any, timestep: Tensor | None, *, done: float) -> Tensor:
         """Latents (1, C, h, w) with the original where the mask is 0, as diffusers' inpaint pipeline does.
 
-        `timestep`: the next one, (); None after the last step.
+        `timestep`: the next one, (); None after the last step. `done`: which part of the steps, above 0 to 1.
         """
         original = self.original
         if timestep is not None:
             original = scheduler.add_noise(original, self.noise, timestep.reshape(1))
-        return (1 - self.mask) * original + self.mask * latents
+        free = (self.mask > 1 - done).to(latents.dtype)
+        return (1 - free) * original + free * latents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,13 +70,12 @@ class Row:
         self,
         generation: Generation,
         checkpoint: Checkpoint,
-        prompts: tuple[Conditioning, Conditioning | None],
+        conditioning: RowConditioning,
         controls: list[ControlRow],
     ) -> None:
-        """`prompts`: the conditioning, and with guidance the unconditional one."""
         self.generation = generation
         self.checkpoint = checkpoint
-        self.conditioning, self.unconditional = prompts
+        self.conditioning = conditioning
         self.controls = controls
         with _scheduler_faults(generation, checkpoint):
             self._scheduler = _scheduler(generation, checkpoint)
@@ -93,6 +95,19 @@ class Row:
     def evaluations(self) -> int:
         """How often the model is evaluated in all: some schedulers need two evaluations a step."""
         return len(self._timesteps)
+
+    @property
+    def step(self) -> int:
+        """The step that the current evaluation belongs to, from 1, as prompts that change count them.
+
+        As in A1111 the first one that runs is 1, also with an image to start from. Other than there both evaluations of
+        a second-order scheduler's step are of one step.
+        """
+        order: int = self._scheduler.order
+        return min(self.index // max(1, order) + 1, self.generation.steps)
+
+    def step_conditioning(self) -> StepConditioning:
+        return self.conditioning.at(self.step)
 
     @property
     def is_finished(self) -> bool:
@@ -129,7 +144,9 @@ class Row:
             self.index += 1
             if self._inpaint is not None:
                 upcoming = None if self.is_finished else self.timestep
-                self.latents = self._inpaint.put_back(self.latents, self._scheduler, upcoming)
+                self.latents = self._inpaint.put_back(
+                    self.latents, self._scheduler, upcoming, done=self.index / self.evaluations
+                )
 
 
 def are_finite(rows: Sequence[Row]) -> list[bool]:
@@ -157,6 +174,7 @@ def _scheduler(generation: Generation, checkpoint: Checkpoint) -> Any:
             shape=latent_shape(generation, checkpoint),
             dtype=checkpoint.dtype,
             device=checkpoint.device,
+            is_sdxl=checkpoint.entry.recipe.is_sdxl,
         )
     except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
         if not _is_sound(config):
@@ -262,22 +280,33 @@ def _inpainting(
 ) -> InitialLatents:
     assert start.mask is not None
     pixels, mask = to_vae(start.image), to_mask(start.mask)
-    is_inpainting_unet, is_all_noise = checkpoint.entry.is_inpainting, start.strength == 1.0
+    is_inpainting_unet = checkpoint.entry.is_inpainting
+    # As in A1111, what a fill lays under the mask shows through even at full strength.
+    is_all_noise = start.strength == 1.0 and start.fill == ORIGINAL
     needs_original = not (is_inpainting_unet and is_all_noise)
     original = _encode(generation, checkpoint, pixels, generator) if needs_original else None
     noise = _first_noise(generation, checkpoint, generator, after_encoding=needs_original)
+    # A latent is generated again if any of its pixels is: nothing of the old image is left under the mask.
+    small = adaptive_max_pool2d(mask, noise.shape[-2:]).to(noise.device, noise.dtype)
     if is_all_noise:
         latents = noise * scheduler.init_noise_sigma
     else:
-        latents = scheduler.add_noise(original, noise, timestep.reshape(1))
-    small = interpolate(mask, size=latents.shape[-2:]).to(latents.device, latents.dtype)
+        assert original is not None
+        latents = scheduler.add_noise(_under_mask(start.fill, original, noise, small), noise, timestep.reshape(1))
     if is_inpainting_unet:
         masked = _encode(generation, checkpoint, pixels * (mask < 0.5), generator)
-        return InitialLatents(latents=latents, extra_channels=torch.cat([small, masked], dim=1))
+        return InitialLatents(latents=latents, extra_channels=torch.cat([small.round(), masked], dim=1))
     # The pipelines encode the masked image for every UNet; an ordinary one does not use it, but its draw counts.
     _draw(generation, checkpoint, generator)
     assert original is not None
     return InitialLatents(latents=latents, inpaint=InpaintState(original=original, noise=noise, mask=small))
+
+
+def _under_mask(fill: str, original: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
+    """Latents (1, C, h, w) that the first noise goes on; as A1111's latent noise and latent nothing."""
+    if fill == NOISE:
+        return original * (1 - mask) + noise * mask
+    return original * (1 - mask) if fill == NOTHING else original
 
 
 def _encode(generation: Generation, checkpoint: Checkpoint, pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -32,8 +32,18 @@ class Residuals(NamedTuple):
     middle: Tensor
 
 
+class Place(NamedTuple):
+    """One noise prediction of a batch: of which row, on what."""
+
+    # The row's number.
+    row: int
+    conditioning: Conditioning
+    # Of the prompt among those that AND composes; None for the unconditional one.
+    weight: float | None
+
+
 class UNetInputs(NamedTuple):
-    """A batch for the UNet; with guidance the unconditional half comes first.
+    """A batch for the UNet; with guidance the unconditional predictions come first.
 
     `sample`: (B, C, h, w); `timesteps`: (B,); `embeds`: (B, L, C).
     """
@@ -41,13 +51,16 @@ class UNetInputs(NamedTuple):
     sample: Tensor
     timesteps: Tensor
     embeds: Tensor
+    # B of them.
+    places: Sequence[Place]
     # SDXL's further inputs: `text_embeds` (B, P) and `time_ids` (B, 6); None for the others.
     added: dict[str, Tensor] | None = None
 
-    def at(self, places: Tensor) -> "UNetInputs":
-        """Those places of the batch alone. `places`: indices (n,) from 0 to B - 1."""
-        added = {name: value[places] for name, value in self.added.items()} if self.added else None
-        return UNetInputs(self.sample[places], self.timesteps[places], self.embeds[places], added)
+    def at(self, numbers: Tensor) -> "UNetInputs":
+        """Those places of the batch alone. `numbers`: indices (n,) from 0 to B - 1."""
+        added = {name: value[numbers] for name, value in self.added.items()} if self.added else None
+        places = [self.places[number] for number in numbers.tolist()]
+        return UNetInputs(self.sample[numbers], self.timesteps[numbers], self.embeds[numbers], places, added)
 
 
 def predict(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
@@ -61,7 +74,7 @@ def predict(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
     def alike(number: int) -> tuple[int, ...]:
         row = rows[number]
         nets = (id(control.net) for control in row.controls)
-        return row.conditioning.embeds.shape[1], id(row.checkpoint.unet), *nets
+        return row.conditioning.length, id(row.checkpoint.unet), *nets
 
     for _, same in groupby(sorted(range(len(rows)), key=alike), key=alike):
         numbers = list(same)
@@ -72,7 +85,7 @@ def predict(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
 def _predict_in_parts(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
     """In parts of as many as fitted lately; if that is too much, after a release, then half as many each time."""
     first = rows[0]
-    kind = (id(first.checkpoint.unet), first.conditioning.embeds.shape[1], len(first.controls), first.latents.shape)
+    kind = (id(first.checkpoint.unet), first.conditioning.length, len(first.controls), first.latents.shape)
     limit = retry.rows_limit(kind) or len(rows)
     predictions = _predict(rows[:limit])
     if predictions is None:
@@ -135,44 +148,69 @@ def _evaluate(rows: Sequence[Row], *, without: int | None = None) -> list[Tensor
     inputs = _inputs(rows)
     residuals = _residuals(rows, inputs, without=without)
     output: Tensor = rows[0].checkpoint.unet(
-        _with_extra_channels(rows, inputs.sample),
+        _with_extra_channels(rows, inputs),
         inputs.timesteps,
         encoder_hidden_states=inputs.embeds,
-        timestep_cond=_guidance_embedding(rows),
+        timestep_cond=_guidance_embedding(rows, inputs.places),
         added_cond_kwargs=inputs.added,
         down_block_additional_residuals=residuals.down if residuals else None,
         mid_block_additional_residual=residuals.middle if residuals else None,
         return_dict=False,
     )[0]
-    if not rows[0].generation.is_guided:
-        return list(torch.split(output, 1))
-    unconditional, conditional = (torch.split(half, 1) for half in output.chunk(2))
-    # Classifier-free guidance, Ho and Salimans 2022.
-    return [
-        low + row.generation.guidance_scale * (high - low)
-        for row, low, high in zip(rows, unconditional, conditional, strict=True)
-    ]
+    predictions: dict[int, list[tuple[float | None, Tensor]]] = {}
+    for place, prediction in zip(inputs.places, torch.split(output, 1), strict=True):
+        predictions.setdefault(place.row, []).append((place.weight, prediction))
+    return [_composed(row, predictions[number]) for number, row in enumerate(rows)]
+
+
+def _composed(row: Row, predictions: Sequence[tuple[float | None, Tensor]]) -> Tensor:
+    """The row's prediction (1, C, h, w) from its own: the unconditional one, with guidance, comes first.
+
+    Classifier-free guidance, Ho and Salimans 2022; several prompts by Liu et al. 2022 (composable diffusion), weighted
+    as in A1111: the unconditional one plus scale x the sum of weight x (conditional - unconditional). Without guidance
+    the first prompt's takes its place, and the scale is 1, as where A1111 leaves the unconditional one out.
+    """
+    is_guided = predictions[0][0] is None
+    low, prompts = predictions[0][1], predictions[1:] if is_guided else predictions
+    scale = row.generation.guidance_scale if is_guided else 1.0
+    if len(prompts) == 1:
+        return low + scale * (prompts[0][1] - low) if is_guided else low
+    composed = low
+    for weight, high in prompts:
+        assert weight is not None
+        composed = composed + scale * weight * (high - low)
+    return composed
 
 
 def _inputs(rows: Sequence[Row]) -> UNetInputs:
-    sample = torch.cat([row.model_input() for row in rows])
-    timesteps = torch.stack([row.timestep.float() for row in rows]).to(sample.device)
-    unconditional = [row.unconditional for row in rows if row.unconditional is not None]
-    prompts = [*unconditional, *(row.conditioning for row in rows)]
-    halves = len(prompts) // len(rows)
-    embeds = torch.cat([prompt.embeds for prompt in prompts])
-    return UNetInputs(torch.cat([sample] * halves), torch.cat([timesteps] * halves), embeds, _added_cond(rows, prompts))
+    places = _places(rows)
+    numbers = [place.row for place in places]
+    samples = [row.model_input() for row in rows]
+    timesteps = torch.stack([row.timestep.float() for row in rows]).to(samples[0].device)
+    return UNetInputs(
+        torch.cat([samples[number] for number in numbers]),
+        timesteps[torch.tensor(numbers, device=timesteps.device)],
+        torch.cat([place.conditioning.embeds for place in places]),
+        places,
+        _added_cond(rows, places),
+    )
 
 
-def _with_extra_channels(rows: Sequence[Row], sample: Tensor) -> Tensor:
+def _places(rows: Sequence[Row]) -> list[Place]:
+    """All unconditional ones first, in the order of the rows, then the prompts of each row."""
+    steps = [row.step_conditioning() for row in rows]
+    unconditional = [Place(n, step.unconditional, None) for n, step in enumerate(steps) if step.unconditional]
+    return unconditional + [Place(n, each, weight) for n, step in enumerate(steps) for each, weight in step.prompts]
+
+
+def _with_extra_channels(rows: Sequence[Row], inputs: UNetInputs) -> Tensor:
     """(B, more C, h, w) for a UNet made for inpainting; ControlNets take the latents alone."""
-    extra = [row.extra_channels for row in rows if row.extra_channels is not None]
-    if not extra:
-        return sample
-    return torch.cat([sample, torch.cat(extra * (len(sample) // len(rows)))], dim=1)
+    extra = [rows[place.row].extra_channels for place in inputs.places]
+    channels = [each for each in extra if each is not None]
+    return torch.cat([inputs.sample, torch.cat(channels)], dim=1) if channels else inputs.sample
 
 
-def _guidance_embedding(rows: Sequence[Row]) -> Tensor | None:
+def _guidance_embedding(rows: Sequence[Row], places: Sequence[Place]) -> Tensor | None:
     """(B, C) for UNets that take the guidance scale as an input (LCM): its sines and cosines.
 
     As in VDM (arXiv 2107.00630).
@@ -180,20 +218,21 @@ def _guidance_embedding(rows: Sequence[Row]) -> Tensor | None:
     size: int | None = rows[0].checkpoint.unet.config.time_cond_proj_dim
     if size is None:
         return None
-    scales = torch.tensor([(row.generation.guidance_scale - 1) * 1000.0 for row in rows])
+    scales = torch.tensor([(rows[place.row].generation.guidance_scale - 1) * 1000.0 for place in places])
     frequencies = torch.exp(torch.arange(size // 2) * (-math.log(10_000.0) / (size // 2 - 1)))
     angles = scales[:, None] * frequencies[None]
     embedding = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, size % 2))
-    return embedding.to(rows[0].latents)
+    return embedding.to(rows[0].checkpoint.device, rows[0].checkpoint.dtype)
 
 
-def _added_cond(rows: Sequence[Row], prompts: Sequence[Conditioning]) -> dict[str, Tensor] | None:
-    """`prompts`: the unconditional ones first, as in UNetInputs."""
-    pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
+def _added_cond(rows: Sequence[Row], places: Sequence[Place]) -> dict[str, Tensor] | None:
+    pooled = [place.conditioning.pooled for place in places if place.conditioning.pooled is not None]
     if not pooled:
         return None
-    halves = [True, False] if rows[0].unconditional is not None else [False]
-    ids = [time_ids(row.checkpoint, row.generation, is_unconditional=half) for half in halves for row in rows]
+    ids = [
+        time_ids(row.checkpoint, row.generation, is_unconditional=place.weight is None)
+        for place, row in ((place, rows[place.row]) for place in places)
+    ]
     return {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(ids)}
 
 
@@ -211,42 +250,42 @@ def _residuals(rows: Sequence[Row], inputs: UNetInputs, *, without: int | None) 
 
 def _one_net(controls: list[ControlRow], scales: list[float], inputs: UNetInputs) -> Residuals:
     """One ControlNet for those places of the batch that it conditions now; the others get zeros."""
-    net, count, last_half = controls[0].net, len(controls), len(inputs.sample) // len(controls) - 1
-    places = [
-        (half, row)
-        for half in range(last_half + 1)
-        for row, scale in enumerate(scales)
-        if scale and (half == last_half or not controls[row].is_one_sided)
+    net = controls[0].net
+    numbers = [
+        number
+        for number, place in enumerate(inputs.places)
+        if scales[place.row] and (place.weight is not None or not controls[place.row].is_one_sided)
     ]
-    at = torch.tensor([half * count + row for half, row in places], device=inputs.sample.device)
+    at = torch.tensor(numbers, device=inputs.sample.device)
     here = inputs.at(at)
+    places = [place.row for place in here.places]
     with takes_embedded_images(net):
         down, middle = net(
             here.sample,
             here.timesteps,
             encoder_hidden_states=here.embeds,
             added_cond_kwargs=here.added,
-            controlnet_cond=torch.cat([controls[row].condition for _, row in places]),
-            conditioning_scale=_column(here.sample, [scales[row] for _, row in places]),
+            controlnet_cond=torch.cat([controls[row].condition for row in places]),
+            conditioning_scale=_column(here.sample, [scales[row] for row in places]),
             return_dict=False,
         )
-    residuals = _graded(Residuals(list(down), middle), [controls[row].is_graded for _, row in places])
+    weights = [controls[row].weights(len(down) + 1) for row in places]
+    residuals = _weighted(Residuals(list(down), middle), weights)
     if len(places) == len(inputs.sample):
         return residuals
     total = len(inputs.sample)
     return Residuals([_spread(part, at, total) for part in residuals.down], _spread(residuals.middle, at, total))
 
 
-def _graded(residuals: Residuals, is_graded: list[bool]) -> Residuals:
-    """Residuals weighted from a tenth at the full size to 1 in the middle, as in ControlNet's guess mode."""
-    if not any(is_graded):
+def _weighted(residuals: Residuals, weights: list[list[float]]) -> Residuals:
+    """Each place's residuals times its weights, the middle's last."""
+    parts = [*residuals.down, residuals.middle]
+    if all(weight == 1.0 for each in weights for weight in each):
         return residuals
-    factors = torch.logspace(-1, 0, len(residuals.down) + 1).tolist()
-    down = [
-        part * _column(part, [factor if graded else 1.0 for graded in is_graded])
-        for part, factor in zip(residuals.down, factors[:-1], strict=True)
+    weighted = [
+        part * _column(part, list(column)) for part, column in zip(parts, zip(*weights, strict=True), strict=True)
     ]
-    return Residuals(down, residuals.middle)
+    return Residuals(weighted[:-1], weighted[-1])
 
 
 def _column(like: Tensor, values: list[float]) -> Tensor:

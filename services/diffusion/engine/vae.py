@@ -14,13 +14,15 @@ from torch import Tensor
 
 from fanlight.errors import FailedPrecondition, NodeFault
 from services.diffusion.engine.memory import TILE_SIDE_PX
-from services.diffusion.images import MASK_THRESHOLD, Pixels
+from services.diffusion.images import Pixels
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.model_cache import Checkpoint
 
 Result = TypeVar("Result")
 # What the ControlNet `inpaint` reads as a missing pixel.
 MISSING = -1.0
+# SDXL's `scaling_factor`.
+SDXL_SCALING = 0.13025
 # Larger images go through the VAE in tiles: it needs some gigabytes for each megapixel.
 TILED_ABOVE_PIXELS = 1280 * 1280
 
@@ -34,7 +36,7 @@ class ModelGaveNaN(NodeFault):
 def to_condition(image: Image.Image, mask: Image.Image | None = None) -> Tensor:
     """(1, 3, H, W) in [0, 1] for a ControlNet; -1 where the mask is white, as lllyasviel's inpaint net takes it."""
     pixels = _unit(image)
-    return pixels if mask is None else torch.where(to_mask(mask) > 0, torch.tensor(MISSING), pixels)
+    return pixels if mask is None else torch.where(to_mask(mask) >= 0.5, torch.tensor(MISSING), pixels)
 
 
 def to_vae(image: Image.Image) -> Tensor:
@@ -43,9 +45,9 @@ def to_vae(image: Image.Image) -> Tensor:
 
 
 def to_mask(mask: Image.Image) -> Tensor:
-    """(1, 1, H, W), 1 where the mask is white and else 0."""
-    white = np.asarray(mask.convert("L")) >= MASK_THRESHOLD
-    return torch.from_numpy(white.astype(np.float32))[None, None]
+    """(1, 1, H, W) in [0, 1], 1 where the mask is white."""
+    values = np.asarray(mask.convert("L"), dtype=np.float32) / 255.0
+    return torch.from_numpy(values)[None, None]
 
 
 def _unit(image: Image.Image) -> Tensor:
@@ -140,6 +142,16 @@ def _tiled(vae: Any, use_tiling: bool) -> Iterator[None]:
         yield
     finally:
         vae.__dict__.update(before)
+
+
+def usually_scaled(vae: Any, latents: Tensor) -> Tensor:
+    """Latents (1, C, h, w) as SDXL's ordinary checkpoints have them, for previews that were fitted to those.
+
+    Playground 2.5's have a mean and a deviation of their own.
+    """
+    if vae.config.get("latents_mean") is None or vae.config.get("latents_std") is None:
+        return latents
+    return _unscaled(vae, latents) * SDXL_SCALING
 
 
 def _unscaled(vae: Any, latents: Tensor) -> Tensor:

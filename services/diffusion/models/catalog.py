@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from fanlight.contract.names import find_name
+from fanlight.contract.names import find_name, shares_name
 from fanlight.errors import FailedPrecondition, NotFound
 from services.diffusion.models.entries import (
     FAMILIES,
@@ -17,6 +17,8 @@ from services.diffusion.models.entries import (
     controlnet_aliases,
     controlnet_id,
 )
+from services.diffusion.models.left_out import LeftOutModel
+from services.diffusion.models.unique_ids import fits_of
 
 NO_FAMILY = "unknown"
 _Named = TypeVar("_Named", CheckpointEntry, ControlNetEntry, LoraEntry, VaeEntry, EmbeddingEntry)
@@ -28,8 +30,17 @@ class ModelCatalog:
     Ids are unique for each kind and what it fits, so that several families can have a `canny`.
     """
 
-    def __init__(self, entries: Iterable[Entry] = (), *, default_id: str = "") -> None:
-        """`default_id`: empty for the first checkpoint."""
+    def __init__(
+        self,
+        entries: Iterable[Entry] = (),
+        *,
+        default_id: str = "",
+        left_out: Sequence[LeftOutModel] = (),
+        left_out_count: int = 0,
+    ) -> None:
+        """`default_id`: empty for the first checkpoint. `left_out`: what was found and is not used, perhaps not all."""
+        self.left_out = tuple(left_out)
+        self.left_out_count = max(left_out_count, len(self.left_out))
         self._entries: dict[tuple[object, ...], Entry] = {}
         self.default_id = default_id
         # Counts the models added.
@@ -117,7 +128,7 @@ class ModelCatalog:
             EmbeddingEntry,
             embedding_id,
             checkpoint,
-            fits=lambda entry: _has_widths(entry, checkpoint),
+            fits=lambda entry: has_widths(entry, checkpoint),
             family=lambda entry: self._family_or_width(sum(entry.widths)),
             kind="embedding",
             field=field,
@@ -127,7 +138,7 @@ class ModelCatalog:
         return [entry for entry in self.controlnets if entry.shape == checkpoint.shape]
 
     def embeddings_of(self, checkpoint: CheckpointEntry) -> list[EmbeddingEntry]:
-        return [entry for entry in self._of(EmbeddingEntry) if _has_widths(entry, checkpoint)]
+        return [entry for entry in self._of(EmbeddingEntry) if has_widths(entry, checkpoint)]
 
     def tiny_vae_of(self, checkpoint: CheckpointEntry) -> VaeEntry | None:
         """The TAESD that its previews are made with, where there is one."""
@@ -196,6 +207,10 @@ class ModelCatalog:
 def _the_one(entries: Sequence[_Named], name: str, *, kind: str, field: str) -> _Named:
     named = _named(entries, name)
     if not named:
+        alike = [entry.id for entry in entries if shares_name(entry.id, name)]
+        if len(alike) > 1:
+            several = " and ".join(alike[:_KNOWN_LIMIT])
+            raise NotFound(f"several have the name {_short(name)}: write {several}", field=field)
         known = ", ".join(entry.id for entry in entries[:_KNOWN_LIMIT]) or "none"
         more = f" and {len(entries) - _KNOWN_LIMIT} more" if len(entries) > _KNOWN_LIMIT else ""
         raise NotFound(f"no {kind} is called {_short(name)}; there are {known}{more}", field=field)
@@ -218,18 +233,13 @@ def _named(entries: Sequence[_Named], name: str) -> list[_Named]:
 
 
 def _other_names(entry: Entry) -> Sequence[str]:
+    if isinstance(entry, LoraEntry):
+        return entry.aliases
     return controlnet_aliases(entry.id) if isinstance(entry, ControlNetEntry) else ()
 
 
 def _key(entry: Entry) -> tuple[object, ...]:
-    fits: object = None
-    if isinstance(entry, ControlNetEntry):
-        fits = entry.shape
-    elif isinstance(entry, LoraEntry):
-        fits = entry.cross_attention_dim
-    elif isinstance(entry, EmbeddingEntry):
-        fits = entry.widths
-    return type(entry), entry.id, fits
+    return type(entry), entry.id, fits_of(entry)
 
 
 def _decodes(entry: VaeEntry, checkpoint: CheckpointEntry) -> bool:
@@ -237,7 +247,7 @@ def _decodes(entry: VaeEntry, checkpoint: CheckpointEntry) -> bool:
     return (entry.latent_factor, entry.latent_channels) == (shape.latent_factor, shape.latent_channels)
 
 
-def _has_widths(entry: EmbeddingEntry, checkpoint: CheckpointEntry) -> bool:
+def has_widths(entry: EmbeddingEntry, checkpoint: CheckpointEntry) -> bool:
     """One width for each text encoder. A pickle's widths are checked when it is used."""
     widths = tuple(text.config["hidden_size"] for text in checkpoint.recipe.texts)
     return not entry.widths or entry.widths == widths

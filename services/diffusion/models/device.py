@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fanlight.errors import NodeFault
+from services.diffusion.models.precision import AUTO, precision_of_card
 
 # The part of the memory that models may fill when no setting says otherwise; the rest is for the work itself.
 _RAM_SHARE, _VRAM_SHARE, _FREE_SHARE = 0.6, 0.85, 0.9
@@ -53,6 +54,9 @@ class CpuDevice:
     dtype = torch.float32
     is_host = True
 
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype or self.dtype
+
     def memory_bytes(self) -> int:
         return ram_bytes()
 
@@ -67,14 +71,18 @@ class CpuDevice:
 
 
 class CudaDevice:
+    # Of a card that says nothing else.
     dtype = torch.float16
     is_host = False
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """`dtype`: None chooses by the card."""
         # Without it cuBLAS sums in a different order every time; it is read at the first sum.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.torch_device = device
-        self.name = f"cuda:{torch.cuda.get_device_name(device)}"
+        card = torch.cuda.get_device_name(device)
+        self.name = f"cuda:{card}"
+        self.dtype = dtype or _dtype_of(precision_of_card(card, torch.cuda.get_device_capability(device)))
         free_bytes, whole_bytes = torch.cuda.mem_get_info(device)
         # Measured once: later, what is free depends on what was loaded. Other programs may fill a part.
         self._memory_bytes = int(min(whole_bytes * _VRAM_SHARE, free_bytes * _FREE_SHARE))
@@ -97,15 +105,23 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
 
-def open_device(name: str) -> TorchDevice:
-    """`name`: `auto`, `cpu`, `cuda` or `cuda:N`. NodeFault where there is no such device."""
+def open_device(name: str, *, precision: str = AUTO) -> TorchDevice:
+    """`name`: `auto`, `cpu`, `cuda` or `cuda:N`. `precision`: `auto`, or as torch names it. NodeFault where there is no
+    such device.
+    """
     has_cuda = torch.cuda.is_available()
+    dtype = None if precision == AUTO else _dtype_of(precision)
     if name == "cpu" or (name == "auto" and not has_cuda):
-        return CpuDevice()
+        return CpuDevice(dtype)
     device = torch.device("cuda" if name == "auto" else name)
     if not has_cuda or (device.index or 0) >= torch.cuda.device_count():
         raise NodeFault(f"torch finds no device {name}")
-    return CudaDevice(device)
+    return CudaDevice(device, dtype)
+
+
+def _dtype_of(precision: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype
 
 
 def ram_bytes() -> int:

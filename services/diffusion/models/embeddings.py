@@ -10,12 +10,12 @@ from torch.nn.functional import embedding
 
 from fanlight.errors import FanlightError
 from services.diffusion.models.device import shallow_copy_module
+from services.diffusion.models.embedding_files import EMBEDDING_PICKLES, vectors_among
+from services.diffusion.models.embedding_pickles import pickled_tensors
 from services.diffusion.models.entries import EmbeddingEntry
 from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, damaged
 from services.diffusion.prompt import TextPart
-from services.weights.loading import load_pickle, load_safetensors
-
-_SDXL = ("clip_l", "clip_g")
+from services.weights.loading import load_safetensors
 
 
 class ExtendedEmbedding(nn.Module):
@@ -43,15 +43,15 @@ class ExtendedEmbedding(nn.Module):
 def read_embedding(entry: EmbeddingEntry) -> tuple[Tensor, ...]:
     """Vectors (N, D) of float32 for each text encoder (Gal et al. 2022). UnusableModel for a damaged file.
 
-    Of a pickle only tensors are loaded.
+    Of a pickle only tensors are read.
     """
     try:
-        if entry.path.suffix == ".safetensors":
-            found: Mapping[str, Any] = load_safetensors(entry.path)
-        else:
-            # Only tensors are loaded of a pickle here, so its digest need not be pinned.
-            found = load_pickle(entry.path, pinned=frozenset(), allow=True)
-        vectors = [_rows(tensor) for tensor in _tensors(found)]
+        is_pickle = entry.path.suffix.lower() in EMBEDDING_PICKLES
+        found = pickled_tensors(entry.path) if is_pickle else load_safetensors(entry.path)
+        names = vectors_among({name: tuple(tensor.shape) for name, tensor in found.items()})
+        if not names:
+            raise ValueError("no textual inversion")
+        vectors = [_rows(found[name]) for name in names]
     except (*CONTENT_ERRORS, FanlightError) as error:
         message = f"embedding {entry.id} cannot be loaded: its file is missing, damaged or no textual inversion"
         raise damaged(entry.id, error, message) from error
@@ -95,19 +95,6 @@ def check_length(entry: EmbeddingEntry, vectors: Sequence[Tensor], texts: Sequen
         raise UnusableModel(
             f"embedding {entry.id} has {longest} vectors, and a prompt's part takes {room}", field="embeddings"
         )
-
-
-def _tensors(found: Mapping[str, Any]) -> list[Tensor]:
-    """Vectors (N, D): A1111's `.pt` (string_to_param), `emb_params`, SDXL's pairs, or one token and its vectors."""
-    if "string_to_param" in found:
-        [vectors] = found["string_to_param"].values()
-        return [vectors]
-    if set(_SDXL) <= set(found):
-        return [found[name] for name in _SDXL]
-    tensors = [value for value in found.values() if isinstance(value, Tensor)]
-    if len(tensors) != 1:
-        raise ValueError(f"{len(tensors)} tensors where a textual inversion has one")
-    return tensors
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ class _Entry:
     license: str = ""
     # The request's name for a fetched model; empty for a local one.
     reference: str = ""
+    # What is unusual about it, in a sentence; empty where nothing is.
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +96,8 @@ class ControlNetEntry(_Entry):
 
     config: Config = field(compare=False, repr=False)
     shape: Shape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraEntry(_Entry):
-    """It fits checkpoints of the same width."""
-
-    # The width of the prompt embeddings that it was trained on; 0 where its file does not show it.
-    cross_attention_dim: int
+    # Its tensors are a difference to those of the checkpoint that it is used with.
+    is_difference: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +114,24 @@ class VaeEntry(_Entry):
 class EmbeddingEntry(_Entry):
     """A textual inversion: prompts name it by its id."""
 
-    # Its vectors' width for each text encoder; empty for a pickle, which is read when it is used.
+    # Its vectors' width for each text encoder.
     widths: tuple[int, ...]
-    # How many tokens it takes up in a prompt; 0 for a pickle.
+    # How many tokens it takes up in a prompt.
     vectors: int
+    # The LoRA whose file has it, for whose images alone it counts; empty for a file of its own.
+    bundled_in: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraEntry(_Entry):
+    """It fits checkpoints of the same width."""
+
+    # The width of the prompt embeddings that it was trained on; 0 where its file does not show it.
+    cross_attention_dim: int
+    # What it may be called beside its id.
+    aliases: tuple[str, ...] = ()
+    # Textual inversions in its file.
+    bundled: tuple[EmbeddingEntry, ...] = ()
 
 
 Entry = CheckpointEntry | ControlNetEntry | LoraEntry | VaeEntry | EmbeddingEntry
@@ -184,7 +194,7 @@ def controlnet_entry(path: Path, config: Config, size_bytes: int) -> ControlNetE
     except (KeyError, TypeError, ValueError) as error:
         raise UnfitFolder("its config lacks what a ControlNet has") from error
     return ControlNetEntry(
-        id=controlnet_id(path.name),
+        id=controlnet_id(own_name(path)),
         path=path,
         config=config,
         shape=shape,
@@ -265,10 +275,26 @@ def fingerprint(path: Path, part: str) -> object:
 
 # `name.safetensors [d14c016b]`, as A1111 writes it.
 _HASH = re.compile(r"\s*\[[0-9a-fA-F]{6,64}\]$")
-_ENDINGS = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$")
+_ENDINGS = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$", re.IGNORECASE)
 _PRECISION = re.compile(r"[_.-](fp16|bf16|fp32)$")
+# What libraries call the weights of a folder with a config.
+_WEIGHTS = frozenset({"diffusion_pytorch_model", "model", "pytorch_model"})
 # Names that many files have; such a file is called by its folder.
-_COMMON = frozenset({"pytorch_lora_weights", "diffusion_pytorch_model", "model", "learned_embeds"})
+_COMMON = _WEIGHTS | {"adapter_model", "learned_embeds", "pytorch_lora_weights"}
+# What such names may end in: precision, kind of average, step of the training.
+_COMMON_ENDING = re.compile(r"([_.-](fp16|bf16|fp32|non_ema|ema)|[_-]steps?[_-]?\d+)+$")
+# `-00001-of-00002`, of a model in several files.
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+# Folders that are called alike in every model: the folder above says which one it is.
+_COMMON_FOLDERS = frozenset({"unet", "vae", "text_encoder", "text_encoder_2", "controlnet", "lora", "snapshots"})
+# Folders of many models: none of them is called so.
+_COLLECTIONS = frozenset({
+    "checkpoints", "diffusers", "diffusion_models", "embeddings", "loras", "lycoris", "models", "stable-diffusion",
+    "textual_inversion", "vae-approx",
+})  # fmt: skip
+# Of the hub's cache, `models--ORG--NAME/snapshots/REVISION`.
+_REVISION = re.compile(r"[0-9a-f]{40}")
+_HUB_FOLDER = re.compile(r"^models--.*--")
 _KIND_PREFIX = re.compile(r"^(lora|vae|controlnet|embedding)[-_]")
 _CONTROLNET_MARKS = ("controlnet-", "controlnet_", "_sd15_", "_sd15s2_", "_sd21_", "_sd14_")
 # The usual ones, by short id: author and repository, which is A1111's name for them too.
@@ -299,9 +325,33 @@ def plain(name: str) -> str:
     return _ENDINGS.sub("", _HASH.sub("", name.strip()))
 
 
+def own_name(path: PurePath) -> str:
+    """The file's or folder's name, without ending; the nearest folder's where many models have that name."""
+    name = plain(path.name)
+    is_file = name != path.name
+    if not (is_common(name) if is_file else _is_common_folder(name)):
+        return _HUB_FOLDER.sub("", name)
+    folders = (folder.name for folder in path.parents if not _is_common_folder(folder.name))
+    nearest = next(filter(None, folders), name)
+    return name if is_file and nearest.lower() in _COLLECTIONS else _HUB_FOLDER.sub("", nearest)
+
+
+def is_common(name: str) -> bool:
+    """Whether many files have that name, without ending, so that it says nothing of the model."""
+    return _COMMON_ENDING.sub("", name).lower() in _COMMON
+
+
+def belongs_to_config(name: str) -> bool:
+    """Whether a file of that name, without ending, is what the config.json beside it is about."""
+    return _COMMON_ENDING.sub("", _SHARD.sub("", name)).lower() in _WEIGHTS
+
+
+def _is_common_folder(name: str) -> bool:
+    return is_common(name) or name.lower() in _COMMON_FOLDERS or bool(_REVISION.fullmatch(name))
+
+
 def checkpoint_id(path: PurePath) -> str:
-    """The folder's name; a folder that is only called `model` is called by its parent."""
-    return path.parent.name if path.name == "model" else plain(path.name)
+    return own_name(path)
 
 
 def controlnet_id(name: str) -> str:
@@ -324,6 +374,5 @@ def controlnet_aliases(short: str) -> list[str]:
 
 
 def part_id(path: PurePath) -> str:
-    """Of a LoRA, VAE or embedding: the file's name, or its folder's where many files have that name."""
-    stem = plain(path.name)
-    return _KIND_PREFIX.sub("", path.parent.name if stem in _COMMON else stem)
+    """Of a LoRA, VAE or embedding."""
+    return _KIND_PREFIX.sub("", own_name(path))

@@ -6,7 +6,7 @@ Which modules are on a device, and for how long, is not decided here. Of pickles
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +21,20 @@ from torch.overrides import TorchFunctionMode
 from fanlight.errors import FanlightError
 from services.diffusion.diffusers_import import ROOT, import_diffusers_module
 from services.diffusion.models.clip import ClipText
+from services.diffusion.models.controlnet_files import CONTROL
 from services.diffusion.models.device import shallow_copy_module
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry, VaeEntry
-from services.diffusion.models.faults import CONTENT_ERRORS, MissingFile, UnusableModel, damaged, is_of_device
+from services.diffusion.models.faults import (
+    CAUSE_LIMIT,
+    CONTENT_ERRORS,
+    MissingFile,
+    UnusableModel,
+    damaged,
+    is_of_device,
+)
+from services.diffusion.models.ldm_names import TEXT_PREFIXES
+from services.diffusion.models.leftovers import is_harmless_in_text, is_much, no_place
+from services.diffusion.models.quantized import dequantized
 from services.diffusion.models.recipes import Config, TextRecipe, read_json
 from services.kernel.logs import get_logger
 from services.weights.loading import load_checkpoint, load_safetensors
@@ -46,6 +57,7 @@ Tensors = dict[str, Tensor]
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _VARIANT = re.compile(r"[._](fp16|bf16|non_ema|ema)[._-]")
 _FIRST_STAGE = "first_stage_model."
+_STATISTICS = ("latents_mean", "latents_std", "scaling_factor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,24 +72,31 @@ def load_unet(entry: CheckpointEntry, target: LoadTarget) -> Any:
     """UnusableModel for a damaged file, or where there are only pickles; so for all loaders here."""
     name, config = f"{entry.id}/unet", entry.recipe.unet
     with _translate_damage(name):
-        found = _ldm_unet_tensors(entry.path, config) if entry.is_ldm else folder_tensors(entry.path / "unet", name)
-        return fill_module(_empty(UNet2DConditionModel, config), found, target)
+        if entry.is_ldm:
+            found = _ldm_unet_tensors(entry.path, config, target)
+        else:
+            found = _plain(folder_tensors(entry.path / "unet", name), target)
+        return fill_module(_empty(UNet2DConditionModel, config), found, target, name=name)
 
 
 def load_vae(entry: CheckpointEntry, target: LoadTarget) -> Any:
     name, config = f"{entry.id}/vae", entry.recipe.vae
+    if not entry.recipe.has_vae:
+        raise UnusableModel(f"{entry.id} has no VAE of its own; name one in `vae`", field="vae")
     with _translate_damage(name):
         if entry.is_ldm:
-            found = _ldm_vae_tensors(entry.path, config)
+            found = _ldm_vae_tensors(entry.path, config, target)
         else:
-            found = _vae_names(folder_tensors(entry.path / "vae", name))
-        return _filled_vae(config, found, target)
+            found = _vae_names(_plain(folder_tensors(entry.path / "vae", name), target))
+        return _filled_vae(config, found, target, name)
 
 
 def vae_config(entry: VaeEntry, own: Config) -> Config:
     """`own`: the config of the checkpoint's VAE, for a file that comes without one."""
     with _translate_damage(f"vae {entry.id}"):
-        return read_json(entry.path / "config.json") if entry.path.is_dir() else own
+        config = read_json(entry.path / "config.json") if entry.path.is_dir() else own
+    # Which latents the UNet makes is the checkpoint's, as in Playground 2.5.
+    return {**config, **{key: own[key] for key in _STATISTICS}} if all(own.get(key) for key in _STATISTICS) else config
 
 
 def load_separate_vae(entry: VaeEntry, config: Config, target: LoadTarget) -> Any:
@@ -85,10 +104,10 @@ def load_separate_vae(entry: VaeEntry, config: Config, target: LoadTarget) -> An
         if entry.is_tiny:
             return _tiny_vae(entry, config, target)
         if entry.path.is_dir():
-            found = _vae_names(folder_tensors(entry.path, f"vae {entry.id}"))
+            found = _vae_names(_plain(folder_tensors(entry.path, f"vae {entry.id}"), target))
         else:
-            found = _vae_file_tensors(entry.path, config)
-        return _filled_vae(config, found, target)
+            found = _vae_file_tensors(entry.path, config, target)
+        return _filled_vae(config, found, target, f"vae {entry.id}")
 
 
 def load_text(entry: CheckpointEntry, recipe: TextRecipe, target: LoadTarget) -> Any:
@@ -96,29 +115,47 @@ def load_text(entry: CheckpointEntry, recipe: TextRecipe, target: LoadTarget) ->
     with _translate_damage(name):
         model = _empty(ClipText, recipe.config)
         if entry.is_ldm:
-            found = _ldm_text_tensors(entry.path, recipe, model)
+            found = _ldm_text_tensors(entry.path, recipe, model, target)
         else:
-            found = text_tensors(folder_tensors(entry.path / recipe.part, name))
-        return fill_module(model, found, target)
+            found = text_tensors(_plain(folder_tensors(entry.path / recipe.part, name), target))
+        return fill_module(model, found, target, name=name)
 
 
-def load_controlnet(entry: ControlNetEntry, target: LoadTarget) -> Any:
+def load_controlnet(entry: ControlNetEntry, target: LoadTarget, base: Mapping[str, Tensor] | None = None) -> Any:
+    """`base`: the UNet's tensors, such as (O, I), by name, for one whose own are a difference to them."""
     name = f"controlnet {entry.id}"
     with _translate_damage(name):
         if entry.path.is_dir():
-            found = folder_tensors(entry.path, name)
+            found = _plain(folder_tensors(entry.path, name), target)
         else:
-            found = _control_file_tensors(entry.path, entry.config)
-        return fill_module(_empty(ControlNetModel, entry.config), found, target)
+            found = _control_file_tensors(entry.path, entry.config, target)
+        if base is not None:
+            found = _added(found, base)
+        return fill_module(_empty(ControlNetModel, entry.config), found, target, name=name)
 
 
-def fill_module(model: Any, found: Mapping[str, Tensor], target: LoadTarget) -> Any:
+def _added(found: Tensors, base: Mapping[str, Tensor]) -> Tensors:
+    """Tensors, such as (O, I), and the base's of the same names added, in float32.
+
+    Of a UNet for inpainting, which takes more channels, those of the latents count: they come first.
+    """
+    added = dict(found)
+    for name in found.keys() & base.keys():
+        own, other = found[name].float(), base[name].detach().to("cpu", torch.float32)
+        if other.shape != own.shape and other.dim() > 1:
+            other = other[:, : own.shape[1]]
+        added[name] = own + other
+    return added
+
+
+def fill_module(model: Any, found: Mapping[str, Tensor], target: LoadTarget, *, name: str = "") -> Any:
     """A shallow copy of the empty model with these tensors in it, which are not copied where they have the type.
 
     `found`: by parameter name, such as a layer's (O, I) or (O, I, K, K); ValueError where one is missing or of another
-    shape.
+    shape. What no parameter takes is logged; with a `name`, which it is logged under, UnusableModel where that is much.
     Raises as `target.reserve` does before anything is copied.
     """
+    left = _leftovers(name, model, found) if name else ""
     lacking = [name for name, _ in model.named_parameters() if name not in found]
     if lacking:
         raise ValueError(f"{len(lacking)} tensors are missing, such as {lacking[0]}")
@@ -133,7 +170,31 @@ def fill_module(model: Any, found: Mapping[str, Tensor], target: LoadTarget) -> 
             raise ValueError(f"{name} has another shape")
         return found[name].to(target.dtype)
 
-    return shallow_copy_module(model, put)
+    filled = shallow_copy_module(model, put)
+    filled.leftovers = left
+    return filled
+
+
+def leftovers_of(modules: Iterable[Any]) -> tuple[str, ...]:
+    """A sentence for each of these parts whose files have more than it takes."""
+    return tuple(left for module in modules if (left := getattr(module, "leftovers", "")))
+
+
+def _leftovers(name: str, model: Any, found: Mapping[str, Tensor]) -> str:
+    """A sentence, or an empty string. `found`: by parameter name, of any shape."""
+    taken = {each for each, _ in model.named_parameters()} | {each for each, _ in model.named_buffers()}
+    left = [each for each in found if each not in taken and not is_harmless(model, each)]
+    if not left:
+        return ""
+    log.warning("weights_left_over", model=name, tensors=len(left), such_as=min(left)[:CAUSE_LIMIT])
+    if is_much(left, {each: tuple(tensor.shape) for each, tensor in found.items()}):
+        raise UnusableModel(f"{name} has {no_place(left)}; it is another kind of model")
+    return f"{name} has {no_place(left)}"
+
+
+def is_harmless(model: Any, name: str) -> bool:
+    """What files of text encoders have beside what is used of them."""
+    return isinstance(model, ClipText) and is_harmless_in_text(name, model.config.num_hidden_layers)
 
 
 def _position_ids(name: str, empty: Tensor) -> Tensor:
@@ -155,12 +216,12 @@ def _build(kind: Any, config: str) -> Any:
     return made.eval()
 
 
-def _filled_vae(config: Config, found: Mapping[str, Tensor], target: LoadTarget) -> Any:
+def _filled_vae(config: Config, found: Mapping[str, Tensor], target: LoadTarget, name: str) -> Any:
     """Without an encoder where the files have none, as those that were fetched for text2img alone."""
     vae = shallow_copy_module(_empty(AutoencoderKL, config), lambda name, tensor: tensor)
     if not any(name.startswith("encoder.") for name in found):
         vae.encoder = vae.quant_conv = None
-    return fill_module(vae, found, target)
+    return fill_module(vae, found, target, name=name)
 
 
 def _tiny_vae(entry: VaeEntry, config: Config, target: LoadTarget) -> Any:
@@ -223,40 +284,44 @@ def folder_tensors(folder: Path, name: str) -> Tensors:
     return {key: tensor for file in chosen for key, tensor in load_safetensors(file).items()}
 
 
-def _ldm_unet_tensors(path: Path, config: Config) -> Tensors:
-    return _converted(
-        _conversions().convert_ldm_unet_checkpoint, load_checkpoint(path, prefixes=("model.diffusion_model.",)), config
-    )
+def _plain(found: Mapping[str, Tensor], target: LoadTarget) -> Tensors:
+    """By name, of any shape: as weights, where a file has them in eight bits with scales."""
+    return dequantized(found, target.dtype, target.reserve)
 
 
-def _ldm_vae_tensors(path: Path, config: Config) -> Tensors:
-    return _converted(
-        _conversions().convert_ldm_vae_checkpoint, load_checkpoint(path, prefixes=(_FIRST_STAGE,)), config
-    )
+def _ldm_unet_tensors(path: Path, config: Config, target: LoadTarget) -> Tensors:
+    found = _plain(load_checkpoint(path, prefixes=("model.diffusion_model.",)), target)
+    return _converted(_conversions().convert_ldm_unet_checkpoint, found, config)
 
 
-def _ldm_text_tensors(path: Path, recipe: TextRecipe, model: Any) -> Tensors:
+def _ldm_vae_tensors(path: Path, config: Config, target: LoadTarget) -> Tensors:
+    found = _plain(load_checkpoint(path, prefixes=(_FIRST_STAGE,)), target)
+    return _converted(_conversions().convert_ldm_vae_checkpoint, found, config)
+
+
+def _ldm_text_tensors(path: Path, recipe: TextRecipe, model: Any, target: LoadTarget) -> Tensors:
     """`model`: the empty text encoder, whose layers' width the conversion needs."""
-    found = load_checkpoint(path, prefixes=("cond_stage_model.", "conditioner.embedders."))
-    for prefix in ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."):
-        if recipe.part == "text_encoder" and any(name.startswith(prefix) for name in found):
-            return text_tensors({n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)})
-    for prefix in ("cond_stage_model.model.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model."):
+    found = _plain(load_checkpoint(path, prefixes=("cond_stage_model.", "conditioner.embedders.")), target)
+    for prefix, is_open_clip in TEXT_PREFIXES[recipe.part]:
         if any(name.startswith(prefix) for name in found):
-            return text_tensors(_conversions().convert_open_clip_checkpoint(model, found, prefix=prefix))
+            own = {name: tensor for name, tensor in found.items() if name.startswith(prefix)}
+            if is_open_clip:
+                return text_tensors(_conversions().convert_open_clip_checkpoint(model, own, prefix=prefix))
+            return text_tensors({name.removeprefix(prefix): tensor for name, tensor in own.items()})
     raise MissingFile("no text encoder")
 
 
-def _control_file_tensors(path: Path, config: Config) -> Tensors:
-    found = load_safetensors(path)
+def _control_file_tensors(path: Path, config: Config, target: LoadTarget) -> Tensors:
+    # In some files the base model's tensors are beside its own.
+    found = _plain(load_safetensors(path, prefixes=(CONTROL,)) or load_safetensors(path), target)
     if any(name.startswith("controlnet_cond_embedding.") for name in found):
         return found
     return _converted(_conversions().convert_controlnet_checkpoint, found, config)
 
 
-def _vae_file_tensors(path: Path, config: Config) -> Tensors:
+def _vae_file_tensors(path: Path, config: Config, target: LoadTarget) -> Tensors:
     """A separate VAE's file, in diffusers' names or the LDM layout's."""
-    found = load_safetensors(path)
+    found = _plain(load_safetensors(path), target)
     if any(".mid_block." in name for name in found):
         return _vae_names(found)
     return _converted(_conversions().convert_ldm_vae_checkpoint, found, config)

@@ -4,7 +4,7 @@ A part comes to the device from RAM, and to RAM from disk. On a CPU the two are 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,8 +33,10 @@ from services.diffusion.models.loading import (
     load_vae,
     vae_config,
 )
+from services.diffusion.models.lora_bundles import read_bundled
 from services.diffusion.models.lora_files import LoraWeights, read_lora
-from services.diffusion.models.patching import LoraStrength, patch_loras
+from services.diffusion.models.lora_fit import LoraFit
+from services.diffusion.models.patching import LoraStrength, PatchedModule, patch_loras
 from services.diffusion.models.recipes import Config, TextRecipe
 from services.diffusion.models.tiers import Pin, Residency, Tier
 from services.diffusion.models.tokenizer import digest_of, load_tokenizer
@@ -60,8 +62,11 @@ class Checkpoint:
     weights: int
     # With the defaults of the class that the checkpoint was saved with.
     scheduler_config: Mapping[str, Any]
-    # Keeps all of this in memory.
+    # Keeps all of this in memory, with those of what it was made from.
     pin: Pin
+    pins: tuple[Pin, ...] = ()
+    # What it does otherwise than the request may have meant, such as a LoRA's layers that it lacks; sentences.
+    warnings: tuple[str, ...] = ()
 
     @property
     def can_encode(self) -> bool:
@@ -142,40 +147,57 @@ class ModelCache:
         embeddings: Sequence[EmbeddingEntry] = (),
         tiny_vae: VaeEntry | None = None,
         work_bytes: int = 0,
+        in_float32: bool = False,
     ) -> Checkpoint:
-        """`work_bytes`: what an image needs beside the models. ResourceExhausted where the two do not fit."""
-        pin = Pin(work_bytes)
+        """`work_bytes`: what an image needs beside the models. ResourceExhausted where the two do not fit.
+
+        `in_float32`: all of it, whatever the device computes in.
+        """
+        pin = Pin(work_bytes, torch.float32 if in_float32 else None)
         self._vram.admit(pin)
         with blames(entry):
-            unet = self._unet(entry, loras, pin)
-            texts = tuple(self._text(entry, recipe, loras, pin) for recipe in entry.recipe.texts)
+            fit = LoraFit(entry.id)
+            unet = self._unet(entry, loras, pin, fit)
+            texts = tuple(self._text(entry, recipe, loras, pin, fit) for recipe in entry.recipe.texts)
+            parts = ("unet", *(recipe.part for recipe in entry.recipe.texts))
             return Checkpoint(
                 entry=entry,
                 texts=self._with_embeddings(entry, texts, embeddings) if embeddings else texts,
                 unet=unet,
                 vae=self._own_vae(entry, pin) if vae is None else self._separate_vae(vae, entry, pin),
-                nets=tuple(self._controlnet(each, pin) for each in controlnets),
+                nets=tuple(self._controlnet(each, entry, pin) for each in controlnets),
                 tiny_vae=self._tiny_vae(tiny_vae, entry, pin) if tiny_vae else None,
                 weights=self._cached(("weights", entry), lambda: sum(each.numel() for each in unet.parameters())),
                 scheduler_config=self._cached(("scheduler", entry), lambda: _scheduler_config(entry)),
                 pin=pin,
+                warnings=fit.warnings([(use, self._lora(use)) for use in loras], parts),
             )
 
-    def _unet(self, entry: CheckpointEntry, loras: Sequence[LoraUse], pin: Pin) -> Any:
-        key = ("unet", entry, fingerprint(entry.path, "unet"))
-        uses = [(use, use.unet_weight) for use in loras if use.unet_weight]
-        return self._patched(key, lambda: load_unet(entry, self._target()), uses, "unet", pin)
+    def with_vae_in_float32(self, checkpoint: Checkpoint, vae: VaeEntry | None) -> Checkpoint:
+        """`vae`: the one that was asked for, if any. ResourceExhausted where it does not fit."""
+        pin = Pin(dtype=torch.float32)
+        entry = checkpoint.entry
+        own = self._own_vae(entry, pin) if vae is None else self._separate_vae(vae, entry, pin)
+        return replace(checkpoint, vae=own, pins=(*checkpoint.pins, checkpoint.pin), pin=pin)
 
-    def _text(self, entry: CheckpointEntry, recipe: TextRecipe, loras: Sequence[LoraUse], pin: Pin) -> TextPart:
-        key = (recipe.part, entry, fingerprint(entry.path, recipe.part))
+    def _unet(self, entry: CheckpointEntry, loras: Sequence[LoraUse], pin: Pin, fit: LoraFit) -> Any:
+        key = ("unet", entry, fingerprint(entry.path, "unet"), *_typed(pin))
+        uses = [(use, use.unet_weight) for use in loras if use.unet_weight]
+        return self._patched(key, lambda: load_unet(entry, self._target(pin.dtype)), uses, "unet", pin, fit)
+
+    def _text(
+        self, entry: CheckpointEntry, recipe: TextRecipe, loras: Sequence[LoraUse], pin: Pin, fit: LoraFit
+    ) -> TextPart:
+        key = (recipe.part, entry, fingerprint(entry.path, recipe.part), *_typed(pin))
         uses = [(use, use.text_weight) for use in loras if use.text_weight]
         tokenizer = self._cached(("tokenizer", entry, recipe.tokenizer), lambda: self._tokenizer(entry, recipe))
         encoder = self._patched(
             key,
-            lambda: _with_end_token(load_text(entry, recipe, self._target()), tokenizer),
+            lambda: _with_end_token(load_text(entry, recipe, self._target(pin.dtype)), tokenizer),
             uses,
             recipe.part,
             pin,
+            fit,
         )
         return TextPart(
             tokenizer=tokenizer,
@@ -189,15 +211,14 @@ class ModelCache:
         return self._cached(("tokenizer", digest_of(entry, recipe)), lambda: load_tokenizer(entry, recipe))
 
     def _own_vae(self, entry: CheckpointEntry, pin: Pin) -> Any:
-        dtype = self._vae_dtype(entry.recipe.vae)
-        return self._part(
-            ("vae", entry, fingerprint(entry.path, "vae")), lambda: load_vae(entry, self._target(dtype)), pin
-        )
+        dtype = pin.dtype or self._vae_dtype(entry.recipe.vae)
+        key = ("vae", entry, fingerprint(entry.path, "vae"), *_typed(pin))
+        return self._part(key, lambda: load_vae(entry, self._target(dtype)), pin)
 
     def _separate_vae(self, vae: VaeEntry, entry: CheckpointEntry, pin: Pin) -> Any:
         with blames(vae):
             config = vae_config(vae, entry.recipe.vae)
-            dtype = self._vae_dtype(config, entry.recipe.vae)
+            dtype = pin.dtype or self._vae_dtype(config, entry.recipe.vae)
             key = ("vae", vae, fingerprint(vae.path, ""), config.get("scaling_factor"), dtype)
             return self._part(key, lambda: load_separate_vae(vae, config, self._target(dtype)), pin)
 
@@ -213,10 +234,16 @@ class ModelCache:
         is_upcast = next((config["force_upcast"] for config in configs if "force_upcast" in config), False)
         return torch.float32 if is_upcast else self.device.dtype
 
-    def _controlnet(self, entry: ControlNetEntry, pin: Pin) -> Any:
-        key = ("controlnet", entry, fingerprint(entry.path, ""))
+    def _controlnet(self, entry: ControlNetEntry, checkpoint: CheckpointEntry, pin: Pin) -> Any:
+        key: Key = ("controlnet", entry, fingerprint(entry.path, ""), *_typed(pin))
+        target = self._target(pin.dtype)
         with blames(entry):
-            return self._part(key, lambda: load_controlnet(entry, self._target()), pin)
+            if not entry.is_difference:
+                return self._part(key, lambda: load_controlnet(entry, target), pin)
+            # One for each checkpoint: its tensors are that one's with a difference.
+            key = (*key, checkpoint, fingerprint(checkpoint.path, "unet"))
+            unet = self._unet(checkpoint, (), pin, LoraFit(checkpoint.id))
+            return self._part(key, lambda: load_controlnet(entry, target, unet.state_dict()), pin)
 
     def _target(self, dtype: torch.dtype | None = None) -> LoadTarget:
         return LoadTarget(
@@ -225,7 +252,13 @@ class ModelCache:
         )
 
     def _patched(
-        self, key: Key, load: Callable[[], Any], uses: Sequence[tuple[LoraUse, float]], part: str, pin: Pin
+        self,
+        key: Key,
+        load: Callable[[], Any],
+        uses: Sequence[tuple[LoraUse, float]],
+        part: str,
+        pin: Pin,
+        fit: LoraFit,
     ) -> Any:
         """The part with these LoRAs in it, in whatever order; unpatched where none of them has layers for it."""
         ordered = sorted(uses, key=lambda pair: (pair[0].entry.id, pair[1]))
@@ -237,14 +270,14 @@ class ModelCache:
             *key,
             *((each.lora.entry, fingerprint(each.lora.entry.path, ""), each.strength) for each in strengths),
         )
-        ready = self._vram.get(combination, pin)
+        ready: PatchedModule | None = self._vram.get(combination, pin)
         # Used after the patched one, so that of the two it is evicted later.
         pristine = self._part(key, load, pin)
         if ready is None:
-            made = patch_loras(pristine, part, strengths, str(getattr(key[1], "id", "")))
-            ready = made.module
-            self._vram.put(combination, ready, made.size_bytes, pin)
-        return ready
+            ready = patch_loras(pristine, part, strengths)
+            self._vram.put(combination, ready, ready.size_bytes, pin)
+        fit.add(ready.left_out)
+        return ready.module
 
     def _part(self, key: Key, load: Callable[[], Any], pin: Pin) -> Any:
         """From the nearest tier that has it, to the device."""
@@ -271,7 +304,7 @@ class ModelCache:
         for each in embeddings:
             key = ("embedding", each, fingerprint(each.path, ""))
             with blames(each):
-                read[each.id] = self._cached(key, partial(read_embedding, each))
+                read[each.id] = self._cached(key, partial(read_bundled if each.bundled_in else read_embedding, each))
                 check_widths(each, read[each.id], widths, entry.id)
                 check_length(each, read[each.id], texts)
         return tuple(
@@ -299,6 +332,11 @@ class ModelCache:
     def _on_evicted_from_device(self, key: object) -> None:
         _log_eviction(key)
         self.device.after_eviction()
+
+
+def _typed(pin: Pin) -> tuple[object, ...]:
+    """What a part's key has beside the rest where it is not in the device's number type."""
+    return () if pin.dtype is None else (str(pin.dtype),)
 
 
 def _with_end_token(encoder: Any, tokenizer: Any) -> Any:

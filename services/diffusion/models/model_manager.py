@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from fanlight.errors import NodeFault
 from services.diffusion.models.entries import weight_bytes
 from services.diffusion.models.faults import part_of_device
+from services.diffusion.models.precision import AUTO, FLOAT16, FLOAT32, precision_of_card
 from services.diffusion.models.tiers import Pin, Residency
 from services.kernel import process
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     )
     from services.diffusion.models.model_cache import Checkpoint, ModelCache
 
-# As models/device.py has them; a test keeps the two equal.
-PRECISION_OF_CPU, PRECISION_OF_GPU = "float32", "float16"
-
 
 class ModelManager:
     """Imports torch and diffusers when the first model is loaded, so that a process starts without them."""
@@ -41,16 +39,19 @@ class ModelManager:
         self,
         *,
         device: str = "auto",
+        precision: str = AUTO,
         ram_bytes: int = 0,
         vram_bytes: int = 0,
         tiny_vae_of: Callable[[CheckpointEntry], VaeEntry | None] = lambda entry: None,
         open_device: Callable[[str], TorchDevice] | None = None,
     ) -> None:
-        """`device`: `auto`, `cpu`, `cuda` or `cuda:N`. Bytes that models may fill; 0 chooses by the machine.
+        """`device`: `auto`, `cpu`, `cuda` or `cuda:N`. `precision`: what models compute in, such as `float16`;
+        `auto` chooses by the card. Bytes that models may fill; 0 chooses by the machine.
 
         `tiny_vae_of`: the TAESD that previews of a checkpoint are made with.
         """
         self._device_name = device
+        self._precision = precision
         self._ram_bytes, self._vram_bytes = ram_bytes, vram_bytes
         self._tiny_vae_of = tiny_vae_of
         self._open_device = open_device
@@ -82,8 +83,12 @@ class ModelManager:
     @cached_property
     def _expected_precision(self) -> str:
         """Known without importing torch."""
-        is_cpu = self._device_name == "cpu" or (self._device_name == "auto" and not process.count_gpus())
-        return PRECISION_OF_CPU if is_cpu else PRECISION_OF_GPU
+        if self._precision != AUTO:
+            return self._precision
+        if self._device_name == "cpu" or (self._device_name == "auto" and not process.count_gpus()):
+            return FLOAT32
+        card = process.card_of(int(self._device_name.partition(":")[2] or "0"))
+        return precision_of_card(*card) if card else FLOAT16
 
     @property
     def is_on_gpu(self) -> bool:
@@ -116,11 +121,12 @@ class ModelManager:
         embeddings: Sequence[EmbeddingEntry] = (),
         has_previews: bool = False,
         work_bytes: int = 0,
+        in_float32: bool = False,
     ) -> Checkpoint:
         """The checkpoint and what is added to it, pinned in memory until the last reference to it is gone.
 
-        `work_bytes`: what an image needs beside the models. Raises as the loaders do, or ResourceExhausted; the next
-        call tries again.
+        `in_float32`: whatever the device computes in. `work_bytes`: what an image needs beside the models. Raises as
+        the loaders do, or ResourceExhausted; the next call tries again.
         """
         return self._cache().checkpoint(
             entry,
@@ -130,7 +136,12 @@ class ModelManager:
             embeddings=embeddings,
             tiny_vae=self._tiny_vae_of(entry) if has_previews else None,
             work_bytes=work_bytes,
+            in_float32=in_float32,
         )
+
+    def with_vae_in_float32(self, checkpoint: Checkpoint, vae: VaeEntry | None) -> Checkpoint:
+        """`vae`: the one that was asked for, if any. Raises as `checkpoint`."""
+        return self._cache().with_vae_in_float32(checkpoint, vae)
 
     @contextmanager
     def pinned(self, name: str, load: Callable[[torch.dtype], Any]) -> Iterator[Any]:
@@ -155,7 +166,8 @@ class ModelManager:
             from services.diffusion.models.model_cache import ModelCache
 
             try:
-                device = (self._open_device or open_device)(self._device_name)
+                opener = self._open_device or partial(open_device, precision=self._precision)
+                device = opener(self._device_name)
             except NodeFault as error:
                 error.of_part(part_of_device(self._device_name))
                 raise

@@ -20,6 +20,8 @@ TEXT_ENCODERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"
 CLIP_TEXT_LAYERS = 12
 # Configs of real models have some kilobytes; a tokenizer's vocabulary is not read here.
 CONFIG_LIMIT_BYTES = 4 * 1024 * 1024
+# What a UNet may predict.
+PREDICTIONS = frozenset({"epsilon", "v_prediction", "sample"})
 Config = Mapping[str, Any]
 
 
@@ -53,6 +55,10 @@ class Recipe:
     scheduler: Config = field(default_factory=dict)
     # The folder of the tokenizers; None: the shipped one.
     folder: Path | None = None
+    # False for a single file without a VAE: requests must name one.
+    has_vae: bool = True
+    # What is odd about its file, as whole sentences; the images are made nonetheless.
+    notes: tuple[str, ...] = ()
 
     @property
     def is_sdxl(self) -> bool:
@@ -87,14 +93,9 @@ def shipped(name: str) -> Recipe:
     )
 
 
-def for_file(name: str, *, unet_channels: int, prediction_type: str, is_small: bool) -> Recipe:
-    """The shipped recipe, changed for a single file. `is_small`: a model of 512 pixels in a family that has more."""
-    recipe = shipped(name)
-    unet = {**recipe.unet, "in_channels": unet_channels}
-    if is_small:
-        unet["sample_size"] = 64
-    scheduler = {**recipe.scheduler, "prediction_type": prediction_type or recipe.scheduler["prediction_type"]}
-    return replace(recipe, unet=unet, scheduler=scheduler)
+def changed(recipe: Recipe, *, unet: Config | None = None, vae: Config | None = None, **fields: Any) -> Recipe:
+    """A recipe with other values in its configs. `fields`: of the recipe, as they are to be."""
+    return replace(recipe, unet={**recipe.unet, **(unet or {})}, vae={**recipe.vae, **(vae or {})}, **fields)
 
 
 def from_folder(folder: Path) -> Recipe:
@@ -106,14 +107,25 @@ def from_folder(folder: Path) -> Recipe:
     ]
     if not texts:
         raise UnfitFolder("it has no text encoder")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    _check_scheduler(scheduler)
     return Recipe(
         index=read_json(folder / "model_index.json"),
         unet=read_json(folder / "unet" / "config.json"),
         vae=read_json(folder / "vae" / "config.json"),
         texts=tuple(texts),
-        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        scheduler=scheduler,
         folder=folder,
     )
+
+
+def _check_scheduler(scheduler: Config) -> None:
+    """UnfitFolder for what a model was trained to predict that no scheduler here can follow."""
+    if (name := str(scheduler.get("_class_name", ""))).startswith("FlowMatch"):
+        raise UnfitFolder(f"its scheduler is {name[:80]}: flow matching is not supported")
+    predicted = scheduler.get("prediction_type")
+    if isinstance(predicted, str) and predicted not in PREDICTIONS:
+        raise UnfitFolder(f"its scheduler's prediction_type is {predicted[:40]!r}, which is not supported")
 
 
 def read_json(file: Path) -> Config:

@@ -3,40 +3,39 @@
 A checkpoint of no known shape needs its configs and tokenizer beside it, in a folder `NAME.config` as diffusers has it.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
+from services.diffusion.models.config_defaults import whole_recipe
+from services.diffusion.models.controlnet_files import controlnet_of_file, is_controlnet
+from services.diffusion.models.embedding_files import (
+    EMBEDDING_LIMIT_BYTES,
+    count_of,
+    vectors_among,
+    widths_of,
+)
+from services.diffusion.models.embedding_pickles import pickled_shapes, too_large
 from services.diffusion.models.entries import (
     CheckpointEntry,
-    ControlNetEntry,
     EmbeddingEntry,
     Entry,
-    LoraEntry,
     VaeEntry,
     checkpoint_entry,
-    controlnet_entry,
     license_of,
     part_id,
 )
-from services.diffusion.models.recipes import (
-    CONFIG_LIMIT_BYTES,
-    Config,
-    Recipe,
-    UnfitFolder,
-    for_file,
-    from_folder,
-    shipped,
-)
-from services.kernel.files import StrangeFile, open_ordinary, read_limited
-from services.weights.references.tensors import LENGTH_BYTES, BadHeader, header_length, parse_header
-
-LDM_UNET = "model.diffusion_model."
-LDM_FIRST = f"{LDM_UNET}input_blocks.0.0.weight"
-_LORA_PARTS = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
+from services.diffusion.models.headers import SafetensorsHeader as SafetensorsHeader
+from services.diffusion.models.headers import read_header as read_header
+from services.diffusion.models.leftovers import check_kind, checked
+from services.diffusion.models.lora_entries import lora_entry
+from services.diffusion.models.lora_names import is_lora
+from services.diffusion.models.marks import LDM_FIRST, LDM_UNET, context_width, with_marks, with_own_configs
+from services.diffusion.models.quantized import check_quantized
+from services.diffusion.models.recipes import Recipe, UnfitFolder, from_folder, shipped
+from services.diffusion.models.unknown_files import foreign_kind, unknown_kind
 
 
 class FileKind(Enum):
@@ -47,94 +46,51 @@ class FileKind(Enum):
     EMBEDDING = "embedding"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SafetensorsHeader:
-    """Tensors' shapes by name, and the file's metadata."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    def width(self, ending: str) -> int:
-        """The last dimension of a tensor whose name ends so; 0 where there is none."""
-        return next((shape[-1] for name, shape in self.shapes.items() if name.endswith(ending) and shape), 0)
-
-
-def read_header(path: Path) -> SafetensorsHeader:
-    """Of one file, or of all in a folder of parts. UnfitFolder where one is not a valid safetensors file."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    shapes: dict[str, tuple[int, ...]] = {}
-    metadata: dict[str, str] = {}
-    for file in files:
-        header = _read_header(file)
-        shapes.update(header.shapes)
-        metadata.update(header.metadata)
-    return SafetensorsHeader(shapes=shapes, metadata=metadata)
-
-
-def _read_header(file: Path) -> SafetensorsHeader:
-    try:
-        with open_ordinary(file) as opened:
-            first = opened.read(LENGTH_BYTES)
-            header = opened.read(header_length(first))
-        table = parse_header(first, header, size_bytes=file.stat().st_size)
-    except (OSError, StrangeFile, BadHeader) as error:
-        raise UnfitFolder(f"{file.name} is damaged: {error}") from error
-    shapes = {tensor.name: tensor.shape for tensor in table.tensors}
-    return SafetensorsHeader(shapes=shapes, metadata=json.loads(header).get("__metadata__", {}))
-
-
 def kind_of(header: SafetensorsHeader) -> FileKind | None:
     """None for what this service does not use."""
     names = header.shapes
+    if is_controlnet(names):
+        return FileKind.CONTROLNET
     if LDM_FIRST in names:
         return FileKind.CHECKPOINT
-    if any(name.startswith(("control_model.", "controlnet_cond_embedding.", "input_hint_block.")) for name in names):
-        return FileKind.CONTROLNET
-    if any(name.startswith("lora_") or any(mark in name for mark in _LORA_PARTS) for name in names):
+    if is_lora(names):
         return FileKind.LORA
     if any(name.endswith(("decoder.conv_in.weight", "decoder.layers.0.weight")) for name in names):
         return FileKind.VAE
-    if names and len(names) <= 2 and all(1 <= len(shape) <= 2 for shape in names.values()):
-        return FileKind.EMBEDDING
-    return None
+    return FileKind.EMBEDDING if vectors_among(names) else None
 
 
-# Larger pickles are not textual inversions.
-EMBEDDING_LIMIT_BYTES = 16 * 1024 * 1024
-EMBEDDING_PICKLES = frozenset({".pt", ".bin"})
 # The first layer's width and the width of the prompt embeddings.
 _BASES = {(320, 768): "sd1", (320, 1024): "sd2", (320, 2048): "sdxl", (384, 1280): "refiner"}
-_CONTROL_BASES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _TO_KEY = "attn2.to_k.weight"
-# In the names of SD 2 models that were trained at 512 pixels and predict the noise.
-_SMALL = re.compile(r"(512|base)", re.IGNORECASE)
-_LORA_INPUT = re.compile(r"attn2[._](?:processor[._])?to_k(?:_lora)?\.(?:lora_down|lora_A|down|lora\.down|hada_w1_b)")
-# Nets that condition with their residuals' mean over the image.
-_POOLING = "shuffle"
 
 
-def read_file(path: Path) -> Entry | None:
-    """Of a file, or a folder of files that are one; None for what this service does not use.
-
-    UnfitFolder for a damaged or unsupported model.
-    """
+def read_file(path: Path) -> Entry:
+    """Of a file, or a folder of files that are one. UnfitFolder for what is damaged, unsupported or of no kind."""
     header = read_header(path)
+    # What has a Stable Diffusion's first layer is compared with its family, name by name.
+    if LDM_FIRST not in header.shapes and (what := foreign_kind(header.shapes)):
+        raise UnfitFolder(f"it is {what}, which is not supported")
     try:
         return _entry(path, header, kind_of(header))
     except (IndexError, StopIteration) as error:
         raise UnfitFolder(f"{path.name} has a model's tensor names, but shapes of no supported model") from error
 
 
-def _entry(path: Path, header: SafetensorsHeader, kind: FileKind | None) -> Entry | None:
+def _entry(path: Path, header: SafetensorsHeader, kind: FileKind | None) -> Entry:
+    if kind in (FileKind.CHECKPOINT, FileKind.CONTROLNET, FileKind.VAE):
+        check_quantized(header)
     if kind is FileKind.CHECKPOINT:
         return _checkpoint(path, header)
     if kind is FileKind.CONTROLNET:
-        return _controlnet(path, header)
+        return controlnet_of_file(path, header.shapes, size_bytes=path.stat().st_size)
     if kind is FileKind.LORA:
-        return _lora(path, header)
-    if kind is FileKind.VAE:
+        return lora_entry(path, header.shapes, header.metadata)
+    if kind is FileKind.VAE and not any(name.startswith(LDM_UNET) for name in header.shapes):
         return _vae(path, header)
-    return _embedding(path, header) if kind is FileKind.EMBEDDING else None
+    if kind is FileKind.EMBEDDING:
+        return _embedding(path, header)
+    raise UnfitFolder(unknown_kind(header.shapes))
 
 
 def read_parts(folder: Path) -> CheckpointEntry | None:
@@ -143,86 +99,31 @@ def read_parts(folder: Path) -> CheckpointEntry | None:
     return entry if isinstance(entry, CheckpointEntry) else None
 
 
-def read_embedding_pickle(path: Path) -> EmbeddingEntry | None:
-    """By its name alone; its content is read when it is used."""
-    size_bytes = path.stat().st_size
-    if path.suffix not in EMBEDDING_PICKLES or size_bytes > EMBEDDING_LIMIT_BYTES:
-        return None
-    return EmbeddingEntry(id=part_id(path), path=path, widths=(), vectors=0, size_bytes=size_bytes)
+def read_embedding_pickle(path: Path) -> EmbeddingEntry:
+    """UnfitFolder for what is no textual inversion. Nothing of a large file is read, and nothing of a pickle runs."""
+    return _embedding_entry(path, pickled_shapes(path))
 
 
 def _checkpoint(path: Path, header: SafetensorsHeader) -> CheckpointEntry:
     files = path.glob("*.safetensors") if path.is_dir() else [path]
     size_bytes = sum(file.stat().st_size for file in files)
-    return checkpoint_entry(path, _recipe(path, header), size_bytes, is_ldm=True)
+    recipe = _recipe(path, header)
+    needs = () if recipe.has_vae else ("it has no VAE, so requests must name one",)
+    note = "; ".join([*recipe.notes, *needs])
+    return replace(checkpoint_entry(path, recipe, size_bytes, is_ldm=True), note=note)
 
 
 def _recipe(path: Path, header: SafetensorsHeader) -> Recipe:
+    """From the configs beside it, or its family's with what the file says; UnfitFolder where it is not whole."""
     beside = path.with_name(f"{path.stem if path.is_file() else path.name}.config")
     if beside.is_dir():
-        return from_folder(beside)
-    width, channels = header.shapes[LDM_FIRST][0], header.shapes[LDM_FIRST][1]
-    base = _BASES.get((width, _context(header)))
-    if base is None:
+        return checked(with_own_configs(whole_recipe(from_folder(beside)), header), header)
+    width = header.shapes[LDM_FIRST][0]
+    base = _BASES.get((width, context_width(header)), "")
+    check_kind(header.shapes, base)
+    if not base:
         raise UnfitFolder(f"its shapes are those of no known model; {beside.name}/ could hold its configs")
-    prediction_type = _prediction_type(path, header, base)
-    is_small = base == "sd2" and prediction_type == "epsilon"
-    return for_file(base, unet_channels=channels, prediction_type=prediction_type, is_small=is_small)
-
-
-def _context(header: SafetensorsHeader) -> int:
-    names = {name: shape for name, shape in header.shapes.items() if name.startswith(LDM_UNET)}
-    return SafetensorsHeader(shapes=names).width(_TO_KEY)
-
-
-def _prediction_type(path: Path, header: SafetensorsHeader, base: str) -> str:
-    """From its metadata, its tensors or a .yaml beside it; for SD 2 else from the file's name, as in diffusers."""
-    declared = header.metadata.get("modelspec.prediction_type", "")
-    if declared in ("v", "v_prediction") or "v_pred" in header.shapes:
-        return "v_prediction"
-    if declared == "epsilon":
-        return "epsilon"
-    sidecar = path.with_suffix(".yaml")
-    if sidecar.is_file():
-        text = read_limited(sidecar, CONFIG_LIMIT_BYTES).decode(errors="replace")
-        return "v_prediction" if re.search(r'parameterization:\s*"?v"?\s', text) else "epsilon"
-    if base == "sd2":
-        is_inpainting = header.shapes[LDM_FIRST][1] != shipped(base).unet["in_channels"]
-        return "epsilon" if is_inpainting or _SMALL.search(path.stem) else "v_prediction"
-    return ""
-
-
-def _controlnet(path: Path, header: SafetensorsHeader) -> ControlNetEntry:
-    base = _CONTROL_BASES.get(header.width(_TO_KEY))
-    if base is None:
-        raise UnfitFolder("its shapes are those of no known ControlNet")
-    return controlnet_entry(path, control_config(base, is_pooling=_POOLING in path.stem), path.stat().st_size)
-
-
-def control_config(base: str, *, is_pooling: bool) -> Config:
-    """A ControlNet is a copy of its base's UNet."""
-    unet = shipped(base).unet
-    shared = {key: value for key, value in unet.items() if key not in _NOT_CONTROL}
-    return {
-        **shared,
-        "_class_name": "ControlNetModel",
-        "conditioning_embedding_out_channels": [16, 32, 96, 256],
-        "global_pool_conditions": is_pooling,
-    }
-
-
-_NOT_CONTROL = frozenset({"_class_name", "center_input_sample", "out_channels", "sample_size", "up_block_types"})
-
-
-def _lora(path: Path, header: SafetensorsHeader) -> LoraEntry:
-    widths = [shape[1] for name, shape in header.shapes.items() if _LORA_INPUT.search(name) and len(shape) > 1]
-    return LoraEntry(
-        id=part_id(path),
-        path=path,
-        cross_attention_dim=widths[0] if widths else 0,
-        size_bytes=path.stat().st_size,
-        license=license_of(path),
-    )
+    return checked(with_marks(shipped(base), path, header), header)
 
 
 def _vae(path: Path, header: SafetensorsHeader) -> VaeEntry:
@@ -243,16 +144,22 @@ def _vae(path: Path, header: SafetensorsHeader) -> VaeEntry:
 
 
 def _embedding(path: Path, header: SafetensorsHeader) -> EmbeddingEntry:
-    """One tensor, or for SDXL `clip_l` and `clip_g`, in the order of its text encoders."""
-    names = ("clip_l", "clip_g") if {"clip_l", "clip_g"} <= set(header.shapes) else tuple(header.shapes)
-    shapes = [header.shapes[name] for name in names]
-    if len(shapes) == 2 and names != ("clip_l", "clip_g"):
-        raise UnfitFolder("it has several tensors that are no textual inversion")
+    size_bytes = path.stat().st_size
+    if size_bytes > EMBEDDING_LIMIT_BYTES:
+        raise UnfitFolder(too_large(size_bytes))
+    return _embedding_entry(path, header.shapes)
+
+
+def _embedding_entry(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> EmbeddingEntry:
+    """UnfitFolder where none of the tensors, or several, could be its vectors."""
+    names = vectors_among(shapes)
+    if not names:
+        raise UnfitFolder("its tensors are not those of a textual inversion")
     return EmbeddingEntry(
         id=part_id(path),
         path=path,
-        widths=tuple(shape[-1] for shape in shapes),
-        vectors=shapes[0][0] if len(shapes[0]) == 2 else 1,
+        widths=widths_of(shapes, names),
+        vectors=count_of(shapes, names),
         size_bytes=path.stat().st_size,
         license=license_of(path),
     )

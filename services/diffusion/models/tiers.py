@@ -23,13 +23,15 @@ class Residency(IntEnum):
 class Pin:
     """While it lives, what was taken under it is not evicted: whoever uses the things keeps it.
 
-    `work_bytes`: what working with them needs beside them.
+    `work_bytes`: what working with them needs beside them. `dtype`: torch's number type that they are wanted in; None
+    takes the device's.
     """
 
-    __slots__ = ("__weakref__", "work_bytes")
+    __slots__ = ("__weakref__", "dtype", "work_bytes")
 
-    def __init__(self, work_bytes: int = 0) -> None:
+    def __init__(self, work_bytes: int = 0, dtype: Any = None) -> None:
         self.work_bytes = work_bytes
+        self.dtype = dtype
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

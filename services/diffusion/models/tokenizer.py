@@ -46,6 +46,8 @@ class ClipTokenizer:
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
+    # Of a comma at a word's end; None where the vocabulary has none.
+    comma_token_id: int | None = None
 
     def ids(self, words: str) -> list[int]:
         """Without the marks at both ends; of any length."""
@@ -145,6 +147,7 @@ def _tokenizer(
         bos_token_id=numbers[tokens["bos_token"].content],
         eos_token_id=numbers[tokens["eos_token"].content],
         pad_token_id=numbers[tokens["pad_token"].content],
+        comma_token_id=numbers.get(f",{_WORD_END}"),
     )
 
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from fanlight.contract import generation as contract
 from fanlight.contract import needs
-from fanlight.contract.limits import size_of_source
-from fanlight.contract.schedulers import SCHEDULERS
+from fanlight.contract.masks import Sides, size_of_outpainted
+from fanlight.contract.schedulers import NOISE_SCHEDULES, SCHEDULERS
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, InvalidField, TooLarge
 from services.diffusion.engine.generation import Pipeline, Safety
 from services.diffusion.models.entries import CheckpointEntry
 
 # Kinds of needs that a worker meets; those that a model meets are checked with the model.
-_KINDS = (needs.SCHEDULER, needs.SAFETY_CHECKER, needs.PRECISION)
+_KINDS = (needs.SCHEDULER, needs.NOISE_SCHEDULE, needs.SAFETY_CHECKER, needs.PRECISION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,10 @@ class Abilities:
         precision = self.precision_of_device()
         return [
             *(f"{needs.SCHEDULER}:{name}" for name in SCHEDULERS),
+            *(f"{needs.NOISE_SCHEDULE}:{name}" for name in NOISE_SCHEDULES),
             *(f"{needs.SAFETY_CHECKER}:{mode}" for mode in modes),
             *([f"{needs.PRECISION}:{precision}"] if precision else []),
+            needs.WHOLE_SYNTAX,
         ]
 
     def limits(self) -> dict[str, int]:
@@ -60,8 +62,9 @@ class Abilities:
             if amount <= limits.get(name, amount):
                 continue
             if name == layers:
+                shown, most = getattr(resolved, field), limits[name] + getattr(resolved, field) - amount
                 raise FailedPrecondition(
-                    f"is {amount}; the text encoder of {checkpoint.id} takes {limits[name]} at most", field=field
+                    f"is {shown}; the text encoder of {checkpoint.id} takes {most} at most", field=field
                 )
             raise TooLarge(
                 f"{resolved.width_px} x {resolved.height_px} are more than the {limits[name]} {name} that this worker"
@@ -109,6 +112,9 @@ def checked_size(width_px: int, height_px: int, checkpoint: CheckpointEntry, pix
     return width_px, height_px
 
 
-def size_of_image(size_px: tuple[int, int], checkpoint: CheckpointEntry, pixels_limit: int) -> tuple[int, int]:
+def size_of_image(
+    size_px: tuple[int, int], sides: Sides, checkpoint: CheckpointEntry, pixels_limit: int
+) -> tuple[int, int]:
     """The size that an input image implies, whichever worker generates it. TooLarge above this worker's limit."""
-    return checked_size(*size_of_source(*size_px, size_step_px(checkpoint)), checkpoint, pixels_limit)
+    implied_px = size_of_outpainted(size_px, sides, size_step_px(checkpoint))
+    return checked_size(*implied_px, checkpoint, pixels_limit)

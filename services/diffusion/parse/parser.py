@@ -7,13 +7,27 @@ from typing import Any
 
 from fanlight.contract import generation as contract
 from fanlight.contract import schedulers
+from fanlight.contract.filled import missing
+from fanlight.contract.masks import sides_of
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
+from fanlight.errors import FailedPrecondition
 from services.diffusion.engine.generation import DEFAULTS_WITH_CONTROLNET, ControlInput, Generation, Safety
 from services.diffusion.images import Resize
 from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.models.defaults import defaults_of
 from services.diffusion.models.entries import CheckpointEntry
-from services.diffusion.parse.abilities import Abilities, checked_size, pipeline_of, size_of_image
-from services.diffusion.parse.images import ControlReader, Sources, digests_of_images, sources, start_of
+from services.diffusion.parse.abilities import Abilities, checked_size, pipeline_of, size_of_image, size_step_px
+from services.diffusion.parse.images import (
+    ControlReader,
+    Sources,
+    canvas_of,
+    digests_of_images,
+    mask_options,
+    mask_warnings,
+    sources,
+    start_of,
+)
 from services.diffusion.parse.prompts import read_prompts
 from services.kernel.images import ImageLimits
 
@@ -42,6 +56,8 @@ class Parser:
         """
         self.check(request)
         checkpoint = self.catalog.checkpoint(request.model) if request.model else self.catalog.default()
+        _require_vae(request, checkpoint)
+        request = _with_defaults(request, checkpoint)
         how = Resize(request.resize or Resize.CROP)
         reader = ControlReader(catalog=self.catalog, checkpoint=checkpoint, picture_limits=self.picture_limits, how=how)
         nets = reader.nets(request)
@@ -53,11 +69,14 @@ class Parser:
         size_px = (width_px, height_px)
         is_started, is_masked = pipeline in contract.STARTS_FROM_IMAGE, pipeline in contract.HAS_MASK
         defaults: dict[str, object] = {"safety_checker": self.safety}
+        canvas = canvas_of(request, own, size_px, how, size_step_px=size_step_px(checkpoint))
         for net in nets:
             defaults.update(DEFAULTS_WITH_CONTROLNET.get(net.id, {}))
         options: dict[str, Any] = {
             **read_options(request, defaults),
             **self._variation(request),
+            **mask_options(request, is_masked=is_masked),
+            "negative_prompt": prompts.negative_prompt,
             "noise_schedule": noise_schedule,
             "resize": how if request.HasField("image") or nets else "",
         }
@@ -70,11 +89,19 @@ class Parser:
             height_px=height_px,
             scheduler=scheduler,
             seed=request.seed if request.HasField("seed") else self.random_seed(),
-            start=start_of(request, own, size_px, how, is_masked=is_masked) if is_started else None,
-            controls=reader.controls(request, nets, own, size_px),
+            start=start_of(request, canvas, is_masked=is_masked) if is_started else None,
+            controls=reader.controls(request, nets, own, canvas, size_px),
             vae=self.catalog.vae(request.vae, checkpoint) if request.vae else None,
             image_digests=tuple(digests_of_images(request)),
             alone=alone,
+            warnings=bounded_warnings(
+                [
+                    *contract.warnings_of(request),
+                    *prompts.warnings,
+                    *_notes(checkpoint),
+                    *mask_warnings(canvas, is_masked=is_masked),
+                ]
+            ),
             **options,
         )
         self.abilities.check(effective_to_proto(generation), checkpoint)
@@ -86,8 +113,11 @@ class Parser:
         limit = self.abilities.pixels_limit
         if request.width_px or request.height_px:
             return checked_size(request.width_px, request.height_px, checkpoint, limit)
-        if own.image is not None:
-            return size_of_image(own.image.size, checkpoint, limit)
+        if own.image is not None and not request.only_masked:
+            return size_of_image(own.image.size, sides_of(request), checkpoint, limit)
+        own_size = defaults_of(checkpoint)
+        if own_size.width_px and own_size.height_px:
+            return checked_size(own_size.width_px, own_size.height_px, checkpoint, limit)
         return checkpoint.width_px, checkpoint.height_px
 
     def _variation(self, request: diffusion_pb2.GenerateRequest) -> dict[str, object]:
@@ -98,6 +128,19 @@ class Parser:
         return {"variation_seed": seed}
 
 
+def _with_defaults(
+    request: diffusion_pb2.GenerateRequest, checkpoint: CheckpointEntry
+) -> diffusion_pb2.GenerateRequest:
+    """With the checkpoint's defaults for what it leaves out: for direct calls, as the gateway fills in the others'."""
+    found = missing(request, defaults_of(checkpoint))
+    if found == diffusion_pb2.GenerateRequest():
+        return request
+    filled = diffusion_pb2.GenerateRequest()
+    filled.CopyFrom(request)
+    filled.MergeFrom(found)
+    return filled
+
+
 _FIELDS = diffusion_pb2.GenerateRequest.DESCRIPTOR.fields_by_name
 # Options with a default, by name. Models have no default in the request's own type.
 _DEFAULTS = {
@@ -105,6 +148,16 @@ _DEFAULTS = {
     for own in fields(Generation)
     if own.default is not MISSING and own.name in _FIELDS and own.name != "vae" and not _FIELDS[own.name].is_repeated
 }
+
+
+def _notes(checkpoint: CheckpointEntry) -> list[str]:
+    """What is odd about the checkpoint's file, in sentences."""
+    return [f"{checkpoint.id}: {note}" for note in checkpoint.recipe.notes]
+
+
+def _require_vae(request: diffusion_pb2.GenerateRequest, checkpoint: CheckpointEntry) -> None:
+    if not request.vae and not checkpoint.recipe.has_vae:
+        raise FailedPrecondition(f"is empty, and {checkpoint.id} has no VAE of its own; name one", field="vae")
 
 
 def read_options(request: diffusion_pb2.GenerateRequest, defaults: Mapping[str, object]) -> dict[str, object]:
@@ -143,7 +196,7 @@ def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:
             for use in generation.loras
         ],
         vae=generation.vae.id if generation.vae else "",
-        embeddings=[entry.id for entry in generation.embeddings],
+        embeddings=[entry.id for entry in generation.embeddings if not entry.bundled_in],
     )
     for option in _SHARED_OPTIONS:
         value = getattr(generation, option)
@@ -154,7 +207,12 @@ def effective_to_proto(generation: Generation) -> diffusion_pb2.GenerateRequest:
 
 def _control_to_proto(control: ControlInput) -> diffusion_pb2.Control:
     effective = diffusion_pb2.Control(
-        controlnet=control.controlnet.id, scale=control.scale, start=control.start, end=control.end
+        controlnet=control.controlnet.id,
+        scale=control.scale,
+        start=control.start,
+        end=control.end,
+        resize=control.resize,
+        mode=control.mode,
     )
     if control.annotator:
         effective.made_by.annotator = control.annotator

@@ -1,13 +1,15 @@
 """A request's prompts, and the LoRAs and embeddings that they and its fields name."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from fanlight.contract.generation import parsed_prompts, steps_of, syntax_of
 from fanlight.contract.limits import DEFAULT_LORA_WEIGHT, EMBEDDINGS_LIMIT
-from fanlight.contract.prompt import LoraTag, ParsedPrompt, parse_prompt, without_loras
+from fanlight.contract.prompt import ORIGINAL, LoraTag, read_weights
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
-from services.diffusion.models.catalog import ModelCatalog
+from services.diffusion.engine.generation import SDXL_LAYER
+from services.diffusion.models.catalog import ModelCatalog, has_widths
 from services.diffusion.models.entries import CheckpointEntry, EmbeddingEntry, LoraEntry, LoraUse
 from services.diffusion.prompt import embedding_pattern
 
@@ -18,20 +20,56 @@ class ReadPrompts:
 
     # Without LoRA tags.
     prompt: str
+    negative_prompt: str
     loras: tuple[LoraUse, ...]
     embeddings: tuple[EmbeddingEntry, ...]
+    # What this worker does otherwise than they may have meant, in sentences.
+    warnings: tuple[str, ...] = ()
 
 
 def read_prompts(
     request: diffusion_pb2.GenerateRequest, catalog: ModelCatalog, checkpoint: CheckpointEntry
 ) -> ReadPrompts:
-    prompt = parse_prompt(request.prompt, "prompt")
-    negative = parse_prompt(request.negative_prompt, "negative_prompt")
+    prompts = parsed_prompts(request)
+    prompt = prompts["prompt"]
+    loras, words = _loras(request, prompt.loras, catalog, checkpoint), list(_segment_texts(request))
+    bundled = {each.id.lower(): each for use in reversed(loras) for each in use.entry.bundled}
+    fitting = {word: each for word, each in bundled.items() if has_widths(each, checkpoint)}
     return ReadPrompts(
-        prompt=without_loras(request.prompt, prompt.loras),
-        loras=_loras(request, prompt.loras, catalog, checkpoint),
-        embeddings=_embeddings(request, [prompt, negative], catalog, checkpoint),
+        prompt=prompt.text if prompt.text == request.prompt else prompt.text.strip(),
+        # Where there are any, they were left out of a forgiving reading.
+        negative_prompt=prompts["negative_prompt"].text,
+        loras=loras,
+        embeddings=_embeddings(request, words, catalog, checkpoint, fitting),
+        warnings=(
+            *_clip_skip_warnings(request, checkpoint),
+            *(
+                f"LoRA {each.bundled_in} brings the textual inversion {each.id} along, which is for another base than"
+                f" {checkpoint.id}: it was not used"
+                for word, each in bundled.items()
+                if word not in fitting and _mentioned(words, [word])
+            ),
+        ),
     )
+
+
+def _segment_texts(request: diffusion_pb2.GenerateRequest) -> set[str]:
+    """All texts of one weight that the prompts have in any step."""
+    syntax, emphasis = syntax_of(request), request.emphasis or ORIGINAL
+    texts = [text for prompt in parsed_prompts(request).values() for text in prompt.texts(steps_of(request))]
+    parts = [part for text in texts for part in read_weights(text, syntax, emphasis)]
+    return {segment.text for part in parts for segment in part}
+
+
+def _clip_skip_warnings(request: diffusion_pb2.GenerateRequest, checkpoint: CheckpointEntry) -> tuple[str, ...]:
+    """About a `clip_skip` of another kind of checkpoint. Of SDXL 2 is posted everywhere, and means no change."""
+    if checkpoint.recipe.is_sdxl:
+        if not request.HasField("sdxl_clip_skip") and request.clip_skip > SDXL_LAYER:
+            return (f"clip_skip: changes nothing for {checkpoint.id}, which is SDXL; sdxl_clip_skip does",)
+        return ()
+    if request.HasField("sdxl_clip_skip"):
+        return (f"sdxl_clip_skip: changes nothing for {checkpoint.id}, which is not SDXL; clip_skip does",)
+    return ()
 
 
 def _loras(
@@ -75,21 +113,29 @@ def _tagged(tags: tuple[LoraTag, ...], catalog: ModelCatalog, checkpoint: Checkp
 
 def _embeddings(
     request: diffusion_pb2.GenerateRequest,
-    prompts: list[ParsedPrompt],
+    words: Iterable[str],
     catalog: ModelCatalog,
     checkpoint: CheckpointEntry,
+    bundled: Mapping[str, EmbeddingEntry],
 ) -> tuple[EmbeddingEntry, ...]:
-    """Those that a prompt names, listed or not; a listed one must exist."""
+    """Those that a prompt names, listed or not; a listed one must exist.
+
+    `bundled`: those that the request's LoRAs bring along, by name; they come before others of that name.
+    """
     listed = [
         catalog.embedding(name, checkpoint, field=f"embeddings[{place}]")
         for place, name in enumerate(request.embeddings)
     ]
-    known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]}
-    if not known:
-        return ()
-    pattern = embedding_pattern(list(known))
-    words = [segment.text for prompt in prompts for part in prompt.parts for segment in part]
-    found = {match.group().lower() for each in words for match in pattern.finditer(each)}
+    known = {entry.id.lower(): entry for entry in [*catalog.embeddings_of(checkpoint), *listed]} | dict(bundled)
+    found = _mentioned(words, known)
     if len(found) > EMBEDDINGS_LIMIT:
         raise InvalidField(f"names {len(found)} embeddings; at most {EMBEDDINGS_LIMIT}", field="prompt")
     return tuple(known[name] for name in sorted(found))
+
+
+def _mentioned(words: Iterable[str], names: Collection[str]) -> set[str]:
+    """Which of the names, in lower case, the texts mention."""
+    if not names:
+        return set()
+    pattern = embedding_pattern(list(names))
+    return {match.group().lower() for each in words for match in pattern.finditer(each)}

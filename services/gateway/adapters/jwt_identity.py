@@ -197,24 +197,35 @@ class IssuerKeys:
         self._rule, self._fetch, self._now_s = rule, fetch, monotonic_s
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_s = self._tried_s = float("-inf")
+        # The id that the newest keys were fetched for, and that is not among them.
+        self._absent = ""
         self._lock = asyncio.Lock()
 
     async def find(self, key_id: str) -> jwt.PyJWK:
-        """Unauthenticated for an unknown key; Unavailable where there are no keys because the issuer is away."""
+        """Unauthenticated for a key that the issuer does not have.
+
+        Unavailable while the issuer is away and has to be asked, or was asked too short a time before the key was new.
+        """
         async with self._lock:
             age_s = self._now_s() - self._fetched_s
             is_wanted = key_id not in self._keys or age_s > KEYS_LIFETIME_S
             if is_wanted and self._now_s() - self._tried_s > KEYS_COOLDOWN_S:
-                await self._refresh()
+                await self._refresh(key_id)
             if self._now_s() - self._fetched_s > KEYS_STALE_S:
                 raise Unavailable(f"the keys of issuer {self._rule.name} cannot be read", retry_after_s=KEYS_COOLDOWN_S)
         found = self._keys.get(key_id)
+        if found is None and key_id != self._absent:
+            left_s = max(0.0, self._tried_s + KEYS_COOLDOWN_S - self._now_s())
+            raise Unavailable(
+                f"the token's key is new; the keys of issuer {self._rule.name} are read again in {left_s:.0f} s",
+                retry_after_s=left_s,
+            )
         if found is None:
             raise Unauthenticated(f"issuer {self._rule.name} has no key of this id; take a fresh token")
         return found
 
-    async def _refresh(self) -> None:
-        """Keeps the keys that it has where the issuer is away or answers nonsense."""
+    async def _refresh(self, key_id: str) -> None:
+        """Keeps the keys that it has where the issuer is away or answers nonsense. `key_id`: the key that is needed."""
         self._tried_s = self._now_s()
         try:
             keys = _keys_of(await asyncio.to_thread(self._document))
@@ -222,6 +233,7 @@ class IssuerKeys:
             log.warning("issuer_keys_unreadable", issuer=self._rule.name, why=str(error)[:200])
             return
         self._keys, self._fetched_s = keys, self._tried_s
+        self._absent = "" if key_id in keys else key_id
 
     def _document(self) -> bytes:
         if self._rule.keys_file is not None:

@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from fanlight.contract.limits import size_class
 from fanlight.errors import AlreadyExists, Conflict
@@ -17,8 +18,10 @@ from services.gateway.domain.job import Facts
 from services.gateway.domain.offers import LeftOut, OfferRules
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
+    AnnouncedLeftOut,
     Capabilities,
     FleetCatalog,
+    LeftOutOfFleet,
     Rank,
     ReportedStepTime,
     Worker,
@@ -42,6 +45,8 @@ CHECK_INTERVAL_S = 600.0
 LEFT_OUT_SHOWN = 5
 # How many nodes a refusal names.
 NODES_LIMIT = 5
+# How much of what all workers do not use is listed.
+LEFT_OUT_LISTED = 1_000
 # Where no link was measured yet: what most homes have.
 USUAL_LINK_BPS = 50e6
 # What a task takes besides its steps, or altogether in a stage without steps.
@@ -298,6 +303,19 @@ class CapabilityGroups:
                     if len(nodes) == NODES_LIMIT:
                         return list(nodes)
         return list(nodes)
+
+    def left_out(self) -> LeftOutOfFleet:
+        """What the workers found and do not use: live workers' first, each once with its nodes."""
+        listed: dict[AnnouncedLeftOut, dict[str, None]] = {}
+        count = 0
+        for group in sorted((each for each in self._known.values() if each.workers), key=lambda each: each.rank):
+            count += group.capabilities.left_out_count
+            for each in group.capabilities.left_out:
+                if each in listed or len(listed) < LEFT_OUT_LISTED:
+                    listed.setdefault(each, {}).update((member.node, None) for member in group.workers.values())
+        return LeftOutOfFleet(
+            listed=tuple((each, tuple(islice(nodes, NODES_LIMIT))) for each, nodes in listed.items()), count=count
+        )
 
     def limits_of(self, stage: str, name: str, needs: frozenset[str]) -> list[tuple[str, int | None]]:
         """Up to five nodes whose workers of the stage offer the needs, and what they take, the largest first; None for

@@ -4,7 +4,7 @@ Which change a token may make is for `domain.machine` to say; what is leased to 
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from services.gateway.app.dead_letters import DeadLetters
 from services.gateway.app.leases import LiveLease, MeasuredSpeed, task_key_of
 from services.gateway.app.queue_index import QueueLine, kind_of, queue_lines
 from services.gateway.app.records import UnreadableRecord
-from services.gateway.app.result_checks import ResultChecks
+from services.gateway.app.result_checks import TaskChecks
 from services.gateway.app.results import ClaimedSize, ResultChecker
 from services.gateway.app.second_opinions import OPINION_WAIT_S
 from services.gateway.app.tenants import OPERATOR, Caller
@@ -63,12 +63,20 @@ class ReportedOutput:
     seed: int | None = None
     nsfw: bool | None = None
     provenance: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class Completion:
     """Ends and renews leases, by their tokens."""
 
-    def __init__(self, core: Core, cache: ControlImageCache, dead_letters: DeadLetters, checks: ResultChecks) -> None:
+    def __init__(
+        self,
+        core: Core,
+        cache: ControlImageCache,
+        dead_letters: DeadLetters,
+        checks: Mapping[str, TaskChecks],
+    ) -> None:
+        """`checks`: of the results of each stage that has some."""
         self._job_store = core.job_store
         self._leases = core.leases
         self._workers = core.workers
@@ -147,10 +155,12 @@ class Completion:
             await self._check_later(job, number)
 
     async def _check_later(self, job: Job, number: int) -> None:
-        if job.check is not None:
-            await self._checks.settle(job)
-        elif job.request_of(job.tasks[number - 1]).facts.annotator:
-            await self._checks.consider(job, number)
+        checked = job.tasks[0] if job.check is not None else job.tasks[number - 1]
+        checks = self._checks.get(checked.stage)
+        if checks is not None and job.check is not None:
+            await checks.settle(job)
+        elif checks is not None:
+            await checks.consider(job, number)
 
     async def _check_results(self, token: str, outputs: Sequence[Output]) -> None:
         job_id, number = task_key_of(token)
@@ -220,6 +230,7 @@ class Completion:
             seed=reported.seed,
             nsfw=reported.nsfw,
             provenance=reported.provenance,
+            warnings=reported.warnings,
         )
 
     async def _cache_output(self, job: Job, number: int) -> None:
@@ -228,7 +239,7 @@ class Completion:
         request = job.request_of(task)
         if task.lease is None or task.inputs or not request.facts.annotator:
             return
-        annotator = self._workers.annotator_of(task.lease.worker, request.facts.annotator)
+        annotator = self._workers.offers.annotator_of(task.lease.worker, request.facts.annotator)
         if annotator is not None:
             await self._cache.keep(request, annotator, task.outputs[0], node=task.lease.node)
 
@@ -281,7 +292,7 @@ class Completion:
         """Without a part that the task does not use."""
         task = job.tasks[number - 1]
         facts = job.request_of(task).facts
-        is_fetched = task.lease is not None and self._workers.fetches_for(task.lease.worker, facts)
+        is_fetched = task.lease is not None and self._workers.offers.fetches_for(task.lease.worker, facts)
         return blame.believed(failure, facts, is_fetched=is_fetched)
 
     def _is_confirmed(self, job: Job, number: int, failure: Failure, confirms: Confirms | None) -> bool:

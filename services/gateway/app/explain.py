@@ -110,7 +110,7 @@ class Explainer:
             if worker.stage != stage or self._scheduler.worker(worker.id) is not None:
                 continue
             is_leaving = worker.draining
-            abilities = self._workers.abilities_of(worker.id)
+            abilities = self._workers.offers.abilities_of(worker.id)
             missing: tuple[str, ...] = ()
             if is_leaving:
                 verdict, why = Verdict.DRAINING, "it is leaving"

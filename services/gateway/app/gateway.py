@@ -27,6 +27,7 @@ from services.gateway.app.core import core_of
 from services.gateway.app.data_keys import DataKeys
 from services.gateway.app.dead_letters import DeadLetters, Redrives
 from services.gateway.app.explain import Explainer
+from services.gateway.app.image_checks import ImageChecks
 from services.gateway.app.job_store import PROBE_INTERVAL_S, IdempotencyKeys, StoreProbe
 from services.gateway.app.jobs import Jobs
 from services.gateway.app.keys import Keys
@@ -36,7 +37,7 @@ from services.gateway.app.leasing import Polls
 from services.gateway.app.nodes import Nodes
 from services.gateway.app.prefetch import PrefetchClaims
 from services.gateway.app.records import Codec, Records, refuse_other_format
-from services.gateway.app.result_checks import ResultChecks
+from services.gateway.app.result_checks import Judge, ResultChecks, TaskChecks
 from services.gateway.app.retention import BlobRetention, ClockWatch, JobRetention
 from services.gateway.app.sealing import Sealing
 from services.gateway.app.submission import JobPlanner, SourceImages
@@ -44,7 +45,7 @@ from services.gateway.app.tenant_deletion import TenantDeletion
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.circuit_breaker import FAILURES_MAX
-from services.gateway.domain.job import Claim, Job, Task
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, Claim, Job, StageRequest, Task
 from services.gateway.domain.nodes import NodeRecord, node_of
 from services.gateway.ports import Clock, RecordStore
 from services.kernel.blobs import BlobStore
@@ -103,8 +104,11 @@ class Gateway:
         is_shared: bool = False,
         shipped: Mapping[str, ShippedAnnotator] | None = None,
         data_keys: DataKeys | None = None,
+        thumbnail: StageRequest | None = None,
     ) -> None:
-        """`is_shared`: other gateways work over the same store. `data_keys`: those that seal the stores, if any.
+        """`is_shared`: other gateways work over the same store. `thumbnail`: how generated images are compared.
+
+        `data_keys`: those that seal the stores, if any.
 
         `shipped`: the annotators that mean the same whatever workers say; None for those that Fanlight ships.
         """
@@ -122,7 +126,7 @@ class Gateway:
         images = SourceImages(blobs, limit_bytes=settings.image_limit_bytes)
         self.probe = StoreProbe(records, clock, blobs)
         self.workers = core.workers
-        self.nodes = Nodes(records, clock, random_bytes)
+        self.nodes = Nodes(records, clock, random_bytes, credential_ttl_s=settings.credential_lifetime_s)
         self.keys = Keys(records, clock, random_bytes)
         self.quotas = core.quotas
         self.sealing = Sealing(data_keys, records, blobs)
@@ -132,11 +136,15 @@ class Gateway:
         self.explanations = Explainer(core)
         self._prefetches = PrefetchClaims(records, core.scheduler, clock)
         self.jobs = Jobs(core, requests, JobPlanner(images, self._cache, core.workers, random_bytes))
-        checks = ResultChecks(core, note_checked=self._note_checked, leave_out=self._leave_out)
+        judge = Judge(note_checked=self._note_checked, leave_out=self._leave_out)
+        checks: dict[str, TaskChecks] = {
+            PREPROCESS: ResultChecks(core, judge),
+            DIFFUSION: ImageChecks(core, judge, thumbnail),
+        }
         self.queue = Completion(core, self._cache, self.dead_letters, checks)
         self.polls = Polls(core, self.queue)
         self._retention = JobRetention(core.job_store, requests, core.webhooks, clock, core.quotas)
-        self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings)
+        self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings, core.quotas)
         self._clock_watch = ClockWatch(clock)
         self._stopping = asyncio.Event()
         self._dead: list[Job] = []

@@ -188,7 +188,7 @@ class Jobs:
         """FailedPrecondition where no worker of the pool can do a task."""
         for request in draft.requests if pool else ():
             needs = request.facts.needs | {pool_need(pool)}
-            if not self._workers.can_any(request.stage, needs, request.facts.amounts):
+            if not self._workers.offers.can_any(request.stage, needs, request.facts.amounts):
                 raise FailedPrecondition(
                     f"no worker of the pool {pool} can do this {request.stage} task; leave it out, or invite nodes"
                     f" into it with `fanlight nodes invite --pool {pool}`",

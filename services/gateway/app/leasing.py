@@ -189,7 +189,7 @@ class Polls:
         return [
             ModelToFetch(
                 model=fetch.model,
-                kind=CHECKPOINT if fetch.sticky else self._workers.model_kind(worker_id, fetch.model),
+                kind=CHECKPOINT if fetch.sticky else self._workers.offers.model_kind(worker_id, fetch.model),
                 size_bytes=fetch.size_bytes,
             )
             for fetch in self._scheduler.fetches(worker_id)

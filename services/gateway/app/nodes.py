@@ -34,7 +34,6 @@ NODES_LIMIT = 20_000
 INVITES_LIMIT = 1_000
 ROUNDS_LIMIT = 20
 SECRET_BYTES = 32
-CREDENTIAL_TTL_S = 6 * 3600.0
 # How long an expired node is listed before the sweep forgets it.
 RETENTION_S = 30 * 86_400.0
 
@@ -87,8 +86,9 @@ class IssuedCredential:
 class Nodes:
     """All nodes and invitations; changes are compare-and-set."""
 
-    def __init__(self, store: Records, clock: Clock, random_bytes: RandomBytes) -> None:
+    def __init__(self, store: Records, clock: Clock, random_bytes: RandomBytes, *, credential_ttl_s: float) -> None:
         self._store, self._clock, self._random_bytes = store, clock, random_bytes
+        self._ttl_s = credential_ttl_s
         self._known: dict[str, NodeRecord] = {}
         # Ids of nodes that lost their rights, until `pop_ended`.
         self._ended: set[str] = set()
@@ -185,7 +185,7 @@ class Nodes:
 
         def issue(known: NodeRecord) -> NodeRecord:
             known = replace(known, name=node.name, grant=node.grant)
-            return domain.issue(known, hashed(token), now_s=now_s, ttl_s=CREDENTIAL_TTL_S)
+            return domain.issue(known, hashed(token), now_s=now_s, ttl_s=self._ttl_s)
 
         if len(self._known) >= NODES_LIMIT and node.id not in self._known:
             raise ResourceExhausted(f"there are {NODES_LIMIT:,} nodes; remove some", retry_after_s=600.0)
@@ -196,7 +196,7 @@ class Nodes:
             first = await self._change(node.id, issue)
         self._note(node.id, first)
         log.info("node_joined", node=node.id, name=node.name, proof=node.proof, pool=node.grant.pool)
-        return IssuedCredential(node=first, credential=token, ttl_s=CREDENTIAL_TTL_S)
+        return IssuedCredential(node=first, credential=token, ttl_s=self._ttl_s)
 
     async def renew(self, token: str) -> IssuedCredential:
         """Unauthenticated where the credential ended, or a copy of it was exchanged already."""
@@ -207,7 +207,7 @@ class Nodes:
         try:
             node = await self._change(
                 parts[1],
-                lambda node: domain.exchange(node, hashed(token), hashed(fresh), now_s=now_s, ttl_s=CREDENTIAL_TTL_S),
+                lambda node: domain.exchange(node, hashed(token), hashed(fresh), now_s=now_s, ttl_s=self._ttl_s),
             )
         except NotFound as error:
             raise Unauthenticated("this node is not known; join again") from error
@@ -215,7 +215,7 @@ class Nodes:
             log.warning("node_credential_copied", node=parts[1])
             await self._change(parts[1], domain.end_credentials)
             raise
-        return IssuedCredential(node=node, credential=fresh, ttl_s=CREDENTIAL_TTL_S)
+        return IssuedCredential(node=node, credential=fresh, ttl_s=self._ttl_s)
 
     # Calls of operators.
 

@@ -120,6 +120,13 @@ class Quotas:
         """Every limit is set."""
         return self.get(name).limits.over(self._defaults)
 
+    @property
+    def longest_history_s(self) -> float:
+        """Of all tenants."""
+        own = [each.limits.history_s for each in self._known.values() if each.limits.history_s is not None]
+        assert self._defaults.history_s is not None
+        return max([self._defaults.history_s, *own])
+
     def share_of(self, name: str) -> Share:
         found = self.get(name)
         return Share(weight=found.weight, service_class=found.service_class)

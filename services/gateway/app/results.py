@@ -97,10 +97,11 @@ class ResultChecker:
 def _check_asked(facts: Facts, size: ImageSize, field: str) -> None:
     """Of annotators the request fixes no size, unless it names one; of images it always does."""
     pixels = dict(facts.amounts).get(PIXELS, 0)
-    if not facts.width_px and pixels and size.width_px * size.height_px != pixels:
+    asked = facts.result_size_px or ((facts.width_px, facts.height_px) if facts.width_px else None)
+    if asked is None and pixels and size.width_px * size.height_px != pixels:
         raise ResultRefused(f"is {_shown(size)}; {pixels} pixels were asked for", field=field)
-    if facts.width_px and (size.width_px, size.height_px) != (facts.width_px, facts.height_px):
-        raise ResultRefused(f"is {_shown(size)}; {facts.width_px} x {facts.height_px} was asked for", field=field)
+    if asked is not None and (size.width_px, size.height_px) != asked:
+        raise ResultRefused(f"is {_shown(size)}; {asked[0]} x {asked[1]} was asked for", field=field)
 
 
 def _is_whole(media_type: str, head: bytes, tail: bytes, size_bytes: int) -> bool:

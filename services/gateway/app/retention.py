@@ -76,15 +76,16 @@ class JobRetention:
     def _too_old(self) -> Sequence[str]:
         """The earliest end first."""
         ended, now_s = self._job_store.ended, self._clock.now_s()
-        kept = Counter(each.tenant for each in ended)
+        # How many of each tenant's have not ended earlier, this one too.
+        left = Counter(each.tenant for each in ended)
         old = []
         for each in ended:
             limits = self._quotas.limits_of(each.tenant)
             assert limits.history_jobs is not None
             assert limits.history_s is not None
-            is_too_old = kept[each.tenant] > limits.history_jobs or each.end_s < now_s - limits.history_s
+            is_too_old = left[each.tenant] > limits.history_jobs or each.end_s < now_s - limits.history_s
+            left[each.tenant] -= 1
             if is_too_old and not self._webhooks.is_open(each.id):
-                kept[each.tenant] -= 1
                 old.append(each.id)
         return old
 
@@ -103,11 +104,14 @@ class JobRetention:
 class BlobRetention:
     """Evicts blobs unused for longer than ended jobs are kept, never one that an open job needs."""
 
-    def __init__(self, jobs: JobStore, blobs: BlobStore, clock: Clock, settings: GatewaySettings) -> None:
+    def __init__(
+        self, jobs: JobStore, blobs: BlobStore, clock: Clock, settings: GatewaySettings, quotas: Quotas
+    ) -> None:
         self._job_store = jobs
         self._blobs = blobs
         self._clock = clock
         self._settings = settings
+        self._quotas = quotas
 
     async def make_room(self) -> None:
         """Where the budget is nearly used up, evict early: the least recently used blobs first."""
@@ -120,7 +124,7 @@ class BlobRetention:
             log.warning("blobs_evicted_early", count=swept, unused_for_s=older_than_s)
 
     async def sweep(self) -> None:
-        if swept := await self._sweep(self._settings.job_retention_s + GRACE_S):
+        if swept := await self._sweep(self._quotas.longest_history_s + GRACE_S):
             log.info("blobs_evicted", count=swept)
 
     async def _sweep(self, older_than_s: float) -> int:

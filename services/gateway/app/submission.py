@@ -132,7 +132,7 @@ class SourceImages:
                 field=image.field,
             )
         if not media_type.startswith("image/"):
-            raise InvalidField("is not a PNG, JPEG, WebP, BMP, GIF or TIFF", field=image.field)
+            raise InvalidField("is not a PNG, JPEG, WebP, BMP, GIF, TIFF, AVIF or HEIC", field=image.field)
 
 
 def _sized(image: SourceImage, size: ImageSize | None) -> ImageSize:
@@ -170,7 +170,7 @@ class JobPlanner:
     async def _find(self, request: StageRequest) -> Output | None:
         if not request.facts.annotator:
             return None
-        for annotator in self._workers.variants(request.facts.annotator):
+        for annotator in self._workers.offers.variants(request.facts.annotator):
             if output := await self._cache.find(request, annotator):
                 return output
         return None

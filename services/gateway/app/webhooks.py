@@ -40,9 +40,9 @@ _NUMBERS = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+)){0,3}", re.I
 SECRET_PREFIX = "whsec_"
 KEY_MIN_BYTES, KEY_MAX_BYTES = 24, 64
 BUCKET = "deliveries"
-SENDING_LIMIT = 16
+SENDING_LIMIT = 64
 # Of one tenant, so that targets that do not answer hold up no other tenant's.
-SENDING_LIMIT_EACH = 4
+SENDING_LIMIT_EACH = 16
 # Ended jobs whose delivery record is still to be created.
 PENDING_LIMIT = 100_000
 

@@ -1,4 +1,4 @@
-"""The known workers, which of them live, what they offer together, and which are stragglers.
+"""The known workers, which of them live, and which are stragglers. What they offer together is in `fleet_offers`.
 
 Kept in the store, so that a restarted gateway still knows them. What a worker is given is for the scheduler to say.
 """
@@ -7,11 +7,12 @@ import contextlib
 import hmac
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fanlight.errors import AlreadyExists, Conflict, PermissionDenied, ResourceExhausted, Unavailable
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups, WorkerViews
 from services.gateway.app.circuit_breakers import Avoidances, CircuitBreakers, StragglerDetector
+from services.gateway.app.fleet_offers import FleetOffers, KnownWorker, left_out
 from services.gateway.app.job_store import WORKERS
 from services.gateway.app.leases import LeaseTable, MeasuredSpeed
 from services.gateway.app.records import Records
@@ -21,17 +22,14 @@ from services.gateway.domain.circuit_breaker import BreakerKey
 from services.gateway.domain.job import Facts, Job, task_name
 from services.gateway.domain.offers import OfferRules
 from services.gateway.domain.workers import (
-    AnnouncedAnnotator,
     Avoidance,
     Capabilities,
-    FleetCatalog,
     Worker,
     WorkerRecord,
     WorkerStatus,
     held_by,
 )
 from services.gateway.ports import CaughtUp, Clock, Deleted, Record
-from services.gateway.scheduler.queue import Amounts
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.logs import get_logger
 
@@ -41,47 +39,12 @@ BUCKET = "workers"
 PAGE = 1_000
 # For how long after its last task a worker's measured speeds count.
 MEASURED_S = 900.0
-# How many versions and devices of one annotator the cache is asked for, whatever workers claim.
-VARIANTS_LIMIT = 8
-# Of what a worker announced and gets no tasks for.
-LEFT_OUT_LIMIT = 64
 # How far the stored time of the last poll may lag.
 WRITE_INTERVAL_S = 60.0
 # Changed models are written for other gateways at most this often.
 INVENTORY_INTERVAL_S = 5.0
 # Of one node and stage, alive at the same time.
 WORKERS_OF_A_NODE = 64
-
-
-@dataclass(slots=True)
-class _KnownWorker:
-    record: WorkerRecord
-    group: CapabilityGroup
-    written_s: float
-    # The store's; 0 before the first write.
-    revision: int = 0
-    polls: int = 0
-    live: bool = False
-    # When it first called this gateway, and when it was last heard of; monotonic, 0 for not by this process.
-    come_s: float = 0.0
-    heard_s: float = 0.0
-    # As it sent it with the models of its last poll here; empty for none.
-    holdings_digest: str = ""
-    # When a task or fetch of it was measured last; monotonic.
-    measured_s: float = 0.0
-    # A newer worker of its node and stage is there instead.
-    replaced: bool = False
-    # As last written.
-    written_models: frozenset[str] = frozenset()
-
-    @property
-    def place(self) -> tuple[str, str]:
-        return self.record.worker.node, self.record.worker.stage
-
-    @property
-    def is_counted(self) -> bool:
-        """Requests may rely on it, also while it is away."""
-        return not self.replaced and not self.record.worker.draining
 
 
 class WorkerRegistry:
@@ -105,16 +68,18 @@ class WorkerRegistry:
         self._scheduler = scheduler
         self._views = WorkerViews()
         self._stragglers = StragglerDetector(
-            clock, device_of=self._device_of, live_of=self._live_of, note_task=self._note_task
+            clock, device_of=self.device_of, live_of=self._live_of, note_task=self._note_task
         )
         self._avoidances = Avoidances(breakers, sources, self._stragglers, clock)
         self._leases = leases
         self._clock = clock
         self._limits = limits
         self._groups = CapabilityGroups(store, clock, rules, default_model=default_model)
-        self._known: dict[str, _KnownWorker] = {}
+        self._known: dict[str, KnownWorker] = {}
+        # What requests are checked against, and results.
+        self.offers = FleetOffers(self._groups, self._known, self._update_live)
         # By node and stage.
-        self._at: dict[tuple[str, str], dict[str, _KnownWorker]] = {}
+        self._at: dict[tuple[str, str], dict[str, KnownWorker]] = {}
         # Live workers without an open poll, and when they last called, in monotonic seconds; the longest ago first.
         self._quiet: OrderedDict[str, float] = OrderedDict()
 
@@ -202,31 +167,27 @@ class WorkerRegistry:
                 retry_after_s=self._limits.retry_after_s,
             )
 
-    def offers_of(self, worker_id: str) -> frozenset[str]:
-        """Of a known worker, what its tasks can need, such as `pool:home`."""
-        return self._known[worker_id].group.capabilities.offers
-
     def live_ids(self) -> Sequence[str]:
         return [each for each, known in self._known.items() if known.live]
 
-    def _is_replaced(self, known: _KnownWorker) -> bool:
+    def _is_replaced(self, known: KnownWorker) -> bool:
         """It went away, and was not heard of since a newer worker of its node and stage came."""
         others = self._at.get(known.place, {}).values()
         return not known.live and any(each.come_s > known.heard_s for each in others if each is not known)
 
-    def _write_interval_s(self, known: _KnownWorker) -> float:
+    def _write_interval_s(self, known: KnownWorker) -> float:
         is_other = known.written_models != known.record.worker.held_models
         return INVENTORY_INTERVAL_S if is_other else WRITE_INTERVAL_S
 
     # Counters by stage, group and held models
 
-    def _add(self, record: WorkerRecord, group: CapabilityGroup) -> _KnownWorker:
+    def _add(self, record: WorkerRecord, group: CapabilityGroup) -> KnownWorker:
         """Add a worker, not live until it calls."""
-        known = self._known[record.worker.id] = _KnownWorker(record, group, record.last_poll_time_s)
+        known = self._known[record.worker.id] = KnownWorker(record, group, record.last_poll_time_s)
         self._attach(known)
         return known
 
-    def _revise(self, known: _KnownWorker, record: WorkerRecord, group: CapabilityGroup) -> None:
+    def _revise(self, known: KnownWorker, record: WorkerRecord, group: CapabilityGroup) -> None:
         before, worker = known.record.worker, record.worker
         is_moved = (before.node, before.stage) != (worker.node, worker.stage)
         if known.group is not group or is_moved or before.draining != worker.draining:
@@ -255,14 +216,14 @@ class WorkerRegistry:
                 self._known[worker_id].measured_s = self._clock.monotonic_s()
                 self._views.note_fetch(worker_id, fetch.size_bytes, self._clock.monotonic_s() - fetch.start_s)
 
-    def _drop(self, known: _KnownWorker) -> None:
+    def _drop(self, known: KnownWorker) -> None:
         worker_id = known.record.worker.id
         self._detach(known)
         del self._known[worker_id]
         self._quiet.pop(worker_id, None)
         self._views.forget(worker_id)
 
-    def _attach(self, known: _KnownWorker) -> None:
+    def _attach(self, known: KnownWorker) -> None:
         worker = known.record.worker
         self._at.setdefault(known.place, {})[worker.id] = known
         if not known.is_counted:
@@ -273,7 +234,7 @@ class WorkerRegistry:
         self._groups.catalog.count_stage(worker.stage, 1)
         self._count_held(known, 1)
 
-    def _detach(self, known: _KnownWorker) -> None:
+    def _detach(self, known: KnownWorker) -> None:
         worker = known.record.worker
         del self._at[known.place][worker.id]
         if not self._at[known.place]:
@@ -283,7 +244,7 @@ class WorkerRegistry:
             self._groups.catalog.count_stage(worker.stage, -1)
         self._groups.leave(known.group, worker.id)
 
-    def _set_live(self, known: _KnownWorker, *, live: bool) -> None:
+    def _set_live(self, known: KnownWorker, *, live: bool) -> None:
         if known.live == live:
             return
         if not known.is_counted:
@@ -294,20 +255,20 @@ class WorkerRegistry:
         self._groups.set_live(known.group, known.record.worker.id, live=live)
         self._count_held(known, 1)
 
-    def _set_replaced(self, known: _KnownWorker, *, replaced: bool) -> None:
+    def _set_replaced(self, known: KnownWorker, *, replaced: bool) -> None:
         if known.replaced != replaced:
             self._detach(known)
             known.replaced = replaced
             self._attach(known)
 
-    def _count_held(self, known: _KnownWorker, by: int) -> None:
+    def _count_held(self, known: KnownWorker, by: int) -> None:
         worker = known.record.worker
         held = held_by(worker, known.group.needs_by_id)
         self._groups.catalog.count_held(held, by, live=known.live, stage=worker.stage)
 
     # Liveness
 
-    def _hear(self, known: _KnownWorker) -> None:
+    def _hear(self, known: KnownWorker) -> None:
         """It called just now, so it is live."""
         worker_id = known.record.worker.id
         known.heard_s = self._clock.monotonic_s()
@@ -329,7 +290,7 @@ class WorkerRegistry:
                 self._set_live(known, live=False)
                 self._set_replaced(known, replaced=self._is_replaced(known))
 
-    def _is_live(self, known: _KnownWorker) -> bool:
+    def _is_live(self, known: KnownWorker) -> bool:
         self._update_live()
         return known.live
 
@@ -356,9 +317,15 @@ class WorkerRegistry:
         """Learn from the outcomes of tasks how fast and how reliable workers are."""
         self._stragglers.observe(job)
 
-    def _device_of(self, worker_id: str) -> str:
+    def device_of(self, worker_id: str) -> str:
+        """Empty for an unknown worker."""
         known = self._known.get(worker_id)
         return known.record.worker.device if known else ""
+
+    def nodes_beside(self, stage: str, device: str) -> frozenset[str]:
+        """The nodes of live workers of the stage on other devices."""
+        workers = [self._known[each].record.worker for each in self._live_of(stage)]
+        return frozenset(each.node for each in workers if each.device != device)
 
     def _live_of(self, stage: str) -> Iterator[str]:
         """The ids of the live workers of a stage that take tasks."""
@@ -444,7 +411,7 @@ class WorkerRegistry:
             self._hear(known)
         self._scheduler.answered(worker_id, self._clock.monotonic_s())
 
-    async def _write(self, known: _KnownWorker, now_s: float) -> None:
+    async def _write(self, known: KnownWorker, now_s: float) -> None:
         await self._groups.ensure_stored(known.group)
         known.written_s, known.written_models = now_s, known.record.worker.held_models
         key, value = known.record.worker.id, WORKERS.encode(known.record)
@@ -467,87 +434,9 @@ class WorkerRegistry:
 
     def key_of(self, worker_id: str, stage: str, need: str) -> BreakerKey:
         """The circuit breaker of the worker's node that counts failures and successes of the need."""
-        return BreakerKey(stage=stage, device=self._device_of(worker_id), need=need)
+        return BreakerKey(stage=stage, device=self.device_of(worker_id), need=need)
 
-    def fetches_for(self, worker_id: str, facts: Facts) -> bool:
-        """Whether the worker holds less than a task needs, as far as is known, so that it must fetch something."""
-        known = self._known.get(worker_id)
-        if known is None:
-            return True
-        needed = facts.models | ({facts.annotator} if facts.annotator else set())
-        return not needed <= known.record.worker.held_models
-
-    # What they offer together
-
-    def catalog(self) -> FleetCatalog:
-        """All that known workers offer; requests are checked against it. Read it before the next await."""
-        self._update_live()
-        return self._groups.catalog
-
-    def residency_of(self, kind: str, name: str) -> int:
-        """The best place where workers hold a model, or an annotator's, by the contract's numbers; else REMOTE."""
-        return self.catalog().residency_of(kind, name)
-
-    def can_any(self, stage: str, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool:
-        """Whether some known worker of the stage meets all the needs together, and accepts those amounts."""
-        self._update_live()
-        return self._groups.can_any(stage, needs, amounts, only_live=only_live)
-
-    def offering(self, stage: str, need: str) -> list[str]:
-        """Up to five nodes whose workers of the stage offer it, live ones first; for error messages."""
-        self._update_live()
-        return self._groups.offering(stage, need)
-
-    def limits_of(self, stage: str, name: str, needs: frozenset[str] = frozenset()) -> list[tuple[str, int | None]]:
-        """Up to five nodes whose workers of the stage offer the needs, with their limits, the largest first; None for
-        no limit.
-        """
-        self._update_live()
-        return self._groups.limits_of(stage, name, needs)
-
-    def abilities_of(self, worker_id: str) -> tuple[frozenset[str], Amounts] | None:
-        """What the worker offers and takes now, if it is there, or is expected back; else None."""
-        known = self._known.get(worker_id)
-        return (known.group.offers, known.group.limits) if known and known.is_counted else None
-
-    def variants(self, annotator_id: str) -> Sequence[AnnouncedAnnotator]:
-        """The annotator in the versions and on the devices that workers have, live ones first, up to a limit."""
-        self._update_live()
-        distinct: dict[tuple[str, str], AnnouncedAnnotator] = {}
-        for group in self._groups.with_annotator(annotator_id):
-            annotator = group.annotators[annotator_id]
-            distinct.setdefault((annotator.version, annotator.device), annotator)
-            if len(distinct) == VARIANTS_LIMIT:
-                break
-        return list(distinct.values())
-
-    def annotator_of(self, worker_id: str, annotator_id: str) -> AnnouncedAnnotator | None:
-        """The annotator as that worker has it."""
-        known = self._known.get(worker_id)
-        return known.group.annotators.get(annotator_id) if known else None
-
-    def announced_annotator(self, worker_id: str, annotator_id: str) -> AnnouncedAnnotator | None:
-        """The annotator as that worker announced it, its build included."""
-        known = self._known.get(worker_id)
-        announced = known.group.capabilities.annotators if known else ()
-        return next((each for each in announced if each.id == annotator_id), None)
-
-    def is_deterministic(self, worker_id: str, annotator_id: str) -> bool:
-        annotator = self.annotator_of(worker_id, annotator_id)
-        return annotator is not None and annotator.deterministic
-
-    def has_live(self, stage: str, needs: frozenset[str], *, but_not: frozenset[str]) -> bool:
-        """Whether a live worker of another node than those meets all the needs."""
-        self._update_live()
-        return self._groups.has_live(stage, needs, but_not)
-
-    def model_kind(self, worker_id: str, model_id: str) -> str:
-        """Such as `lora`; empty where the worker offers no such model."""
-        known = self._known.get(worker_id)
-        needs = known.group.needs_by_id.get(model_id, ()) if known else ()
-        return needs[0].partition(":")[0] if needs else ""
-
-    def _rank(self, known: _KnownWorker) -> tuple[bool, float]:
+    def _rank(self, known: KnownWorker) -> tuple[bool, float]:
         return self._is_live(known), known.record.last_poll_time_s
 
     def statuses(self, *, of_all: bool = False) -> Sequence[WorkerStatus]:
@@ -559,7 +448,7 @@ class WorkerRegistry:
             if self._is_live(known) or known.record.last_poll_time_s >= since_s
         ]
 
-    def _status(self, known: _KnownWorker) -> WorkerStatus:
+    def _status(self, known: KnownWorker) -> WorkerStatus:
         worker = known.record.worker
         return WorkerStatus(
             worker=worker,
@@ -567,7 +456,7 @@ class WorkerRegistry:
             live=self._is_live(known),
             tasks=tuple(task_name(*held.key) for held in self._leases.of_worker(worker.id)),
             draining_reason=self.draining_reason(worker.id),
-            avoided=(*self.avoidances_of(worker.id), *_left_out(known.group)),
+            avoided=(*self.avoidances_of(worker.id), *left_out(known.group)),
         )
 
     async def sweep(self) -> None:
@@ -592,7 +481,7 @@ class WorkerRegistry:
             )
         await self._forget([oldest])
 
-    async def _forget(self, gone: Iterable[_KnownWorker]) -> None:
+    async def _forget(self, gone: Iterable[KnownWorker]) -> None:
         for known in list(gone):
             worker_id = known.record.worker.id
             if self._known.get(worker_id) is known:
@@ -600,12 +489,6 @@ class WorkerRegistry:
             self._stragglers.forget(worker_id)
             self._scheduler.gone(worker_id, self._clock.monotonic_s())
             await self._store.delete(BUCKET, worker_id)
-
-
-def _left_out(group: CapabilityGroup) -> Iterator[Avoidance]:
-    """What its workers announced and get no tasks for."""
-    for each in group.left_out[:LEFT_OUT_LIMIT]:
-        yield Avoidance(need=each.need, why=each.why, until_s=0.0)
 
 
 def _places(worker: Worker) -> tuple[frozenset[str], ...]:

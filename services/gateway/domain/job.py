@@ -92,6 +92,8 @@ class Facts:
     # Both 0 where they are not known before the work begins.
     width_px: int = 0
     height_px: int = 0
+    # Of the image that is handed in, where that is not the size of what is generated.
+    result_size_px: tuple[int, int] | None = None
     # Noise predictions, and whether each has guidance; 0 for stages without steps.
     steps: int = 0
     guided: bool = False
@@ -151,6 +153,8 @@ class Output:
     nsfw: bool | None = None
     # JSON; empty for a control image.
     provenance: str = ""
+    # The node's word.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +164,9 @@ class Claim:
     node: str
     worker: str
     digest: str
+    # Of a generated image: its worker's device, and its thumbnail's pixels in hexadecimal, as another node made it.
+    device: str = ""
+    thumbnail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,6 +321,8 @@ class Job:
     redrives: int = 0
     # It repeats another job's task; None for what a client requested.
     check: ResultCheck | None = None
+    # What the gateway did otherwise than the request may have meant, in sentences.
+    warnings: tuple[str, ...] = ()
 
     # Not stored; filled in for answers, where an estimate is possible.
     estimate: JobEstimate | None = None

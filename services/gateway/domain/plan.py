@@ -44,6 +44,8 @@ class JobPlan:
     # Made by tasks, whose numbers they name, or given by the client.
     control_images: tuple[ControlImage, ...] = ()
     blobs: tuple[BlobInfo, ...] = ()
+    # What is done otherwise than the request may have meant, in sentences.
+    warnings: tuple[str, ...] = ()
 
 
 def check(plan: JobPlan, makes: Mapping[str, str]) -> None:
@@ -112,7 +114,7 @@ def create(
         end_time_s=0.0 if tasks else now_s,
         priority=priority,
         request_id=request_id,
-        requests=tuple(_in_pool(each, pool) for each in plan.requests) if pool else plan.requests,
+        requests=tuple(in_pool(each, pool) for each in plan.requests),
         tasks=tasks,
         control_images=tuple(_control_image(each, numbers, made_before) for each in plan.control_images),
         blobs=plan.blobs,
@@ -120,10 +122,14 @@ def create(
         deadline_s=deadline_s,
         webhook_url=webhook_url,
         pool=pool,
+        warnings=plan.warnings,
     )
 
 
-def _in_pool(request: StageRequest, pool: str) -> StageRequest:
+def in_pool(request: StageRequest, pool: str) -> StageRequest:
+    """For that pool's nodes alone; empty: any."""
+    if not pool:
+        return request
     return replace(request, facts=replace(request.facts, needs=request.facts.needs | {pool_need(pool)}))
 
 

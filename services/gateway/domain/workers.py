@@ -21,6 +21,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
+from fanlight.contract.defaults import NO_DEFAULTS, Defaults
 from fanlight.contract.names import ANY, plain_name
 from fanlight.contract.parameters import Parameter
 from services.gateway.domain.job import DIFFUSION
@@ -81,6 +82,18 @@ class AnnouncedModel:
     aliases: tuple[str, ...] = ()
     # Of a checkpoint; 0 where unknown.
     text_encoder_layers: int = 0
+    # What is unusual about it, in the worker's own words.
+    note: str = ""
+    # Of a checkpoint: what requests get that leave these options out.
+    defaults: Defaults = NO_DEFAULTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnouncedLeftOut:
+    """A file or folder that a worker found among its models and does not use, and why, in its own words."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +106,9 @@ class Capabilities:
     other_offers: tuple[str, ...] = ()
     # Upper limits by name, such as `pixels`; sorted.
     limits: tuple[tuple[str, int], ...] = ()
+    # What is among its models and not used; perhaps not all of the count.
+    left_out: tuple[AnnouncedLeftOut, ...] = ()
+    left_out_count: int = 0
 
     @property
     def offers(self) -> frozenset[str]:
@@ -114,6 +130,14 @@ class Capabilities:
             if model.text_encoder_layers
         }
         return tuple(sorted((layers | dict(self.limits)).items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutOfFleet:
+    """What all workers together do not use: each with up to five nodes that have it. `count`: listed or not."""
+
+    listed: tuple[tuple[AnnouncedLeftOut, tuple[str, ...]], ...] = ()
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

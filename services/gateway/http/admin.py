@@ -16,6 +16,7 @@ from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.queue_index import QueueLine
 from services.gateway.app.readiness import require_ready
 from services.gateway.app.tenants import Caller
+from services.gateway.domain.keys import Right
 from services.gateway.http import docs
 from services.gateway.http.bodies import MetricsReader, QueueReader, Reader, Submitter, refuse_unknown
 from services.gateway.http.json_messages import answer, of_value
@@ -36,10 +37,18 @@ class ListingRoutes:
         return router
 
     async def annotators(self, caller: Reader) -> Response:
-        return answer(answers.annotators(self._gateway.workers))
+        return answer(answers.annotators(self._gateway.workers.offers))
 
-    async def models(self, caller: Reader) -> Response:
-        return answer(answers.models(self._gateway.workers))
+    async def models(
+        self,
+        caller: Reader,
+        left_out: Annotated[
+            bool, Query(description="Also list what workers found among their models and do not use; operator only.")
+        ] = False,
+    ) -> Response:
+        if left_out:
+            caller.require(Right.OPERATE)
+        return answer(answers.models(self._gateway.workers.offers, left_out=left_out))
 
     async def workers(self, caller: Reader) -> Response:
         statuses = [caller.without_secrets(each) for each in self._gateway.workers.statuses()]

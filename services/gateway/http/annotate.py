@@ -56,12 +56,12 @@ class AnnotateRoutes:
             info = await store_body(request, self._blobs, self._options, scope=caller.tenant)
         annotation.image.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
         message = gateway_pb2.CreateJobRequest(annotation=annotation)
-        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers), caller)
+        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.offers), caller)
         return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller))
 
     def _parameters(self, annotator: str, request: Request) -> dict[str, bool | float | str]:
         """The annotator's parameters among the query's, converted to their types. Unknown ones stay strings."""
-        described = find_annotator(self._gateway.workers.catalog(), annotator)
+        described = find_annotator(self._gateway.workers.offers.catalog(), annotator)
         known = {parameter.name: parameter for parameter in described.parameters} if described else {}
         values: dict[str, bool | float | str] = {}
         seen = set()

@@ -16,8 +16,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fanlight.contract.names import parse_scope
 from fanlight.errors import DeadlineExceeded, InvalidField, TooLarge
+from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Caller, Callers
 from services.gateway.domain.keys import Right
+from services.gateway.http.connections import AUTH_CONTEXT
 from services.gateway.http.encodings import inflated, is_compressed
 from services.gateway.http.hosts import HostNames
 from services.kernel.blobs import BlobInfo, BlobStore
@@ -80,6 +82,9 @@ class CallerWith:
     async def __call__(self, request: Request) -> Caller:
         caller = await caller_of(request)
         caller.require(self.right)
+        if self.right is Right.OPERATE:
+            # With mutual TLS, a client's certificate does not do.
+            require_role(getattr(request.state, AUTH_CONTEXT, {}), Role.OPERATOR)
         return caller
 
 

@@ -18,6 +18,7 @@ import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from services.gateway.app.peer_roles import auth_context_of
 from services.kernel.logs import get_logger
 from services.kernel.unproven import Unproven
 
@@ -25,6 +26,8 @@ log = get_logger()
 
 # The key in a request's state of the function that counts its connection as one with a proved credential.
 PROVE = "prove_connection"
+# The key in a request's state of its connection's certificate, as `peer_roles` reads it.
+AUTH_CONTEXT = "auth_context"
 # A shortage of open files is tried again after this.
 ACCEPT_RETRY_S = 0.1
 GIVE_WAY = 32
@@ -127,6 +130,8 @@ class HttpProtocol(H11Protocol):
         super().connection_made(transport)
         if self._proves_by_tls:
             self._prove()
+            shown = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            self.app_state[AUTH_CONTEXT] = auth_context_of(shown)
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

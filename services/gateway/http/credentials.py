@@ -1,15 +1,16 @@
 """Where an HTTP request carries its token or key: one place, of those that clients know."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fanlight.errors import FanlightError, PermissionDenied, Unauthenticated
+from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Callers, token_of
 from services.gateway.http import errors
-from services.gateway.http.connections import PROVE
+from services.gateway.http.connections import AUTH_CONTEXT, PROVE
 
 COOKIE = "fanlight_session"
 AUTHORIZATION = "authorization"
@@ -24,7 +25,8 @@ SESSION_PATH = "/v1/session"
 class TokenGuard:
     """401 for requests whose token is unknown; handlers find the caller and the token in the request's state.
 
-    A known token takes the connection out of those that are limited by address.
+    403 for a certificate that is not a client's or an operator's, whatever the token. A known token takes the
+    connection out of those that are limited by address.
     """
 
     def __init__(self, app: ASGIApp, callers: Callers, open_paths: frozenset[str]) -> None:
@@ -35,6 +37,7 @@ class TokenGuard:
         token, refusal = _sent_token(headers)
         caller = None if refusal else self._callers.of_token(token)
         state = scope.setdefault("state", {})
+        refusal = refusal or _wrong_role(state.get(AUTH_CONTEXT, {}))
         if caller is not None and _is_foreign(scope, headers):
             refusal = PermissionDenied("a page of another site sent this request; only this gateway's own pages may")
         prove: Callable[[], None] | None = state.get(PROVE)
@@ -47,6 +50,14 @@ class TokenGuard:
         else:
             error = refusal or Unauthenticated("send the right token as `Authorization: Bearer TOKEN`")
             await errors.answer(error)(scope, receive, send)
+
+
+def _wrong_role(auth_context: Mapping[str, Iterable[bytes]]) -> FanlightError | None:
+    try:
+        require_role(auth_context, Role.CLIENT, Role.OPERATOR)
+    except PermissionDenied as error:
+        return error
+    return None
 
 
 def _sent_token(headers: Headers) -> tuple[str, FanlightError | None]:

@@ -159,7 +159,9 @@ ANNOTATE = _document(
 LIST_ANNOTATORS = _document(
     "List annotators", {200: _json("ListAnnotatorsResponse", "Those that some worker offers.")}, errors=()
 )
-LIST_MODELS = _document("List models", {200: _json("ListModelsResponse", "Those that some worker offers.")}, errors=())
+LIST_MODELS = _document(
+    "List models", {200: _json("ListModelsResponse", "Those that some worker offers.")}, errors=(400, 403)
+)
 LIST_WORKERS = _document(
     "List workers", {200: _json("ListWorkersResponse", "Workers that asked for work lately.")}, errors=()
 )

@@ -68,14 +68,14 @@ class JobRoutes:
         else:
             message = _parsed(await bodies.read_json(request, self._options))
         _identify(message, idempotency_key)
-        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers), caller)
+        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.offers), caller)
         if wait:
             job = await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller)
         return _answer(self._gateway.explanations.with_estimate(job), status=201)
 
     async def create_each(self, request: Request, caller: Submitter) -> Response:
         asked = _batch(await bodies.read_json(request, self._options))
-        news = requests.new_or_refused(asked, self._gateway.workers)
+        news = requests.new_or_refused(asked, self._gateway.workers.offers)
         made = await self._gateway.jobs.create_each(news, caller)
         return answer(answers.results(await self._gateway.explanations.with_estimates(made)))
 

@@ -11,9 +11,9 @@ from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
+from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Caller, Callers
 from services.gateway.domain.keys import Right
-from services.gateway.rpc.peer_roles import Role, require_role
 from services.gateway.rpc.principals import Principals, require_own
 from services.gateway.wire import answers, requests, workers
 from services.gateway.wire.nodes import poll_of
@@ -28,7 +28,8 @@ def caller_of(callers: Callers, context: Context, right: Right) -> Caller:
 
     PermissionDenied for a worker's certificate, and for a caller without the right.
     """
-    require_role(context.auth_context(), Role.CLIENT, Role.OPERATOR)
+    roles = (Role.OPERATOR,) if right is Right.OPERATE else (Role.CLIENT, Role.OPERATOR)
+    require_role(context.auth_context(), *roles)
     sent = dict(context.invocation_metadata() or ()).get("authorization", "")
     caller = callers.of_authorization(sent if isinstance(sent, str) else "")
     if caller is None:
@@ -47,14 +48,14 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
 
     async def CreateJob(self, request: gateway_pb2.CreateJobRequest, context: Context) -> gateway_pb2.Job:
         caller = self._caller(context, Right.SUBMIT)
-        job = await self._gateway.jobs.create(requests.new_job(request, self._gateway.workers), caller)
+        job = await self._gateway.jobs.create(requests.new_job(request, self._gateway.workers.offers), caller)
         return answers.job(self._gateway.explanations.with_estimate(job))
 
     async def CreateJobs(
         self, request: gateway_pb2.CreateJobsRequest, context: Context
     ) -> gateway_pb2.CreateJobsResponse:
         caller = self._caller(context, Right.SUBMIT)
-        made = await self._gateway.jobs.create_each(requests.new_jobs(request, self._gateway.workers), caller)
+        made = await self._gateway.jobs.create_each(requests.new_jobs(request, self._gateway.workers.offers), caller)
         return answers.results(await self._gateway.explanations.with_estimates(made))
 
     async def GetJob(self, request: gateway_pb2.GetJobRequest, context: Context) -> gateway_pb2.Job:
@@ -113,13 +114,15 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         self, request: gateway_pb2.ListAnnotatorsRequest, context: Context
     ) -> gateway_pb2.ListAnnotatorsResponse:
         self._caller(context, Right.READ)
-        return answers.annotators(self._gateway.workers)
+        return answers.annotators(self._gateway.workers.offers)
 
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: Context
     ) -> gateway_pb2.ListModelsResponse:
-        self._caller(context, Right.READ)
-        return answers.models(self._gateway.workers)
+        caller = self._caller(context, Right.READ)
+        if request.left_out:
+            caller.require(Right.OPERATE)
+        return answers.models(self._gateway.workers.offers, left_out=request.left_out)
 
     async def ListWorkers(
         self, request: gateway_pb2.ListWorkersRequest, context: Context

@@ -3,11 +3,11 @@
 from fanlight.errors import Unauthenticated
 from fanlight.keys.v1 import keys_pb2, keys_pb2_grpc
 from services.gateway.app.keys import Keys, PersonVerifier, require_proof
+from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Caller, Callers
 from services.gateway.domain.keys import Right
 from services.gateway.ports import Clock
 from services.gateway.rpc.jobs import Context, caller_of
-from services.gateway.rpc.peer_roles import Role, require_role
 from services.gateway.wire import keys as wire
 from services.kernel.grpc_admission import bearer_of
 

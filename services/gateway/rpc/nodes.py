@@ -8,12 +8,12 @@ from fanlight.errors import InvalidField, Unauthenticated
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.nodes import IdentityVerifier, IssuedCredential, VerifiedIdentity
+from services.gateway.app.peer_roles import PeerCertificate, Role, certificate_of, require_role
 from services.gateway.app.tenants import Callers
 from services.gateway.domain.keys import Right
 from services.gateway.domain.nodes import Grant, NodeRecord
 from services.gateway.ports import Clock
 from services.gateway.rpc.jobs import Context, caller_of
-from services.gateway.rpc.peer_roles import PeerCertificate, Role, certificate_of, require_role
 from services.gateway.wire import nodes as wire
 from services.kernel.grpc_admission import bearer_of
 
@@ -39,6 +39,7 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
         self._address, self._verifier = address, verifier
 
     async def Join(self, request: nodes_pb2.JoinRequest, context: Context) -> nodes_pb2.JoinResponse:
+        require_role(context.auth_context(), Role.WORKER)
         name, stages = wire.name(request.name), wire.stages(request.stages)
         proof = request.WhichOneof("proof")
         if proof == "join_code":
@@ -50,7 +51,6 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
         elif proof == "jwt":
             raise Unauthenticated("this gateway trusts no issuer of tokens: set FANLIGHT_GATEWAY_ISSUERS_FILE there")
         elif (certificate := certificate_of(context.auth_context())) is not None:
-            require_role(context.auth_context(), Role.WORKER)
             issued = await self._join_with_certificate(certificate, name, stages)
         else:
             raise InvalidField("must be given; make one with `fanlight nodes invite`", field="join_code")
@@ -65,6 +65,7 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
     async def RenewCredential(
         self, request: nodes_pb2.RenewCredentialRequest, context: Context
     ) -> nodes_pb2.JoinResponse:
+        require_role(context.auth_context(), Role.WORKER)
         return wire.joined(await self._nodes.renew(bearer_of(context)))
 
     async def CreateInvite(
@@ -130,7 +131,6 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
         return nodes_pb2.RemoveNodeResponse()
 
     def _require_operator(self, context: Context) -> None:
-        require_role(context.auth_context(), Role.OPERATOR)
         caller_of(self._callers, context, Right.OPERATE)
 
     def _node(self, node: NodeRecord) -> nodes_pb2.Node:

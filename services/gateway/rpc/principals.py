@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from fanlight.errors import PermissionDenied, Unauthenticated
 from services.gateway.app.lease_rights import LOCAL, WorkerPrincipal
 from services.gateway.app.nodes import Nodes
+from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.quotas import Quotas
 from services.gateway.app.tenants import Caller, Callers
-from services.gateway.rpc.peer_roles import Role, require_role
 from services.kernel.grpc_admission import Context, address_of_peer, bearer_of
 from services.kernel.grpc_server import is_loopback_ip
 

@@ -157,7 +157,7 @@ class Replication:
     def small_model_target(self, index: WorkerIndex, task: WaitingTask, model: str, now_s: float) -> WorkerState | None:
         """Of the workers that hold the task's checkpoint, the one that should fetch one of its small models too."""
         best, best_s = None, float("inf")
-        for worker in index.holders(task.kind.checkpoint).sample(LOOK):
+        for worker in index.holders(task.kind.stage, task.kind.checkpoint).sample(LOOK):
             if not _may_fetch_small(worker, task, model, now_s):
                 continue
             cost_s = worker.wait_s(now_s) + worker.view.size_of(model) * 8 / worker.view.link_bps
@@ -290,7 +290,7 @@ class PrefetchPlanner:
     def _is_worth(self, worker: WorkerState, model: str, lost_s: float, price: float, now_s: float) -> bool:
         """If so, the score is reset, even where no worker can fetch the replica now."""
         download_s = worker.view.size_of(model) * 8 / worker.view.link_bps
-        replicas = len(self._index.holders(model))
+        replicas = len(self._index.holders(worker.view.stage, model))
         score = self._replication.add_loss(model, lost_s, replicas, download_s, now_s)
         if score <= price * replicas / (replicas + REPLICAS_HALF):
             return False

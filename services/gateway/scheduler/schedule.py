@@ -130,7 +130,12 @@ class Scheduler:
             self._give_up(worker, model, now_s)
         worker.failed = {each: since_s for each, since_s in worker.failed.items() if each not in view.held}
         self._begin_fetches(worker, now_s)
-        does_other = (before.offers, before.limits, before.avoided) != (view.offers, view.limits, view.avoided)
+        does_other = (before.stage, before.offers, before.limits, before.avoided) != (
+            view.stage,
+            view.offers,
+            view.limits,
+            view.avoided,
+        )
         if does_other or not before.held <= view.held:
             lost = [task for task in worker.in_order() if not self._stands(worker, task)]
             self._place_again(lost, now_s)
@@ -148,7 +153,7 @@ class Scheduler:
                 self._give_up(worker, fetch.model, now_s)
 
     def _place_elsewhere(self, worker: WorkerState, model: str, now_s: float) -> None:
-        if model in self.index:
+        if self.index.has_replica(worker.view.stage, model):
             self._place_again([task for task in worker.in_order() if model in task.kind.models], now_s)
 
     def _begin_fetches(self, worker: WorkerState, now_s: float) -> None:

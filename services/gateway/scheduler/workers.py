@@ -63,7 +63,7 @@ class WorkerView:
     unfetched: frozenset[str] = frozenset()
 
     def can_do(self, kind: TaskKind) -> bool:
-        return can_do(self.offers, self.limits, kind.needs, kind.amounts)
+        return self.stage == kind.stage and can_do(self.offers, self.limits, kind.needs, kind.amounts)
 
     def avoids(self, task: WaitingTask) -> bool:
         """Other workers go first: its node failed the task, or something that the task needs is avoided there."""
@@ -344,8 +344,9 @@ class WorkerIndex:
         self._able: dict[tuple[str, frozenset[str], Amounts], dict[WorkerGroup, None]] = {}
         # Where sampling goes on when there are too many groups to look at.
         self._turn = 0
-        # By model, its replicas: the workers that hold it or are fetching it.
-        self._holders: dict[str, WorkerGroup] = {}
+        # By stage and model, its replicas: the workers that hold it or are fetching it. Per stage, for what a worker of
+        # another stage says to hold is no reason to give it a task of this one.
+        self._holders: dict[tuple[str, str], WorkerGroup] = {}
         # How many workers have something avoided.
         self.avoiding = 0
 
@@ -367,6 +368,13 @@ class WorkerIndex:
 
     def revise(self, worker: WorkerState, view: WorkerView) -> None:
         before = worker.view
+        if before.stage != view.stage:
+            self.remove(worker)
+            worker.revise(view)
+            self.add(worker)
+            for model in worker.fetches:
+                self._hold(worker, model)
+            return
         self.slots += view.slots - before.slots
         self.avoiding += bool(view.avoided) - bool(before.avoided)
         if _group_id(before) != _group_id(view):
@@ -400,14 +408,15 @@ class WorkerIndex:
             self._able.clear()
 
     def _hold(self, worker: WorkerState, model: str) -> None:
-        self._holders.setdefault(model, WorkerGroup()).add(worker)
+        self._holders.setdefault((worker.view.stage, model), WorkerGroup()).add(worker)
 
     def _unhold(self, worker: WorkerState, model: str) -> None:
-        holders = self._holders.get(model)
+        which = worker.view.stage, model
+        holders = self._holders.get(which)
         if holders is not None:
             holders.remove(worker.view.id)
             if not holders:
-                del self._holders[model]
+                del self._holders[which]
 
     def expect(self, worker: WorkerState, model: str) -> None:
         """It fetches the model, so it counts as a holder."""
@@ -418,12 +427,12 @@ class WorkerIndex:
         if model not in worker.view.held:
             self._unhold(worker, model)
 
-    def __contains__(self, model: str) -> bool:
-        """Some worker holds it, or is fetching it."""
-        return model in self._holders
+    def has_replica(self, stage: str, model: str) -> bool:
+        """Some worker of the stage holds it, or is fetching it."""
+        return (stage, model) in self._holders
 
-    def holders(self, model: str) -> WorkerGroup:
-        return self._holders.get(model) or WorkerGroup()
+    def holders(self, stage: str, model: str) -> WorkerGroup:
+        return self._holders.get((stage, model)) or WorkerGroup()
 
     def able(self, kind: TaskKind) -> dict[WorkerGroup, None]:
         """The groups whose workers offer all that the kind needs, held or not, and take its amounts; in order."""
@@ -452,7 +461,7 @@ class WorkerIndex:
     def next_unheld(self, worker: WorkerState, count: int) -> list[str]:
         """Of the next checkpoints that it offers, those without a replica; other ones with every call."""
         offered = self._group_of[worker.view.id].next_checkpoints(count)
-        return [model for model in offered if model not in self._holders]
+        return [model for model in offered if not self.has_replica(worker.view.stage, model)]
 
     def near(self, kind: TaskKind, count: int) -> list[WorkerState]:
         """Some workers that can do it without fetching its checkpoint; those that hold its small models come first."""
@@ -464,7 +473,7 @@ class WorkerIndex:
         return [worker for worker in holding if self._group_of[worker.view.id] in able]
 
     def _holding(self, kind: TaskKind, count: int) -> list[WorkerState]:
-        holders = self._holders.get(kind.checkpoint)
+        holders = self._holders.get((kind.stage, kind.checkpoint))
         if holders is None:
             return []
         if len(holders) <= count:
@@ -474,8 +483,8 @@ class WorkerIndex:
 
     def _holding_small(self, kind: TaskKind) -> Iterator[WorkerState]:
         for model in kind.models:
-            if model != kind.checkpoint and model in self._holders:
-                yield from self._holders[model].sample(LOOK_SMALL)
+            if model != kind.checkpoint and self.has_replica(kind.stage, model):
+                yield from self._holders[kind.stage, model].sample(LOOK_SMALL)
 
 
 def _group_id(view: WorkerView) -> _GroupId:

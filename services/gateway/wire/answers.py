@@ -10,6 +10,8 @@ from google.protobuf.json_format import MessageToDict
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.annotation import description
+from fanlight.contract.defaults import NO_DEFAULTS
+from fanlight.contract.filled import defaults_to_proto
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2
@@ -53,6 +55,7 @@ def job(value: Job) -> gateway_pb2.Job:
         webhook_url=value.webhook_url,
         pool=value.pool,
         redrives=value.redrives,
+        warnings=value.warnings,
     )
     stages.show(value.request, message)
     return message
@@ -147,6 +150,7 @@ def _images(value: Job) -> Iterator[gateway_pb2.Image]:
                     task=task.number,
                     nsfw=output.nsfw,
                     provenance_json=output.provenance,
+                    warnings=output.warnings,
                 )
 
 
@@ -202,13 +206,21 @@ def annotators(fleet: Fleet) -> gateway_pb2.ListAnnotatorsResponse:
     )
 
 
-def models(fleet: Fleet) -> gateway_pb2.ListModelsResponse:
+def models(fleet: Fleet, *, left_out: bool = False) -> gateway_pb2.ListModelsResponse:
+    """`left_out`: also what workers found and do not use."""
     known = sorted(fleet.catalog().models.values(), key=lambda each: (each.kind, each.id, each.family))
     default = fleet.catalog().default_checkpoint()
     known = [replace(each, is_default=each == default) for each in known]
-    return gateway_pb2.ListModelsResponse(
+    response = gateway_pb2.ListModelsResponse(
         models=[model(each, fleet.residency_of(each.kind, each.id)) for each in known]
     )
+    if left_out:
+        found = fleet.left_out()
+        response.left_out.extend(
+            diffusion_pb2.LeftOutModel(path=each.path, reason=each.reason, nodes=nodes) for each, nodes in found.listed
+        )
+        response.left_out_count = min(found.count, 2**32 - 1)
+    return response
 
 
 def annotator(value: AnnouncedAnnotator, residency: int = 0) -> preprocessor_pb2.Annotator:
@@ -245,6 +257,8 @@ def model(value: AnnouncedModel, residency: int = 0) -> diffusion_pb2.Model:
         schedulers=value.schedulers,
         aliases=value.aliases,
         text_encoder_layers=value.text_encoder_layers,
+        note=value.note,
+        defaults=None if value.defaults == NO_DEFAULTS else defaults_to_proto(value.defaults),
     )
 
 

@@ -1,12 +1,15 @@
 """A generation request: checked, names resolved, one task for each control image and each image."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from fanlight.contract import generation, schedulers
+from fanlight.contract import generation, masks, schedulers
+from fanlight.contract.filled import missing
 from fanlight.contract.images import image_at
-from fanlight.contract.limits import EMBEDDINGS_LIMIT, check_size, size_of_source, size_step_px
+from fanlight.contract.limits import EMBEDDINGS_LIMIT, check_size, size_step_px
+from fanlight.contract.masks import Size
 from fanlight.contract.names import is_reference
 from fanlight.contract.needs import Needs, needs_of
 from fanlight.contract.prompt import loras_in, with_loras_renamed, words_in
@@ -42,6 +45,8 @@ from services.gateway.wire.needs import (
 )
 
 FIELD = "generation"
+# The annotators' parameter for what is done with a photo of another aspect ratio, and what is done if nothing is said.
+RESIZE_MODE, CROP = "resize_mode", generation.RESIZES[0]
 # For a size that an image implies, where the checkpoint is not known yet: whole latents of every family.
 UNKNOWN_SIZE_STEP_PX = 64
 
@@ -66,6 +71,7 @@ class GenerationDraft:
     # Of the size that an image implies.
     size_step_px: int
     fleet: Fleet
+    warnings: tuple[str, ...] = ()
 
     @property
     def tasks_limit(self) -> int:
@@ -74,26 +80,42 @@ class GenerationDraft:
     def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
         """Annotations first, each distinct one once; then one task per image.
 
-        InvalidField for a mask of another size than the image; FailedPrecondition, field `width_px`, where no worker
-        takes the size that the image implies.
+        InvalidField for a mask of another aspect ratio than the image; TooLarge for too large a result of the image's
+        size; FailedPrecondition, field `width_px`, where no worker takes the size that the image implies.
         """
         _check_mask(kept)
         return self._sized(kept)._plan(kept, draw)
 
     def _sized(self, kept: Mapping[str, KeptImage]) -> "GenerationDraft":
-        """With the size that the image to start from implies, if none is requested."""
+        """With the sizes that the image to start from implies: of what is generated, the result, and control images."""
         image = kept.get(f"{FIELD}.image")
-        if image is None or self.request.width_px:
+        if image is None:
             return self
-        width_px, height_px = size_of_source(image.size.width_px, image.size.height_px, self.size_step_px)
-        request = _copy(self.request)
-        request.width_px, request.height_px = width_px, height_px
+        size, sides = (image.size.width_px, image.size.height_px), masks.sides_of(self.request)
+        request, needs = self.request, self.needs
         with within(FIELD):
-            needs = Needs(offers=self.needs.offers, amounts=needs_of(request).amounts)
-            require(self.fleet, DIFFUSION, needs)
-            annotated = [_resized(each, width_px, height_px, self.fleet) for each in self.annotations]
-        facts = replace(self.facts, amounts=amounts_of(needs), width_px=width_px, height_px=height_px)
+            if not request.width_px and not request.only_masked:
+                request = _copy(request)
+                request.width_px, request.height_px = masks.size_of_outpainted(size, sides, self.size_step_px)
+                needs = Needs(offers=self.needs.offers, amounts=needs_of(request).amounts)
+                require(self.fleet, DIFFUSION, needs)
+            facts = replace(
+                self.facts, amounts=amounts_of(needs), width_px=request.width_px, height_px=request.height_px
+            )
+            if request.only_masked:
+                facts = replace(facts, result_size_px=masks.check_pasted(size, sides))
+            annotated = [self._fitted(each, request, size) for each in self.annotations]
         return replace(self, request=request, facts=facts, annotations=annotated, needs=needs)
+
+    def _fitted(self, annotation: _Annotation, request: diffusion_pb2.GenerateRequest, size: Size) -> _Annotation:
+        """At the size at which its control image lies on the image, which has the size given."""
+        asked = request.width_px, request.height_px
+        fitted_px = masks.size_of_control_image(
+            size, asked, masks.sides_of(request), only_masked=request.only_masked, resize=request.resize
+        )
+        if not all(asked) or fitted_px == (annotation.request.width_px, annotation.request.height_px):
+            return annotation
+        return _resized(annotation, *fitted_px, self.fleet)
 
     def _plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
         asked = _copy(self.request)
@@ -120,6 +142,7 @@ class GenerationDraft:
             tasks=(*(NewTask(request=index) for index in range(1, len(makers) + 1)), *images),
             control_images=tuple(_control_images(asked, numbers, kept)),
             blobs=tuple(dict.fromkeys(image.blob for image in kept.values())),
+            warnings=self.warnings,
         )
 
 
@@ -145,6 +168,7 @@ def draft(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> GenerationDra
         needs=needs,
         size_step_px=_model(request, fleet).size_step_px or UNKNOWN_SIZE_STEP_PX,
         fleet=fleet,
+        warnings=generation.warnings_of(message),
     )
 
 
@@ -162,14 +186,13 @@ def _naming_default(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> Ite
 
 
 def _check_mask(kept: Mapping[str, KeptImage]) -> None:
-    """InvalidField unless the mask has the image's size. What a quarter turn would mend is left to the worker."""
+    """InvalidField unless the mask has the image's aspect ratio. A quarter turn is left to the worker."""
     image, mask = kept.get(f"{FIELD}.image"), kept.get(f"{FIELD}.mask")
     if image is None or mask is None:
         return
     sizes = [(each.size.width_px, each.size.height_px) for each in (mask, image)]
-    if sorted(sizes[0]) != sorted(sizes[1]):
-        said = [f"{width_px} x {height_px}" for width_px, height_px in sizes]
-        raise InvalidField(f"is {said[0]} pixels, the image {said[1]}; they must have one size", field=f"{FIELD}.mask")
+    if not masks.is_alike(sizes[0], sizes[1]) and not masks.is_alike(sizes[0][::-1], sizes[1]):
+        raise masks.refuse_mask(*sizes).within(FIELD)
 
 
 def _copy(message: diffusion_pb2.GenerateRequest) -> diffusion_pb2.GenerateRequest:
@@ -187,7 +210,7 @@ def _model(request: diffusion_pb2.GenerateRequest, fleet: Fleet) -> AnnouncedMod
 
 
 def _resolved(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> diffusion_pb2.GenerateRequest:
-    """With models by their ids, the scheduler by its short name, pipeline and size filled in."""
+    """With models by their ids, the scheduler by its short name, pipeline, size and the model's defaults filled in."""
     catalog = fleet.catalog()
     require_stage(catalog, DIFFUSION)
     request = _copy(message)
@@ -195,11 +218,13 @@ def _resolved(message: diffusion_pb2.GenerateRequest, fleet: Fleet) -> diffusion
     request.model = model.id
     request.pipeline = _pipeline(request, model)
     _resolve_size(request, model)
+    request.MergeFrom(missing(request, model.defaults))
     if request.scheduler or request.noise_schedule:
         request.scheduler, request.noise_schedule = schedulers.resolve(request.scheduler, request.noise_schedule)
-    if loras_in(request.prompt):
+    syntax = generation.syntax_of(request)
+    if loras_in(request.prompt, syntax):
         request.prompt = with_loras_renamed(
-            request.prompt, lambda name: model_of(catalog, LORA, name, model, field="prompt")
+            request.prompt, lambda name: model_of(catalog, LORA, name, model, field="prompt"), syntax
         )
     for i, use in enumerate(request.loras):
         use.model = model_of(catalog, LORA, use.model, model, field=f"loras[{i}].model")
@@ -221,8 +246,9 @@ def _pipeline(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> 
 
 def _resolve_size(request: diffusion_pb2.GenerateRequest, model: AnnouncedModel) -> None:
     """The model's own size if no size is requested; unset if the model does not say, or if an image decides it."""
-    if not request.width_px and not request.height_px and not request.HasField("image"):
-        request.width_px, request.height_px = model.width_px, model.height_px
+    if not request.width_px and not request.height_px and (not request.HasField("image") or request.only_masked):
+        own = model.defaults if model.defaults.width_px and model.defaults.height_px else model
+        request.width_px, request.height_px = own.width_px, own.height_px
     check_size(request.width_px, request.height_px, size_step_px(model.size_step_px))
 
 
@@ -284,12 +310,20 @@ def _annotation(
         width_px=request.width_px,
         height_px=request.height_px,
     )
+    _fit_alike(message, control.resize or request.resize, annotator)
     with within(f"controls[{index}]"):
         resolved = annotations.resolved(message, annotator)
     facts = annotations.facts_for(resolved, fleet, field=f"controls[{index}].annotator")
     control.annotator = annotator.id
     control.parameters.CopyFrom(resolved.parameters)
     return _Annotation(control=index, request=resolved, facts=facts)
+
+
+def _fit_alike(message: preprocessor_pb2.AnnotateRequest, resize: str, annotator: AnnouncedAnnotator) -> None:
+    """Have a photo of another aspect ratio fitted as the image to start from is, unless its parameters say how."""
+    takes = any(each.name == RESIZE_MODE and (resize or CROP) in each.choices for each in annotator.parameters)
+    if takes and RESIZE_MODE not in message.parameters.fields:
+        message.parameters[RESIZE_MODE] = resize or CROP
 
 
 def _resized(annotation: _Annotation, width_px: int, height_px: int, fleet: Fleet) -> _Annotation:
@@ -318,9 +352,15 @@ def _facts(request: diffusion_pb2.GenerateRequest, needs: Needs, fleet: Fleet) -
         loras=tuple(sorted((name, unet) for name, (unet, _) in loras.items())),
         width_px=request.width_px,
         height_px=request.height_px,
-        steps=generation.steps_of(request),
+        steps=_evaluations(request),
         guided=generation.is_guided(request),
     )
+
+
+def _evaluations(request: diffusion_pb2.GenerateRequest) -> int:
+    """The steps; with AND as many steps without it as have so many noise predictions."""
+    steps, guided = generation.steps_of(request), generation.is_guided(request)
+    return math.ceil(steps * generation.predictions_of(request) / (1 + guided))
 
 
 def _stage_request(request: diffusion_pb2.GenerateRequest, facts: Facts) -> StageRequest:

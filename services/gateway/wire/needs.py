@@ -7,18 +7,35 @@ from typing import NoReturn, Protocol
 from google.protobuf.message import Message
 
 from fanlight.contract.generation import PRECISIONS, SAFETY_MODES
-from fanlight.contract.names import ANY, find_name, is_reference
-from fanlight.contract.needs import PRECISION, REVISION, SAFETY_CHECKER, SCHEDULER, Needs, unknown_fields
-from fanlight.contract.schedulers import SCHEDULERS
+from fanlight.contract.names import ANY, find_name, is_reference, shares_name
+from fanlight.contract.needs import (
+    NOISE_SCHEDULE,
+    PRECISION,
+    REVISION,
+    SAFETY_CHECKER,
+    SCHEDULER,
+    Needs,
+    unknown_fields,
+    young_fields,
+)
+from fanlight.contract.schedulers import NOISE_SCHEDULES, SCHEDULERS
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
 from services.gateway.domain.job import Facts
-from services.gateway.domain.workers import CHECKPOINT, CONTROLNET, AnnouncedAnnotator, AnnouncedModel, FleetCatalog
+from services.gateway.domain.workers import (
+    CHECKPOINT,
+    CONTROLNET,
+    AnnouncedAnnotator,
+    AnnouncedModel,
+    FleetCatalog,
+    LeftOutOfFleet,
+)
 from services.gateway.scheduler.queue import Amounts
 
 RETRY_AFTER_S = 5.0
 # How many names an error lists.
 NAMES_LIMIT = 20
 _CHOICES: Mapping[str, Iterable[str]] = {
+    NOISE_SCHEDULE: NOISE_SCHEDULES,
     PRECISION: PRECISIONS,
     SAFETY_CHECKER: SAFETY_MODES,
     SCHEDULER: SCHEDULERS,
@@ -28,7 +45,7 @@ NOTHING = Needs(offers=(), amounts=())
 
 
 class Fleet(Protocol):
-    """What is known about workers; `app.workers.Workers` implements it."""
+    """What is known about workers; `app.fleet_offers.FleetOffers` implements it."""
 
     def catalog(self) -> FleetCatalog: ...
     def can_any(self, stage: str, needs: frozenset[str], amounts: Amounts = (), *, only_live: bool = False) -> bool: ...
@@ -37,6 +54,7 @@ class Fleet(Protocol):
         self, stage: str, name: str, needs: frozenset[str] = frozenset()
     ) -> Sequence[tuple[str, int | None]]: ...
     def residency_of(self, kind: str, name: str) -> int: ...
+    def left_out(self) -> LeftOutOfFleet: ...
 
 
 @contextmanager
@@ -97,6 +115,8 @@ def _refuse_need(fleet: Fleet, stage: str, need: str, field: str) -> NoReturn:
     kind, _, name = need.partition(":")
     if kind == "field":
         message, _, number = name.partition(":")
+        if need in young_fields(message):
+            raise FailedPrecondition("is newer than every worker here; leave it out, or update a worker", field=field)
         raise InvalidField(
             f"field {number} of {message} is newer than this gateway's contract, revision {REVISION}, and than that of"
             " every worker: leave it out, or update a worker",
@@ -157,8 +177,10 @@ def checkpoint_of(catalog: FleetCatalog, model_id: str, *, field: str) -> Announ
     name = model_id or catalog.default_model
     if _is_fetched(catalog, CHECKPOINT, name):
         return AnnouncedModel(id=name, kind=CHECKPOINT)
-    there = _names(models_for(catalog, CHECKPOINT, AnnouncedModel(id="", kind=CHECKPOINT)))
+    any_model = AnnouncedModel(id="", kind=CHECKPOINT)
+    there = _names(models_for(catalog, CHECKPOINT, any_model))
     if model_id:
+        _refuse_shared(catalog, CHECKPOINT, model_id, any_model, field=field)
         raise NotFound(f"there is no such model{_not_fetched(model_id)}; there are {there}", field=field)
     if name:
         raise NotFound(f"is missing, and no worker has the default one, {name[:80]}; name one of {there}", field=field)
@@ -177,6 +199,7 @@ def controlnet_of(
     if controlnet_id:
         found = catalog.model(CONTROLNET, controlnet_id, model.family)
         if found is None and not _is_fetched(catalog, CONTROLNET, controlnet_id):
+            _refuse_shared(catalog, CONTROLNET, controlnet_id, model, field=field)
             has = _names(models_for(catalog, CONTROLNET, model))
             raise NotFound(f"{model.id} has no such ControlNet; it has {has}", field=field)
         return found.id if found else controlnet_id
@@ -190,10 +213,18 @@ def controlnet_of(
     raise InvalidField(f"no ControlNet of {model.id} is made for {annotator.id}; it has {has}", field=field)
 
 
+def _refuse_shared(catalog: FleetCatalog, kind: str, name: str, model: AnnouncedModel, *, field: str) -> None:
+    """NotFound where several models of a worker have the name, each in another folder."""
+    alike = [each for each in models_for(catalog, kind, model) if shares_name(each, name)]
+    if len(alike) > 1:
+        raise NotFound(f"{name[:80]!r} is the name of several models: write {_names(alike)}", field=field)
+
+
 def model_of(catalog: FleetCatalog, kind: str, name: str, checkpoint: AnnouncedModel, *, field: str) -> str:
     """The id of the LoRA, VAE or embedding of that name that fits the checkpoint. NotFound lists those that do."""
     found = catalog.model(kind, name, checkpoint.family)
     if found is None and not _is_fetched(catalog, kind, name):
+        _refuse_shared(catalog, kind, name, checkpoint, field=field)
         has = _names(models_for(catalog, kind, checkpoint))
         raise NotFound(f"{checkpoint.id} has no {kind} {name[:80]!r}{_not_fetched(name)}; it has {has}", field=field)
     return found.id if found else name

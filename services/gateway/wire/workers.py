@@ -9,19 +9,37 @@ from google.protobuf.descriptor import Descriptor
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.annotation import described_all
-from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES, check_bytes, check_number, check_some_bytes, check_whole
+from fanlight.contract.filled import read_defaults
+from fanlight.contract.limits import (
+    PROVENANCE_LIMIT_BYTES,
+    check_bytes,
+    check_number,
+    check_some_bytes,
+    check_whole,
+    size_step_px,
+)
 from fanlight.contract.names import parse_digest, parse_scope
+from fanlight.contract.needs import young_fields
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
+from fanlight.terminal import printable
 from services.gateway.app.completion import Renewal, RenewalResult, ReportedOutput
 from services.gateway.app.leasing import LeasedTask, ModelToFetch, Poll, PollAnswer
 from services.gateway.app.results import is_preview
 from services.gateway.app.watch import FetchStatus, TaskProgress
 from services.gateway.domain.job import Failure, Fault, Span, task_name
 from services.gateway.domain.machine import LeaseStatus
-from services.gateway.domain.workers import AnnouncedAnnotator, AnnouncedModel, Capabilities, ReportedStepTime, Worker
+from services.gateway.domain.workers import (
+    AnnouncedAnnotator,
+    AnnouncedLeftOut,
+    AnnouncedModel,
+    Capabilities,
+    ReportedStepTime,
+    Worker,
+)
 from services.gateway.wire.stages import request_for
 
 BATCH_LIMIT = 64
@@ -39,6 +57,9 @@ NAME_LIMIT_BYTES = 256
 # Annotators, models and other offers together.
 OFFERS_LIMIT = 10_000
 LIMITS_LIMIT = 256
+# Of what a worker found and does not use, and how much of a path, a reason or a note is kept.
+LEFT_OUT_LIMIT = 500
+WORDS_LIMIT_CHARS = 300
 # Models in one place, or unfetched.
 HOLDINGS_LIMIT = 20_000
 SLOTS_LIMIT = 1_024
@@ -193,6 +214,7 @@ def _made(output: queue_pb2.Output, field: str) -> ReportedOutput:
         seed=output.seed if output.HasField("seed") else None,
         nsfw=output.nsfw if output.HasField("nsfw") else None,
         provenance=check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field=f"{field}.provenance_json"),
+        warnings=bounded_warnings(output.warnings),
     )
 
 
@@ -338,7 +360,17 @@ def capabilities(message: queue_pb2.Capabilities) -> Capabilities:
         models=models,
         other_offers=tuple(sorted({*offers, *_new_fields(message.contract)})),
         limits=_limits(message.limits),
+        left_out=tuple(
+            AnnouncedLeftOut(path=_words(each.path), reason=_words(each.reason))
+            for each in message.left_out[:LEFT_OUT_LIMIT]
+        ),
+        left_out_count=max(message.left_out_count, min(len(message.left_out), LEFT_OUT_LIMIT)),
     )
+
+
+def _words(text: str) -> str:
+    """A worker's own words for people: cut, and escaped where they would control a terminal."""
+    return printable(text[:WORDS_LIMIT_CHARS])[:WORDS_LIMIT_CHARS]
 
 
 def _require_unique(values: Iterable[Hashable], field: str) -> None:
@@ -361,7 +393,7 @@ def _limits(limits: Sequence[queue_pb2.Limit]) -> tuple[tuple[str, int], ...]:
 
 
 def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
-    """What the worker knows of messages beyond this gateway, as needs such as `field:fanlight.common.v1.Blob:9`."""
+    """What the worker knows of messages beyond the oldest ones, as needs such as `field:fanlight.common.v1.Blob:9`."""
     where = "capabilities.contract"
     check_whole(contract.revision, 0, REVISION_LIMIT, field=f"{where}.revision")
     if len(contract.messages) > KNOWN_MESSAGES_LIMIT:
@@ -376,6 +408,7 @@ def _new_fields(contract: queue_pb2.ContractRevision) -> Iterator[str]:
                 "must be a message's full name, such as fanlight.common.v1.ImageSource", field=f"{field}.name"
             )
         last = check_whole(each.last_field, 0, FIELD_NUMBER_LIMIT, field=f"{field}.last_field")
+        yield from (need for need in young_fields(name) if int(need.rpartition(":")[2]) <= last)
         # In a message that this gateway does not know it never finds a new field.
         if (known := _last_field(name)) is not None:
             yield from (
@@ -461,5 +494,9 @@ def _model(message: diffusion_pb2.Model, field: str) -> AnnouncedModel:
         aliases=_names(message.aliases, f"{field}.aliases"),
         text_encoder_layers=check_whole(
             message.text_encoder_layers, 0, TEXT_ENCODER_LAYERS_LIMIT, field=f"{field}.text_encoder_layers"
+        ),
+        note=_words(message.note),
+        defaults=read_defaults(
+            message.defaults, size_step_px=size_step_px(message.size_step_px), field=f"{field}.defaults"
         ),
     )

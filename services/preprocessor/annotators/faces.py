@@ -15,7 +15,7 @@ import numpy as np
 from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
 from services.preprocessor.config import AnnotatorDevice
-from services.preprocessor.weights import AnnotatorWeights
+from services.preprocessor.weights import AnnotatorWeights, answers_of
 
 DETECTOR, MESH, IRIS = "face_detection_short_range.tflite", "face_landmark.tflite", "iris_landmark.tflite"
 DETECTOR_SIDE_PX, MESH_SIDE_PX, IRIS_SIDE_PX = 128, 192, 64
@@ -186,8 +186,7 @@ def warp(image: Pixels, to_view: Any, side_px: int) -> Any:
 def forward(net: Any, values: Any) -> Sequence[Any]:
     """Every output (1, ...) float32 of a network for a view (H, W, 3), in the network's own range of values."""
     net.setInput(np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32))
-    outputs: Sequence[Any] = net.forward(net.getUnconnectedOutLayersNames())
-    return outputs
+    return answers_of(net.forward(net.getUnconnectedOutLayersNames()))
 
 
 def run(net: Any, values: Any, lengths: tuple[int, int]) -> tuple[Any, Any]:

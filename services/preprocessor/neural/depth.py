@@ -25,6 +25,7 @@ from services.preprocessor.neural.runtime import (
     inference,
     network_on,
     place,
+    pretrained,
     read_weights,
     to_array,
     to_bytes,
@@ -93,7 +94,7 @@ def build_depth_anything(folder: Path, device: AnnotatorDevice) -> DepthAnything
     defects.declare_torchvision_operators()
     from transformers import DepthAnythingForDepthEstimation
 
-    network = DepthAnythingForDepthEstimation.from_pretrained(folder, local_files_only=True)
+    network = pretrained(DepthAnythingForDepthEstimation, folder)
     return DepthAnything(network=place(network, device), device=device)
 
 

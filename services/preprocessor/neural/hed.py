@@ -18,6 +18,7 @@ from services.preprocessor.config import CUDA, AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.runtime import (
     OnnxGraph,
+    check_finite,
     inference,
     open_session,
     place,
@@ -69,6 +70,7 @@ class OnnxHed:
 
 def build(folder: Path, device: AnnotatorDevice) -> Any:
     state = read_weights(folder / FILE)
+    check_finite(state.items())
     if device.kind == CUDA:
         network = defects.submodule("hed").ControlNetHED_Apache2()
         network.load_state_dict(state)

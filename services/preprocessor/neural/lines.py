@@ -73,6 +73,12 @@ def build_mlsd(folder: Path, device: AnnotatorDevice) -> Network:
     return network_on(device, network)
 
 
+def build_mlsd_tiny(folder: Path, device: AnnotatorDevice) -> Network:
+    network = defects.submodule("mlsd.models.mbv2_mlsd_tiny").MobileV2_MLSD_Tiny()
+    network.load_state_dict(read_weights(folder / "mlsd_tiny_512_fp32.pth"), strict=True)
+    return network_on(device, network)
+
+
 def pidinet(
     images: Sequence[Pixels], network: Network, *, scribble: bool, safe: bool, apply_filter: bool
 ) -> list[Pixels]:
@@ -154,6 +160,7 @@ LINEART_ANIME = AnnotatorWeights(name="lineart_anime", entry="annotator-lineart-
 TEED = AnnotatorWeights(name="teed", entry="annotator-teed", build=partial(build_teed, file="7_model.pth"))
 MTEED = AnnotatorWeights(name="anyline", entry="annotator-anyline", build=partial(build_teed, file="MTEED.pth"))
 MLSD = AnnotatorWeights(name="mlsd", entry="annotator-mlsd", build=build_mlsd)
+MLSD_TINY = AnnotatorWeights(name="mlsd_tiny", entry="annotator-mlsd-tiny", build=build_mlsd_tiny)
 
 PIDINET_LICENSE = "research only: see the license of PiDiNet"
 FILTER = Parameter(
@@ -245,7 +252,7 @@ ANNOTATORS = (
             Parameter(name="thr_d", default=0.1, minimum=0, maximum=20, description="Shorter lines are dropped"),
         ),
         controlnets=("mlsd",),
-        models=(MLSD,),
+        models=(MLSD, MLSD_TINY),
         needs=TORCH_PACKAGES,
         detect_resolution=512,
         is_bilevel=True,

@@ -19,7 +19,7 @@ from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.runtime import TORCH_PACKAGES, inference, open_session, place
 from services.preprocessor.poses import Keypoint, Keypoints, Person, draw
-from services.preprocessor.weights import AnnotatorWeights
+from services.preprocessor.weights import AnnotatorWeights, answers_of
 
 # In an image that is this many times as high as wide, OpenPose detects no people: its body network would get it 184
 # pixels high and 2 wide, and fails.
@@ -141,7 +141,7 @@ def find_people(image: Pixels, session: Any) -> list[PersonBox]:
     square = np.full((BOX_SIDE_PX, BOX_SIDE_PX, 3), BOX_PAD, np.uint8)
     square[: small.shape[0], : small.shape[1]] = small
     values = square[:, :, ::-1].transpose(2, 0, 1)[None].astype(np.float32)
-    rows = session.run(None, {session.get_inputs()[0].name: values})[0][0]
+    rows = answers_of(session.run(None, {session.get_inputs()[0].name: values}))[0][0]
     boxes, scores = _decode_boxes(rows)
     corners = [[float(x1), float(y1), float(x2 - x1), float(y2 - y1)] for x1, y1, x2, y2 in boxes / scale]
     kept = cv2.dnn.NMSBoxes(corners, scores.tolist(), BOX_SCORE_MIN, BOX_OVERLAP_MAX)
@@ -168,7 +168,7 @@ def find_points(image: Pixels, box: PersonBox, session: Any) -> Any:
     to_box, back = _transforms(box)
     crop = cv2.warpAffine(image, to_box, (POSE_WIDTH, POSE_HEIGHT), flags=cv2.INTER_LINEAR)
     values = ((crop - np.array(POSE_MEAN)) / np.array(POSE_STD)).transpose(2, 0, 1)[None].astype(np.float32)
-    rows_x, rows_y = session.run(None, {session.get_inputs()[0].name: values})[:2]
+    rows_x, rows_y = answers_of(session.run(None, {session.get_inputs()[0].name: values}))[:2]
     at = np.stack([rows_x[0].argmax(axis=1), rows_y[0].argmax(axis=1)], axis=1) / POSE_SPLIT
     score = np.minimum(rows_x[0].max(axis=1), rows_y[0].max(axis=1))
     placed = np.concatenate([at, np.ones((len(at), 1))], axis=1) @ back.T

@@ -1,6 +1,6 @@
 """How networks run: torch's on the device, ONNX's on the CPU. Knows no annotator, and imports both libraries on use."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ ONNX_IR_VERSION, ONNX_OPSET = 9, 17
 # Its warnings are about nothing that an operator of the service could change.
 ONNX_ERRORS_ONLY = 3
 
+# The fraction of a network's tensors that may be missing: publishers leave out heads that are only trained with.
+MISSING_MAX = 0.05
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -33,6 +36,7 @@ def place(network: Any, device: AnnotatorDevice) -> Any:
     torch.set_num_threads(device.threads)
     if device.kind == CUDA and not torch.cuda.is_available():
         raise NodeFault("torch cannot use the GPU; set FANLIGHT_PREPROCESSOR_DEVICE=cpu, or update the driver")
+    check_finite(network.named_parameters())
     # In separate calls: MiDaS overrides what `eval` returns, and ZoeDepth what `to` accepts.
     network.eval()
     network.requires_grad_(False)
@@ -40,6 +44,23 @@ def place(network: Any, device: AnnotatorDevice) -> Any:
     plain: Any = torch.nn.Module.to
     plain(network, memory_format=torch.channels_last)
     return widen_outputs(network, device)
+
+
+def check_finite(tensors: Iterable[tuple[str, "torch.Tensor"]]) -> None:
+    """ValueError for a tensor (...,) of any shape with a value that is no number: such a network draws nothing."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are not numbers")
+
+
+def pretrained(kind: Any, folder: Path) -> Any:
+    """A network of transformers. ValueError for the file of another one: transformers would draw tensors at random."""
+    network, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    named = {name for name, _ in network.named_parameters()}
+    lacking = sorted(named.intersection(info["missing_keys"]))
+    if info["mismatched_keys"] or len(lacking) > MISSING_MAX * len(named):
+        raise ValueError(f"{len(lacking)} of {len(named)} tensors are missing, or others have another shape")
+    return network
 
 
 def widen_outputs(network: Any, device: AnnotatorDevice) -> Any:

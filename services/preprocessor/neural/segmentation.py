@@ -2,7 +2,7 @@
 
 OneFormer (Jain et al. 2023) and UperNet with ConvNeXt (Xiao et al. 2018) come from transformers. The networks that
 remove the background are rembg's (https://github.com/danielgatis/rembg): U2-Net (Qin et al. 2020) and IS-Net (Qin et
-al. 2022).
+al. 2022); the one for people is MediaPipe's selfie segmentation.
 """
 
 import json
@@ -15,7 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fanlight.contract.parameters import Parameter
 from services.preprocessor.annotator import Annotator, Pixels
+from services.preprocessor.annotators.faces import forward, read_network
 from services.preprocessor.config import AnnotatorDevice
 from services.preprocessor.neural import defects
 from services.preprocessor.neural.runtime import (
@@ -25,14 +27,18 @@ from services.preprocessor.neural.runtime import (
     inference,
     open_session,
     place,
+    pretrained,
+    to_bytes,
     to_tensor,
 )
-from services.preprocessor.weights import AnnotatorWeights
+from services.preprocessor.weights import AnnotatorWeights, answers_of
 
 Triple = tuple[float, float, float]
 
 # The task that OneFormer gets as text, in the words of its training.
 TASK = "the task is semantic"
+# What `remove_background` gives.
+IMAGE, MASK, BACKGROUND_MASK = "image", "mask", "background_mask"
 # The colors of COCO's panoptic categories in the order of their numbers: 80 things, then 53 kinds of stuff.
 COCO_HEX = """
 dc143c 770b20 00008e 0000e6 6a00e4 003c64 005064 000046 0000c0 faaa1e 64aa1e dcdc00 af74af fa001e a52a2a ff4dff
@@ -71,7 +77,7 @@ def build_oneformer(folder: Path, device: AnnotatorDevice, palette: Any) -> Segm
     defects.declare_torchvision_operators()
     from transformers import OneFormerForUniversalSegmentation
 
-    network = place(OneFormerForUniversalSegmentation.from_pretrained(folder, local_files_only=True), device)
+    network = place(pretrained(OneFormerForUniversalSegmentation, folder), device)
     task = _task(folder, network.config.task_seq_len)
 
     def scores(values: Any) -> Any:
@@ -114,7 +120,7 @@ def build_upernet(folder: Path, device: AnnotatorDevice) -> Segmenter:
     defects.declare_torchvision_operators()
     from transformers import UperNetForSemanticSegmentation
 
-    network = place(UperNetForSemanticSegmentation.from_pretrained(folder, local_files_only=True), device)
+    network = place(pretrained(UperNetForSemanticSegmentation, folder), device)
     return Segmenter(scores=lambda values: network(pixel_values=values).logits, palette=ade20k(), device=device)
 
 
@@ -131,35 +137,65 @@ def segments(images: Sequence[Pixels], model: Segmenter) -> list[Pixels]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackgroundRemover:
-    """An ONNX Runtime session for images of side_px x side_px, with `mean` and `std` of RGB in 0 to 1."""
+    """`scores` gives (side_px, side_px) float32 for values (1, 3, side_px, side_px) float32 of RGB.
 
-    session: Any
+    `mean` and `std` are of RGB in 0 to 1. `is_probability`: the scores are that, in 0 to 1, not to be spread over it.
+    """
+
+    scores: Callable[[Any], Any]
     side_px: int
     mean: Triple
     std: Triple
+    is_probability: bool = False
 
 
 def build_remover(
     folder: Path, device: AnnotatorDevice, *, file: str, side_px: int, mean: Triple, std: Triple
 ) -> BackgroundRemover:
-    return BackgroundRemover(session=open_session(folder / file, device), side_px=side_px, mean=mean, std=std)
+    session = open_session(folder / file, device)
+    name = session.get_inputs()[0].name
+    return BackgroundRemover(
+        scores=lambda values: answers_of(session.run(None, {name: values}))[0][0, 0],
+        side_px=side_px,
+        mean=mean,
+        std=std,
+    )
 
 
-def remove_background(images: Sequence[Pixels], remover: BackgroundRemover) -> list[Pixels]:
-    """(H, W, 4) uint8 of each image (H, W, 3): the image, transparent where it is background."""
-    return [np.dstack([each, _foreground(each, remover)]) for each in images]
+def build_selfie(folder: Path, device: AnnotatorDevice) -> BackgroundRemover:
+    """MediaPipe's network for people, which runs in OpenCV."""
+    network = read_network(folder / "selfie_segmentation.tflite")
+    return BackgroundRemover(
+        scores=lambda values: forward(network, values[0].transpose(1, 2, 0))[0][0, 0],
+        side_px=256,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        is_probability=True,
+    )
+
+
+def remove_background(images: Sequence[Pixels], remover: BackgroundRemover, *, output: str) -> list[Pixels]:
+    """Of each image (H, W, 3) uint8: (H, W, 4), the image, transparent where it is background; or a mask (H, W)."""
+    masks = [_foreground(each, remover) for each in images]
+    if output == MASK:
+        return masks
+    if output == BACKGROUND_MASK:
+        return [255 - mask for mask in masks]
+    return [np.dstack([each, mask]) for each, mask in zip(images, masks, strict=True)]
 
 
 def _foreground(image: Pixels, remover: BackgroundRemover) -> Pixels:
     """A mask (H, W) uint8 of an image (H, W, 3): 255 in the foreground, 0 in the background."""
     height, width = image.shape[:2]
     small = cv2.resize(image, (remover.side_px, remover.side_px), interpolation=cv2.INTER_LANCZOS4)
-    values = small / max(int(small.max()), 1)
+    values = small / (255 if remover.is_probability else max(int(small.max()), 1))
     values = ((values - np.array(remover.mean)) / np.array(remover.std)).transpose(2, 0, 1)[None].astype(np.float32)
-    name = remover.session.get_inputs()[0].name
-    scores = remover.session.run(None, {name: values})[0][0, 0]
-    spread = (scores - scores.min()) / max(float(scores.max() - scores.min()), np.finfo(np.float32).tiny)
-    mask = np.clip(spread * 255, 0, 255).astype(np.uint8)
+    scores = remover.scores(values)
+    if scores.shape != small.shape[:2]:
+        raise ValueError(f"the network answers {scores.shape}, not a mask of {small.shape[:2]}")
+    if not remover.is_probability:
+        scores = (scores - scores.min()) / max(float(scores.max() - scores.min()), np.finfo(np.float32).tiny)
+    mask = to_bytes(scores)
     whole: Pixels = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LANCZOS4)
     return whole
 
@@ -209,10 +245,22 @@ ISNET = AnnotatorWeights(
     uses_gpu=False,
 )
 
+SELFIE = AnnotatorWeights(
+    name="selfie_segmentation", entry="annotator-selfie-segmentation", build=build_selfie, uses_gpu=False
+)
+
 REMOVE_BACKGROUND = Annotator(
     id="remove_background",
-    description="The image with a transparent background",
+    description="The image with a transparent background, or the mask of it",
     apply=remove_background,
-    models=(U2NET, ISNET),
+    models=(U2NET, ISNET, SELFIE),
+    parameters=(
+        Parameter(
+            name="output",
+            default=IMAGE,
+            choices=(IMAGE, MASK, BACKGROUND_MASK),
+            description="The transparent image, a mask that is white on the subject, or one that is white around it",
+        ),
+    ),
     needs=("onnxruntime",),
 )

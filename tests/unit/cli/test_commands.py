@@ -91,6 +91,20 @@ def test_generate_sends_what_was_asked_for_and_no_more(said, service):
     assert not sent.HasField("count")
 
 
+def test_generate_sends_what_is_masked(said, service):
+    Path("in.png").write_bytes(b"an image")
+    said(
+        "generate", "a cat", "--image", "in.png", "--mask", "in.png", "--mask-blur", "0", "--only-masked",
+        "--mask-padding", "8", "--mask-fill", "noise", "--mask-invert", "--mask-from-alpha",
+        "--outpaint", "left=8,top=16",
+    )  # fmt: skip
+
+    sent = service.requests["CreateJob"][0].generation
+    assert (sent.mask_blur, sent.HasField("mask_blur"), sent.mask_padding, sent.mask_fill) == (0.0, True, 8, "noise")
+    assert (sent.only_masked, sent.mask_invert, sent.mask_from_alpha) == (True, True, True)
+    assert (sent.outpaint_left_px, sent.outpaint_top_px, sent.outpaint_right_px) == (8, 16, 0)
+
+
 def test_generate_sends_a_variation_and_a_precision(said, service):
     said(
         "generate",
@@ -136,6 +150,17 @@ def test_what_is_wrong_is_named_as_json(refused):
         "field": "generation.count",
         "message": "generation.count: is 33; must be 1 to 32",
     }
+
+
+def test_warnings_are_said_once_on_standard_error(service, capsys):
+    service.warnings, service.image_warnings = ["')' closes nothing"], ["two layers\x1b[2J", "two layers\x1b[2J"]
+    assert run(["generate", "a cat", "-n", "2", "--json"]) == 0
+
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == ["warning: ')' closes nothing", r"warning: two layers\x1b[2J"]
+    assert json.loads(printed.out)["warnings"] == ["')' closes nothing", "two layers\x1b[2J"]
+    assert run(["jobs", "show", "j1"]) == 0
+    assert "warning: ')' closes nothing" in capsys.readouterr().out
 
 
 def test_annotate_writes_the_control_image_beside_where_it_runs(said, service):
@@ -250,12 +275,24 @@ def test_a_job_is_explained(said, service):
     assert said("jobs", "explain", "j1", "--json")["tasks"][0]["workers"][0]["verdict"] == "slower"
 
 
+def test_a_model_is_shown_with_its_defaults(said, refused):
+    text = said("models", "show", "Starter")
+    assert "guidance scale  1.5" in text
+    assert "scheduler       lcm" in text
+    assert "defaults from   lcm by name" in text
+    assert said("models", "show", "starter", "--json")[0]["defaults"]["steps"] == 4
+    assert "no worker offers a model 'startr'; near it: starter" in refused("models", "show", "startr")[1]
+    assert refused("models", "tell", "starter")[0] == refused("models", "show")[0] == 1
+
+
 def test_annotators_models_and_workers_are_listed(said):
     assert [annotator["id"] for annotator in said("annotators", "--json")] == ["canny"]
     assert said("models", "--json")[0]["size_bytes"] == 13_000_000
     assert [status["worker"]["stage"] for status in said("workers", "--json")] == ["preprocess", "diffusion"]
     assert "low_threshold=100" in said("annotators")
     assert "starter" in said("models")
+    assert said("models", "--left-out").split("\n")[1].split() == ["Lora/old.ckpt", "it", "is", "a", "pickle", "here"]
+    assert said("models", "--left-out", "--json")[0]["reason"] == "it is a pickle"
     assert "0/2" in said("workers")
     assert "embedding:oldstyle until 2027-01-15T08:00:00Z: 2 jobs failed there by it" in said("workers")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from fanlight.cli.options import job_name, parse_control, parse_parameter, parse_size
+from fanlight.cli.options import job_name, parse_control, parse_parameter, parse_sides, parse_size
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,30 @@ def test_a_control_names_annotator_controlnet_image_and_scale(text, annotator, c
 
     assert (control.annotator, control.controlnet) == (annotator, controlnet)
     assert (control.image, control.scale) == (Path(path), scale)
+
+
+@pytest.mark.parametrize(
+    ("text", "resize", "mode", "path"),
+    [
+        ("canny,resize=pad=photo.jpg", "pad", "", "photo.jpg"),
+        ("none/canny,mode=prompt,resize=stretch=a,mode=b=c.png", "stretch", "prompt", "a,mode=b=c.png"),
+        ("canny=a,mode=control=b.png", "", "", "a,mode=control=b.png"),
+    ],
+)
+def test_a_control_may_name_its_resize_and_mode(text, resize, mode, path):
+    control = parse_control(text)
+    assert (control.resize, control.mode, control.image) == (resize, mode, Path(path))
+
+
+def test_sides_are_named_with_their_pixels():
+    assert parse_sides("left=64, top=8") == {"outpaint_left_px": 64, "outpaint_top_px": 8}
+    assert parse_sides(None) == {}
+
+
+@pytest.mark.parametrize("text", ["left", "left=", "left=-1", "up=5", "left=1e3", "left=1,,", "left=1234567"])
+def test_what_is_no_side_is_refused(text):
+    with pytest.raises(typer.BadParameter, match="SIDE=PIXELS"):
+        parse_sides(text)
 
 
 def test_what_names_a_file_is_no_scale(tmp_path):

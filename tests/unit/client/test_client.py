@@ -223,6 +223,7 @@ async def test_a_list_takes_as_many_pages_as_it_needs(client):
 async def test_what_the_workers_offer_is_listed(client):
     assert [annotator.id for annotator in await client.list_annotators()] == ["canny"]
     assert [model.id for model in await client.list_models()] == ["starter"]
+    assert [left_out.path for left_out in await client.list_left_out()] == ["Lora/old.ckpt"]
     assert [status.worker.stage for status in await client.list_workers()] == ["preprocess", "diffusion"]
 
 

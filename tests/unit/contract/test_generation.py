@@ -97,7 +97,7 @@ def test_the_weights_of_a_lora_add_up():
         prompt="a <lora:one:0.5> cup <lora:one:1:-1> <lora:two>",
         loras=[LoraUse(model="one", weight=0.25), LoraUse(model="three", weight=2, text_encoder_weight=0)],
     )
-    assert lora_weights(request) == {"one": (1.75, -0.25), "three": (2.0, 0.0), "two": (1.0, 1.0)}
+    assert lora_weights(request) == {"one": (-0.25, 1.75), "three": (2.0, 0.0), "two": (1.0, 1.0)}
 
 
 @pytest.mark.parametrize(

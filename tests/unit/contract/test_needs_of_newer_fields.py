@@ -31,12 +31,12 @@ def test_a_message_of_this_contract_has_none():
 
 
 def test_a_newer_field_is_found_at_the_top():
-    request = with_field(with_field(with_field(GenerateRequest(prompt="a cup"), 2000), 32), 32)
+    request = with_field(with_field(with_field(GenerateRequest(prompt="a cup"), 2000), 999), 999)
     assert unknown_fields(request) == [
-        UnknownField(path="", message_name=GENERATE, number=32),
+        UnknownField(path="", message_name=GENERATE, number=999),
         UnknownField(path="", message_name=GENERATE, number=2000),
     ]
-    assert unknown_fields(request)[0].need == f"field:{GENERATE}:32"
+    assert unknown_fields(request)[0].need == f"field:{GENERATE}:999"
 
 
 def test_a_newer_field_is_found_below():
@@ -49,11 +49,11 @@ def test_a_newer_field_is_found_below():
 
 
 def test_a_newer_field_outlives_being_sent_on():
-    request = with_field(GenerateRequest(prompt="a cup"), 32)
+    request = with_field(GenerateRequest(prompt="a cup"), 999)
     copy = GenerateRequest()
     copy.CopyFrom(request)
     copy.MergeFrom(GenerateRequest(seed=1))
-    assert [each.number for each in unknown_fields(GenerateRequest.FromString(copy.SerializeToString()))] == [32]
+    assert [each.number for each in unknown_fields(GenerateRequest.FromString(copy.SerializeToString()))] == [999]
 
 
 def test_a_newer_field_is_refused_by_its_number():

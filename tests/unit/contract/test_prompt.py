@@ -6,14 +6,13 @@ from hypothesis import strategies as st
 
 from fanlight.contract.limits import PART_TOKENS, PROMPT_CHARACTERS_LIMIT, PROMPT_PARTS_LIMIT
 from fanlight.contract.prompt import (
-    ParsedPrompt,
     PromptSegment,
     check_prompt,
     loras_in,
     most_parts,
     parse_prompt,
+    read_weights,
     with_loras_renamed,
-    without_loras,
     words_in,
 )
 from fanlight.errors import InvalidField, TooLarge
@@ -21,7 +20,7 @@ from services.diffusion.models.tokenizer import shipped
 
 
 def parts_of(text: str) -> int:
-    return most_parts(parse_prompt(text, "prompt"))
+    return most_parts(read_weights(parse_prompt(text, "prompt").text))
 
 
 @pytest.mark.parametrize(
@@ -60,8 +59,7 @@ def test_any_ascii_prompt_without_breaks_fits():
 @example("0\x1f")
 def test_no_text_has_more_tokens_than_bytes(text):
     text *= PART_TOKENS
-    prompt = ParsedPrompt(parts=((PromptSegment(text, 1.0),),), loras=())
-    assert len(shipped("<|endoftext|>").ids(text)) <= most_parts(prompt) * PART_TOKENS
+    assert len(shipped("<|endoftext|>").ids(text)) <= most_parts(((PromptSegment(text, 1.0),),)) * PART_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -127,10 +125,19 @@ def test_an_id_that_no_tag_can_hold_is_refused(lora_id):
 
 def test_a_prompt_without_its_loras_keeps_its_words():
     text = "a <lora:one:0.5>, b <lora:two>"
-    assert without_loras(text, parse_prompt(text, "prompt").loras) == "a , b"
-    assert without_loras(" a ", ()) == " a "
+    assert parse_prompt(text, "prompt").text == "a , b "
+    assert parse_prompt(" a ", "prompt").text == " a "
 
 
 def test_words_are_whole():
     names = ["mint", "pepper", "bad-hands", "bad"]
     assert words_in("Mint, peppermint, bad-hands!", names) == ["mint", "bad-hands", "bad"]
+
+
+def test_loras_are_taken_out_of_changes_and_composed_prompts():
+    text = "a [<lora:one:0.5>cat:<lora:two>dog:3] AND b<lora:three>:0.5"
+    parsed = parse_prompt(text, "prompt")
+    assert [tag.name for tag in parsed.loras] == ["one", "two", "three"]
+    assert parsed.texts(10) == ["a cat", "a dog", " b"]
+    assert [each.weight for each in parsed.prompts] == [1.0, 0.5]
+    assert with_loras_renamed(text, str.upper).count("<lora:TWO>") == 1

@@ -6,15 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanlight.contract.prompt import LESS, MORE, LoraTag, parse_prompt
+from fanlight.contract.prompt import LESS, MORE, LoraTag, parse_prompt, read_weights
 from fanlight.errors import InvalidField
 
 
 def _read(text):
     """By part, each segment's text and weight, rounded."""
-    return [
-        [(segment.text, round(segment.weight, 4)) for segment in part] for part in parse_prompt(text, "prompt").parts
-    ]
+    parts = read_weights(parse_prompt(text, "prompt").text)
+    return [[(segment.text, round(segment.weight, 4)) for segment in part] for part in parts]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +46,9 @@ def test_weights_and_escapes(text, wanted):
 
 def test_break_begins_a_new_part():
     assert _read("a cat BREAK a (dog BREAK big:1.2)") == [
-        [("a cat ", 1.0)],
-        [(" a ", 1.0), ("dog ", 1.2)],
-        [(" big", 1.2)],
+        [("a cat", 1.0)],
+        [("a ", 1.0), ("dog", 1.2)],
+        [("big", 1.2)],
     ]
 
 
@@ -57,10 +56,10 @@ def test_loras_are_taken_out_with_their_weights():
     read = parse_prompt("a cat <lora:fur:0.8>, <lora:old style:1:-0.5><lora:plain>", "prompt")
     assert read.loras == (
         LoraTag("fur", 0.8, 0.8, 6, 20),
-        LoraTag("old style", 1.0, -0.5, 22, 45),
+        LoraTag("old style", -0.5, 1.0, 22, 45),
         LoraTag("plain", 1.0, 1.0, 45, 57),
     )
-    assert [segment.text for segment in read.parts[0]] == ["a cat , "]
+    assert read.text == "a cat , "
 
 
 @pytest.mark.parametrize(
@@ -80,12 +79,15 @@ def test_loras_are_taken_out_with_their_weights():
         ("(cat: Inf )", 7, "must be -10 to 10"),
         ("(cat:11)", 6, "must be -10 to 10"),
         ("cat AND dog", 5, "lower case"),
-        ("a [cat:dog:0.5]", 3, "not offered"),
-        ("a [cat:0.5]", 3, "not offered"),
-        ("a [cat|dog]", 3, "not offered"),
+        ("a [cat:dog:bird:0.5]", 3, "is neither '\\[from:to:when\\]' nor '\\[a|b\\]'"),
+        ("a [cat|dog:0.5]", 3, "in brackets of its own"),
+        ("a [cat|dog:bird]", 3, "is neither"),
+        ("(cat:1e0)", 6, "not a weight"),
+        ("(cat:1_0)", 6, "not a weight"),
         ("a <lora:fur:0.5", 3, "never closed"),
         ("a <lora::0.5>", 3, "is not '<lora:name:weight>'"),
-        ("a <lora:fur:1:2:3>", 3, "is not '<lora:name:weight>'"),
+        ("a <lora:fur:1:2:3>", 3, "'3' in a LoRA's tag is not offered"),
+        ("a <lora:fur:1:lbw=ALL>", 3, "'lbw=ALL' in a LoRA's tag is not offered"),
         ("a <lora:fur:much>", 3, "not a weight"),
         ("a <lora:fur:5>", 3, "must be -4 to 4"),
         ("a <hypernet:fur:1>", 3, "not offered"),
@@ -107,5 +109,5 @@ def test_any_text_is_read_or_refused(text):
 
 @given(st.text(alphabet=st.characters(exclude_characters="()[]\\<BA"), max_size=60))
 def test_text_without_marks_is_itself(text):
-    segments = parse_prompt(text, "prompt").parts[0]
+    segments = read_weights(parse_prompt(text, "prompt").text)[0]
     assert "".join(segment.text for segment in segments) == (text if text.strip() else "")

@@ -2,17 +2,24 @@
 
 import pytest
 
-from fanlight.contract.schedulers import CLASSES, SCHEDULERS, SHORT_NAMES, resolve
+from fanlight.contract.schedulers import CLASSES, NOISE_SCHEDULES, SCHEDULE_TITLES, SCHEDULERS, SHORT_NAMES, resolve
 from fanlight.errors import InvalidField, NotFound
 
 # By short name and noise schedule.
 SPELLINGS = {
-    ("ddim", ""): ["", " ", "ddim", "DDIM", "ddim normal"],
+    ("ddim", ""): ["", " ", "ddim", "DDIM", "ddim automatic"],
+    ("ddim", "normal"): ["ddim normal"],
+    ("ddim", "uniform"): ["ddim_uniform"],
     ("ddpm", ""): ["ddpm", "DDPM"],
     ("pndm", ""): ["pndm", "PLMS", "plms", "k_plms"],
     ("lms", ""): ["lms", "LMS", "k_lms", "sample_lms"],
-    ("lms", "karras"): ["LMS Karras", "lmsKarras", "LMSKarras", "lms_karras"],
-    ("euler", ""): ["euler", "Euler", "k_euler", "K_EULER", "sample_euler", "euler_normal"],
+    ("lms", "karras"): ["LMS Karras", "lmsKarras", "LMSKarras", "lms_karras", "k_lms_ka"],
+    ("euler", ""): ["euler", "Euler", "k_euler", "K_EULER", "sample_euler"],
+    ("euler", "normal"): ["euler_normal"],
+    ("euler", "simple"): ["euler simple", "Euler Simple"],
+    ("euler", "beta"): ["euler beta"],
+    ("euler", "uniform"): ["Euler Automatic", "Euler Uniform"],
+    ("euler", "ddim_uniform"): ["euler ddim_uniform"],
     ("euler", "sgm_uniform"): ["Euler SGM Uniform", "euler_sgm_uniform", "Euler SGMUniform"],
     ("euler_a", ""): [
         *("euler_a", "Euler a", "euler a", "EulerA", "eulerA", "k_euler_a", "k_euler_ancestral"),
@@ -32,6 +39,8 @@ SPELLINGS = {
     ("dpmpp_2m", "karras"): [
         *("DPM++ 2M Karras", "DPM++ 2M KARRAS", "dpmpp_2m_karras", "dpM2MKarras", "DPM2MKarras", "dpmpp_2m karras"),
     ],
+    ("dpmpp_2m", "align_your_steps"): ["DPM++ 2M Align Your Steps", "dpmpp_2m_align_your_steps", "DPM++ 2M AYS"],
+    ("dpmpp_2m", "turbo"): ["DPM++ 2M Turbo"],
     ("dpmpp_2m", "exponential"): ["dpmpp_2m exponential", "DPM++ 2M Exponential"],
     ("dpmpp_2m_sde", ""): ["dpmpp_2m_sde", "DPM++ 2M SDE", "dpmpp_2m_sde_gpu", "k_dpmpp_2m_sde", "sample_dpmpp_2m_sde"],
     ("dpmpp_2m_sde", "karras"): ["DPM++ 2M SDE Karras", "DPM2MSDEKarras", "dpmpp_2m_sde_gpu karras"],
@@ -79,9 +88,54 @@ def test_a_noise_schedule_goes_by_its_spellings(schedule):
     assert resolve("euler_a", schedule) == ("euler_a", "sgm_uniform")
 
 
-@pytest.mark.parametrize("schedule", ["normal", "automatic", "Automatic", ""])
-def test_the_schedulers_own_noise_schedule_has_names_too(schedule):
-    assert resolve("euler", schedule) == ("euler", "")
+# A1111's modules/sd_samplers_kdiffusion.py, `samplers_k_diffusion`: what its samplers follow for Automatic; those
+# without an entry follow Uniform, and those of sd_samplers_timesteps.py and sd_samplers_lcm.py steps of their own.
+AUTOMATIC = {
+    "DPM++ 2M": "karras",
+    "DPM++ SDE": "karras",
+    "DPM++ 2M SDE": "exponential",
+    "DPM++ 2M SDE Heun": "exponential",
+    "DPM++ 2S a": "karras",
+    "DPM++ 3M SDE": "exponential",
+    "Euler a": "uniform",
+    "Euler": "uniform",
+    "LMS": "uniform",
+    "Heun": "uniform",
+    "DPM2": "karras",
+    "DPM2 a": "karras",
+    "DDIM": "",
+    "PLMS": "",
+    "UniPC": "",
+    "LCM": "",
+}
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), AUTOMATIC.items())
+@pytest.mark.parametrize("automatic", ["Automatic", "automatic", " AUTOMATIC "])
+def test_automatic_is_what_a1111_follows(sampler, schedule, automatic):
+    assert resolve(sampler, automatic)[1] == resolve(f"{sampler} Automatic")[1] == schedule
+
+
+def test_without_a_noise_schedule_it_is_the_schedulers_own():
+    assert resolve("DPM++ 2M", "") == ("dpmpp_2m", "")
+
+
+@pytest.mark.parametrize("name", NOISE_SCHEDULES)
+def test_a_noise_schedule_goes_by_its_name_and_its_title_in_any_case(name):
+    title = SCHEDULE_TITLES[name]
+    spellings = [name, name.upper(), title, title.lower(), title.upper(), title.replace(" ", ""), f" {title} "]
+    assert {resolve("DPM++ 2M", spelling) for spelling in spellings} == {("dpmpp_2m", name)}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("schedule", NOISE_SCHEDULES)
+def test_a_pair_is_taken_or_refused_by_name(name, schedule):
+    can = CLASSES[SCHEDULERS[name].cls][1]
+    if schedule in can:
+        assert resolve(*resolve(name, schedule)) == (name, schedule)
+    else:
+        with pytest.raises(InvalidField, match=f"is {schedule}, which {name} cannot follow"):
+            resolve(name, schedule)
 
 
 @pytest.mark.parametrize("schedule", ["", "karras", "Automatic"])
@@ -99,8 +153,8 @@ def test_a_name_that_says_its_schedule_agrees_with_the_same(schedule):
             "dpmsolver",
             "Restart",
             "DDIM CFG++",
-            "euler simple",
-            "euler beta",
+            "euler cosine",
+            "simple",
             "karras",
             "k_",
             "_",
@@ -133,9 +187,10 @@ def test_a_name_that_is_like_none_is_answered_with_all():
 @pytest.mark.parametrize(
     ("name", "schedule", "error", "says"),
     [
-        ("euler", "polyexponential", NotFound, "karras, exponential, sgm_uniform"),
-        ("euler", "simple", NotFound, "'simple'"),
-        ("ddim", "karras", InvalidField, "it can follow sgm_uniform"),
+        ("euler", "cosine", NotFound, "karras, exponential, polyexponential, sgm_uniform"),
+        ("euler", "lu", InvalidField, "which euler cannot follow"),
+        ("ddim", "karras", InvalidField, "it can follow uniform, sgm_uniform, simple, normal, ddim_uniform"),
+        ("PLMS", "Align Your Steps", InvalidField, "is align_your_steps, which pndm cannot follow"),
         ("edm_euler", "karras", InvalidField, "it can follow none"),
         ("DPM++ 2M Karras", "exponential", InvalidField, "says karras"),
         ("DPM++ 2M Karras", "normal", InvalidField, "says karras"),

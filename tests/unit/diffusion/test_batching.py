@@ -85,3 +85,20 @@ def test_those_who_found_no_room_wait_for_the_batchs_end_where_they_stood(turns)
     assert turns.take(now_s=1, running=1) == []
     assert turns.take(now_s=2, running=0) == ["b1"]
     assert turns.take(now_s=3, running=0) == ["a2", "a3", "a4"]
+
+
+def test_one_that_counts_for_several_rows_takes_their_room(turns):
+    for name, rows in (("a1", 1), ("a2", 3), ("a3", 1)):
+        turns.add(A, name, rows=rows)
+    assert turns.take(now_s=0, running=0) == ["a1"]
+    assert turns.take(now_s=1, running=1) == []
+    assert turns.take(now_s=2, running=0) == ["a2"]
+    assert turns.take(now_s=3, running=0) == ["a3"]
+
+
+def test_one_that_counts_for_more_than_all_rows_is_a_batch_of_its_own(turns):
+    for name, rows in (("a1", 9), ("a2", 1)):
+        turns.add(A, name, rows=rows)
+    assert turns.take(now_s=0, running=0) == ["a1"]
+    assert turns.take(now_s=1, running=9) == []
+    assert turns.take(now_s=2, running=0) == ["a2"]

@@ -60,6 +60,7 @@ def test_a_controlnet_of_another_family_is_refused_by_name(models, tmp_path):
     other.mkdir()
     config = json.loads((models / "controlnet-canny" / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "cross_attention_dim": 768}))
+    (other / "net.safetensors").symlink_to(models / "controlnet-canny" / "diffusion_pytorch_model.safetensors")
     catalog = scan([tmp_path])
     with pytest.raises(FailedPrecondition, match="canny is for unknown"):
         catalog.controlnet("canny", catalog.default())

@@ -116,17 +116,17 @@ def test_one_of_another_width_is_refused_by_name(folder, manager, catalog, asked
         found.embedding("none", catalog.default())
 
 
-def test_a_pickle_of_another_width_is_refused_when_it_is_used(folder, manager, asked):
-    torch.save({"string_to_param": {"*": torch.randn(1, 768)}}, folder / "large.pt")
-    [entry] = scan([folder.parent]).entries
-    with pytest.raises(FailedPrecondition, match="large has vectors of 768, tiny takes 16"):
-        assemble(manager, asked(embeddings=(entry,)))
-
-
-def test_a_pickle_that_shows_no_width_is_reported_as_one_for_any_family(folder, catalog):
-    torch.save({"string_to_param": {"*": torch.randn(1, 16)}}, folder / "old.pt")
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_of_another_family_both_forms_give_the_same_answer(ending, folder, catalog):
+    file = folder / f"large.{ending}"
+    torch.save({"string_to_param": {"*": torch.randn(1, 768)}}, file) if ending == "pt" else save_file(
+        {"emb_params": torch.randn(1, 768)}, file
+    )
     found = scan([folder.parent])
-    assert [found.family_of(entry) for entry in found.entries] == [""]
+    assert [(entry.widths, entry.vectors) for entry in found.entries] == [((768,), 1)]
+    assert [found.family_of(entry) for entry in found.entries] == ["sd1"]
+    with pytest.raises(FailedPrecondition, match="embedding large is for sd1, the checkpoint tiny is"):
+        found.embedding("large", catalog.default())
 
 
 class Evil:
@@ -142,14 +142,24 @@ class Evil:
         lambda file: torch.save({"a": torch.zeros(1, 16), "b": torch.zeros(1, 16)}, file),
     ],
 )
-def test_what_is_no_textual_inversion_is_a_typed_error_and_runs_no_code(save, folder, manager, asked, capsys):
+def test_what_is_no_textual_inversion_is_left_out_and_runs_no_code(save, folder, capsys):
     save(folder / "bad.pt")
+    found = scan([folder.parent])
+    assert found.entries == []
+    assert [each.path for each in found.left_out] == ["embeddings/bad.pt"]
+    assert "ran code" not in capsys.readouterr().out
+
+
+def test_one_that_was_damaged_since_is_a_typed_error(vectors, folder, manager, asked):
+    torch.save({"string_to_param": {"*": vectors}}, folder / "bad.pt")
     [entry] = scan([folder.parent]).entries
+    (folder / "bad.pt").write_bytes(b"nothing of the kind")
     with pytest.raises(UnusableModel, match="embedding bad"):
         assemble(manager, asked(embeddings=(entry,)))
-    assert "ran code" not in capsys.readouterr().out
 
 
 def test_pickles_are_looked_at_in_a_folder_of_embeddings_alone(tmp_path, vectors):
     torch.save({"string_to_param": {"*": vectors}}, tmp_path / "loose.pt")
-    assert scan([tmp_path]).entries == []
+    found = scan([tmp_path])
+    assert found.entries == []
+    assert "folders named embeddings" in found.left_out[0].reason

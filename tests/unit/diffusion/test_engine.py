@@ -119,6 +119,16 @@ async def test_an_image_that_fails_leaves_its_neighbors(asked, generate, backend
     assert backend.batches[-1] == [2]
 
 
+async def test_an_image_that_is_begun_again_takes_all_of_its_steps(asked, generate, backend):
+    backend.again = {1}
+    first, second = generate(asked(seed=1, steps=2)), generate(asked(seed=2, steps=2))
+    await asyncio.gather(first, second)
+    assert backend.begun_again == [1]
+    assert [each.step for each in first.heard] == [1, 2]
+    assert sum(batch.count(1) for batch in backend.batches) == 3
+    assert sum(batch.count(2) for batch in backend.batches) == 2
+
+
 async def test_a_batch_that_breaks_fails_and_the_next_one_is_generated(asked, generate, backend):
     backend.batch_errors = [RuntimeError("device lost")]
     tasks = [generate(asked(seed=seed)) for seed in (1, 2)]

@@ -30,8 +30,9 @@ def break_scaling(row) -> None:
 
 
 def break_prompt(row) -> None:
-    embeds = row.conditioning.embeds
-    row.conditioning = replace(row.conditioning, embeds=torch.cat([embeds, embeds], dim=-1))
+    ((((end, prompt),), weight),) = row.conditioning.prompts
+    broken = replace(prompt, embeds=torch.cat([prompt.embeds, prompt.embeds], dim=-1))
+    row.conditioning = replace(row.conditioning, prompts=((((end, broken),), weight),))
 
 
 def break_control(row) -> None:

@@ -14,12 +14,16 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fanlight.contract.prompt import read_weights
 from fanlight.errors import FailedPrecondition
 from services.diffusion.engine.backend import assemble
+from services.diffusion.engine.conditioning import ConditioningCache
 from services.diffusion.engine.generation import Start
 from services.diffusion.models.entries import LoraUse
 from services.diffusion.models.faults import UnusableModel
 from services.diffusion.models.scan import read_path, scan
+from services.diffusion.prompt import to_chunks
+from services.diffusion.provenance import infotext
 from tests.fakes.families import make_tiny_refiner, make_tiny_sd2, make_tiny_sdxl
 from tests.fakes.ldm_files import write_ldm_file, write_parts
 
@@ -181,3 +185,42 @@ def test_a_lora_on_all_parts_of_sdxl_equals_diffusers_fused(sdxl_lora, families,
     wanted = _run(pipeline, generation, negative_prompt="blurry", height=64, width=64)
     [row] = generated(generation)
     assert float((row.latents - wanted).abs().max()) <= 1e-3
+
+
+def embeds_of(generation, manager) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the prompt and the negative one, (1, L, C)."""
+    conditioning = ConditioningCache().get(generation, manager.checkpoint(generation.checkpoint)).at(1)
+    return conditioning.prompts[0][0].embeds, conditioning.unconditional.embeds
+
+
+def test_clip_skip_changes_nothing_for_sdxl(of, manager):
+    plain = embeds_of(of("base", negative_prompt="bad"), manager)
+    for fields in ({"clip_skip": 2}, {"clip_skip": 3}, {"sdxl_clip_skip": 2}):
+        for one, other in zip(plain, embeds_of(of("base", negative_prompt="bad", **fields), manager), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("skip", [1, 3])
+def test_sdxls_own_clip_skip_takes_another_layer_of_both_encoders_for_both_prompts(skip, of, manager):
+    """Counted as in ComfyUI, whose `CLIPSetLastLayer` of -2 is what SDXL was trained with."""
+    generation = of("base", prompt="a cat", negative_prompt="a cat", sdxl_clip_skip=skip)
+    checkpoint = manager.checkpoint(generation.checkpoint)
+    prompt, negative = embeds_of(generation, manager)
+    assert torch.equal(prompt, negative)
+    chunks = [to_chunks(text, read_weights("a cat"), "prompt")[0] for text in checkpoint.texts]
+    states = []
+    for text, chunk in zip(checkpoint.texts, chunks, strict=True):
+        ids = [text.tokenizer.bos_token_id, *chunk.ids, text.tokenizer.eos_token_id]
+        ids += [text.tokenizer.pad_token_id] * (text.positions - len(ids))
+        states.append(text.encoder(torch.tensor([ids])).hidden_states[-skip])
+    assert torch.equal(prompt, torch.cat(states, dim=-1))
+
+
+def test_the_text_says_which_clip_skip_counted(of):
+    def fields(name, **options) -> str:
+        return infotext(of(name, **options), lambda entry: (), version="1").splitlines()[-1]
+
+    assert "lip skip" not in fields("base", clip_skip=2)
+    assert "SDXL clip skip: 3" in fields("base", clip_skip=2, sdxl_clip_skip=3)
+    assert ", Clip skip: 2," in fields("second", clip_skip=2)
+    assert "SDXL" not in fields("second", sdxl_clip_skip=3)

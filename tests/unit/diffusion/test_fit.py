@@ -5,8 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fanlight.contract.masks import Sides
+from services.diffusion.canvas import Canvas
 from services.diffusion.engine.vae import to_condition, to_mask
-from services.diffusion.images import Resize, fit, fit_mask
+from services.diffusion.images import Resize, fit
 
 
 @pytest.fixture
@@ -35,22 +37,25 @@ def test_pad_keeps_all_and_its_aspect(bars):
     assert whole.getpixel((30, 10)) == whole.getpixel((30, 50)) == (0, 0, 0)
 
 
-def test_a_mask_is_black_or_white_and_white_where_there_was_nothing():
-    mask = Image.new("RGB", (300, 100), (90, 90, 90))
-    fitted = fit_mask(mask, (60, 60), Resize.PAD)
-    assert fitted.getpixel((30, 30)) == 0
+def canvas(image, mask, how):
+    return Canvas(image=image, mask=mask, sides=Sides(), size_px=(60, 60), how=how)
+
+
+def test_a_mask_is_white_where_there_was_nothing():
+    mask = Image.new("L", (300, 100), 90)
+    fitted = canvas(mask.convert("RGB"), mask, Resize.PAD).start_mask
+    assert fitted.getpixel((30, 30)) == 90
     assert fitted.getpixel((30, 5)) == 255
-    assert set(np.unique(np.asarray(fitted))) == {0, 255}
 
 
 @pytest.mark.parametrize("how", Resize)
 def test_mask_and_image_are_cut_alike(how):
-    image = Image.new("RGB", (90, 64))
+    image = Image.new("RGB", (90, 60))
     image.paste("white", (30, 20, 70, 50))
-    fitted, mask = fit(image, (64, 64), how), fit_mask(image, (64, 64), how)
-    inside = slice(14, 50)
-    agree = (np.asarray(fitted)[inside, 2:-2, 0] >= 128) == (np.asarray(mask)[inside, 2:-2] == 255)
-    assert agree.all()
+    fitted = canvas(image, image.convert("L"), how)
+    inside = slice(14, 46)
+    white = np.asarray(fitted.start)[inside, 2:-2, 0] >= 128
+    assert (white == (np.asarray(fitted.start_mask)[inside, 2:-2] >= 128)).all()
 
 
 def test_masked_pixels_are_missing_for_the_controlnet_inpaint():

@@ -73,12 +73,14 @@ def test_a_checkpoint_with_a_damaged_config_is_not_offered(file, copied):
     assert not scan([copied]).checkpoints
 
 
-def test_a_pickle_is_not_opened(copied, load):
+def test_a_pickle_is_not_opened(copied):
+    entry = scan([copied]).default()
     file = copied / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(file), file.with_suffix(".bin"))
     file.unlink()
     with pytest.raises(FailedPrecondition, match="pickles"):
-        load()
+        ModelManager(device="cpu").checkpoint(entry)
+    assert "pickles" in scan([copied]).left_out[0].reason
 
 
 def test_half_precision_files_are_found_and_widened(copied, load):

@@ -13,9 +13,11 @@ from services.diffusion.engine.backend import assemble
 from services.diffusion.models import patching
 from services.diffusion.models.entries import LoraEntry, LoraUse
 from services.diffusion.models.faults import UnusableModel
+from services.diffusion.models.lora_files import read_lora
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.patching import layer_names
-from services.diffusion.models.scan import scan
+from services.diffusion.models.recipes import UnfitFolder
+from services.diffusion.models.scan import read_path, scan
 
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 CONV = "down_blocks.0.resnets.0.conv1"
@@ -193,21 +195,32 @@ def test_a_lora_of_another_base_is_an_error_that_names_it(catalog, written, patc
         patched(LoraUse(entry=far))
 
 
-def test_a_form_that_is_not_known_is_refused_by_name(written, patched):
+FORMS = {"an OFT of PEFT, which is not supported": "oft_R.weight", "of an unknown form": "what"}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_a_form_that_is_not_known_is_refused_by_name(form, tmp_path):
     name = f"lora_unet_{LINEAR.replace('.', '_')}"
-    entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.oft_blocks": numbers(2, 2)}, "odd")
-    with pytest.raises(FailedPrecondition, match="odd is an OFT, which is not supported"):
-        patched(LoraUse(entry=entry))
-    entry.path.unlink()
-    entry = written({f"{name}.lora_down.weight": numbers(1, 16), f"{name}.what": numbers(2, 2)}, "odder")
-    with pytest.raises(FailedPrecondition, match="odder is of an unknown form"):
-        patched(LoraUse(entry=entry))
+    tensors = {f"{name}.lora_down.weight": numbers(1, 16), f"{name}.{FORMS[form]}": numbers(2, 2)}
+    save_file(tensors, tmp_path / "odd.safetensors")
+    with pytest.raises(UnfitFolder, match=f"it is {form}"):
+        read_path(tmp_path / "odd.safetensors")
+    with pytest.raises(UnusableModel, match=f"odd is {form}"):
+        read_lora(unread(tmp_path / "odd.safetensors"))
 
 
-def test_a_bias_for_a_layer_without_one_is_told_as_what_does_not_fit(checkpoint, written, patched):
+def unread(path):
+    """As if the file had been replaced since the scan."""
+    return LoraEntry(id=path.stem, path=path, size_bytes=0, cross_attention_dim=0)
+
+
+def test_a_layer_without_a_bias_gets_one(checkpoint, written, patched):
+    assert checkpoint.unet.get_submodule(LINEAR).bias is None
     entry = written({f"lora_unet_{LINEAR.replace('.', '_')}.diff_b": numbers(16)})
-    with pytest.raises(FailedPrecondition, match=r"style does not fit .*attn2\.to_k"):
-        patched(LoraUse(entry=entry))
+    made = patched(LoraUse(entry=entry, unet_weight=0.5))
+    assert close(made.unet.get_submodule(LINEAR).bias, 0.5 * numbers(16))
+    assert weight(made, LINEAR) is weight(checkpoint, LINEAR)
+    assert checkpoint.unet.get_submodule(LINEAR).bias is None
 
 
 def test_a_device_that_fails_while_a_lora_is_applied_is_not_the_loras_fault(written, patched, checkpoint, monkeypatch):
@@ -222,10 +235,13 @@ def test_a_device_that_fails_while_a_lora_is_applied_is_not_the_loras_fault(writ
 
 
 @pytest.mark.parametrize("config", ["[1]", '{"unet.lora_alpha": "six"}', '{"unet.alpha_pattern": [1]}', "{"])
-def test_metadata_that_is_damaged_is_a_typed_error(config, written, patched):
+def test_metadata_that_is_damaged_is_a_typed_error(config, tmp_path):
     tensors = {f"unet.{LINEAR}.lora_A.weight": numbers(RANK, 16), f"unet.{LINEAR}.lora_B.weight": numbers(16, RANK)}
-    with pytest.raises(UnusableModel, match="LoRA style cannot be loaded"):
-        patched(LoraUse(entry=written(tensors, metadata={"lora_adapter_metadata": config})))
+    file = tmp_path / "style.safetensors"
+    save_file(tensors, file, metadata={"lora_adapter_metadata": config})
+    assert not scan([tmp_path]).entries
+    with pytest.raises(UnusableModel, match="LoRA style cannot be loaded: its"):
+        read_lora(unread(file))
 
 
 def test_a_damaged_lora_is_a_typed_error_and_the_next_image_is_generated(catalog, written, patched, asked, manager):

@@ -35,8 +35,9 @@ def image() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def mask() -> Image.Image:
+    """Of whole latents: diffusers takes one pixel of each for all of them."""
     mask = Image.new("L", SIZE_PX, 0)
-    mask.paste(255, (10, 20, 50, 60))
+    mask.paste(255, (8, 16, 48, 56))
     return mask
 
 
@@ -170,7 +171,7 @@ def test_sdxl_equals_every_pipeline(begins, is_controlled, sdxl, asked, image, m
         "masked": Start(image=image, strength=0.9, mask=mask),
     }[begins]
     controls = (replace(control("canny", scale=0.8), controlnet=net),) if net else ()
-    generation = asked(start=start, controls=controls, scheduler="euler", clip_skip=2, steps=4)
+    generation = asked(start=start, controls=controls, scheduler="euler", steps=4)
     generation = replace(generation, checkpoint=checkpoint)
     [row] = generated(generation)
     assert _difference(row.latents, Reference(sdxl).latents(generation)) <= LATENTS_LIMIT
@@ -199,7 +200,7 @@ def test_a_checkpoint_that_is_told_the_guidance_scale_equals_the_pipeline(tmp_pa
         replace(asked(scheduler="lcm", steps=3, guidance_scale=scale), checkpoint=checkpoint) for scale in (2.0, 8.0)
     ]
     for generation, row in zip(strangers, generated(*strangers), strict=True):
-        assert row.unconditional is None
+        assert row.conditioning.unconditional is None
         assert _difference(row.latents, Reference(folder).latents(generation)) <= LATENTS_LIMIT
 
 

@@ -1,13 +1,18 @@
 """Prompts are encoded whole, however long."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from fanlight.contract.limits import PROMPT_PARTS_LIMIT
+from fanlight.contract.limits import PROMPT_CHARACTERS_LIMIT, PROMPT_PARTS_LIMIT
+from fanlight.contract.prompt import FORGIVING, PLAIN, most_parts, read_weights
 from fanlight.errors import InvalidField
 from services.diffusion.engine import conditioning
 from services.diffusion.engine.conditioning import ConditioningCache, encode_one, encode_pair
+from services.diffusion.models.tokenizer import shipped
+from services.diffusion.prompt import PromptChunk, to_chunks
 from services.kernel.blobs import ByteLru
 
 
@@ -102,4 +107,69 @@ def test_an_evicted_prompt_is_encoded_again(checkpoint, asked, monkeypatch):
     first = prompts.get(asked(seed=1), checkpoint)
     again = prompts.get(asked(seed=1), checkpoint)
     assert again is not first
-    assert torch.equal(again[0].embeds, first[0].embeds)
+    assert torch.equal(again.prompts[0][0][0][1].embeds, first.prompts[0][0][0][1].embeds)
+
+
+def sizes_of(chunks: list[PromptChunk]) -> list[int]:
+    return [len(chunk.ids) for chunk in chunks]
+
+
+def chunked(checkpoint, text: str) -> list[PromptChunk]:
+    part = replace(checkpoint.texts[0], tokenizer=shipped("<|endoftext|>"), added={"big": tuple(range(30))})
+    return to_chunks(part, read_weights(text, FORGIVING), "prompt")
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        # By A1111's modules/sd_hijack_clip.py with its default, `comma_padding_backtrack` 20; each word is a token.
+        ("cat " * 80, [75, 5]),
+        ("cat " * 60 + ", " + "dog " * 20, [61, 20]),
+        ("cat " * 54 + ", " + "dog " * 30, [75, 10]),
+        ("cat " * 55 + ", " + "dog " * 30, [56, 30]),
+        ("cat " * 74 + ", " + "dog " * 3, [75, 3]),
+        ("cat " * 75 + ", " + "dog " * 3, [75, 4]),
+        ("cat " * 60 + ", " + "cat " * 9 + ", " + "dog " * 20, [71, 20]),
+        ("cat " * 60 + ", " + "dog " * 15, [75 + 1 - 15, 15]),
+        ("cat " * 60 + ", " + "dog " * 5 + "big", [66, 30]),
+        ("cat " * 60 + ", " + "dog " * 14 + "big", [61, 44]),
+        ("cat " * 5 + "BREAK " + "dog " * 5, [5, 5]),
+        ("cat BREAK", [1]),
+        ("cat BREAK\n", [1]),
+        ("cat BREAK BREAK", [1, 0]),
+        ("BREAK cat", [0, 1]),
+        ("BREAK", [0]),
+        ("", [0]),
+    ],
+)
+def test_a_prompt_is_cut_into_chunks_as_a1111_cuts_it(text, sizes, checkpoint):
+    assert sizes_of(chunked(checkpoint, text)) == sizes
+
+
+def test_what_the_contract_takes_fits_however_its_commas_stand(checkpoint):
+    """Each digit is a token. With words moved behind every comma they would fill 163 parts."""
+    text = ("1" * 60 + ",") * 163
+    assert len(text) <= PROMPT_CHARACTERS_LIMIT
+    assert most_parts(read_weights(text)) <= PROMPT_PARTS_LIMIT
+    assert sizes_of(chunked(checkpoint, text)) == [75] * 132 + [43]
+    assert sizes_of(chunked(checkpoint, text[: 61 * 149])) == [61] * 149
+
+
+def test_weights_without_their_norm_leave_the_mean(checkpoint, asked):
+    def embeds(**fields) -> torch.Tensor:
+        [(((_, conditioning),), _)] = ConditioningCache().get(asked(**fields), checkpoint).prompts
+        return conditioning.embeds[0]
+
+    plain = embeds(prompt="a cat")
+    column = torch.ones(77, 1)
+    column[1 + len(checkpoint.texts[0].tokenizer.ids("a")) :][: len("cat")] = 1.5
+    assert torch.allclose(embeds(prompt="a (cat:1.5)", emphasis="no_norm"), plain * column, atol=1e-6)
+    assert torch.equal(embeds(prompt="a (cat:1.5)", emphasis="ignore"), plain)
+    assert torch.equal(embeds(prompt="a (cat)", emphasis="none"), embeds(prompt=r"a \(cat\)"))
+    assert torch.equal(embeds(prompt="a (cat)", prompt_syntax=PLAIN), embeds(prompt=r"a \(cat\)"))
+
+
+def test_clip_skip_counts_for_both_prompts(checkpoint, asked):
+    conditioning = ConditioningCache().get(asked(negative_prompt="a cat", clip_skip=2), checkpoint).at(1)
+    assert torch.equal(conditioning.prompts[0][0].embeds, conditioning.unconditional.embeds)
+    assert not torch.equal(conditioning.unconditional.embeds, encode_one(checkpoint, "a cat").embeds)

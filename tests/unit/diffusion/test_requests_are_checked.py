@@ -54,6 +54,8 @@ def test_what_is_left_open_is_filled_in(parser):
         format="png",
         quality=90,
         safety_checker="off",
+        prompt_syntax="strict",
+        emphasis="original",
     )
 
 
@@ -355,3 +357,17 @@ def test_a_checkpoint_made_for_inpainting_does_nothing_else(parser):
     with pytest.raises(InvalidField, match="inpaint") as caught:
         only.parse(GenerateRequest(prompt="a cat"))
     assert caught.value.field == "pipeline"
+
+
+def test_what_was_mended_in_a_prompt_is_warned_of(parser):
+    generation = parser.parse(GenerateRequest(prompt="a [cat:dog:3] AND <lora:x", prompt_syntax="a1111"))
+    assert generation.prompt == "a [cat:dog:3] AND <lora:x"
+    assert generation.warnings == ("prompt: character 19: '<lora:' is never closed by a '>'; it is taken as text",)
+
+
+def test_a_clip_skip_of_another_kind_of_checkpoint_is_warned_of(parser):
+    generation = parser.parse(GenerateRequest(sdxl_clip_skip=2))
+    assert generation.warnings == ("sdxl_clip_skip: changes nothing for tiny, which is not SDXL; clip_skip does",)
+    with pytest.raises(FailedPrecondition, match="is 6; the text encoder of tiny takes 3 at most") as caught:
+        parser.parse(GenerateRequest(sdxl_clip_skip=6))
+    assert caught.value.field == "sdxl_clip_skip"

@@ -180,7 +180,7 @@ def test_what_a_device_computes_in_is_known_before_it_is_open(wanted, gpus_found
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda", "cuda:1"])
-def test_where_there_is_a_gpu_it_computes_in_half_precision(wanted, monkeypatch):
+def test_a_gpu_that_says_nothing_computes_in_half_precision(wanted, monkeypatch):
     monkeypatch.setattr("services.kernel.process.count_gpus", lambda: 2)
     assert ModelManager(device=wanted).precision == "float16" == str(CudaDevice.dtype).removeprefix("torch.")
 

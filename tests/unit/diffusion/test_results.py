@@ -136,3 +136,13 @@ def test_a_file_that_changes_is_digested_again(tmp_path, catalog):
     file.write_bytes(b"another")
     [other] = digests.of(entry)
     assert one.sha256 != other.sha256
+
+
+def test_a1111s_text_says_how_prompts_were_read(asked):
+    def lines(**options) -> list[str]:
+        return infotext(asked(**options), lambda entry: (), version="1").splitlines()
+
+    assert ", Emphasis: No norm," in lines(emphasis="no_norm")[-1]
+    assert "Emphasis" not in lines()[-1]
+    plain = lines(prompt=r"a (b) [c\d]", negative_prompt="(e)", prompt_syntax="plain")
+    assert plain[:2] == [r"a \(b\) \[c\\d\]", r"Negative prompt: \(e\)"]

@@ -8,17 +8,10 @@ from safetensors.torch import save_file
 
 from fanlight.errors import FailedPrecondition, NotFound
 from services.diffusion.models.entries import plain
+from services.diffusion.models.marks import LDM_FIRST
 from services.diffusion.models.recipes import CONFIGS, shipped
 from services.diffusion.models.scan import scan, starter_folder
-from services.diffusion.models.single_files import LDM_UNET
-
-
-def ldm(width, context, channels=4):
-    """As much of a checkpoint as tells what it is."""
-    return {
-        f"{LDM_UNET}input_blocks.0.0.weight": torch.zeros(width, channels, 3, 3),
-        f"{LDM_UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(width, context),
-    }
+from tests.fakes.checkpoint_files import ldm
 
 
 @pytest.mark.parametrize(
@@ -128,7 +121,7 @@ def test_a_damaged_file_is_left_out_and_the_rest_is_found(content, tmp_path):
 @pytest.mark.parametrize(
     "tensors",
     [
-        {f"{LDM_UNET}input_blocks.0.0.weight": torch.zeros(4)},
+        {LDM_FIRST: torch.zeros(4)},
         {"decoder.conv_in.weight": torch.zeros(4)},
         {"decoder.layers.0.weight": torch.zeros(())},
     ],

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -64,6 +65,15 @@ async def test_a_task_becomes_one_image_with_its_seed_progress_and_spans(stage):
     assert Image.open(io.BytesIO(output.data)).size == (64, 96)
     assert heard == [StageProgress(step=1, steps=2), StageProgress(step=2, steps=2)]
     assert [name for name, _ in outcome.spans] == ["wait", "load", "prepare", "denoise", "decode", "encode"]
+
+
+async def test_what_shows_on_the_device_only_is_warned_of_and_in_the_provenance(stage):
+    await stage._engine.open()
+    stage._engine._opened.warnings = ("two layers of the LoRA do not fit",)
+    outcome = await run(stage, GenerateRequest(steps=1))
+    [output] = outcome.outputs
+    assert output.warnings == ["two layers of the LoRA do not fit"]
+    assert json.loads(output.provenance)["warnings"] == output.warnings
 
 
 async def test_what_the_contract_refuses_is_refused_before_anything_is_fetched(stage, monkeypatch):

@@ -75,7 +75,7 @@ async def come(fleet: Fleet) -> None:
     """Until its worker has said what it can do."""
     async with asyncio.timeout(PATIENCE_S):
         async for change in fleet.store.watch(worker_registry.BUCKET):
-            if UPPERCASE in fleet.gateway.workers.catalog().stages and not isinstance(change, CaughtUp):
+            if UPPERCASE in fleet.gateway.workers.offers.catalog().stages and not isinstance(change, CaughtUp):
                 return
 
 

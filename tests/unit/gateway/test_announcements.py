@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from fanlight.contract.needs import ALWAYS_KNOWN, young_fields
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
 from fanlight.preprocessor.v1 import preprocessor_pb2
@@ -56,14 +57,26 @@ def test_what_is_loaded_is_no_part_of_capabilities() -> None:
 
 
 def test_fields_that_are_newer_than_the_gateway_are_offered_by_number() -> None:
-    assert workers.capabilities(knowing(LAST)).offers == frozenset()
-    assert workers.capabilities(knowing(LAST + 2)).offers == {
+    young = frozenset(young_fields(GENERATE))
+    assert workers.capabilities(knowing(LAST)).offers == young
+    assert workers.capabilities(knowing(LAST + 2)).offers - young == {
         f"field:{GENERATE}:{LAST + 1}",
         f"field:{GENERATE}:{LAST + 2}",
     }
-    assert len(workers.capabilities(knowing(2**29 - 1)).offers) == workers.NEW_FIELDS_LIMIT
+    assert len(workers.capabilities(knowing(2**29 - 1)).offers - young) == workers.NEW_FIELDS_LIMIT
     assert workers.capabilities(knowing(7, name="fanlight.future.v1.Unknown")).offers == frozenset()
     assert workers.capabilities(announced()).offers == frozenset()
+
+
+def with_defaults(**fields):
+    defaults = diffusion_pb2.GenerationDefaults(**fields)
+    return announced(models=[diffusion_pb2.Model(id="m", kind="k", defaults=defaults)])
+
+
+def test_a_worker_offers_the_young_fields_that_its_contract_has() -> None:
+    assert workers.capabilities(knowing(ALWAYS_KNOWN[GENERATE])).offers == frozenset()
+    assert workers.capabilities(knowing(40)).offers >= {f"field:{GENERATE}:40"}
+    assert f"field:{GENERATE}:41" not in workers.capabilities(knowing(40)).offers
 
 
 def sized(width_px: int, height_px: int, step_px: int = 0) -> queue_pb2.Capabilities:
@@ -124,6 +137,11 @@ LONG = "n" * 300
             announced(annotators=[preprocessor_pb2.Annotator(id="a", weight_bytes=-5)]),
             "capabilities.annotators[0].weight_bytes",
         ),
+        (with_defaults(steps=151), "capabilities.models[0].defaults.steps"),
+        (with_defaults(guidance_scale=math.nan), "capabilities.models[0].defaults.guidance_scale"),
+        (with_defaults(guidance_scale=31.0), "capabilities.models[0].defaults.guidance_scale"),
+        (with_defaults(width_px=65, height_px=64), "capabilities.models[0].defaults.width_px"),
+        (with_defaults(sources=["x"] * 9), "capabilities.models[0].defaults.sources"),
         (sized(2**32 - 1, 2**32 - 1), "capabilities.models[0].width_px"),
         (sized(63, 64), "capabilities.models[0].width_px"),
         (sized(64, 8_193), "capabilities.models[0].height_px"),

@@ -3,12 +3,15 @@
 import dataclasses
 from pathlib import Path
 
+from services.gateway.app.quotas import Quotas
+from services.gateway.app.records import Records
 from services.gateway.app.retention import GRACE_S, BlobRetention
 from services.gateway.config import GatewaySettings
 from services.gateway.domain.job import ControlImage, Job, Output, Task, TaskState, blobs_of
 from services.kernel.blobs import BlobInfo
 from tests.fakes.gateway import a_job
 from tests.fakes.memory_blobs import MemoryBlobs
+from tests.fakes.memory_store import MemoryStore
 
 RETENTION_S = 1_000.0
 
@@ -36,13 +39,17 @@ def a_job_that_read(image: BlobInfo, *made: BlobInfo) -> Job:
     return dataclasses.replace(a_job("1"), blobs=(image,), tasks=(task,), control_images=images)
 
 
+def quotas_of(settings: GatewaySettings) -> Quotas:
+    return Quotas(Records(MemoryStore(), Clock()), Clock(), settings)
+
+
 async def test_blobs_of_open_jobs_stay_and_others_go_after_the_jobs_retention(tmp_path: Path) -> None:
     clock = Clock()
     blobs = MemoryBlobs(now_s=clock.now_s)
     read, made, other = blobs.put(b"read"), blobs.put(b"made"), blobs.put(b"other")
     jobs = OpenJobs([a_job_that_read(read, made)])
     settings = GatewaySettings(data_dir=tmp_path, job_retention_s=RETENTION_S)
-    retention = BlobRetention(jobs, blobs, clock, settings)
+    retention = BlobRetention(jobs, blobs, clock, settings, quotas_of(settings))
 
     clock.s += RETENTION_S + GRACE_S
     await retention.sweep()

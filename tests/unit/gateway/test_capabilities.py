@@ -20,13 +20,13 @@ async def kept(fleet: Fleet) -> set[str]:
 
 
 async def come(fleet: Fleet, name: str, capabilities: Capabilities) -> FleetWorker:
-    worker = fleet.worker(DIFFUSION, name, models=capabilities.models, limits=capabilities.limits)
+    worker = fleet.worker(DIFFUSION, name, models=capabilities.models, limits=capabilities.limits, is_old=True)
     await worker.come()
     return worker
 
 
 def ids(fleet: Fleet) -> set[str]:
-    return {model.id for model in fleet.gateway.workers.catalog().models.values()}
+    return {model.id for model in fleet.gateway.workers.offers.catalog().models.values()}
 
 
 async def test_workers_that_announce_the_same_have_one_record_of_it(fleet: Fleet) -> None:
@@ -44,13 +44,13 @@ async def test_a_restarted_gateway_knows_what_workers_offer_and_asks_none_of_the
     async with fleet.restarted().running() as again:
         assert ids(again) == {"starter", "other"}
         needs = frozenset({"checkpoint:other"})
-        assert again.gateway.workers.can_any(DIFFUSION, needs, (("pixels", 4096),))
-        assert not again.gateway.workers.can_any(DIFFUSION, needs, (("pixels", 4097),))
-        assert not again.gateway.workers.can_any(DIFFUSION, needs, only_live=True)
-        assert again.gateway.workers.residency_of("checkpoint", "other") == DISK
+        assert again.gateway.workers.offers.can_any(DIFFUSION, needs, (("pixels", 4096),))
+        assert not again.gateway.workers.offers.can_any(DIFFUSION, needs, (("pixels", 4097),))
+        assert not again.gateway.workers.offers.can_any(DIFFUSION, needs, only_live=True)
+        assert again.gateway.workers.offers.residency_of("checkpoint", "other") == DISK
         answer = await again.gateway.polls.lease(replace(worker.poll(limit=0), capabilities=None))
         assert not answer.wants_capabilities
-        assert again.gateway.workers.can_any(DIFFUSION, needs, only_live=True)
+        assert again.gateway.workers.offers.can_any(DIFFUSION, needs, only_live=True)
 
 
 def calling(worker: FleetWorker, digest: str, capabilities: Capabilities | None) -> Poll:
@@ -62,7 +62,8 @@ async def test_no_worker_can_put_other_capabilities_in_the_place_of_anothers(fle
     await fleet.gateway.polls.lease(calling(honest, "aa", TWO))
     await fleet.gateway.polls.lease(calling(liar, "aa", ONE))
     by_node = {
-        need: fleet.gateway.workers.offering(DIFFUSION, need) for need in ("checkpoint:other", "checkpoint:starter")
+        need: fleet.gateway.workers.offers.offering(DIFFUSION, need)
+        for need in ("checkpoint:other", "checkpoint:starter")
     }
     assert by_node == {"checkpoint:other": ["honest"], "checkpoint:starter": ["honest", "liar"]}
     # Nor does its name for them say anything of a worker that never sent them.
@@ -129,14 +130,14 @@ async def test_where_a_model_is_comes_from_what_workers_hold(
     fleet: Fleet, places: tuple[str, ...], residency: int
 ) -> None:
     for number, place in enumerate(places or ("none",)):
-        worker = fleet.worker(DIFFUSION, f"w{number}", models=(STARTER,))
+        worker = fleet.worker(DIFFUSION, f"w{number}", models=(STARTER,), is_old=True)
         worker.disk = frozenset()
         if place != "none":
             worker.worker = replace(worker.worker, **{f"{place}_models": frozenset({"starter", "not announced"})})
         await worker.come()
-    assert fleet.gateway.workers.residency_of("checkpoint", "starter") == residency
-    assert fleet.gateway.workers.residency_of("checkpoint", "not announced") == REMOTE
-    default = fleet.gateway.workers.catalog().default_checkpoint()
+    assert fleet.gateway.workers.offers.residency_of("checkpoint", "starter") == residency
+    assert fleet.gateway.workers.offers.residency_of("checkpoint", "not announced") == REMOTE
+    default = fleet.gateway.workers.offers.catalog().default_checkpoint()
     assert (default == STARTER) == (residency != REMOTE)
 
 
@@ -145,10 +146,10 @@ async def test_what_is_loaded_or_dropped_changes_where_it_is_and_no_capabilities
     before = await kept(fleet)
     worker.worker = replace(worker.worker, vram_models=frozenset({"starter"}))
     await worker.come()
-    assert fleet.gateway.workers.residency_of("checkpoint", "starter") == VRAM
+    assert fleet.gateway.workers.offers.residency_of("checkpoint", "starter") == VRAM
     worker.worker, worker.disk = replace(worker.worker, vram_models=frozenset()), frozenset()
     await worker.come()
-    assert fleet.gateway.workers.residency_of("checkpoint", "starter") == REMOTE
+    assert fleet.gateway.workers.offers.residency_of("checkpoint", "starter") == REMOTE
     assert await kept(fleet) == before
 
 
@@ -157,12 +158,12 @@ async def test_what_a_worker_held_that_is_away_counts_behind_what_a_live_one_hol
     gone.worker = replace(gone.worker, vram_models=frozenset({"starter"}))
     await gone.come()
     fleet.clock.advance(60)
-    here = fleet.worker(DIFFUSION, "here", models=TWO.models)
+    here = fleet.worker(DIFFUSION, "here", models=TWO.models, is_old=True)
     here.disk = frozenset({"other"})
     await here.come()
-    assert fleet.gateway.workers.residency_of("checkpoint", "other") == DISK
-    assert fleet.gateway.workers.residency_of("checkpoint", "starter") == VRAM
-    default = fleet.gateway.workers.catalog().default_checkpoint()
+    assert fleet.gateway.workers.offers.residency_of("checkpoint", "other") == DISK
+    assert fleet.gateway.workers.offers.residency_of("checkpoint", "starter") == VRAM
+    default = fleet.gateway.workers.offers.catalog().default_checkpoint()
     assert default is not None
     assert default.id == "other"
 
@@ -178,20 +179,20 @@ STARTS = frozenset({"checkpoint:starter"})
 async def test_a_fleet_of_unequal_workers_says_who_could_do_what(fleet: Fleet) -> None:
     await come(fleet, "small", SMALL)
     await come(fleet, "large", LARGE)
-    workers = fleet.gateway.workers
-    assert workers.can_any(DIFFUSION, STARTS, (("pixels", 1024 * 1024),))
-    assert not workers.can_any(DIFFUSION, STARTS, (("pixels", 1024 * 1024 + 1),))
-    assert workers.limits_of(DIFFUSION, "pixels", STARTS) == [("large", 1024 * 1024), ("small", 512 * 512)]
-    assert workers.limits_of(DIFFUSION, "pixels", frozenset({"checkpoint:none"})) == []
-    assert workers.offering(DIFFUSION, "safety_checker:block") == []
+    offers = fleet.gateway.workers.offers
+    assert offers.can_any(DIFFUSION, STARTS, (("pixels", 1024 * 1024),))
+    assert not offers.can_any(DIFFUSION, STARTS, (("pixels", 1024 * 1024 + 1),))
+    assert offers.limits_of(DIFFUSION, "pixels", STARTS) == [("large", 1024 * 1024), ("small", 512 * 512)]
+    assert offers.limits_of(DIFFUSION, "pixels", frozenset({"checkpoint:none"})) == []
+    assert offers.offering(DIFFUSION, "safety_checker:block") == []
     free = fleet.worker(DIFFUSION, "free", models=ANY_SIZE.models, other_offers=ANY_SIZE.other_offers)
     await free.come()
-    assert workers.limits_of(DIFFUSION, "pixels", STARTS)[0] == ("free", None)
-    assert workers.offering(DIFFUSION, "safety_checker:block") == ["free"]
-    assert workers.can_any(DIFFUSION, STARTS, (("pixels", 10**9), ("text_encoder_layers:starter", 12)))
-    assert not workers.can_any(DIFFUSION, STARTS, (("pixels", 10**9), ("text_encoder_layers:starter", 13)))
+    assert offers.limits_of(DIFFUSION, "pixels", STARTS)[0] == ("free", None)
+    assert offers.offering(DIFFUSION, "safety_checker:block") == ["free"]
+    assert offers.can_any(DIFFUSION, STARTS, (("pixels", 10**9), ("text_encoder_layers:starter", 12)))
+    assert not offers.can_any(DIFFUSION, STARTS, (("pixels", 10**9), ("text_encoder_layers:starter", 13)))
     # Each alone could do a part of it.
-    assert not workers.can_any(DIFFUSION, STARTS | {"safety_checker:block"}, (("text_encoder_layers:starter", 13),))
+    assert not offers.can_any(DIFFUSION, STARTS | {"safety_checker:block"}, (("text_encoder_layers:starter", 13),))
 
 
 async def test_a_worker_of_another_stage_makes_no_request_of_this_one_possible(fleet: Fleet) -> None:
@@ -199,51 +200,57 @@ async def test_a_worker_of_another_stage_makes_no_request_of_this_one_possible(f
     odd = fleet.worker(PREPROCESS, "odd", models=(OTHER, STARTER), limits=(("pixels", 10**9),))
     odd.worker = replace(odd.worker, vram_models=frozenset({"other"}))
     await odd.come()
-    workers, other = fleet.gateway.workers, frozenset({"checkpoint:other"})
-    assert not workers.can_any(DIFFUSION, other)
-    assert not workers.can_any(DIFFUSION, STARTS, (("pixels", 10**9),))
-    assert workers.offering(DIFFUSION, "checkpoint:other") == []
-    assert workers.limits_of(DIFFUSION, "pixels", STARTS) == [("small", 512 * 512)]
-    assert workers.offering(PREPROCESS, "checkpoint:other") == ["odd"]
+    offers, other = fleet.gateway.workers.offers, frozenset({"checkpoint:other"})
+    assert not offers.can_any(DIFFUSION, other)
+    assert not offers.can_any(DIFFUSION, STARTS, (("pixels", 10**9),))
+    assert offers.offering(DIFFUSION, "checkpoint:other") == []
+    assert offers.limits_of(DIFFUSION, "pixels", STARTS) == [("small", 512 * 512)]
+    assert offers.offering(PREPROCESS, "checkpoint:other") == ["odd"]
     with pytest.raises(FailedPrecondition, match="needs checkpoint other, which no worker offers"):
-        generation(model="other", workers=workers)
-    default = workers.catalog().default_checkpoint()
+        generation(model="other", workers=offers)
+    default = offers.catalog().default_checkpoint()
     assert default is not None
     assert default.id == "starter", "no other stage's worker gives the default"
 
 
 async def test_a_worker_that_is_leaving_makes_no_request_possible_and_gives_no_default(fleet: Fleet) -> None:
     worker = await come(fleet, "1", TWO)
-    workers = fleet.gateway.workers
-    assert workers.can_any(DIFFUSION, STARTS)
+    offers = fleet.gateway.workers.offers
+    assert offers.can_any(DIFFUSION, STARTS)
     worker.worker = replace(worker.worker, draining=True)
     await worker.come()
-    assert not workers.can_any(DIFFUSION, STARTS)
-    assert (workers.offering(DIFFUSION, "checkpoint:starter"), workers.limits_of(DIFFUSION, "pixels")) == ([], [])
-    assert workers.catalog().default_checkpoint() is None
-    assert (workers.residency_of("checkpoint", "starter"), workers.catalog().stages) == (REMOTE, frozenset())
+    assert not offers.can_any(DIFFUSION, STARTS)
+    assert (
+        offers.offering(DIFFUSION, "checkpoint:starter"),
+        offers.limits_of(DIFFUSION, "pixels"),
+    ) == ([], [])
+    assert offers.catalog().default_checkpoint() is None
+    assert (offers.residency_of("checkpoint", "starter"), offers.catalog().stages) == (
+        REMOTE,
+        frozenset(),
+    )
     with pytest.raises(Unavailable, match="no diffusion worker"):
-        generation(workers=workers)
+        generation(workers=offers)
     worker.worker = replace(worker.worker, vram_models=frozenset({"other"}))
     await worker.come()
-    assert workers.residency_of("checkpoint", "other") == REMOTE
+    assert offers.residency_of("checkpoint", "other") == REMOTE
     async with fleet.restarted().running() as again:
-        assert not again.gateway.workers.can_any(DIFFUSION, STARTS)
+        assert not again.gateway.workers.offers.can_any(DIFFUSION, STARTS)
     # Its announcement is kept as long as the worker is known, and it may change its mind.
     fleet.clock.advance(2 * UNUSED_S)
     await fleet.gateway.sweep()
     assert await kept(fleet) == {digest_of(TWO)}
     worker.worker = replace(worker.worker, draining=False)
     await worker.come()
-    assert workers.can_any(DIFFUSION, STARTS)
-    assert workers.residency_of("checkpoint", "other") == VRAM
-    default = workers.catalog().default_checkpoint()
+    assert offers.can_any(DIFFUSION, STARTS)
+    assert offers.residency_of("checkpoint", "other") == VRAM
+    default = offers.catalog().default_checkpoint()
     assert default is not None
     assert default.id == "starter"
 
 
 def at_home(fleet: Fleet, name: str, capabilities: Capabilities, stage: str = DIFFUSION) -> FleetWorker:
-    return fleet.worker(stage, name, node="home", models=capabilities.models)
+    return fleet.worker(stage, name, node="home", models=capabilities.models, is_old=True)
 
 
 async def test_a_nodes_new_worker_replaces_its_older_one_that_is_away(fleet: Fleet) -> None:
@@ -252,10 +259,10 @@ async def test_a_nodes_new_worker_replaces_its_older_one_that_is_away(fleet: Fle
     await at_home(fleet, "old", TWO).come()
     await come(fleet, "elsewhere", replace(TWO, limits=(("pixels", 9),)))
     fleet.clock.advance(60.0)
-    assert fleet.gateway.workers.offering(DIFFUSION, "checkpoint:other") == ["home", "elsewhere"]
+    assert fleet.gateway.workers.offers.offering(DIFFUSION, "checkpoint:other") == ["home", "elsewhere"]
     await at_home(fleet, "new", ONE).come()
-    assert fleet.gateway.workers.offering(DIFFUSION, "checkpoint:other") == ["elsewhere"]
-    assert fleet.gateway.workers.offering(PREPROCESS, "checkpoint:other") == ["home"]
+    assert fleet.gateway.workers.offers.offering(DIFFUSION, "checkpoint:other") == ["elsewhere"]
+    assert fleet.gateway.workers.offers.offering(PREPROCESS, "checkpoint:other") == ["home"]
     assert await fleet.store.get("workers", "old-diffusion") is None
 
 
@@ -264,16 +271,16 @@ async def test_a_worker_that_was_replaced_before_it_counted_as_away_counts_no_mo
     await old.come()
     fleet.clock.advance(1.0)
     await new.come()
-    workers, other = fleet.gateway.workers, frozenset({"checkpoint:other"})
-    assert workers.can_any(DIFFUSION, other), "it may be a second worker of the node"
+    offers, other = fleet.gateway.workers.offers, frozenset({"checkpoint:other"})
+    assert offers.can_any(DIFFUSION, other), "it may be a second worker of the node"
     fleet.clock.advance(60.0)
     await new.come()
-    assert not workers.can_any(DIFFUSION, other)
+    assert not offers.can_any(DIFFUSION, other)
     await old.come()
-    assert workers.can_any(DIFFUSION, other), "it is back"
+    assert offers.can_any(DIFFUSION, other), "it is back"
     fleet.clock.advance(60.0)
-    assert workers.can_any(DIFFUSION, other), "it was heard of after the other came"
-    assert workers.catalog().stages == {DIFFUSION}
+    assert offers.can_any(DIFFUSION, other), "it was heard of after the other came"
+    assert offers.catalog().stages == {DIFFUSION}
 
 
 async def test_a_replaced_worker_is_forgotten_by_the_next_sweep(fleet: Fleet) -> None:
@@ -285,12 +292,12 @@ async def test_a_replaced_worker_is_forgotten_by_the_next_sweep(fleet: Fleet) ->
     await new.come()
     await fleet.gateway.sweep()
     assert [each.key for each in await fleet.store.list("workers", limit=9)] == ["new-diffusion"]
-    assert fleet.gateway.workers.can_any(DIFFUSION, STARTS)
+    assert fleet.gateway.workers.offers.can_any(DIFFUSION, STARTS)
 
 
 async def test_one_worker_cannot_change_the_family_of_a_checkpoint_that_others_announce(fleet: Fleet) -> None:
     def family() -> str:
-        found = fleet.gateway.workers.catalog().model("checkpoint", "starter")
+        found = fleet.gateway.workers.offers.catalog().model("checkpoint", "starter")
         assert found is not None
         return found.family
 
@@ -317,10 +324,10 @@ async def test_a_refusal_names_five_nodes_at_most_live_ones_first(fleet: Fleet) 
     fleet.clock.advance(60)
     for number in range(3):
         await come(fleet, f"here{number}", replace(SMALL, limits=(("pixels", 512 * 512 - number),)))
-    found = fleet.gateway.workers.offering(DIFFUSION, "checkpoint:starter")
+    found = fleet.gateway.workers.offers.offering(DIFFUSION, "checkpoint:starter")
     assert sorted(found[:3]) == ["here0", "here1", "here2"]
     assert len(found) == 5
-    limits = fleet.gateway.workers.limits_of(DIFFUSION, "pixels", STARTS)
+    limits = fleet.gateway.workers.offers.limits_of(DIFFUSION, "pixels", STARTS)
     assert len(limits) == 5
     assert limits[0] == ("here0", 512 * 512)
     assert [limit for _, limit in limits] == sorted((limit for _, limit in limits), reverse=True)
@@ -329,11 +336,11 @@ async def test_a_refusal_names_five_nodes_at_most_live_ones_first(fleet: Fleet) 
 async def test_the_catalog_costs_no_merge_where_nothing_changed(fleet: Fleet) -> None:
     """The same object, however many ask, and after polls that announce nothing new."""
     worker = await come(fleet, "1", ONE)
-    catalog = fleet.gateway.workers.catalog()
+    catalog = fleet.gateway.workers.offers.catalog()
     starter = catalog.models["checkpoint", "starter", "starter"]
     await worker.come()
     await fleet.gateway.jobs.create(generation())
-    assert fleet.gateway.workers.catalog() is catalog
+    assert fleet.gateway.workers.offers.catalog() is catalog
     assert catalog.models["checkpoint", "starter", "starter"] is starter
 
 
@@ -343,6 +350,6 @@ async def test_models_of_many_workers_are_found_by_any_name(fleet: Fleet) -> Non
             AnnouncedModel(id=f"m{number}-{i}", kind="checkpoint", aliases=(f"Alias {number}/{i}",)) for i in range(5)
         )
         await come(fleet, f"w{number}", Capabilities(models=models))
-    catalog = fleet.gateway.workers.catalog()
+    catalog = fleet.gateway.workers.offers.catalog()
     assert len(catalog.models) == 100
     assert catalog.model("checkpoint", "alias 7/3.safetensors").id == "m7-3"

@@ -24,7 +24,7 @@ from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
 from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.corpus import CORPUS, Case, Request
-from tests.fakes.fleet import CANNY, STARTER, STARTER_CANNY, Fleet
+from tests.fakes.fleet import CANNY, STARTER, STARTER_CANNY, YOUNG, Fleet
 from tests.fakes.gateway_process import jobs_of
 from tests.fakes.rpc_gateway import serving
 
@@ -39,6 +39,8 @@ OFFERS = (
     *(f"scheduler:{name}" for name in SCHEDULERS),
     *(f"safety_checker:{mode}" for mode in SAFETY_MODES),
     *(f"precision:{precision}" for precision in PRECISIONS),
+    *YOUNG,
+    "prompt_syntax:a1111",
 )
 EDGES = replace(
     CANNY,

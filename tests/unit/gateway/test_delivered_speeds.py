@@ -117,7 +117,7 @@ async def test_what_is_held_sooner_or_later_after_it_was_to_be_fetched_shows_the
     await worker.come()
     for i, model in enumerate(models):
         prompt = f"a fox <lora:{model.id}:1>"
-        await fleet.gateway.jobs.create(generation(prompt=prompt, workers=fleet.gateway.workers))
+        await fleet.gateway.jobs.create(generation(prompt=prompt, workers=fleet.gateway.workers.offers))
         answer = await fleet.gateway.polls.lease(worker.poll(limit=0))
         assert [each.model for each in answer.fetches or ()] == [model.id]
         fleet.clock.advance(8.0)

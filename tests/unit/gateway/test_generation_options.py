@@ -7,6 +7,7 @@ import pytest
 from google.protobuf import json_format
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.defaults import Defaults
 from fanlight.contract.prompt import loras_in, words_in
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, NotFound
@@ -15,7 +16,7 @@ from services.gateway.app.leasing import LeasedTask
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job
 from services.gateway.domain.workers import AnnouncedModel, Capabilities, catalog_of
 from services.gateway.wire import answers, requests, workers
-from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, FixedFleet, Fleet, resolved
+from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, YOUNG, FixedFleet, Fleet, resolved
 
 PIPELINES = ("text2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
 MODELS = (
@@ -27,7 +28,9 @@ MODELS = (
     AnnouncedModel(id="mint", kind="embedding", family="starter"),
     AnnouncedModel(id="sd-lora", kind="lora", family="sd1"),
 )
-OFFERS = ("precision:float16", "safety_checker:blur", "scheduler:dpmpp_2m")
+OFFERS = tuple(
+    sorted(("precision:float16", "prompt_syntax:a1111", "safety_checker:blur", "scheduler:dpmpp_2m", *YOUNG))
+)
 ANYTHING = (AnnouncedModel(id="*", kind="checkpoint"), AnnouncedModel(id="*", kind="lora"))
 SENT = common_pb2.ImageSource(data=PNG)
 # With values that are no defaults.
@@ -49,6 +52,19 @@ OPTIONS: dict[str, Any] = {
     "variation_seed": 7,
     "variation_strength": 0.25,
     "precision": "float16",
+    "mask_blur": 0.0,
+    "only_masked": True,
+    "mask_padding": 0,
+    "mask_fill": "noise",
+    "mask_invert": True,
+    "mask_from_alpha": True,
+    "outpaint_left_px": 8,
+    "outpaint_right_px": 16,
+    "outpaint_top_px": 24,
+    "outpaint_bottom_px": 32,
+    "prompt_syntax": "a1111",
+    "emphasis": "no_norm",
+    "sdxl_clip_skip": 3,
 }
 
 
@@ -73,7 +89,7 @@ async def leased(**fields: Any) -> tuple[diffusion_pb2.GenerateRequest, diffusio
     async with fleet.running():
         worker = fleet.worker("diffusion", models=MODELS, other_offers=OFFERS)
         await worker.come()
-        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(**fields), fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(**fields), fleet.gateway.workers.offers))
         (task,) = await worker.lease()
     return request_of(task), asked_of(job)
 
@@ -107,7 +123,9 @@ async def test_the_seed_is_shown_if_the_worker_does_not_report_it() -> None:
     async with fleet.running():
         worker = fleet.worker("diffusion")
         await worker.come()
-        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(seed=7, count=2), fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(
+            requests.new_job(of_generation(seed=7, count=2), fleet.gateway.workers.offers)
+        )
         await worker.work()
         done = await fleet.get(job)
     assert [output.seed for task in done.tasks for output in task.outputs] == [None, None]
@@ -141,7 +159,9 @@ async def test_the_worker_gets_how_a_control_image_was_made() -> None:
         await annotator.come()
         await worker.come()
         controls = [diffusion_pb2.Control(image=SENT, annotator="canny", scale=0.5)]
-        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(controls=controls), fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(
+            requests.new_job(of_generation(controls=controls), fleet.gateway.workers.offers)
+        )
         await annotator.work()
         (task,) = await worker.lease()
         made = (await fleet.get(job)).output_of(1)
@@ -175,7 +195,7 @@ async def test_a_lora_named_in_the_prompt_is_needed_of_the_worker() -> None:
         await poor.come()
         await rich.come()
         request = of_generation(prompt="a fox <lora:cyanotype:0.7>")
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert await poor.lease() == []
         assert len(await rich.lease()) == 1
 
@@ -186,7 +206,7 @@ async def test_a_lora_in_a_prompt_may_go_by_another_of_its_names() -> None:
         worker = fleet.worker("diffusion", models=MODELS)
         await worker.come()
         request = of_generation(prompt="a <lora:CyanoType.safetensors:0.7> b <lora: blueprint >")
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         (task,) = await worker.lease()
     assert request_of(task).prompt == "a <lora:cyanotype:0.7> b <lora:cyanotype>"
 
@@ -215,7 +235,7 @@ async def test_an_embedding_named_in_a_prompt_is_needed_of_the_worker() -> None:
         await poor.come()
         await rich.come()
         request = of_generation(negative_prompt="(Mint:1.2), peppermint")
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert await poor.lease() == []
         (task,) = await rich.lease()
     assert list(request_of(task).embeddings) == ["mint"]
@@ -231,7 +251,7 @@ async def test_a_word_keeps_no_image_waiting_for_a_worker_that_is_away(listed: b
         fleet.clock.advance(3_600.0)
         await home.come()
         request = of_generation(embeddings=["mint"] if listed else [], prompt="mint tea")
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert len(await home.lease()) == (0 if listed else 1)
         assert len(await away.lease()) == (1 if listed else 0)
 
@@ -243,7 +263,7 @@ async def test_a_word_forbids_no_lora_that_another_worker_has() -> None:
             models = tuple(each for each in MODELS if each.id != absent)
             await fleet.worker("diffusion", name, models=models).come()
         request = of_generation(loras=[diffusion_pb2.LoraUse(model="cyanotype")], prompt="mint tea")
-        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert list(asked_of(job).embeddings) == []
 
 
@@ -253,7 +273,7 @@ async def test_a_word_is_an_embedding_where_all_workers_that_can_paint_it_are_aw
         await fleet.worker("diffusion", "away", models=MODELS).come()
         fleet.clock.advance(3_600.0)
         request = of_generation(prompt="mint tea")
-        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        job = await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert list(asked_of(job).embeddings) == ["mint"]
 
 
@@ -286,10 +306,10 @@ async def test_a_reference_goes_to_a_worker_that_fetches_any() -> None:
         await fixed.come()
         request = of_generation(model="hf:someone/theirs", loras=[diffusion_pb2.LoraUse(model="civitai:82098@87153")])
         with pytest.raises(NotFound):
-            requests.new_job(request, fleet.gateway.workers)
+            requests.new_job(request, fleet.gateway.workers.offers)
         fetching = fleet.worker("diffusion", "fetching", models=(*MODELS, *ANYTHING))
         await fetching.come()
-        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+        await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
         assert await fixed.lease() == []
         (task,) = await fetching.lease()
     shown = request_of(task)
@@ -303,11 +323,11 @@ async def test_what_would_have_to_be_fetched_is_never_the_default() -> None:
         remote.disk = frozenset()
         await remote.come()
         with pytest.raises(NotFound) as caught:
-            requests.new_job(of_generation(), fleet.gateway.workers)
+            requests.new_job(of_generation(), fleet.gateway.workers.offers)
         assert (caught.value.field, "sd15" in caught.value.message) == ("generation.model", True)
-        assert resolved(requests.new_job(of_generation(model="sd15"), fleet.gateway.workers)).model == "sd15"
+        assert resolved(requests.new_job(of_generation(model="sd15"), fleet.gateway.workers.offers)).model == "sd15"
         await fleet.worker("diffusion", "home", models=(replace(MODELS[0], id="zz"),)).come()
-        assert resolved(requests.new_job(of_generation(), fleet.gateway.workers)).model == "zz"
+        assert resolved(requests.new_job(of_generation(), fleet.gateway.workers.offers)).model == "zz"
 
 
 def test_the_id_of_any_is_no_model() -> None:
@@ -357,3 +377,46 @@ def test_a_controlnet_of_one_family_does_not_hide_its_namesake_of_another() -> N
     offered = [AnnouncedModel(id="canny", kind="controlnet", family=family) for family in ("starter", "sd1")]
     catalog = catalog_of(["diffusion"], [Capabilities(models=tuple(offered))])
     assert set(catalog.of_kind("controlnet")) == set(offered)
+
+
+LIGHTNING = Defaults(
+    steps=4, guidance_scale=1.0, scheduler="euler", noise_schedule="sgm_uniform", width_px=128, height_px=64
+)
+
+
+async def worked(**fields: Any) -> tuple[diffusion_pb2.GenerateRequest, Job]:
+    """What the worker gets of a checkpoint that has defaults, and the job."""
+    fleet = Fleet()
+    async with fleet.running():
+        models = (replace(STARTER, pipelines=PIPELINES, defaults=LIGHTNING),)
+        offers = ("scheduler:euler", "scheduler:ddim")
+        worker = fleet.worker("diffusion", models=models, other_offers=offers)
+        await worker.come()
+        job = await fleet.gateway.jobs.create(requests.new_job(of_generation(**fields), fleet.gateway.workers.offers))
+        (task,) = await worker.lease()
+    return request_of(task), job
+
+
+async def test_a_checkpoints_defaults_are_in_the_job():
+    request, job = await worked()
+    assert (request.steps, request.guidance_scale, request.scheduler) == (4, 1.0, "euler")
+    assert (request.noise_schedule, request.width_px, request.height_px) == ("sgm_uniform", 128, 64)
+    assert asked_of(job).steps == 4
+
+
+async def test_a_requests_own_values_win_over_the_checkpoints():
+    own = {"steps": 30, "guidance_scale": 8.0, "scheduler": "ddim", "width_px": 64, "height_px": 64}
+    request, _ = await worked(**own)
+    assert {name: getattr(request, name) for name in own} == own
+    assert request.noise_schedule == ""
+
+
+async def test_a_job_is_ordered_by_the_checkpoints_steps():
+    _, job = await worked()
+    assert {(task.facts.steps, task.facts.guided) for task in job.requests} == {(4, False)}
+
+
+def test_a_checkpoints_defaults_are_listed():
+    model = answers.model(replace(STARTER, defaults=LIGHTNING))
+    assert json_format.MessageToDict(model)["defaults"]["guidanceScale"] == 1.0
+    assert not answers.model(STARTER).HasField("defaults")

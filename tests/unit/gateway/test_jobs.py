@@ -242,7 +242,7 @@ async def test_everything_is_restored_after_a_restart(fleet: Fleet, painter: Fle
     (task,) = await painter.lease()
     async with fleet.restarted().running() as again:
         assert (await again.get(job)).tasks[0].lease is not None
-        assert "starter" in [model.id for model in again.gateway.workers.catalog().models.values()]
+        assert "starter" in [model.id for model in again.gateway.workers.offers.catalog().models.values()]
         assert (await again.gateway.jobs.create(generation(2, request_id="r"))).name == job.name
         painter.fleet = again
         await painter.complete(task)

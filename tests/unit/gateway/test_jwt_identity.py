@@ -194,10 +194,42 @@ async def test_rotated_keys_are_fetched_and_unknown_ids_do_not_make_the_gateway_
     assert issuer.fetches == 2
     forger = Issuer()
     forger.key_id = "key-9"
+    time.now_s += KEYS_COOLDOWN_S + 1
     for _ in range(5):
         with pytest.raises(Unauthenticated, match="no key"):
             await check.verify(forger.sign(SALAD_CLAIMS))
-    assert issuer.fetches == 2
+    assert issuer.fetches == 3
+
+
+async def test_a_key_that_is_newer_than_the_last_look_is_waited_for_and_not_refused() -> None:
+    issuer, time = Issuer(), Time()
+    check = verifier(issuer, SALAD, time)
+    await check.verify(issuer.sign(SALAD_CLAIMS))
+    issuer.rotate("key-2")
+    time.now_s += 10.0
+    for _ in range(5):
+        with pytest.raises(Unavailable, match="is new") as refused:
+            await check.verify(issuer.sign(SALAD_CLAIMS))
+    assert refused.value.retry_after_s == KEYS_COOLDOWN_S - 10.0
+    assert issuer.fetches == 1, "whoever sends unknown key ids cannot make the gateway ask more often"
+    time.now_s += KEYS_COOLDOWN_S
+    await check.verify(issuer.sign(SALAD_CLAIMS))
+
+
+async def test_while_the_issuer_is_away_a_new_key_is_waited_for_and_the_known_ones_hold() -> None:
+    issuer, time = Issuer(), Time()
+    check = verifier(issuer, SALAD, time)
+    old = issuer.sign(SALAD_CLAIMS)
+    await check.verify(old)
+    issuer.rotate("key-2")
+    issuer.is_away = True
+    time.now_s += KEYS_COOLDOWN_S + 1
+    with pytest.raises(Unavailable, match="salad"):
+        await check.verify(issuer.sign(SALAD_CLAIMS))
+    await check.verify(old)
+    issuer.is_away = False
+    time.now_s += KEYS_COOLDOWN_S + 1
+    await check.verify(issuer.sign(SALAD_CLAIMS))
 
 
 async def test_while_the_issuer_is_away_its_last_keys_hold_for_a_day() -> None:

@@ -98,8 +98,8 @@ async def test_what_a_worker_offers_is_known_at_every_gateway(pair: Pair) -> Non
     here, there = pair
     await here.worker(DIFFUSION).come()
     await told()
-    assert "starter" in [model.id for model in there.gateway.workers.catalog().models.values()]
-    assert there.gateway.workers.can_any(DIFFUSION, frozenset({"checkpoint:starter", "controlnet:canny"}))
+    assert "starter" in [model.id for model in there.gateway.workers.offers.catalog().models.values()]
+    assert there.gateway.workers.offers.can_any(DIFFUSION, frozenset({"checkpoint:starter", "controlnet:canny"}))
 
 
 async def test_a_workers_node_counts_as_live_at_a_gateway_that_only_sees_heartbeats(pair: Pair) -> None:

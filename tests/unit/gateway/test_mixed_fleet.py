@@ -26,7 +26,7 @@ async def come(fleet: Fleet, name: str, *offers: str, **known: Any) -> FleetWork
 
 
 def asked(fleet: Fleet, *controls: Any, **fields: Any) -> NewJob:
-    return generation(1, *controls, workers=fleet.gateway.workers, **fields)
+    return generation(1, *controls, workers=fleet.gateway.workers.offers, **fields)
 
 
 async def who_leases(fleet: Fleet, *workers: FleetWorker, **fields: Any) -> list[str]:

@@ -8,12 +8,13 @@ import pytest
 
 from fanlight.contract.join_code import JoinCode, parse_join_code
 from fanlight.errors import FailedPrecondition, InvalidField, NotFound, Unauthenticated
-from services.gateway.app.nodes import CREDENTIAL_TTL_S, NODES_BUCKET, IssuedCredential, Nodes, VerifiedIdentity
+from services.gateway.app.nodes import NODES_BUCKET, IssuedCredential, Nodes, VerifiedIdentity
 from services.gateway.app.records import Records
 from services.gateway.domain.nodes import OVERLAP_S, CopiedCredential, Grant, NodeState, state_of
 from tests.fakes.fleet import FakeClock
 from tests.fakes.memory_store import MemoryStore
 
+CREDENTIAL_TTL_S = 600.0
 SALAD = VerifiedIdentity(proof="salad", subject="machine-1", grant=Grant(pool="salad"), token_hash="a" * 64)
 
 
@@ -37,7 +38,7 @@ def counted_bytes(start: int = 0) -> Callable[[int], bytes]:
 
 @pytest.fixture
 def nodes(store: MemoryStore, clock: FakeClock) -> Nodes:
-    return Nodes(Records(store, clock), clock, counted_bytes())
+    return Nodes(Records(store, clock), clock, counted_bytes(), credential_ttl_s=CREDENTIAL_TTL_S)
 
 
 ANYTHING = Grant()
@@ -126,7 +127,7 @@ async def test_a_revoked_node_loses_its_credentials_at_every_gateway(
     store: MemoryStore, clock: FakeClock, nodes: Nodes
 ) -> None:
     issued = await join(nodes)
-    other = Nodes(Records(store, clock), clock, counted_bytes(1_000))
+    other = Nodes(Records(store, clock), clock, counted_bytes(1_000), credential_ttl_s=CREDENTIAL_TTL_S)
     await other.load()
     assert other.of_credential(issued.credential)
     await nodes.revoke(issued.node.id, "it lied")

@@ -111,7 +111,7 @@ async def test_a_worker_that_announces_other_parameters_changes_nothing_and_the_
         await sound.come()
         await liar.come()
         workers = fleet.gateway.workers
-        assert workers.catalog().annotators["canny"].parameters == (LOW,)
+        assert workers.offers.catalog().annotators["canny"].parameters == (LOW,)
         await fleet.gateway.jobs.create(annotation(low=50))
         assert await liar.lease() == []
         assert await sound.work() == 1
@@ -134,14 +134,14 @@ async def test_a_version_of_a_workers_own_changes_nobodys_hits() -> None:
 async def test_workers_that_claim_many_devices_make_no_request_look_up_many_images(fleet: Fleet) -> None:
     for i in range(30):
         await fleet.worker(PREPROCESS, f"w{i}", annotators=(replace(TRUE, device=f"d{i}"),)).come()
-    assert len(fleet.gateway.workers.variants("canny")) == 8
+    assert len(fleet.gateway.workers.offers.variants("canny")) == 8
 
 
 NEWCOMER = AnnouncedModel(id="a-newcomer", kind="checkpoint", is_default=True, width_px=64, height_px=64)
 
 
 async def default_of(fleet: Fleet) -> str:
-    return str(resolved(generation(model="", workers=fleet.gateway.workers)).model)
+    return str(resolved(generation(model="", workers=fleet.gateway.workers.offers)).model)
 
 
 async def test_no_newcomer_moves_the_default_model(fleet: Fleet) -> None:
@@ -170,11 +170,11 @@ async def test_no_newcomer_changes_the_size_of_a_shared_model(fleet: Fleet) -> N
     fleet.clock.advance(1.0)
     lies = replace(STARTER, width_px=512, height_px=512, size_step_px=512, aliases=("other",))
     await fleet.worker(DIFFUSION, "liar", models=(lies,)).come()
-    request = resolved(generation(workers=fleet.gateway.workers))
+    request = resolved(generation(workers=fleet.gateway.workers.offers))
     assert (request.width_px, request.height_px) == (256, 256)
-    resolved(generation(width_px=264, height_px=256, workers=fleet.gateway.workers))
+    resolved(generation(width_px=264, height_px=256, workers=fleet.gateway.workers.offers))
     with pytest.raises(InvalidField, match="multiple of 8"):
-        resolved(generation(width_px=260, height_px=256, workers=fleet.gateway.workers))
+        resolved(generation(width_px=260, height_px=256, workers=fleet.gateway.workers.offers))
 
 
 async def test_no_newcomer_takes_the_alias_of_a_model_that_more_workers_have(fleet: Fleet) -> None:
@@ -182,5 +182,5 @@ async def test_no_newcomer_takes_the_alias_of_a_model_that_more_workers_have(fle
     for name in ("w1", "w2"):
         await fleet.worker(DIFFUSION, name, models=(usual,)).come()
     await fleet.worker(DIFFUSION, "liar", models=(replace(NEWCOMER, aliases=("sd15", "usual")),)).come()
-    assert resolved(generation(model="sd15", workers=fleet.gateway.workers)).model == "usual"
-    assert resolved(generation(model="usual", workers=fleet.gateway.workers)).model == "usual"
+    assert resolved(generation(model="sd15", workers=fleet.gateway.workers.offers)).model == "usual"
+    assert resolved(generation(model="usual", workers=fleet.gateway.workers.offers)).model == "usual"

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fanlight.errors import PermissionDenied
-from services.gateway.rpc.peer_roles import PeerCertificate, Role, certificate_of, read_certificate, role_of
+from services.gateway.app.peer_roles import PeerCertificate, Role, certificate_of, read_certificate, role_of
 
 
 def certificate(*, uris: Sequence[str] = (), units: Sequence[str] = (), name: str = "box") -> bytes:

@@ -46,7 +46,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, fleet: Fleet, graph: list[list[int]
     )
     monkeypatch.setitem(stages.STAGES, PREPROCESS, entry)
     asked = preprocessor_pb2.AnnotateRequest(annotator="dream", image=photo())
-    return requests.new_job(gateway_pb2.CreateJobRequest(annotation=asked), fleet.gateway.workers)
+    return requests.new_job(gateway_pb2.CreateJobRequest(annotation=asked), fleet.gateway.workers.offers)
 
 
 @pytest.mark.parametrize(

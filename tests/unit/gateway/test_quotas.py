@@ -1,6 +1,8 @@
 """A tenant's limits: refused at its own, and nobody else notices."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -9,6 +11,7 @@ from fanlight.errors import FanlightError, InvalidField, ResourceExhausted
 from fanlight.tenants.v1 import tenants_pb2
 from services.gateway.app.quotas import RATE_WINDOW_S
 from services.gateway.app.tenants import OPERATOR, Caller, Tenant, callers_of
+from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewaySettings
 from services.gateway.domain.job import DIFFUSION
 from services.gateway.domain.tenants import LIMIT_NAMES, TenantLimits, TenantRecord
@@ -129,6 +132,69 @@ async def test_uploads_have_places(fleet: Fleet) -> None:
         with fleet.gateway.quotas.upload(GLOBEX, 10):
             assert used(fleet, "uploads") == 1
     assert used(fleet, "uploads") == 0
+
+
+async def ended(fleet: Fleet, caller: Caller, count: int, webhook_url: str = "") -> list[str]:
+    """Names of that many cancelled jobs, a second apart."""
+    names = []
+    for _ in range(count):
+        job = await fleet.gateway.jobs.create(replace(generation(), webhook_url=webhook_url), caller)
+        await fleet.gateway.jobs.cancel(job.name, caller)
+        fleet.clock.advance(1.0)
+        names.append(job.name)
+    return names
+
+
+async def kept(fleet: Fleet, caller: Caller) -> set[str]:
+    return {job.name for job in (await fleet.gateway.jobs.list(page_size=0, page_token="", caller=caller)).jobs}
+
+
+async def test_history_is_kept_by_each_tenants_own_count_and_age(fleet: Fleet) -> None:
+    await grant(fleet, "acme", history_jobs=2)
+    await grant(fleet, "globex", history_s=2.5)
+    acme, globex = await ended(fleet, ACME, 5), await ended(fleet, GLOBEX, 5)
+    mine = await ended(fleet, OPERATOR, 5)
+    fleet.clock.advance(-5.0)
+    await fleet.gateway.sweep()
+    assert await kept(fleet, ACME) == set(acme[-2:])
+    assert await kept(fleet, GLOBEX) == set(globex[-2:])
+    assert set(mine) <= await kept(fleet, OPERATOR)
+
+
+async def test_a_job_stays_until_its_webhook_is_delivered(fleet: Fleet) -> None:
+    statuses = [503, 204]
+
+    class Target:
+        async def post(self, url: str, headers: object, body: bytes) -> int:
+            return statuses.pop(0)
+
+    fleet.gateway.use_webhooks(WebhookOptions(sender=Target(), payload=lambda job: b"{}", default_key=b"k" * 32))
+    await grant(fleet, history_jobs=1)
+    await ended(fleet, ACME, 1, "https://hooks.example/")
+    last = await ended(fleet, ACME, 1)
+    webhooks = fleet.gateway._core.webhooks
+    for is_open in (True, False):
+        async with asyncio.TaskGroup() as group:
+            await webhooks.run(group)
+        assert used(fleet, "webhooks") == is_open
+        await fleet.gateway.sweep()
+        assert len(await kept(fleet, ACME)) == 1 + is_open
+        fleet.clock.advance(10.0)
+    assert await kept(fleet, ACME) == set(last)
+
+
+async def test_webhooks_that_wait_have_places(fleet: Fleet) -> None:
+    class Target:
+        async def post(self, url: str, headers: object, body: bytes) -> int:
+            return 503
+
+    fleet.gateway.use_webhooks(WebhookOptions(sender=Target(), payload=lambda job: b"{}", default_key=b"k" * 32))
+    await grant(fleet, webhooks=1)
+    await ended(fleet, ACME, 1, "https://hooks.example/")
+    with pytest.raises(ResourceExhausted, match="webhooks: your tenant has 1 webhooks waiting"):
+        await ended(fleet, ACME, 1, "https://hooks.example/")
+    await ended(fleet, ACME, 1)
+    await ended(fleet, GLOBEX, 1, "https://hooks.example/")
 
 
 async def test_everybody_sees_their_own_quota_and_the_operator_all(client: httpx.AsyncClient, fleet: Fleet) -> None:

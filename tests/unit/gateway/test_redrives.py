@@ -112,5 +112,5 @@ async def test_a_checkpoint_and_a_controlnet_on_different_workers_are_refused_at
     await fleet.worker(DIFFUSION, "two", models=(STARTER_CANNY,)).come()
     await fleet.worker("preprocess").come()
     with pytest.raises(FailedPrecondition, match="checkpoint:starter"):
-        generation(1, control(), workers=fleet.gateway.workers)
-    assert await fleet.gateway.jobs.create(generation(workers=fleet.gateway.workers))
+        generation(1, control(), workers=fleet.gateway.workers.offers)
+    assert await fleet.gateway.jobs.create(generation(workers=fleet.gateway.workers.offers))

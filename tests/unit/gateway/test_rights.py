@@ -13,6 +13,7 @@ from fanlight.gateway.v1 import gateway_pb2
 from fanlight.keys.v1 import keys_pb2
 from fanlight.nodes.v1 import nodes_pb2
 from fanlight.records.v1 import records_pb2
+from fanlight.tenants.v1 import tenants_pb2
 from services.gateway.app.tenants import OPERATOR, Tenant, callers_of
 from services.gateway.domain.keys import RIGHTS, KeyRole, Right
 from services.gateway.http.app import http_app
@@ -33,6 +34,8 @@ RPCS: dict[str, Right] = {
     **dict.fromkeys(("CreateKey", "ListKeys", "GetKey", "RotateKey", "RevokeKey"), Right.MANAGE),
     **dict.fromkeys(("CreateInvite", "ListInvites", "RemoveInvite", "ListNodes", "GetNode"), Right.OPERATE),
     **dict.fromkeys(("DrainNode", "RevokeNode", "PurgeNode", "RemoveNode"), Right.OPERATE),
+    **dict.fromkeys(("SetTenant", "ListTenants", "GetTenant"), Right.OPERATE),
+    "GetQuota": Right.QUEUE,
     **dict.fromkeys(("ListDamagedRecords", "GetDamagedRecord", "RemoveDamagedRecord"), Right.OPERATE),
 }
 # Those whose proof is in the request.
@@ -45,6 +48,7 @@ SERVICES = [
         (keys_pb2, "KeyService"),
         (nodes_pb2, "NodeService"),
         (records_pb2, "RecordService"),
+        (tenants_pb2, "TenantService"),
     )
 ]
 METHODS = [(service.full_name, method) for service in SERVICES for method in service.methods]
@@ -123,6 +127,7 @@ def test_every_path_has_a_right(fleet: Fleet) -> None:
         route.path
         for route in paths
         if not any(isinstance(each.call, CallerWith) for each in route.dependant.dependencies)
+        and not any(isinstance(each.dependency, CallerWith) for each in route.dependencies)
     }
     assert bare == {"/healthz", "/readyz", "/docs", "/v1/session"}
 
@@ -143,6 +148,9 @@ def test_every_path_has_a_right(fleet: Fleet) -> None:
         ("GET", "/v1/keys", Right.MANAGE),
         ("POST", "/v1/keys", Right.MANAGE),
         ("GET", "/v1/nodes", Right.OPERATE),
+        ("GET", "/v1/quota", Right.QUEUE),
+        ("GET", "/v1/tenants", Right.OPERATE),
+        ("PATCH", "/v1/tenants/acme", Right.OPERATE),
         ("GET", "/v1/damaged-records", Right.OPERATE),
     ],
 )

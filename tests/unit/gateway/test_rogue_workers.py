@@ -12,16 +12,17 @@ from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.channel import open_channel
 from fanlight.contract.join_code import parse_join_code
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import FailedPrecondition, FanlightError, LeaseLost, PermissionDenied, Unauthenticated
+from fanlight.errors import FailedPrecondition, FanlightError, LeaseLost, PermissionDenied, TooLarge, Unauthenticated
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.app.tenants import Tenant
-from services.gateway.domain.job import DIFFUSION, PREPROCESS
+from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
 from services.kernel.config import GatewayCommonSettings
 from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.fleet import Fleet, annotation, generation
+from tests.fakes.gateway_process import RpcWorker
 from tests.fakes.rpc_gateway import serving
 
 OPERATOR, WORKERS, ACME = "operator-0123456789", "workers-0123456789", "acme-0123456789"
@@ -194,6 +195,44 @@ async def test_a_revoked_node_loses_its_leases_at_once(town: Town) -> None:
         assert (shown.state, shown.reason) == (nodes_pb2.Node.STATE_REVOKED, "it lied")
 
 
+async def test_a_node_that_is_revoked_in_the_middle_of_a_batch_costs_no_image(town: Town) -> None:
+    job = await town.fleet.gateway.jobs.create(generation(4))
+    async with (
+        town.joined() as first,
+        town.joined() as second,
+        town.stubs(OPERATOR) as operator,
+        open_channel(town.address, token=first.credential) as from_first,
+        open_channel(town.address, token=second.credential) as from_second,
+    ):
+        rogue = RpcWorker(from_first, DIFFUSION, name=first.node_id)
+        honest = RpcWorker(from_second, DIFFUSION, name=second.node_id)
+        batch = await rogue.lease()
+        assert len(batch) == 4
+        await rogue.complete(batch[0])
+        await operator.nodes.RevokeNode(nodes_pb2.RevokeNodeRequest(id=first.node_id))
+        for task in batch[1:]:
+            assert isinstance(await refused(rogue.complete(task)), Unauthenticated)
+        town.fleet.rest()
+        assert await honest.work() == 3
+    ended = await town.fleet.get(job)
+    assert ended.state is JobState.SUCCEEDED
+    assert [task.lease.node for task in ended.tasks if task.lease] == [first.node_id, *[second.node_id] * 3]
+    assert [len(task.outputs) for task in ended.tasks] == [1] * 4
+
+
+async def test_a_node_cannot_make_the_gateway_parse_a_message_larger_than_its_reports_may_be(town: Town) -> None:
+    async with town.joined() as node:
+        asked = poll(f"{node.node_id}-diffusion-1")
+        asked.worker.disk_models.extend(f"model-{number:0250}" for number in range(70_000))
+        error = await refused(node.queue.LeaseTasks(asked))
+        assert isinstance(error, TooLarge)
+        assert (error.field, "at most 16777216" in error.message) == ("request", True)
+        named = nodes_pb2.JoinRequest(name="x" * 2_000_000)
+        assert isinstance(await refused(node.nodes.Join(named)), TooLarge)
+        # Others, and the node's next call, go on.
+        assert not (await node.queue.LeaseTasks(poll(f"{node.node_id}-diffusion-1"))).tasks
+
+
 async def test_a_drained_node_gets_no_more_tasks_until_that_is_undone(town: Town) -> None:
     async with town.joined() as node, town.stubs(OPERATOR) as operator:
         job = await town.fleet.gateway.jobs.create(generation())
@@ -209,7 +248,9 @@ async def test_no_worker_announces_itself_into_a_pool(town: Town) -> None:
         asked = poll(f"{node.node_id}-diffusion-1", frozenset({"pool:trusted", "label:a=b"}))
         await node.queue.LeaseTasks(asked)
         (known,) = town.fleet.gateway.workers.statuses()
-        offers = town.fleet.gateway.workers.offers_of(known.worker.id)
+        abilities = town.fleet.gateway.workers.offers.abilities_of(known.worker.id)
+        assert abilities is not None
+        offers, _ = abilities
         assert "pool:home" in offers
         assert not {"pool:trusted", "label:a=b"} & offers
 

@@ -534,3 +534,20 @@ def test_work_without_a_checkpoint_goes_to_whoever_is_free_first() -> None:
     scheduler = a_scheduler(*views)
     add(scheduler, *(a_task(str(i), kind=canny, rank_s=i, steps=0) for i in range(4)))
     assert [len(got(scheduler, view.id, limit=8)) for view in views] == [2, 2]
+
+
+def test_a_worker_of_another_stage_that_says_to_hold_the_checkpoint_gets_none_of_its_tasks() -> None:
+    claims = a_view("claims", stage="preprocess", offers=frozenset(), step_s=1e-9, link_bps=1e15)
+    scheduler = a_scheduler(claims, a_view("honest"))
+    add(scheduler, *(a_task(str(i), rank_s=i) for i in range(4)))
+    assert got(scheduler, "claims", limit=8) == []
+    assert got(scheduler, "honest", limit=8) == ["0", "1", "2", "3"]
+    # Nor where no other worker is left, and nor if it was of the stage before.
+    scheduler.gone("honest", 1.0)
+    add(scheduler, a_task("late"), now_s=1.0)
+    assert got(scheduler, "claims", now_s=1.0) == []
+    scheduler.seen(a_view("moved"), 2.0)
+    scheduler.seen(replace(claims, id="moved"), 3.0)
+    assert got(scheduler, "moved", now_s=3.0) == []
+    scheduler.seen(a_view("moved"), 4.0)
+    assert got(scheduler, "moved", now_s=4.0) == ["late"]

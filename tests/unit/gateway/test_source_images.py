@@ -2,22 +2,27 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import ExifTags, Image
 
 from fanlight.common.v1 import common_pb2
+from fanlight.contract.parameters import Parameter
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import FailedPrecondition, FanlightError, InvalidField
+from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, TooLarge
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job
 from services.gateway.wire import answers, requests
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, Fleet, FleetWorker
+from tests.fakes.heif_boxes import header, ispe
 
+HEIC = Path(__file__).parents[2] / "golden" / "heic"
 SMALL, LARGE = 128 * 128, 512 * 512
 MODEL = replace(STARTER, pipelines=())
+RESIZE_MODE = Parameter(name="resize_mode", default="stretch", choices=("stretch", "crop", "pad"))
 
 
 def encoded(width_px: int, height_px: int, kind: str = "PNG", *, turn: int = 1) -> bytes:
@@ -33,13 +38,13 @@ def source(data: bytes) -> common_pb2.ImageSource:
 
 async def create(fleet: Fleet, **fields: Any) -> Job:
     asked = diffusion_pb2.GenerateRequest(**{"prompt": "a fox", **fields})
-    new = requests.new_job(gateway_pb2.CreateJobRequest(generation=asked), fleet.gateway.workers)
+    new = requests.new_job(gateway_pb2.CreateJobRequest(generation=asked), fleet.gateway.workers.offers)
     return await fleet.gateway.jobs.create(new)
 
 
 async def annotate(fleet: Fleet, **fields: Any) -> Job:
     asked = preprocessor_pb2.AnnotateRequest(annotator="canny", **fields)
-    new = requests.new_job(gateway_pb2.CreateJobRequest(annotation=asked), fleet.gateway.workers)
+    new = requests.new_job(gateway_pb2.CreateJobRequest(annotation=asked), fleet.gateway.workers.offers)
     return await fleet.gateway.jobs.create(new)
 
 
@@ -80,6 +85,26 @@ async def test_an_image_that_a_phone_turned_gives_its_upright_size(fleet: Fleet)
     await small_and_large(fleet)
     asked = answers.job(await create(fleet, image=source(encoded(256, 128, "JPEG", turn=6)))).generation
     assert (asked.width_px, asked.height_px) == (128, 256)
+
+
+@pytest.mark.parametrize("data", [encoded(96, 64, "AVIF", turn=6), (HEIC / "turned.heic").read_bytes()])
+async def test_an_avif_and_a_heic_give_their_upright_size(fleet: Fleet, data: bytes) -> None:
+    await small_and_large(fleet)
+    asked = answers.job(await create(fleet, image=source(data))).generation
+    assert (asked.width_px, asked.height_px) == (64, 96)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"avif"])
+async def test_a_hostile_heic_or_avif_is_refused_before_a_job_exists(fleet: Fleet, brand: bytes) -> None:
+    await annotators(fleet, 40_000_000)
+    for data in (
+        header([ispe(0, 2**31)], brands=(brand,)),
+        header([ispe(64, 64)], brands=(brand,), items=40_000),
+        header([ispe(64, 64)], brands=(brand,))[:-30],
+    ):
+        refused = await refusal(annotate(fleet, image=source(data)))
+        assert refused.field == "annotation.image"
+        assert refused.is_request_fault
 
 
 async def test_a_size_that_is_requested_stays(fleet: Fleet) -> None:
@@ -134,8 +159,93 @@ async def test_a_mask_of_another_size_than_the_image_is_refused(fleet: Fleet) ->
     await small_and_large(fleet)
     error = await refusal(create(fleet, image=source(encoded(128, 64)), mask=source(encoded(128, 72))))
     assert (type(error), error.field) == (InvalidField, "generation.mask")
-    assert error.message == "is 128 x 72 pixels, the image 128 x 64; they must have one size"
+    assert error.message == "is 128 x 72 pixels, the image 128 x 64; they must have one aspect ratio"
     await create(fleet, image=source(encoded(128, 64, "JPEG", turn=8)), mask=source(encoded(64, 128)))
+
+
+async def test_a_mask_may_be_a_smaller_copy(fleet: Fleet) -> None:
+    await small_and_large(fleet)
+    await create(fleet, image=source(encoded(128, 66)), mask=source(encoded(64, 33)))
+
+
+async def test_new_sides_count_into_the_size(fleet: Fleet) -> None:
+    workers = await small_and_large(fleet)
+    image = source(encoded(120, 128))
+    job = await create(fleet, image=image, outpaint_left_px=100, outpaint_top_px=30)
+    facts = job.request.facts
+    assert (facts.width_px, facts.height_px, facts.amounts) == (224, 160, (("pixels", 224 * 160),))
+    assert [len(await each.lease()) for each in workers] == [0, 1]
+    error = await refusal(create(fleet, image=image, outpaint_left_px=1000, outpaint_top_px=1000))
+    assert (type(error), error.field) == (FailedPrecondition, "generation.width_px")
+
+
+async def test_the_result_of_only_masked_has_the_size_of_the_image(fleet: Fleet) -> None:
+    await small_and_large(fleet)
+    image = source(encoded(640, 480))
+    job = await create(fleet, image=image, mask=image, only_masked=True, outpaint_right_px=60)
+    facts = job.request.facts
+    assert (facts.width_px, facts.height_px, facts.result_size_px) == (MODEL.width_px, MODEL.height_px, (700, 480))
+    huge = source(encoded(4096, 4097))
+    error = await refusal(create(fleet, image=huge, mask=huge, only_masked=True))
+    assert (type(error), error.field) == (TooLarge, "generation.image")
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "fitted"),
+    [
+        ({}, (64, 64), "crop"),
+        ({"resize": "stretch"}, (64, 64), "stretch"),
+        ({"resize": "pad", "outpaint_top_px": 100}, (64, 32), "pad"),
+        ({"only_masked": True, "mask": source(encoded(200, 100))}, (200, 100), "crop"),
+    ],
+)
+async def test_a_control_image_is_asked_for_as_the_image_is_fitted(
+    fleet: Fleet, fields: dict[str, Any], size: tuple[int, int], fitted: str
+) -> None:
+    await fleet.worker(DIFFUSION, models=(MODEL, STARTER_CANNY)).come()
+    worker = fleet.worker(PREPROCESS, annotators=(replace(CANNY, parameters=(*CANNY.parameters, RESIZE_MODE)),))
+    await worker.come()
+    control = diffusion_pb2.Control(image=source(encoded(300, 100)), annotator="canny", controlnet="canny")
+    asked = {"image": source(encoded(200, 100)), "width_px": 64, "height_px": 64, **fields}
+    job = await create(fleet, controls=[control], **asked)
+    assert await annotated(job, worker) == (size, fitted)
+
+
+@pytest.mark.parametrize(("resize", "parameter", "fitted"), [("stretch", "", "stretch"), ("stretch", "pad", "pad")])
+async def test_a_control_has_a_resize_of_its_own(fleet: Fleet, resize: str, parameter: str, fitted: str) -> None:
+    """What the annotator's parameters say goes first."""
+    await fleet.worker(DIFFUSION, models=(MODEL, STARTER_CANNY)).come()
+    worker = fleet.worker(PREPROCESS, annotators=(replace(CANNY, parameters=(*CANNY.parameters, RESIZE_MODE)),))
+    await worker.come()
+    control = diffusion_pb2.Control(image=source(PNG), annotator="canny", controlnet="canny", resize=resize)
+    if parameter:
+        control.parameters["resize_mode"] = parameter
+    job = await create(fleet, controls=[control], width_px=64, height_px=64)
+    assert (await annotated(job, worker))[1] == fitted
+
+
+async def annotated(job: Job, worker: FleetWorker) -> tuple[tuple[int, int], str]:
+    """The size of the job's control image, and how its photo is fitted."""
+    asked = preprocessor_pb2.AnnotateRequest.FromString(job.request_of(job.tasks[0]).message)
+    await worker.work()
+    return (asked.width_px, asked.height_px), asked.parameters["resize_mode"]
+
+
+async def test_what_an_older_worker_does_not_know_goes_to_a_newer_one(fleet: Fleet) -> None:
+    image = source(encoded(64, 64))
+    old = fleet.worker(DIFFUSION, "old", models=(MODEL, STARTER_CANNY), is_old=True)
+    await old.come()
+    error = await refusal(create(fleet, image=image, mask=image, mask_blur=2.0))
+    assert (type(error), error.field) == (FailedPrecondition, "generation.mask_blur")
+    edges = diffusion_pb2.Control(image=image, controlnet="canny", mode="prompt")
+    error = await refusal(create(fleet, controls=[edges]))
+    assert (type(error), error.field) == (FailedPrecondition, "generation.controls[0].mode")
+    new = fleet.worker(DIFFUSION, "new", models=(MODEL, STARTER_CANNY))
+    await new.come()
+    await create(fleet, image=image, mask=image, mask_blur=2.0)
+    assert [len(await each.lease()) for each in (old, new)] == [0, 1]
+    await create(fleet, image=image, mask=image)
+    assert len(await old.lease()) == 1, "nothing in it is newer"
 
 
 async def test_an_annotation_goes_to_a_worker_that_takes_its_pixels(fleet: Fleet) -> None:
@@ -176,7 +286,7 @@ async def test_a_blob_of_another_scope_is_looked_up_there(fleet: Fleet) -> None:
 async def create_packed(fleet: Fleet, **fields: Any) -> Job:
     request = gateway_pb2.CreateJobRequest()
     request.request.Pack(diffusion_pb2.GenerateRequest(**{"prompt": "a fox", **fields}))
-    return await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers))
+    return await fleet.gateway.jobs.create(requests.new_job(request, fleet.gateway.workers.offers))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ async def test_a_blob_of_another_scope_is_not_found(fleet: Fleet, painter: Fleet
     await annotator.come()
     for scope in ("globex", "default"):
         stolen.image.blob.CopyFrom(common_pb2.Blob(scope=scope, digest=written.digest))
-        new = requests.new_job(gateway_pb2.CreateJobRequest(annotation=stolen), fleet.gateway.workers)
+        new = requests.new_job(gateway_pb2.CreateJobRequest(annotation=stolen), fleet.gateway.workers.offers)
         with pytest.raises(NotFound):
             await fleet.gateway.jobs.create(new, ACME)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from services.gateway.app import webhooks as module
 from services.gateway.app.job_store import JOBS
 from services.gateway.app.records import Records
-from services.gateway.app.webhooks import SENDING_LIMIT, WebhookOptions, Webhooks
+from services.gateway.app.webhooks import SENDING_LIMIT_EACH, WebhookOptions, Webhooks
 from services.gateway.domain import machine
 from services.gateway.domain.delivery import CLAIM_S, DeliveryState
 from services.gateway.domain.job import Job
@@ -16,7 +16,7 @@ from tests.fakes.fleet import CountingBytes, FakeClock, Fleet, generation
 from tests.fakes.memory_store import MemoryStore
 
 MORE = 5
-COUNT = SENDING_LIMIT + MORE
+COUNT = SENDING_LIMIT_EACH + MORE
 
 
 class SlowTarget:
@@ -73,12 +73,12 @@ async def test_concurrent_attempts_are_limited_and_the_others_follow() -> None:
         for _ in range(3):
             await webhooks.run(group)
             await settled()
-        assert (target.open, len(target.ids)) == (SENDING_LIMIT, SENDING_LIMIT)
+        assert (target.open, len(target.ids)) == (SENDING_LIMIT_EACH, SENDING_LIMIT_EACH)
         target.answers.set()
         await settled()
         await webhooks.run(group)
         await settled()
-        assert (target.most, len(target.ids), len(set(target.ids))) == (SENDING_LIMIT, COUNT, COUNT)
+        assert (target.most, len(target.ids), len(set(target.ids))) == (SENDING_LIMIT_EACH, COUNT, COUNT)
         states = {(await webhooks.get(job)).state for job in jobs}
         assert states == {DeliveryState.DELIVERED}
 
@@ -107,3 +107,40 @@ async def test_more_ended_jobs_than_may_be_pending_are_not_noted(monkeypatch) ->
         await webhooks.run(group)
         await settled()
         assert len(target.ids) == 2
+
+
+async def test_targets_that_hang_hold_up_no_other_tenants_webhooks() -> None:
+    store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
+    async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
+        slow = await ended_jobs(store, 10 * SENDING_LIMIT_EACH)
+        for job in slow:
+            webhooks.observe(job)
+        await webhooks.run(group)
+        await settled()
+        other = replace(slow[0], id=f"{slow[0].id}-other", tenant="other")
+        await store.create("jobs", other.id, JOBS.encode(other))
+        webhooks.observe(other)
+        assert (webhooks.count_of("other"), webhooks.count_of("default")) == (1, 10 * SENDING_LIMIT_EACH)
+        for _ in range(2):
+            await webhooks.run(group)
+            await settled()
+        assert sum("-other" in each for each in target.ids) == 1
+        target.answers.set()
+        await settled()
+        assert webhooks.count_of("other") == 0
+        assert not webhooks.is_open(other.id)
+
+
+async def test_a_deleted_delivery_is_counted_no_more() -> None:
+    store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
+    async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
+        (job,) = await ended_jobs(store, 1)
+        webhooks.observe(job)
+        assert webhooks.is_open(job.id)
+        await webhooks.run(group)
+        target.answers.set()
+        await settled()
+        await webhooks.forget(job)
+        await settled()
+        assert not webhooks._open
+        assert not webhooks._counts

@@ -22,10 +22,10 @@ async def test_a_worker_that_stops_polling_is_no_longer_live_but_listed(fleet: F
 async def test_what_a_worker_offered_is_remembered_for_a_while(fleet: Fleet, painter: FleetWorker) -> None:
     fleet.clock.advance(3_600)
     await fleet.gateway.sweep()
-    assert ("checkpoint", "starter", "starter") in fleet.gateway.workers.catalog().models
+    assert ("checkpoint", "starter", "starter") in fleet.gateway.workers.offers.catalog().models
     fleet.clock.advance(86_400)
     await fleet.gateway.sweep()
-    assert fleet.gateway.workers.catalog().models == {}
+    assert fleet.gateway.workers.offers.catalog().models == {}
     assert await fleet.store.list("workers", limit=10) == []
 
 
@@ -48,8 +48,8 @@ async def test_of_two_descriptions_the_live_workers_counts(fleet: Fleet) -> None
     fleet.clock.advance(60)
     new = fleet.worker(PREPROCESS, "new", annotators=(replace(CANNY, version="2"),))
     await new.come()
-    assert fleet.gateway.workers.catalog().annotators["canny"].version == "2"
-    assert [each.version for each in fleet.gateway.workers.variants("canny")] == ["2", "1"]
+    assert fleet.gateway.workers.offers.catalog().annotators["canny"].version == "2"
+    assert [each.version for each in fleet.gateway.workers.offers.variants("canny")] == ["2", "1"]
 
 
 async def test_capabilities_that_change_are_taken_in(fleet: Fleet) -> None:
@@ -57,9 +57,9 @@ async def test_capabilities_that_change_are_taken_in(fleet: Fleet) -> None:
     await worker.come()
     worker.capabilities = Capabilities(models=(replace(STARTER, id="new"),))
     await worker.come()
-    assert {model_id for _, model_id, *_ in fleet.gateway.workers.catalog().models} == {"new"}
+    assert {model_id for _, model_id, *_ in fleet.gateway.workers.offers.catalog().models} == {"new"}
     async with fleet.restarted().running() as again:
-        assert {model_id for _, model_id, *_ in again.gateway.workers.catalog().models} == {"new"}
+        assert {model_id for _, model_id, *_ in again.gateway.workers.offers.catalog().models} == {"new"}
 
 
 async def test_workers_are_bounded_and_the_one_away_longest_makes_room() -> None:

@@ -53,3 +53,32 @@ def test_no_service_starts_for_a_gpu_that_is_not_there(service, monkeypatch, cap
     monkeypatch.setenv(f"FANLIGHT_{service.upper()}_DEVICE", "cuda")
     assert main() == 2
     assert f"error: FANLIGHT_{service.upper()}_DEVICE is cuda" in capsys.readouterr().err
+
+
+class DriverOfCard(Driver):
+    def __init__(self, name: bytes, capability: tuple[int, int]) -> None:
+        super().__init__(1)
+        self._name = name
+        self._by_attribute = {75: capability[0], 76: capability[1]}
+
+    def cuDeviceGet(self, device: object, number: int) -> int:
+        return 0
+
+    def cuDeviceGetName(self, name: object, size: int, device: object) -> int:
+        name.value = self._name
+        return 0
+
+    def cuDeviceGetAttribute(self, found: object, attribute: int, device: object) -> int:
+        ctypes.cast(found, ctypes.POINTER(ctypes.c_int))[0] = self._by_attribute[attribute]
+        return 0
+
+
+def test_a_card_is_known_by_its_name_and_capability(monkeypatch):
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: DriverOfCard(b"NVIDIA GeForce GTX 1660", (7, 5)))
+    assert process.card_of(0) == ("NVIDIA GeForce GTX 1660", (7, 5))
+    assert process.card_of(1) is None
+
+
+def test_without_a_driver_no_card_is_known(monkeypatch):
+    monkeypatch.setattr(process.ctypes, "CDLL", absent)
+    assert process.card_of(0) is None

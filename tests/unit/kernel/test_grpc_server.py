@@ -152,6 +152,22 @@ async def test_tls_from_pem_files(serve, tmp_path):
     assert await call(address, ca_file=tmp_path / "roots") == pb.AnnotateResponse()
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.2"])
+async def test_of_several_addresses_over_tls_the_certificate_must_have_the_first(serve, tmp_path, name):
+    authority = trustme.CA()
+    leaf = authority.issue_cert(name)
+    leaf.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    leaf.private_key_pem.write_to_path(tmp_path / "key.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    files = {"tls_cert_file": tmp_path / "cert.pem", "tls_key_file": tmp_path / "key.pem"}
+    ports = [(await serve(**files)).rpartition(":")[2] for _ in range(2)]
+    addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
+    if name == "127.0.0.1":
+        await call(addresses, ca_file=tmp_path / "ca.pem")
+    else:
+        assert await code_of(call(addresses, ca_file=tmp_path / "ca.pem")) is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_a_certificate_and_key_of_two_are_a_settings_error(serve, tmp_path):
     authority = trustme.CA()
     authority.issue_cert("localhost").private_key_pem.write_to_path(str(tmp_path / "key"))

@@ -1,6 +1,7 @@
 """From bytes to pixels: the fast path for JPEGs gives exactly Pillow's pixels and refuses what Pillow refuses."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from services.kernel.images import ImageLimits, decode_rgb
 from services.preprocessor.codec import decode
 from tests.fakes.synthetic_images import saved, scene
 
+HEIC = Path(__file__).parents[2] / "golden" / "heic"
 LIMITS = ImageLimits(pixels=100_000, side_px=1_000)
 
 
@@ -37,8 +39,14 @@ def turned() -> bytes:
         turned(),
         jpeg() + b"more",
         saved(Image.fromarray(scene()), "PNG"),
+        saved(Image.fromarray(scene()), "AVIF"),
+        saved(Image.fromarray(scene()), "AVIF") + b"\xff\xd9",
+        (HEIC / "turned.heic").read_bytes(),
     ],
-    ids=["usual", "coarse", "422", "progressive", "1x1", "gray", "cmyk", "turned", "trailing", "png"],
+    ids=[
+        *("usual", "coarse", "422", "progressive", "1x1", "gray", "cmyk", "turned", "trailing", "png"),
+        *("avif", "avif that ends as a jpeg", "heic"),
+    ],
 )
 def test_pixels_are_pillows(data):
     expected = np.asarray(decode_rgb(data, field="image", limits=LIMITS))
@@ -78,6 +86,13 @@ def test_a_truncated_jpeg_is_refused(data):
 def test_a_jpeg_that_is_too_large_is_refused_by_its_header(width, height):
     with pytest.raises(TooLarge):
         decode(jpeg(width, height), keeps_alpha=False, limits=LIMITS)
+
+
+@pytest.mark.parametrize("keeps_alpha", [False, True])
+def test_transparency_of_a_heic_is_kept_on_request(keeps_alpha):
+    pixels = decode((HEIC / "alpha.heic").read_bytes(), keeps_alpha=keeps_alpha, limits=LIMITS)
+    assert pixels.shape == (64, 96, 4 if keeps_alpha else 3)
+    assert (pixels[32, 10] == 0).all() if keeps_alpha else (pixels[32, 10] == 255).all()
 
 
 def test_transparency_is_kept_on_request():

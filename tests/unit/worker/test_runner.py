@@ -1,6 +1,7 @@
 """What becomes of one leased task: its request, its images, its result, its failure."""
 
 import pytest
+import structlog.testing
 from google.protobuf import wrappers_pb2
 
 from fanlight.contract.limits import PROVENANCE_LIMIT_BYTES
@@ -137,6 +138,31 @@ async def test_a_result_above_a_limit_of_the_gateway_is_refused_by_its_field(
     failure = gateway.failed[NAME][0].failure
     assert (failure.reason, failure.field) == ("RESULT_REFUSED", "outputs[0].provenance_json")
     assert gateway.calls["CompleteTask"] == 1
+
+
+async def test_what_a_stage_warns_of_is_handed_in_with_its_output(gateway: FakeGateway, stage: FakeStage) -> None:
+    stage.warnings = ["two layers of the LoRA do not fit"]
+    await gateway.offer(task_named(NAME))
+    async with working(gateway, stage):
+        await gateway.until(lambda: gateway.results[NAME] == 1)
+    [completed] = gateway.completed.values()
+    assert list(completed.outputs[0].warnings) == stage.warnings
+
+
+async def test_an_attempt_that_the_gateway_has_ended_itself_is_one_line_in_the_log_and_no_further_call(
+    gateway: FakeGateway, stage: FakeStage
+) -> None:
+    gateway.refused_results = 1
+    await gateway.offer(task_named(NAME), task_named("jobs/b/tasks/1"))
+    with structlog.testing.capture_logs() as logs:
+        async with working(gateway, stage, slots=1):
+            await gateway.until(lambda: gateway.results["jobs/b/tasks/1"] == 1)
+    assert gateway.calls["FailTask"] == 0
+    # The fake gateway logs here too: it has no direct uploads.
+    loud = [each for each in logs if each["log_level"] != "info" and each["event"] != "handler_failed"]
+    assert [(each["event"], each["field"], each["message"]) for each in loud] == [
+        ("result_refused", "outputs[0].blob", "is no image")
+    ]
 
 
 async def test_a_result_that_never_arrives_is_a_fault_of_the_node(gateway: FakeGateway, stage: FakeStage) -> None:

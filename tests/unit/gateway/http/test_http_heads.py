@@ -39,7 +39,7 @@ async def test_head_is_possible_wherever_get_is(server: httpx.AsyncClient) -> No
     paths = (await server.get("/openapi.json")).json()["paths"]
     gets = [path for path, methods in paths.items() if "get" in methods and not path.endswith("/events")]
     assert len(gets) > 10
-    names = {"node_id": "n1", "key_id": "k1", "job_id": "1", "digest": digest(BYTES), "number": "0"}
+    names = {"node_id": "n1", "key_id": "k1", "name": "acme", "job_id": "1", "digest": digest(BYTES), "number": "0"}
     for path in (*(path.format_map({**dict.fromkeys(["bucket", "key"], "x"), **names}) for path in gets), "/docs"):
         got, head = await answers(server, path)
         assert (path, head.status_code) == (path, got.status_code)

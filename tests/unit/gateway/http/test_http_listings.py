@@ -1,9 +1,11 @@
 """/v1/annotators, /v1/models, /v1/workers, /v1/queue"""
 
+from dataclasses import replace
+
 import httpx
 
 from services.gateway.app.queue_index import QueueLine
-from services.gateway.domain.workers import Worker, WorkerStatus
+from services.gateway.domain.workers import AnnouncedLeftOut, Worker, WorkerStatus
 from tests.fakes.gateway import FakeGateway
 
 
@@ -25,6 +27,17 @@ async def test_annotators_are_listed_with_their_parameters(client: httpx.AsyncCl
 async def test_models_are_listed(client: httpx.AsyncClient) -> None:
     models = (await client.get("/v1/models")).json()["models"]
     assert [(model["id"], model["kind"]) for model in models] == [("starter", "checkpoint"), ("canny", "controlnet")]
+
+
+async def test_what_workers_do_not_use_is_listed_on_request(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
+    left_out = AnnouncedLeftOut(path="Lora/old.ckpt", reason="it is a pickle")
+    gateway.workers.capabilities = replace(gateway.workers.capabilities, left_out=(left_out,), left_out_count=1)
+    listed = (await client.get("/v1/models", params={"left_out": "true"})).json()
+    assert listed["left_out"] == [{"path": "Lora/old.ckpt", "reason": "it is a pickle", "nodes": ["node"]}]
+    assert (len(listed["models"]), listed["left_out_count"]) == (2, 1)
+    assert (await client.get("/v1/models")).json()["left_out"] == []
+    wrong = await client.get("/v1/models", params={"left_out": "perhaps"})
+    assert (wrong.status_code, wrong.json()["error"]["field"]) == (400, "left_out")
 
 
 async def test_a_list_of_nothing_is_a_list(client: httpx.AsyncClient) -> None:

@@ -57,3 +57,11 @@ async def test_a_tenant_sees_and_ends_no_node(client: httpx.AsyncClient, fleet: 
         assert answer.status_code == 403
         assert answer.json()["error"]["reason"] == "PERMISSION_DENIED"
     assert not fleet.gateway.nodes.is_revoked(node)
+
+
+async def test_a_tenant_sees_no_files_of_nodes(client: httpx.AsyncClient) -> None:
+    query = {"left_out": "true"}
+    assert (await client.get("/v1/models", params=query)).status_code == 200
+    answer = await client.get("/v1/models", params=query, headers={"Authorization": f"Bearer {ACME}"})
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "PERMISSION_DENIED")
+    assert (await client.get("/v1/models", headers={"Authorization": f"Bearer {ACME}"})).status_code == 200

@@ -116,7 +116,7 @@ def test_a_request_of_any_stage_is_read_by_its_type_and_written_back() -> None:
 @pytest.mark.parametrize(
     ("value", "field", "near"),
     [
-        ({"generation": {"prommpt": "x"}}, "generation.prommpt", r"did you mean prompt\?"),
+        ({"generation": {"prommpt": "x"}}, "generation.prommpt", r"did you mean prompt or prompt_syntax\?"),
         (
             {"generation": {"negativ_prompt": "x"}},
             "generation.negativ_prompt",

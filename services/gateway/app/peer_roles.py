@@ -6,6 +6,7 @@ node join without a code. Beside that a certificate replaces no token: it says w
 """
 
 import functools
+import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,6 +35,11 @@ class PeerCertificate:
     role: Role
     # The SPIFFE id, or else the certificate's subject.
     subject: str
+
+
+def auth_context_of(der: bytes | None) -> Mapping[str, Iterable[bytes]]:
+    """As gRPC's, of a connection that shows that certificate; None for a connection without one."""
+    return {PEM_KEY: [ssl.DER_cert_to_PEM_cert(der).encode()]} if der else {}
 
 
 def role_of(auth_context: Mapping[str, Iterable[bytes]]) -> Role | None:
