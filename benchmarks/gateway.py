@@ -4,6 +4,7 @@ usage: python -m benchmarks.gateway sqlite|lease|image|sealed|memory [--rounds 5
 """
 
 import asyncio
+import itertools
 import os
 import sqlite3
 import statistics
@@ -249,57 +250,76 @@ async def gateway_alone(name: str, **settings: str) -> AsyncIterator[tuple[Gatew
 
 
 async def sealed(rounds: int, report: Report, *, smoke: bool) -> None:
-    """The image's way through a gateway that seals, and through one that does not; and reads of what only the disk has.
+    """The image's way through a gateway that seals, and through one that does not; then reads of what only the disk has.
 
-    Also job transitions, whose records are sealed each time.
+    Also jobs, whose records are sealed. The two take turns with each image and job.
     """
     async with gateway_alone("clear") as clear, gateway_alone("sealed") as sealing:
         sides = {"clear": clear, "sealed": sealing}
-        ways = ("carry", "cpu", "disk", "jobs")
-        figures: dict[str, dict[str, list[float]]] = {way: {name: [] for name in sides} for way in ways}
+        figures: dict[str, dict[str, list[float]]] = {way: {each: [] for each in sides} for way in SEALED_WAYS}
         for turn_number in range(2 if smoke else rounds * 4 + 1):
-            order = list(sides) if turn_number % 2 else list(reversed(sides))
-            for name in order:
-                found = await sealed_turn(*sides[name], smoke=smoke)
-                # The first turn makes connections and folders.
-                if turn_number:
-                    for way in ways:
-                        figures[way][name] += found[way]
-    for way, what, goal in (
-        ("carry", "a 467 kB image from a worker to a client, wall, p50", 1.25),
-        ("disk", "a 467 kB image read from the disk by a client, wall, p50", 1.25),
-        ("jobs", "a job created, wall, p50", 1.25),
-    ):
+            found = await sealed_turn(sides, smoke=smoke)
+            # The first turn makes connections and folders.
+            if turn_number:
+                for way, name in itertools.product(SEALED_WAYS, sides):
+                    figures[way][name] += found[way][name]
+    for way, (what, goal) in SEALED_WAYS.items():
         ours, theirs = figures[way]["sealed"], figures[way]["clear"]
         compare(report, ours, theirs, f"sealed: {what}", "the same in clear", goal=goal)
-    spent = figures["cpu"]
-    report.ratio("sealed: a 467 kB image, CPU of the gateway", spent["sealed"], spent["clear"], against="in clear")
 
 
-async def sealed_turn(gateway: GatewayProcess, channel: grpc.aio.Channel, *, smoke: bool) -> dict[str, list[float]]:
-    assert gateway._process is not None
-    before_s = cpu_s(gateway._process.pid)
-    carried = [await carry_image(channel) for _ in range(IMAGES_A_TURN)]
-    spent_s = (cpu_s(gateway._process.pid) - before_s) / IMAGES_A_TURN
-    blobs = blobs_pb2_grpc.BlobServiceStub(channel)
+# What is measured, and the goal.
+SEALED_WAYS: dict[str, tuple[str, float | None]] = {
+    "carry": ("a 467 kB image from a worker to a client, wall, p50", 1.25),
+    "cpu": ("a 467 kB image from a worker to a client, CPU of the gateway", None),
+    "disk": ("a 467 kB image that a client reads from the disk, wall, p50", None),
+    "jobs": ("a job created, wall, p50", None),
+}
+Sides = dict[str, tuple[GatewayProcess, grpc.aio.Channel]]
+
+
+async def sealed_turn(sides: Sides, *, smoke: bool) -> dict[str, dict[str, list[float]]]:
+    found: dict[str, dict[str, list[float]]] = {way: {name: [] for name in sides} for way in SEALED_WAYS}
+    before = {name: cpu_s(pid_of(gateway)) for name, (gateway, _) in sides.items()}
+    for name, (_, channel) in list(sides.items()) * IMAGES_A_TURN:
+        found["carry"][name].append(await carry_image(channel))
+    for name, (gateway, _) in sides.items():
+        found["cpu"][name].append((cpu_s(pid_of(gateway)) - before[name]) / IMAGES_A_TURN)
+    digests: dict[str, list[str]] = {name: [] for name in sides}
     # More than a gateway caches in memory.
-    digests = [await write_image(channel) for _ in range(2 if smoke else 2 * CACHED_IMAGES)]
-    reads = []
-    for digest in digests[:IMAGES_A_TURN]:
-        begin_s = time.perf_counter()
-        async for _part in blobs.ReadBlob(blobs_pb2.ReadBlobRequest(digest=digest)):
-            pass
-        reads.append(time.perf_counter() - begin_s)
-    created = []
+    for name, (_, channel) in list(sides.items()) * (IMAGES_A_TURN + (0 if smoke else CACHED_IMAGES)):
+        digests[name].append(await write_image(channel))
+    for number in range(IMAGES_A_TURN):
+        for name, (_, channel) in sides.items():
+            found["disk"][name].append(await read_image(channel, digests[name][number]))
+    for name, (_, channel) in sides.items():
+        await RpcWorker(channel, "diffusion").lease(0)
+    for name, (_, channel) in list(sides.items()) * IMAGES_A_TURN:
+        found["jobs"][name].append(await create_job(channel))
+    return found
+
+
+def pid_of(gateway: GatewayProcess) -> int:
+    assert gateway._process is not None
+    return gateway._process.pid
+
+
+async def read_image(channel: grpc.aio.Channel, digest: str) -> float:
+    blobs = blobs_pb2_grpc.BlobServiceStub(channel)
+    begin_s = time.perf_counter()
+    async for _part in blobs.ReadBlob(blobs_pb2.ReadBlobRequest(digest=digest)):
+        pass
+    return time.perf_counter() - begin_s
+
+
+async def create_job(channel: grpc.aio.Channel) -> float:
     jobs: Any = jobs_of(channel)
-    await RpcWorker(channel, "diffusion").lease(0)
-    for _ in range(IMAGES_A_TURN):
-        request = gateway_pb2.CreateJobRequest(generation=requests.generation("a red teapot on a table, " * 4))
-        begin_s = time.perf_counter()
-        job = await jobs.CreateJob(request)
-        created.append(time.perf_counter() - begin_s)
-        await jobs.CancelJob(gateway_pb2.CancelJobRequest(name=job.name))
-    return {"carry": carried, "cpu": [spent_s], "disk": reads, "jobs": created}
+    request = gateway_pb2.CreateJobRequest(generation=requests.generation("a red teapot on a table, " * 4))
+    begin_s = time.perf_counter()
+    job = await jobs.CreateJob(request)
+    passed_s = time.perf_counter() - begin_s
+    await jobs.CancelJob(gateway_pb2.CancelJobRequest(name=job.name))
+    return passed_s
 
 
 async def write_image(channel: grpc.aio.Channel) -> str:
