@@ -250,7 +250,7 @@ async def gateway_alone(name: str, **settings: str) -> AsyncIterator[tuple[Gatew
 
 
 async def sealed(rounds: int, report: Report, *, smoke: bool) -> None:
-    """The image's way through a gateway that seals, and through one that does not; then reads of what only the disk has.
+    """The image's way through a gateway that seals, and through one that does not; then reads of what the disk has.
 
     Also jobs, whose records are sealed. The two take turns with each image and job.
     """
@@ -292,7 +292,7 @@ async def sealed_turn(sides: Sides, *, smoke: bool) -> dict[str, dict[str, list[
     for number in range(IMAGES_A_TURN):
         for name, (_, channel) in sides.items():
             found["disk"][name].append(await read_image(channel, digests[name][number]))
-    for name, (_, channel) in sides.items():
+    for _, channel in sides.values():
         await RpcWorker(channel, "diffusion").lease(0)
     for name, (_, channel) in list(sides.items()) * IMAGES_A_TURN:
         found["jobs"][name].append(await create_job(channel))

@@ -161,6 +161,9 @@ class DataKeys:
     async def _note(self, tenant: str, found: bytes | None) -> _Known:
         entry = _entry(tenant, found) if found is not None else None
         before = self._known.get(tenant)
+        if entry is None and before is not None and before.keys is not None:
+            # A new key in its place would cost the data that is sealed with it.
+            raise KeysUnreadable(f"the wrapped keys of {tenant} have vanished from {self.place}; put them back")
         keys = await self._unwrapped(entry, before.keys if before else None) if entry else None
         known = _Known(keys, entry.destroy_s if entry else 0.0, self._clock.monotonic_s() + FRESH_S)
         if len(self._known) >= REMEMBERED_LIMIT:
