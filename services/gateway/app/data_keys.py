@@ -299,17 +299,17 @@ class DataKeys:
         log.info("older_data_keys_destroyed", tenant=tenant, count=len(before.keys) - len(after.keys))
         return len(before.keys) - len(after.keys)
 
-    async def figures(self) -> list[KeyFigures]:
-        """Of every tenant, by name."""
+    async def figures(self, *, is_opened: bool = True) -> list[KeyFigures]:
+        """Of every tenant, by name. `is_opened`: also whether the keys can be opened, which a service may charge for."""
         names = [name for name in sorted(await self._vault.names()) if name != VAULT]
-        return [await self._figures_of(name) for name in names]
+        return [await self._figures_of(name, is_opened=is_opened) for name in names]
 
-    async def _figures_of(self, name: str) -> KeyFigures:
+    async def _figures_of(self, name: str, *, is_opened: bool) -> KeyFigures:
         found = await self._vault.get(name)
         fault = ""
         try:
             entry = _entry(name, found) if found is not None else None
-            if entry is not None:
+            if entry is not None and is_opened:
                 await self._unwrapped(entry)
         except KeysUnreadable as error:
             entry, fault = None, error.message
