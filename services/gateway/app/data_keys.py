@@ -300,7 +300,7 @@ class DataKeys:
         return len(before.keys) - len(after.keys)
 
     async def figures(self, *, is_opened: bool = True) -> list[KeyFigures]:
-        """Of every tenant, by name. `is_opened`: also whether the keys can be opened, which a service may charge for."""
+        """Of every tenant, by name. `is_opened`: also whether the keys can be opened, which services charge for."""
         names = [name for name in sorted(await self._vault.names()) if name != VAULT]
         return [await self._figures_of(name, is_opened=is_opened) for name in names]
 
