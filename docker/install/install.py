@@ -1,8 +1,8 @@
 """Run inside the build: puts a layer's packages into /layers/LAYER, less what no service needs, compiled ahead.
 
 usage: python3 install.py LAYER [--packages LIST] [WHEEL...]
-/wheels: the wheels, those of a list alone in /wheels/LIST; ../locks/LIST.txt: what to install of them, to the version and
-the sha256, which pip holds every wheel to; no package index is asked. A WHEEL is our own, built beside them.
+/wheels: the wheels, those of a list alone in /wheels/LIST; ../locks/LIST.txt: what to install of them, to the version
+and the sha256, which pip holds every wheel to; no package index is asked. A WHEEL is our own, built beside them.
 """
 
 import argparse
@@ -59,14 +59,12 @@ def install(what: Iterable[str], out: Path, *, own: Path) -> None:
 
 
 def trusted_pip() -> Path:
-    """The wheel of pip that build.txt names. It checks all others, so it is checked here. SystemExit for another one."""
+    """The wheel of pip that build.txt names. It checks the others, so it is checked here. SystemExit if it is another."""
     lines = (HERE.parent / "locks" / "build.txt").read_text().splitlines()
     pinned, _, sha256 = next(line for line in lines if line.startswith("pip==")).partition(" --hash=sha256:")
     wheel = WHEELS / f"pip-{pinned.partition('==')[2]}-py3-none-any.whl"
     if not wheel.exists() or hashlib.sha256(wheel.read_bytes()).hexdigest() != sha256:
-        raise SystemExit(
-            f"error: {wheel} is not the wheel that docker/locks/build.txt names; run docker/build.py wheels"
-        )
+        raise SystemExit(f"error: {wheel} is not what docker/locks/build.txt names; run docker/build.py wheels")
     return wheel
 
 
