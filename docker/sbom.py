@@ -75,7 +75,7 @@ def wheel() -> Sequence[lock.Pin]:
 
 
 def text_of(bom: Bom) -> str:
-    """The same for the same locks: no time of day and no random number is in it. ValueError if the schema refuses it."""
+    """The same for the same locks: no time of day, no random number. ValueError if the schema refuses it."""
     text = JsonV1Dot6(bom).output_as_string(indent=1)
     document = json.loads(text)
     document["metadata"].pop("timestamp", None)

@@ -56,8 +56,8 @@ def ask_pip_audit() -> int:
     program = shutil.which("pip-audit")
     if program is None:
         print(
-            "error: there is no list to look in: install pip-audit (`pipx install pip-audit`) where PyPI can be asked, or "
-            "pass --osv with the PyPI export of osv.dev",
+            "error: there is no list to look in: install pip-audit (`pipx install pip-audit`) where PyPI can be asked, "
+            "or pass --osv with the PyPI export of osv.dev",
             file=sys.stderr,
         )
         return 2

@@ -59,7 +59,7 @@ def install(what: Iterable[str], out: Path, *, own: Path) -> None:
 
 
 def trusted_pip() -> Path:
-    """The wheel of pip that build.txt names. It checks the others, so it is checked here. SystemExit if it is another."""
+    """The wheel of pip that build.txt names. It checks the others, so it is checked here. SystemExit if it is not."""
     lines = (HERE.parent / "locks" / "build.txt").read_text().splitlines()
     pinned, _, sha256 = next(line for line in lines if line.startswith("pip==")).partition(" --hash=sha256:")
     wheel = WHEELS / f"pip-{pinned.partition('==')[2]}-py3-none-any.whl"

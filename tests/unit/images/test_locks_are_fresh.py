@@ -65,7 +65,7 @@ def test_a_new_package_gets_its_hash_and_the_others_keep_theirs(lock, monkeypatc
 def test_the_line_of_a_lock_that_is_no_pin_is_refused(lock, tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("# a comment\na==1 --hash=sha256:" + "0" * 64 + "\n-r other.txt\n")
-    with pytest.raises(ValueError, match="not a pin: -r other.txt"):
+    with pytest.raises(ValueError, match=r"not a pin: -r other\.txt"):
         lock.read(path)
 
 
