@@ -65,6 +65,10 @@ benchmarks: setup
 chaos: setup
 	$(VENV)/bin/python -m benchmarks.chaos --minutes 10
 
+# 10,000 random calls over gRPC and HTTP with every role: 0 leaks between tenants, 0 server errors. The same ones each time.
+fuzz: setup
+	FUZZ_CALLS=10000 $(VENV)/bin/pytest -q tests/fuzz
+
 # Trains the starter model again, every stage without an up-to-date result: hours on two cores. Needs npm for the emoji images.
 starter: setup
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[training]'
