@@ -83,7 +83,7 @@ async def fuzz(found: Neighbors, *, calls: int, seed: int, roles: Sequence[str] 
                 wrong.append(f"server error: {what}")
             said = body + repr((asked.url, headers)).encode() + requests.utils.unquote(str(asked.url)).encode()
             wrong += [f"leak of {secret!r}: {what}" for secret in found.leaked(role, said, answered)]
-            if status == 401 and role in found.tokens:
+            if status == 401 and role in found.tokens and not await found.is_valid(role):
                 await found.renew(role)
     return wrong
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import grpc.aio
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
@@ -16,6 +17,7 @@ from fanlight.client import requests
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.keys.v1 import keys_pb2, keys_pb2_grpc
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
+from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from fanlight.tenants.v1 import tenants_pb2, tenants_pb2_grpc
 from tests.fakes.gateway_process import GatewayProcess, RpcWorker, jobs_of
 
@@ -53,9 +55,27 @@ class Neighbors:
             return []
         return [each for each in self.secrets if each in answered and each not in asked]
 
+    async def is_valid(self, role: str) -> bool:
+        """Whether the gateway still knows the role's credential."""
+        async with self.gateway.channel(self.tokens[role]) as channel:
+            try:
+                if role == NODE:
+                    await queue_pb2_grpc.QueueServiceStub(channel).RenewLeases(queue_pb2.RenewLeasesRequest())
+                else:
+                    await tenants_pb2_grpc.TenantServiceStub(channel).GetQuota(tenants_pb2.GetQuotaRequest())
+            except grpc.aio.AioRpcError as error:
+                return error.code() is not grpc.StatusCode.UNAUTHENTICATED
+        return True
+
     async def renew(self, role: str) -> None:
         """Another credential, where a call ended the role's own."""
         async with self.gateway.channel(OPERATOR_TOKEN) as channel:
+            # Calls of an admin make keys too, up to the limit.
+            keys = keys_pb2_grpc.KeyServiceStub(channel)
+            listed = await keys.ListKeys(keys_pb2.ListKeysRequest(tenant=CALLER, page_size=100))
+            if len(listed.keys) == 100:
+                for key in listed.keys:
+                    await keys.RevokeKey(keys_pb2.RevokeKeyRequest(id=key.id))
             if role in KEY_ROLES:
                 self.tokens[role] = await _key(channel, CALLER, KEY_ROLES[role], note="")
             elif role == SESSION:

@@ -83,7 +83,7 @@ async def _one(
     what = f"{method.full_name} as {role}: {answer.code.name} {answer.text[:300]!r}, asked {sent!r}"
     wrong = [f"server error: {what}"] if answer.code in FAILURES else []
     wrong += [f"leak of {secret!r}: {what}" for secret in found.leaked(role, b"".join(sent), answer.text)]
-    if answer.code is grpc.StatusCode.UNAUTHENTICATED and role in found.tokens:
+    if answer.code is grpc.StatusCode.UNAUTHENTICATED and role in found.tokens and not await found.is_valid(role):
         await found.renew(role)
     return wrong
 
