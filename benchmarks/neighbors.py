@@ -5,7 +5,7 @@ what the next asking worker gets: one task, or a batch.
 `busy`: a tenant, another process, sits at every limit: waiting tasks, requests a second, streams, uploads, and webhooks
 to a target that never answers; what it is refused it asks again. Its neighbor's calls take turns, alone and beside it.
 
-usage: python -m benchmarks.neighbors fair|busy [--tries 50] [--rounds 5]
+usage: python -m benchmarks.neighbors fair|busy [--tries 50] [--rounds 3]
 """
 
 import argparse
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__)
     parser.add_argument("what", choices=("fair", "busy"))
     parser.add_argument("--tries", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--greedy", default="", metavar="ADDRESS", help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
     if asked.greedy:
