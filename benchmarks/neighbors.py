@@ -82,23 +82,25 @@ async def fair(report: Report, *, tries: int, tasks: int) -> None:
         gateway.channel(SMALL) as small,
     ):
         worker = RpcWorker(workers, "diffusion")
+        theirs: Any = jobs_of(greedy)
+        mine: Any = jobs_of(small)
         for _ in range(tasks // IMAGES_A_JOB):
             priority = draw.randint(-PRIORITY_LIMIT, PRIORITY_LIMIT)
-            await jobs_of(greedy).CreateJob(_job(draw.choice(CHECKPOINTS), IMAGES_A_JOB, priority=priority))
+            await theirs.CreateJob(_job(draw.choice(CHECKPOINTS), IMAGES_A_JOB, priority=priority))
         for limit, what in ((1, "the next free slot"), (BATCH, f"the next batch of {BATCH}")):
             found = 0
             for _ in range(tries):
                 priority = draw.randint(-PRIORITY_LIMIT, PRIORITY_LIMIT)
-                job = await jobs_of(small).CreateJob(_job(draw.choice(CHECKPOINTS), 1, priority=priority))
+                job = await mine.CreateJob(_job(draw.choice(CHECKPOINTS), 1, priority=priority))
                 leased = await worker.lease(limit)
                 others = [task for task in leased if not task.name.startswith(f"{job.name}/")]
                 found += len(others) < len(leased)
                 for task in leased:
                     await worker.complete(task)
                 # What was left out may not count for the next try.
-                await jobs_of(small).CancelJob(gateway_pb2.CancelJobRequest(name=job.name))
+                await mine.CancelJob(gateway_pb2.CancelJobRequest(name=job.name))
                 if others:
-                    await jobs_of(greedy).CreateJob(_job(draw.choice(CHECKPOINTS), len(others)))
+                    await theirs.CreateJob(_job(draw.choice(CHECKPOINTS), len(others)))
             report.add(
                 f"a task beside {tasks:,} of another tenant is in {what}, of {tries} tries",
                 found / tries,
