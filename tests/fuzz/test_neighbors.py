@@ -12,7 +12,7 @@ import pytest
 from tests.fuzz import http_calls, rpc_calls
 from tests.fuzz.neighbors import CANARY, VICTIM, neighbors
 
-CALLS = int(os.environ.get("FUZZ_CALLS", "400"))
+CALLS = int(os.environ.get("FUZZ_CALLS", "240"))
 SEED = int(os.environ.get("FUZZ_SEED", "22"))
 
 
