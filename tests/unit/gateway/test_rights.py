@@ -153,6 +153,8 @@ def test_every_path_has_a_right(fleet: Fleet) -> None:
         ("GET", "/v1/tenants", Right.OPERATE),
         ("HEAD", "/v1/tenants", Right.OPERATE),
         ("HEAD", "/v1/tenants/acme", Right.OPERATE),
+        ("HEAD", "/v1/keys", Right.MANAGE),
+        ("HEAD", "/v1/jobs", Right.READ),
         ("PATCH", "/v1/tenants/acme", Right.OPERATE),
         ("GET", "/v1/damaged-records", Right.OPERATE),
     ],
