@@ -36,9 +36,9 @@ class TenantService(tenants_pb2_grpc.TenantServiceServicer):
     async def DeleteTenant(
         self, request: tenants_pb2.DeleteTenantRequest, context: Context
     ) -> tenants_pb2.DeleteTenantResponse:
-        caller_of(self._callers, context, Right.OPERATE)
+        caller = caller_of(self._callers, context, Right.OPERATE)
         name = wire.name(request.name, field="name")
-        return wire.deleted(await self._gateway.tenant_deletion.delete(name))
+        return wire.deleted(await self._gateway.tenant_deletions.delete(name, caller))
 
     async def RotateDataKey(
         self, request: tenants_pb2.RotateDataKeyRequest, context: Context
