@@ -155,6 +155,7 @@ class Gateway:
             core.audit,
             clock,
             is_shared=is_shared,
+            is_creating=self.jobs.is_creating,
         )
         judge = Judge(note_checked=self._note_checked, leave_out=self._leave_out)
         checks: dict[str, TaskChecks] = {

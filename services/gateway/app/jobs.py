@@ -130,6 +130,8 @@ class Jobs:
         self._require_blob_bytes(new, caller)
         with self._room_for(new.draft.tasks_limit, caller):
             made = await self._plan(new, caller)
+            if self._quotas.is_closed(caller.tenant):
+                raise FailedPrecondition(f"the tenant {caller.tenant} is being deleted")
             claim = self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
                 job = await self._job_store.create(made, after=claim)
@@ -225,6 +227,10 @@ class Jobs:
             self._reserved[caller.tenant] -= tasks
             if not self._reserved[caller.tenant]:
                 del self._reserved[caller.tenant]
+
+    def is_creating(self, tenant: str) -> bool:
+        """Whether jobs of the tenant are being created here."""
+        return self._reserved[tenant] > 0
 
     async def _find(self, job_id: str) -> Job | None:
         try:

@@ -5,7 +5,7 @@ them works on it, in rounds until one finds nothing more; another one takes over
 what the last one left, so that a gateway may be killed at any time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fanlight.errors import FailedPrecondition
@@ -64,11 +64,13 @@ class TenantDeletions:
         clock: Clock,
         *,
         is_shared: bool,
+        is_creating: Callable[[str], bool],
     ) -> None:
+        """`is_creating`: whether jobs of the tenant are being created at this gateway."""
         self._records, self._blobs, self._jobs = records, blobs, jobs
         self._keys, self._quotas, self._sealing = keys, quotas, sealing
         self._deletions, self._audit, self._clock = deletions, audit, clock
-        self._is_shared = is_shared
+        self._is_shared, self._is_creating = is_shared, is_creating
         # Those that this gateway works on, and those that it works on at this moment.
         self._own: set[str] = set()
         self._running: set[str] = set()
@@ -125,7 +127,7 @@ class TenantDeletions:
     def _may_be_written(self, tenant: str, progress: Progress) -> bool:
         """Calls that began before the deletion may still write for the tenant."""
         is_young = self._is_shared and self._clock.now_s() - progress.begin_s < SETTLE_S
-        return is_young or self._quotas.has_uploads(tenant)
+        return is_young or self._quotas.has_uploads(tenant) or self._is_creating(tenant)
 
     async def _delete_all(self, tenant: str) -> tuple[int, Sequence[str]]:
         """How much it was, and what is left in the stores."""
@@ -134,7 +136,8 @@ class TenantDeletions:
             # Its leases end with it. The job itself is in memory, so its data key is not needed.
             await self._deletions.forget(job)
         api_keys = await self._keys.forget_tenant(tenant)
-        is_destroyed = await self._sealing.destroy(tenant)
+        known = self._quotas.get(tenant).deletion
+        is_destroyed = (known is None or not known.is_key_destroyed) and await self._sealing.destroy(tenant)
         await self._count(tenant, Progress(begin_s=0, api_keys=api_keys, records=len(open_jobs)), is_destroyed)
         records, clear = await self._delete_records(tenant)
         blobs, remains = 0, []
