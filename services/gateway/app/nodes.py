@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from fanlight.contract.audit_log import Actor
 from fanlight.errors import (
     AlreadyExists,
     Conflict,
@@ -18,7 +19,7 @@ from fanlight.errors import (
     ResourceExhausted,
     Unauthenticated,
 )
-from services.gateway.app.audit_log import Actor, AuditLog, acting
+from services.gateway.app.audit_log import AuditLog, acting
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.records import Codec, Records
 from services.gateway.domain import nodes as domain

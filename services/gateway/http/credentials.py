@@ -6,8 +6,9 @@ from http.cookies import CookieError, SimpleCookie
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fanlight.contract.audit_log import Actor
 from fanlight.errors import FanlightError, PermissionDenied, Unauthenticated
-from services.gateway.app.audit_log import Actor, act_as, acting
+from services.gateway.app.audit_log import act_as, acting
 from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Callers, token_of
 from services.gateway.http import errors
