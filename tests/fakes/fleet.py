@@ -146,8 +146,8 @@ class Fleet:
             limits=self.limits,
             is_shared=self.is_shared,
             shipped=self.shipped,
-            thumbnail=thumbnail_request(),
             data_keys=self.data_keys,
+            thumbnail=thumbnail_request(),
         )
 
     @asynccontextmanager

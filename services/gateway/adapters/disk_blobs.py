@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from fanlight.errors import FanlightError, NotFound, OutOfRange, TooLarge
-from services.gateway.adapters.blob_files import BlobFiles, IncomingBlob, StoredTail
+from services.gateway.adapters.blob_files import BlobFiles, StoredTail
+from services.gateway.adapters.incoming_blobs import IncomingBlob
 from services.gateway.adapters.seal_format import BlobSealer, count_seals
 from services.gateway.ports import BlobSeals, Erased
 from services.kernel.blobs import BlobInfo, ByteLru, Keep

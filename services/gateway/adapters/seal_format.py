@@ -192,17 +192,22 @@ class BlobSealer:
         self._size_bytes += len(chunk)
         if len(self._head) < HEAD_BYTES:
             self._head = (self._head + chunk[:HEAD_BYTES])[:HEAD_BYTES]
-        self._waiting += chunk
-        sealed = []
-        start, end = 0, len(self._waiting)
-        with memoryview(self._waiting) as view:
-            while end - start > CHUNK_BYTES:
-                sealed.append(self._seal(view[start : start + CHUNK_BYTES], is_last=False))
-                start += CHUNK_BYTES
-        del self._waiting[:start]
+        sealed, rest = [], memoryview(chunk)
+        if self._waiting:
+            missing = CHUNK_BYTES - len(self._waiting)
+            self._waiting += rest[:missing]
+            rest = rest[missing:]
+            if not rest:
+                return []
+            sealed.append(self._seal(self._waiting, is_last=False))
+            self._waiting = bytearray()
+        while len(rest) > CHUNK_BYTES:
+            sealed.append(self._seal(rest[:CHUNK_BYTES], is_last=False))
+            rest = rest[CHUNK_BYTES:]
+        self._waiting += rest
         return sealed
 
-    def _seal(self, chunk: memoryview | bytes, *, is_last: bool) -> bytes:
+    def _seal(self, chunk: memoryview | bytearray, *, is_last: bool) -> bytes:
         sealed = self._cipher.encrypt(_chunk_nonce(self._index, is_last=is_last), chunk, None)
         self._index += 1
         self._checksum = zlib.crc32(sealed, self._checksum)
@@ -216,7 +221,7 @@ class BlobSealer:
             size_bytes=self._size_bytes,
             media_type=media_type_of(self._head),
         )
-        last = [self._seal(bytes(self._waiting), is_last=True)] if self._waiting else []
+        last = [self._seal(self._waiting, is_last=True)] if self._waiting else []
         head = _FOOTER_HEAD.pack(BLOB_MAGIC, self._keys.current, self._size_bytes, self._salt)
         sealed_head = self._cipher.encrypt(
             _FOOTER_NONCE, self._head.ljust(HEAD_BYTES, b"\0"), _blob_name(head, scope, info.digest)

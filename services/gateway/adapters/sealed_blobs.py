@@ -5,6 +5,8 @@ addresses are not offered: they would give sealed bytes to whoever reads, and ta
 """
 
 import hashlib
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,12 +26,14 @@ from services.gateway.adapters.seal_format import (
     UnreadableBlob,
     parse_footer,
 )
-from services.gateway.app.data_keys import DataKeys, KeysUnreadable
+from services.gateway.app.data_keys import FRESH_S, DataKeys, KeysUnreadable
 from services.gateway.ports import BlobSeals, Budgeted, Erased, WriteProbe, store_fault
 from services.kernel.blobs import BlobInfo, BlobStore, Keep
 from services.kernel.logs import get_logger
 
 log = get_logger()
+
+FOOTERS_LIMIT = 4_096
 
 
 class SealableBlobs(BlobStore, Protocol):
@@ -72,6 +76,8 @@ class SealedBlobs:
 
     def __init__(self, blobs: SealableBlobs, keys: DataKeys) -> None:
         self._blobs, self._keys = blobs, keys
+        # Of blobs that were just looked at, as most of them are read next; until when.
+        self._footers: OrderedDict[tuple[str, str], tuple[_Opened, float]] = OrderedDict()
 
     @property
     def fault(self) -> str:
@@ -86,9 +92,11 @@ class SealedBlobs:
     ) -> BlobInfo:
         """TenantClosed, KeysUnreadable."""
         sealer = BlobSealer(await self._keys.for_writing(scope))
-        return await self._blobs.write(
+        info = await self._blobs.write(
             scope, chunks, digest=digest, size_bytes=size_bytes, settled=settled, sealer=sealer
         )
+        self._forget(scope, info.digest)
+        return info
 
     async def stat(self, scope: str, digest: str) -> BlobInfo | None:
         """None also for a blob that cannot be opened, so that it is written again."""
@@ -96,6 +104,10 @@ class SealedBlobs:
         return recent.info if recent else await self._info(scope, digest, settled=False)
 
     async def settle(self, scope: str, digest: str) -> BlobInfo | None:
+        if self._blobs.recent(scope, digest) is not None:
+            await self._blobs.settle(scope, digest)
+            if (recent := self._blobs.recent(scope, digest)) is not None:
+                return recent.info
         return await self._info(scope, digest, settled=True)
 
     async def _info(self, scope: str, digest: str, *, settled: bool) -> BlobInfo | None:
@@ -121,7 +133,11 @@ class SealedBlobs:
                 keys = await self._keys.get(scope, is_fresh=True)
             if keys is None:
                 raise BrokenSeal(f"it is sealed with a key of the tenant {scope}, which is destroyed")
-            return _Opened(BlobOpener(keys, footer, scope, digest), footer)
+            opened = _Opened(BlobOpener(keys, footer, scope, digest), footer)
+            if len(self._footers) >= FOOTERS_LIMIT:
+                self._footers.popitem(last=False)
+            self._footers[scope, digest] = opened, time.monotonic() + FRESH_S
+            return opened
         except BrokenSeal as error:
             raise _unreadable(digest, str(error)) from error
         except KeysUnreadable as error:
@@ -137,11 +153,7 @@ class SealedBlobs:
                 yield piece
             return
         parse_scope(scope, field="scope")
-        tail = await self._blobs.tail(scope, parse_digest(digest, field="digest"))
-        if tail is None:
-            raise NotFound(f"no blob {digest}", field="digest")
-        opened = await self._open(scope, digest, tail)
-        size_bytes = opened.footer.size_bytes if opened else tail.stored_bytes
+        opened, size_bytes = await self._opened(scope, parse_digest(digest, field="digest"))
         if offset_bytes > size_bytes:
             raise OutOfRange(f"the blob has {size_bytes} bytes", field="offset_bytes")
         end = min(size_bytes, offset_bytes + limit_bytes) if limit_bytes else size_bytes
@@ -155,28 +167,49 @@ class SealedBlobs:
         async for chunk in span:
             yield chunk
 
+    async def _opened(self, scope: str, digest: str) -> tuple[_Opened | None, int]:
+        """With its size; None for a blob in clear. NotFound, UnreadableBlob."""
+        opened, until_s = self._footers.get((scope, digest), (None, 0.0))
+        if opened is not None and until_s > time.monotonic():
+            return opened, opened.footer.size_bytes
+        tail = await self._blobs.tail(scope, digest)
+        if tail is None:
+            raise NotFound(f"no blob {digest}", field="digest")
+        opened = await self._open(scope, digest, tail)
+        return opened, opened.footer.size_bytes if opened else tail.stored_bytes
+
     async def _read_sealed(self, opened: _Opened, offset_bytes: int, end: int) -> AsyncIterator[bytes]:
         """The bytes from the offset up to the end, which is after it."""
         info, index = opened.opener.info, offset_bytes // CHUNK_BYTES
         last = (end - 1) // CHUNK_BYTES
         stored_end = min((last + 1) * STORED_CHUNK_BYTES, info.size_bytes + _tags_of(info.size_bytes))
         begin = index * STORED_CHUNK_BYTES
-        waiting, left = bytearray(), stored_end - begin
-        stored = self._blobs.read_stored(info.scope, info.digest, offset_bytes=begin, limit_bytes=left)
-        async for part in stored:
-            waiting += part
+        held, left = b"", stored_end - begin
+        async for part in self._blobs.read_stored(info.scope, info.digest, offset_bytes=begin, limit_bytes=left):
             left -= len(part)
+            rest, start = memoryview(held + part if held else part), index * CHUNK_BYTES
             plain = []
-            while len(waiting) >= STORED_CHUNK_BYTES or (waiting and left <= 0):
-                plain.append(_opened_chunk(opened.opener, index, bytes(waiting[:STORED_CHUNK_BYTES])))
-                del waiting[:STORED_CHUNK_BYTES]
+            while len(rest) >= STORED_CHUNK_BYTES or (rest and left <= 0):
+                plain.append(self._open_chunk(opened.opener, index, rest[:STORED_CHUNK_BYTES]))
+                rest = rest[STORED_CHUNK_BYTES:]
                 index += 1
+            held = bytes(rest)
             if plain:
-                start = (index - len(plain)) * CHUNK_BYTES
                 data = b"".join(plain)
-                yield data[max(0, offset_bytes - start) : end - start]
+                is_whole = offset_bytes <= start and start + len(data) <= end
+                yield data if is_whole else data[max(0, offset_bytes - start) : end - start]
         if left > 0:
             raise _unreadable(info.digest, "it is truncated")
+
+    def _open_chunk(self, opener: BlobOpener, index: int, sealed: memoryview) -> bytes:
+        try:
+            return opener.open(index, sealed)
+        except BrokenSeal as error:
+            self._forget(opener.info.scope, opener.info.digest)
+            raise _unreadable(opener.info.digest, str(error)) from error
+
+    def _forget(self, scope: str, digest: str) -> None:
+        self._footers.pop((scope, digest), None)
 
     async def _read_clear(
         self, scope: str, digest: str, offset_bytes: int, end: int, size_bytes: int
@@ -196,12 +229,15 @@ class SealedBlobs:
         yield held
 
     async def delete(self, scope: str, digest: str) -> None:
+        self._forget(scope, digest)
         await self._blobs.delete(scope, digest)
 
     async def sweep(self, *, older_than_s: float, now_s: float, keep: Keep) -> int:
+        self._footers.clear()
         return await self._blobs.sweep(older_than_s=older_than_s, now_s=now_s, keep=keep)
 
     async def erase(self, scope: str) -> Erased:
+        self._footers.clear()
         return await self._blobs.erase(scope)
 
     async def count_seals(self) -> BlobSeals:
@@ -225,13 +261,6 @@ class BudgetedSealedBlobs(SealedBlobs):
 
 def sealed_blobs(blobs: SealableBlobs, keys: DataKeys) -> SealedBlobs:
     return BudgetedSealedBlobs(blobs, keys, blobs) if isinstance(blobs, Budgeted) else SealedBlobs(blobs, keys)
-
-
-def _opened_chunk(opener: BlobOpener, index: int, sealed: bytes) -> bytes:
-    try:
-        return opener.open(index, sealed)
-    except BrokenSeal as error:
-        raise _unreadable(opener.info.digest, str(error)) from error
 
 
 def _unreadable(digest: str, why: str) -> UnreadableBlob:

@@ -161,6 +161,9 @@ class DataKeys:
     async def _note(self, tenant: str, found: bytes | None) -> _Known:
         entry = _entry(tenant, found) if found is not None else None
         before = self._known.get(tenant)
+        if entry is None and before is not None and before.keys is not None:
+            # A new key in its place would cost the data that is sealed with it.
+            raise KeysUnreadable(f"the wrapped keys of {tenant} have vanished from {self.place}; put them back")
         keys = await self._unwrapped(entry, before.keys if before else None) if entry else None
         known = _Known(keys, entry.destroy_s if entry else 0.0, self._clock.monotonic_s() + FRESH_S)
         if len(self._known) >= REMEMBERED_LIMIT:
@@ -296,17 +299,17 @@ class DataKeys:
         log.info("older_data_keys_destroyed", tenant=tenant, count=len(before.keys) - len(after.keys))
         return len(before.keys) - len(after.keys)
 
-    async def figures(self) -> list[KeyFigures]:
-        """Of every tenant, by name."""
+    async def figures(self, *, is_opened: bool = True) -> list[KeyFigures]:
+        """Of every tenant, by name. `is_opened`: also whether the keys can be opened, which services charge for."""
         names = [name for name in sorted(await self._vault.names()) if name != VAULT]
-        return [await self._figures_of(name) for name in names]
+        return [await self._figures_of(name, is_opened=is_opened) for name in names]
 
-    async def _figures_of(self, name: str) -> KeyFigures:
+    async def _figures_of(self, name: str, *, is_opened: bool) -> KeyFigures:
         found = await self._vault.get(name)
         fault = ""
         try:
             entry = _entry(name, found) if found is not None else None
-            if entry is not None:
+            if entry is not None and is_opened:
                 await self._unwrapped(entry)
         except KeysUnreadable as error:
             entry, fault = None, error.message

@@ -108,8 +108,8 @@ class Gateway:
         limits: GatewayLimits | None = None,
         is_shared: bool = False,
         shipped: Mapping[str, ShippedAnnotator] | None = None,
-        thumbnail: StageRequest | None = None,
         data_keys: DataKeys | None = None,
+        thumbnail: StageRequest | None = None,
     ) -> None:
         """`is_shared`: other gateways work over the same store. `thumbnail`: how generated images are compared.
 

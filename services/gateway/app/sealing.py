@@ -100,7 +100,7 @@ class Sealing:
             return
         if rewrapped := await self._keys.rewrap():
             log.info("data_keys_rewrapped", count=rewrapped, wrapped_by=self._keys.wrapped_by)
-        if not any(each.older for each in await self._keys.figures()):
+        if not any(each.older for each in await self._keys.figures(is_opened=False)):
             return
         report, numbers = await self._look(self._keys)
         for each in report.tenants:

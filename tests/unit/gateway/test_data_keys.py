@@ -102,6 +102,18 @@ async def test_the_entry_of_another_tenant_is_refused(tmp_path: Path) -> None:
         await keys.get("acme")
 
 
+async def test_an_entry_that_vanishes_is_not_replaced_by_a_new_key(tmp_path: Path) -> None:
+    clock = FakeClock()
+    keys = data_keys(tmp_path / "keys", clock=clock)
+    secret = await secret_of(keys)
+    (tmp_path / "keys" / "acme.json").rename(tmp_path / "away")
+    clock.advance(FRESH_S + 1)
+    with pytest.raises(KeysUnreadable, match="vanished"):
+        await keys.for_writing("acme")
+    (tmp_path / "away").rename(tmp_path / "keys" / "acme.json")
+    assert await secret_of(keys) == secret
+
+
 async def test_a_folder_that_is_gone_is_not_one_without_keys(tmp_path: Path) -> None:
     keys = data_keys(tmp_path / "keys")
     (tmp_path / "keys").rmdir()
