@@ -186,17 +186,19 @@ class Records:
     def get(self, bucket: str, key: str) -> Coroutine[Any, Any, Record | None]:
         return self._store.get(bucket, key)
 
-    def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Coroutine[Any, Any, Record]:
+    def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Coroutine[Any, Any, Record]:
         self._damaged.pop((bucket, key), None)
-        if (joined := joining.get()) is not None:
+        if after is None and (joined := joining.get()) is not None:
             return joined.write(lambda after: self._store.put(bucket, key, value, revision=revision, after=after))
-        return self._store.put(bucket, key, value, revision=revision)
+        return self._store.put(bucket, key, value, revision=revision, after=after)
 
-    def delete(self, bucket: str, key: str) -> Coroutine[Any, Any, None]:
+    def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> Coroutine[Any, Any, None]:
         self._damaged.pop((bucket, key), None)
-        if (joined := joining.get()) is not None:
+        if after is None and (joined := joining.get()) is not None:
             return joined.write(lambda after: self._store.delete(bucket, key, after=after))
-        return self._store.delete(bucket, key)
+        return self._store.delete(bucket, key, after=after)
 
     def list(self, bucket: str, *, before: str = "", limit: int) -> Coroutine[Any, Any, Sequence[Record]]:
         return self._store.list(bucket, before=before, limit=limit)
