@@ -88,6 +88,7 @@ UNFOLLOWED: Mapping[str, Codec[Any]] = {
     nodes.USED_TOKENS_BUCKET: nodes.USED_TOKENS,
     dead_letters.BUCKET: dead_letters.LETTERS,
     job_store.REQUESTS_BUCKET: job_store.REQUESTS,
+    sealing.BUCKET: sealing.VAULTS,
 }
 BLOB_SWEEP_INTERVAL_S = 3_600.0
 SEAL_SWEEP_INTERVAL_S = 600.0

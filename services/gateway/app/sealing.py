@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fanlight.errors import AlreadyExists, FailedPrecondition
 from services.gateway.app.contents import CONTENT_BUCKETS, contents
 from services.gateway.app.data_keys import DataKeys, KeyFigures
-from services.gateway.app.records import Codec
+from services.gateway.app.records import Codec, UnreadableRecord
 from services.gateway.ports import BlobSeals, RecordStore, SealCounter
 from services.kernel.blobs import BlobStore
 from services.kernel.config import SettingsError
@@ -32,7 +32,12 @@ VAULTS: Codec[VaultRecord] = Codec(VaultRecord)
 async def require_keys(store: RecordStore, keys: DataKeys | None) -> None:
     """Before anything is read or written. SettingsError where the store is sealed, and these keys do not open it."""
     record = await store.get(BUCKET, KEY)
-    wanted = VAULTS.decode(record.value).vault if record else ""
+    try:
+        wanted = VAULTS.decode(record.value).vault if record else ""
+    except UnreadableRecord as error:
+        raise SettingsError(
+            f"the store's record {BUCKET}/{KEY}, which names its vault, is damaged: restore it"
+        ) from error
     if keys is None:
         if wanted:
             raise SettingsError(

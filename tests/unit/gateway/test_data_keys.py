@@ -55,6 +55,14 @@ async def test_a_sealed_store_is_refused_without_the_key(tmp_path: Path) -> None
         await require_keys(store, None)
 
 
+async def test_a_damaged_mark_of_a_sealed_store_is_refused_with_and_without_the_key(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await store.create("seals", "vault", b"damaged")
+    for keys in (None, data_keys(tmp_path / "keys")):
+        with pytest.raises(SettingsError, match="seals/vault, which names its vault, is damaged"):
+            await require_keys(store, keys)
+
+
 async def test_missing_wrapped_keys_are_not_replaced_by_new_ones(tmp_path: Path) -> None:
     store = MemoryStore()
     await require_keys(store, data_keys(tmp_path / "keys"))
