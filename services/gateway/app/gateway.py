@@ -268,6 +268,11 @@ class Gateway:
         async with self.audit.change("damaged_records.remove", f"damaged-records/{bucket}/{key}"):
             return await self.records.remove_damaged(bucket, key)
 
+    async def rotate_data_key(self, tenant: str) -> int:
+        """The number of the tenant's new data key. FailedPrecondition where nothing is sealed; NotFound."""
+        async with self.audit.change("data_keys.rotate", f"tenants/{tenant}", tenant=tenant, steps=True):
+            return await self.sealing.rotate(tenant)
+
     def workers_of(self, node_id: str) -> Sequence[str]:
         """Ids of the node's live workers."""
         return [each for each in self.workers.live_ids() if node_of(each) == node_id]

@@ -60,7 +60,7 @@ class TenantRoutes:
 
     async def rotate(self, name: str) -> Response:
         tenant = wire.name(name, field="name")
-        number = await self._gateway.sealing.rotate(tenant)
+        number = await self._gateway.rotate_data_key(tenant)
         return answer(tenants_pb2.RotateDataKeyResponse(tenant=tenant, number=number))
 
     async def sealing(self) -> Response:

@@ -45,7 +45,7 @@ class TenantService(tenants_pb2_grpc.TenantServiceServicer):
     ) -> tenants_pb2.RotateDataKeyResponse:
         caller_of(self._callers, context, Right.OPERATE)
         name = wire.name(request.name, field="name")
-        return tenants_pb2.RotateDataKeyResponse(tenant=name, number=await self._gateway.sealing.rotate(name))
+        return tenants_pb2.RotateDataKeyResponse(tenant=name, number=await self._gateway.rotate_data_key(name))
 
     async def GetSealing(self, request: tenants_pb2.GetSealingRequest, context: Context) -> tenants_pb2.Sealing:
         caller_of(self._callers, context, Right.OPERATE)

@@ -201,6 +201,13 @@ async def test_a_tenants_change_leaves_one_entry(fleet: Fleet) -> None:
     assert (entry.action, entry.target, entry.target_tenant) == ("tenants.set", "tenants/acme", "acme")
 
 
+async def test_a_data_key_that_cannot_be_rotated_leaves_one_entry(fleet: Fleet) -> None:
+    with pytest.raises(FailedPrecondition):
+        await fleet.gateway.rotate_data_key("acme")
+    entry = await only_entry(fleet)
+    assert (entry.action, entry.target_tenant, entry.result) == ("data_keys.rotate", "acme", FailedPrecondition.reason)
+
+
 async def test_a_removed_damaged_record_leaves_one_entry(fleet: Fleet) -> None:
     await fleet.store.create(JOBS_BUCKET, "zz", b"rubbish")
     await fleet.gateway.jobs.list(page_size=0, page_token="")
