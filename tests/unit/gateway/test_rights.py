@@ -154,6 +154,8 @@ def test_every_path_has_a_right(fleet: Fleet) -> None:
         ("GET", "/v1/nodes", Right.OPERATE),
         ("GET", "/v1/quota", Right.QUEUE),
         ("GET", "/v1/tenants", Right.OPERATE),
+        ("HEAD", "/v1/tenants", Right.OPERATE),
+        ("HEAD", "/v1/tenants/acme", Right.OPERATE),
         ("PATCH", "/v1/tenants/acme", Right.OPERATE),
         ("DELETE", "/v1/tenants/none", Right.OPERATE),
         ("POST", "/v1/tenants/none:rotate-data-key", Right.OPERATE),
