@@ -39,7 +39,7 @@ class YamlConfig:
 
 
 def read_yaml(file: Path) -> YamlConfig | None:
-    """None where there is no such file. UnfitFolder for one that cannot be read or says what nothing can do."""
+    """None where there is no such file, or one that is no model's config. UnfitFolder for one that cannot be read or says what nothing can do."""
     if not file.is_file():
         return None
     try:
@@ -48,7 +48,8 @@ def read_yaml(file: Path) -> YamlConfig | None:
         raise UnfitFolder(f"{file.name} beside it cannot be read: {error}; mend or remove it") from error
     except (ValueError, RecursionError) as error:
         raise UnfitFolder(f"{file.name} beside it cannot be read as YAML; mend or remove it") from error
-    return _config(file.name, content)
+    values = dict(reversed(list(_values(content))))
+    return _config(file.name, values) if _is_config(content, values) else None
 
 
 def _load(data: bytes) -> Any:
@@ -74,8 +75,14 @@ def _load(data: bytes) -> Any:
         raise ValueError("it is not YAML") from error
 
 
-def _config(name: str, content: Any) -> YamlConfig:
-    values = dict(reversed(list(_values(content))))
+def _is_config(content: Any, values: Mapping[str, str]) -> bool:
+    """Other programs write cards, tags and settings as YAML under the same name."""
+    model = content.get("model") if isinstance(content, Mapping) else None
+    is_whole = isinstance(model, Mapping) and bool({"params", "target"} & model.keys())
+    return is_whole or any(key in values for key in (*_ZERO_SNR_KEYS, "parameterization", "scaling_config.target"))
+
+
+def _config(name: str, values: Mapping[str, str]) -> YamlConfig:
     scaling = _last_word(values.get("scaling_config.target", ""))
     parameterization = values.get("parameterization", "").strip().lower()
     if parameterization and parameterization not in _PARAMETERIZATIONS:

@@ -129,6 +129,8 @@ def _sidecar(path: Path, header: SafetensorsHeader) -> tuple[YamlConfig | None, 
     """The .yaml beside it; one for a model with other prompt embeddings is passed over, with a sentence."""
     file = path.with_suffix(".yaml") if path.is_file() else path.with_name(f"{path.name}.yaml")
     found = read_yaml(file)
+    if found is None and file.is_file():
+        log.info("yaml_passed_over", file=file.name, reason="it is no model's config")
     if found is None or found.cross_attention_dim in (0, context_width(header)):
         return found, []
     return None, [f"{file.name} beside it is passed over: it is for a model of another family"]
