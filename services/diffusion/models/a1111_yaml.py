@@ -39,7 +39,10 @@ class YamlConfig:
 
 
 def read_yaml(file: Path) -> YamlConfig | None:
-    """None where there is no such file, or one that is no model's config. UnfitFolder for one that cannot be read or says what nothing can do."""
+    """None where there is no such file, or one that is no model's config.
+
+    UnfitFolder for one that cannot be read or says what nothing can do.
+    """
     if not file.is_file():
         return None
     try:

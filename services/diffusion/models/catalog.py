@@ -38,7 +38,10 @@ class ModelCatalog:
         left_out: Sequence[LeftOutModel] = (),
         left_out_count: int = 0,
     ) -> None:
-        """`default_id`: empty for the first checkpoint that a prompt is enough for. `left_out`: what was found and is not used, perhaps not all."""
+        """`default_id`: empty for the first checkpoint that a prompt is enough for.
+
+        `left_out`: what was found and is not used, perhaps not all.
+        """
         self.left_out = tuple(left_out)
         self.left_out_count = max(left_out_count, len(self.left_out))
         self._entries: dict[tuple[object, ...], Entry] = {}

@@ -267,6 +267,8 @@ def fingerprint(path: Path, part: str) -> object:
     """Changes when the files of a part do: names, sizes and times. A file that was replaced is loaded again."""
     folder = path / part if part and (path / part).is_dir() else path
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
+    # Of a LoRA in a folder of adapters.
+    files = files or sorted(folder.glob("*/adapter_model.safetensors"))
     try:
         return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
     except FileNotFoundError:

@@ -32,6 +32,9 @@ from services.diffusion.models.entries import (
 from services.diffusion.models.faults import CONTENT_ERRORS
 from services.diffusion.models.headers import told_by_first_bytes
 from services.diffusion.models.left_out import LeftOutList
+from services.diffusion.models.lora_entries import lora_folder_entry
+from services.diffusion.models.lora_names import PARTS
+from services.diffusion.models.peft_config import PEFT_FILE
 from services.diffusion.models.recipes import TEXT_ENCODERS, UnfitFolder, from_folder, read_json
 from services.diffusion.models.single_files import read_embedding_pickle, read_file, read_header, read_parts
 from services.diffusion.models.unique_ids import ID_LIMIT_BYTES, with_unique_ids
@@ -87,7 +90,7 @@ def read_path(path: Path) -> Entry | None:
         return read_vae(path)
     if kind and _own_weights(path):
         raise UnfitFolder(f"it is a {kind[:80]}, which is not supported")
-    return read_parts(path)
+    return read_parts(path) or lora_folder_entry(path)
 
 
 def read_fetched(path: Path) -> Entry | None:
@@ -156,6 +159,9 @@ class _Search:
         elif _has_config(folder):
             own = _own_weights(folder)
             children = [child for child in children if child not in own]
+        elif folder != root and folder.name in PARTS and not is_checkpoint(folder.parent):
+            # With those of other parts it is one LoRA, which is the folder above.
+            children = [child for child in children if child.name != PEFT_FILE]
         room = min(FILES_LIMIT, ALL_FILES_LIMIT - self.visited)
         if len(children) > room:
             log.warning("folder_truncated", folder=folder.name, files=len(children), limit=room)

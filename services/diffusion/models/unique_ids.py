@@ -49,7 +49,7 @@ def with_unique_ids(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[E
 
 
 def _told_by_files(entries: Sequence[Entry]) -> list[Entry]:
-    """Of several in one folder that are called by it, such as the steps of a training, each gets its file's name too."""
+    """Of several in one folder that are called by it, each gets its file's name too."""
     groups: dict[tuple[object, ...], list[Entry]] = defaultdict(list)
     for entry in entries:
         groups[type(entry), entry.id.lower(), entry.path.parent, fits_of(entry)].append(entry)
