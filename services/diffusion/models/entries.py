@@ -271,7 +271,7 @@ def fingerprint(path: Path, part: str) -> object:
     files = files or sorted(folder.glob("*/adapter_model.safetensors"))
     try:
         return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
-    except FileNotFoundError:
+    except OSError:
         return ()
 
 

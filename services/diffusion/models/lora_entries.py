@@ -1,4 +1,4 @@
-"""What a LoRA's file or folder is, by headers alone: its base, other names, and textual inversions that it brings along.
+"""What a LoRA's file or folder is, by headers alone: its base, other names, and what else it brings along.
 
 Reads no weights, loads no torch.
 """
