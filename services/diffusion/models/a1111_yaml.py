@@ -21,6 +21,8 @@ _PARAMETERIZATIONS = {"eps": EPSILON, "epsilon": EPSILON, "v": VELOCITY, "v_pred
 _SCALINGS = {"EpsScaling": EPSILON, "VScaling": VELOCITY}
 _EDM_SCALINGS = frozenset({"EDMScaling", "VScalingWithEDMcNoise"})
 _ZERO_SNR_KEYS = frozenset({"ztsnr", "zero_snr", "zero_terminal_snr", "rescale_betas_zero_snr", "zsnr"})
+# Keys that only a model's config has.
+_CONFIG_KEYS = ("parameterization", "scaling_config.target", "linear_start", "linear_end")
 _TRUE = frozenset({"true", "yes", "on", "1"})
 
 
@@ -82,7 +84,7 @@ def _is_config(content: Any, values: Mapping[str, str]) -> bool:
     """Other programs write cards, tags and settings as YAML under the same name."""
     model = content.get("model") if isinstance(content, Mapping) else None
     is_whole = isinstance(model, Mapping) and bool({"params", "target"} & model.keys())
-    return is_whole or any(key in values for key in (*_ZERO_SNR_KEYS, "parameterization", "scaling_config.target"))
+    return is_whole or any(key in values for key in (*_ZERO_SNR_KEYS, *_CONFIG_KEYS))
 
 
 def _config(name: str, values: Mapping[str, str]) -> YamlConfig:
