@@ -4,7 +4,7 @@ Reads no weights, loads no torch.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,6 @@ def _entry(path: Path, shapes: Mapping[str, Shape], files: Mapping[Path, Mapping
     metadata = next(iter(files.values())) if len(files) == 1 else {}
     id_, size_bytes = part_id(path), sum(file.stat().st_size for file in files)
     bundled = _bundled(path, shapes, size_bytes=size_bytes, lora_id=id_)
-    words = ", ".join(each.id for each in bundled)
     return LoraEntry(
         id=id_,
         path=path,
@@ -71,8 +70,15 @@ def _entry(path: Path, shapes: Mapping[str, Shape], files: Mapping[Path, Mapping
         license=license_of(path),
         aliases=_aliases(id_, metadata),
         bundled=bundled,
-        note=f"brings textual inversions along: {words[:_WORDS_CHARACTERS_LIMIT]}" if bundled else "",
+        note="; ".join(_notes(names, bundled)),
     )
+
+
+def _notes(names: Mapping[str, LoraName], bundled: Iterable[EmbeddingEntry]) -> Iterator[str]:
+    if any(meant.what.startswith("oft_") for meant in names.values()):
+        yield "is an OFT, which rotates weights and is applied as a LoRA"
+    if words := ", ".join(each.id for each in bundled):
+        yield f"brings textual inversions along: {words[:_WORDS_CHARACTERS_LIMIT]}"
 
 
 def _aliases(id_: str, metadata: Mapping[str, str]) -> tuple[str, ...]:
