@@ -22,12 +22,14 @@ from fanlight.errors import (
 from services.gateway.app.core import Core
 from services.gateway.app.job_store import IdempotencyKeys
 from services.gateway.app.leases import RandomBytes
+from services.gateway.app.moderation import Moderation
 from services.gateway.app.submission import JobPlanner, NewJob
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import Subscription, TaskProgress
 from services.gateway.domain import machine, plan
 from services.gateway.domain.delivery import Delivery
 from services.gateway.domain.job import Job, JobState
+from services.gateway.domain.moderation import Policy, stricter
 from services.gateway.domain.nodes import pool_need
 from services.kernel.logs import get_logger
 
@@ -90,7 +92,7 @@ class Page:
 
 
 class Jobs:
-    def __init__(self, core: Core, requests: IdempotencyKeys, planner: JobPlanner) -> None:
+    def __init__(self, core: Core, requests: IdempotencyKeys, planner: JobPlanner, moderation: Moderation) -> None:
         self._job_store = core.job_store
         self._leases = core.leases
         self._queue_index = core.queue_index
@@ -104,6 +106,7 @@ class Jobs:
         self._limits = core.limits
         self._requests = requests
         self._planner = planner
+        self._moderation = moderation
         self._reserved: Counter[str] = Counter()
         self._draining = False
         pairs = filter(None, core.settings.tenant_pools.split(","))
@@ -117,7 +120,7 @@ class Jobs:
         """Store the images, then the job; durable on return. The same request id and content returns the original job.
 
         NotFound: no such blob. AlreadyExists: the request id was used with other content. ResourceExhausted: too
-        many tasks wait.
+        many tasks wait. ContentBlocked, ModerationUnavailable: the operator's moderation does not let it pass.
         """
         first = await self._requests.job_of(new.request_id, new.content_digest, caller.tenant)
         if first is not None and (job := await self._find(first)) is not None:
@@ -159,27 +162,43 @@ class Jobs:
             return error
 
     async def _plan(self, new: NewJob, caller: Caller) -> Job:
+        policy = self._moderation.policy_of(caller.tenant)
         pool = self._pool_of(new, caller)
-        draft = await self._planner.plan(new.draft, caller)
+        draft = await self._planner.plan(new.draft.under(policy), caller)
         self._require_pool(draft, pool)
+        verdict = await self._moderation.judge_request(draft, caller.tenant, policy)
+        if stricter(verdict.least_policy, policy) is not policy:
+            draft = await self._planner.plan(new.draft.under(verdict.least_policy), caller)
+            self._require_pool(draft, pool)
+        is_judged = self._moderation.is_asked(policy)
+        # Of a pool's job no other node's work is used; a result that is judged is made.
+        makes_all = bool(pool) or (is_judged and bool(draft.requests[0].facts.annotator))
         now_s = self._clock.now_s()
-        return plan.create(
+        made = plan.create(
             draft,
             job_id=new_id(now_s, self._random_bytes),
             request_id=new.request_id,
             priority=new.priority,
             now_s=now_s,
-            # Of a pool's job no other node's work is used.
-            made_before={} if pool else await self._planner.made_before(draft),
+            made_before={} if makes_all else await self._planner.made_before(draft),
             tenant=caller.tenant,
             deadline_s=now_s + new.deadline_s if new.deadline_s else 0.0,
             webhook_url=new.webhook_url,
             pool=pool,
         )
+        shown = "" if policy is Policy.OFF else policy.value
+        return replace(made, labels=verdict.labels, policy=shown, is_judged=is_judged)
 
     def _pool_of(self, new: NewJob, caller: Caller) -> str:
-        """Empty for any. InvalidField where the tenant is bound to another pool."""
+        """Empty for any. InvalidField where the tenant is bound to another pool; FailedPrecondition for two."""
         bound = self._quotas.pool_of(caller.tenant) or self._tenant_pools.get(caller.tenant, "")
+        checked = self._moderation.pool_of(caller.tenant)
+        if bound and checked and bound != checked:
+            raise FailedPrecondition(
+                f"your jobs are bound to the pool {bound} and by the policy on content to {checked}; ask the operator",
+                field="pool",
+            )
+        bound = bound or checked
         if bound and new.pool not in ("", bound):
             raise InvalidField(f"is {new.pool}; your jobs are bound to the pool {bound}", field="pool")
         return new.pool or bound
@@ -210,7 +229,7 @@ class Jobs:
         total = self._limits.waiting_tasks_total
         if self._queue_index.count + self._reserved.total() + tasks > total:
             raise ResourceExhausted(
-                f"{self._queue_index.count} tasks are waiting; the limit is {total}; try again later",
+                "the gateway has as many waiting tasks as it may have; try again later",
                 retry_after_s=self._limits.retry_after_s,
             )
         waiting = self._queue_index.count_of(caller.tenant) + self._reserved[caller.tenant]
