@@ -179,11 +179,15 @@ def embedding_files() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", embedding_files())
-def test_an_embedding_that_is_none_ends_its_image_and_is_named(folder: Path, backend: TorchBackend, name: str) -> None:
+def test_an_embedding_that_is_none_any_more_ends_its_image_and_is_named(
+    folder: Path, backend: TorchBackend, name: str
+) -> None:
+    """One that never was is left out by the scan."""
     (folder / "embeddings").mkdir()
-    torch.save(embedding_files()[name], folder / "embeddings" / "odd.pt")
+    torch.save({"string_to_param": {"*": torch.zeros(1, 16)}}, folder / "embeddings" / "odd.pt")
     catalog = scan([folder])
     entry = catalog.embedding("odd", catalog.default())
+    torch.save(embedding_files()[name], folder / "embeddings" / "odd.pt")
     bad = wanted(catalog, prompt="a cat, odd", embeddings=(entry,))
     error = assert_ends_alone(backend, bad, [wanted(catalog, seed=1)], "embedding:odd")
     assert isinstance(error, UnusableModel)
