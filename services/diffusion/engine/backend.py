@@ -147,7 +147,7 @@ class TorchBackend:
         )
 
     def _decode(self, row: Row) -> tuple[Pixels, Checkpoint, tuple[str, ...]]:
-        """The pixels, the checkpoint that made them, and a warning if its VAE is in float32, as a shorter type gave NaN."""
+        """The pixels, the checkpoint that made them, and a warning where a VAE in float32 had to."""
         checkpoint = row.checkpoint
         try:
             return decode_image(checkpoint, row.latents), checkpoint, ()

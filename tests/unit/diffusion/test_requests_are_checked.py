@@ -233,7 +233,7 @@ def test_sdxls_layers_count_from_the_last_one_too(parser):
     sdxl = replace(entry, recipe=replace(entry.recipe, unet={**entry.recipe.unet, "addition_embed_type": "text_time"}))
     assert (entry.text_encoder_layers, sdxl.text_encoder_layers) == (2, 2)
     parser.abilities.check(GenerateRequest(model=sdxl.id, clip_skip=2, sdxl_clip_skip=2), sdxl)
-    with pytest.raises(FailedPrecondition, match="is 3; the text encoder of .* takes 2 at most"):
+    with pytest.raises(FailedPrecondition, match=r"is 3; the text encoder of .* takes 2 at most"):
         parser.abilities.check(GenerateRequest(model=sdxl.id, sdxl_clip_skip=3), sdxl)
 
 
