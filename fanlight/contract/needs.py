@@ -70,7 +70,7 @@ def scheduler_need(scheduler: str) -> str:
 
 
 def layers_limit(checkpoint: str) -> str:
-    """The limit's name for the largest `clip_skip` of a checkpoint, SDXL's own too; Model.text_encoder_layers announces it."""
+    """The limit's name for the largest `clip_skip` of a checkpoint, which Model.text_encoder_layers announces."""
     return f"{TEXT_ENCODER_LAYERS}:{checkpoint}"
 
 
