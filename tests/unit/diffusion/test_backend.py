@@ -173,14 +173,10 @@ def test_a_large_image_goes_through_the_vae_in_tiles(asked, generated, backend, 
     assert row.checkpoint.vae.use_tiling is False
 
 
-# A VAE that says how latents are scaled and can do nothing.
-NO_DECODER = SimpleNamespace(config={})
-
-
 def test_previews_of_sd_are_told_from_the_latents_channels(asked, backend, monkeypatch):
     row = backend.begin(asked(width_px=256, height_px=128))
     monkeypatch.setattr(type(row.checkpoint.entry), "base", "sd1")
-    monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=NO_DECODER))
+    monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=SimpleNamespace(config={})))
     assert LatentPreview(row.checkpoint, row.predicted_original).pixels().shape == (32, 64, 3)
 
 
@@ -203,5 +199,7 @@ def test_previews_are_a_taesds_where_one_is_held(asked, backend, monkeypatch):
         num_decoder_blocks=(1,) * 3,
         upsampling_scaling_factor=2,
     )
-    monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=NO_DECODER, tiny_vae=tiny.eval()))
+    monkeypatch.setattr(
+        row, "checkpoint", replace(row.checkpoint, vae=SimpleNamespace(config={}), tiny_vae=tiny.eval())
+    )
     assert LatentPreview(row.checkpoint, row.predicted_original).pixels().shape == (64, 128, 3)

@@ -114,11 +114,8 @@ def test_one_is_found_in_changes_and_beside_and(prompt, of_step, plain, vectors,
     found = read_prompts(request, both, both.default()).embeddings
     assert found == (entry,)
     changing, fixed = (asked(prompt=text, steps=2, embeddings=found) for text in (prompt, plain))
-    rows = [
-        ConditioningCache().get(each, assemble(manager, each)).at(step)
-        for each, step in ((changing, of_step), (fixed, 1))
-    ]
-    assert torch.equal(rows[0].prompts[0][0].embeds, rows[1].prompts[0][0].embeds)
+    own = ConditioningCache().get(changing, assemble(manager, changing)).at(of_step).prompts[0][0].embeds
+    assert torch.equal(own, ConditioningCache().get(fixed, assemble(manager, fixed)).at(1).prompts[0][0].embeds)
     without = ConditioningCache().get(asked(prompt=plain, steps=2), manager.checkpoint(catalog.default())).at(1)
     assert not torch.equal(own, without.prompts[0][0].embeds)
 
