@@ -70,9 +70,8 @@ class CheckpointEntry(_Entry):
 
     @property
     def text_encoder_layers(self) -> int:
-        """How many layers can be counted back for a prompt's states: 1 is the layer that it was trained with."""
-        before_last = 1 if self.recipe.is_sdxl else 0
-        return min(text.layers for text in self.recipe.texts) - before_last
+        """How many layers a prompt's states can be taken from, counted back from the last one, which is 1."""
+        return min(text.layers for text in self.recipe.texts)
 
     @property
     def has_guidance_embedding(self) -> bool:
