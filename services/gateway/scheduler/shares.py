@@ -8,6 +8,7 @@ take. Its first task goes before theirs of every kind, because the worker that t
 ones before theirs of the same kind.
 """
 
+import itertools
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
@@ -29,6 +30,8 @@ CLASS_STEP = 1e9
 BEHIND_TASKS = 600.0
 # A lone newcomer begins at the least place among this many tasks that were leased last.
 LEASED_REMEMBERED = 64
+# A task's place in its tenant's own order: its time less its priority, its arrival, its key.
+Own = tuple[float, int, Key]
 # Looks at waiting tasks only where it matters.
 Look = Callable[[], Iterable[WaitingTask]]
 # Nobody's: work that takes nothing of a tenant's share.
@@ -52,7 +55,7 @@ class _Line:
     """A tenant's waiting tasks in its own order, and as many places; the first task has the first place."""
 
     share: Share
-    order: list[tuple[float, Key]] = field(default_factory=list)
+    order: list[Own] = field(default_factory=list)
     places: list[float] = field(default_factory=list)
     # Where its next task would come.
     end: float = 0.0
@@ -62,7 +65,7 @@ class _Line:
 class _Entry:
     tenant: str
     # Its place in the tenant's own order.
-    own: tuple[float, Key]
+    own: Own
     # As it was last given out.
     rank: float
     waits: bool = True
@@ -75,6 +78,8 @@ class Shares:
         self._share_of = share_of
         self._lines: dict[str, _Line] = {}
         self._entries: dict[Key, _Entry] = {}
+        # Of two tasks that came at one time, the one that was seen first goes first.
+        self._arrivals = itertools.count()
         # How many tasks of each tenant are known, waiting or leased.
         self._open: dict[str, int] = {}
         self._leased: deque[float] = deque(maxlen=LEASED_REMEMBERED)
@@ -104,7 +109,7 @@ class Shares:
         """
         entry = self._entries.get(key)
         if entry is None:
-            own = (create_time_s - priority * PRIORITY_STEP_S, key)
+            own = (create_time_s - priority * PRIORITY_STEP_S, next(self._arrivals), key)
             entry = self._entries[key] = _Entry(tenant=tenant, own=own, rank=0.0, waits=False)
             self._open[tenant] = self._open.get(tenant, 0) + 1
             start = self._start(tenant, among)
@@ -165,11 +170,11 @@ class Shares:
             line = self._lines[tenant]
             index = self._moved.pop(tenant)
             while index < len(line.order) and len(moved) < limit:
-                entry = self._entries[line.order[index][1]]
+                entry = self._entries[line.order[index][2]]
                 rank = _rank(line.share, line.places[index])
                 if rank != entry.rank:
                     entry.rank = rank
-                    moved.append(line.order[index][1])
+                    moved.append(line.order[index][2])
                 index += 1
             if index < len(line.order):
                 self._moved[tenant] = index
