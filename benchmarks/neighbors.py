@@ -40,7 +40,8 @@ REQUESTS_PER_S = 50.0
 # What the greedy tenant asks, of what it may.
 TOO_MUCH = 2.0
 STREAMS, UPLOADS, WEBHOOKS = 100, 16, 50
-OPS_A_TURN = 100
+# Four jobs each a round, and all of them wait: three rounds stay below the neighbor's own limit of waiting tasks.
+OPS_A_TURN = 60
 SETTLE_S = 3.0
 READY = "at every limit\n"
 
