@@ -86,6 +86,20 @@ class WorkerSettings(BaseSettings):
         description="Where the node's credential is kept, so that a restarted worker is the same node. The workers of"
         " one machine share it.",
     )
+    gateway_wait_s: float = Field(
+        0.0, ge=0, le=600, description="How long to wait at the start for a gateway on this machine that starts too."
+    )
+    processes: str = Field(
+        "1",
+        pattern=r"^(auto|[1-9]|[1-5][0-9]|6[0-4])$",
+        description="Worker processes to run on this machine, 1 to 64: this one and children of it. auto: as many as"
+        " help on its cores, memory and cards, measured once the default model is loaded.",
+    )
+    measure: bool = Field(
+        False,
+        description="Print, once the default model is loaded, a line of cores, memory and cards that one worker uses,"
+        " from which `fanlight up` plans others beside it.",
+    )
     poll_wait_s: float = Field(
         20.0, ge=0, le=POLL_WAIT_MAX_S, description="How long the gateway may hold a poll open until a task arrives."
     )
