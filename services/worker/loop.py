@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanlight import __version__
+from fanlight.contract.limits import INLINE_LEASE_LIMIT_BYTES
 from fanlight.contract.needs import contract_revision
 from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
@@ -155,8 +156,13 @@ class Poller:
         node: str,
         slots: int,
         secret: bytes = b"",
+        note_output_bytes_max: Callable[[int], None] = lambda bytes_max: None,
     ) -> None:
-        """`secret`: random, of this process; no other can poll under its id."""
+        """`secret`: random, of this process; no other can poll under its id.
+
+        `note_output_bytes_max`: called with how large an output may be that comes along with a completion.
+        """
+        self._note_output_bytes_max = note_output_bytes_max
         self._worker_id, self._secret = worker_id, secret
         self._stage = stage
         self._leases = leases
@@ -194,12 +200,14 @@ class Poller:
             wait_s=wait_s,
             draining=draining,
             worker_secret=self._secret,
+            inline_bytes_max=INLINE_LEASE_LIMIT_BYTES,
         )
         answer = await self._queue.lease(request)
         self._known = b"" if answer.wants_capabilities else digest
         self._known_holdings = answer.holdings_digest
         if answer.has_fetches:
             self._prefetcher.want(answer.fetches)
+        self._note_output_bytes_max(answer.inline_output_bytes_max)
         return answer.tasks
 
     def _capabilities(self) -> tuple[queue_pb2.Capabilities, bytes]:

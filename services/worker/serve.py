@@ -253,6 +253,7 @@ def _wire(
         node=settings.node,
         slots=admission.slots,
         secret=secrets.token_bytes(WORKER_SECRET_BYTES),
+        note_output_bytes_max=runner.note_output_bytes_max,
     )
     leasing = LeaseLoop(
         admission, leases, poller, runner, settings, limits, prefetcher, env, stop, contact, membership.recover
