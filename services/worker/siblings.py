@@ -64,7 +64,8 @@ class Siblings:
         choice = choose(self._service, warm, machine)
         if not self.needs_measurement:
             choice = Choice(int(self._processes), "as set")
-        log.info("worker_processes", count=choice.count, why=choice.reason, cores=machine.cores)
+        if choice.count > 1:
+            log.info("worker_processes", count=choice.count, why=choice.reason, cores=machine.cores)
         further = [
             self._keep(number, environ_of_further(self._service, number, choice, warm, machine, self._environ))
             for number in range(2, choice.count + 1)

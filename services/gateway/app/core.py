@@ -45,6 +45,8 @@ class Core:
     random_bytes: RandomBytes
     settings: GatewaySettings
     limits: GatewayLimits
+    # Whether other gateways have the same store.
+    is_shared: bool
 
 
 def core_of(
@@ -107,4 +109,5 @@ def core_of(
         random_bytes=random_bytes,
         settings=settings,
         limits=limits,
+        is_shared=is_shared,
     )
