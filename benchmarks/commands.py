@@ -122,6 +122,7 @@ COMMANDS = (
     Command(name="gateway sqlite", module="gateway", arguments=("sqlite",)),
     Command(name="gateway lease", module="gateway", arguments=("lease",)),
     Command(name="gateway image", module="gateway", arguments=("image",)),
+    Command(name="gateway sealed", module="gateway", arguments=("sealed",)),
     Command(name="gateway memory", module="gateway", arguments=("memory",)),
     Command(name="gateway submit", module="gateway_submit"),
     Command(name="gateway nodes", module="gateway_nodes"),

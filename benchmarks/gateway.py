@@ -1,9 +1,10 @@
 """What the gateway costs: over SQLite's own commits, over a bare grpc.aio server, and in memory.
 
-usage: python -m benchmarks.gateway sqlite|lease|image|memory [--rounds 5]. Ours and the other take turns in one run.
+usage: python -m benchmarks.gateway sqlite|lease|image|sealed|memory [--rounds 5]. Ours and the other take turns.
 """
 
 import asyncio
+import itertools
 import os
 import sqlite3
 import statistics
@@ -43,6 +44,8 @@ CONTROL_BYTES = 425_000
 QUEUED = 1_000
 AT_A_TIME = 16
 IMAGES_A_TURN = 10
+# Of this size, in the memory of a gateway.
+CACHED_IMAGES = 36
 # Of a run, for the range of its medians.
 PARTS = 5
 
@@ -231,8 +234,108 @@ async def image(rounds: int, report: Report, *, smoke: bool) -> None:
     report.add("CPU of the gateway for an image", [each * 1e3 for each in spent["ours"]], "ms")
 
 
+@asynccontextmanager
+async def gateway_alone(name: str, **settings: str) -> AsyncIterator[tuple[GatewayProcess, grpc.aio.Channel]]:
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "sealed":
+            (Path(folder) / "key").write_text(os.urandom(32).hex())
+            settings["FANLIGHT_GATEWAY_SEAL_KEY_FILE"] = str(Path(folder) / "key")
+        gateway = GatewayProcess(Path(folder) / "data", FANLIGHT_LOG_LEVEL="warning", **settings)
+        try:
+            await gateway.start()
+            async with gateway.channel() as channel:
+                yield gateway, channel
+        finally:
+            await gateway.stop()
+
+
+async def sealed(rounds: int, report: Report, *, smoke: bool) -> None:
+    """The image's way through a gateway that seals, and through one that does not; then reads of what the disk has.
+
+    Also jobs, whose records are sealed. The two take turns with each image and job.
+    """
+    async with gateway_alone("clear") as clear, gateway_alone("sealed") as sealing:
+        sides = {"clear": clear, "sealed": sealing}
+        figures: dict[str, dict[str, list[float]]] = {way: {each: [] for each in sides} for way in SEALED_WAYS}
+        for turn_number in range(2 if smoke else rounds * 4 + 1):
+            found = await sealed_turn(sides, smoke=smoke)
+            # The first turn makes connections and folders.
+            if turn_number:
+                for way, name in itertools.product(SEALED_WAYS, sides):
+                    figures[way][name] += found[way][name]
+    for way, (what, goal) in SEALED_WAYS.items():
+        ours, theirs = figures[way]["sealed"], figures[way]["clear"]
+        compare(report, ours, theirs, f"sealed: {what}", "the same in clear", goal=goal)
+
+
+# What is measured, and the goal.
+SEALED_WAYS: dict[str, tuple[str, float | None]] = {
+    "carry": ("a 467 kB image from a worker to a client, wall, p50", 1.25),
+    "cpu": ("a 467 kB image from a worker to a client, CPU of the gateway", None),
+    "disk": ("a 467 kB image that a client reads from the disk, wall, p50", None),
+    "jobs": ("a job created, wall, p50", None),
+}
+Sides = dict[str, tuple[GatewayProcess, grpc.aio.Channel]]
+
+
+async def sealed_turn(sides: Sides, *, smoke: bool) -> dict[str, dict[str, list[float]]]:
+    found: dict[str, dict[str, list[float]]] = {way: {name: [] for name in sides} for way in SEALED_WAYS}
+    before = {name: cpu_s(pid_of(gateway)) for name, (gateway, _) in sides.items()}
+    for name, (_, channel) in list(sides.items()) * IMAGES_A_TURN:
+        found["carry"][name].append(await carry_image(channel))
+    for name, (gateway, _) in sides.items():
+        found["cpu"][name].append((cpu_s(pid_of(gateway)) - before[name]) / IMAGES_A_TURN)
+    digests: dict[str, list[str]] = {name: [] for name in sides}
+    # More than a gateway caches in memory.
+    for name, (_, channel) in list(sides.items()) * (IMAGES_A_TURN + (0 if smoke else CACHED_IMAGES)):
+        digests[name].append(await write_image(channel))
+    for number in range(IMAGES_A_TURN):
+        for name, (_, channel) in sides.items():
+            found["disk"][name].append(await read_image(channel, digests[name][number]))
+    for _, channel in sides.values():
+        await RpcWorker(channel, "diffusion").lease(0)
+    for name, (_, channel) in list(sides.items()) * IMAGES_A_TURN:
+        found["jobs"][name].append(await create_job(channel))
+    return found
+
+
+def pid_of(gateway: GatewayProcess) -> int:
+    assert gateway._process is not None
+    return gateway._process.pid
+
+
+async def read_image(channel: grpc.aio.Channel, digest: str) -> float:
+    blobs = blobs_pb2_grpc.BlobServiceStub(channel)
+    begin_s = time.perf_counter()
+    async for _part in blobs.ReadBlob(blobs_pb2.ReadBlobRequest(digest=digest)):
+        pass
+    return time.perf_counter() - begin_s
+
+
+async def create_job(channel: grpc.aio.Channel) -> float:
+    jobs: Any = jobs_of(channel)
+    request = gateway_pb2.CreateJobRequest(generation=requests.generation("a red teapot on a table, " * 4))
+    begin_s = time.perf_counter()
+    job = await jobs.CreateJob(request)
+    passed_s = time.perf_counter() - begin_s
+    await jobs.CancelJob(gateway_pb2.CancelJobRequest(name=job.name))
+    return passed_s
+
+
+async def write_image(channel: grpc.aio.Channel) -> str:
+    data = PNG + os.urandom(IMAGE_BYTES)
+    header = blobs_pb2.WriteBlobHeader(size_bytes=len(data))
+    parts = [blobs_pb2.WriteBlobRequest(header=header)]
+    parts += [blobs_pb2.WriteBlobRequest(chunk=chunk) for chunk in chunks_of(data)]
+    return (await blobs_pb2_grpc.BlobServiceStub(channel).WriteBlob(iter(parts))).blob.digest
+
+
 async def ours_carries(house: House) -> float:
-    blobs = blobs_pb2_grpc.BlobServiceStub(house.ours)
+    return await carry_image(house.ours)
+
+
+async def carry_image(channel: grpc.aio.Channel) -> float:
+    blobs = blobs_pb2_grpc.BlobServiceStub(channel)
     data = PNG + os.urandom(IMAGE_BYTES)
     # The worker's digest and the client's check are no part of the way.
     digest = digest_of(data)
@@ -308,6 +411,7 @@ WHAT: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "sqlite": sqlite,
     "lease": lease,
     "image": image,
+    "sealed": sealed,
     "memory": memory,
 }
 

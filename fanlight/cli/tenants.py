@@ -105,6 +105,68 @@ def show(
     print_columns(("LIMIT", "USED", "OF", "WHOSE"), rows)
 
 
+@app.command()
+def delete(
+    tenant: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    gateway: Gateway = DEFAULT_GATEWAY,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a tenant with its API keys and all its data, and destroy its data key."""
+    from fanlight.cli.output import print_json, to_dict
+    from fanlight.cli.session import talk
+
+    if not yes:
+        typer.confirm(f"Delete {tenant} and all its data? Nothing brings it back", abort=True)
+    done = talk(gateway, lambda client: client.tenants.delete(tenant))
+    if as_json:
+        print_json(to_dict(done))
+        return
+    key = "its data key is destroyed" if done.is_key_destroyed else "it had no data key"
+    print(f"{tenant}: deleted {done.records} records, {done.blobs} blobs and {done.api_keys} API keys; {key}")
+    for sentence in done.remains:
+        print(f"remains: {sentence}")
+
+
+@app.command("rotate-data-key")
+def rotate_data_key(tenant: Name, gateway: Gateway = DEFAULT_GATEWAY) -> None:
+    """Seal a tenant's new data with a new key; the older one goes when no data has it any more."""
+    from fanlight.cli.session import talk
+
+    number = talk(gateway, lambda client: client.tenants.rotate_data_key(tenant))
+    print(f"{tenant}: new data is sealed with its data key {number}")
+
+
+@app.command()
+def sealing(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
+    """Show the tenants' data keys, and how much is still in clear."""
+    from fanlight.cli.output import print_columns, print_json, to_dict
+    from fanlight.cli.session import talk
+
+    found = talk(gateway, lambda client: client.tenants.sealing())
+    if as_json:
+        print_json(to_dict(found))
+        return
+    if not found.is_on:
+        print("nothing is sealed: FANLIGHT_GATEWAY_SEAL_KEY_FILE is not set at the gateway")
+        return
+    print(f"wrapped keys: {found.vault}; the operator's key is {found.wrapped_by}")
+    rows = [
+        (
+            each.tenant,
+            each.current or "-",
+            each.older,
+            " ".join(each.wrapped_by) or "-",
+            each.fault or ("destroyed" if each.is_destroyed else "-"),
+        )
+        for each in found.tenants
+    ]
+    print_columns(("TENANT", "DATA KEY", "OLDER", "WRAPPED BY", "STATE"), rows)
+    print(f"in clear: {found.clear_records} records, {found.clear_blobs} blobs")
+    if found.lost_records:
+        print(f"cannot be opened: {found.lost_records} records; see `fanlight records`")
+
+
 def _row(tenant: "Tenant") -> tuple[object, ...]:
     own = " ".join(f"{field.name}={_number(value)}" for field, value in tenant.limits.ListFields())
     return tenant.name, f"{tenant.weight:g}", tenant.service_class, tenant.pool or "-", own or "-", tenant.note or "-"

@@ -66,5 +66,20 @@ class TenantCalls:
         request = tenants.GetQuotaRequest(tenant=tenant)
         return await self._call(lambda left_s: self._stub.GetQuota(request, timeout=left_s))
 
+    async def delete(self, name: str) -> tenants.DeleteTenantResponse:
+        """With all its data; its data key is destroyed."""
+        request = tenants.DeleteTenantRequest(name=name)
+        return await self._call(lambda left_s: self._stub.DeleteTenant(request, timeout=left_s))
+
+    async def rotate_data_key(self, name: str) -> int:
+        """The new key's number."""
+        request = tenants.RotateDataKeyRequest(name=name)
+        return (await self._call(lambda left_s: self._stub.RotateDataKey(request, timeout=left_s))).number
+
+    async def sealing(self) -> tenants.Sealing:
+        """The tenants' data keys, and how much is still in clear."""
+        request = tenants.GetSealingRequest()
+        return await self._call(lambda left_s: self._stub.GetSealing(request, timeout=left_s))
+
     async def _call(self, send: Callable[[float], Awaitable[Answer]]) -> Answer:
         return await self._retry.call(send, timeout_s=self._timeout_s)

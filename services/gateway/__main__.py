@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
-from fanlight.errors import FanlightError
+from fanlight.errors import FanlightError, Unavailable
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.keys.v1 import keys_pb2, keys_pb2_grpc
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
@@ -22,11 +22,18 @@ from services.gateway.adapters.disk_blobs import open_disk_blobs
 from services.gateway.adapters.encryption import Encryption, encryption_of
 from services.gateway.adapters.jwt_identity import IssuerRule, JwtVerifier, read_issuers, read_rules
 from services.gateway.adapters.jwt_people import PeopleRule, PeopleVerifier
+from services.gateway.adapters.key_vaults import BUCKET as VAULT_BUCKET
+from services.gateway.adapters.key_vaults import FolderVault, StoreVault
+from services.gateway.adapters.key_wrappers import key_wrapper
+from services.gateway.adapters.sealed_blobs import SealableBlobs, sealed_blobs
+from services.gateway.adapters.sealed_store import SealedStore
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
 from services.gateway.adapters.webhook_http import WebhookHttp
+from services.gateway.app.data_keys import DataKeys
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.readiness import require_ready
 from services.gateway.app.records import OtherFormatVersion
+from services.gateway.app.sealing import require_keys
 from services.gateway.app.tenants import Callers, Tenant, callers_of, check_tokens, read_tenants
 from services.gateway.app.webhooks import WebhookOptions, signing_key
 from services.gateway.config import GatewaySettings
@@ -34,7 +41,7 @@ from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
 from services.gateway.http.hosts import host_names
 from services.gateway.http.serving import bind_http, port_of, serve_http
-from services.gateway.ports import RecordStore
+from services.gateway.ports import KeyVault, RecordStore
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
 from services.gateway.rpc.keys import KeyService
@@ -131,10 +138,15 @@ async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: 
     _make_folder(settings)
     access = _access_of(settings, common)
     encryption = encryption_of(settings, common)
-    async with _open_store(settings) as store, _open_blobs(settings) as blobs:
+    async with _open_store(settings) as clear_store, _open_blobs(settings) as clear_blobs:
+        keys = _data_keys(settings, clear_store)
+        await _require_keys(clear_store, keys)
+        store: RecordStore = SealedStore(clear_store, keys) if keys else clear_store
+        blobs: BlobStore = sealed_blobs(clear_blobs, keys) if keys else clear_blobs
         gateway = Gateway(
             store=store,
             blobs=blobs,
+            data_keys=keys,
             clock=SystemClock(),
             random_bytes=os.urandom,
             settings=settings,
@@ -193,7 +205,33 @@ async def _patient(opening: AbstractAsyncContextManager[RecordStore]) -> AsyncIt
         yield TimeoutStore(store)
 
 
-def _open_blobs(settings: GatewaySettings) -> AbstractAsyncContextManager[BlobStore]:
+def _data_keys(settings: GatewaySettings, store: RecordStore) -> DataKeys | None:
+    """None where nothing is sealed. SettingsError for a key or a vault that cannot be used."""
+    wrapper = key_wrapper(settings.seal_key_file, settings.seal_kms)
+    if wrapper is None:
+        return None
+    if settings.store != SQLITE and settings.seal_vault is None:
+        vault: KeyVault = StoreVault(store, f"{settings.store}, bucket {settings.nats_prefix}-{VAULT_BUCKET}")
+    else:
+        folder = settings.seal_vault or settings.data_dir.with_name(f"{settings.data_dir.name}-keys")
+        try:
+            vault = FolderVault(folder)
+        except OSError as error:
+            raise SettingsError(f"FANLIGHT_GATEWAY_SEAL_VAULT: {folder}: {error.strerror}") from error
+    return DataKeys(vault, wrapper, SystemClock(), os.urandom)
+
+
+async def _require_keys(store: RecordStore, keys: DataKeys | None) -> None:
+    """SettingsError where the store is sealed and the keys do not open it. Retries until the store answers."""
+    while True:
+        try:
+            return await require_keys(store, keys)
+        except Unavailable as error:
+            log.info("store_not_ready", message=error.message)
+            await asyncio.sleep(error.retry_after_s or 1.0)
+
+
+def _open_blobs(settings: GatewaySettings) -> AbstractAsyncContextManager[SealableBlobs]:
     """SettingsError for a bucket that cannot be used."""
     limit_bytes = settings.blob_limit_bytes
     if not settings.blobs.startswith("s3://"):
@@ -280,7 +318,7 @@ def _rpc_server(
     jobs, queue = JobService(gateway, callers), QueueService(gateway, principals, gateway.inline_inputs(images_of_task))
     records = RecordService(gateway.records, callers)
     keys = KeyService(gateway.keys, callers, clock, access.people)
-    tenants = TenantService(gateway.quotas, callers)
+    tenants = TenantService(gateway, callers)
     blob = BlobService(blobs, principals, gateway.lease_rights(images_of_task), gateway.quotas)
     address = JoinAddress(
         gateway=settings.address or "", authority=encryption.authority, is_own=encryption.has_own_name

@@ -81,6 +81,21 @@ class GatewaySettings(BaseSettings):
         " `s3://BUCKET/PREFIX`.",
     )
     s3_endpoint: str = Field("", description="The URL of an S3 server that is not Amazon's.")
+    seal_key_file: Path | None = Field(
+        None,
+        description="A file with the operator's key, 64 hex digits (`openssl rand -hex 32`): what tenants wrote is"
+        " sealed with data keys that it wraps. Unset: nothing is sealed.",
+    )
+    seal_kms: str = Field(
+        "",
+        description="In place of the key file, a key management service: NAME or NAME:ARGUMENT of an installed"
+        " package's entry point `fanlight.key_wrappers`.",
+    )
+    seal_vault: Path | None = Field(
+        None,
+        description="The folder of the wrapped data keys; back it up apart from the data. Unset: beside the data"
+        " folder, with `-keys` after its name; with NATS, a bucket of its own.",
+    )
     s3_region: str = Field("", description="The S3 region.")
     tenants_file: Path | None = Field(
         None,

@@ -1,8 +1,16 @@
 """The gateway's ports: what it needs of the outside, as Protocols. Each has one conformance suite in tests/contract."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """With which data key a record is sealed."""
+
+    tenant: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +20,10 @@ class Record:
     key: str
     value: bytes
     revision: int
+    # Why the value cannot be what was written; empty where the store knows no reason.
+    fault: str = ""
+    # How it is stored; None in clear.
+    seal: Seal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +145,81 @@ class Budgeted(Protocol):
 
     def used_bytes_of(self, scope: str) -> int:
         """Of one scope. Other processes' writes are counted from their next start on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """How many blobs of a scope are gone, and how many are still there."""
+
+    blobs: int
+    remaining: int
+
+
+@runtime_checkable
+class ScopeEraser(Protocol):
+    """A BlobStore that can delete all blobs of a scope."""
+
+    async def erase(self, scope: str) -> Erased: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobSeals:
+    """How many blobs a store has in clear, and by scope the numbers of the data keys that seal the others."""
+
+    clear: int
+    numbers: Mapping[str, frozenset[int]]
+
+
+@runtime_checkable
+class SealCounter(Protocol):
+    async def count_seals(self) -> BlobSeals:
+        """Looks at every blob."""
+        ...
+
+
+class KeyVault(Protocol):
+    """Where wrapped data keys are stored, by name: apart from the data, so that a backup of that has no keys."""
+
+    # For people: what to look at, and what to put back.
+    place: str
+
+    async def get(self, name: str) -> bytes | None:
+        """Unavailable where it does not answer."""
+        ...
+
+    async def change(self, name: str, event: Callable[[bytes | None], bytes]) -> bytes:
+        """Compare-and-set, retried: store what the event makes of what is there. Durable on return."""
+        ...
+
+    async def names(self) -> Sequence[str]: ...
+
+
+class WrongKey(Exception):
+    """No key of the operator's opens it, or it was changed. One sentence says which key is needed."""
+
+
+class KeyWrapper(Protocol):
+    """The operator's key, in a file or in a key management service (KMS): it wraps data keys and opens them again.
+
+    `context` is authenticated with the secret; the same one opens it.
+    """
+
+    @property
+    def current(self) -> str:
+        """Names the key that wraps from now on."""
+        ...
+
+    async def wrap(self, secret: bytes, context: bytes) -> bytes:
+        """With the current key. Unavailable where a service does not answer."""
+        ...
+
+    async def unwrap(self, wrapped_by: str, wrapped: bytes, context: bytes) -> bytes:
+        """WrongKey; Unavailable where a service does not answer."""
+        ...
+
+    async def refresh(self) -> None:
+        """Take in keys that the operator has added since. SettingsError where that cannot be read."""
         ...
 
 

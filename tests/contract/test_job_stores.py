@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from fanlight.errors import AlreadyExists, Conflict, Unavailable
+from services.gateway.adapters.key_vaults import StoreVault
+from services.gateway.adapters.sealed_store import SealedStore
 from services.gateway.adapters.sqlite_store import LIST_PAGE, open_sqlite_store
 from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore
 from services.kernel.config import SettingsError
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.nats_server import NatsServer, nats_server, one_server
+from tests.fakes.sealing import data_keys
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +28,23 @@ def nats() -> Iterator[NatsServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "sqlite", "nats"])
+@pytest.fixture(params=["memory", "sqlite", "nats", "sealed", "sealed-nats"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RecordStore]:
+    if request.param == "sealed":
+        async with open_sqlite_store(tmp_path / "gateway.sqlite") as opened:
+            yield SealedStore(opened, data_keys(tmp_path / "keys"))
+        return
     if request.param == "memory":
         yield MemoryStore()
         return
-    if request.param == "nats":
+    if request.param in ("nats", "sealed-nats"):
         from services.gateway.adapters.nats_store import open_nats_store
 
         url = request.getfixturevalue("nats").url
         # Every test has buckets of its own.
         async with open_nats_store([url], prefix=f"t{uuid.uuid4().hex}") as opened:
-            yield opened
+            keys = data_keys(StoreVault(opened, "NATS"))
+            yield opened if request.param == "nats" else SealedStore(opened, keys)
         return
     async with open_sqlite_store(tmp_path / "gateway.sqlite") as opened:
         yield opened

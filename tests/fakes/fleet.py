@@ -19,6 +19,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.completion import ReportedOutput
+from services.gateway.app.data_keys import DataKeys
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.leasing import LeasedTask, Poll
 from services.gateway.app.submission import KeptImage, NewJob, SourceImage
@@ -130,6 +131,8 @@ class Fleet:
     is_shared: bool = False
     shipped: dict[str, ShippedAnnotator] = field(default_factory=dict)
     number: int = 0
+    # Where the stores are sealed ones.
+    data_keys: DataKeys | None = None
     gateway: Gateway = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +146,7 @@ class Fleet:
             limits=self.limits,
             is_shared=self.is_shared,
             shipped=self.shipped,
+            data_keys=self.data_keys,
             thumbnail=thumbnail_request(),
         )
 
@@ -166,6 +170,7 @@ class Fleet:
             is_shared=self.is_shared,
             shipped=self.shipped,
             number=self.number + 1,
+            data_keys=self.data_keys,
         )
 
     def worker(

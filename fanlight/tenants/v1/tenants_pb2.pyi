@@ -284,3 +284,172 @@ class QuotaLine(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["is_own", b"is_own", "limit", b"limit", "name", b"name", "used", b"used"]) -> None: ...
 
 Global___QuotaLine: typing_extensions.TypeAlias = QuotaLine
+
+@typing.final
+class DeleteTenantRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___DeleteTenantRequest: typing_extensions.TypeAlias = DeleteTenantRequest
+
+@typing.final
+class DeleteTenantResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    IS_KEY_DESTROYED_FIELD_NUMBER: builtins.int
+    API_KEYS_FIELD_NUMBER: builtins.int
+    RECORDS_FIELD_NUMBER: builtins.int
+    BLOBS_FIELD_NUMBER: builtins.int
+    REMAINS_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    is_key_destroyed: builtins.bool
+    """No copy of its sealed data can be read any more."""
+    api_keys: builtins.int
+    """How many API keys and sessions, records and blobs were deleted."""
+    records: builtins.int
+    blobs: builtins.int
+    @property
+    def remains(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What is left, and what to do about it."""
+
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        is_key_destroyed: builtins.bool = ...,
+        api_keys: builtins.int = ...,
+        records: builtins.int = ...,
+        blobs: builtins.int = ...,
+        remains: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["api_keys", b"api_keys", "blobs", b"blobs", "is_key_destroyed", b"is_key_destroyed", "records", b"records", "remains", b"remains", "tenant", b"tenant"]) -> None: ...
+
+Global___DeleteTenantResponse: typing_extensions.TypeAlias = DeleteTenantResponse
+
+@typing.final
+class RotateDataKeyRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The tenant's."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___RotateDataKeyRequest: typing_extensions.TypeAlias = RotateDataKeyRequest
+
+@typing.final
+class RotateDataKeyResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    number: builtins.int
+    """Of the new key."""
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        number: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["number", b"number", "tenant", b"tenant"]) -> None: ...
+
+Global___RotateDataKeyResponse: typing_extensions.TypeAlias = RotateDataKeyResponse
+
+@typing.final
+class GetSealingRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GetSealingRequest: typing_extensions.TypeAlias = GetSealingRequest
+
+@typing.final
+class Sealing(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IS_ON_FIELD_NUMBER: builtins.int
+    VAULT_FIELD_NUMBER: builtins.int
+    WRAPPED_BY_FIELD_NUMBER: builtins.int
+    TENANTS_FIELD_NUMBER: builtins.int
+    CLEAR_RECORDS_FIELD_NUMBER: builtins.int
+    CLEAR_BLOBS_FIELD_NUMBER: builtins.int
+    LOST_RECORDS_FIELD_NUMBER: builtins.int
+    is_on: builtins.bool
+    vault: builtins.str
+    """Where the wrapped data keys are."""
+    wrapped_by: builtins.str
+    """Names the operator's key that wraps from now on; nothing of the key itself."""
+    clear_records: builtins.int
+    """Written before they were sealed; sealed when they are next written."""
+    clear_blobs: builtins.int
+    lost_records: builtins.int
+    """Records that cannot be opened."""
+    @property
+    def tenants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TenantDataKeys]: ...
+    def __init__(
+        self,
+        *,
+        is_on: builtins.bool = ...,
+        vault: builtins.str = ...,
+        wrapped_by: builtins.str = ...,
+        tenants: collections.abc.Iterable[Global___TenantDataKeys] | None = ...,
+        clear_records: builtins.int = ...,
+        clear_blobs: builtins.int = ...,
+        lost_records: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["clear_blobs", b"clear_blobs", "clear_records", b"clear_records", "is_on", b"is_on", "lost_records", b"lost_records", "tenants", b"tenants", "vault", b"vault", "wrapped_by", b"wrapped_by"]) -> None: ...
+
+Global___Sealing: typing_extensions.TypeAlias = Sealing
+
+@typing.final
+class TenantDataKeys(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    CURRENT_FIELD_NUMBER: builtins.int
+    OLDER_FIELD_NUMBER: builtins.int
+    WRAPPED_BY_FIELD_NUMBER: builtins.int
+    IS_DESTROYED_FIELD_NUMBER: builtins.int
+    FAULT_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    current: builtins.int
+    """The number of the key that seals new data; 0 where it was destroyed."""
+    older: builtins.int
+    """How many older keys some data may still have."""
+    is_destroyed: builtins.bool
+    fault: builtins.str
+    """Why they cannot be opened; empty where they can."""
+    @property
+    def wrapped_by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The operator's keys that wrap them."""
+
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        current: builtins.int = ...,
+        older: builtins.int = ...,
+        wrapped_by: collections.abc.Iterable[builtins.str] | None = ...,
+        is_destroyed: builtins.bool = ...,
+        fault: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["current", b"current", "fault", b"fault", "is_destroyed", b"is_destroyed", "older", b"older", "tenant", b"tenant", "wrapped_by", b"wrapped_by"]) -> None: ...
+
+Global___TenantDataKeys: typing_extensions.TypeAlias = TenantDataKeys

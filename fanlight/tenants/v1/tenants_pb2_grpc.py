@@ -55,6 +55,21 @@ class TenantServiceStub(object):
                 request_serializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.GetQuotaRequest.SerializeToString,
                 response_deserializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.Quota.FromString,
                 _registered_method=True)
+        self.DeleteTenant = channel.unary_unary(
+                '/fanlight.tenants.v1.TenantService/DeleteTenant',
+                request_serializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.DeleteTenantRequest.SerializeToString,
+                response_deserializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.DeleteTenantResponse.FromString,
+                _registered_method=True)
+        self.RotateDataKey = channel.unary_unary(
+                '/fanlight.tenants.v1.TenantService/RotateDataKey',
+                request_serializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.RotateDataKeyRequest.SerializeToString,
+                response_deserializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.RotateDataKeyResponse.FromString,
+                _registered_method=True)
+        self.GetSealing = channel.unary_unary(
+                '/fanlight.tenants.v1.TenantService/GetSealing',
+                request_serializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.GetSealingRequest.SerializeToString,
+                response_deserializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.Sealing.FromString,
+                _registered_method=True)
 
 
 class TenantServiceServicer(object):
@@ -91,6 +106,31 @@ class TenantServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteTenant(self, request, context):
+        """Deletes a tenant with its API keys, jobs, dead letters, webhooks, cached images and blobs, and destroys its data
+        key, so that no copy of its sealed data can be read. Calling it again is no error. For operators.
+        FAILED_PRECONDITION: it is the operator's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateDataKey(self, request, context):
+        """Gives a tenant a new data key: new data is sealed with it, and the older key stays until no data has it. For
+        operators. NOT_FOUND: it has no data key. FAILED_PRECONDITION: nothing is sealed at this gateway.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSealing(self, request, context):
+        """Returns whether data is sealed, the tenants' data keys, and how much is still in clear. Reads every record and the
+        end of every blob. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TenantServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +153,21 @@ def add_TenantServiceServicer_to_server(servicer, server):
                     servicer.GetQuota,
                     request_deserializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.GetQuotaRequest.FromString,
                     response_serializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.Quota.SerializeToString,
+            ),
+            'DeleteTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTenant,
+                    request_deserializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.DeleteTenantRequest.FromString,
+                    response_serializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.DeleteTenantResponse.SerializeToString,
+            ),
+            'RotateDataKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateDataKey,
+                    request_deserializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.RotateDataKeyRequest.FromString,
+                    response_serializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.RotateDataKeyResponse.SerializeToString,
+            ),
+            'GetSealing': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSealing,
+                    request_deserializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.GetSealingRequest.FromString,
+                    response_serializer=fanlight_dot_tenants_dot_v1_dot_tenants__pb2.Sealing.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +279,87 @@ class TenantService(object):
             '/fanlight.tenants.v1.TenantService/GetQuota',
             fanlight_dot_tenants_dot_v1_dot_tenants__pb2.GetQuotaRequest.SerializeToString,
             fanlight_dot_tenants_dot_v1_dot_tenants__pb2.Quota.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.tenants.v1.TenantService/DeleteTenant',
+            fanlight_dot_tenants_dot_v1_dot_tenants__pb2.DeleteTenantRequest.SerializeToString,
+            fanlight_dot_tenants_dot_v1_dot_tenants__pb2.DeleteTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateDataKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.tenants.v1.TenantService/RotateDataKey',
+            fanlight_dot_tenants_dot_v1_dot_tenants__pb2.RotateDataKeyRequest.SerializeToString,
+            fanlight_dot_tenants_dot_v1_dot_tenants__pb2.RotateDataKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSealing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.tenants.v1.TenantService/GetSealing',
+            fanlight_dot_tenants_dot_v1_dot_tenants__pb2.GetSealingRequest.SerializeToString,
+            fanlight_dot_tenants_dot_v1_dot_tenants__pb2.Sealing.FromString,
             options,
             channel_credentials,
             insecure,

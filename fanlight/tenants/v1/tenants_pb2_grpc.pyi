@@ -89,7 +89,55 @@ _TenantServiceGetQuotaType = typing_extensions.TypeVar(
     ],
 )
 
-class TenantServiceStub(typing.Generic[_TenantServiceSetTenantType, _TenantServiceListTenantsType, _TenantServiceGetTenantType, _TenantServiceGetQuotaType]):
+_TenantServiceDeleteTenantType = typing_extensions.TypeVar(
+    '_TenantServiceDeleteTenantType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.DeleteTenantRequest,
+        fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.DeleteTenantRequest,
+        fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.DeleteTenantRequest,
+        fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse,
+    ],
+)
+
+_TenantServiceRotateDataKeyType = typing_extensions.TypeVar(
+    '_TenantServiceRotateDataKeyType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.RotateDataKeyRequest,
+        fanlight.tenants.v1.tenants_pb2.RotateDataKeyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.RotateDataKeyRequest,
+        fanlight.tenants.v1.tenants_pb2.RotateDataKeyResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.RotateDataKeyRequest,
+        fanlight.tenants.v1.tenants_pb2.RotateDataKeyResponse,
+    ],
+)
+
+_TenantServiceGetSealingType = typing_extensions.TypeVar(
+    '_TenantServiceGetSealingType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.GetSealingRequest,
+        fanlight.tenants.v1.tenants_pb2.Sealing,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.GetSealingRequest,
+        fanlight.tenants.v1.tenants_pb2.Sealing,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.GetSealingRequest,
+        fanlight.tenants.v1.tenants_pb2.Sealing,
+    ],
+)
+
+class TenantServiceStub(typing.Generic[_TenantServiceSetTenantType, _TenantServiceListTenantsType, _TenantServiceGetTenantType, _TenantServiceGetQuotaType, _TenantServiceDeleteTenantType, _TenantServiceRotateDataKeyType, _TenantServiceGetSealingType]):
     """Tenants: what an operator grants each, and how much of it is used."""
 
     @typing.overload
@@ -109,6 +157,18 @@ class TenantServiceStub(typing.Generic[_TenantServiceSetTenantType, _TenantServi
         grpc.UnaryUnaryMultiCallable[
             fanlight.tenants.v1.tenants_pb2.GetQuotaRequest,
             fanlight.tenants.v1.tenants_pb2.Quota,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.tenants.v1.tenants_pb2.DeleteTenantRequest,
+            fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.tenants.v1.tenants_pb2.RotateDataKeyRequest,
+            fanlight.tenants.v1.tenants_pb2.RotateDataKeyResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.tenants.v1.tenants_pb2.GetSealingRequest,
+            fanlight.tenants.v1.tenants_pb2.Sealing,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -130,6 +190,18 @@ class TenantServiceStub(typing.Generic[_TenantServiceSetTenantType, _TenantServi
             fanlight.tenants.v1.tenants_pb2.GetQuotaRequest,
             fanlight.tenants.v1.tenants_pb2.Quota,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.tenants.v1.tenants_pb2.DeleteTenantRequest,
+            fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.tenants.v1.tenants_pb2.RotateDataKeyRequest,
+            fanlight.tenants.v1.tenants_pb2.RotateDataKeyResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.tenants.v1.tenants_pb2.GetSealingRequest,
+            fanlight.tenants.v1.tenants_pb2.Sealing,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     SetTenant: _TenantServiceSetTenantType
@@ -148,6 +220,22 @@ class TenantServiceStub(typing.Generic[_TenantServiceSetTenantType, _TenantServi
     PERMISSION_DENIED: another tenant's.
     """
 
+    DeleteTenant: _TenantServiceDeleteTenantType
+    """Deletes a tenant with its API keys, jobs, dead letters, webhooks, cached images and blobs, and destroys its data
+    key, so that no copy of its sealed data can be read. Calling it again is no error. For operators.
+    FAILED_PRECONDITION: it is the operator's own.
+    """
+
+    RotateDataKey: _TenantServiceRotateDataKeyType
+    """Gives a tenant a new data key: new data is sealed with it, and the older key stays until no data has it. For
+    operators. NOT_FOUND: it has no data key. FAILED_PRECONDITION: nothing is sealed at this gateway.
+    """
+
+    GetSealing: _TenantServiceGetSealingType
+    """Returns whether data is sealed, the tenants' data keys, and how much is still in clear. Reads every record and the
+    end of every blob. For operators.
+    """
+
 TenantServiceAsyncStub: typing_extensions.TypeAlias = TenantServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         fanlight.tenants.v1.tenants_pb2.SetTenantRequest,
@@ -164,6 +252,18 @@ TenantServiceAsyncStub: typing_extensions.TypeAlias = TenantServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         fanlight.tenants.v1.tenants_pb2.GetQuotaRequest,
         fanlight.tenants.v1.tenants_pb2.Quota,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.DeleteTenantRequest,
+        fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.RotateDataKeyRequest,
+        fanlight.tenants.v1.tenants_pb2.RotateDataKeyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.tenants.v1.tenants_pb2.GetSealingRequest,
+        fanlight.tenants.v1.tenants_pb2.Sealing,
     ],
 ]
 
@@ -204,6 +304,37 @@ class TenantServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[fanlight.tenants.v1.tenants_pb2.Quota, collections.abc.Awaitable[fanlight.tenants.v1.tenants_pb2.Quota]]:
         """Returns each limit of a tenant and how much of it is used. Operators name any tenant, others get their own.
         PERMISSION_DENIED: another tenant's.
+        """
+
+    @abc.abstractmethod
+    def DeleteTenant(
+        self,
+        request: fanlight.tenants.v1.tenants_pb2.DeleteTenantRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse, collections.abc.Awaitable[fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse]]:
+        """Deletes a tenant with its API keys, jobs, dead letters, webhooks, cached images and blobs, and destroys its data
+        key, so that no copy of its sealed data can be read. Calling it again is no error. For operators.
+        FAILED_PRECONDITION: it is the operator's own.
+        """
+
+    @abc.abstractmethod
+    def RotateDataKey(
+        self,
+        request: fanlight.tenants.v1.tenants_pb2.RotateDataKeyRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.tenants.v1.tenants_pb2.RotateDataKeyResponse, collections.abc.Awaitable[fanlight.tenants.v1.tenants_pb2.RotateDataKeyResponse]]:
+        """Gives a tenant a new data key: new data is sealed with it, and the older key stays until no data has it. For
+        operators. NOT_FOUND: it has no data key. FAILED_PRECONDITION: nothing is sealed at this gateway.
+        """
+
+    @abc.abstractmethod
+    def GetSealing(
+        self,
+        request: fanlight.tenants.v1.tenants_pb2.GetSealingRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.tenants.v1.tenants_pb2.Sealing, collections.abc.Awaitable[fanlight.tenants.v1.tenants_pb2.Sealing]]:
+        """Returns whether data is sealed, the tenants' data keys, and how much is still in clear. Reads every record and the
+        end of every blob. For operators.
         """
 
 def add_TenantServiceServicer_to_server(servicer: TenantServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""Blobs as files of one folder, and a blob on its way into it, in blocking calls that any thread may make.
+"""Blobs as files of one folder, in blocking calls that any thread may make.
 
 Knows no event loop.
 """
@@ -13,11 +13,15 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
 from fanlight.contract.names import named, parse_digest, parse_scope
-from fanlight.errors import Cancelled, FanlightError, InvalidField, NodeFault, ResourceExhausted, TooLarge, Unavailable
+from fanlight.errors import FanlightError, InvalidField, NodeFault, ResourceExhausted, Unavailable
+from services.gateway.adapters.seal_format import FOOTER_BYTES, BlobSealer, is_whole
+from services.gateway.ports import Erased
 from services.kernel.blobs import BlobInfo, Keep, media_type_of
 from services.kernel.disks import RETRY_AFTER_S, is_no_room, is_of_disk, why
 from services.kernel.logs import get_logger
@@ -39,6 +43,14 @@ _FULL = {
 }
 # Errors of file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTail:
+    """How many bytes a blob takes where it is stored, and the last of them."""
+
+    stored_bytes: int
+    data: bytes
 
 
 class BlobFiles:
@@ -181,6 +193,42 @@ class BlobFiles:
                 media_type=media_type_of(file.read(HEAD_BYTES)),
             )
 
+    def tail(self, scope: str, digest: str, *, settled: bool = False) -> StoredTail | None:
+        """Marks it as used, and settles it, as `stat` does."""
+        with self.translated(), contextlib.ExitStack() as until_return:
+            with self._lock:
+                file = self.open(scope, digest)
+                if file is None:
+                    return None
+                until_return.enter_context(file)
+                _mark_used(file.fileno())
+            found = os.fstat(file.fileno())
+            if settled and found.st_nlink > 1:
+                os.fsync(file.fileno())
+            return _tail_of(file.fileno(), found.st_size)
+
+    def tails(self) -> Iterator[tuple[str, StoredTail]]:
+        """Of every blob, with its scope; marks none as used."""
+        with self.translated():
+            for scope, _, path in self._all():
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                    yield scope, _tail_of(file.fileno(), os.fstat(file.fileno()).st_size)
+
+    def erase(self, scope: str) -> Erased:
+        """Delete all blobs of the scope."""
+        erased = remaining = 0
+        with self.translated():
+            for each, _, path in self._all():
+                if each == parse_scope(scope, field="scope"):
+                    try:
+                        with self._lock:
+                            self._remove(path)
+                        erased += 1
+                    except OSError as error:
+                        log.error("blob_not_erased", path=str(path), why=error.strerror)
+                        remaining += 1
+        return Erased(blobs=erased, remaining=remaining)
+
     def delete(self, scope: str, digest: str) -> None:
         with self.translated(), self._lock:
             self._remove(self.path(scope, digest))
@@ -234,10 +282,15 @@ class BlobFiles:
         with self._lock:
             self._used_bytes -= size_bytes
 
-    def publish(self, incoming: Path, file: FileIO, scope: str, digest: str) -> bool:
-        """Make a complete file the blob; returns whether the blob is new. It is durable once the file is synced."""
+    def publish(self, incoming: Path, file: FileIO, scope: str, digest: str, sealer: BlobSealer | None = None) -> bool:
+        """Make a complete file the blob; returns whether the blob is new. It is durable once the file is synced.
+
+        A sealed blob replaces one in clear, and one that cannot be opened.
+        """
         path = self.path(scope, digest)
         with self._lock:
+            if sealer is not None:
+                self._remove_unsealed(path, scope, digest, sealer)
             try:
                 self._link(incoming, path)
             except FileExistsError:
@@ -251,6 +304,15 @@ class BlobFiles:
             self._full = ""
             self._scope_bytes[scope] += path.stat().st_size
             return True
+
+    def _remove_unsealed(self, path: Path, scope: str, digest: str, sealer: BlobSealer) -> None:
+        try:
+            with path.open("rb") as file:
+                tail = _tail_of(file.fileno(), os.fstat(file.fileno()).st_size)
+        except FileNotFoundError:
+            return
+        if not sealer.keeps(scope, digest, tail.data, tail.stored_bytes):
+            self._remove(path)
 
     def _link(self, incoming: Path, path: Path) -> None:
         if not path.parent.exists():
@@ -288,7 +350,7 @@ class BlobFiles:
                 else:
                     path.unlink(missing_ok=True)
         for _, digest, path in self._all() if unsettled else ():
-            if path.stat().st_ino in unsettled and _digest_of(path) != digest:
+            if path.stat().st_ino in unsettled and not _is_complete(path, digest):
                 path.unlink()
         for path in unsettled.values():
             path.unlink(missing_ok=True)
@@ -305,6 +367,19 @@ def check_announced(info: BlobInfo, *, digest: str, size_bytes: int) -> None:
 def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return named(hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _is_complete(path: Path, digest: str) -> bool:
+    """Whether a power cut has lost none of its bytes."""
+    with path.open("rb") as file:
+        tail = _tail_of(file.fileno(), os.fstat(file.fileno()).st_size)
+        is_complete = is_whole(iter(partial(file.read, PROBE_BYTES), b""), tail.data)
+    return _digest_of(path) == digest if is_complete is None else is_complete
+
+
+def _tail_of(fd: int, stored_bytes: int) -> StoredTail:
+    data = os.pread(fd, FOOTER_BYTES, max(0, stored_bytes - FOOTER_BYTES))
+    return StoredTail(stored_bytes, data)
 
 
 def _moved(incoming: Path, file: FileIO, path: Path) -> bool:
@@ -338,114 +413,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-class IncomingBlob:
-    """A blob that is being written: bytes are buffered until `flush` or `finish` writes them.
-
-    A writer that gave up may call `discard` while another thread still writes.
-    """
-
-    def __init__(self, files: BlobFiles) -> None:
-        """Does not touch the disk before the first `flush` or `finish`."""
-        self._files = files
-        self._path = files.incoming(uuid.uuid4().hex)
-        self._lock = threading.Lock()
-        self._hash = hashlib.sha256()
-        self._buffered: list[bytes] = []
-        self._head = b""
-        self._size_bytes = 0
-        self._reserved_bytes = 0
-        self._file: FileIO | None = None
-        self._published: BlobInfo | None = None
-        self._is_new = False
-        self._discarded = False
-
-    def buffer(self, chunk: bytes) -> int:
-        """Add bytes; returns how many pieces are buffered. TooLarge above the blob limit."""
-        limit_bytes = self._files.blob_limit_bytes
-        if self._size_bytes + len(chunk) > limit_bytes:
-            raise TooLarge(f"a blob has at most {limit_bytes} bytes")
-        self._size_bytes += len(chunk)
-        self._buffered.append(chunk)
-        return len(self._buffered)
-
-    def flush(self) -> None:
-        """Write the buffer. ResourceExhausted when the budget is used up."""
-        with self._lock, self._files.translated():
-            self._write()
-
-    def _write(self) -> None:
-        if self._discarded:
-            raise Cancelled("the writer of this blob has given up")
-        if self._file is None:
-            self._file = self._files.create(self._path)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        buffered, self._buffered = self._buffered, []
-        size_bytes = sum(map(len, buffered))
-        self._files.reserve(size_bytes)
-        self._reserved_bytes += size_bytes
-        for chunk in buffered:
-            if len(self._head) < HEAD_BYTES:
-                self._head = (self._head + chunk[:HEAD_BYTES])[:HEAD_BYTES]
-            self._hash.update(chunk)
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-
-    def finish(self, scope: str, *, digest: str, size_bytes: int) -> tuple[BlobInfo, tuple[bytes, ...]]:
-        """Publish it, if it is what was announced; InvalidField otherwise. `settle` must follow.
-
-        Also returns its bytes, if all of them were still buffered.
-        """
-        with self._lock, self._files.translated():
-            buffered = tuple(self._buffered)
-            self._write()
-            assert self._file is not None
-            info = BlobInfo(
-                scope=scope,
-                digest=named(self._hash.hexdigest()),
-                size_bytes=self._size_bytes,
-                media_type=media_type_of(self._head),
-            )
-            check_announced(info, digest=digest, size_bytes=size_bytes)
-            self._is_new = self._files.publish(self._path, self._file, scope, info.digest)
-            if not self._is_new:
-                self._files.release(self._reserved_bytes)
-            self._reserved_bytes = 0
-            self._published = info
-            return info, buffered if sum(map(len, buffered)) == self._size_bytes else ()
-
-    def settle(self) -> None:
-        """Make the published blob durable against a power cut; if that fails, delete it and raise."""
-        with self._lock, self._files.translated():
-            if self._file is None or self._published is None:
-                return
-            scope, digest = self._published.scope, self._published.digest
-            try:
-                if self._is_new:
-                    os.fsync(self._file.fileno())
-                elif self._files.stat(scope, digest, settled=True) is None:
-                    message = "another write of this blob failed on the disk; write it again"
-                    raise Unavailable(message, retry_after_s=RETRY_AFTER_S)
-            except OSError:
-                self._files.delete(scope, digest)
-                raise
-            finally:
-                self._close()
-
-    def discard(self) -> None:
-        """Remove it, unless it was published. An error of the disk is ignored: no caller is left to report it to."""
-        with contextlib.suppress(FanlightError):
-            self.settle()
-        with self._lock, self._files.translated():
-            self._discarded = True
-            self._close()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
-        self._files.release(self._reserved_bytes)
-        self._reserved_bytes = 0

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from fanlight.errors import FanlightError, NotFound, OutOfRange, TooLarge
-from services.gateway.adapters.blob_files import BlobFiles, IncomingBlob
+from services.gateway.adapters.blob_files import BlobFiles, StoredTail
+from services.gateway.adapters.incoming_blobs import IncomingBlob
+from services.gateway.adapters.seal_format import BlobSealer, count_seals
+from services.gateway.ports import BlobSeals, Erased
 from services.kernel.blobs import BlobInfo, ByteLru, Keep
 from services.kernel.config import SettingsError
 from services.kernel.logs import get_logger
@@ -115,11 +118,19 @@ class DiskBlobs:
         await self._run(self._files.probe)
 
     async def write(
-        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0, settled: bool = False
+        self,
+        scope: str,
+        chunks: AsyncIterable[bytes],
+        *,
+        digest: str = "",
+        size_bytes: int = 0,
+        settled: bool = False,
+        sealer: BlobSealer | None = None,
     ) -> BlobInfo:
+        """`sealer`: what is written to the disk is sealed; what is cached in memory is not."""
         if size_bytes > self._files.blob_limit_bytes:
             raise TooLarge(f"a blob has at most {self._files.blob_limit_bytes} bytes", field="size_bytes")
-        incoming, is_stored, buffered_bytes = IncomingBlob(self._files), False, 0
+        incoming, is_stored, buffered_bytes = IncomingBlob(self._files, sealer), False, 0
         try:
             buffered_bytes = await self._take(incoming, chunks)
             finish = partial(incoming.finish, scope, digest=digest, size_bytes=size_bytes)
@@ -195,6 +206,27 @@ class DiskBlobs:
         """None while the folder is lost: what is in memory alone is not stored."""
         return None if self._files.fault else self._recent.get(scope, digest)
 
+    def recent(self, scope: str, digest: str) -> CachedBlob | None:
+        """Its bytes in clear, where it was just written."""
+        return self._just_written(scope, digest)
+
+    async def tail(self, scope: str, digest: str, *, settled: bool = False) -> StoredTail | None:
+        """Counts as a use. `settled`: durable on return."""
+        if settled:
+            await self._wait_for(scope, digest)
+        return await self._run(partial(self._files.tail, scope, digest, settled=settled))
+
+    def read_stored(self, scope: str, digest: str, *, offset_bytes: int, limit_bytes: int) -> AsyncIterator[bytes]:
+        """As `read`, of what lies on the disk."""
+        return self._read_file(scope, digest, offset_bytes, limit_bytes)
+
+    async def erase(self, scope: str) -> Erased:
+        self._recent.clear()
+        return await self._run(partial(self._files.erase, scope))
+
+    async def count_seals(self) -> BlobSeals:
+        return await self._run(lambda: count_seals(self._files.tails()))
+
     async def stat(self, scope: str, digest: str) -> BlobInfo | None:
         recent = self._just_written(scope, digest)
         return recent.info if recent else await self._run(partial(self._files.stat, scope, digest))
@@ -218,6 +250,13 @@ class DiskBlobs:
             for piece in recent.read(offset_bytes, limit_bytes):
                 yield piece
             return
+        async with contextlib.aclosing(self._read_file(scope, digest, offset_bytes, limit_bytes)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _read_file(
+        self, scope: str, digest: str, offset_bytes: int, limit_bytes: int
+    ) -> AsyncGenerator[bytes, None]:
         file, left, chunk = await self._run(partial(self._open, scope, digest, offset_bytes, limit_bytes))
         try:
             while chunk:

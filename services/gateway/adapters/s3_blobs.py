@@ -8,7 +8,7 @@ import base64
 import hashlib
 import re
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,12 +22,17 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fanlight.contract.names import named, parse_digest, parse_scope
 from fanlight.errors import NotFound, OutOfRange, TooLarge, Unavailable
 from fanlight.proxies import BadProxy
-from services.gateway.adapters.blob_files import check_announced
-from services.gateway.ports import Upload
+from services.gateway.adapters.blob_files import StoredTail, check_announced
+from services.gateway.adapters.disk_blobs import CachedBlob
+from services.gateway.adapters.seal_format import FOOTER_BYTES, BlobSealer, count_seals
+from services.gateway.ports import BlobSeals, Erased, Upload
 from services.kernel.blobs import BlobInfo, Keep, media_type_of
 from services.kernel.config import SettingsError
 from services.kernel.disks import is_of_disk, no_temporary_file, unavailable
+from services.kernel.logs import get_logger
 from services.kernel.network import s3_connection
+
+log = get_logger()
 
 RETRY_AFTER_S = 2.0
 # Characters of the server's words.
@@ -98,15 +103,70 @@ class S3Blobs:
         self._blob_limit_bytes = blob_limit_bytes
 
     async def write(
-        self, scope: str, chunks: AsyncIterable[bytes], *, digest: str = "", size_bytes: int = 0, settled: bool = False
+        self,
+        scope: str,
+        chunks: AsyncIterable[bytes],
+        *,
+        digest: str = "",
+        size_bytes: int = 0,
+        settled: bool = False,
+        sealer: BlobSealer | None = None,
     ) -> BlobInfo:
+        """`sealer`: what leaves this process, also to a temporary file, is sealed."""
         if size_bytes > self._blob_limit_bytes:
             raise TooLarge(f"a blob has at most {self._blob_limit_bytes} bytes", field="size_bytes")
         with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
-            info = await self._spool(scope, chunks, spool)
+            if sealer is None:
+                info = await self._spool(scope, chunks, spool)
+            else:
+                info = await self._spool_sealed(scope, chunks, spool, sealer)
             check_announced(info, digest=digest, size_bytes=size_bytes)
-            await self._put(info, spool)
+            if sealer is None:
+                await self._put(info, spool)
+            else:
+                await self._put_sealed(info, spool, sealer)
         return info
+
+    async def _spool_sealed(
+        self, scope: str, chunks: AsyncIterable[bytes], spool: IO[bytes], sealer: BlobSealer
+    ) -> BlobInfo:
+        size_bytes = 0
+        async for chunk in chunks:
+            size_bytes += len(chunk)
+            if size_bytes > self._blob_limit_bytes:
+                raise TooLarge(f"a blob has at most {self._blob_limit_bytes} bytes")
+            _write_all(spool, sealer.take(chunk))
+        info, last = sealer.finish(scope)
+        _write_all(spool, last)
+        spool.seek(0)
+        return info
+
+    async def _put_sealed(self, info: BlobInfo, body: IO[bytes], sealer: BlobSealer) -> None:
+        """Replaces an object in clear, and one that cannot be opened."""
+        stored_bytes, checksum = _sha256_of(body)
+        key = self._key(info.scope, info.digest)
+        for condition in ({"IfNoneMatch": "*"}, {}):
+            body.seek(0)
+            try:
+                with our_errors():
+                    await self._client.put_object(
+                        Bucket=self._bucket,
+                        Key=key,
+                        Body=body,
+                        ContentLength=stored_bytes,
+                        ContentType=UNKNOWN_MEDIA_TYPE,
+                        ChecksumSHA256=checksum,
+                        **condition,
+                    )
+                return
+            except ClientError as error:
+                if code_of(error) not in PRESENT:
+                    raise
+            tail = await self.tail(info.scope, info.digest)
+            if tail is not None and sealer.keeps(info.scope, info.digest, tail.data, tail.stored_bytes):
+                return
+        message = "another write of the same blob interfered and failed; write it again"
+        raise Unavailable(message, retry_after_s=RETRY_AFTER_S)
 
     async def _spool(self, scope: str, chunks: AsyncIterable[bytes], spool: IO[bytes]) -> BlobInfo:
         sha256, size_bytes, head = hashlib.sha256(), 0, b""
@@ -152,6 +212,80 @@ class S3Blobs:
         if found.age_s > TOUCH_EVERY_S:
             await self._touch(scope, digest)
         return found.info
+
+    def recent(self, scope: str, digest: str) -> CachedBlob | None:
+        """Nothing is cached: other gateways change the bucket too."""
+        return None
+
+    async def tail(self, scope: str, digest: str, *, settled: bool = False) -> StoredTail | None:
+        """Counts as a use. What is in the bucket is durable."""
+        key = self._key(scope, digest)
+        found = await self._tail(key)
+        if found is not None and found[1] > TOUCH_EVERY_S:
+            await self._touch(scope, digest)
+        return found[0] if found is not None else None
+
+    async def _tail(self, key: str) -> tuple[StoredTail, float] | None:
+        """With its age in seconds."""
+        try:
+            with our_errors():
+                answer = await self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes=-{FOOTER_BYTES}")
+                async with answer["Body"] as body:
+                    data = await body.read()
+        except ClientError as error:
+            if code_of(error) in ABSENT:
+                return None
+            if code_of(error) not in BEYOND:
+                raise
+            data, answer = b"", await self._head(key)
+            if answer is None:
+                return None
+        size = answer.get("ContentRange", "").rpartition("/")[2]
+        age_s = (datetime.now(UTC) - answer["LastModified"]).total_seconds()
+        return StoredTail(int(size) if size else len(data), data), age_s
+
+    async def read_stored(
+        self, scope: str, digest: str, *, offset_bytes: int, limit_bytes: int
+    ) -> AsyncIterator[bytes]:
+        """That span of the object, which is not empty."""
+        span = f"bytes={offset_bytes}-{offset_bytes + limit_bytes - 1}"
+        try:
+            with our_errors():
+                answer = await self._client.get_object(Bucket=self._bucket, Key=self._key(scope, digest), Range=span)
+                async with answer["Body"] as body:
+                    async for chunk in body.iter_chunks(READ_CHUNK_BYTES):
+                        yield chunk
+        except ClientError as error:
+            raise NotFound(f"no blob {digest} any more", field="digest") from error
+
+    async def erase(self, scope: str) -> Erased:
+        erased = remaining = 0
+        async for found, digest in self._listed(parse_scope(scope, field="scope")):
+            try:
+                await self.delete(found, digest)
+                erased += 1
+            except Unavailable as error:
+                log.error("blob_not_erased", digest=digest, why=error.message)
+                remaining += 1
+        return Erased(blobs=erased, remaining=remaining)
+
+    async def count_seals(self) -> BlobSeals:
+        tails = []
+        async for scope, digest in self._listed(""):
+            if found := await self._tail(self._key(scope, digest)):
+                tails.append((scope, found[0]))
+        return count_seals(tails)
+
+    async def _listed(self, scope: str) -> AsyncIterator[tuple[str, str]]:
+        """Scopes and digests; empty: of all scopes."""
+        prefix = f"{self._prefix}{scope}/" if scope else self._prefix
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+        with our_errors():
+            async for page in pages:
+                for each in page.get("Contents", ()):
+                    blob = _BLOB.fullmatch(each["Key"].removeprefix(self._prefix))
+                    if blob is not None:
+                        yield blob[1], named(blob[2] + blob[3])
 
     async def settle(self, scope: str, digest: str) -> BlobInfo | None:
         """A bucket answers only after the object is durable."""
@@ -298,6 +432,24 @@ class S3Blobs:
     def _key(self, scope: str, digest: str) -> str:
         name = parse_digest(digest, field="digest").removeprefix("sha256:")
         return f"{self._prefix}{parse_scope(scope, field='scope')}/{name[:2]}/{name[2:]}"
+
+
+def _write_all(spool: IO[bytes], pieces: Sequence[bytes]) -> None:
+    try:
+        for piece in pieces:
+            spool.write(piece)
+    except OSError as error:
+        raise no_temporary_file(error) from error
+
+
+def _sha256_of(body: IO[bytes]) -> tuple[int, str]:
+    """Its bytes, and their checksum as S3 writes it."""
+    sha256, size_bytes = hashlib.sha256(), 0
+    body.seek(0)
+    while part := body.read(READ_CHUNK_BYTES):
+        sha256.update(part)
+        size_bytes += len(part)
+    return size_bytes, base64.b64encode(sha256.digest()).decode()
 
 
 def _checksum(digest: str) -> str:

@@ -17,12 +17,14 @@ from services.gateway.app import (
     nodes,
     prefetch,
     quotas,
+    sealing,
     webhooks,
     worker_registry,
 )
 from services.gateway.app.completion import Completion
 from services.gateway.app.control_cache import CacheFigures, ControlImageCache
 from services.gateway.app.core import core_of
+from services.gateway.app.data_keys import DataKeys
 from services.gateway.app.dead_letters import DeadLetters, Redrives
 from services.gateway.app.explain import Explainer
 from services.gateway.app.image_checks import ImageChecks
@@ -38,7 +40,9 @@ from services.gateway.app.prefetch import PrefetchClaims
 from services.gateway.app.records import Codec, Records, refuse_other_format
 from services.gateway.app.result_checks import Judge, ResultChecks, TaskChecks
 from services.gateway.app.retention import BlobRetention, ClockWatch, JobRetention
+from services.gateway.app.sealing import Sealing
 from services.gateway.app.submission import JobPlanner, SourceImages
+from services.gateway.app.tenant_deletion import TenantDeletion
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.circuit_breaker import FAILURES_MAX
@@ -71,6 +75,7 @@ BUCKETS = (
     nodes.USED_TOKENS_BUCKET,
     prefetch.BUCKET,
     quotas.BUCKET,
+    sealing.BUCKET,
     webhooks.BUCKET,
     worker_registry.BUCKET,
 )
@@ -80,8 +85,10 @@ UNFOLLOWED: Mapping[str, Codec[Any]] = {
     nodes.USED_TOKENS_BUCKET: nodes.USED_TOKENS,
     dead_letters.BUCKET: dead_letters.LETTERS,
     job_store.REQUESTS_BUCKET: job_store.REQUESTS,
+    sealing.BUCKET: sealing.VAULTS,
 }
 BLOB_SWEEP_INTERVAL_S = 3_600.0
+SEAL_SWEEP_INTERVAL_S = 600.0
 
 
 class Gateway:
@@ -98,9 +105,12 @@ class Gateway:
         limits: GatewayLimits | None = None,
         is_shared: bool = False,
         shipped: Mapping[str, ShippedAnnotator] | None = None,
+        data_keys: DataKeys | None = None,
         thumbnail: StageRequest | None = None,
     ) -> None:
         """`is_shared`: other gateways work over the same store. `thumbnail`: how generated images are compared.
+
+        `data_keys`: those that seal the stores, if any.
 
         `shipped`: the annotators that mean the same whatever workers say; None for those that Fanlight ships.
         """
@@ -121,6 +131,8 @@ class Gateway:
         self.nodes = Nodes(records, clock, random_bytes, credential_ttl_s=settings.credential_lifetime_s)
         self.keys = Keys(records, clock, random_bytes)
         self.quotas = core.quotas
+        self.sealing = Sealing(data_keys, records, blobs)
+        self.tenant_deletion = TenantDeletion(records, blobs, self.keys, self.quotas, self.sealing)
         self.dead_letters = DeadLetters(records)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)
@@ -182,6 +194,7 @@ class Gateway:
             group.create_task(self._every(SWEEP_INTERVAL_S, self.sweep))
             group.create_task(self._every(PROBE_INTERVAL_S, self._probe))
             group.create_task(self._every(BLOB_SWEEP_INTERVAL_S, self._sweep_blobs))
+            group.create_task(self._every(SEAL_SWEEP_INTERVAL_S, self.sealing.sweep))
             group.create_task(self._expire())
             group.create_task(self._every(WEBHOOK_INTERVAL_S, lambda: self._core.webhooks.run(group)))
             if self._is_shared:

@@ -79,10 +79,12 @@ class Keys:
         self._used_s: dict[str, float] = {}
         # Digests of the tokens of the settings: a session that one of them opened ends with it.
         self._tokens: frozenset[str] = frozenset()
+        self._token_tenants: frozenset[str] = frozenset()
 
     def use_tokens(self, tokens: Mapping[str, Caller]) -> None:
         """The tokens of the settings; before any call."""
         self._tokens = frozenset(map(parent_of_token, tokens))
+        self._token_tenants = frozenset(caller.tenant for caller in tokens.values())
 
     @property
     def are_usable(self) -> bool:
@@ -226,6 +228,18 @@ class Keys:
         revoked = await self._change(key_id, lambda key: domain.revoke(key, now_s=now_s))
         log.warning("key_revoked", key=key_id, tenant=revoked.tenant, by=caller.name)
         return revoked
+
+    async def forget_tenant(self, tenant: str) -> int:
+        """Delete all keys and sessions of the tenant; how many."""
+        found = [key.id for key in self._known.values() if key.tenant == tenant]
+        for key_id in found:
+            await self._store.delete(KEYS_BUCKET, key_id)
+            self._note(key_id, None)
+        return len(found)
+
+    def has_token(self, tenant: str) -> bool:
+        """Whether a token of the settings is the tenant's."""
+        return tenant in self._token_tenants
 
     async def sweep(self) -> None:
         """Write down when keys were used, and forget those that ended long ago."""

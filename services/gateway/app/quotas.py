@@ -160,6 +160,14 @@ class Quotas:
             return after
         raise ResourceExhausted("the tenant changes too often at the moment; try again", retry_after_s=1.0)
 
+    async def forget(self, name: str) -> None:
+        """The tenant has the defaults again."""
+        await self._store.delete(BUCKET, name)
+        self._known.pop(name, None)
+        self._rates.pop(name, None)
+        for granted in self._granted:
+            granted(name, self.share_of(name))
+
     def _require_room(self) -> None:
         if len(self._known) >= TENANTS_LIMIT:
             raise ResourceExhausted(f"there are {TENANTS_LIMIT:,} tenants", retry_after_s=600.0)

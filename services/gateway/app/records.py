@@ -83,6 +83,8 @@ class Codec(Generic[T]):
 
     def decode_record(self, record: Record) -> T:
         """OtherFormatVersion, UnreadableRecord; also for another key's value."""
+        if record.fault:
+            raise UnreadableRecord(record.fault)
         value = self.decode(record.value)
         if self._key_of is not None and (key := self._key_of(value)) != record.key:
             raise UnreadableRecord(f"id: is {key[:80]!r}, and the record's key is {record.key!r}")

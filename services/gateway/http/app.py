@@ -179,6 +179,8 @@ def _with_heads(router: APIRouter) -> APIRouter:
                 route.path,
                 route.endpoint,
                 methods=["HEAD"],
+                # Those of the router are added to every route.
+                dependencies=[each for each in route.dependencies if each not in router.dependencies],
                 response_class=Response,
                 response_model=None,
                 include_in_schema=False,

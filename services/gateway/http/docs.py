@@ -224,6 +224,21 @@ SET_TENANT = _document(
     errors=(403, 429),
     body={"application/json": {"schema": reference("SetTenantRequest")}},
 )
+DELETE_TENANT = _document(
+    "Delete a tenant, its data and its data key",
+    {200: _json("DeleteTenantResponse", "What was deleted, and what remains.")},
+    errors=(403, 409),
+)
+ROTATE_DATA_KEY = _document(
+    "Give a tenant a new data key",
+    {200: _json("RotateDataKeyResponse", "The new key's number.")},
+    errors=(403, 404, 409),
+)
+GET_SEALING = _document(
+    "Show what is sealed, with which keys, and what is still in clear",
+    {200: _json("Sealing", "All of it, by tenant.")},
+    errors=(403,),
+)
 CREATE_KEY = _document(
     "Create an API key",
     {201: _json("CreateKeyResponse", "The key, and its secret, which is shown this once.")},

@@ -15,7 +15,7 @@ from services.gateway.wire import tenants as wire
 
 class TenantRoutes:
     def __init__(self, gateway: Gateway, options: HttpOptions) -> None:
-        self._quotas, self._options = gateway.quotas, options
+        self._gateway, self._quotas, self._options = gateway, gateway.quotas, options
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["tenants"], dependencies=[Depends(refuse_unknown)])
@@ -25,6 +25,10 @@ class TenantRoutes:
         add("/v1/tenants", self.list, methods=["GET"], dependencies=operators, **docs.LIST_TENANTS)
         add("/v1/tenants/{name}", self.get, methods=["GET"], dependencies=operators, **docs.GET_TENANT)
         add("/v1/tenants/{name}", self.set, methods=["PATCH"], dependencies=operators, **docs.SET_TENANT)
+        add("/v1/tenants/{name}", self.delete, methods=["DELETE"], dependencies=operators, **docs.DELETE_TENANT)
+        rotate = "/v1/tenants/{name}:rotate-data-key"
+        add(rotate, self.rotate, methods=["POST"], dependencies=operators, **docs.ROTATE_DATA_KEY)
+        add("/v1/sealing", self.sealing, methods=["GET"], dependencies=operators, **docs.GET_SEALING)
         return router
 
     async def quota(
@@ -49,3 +53,14 @@ class TenantRoutes:
         fill(message, await read_json(request, self._options))
         message.name = wire.name(name, field="name")
         return answer(wire.tenant(await self._quotas.change(message.name, wire.change(message))))
+
+    async def delete(self, name: str) -> Response:
+        return answer(wire.deleted(await self._gateway.tenant_deletion.delete(wire.name(name, field="name"))))
+
+    async def rotate(self, name: str) -> Response:
+        tenant = wire.name(name, field="name")
+        number = await self._gateway.sealing.rotate(tenant)
+        return answer(tenants_pb2.RotateDataKeyResponse(tenant=tenant, number=number))
+
+    async def sealing(self) -> Response:
+        return answer(wire.sealing(await self._gateway.sealing.report()))

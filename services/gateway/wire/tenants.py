@@ -12,6 +12,8 @@ from fanlight.contract.names import parse_scope
 from fanlight.errors import InvalidField, PermissionDenied
 from fanlight.tenants.v1 import tenants_pb2
 from services.gateway.app.quotas import QuotaUse, parse_limit_name
+from services.gateway.app.sealing import SealReport
+from services.gateway.app.tenant_deletion import DeletedTenant
 from services.gateway.app.tenants import Caller
 from services.gateway.domain.tenants import LIMIT_NAMES, TenantLimits, TenantRecord
 from services.gateway.wire.answers import moment
@@ -117,4 +119,37 @@ def quota(tenant_name: str, uses: Sequence[QuotaUse]) -> tenants_pb2.Quota:
         lines=[
             tenants_pb2.QuotaLine(name=each.name, limit=each.limit, used=each.used, is_own=each.is_own) for each in uses
         ],
+    )
+
+
+def deleted(value: DeletedTenant) -> tenants_pb2.DeleteTenantResponse:
+    return tenants_pb2.DeleteTenantResponse(
+        tenant=value.tenant,
+        is_key_destroyed=value.is_key_destroyed,
+        api_keys=value.api_keys,
+        records=sum(value.records.values()),
+        blobs=value.blobs,
+        remains=value.remains,
+    )
+
+
+def sealing(value: SealReport) -> tenants_pb2.Sealing:
+    return tenants_pb2.Sealing(
+        is_on=value.is_on,
+        vault=value.place,
+        wrapped_by=value.wrapped_by,
+        tenants=[
+            tenants_pb2.TenantDataKeys(
+                tenant=each.tenant,
+                current=each.current,
+                older=each.older,
+                wrapped_by=sorted(each.wrapped_by),
+                is_destroyed=each.is_destroyed,
+                fault=each.fault,
+            )
+            for each in value.tenants
+        ],
+        clear_records=value.clear_records,
+        clear_blobs=value.clear_blobs,
+        lost_records=value.lost_records,
     )

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ def test_a_large_image_goes_through_the_vae_in_tiles(asked, generated, backend, 
 def test_previews_of_sd_are_told_from_the_latents_channels(asked, backend, monkeypatch):
     row = backend.begin(asked(width_px=256, height_px=128))
     monkeypatch.setattr(type(row.checkpoint.entry), "base", "sd1")
-    monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=None))
+    monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=SimpleNamespace(config={})))
     assert LatentPreview(row.checkpoint, row.predicted_original).pixels().shape == (32, 64, 3)
 
 
@@ -198,5 +199,7 @@ def test_previews_are_a_taesds_where_one_is_held(asked, backend, monkeypatch):
         num_decoder_blocks=(1,) * 3,
         upsampling_scaling_factor=2,
     )
-    monkeypatch.setattr(row, "checkpoint", replace(row.checkpoint, vae=None, tiny_vae=tiny.eval()))
+    monkeypatch.setattr(
+        row, "checkpoint", replace(row.checkpoint, vae=SimpleNamespace(config={}), tiny_vae=tiny.eval())
+    )
     assert LatentPreview(row.checkpoint, row.predicted_original).pixels().shape == (64, 128, 3)

@@ -42,6 +42,7 @@ def test_the_transparent_part_of_a_heic_is_the_hole():
 @pytest.mark.parametrize("field", ["image", "mask"])
 def test_a_cut_heic_names_its_field(field):
     cut = source((HEIC / "plain.heic").read_bytes()[:400])
+    whole = source((HEIC / "plain.heic").read_bytes())
     with pytest.raises(InvalidField, match="damaged or truncated") as refused:
-        sources(diffusion_pb2.GenerateRequest(**{field: cut}), LIMITS)
+        sources(diffusion_pb2.GenerateRequest(**{"image": whole, "mask": whole, field: cut}), LIMITS)
     assert refused.value.field == field

@@ -34,7 +34,8 @@ RPCS: dict[str, Right] = {
     **dict.fromkeys(("CreateKey", "ListKeys", "GetKey", "RotateKey", "RevokeKey"), Right.MANAGE),
     **dict.fromkeys(("CreateInvite", "ListInvites", "RemoveInvite", "ListNodes", "GetNode"), Right.OPERATE),
     **dict.fromkeys(("DrainNode", "RevokeNode", "PurgeNode", "RemoveNode"), Right.OPERATE),
-    **dict.fromkeys(("SetTenant", "ListTenants", "GetTenant"), Right.OPERATE),
+    **dict.fromkeys(("SetTenant", "ListTenants", "GetTenant", "DeleteTenant"), Right.OPERATE),
+    **dict.fromkeys(("RotateDataKey", "GetSealing"), Right.OPERATE),
     "GetQuota": Right.QUEUE,
     **dict.fromkeys(("ListDamagedRecords", "GetDamagedRecord", "RemoveDamagedRecord"), Right.OPERATE),
 }
