@@ -132,7 +132,7 @@ class Gateway:
         self.keys = Keys(records, clock, random_bytes)
         self.quotas = core.quotas
         self.sealing = Sealing(data_keys, records, blobs)
-        self.tenant_deletion = TenantDeletion(records, blobs, self.keys, self.quotas, self.sealing)
+        self.tenant_deletion = TenantDeletion(records, core.job_store, blobs, self.keys, self.quotas, self.sealing)
         self.dead_letters = DeadLetters(records)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)

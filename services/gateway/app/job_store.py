@@ -111,9 +111,15 @@ class JobStore:
             if job_id in self._unwritten:
                 await self._write_first(self._open[job_id].job)
 
+    def drop_unwritten(self, tenant: str) -> None:
+        """End the tenant's jobs that are in memory alone: none is written after the tenant was deleted."""
+        for job_id in list(self._unwritten):
+            if (stored := self._open.get(job_id)) is not None and stored.job.tenant == tenant:
+                self._drop(job_id)
+
     async def _write_first(self, job: Job) -> None:
         record = await self._store.create(JOBS_BUCKET, job.id, JOBS.encode(job))
-        del self._unwritten[job.id]
+        self._unwritten.pop(job.id, None)
         self._apply(job, record.revision)
 
     async def get(self, job_id: str) -> Job:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fanlight.errors import FailedPrecondition
 from services.gateway.app.contents import CONTENT_BUCKETS, contents, tenant_of
-from services.gateway.app.job_store import JOBS_BUCKET, REQUESTS, REQUESTS_BUCKET
+from services.gateway.app.job_store import JOBS_BUCKET, REQUESTS, REQUESTS_BUCKET, JobStore
 from services.gateway.app.keys import Keys
 from services.gateway.app.quotas import Quotas
 from services.gateway.app.records import Records, UnreadableRecord
@@ -37,8 +37,10 @@ class DeletedTenant:
 
 
 class TenantDeletion:
-    def __init__(self, records: Records, blobs: BlobStore, keys: Keys, quotas: Quotas, sealing: Sealing) -> None:
-        self._records, self._blobs = records, blobs
+    def __init__(
+        self, records: Records, jobs: JobStore, blobs: BlobStore, keys: Keys, quotas: Quotas, sealing: Sealing
+    ) -> None:
+        self._records, self._jobs, self._blobs = records, jobs, blobs
         self._keys, self._quotas, self._sealing = keys, quotas, sealing
 
     async def delete(self, tenant: str) -> DeletedTenant:
@@ -46,6 +48,7 @@ class TenantDeletion:
         if tenant == DEFAULT_TENANT:
             raise FailedPrecondition(f"{DEFAULT_TENANT} is the operator's, and stays", field="name")
         api_keys = await self._keys.forget_tenant(tenant)
+        self._jobs.drop_unwritten(tenant)
         is_destroyed = await self._sealing.destroy(tenant)
         deleted, clear = await self._delete_records(tenant)
         remains = []

@@ -4,6 +4,7 @@ import pytest
 
 from fanlight.errors import LeaseLost, Unavailable
 from services.gateway.app.job_store import JOBS, JOBS_BUCKET
+from services.gateway.app.tenants import Caller
 from services.gateway.domain.job import PREPROCESS, Job, JobState
 from tests.fakes.fleet import Fleet, annotation
 from tests.fakes.memory_store import MemoryStore
@@ -105,6 +106,18 @@ async def test_a_cancelled_one_is_written_as_cancelled(fleet: Fleet, store: Mood
     job = await begun(fleet)
     await fleet.gateway.jobs.cancel(job.name)
     assert (await store.job(job)).state is JobState.CANCELLED
+
+
+async def test_one_of_a_deleted_tenant_ends_and_is_never_written(fleet: Fleet, store: MoodyStore) -> None:
+    caller = Caller(tenant="acme")
+    job = await fleet.gateway.jobs.create(annotation(), caller, is_waited_for=True)
+    worker = fleet.worker(PREPROCESS)
+    (task,) = await worker.lease()
+    await fleet.gateway.tenant_deletion.delete("acme")
+    with pytest.raises(LeaseLost):
+        await worker.complete(task)
+    await fleet.gateway.jobs.keep(job)
+    assert store.writes == []
 
 
 async def test_others_jobs_are_written_at_once(fleet: Fleet, store: MoodyStore) -> None:
