@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Show and change what tenants are granted.", no_args_is_help=True)
 
+COLUMNS = ("TENANT", "WEIGHT", "CLASS", "POOL", "POLICY", "LIMITS", "NOTE")
 Name = Annotated[str, typer.Argument(metavar="TENANT", help="Its name.", show_default=False)]
 
 
@@ -39,7 +40,7 @@ def list_(
     if as_json:
         print_json([to_dict(each) for each in found])
     else:
-        print_columns(("TENANT", "WEIGHT", "CLASS", "POOL", "LIMITS", "NOTE"), [_row(each) for each in found])
+        print_columns(COLUMNS, [_row(each) for each in found])
 
 
 @app.command("set")
@@ -57,6 +58,14 @@ def set_(
     ] = None,
     pool: Annotated[str | None, typer.Option(help="Its jobs go to nodes of this pool only; '' for any.")] = None,
     note: Annotated[str | None, typer.Option(help="For yourself.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Of unsafe content, at least: off, flag, blur or block; '' for the gateway's default."),
+    ] = None,
+    policy_pool: Annotated[
+        str | None,
+        typer.Option(help="While the policy is not off, its jobs go to nodes of this pool only; '' for any."),
+    ] = None,
     gateway: Gateway = DEFAULT_GATEWAY,
     as_json: AsJson = False,
 ) -> None:
@@ -75,12 +84,14 @@ def set_(
             service_class=service_class,
             pool=pool,
             note=note,
+            policy=policy,
+            policy_pool=policy_pool,
         ),
     )
     if as_json:
         print_json(to_dict(changed))
     else:
-        print_columns(("TENANT", "WEIGHT", "CLASS", "POOL", "LIMITS", "NOTE"), [_row(changed)])
+        print_columns(COLUMNS, [_row(changed)])
 
 
 @app.command()
@@ -169,7 +180,9 @@ def sealing(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None
 
 def _row(tenant: "Tenant") -> tuple[object, ...]:
     own = " ".join(f"{field.name}={_number(value)}" for field, value in tenant.limits.ListFields())
-    return tenant.name, f"{tenant.weight:g}", tenant.service_class, tenant.pool or "-", own or "-", tenant.note or "-"
+    policy = " in ".join(filter(None, (tenant.policy, tenant.policy_pool))) or "-"
+    weight, pool, note = f"{tenant.weight:g}", tenant.pool or "-", tenant.note or "-"
+    return tenant.name, weight, tenant.service_class, pool, policy, own or "-", note
 
 
 def _number(value: float) -> str:

@@ -25,6 +25,7 @@ from services.gateway.adapters.jwt_people import PeopleRule, PeopleVerifier
 from services.gateway.adapters.key_vaults import BUCKET as VAULT_BUCKET
 from services.gateway.adapters.key_vaults import FolderVault, StoreVault
 from services.gateway.adapters.key_wrappers import key_wrapper
+from services.gateway.adapters.moderation_hooks import moderation_of
 from services.gateway.adapters.sealed_blobs import SealableBlobs, sealed_blobs
 from services.gateway.adapters.sealed_store import SealedStore
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
@@ -154,6 +155,8 @@ async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: 
             thumbnail=thumbnail_request(),
         )
         gateway.use_webhooks(_webhooks(settings, access.tenants))
+        if settings.moderation_url:
+            gateway.moderation.use(moderation_of(settings))
         gateway.keys.use_tokens(access.callers.tokens)
         try:
             await gateway.load()

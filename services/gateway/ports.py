@@ -1,8 +1,12 @@
 """The gateway's ports: what it needs of the outside, as Protocols. Each has one conformance suite in tests/contract."""
 
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
+
+from services.gateway.domain.moderation import Verdict
+from services.kernel.blobs import BlobInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,40 @@ class WebhookSender(Protocol):
 
         FailedPrecondition where it may not be called; Unavailable where it does not answer.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedImage:
+    # The request's, or `outputs[0]`.
+    field: str
+    blob: BlobInfo
+    # Empty where only the digest is sent.
+    data: bytes = dataclasses.field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What the operator's moderation is asked about a request, or about a task's result."""
+
+    # The same wherever the question is repeated.
+    id: str
+    tenant: str
+    stage: str
+    policy: str
+    prompt: str = field(default="", repr=False)
+    negative_prompt: str = field(default="", repr=False)
+    images: tuple[JudgedImage, ...] = ()
+    # `jobs/{id}` and the number of the task of a result; empty and 0 for a request.
+    job: str = ""
+    task: int = 0
+    # The safety checker's word on a result.
+    nsfw: bool | None = None
+
+
+class ModerationHook(Protocol):
+    async def judge(self, question: Question) -> Verdict:
+        """Unavailable without an answer; FailedPrecondition for one that is none. The caller bounds the time."""
         ...
 
 

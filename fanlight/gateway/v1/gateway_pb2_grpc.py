@@ -117,6 +117,7 @@ class JobServiceServicer(object):
         INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
         ALREADY_EXISTS: the `request_id` was used with other content.
         RESOURCE_EXHAUSTED: too many tasks are waiting (with a retry delay).
+        PERMISSION_DENIED (CONTENT_BLOCKED): the operator's moderation refuses what is asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -378,6 +378,7 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
     INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
     ALREADY_EXISTS: the `request_id` was used with other content.
     RESOURCE_EXHAUSTED: too many tasks are waiting (with a retry delay).
+    PERMISSION_DENIED (CONTENT_BLOCKED): the operator's moderation refuses what is asked for.
     """
 
     CreateJobs: _JobServiceCreateJobsType
@@ -511,6 +512,7 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
         ALREADY_EXISTS: the `request_id` was used with other content.
         RESOURCE_EXHAUSTED: too many tasks are waiting (with a retry delay).
+        PERMISSION_DENIED (CONTENT_BLOCKED): the operator's moderation refuses what is asked for.
         """
 
     @abc.abstractmethod

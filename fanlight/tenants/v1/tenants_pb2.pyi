@@ -92,6 +92,8 @@ class Tenant(google.protobuf.message.Message):
     SERVICE_CLASS_FIELD_NUMBER: builtins.int
     POOL_FIELD_NUMBER: builtins.int
     NOTE_FIELD_NUMBER: builtins.int
+    POLICY_FIELD_NUMBER: builtins.int
+    POLICY_POOL_FIELD_NUMBER: builtins.int
     name: builtins.str
     weight: builtins.float
     """Its share of the workers beside others', 0.01 to 100."""
@@ -101,6 +103,10 @@ class Tenant(google.protobuf.message.Message):
     """Its jobs go to nodes of this pool only; empty: any."""
     note: builtins.str
     """For people."""
+    policy: builtins.str
+    """What becomes of unsafe content at least: `off`, `flag`, `blur` or `block`; empty: the gateway's default."""
+    policy_pool: builtins.str
+    """While the policy is not off, its jobs go to nodes of this pool only, whose word on content counts. Empty: any."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -117,9 +123,11 @@ class Tenant(google.protobuf.message.Message):
         service_class: builtins.int = ...,
         pool: builtins.str = ...,
         note: builtins.str = ...,
+        policy: builtins.str = ...,
+        policy_pool: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "limits", b"limits"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "limits", b"limits", "name", b"name", "note", b"note", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "limits", b"limits", "name", b"name", "note", b"note", "policy", b"policy", "policy_pool", b"policy_pool", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> None: ...
 
 Global___Tenant: typing_extensions.TypeAlias = Tenant
 
@@ -134,12 +142,17 @@ class SetTenantRequest(google.protobuf.message.Message):
     SERVICE_CLASS_FIELD_NUMBER: builtins.int
     POOL_FIELD_NUMBER: builtins.int
     NOTE_FIELD_NUMBER: builtins.int
+    POLICY_FIELD_NUMBER: builtins.int
+    POLICY_POOL_FIELD_NUMBER: builtins.int
     name: builtins.str
     weight: builtins.float
     service_class: builtins.int
     pool: builtins.str
     note: builtins.str
     """At most 128 bytes."""
+    policy: builtins.str
+    """`off`, `flag`, `blur` or `block`; empty: the gateway's default."""
+    policy_pool: builtins.str
     @property
     def limits(self) -> Global___TenantLimits: ...
     @property
@@ -156,11 +169,17 @@ class SetTenantRequest(google.protobuf.message.Message):
         service_class: builtins.int | None = ...,
         pool: builtins.str | None = ...,
         note: builtins.str | None = ...,
+        policy: builtins.str | None = ...,
+        policy_pool: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_note", b"_note", "_pool", b"_pool", "_service_class", b"_service_class", "_weight", b"_weight", "limits", b"limits", "note", b"note", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_note", b"_note", "_pool", b"_pool", "_service_class", b"_service_class", "_weight", b"_weight", "clear_limits", b"clear_limits", "limits", b"limits", "name", b"name", "note", b"note", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_note", b"_note", "_policy", b"_policy", "_policy_pool", b"_policy_pool", "_pool", b"_pool", "_service_class", b"_service_class", "_weight", b"_weight", "limits", b"limits", "note", b"note", "policy", b"policy", "policy_pool", b"policy_pool", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_note", b"_note", "_policy", b"_policy", "_policy_pool", b"_policy_pool", "_pool", b"_pool", "_service_class", b"_service_class", "_weight", b"_weight", "clear_limits", b"clear_limits", "limits", b"limits", "name", b"name", "note", b"note", "policy", b"policy", "policy_pool", b"policy_pool", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_note", b"_note"]) -> typing.Literal["note"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_policy", b"_policy"]) -> typing.Literal["policy"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_policy_pool", b"_policy_pool"]) -> typing.Literal["policy_pool"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_pool", b"_pool"]) -> typing.Literal["pool"] | None: ...
     @typing.overload

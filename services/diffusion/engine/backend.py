@@ -40,7 +40,7 @@ _MANY_THREADS_ABOVE = 2e10
 class TorchBackend:
     def __init__(self, models: ModelManager, *, threads: int, safety: SafetyChecker | None = None) -> None:
         """`threads`: 0 chooses by the work, see `ThreadCount`."""
-        self._safety = safety or SafetyChecker(None)
+        self._safety = safety or SafetyChecker(lambda: None)
         self._models = models
         self._threads = ThreadCount(threads)
         self._conditioning = ConditioningCache()

@@ -35,6 +35,7 @@ from services.gateway.app.keys import Keys
 from services.gateway.app.lease_rights import ImagesOf, LeaseRights
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.leasing import Polls
+from services.gateway.app.moderation import Moderation
 from services.gateway.app.nodes import Nodes
 from services.gateway.app.prefetch import PrefetchClaims
 from services.gateway.app.records import Codec, Records, refuse_other_format
@@ -137,13 +138,15 @@ class Gateway:
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)
         self._prefetches = PrefetchClaims(records, core.scheduler, clock)
-        self.jobs = Jobs(core, requests, JobPlanner(images, self._cache, core.workers, random_bytes))
+        self.moderation = Moderation(core, random_bytes, is_shared=is_shared)
+        planner = JobPlanner(images, self._cache, core.workers, random_bytes)
+        self.jobs = Jobs(core, requests, planner, self.moderation)
         judge = Judge(note_checked=self._note_checked, leave_out=self._leave_out)
         checks: dict[str, TaskChecks] = {
             PREPROCESS: ResultChecks(core, judge),
             DIFFUSION: ImageChecks(core, judge, thumbnail),
         }
-        self.queue = Completion(core, self._cache, self.dead_letters, checks)
+        self.queue = Completion(core, self._cache, self.dead_letters, checks, self.moderation.hurry)
         self.polls = Polls(core, self.queue)
         self._retention = JobRetention(core.job_store, requests, core.webhooks, clock, core.quotas)
         self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings, core.quotas)
@@ -204,10 +207,10 @@ class Gateway:
                 follow.cancel()
 
     def _followed(self) -> Sequence[Coroutine[Any, Any, None]]:
-        """Watches over the store, by which this gateway learns of the others' changes."""
+        """Verdicts, and watches over the store, by which this gateway learns of the others' changes."""
         core = self._core
         ours = [core.job_store.follow(), core.circuit_breakers.follow(), core.webhooks.follow(), self._cache.follow()]
-        ours += [self.nodes.follow(), self.keys.follow(), self.quotas.follow()]
+        ours += [self.moderation.run(), self.nodes.follow(), self.keys.follow(), self.quotas.follow()]
         return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:

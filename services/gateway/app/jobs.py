@@ -22,12 +22,14 @@ from fanlight.errors import (
 from services.gateway.app.core import Core
 from services.gateway.app.job_store import IdempotencyKeys
 from services.gateway.app.leases import RandomBytes
+from services.gateway.app.moderation import Moderation
 from services.gateway.app.submission import JobPlanner, NewJob
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import Subscription, TaskProgress
 from services.gateway.domain import machine, plan
 from services.gateway.domain.delivery import Delivery
 from services.gateway.domain.job import Job, JobState
+from services.gateway.domain.moderation import Policy, stricter
 from services.gateway.domain.nodes import pool_need
 from services.kernel.logs import get_logger
 
@@ -90,7 +92,7 @@ class Page:
 
 
 class Jobs:
-    def __init__(self, core: Core, requests: IdempotencyKeys, planner: JobPlanner) -> None:
+    def __init__(self, core: Core, requests: IdempotencyKeys, planner: JobPlanner, moderation: Moderation) -> None:
         self._job_store = core.job_store
         self._leases = core.leases
         self._queue_index = core.queue_index
@@ -106,6 +108,7 @@ class Jobs:
         self._planner = planner
         # Others would not see a job that is in memory alone, and their workers not do it.
         self._is_only_gateway = not core.is_shared
+        self._moderation = moderation
         self._reserved: Counter[str] = Counter()
         self._draining = False
         pairs = filter(None, core.settings.tenant_pools.split(","))
@@ -122,7 +125,7 @@ class Jobs:
         first with its end.
 
         NotFound: no such blob. AlreadyExists: the request id was used with other content. ResourceExhausted: too
-        many tasks wait.
+        many tasks wait. ContentBlocked, ModerationUnavailable: the operator's moderation does not let it pass.
         """
         first = await self._requests.job_of(new.request_id, new.content_digest, caller.tenant)
         if first is not None and (job := await self._find(first)) is not None:
@@ -135,7 +138,7 @@ class Jobs:
             made = await self._plan(new, caller)
             claim = self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
-                if is_waited_for and self._is_only_gateway and claim is None and not made.state.ended:
+                if is_waited_for and claim is None and self._may_be_in_memory(made):
                     job = self._job_store.begin(made)
                 else:
                     job = await self._job_store.create(made, after=claim)
@@ -143,6 +146,10 @@ class Jobs:
                 return await self._of_first(new, made, caller)
         log.info("job_created", job=job.name, tasks=len(job.tasks), cached=sum(i.cached for i in job.control_images))
         return job
+
+    def _may_be_in_memory(self, made: Job) -> bool:
+        """A job that is judged takes a worker's result before it ends, which must not be lost then."""
+        return self._is_only_gateway and not made.is_judged and not made.state.ended
 
     async def keep(self, job: Job) -> None:
         """Durable on return, for a caller that is about to tell of a job that it waited for."""
@@ -171,27 +178,43 @@ class Jobs:
             return error
 
     async def _plan(self, new: NewJob, caller: Caller) -> Job:
+        policy = self._moderation.policy_of(caller.tenant)
         pool = self._pool_of(new, caller)
-        draft = await self._planner.plan(new.draft, caller)
+        draft = await self._planner.plan(new.draft.under(policy), caller)
         self._require_pool(draft, pool)
+        verdict = await self._moderation.judge_request(draft, caller.tenant, policy)
+        if stricter(verdict.least_policy, policy) is not policy:
+            draft = await self._planner.plan(new.draft.under(verdict.least_policy), caller)
+            self._require_pool(draft, pool)
+        is_judged = self._moderation.is_asked(policy)
+        # Of a pool's job no other node's work is used; a result that is judged is made.
+        makes_all = bool(pool) or (is_judged and bool(draft.requests[0].facts.annotator))
         now_s = self._clock.now_s()
-        return plan.create(
+        made = plan.create(
             draft,
             job_id=new_id(now_s, self._random_bytes),
             request_id=new.request_id,
             priority=new.priority,
             now_s=now_s,
-            # Of a pool's job no other node's work is used.
-            made_before={} if pool else await self._planner.made_before(draft),
+            made_before={} if makes_all else await self._planner.made_before(draft),
             tenant=caller.tenant,
             deadline_s=now_s + new.deadline_s if new.deadline_s else 0.0,
             webhook_url=new.webhook_url,
             pool=pool,
         )
+        shown = "" if policy is Policy.OFF else policy.value
+        return replace(made, labels=verdict.labels, policy=shown, is_judged=is_judged)
 
     def _pool_of(self, new: NewJob, caller: Caller) -> str:
-        """Empty for any. InvalidField where the tenant is bound to another pool."""
+        """Empty for any. InvalidField where the tenant is bound to another pool; FailedPrecondition for two."""
         bound = self._quotas.pool_of(caller.tenant) or self._tenant_pools.get(caller.tenant, "")
+        checked = self._moderation.pool_of(caller.tenant)
+        if bound and checked and bound != checked:
+            raise FailedPrecondition(
+                f"your jobs are bound to the pool {bound} and by the policy on content to {checked}; ask the operator",
+                field="pool",
+            )
+        bound = bound or checked
         if bound and new.pool not in ("", bound):
             raise InvalidField(f"is {new.pool}; your jobs are bound to the pool {bound}", field="pool")
         return new.pool or bound
@@ -222,7 +245,7 @@ class Jobs:
         total = self._limits.waiting_tasks_total
         if self._queue_index.count + self._reserved.total() + tasks > total:
             raise ResourceExhausted(
-                f"{self._queue_index.count} tasks are waiting; the limit is {total}; try again later",
+                "the gateway has as many waiting tasks as it may have; try again later",
                 retry_after_s=self._limits.retry_after_s,
             )
         waiting = self._queue_index.count_of(caller.tenant) + self._reserved[caller.tenant]

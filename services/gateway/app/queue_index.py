@@ -314,7 +314,8 @@ class QueueIndex:
 
 def _was_reported(task: Task) -> bool:
     """Its worker reported how it ended; False where a lease was lost."""
-    return task.state is TaskState.SUCCEEDED or bool(task.attempts and task.attempts[-1].ending is Ending.FAILED)
+    is_made = task.state in (TaskState.JUDGING, TaskState.SUCCEEDED)
+    return is_made or bool(task.attempts and task.attempts[-1].ending is Ending.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,11 @@ import base64
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import filterfalse
 from pathlib import Path
 from typing import Protocol
 
-from fanlight.contract.names import DEFAULT_SCOPE, parse_scope
+from fanlight.contract.names import DEFAULT_SCOPE, is_reference, parse_scope
 from fanlight.errors import InvalidField, NotFound, PermissionDenied
 from services.gateway.domain.job import DEFAULT_TENANT, Job
 from services.gateway.domain.keys import RIGHTS, KeyRole, Right
@@ -59,8 +60,15 @@ class Caller:
         return named
 
     def without_secrets(self, status: WorkerStatus) -> WorkerStatus:
-        """A worker's status as the caller may see it: tenants do not see the tasks."""
-        return status if self.is_operator else replace(status, tasks=())
+        """A worker's status as the caller may see it.
+
+        Tenants see neither the tasks nor what others' tasks left behind: models by reference, and what failed.
+        """
+        if self.is_operator:
+            return status
+        held = ("vram_models", "ram_models", "disk_models", "unfetched_models")
+        ids = {each: frozenset(filterfalse(is_reference, getattr(status.worker, each))) for each in held}
+        return replace(status, worker=replace(status.worker, **ids), tasks=(), avoided=())  # type: ignore[arg-type]  # by name
 
     def sees(self, job: Job) -> bool:
         return self.is_operator or (job.tenant == self.tenant and job.check is None)

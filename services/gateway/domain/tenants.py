@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, fields, replace
 
+from services.gateway.domain.moderation import Policy
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantLimits:
@@ -42,3 +44,7 @@ class TenantRecord:
     # Empty: its jobs go to nodes of any pool.
     pool: str = ""
     note: str = ""
+    # None: the gateway's default.
+    policy: Policy | None = None
+    # While the policy is not off, its jobs go to nodes of this pool only. Empty: any, or `pool`.
+    policy_pool: str = ""

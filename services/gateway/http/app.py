@@ -170,7 +170,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions, people: P
 
 
 def _with_heads(router: APIRouter) -> APIRouter:
-    """HEAD wherever GET is; the server leaves out the body."""
+    """HEAD wherever GET is, with the same rights; the server leaves out the body."""
     routes = [(route, route.methods or ()) for route in router.routes if isinstance(route, APIRoute)]
     answered = {route.path for route, methods in routes if "HEAD" in methods}
     for route, methods in routes:

@@ -79,7 +79,7 @@ def _document(
 CREATE_JOB = _document(
     "Create a job",
     {201: _json("Job", "The job. It is durable and will end.")},
-    errors=(404, 409, 413, 415, 429, 503),
+    errors=(403, 404, 409, 413, 415, 429, 503),
     description="Images are blobs written before, as `data:` URLs, or as files of a form: then the form has a"
     " part `job` with the JSON, and an image's `url` is `part:NAME` for the part of that name. No other URL is"
     " fetched. The body may be gzip, named by `Content-Encoding`; limits are those of the inflated body. Repeating a"
@@ -151,7 +151,7 @@ ANNOTATE = _document(
             "content": {"image/png": _BYTES},
         }
     },
-    errors=(404, 413, 415, 429, 503, 504),
+    errors=(403, 404, 413, 415, 429, 503, 504),
     description="The body is the image. Query parameters that are not listed here are the annotator's own; see"
     " `/v1/annotators`.",
     body={"image/*": _BYTES},

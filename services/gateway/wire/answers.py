@@ -56,6 +56,7 @@ def job(value: Job) -> gateway_pb2.Job:
         pool=value.pool,
         redrives=value.redrives,
         warnings=value.warnings,
+        labels=value.labels,
     )
     stages.show(value.request, message)
     return message
@@ -151,6 +152,7 @@ def _images(value: Job) -> Iterator[gateway_pb2.Image]:
                     nsfw=output.nsfw,
                     provenance_json=output.provenance,
                     warnings=output.warnings,
+                    labels=output.labels,
                 )
 
 

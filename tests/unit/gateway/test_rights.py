@@ -151,6 +151,8 @@ def test_every_path_has_a_right(fleet: Fleet) -> None:
         ("GET", "/v1/nodes", Right.OPERATE),
         ("GET", "/v1/quota", Right.QUEUE),
         ("GET", "/v1/tenants", Right.OPERATE),
+        ("HEAD", "/v1/tenants", Right.OPERATE),
+        ("HEAD", "/v1/tenants/acme", Right.OPERATE),
         ("PATCH", "/v1/tenants/acme", Right.OPERATE),
         ("GET", "/v1/damaged-records", Right.OPERATE),
     ],
