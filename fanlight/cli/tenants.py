@@ -7,7 +7,8 @@ import typer
 from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway
 
 if TYPE_CHECKING:
-    from fanlight.tenants.v1.tenants_pb2 import Tenant
+    from fanlight.client import AsyncClient
+    from fanlight.tenants.v1.tenants_pb2 import Quota, Tenant
 
 app = typer.Typer(help="Show and change what tenants are granted.", no_args_is_help=True)
 
@@ -104,7 +105,15 @@ def show(
     from fanlight.cli.output import print_columns, print_json, to_dict
     from fanlight.cli.session import talk
 
-    quota = talk(gateway, lambda client: client.tenants.quota(tenant))
+    async def work(client: "AsyncClient") -> "tuple[Quota, Tenant | None]":
+        quota = await client.tenants.quota(tenant)
+        # Only operators name a tenant, and only they may see its record.
+        return quota, await client.tenants.get(tenant) if tenant else None
+
+    quota, record = talk(gateway, work)
+    if record is not None and record.HasField("deletion"):
+        _print_deletion(record, as_json=as_json)
+        return
     if as_json:
         print_json(to_dict(quota))
         return
@@ -133,6 +142,8 @@ def delete(
     if as_json:
         print_json(to_dict(done))
         return
+    if not done.is_done:
+        print(f"{tenant}: closed; the gateways go on with the deletion, see `fanlight tenants show {tenant}`")
     key = "its data key is destroyed" if done.is_key_destroyed else "it had no data key"
     print(f"{tenant}: deleted {done.records} records, {done.blobs} blobs and {done.api_keys} API keys; {key}")
     for sentence in done.remains:
@@ -176,6 +187,21 @@ def sealing(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None
     print(f"in clear: {found.clear_records} records, {found.clear_blobs} blobs")
     if found.lost_records:
         print(f"cannot be opened: {found.lost_records} records; see `fanlight records`")
+
+
+def _print_deletion(tenant: "Tenant", *, as_json: bool) -> None:
+    from fanlight.cli.output import print_json, to_dict
+
+    if as_json:
+        print_json(to_dict(tenant))
+        return
+    done = tenant.deletion
+    ended = done.end_time.ToJsonString()[:19] if done.HasField("end_time") else ""
+    print(f"tenant: {tenant.name}")
+    print(f"deleted: {ended}" if ended else f"being deleted since {done.begin_time.ToJsonString()[:19]}")
+    print(f"gone: {done.records} records, {done.blobs} blobs, {done.api_keys} API keys")
+    for sentence in done.remains:
+        print(f"remains: {sentence}")
 
 
 def _row(tenant: "Tenant") -> tuple[object, ...]:

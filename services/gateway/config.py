@@ -211,6 +211,12 @@ class GatewaySettings(BaseSettings):
     )
     job_retention_s: float = Field(7 * 86_400.0, gt=0, description="How long an ended job is kept.")
     job_retention_count: int = Field(10_000, gt=0, description="How many ended jobs of one tenant are kept.")
+    audit_retention_s: float = Field(
+        400 * 86_400.0, ge=86_400, description="How long entries of the audit log are kept; a day at least."
+    )
+    audit_retention_count: int = Field(
+        100_000, ge=100, le=1_000_000, description="How many entries of the audit log are kept."
+    )
     cache_budget_bytes: int = Field(4 * GIB, gt=0, description="How many bytes of control images the cache keeps.")
 
 

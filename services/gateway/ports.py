@@ -55,7 +55,7 @@ Change = Record | Deleted | CaughtUp
 class RecordStore(Protocol):
     """Records in named buckets: jobs, workers, request ids, cached control images and more.
 
-    A write is durable when it returns. There are no transactions over several records, except in `create`.
+    A write is durable when it returns. There are no transactions over several records, except with `after`.
     """
 
     async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
@@ -68,12 +68,17 @@ class RecordStore(Protocol):
 
     async def get(self, bucket: str, key: str) -> Record | None: ...
 
-    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
-        """Compare-and-set: replace the record of that revision. Conflict where it has another one, or is gone."""
+    async def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Record:
+        """Compare-and-set: replace the record of that revision. Conflict where it has another one, or is gone.
+
+        `after`: as in `create`.
+        """
         ...
 
-    async def delete(self, bucket: str, key: str) -> None:
-        """No error where there is no record."""
+    async def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> None:
+        """No error where there is no record; `after` is created all the same."""
         ...
 
     async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
@@ -84,6 +89,19 @@ class RecordStore(Protocol):
         """All present records, then CaughtUp, then changes as they come; of several changes of one key possibly only
         the last. Ends when the store is closed."""
         ...
+
+
+@runtime_checkable
+class Transactional(Protocol):
+    """A RecordStore that says whether a record and the one `after` it are written together or not at all."""
+
+    @property
+    def commits_together(self) -> bool: ...
+
+
+def commits_together(store: object) -> bool:
+    """False also for a store that does not say."""
+    return isinstance(store, Transactional) and store.commits_together
 
 
 @runtime_checkable
@@ -192,6 +210,8 @@ class Erased:
 
     blobs: int
     remaining: int
+    # What the store keeps of deleted blobs, and what to do about it; empty for nothing.
+    kept: str = ""
 
 
 @runtime_checkable

@@ -145,7 +145,7 @@ class Model(google.protobuf.message.Message):
     sha256: builtins.str
     """Of its weights, 64 lower-case hexadecimal digits; empty while unknown."""
     text_encoder_layers: builtins.int
-    """For a checkpoint: the largest `clip_skip`; 0 while unknown."""
+    """For a checkpoint: the largest `clip_skip` and `sdxl_clip_skip`; 0 while unknown."""
     note: builtins.str
     """What is unusual about it, in a sentence; empty where nothing is."""
     @property

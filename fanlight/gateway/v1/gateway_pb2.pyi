@@ -612,6 +612,44 @@ class CancelJobRequest(google.protobuf.message.Message):
 Global___CancelJobRequest: typing_extensions.TypeAlias = CancelJobRequest
 
 @typing.final
+class DeleteJobRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___DeleteJobRequest: typing_extensions.TypeAlias = DeleteJobRequest
+
+@typing.final
+class DeleteJobResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    BLOBS_FIELD_NUMBER: builtins.int
+    SHARED_BLOBS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    blobs: builtins.int
+    """How many blobs were deleted with it."""
+    shared_blobs: builtins.int
+    """How many of its results stay, because another job of the tenant uses them."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        blobs: builtins.int = ...,
+        shared_blobs: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blobs", b"blobs", "name", b"name", "shared_blobs", b"shared_blobs"]) -> None: ...
+
+Global___DeleteJobResponse: typing_extensions.TypeAlias = DeleteJobResponse
+
+@typing.final
 class WatchJobRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -80,7 +80,8 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.unet.dtype
+        """The UNet's; all of its parameters have one, and diffusers' own property looks at every module of it."""
+        dtype: torch.dtype = next(self.unet.parameters()).dtype
         return dtype
 
 

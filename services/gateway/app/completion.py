@@ -266,7 +266,9 @@ class Completion:
             return
         annotator = self._workers.offers.annotator_of(task.lease.worker, request.facts.annotator)
         if annotator is not None:
-            await self._cache.keep(request, annotator, task.outputs[0], node=task.lease.node)
+            # The message names its image by digest, in clear text.
+            sources = [blob.digest for blob in job.blobs if blob.digest.encode() in request.message]
+            await self._cache.keep(request, annotator, task.outputs[0], node=task.lease.node, sources=sources)
 
     async def end_attempt(
         self, token: str, fault: Fault | None, failure: Failure, confirms: Confirms | None = None

@@ -19,6 +19,7 @@ from fanlight.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from services.gateway.app.audit_log import THE_GATEWAY, acting
 from services.gateway.app.core import Core
 from services.gateway.app.job_store import IdempotencyKeys
 from services.gateway.app.leases import RandomBytes
@@ -100,6 +101,7 @@ class Jobs:
         self._workers = core.workers
         self._webhooks = core.webhooks
         self._quotas = core.quotas
+        self._audit = core.audit
         self._clock = core.clock
         self._random_bytes = core.random_bytes
         self._settings = core.settings
@@ -136,6 +138,8 @@ class Jobs:
         self._require_blob_bytes(new, caller)
         with self._room_for(new.draft.tasks_limit, caller):
             made = await self._plan(new, caller)
+            if self._quotas.is_closed(caller.tenant):
+                raise FailedPrecondition(f"the tenant {caller.tenant} is being deleted")
             claim = self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
                 if is_waited_for and claim is None and self._may_be_in_memory(made):
@@ -259,6 +263,10 @@ class Jobs:
             if not self._reserved[caller.tenant]:
                 del self._reserved[caller.tenant]
 
+    def is_creating(self, tenant: str) -> bool:
+        """Whether jobs of the tenant are being created here."""
+        return self._reserved[tenant] > 0
+
     async def _find(self, job_id: str) -> Job | None:
         try:
             return self._leases.with_progress(await self._job_store.get(job_id))
@@ -267,10 +275,15 @@ class Jobs:
 
     async def get(self, name: str, caller: Caller = OPERATOR) -> Job:
         """By its name `jobs/{id}`. NotFound, also for another tenant's job."""
+        job = await self._seen(name, caller)
+        await self._audit.note_read("jobs.read", job.name, tenant=job.tenant)
+        return self._leases.with_progress(job)
+
+    async def _seen(self, name: str, caller: Caller) -> Job:
         job = await self._job_store.get(_id_of(name))
         if not caller.sees(job):
             raise NotFound("there is no such job", field="name")
-        return self._leases.with_progress(job)
+        return job
 
     async def list(
         self, *, page_size: int, page_token: str, only: JobFilter = ALL_JOBS, caller: Caller = OPERATOR
@@ -291,17 +304,35 @@ class Jobs:
                 if job is not None and caller.sees(job) and only.matches(job):
                     found.append(self._leases.with_progress(job))
                 if len(found) == size:
-                    return Page(jobs=found, next_token=before)
+                    return await self._noted(Page(jobs=found, next_token=before), caller)
             searched += len(jobs)
             if len(jobs) < limit:
-                return Page(jobs=found, next_token="")
-        return Page(jobs=found, next_token=before)
+                before = ""
+                break
+        return await self._noted(Page(jobs=found, next_token=before), caller)
+
+    async def _noted(self, page: Page, caller: Caller) -> Page:
+        others = {job.tenant for job in page.jobs} - {caller.tenant}
+        if others:
+            tenant = others.pop() if len(others) == 1 else "*"
+            await self._audit.note_read("jobs.list", f"tenants/{tenant}/jobs", tenant=tenant)
+        return page
 
     async def cancel(self, name: str, caller: Caller = OPERATOR) -> Job:
         """Cancel a job's unfinished tasks; an ended job stays as it is. NotFound."""
-        await self.get(name, caller)
+        job = await self._seen(name, caller)
+        if job.tenant == caller.tenant or acting.get() is THE_GATEWAY:
+            return await self._cancel(job)
+        async with self._audit.change("jobs.cancel", job.name, tenant=job.tenant, caller=caller):
+            return await self._cancel(job)
+
+    async def ended(self, name: str, caller: Caller) -> Job:
+        """The job, cancelled where it had not ended, without an entry of its own: for who deletes it. NotFound."""
+        return await self._cancel(await self._seen(name, caller))
+
+    async def _cancel(self, job: Job) -> Job:
         now_s = self._clock.now_s()
-        return await self._job_store.change(_id_of(name), lambda job: machine.cancel(job, now_s=now_s))
+        return await self._job_store.change(job.id, lambda job: machine.cancel(job, now_s=now_s))
 
     async def webhook(self, name: str, caller: Caller = OPERATOR) -> Delivery:
         """The job's webhook delivery, with every attempt. NotFound."""

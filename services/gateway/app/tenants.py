@@ -84,6 +84,10 @@ OPERATOR = Caller(tenant=DEFAULT_TENANT, role=KeyRole.OPERATOR)
 class KeyLookup(Protocol):
     def caller_of(self, token: str) -> Caller | None: ...
 
+    def is_closed(self, tenant: str) -> bool:
+        """Whether the tenant is being deleted: nobody acts for it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
@@ -109,7 +113,11 @@ class Callers:
         for known, caller in self.tokens.items():
             if hmac.compare_digest(known.encode(), token.encode()):
                 found = caller
-        return found if found is not None or self.keys is None else self.keys.caller_of(token)
+        if self.keys is None:
+            return found
+        if found is None:
+            return self.keys.caller_of(token)
+        return None if self.keys.is_closed(found.tenant) else found
 
     def of_authorization(self, header: str) -> Caller | None:
         """By the value of the header `authorization`."""

@@ -105,6 +105,11 @@ CANCEL_JOB = _document(
     {200: _json("Job", "The job. A job that had ended stays as it was.")},
     errors=(404,),
 )
+DELETE_JOB = _document(
+    "Delete a job",
+    {200: _json("DeleteJobResponse", "How many blobs were deleted with it. A running job is cancelled first.")},
+    errors=(404,),
+)
 EXPLAIN_JOB = _document(
     "Explain why a job waits",
     {200: _json("JobExplanation", "Where its tasks are planned, when they should be done, and why not elsewhere.")},
@@ -212,6 +217,25 @@ PURGE_NODE = _document(
 )
 REMOVE_NODE = _document(
     "Forget a revoked or expired node", {200: _json("RemoveNodeResponse", "Nothing more.")}, errors=(403, 404, 409)
+)
+LIST_AUDIT_ENTRIES = _document(
+    "List the audit log",
+    {
+        200: {
+            "description": "CloudEvents, one a line, the newest first. The header `Next-Page-Token` has the token of"
+            " the next page. With `follow`, entries as they are written, until the connection ends.",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+        }
+    },
+    errors=(403, 429),
+)
+LIST_AUDIT_CHAINS = _document(
+    "List the chains of the audit log", {200: _json("ListAuditChainsResponse", "How far each reaches.")}, errors=(403,)
+)
+DELETE_BLOB = _document(
+    "Delete a blob, and the cached control images made of it",
+    {200: _json("DeleteBlobResponse", "How many blobs were deleted.")},
+    errors=(404, 409),
 )
 GET_QUOTA = _document(
     "Show a tenant's limits", {200: _json("Quota", "Each limit, and how much of it is used.")}, errors=(403,)

@@ -159,6 +159,12 @@ class TaskQueues:
         """Up to that many tasks of a queue, in order of rank."""
         return [self._tasks[key] for _, key in self._queues.get(queue_id, ())[:count]]
 
+    def fronts(self, stage: str, queues: int, count: int) -> list[WaitingTask]:
+        """The first tasks, up to `count` of each, of those queues of a stage whose first task ranks first."""
+        of_stage = (queue_id for queue_id in self._queues if queue_id[0] == stage)
+        ids = nsmallest(queues, of_stage, key=lambda queue_id: self._queues[queue_id][0])
+        return [task for queue_id in ids for task in self.first(queue_id, count)]
+
     def oldest(self, stage: str, held: frozenset[str], count: int) -> list[QueueId]:
         """Of the queues that a worker holding these models could serve, those whose first task ranks first."""
         return nsmallest(count, self._for_holder(stage, held), key=lambda queue_id: self._queues[queue_id][0])

@@ -16,7 +16,7 @@ from services.gateway.app.sealing import SealReport
 from services.gateway.app.tenant_deletion import DeletedTenant
 from services.gateway.app.tenants import Caller
 from services.gateway.domain.moderation import POLICIES, Policy
-from services.gateway.domain.tenants import LIMIT_NAMES, TenantLimits, TenantRecord
+from services.gateway.domain.tenants import LIMIT_NAMES, TenantDeletion, TenantLimits, TenantRecord
 from services.gateway.wire.answers import moment
 
 NOTE_LIMIT_BYTES = 128
@@ -128,7 +128,21 @@ def tenant(value: TenantRecord) -> tenants_pb2.Tenant:
     create_time = moment(value.create_s)
     if create_time is not None:
         message.create_time.CopyFrom(create_time)
+    if value.deletion is not None:
+        message.deletion.CopyFrom(_deletion(value.deletion))
     return message
+
+
+def _deletion(value: TenantDeletion) -> tenants_pb2.TenantDeletion:
+    return tenants_pb2.TenantDeletion(
+        begin_time=moment(value.begin_s),
+        end_time=moment(value.end_s),
+        records=value.records,
+        blobs=value.blobs,
+        api_keys=value.api_keys,
+        is_key_destroyed=value.is_key_destroyed,
+        remains=value.remains,
+    )
 
 
 def _limits_message(limits: TenantLimits) -> tenants_pb2.TenantLimits:
@@ -147,13 +161,15 @@ def quota(tenant_name: str, uses: Sequence[QuotaUse]) -> tenants_pb2.Quota:
 
 
 def deleted(value: DeletedTenant) -> tenants_pb2.DeleteTenantResponse:
+    progress = value.progress
     return tenants_pb2.DeleteTenantResponse(
         tenant=value.tenant,
-        is_key_destroyed=value.is_key_destroyed,
-        api_keys=value.api_keys,
-        records=sum(value.records.values()),
-        blobs=value.blobs,
-        remains=value.remains,
+        is_key_destroyed=progress.is_key_destroyed,
+        api_keys=progress.api_keys,
+        records=progress.records,
+        blobs=progress.blobs,
+        remains=progress.remains,
+        is_done=value.is_done,
     )
 
 

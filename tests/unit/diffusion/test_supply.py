@@ -205,8 +205,8 @@ async def test_what_a_worker_can_do_is_the_same_once_it_has_fetched_some_of_it(s
     assert {model.id for model in before} >= {"sd15", "sdxl", "canny"}
     assert {model.residency for model in before} == {diffusion_pb2.Model.RESIDENCY_UNSPECIFIED}
     layers = {model.id: model.text_encoder_layers for model in before if model.kind == "checkpoint"}
-    # SDXL was trained with the layer before the last of its smaller text encoder, which has 12.
-    assert (layers["sd15"], layers["sdxl"]) == (12, 11)
+    # Those of the smaller text encoder of SDXL.
+    assert (layers["sd15"], layers["sdxl"]) == (12, 12)
     store.held = [HeldModel(name="a/b", size_bytes=1, is_pinned=False, used_s=0, references=("sdxl",))]
     async with supply.provided(Request(model="sd15"), lambda progress: None):
         pass

@@ -23,9 +23,9 @@ class MoodyStore(MemoryStore):
         self._count(bucket, "create")
         return await super().create(bucket, key, value, after=after)
 
-    async def put(self, bucket, key, value, *, revision):
+    async def put(self, bucket, key, value, *, revision, after=None):
         self._count(bucket, "put")
-        return await super().put(bucket, key, value, revision=revision)
+        return await super().put(bucket, key, value, revision=revision, after=after)
 
     def _count(self, bucket: str, what: str) -> None:
         if bucket != JOBS_BUCKET:
@@ -113,7 +113,7 @@ async def test_one_of_a_deleted_tenant_ends_and_is_never_written(fleet: Fleet, s
     job = await fleet.gateway.jobs.create(annotation(), caller, is_waited_for=True)
     worker = fleet.worker(PREPROCESS)
     (task,) = await worker.lease()
-    await fleet.gateway.tenant_deletion.delete("acme")
+    await fleet.gateway.tenant_deletions.delete("acme")
     with pytest.raises(LeaseLost):
         await worker.complete(task)
     await fleet.gateway.jobs.keep(job)
