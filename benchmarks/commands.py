@@ -110,6 +110,7 @@ COMMANDS = (
     Command(name="previews", module="previews"),
     Command(name="first_image", module="first_image", needs=(link,), is_long=True),
     Command(name="canny", module="canny", needs=(flask,)),
+    Command(name="annotations", module="annotations"),
     Command(name="canny png", module="canny", options=("--format", "PNG"), needs=(flask,)),
     Command(name="annotators", module="annotators", needs=(annotators_environment,)),
     Command(

@@ -9,10 +9,11 @@ import fcntl
 import os
 import secrets
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -20,9 +21,10 @@ from typing import BinaryIO
 from fanlight.channel import PLAIN_TEXT_SETTING, is_local
 from fanlight.cli.session import MissingExtra, flag
 from fanlight.errors import FanlightError, InvalidInput
+from fanlight.worker_plan import STAGE_OF_SERVICE, WorkerCounts
 
-STAGE_SERVICES = ("preprocessor", "diffusion")
-STAGES = frozenset({"preprocess", "diffusion"})
+STAGE_SERVICES = tuple(STAGE_OF_SERVICE)
+STAGES = frozenset(STAGE_OF_SERVICE.values())
 # The modules that show that a service's extra is installed. Searched for, not imported.
 _NEEDS = {
     "gateway": ("structlog", "uvloop", "fastapi", "uvicorn"),
@@ -59,6 +61,7 @@ class ProcessPlan:
     introduce: "Callable[[Addresses], Awaitable[Mapping[str, str]]] | None" = None
     # Called with each line of the services' logs.
     follow: Callable[[str], None] | None = None
+    workers: WorkerCounts = field(default_factory=WorkerCounts)
     command: Callable[[str], Sequence[str]] = command_of
 
 
@@ -85,6 +88,32 @@ def default_data() -> Path:
     """As the XDG base directory specification says."""
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "fanlight"
+
+
+def known_addresses(plan: ProcessPlan, environ: Mapping[str, str]) -> Addresses | None:
+    """Where the gateway will be, so that the stages can start with it; None where they must wait until it says so.
+
+    They wait for a port that the system chooses, for roots that the gateway has yet to make, for an introduction, and
+    where something else listens: its workers must not call that.
+    """
+    host, _, port = plan.grpc.rpartition(":")
+    ca_file = ca_file_of(plan.data, plan.grpc, environ)
+    addresses = Addresses(http=plan.http, grpc=plan.grpc, ca_file=ca_file)
+    is_chosen = port.isdigit() and int(port) > 0
+    if not is_chosen or addresses.is_elsewhere or (ca_file is not None and not ca_file.is_file()):
+        return None
+    return addresses if _is_free(host.strip("[]"), int(port)) else None
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError:
+        return False
+    return True
 
 
 def require_extras() -> None:
@@ -127,6 +156,8 @@ def environ_of_stage(service: str, addresses: Addresses, environ: Mapping[str, s
     own = {
         f"FANLIGHT_{service.upper()}_GRPC": ANY_PORT,
         "FANLIGHT_WORKER_GATEWAY": addresses.local_grpc,
+        # The supervisor starts the others itself.
+        "FANLIGHT_WORKER_PROCESSES": "1",
         "FANLIGHT_TLS_CA_FILE": str(addresses.ca_file or ""),
     }
     if any(environ.get(name) for name in OPERATOR_TOKENS) and not any(environ.get(name) for name in DIRECT_TOKENS):

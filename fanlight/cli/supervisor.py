@@ -1,6 +1,7 @@
 """The services of one machine as processes: started in order, restarted with back-off when they die, stopped in order.
 
-It does not know what a service does, only the ready line that it prints and the code that it exits with.
+A stage has one process or several, each a worker of its own. Knows not what a service does, only the lines that it
+prints when it is ready and warm, and the code that it exits with.
 """
 
 import asyncio
@@ -17,6 +18,8 @@ from fanlight.backoff import backoff_s
 from fanlight.cli import service_plan
 from fanlight.cli.service_plan import Addresses, LogFile, ProcessPlan, locked
 from fanlight.errors import FanlightError
+from fanlight.machine import this_machine
+from fanlight.worker_plan import Choice, Warm, choose, environ_of_further, environ_of_one
 
 Answer = TypeVar("Answer")
 Body = Callable[[Addresses], Awaitable[Answer]]
@@ -37,11 +40,15 @@ READY_LINE_LIMIT_BYTES = 64 * 1024
 # How long the output of a dead process is read when a child of its own keeps the pipe open.
 LAST_OUTPUT_S = 1.0
 
+# How long stages that start with the gateway wait until it listens.
+START_TOGETHER_S = 10.0
+
 FIRST_RESTART_S, LONGEST_RESTART_S = 1.0, 30.0
 # A process that lived this long was healthy: the back-off starts from the beginning.
 HEALTHY_S = 60.0
 
 _READY = re.compile(r"ready( \w+=\S+)*\s*")
+_WARM = re.compile(r"warm( \w+=\S+)+\s*")
 
 
 class ServiceFailed(FanlightError):
@@ -90,11 +97,13 @@ class ServiceProcess:
         self.environ = dict(environ)
         # What its first ready line says, such as {"grpc": "127.0.0.1:4711"}.
         self.ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        # What it says once it is warm, where it measures that.
+        self.warm: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
         self._command = tuple(command)
         self._pass_fds = tuple(pass_fds)
         # Which variables of this process's environment it gets.
         self._inherits = inherits
-        self._log = log
+        self.log = log
         self._grace_s = grace_s
         self._report = report
         self._kill_now = kill_now
@@ -105,16 +114,16 @@ class ServiceProcess:
     async def keep(self) -> None:
         """Until cancelled, and then until the process has exited. ServiceFailed when it never gets ready."""
         while True:
-            started_s, logged_bytes = self._clock(), self._log.size_bytes()
+            started_s, logged_bytes = self._clock(), self.log.size_bytes()
             code = await self._run_once()
             self._give_up_early(code, logged_bytes)
             delay_s = self._backoff.delay_s(self._clock() - started_s)
-            self._report(f"{self.name} {_exit_text(code)}; restarting it in {delay_s:g} s; its log: {self._log.path}")
+            self._report(f"{self.name} {_exit_text(code)}; restarting it in {delay_s:g} s; its log: {self.log.path}")
             await self._sleep(delay_s)
 
     async def _run_once(self) -> int:
         """One process from start to end; its exit code."""
-        with self._log.open() as log:
+        with self.log.open() as log:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=DEVNULL,
@@ -137,7 +146,7 @@ class ServiceProcess:
             await self._stop(process)
 
     async def _read_output(self, process: Process) -> None:
-        """Takes the ready line, and drops whatever else it prints so that it never blocks."""
+        """Takes the ready line and the warm one, and drops whatever else it prints so that it never blocks."""
         assert process.stdout is not None
         while not process.stdout.at_eof():
             try:
@@ -145,8 +154,9 @@ class ServiceProcess:
             except ValueError:
                 # Longer than any ready line, and dropped.
                 continue
-            if _READY.fullmatch(text) and not self.ready.done():
-                self.ready.set_result(dict(pair.split("=", 1) for pair in text.split()[1:]))
+            for form, told in ((_READY, self.ready), (_WARM, self.warm)):
+                if form.fullmatch(text) and not told.done():
+                    told.set_result(dict(pair.split("=", 1) for pair in text.split()[1:]))
 
     async def _stop(self, process: Process) -> None:
         """SIGTERM, then SIGKILL after the grace period or when `kill_now` is set."""
@@ -167,8 +177,8 @@ class ServiceProcess:
         is_early = code == EXIT_SETTINGS or self._backoff.deaths + 1 >= FIRST_TRIES
         if code != EXIT_REFUSED and (self.ready.done() or not is_early):
             return
-        line = self._log.last_line(since_bytes=logged_bytes).removeprefix("error: ")
-        raise ServiceFailed(f"{self.name}: {line or _exit_text(code)}" + _log_hint(code, self._log))
+        line = self.log.last_line(since_bytes=logged_bytes).removeprefix("error: ")
+        raise ServiceFailed(f"{self.name}: {line or _exit_text(code)}" + _log_hint(code, self.log))
 
 
 def _log_hint(code: int, log: LogFile) -> str:
@@ -223,25 +233,60 @@ class Supervisor:
         self._log_tasks: list[asyncio.Task[None]] = []
 
     async def run(self, wait_ready: WaitReady, body: "Body[Answer]") -> Answer:
-        addresses = await self._start_gateway()
-        introduced = await self._plan.introduce(addresses) if self._plan.introduce else {}
-        stages = [
-            self._process(
-                name,
-                {**service_plan.environ_of_stage(name, addresses, os.environ), **introduced},
-                self._workers,
-                inherits=lambda variable: service_plan.is_for_stages(variable, os.environ),
-            )
-            for name in service_plan.STAGE_SERVICES
-        ]
+        gateway = self._gateway_process()
+        early = await asyncio.to_thread(service_plan.known_addresses, self._plan, os.environ)
+        stages = self._start_stages(early, {"FANLIGHT_WORKER_GATEWAY_WAIT_S": f"{START_TOGETHER_S:g}"}) if early else []
+        addresses = await self._addresses(gateway)
+        if not stages:
+            introduced = await self._plan.introduce(addresses) if self._plan.introduce else {}
+            stages = self._start_stages(addresses, introduced)
         for stage in stages:
             await stage.ready
         await wait_ready(addresses)
         return await body(addresses)
 
-    async def _start_gateway(self) -> Addresses:
+    def _start_stages(self, addresses: Addresses, introduced: Mapping[str, str]) -> list[ServiceProcess]:
+        """The first worker of each stage, which are returned; others beside them now, or once the first is warm."""
+        firsts = []
+        for service in service_plan.STAGE_SERVICES:
+            environ = {**service_plan.environ_of_stage(service, addresses, os.environ), **introduced}
+            count, is_auto = self._plan.workers.at_start(service), self._plan.workers.is_auto(service)
+            own = environ_of_one(service, count, is_auto=is_auto, machine=this_machine(), environ=os.environ)
+            first = self._process(service, environ | own, self._workers, inherits=_is_for_stages)
+            firsts.append(first)
+            for number in range(2, count + 1):
+                self._begin(self._keep_further(service, number, environ | own), self._workers)
+            if is_auto:
+                self._begin(self._add_further(service, first, environ), self._workers)
+        return firsts
+
+    async def _add_further(self, service: str, first: ServiceProcess, environ: dict[str, str]) -> None:
+        """Once the first worker of a stage is warm: as many more as help. They end with this task."""
+        warm = Warm.parse(await first.warm)
+        if warm is None:
+            return
+        machine = this_machine()
+        choice = choose(service, warm, machine)
+        self._plan.report(_chosen(service, choice))
+        async with asyncio.TaskGroup() as group:
+            for number in range(2, choice.count + 1):
+                own = environ_of_further(service, number, choice, warm, machine, os.environ)
+                group.create_task(self._keep_further(service, number, environ | own))
+
+    async def _keep_further(self, service: str, number: int, environ: dict[str, str]) -> None:
+        """One that cannot run is reported, and the others go on without it."""
+        process = self._make_process(f"{service}-{number}", service, environ, inherits=_is_for_stages)
+        self._follow(process)
+        try:
+            await process.keep()
+        except ServiceFailed as error:
+            self._plan.report(f"{process.name} is given up: {error.message}")
+
+    def _gateway_process(self) -> ServiceProcess:
         environ = service_plan.environ_of_gateway(self._plan.data, self._plan.http, self._plan.grpc)
-        gateway = self._process("gateway", environ, self._gateway)
+        return self._process("gateway", environ, self._gateway)
+
+    async def _addresses(self, gateway: ServiceProcess) -> Addresses:
         ready = await gateway.ready
         ca_file = service_plan.ca_file_of(self._plan.data, self._plan.grpc, os.environ)
         addresses = Addresses(http=ready["http"], grpc=ready["grpc"], ca_file=ca_file)
@@ -251,29 +296,37 @@ class Supervisor:
 
     def _process(
         self,
-        name: str,
+        service: str,
         environ: dict[str, str],
         tasks: list[asyncio.Task[None]],
         *,
         inherits: Callable[[str], bool] = lambda variable: True,
     ) -> ServiceProcess:
-        log = LogFile(self._plan.data / "logs" / f"{name}.log")
-        process = ServiceProcess(
+        """The only one of its service, or the first; where it fails, everything ends."""
+        process = self._make_process(service, service, environ, inherits=inherits)
+        self._follow(process)
+        self._begin(process.keep(), tasks)
+        return process
+
+    def _make_process(
+        self, name: str, service: str, environ: dict[str, str], *, inherits: Callable[[str], bool]
+    ) -> ServiceProcess:
+        return ServiceProcess(
             name,
-            self._plan.command(name),
+            self._plan.command(service),
             environ=self._environ | environ,
             pass_fds=self._fds,
-            log=log,
+            log=LogFile(self._plan.data / "logs" / f"{name}.log"),
             grace_s=service_plan.grace_s(self._environ) + KILL_AFTER_S,
             report=self._plan.report,
             kill_now=self._kill_now,
             inherits=inherits,
         )
-        self._begin(_trimming(log), self._log_tasks)
+
+    def _follow(self, process: ServiceProcess) -> None:
+        self._begin(_trimming(process.log), self._log_tasks)
         if self._plan.follow is not None:
-            self._begin(log.follow(_named(name, self._plan.follow)), self._log_tasks)
-        self._begin(process.keep(), tasks)
-        return process
+            self._begin(process.log.follow(_named(process.name, self._plan.follow)), self._log_tasks)
 
     def _begin(self, work: Coroutine[Any, Any, None], tasks: list[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work)
@@ -302,6 +355,14 @@ class Supervisor:
         await _cancel(self._gateway)
         await _cancel(self._log_tasks)
         await _cancel([self._failed])
+
+
+def _is_for_stages(variable: str) -> bool:
+    return service_plan.is_for_stages(variable, os.environ)
+
+
+def _chosen(service: str, choice: Choice) -> str:
+    return f"{service}: {choice.count} {'worker' if choice.count == 1 else 'workers'} ({choice.reason})"
 
 
 async def _cancel(tasks: Sequence["asyncio.Future[Any]"]) -> None:

@@ -41,13 +41,23 @@ def up(
     grpc: Annotated[
         str, typer.Option(metavar="ADDRESS", envvar="FANLIGHT_GATEWAY_GRPC", help="HOST:PORT for gRPC.")
     ] = "127.0.0.1:50051",
+    workers: Annotated[
+        str,
+        typer.Option(
+            metavar="STAGE=N,...",
+            help="Worker processes of each stage, such as diffusion=2,preprocess=1. auto: as many as help on this"
+            " machine's cores, memory and cards.",
+        ),
+    ] = "diffusion=auto,preprocess=auto",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the services' logs too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run all of Fanlight on this machine until Ctrl-C: gateway, preprocessor and diffusion."""
     from fanlight.cli.output import say
     from fanlight.cli.service_plan import ProcessPlan, ca_file_of, default_data, require_extras
+    from fanlight.worker_plan import parse_workers
 
+    counts = parse_workers(workers)
     require_extras()
     folder = (data or default_data()).absolute()
     ca_file_of(folder, grpc, os.environ)
@@ -57,6 +67,7 @@ def up(
         grpc=grpc,
         report=say,
         follow=say if verbose else None,
+        workers=counts,
         introduce=lambda addresses: introduced(addresses, folder),
     )
     try:

@@ -88,6 +88,9 @@ PARAMETER_CHOICES_LIMIT = 256
 DEFAULT_QUALITY, QUALITY_LIMIT = 90, 100
 # Of what an image was made from, in a job's record, which many images share. The image's own file holds all of it.
 PROVENANCE_LIMIT_BYTES = 16_384
+# The largest image that travels within a lease or a completion, and all images of one lease together.
+INLINE_BLOB_LIMIT_BYTES = 256 * 1024
+INLINE_LEASE_LIMIT_BYTES = 1024 * 1024
 
 # --- Jobs ---
 REQUEST_ID_CHARACTERS_LIMIT = 128

@@ -12,6 +12,7 @@ from typing import Any
 from fanlight.contract.limits import DRAWN_SEED_LIMIT
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
 from fanlight.errors import FanlightError
+from fanlight.machine import this_machine
 from services.diffusion.config import HOLD_LIMIT_S, WAITING_LIMIT, DiffusionSettings
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.engine.ports import Backend
@@ -25,10 +26,11 @@ from services.diffusion.provenance import WeightDigests
 from services.diffusion.service import NAME, DiffusionService
 from services.diffusion.stage import DiffusionStage
 from services.diffusion.supply import RemoteModels, Supply
+from services.diffusion.warmup import busy_cores
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.images import ImageLimits
-from services.kernel.process import check_device, leave, run
+from services.kernel.process import check_device, count_gpus, environment_defaults, leave, run
 from services.weights.provision import Provision
 from services.weights.references.catalog import shipped, with_folder
 from services.weights.settings import WeightsSettings
@@ -36,10 +38,13 @@ from services.worker.admission import Admission
 from services.worker.device import DeviceLost, DeviceState
 from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
+from services.worker.siblings import Siblings
+from services.worker.start import Usage, say_warm
 
 log = logs.get_logger()
 
 CODEC_THREADS = 3
+AUTO_DEVICE = "auto"
 
 
 async def serve(
@@ -105,10 +110,21 @@ async def serve_models(
         listen=settings.grpc,
     )
     stage = DiffusionStage(generator, engine, catalog, models, digests, supply, abilities)
+
+    async def warm_up() -> None:
+        await preload(engine, catalog, supply, stage)
+        if worker.measure:
+            used = await measure(settings, models, generator, engine)
+            say_warm(cores=used.cores, cards=used.cards)
+        if worker.processes != "1":
+            siblings = Siblings("diffusion", worker.processes, grace_s=common.drain_grace_s)
+            found = await measure(settings, models, generator, engine) if siblings.needs_measurement else Usage()
+            await siblings.run(stop, cores=found.cores, cards=found.cards)
+
     async with asyncio.TaskGroup() as group:
         beside = [group.create_task(until_lost(engine.run()))]
         if settings.preload and (catalog.checkpoints or catalog.default_id):
-            beside.append(group.create_task(until_lost(preload(engine, catalog, supply, stage))))
+            beside.append(group.create_task(until_lost(warm_up())))
         await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop, device=device)
         for task in beside:
             task.cancel()
@@ -120,6 +136,15 @@ async def until_lost(work: Coroutine[Any, Any, None]) -> None:
         await work
     except* DeviceLost as lost:
         log.info("ended_by_lost_device", error=str(lost.exceptions[0]))
+
+
+async def measure(
+    settings: DiffusionSettings, models: ModelManager, generator: ImageGenerator, engine: DiffusionEngine
+) -> Usage:
+    """What this worker uses of the machine. A card that the settings name is the only one."""
+    if not models.is_on_gpu:
+        return Usage(cores=await busy_cores(generator, engine))
+    return Usage(cards=count_gpus() if settings.device == AUTO_DEVICE else 1)
 
 
 def make_models(settings: DiffusionSettings, catalog: ModelCatalog) -> ModelManager:
@@ -198,8 +223,10 @@ def open_catalog(settings: DiffusionSettings, remote: RemoteModels) -> ModelCata
 
 def open_backend(settings: DiffusionSettings, models: ModelManager, supply: Supply) -> Backend:
     """Imports torch and diffusers, which takes seconds: on the device thread, after the port is open."""
-    from services.diffusion.engine.backend import TorchBackend
-    from services.diffusion.engine.safety import SafetyChecker
+    # Torch would start a thread for each core of the host, whatever the container may use of them.
+    with environment_defaults(OMP_NUM_THREADS=str(this_machine().threads)):
+        from services.diffusion.engine.backend import TorchBackend
+        from services.diffusion.engine.safety import SafetyChecker
 
     return TorchBackend(models, threads=settings.threads, safety=SafetyChecker(supply.checker_folder))
 

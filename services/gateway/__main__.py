@@ -322,7 +322,7 @@ def _rpc_server(
     clients = tuple(callers.tokens)
     workers = tuple(filter(None, [common.token_of_workers()]))
     principals = Principals(callers, common.token_of_workers(), gateway.nodes)
-    jobs, queue = JobService(gateway, callers), QueueService(gateway, principals)
+    jobs, queue = JobService(gateway, callers), QueueService(gateway, principals, gateway.inline_inputs(images_of_task))
     records = RecordService(gateway, callers)
     keys = KeyService(gateway.keys, callers, clock, access.people)
     tenants = TenantService(gateway, callers)

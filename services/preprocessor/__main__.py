@@ -16,7 +16,14 @@ from services.kernel.config import CommonSettings, SettingsError, load, refuse_u
 from services.kernel.process import leave, run
 from services.preprocessor import registry
 from services.preprocessor.cache import AnnotatorCacheLimits
-from services.preprocessor.config import MODEL_THREADS, OPENCV_THREADS, WAITING_LIMIT, PreprocessorSettings, find_device
+from services.preprocessor.config import (
+    CUDA,
+    MODEL_THREADS,
+    OPENCV_THREADS,
+    WAITING_LIMIT,
+    PreprocessorSettings,
+    find_device,
+)
 from services.preprocessor.engine import AnnotationEngine
 from services.preprocessor.service import PreprocessorService, PreprocessStage
 from services.preprocessor.weights import FolderWeights, StoreWeights
@@ -25,6 +32,8 @@ from services.worker.admission import Admission
 from services.worker.device import DeviceState
 from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
+from services.worker.siblings import Siblings
+from services.worker.start import say_warm
 
 NAME = preprocessor_pb2.DESCRIPTOR.services_by_name["PreprocessorService"].full_name
 
@@ -80,7 +89,14 @@ async def serve_engine(
         listen=settings.grpc,
     )
     stage = PreprocessStage(annotators, engine, limits=limits)
-    await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop, device=device)
+    cards = int(engine.device.kind == CUDA)
+    if worker.measure:
+        say_warm(cores=1.0, cards=cards)
+    async with asyncio.TaskGroup() as group:
+        siblings = Siblings("preprocessor", worker.processes, grace_s=common.drain_grace_s)
+        beside = group.create_task(siblings.run(stop, cards=cards))
+        await serve_stage(stage, admission, server, settings=worker, common=common, stop=stop, device=device)
+        beside.cancel()
 
 
 def main() -> int:

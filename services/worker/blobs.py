@@ -176,7 +176,7 @@ class BlobCalls:
 
     async def write(self, data: bytes, *, scope: str = "") -> common_pb2.Blob:
         """Store the bytes at the gateway, in their task's scope. Durable once the task is completed."""
-        blob = common_pb2.Blob(scope=scope or DEFAULT_SCOPE, digest=digest_of(data), size_bytes=len(data))
+        blob = blob_of(data, scope)
         attempts = 0
 
         async def attempt() -> None:
@@ -225,6 +225,11 @@ class BlobCalls:
     async def _send(self, blob: common_pb2.Blob, data: bytes) -> None:
         with our_errors():
             await self._stub.WriteBlob(_chunks(blob, data), timeout=TRANSFER_DEADLINE_S)
+
+
+def blob_of(data: bytes, scope: str) -> common_pb2.Blob:
+    """The name of those bytes in a task's scope."""
+    return common_pb2.Blob(scope=scope or DEFAULT_SCOPE, digest=digest_of(data), size_bytes=len(data))
 
 
 async def _chunks(blob: common_pb2.Blob, data: bytes) -> AsyncIterator[blobs_pb2.WriteBlobRequest]:

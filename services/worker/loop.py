@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanlight import __version__
+from fanlight.contract.limits import INLINE_LEASE_LIMIT_BYTES
 from fanlight.contract.needs import contract_revision
 from fanlight.errors import FanlightError
 from fanlight.queue.v1 import queue_pb2
@@ -86,6 +87,20 @@ class WorkerSettings(BaseSettings):
         description="Where the node's credential is kept, so that a restarted worker is the same node. The workers of"
         " one machine share it.",
     )
+    gateway_wait_s: float = Field(
+        0.0, ge=0, le=600, description="How long to wait at the start for a gateway on this machine that starts too."
+    )
+    processes: str = Field(
+        "1",
+        pattern=r"^(auto|[1-9]|[1-5][0-9]|6[0-4])$",
+        description="Worker processes to run on this machine, 1 to 64: this one and children of it. auto: as many as"
+        " help on its cores, memory and cards, measured once the default model is loaded.",
+    )
+    measure: bool = Field(
+        False,
+        description="Print, once the default model is loaded, a line of cores, memory and cards that one worker uses,"
+        " from which `fanlight up` plans others beside it.",
+    )
     poll_wait_s: float = Field(
         20.0, ge=0, le=POLL_WAIT_MAX_S, description="How long the gateway may hold a poll open until a task arrives."
     )
@@ -141,8 +156,13 @@ class Poller:
         node: str,
         slots: int,
         secret: bytes = b"",
+        note_output_bytes_max: Callable[[int], None] = lambda bytes_max: None,
     ) -> None:
-        """`secret`: random, of this process; no other can poll under its id."""
+        """`secret`: random, of this process; no other can poll under its id.
+
+        `note_output_bytes_max`: called with how large an output may be that comes along with a completion.
+        """
+        self._note_output_bytes_max = note_output_bytes_max
         self._worker_id, self._secret = worker_id, secret
         self._stage = stage
         self._leases = leases
@@ -180,12 +200,14 @@ class Poller:
             wait_s=wait_s,
             draining=draining,
             worker_secret=self._secret,
+            inline_bytes_max=INLINE_LEASE_LIMIT_BYTES,
         )
         answer = await self._queue.lease(request)
         self._known = b"" if answer.wants_capabilities else digest
         self._known_holdings = answer.holdings_digest
         if answer.has_fetches:
             self._prefetcher.want(answer.fetches)
+        self._note_output_bytes_max(answer.inline_output_bytes_max)
         return answer.tasks
 
     def _capabilities(self) -> tuple[queue_pb2.Capabilities, bytes]:

@@ -5,8 +5,9 @@ The one place where an unexpected error of a stage becomes a failed task.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -15,6 +16,8 @@ from google.protobuf.message import DecodeError, Message
 
 from fanlight.common.v1 import common_pb2
 from fanlight.contract.images import images_of
+from fanlight.contract.limits import INLINE_BLOB_LIMIT_BYTES
+from fanlight.contract.names import DEFAULT_SCOPE, digest_of
 from fanlight.contract.needs import unknown_fields
 from fanlight.errors import (
     FailedPrecondition,
@@ -29,7 +32,7 @@ from fanlight.queue.v1 import queue_pb2
 from services.kernel.blobs import ByteLru
 from services.kernel.logs import get_logger
 from services.worker.admission import Admission, Slots
-from services.worker.blobs import BlobCalls
+from services.worker.blobs import BlobCalls, blob_of
 from services.worker.leases import QueueCalls, WorkerLease, WorkerLeases
 from services.worker.ports import Outcome, Report, Stage, StageOutput, StageProgress
 from services.worker.retry import RetryPolicy
@@ -86,6 +89,14 @@ class InputImages:
         self._cache: ByteLru[ImageKey, bytes] = ByteLru(limit_bytes=cache_bytes, size_of=len)
         self._fetching: WeakValueDictionary[ImageKey, asyncio.Lock] = WeakValueDictionary()
 
+    def take(self, inputs: Sequence[queue_pb2.InlineBlob]) -> None:
+        """Keep images that came with a lease. Bytes of another digest are left out, and fetched."""
+        for each in inputs:
+            if digest_of(each.data) == each.digest:
+                self._cache.put((each.scope or DEFAULT_SCOPE, each.digest), each.data)
+            else:
+                log.warning("inline_input_broken", digest=each.digest)
+
     async def fill(self, request: Message) -> None:
         """Replace each blob with its bytes, in any message and at any depth."""
         for _, image in list(images_of(request)):
@@ -93,7 +104,7 @@ class InputImages:
                 image.data = await self._get(image.blob)
 
     async def _get(self, blob: common_pb2.Blob) -> bytes:
-        key = (blob.scope, blob.digest)
+        key = (blob.scope or DEFAULT_SCOPE, blob.digest)
         async with self._fetching.setdefault(key, asyncio.Lock()):
             data = self._cache.get(key)
             if data is None:
@@ -126,6 +137,11 @@ class TaskRunner:
         self._images = images
         self._retry = retry
         self._uploads = asyncio.Semaphore(admission.slots)
+        # How large an output may be that goes along with its task's completion, as the gateway said last.
+        self._output_bytes_max = 0
+
+    def note_output_bytes_max(self, bytes_max: int) -> None:
+        self._output_bytes_max = min(bytes_max, INLINE_BLOB_LIMIT_BYTES)
 
     async def run(self, lease: WorkerLease, slot: Slots) -> None:
         """Run the task and send its result or failure. Raises nothing; after a cancellation it sends nothing."""
@@ -155,6 +171,8 @@ class TaskRunner:
             async with self._slots(lease, slot):
                 log.info("task_started")
                 request = request_of(lease.task, self._stage.request_type)
+                self._images.take(lease.task.inline_inputs)
+                lease.task.ClearField("inline_inputs")
                 await self._images.fill(request)
                 try:
                     outcome = await self._stage.run(request, lease.task, self._report(lease))
@@ -187,8 +205,11 @@ class TaskRunner:
         return report
 
     async def _send(self, lease: WorkerLease, outcome: Outcome) -> None:
-        for _ in range(COMPLETE_ATTEMPTS):
-            outputs = [await self._write(output, lease.task.scope) for output in outcome.outputs]
+        for attempt in range(COMPLETE_ATTEMPTS):
+            # A gateway of another version, or one that evicted an output, misses its blob.
+            bytes_max = 0 if attempt else self._output_bytes_max
+            write = partial(self._write, scope=lease.task.scope, inline_bytes_max=bytes_max)
+            outputs = [await write(output) for output in outcome.outputs]
             spans = [common_pb2.Span(name=name, duration_s=duration_s) for name, duration_s in outcome.spans]
             request = queue_pb2.CompleteTaskRequest(lease_token=lease.token, outputs=outputs, spans=spans)
             lease.is_settled = True
@@ -216,10 +237,13 @@ class TaskRunner:
             raise NodeFault(f"the result could not be sent: {error.message}") from error
         return True
 
-    async def _write(self, output: StageOutput, scope: str) -> queue_pb2.Output:
-        blob = await self._blobs.write(output.data, scope=scope)
+    async def _write(self, output: StageOutput, *, scope: str, inline_bytes_max: int) -> queue_pb2.Output:
+        """A small output goes along; the blob of any other one is written."""
+        is_inline = len(output.data) <= inline_bytes_max
+        blob = blob_of(output.data, scope) if is_inline else await self._blobs.write(output.data, scope=scope)
         return queue_pb2.Output(
             blob=blob,
+            data=output.data if is_inline else b"",
             seed=output.seed,
             width_px=output.width_px,
             height_px=output.height_px,

@@ -29,6 +29,7 @@ from services.worker.prefetch import Prefetcher
 from services.worker.previews import PreviewMaker
 from services.worker.retry import Env, RetryPolicy
 from services.worker.runner import InputImages, TaskRunner
+from services.worker.start import until_listens
 from services.worker.states import WorkerHealth
 
 log = get_logger()
@@ -184,6 +185,8 @@ async def work(
     """
     env, limits = env or Env(), limits or WorkerLimits()
     settings = with_gateway(settings)
+    assert settings.gateway is not None
+    await until_listens(settings.gateway, stop, wait_s=settings.gateway_wait_s, env=env)
     contact = contact or _contact(settings, common, env, limits)
     membership = membership_of(settings, common, contact, env)
     if not await membership.begin(stop, delay_max_s=limits.retry_delay_max_s):
@@ -250,6 +253,7 @@ def _wire(
         node=settings.node,
         slots=admission.slots,
         secret=secrets.token_bytes(WORKER_SECRET_BYTES),
+        note_output_bytes_max=runner.note_output_bytes_max,
     )
     leasing = LeaseLoop(
         admission, leases, poller, runner, settings, limits, prefetcher, env, stop, contact, membership.recover

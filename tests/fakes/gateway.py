@@ -69,10 +69,12 @@ class FakeJobs:
         self.watchers = 0
         # Set when the last of them has gone.
         self.unwatched = asyncio.Event()
+        # The jobs that nobody may be told of yet.
+        self.unwritten: set[str] = set()
         self._changed = asyncio.Event()
         self._told: list[tuple[str, TaskProgress]] = []
 
-    async def create(self, new: NewJob, caller: Caller = OPERATOR) -> Job:
+    async def create(self, new: NewJob, caller: Caller = OPERATOR, *, is_waited_for: bool = False) -> Job:
         if self.refusal is not None:
             raise self.refusal
         for job in self.kept.values():
@@ -80,8 +82,13 @@ class FakeJobs:
                 return job
         self.created.append(new)
         job = a_job(str(len(self.kept) + 1), new=new, request_id=new.request_id, priority=new.priority)
+        if is_waited_for:
+            self.unwritten.add(job.name)
         self.change(job)
         return job
+
+    async def keep(self, job: Job) -> None:
+        self.unwritten.discard(job.name)
 
     async def create_each(self, news: Sequence[NewJob | FanlightError], caller: Caller) -> list[Job | FanlightError]:
         return [new if isinstance(new, FanlightError) else await self.create(new, caller) for new in news]

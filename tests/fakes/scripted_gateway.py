@@ -48,6 +48,9 @@ class FakeGateway:
         # What to answer to the renewal of a task, by its name.
         self.statuses: dict[str, Status.ValueType] = {}
         self.wants_capabilities = 0
+        # How large an output may be that comes along, and whether one is dropped all the same, as by an older gateway.
+        self.inline_output_bytes_max = 0
+        self.drops_inline = False
         # Whether it is one that needs no lists of models that did not change.
         self.knows_holdings = False
         # How many of the next calls of a method are answered UNAVAILABLE before, or after, they took effect.
@@ -183,6 +186,8 @@ class FakeGateway:
             raise InvalidField("has 0 entries; a task has one output", field="outputs")
         for output in request.outputs:
             check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field="outputs[0].provenance_json")
+        if not self.drops_inline:
+            self.blobs.update({each.blob.digest: each.data for each in request.outputs if each.data})
         if any(output.blob.digest not in self.blobs for output in request.outputs):
             raise FailedPrecondition("no such blob", field="outputs")
         if self.refused_results:
@@ -223,7 +228,12 @@ class _Queue(queue_pb2_grpc.QueueServiceServicer):
         wants = gateway.wants_capabilities > 0
         gateway.wants_capabilities -= wants
         known = request.holdings_digest if gateway.knows_holdings else b""
-        return queue_pb2.LeaseTasksResponse(tasks=tasks, wants_capabilities=wants, holdings_digest=known)
+        return queue_pb2.LeaseTasksResponse(
+            tasks=tasks,
+            wants_capabilities=wants,
+            holdings_digest=known,
+            inline_output_bytes_max=gateway.inline_output_bytes_max,
+        )
 
     async def RenewLeases(self, request: queue_pb2.RenewLeasesRequest, context: Any) -> queue_pb2.RenewLeasesResponse:
         await self._gateway.begin("RenewLeases")

@@ -265,6 +265,7 @@ class LeaseTasksRequest(google.protobuf.message.Message):
     WORKER_SECRET_FIELD_NUMBER: builtins.int
     HOLDINGS_DIGEST_FIELD_NUMBER: builtins.int
     HOLDINGS_UNCHANGED_FIELD_NUMBER: builtins.int
+    INLINE_BYTES_MAX_FIELD_NUMBER: builtins.int
     capabilities_digest: builtins.bytes
     """sha256 of the current capabilities, so that they need not be sent with every poll."""
     max_tasks: builtins.int
@@ -283,6 +284,8 @@ class LeaseTasksRequest(google.protobuf.message.Message):
     """Those lists are as they were in its last poll with this digest, and left out here. Only where the gateway's last response
     had the digest.
     """
+    inline_bytes_max: builtins.int
+    """How many bytes of input images may come along with the tasks, together; 0: none, the worker reads them as blobs."""
     @property
     def worker(self) -> Global___Worker: ...
     @property
@@ -304,9 +307,10 @@ class LeaseTasksRequest(google.protobuf.message.Message):
         worker_secret: builtins.bytes = ...,
         holdings_digest: builtins.bytes = ...,
         holdings_unchanged: builtins.bool = ...,
+        inline_bytes_max: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities", "worker", b"worker"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "capabilities_digest", b"capabilities_digest", "draining", b"draining", "held_lease_tokens", b"held_lease_tokens", "holdings_digest", b"holdings_digest", "holdings_unchanged", b"holdings_unchanged", "max_tasks", b"max_tasks", "wait_s", b"wait_s", "worker", b"worker", "worker_secret", b"worker_secret"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "capabilities_digest", b"capabilities_digest", "draining", b"draining", "held_lease_tokens", b"held_lease_tokens", "holdings_digest", b"holdings_digest", "holdings_unchanged", b"holdings_unchanged", "inline_bytes_max", b"inline_bytes_max", "max_tasks", b"max_tasks", "wait_s", b"wait_s", "worker", b"worker", "worker_secret", b"worker_secret"]) -> None: ...
 
 Global___LeaseTasksRequest: typing_extensions.TypeAlias = LeaseTasksRequest
 
@@ -319,11 +323,14 @@ class LeaseTasksResponse(google.protobuf.message.Message):
     FETCHES_FIELD_NUMBER: builtins.int
     HAS_FETCHES_FIELD_NUMBER: builtins.int
     HOLDINGS_DIGEST_FIELD_NUMBER: builtins.int
+    INLINE_OUTPUT_BYTES_MAX_FIELD_NUMBER: builtins.int
     wants_capabilities: builtins.bool
     """Send `capabilities` with the next poll: this gateway does not know the digest."""
     has_fetches: builtins.bool
     holdings_digest: builtins.bytes
     """Of the holdings that the gateway knows of the worker. Empty: send the lists with the next poll."""
+    inline_output_bytes_max: builtins.int
+    """How large an output may be that comes along with CompleteTask; 0: it is written as a blob before."""
     @property
     def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LeasedTask]: ...
     @property
@@ -340,8 +347,9 @@ class LeaseTasksResponse(google.protobuf.message.Message):
         fetches: collections.abc.Iterable[Global___Fetch] | None = ...,
         has_fetches: builtins.bool = ...,
         holdings_digest: builtins.bytes = ...,
+        inline_output_bytes_max: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fetches", b"fetches", "has_fetches", b"has_fetches", "holdings_digest", b"holdings_digest", "tasks", b"tasks", "wants_capabilities", b"wants_capabilities"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fetches", b"fetches", "has_fetches", b"has_fetches", "holdings_digest", b"holdings_digest", "inline_output_bytes_max", b"inline_output_bytes_max", "tasks", b"tasks", "wants_capabilities", b"wants_capabilities"]) -> None: ...
 
 Global___LeaseTasksResponse: typing_extensions.TypeAlias = LeaseTasksResponse
 
@@ -382,6 +390,7 @@ class LeasedTask(google.protobuf.message.Message):
     ALONE_FIELD_NUMBER: builtins.int
     REQUEST_FIELD_NUMBER: builtins.int
     SCOPE_FIELD_NUMBER: builtins.int
+    INLINE_INPUTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`jobs/{id}/tasks/{number}`."""
     lease_token: builtins.bytes
@@ -397,6 +406,10 @@ class LeasedTask(google.protobuf.message.Message):
     def request(self) -> google.protobuf.any_pb2.Any:
         """The stage's request message, such as fanlight.diffusion.v1.GenerateRequest; images in it are blobs of the gateway."""
 
+    @property
+    def inline_inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___InlineBlob]:
+        """Some of the images that the request names, so that the worker need not read their blobs."""
+
     def __init__(
         self,
         *,
@@ -407,11 +420,35 @@ class LeasedTask(google.protobuf.message.Message):
         alone: builtins.bool = ...,
         request: google.protobuf.any_pb2.Any | None = ...,
         scope: builtins.str = ...,
+        inline_inputs: collections.abc.Iterable[Global___InlineBlob] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alone", b"alone", "attempt", b"attempt", "lease_token", b"lease_token", "name", b"name", "request", b"request", "scope", b"scope", "ttl_s", b"ttl_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alone", b"alone", "attempt", b"attempt", "inline_inputs", b"inline_inputs", "lease_token", b"lease_token", "name", b"name", "request", b"request", "scope", b"scope", "ttl_s", b"ttl_s"]) -> None: ...
 
 Global___LeasedTask: typing_extensions.TypeAlias = LeasedTask
+
+@typing.final
+class InlineBlob(google.protobuf.message.Message):
+    """A small blob's bytes, in the message that would otherwise name it only."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    scope: builtins.str
+    digest: builtins.str
+    data: builtins.bytes
+    def __init__(
+        self,
+        *,
+        scope: builtins.str = ...,
+        digest: builtins.str = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "digest", b"digest", "scope", b"scope"]) -> None: ...
+
+Global___InlineBlob: typing_extensions.TypeAlias = InlineBlob
 
 @typing.final
 class RenewLeasesRequest(google.protobuf.message.Message):
@@ -584,6 +621,7 @@ class Output(google.protobuf.message.Message):
     NSFW_FIELD_NUMBER: builtins.int
     PROVENANCE_JSON_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
     seed: builtins.int
     """The seed of a generated image; absent for control images."""
     width_px: builtins.int
@@ -592,6 +630,10 @@ class Output(google.protobuf.message.Message):
     """As in fanlight.diffusion.v1.GeneratedImage."""
     provenance_json: builtins.str
     """At most 16 KiB; empty where it is longer. Shown to clients as the node's word."""
+    data: builtins.bytes
+    """The bytes of `blob`, which is then not written before. Only up to the gateway's `inline_output_bytes_max`. A gateway that
+    does not know this field misses the blob and says so.
+    """
     @property
     def blob(self) -> fanlight.common.v1.common_pb2.Blob: ...
     @property
@@ -610,9 +652,10 @@ class Output(google.protobuf.message.Message):
         nsfw: builtins.bool | None = ...,
         provenance_json: builtins.str = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        data: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "nsfw", b"nsfw", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "warnings", b"warnings", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "data", b"data", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "warnings", b"warnings", "width_px", b"width_px"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
     @typing.overload

@@ -81,7 +81,7 @@ class QueueServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CompleteTask(self, request, context):
-        """Completes a task with its outputs, whose blobs were written before. Repeating it with the same token succeeds.
+        """Completes a task with its outputs, whose blobs were written before or come along. Repeating it with the same token succeeds.
         ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
         FAILED_PRECONDITION: an output's blob does not exist.
         """

@@ -146,7 +146,7 @@ class QueueServiceStub(typing.Generic[_QueueServiceLeaseTasksType, _QueueService
     """
 
     CompleteTask: _QueueServiceCompleteTaskType
-    """Completes a task with its outputs, whose blobs were written before. Repeating it with the same token succeeds.
+    """Completes a task with its outputs, whose blobs were written before or come along. Repeating it with the same token succeeds.
     ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
     FAILED_PRECONDITION: an output's blob does not exist.
     """
@@ -208,7 +208,7 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         request: fanlight.queue.v1.queue_pb2.CompleteTaskRequest,
         context: _ServicerContext,
     ) -> typing.Union[fanlight.queue.v1.queue_pb2.CompleteTaskResponse, collections.abc.Awaitable[fanlight.queue.v1.queue_pb2.CompleteTaskResponse]]:
-        """Completes a task with its outputs, whose blobs were written before. Repeating it with the same token succeeds.
+        """Completes a task with its outputs, whose blobs were written before or come along. Repeating it with the same token succeeds.
         ABORTED (LEASE_LOST): the token is no longer the task's; abandon the work.
         FAILED_PRECONDITION: an output's blob does not exist.
         """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fanlight.errors import NodeFault
+from fanlight.machine import this_machine
 from services.diffusion.models.precision import AUTO, precision_of_card
 
 # The part of the memory that models may fill when no setting says otherwise; the rest is for the work itself.
@@ -126,14 +127,7 @@ def _dtype_of(precision: str) -> torch.dtype:
 
 def ram_bytes() -> int:
     """What models may fill of the machine's memory, or of its container's limit."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(file) as opened:
-                whole = min(whole, int(opened.read()))
-        except (OSError, ValueError):
-            continue
-    return int(whole * _RAM_SHARE)
+    return int(this_machine().memory_bytes * _RAM_SHARE)
 
 
 def _pinned(tensor: Tensor) -> Tensor:

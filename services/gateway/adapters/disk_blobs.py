@@ -134,18 +134,32 @@ class DiskBlobs:
         try:
             buffered_bytes = await self._take(incoming, chunks)
             finish = partial(incoming.finish, scope, digest=digest, size_bytes=size_bytes)
-            info, whole = await self._run(finish)
+            # In one go on one thread: each way there and back costs the event loop more than a small blob's bytes.
+            info, whole = await (self._run_settling(finish, incoming) if settled else self._run(finish))
             is_stored = True
         finally:
             self._buffered_bytes -= buffered_bytes
             if not is_stored:
                 await self._run(incoming.discard)
-        self._begin_settling(info, incoming)
+        if not settled:
+            self._begin_settling(info, incoming)
         if whole:
             self._recent.add(info, whole)
-        if settled or len(self._settling) > SETTLING_LIMIT:
+        if not settled and len(self._settling) > SETTLING_LIMIT:
             await self._wait_for(scope, info.digest)
         return info
+
+    async def _run_settling(
+        self, finish: Callable[[], tuple[BlobInfo, tuple[bytes, ...]]], incoming: IncomingBlob
+    ) -> tuple[BlobInfo, tuple[bytes, ...]]:
+        """NodeFault or Unavailable if the disk did not accept it."""
+
+        def work() -> tuple[BlobInfo, tuple[bytes, ...]]:
+            finished = finish()
+            incoming.settle()
+            return finished
+
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._settlers, work))
 
     async def _take(self, incoming: IncomingBlob, chunks: AsyncIterable[bytes]) -> int:
         """Returns how many bytes are still buffered; the caller counts them until it drops them."""

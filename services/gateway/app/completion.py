@@ -4,8 +4,8 @@ Which change a token may make is for `domain.machine` to say; what is leased to 
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fanlight.contract.needs import SAFETY_CHECKER
@@ -26,6 +26,7 @@ from services.gateway.domain.circuit_breaker import FAILURES_ALLOWED
 from services.gateway.domain.job import Failure, Fault, Job, Output, Span, Task, TaskState, task_name
 from services.gateway.domain.machine import LeaseStatus
 from services.gateway.domain.moderation import Policy
+from services.kernel.blobs import BlobInfo
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -58,7 +59,7 @@ class RenewalResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedOutput:
-    """One output that a worker reports to have written."""
+    """One output that a worker reports to have written, or has sent along."""
 
     scope: str
     digest: str
@@ -68,6 +69,8 @@ class ReportedOutput:
     nsfw: bool | None = None
     provenance: str = ""
     warnings: tuple[str, ...] = ()
+    # Empty where the blob was written before.
+    data: bytes = field(default=b"", repr=False)
 
 
 class Completion:
@@ -148,7 +151,7 @@ class Completion:
         job_id, number = task_key_of(token)
         is_again = await self._require_lease(job_id, number, token) is LeaseStatus.COMPLETED
         scope = (await self._job(job_id)).tenant
-        outputs = [await self._output(i, each, scope) for i, each in enumerate(reported)]
+        outputs = [await self._output(i, each, scope, is_again=is_again) for i, each in enumerate(reported)]
         if not is_again:
             await self._check_results(token, outputs)
         now_s = self._clock.now_s()
@@ -225,10 +228,11 @@ class Completion:
             key = self._workers.key_of(claim.worker, task.stage, need)
             await self._breakers.note_failure(claim.node, key, DISPROVED, lease_s=claim.lease_time_s)
 
-    async def _output(self, index: int, reported: ReportedOutput, scope: str) -> Output:
+    async def _output(self, index: int, reported: ReportedOutput, scope: str, *, is_again: bool) -> Output:
+        """Of a task that is complete already, nothing new is stored."""
         if reported.scope != scope:
             raise InvalidField(f"must be {scope}, as the task says", field=f"outputs[{index}].blob.scope")
-        blob = await self._blobs.settle(reported.scope, reported.digest)
+        blob = await (self._settled(reported) if is_again or not reported.data else self._stored(index, reported))
         if blob is None:
             raise FailedPrecondition(
                 "there is no such blob; write it before completing the task", field=f"outputs[{index}].blob.digest"
@@ -242,6 +246,17 @@ class Completion:
             provenance=reported.provenance,
             warnings=reported.warnings,
         )
+
+    async def _settled(self, reported: ReportedOutput) -> BlobInfo | None:
+        return await self._blobs.settle(reported.scope, reported.digest)
+
+    async def _stored(self, index: int, reported: ReportedOutput) -> BlobInfo:
+        """What came along, durable. InvalidField for bytes of another digest."""
+        try:
+            chunks = _once(reported.data)
+            return await self._blobs.write(reported.scope, chunks, digest=reported.digest, settled=True)
+        except InvalidField as error:
+            raise InvalidField(error.message, field=f"outputs[{index}].data") from error
 
     async def _cache_output(self, job: Job, number: int) -> None:
         """Cache a control image, where the same annotation may be requested again; not one that waits for a verdict."""
@@ -401,6 +416,10 @@ class Completion:
             return await self._job_store.get(job_id)
         except NotFound as error:
             raise LeaseLost("the job is gone; drop the work") from error
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 def hides_previews(job: Job) -> bool:

@@ -242,11 +242,11 @@ class ControlImageCache:
 
     async def _write(self, key: str, value: bytes) -> None:
         """Another gateway that writes the same key at the same time writes the same image."""
-        record = await self._store.get(BUCKET, key)
-        try:
-            if record is None:
-                await self._store.create(BUCKET, key, value)
-            elif record.value != value:
-                await self._store.put(BUCKET, key, value, revision=record.revision)
-        except (AlreadyExists, Conflict):
+        with contextlib.suppress(AlreadyExists):
+            # Hardly ever there: an entry that was found would have been used instead.
+            await self._store.create(BUCKET, key, value)
             return
+        record = await self._store.get(BUCKET, key)
+        if record is not None and record.value != value:
+            with contextlib.suppress(Conflict):
+                await self._store.put(BUCKET, key, value, revision=record.revision)

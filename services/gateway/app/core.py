@@ -49,6 +49,8 @@ class Core:
     random_bytes: RandomBytes
     settings: GatewaySettings
     limits: GatewayLimits
+    # Whether other gateways have the same store.
+    is_shared: bool
 
 
 def core_of(
@@ -123,4 +125,5 @@ def core_of(
         random_bytes=random_bytes,
         settings=settings,
         limits=limits,
+        is_shared=is_shared,
     )

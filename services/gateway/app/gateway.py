@@ -30,6 +30,7 @@ from services.gateway.app.dead_letters import DeadLetters, Redrives
 from services.gateway.app.deletion import Deletions
 from services.gateway.app.explain import Explainer
 from services.gateway.app.image_checks import ImageChecks
+from services.gateway.app.inline_inputs import InlineInputs
 from services.gateway.app.job_store import PROBE_INTERVAL_S, IdempotencyKeys, StoreProbe
 from services.gateway.app.jobs import Jobs
 from services.gateway.app.keys import Keys
@@ -286,6 +287,9 @@ class Gateway:
 
     def lease_rights(self, images_of: ImagesOf) -> LeaseRights:
         return LeaseRights(self._job_store, self._leases, self.nodes, images_of)
+
+    def inline_inputs(self, images_of: ImagesOf) -> InlineInputs:
+        return InlineInputs(self._core.blobs, images_of)
 
     def is_lease_of(self, token: str, node_id: str) -> bool:
         """Whether it is a live lease of that node; also for one that has just ended, which the caller may repeat."""

@@ -64,6 +64,8 @@ class JobStore:
     def __init__(self, store: Records) -> None:
         self._store = store
         self._open: dict[str, _StoredJob] = {}
+        # The open jobs that are in memory alone, each with the lock of its changes.
+        self._unwritten: dict[str, asyncio.Lock] = {}
         self._observers: list[Observer] = []
         self._gone: list[Callable[[str], None]] = []
         # By id, in the order in which this process learned of the end.
@@ -98,6 +100,33 @@ class JobStore:
         self._apply(job, record.revision)
         return job
 
+    def begin(self, job: Job) -> Job:
+        """Take in a job that nobody is told of before it ended, or before `write`: until then it is in memory alone.
+
+        For a store without other gateways, which would not see it.
+        """
+        self._unwritten[job.id] = asyncio.Lock()
+        self._open[job.id] = _StoredJob(job, 0)
+        self._publish(job)
+        return job
+
+    async def write(self, job_id: str) -> None:
+        """Durable on return; nothing to do where it is already."""
+        async with self._unwritten.get(job_id) or asyncio.Lock():
+            if job_id in self._unwritten:
+                await self._write_first(self._open[job_id].job)
+
+    def drop_unwritten(self, tenant: str) -> None:
+        """End the tenant's jobs that are in memory alone: none is written after the tenant was deleted."""
+        for job_id in list(self._unwritten):
+            if (stored := self._open.get(job_id)) is not None and stored.job.tenant == tenant:
+                self._drop(job_id)
+
+    async def _write_first(self, job: Job) -> None:
+        record = await self._store.create(JOBS_BUCKET, job.id, JOBS.encode(job))
+        self._unwritten.pop(job.id, None)
+        self._apply(job, record.revision)
+
     async def get(self, job_id: str) -> Job:
         """NotFound."""
         return (await self._find(job_id)).job
@@ -113,6 +142,9 @@ class JobStore:
 
     async def change(self, job_id: str, event: Event) -> Job:
         """The job after the event, which is retried on what another gateway made of the job meanwhile."""
+        async with self._unwritten.get(job_id) or asyncio.Lock():
+            if job_id in self._unwritten:
+                return await self._change_unwritten(job_id, event)
         stored = await self._find(job_id)
         for _ in range(ROUNDS_LIMIT):
             try:
@@ -134,6 +166,19 @@ class JobStore:
                 self._apply(job, record.revision)
                 return job
         raise Conflict(f"jobs/{job_id} changes too often")
+
+    async def _change_unwritten(self, job_id: str, event: Event) -> Job:
+        """In memory, unless the job ends by it: then it is written as it ended, before anybody is told."""
+        before = self._open[job_id].job
+        job = event(before)
+        if job is before:
+            return job
+        if job.state.ended:
+            await self._write_first(job)
+        else:
+            self._open[job_id] = _StoredJob(job, 0)
+            self._publish(job)
+        return job
 
     async def forget(self, job_id: str) -> None:
         """Delete it. Whoever works on it loses the lease."""
@@ -170,6 +215,8 @@ class JobStore:
 
     async def _read(self, job_id: str) -> _StoredJob:
         """NotFound; UnreadableRecord for a damaged record: no gateway can continue that job."""
+        if job_id in self._unwritten and (unwritten := self._open.get(job_id)):
+            return unwritten
         try:
             record = await self._record(job_id)
             job = self._store.decode(JOBS, JOBS_BUCKET, record) if record else None
@@ -187,6 +234,7 @@ class JobStore:
     def _drop(self, job_id: str) -> None:
         """It is gone from the store, or damaged. Observers that still count on it see it cancelled."""
         self._ended.pop(job_id, None)
+        self._unwritten.pop(job_id, None)
         stored = self._open.pop(job_id, None)
         if stored is not None:
             self._publish(machine.cancel(stored.job, now_s=stored.job.create_time_s))

@@ -108,6 +108,8 @@ class Jobs:
         self._limits = core.limits
         self._requests = requests
         self._planner = planner
+        # Others would not see a job that is in memory alone, and their workers not do it.
+        self._is_only_gateway = not core.is_shared
         self._moderation = moderation
         self._reserved: Counter[str] = Counter()
         self._draining = False
@@ -118,8 +120,11 @@ class Jobs:
         self._draining = True
         self._hub.wake_all()
 
-    async def create(self, new: NewJob, caller: Caller = OPERATOR) -> Job:
+    async def create(self, new: NewJob, caller: Caller = OPERATOR, *, is_waited_for: bool = False) -> Job:
         """Store the images, then the job; durable on return. The same request id and content returns the original job.
+
+        `is_waited_for`: the caller tells nobody of the job before it ended, or before `keep`. Then it may be written
+        first with its end.
 
         NotFound: no such blob. AlreadyExists: the request id was used with other content. ResourceExhausted: too
         many tasks wait. ContentBlocked, ModerationUnavailable: the operator's moderation does not let it pass.
@@ -137,11 +142,22 @@ class Jobs:
                 raise FailedPrecondition(f"the tenant {caller.tenant} is being deleted")
             claim = self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
-                job = await self._job_store.create(made, after=claim)
+                if is_waited_for and claim is None and self._may_be_in_memory(made):
+                    job = self._job_store.begin(made)
+                else:
+                    job = await self._job_store.create(made, after=claim)
             except AlreadyExists:
                 return await self._of_first(new, made, caller)
         log.info("job_created", job=job.name, tasks=len(job.tasks), cached=sum(i.cached for i in job.control_images))
         return job
+
+    def _may_be_in_memory(self, made: Job) -> bool:
+        """A job that is judged takes a worker's result before it ends, which must not be lost then."""
+        return self._is_only_gateway and not made.is_judged and not made.state.ended
+
+    async def keep(self, job: Job) -> None:
+        """Durable on return, for a caller that is about to tell of a job that it waited for."""
+        await self._job_store.write(job.id)
 
     async def _of_first(self, new: NewJob, made: Job, caller: Caller) -> Job:
         """The job that the request id belongs to; created here if its gateway died before it could. AlreadyExists."""

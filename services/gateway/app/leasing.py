@@ -6,7 +6,7 @@ Which tasks and models those are is for the scheduler to say.
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fanlight.errors import LeaseLost, NotFound, Unavailable
 from services.gateway.app.completion import Completion
@@ -48,11 +48,21 @@ class Poll:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InlineInput:
+    """A small input image that travels with a lease."""
+
+    scope: str
+    digest: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedTask:
     job: Job
     task: Task
     token: str
     ttl_s: float
+    inline_inputs: Sequence[InlineInput] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

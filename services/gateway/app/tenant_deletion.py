@@ -131,6 +131,7 @@ class TenantDeletions:
 
     async def _delete_all(self, tenant: str) -> tuple[int, Sequence[str]]:
         """How much it was, and what is left in the stores."""
+        self._jobs.drop_unwritten(tenant)
         open_jobs = [job for job in self._jobs.open_jobs if job.tenant == tenant]
         for job in open_jobs:
             # Its leases end with it. The job itself is in memory, so its data key is not needed.

@@ -53,11 +53,15 @@ class AnnotateRoutes:
         annotation = preprocessor_pb2.AnnotateRequest(annotator=annotator, width_px=width_px, height_px=height_px)
         annotation.parameters.update(self._parameters(annotator, request))
         with self._gateway.quotas.upload(caller, announced_bytes(request)):
-            info = await store_body(request, self._blobs, self._options, scope=caller.tenant)
+            info = await store_body(request, self._blobs, self._options, scope=caller.tenant, settled=True)
         annotation.image.blob.CopyFrom(common_pb2.Blob(scope=info.scope, digest=info.digest))
         message = gateway_pb2.CreateJobRequest(annotation=annotation)
-        job = await self._gateway.jobs.create(requests.new_job(message, self._gateway.workers.offers), caller)
-        return self._answer(await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller))
+        new = requests.new_job(message, self._gateway.workers.offers)
+        job = await self._gateway.jobs.create(new, caller, is_waited_for=True)
+        job = await self._gateway.jobs.wait(job.name, wait_s=wait, caller=caller)
+        # The answer names it.
+        await self._gateway.jobs.keep(job)
+        return self._answer(job)
 
     def _parameters(self, annotator: str, request: Request) -> dict[str, bool | float | str]:
         """The annotator's parameters among the query's, converted to their types. Unknown ones stay strings."""

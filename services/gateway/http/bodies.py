@@ -326,9 +326,12 @@ async def read_file(file: UploadFile, *, limit_bytes: int, field: str) -> bytes:
 
 
 async def store_body(
-    request: Request, blobs: BlobStore, options: HttpOptions, *, scope: str, digest: str = ""
+    request: Request, blobs: BlobStore, options: HttpOptions, *, scope: str, digest: str = "", settled: bool = False
 ) -> BlobInfo:
-    """Store the raw body, or the one file of a form, as a blob. InvalidField for no file or several."""
+    """Store the raw body, or the one file of a form, as a blob. InvalidField for no file or several.
+
+    `settled`: durable on return, for a job that names it next.
+    """
     if content_type(request) == FORM:
         form = await read_form(request, options)
         try:
@@ -340,7 +343,7 @@ async def store_body(
         raise InvalidField("is empty", field="body")
     refuse_announced(request, limit_bytes=options.blob_limit_bytes)
     chunks = raw(request, options, limit_bytes=options.blob_limit_bytes)
-    return await blobs.write(scope, chunks, digest=digest, size_bytes=announced_bytes(request))
+    return await blobs.write(scope, chunks, digest=digest, size_bytes=announced_bytes(request), settled=settled)
 
 
 async def store_file(blobs: BlobStore, name: str, file: UploadFile, *, scope: str, digest: str = "") -> BlobInfo:

@@ -1,6 +1,7 @@
 """JobService and QueueService over gRPC: translates, calls, translates. Finds a caller of any gRPC by its token."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -11,6 +12,7 @@ from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
 from services.gateway.app.audit_log import act_as
 from services.gateway.app.gateway import Gateway
+from services.gateway.app.inline_inputs import InlineInputs
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Caller, Callers
@@ -139,9 +141,10 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
 
 
 class QueueService(queue_pb2_grpc.QueueServiceServicer):
-    def __init__(self, gateway: Gateway, principals: Principals) -> None:
+    def __init__(self, gateway: Gateway, principals: Principals, inline: InlineInputs) -> None:
         self._gateway = gateway
         self._principals = principals
+        self._inline = inline
 
     async def LeaseTasks(self, request: queue_pb2.LeaseTasksRequest, context: Context) -> queue_pb2.LeaseTasksResponse:
         principal = self._principals.worker(context)
@@ -149,7 +152,9 @@ class QueueService(queue_pb2_grpc.QueueServiceServicer):
         if principal.node_id:
             await self._gateway.nodes.note_use(bearer_of(context))
         poll = poll_of(principal, workers.poll(request))
-        return workers.poll_answer(await self._gateway.polls.lease(poll, request_for))
+        leased = await self._gateway.polls.lease(poll, request_for)
+        tasks = await self._inline.with_images(leased.tasks, bytes_max=request.inline_bytes_max)
+        return workers.poll_answer(replace(leased, tasks=tasks), output_bytes_max=self._inline.output_bytes_max)
 
     async def RenewLeases(
         self, request: queue_pb2.RenewLeasesRequest, context: Context

@@ -11,6 +11,7 @@ from fanlight.common.v1 import common_pb2
 from fanlight.contract.annotation import described_all
 from fanlight.contract.filled import read_defaults
 from fanlight.contract.limits import (
+    INLINE_BLOB_LIMIT_BYTES,
     PROVENANCE_LIMIT_BYTES,
     check_bytes,
     check_number,
@@ -22,7 +23,7 @@ from fanlight.contract.names import parse_digest, parse_scope
 from fanlight.contract.needs import young_fields
 from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
-from fanlight.errors import InvalidField
+from fanlight.errors import InvalidField, TooLarge
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from fanlight.queue.v1 import queue_pb2
 from fanlight.terminal import printable
@@ -127,13 +128,15 @@ def _hash_of(secret: bytes) -> str:
     return hashlib.sha256(secret).hexdigest() if secret else ""
 
 
-def poll_answer(answer: PollAnswer) -> queue_pb2.LeaseTasksResponse:
+def poll_answer(answer: PollAnswer, *, output_bytes_max: int = 0) -> queue_pb2.LeaseTasksResponse:
+    """`output_bytes_max`: how large an output may be that comes along with a completion."""
     return queue_pb2.LeaseTasksResponse(
         tasks=[_leased(each) for each in answer.tasks],
         wants_capabilities=answer.wants_capabilities,
         fetches=[_fetch(each) for each in answer.fetches or ()],
         has_fetches=answer.fetches is not None,
         holdings_digest=bytes.fromhex(answer.holdings_digest),
+        inline_output_bytes_max=output_bytes_max,
     )
 
 
@@ -156,6 +159,9 @@ def _leased(leased: LeasedTask) -> queue_pb2.LeasedTask:
         alone=task.alone,
         scope=job.tenant,
         request=request_for(job, task),
+        inline_inputs=[
+            queue_pb2.InlineBlob(scope=each.scope, digest=each.digest, data=each.data) for each in leased.inline_inputs
+        ],
     )
 
 
@@ -205,6 +211,11 @@ def made(request: queue_pb2.CompleteTaskRequest) -> list[ReportedOutput]:
 
 
 def _made(output: queue_pb2.Output, field: str) -> ReportedOutput:
+    if len(output.data) > INLINE_BLOB_LIMIT_BYTES:
+        raise TooLarge(
+            f"has {len(output.data)} bytes; more than {INLINE_BLOB_LIMIT_BYTES} are written as a blob before",
+            field=f"{field}.data",
+        )
     return ReportedOutput(
         scope=parse_scope(output.blob.scope, field=f"{field}.blob.scope"),
         digest=parse_digest(output.blob.digest, field=f"{field}.blob.digest"),
@@ -215,6 +226,7 @@ def _made(output: queue_pb2.Output, field: str) -> ReportedOutput:
         nsfw=output.nsfw if output.HasField("nsfw") else None,
         provenance=check_bytes(output.provenance_json, PROVENANCE_LIMIT_BYTES, field=f"{field}.provenance_json"),
         warnings=bounded_warnings(output.warnings),
+        data=output.data,
     )
 
 

@@ -15,6 +15,8 @@ import pytest
 from fanlight.cli.main import run
 from fanlight.cli.service_plan import Addresses, DataInUse, ProcessPlan
 from fanlight.cli.supervisor import ServiceFailed, run_services
+from fanlight.machine import Machine
+from fanlight.worker_plan import parse_workers
 from tests.fakes import up_process
 from tests.fakes.running import until
 from tests.fakes.up_process import at_once, command_of
@@ -32,12 +34,13 @@ def live(tmp_path, diary):
     """Runs a body beside services that keep a diary; `reports` has what the supervisor reported."""
     reports: list[str] = []
 
-    async def run(body, **how):
+    async def run(body, *, workers="", grpc="127.0.0.1:0", **how):
         plan = ProcessPlan(
             data=tmp_path / "data",
             http="127.0.0.1:0",
-            grpc="127.0.0.1:0",
+            grpc=grpc,
             report=reports.append,
+            workers=parse_workers(workers),
             command=command_of(diary, **how),
         )
         async with asyncio.timeout(LIMIT_S):
@@ -136,6 +139,91 @@ async def test_each_service_logs_to_its_file(live, tmp_path):
         await seen(lambda: log.exists() and "diffusion speaks" in log.read_text())
 
     await live(body)
+
+
+def started(diary: Path, service: str) -> list[int]:
+    return [int(words[2]) for words in entries(diary, "started") if words[0] == service]
+
+
+@pytest.fixture
+def three_cores(monkeypatch):
+    here = Machine(cores=3.0, memory_bytes=10**10, available_bytes=10**10)
+    monkeypatch.setattr("fanlight.cli.supervisor.this_machine", lambda: here)
+
+
+async def test_once_the_first_worker_is_warm_as_many_more_start_as_help(live, diary, three_cores, tmp_path):
+    async def body(addresses):
+        await seen(lambda: len(started(diary, "diffusion")) == 3)
+
+    await live(body, diffusion="warm")
+
+    assert live.reports == ["diffusion: 3 workers (3 cores, 1 for each)"]
+    assert len(started(diary, "preprocessor")) == 1
+    assert [words[0] for words in entries(diary, "stopped")].index("gateway") == 4
+    assert all(gone(pid) for pid in started(diary, "diffusion"))
+    logs = sorted(each.name for each in (tmp_path / "data" / "logs").iterdir())
+    assert logs == ["diffusion-2.log", "diffusion-3.log", "diffusion.log", "gateway.log", "preprocessor.log"]
+
+
+async def test_a_given_number_of_workers_is_started_at_once_and_none_measures(live, diary, three_cores):
+    async def body(addresses):
+        await seen(lambda: len(started(diary, "diffusion")) == 2)
+
+    await live(body, workers="diffusion=2", diffusion="warm")
+
+    assert live.reports == []
+
+
+async def test_a_further_worker_that_died_comes_back_alone(live, diary, three_cores):
+    async def body(addresses):
+        await seen(lambda: len(started(diary, "diffusion")) == 2)
+        os.kill(started(diary, "diffusion")[1], signal.SIGKILL)
+        await seen(lambda: len(started(diary, "diffusion")) == 3)
+
+    await live(body, workers="diffusion=2")
+
+    (report,) = live.reports
+    assert "was ended by SIGKILL; restarting it in 1 s" in report
+    assert len(entries(diary, "started")) == 5
+
+
+async def test_a_further_worker_that_cannot_run_is_given_up_and_the_others_go_on(live, diary, three_cores):
+    async def body(addresses):
+        await seen(lambda: len(live.reports) == 3)
+        return "went on"
+
+    assert await live(body, diffusion="lonely") == "went on"
+
+    assert sorted(live.reports[1:]) == [
+        f"diffusion-{number} is given up: diffusion-{number}: the port is taken" for number in (2, 3)
+    ]
+    assert len(started(diary, "diffusion")) == 1
+
+
+async def test_stages_start_with_a_gateway_whose_address_is_known(live, diary):
+    """The gateway here never says that it is ready: nobody waits for that."""
+
+    async def body(addresses):
+        raise AssertionError("must not be reached")
+
+    with socket.create_server(("127.0.0.1", 0)) as chosen:
+        address = f"127.0.0.1:{chosen.getsockname()[1]}"
+    running = asyncio.create_task(live(body, grpc=address, gateway="mute"))
+    await seen(lambda: len(entries(diary, "started")) == 3)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert len(entries(diary, "stopped")) == 3
+
+
+async def test_no_worker_starts_for_what_listens_already_at_the_gateways_address(live, diary):
+    async def body(addresses):
+        raise AssertionError("must not be reached")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ServiceFailed, match=r"^gateway: the port"):
+        await live(body, grpc=f"127.0.0.1:{taken.getsockname()[1]}", gateway="wrong")
+
+    assert entries(diary, "started") == []
 
 
 @pytest.fixture

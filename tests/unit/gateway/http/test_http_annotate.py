@@ -154,10 +154,13 @@ async def test_a_cancelled_job_is_told(client: Client, gateway: FakeGateway) -> 
     assert (await client.post("/v1/annotate/canny", content=IMAGE)).json()["error"]["reason"] == "CANCELLED"
 
 
-async def test_a_job_that_takes_longer_than_the_wait_is_named_so_that_it_can_be_found(client: Client) -> None:
+async def test_a_job_that_takes_longer_than_the_wait_is_named_so_that_it_can_be_found(
+    client: Client, gateway: FakeGateway
+) -> None:
     response = await client.post("/v1/annotate/canny?wait=0", content=IMAGE)
     assert response.status_code == 504
     assert "/v1/jobs/1" in response.json()["error"]["message"]
+    assert not gateway.jobs.unwritten
     assert (await client.get("/v1/jobs/1")).status_code == 200
 
 
